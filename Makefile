@@ -1,0 +1,52 @@
+# Two commands: `make chat` opens the page, `make test` checks everything. Python 3.11+ and make are all they need.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: chat setup test test-slow check format bench chromium clean
+
+chat: setup
+	@exec $(BIN)/qlora-chat serve
+
+setup: $(VENV)/installed
+
+# torch by its exact version first: asked for through another package, pip may take a newer one with gigabytes of CUDA
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 chat") if sys.version_info < (3, 11) else None'
+	@echo "setting up $(VENV) (once; a few minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) '$(TORCH)'
+	@$(PIP) -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	@$(PIP) -c constraints.txt -e '.[dev]'
+	@touch $@
+
+chromium:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || sh tests/install_chromium.sh
+
+test: $(VENV)/installed-dev chromium
+	@$(BIN)/pytest -m 'not slow'
+
+test-slow: $(VENV)/installed-dev chromium
+	@$(BIN)/pytest -m slow
+
+check: $(VENV)/installed-dev
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check --quiet
+	@$(BIN)/pyright
+	@$(BIN)/pytest tests/test_architecture.py
+
+format: $(VENV)/installed-dev
+	@$(BIN)/ruff check --fix --quiet
+	@$(BIN)/ruff format
+
+bench: $(VENV)/installed-dev chromium
+	@for script in bench/start.py bench/engine.py bench/first_text.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
