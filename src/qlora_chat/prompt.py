@@ -1,0 +1,208 @@
+"""Conversation -> prompt: text for the log, ids for the engine, fitted to the window.
+
+Scope: the named prompt formats, their role markers and stops, escaping, and which old turns go when the window is
+full. Used by chat and by training alike, so that a model sees in use what it saw in training. Knows no model; the
+tokenizer is handed in.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from qlora_chat.messages import Conversation, Message
+from qlora_chat.settings import SettingsError
+
+SYSTEM_TEXT = (
+    "A chat between a curious human and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+
+class Tokenizer(Protocol):
+    """What prompts need of a tokenizer. Text such as "</s>" is always text, never a special token."""
+
+    @property
+    def bos_id(self) -> int | None: ...
+    def encode(self, text: str) -> list[int]:
+        """Ids of text that begins a sequence, without BOS."""
+        ...
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Ids of text that follows other text: no dummy space in front."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids that follow other text; special tokens give no text."""
+        ...
+
+    def token_id(self, token: str) -> int | None:
+        """Id of a token by its name ("</s>"), or None where the vocabulary lacks it."""
+        ...
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How turns are written around role markers, and what ends an answer."""
+
+    name: str
+    before_user: str
+    after_user: str
+    open_answer: str
+    """Ends the prompt; the model goes on from here."""
+    before_answer: str
+    """Precedes the text of an answer already given. Where it begins with open_answer, an answer's ids can be kept."""
+    after_answer: str
+    after_system: str
+    default_system: str = ""
+    stop_texts: tuple[str, ...] = ("### Human", "### Assistant")
+    stop_tokens: tuple[str, ...] = ("</s>",)
+
+
+FORMATS: Mapping[str, PromptFormat] = {
+    each.name: each
+    for each in (
+        PromptFormat("guanaco", "### Human: ", "", "### Assistant:", "### Assistant: ", "", after_system="\n"),
+        PromptFormat(
+            "guanaco-card", "### Human: ", " ", "### Assistant:", "### Assistant: ", " ",
+            after_system="\n", default_system=SYSTEM_TEXT,
+        ),
+        PromptFormat(
+            "guanaco-notebook", "### Human: ", "\n", "### Assistant: \n", "### Assistant: ", "\n",
+            after_system="", default_system=SYSTEM_TEXT,
+        ),
+    )
+}  # fmt: skip
+"""guanaco: the text the adapter was trained on. guanaco-card: its model card. guanaco-notebook: the original demo."""
+
+DEFAULT_FORMAT = FORMATS["guanaco"]
+
+
+def prompt_format(name: str) -> PromptFormat:
+    """The format of that name; SettingsError lists the names there are."""
+    if name not in FORMATS:
+        raise SettingsError(f"unknown prompt format {name!r}; known: {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered conversation that ends where the answer begins."""
+
+    text: str
+    """What the model reads, without BOS."""
+    ids: tuple[int, ...]
+    """Token ids, BOS included; at most the window less the room kept for the answer."""
+    dropped: tuple[int, ...] = ()
+    """Indices into the conversation's messages that had to go for the prompt to fit, oldest first."""
+
+
+class PromptTooLong(ValueError):
+    """The newest message and the system text alone do not fit the window."""
+
+    def __init__(self, tokens: int, limit: int, window: int) -> None:
+        super().__init__(
+            f"This message is too long: with the system text it takes {tokens:,} tokens, and at most {limit:,} fit "
+            f"(the model's window is {window:,}; {window - limit:,} are kept for the answer). Shorten it, or send it in parts."
+        )
+        self.tokens = tokens
+        self.limit = limit
+
+
+def fit_prompt(
+    conversation: Conversation, form: PromptFormat, tokenizer: Tokenizer, window: int, max_new_tokens: int
+) -> Prompt:
+    """Render a conversation that ends with a user message into at most `window` tokens.
+
+    min(max_new_tokens, window // 4) tokens stay free for the answer. The system text and the newest message always
+    stay; of the older exchanges the fewest possible go, oldest first and whole. Raises PromptTooLong.
+    """
+    limit = window - min(max_new_tokens, window // 4)
+    newest = len(conversation.messages) - 1
+    if newest < 0 or conversation.messages[newest].role != "user":
+        raise ValueError("a prompt needs a user message at its end")
+    starts = range(0, newest + 1, 2)
+    rendered: dict[int, Prompt] = {}
+
+    def fits(start: int) -> bool:
+        rendered[start] = render(conversation, form, tokenizer, start)
+        return len(rendered[start].ids) <= limit
+
+    if fits(0):
+        return rendered[0]
+    kept = bisect_left(starts, True, key=fits)
+    if kept == len(starts):
+        raise PromptTooLong(len(rendered[newest].ids), limit, window)
+    return rendered[starts[kept]]
+
+
+def render(conversation: Conversation, form: PromptFormat, tokenizer: Tokenizer, start: int = 0) -> Prompt:
+    """Text and ids of the system text and the messages from index `start`, with the answer's opening at the end."""
+    chunks = _chunks(conversation, form, start)
+    beginning = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    ids = list(beginning)
+    run = ""  # neighbouring texts are tokenised together, as they were in training
+    for text, known_ids in chunks:
+        if not known_ids:
+            run += text
+            continue
+        ids += _encode(tokenizer, run, at_beginning=ids == beginning)
+        ids += known_ids
+        run = ""
+    ids += _encode(tokenizer, run, at_beginning=ids == beginning)
+    return Prompt("".join(text for text, _ in chunks), tuple(ids), tuple(range(start)))
+
+
+def _encode(tokenizer: Tokenizer, text: str, at_beginning: bool) -> list[int]:
+    if not text:
+        return []
+    return tokenizer.encode(text) if at_beginning else tokenizer.encode_continuation(text)
+
+
+def _chunks(conversation: Conversation, form: PromptFormat, start: int) -> list[tuple[str, tuple[int, ...]]]:
+    """(text, ids) in order; ids are () where the text still has to be tokenised."""
+    system = form.default_system if conversation.system is None else conversation.system
+    chunks: list[tuple[str, tuple[int, ...]]] = []
+    if system:
+        chunks.append((escape(system) + form.after_system, ()))
+    for message in conversation.messages[start:]:
+        if message.role == "user":
+            chunks.append((form.before_user + escape(message.content) + form.after_user, ()))
+        else:
+            chunks += _answer_chunks(message, form)
+    chunks.append((form.open_answer, ()))
+    return chunks
+
+
+def _answer_chunks(message: Message, form: PromptFormat) -> list[tuple[str, tuple[int, ...]]]:
+    if message.ids and form.before_answer.startswith(form.open_answer):
+        lead = form.before_answer.removeprefix(form.open_answer)
+        return [(form.open_answer, ()), (lead + message.content, message.ids), (form.after_answer, ())]
+    return [(form.before_answer + escape(message.content) + form.after_answer, ())]
+
+
+_ROLE_MARKER = re.compile(r"#{3,}(?=\s*(?:human|assistant))", re.IGNORECASE)
+
+
+def escape(text: str) -> str:
+    """Text whose role markers cannot be read as turns: "### Human" becomes "# # # Human".
+
+    Other headings stay as they are. A "#" at the very end would melt into the marker that follows, so it gets a space.
+    """
+    spaced = _ROLE_MARKER.sub(lambda match: " ".join(match.group()), text)
+    return spaced + " " if spaced.endswith("#") else spaced
+
+
+def kept_ids(tokenizer: Tokenizer, generated: Sequence[int], text: str) -> tuple[int, ...]:
+    """Ids that decode exactly to `text`, keeping as many of the `generated` ones as lie wholly inside it.
+
+    A stop text or trailing white space may begin inside a token; what is left of such a token is tokenised again.
+    """
+    for end in range(len(generated), 0, -1):
+        inside = tokenizer.decode(generated[:end])
+        if inside and text.startswith(inside):
+            return (*generated[:end], *(tokenizer.encode_continuation(text[len(inside) :]) if len(inside) < len(text) else ()))
+    return tuple(tokenizer.encode_continuation(text)) if text else ()

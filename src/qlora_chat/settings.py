@@ -1,0 +1,220 @@
+"""Every setting, checked where it is made.
+
+Scope: frozen dataclasses that refuse bad values with the field, the value and the range. The process environment is
+read here and nowhere else. Knows nothing of what the settings are used for.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+Precision = Literal["auto", "bf16", "nf4"]
+Device = Literal["auto", "cuda", "cpu"]
+
+DEFAULT_PORT = 7860
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message says which, what arrived and what is allowed."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Allowed values of a sampling control, with its slider step and default."""
+
+    minimum: float
+    maximum: float
+    step: float
+    default: float
+    integer: bool = False
+
+
+SAMPLING_RANGES: Mapping[str, Range] = {
+    "temperature": Range(0.0, 2.0, 0.05, 0.7),
+    "top_p": Range(0.0, 1.0, 0.01, 0.9),
+    "top_k": Range(0, 200, 1, 0, integer=True),
+    "repetition_penalty": Range(1.0, 2.0, 0.05, 1.0),
+    "max_new_tokens": Range(1, 131_072, 1, 1536, integer=True),
+    "seed": Range(0, 2**63 - 1, 1, 0, integer=True),
+}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. Defaults are the original demo's; ValueError names what is wrong."""
+
+    temperature: float = 0.7
+    """0 means greedy."""
+    top_p: float = 0.9
+    """Smallest set of tokens whose probability reaches this; 1 is off, 0 keeps only the best."""
+    top_k: int = 0
+    """Keep the k best tokens; 0 is off."""
+    repetition_penalty: float = 1.0
+    """Divides (or multiplies, below zero) logits of tokens already in prompt or answer (CTRL, Keskar 2019); 1 is off."""
+    max_new_tokens: int = 1536
+    seed: int | None = None
+    """Same seed, same prompt, same device: same answer. None draws one."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name == "seed" and value is None:
+                continue
+            object.__setattr__(self, each.name, _checked(each.name, value))
+
+    def changed(self, **values: Any) -> Sampling:
+        """A copy with some fields replaced; SettingsError for unknown names or bad values."""
+        known = {each.name: getattr(self, each.name) for each in fields(self)}
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise SettingsError(f"unknown sampling setting {unknown[0]!r}; known: {', '.join(known)}")
+        return Sampling(**{**known, **values})
+
+
+def _checked(name: str, value: Any) -> float | int:
+    """The value as float or int inside its range. JSON and Gradio blur the two, so 40.0 is taken as 40."""
+    allowed = SAMPLING_RANGES[name]
+    kind = "a whole number" if allowed.integer else "a number"
+    span = f"{kind} from {allowed.minimum:g} to {allowed.maximum:g}" if name != "seed" else "a whole number from 0 to 2^63 - 1"
+    problem = SettingsError(f"{name} is {value!r}, but must be {span}")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise problem
+    if isinstance(value, float) and (not math.isfinite(value) or (allowed.integer and not value.is_integer())):
+        raise problem
+    if not allowed.minimum <= value <= allowed.maximum:
+        raise problem
+    return int(value) if allowed.integer else float(value)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which model to talk to and how to hold it."""
+
+    model: str = "auto"
+    """auto, guanaco-7b or demo; ignored when base is given."""
+    base: str | None = None
+    """Hub id or folder of a LLaMA-family base."""
+    adapter: str | None = None
+    """Hub id or folder of a PEFT LoRA adapter; None talks to the base alone."""
+    precision: Precision = "auto"
+    device: Device = "auto"
+    prompt_format: str | None = None
+    """Name of a prompt format; None takes what the adapter declares, else guanaco."""
+    slots: int | None = None
+    """Chats that share one forward pass; None fits them to memory."""
+
+    def __post_init__(self) -> None:
+        _one_of("model", self.model, ("auto", "guanaco-7b", "demo"))
+        _one_of("precision", self.precision, ("auto", "bf16", "nf4"))
+        _one_of("device", self.device, ("auto", "cuda", "cpu"))
+        if self.adapter and not self.base:
+            raise SettingsError(f"--adapter {self.adapter} needs --base, the model it was tuned on")
+        if self.slots is not None and not 1 <= self.slots <= 256:
+            raise SettingsError(f"slots is {self.slots!r}, but must be a whole number from 1 to 256")
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """Where the page listens."""
+
+    host: str = "127.0.0.1"
+    port: int | None = None
+    """None takes 7860 or the next free port."""
+    token: str | None = None
+    """Password that every request must carry; required to listen beyond loopback."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names, besides loopback and host, that a browser may use to reach the page."""
+
+    def __post_init__(self) -> None:
+        if self.port is not None and not 1 <= self.port <= 65_535:
+            raise SettingsError(f"--port is {self.port}, but must be from 1 to 65535")
+        if not is_loopback(self.host) and not self.token:
+            raise SettingsError(
+                f"--host {self.host} can be reached by other machines, so a password is needed: "
+                "set QLORA_CHAT_TOKEN, or leave --host at 127.0.0.1"
+            )
+
+
+@dataclass(frozen=True)
+class LogSettings:
+    """Where finished turns are posted; url None keeps everything in memory."""
+
+    url: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.url is None:
+            return
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise SettingsError("LOGGING_URL must look like https://host/path")
+        if parts.scheme == "http" and not is_loopback(parts.hostname):
+            raise SettingsError(
+                f"LOGGING_URL would send conversations to {parts.hostname} unencrypted: use https (http is for loopback only)"
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address can only be this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise SettingsError(f"--{name} is {value!r}, but must be one of {', '.join(allowed)}")
+
+
+# --- the environment -------------------------------------------------------------------------------------------------
+
+
+def log_settings(environ: Mapping[str, str] = os.environ) -> LogSettings:
+    """LogSettings from LOGGING_URL (unset or empty: no log)."""
+    return LogSettings(environ.get("LOGGING_URL") or None)
+
+
+def page_token(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The page's password from QLORA_CHAT_TOKEN; a password never comes from argv, where every user can read it."""
+    return environ.get("QLORA_CHAT_TOKEN") or None
+
+
+def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where merged and quantised weights are kept: QLORA_CHAT_CACHE, else the user's cache folder (XDG)."""
+    if own := environ.get("QLORA_CHAT_CACHE"):
+        return Path(own).expanduser()
+    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qlora-chat"
+
+
+def hub_cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the Hub's client keeps downloads: HF_HUB_CACHE, else HF_HOME/hub, else the user's cache folder (XDG)."""
+    if own := environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(own).expanduser()
+    if home := environ.get("HF_HOME"):
+        return Path(home).expanduser() / "hub"
+    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface" / "hub"
+
+
+def hub_is_offline(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether HF_HUB_OFFLINE forbids asking the Hub."""
+    return environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def quiet_libraries(environ: Any = os.environ) -> None:
+    """Turn off what Gradio and the Hub client would send or print on their own; call before importing them."""
+    environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1000000000"  # else it builds a table of all past events after each one
+    environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
+    environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    environ.setdefault("BITSANDBYTES_NOWELCOME", "1")

@@ -1,0 +1,82 @@
+"""Bad settings are refused where they are made, with the field, the value and the range."""
+
+import math
+
+import pytest
+
+from qlora_chat import settings
+from qlora_chat.settings import LogSettings, ModelSettings, Sampling, ServeSettings, SettingsError
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        (field, value)
+        for field in ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens")
+        for value in (math.nan, math.inf, -math.inf, 1e309, -1, 2**63, 10**400, True, False, "1", None, [1])
+    ]
+    + [("seed", value) for value in (math.nan, -1, 2**63, True, "1", 0.5)]
+    + [
+        ("top_k", 1.5),
+        ("top_k", 201),
+        ("temperature", 2.01),
+        ("top_p", 1.001),
+        ("repetition_penalty", 0.99),
+        ("max_new_tokens", 0),
+    ],
+)
+def test_a_bad_sampling_value_is_named_with_its_range(field: str, value: object) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Sampling(**{field: value})  # type: ignore[arg-type]
+    assert field in str(caught.value)
+    assert repr(value) in str(caught.value)
+    assert "from" in str(caught.value)
+
+
+def test_numbers_that_json_and_sliders_blur_are_taken_for_what_they_are() -> None:
+    sampling = Sampling(temperature=1, top_k=40.0)  # type: ignore[arg-type]
+    assert isinstance(sampling.temperature, float)
+    assert isinstance(sampling.top_k, int)
+
+
+def test_changed_keeps_the_rest_and_refuses_unknown_names() -> None:
+    assert Sampling(seed=3).changed(temperature=0) == Sampling(temperature=0.0, seed=3)
+    with pytest.raises(SettingsError, match="unknown sampling setting 'warmth'; known: temperature"):
+        Sampling().changed(warmth=1)
+
+
+@pytest.mark.parametrize("url", ["http://example.com/log", "ftp://example.com", "example.com", "https://", "http://10.0.0.1/"])
+def test_a_log_goes_over_https_or_stays_on_this_machine(url: str) -> None:
+    with pytest.raises(SettingsError, match="LOGGING_URL"):
+        LogSettings(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://example.com/log", "http://127.0.0.1:9/", "http://localhost:9/x", "http://[::1]:9/", None]
+)
+def test_addresses_a_log_may_go_to(url: str | None) -> None:
+    assert LogSettings(url).url == url
+
+
+def test_listening_beyond_this_machine_needs_a_password() -> None:
+    with pytest.raises(SettingsError, match="QLORA_CHAT_TOKEN"):
+        ServeSettings("0.0.0.0")
+    assert ServeSettings("0.0.0.0", token="secret").host == "0.0.0.0"
+    assert ServeSettings("::1").host == "::1"
+
+
+def test_an_adapter_without_its_base_is_refused() -> None:
+    with pytest.raises(SettingsError, match="--adapter a needs --base"):
+        ModelSettings(adapter="a")
+    with pytest.raises(SettingsError, match="--precision is 'int3', but must be one of auto, bf16, nf4"):
+        ModelSettings(precision="int3")  # type: ignore[arg-type]
+
+
+def test_the_environment_is_read_in_one_place() -> None:
+    assert settings.log_settings({}).url is None
+    assert settings.log_settings({"LOGGING_URL": ""}).url is None
+    assert settings.page_token({"QLORA_CHAT_TOKEN": "t"}) == "t"
+    assert str(settings.cache_folder({"XDG_CACHE_HOME": "/x"})) == "/x/qlora-chat"
+    assert str(settings.cache_folder({"QLORA_CHAT_CACHE": "/y", "XDG_CACHE_HOME": "/x"})) == "/y"
+    assert settings.hub_is_offline({"HF_HUB_OFFLINE": "1"})
+    assert not settings.hub_is_offline({})
