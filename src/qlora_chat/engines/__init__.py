@@ -1,0 +1,83 @@
+"""What an engine is: token ids in, pieces of text out.
+
+Scope: the protocol that the in-process engine and remote servers share, and the values that cross it. An engine knows
+ids, sampling and stops; it never hears of roles, pages or history. Importing this module imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from qlora_chat.messages import FinishReason
+from qlora_chat.models import ModelInfo, Notify
+from qlora_chat.prompt import Prompt, Tokenizer
+from qlora_chat.settings import ModelSettings, Sampling
+from qlora_chat.stopping import Stops
+
+
+@dataclass(frozen=True)
+class Finish:
+    """How an answer ended, and what it took."""
+
+    reason: FinishReason
+    prompt_tokens: int
+    cached_tokens: int
+    """Of the prompt's tokens, those whose keys and values were still in the cache."""
+    completion_tokens: int
+    ttft_ms: float | None
+    """From the call to the first token; None if none came."""
+    tokens_per_s: float | None
+    """Rate after the first token; None below two tokens."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One token's share of an answer. Only the last piece has `finish`."""
+
+    text: str
+    """May be empty: characters wait until they are whole and cannot be the beginning of a stop."""
+    token_id: int | None = None
+    finish: Finish | None = None
+
+
+class EngineError(RuntimeError):
+    """Generation failed; the message is fit to be shown."""
+
+
+class Stream(Protocol):
+    """One answer being generated. Iterating raises EngineError if generation fails."""
+
+    def __iter__(self) -> Iterator[Piece]: ...
+    def update(self, sampling: Sampling) -> None:
+        """Use these settings from the very next token."""
+        ...
+
+    def cancel(self) -> None:
+        """End the answer at the next token; safe from any thread, and more than once."""
+        ...
+
+
+class Engine(Protocol):
+    """Owns a model and generates for any number of callers at once."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    def stream(self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None) -> Stream:
+        """Begin an answer. ValueError for ids outside the vocabulary, a prompt that leaves no room, or an unknown adapter."""
+        ...
+
+    def close(self) -> None:
+        """Cancel what is running and free the model."""
+        ...
+
+
+def open_engine(settings: ModelSettings, notify: Notify) -> Engine:
+    """Resolve, load and merge the model that the settings name, and start the in-process engine."""
+    from qlora_chat.engines.local import LocalEngine
+    from qlora_chat.models import open_model
+
+    return LocalEngine(lambda: open_model(settings, notify), slots=settings.slots)

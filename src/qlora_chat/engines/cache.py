@@ -1,0 +1,86 @@
+"""Keys and values of every chat, in slots that outlive an answer.
+
+Scope: the tensors, which ids each slot holds, and which slot suits a prompt best. Knows no sampling and no threads.
+
+Shapes: L layers, S slots, K key-value heads, W window, D head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from qlora_chat.models.weights import LlamaWeights
+
+
+@dataclass
+class Slot:
+    """One conversation's place in the cache."""
+
+    index: int
+    ids: list[int] = field(default_factory=list)
+    """Ids whose keys and values are in the cache, from position 0 on."""
+    busy: bool = False
+    last_used: int = 0
+
+
+class KVCache:
+    """Static tensors for a fixed number of slots; a free slot remembers its last conversation until it is needed."""
+
+    def __init__(self, weights: LlamaWeights, slots: int) -> None:
+        shape = weights.shape
+        self.dtype = cache_dtype(weights)
+        size = (shape.layers, slots, shape.kv_heads, shape.window, shape.head_dim)
+        self.keys = torch.zeros(size, device=weights.device, dtype=self.dtype)  # (L, S, K, W, D)
+        self.values = torch.zeros_like(self.keys)
+        self.slots = [Slot(index) for index in range(slots)]
+        self._clock = 0
+
+    def take(self, prompt: Sequence[int]) -> Slot | None:
+        """The free slot that already holds most of the prompt, cut back to what they share; None if all are busy.
+
+        Where none shares anything, the one longest unused goes. At least the prompt's last token is left to be
+        computed, since its logits choose the first token of the answer.
+        """
+        free = [slot for slot in self.slots if not slot.busy]
+        if not free:
+            return None
+        best = max(free, key=lambda slot: (self._worth_keeping(slot, prompt), -slot.last_used))
+        shared = min(common_prefix(best.ids, prompt), len(prompt) - 1)
+        del best.ids[shared:]
+        best.busy = True
+        return best
+
+    def release(self, slot: Slot) -> None:
+        """Free the slot; what it holds stays until another chat needs the place."""
+        self._clock += 1
+        slot.busy, slot.last_used = False, self._clock
+
+    @staticmethod
+    def _worth_keeping(slot: Slot, prompt: Sequence[int]) -> int:
+        """Shared tokens, if they are most of what the slot holds. A system text that every chat begins with must not
+        cost another conversation its cache while an older slot is free."""
+        shared = common_prefix(slot.ids, prompt)
+        return shared if 2 * shared >= len(slot.ids) else 0
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids both begin with."""
+    length = min(len(a), len(b))
+    for index in range(length):
+        if a[index] != b[index]:
+            return index
+    return length
+
+
+def cache_dtype(weights: LlamaWeights) -> torch.dtype:
+    """The weights' own type on a card; float32 on a CPU, whose bfloat16 attention takes six times as long."""
+    return torch.float32 if weights.device.type == "cpu" else weights.dtype
+
+
+def slot_bytes(weights: LlamaWeights) -> int:
+    """Bytes that one slot's keys and values take."""
+    shape = weights.shape
+    return 2 * shape.layers * shape.kv_heads * shape.window * shape.head_dim * cache_dtype(weights).itemsize

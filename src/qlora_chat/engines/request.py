@@ -1,0 +1,152 @@
+"""One answer in the making: what was asked, what has been generated, and how its caller hears of it.
+
+Scope: per-chat state and the handle that callers hold. Knows no model and no batch; the scheduler moves it on.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from queue import SimpleQueue
+
+import torch
+
+from qlora_chat.engines import EngineError, Finish, Piece
+from qlora_chat.engines.cache import Slot
+from qlora_chat.engines.detokenizer import Detokenizer
+from qlora_chat.engines.sampling import Choice
+from qlora_chat.messages import FinishReason
+from qlora_chat.prompt import Tokenizer
+from qlora_chat.settings import Sampling
+from qlora_chat.stopping import StopOnTokens, Stops, TextStops
+
+
+class Request:
+    """State of one answer. `sampling` and `cancelled` may be set by any thread; the rest belongs to the engine's."""
+
+    def __init__(self, prompt: tuple[int, ...], sampling: Sampling, stops: Stops, window: int, tokenizer: Tokenizer) -> None:
+        self.ids = list(prompt)
+        """Prompt and answer."""
+        self.sampling = sampling
+        self.cancelled = False
+        self.slot: Slot | None = None
+        self.pieces: SimpleQueue[Piece | EngineError] = SimpleQueue()
+        self._prompt_tokens = len(prompt)
+        self._cached_tokens = 0
+        self._window = window
+        self._stop_on_tokens = StopOnTokens(stops.token_ids)
+        self._text_stops = TextStops(stops.texts)
+        self._detokenizer = Detokenizer(tokenizer)
+        self._random = random.Random(sampling.seed)
+        self._seen: torch.Tensor | None = None
+        self._began = time.perf_counter()
+        self._first_token_at = self._last_token_at = 0.0
+
+    @property
+    def generated(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.ids) - self._prompt_tokens
+
+    @property
+    def pending(self) -> int:
+        """Tokens whose keys and values are not in the cache yet: 1 while decoding, more while the prompt is read."""
+        return len(self.ids) - (len(self.slot.ids) if self.slot else 0)
+
+    def start_in(self, slot: Slot) -> None:
+        """Take a place in the cache; what it already holds of the prompt is not computed again."""
+        self.slot, self._cached_tokens = slot, len(slot.ids)
+
+    def choice(self, vocabulary: int, device: torch.device) -> Choice:
+        """The settings of this very moment, for the next token."""
+        sampling = self.sampling
+        seen = self._seen_tokens(vocabulary, device) if sampling.repetition_penalty != 1.0 else None
+        return Choice(sampling, seen, self._random.random())
+
+    def _seen_tokens(self, vocabulary: int, device: torch.device) -> torch.Tensor:
+        if self._seen is None:
+            self._seen = torch.zeros(vocabulary, dtype=torch.bool, device=device)
+            self._seen[torch.tensor(self.ids, device=device)] = True
+        return self._seen
+
+    def accept(self, token_id: int) -> bool:
+        """Take a token, tell the caller, and return whether the answer ends with it."""
+        self._note_time()
+        self.ids.append(token_id)
+        if self._seen is not None:
+            self._seen[token_id] = True
+        if self._stop_on_tokens([[token_id]])[0]:
+            self._end("stop", self._rest())
+            return True
+        text = self._text_stops.push(self._detokenizer.push(token_id))
+        if self._text_stops.stopped:
+            self._end("stop", text, token_id)
+            return True
+        if self.generated >= self.sampling.max_new_tokens or len(self.ids) >= self._window:
+            self._end("length", text + self._rest(), token_id)
+            return True
+        self.pieces.put(Piece(text, token_id))
+        return False
+
+    def end_cancelled(self) -> None:
+        """Tell the caller that the answer ends here because it was asked to."""
+        self._end("cancelled", self._rest())
+
+    def fail(self, problem: BaseException) -> None:
+        """Raise the problem in the caller's hands, and in no other's."""
+        error = problem if isinstance(problem, EngineError) else EngineError(_explained(problem))
+        error.__cause__ = None if error is problem else problem
+        self.pieces.put(error)
+
+    def _rest(self) -> str:
+        """Held-back text, once it is certain that no stop will come of it."""
+        shown = self._text_stops.push(self._detokenizer.flush())
+        return shown if self._text_stops.stopped else shown + self._text_stops.flush()
+
+    def _note_time(self) -> None:
+        self._last_token_at = time.perf_counter()
+        if not self._first_token_at:
+            self._first_token_at = self._last_token_at
+
+    def _end(self, reason: FinishReason, text: str, token_id: int | None = None) -> None:
+        count, elapsed = self.generated, self._last_token_at - self._first_token_at
+        finish = Finish(
+            reason,
+            prompt_tokens=self._prompt_tokens,
+            cached_tokens=self._cached_tokens,
+            completion_tokens=count,
+            ttft_ms=(self._first_token_at - self._began) * 1000 if count else None,
+            tokens_per_s=(count - 1) / elapsed if count > 1 and elapsed > 0 else None,
+        )
+        self.pieces.put(Piece(text, token_id, finish))
+
+
+def _explained(problem: BaseException) -> str:
+    if isinstance(problem, MemoryError | torch.OutOfMemoryError):
+        return "not enough memory for this answer; shorten the conversation, or start with fewer slots or --precision nf4"
+    return f"generation failed: {type(problem).__name__}: {problem}"
+
+
+class LocalStream:
+    """The caller's handle on a request."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    def __iter__(self) -> Iterator[Piece]:
+        """Pieces as they come; the last one has `finish`. EngineError if generation fails."""
+        while True:
+            piece = self._request.pieces.get()
+            if isinstance(piece, EngineError):
+                raise piece
+            yield piece
+            if piece.finish is not None:
+                return
+
+    def update(self, sampling: Sampling) -> None:
+        """Use these settings from the very next token; the seed stays the one it began with."""
+        self._request.sampling = sampling
+
+    def cancel(self) -> None:
+        """End the answer at the next token; safe from any thread, and more than once."""
+        self._request.cancelled = True

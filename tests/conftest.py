@@ -1,0 +1,65 @@
+"""What every test starts from: no internet, no caches but its own, and the bundled demo opened once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from qlora_chat.engines.local import LocalEngine
+from qlora_chat.messages import Conversation, Message
+from qlora_chat.models import LoadedModel
+from qlora_chat.models.load import load
+from qlora_chat.prompt import DEFAULT_FORMAT, Prompt, fit_prompt
+from qlora_chat.settings import ModelSettings, quiet_libraries
+
+quiet_libraries()
+
+
+@pytest.fixture(scope="session")
+def demo_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder in which the demo is already merged, for tests that start the program."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QLORA_CHAT_CACHE", str(folder))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        load(ModelSettings(model="demo"), lambda line: None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_fp32(demo_cache: Path) -> LoadedModel:
+    """The bundled demo with its merged bf16 weights held in fp32, where rounding does not hide mistakes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QLORA_CHAT_CACHE", str(demo_cache))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        return load(ModelSettings(model="demo"), lambda line: None, dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def shared_engine(demo_fp32: LoadedModel) -> Iterator[LocalEngine]:
+    """One engine over the demo, for tests that leave it as they found it."""
+    engine = LocalEngine(lambda: demo_fp32, slots=8)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def engine(demo_fp32: LoadedModel) -> Iterator[LocalEngine]:
+    """An engine of the test's own, with an empty cache."""
+    engine = LocalEngine(lambda: demo_fp32, slots=8)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="session")
+def prompt_for(demo_fp32: LoadedModel) -> Callable[..., Prompt]:
+    """A question as the demo reads it."""
+
+    def prompt(*texts: str) -> Prompt:
+        messages = tuple(Message("user" if index % 2 == 0 else "assistant", text) for index, text in enumerate(texts))
+        return fit_prompt(Conversation(messages=messages), DEFAULT_FORMAT, demo_fp32.tokenizer, demo_fp32.info.window, 256)
+
+    return prompt

@@ -1,0 +1,321 @@
+"""The engine with the bundled demo: the plain path's tokens, many chats in one pass, and nobody hurt by a neighbour."""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from qlora_chat.chat import Chat
+from qlora_chat.engines import EngineError, Finish, Piece, Stream
+from qlora_chat.engines.local import LocalEngine
+from qlora_chat.history.memory import MemoryHistory
+from qlora_chat.messages import Conversation
+from qlora_chat.models import LoadedModel
+from qlora_chat.prompt import DEFAULT_FORMAT, Prompt
+from qlora_chat.settings import Sampling
+from qlora_chat.stopping import StopOnTokens, Stops
+
+GREEDY = Sampling(temperature=0.0, max_new_tokens=64)
+STOPS = Stops(frozenset({2}), DEFAULT_FORMAT.stop_texts)
+QUESTIONS = (
+    "What is the capital of France?",
+    "Tell me a short story about a cat and a boat.",
+    "Why do birds fly?",
+    "Write a poem about rain.",
+    "How do I make a cup of tea?",
+    "What is 7 plus 5?",
+    "Give me three tips for staying healthy.",
+    "What is gravity?",
+)
+
+
+@pytest.fixture(scope="module")
+def reference(demo_fp32: LoadedModel) -> Any:
+    """The merged demo in plain Transformers, fp32."""
+    from peft import PeftModel
+
+    from qlora_chat.models.resolve import BUNDLED
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the libraries' own deprecations
+        base = AutoModelForCausalLM.from_pretrained(BUNDLED / "base", dtype=torch.bfloat16).dequantize().to(torch.bfloat16)
+        return PeftModel.from_pretrained(base, str(BUNDLED / "adapter")).merge_and_unload().float().eval()
+
+
+def ids_of(stream: Stream) -> list[int]:
+    return [piece.token_id for piece in stream if piece.token_id is not None]
+
+
+def text_of(stream: Stream) -> str:
+    return "".join(piece.text for piece in stream)
+
+
+def finish_of(stream: Stream) -> Finish:
+    last = list(stream)[-1]
+    assert last.finish is not None
+    return last.finish
+
+
+@pytest.mark.parametrize("question", QUESTIONS[:4])
+def test_greedy_tokens_are_those_of_generate(
+    question: str, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt], reference: Any
+) -> None:
+    prompt = prompt_for(question)
+    ids = torch.tensor([prompt.ids])
+    expected = reference.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=64, eos_token_id=None, pad_token_id=0
+    )[0, len(prompt.ids) :].tolist()
+    assert ids_of(shared_engine.stream(prompt, GREEDY, Stops())) == expected
+
+
+def test_our_stop_on_tokens_ends_generate_too(
+    demo_fp32: LoadedModel, prompt_for: Callable[..., Prompt], reference: Any
+) -> None:
+    ids = torch.tensor([prompt_for(QUESTIONS[0]).ids])
+    full_stop = demo_fp32.tokenizer.encode_continuation("Paris.")[-1]
+    out = reference.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=64,
+        stopping_criteria=[StopOnTokens([full_stop])],
+        pad_token_id=0,
+    )
+    assert out[0].tolist()[-1] == full_stop
+    assert out[0].tolist().count(full_stop) == 1
+
+
+def test_eight_chats_together_say_what_each_says_alone(shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]) -> None:
+    prompts = [prompt_for(question) for question in QUESTIONS]
+    settings = [GREEDY, Sampling(temperature=0.9, seed=11, max_new_tokens=64, repetition_penalty=1.2)] * 4
+    alone = [ids_of(shared_engine.stream(p, s, STOPS)) for p, s in zip(prompts, settings, strict=True)]
+    streams = [shared_engine.stream(p, s, STOPS) for p, s in zip(prompts, settings, strict=True)]
+    assert [ids_of(stream) for stream in streams] == alone
+
+
+def test_one_forward_a_step_serves_all(engine: LocalEngine, prompt_for: Callable[..., Prompt]) -> None:
+    length, sampling = 40, Sampling(temperature=0.0, max_new_tokens=40)
+    streams = [engine.stream(prompt_for(question), sampling, Stops()) for question in QUESTIONS]
+    for stream in streams:
+        assert finish_of(stream).completion_tokens == length
+    assert engine.forwards <= length + 12, "eight chats of 40 tokens take about 40 passes, not 320"
+
+
+def test_a_new_chat_joins_within_a_step(engine: LocalEngine, prompt_for: Callable[..., Prompt]) -> None:
+    first = iter(engine.stream(prompt_for(QUESTIONS[1]), Sampling(temperature=0.0, max_new_tokens=200), Stops()))
+    for _ in range(5):
+        next(first)
+    before = engine.forwards
+    second = iter(engine.stream(prompt_for(QUESTIONS[0]), GREEDY, Stops()))
+    next(second)
+    assert engine.forwards - before <= 4, "one pass under way, one for its prompt, and what ran while we looked"
+
+
+def test_an_answer_ends_where_it_should(shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]) -> None:
+    stream = shared_engine.stream(prompt_for(QUESTIONS[0]), GREEDY, STOPS)
+    pieces = list(stream)
+    assert "".join(piece.text for piece in pieces) == " The capital of France is Paris."
+    assert [piece.finish is None for piece in pieces] == [True] * (len(pieces) - 1) + [False]
+    finish = pieces[-1].finish
+    assert finish is not None
+    assert finish.reason == "stop"
+    assert finish.prompt_tokens == len(prompt_for(QUESTIONS[0]).ids)
+    assert finish.ttft_ms is not None
+    assert finish.ttft_ms > 0
+    assert finish.tokens_per_s is not None
+    assert finish.tokens_per_s > 0
+
+
+def test_length_ends_an_answer_and_the_window_does_too(shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]) -> None:
+    prompt = prompt_for(QUESTIONS[1])
+    assert finish_of(shared_engine.stream(prompt, Sampling(temperature=0.0, max_new_tokens=3), Stops())).completion_tokens == 3
+    finish = finish_of(shared_engine.stream(prompt, Sampling(temperature=1.0, max_new_tokens=9000, seed=1), Stops()))
+    assert finish.reason == "length"
+    assert finish.prompt_tokens + finish.completion_tokens == shared_engine.info.window
+
+
+def test_the_same_seed_gives_the_same_answer(shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]) -> None:
+    warm = Sampling(temperature=1.0, seed=5, max_new_tokens=40)
+    first, second = (text_of(shared_engine.stream(prompt_for(QUESTIONS[1]), warm, STOPS)) for _ in range(2))
+    other = text_of(shared_engine.stream(prompt_for(QUESTIONS[1]), warm.changed(seed=6), STOPS))
+    assert first == second != other
+
+
+def test_settings_changed_in_mid_answer_act_from_the_next_token(
+    shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
+) -> None:
+    """From wild sampling to greedy: what follows is what greedy says after the tokens so far."""
+    prompt = prompt_for(QUESTIONS[1])
+    stream = shared_engine.stream(prompt, Sampling(temperature=1.5, seed=3, max_new_tokens=80), Stops())
+    pieces, ids = iter(stream), []
+    for _ in range(20):
+        ids.append(next(pieces).token_id)
+    stream.update(Sampling(temperature=0.0, max_new_tokens=80))
+    rest = [piece.token_id for piece in pieces]
+    late = 4  # tokens that may have been made while this thread was between two lines
+    for overlap in range(late + 1):
+        begun = (*prompt.ids, *ids, *rest[:overlap])
+        again = ids_of(shared_engine.stream(Prompt("", begun), Sampling(temperature=0.0, max_new_tokens=60 - overlap), Stops()))
+        if again == rest[overlap:]:
+            return
+    pytest.fail("the answer did not become greedy")
+
+
+def test_cancel_ends_within_a_token_and_frees_the_place(demo_fp32: LoadedModel, prompt_for: Callable[..., Prompt]) -> None:
+    engine = LocalEngine(lambda: demo_fp32, slots=1)
+    long = Sampling(temperature=0.0, max_new_tokens=400)
+    stream = engine.stream(prompt_for(QUESTIONS[1]), long, Stops())
+    pieces = iter(stream)
+    for _ in range(5):
+        next(pieces)
+    waiting = engine.stream(prompt_for(QUESTIONS[0]), GREEDY, STOPS)
+    before = engine.forwards
+    stream.cancel()
+    stream.cancel()
+    rest = list(pieces)
+    assert rest[-1].finish is not None
+    assert rest[-1].finish.reason == "cancelled"
+    assert rest[-1].finish.completion_tokens <= 5 + len(rest)
+    assert text_of(waiting) == " The capital of France is Paris.", "the only slot was free again"
+    assert engine.forwards - before <= len(rest) + 16, "nothing more was computed for the cancelled chat"
+    engine.close()
+
+
+def test_a_waiting_chat_can_be_cancelled_too(demo_fp32: LoadedModel, prompt_for: Callable[..., Prompt]) -> None:
+    engine = LocalEngine(lambda: demo_fp32, slots=1)
+    first = engine.stream(prompt_for(QUESTIONS[1]), Sampling(max_new_tokens=300), Stops())
+    second = engine.stream(prompt_for(QUESTIONS[0]), GREEDY, STOPS)
+    second.cancel()
+    assert finish_of(second).reason == "cancelled"
+    first.cancel()
+    engine.close()
+
+
+class Refuses:
+    """Sampling that breaks when it is used: stands for any defect that belongs to one chat."""
+
+    repetition_penalty = "broken"
+    temperature = top_p = 1.0
+    top_k = 0
+    max_new_tokens = 10
+
+
+def test_an_exception_reaches_its_own_caller_and_no_other(engine: LocalEngine, prompt_for: Callable[..., Prompt]) -> None:
+    good = engine.stream(prompt_for(QUESTIONS[0]), GREEDY, STOPS)
+    bad = engine.stream(prompt_for(QUESTIONS[2]), Sampling(max_new_tokens=300), Stops())
+    bad.update(Refuses())  # type: ignore[arg-type]
+    with pytest.raises(EngineError):
+        list(bad)
+    assert text_of(good) == " The capital of France is Paris."
+    assert text_of(engine.stream(prompt_for(QUESTIONS[0]), GREEDY, STOPS)) == " The capital of France is Paris."
+
+
+def test_a_pass_that_fails_for_one_chat_goes_on_for_the_others(
+    demo_fp32: LoadedModel, prompt_for: Callable[..., Prompt]
+) -> None:
+    """Out of memory whenever the victim's long prompt is in the pass, as on a full card."""
+    engine = LocalEngine(lambda: demo_fp32, slots=4)
+    forward, victim = engine._scheduler._forward, prompt_for("why " * 200)
+
+    def short_of_memory(spans: Any) -> torch.Tensor:
+        if any(len(span.ids) > 60 for span in spans):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(spans)
+
+    engine._scheduler._forward = short_of_memory
+    streams = [engine.stream(prompt_for(question), GREEDY, STOPS) for question in QUESTIONS[:3]]
+    broken = engine.stream(victim, GREEDY, STOPS)
+    with pytest.raises(EngineError, match="not enough memory for this answer"):
+        list(broken)
+    assert text_of(streams[0]) == " The capital of France is Paris."
+    assert all(text_of(stream) for stream in streams[1:])
+    engine.close()
+
+
+def test_damaged_weights_are_an_error_and_not_an_answer(demo_fp32: LoadedModel, prompt_for: Callable[..., Prompt]) -> None:
+    engine = LocalEngine(lambda: demo_fp32, slots=1)
+    forward = engine._scheduler._forward
+    engine._scheduler._forward = lambda spans: forward(spans) * torch.nan
+    with pytest.raises(EngineError, match="not a number"):
+        list(engine.stream(prompt_for(QUESTIONS[0]), GREEDY, STOPS))
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("ids", "adapter", "said"),
+    [((), None, "empty"), ((1, 8192), None, "8191"), ((1, -1), None, "8191"), ((1,) * 512, None, "window"), ((1,), "x", "'x'")],
+)
+def test_a_prompt_it_cannot_take_is_refused_at_the_call(
+    ids: tuple[int, ...], adapter: str | None, said: str, shared_engine: LocalEngine
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        shared_engine.stream(Prompt("", ids), GREEDY, STOPS, adapter)
+
+
+def test_closing_ends_what_runs_and_leaves_no_thread(demo_fp32: LoadedModel, prompt_for: Callable[..., Prompt]) -> None:
+    engine = LocalEngine(lambda: demo_fp32)
+    stream = engine.stream(prompt_for(QUESTIONS[1]), Sampling(max_new_tokens=400), Stops())
+    engine.close()
+    assert finish_of(stream).reason == "cancelled"
+    assert not any(thread.name == "qlora-chat-engine" and thread is engine._thread for thread in threading.enumerate())
+    with pytest.raises(EngineError, match="closed"):
+        engine.stream(prompt_for(QUESTIONS[0]), GREEDY, STOPS)
+
+
+def test_what_goes_wrong_in_loading_is_raised_where_the_engine_is_opened() -> None:
+    def fails() -> LoadedModel:
+        raise RuntimeError("no such model")
+
+    with pytest.raises(RuntimeError, match="no such model"):
+        LocalEngine(fails)
+
+
+def test_ten_turns_prefill_only_what_is_new_and_say_what_a_fresh_prefill_says(demo_fp32: LoadedModel) -> None:
+    engine, fresh = LocalEngine(lambda: demo_fp32, slots=2), LocalEngine(lambda: demo_fp32, slots=1)
+    chat = Chat(engine, DEFAULT_FORMAT, MemoryHistory())
+    conversation, brief = Conversation(), Sampling(temperature=0.0, max_new_tokens=20)
+    texts = ["My name is Tom.", "What is my name?", "What is 2 plus 3?", "Hi!", "What is a dog?"] * 2
+    for turn_number, text in enumerate(texts, 1):
+        turn = chat.reply(conversation, text, brief)
+        answer = [piece.token_id for piece in turn if piece.token_id is not None]
+        conversation = turn.conversation
+        assert turn.finish is not None
+        assert not turn.prompt.dropped, "these turns fit the window"
+        if turn_number > 1:
+            new = turn.finish.prompt_tokens - turn.finish.cached_tokens
+            question = len(demo_fp32.tokenizer.encode_continuation(f"### Human: {text}### Assistant:"))
+            assert new <= question + 1, "the question, and an answer's last token, which nothing has followed yet"
+        again = fresh.stream(turn.prompt, brief, STOPS)
+        _forget(fresh)
+        assert ids_of(again) == answer
+    engine.close()
+    fresh.close()
+
+
+def _forget(engine: LocalEngine) -> None:
+    """Wait until the engine is idle and empty its cache, so that its next prompt is prefilled whole."""
+    deadline = time.monotonic() + 30
+    while not engine._scheduler.idle and time.monotonic() < deadline:
+        time.sleep(0.005)
+    for slot in engine._cache.slots:
+        slot.ids.clear()
+
+
+def test_a_reader_who_takes_his_time_gets_everything(shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]) -> None:
+    stream = shared_engine.stream(prompt_for(QUESTIONS[0]), GREEDY, STOPS)
+    time.sleep(0.5)
+    pieces: list[Piece] = list(stream)
+    assert "".join(piece.text for piece in pieces) == " The capital of France is Paris."
+
+
+def test_a_card_or_a_cpu_is_given_the_slots_that_fit(demo_fp32: LoadedModel) -> None:
+    engine = LocalEngine(lambda: demo_fp32)
+    assert engine.slots == 16
+    engine.close()
