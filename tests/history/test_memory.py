@@ -1,0 +1,21 @@
+"""Conversations in memory come back as they were, and the oldest go when there are too many."""
+
+from qlora_chat.history.memory import MemoryHistory
+from qlora_chat.messages import Conversation, Message
+
+
+def test_what_is_saved_is_loaded_and_what_is_deleted_is_gone() -> None:
+    history, conversation = MemoryHistory(), Conversation(messages=(Message("user", "a"),))
+    history.save(conversation)
+    assert history.load(conversation.id) == conversation
+    history.delete(conversation.id)
+    history.delete("never seen")
+    assert history.load(conversation.id) is None
+
+
+def test_the_one_longest_untouched_goes_first() -> None:
+    history = MemoryHistory(limit=2)
+    for name in ("a", "b", "a", "c"):
+        history.save(Conversation(id=name))
+    assert history.load("b") is None
+    assert history.load("a") is not None
