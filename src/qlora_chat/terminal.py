@@ -1,0 +1,179 @@
+"""Talking in a terminal: the `chat` loop and the single question of `ask`.
+
+Scope: reads lines, prints pieces. Knows no web and no model library.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from qlora_chat.chat import Chat, Turn
+from qlora_chat.engines import EngineError
+from qlora_chat.messages import Conversation
+from qlora_chat.prompt import PromptTooLong
+from qlora_chat.settings import SAMPLING_RANGES, Sampling, SettingsError
+
+HELP = """\
+/clear              start a new conversation
+/set NAME VALUE     temperature, top_p, top_k, repetition_penalty, max_new_tokens or seed; /set alone shows them
+/system TEXT        set the system text; /system alone takes the prompt format's own
+/retry              answer the last message again
+/undo               take back the last message and its answer
+/exit               leave (so does Ctrl-D); Ctrl-C stops an answer"""
+
+
+@dataclass
+class _Session:
+    chat: Chat
+    sampling: Sampling
+    conversation: Conversation
+
+
+def talk(chat: Chat, sampling: Sampling, system: str | None, *, logging_on: bool = False) -> None:
+    """Read lines and print answers until /exit or the end of input; closes the chat's engine."""
+    with closing(chat.engine):
+        for notice in chat.engine.info.notices:
+            print(notice, file=sys.stderr)
+        if logging_on:
+            print("Finished turns are sent to LOGGING_URL.", file=sys.stderr)
+        print(f"{describe(chat)}. /help lists the commands.", file=sys.stderr)
+        session = _Session(chat, sampling, Conversation(system=system))
+        while (line := _read_line()) is not None:
+            if not line.strip():
+                continue
+            if not line.startswith("/"):
+                _answer(session, line)
+            elif not _command(session, line):
+                return
+
+
+def ask_once(chat: Chat, text: str, sampling: Sampling, system: str | None, *, show: bool) -> dict[str, Any]:
+    """One answer, printed as it comes if `show`; -> what `ask --json` prints. Closes the chat's engine."""
+    with closing(chat.engine):
+        turn = chat.reply(Conversation(system=system), text, sampling)
+        with _ctrl_c_calls(turn.cancel):
+            _print_answer(turn, show)
+    info, finish = chat.engine.info, turn.finish
+    assert finish is not None, "a turn that ended without an error has its finish"
+    return {
+        "answer": turn.answer,
+        "finish_reason": finish.reason,
+        "prompt_tokens": finish.prompt_tokens,
+        "completion_tokens": finish.completion_tokens,
+        "ttft_ms": _rounded(finish.ttft_ms),
+        "tokens_per_s": _rounded(finish.tokens_per_s),
+        "model": info.name,
+        "adapter": info.adapter,
+        "precision": info.precision,
+        "device": info.device,
+    }
+
+
+def describe(chat: Chat) -> str:
+    """The model, its precision and its device, in one line."""
+    info = chat.engine.info
+    return f"{info.name}, {info.precision} on {info.device}, window {info.window:,} tokens"
+
+
+def _read_line() -> str | None:
+    """The next line, or None at the end of input. Ctrl-C at the prompt drops the line and not the program."""
+    while True:
+        try:
+            return input("> ")
+        except KeyboardInterrupt:
+            print("\n(/exit or Ctrl-D leaves)", file=sys.stderr)
+        except EOFError:
+            print()
+            return None
+
+
+def _answer(session: _Session, text: str) -> None:
+    try:
+        turn = session.chat.reply(session.conversation, text, session.sampling)
+        if turn.prompt.dropped:
+            print(f"(the window is full: the oldest {len(turn.prompt.dropped)} messages are no longer read)", file=sys.stderr)
+        with _ctrl_c_calls(turn.cancel):
+            _print_answer(turn, show=True)
+    except (PromptTooLong, EngineError) as problem:
+        print(problem, file=sys.stderr)
+        return
+    session.conversation = turn.conversation
+
+
+def _print_answer(turn: Turn, show: bool) -> None:
+    shown = 0
+    for _ in turn:
+        if show:
+            print(turn.answer[shown:], end="", flush=True)
+            shown = len(turn.answer)
+    if show:
+        print()
+
+
+def _command(session: _Session, line: str) -> bool:
+    """Run a /command; False to leave."""
+    name, _, rest = line[1:].strip().partition(" ")
+    rest = rest.strip()
+    match name:
+        case "exit" | "quit":
+            return False
+        case "help":
+            print(HELP)
+        case "clear":
+            session.conversation = Conversation(system=session.conversation.system)
+            print("(a new conversation)")
+        case "system":
+            session.conversation = replace(session.conversation, system=rest or None)
+            print("(system text set)" if rest else "(system text: the prompt format's own)")
+        case "set":
+            _set(session, rest)
+        case "undo":
+            session.conversation = session.conversation.without_last_exchange()
+            print("(taken back)")
+        case "retry":
+            _retry(session)
+        case _:
+            print(f"unknown command /{name}; /help lists them", file=sys.stderr)
+    return True
+
+
+def _set(session: _Session, rest: str) -> None:
+    name, _, value = rest.replace("=", " ").partition(" ")
+    if not name:
+        print(", ".join(f"{each} {getattr(session.sampling, each)}" for each in SAMPLING_RANGES))
+        return
+    try:
+        number: float | int = int(value) if value.strip().lstrip("+-").isdigit() else float(value)
+        session.sampling = session.sampling.changed(**{name: number})
+        print(f"({name} {getattr(session.sampling, name)})")
+    except SettingsError as problem:
+        print(problem, file=sys.stderr)
+    except ValueError:
+        print(f"/set {name} needs a number, but got {value.strip()!r}", file=sys.stderr)
+
+
+def _retry(session: _Session) -> None:
+    text = session.conversation.last_user_text
+    if text is None:
+        print("there is nothing to answer again yet", file=sys.stderr)
+        return
+    session.conversation = session.conversation.without_last_exchange()
+    _answer(session, text)
+
+
+@contextmanager
+def _ctrl_c_calls(action: Callable[[], None]) -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, lambda *_: action())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)

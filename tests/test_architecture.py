@@ -1,0 +1,79 @@
+"""Imports follow the arrows of docs/architecture.md, and what must start fast imports nothing heavy."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import qlora_chat
+
+ROOT = Path(qlora_chat.__file__).parent
+
+ARROWS: dict[str, set[str]] = {
+    "settings": set(),
+    "stopping": set(),
+    "messages": set(),
+    "prompt": {"messages", "settings"},
+    "models": {"settings"},
+    "engines": {"messages", "models", "prompt", "settings", "stopping"},
+    "history": {"messages", "settings"},
+    "delivery": {"history"},
+    "chat": {"engines", "history", "messages", "prompt", "settings", "stopping"},
+    "terminal": {"chat", "engines", "messages", "prompt", "settings"},
+    "web": {"chat", "engines", "history", "messages", "prompt", "settings", "models"},
+    "cli": {"chat", "delivery", "engines", "history", "models", "prompt", "settings", "terminal", "web"},
+    "__main__": {"cli"},
+    "__init__": set(),
+}
+
+
+def package_of(file: Path) -> str:
+    return file.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports_of(file: Path) -> set[str]:
+    """Our own packages that a file imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "qlora_chat":
+            found |= {alias.name for alias in node.names if alias.name != "__version__"}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qlora_chat."):
+            found.add(str(node.module).split(".")[1])
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            raise AssertionError(f"{file} has a relative import, which this test cannot follow")
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("qlora_chat.")}
+    return found - {package_of(file)}
+
+
+def test_every_import_is_an_arrow_of_the_diagram() -> None:
+    files = [file for file in ROOT.rglob("*.py") if "bundled" not in file.parts]
+    assert len(files) > 20
+    extra = {
+        f"{package_of(file)} -> {target} ({file.relative_to(ROOT)})"
+        for file in files
+        for target in imports_of(file) - ARROWS[package_of(file)]
+    }
+    assert not extra
+
+
+def test_the_diagram_shows_every_arrow() -> None:
+    diagram = (ROOT.parents[1] / "docs" / "architecture.md").read_text()
+    for package, targets in ARROWS.items():
+        if targets and package != "__main__":
+            assert f"{package} -> {', '.join(sorted(targets))}" in diagram
+
+
+def test_the_environment_is_read_in_settings_only() -> None:
+    readers = {file.name for file in ROOT.rglob("*.py") if "environ" in file.read_text() or "getenv" in file.read_text()}
+    assert readers <= {"settings.py"}
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"import sys\n{statement}\nprint(' '.join(sys.modules))"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_the_flow_of_a_request_needs_no_torch() -> None:
+    assert loaded_by("import qlora_chat.chat").isdisjoint({"torch", "transformers", "gradio", "peft"})
+    assert loaded_by("import qlora_chat.cli").isdisjoint({"torch", "transformers", "gradio", "peft", "requests", "uvicorn"})
