@@ -1,0 +1,62 @@
+"""Old pickled adapters -> safetensors, without unpickling in this process.
+
+Scope: starts models/unpickle.py as a program of its own and keeps what it wrote. Knows nothing of merging.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from qlora_chat import __version__
+from qlora_chat.models import ModelError
+from qlora_chat.models.cache import new_folder, sha256
+from qlora_chat.models.folders import RECORD, read_adapter_config
+from qlora_chat.models.hub import ADAPTER_PICKLE
+
+_SECONDS = 900
+_REFUSED = 3
+"""Exit status of unpickle.py for a file that is no plain table of tensors."""
+
+
+def convert_adapter(source: Path, target: Path) -> None:
+    """Write the PEFT adapter in `source` (adapter_model.bin) to the new folder `target` as safetensors.
+
+    ModelError if the pickle holds anything but LoRA tensors, or if `target` is there already.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ModelError(f"{target} is there already; name a new folder")
+    try:
+        with new_folder(target) as folder:
+            record = convert_into(source, folder)
+            (folder / RECORD).write_text(json.dumps({"tool": f"qlora-chat {__version__}", **record}, indent=2) + "\n")
+    except OSError as problem:
+        raise ModelError(f"{target} cannot be written ({problem})") from problem
+
+
+def convert_into(source: Path, folder: Path) -> dict[str, object]:
+    """Convert into an existing empty folder; returns what the result was made from."""
+    read_adapter_config(source)
+    pickled = source / ADAPTER_PICKLE
+    if not pickled.is_file():
+        raise ModelError(f"{source} holds no {ADAPTER_PICKLE}; there is nothing to convert")
+    _unpickle_elsewhere(pickled, folder / "adapter_model.safetensors")
+    shutil.copyfile(source / "adapter_config.json", folder / "adapter_config.json")
+    return {"converted_from": {"file": ADAPTER_PICKLE, "sha256": sha256(pickled)}}
+
+
+def _unpickle_elsewhere(pickled: Path, target: Path) -> None:
+    program = Path(__file__).with_name("unpickle.py")
+    command = [sys.executable, "-I", str(program), str(pickled.resolve()), str(target.resolve())]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False)
+    except subprocess.TimeoutExpired as problem:
+        raise ModelError(f"{pickled} was not converted within {_SECONDS} s; it is refused") from problem
+    reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+    if done.returncode not in (0, _REFUSED):
+        raise ModelError(f"{pickled} could not be converted ({reason})")
+    if done.returncode:
+        raise ModelError(f"{pickled} is refused: {reason}. Get the adapter as safetensors from someone you trust")

@@ -1,0 +1,74 @@
+"""The whole of opening a model, on one screen.
+
+    names -> folders -> a plan that fits -> merged once and kept -> read
+
+Scope: ties the parts together. After the first start it imports torch, tokenizers and safetensors only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from qlora_chat.models import LoadedModel, ModelInfo, Notify
+from qlora_chat.models.cache import Cache
+from qlora_chat.models.folders import RECORD, read_json
+from qlora_chat.models.hub import Hub
+from qlora_chat.models.machine import Place, look
+from qlora_chat.models.prepare import Ready, prepare
+from qlora_chat.models.resolve import Source, resolve
+from qlora_chat.models.weights import build
+from qlora_chat.settings import ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
+
+DEFAULT_FORMAT = "guanaco"
+
+
+def load(
+    settings: ModelSettings,
+    notify: Notify,
+    dtype: torch.dtype = torch.bfloat16,
+    places: Sequence[Place] | None = None,
+) -> LoadedModel:
+    """Find, fetch, merge and load. ModelError says what is in the way.
+
+    Tests hold bf16 weights in another dtype, and measurements give the places that a smaller machine would have.
+    """
+    cache = Cache(cache_folder(), notify)
+    places = look(settings.device) if places is None else places
+    source = resolve(settings, Hub(hub_cache_folder(), hub_is_offline()), cache, places, notify)
+    ready = prepare(source, settings.precision, places, cache, notify)
+    notices = (*source.notices, *ready.notices)
+    for line in notices:
+        notify(line)
+    ready.tokenizer.bos_id = ready.special.bos
+    info = _info(settings, source, ready, dtype)
+    weights = build(ready.tensors, ready.base.shape, _device(ready), dtype, ready.adapter)
+    return LoadedModel(weights, ready.tokenizer, replace(info, notices=notices))
+
+
+def _device(ready: Ready) -> torch.device:
+    return torch.device("cuda", 0) if ready.plan.place.device == "cuda" else torch.device("cpu")
+
+
+def _info(settings: ModelSettings, source: Source, ready: Ready, dtype: torch.dtype) -> ModelInfo:
+    held = ready.plan.held
+    return ModelInfo(
+        name=source.name,
+        base=source.base.name,
+        adapter=source.adapter.name if source.adapter else None,
+        precision="fp32" if held == "bf16" and dtype == torch.float32 else held,
+        device=ready.plan.place.device,
+        window=ready.base.shape.window,
+        prompt_format=settings.prompt_format or _declared_format(source) or DEFAULT_FORMAT,
+        stop_token_ids=ready.special.stops,
+    )
+
+
+def _declared_format(source: Source) -> str | None:
+    """The prompt format that an adapter says it was tuned on, or a merged model says of itself."""
+    folders: tuple[Path | None, ...] = (source.adapter.folder if source.adapter else None, source.base.folder)
+    declared = (read_json(folder / RECORD).get("prompt_format") for folder in folders if folder)
+    return next((name for name in declared if isinstance(name, str)), None)

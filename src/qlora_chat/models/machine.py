@@ -1,0 +1,105 @@
+"""Where a model can be held, and how: devices, their free memory, and the plan that fits.
+
+Scope: predicts bytes from a base's config and compares them with what is free. Knows nothing of files or the Hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from qlora_chat.models import ModelError
+from qlora_chat.models.folders import Base
+from qlora_chat.settings import Device, Precision
+
+GIB = 1024**3
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""A weight in NF4, blocks of 64, double quantisation: half a byte, a byte a block, four bytes for 256 blocks."""
+OVERHEAD = {"cuda": 3 * GIB // 4, "cpu": GIB // 2}
+"""Beside weights and cache: dequantised blocks, activations, the allocator's slack; the libraries themselves."""
+
+Held = Literal["bf16", "nf4", "nf4+adapter"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A device and its free bytes."""
+
+    device: Literal["cuda", "cpu"]
+    free: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where a model will be held, and in which precision."""
+
+    place: Place
+    held: Held
+
+
+def look(device: Device) -> tuple[Place, ...]:
+    """Usable devices, best first. ModelError for cuda where there is none."""
+    import psutil
+    import torch
+
+    places: list[Place] = []
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        places.append(Place("cuda", torch.cuda.mem_get_info()[0]))
+    if device == "cuda" and not places:
+        raise ModelError("--device cuda was asked for, but PyTorch finds no usable graphics card; use --device cpu or auto")
+    if device in ("auto", "cpu"):
+        places.append(Place("cpu", psutil.virtual_memory().available))
+    return tuple(places)
+
+
+def weight_bytes(base: Base, held: Held) -> int:
+    """Predicted bytes of the weights alone, as they lie on disk."""
+    embeddings = base.shape.vocabulary * base.shape.hidden
+    head = 0 if base.shape.tied_head else embeddings
+    inner = sum(out * ins for name, (out, ins) in base.linears().items() if name != "lm_head")
+    return int(2 * (embeddings + head) + inner * (2 if held == "bf16" else NF4_BYTES))
+
+
+def needed_bytes(base: Base, held: Held, adapter_bytes: int, device: str) -> int:
+    """Predicted bytes of weights, of one chat's keys and values over the whole window (bf16), and of overhead."""
+    shape = base.shape
+    relaid_head = 2 * shape.vocabulary * shape.hidden if shape.tied_head and device == "cpu" else 0
+    beside = adapter_bytes if held == "nf4+adapter" else 0
+    cache = 2 * 2 * shape.layers * shape.kv_heads * shape.head_dim * shape.window
+    return weight_bytes(base, held) + relaid_head + beside + cache + OVERHEAD[device]
+
+
+def ways_to_hold(precision: Precision, has_adapter: bool) -> tuple[Held, ...]:
+    """Ways that a precision allows, best first. Requantising a merge costs quality, so auto never does."""
+    if precision == "bf16":
+        return ("bf16",)
+    if precision == "nf4":
+        return ("nf4",)
+    return ("bf16", "nf4+adapter" if has_adapter else "nf4")
+
+
+def choose_plan(base: Base, ways: Sequence[Held], adapter_bytes: int, places: Sequence[Place]) -> Plan:
+    """The first device, and on it the first way, that fits. ModelError with the bytes needed and free."""
+    for place in places:
+        for held in ways:
+            if needed_bytes(base, held, adapter_bytes, place.device) <= place.free:
+                return Plan(place, held)
+    least = min(ways, key=lambda held: needed_bytes(base, held, adapter_bytes, "cpu"))
+    gaps = [
+        f"{_device_name(place)} has {_gib(place.free)} GiB free and it needs "
+        f"{_gib(needed_bytes(base, least, adapter_bytes, place.device))} GiB"
+        for place in places
+    ]
+    cheaper = "" if "nf4" in least else ", or try --precision nf4"
+    raise ModelError(
+        f"the model does not fit as {least}: {'; '.join(gaps)}. Free some memory, or take a smaller model{cheaper}"
+    )
+
+
+def _device_name(place: Place) -> str:
+    return "the graphics card" if place.device == "cuda" else "this machine's memory"
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:.1f}"

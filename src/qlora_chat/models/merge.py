@@ -1,0 +1,134 @@
+"""Putting an adapter into a base, through Transformers and PEFT.
+
+Scope: folders in, tensors by Hugging Face names out. It is run once for a base and an adapter; later starts read what
+was kept and import neither library. Knows nothing of caches, names or plans.
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from qlora_chat.models import ModelError
+from qlora_chat.models.folders import Base
+from qlora_chat.models.loss import Loss, compare
+from qlora_chat.models.shards import Named, finite
+from qlora_chat.models.weights import quiet_bitsandbytes
+
+
+def merged_bf16(base: Base, adapter: Path | None, device: str) -> Iterator[Named]:
+    """Tensors of base plus adapter in bf16, in memory of their own or the model's, on the CPU.
+
+    A base in NF4 is dequantised from a fresh load first: a forward pass may repack its weights for the CPU at hand.
+    """
+    with _quiet():
+        model = _load(base.folder, device)
+        if base.quantised:
+            model = model.dequantize(torch.bfloat16)
+        if adapter:
+            model = _with_adapter(model, adapter).merge_and_unload()
+    for name, tensor in _tensors(model, base):
+        yield finite((name, tensor.to("cpu", torch.bfloat16)))
+    del model
+    _free()
+
+
+def merged_nf4(base: Base, adapter: Path, device: str, ids: list[int], counted: list[bool]) -> tuple[dict[str, Tensor], Loss]:
+    """Tensors of an NF4 base with the adapter merged and requantised one linear at a time, on the CPU, and what that cost
+    where `counted` says so of the ids.
+
+    The reference is the unmerged adapter on another load, because a forward pass may repack weights in place.
+    """
+    with _quiet():
+        reference = _logits(_with_adapter(_load(base.folder, device), adapter), ids)
+        _free()
+        model = _requantised(_with_adapter(_load(base.folder, device), adapter))
+        tensors = {name: finite((name, tensor.to("cpu", copy=True)))[1] for name, tensor in _tensors(model, base)}
+        loss = compare(reference[counted], _logits(model, ids)[counted])
+    del model
+    _free()
+    return tensors, loss
+
+
+def _load(folder: Path, device: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch.bfloat16,
+        device_map={"": device},
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+    )
+
+
+def _with_adapter(model: Any, adapter: Path) -> Any:
+    """The model wrapped by PEFT. ModelError where PEFT would leave out, or make up, some of the adapter's tensors."""
+    from peft import PeftModel, get_peft_model_state_dict
+
+    try:
+        wrapped = PeftModel.from_pretrained(model, str(adapter), is_trainable=False, use_safetensors=True)
+    except Exception as problem:  # PEFT raises what it likes for a config that it does not understand
+        reason = str(problem).strip().split("\n")[0][:300]
+        raise ModelError(f"PEFT cannot apply the adapter in {adapter} ({reason}); it may need a newer peft") from problem
+    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:  # type: ignore[no-untyped-call]
+        stored = set(file.keys())
+    used = set(get_peft_model_state_dict(wrapped))
+    if odd := sorted(stored ^ used):
+        which = "does not use" if odd[0] in stored else "misses"
+        raise ModelError(f"PEFT {which} {odd[0]} of the adapter in {adapter}; config and weights do not belong together")
+    return wrapped.eval()
+
+
+def _requantised(wrapped: Any) -> Any:
+    """The model with the adapter merged into NF4. ModelError if a weight turns out NaN or infinite."""
+    try:
+        model = wrapped.merge_and_unload(safe_merge=True)
+    except ValueError as problem:
+        raise ModelError(f"the merge failed ({problem}); base or adapter is broken: fetch them again") from problem
+    for parameter in model.parameters():
+        if (state := getattr(parameter, "quant_state", None)) is not None:
+            state.dtype = torch.bfloat16  # PEFT merges in fp32 and bitsandbytes would go on dequantising to that
+    return model
+
+
+@torch.inference_mode()
+def _logits(model: Any, ids: list[int]) -> Tensor:
+    """Logits (N, V) in float32 on the CPU."""
+    inputs = torch.tensor([ids], device=model.device)
+    return model(input_ids=inputs, use_cache=False).logits[0].float().cpu()
+
+
+def _tensors(model: Any, base: Base) -> Iterator[Named]:
+    """The state dict without a head that is tied to the embeddings, which safetensors cannot hold twice."""
+    for name, tensor in model.state_dict().items():
+        if not (base.shape.tied_head and name == "lm_head.weight"):
+            yield name, tensor
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide the libraries' advice to their own callers; what matters of it is said by ours."""
+    quiet_bitsandbytes()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+        yield
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,228 @@
+"""A plan -> tensors that are ready to be read: from the cache, from the source itself, or made now and kept.
+
+Scope: which of the three it is, and what is recorded beside what was made. The work itself is in merge.py and
+quantise.py. Knows nothing of names on the Hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from qlora_chat.models import ModelError, Notify
+from qlora_chat.models.cache import Cache, CacheUnusable, Record, fingerprints, key_of, sha256
+from qlora_chat.models.folders import Base, adapter_bytes, check_adapter, has_tokenizer
+from qlora_chat.models.loss import Loss, dialogue_ids
+from qlora_chat.models.machine import Held, Place, Plan, choose_plan, ways_to_hold, weight_bytes
+from qlora_chat.models.resolve import Part, Source, check_source, kept_entries
+from qlora_chat.models.shards import Named, write_shards, write_small_files
+from qlora_chat.models.special import SpecialIds, special_ids
+from qlora_chat.models.tokenizer import ModelTokenizer
+from qlora_chat.models.weights import Adapter, Checkpoint
+from qlora_chat.settings import Precision
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What a model is read from."""
+
+    plan: Plan
+    base: Base
+    """Whose config holds; its folder is the source's or the cached one."""
+    tensors: Mapping[str, Tensor]
+    tokenizer: ModelTokenizer
+    special: SpecialIds
+    adapter: Adapter | None = None
+    """Beside the base, unmerged."""
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was merged or quantised: a one-way stream of tensors, or all of them."""
+
+    tensors: Iterable[Named]
+    loss: Loss | None = None
+
+
+def prepare(source: Source, precision: Precision, places: Sequence[Place], cache: Cache, notify: Notify) -> Ready:
+    """Choose a plan that fits and make it ready. ModelError says what is in the way."""
+    base = check_source(source)
+    ways = ways_to_hold(precision, source.adapter is not None)
+    if base is None:
+        return _from_kept(source, ways, places, cache, notify)
+    plan = choose_plan(base, ways, _adapter_bytes(source), places)
+    work = _Work(source, base, plan, cache, notify)
+    return work.ready()
+
+
+def _adapter_bytes(source: Source) -> int:
+    return adapter_bytes(source.adapter.folder) if source.adapter and source.adapter.folder else 0
+
+
+def _from_kept(source: Source, ways: Sequence[Held], places: Sequence[Place], cache: Cache, notify: Notify) -> Ready:
+    """The base is gone from this machine, but what was made of it is not."""
+    kept = kept_entries(cache, source, ways)
+    if not kept:
+        raise ModelError(f"{source.base.name} is not on this machine, nor is anything that was made of it")
+    first = Base.read(next(iter(kept.values())).folder)
+    plan = choose_plan(first, tuple(kept), _adapter_bytes(source), places)
+    if plan.held == "nf4+adapter" and source.adapter and source.adapter.folder:
+        check_adapter(source.adapter.folder, first)
+    entry = kept[plan.held]
+    notify(f"{source.base.name} is no longer on this machine; what was made of it on {entry.record.get('made')} is used")
+    return _read_entry(plan, entry.folder, entry.record, source)
+
+
+def _read_entry(plan: Plan, folder: Path, record: Record, source: Source) -> Ready:
+    base = Base.read(folder)
+    tokenizer = ModelTokenizer.read(folder, None)
+    special = special_ids(source.base.name, folder, base.config, tokenizer, folder)
+    notices = tuple(str(line) for line in record.get("notices", ()))
+    return Ready(plan, base, Checkpoint(folder), tokenizer, special, _beside(plan, source), notices)
+
+
+def _beside(plan: Plan, source: Source) -> Adapter | None:
+    if plan.held != "nf4+adapter" or source.adapter is None or source.adapter.folder is None:
+        return None
+    return Adapter.read(source.adapter.folder)
+
+
+@dataclass(frozen=True)
+class _Work:
+    source: Source
+    base: Base
+    plan: Plan
+    cache: Cache
+    notify: Notify
+    earlier: tuple[str, ...] = ()
+    """What was said of the base when it was quantised, and holds for what is made of that."""
+
+    def ready(self) -> Ready:
+        beside = _beside(self.plan, self.source)  # refused here, before minutes of work, if it cannot stay unmerged
+        merged = None if beside else self.source.adapter
+        held = "bf16" if self.plan.held == "bf16" else "nf4"
+        if merged is None and self.base.quantised == (held == "nf4"):
+            return self._as_it_is(beside)
+        if merged is None or held == "bf16":
+            return self._kept_or_made(held, merged)
+        return self._requantised(merged)
+
+    def _as_it_is(self, adapter: Adapter | None) -> Ready:
+        """The source's own weights will do."""
+        tokenizer, special = self._tokenizer()
+        return Ready(self.plan, self.base, Checkpoint(self.base.folder), tokenizer, special, adapter, special.notices)
+
+    def _requantised(self, merged: Part) -> Ready:
+        """Merged into NF4, for which the base must be in NF4 on disk first."""
+        key = self._key("nf4", merged)
+        if not self.base.quantised and self.cache.find("merged", key) is None:
+            quantised = _Work(Source(self.source.name, self.source.base), self.base, self.plan, self.cache, self.notify)
+            ready = quantised._kept_or_made("nf4", None)
+            if not isinstance(ready.tensors, Checkpoint):
+                raise ModelError(
+                    f"--precision nf4 needs room in {self.cache.root} for the quantised base; set QLORA_CHAT_CACHE"
+                )
+            work = _Work(self.source, ready.base, self.plan, self.cache, self.notify, ready.notices)
+            return work._kept_or_made("nf4", merged, key)
+        return self._kept_or_made("nf4", merged, key)
+
+    def _kept_or_made(self, held: Held, merged: Part | None, key: str | None = None) -> Ready:
+        key = key or self._key(held, merged)
+        if (entry := self.cache.find("merged", key)) is not None:
+            return _read_entry(self.plan, entry.folder, entry.record, self.source)
+        tokenizer, special = self._tokenizer()
+        self.notify(self._doing(held, merged))
+        make = partial(self._make, held, merged, tokenizer, special)
+        try:
+            self.cache.check_room("merged", weight_bytes(self.base, held))
+            entry = self.cache.write("merged", key, lambda folder: self._fill(folder, held, merged, make, special))
+        except CacheUnusable as problem:
+            self.notify(f"nothing is kept for the next start: {problem}; QLORA_CHAT_CACHE names another folder")
+            made = make()
+            notices = self._lines(special, made.loss)
+            return Ready(self.plan, self.base, dict(made.tensors), tokenizer, special, _beside(self.plan, self.source), notices)
+        return _read_entry(self.plan, entry.folder, entry.record, self.source)
+
+    def _make(self, held: Held, merged: Part | None, tokenizer: ModelTokenizer, special: SpecialIds) -> Made:
+        device = self.plan.place.device
+        adapter = merged.folder if merged else None
+        if held == "bf16":
+            from qlora_chat.models.merge import merged_bf16
+
+            return Made(merged_bf16(self.base, adapter, device))
+        if adapter is None:
+            from qlora_chat.models.quantise import quantised
+
+            return Made(quantised(self.base, device))
+        from qlora_chat.models.merge import merged_nf4
+
+        ids, counted = dialogue_ids(tokenizer, special.bos, self.base.shape.window)
+        tensors, loss = merged_nf4(self.base, adapter, device, ids, counted)
+        return Made(tensors.items(), loss)
+
+    def _fill(self, folder: Path, held: Held, merged: Part | None, make: Callable[[], Made], special: SpecialIds) -> Record:
+        made = make()
+        write_shards(made.tensors, folder)
+        config = {**self.base.config, **special.config}
+        tokenizer = self._tokenizer_folder()
+        write_small_files(folder, config, special.generation, tokenizer, self.base.folder, quantised=held == "nf4")
+        return {
+            **_origin("base", self.source.base),
+            **(_origin("adapter", merged) if merged else {"adapter": None}),
+            "precision": held,
+            "loss": asdict(made.loss) if made.loss else None,
+            "notices": self._lines(special, made.loss),
+        }
+
+    def _key(self, held: Held, merged: Part | None) -> str:
+        parts = {"base": fingerprints(self.base.folder), "held": held, "adapter": _prints(merged)}
+        return key_of(f"{merged.name if merged else self.source.base.name}-{held}", parts)
+
+    def _doing(self, held: Held, merged: Part | None) -> str:
+        what = f"merging {merged.name} into {self.source.base.name}" if merged else f"converting {self.source.base.name}"
+        return f"{what} ({held}) on the {self.plan.place.device}, once; later starts read the result from {self.cache.root}"
+
+    def _tokenizer(self) -> tuple[ModelTokenizer, SpecialIds]:
+        folder = self._tokenizer_folder()
+        tokenizer = ModelTokenizer.read(folder, None)
+        return tokenizer, special_ids(self.source.base.name, self.base.folder, self.base.config, tokenizer, folder)
+
+    def _tokenizer_folder(self) -> Path:
+        """Where tokenizer.json is; made once from tokenizer.model for a base that comes without."""
+        if (self.base.folder / "tokenizer.json").is_file():
+            return self.base.folder
+        if not has_tokenizer(self.base.folder):
+            raise ModelError(f"{self.base.folder} holds neither tokenizer.json nor tokenizer.model; fetch the base again")
+        key = key_of(self.source.base.name, {"model": sha256(self.base.folder / "tokenizer.model")})
+        if (entry := self.cache.find("tokenizers", key)) is not None:
+            return entry.folder
+        from qlora_chat.models.sentencepiece import convert_tokenizer
+
+        self.notify(f"{self.source.base.name} comes with a tokenizer.model only: converting it once")
+        try:
+            return self.cache.write("tokenizers", key, partial(convert_tokenizer, self.base.folder)).folder
+        except CacheUnusable as problem:
+            raise ModelError(
+                f"the converted tokenizer could not be kept: {problem}; set QLORA_CHAT_CACHE to another folder"
+            ) from problem
+
+    def _lines(self, special: SpecialIds, loss: Loss | None) -> tuple[str, ...]:
+        return (*self.earlier, *special.notices, *([str(loss)] if loss else []))
+
+
+def _prints(part: Part | None) -> Any:
+    return fingerprints(part.folder) if part and part.folder else None
+
+
+def _origin(role: str, part: Part) -> Record:
+    """Name, revision and contents of what went in; an adapter's weights always with their sha256."""
+    files = fingerprints(part.folder) if part.folder else {}
+    if role == "adapter" and part.folder:
+        files["adapter_model.safetensors"] = f"sha256:{sha256(part.folder / 'adapter_model.safetensors')}"
+    return {role: part.name, f"{role}_revision": part.revision, f"{role}_files": files}

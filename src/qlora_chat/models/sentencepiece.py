@@ -1,0 +1,83 @@
+"""tokenizer.model -> tokenizer.json, checked against SentencePiece itself.
+
+Scope: one conversion, for LLaMA bases that were published before tokenizer.json. Transformers 5.23 ranks merges by id
+where SentencePiece ranks them by score, which gives other ids for two spaces in LLaMA's own vocabulary; this does not.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
+from tokenizers.models import BPE
+
+from qlora_chat.models import ModelError
+from qlora_chat.models.loss import DIALOGUE
+from qlora_chat.models.tokenizer import ModelTokenizer
+
+_SPACE = "▁"
+_SAMPLES = (
+    *(text for turn in DIALOGUE for text in turn),
+    "Grüße, 世界! 🙂", "  two  spaces\n\nand\ttabs ", "def f(x):\n    return x ** 2", " ", "",
+)  # fmt: skip
+
+
+def convert_tokenizer(base: Path, folder: Path) -> dict[str, Any]:
+    """Write tokenizer.json into `folder`. ModelError where the two would tokenise differently."""
+    source = base / "tokenizer.model"
+    try:
+        original = _read(source)
+        _converted(original).save(str(folder / "tokenizer.json"))
+    except Exception as problem:  # whatever the two libraries raise for a broken file
+        raise ModelError(f"{source} cannot be read ({problem}); fetch it again") from problem
+    converted = ModelTokenizer.read(folder, None)
+    for text in _SAMPLES:
+        if converted.encode(text) != original.encode(text):
+            raise ModelError(
+                f"{source} does not convert faithfully ({text[:40]!r} gives other ids); "
+                "use a copy of the base that holds a tokenizer.json"
+            )
+    return {"converted_from": "tokenizer.model"}
+
+
+def _read(path: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import sentencepiece
+
+        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+
+
+def _converted(original: Any) -> Tokenizer:
+    """The same byte-fallback BPE, with `<s>` in front of a text as LLaMA was trained."""
+    vocabulary = {original.id_to_piece(each): each for each in range(len(original))}
+    tokenizer = Tokenizer(BPE(vocabulary, _merges(original, vocabulary), fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = [each for each in range(len(original)) if original.is_control(each) or original.is_unknown(each)]
+    tokenizer.add_special_tokens([AddedToken(original.id_to_piece(each), normalized=False) for each in special])
+    if (bos := original.bos_id()) >= 0:
+        name = original.id_to_piece(bos)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[name, "$A"], pair=[name, "$A", "$B"], special_tokens=[(name, bos)]
+        )
+    return tokenizer
+
+
+def _merges(original: Any, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
+    """Every split of a piece into two pieces, in the order in which SentencePiece prefers the whole: by score."""
+    ranked: list[tuple[float, tuple[str, str]]] = []
+    for piece, number in vocabulary.items():
+        if original.is_control(number) or original.is_unknown(number) or original.is_byte(number):
+            continue
+        splits = ((piece[:at], piece[at:]) for at in range(1, len(piece)))
+        halves = sorted(
+            (split for split in splits if split[0] in vocabulary and split[1] in vocabulary),
+            key=lambda split: (vocabulary[split[0]], vocabulary[split[1]]),
+        )
+        ranked += [(-original.get_score(number), split) for split in halves]
+    return [split for _, split in sorted(ranked, key=lambda each: each[0])]

@@ -1,0 +1,51 @@
+"""Run as a program of its own: one pickled adapter in, one safetensors file out.
+
+Scope: the only place that reads a pickle, and only through PyTorch's restricted unpickler (weights_only). It imports
+nothing of this package, so that it can be started in isolation, and ends with one line on standard error where it refuses.
+"""
+
+import sys
+from typing import Any, NoReturn
+
+
+def main(source: str, target: str) -> None:
+    """Read the pickle `source`, check that it is a plain table of adapter tensors, write safetensors to `target`."""
+    import torch
+    from safetensors.torch import save_file
+
+    try:
+        table = torch.load(source, map_location="cpu", weights_only=True)
+    except Exception as problem:
+        refuse(f"it cannot be read as plain tensors ({first_line(problem)})")
+    if not isinstance(table, dict) or not table:
+        refuse(f"it holds a {type(table).__name__}, but must hold a table of tensors by name")
+    tensors = {name: checked(name, value) for name, value in table.items()}
+    save_file(tensors, target, metadata={"format": "pt"})
+
+
+def checked(name: Any, value: Any) -> Any:
+    """The tensor, in memory of its own, if name and value are what an adapter holds."""
+    import torch
+
+    if not isinstance(name, str) or ".lora_" not in name or not name.startswith("base_model.model."):
+        refuse(f"it holds {name!r}, which is no LoRA weight")
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or not value.is_floating_point():
+        refuse(f"{name} is no plain floating-point tensor")
+    return value.detach().clone(memory_format=torch.contiguous_format)
+
+
+def first_line(problem: BaseException) -> str:
+    """Why PyTorch refused, without its page of advice on how to read the file all the same."""
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    blunt = next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), lines[0] if lines else "")
+    return (blunt or type(problem).__name__)[:200]
+
+
+def refuse(reason: str) -> NoReturn:
+    """End with the reason on standard error and status 3."""
+    print(reason, file=sys.stderr)
+    raise SystemExit(3)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])

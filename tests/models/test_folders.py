@@ -1,0 +1,159 @@
+"""Bases and adapters that cannot be used are refused from their configs and headers, with what to do about it."""
+
+from __future__ import annotations
+
+import json
+import random
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qlora_chat.models import ModelError
+from qlora_chat.models.folders import Base, check_adapter, is_complete_base, read_adapter_config, read_json
+from qlora_chat.models.resolve import BUNDLED
+
+from .conftest import MakeAdapter, MakeBase
+
+
+def change(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def change_tensors(path: Path, **changed: torch.Tensor | None) -> None:
+    tensors = {**load_file(path), **changed}
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
+
+
+def test_the_bundled_demo_passes_every_check() -> None:
+    base = Base.read(BUNDLED / "base")
+    base.check_weights()
+    check_adapter(BUNDLED / "adapter", base)
+    assert base.quantised
+    assert is_complete_base(BUNDLED / "base")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_a_base_that_asks_to_run_its_own_code_is_refused(name: str, make_base: MakeBase) -> None:
+    folder = make_base()
+    change(folder / name, auto_map={"AutoModelForCausalLM": "evil.Model"})
+    with pytest.raises(ModelError, match="auto_map"):
+        Base.read(folder)
+
+
+def test_an_adapter_that_asks_to_run_its_own_code_is_refused(make_base: MakeBase, make_adapter: MakeAdapter) -> None:
+    adapter = make_adapter(make_base(), auto_map={"x": "y"})
+    with pytest.raises(ModelError, match="auto_map"):
+        read_adapter_config(adapter)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"model_type": "gpt2"}, "model_type 'gpt2'"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"hidden_size": "wide"}, "hidden_size is 'wide'"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, but must be"),
+        ({"num_key_value_heads": 3}, "do not go with 3 key-value heads"),
+        ({"num_attention_heads": 0, "head_dim": None}, "lacks or garbles"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type 'yarn'"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantised by 'gptq'"),
+        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "reads bitsandbytes' NF4"),
+    ],
+)
+def test_configs_that_the_engine_does_not_compute_are_refused(values: dict[str, Any], reason: str, make_base: MakeBase) -> None:
+    folder = make_base()
+    change(folder / "config.json", **values)
+    with pytest.raises(ModelError, match=reason):
+        Base.read(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '"x"', "\x00", "[" * 100_000])
+def test_json_that_is_no_object_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelError, match="JSON"):
+        read_json(tmp_path / "config.json")
+
+
+def test_a_base_with_only_pickled_weights_is_refused(make_base: MakeBase) -> None:
+    folder = make_base()
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(
+        ModelError, match=r"only pickled weights \(pytorch_model.bin\).*use a copy of the model with \*.safetensors"
+    ):
+        Base.read(folder).check_weights()
+
+
+def test_missing_and_misshapen_base_tensors_are_named(make_base: MakeBase) -> None:
+    folder = make_base()
+    name = "model.layers.1.self_attn.k_proj.weight"
+    change_tensors(folder / "model.safetensors", **{name: torch.zeros(3, 3)})
+    with pytest.raises(ModelError, match=rf"{name} in .* is \[3, 3\], but config.json makes it \[64, 128\]"):
+        Base.read(folder).check_weights()
+    change_tensors(folder / "model.safetensors", **{name: None})
+    with pytest.raises(ModelError, match=f"lack {name}"):
+        Base.read(folder).check_weights()
+
+
+def test_the_first_adapter_tensor_that_does_not_fit_is_named(make_base: MakeBase, make_adapter: MakeAdapter) -> None:
+    folder = make_base()
+    base, adapter = Base.read(folder), make_adapter(folder)
+    name = "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"
+    change_tensors(adapter / "adapter_model.safetensors", **{name: torch.zeros(999, 4)})
+    with pytest.raises(ModelError, match=rf"{name} is \[999, 4\], but must be \[192, 4\]; give the base that it was tuned on"):
+        check_adapter(adapter, base)
+
+
+def test_an_adapter_for_a_deeper_base_is_refused(make_base: MakeBase, make_adapter: MakeAdapter, tmp_path: Path) -> None:
+    deep = make_base(tmp_path / "deep", num_hidden_layers=3)
+    adapter = make_adapter(deep)
+    with pytest.raises(ModelError, match=r"changes model.layers.2.*which the base lacks"):
+        check_adapter(adapter, Base.read(make_base()))
+
+
+def test_half_a_lora_is_refused(make_base: MakeBase, make_adapter: MakeAdapter) -> None:
+    folder = make_base()
+    adapter = make_adapter(folder)
+    change_tensors(adapter / "adapter_model.safetensors", **{"base_model.model.model.layers.0.mlp.up_proj.lora_B.weight": None})
+    with pytest.raises(ModelError, match=r"only one of lora_A and lora_B for model.layers.0.mlp.up_proj"):
+        check_adapter(adapter, Base.read(folder))
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"peft_type": "IA3"}, "only LORA"),
+        ({"r": 0}, "whole number from 1"),
+        ({"r": True}, "says r True"),
+        ({"lora_alpha": None}, "lora_alpha None"),
+    ],
+)
+def test_other_adapters_than_lora_are_refused(
+    values: dict[str, Any], reason: str, make_base: MakeBase, make_adapter: MakeAdapter
+) -> None:
+    with pytest.raises(ModelError, match=reason):
+        read_adapter_config(make_adapter(make_base(), **values))
+
+
+def test_a_folder_that_is_no_adapter_is_refused(make_base: MakeBase) -> None:
+    folder = make_base()
+    with pytest.raises(ModelError, match=r"holds no adapter_config.json; give a folder or Hub id of a PEFT LoRA"):
+        check_adapter(folder, Base.read(folder))
+
+
+def test_no_mutation_of_a_weights_file_gives_more_than_a_clear_error(make_base: MakeBase, make_adapter: MakeAdapter) -> None:
+    folder = make_base()
+    base = Base.read(folder)
+    adapter = make_adapter(folder) / "adapter_model.safetensors"
+    whole, chance = adapter.read_bytes(), random.Random(5)
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for _ in range(150):
+        mutated = bytearray(whole)
+        for _ in range(chance.randint(1, 4)):
+            mutated[chance.randrange(header)] = chance.randrange(256)
+        adapter.write_bytes(mutated if chance.random() < 0.7 else mutated[: chance.randrange(len(mutated))])
+        with suppress(ModelError):  # harmless where a mutation changed nothing that is checked; anything else fails here
+            check_adapter(adapter.parent, base)

@@ -1,0 +1,65 @@
+"""What fits where: predicted bytes, and the plan they lead to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qlora_chat.models import ModelError
+from qlora_chat.models.folders import Base
+from qlora_chat.models.machine import GIB, Place, choose_plan, needed_bytes, ways_to_hold
+from qlora_chat.models.weights import LlamaShape
+from qlora_chat.settings import Precision
+
+LLAMA_7B = {
+    "model_type": "llama", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "vocab_size": 32000, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
+}  # fmt: skip
+GUANACO_ADAPTER = 320 * 1000**2
+"""r 64 on every linear, in bf16."""
+
+
+def llama_7b() -> Base:
+    return Base(Path("nowhere"), LLAMA_7B, LlamaShape.from_config(LLAMA_7B), 11008, quantised=False)
+
+
+def test_a_7b_is_predicted_to_take_what_it_takes() -> None:
+    # 6.74 G weights; keys and values of 2,048 positions are 1 GiB; 0.75 GiB is kept for the rest
+    assert needed_bytes(llama_7b(), "bf16", 0, "cuda") / GIB == pytest.approx(12.55 + 1 + 0.75, abs=0.05)
+    assert needed_bytes(llama_7b(), "nf4", 0, "cuda") / GIB == pytest.approx(3.6 + 1 + 0.75, abs=0.1)
+    beside = needed_bytes(llama_7b(), "nf4+adapter", GUANACO_ADAPTER, "cuda")
+    assert beside - needed_bytes(llama_7b(), "nf4", GUANACO_ADAPTER, "cuda") == GUANACO_ADAPTER
+    assert beside < 6 * GIB  # what `auto` asks of a card
+
+
+@pytest.mark.parametrize(
+    ("precision", "card", "memory", "expected"),
+    [
+        ("auto", 24, 16, ("cuda", "bf16")),
+        ("auto", 8, 64, ("cuda", "nf4+adapter")),
+        ("auto", 2, 64, ("cpu", "bf16")),
+        ("auto", 2, 8, ("cpu", "nf4+adapter")),
+        ("nf4", 24, 64, ("cuda", "nf4")),
+        ("bf16", 8, 64, ("cpu", "bf16")),
+    ],
+)
+def test_the_best_way_that_fits_is_chosen(precision: Precision, card: int, memory: int, expected: tuple[str, str]) -> None:
+    places = (Place("cuda", card * GIB), Place("cpu", memory * GIB))
+    plan = choose_plan(llama_7b(), ways_to_hold(precision, has_adapter=True), GUANACO_ADAPTER, places)
+    assert (plan.place.device, plan.held) == expected
+
+
+def test_without_an_adapter_a_small_card_gets_plain_nf4() -> None:
+    assert ways_to_hold("auto", has_adapter=False) == ("bf16", "nf4")
+
+
+def test_what_fits_nowhere_says_both_numbers_for_every_device() -> None:
+    places = (Place("cuda", 4 * GIB), Place("cpu", 5 * GIB // 2))
+    with pytest.raises(ModelError) as caught:
+        choose_plan(llama_7b(), ("bf16", "nf4+adapter"), GUANACO_ADAPTER, places)
+    message = str(caught.value)
+    assert "the graphics card has 4.0 GiB free and it needs 5.6 GiB" in message
+    assert "this machine's memory has 2.5 GiB free and it needs 5.4 GiB" in message
+    with pytest.raises(ModelError, match="try --precision nf4"):
+        choose_plan(llama_7b(), ("bf16",), 0, (Place("cpu", 8 * GIB),))
