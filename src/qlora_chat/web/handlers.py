@@ -1,0 +1,222 @@
+"""What happens when something on the page is pressed, moved or left.
+
+Scope: from Gradio's events to the session of the tab they came from, and from there to what the parts of the page
+show next. Holds no state of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import gradio as gr
+
+from qlora_chat.chat import Chat
+from qlora_chat.engines import EngineError
+from qlora_chat.messages import Conversation
+from qlora_chat.settings import Sampling
+from qlora_chat.web import shown
+from qlora_chat.web.parts import SAMPLING_NAMES, Parts
+from qlora_chat.web.session import Answering, Asking, Busy, Session, Sessions
+
+Shown = dict[Any, Any]
+"""What each part of the page becomes."""
+
+
+class Handlers:
+    """One method an event. `parts` are the outputs that every method may set."""
+
+    def __init__(self, chat: Chat, sessions: Sessions, parts: Parts) -> None:
+        self._info = chat.engine.info
+        self._sessions = sessions
+        self._parts = parts
+
+    def load(self, remembered: str, request: gr.Request) -> Shown:
+        """A page was opened or reloaded: go on where its tab was."""
+        memory = _read_memory(remembered)
+        conversation_id = memory.get("conversation")
+        session = self._sessions.open(
+            _name(request), conversation_id if isinstance(conversation_id, str) else "", memory.get("reloaded") is True
+        )
+        conversation = session.conversation
+        parts = self._parts
+        system = memory.get("system", conversation.system)  # typed but not sent yet, or what the conversation has
+        return {
+            **self._idle(session),
+            parts.system: system if isinstance(system, str) else "",
+            parts.logged: memory.get("logged") is not False,
+            **self._sliders(memory.get("sampling")),
+        }
+
+    async def send(
+        self, text: str, conversation_id: str, system: str, logged: bool, request: gr.Request, *values: Any
+    ) -> AsyncIterator[Shown]:
+        """Answer what was typed."""
+        text = _sayable(text)
+        if not text.strip():
+            yield {self._parts.notice: shown.notice("")}
+            return
+        session = self._session(request, conversation_id)
+        async for each in self._answer(session, lambda: session.send(text, _asking(system, logged, values)), clear_box=True):
+            yield each
+
+    async def retry(
+        self, conversation_id: str, system: str, logged: bool, request: gr.Request, *values: Any
+    ) -> AsyncIterator[Shown]:
+        """Answer the last question again."""
+        session = self._session(request, conversation_id)
+        async for each in self._answer(session, lambda: session.retry(_asking(system, logged, values)), clear_box=False):
+            yield each
+
+    def give_back(self, typed: str, request: gr.Request) -> Shown:
+        """Put the question of a failed answer back into the box, unless something new was typed meanwhile."""
+        returned = self._session(request).take_returned()
+        return {self._parts.box: returned if returned and not typed else gr.skip()}
+
+    def stop(self, request: gr.Request) -> None:
+        """End the answer; the page learns of it from the answer's own event."""
+        self._session(request).stop()
+
+    def undo(self, typed: str, conversation_id: str, request: gr.Request) -> Shown:
+        """Take the last exchange out and put its question back into the box."""
+        session = self._session(request, conversation_id)
+        text = session.undo()
+        if text is None:
+            return {self._parts.notice: shown.notice("")}
+        return {**self._idle(session), self._parts.box: "\n".join(each for each in (text, typed) if each)}
+
+    def clear(self, request: gr.Request) -> Shown:
+        """Begin an empty conversation; an answer being written stops."""
+        session = self._session(request)
+        session.clear()
+        return self._idle(session)
+
+    def sample(self, request: gr.Request, *values: Any) -> Shown:
+        """A slider moved: it acts on the answer being written from its next token."""
+        try:
+            self._session(request).update(_sampling(values))
+        except ValueError as problem:
+            return {self._parts.notice: shown.problem(str(problem))}
+        return {self._parts.notice: gr.skip()}
+
+    def leave(self, request: gr.Request) -> None:
+        """The tab was closed."""
+        self._sessions.close(_name(request))
+
+    def _session(self, request: gr.Request, conversation_id: str = "") -> Session:
+        return self._sessions.open(_name(request), conversation_id, reloaded=True)
+
+    async def _answer(self, session: Session, begin: Callable[[], Answering | None], clear_box: bool) -> AsyncIterator[Shown]:
+        try:
+            answering = await asyncio.to_thread(begin)
+        except (ValueError, EngineError, Busy) as problem:  # PromptTooLong and SettingsError are ValueErrors
+            yield {self._parts.notice: shown.problem(str(problem))}
+            return
+        if answering is None:
+            yield {self._parts.notice: shown.notice("There is nothing to retry yet.")}
+            return
+        try:
+            async for each in self._watch(session, answering, clear_box):
+                yield each
+        finally:
+            answering.turn.cancel()
+            answering.unwatched.set()
+
+    async def _watch(self, session: Session, answering: Answering, clear_box: bool) -> AsyncIterator[Shown]:
+        parts, asked = self._parts, shown.messages(answering.turn.conversation)
+        note = shown.notice(shown.dropped(answering.turn.prompt.dropped, self._info.window))
+        yield {
+            **({parts.box: ""} if clear_box else {}),
+            **_buttons(parts, answering=True, empty=False),
+            parts.chatbot: asked,
+            parts.notice: note,
+            parts.status: self._status(answering),
+            parts.conversation: answering.turn.conversation.id,
+        }
+        async for grown in answering.changes():
+            if not session.shows(answering):
+                return
+            if not grown:
+                yield {parts.notice: gr.skip()}
+                continue
+            partial = shown.answer(answering.turn.answer)
+            yield {parts.chatbot: [*asked, partial] if partial else asked, parts.status: self._status(answering)}
+        if session.shows(answering):
+            yield {**self._idle(session, answering), parts.notice: _ending(answering, note)}
+
+    def _idle(self, session: Session, answering: Answering | None = None) -> Shown:
+        """The page when no answer is being written."""
+        parts, conversation = self._parts, session.conversation
+        return {
+            **_buttons(parts, answering=False, empty=not conversation.messages),
+            parts.chatbot: shown.messages(conversation),
+            parts.notice: "",
+            parts.status: self._status(answering, conversation),
+            parts.conversation: conversation.id,
+        }
+
+    def _status(self, answering: Answering | None, conversation: Conversation | None = None) -> str:
+        if answering is None:
+            return shown.status(self._info, used=0 if conversation and not conversation.messages else None)
+        if finish := answering.turn.finish:
+            used = finish.prompt_tokens + finish.completion_tokens
+            return shown.status(self._info, used, finish.tokens_per_s, finish.ttft_ms)
+        return shown.status(
+            self._info, len(answering.turn.prompt.ids) + answering.tokens, answering.tokens_per_s, answering.ttft_ms
+        )
+
+    def _sliders(self, remembered: Any) -> Shown:
+        """Values that the browser kept, if they still are what the sliders allow."""
+        if not isinstance(remembered, list) or len(remembered) != len(SAMPLING_NAMES):
+            return {}
+        try:
+            _sampling(tuple(remembered))
+        except ValueError:
+            return {}
+        values = dict(zip(self._parts.sliders, remembered, strict=True))
+        return {slider: min(value, slider.maximum) for slider, value in values.items()}
+
+
+def _sampling(values: tuple[Any, ...]) -> Sampling:
+    """SettingsError for what no slider sends, but a hostile client may."""
+    if len(values) != len(SAMPLING_NAMES):
+        raise ValueError(f"{len(values)} sampling values came; expected {', '.join(SAMPLING_NAMES)}")
+    return Sampling(**dict(zip(SAMPLING_NAMES, values, strict=True)))
+
+
+def _asking(system: Any, logged: Any, values: tuple[Any, ...]) -> Asking:
+    text = _sayable(system).strip() if isinstance(system, str) else ""
+    return Asking(_sampling(values), text or None, logged is not False)
+
+
+def _sayable(text: Any) -> str:
+    """Text without lone surrogates, which no response could carry back."""
+    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else ""
+
+
+def _ending(answering: Answering, note: str) -> str:
+    return shown.problem(answering.problem) if answering.problem else note
+
+
+def _buttons(parts: Parts, answering: bool, empty: bool) -> Shown:
+    return {
+        parts.send: gr.update(interactive=not answering),
+        parts.stop: gr.update(interactive=answering),
+        parts.retry: gr.update(interactive=not answering and not empty),
+        parts.undo: gr.update(interactive=not answering and not empty),
+    }
+
+
+def _read_memory(remembered: Any) -> dict[str, Any]:
+    """What page.js kept, or nothing where it is not what page.js writes."""
+    try:
+        memory = json.loads(remembered)
+    except (TypeError, ValueError, RecursionError):
+        return {}
+    return memory if isinstance(memory, dict) else {}
+
+
+def _name(request: gr.Request) -> str:
+    return str(request.session_hash)

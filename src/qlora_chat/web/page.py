@@ -1,0 +1,153 @@
+"""The page's layout, and which event calls which handler.
+
+Scope: Gradio Blocks. Knows no engine and no HTTP.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio import themes
+
+from qlora_chat.chat import Chat
+from qlora_chat.settings import SAMPLING_RANGES
+from qlora_chat.web import shown
+from qlora_chat.web.handlers import Handlers
+from qlora_chat.web.parts import SAMPLING_NAMES, Parts
+from qlora_chat.web.session import Sessions
+
+CSS = Path(__file__).with_name("page.css")
+JS = Path(__file__).with_name("page.js")
+MOST_PAGES_ANSWERING = 256
+"""Answers that Gradio hands on at once; the engine decides how many of them share a step."""
+QUEUE_TICK_SECONDS = 0.005
+
+LABELS = {
+    "temperature": ("Temperature", "0: always the likeliest token"),
+    "top_p": ("Top-p", "share of probability drawn from; 1: off"),
+    "top_k": ("Top-k", "tokens drawn from; 0: off"),
+    "repetition_penalty": ("Repetition penalty", "against saying it again; 1: off"),
+    "max_new_tokens": ("Max new tokens", "the longest answer"),
+}
+DISCLAIMER = "A language model wrote these answers. They can be wrong, biased or offensive: check what matters."
+
+
+def theme() -> themes.Base:
+    """Calm, and in the fonts that the reader's system has: a web font would be a request to someone else."""
+    fonts = [themes.Font(each) for each in ("ui-sans-serif", "system-ui", "sans-serif")]
+    mono = [themes.Font(each) for each in ("ui-monospace", "Consolas", "monospace")]
+    soft = themes.Soft(primary_hue="teal", neutral_hue="slate", font=fonts, font_mono=mono)
+    return soft.set(
+        block_title_background_fill="none",
+        block_title_background_fill_dark="none",
+        block_title_text_color="*body_text_color",
+        block_title_text_color_dark="*body_text_color",
+        block_title_padding="0",
+        block_title_text_weight="500",
+    )
+
+
+def build_page(chat: Chat, sessions: Sessions, *, logging_on: bool) -> gr.Blocks:
+    """The whole page as Blocks, ready to be mounted."""
+    with gr.Blocks(title="QLoRA Chat", analytics_enabled=False, fill_height=True) as page:
+        parts = _lay_out(chat, logging_on)
+        _connect(page, parts, Handlers(chat, sessions, parts))
+    page.max_threads = MOST_PAGES_ANSWERING
+    page.queue(default_concurrency_limit=None, api_open=False)
+    # Gradio looks for work every millisecond, which takes the model 2 % of a core more than this; there is no public setting.
+    page._queue.sleep_when_free = QUEUE_TICK_SECONDS
+    page._queue.progress_update_sleep_when_free = 1.0  # the page shows no progress bars
+    return page
+
+
+def inputs_of_events(page: gr.Blocks) -> dict[int, int]:
+    """How many values each event takes that a browser may send; events that run in the browser alone are not among them."""
+    called = {index: event for index, event in page.fns.items() if event.fn is not None}
+    return {
+        index: len(event.inputs) for index, event in called.items() if not any(name == "unload" for _, name in event.targets)
+    }
+
+
+def _lay_out(chat: Chat, logging_on: bool) -> Parts:
+    info = chat.engine.info
+    gr.HTML(f"<h1>QLoRA Chat</h1>{shown.banner(info)}", elem_id="head", padding=False)
+    chatbot = gr.Chatbot(
+        elem_id="chat", label="Conversation", show_label=False, height="100%", layout="bubble", buttons=["copy"],
+        latex_delimiters=[], allow_tags=False, feedback_options=None, scale=1, placeholder="Say something to begin.",
+    )  # fmt: skip
+    notice = gr.HTML(elem_id="notice", padding=False)
+    with gr.Row(elem_id="ask", equal_height=True):
+        box = gr.Textbox(
+            elem_id="box", label="Your message", show_label=False, placeholder="Message (Enter sends)",
+            lines=1, max_lines=8, autofocus=True, scale=1, container=False,
+        )  # fmt: skip
+        send = gr.Button("Send", variant="primary", elem_id="send", scale=0, min_width=88)
+        stop = gr.Button("Stop", variant="stop", elem_id="stop", scale=0, min_width=88, interactive=False)
+    with gr.Row(elem_id="actions"):
+        retry = gr.Button("Retry", size="sm", elem_id="retry", scale=0, min_width=72, interactive=False)
+        undo = gr.Button("Undo", size="sm", elem_id="undo", scale=0, min_width=72, interactive=False)
+        clear = gr.Button("Clear", size="sm", elem_id="clear", scale=0, min_width=72)
+        status = gr.HTML(shown.status(info, used=0), elem_id="status", padding=False)
+    logged = _logging(logging_on)
+    with gr.Accordion("Advanced options", open=False, elem_id="options"):
+        with gr.Row():
+            sliders = tuple(_slider(name, info.window) for name in SAMPLING_NAMES)
+        system = gr.Textbox(
+            label="System text", elem_id="system", lines=2, max_lines=6,
+            info="leads the conversation, from the next message on",
+            placeholder=chat.form.default_system or "none: the model was tuned without one",
+        )  # fmt: skip
+    gr.HTML(f'<p class="disclaimer">{DISCLAIMER}</p>', elem_id="foot", padding=False)
+    conversation = gr.Textbox(visible=False)
+    memory = gr.Textbox(visible=False)
+    return Parts(chatbot, notice, box, send, stop, retry, undo, clear, sliders, system, logged, status, conversation, memory)
+
+
+def _logging(on: bool) -> gr.Checkbox:
+    with gr.Row(elem_id="logging", visible=on):
+        gr.HTML('<p class="notice">Conversations on this page are logged by whoever runs it.</p>', padding=False)
+        return gr.Checkbox(True, label="Log mine, from the next message on", elem_id="logged", container=False)
+
+
+def _slider(name: str, window: int) -> gr.Slider:
+    allowed, (label, info) = SAMPLING_RANGES[name], LABELS[name]
+    most = min(allowed.maximum, window) if name == "max_new_tokens" else allowed.maximum
+    value = min(allowed.default, most)
+    return gr.Slider(allowed.minimum, most, value, step=allowed.step, label=label, info=info, elem_id=name, min_width=220)
+
+
+def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
+    # Values come as they were sent: Sampling refuses bad ones by name, where Gradio's sliders raise a bare TypeError.
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
+    at_once: dict[str, Any] = {**quiet, "queue": False}
+    outputs = [
+        parts.chatbot, parts.notice, parts.box, parts.send, parts.stop, parts.retry, parts.undo, *parts.sliders,
+        parts.system, parts.logged, parts.status, parts.conversation,
+    ]  # fmt: skip
+    asking = [parts.conversation, parts.system, parts.logged, *parts.sliders]
+
+    page.load(handlers.load, [parts.memory], outputs, js=_js("recall"), **at_once)
+    sending = gr.on(
+        [parts.send.click, parts.box.submit], handlers.send, [parts.box, *asking], outputs, concurrency_limit=None, **quiet
+    )
+    retrying = parts.retry.click(handlers.retry, asking, outputs, concurrency_limit=None, **quiet)
+    for answering in (sending, retrying):
+        answering.then(handlers.give_back, [parts.box], [parts.box], **at_once)
+    parts.stop.click(handlers.stop, **at_once)
+    parts.undo.click(handlers.undo, [parts.box, parts.conversation], outputs, **at_once)
+    # In the queue, so that it reaches the page in order, after the last piece of the answer that it ends.
+    parts.clear.click(handlers.clear, None, outputs, concurrency_limit=None, **quiet)
+    gr.on(
+        [slider.change for slider in parts.sliders], handlers.sample, [*parts.sliders], [parts.notice],
+        js=_js("rememberSampling"), trigger_mode="always_last", **at_once,
+    )  # fmt: skip
+    parts.conversation.change(None, [parts.conversation], js=_js("rememberConversation"))
+    gr.on([parts.system.change, parts.logged.change], None, [parts.system, parts.logged], js=_js("rememberTab"))
+    page.unload(handlers.leave)
+
+
+def _js(name: str) -> str:
+    """A call of one of page.js's functions, for Gradio to run in the browser."""
+    return f'async (...values) => (await import(new URL("page.js", document.baseURI))).{name}(...values)'

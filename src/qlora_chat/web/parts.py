@@ -1,0 +1,34 @@
+"""The parts of the page that events read and set, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import gradio as gr
+
+SAMPLING_NAMES = ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens")
+"""Sampling's fields that have a slider, in the order of the sliders."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Gradio components; page.py lays them out."""
+
+    chatbot: gr.Chatbot
+    notice: gr.HTML
+    """Problems, and turns that no longer fit."""
+    box: gr.Textbox
+    send: gr.Button
+    stop: gr.Button
+    retry: gr.Button
+    undo: gr.Button
+    clear: gr.Button
+    sliders: tuple[gr.Slider, ...]
+    """In the order of SAMPLING_NAMES."""
+    system: gr.Textbox
+    logged: gr.Checkbox
+    status: gr.HTML
+    conversation: gr.Textbox
+    """Invisible: the id of the conversation that is shown, for page.js to keep."""
+    memory: gr.Textbox
+    """Invisible: what page.js kept, for the server to read when the page opens."""

@@ -1,0 +1,103 @@
+"""Security headers on every response, and a content policy that names the page's own inline scripts by their hash.
+
+Scope: what a browser is told it may do with our responses. Knows nothing of what they say. Script that reaches the
+page in any other way - a message, an answer, an injected tag - has no hash and does not run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_INLINE_SCRIPT = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
+
+_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "x-dns-prefetch-control": "off",
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+}
+
+
+class ContentPolicy:
+    """Wraps an ASGI app."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if scope["path"] == "/":
+            # The scripts in a compressed page could not be hashed.
+            scope = {**scope, "headers": [each for each in scope["headers"] if each[0].lower() != b"accept-encoding"]}
+        await self._app(scope, receive, _Labelled(send))
+
+
+class _Labelled:
+    """A send that adds the headers; a page of HTML is held back until it is whole, for its hashes."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._start: Message | None = None
+        self._body = b""
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await self._begin(message)
+            return
+        if self._start is None or message["type"] != "http.response.body":
+            await self._send(message)
+            return
+        self._body += message.get("body", b"")
+        if message.get("more_body"):
+            return
+        MutableHeaders(raw=self._start["headers"])["content-security-policy"] = content_policy(self._body)
+        await self._send(self._start)
+        await self._send({"type": "http.response.body", "body": self._body})
+
+    async def _begin(self, message: Message) -> None:
+        message["headers"] = list(message.get("headers", ()))
+        headers = MutableHeaders(raw=message["headers"])
+        headers.update(_HEADERS)
+        if headers.get("content-type", "").startswith("text/html"):
+            headers["cache-control"] = "no-store"
+            self._start = message
+            return
+        headers["content-security-policy"] = content_policy(b"")
+        await self._send(message)
+
+
+def content_policy(html: bytes) -> str:
+    """Content-Security-Policy for a page: everything from its own origin, and its inline scripts as they are now.
+
+    Gradio compiles the small functions that the page attaches to events, hence 'unsafe-eval'; it styles elements one
+    by one, hence inline styles.
+    """
+    scripts = " ".join(f"'sha256-{_hash(script)}'" for script in _INLINE_SCRIPT.findall(html))
+    return "; ".join(
+        (
+            "default-src 'self'",
+            f"script-src 'self' 'unsafe-eval' {scripts}".strip(),
+            "style-src 'self' 'unsafe-inline'",
+            "img-src 'self' data:",
+            "font-src 'self' data:",
+            "connect-src 'self'",
+            "object-src 'none'",
+            "base-uri 'self'",
+            "form-action 'self'",
+            "frame-ancestors 'none'",
+        )
+    )
+
+
+def _hash(script: bytes) -> str:
+    return base64.b64encode(hashlib.sha256(script).digest()).decode()

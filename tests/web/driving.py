@@ -1,0 +1,57 @@
+"""What a person does on the page, as functions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from playwright.sync_api import BrowserContext, Page, expect
+
+from tests.fakes import ScriptedEngine, ScriptedStream
+
+from .serving import Served
+
+LONG = " ".join(f"w{index}" for index in range(2000))
+STEP = 0.01
+"""Seconds a token in answers that are interrupted."""
+
+
+def opened(context: BrowserContext, server: Served) -> Page:
+    page = context.new_page()
+    page.goto(server.url)
+    ready(page)
+    return page
+
+
+def ready(page: Page) -> None:
+    """Wait until the page has been given its conversation."""
+    expect(page.locator("#box textarea")).to_be_visible()
+    page.wait_for_function("sessionStorage.getItem('qlora-chat.conversation')")
+
+
+def say(page: Page, text: str) -> None:
+    page.fill("#box textarea", text)
+    page.press("#box textarea", "Enter")
+
+
+def answers(page: Page) -> list[str]:
+    return [text.strip() for text in page.locator("#chat .bot .message-content").all_inner_texts()]
+
+
+def wait_for(page: Page, condition: Callable[[], object], seconds: float = 5.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not happen"
+        page.wait_for_timeout(10)
+
+
+def begin_long_answer(page: Page, engine: ScriptedEngine, question: str = "go on") -> ScriptedStream:
+    engine.answer, engine.delay = LONG, STEP
+    say(page, question)
+    expect(page.locator("#chat .bot")).to_contain_text("w5")
+    return engine.streams[-1]
+
+
+def set_slider(page: Page, name: str, value: str) -> None:
+    page.fill(f"#{name} input[type=number]", value)
+    page.press(f"#{name} input[type=number]", "Tab")

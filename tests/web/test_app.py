@@ -1,0 +1,270 @@
+"""The page over HTTP: which of Gradio's routes answer, what hostile values do, ports, start and end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from qlora_chat.settings import ServeSettings
+from qlora_chat.web.app import ServeError, address, listen
+from tests.fakes import ScriptedEngine
+
+from .serving import Served, serving
+
+SAMPLING = [0.7, 0.9, 0, 1.0, 256]
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Served]:
+    with serving(ScriptedEngine("Hello there.")) as served:
+        yield served
+
+
+@cache
+def function_index(page: Served, name: str) -> int:
+    """The number of the event that the element of that id triggers."""
+    config = httpx.get(f"{page.url}/config").json()
+    elements = {each["id"]: each["props"].get("elem_id") for each in config["components"]}
+    for each in config["dependencies"]:
+        if any(elements.get(target) == name for target, _ in each["targets"]):
+            return each["id"]
+    raise AssertionError(f"no event on {name}")
+
+
+def send(page: Served, text: Any, sampling: list[Any], session: str) -> str:
+    """Press Send as a hostile client may; what the page would be told, as text."""
+    data = [text, "", "", True, *sampling]
+    body = json.dumps({"data": data, "fn_index": function_index(page, "send"), "session_hash": session})
+    joined = httpx.post(f"{page.url}/gradio_api/queue/join", content=body, headers={"content-type": "application/json"})
+    if joined.status_code != 200:
+        return f"{joined.status_code}: {joined.text}"
+    return httpx.get(f"{page.url}/gradio_api/queue/data", params={"session_hash": session}, timeout=20).text
+
+
+def test_a_message_is_answered(page: Served) -> None:
+    told = send(page, "hi", SAMPLING, "good")
+    assert "Hello there." in told
+    assert page.engine.streams[-1].sampling.max_new_tokens == 256
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), -float("inf"), -1, 1e309, 2**63, True, "0.7", "x", None, [], {}, 3.5], ids=repr
+)
+@pytest.mark.parametrize("index", range(5))
+def test_a_hostile_sampling_value_is_refused_and_the_engine_not_called(
+    page: Served, index: int, value: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sampling: list[Any] = list(SAMPLING)
+    sampling[index] = value
+    before = len(page.engine.streams)
+    told = send(page, "hi", sampling, f"hostile-{index}-{value!r}"[:40].replace(" ", ""))
+    assert len(page.engine.streams) == before, told
+    assert "but must be" in told, told
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    "text", ["\ud800 lone", "\0", "\x1b[31mred", "‮reversed", "a" * 10_000], ids=["surrogate", "nul", "ansi", "bidi", "long"]
+)
+def test_strange_text_gets_an_answer_or_a_clear_refusal(page: Served, text: str) -> None:
+    told = send(page, text, SAMPLING, f"strange-{len(text)}-{ord(text[0])}")
+    assert "Hello there." in told or "too long" in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"[" * 100_000, b"\xff\xfe", b'{"data": ' + b"9" * 5000 + b"}", b"null"],
+    ids=["empty", "deep", "bytes", "digits", "null"],
+)
+def test_broken_json_is_a_client_error(page: Served, body: bytes) -> None:
+    answer = httpx.post(f"{page.url}/gradio_api/queue/join", content=body, headers={"content-type": "application/json"})
+    assert 400 <= answer.status_code < 500
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"fn_index": 99}, {"fn_index": "1"}, {"fn_index": True}, {"data": []}, {"data": "x"}, {"session_hash": None},
+     {"session_hash": "s" * 65}],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("path", ["queue/join", "run/predict"])
+def test_made_up_events_are_client_errors_without_a_traceback(
+    page: Served, path: str, change: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    event = {"data": ["hi", "", "", True, *SAMPLING], "fn_index": function_index(page, "send"), "session_hash": "made-up"}
+    answer = httpx.post(f"{page.url}/gradio_api/{path}", json=event | change)
+    assert answer.status_code == 422
+    assert capfd.readouterr().err == ""
+
+
+# --- routes ----------------------------------------------------------------------------------------------------------
+
+NEEDED = {
+    "/", "/health", "/page.js", "/theme.css", "/favicon.ico", "/config", "/assets/{path:path}", "/static/{path:path}",
+    "/svelte/{path:path}", "/gradio_api/theme.css", "/gradio_api/heartbeat/{session_hash}", "/gradio_api/startup-events",
+    "/gradio_api/app_id", "/gradio_api/info", "/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/cancel",
+    "/gradio_api/run/{api_name}", "/login",
+}  # fmt: skip
+
+
+def every_route(page: Served) -> list[tuple[str, str]]:
+    """(method, path) of everything that FastAPI and Gradio would serve, the guard aside."""
+    import asyncio
+
+    from fastapi import FastAPI
+    from gradio.routes import mount_gradio_app
+
+    from qlora_chat.web.page import build_page
+    from qlora_chat.web.session import Sessions
+    from tests.fakes import scripted_chat
+
+    async def build() -> list[tuple[str, str]]:
+        chat = scripted_chat()
+        app = mount_gradio_app(FastAPI(), build_page(chat, Sessions(chat), logging_on=False), path="/")
+        mounted = [route for each in app.routes for route in getattr(getattr(each, "app", None), "routes", [])]
+        found = [
+            (method, route.path) for route in _flat([*app.routes, *mounted]) for method in getattr(route, "methods", None) or []
+        ]
+        return sorted(set(found))
+
+    return asyncio.run(build())
+
+
+def _flat(routes: Any) -> list[Any]:
+    """Routes and the routes of included routers."""
+    flat: list[Any] = []
+    for route in routes:
+        inner = getattr(route, "routes", None) or getattr(getattr(route, "original_router", None), "routes", None)
+        flat += _flat(inner) if inner else [route]
+    return flat
+
+
+def test_every_route_that_the_page_does_not_need_is_denied(page: Served) -> None:
+    routes = every_route(page)
+    assert len(routes) > 60, "Gradio's routes were not found, so this test would prove nothing"
+    assert any("upload" in path for _, path in routes)
+    for method, path in routes:
+        if path in NEEDED:
+            continue
+        concrete = path.replace("{path:path}", "x").replace("{", "").replace("}", "").replace(":path", "")
+        answer = httpx.request(method, page.url + concrete)
+        assert answer.status_code in (404, 405), f"{method} {path} answered {answer.status_code}"
+
+
+def test_the_page_links_no_other_origin_and_offers_no_api(page: Served) -> None:
+    info = httpx.get(f"{page.url}/gradio_api/info").json()
+    assert info["named_endpoints"] == {}
+    config = httpx.get(f"{page.url}/config").json()
+    assert config["footer_links"] == []
+    assert "fonts.googleapis" not in httpx.get(f"{page.url}/theme.css").text
+
+
+def test_the_servers_name_and_version_are_not_told(page: Served) -> None:
+    assert httpx.get(f"{page.url}/health").text == "ok"
+
+
+# --- ports, start and end --------------------------------------------------------------------------------------------
+
+
+def test_a_given_port_that_is_taken_is_an_error() -> None:
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ServeError, match=f"port {port} .*choose another --port"):
+            listen(ServeSettings(port=port))
+
+
+def test_without_a_port_the_next_free_one_is_taken() -> None:
+    with contextlib.closing(listen(ServeSettings())) as first, contextlib.closing(listen(ServeSettings())) as second:
+        assert second.getsockname()[1] > first.getsockname()[1] >= 7860
+        assert address("127.0.0.1", first) == f"http://127.0.0.1:{first.getsockname()[1]}"
+        assert address("::1", first).startswith("http://[::1]:")
+
+
+SERVER = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from tests.fakes import ScriptedEngine, scripted_chat
+from qlora_chat.settings import ServeSettings, quiet_libraries
+from qlora_chat.web.app import serve
+quiet_libraries()
+engine = ScriptedEngine("word " * 40, delay=0.05)
+serve(lambda: scripted_chat(engine), ServeSettings(), lambda line: print(line, flush=True), logging_on=False)
+print("closed" if engine.closed else "left open", engine.streams[0].reason if engine.streams else "", flush=True)
+"""
+
+
+@contextlib.contextmanager
+def server_process() -> Iterator[tuple[subprocess.Popen[str], Served]]:
+    folder = str(Path(__file__).parents[2])
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER, folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        line = process.stdout.readline()
+        assert "ready: http://127.0.0.1:" in line
+        try:
+            yield process, Served(line.split("ready: ")[1].strip(), ScriptedEngine())
+        finally:
+            process.kill()
+
+
+def test_sigterm_lets_the_running_answer_finish_and_closes_the_engine() -> None:
+    with server_process() as (process, page):
+        index = function_index(page, "send")
+        body = {"data": ["hi", "", "", True, *SAMPLING], "fn_index": index, "session_hash": "draining"}
+        assert httpx.post(f"{page.url}/gradio_api/queue/join", json=body).status_code == 200
+        with (
+            httpx.stream("GET", f"{page.url}/gradio_api/heartbeat/draining", timeout=30),
+            httpx.stream("GET", f"{page.url}/gradio_api/queue/data", params={"session_hash": "draining"}, timeout=30) as stream,
+        ):
+            time.sleep(0.5)
+            process.send_signal(signal.SIGTERM)
+            told = "".join(stream.iter_text())
+        assert "process_completed" in told
+        out, err = process.communicate(timeout=20)
+        assert "Finishing 1 answer" in out
+        assert "closed stop" in out
+        assert "Traceback" not in err
+        assert process.returncode == 0
+
+
+def test_ctrl_c_ends_an_idle_server_at_once_and_quietly() -> None:
+    with server_process() as (process, _):
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+        assert time.monotonic() - began < 3
+        assert "closed" in out
+        assert err == ""
+        assert process.returncode == 0
+
+
+def test_a_chat_that_cannot_be_opened_ends_the_start_with_its_error() -> None:
+    from qlora_chat.models import ModelError
+    from qlora_chat.web.app import serve
+
+    def fail() -> Any:
+        raise ModelError("no weights here; fetch them first")
+
+    with pytest.raises(ModelError, match="fetch them first"):
+        serve(fail, ServeSettings(), print, logging_on=False)
+
+
+def test_importing_the_server_does_not_import_gradio_or_torch() -> None:
+    code = "import sys, qlora_chat.web.app; print([each for each in ('gradio', 'torch', 'pandas') if each in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ))
+    assert done.stdout.strip() == "[]"

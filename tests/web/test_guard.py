@@ -1,0 +1,190 @@
+"""What reaches the page, and what does not: tried on the guard alone, around an app that would answer anything."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
+
+from qlora_chat.settings import ServeSettings
+from qlora_chat.web.guard import MOST_BODY_BYTES, Guard
+from qlora_chat.web.policy import ContentPolicy, content_policy
+
+JOIN = "/gradio_api/queue/join"
+TOKEN = "correct horse"
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    body = await Request(scope, receive).body()
+    await PlainTextResponse(f"{len(body)} bytes")(scope, receive, send)
+
+
+def ask(
+    method: str,
+    path: str,
+    settings: ServeSettings | None = None,
+    content: bytes | AsyncIterator[bytes] | None = None,
+    **headers: str,
+) -> httpx.Response:
+    """One request to the guard, with Host localhost unless told otherwise."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+
+    async def send() -> httpx.Response:
+        transport = httpx.ASGITransport(ContentPolicy(Guard(echo, settings or ServeSettings())))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost:7860") as client:
+            return await client.request(method, path, content=content, headers=named)
+
+    return asyncio.run(send())
+
+
+@pytest.mark.parametrize("host", ["localhost:7860", "127.0.0.1", "[::1]:7860", "127.0.0.1:80"])
+def test_loopback_hosts_are_served(host: str) -> None:
+    assert ask("GET", "/", host=host).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "", "[", "10.0.0.1"])
+def test_foreign_hosts_are_refused(host: str) -> None:
+    assert ask("GET", "/", host=host).status_code == 421
+
+
+def test_a_named_host_is_served_when_it_was_allowed() -> None:
+    settings = ServeSettings(host="192.0.2.7", token=TOKEN, allowed_hosts=("chat.example",))
+    for host in ("chat.example", "CHAT.example:443", "192.0.2.7:7860"):
+        assert ask("GET", "/", settings, host=host, authorization=f"Bearer {TOKEN}").status_code == 200
+    assert ask("GET", "/", settings, host="other.example", authorization=f"Bearer {TOKEN}").status_code == 421
+
+
+def test_listening_everywhere_serves_any_address_but_no_unknown_name() -> None:
+    settings = ServeSettings(host="0.0.0.0", token=TOKEN)
+    assert ask("GET", "/health", settings, host="192.168.1.5:7860").status_code == 200
+    assert ask("GET", "/health", settings, host="rebound.example").status_code == 421
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://localhost:9999", "http://localhost", "file://"])
+@pytest.mark.parametrize(("method", "path"), [("POST", JOIN), ("GET", "/config")])
+def test_other_origins_are_refused(method: str, path: str, origin: str) -> None:
+    assert ask(method, path, origin=origin).status_code == 403
+
+
+def test_the_own_origin_and_no_origin_are_served() -> None:
+    assert ask("POST", JOIN, origin="http://localhost:7860").status_code == 200
+    assert ask("POST", JOIN).status_code == 200
+
+
+def test_a_browser_that_names_another_site_is_refused() -> None:
+    assert ask("POST", JOIN, sec_fetch_site="cross-site").status_code == 403
+
+
+def test_a_body_of_exactly_the_limit_arrives_whole() -> None:
+    assert ask("POST", JOIN, content=b"x" * MOST_BODY_BYTES).text == f"{MOST_BODY_BYTES} bytes"
+
+
+def test_a_larger_body_is_refused() -> None:
+    assert ask("POST", JOIN, content=b"x" * (MOST_BODY_BYTES + 1)).status_code == 413
+
+
+def test_a_larger_body_is_refused_when_it_comes_chunked_without_a_length() -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(MOST_BODY_BYTES // 65536 + 1):
+            yield b"x" * 65536
+
+    assert ask("POST", JOIN, content=chunks()).status_code == 413
+
+
+def test_a_body_that_never_ends_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qlora_chat.web.guard.BODY_SECONDS", 0.05)
+
+    async def trickle() -> AsyncIterator[bytes]:
+        yield b"x"
+        await asyncio.sleep(5)
+
+    assert ask("POST", JOIN, content=trickle()).status_code == 408
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/gradio_api/upload", "/monitoring", "/gradio_api/file=/etc/passwd", "/gradio_api/proxy=http://elsewhere", "/docs",
+     "/gradio_api/runs", "/gradio_api/call/send", "/gradio_api/run/send", "/gradio_api/component_server", "/mcp",
+     "/assets/../../../etc/passwd", "/assets/%2e%2e/x", "/assets//etc/passwd", "/static/..%5c..%5cx"],
+)  # fmt: skip
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_paths_the_page_does_not_need_are_not_there(method: str, path: str) -> None:
+    assert ask(method, path).status_code == 404
+
+
+@pytest.mark.parametrize(("method", "path"), [("PUT", "/"), ("DELETE", JOIN), ("OPTIONS", JOIN), ("POST", "/"), ("GET", JOIN)])
+def test_other_methods_are_refused(method: str, path: str) -> None:
+    assert ask(method, path).status_code == 405
+
+
+# --- the password ----------------------------------------------------------------------------------------------------
+
+GUARDED = ServeSettings(token=TOKEN)
+
+
+def test_health_needs_no_password_and_everything_else_does() -> None:
+    assert ask("GET", "/health", GUARDED).status_code == 200
+    for method, path in (("GET", "/"), ("GET", "/config"), ("GET", "/assets/x.js"), ("GET", "/page.js"), ("POST", JOIN)):
+        assert ask(method, path, GUARDED).status_code == 401
+
+
+@pytest.mark.parametrize("header", ["Bearer wrong", "Bearer", "Basic correct horse", "Bearer correct hors"])
+def test_a_wrong_bearer_is_refused(header: str) -> None:
+    assert ask("GET", "/config", GUARDED, authorization=header).status_code == 401
+
+
+def test_the_bearer_opens_everything() -> None:
+    assert ask("POST", JOIN, GUARDED, authorization=f"Bearer {TOKEN}").status_code == 200
+
+
+def test_the_form_sets_a_cookie_that_opens_the_page() -> None:
+    answer = ask("POST", "/login", GUARDED, content=b"token=correct+horse")
+    cookie = answer.headers["set-cookie"]
+    assert answer.status_code == 303
+    assert answer.headers["location"] == "/"
+    assert "HttpOnly" in cookie
+    assert "SameSite=Strict" in cookie
+    assert TOKEN not in cookie
+    assert ask("GET", "/config", GUARDED, cookie=cookie.split(";")[0]).status_code == 200
+    other = ServeSettings(token="another")
+    assert ask("GET", "/config", other, cookie=cookie.split(";")[0]).status_code == 401
+
+
+@pytest.mark.parametrize("body", [b"token=wrong", b"", b"token", b"\xff\xfe", b"a=1&" * 3])
+def test_a_wrong_password_shows_the_form_again(body: bytes) -> None:
+    answer = ask("POST", "/login", GUARDED, content=body)
+    assert answer.status_code == 401
+    assert "not right" in answer.text
+    assert "set-cookie" not in answer.headers
+
+
+def test_a_form_of_many_fields_is_refused_without_a_traceback() -> None:
+    assert ask("POST", "/login", GUARDED, content=b"a=1&" * 1000).status_code == 401
+
+
+def test_the_form_is_what_a_visitor_sees_first() -> None:
+    answer = ask("GET", "/", GUARDED)
+    assert answer.status_code == 401
+    assert 'type="password"' in answer.text
+    assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+
+
+# --- headers ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_answer_carries_the_security_headers() -> None:
+    for answer in (ask("GET", "/"), ask("GET", "/nowhere"), ask("GET", "/", host="evil.example")):
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["referrer-policy"] == "same-origin"
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+
+
+def test_only_the_pages_own_inline_scripts_are_named() -> None:
+    policy = content_policy(b"<script>one()</script><script src='x.js'></script><script type=module>two()</script>")
+    assert policy.count("'sha256-") == 2
+    assert "'unsafe-inline'" not in policy.split("script-src")[1].split(";")[0]

@@ -1,0 +1,231 @@
+"""The page's controls in a real browser, over an engine that follows a script, so that times can be told exactly."""
+
+from __future__ import annotations
+
+import re
+import time
+
+import pytest
+from playwright.sync_api import BrowserContext, Page, expect
+
+from tests.fakes import ScriptedEngine
+
+from .driving import LONG, STEP, answers, begin_long_answer, opened, ready, say, set_slider, wait_for
+from .serving import Served
+
+pytestmark = [pytest.mark.browser]
+
+
+def test_an_answer_grows_while_it_is_written(page: Page, engine: ScriptedEngine) -> None:
+    begin_long_answer(page, engine)
+    lengths = []
+    for _ in range(4):
+        lengths.append(len(answers(page)[0]))
+        page.wait_for_timeout(150)
+    assert lengths == sorted(set(lengths)), "it did not grow"
+    assert len(engine.streams[0].seen) < 2000
+    page.click("#stop")
+
+
+def test_the_first_words_are_visible_within_a_quarter_of_a_second(page: Page, engine: ScriptedEngine) -> None:
+    times = []
+    for turn in range(5):
+        began = time.perf_counter()
+        say(page, f"question {turn}")
+        page.wait_for_function(f"document.querySelectorAll('#chat .bot .message-content').length > {turn}", polling=10)
+        times.append(time.perf_counter() - began)
+        expect(page.locator("#send")).to_be_enabled()
+    assert sorted(times)[2] < 0.25, times
+
+
+def test_enter_sends_and_shift_enter_breaks_the_line(page: Page, engine: ScriptedEngine) -> None:
+    page.locator("#box textarea").press_sequentially("one")
+    page.press("#box textarea", "Shift+Enter")
+    page.locator("#box textarea").press_sequentially("two")
+    assert engine.streams == []
+    page.press("#box textarea", "Enter")
+    expect(page.locator("#chat .bot")).to_have_count(1)
+    assert "one\ntwo" in engine.streams[0].prompt.text
+    expect(page.locator("#box textarea")).to_have_value("")
+    expect(page.locator("#box textarea")).to_be_focused()
+
+
+def test_stop_ends_the_computation_and_keeps_the_part(page: Page, engine: ScriptedEngine) -> None:
+    stream = begin_long_answer(page, engine)
+    page.click("#stop")
+    pressed = time.perf_counter()
+    expect(page.locator("#chat .bot").last).to_contain_text("Stopped")
+    assert stream.reason == "cancelled"
+    assert stream.ended_at
+    assert stream.ended_at - pressed < 0.1
+    assert answers(page)[0].startswith("w0 w1")
+    expect(page.locator("#send")).to_be_enabled()
+
+
+def test_a_slider_moved_in_the_middle_of_an_answer_acts_on_it(page: Page, engine: ScriptedEngine) -> None:
+    page.click("text=Advanced options")
+    stream = begin_long_answer(page, engine)
+    made = len(stream.seen)
+    set_slider(page, "temperature", "0")
+    wait_for(page, lambda: stream.seen[-1].temperature == 0.0, 2.0)
+    assert [each.temperature for each in stream.seen[:made]] == [0.7] * made
+    page.click("#stop")
+    expect(page.locator("#send")).to_be_enabled()
+    say(page, "and now")
+    wait_for(page, lambda: len(engine.streams) == 2 and engine.streams[1].seen)
+    assert engine.streams[1].seen[0].temperature == 0.0
+
+
+NOTE_WHAT_APPEARS_AFTER_CLEAR = """() => {
+    window.appeared = [];
+    let cleared = false;
+    const text = () => [...document.querySelectorAll('#chat .message-content')].map(e => e.innerText).join();
+    setInterval(() => {
+        if (!text()) cleared = true;
+        else if (cleared) window.appeared.push(text());
+    }, 3);
+}"""
+
+
+def test_clear_in_the_middle_of_an_answer_leaves_nothing(page: Page, engine: ScriptedEngine) -> None:
+    stream = begin_long_answer(page, engine)
+    before = page.evaluate("sessionStorage.getItem('qlora-chat.conversation')")
+    page.evaluate(NOTE_WHAT_APPEARS_AFTER_CLEAR)
+    page.click("#clear")
+    expect(page.locator("#chat .bot")).to_have_count(0)
+    page.wait_for_timeout(300)
+    assert stream.reason == "cancelled"
+    assert page.evaluate("window.appeared") == []
+    assert page.evaluate("sessionStorage.getItem('qlora-chat.conversation')") != before
+    engine.answer, engine.delay = "Fresh.", 0.0
+    say(page, "hello")
+    expect(page.locator("#chat .bot")).to_have_text(re.compile("Fresh"))
+    assert "go on" not in engine.streams[-1].prompt.text
+
+
+def test_clear_wins_every_race_with_the_answer(page: Page, engine: ScriptedEngine) -> None:
+    for turn in range(8):
+        begin_long_answer(page, engine)
+        page.wait_for_timeout(7 * turn)
+        page.click("#clear")
+        expect(page.locator("#chat .bot")).to_have_count(0)
+        page.wait_for_timeout(150)
+        expect(page.locator("#chat .bot")).to_have_count(0)
+
+
+def test_a_reload_restores_the_conversation_and_the_sliders(page: Page, engine: ScriptedEngine) -> None:
+    say(page, "remember me")
+    expect(page.locator("#chat .bot")).to_contain_text("scripted answer")
+    page.click("text=Advanced options")
+    set_slider(page, "temperature", "1.3")
+    set_slider(page, "top_k", "40")
+    page.fill("#system textarea", "Be kind.")
+    page.wait_for_function("(localStorage.getItem('qlora-chat.sampling') || '').includes('40')")
+    page.reload()
+    ready(page)
+    expect(page.locator("#chat .user")).to_contain_text("remember me")
+    expect(page.locator("#chat .bot")).to_contain_text("scripted answer")
+    page.click("text=Advanced options")
+    expect(page.locator("#temperature input[type=number]")).to_have_value("1.3")
+    expect(page.locator("#system textarea")).to_have_value("Be kind.")
+    say(page, "and again")
+    expect(page.locator("#chat .bot")).to_have_count(2)
+    assert "remember me" in engine.streams[-1].prompt.text
+    assert (engine.streams[-1].sampling.temperature, engine.streams[-1].sampling.top_k) == (1.3, 40)
+
+
+def test_a_reload_in_the_middle_of_an_answer_keeps_the_part(page: Page, engine: ScriptedEngine) -> None:
+    stream = begin_long_answer(page, engine)
+    page.reload()
+    expect(page.locator("#chat .bot")).to_contain_text("Stopped")
+    assert stream.reason == "cancelled"
+    assert answers(page)[0].startswith("w0 w1")
+
+
+@pytest.mark.parametrize("step", [STEP, 30.0], ids=["streaming", "before the first token"])
+def test_a_closed_tab_ends_the_computation(page: Page, engine: ScriptedEngine, step: float) -> None:
+    engine.answer, engine.delay = LONG, step
+    say(page, "go on")
+    expect(page.locator("#chat .user")).to_have_count(1)
+    page.wait_for_timeout(300)
+    page.close()
+    closed = time.perf_counter()
+    stream = engine.streams[0]
+    while not stream.ended_at:
+        assert time.perf_counter() - closed < 0.5, "still computing"
+        time.sleep(0.005)
+    assert stream.reason == "cancelled"
+
+
+def test_two_tabs_are_independent(page: Page, context: BrowserContext, server: Served, engine: ScriptedEngine) -> None:
+    begin_long_answer(page, engine, "first tab")
+    engine.answer, engine.delay = "Second answer.", 0.0
+    other = opened(context, server)
+    say(other, "second tab")
+    expect(other.locator("#chat .bot")).to_contain_text("Second answer.")
+    expect(other.locator("#chat .user")).to_have_count(1)
+    assert engine.streams[0].reason is None, "the first tab's answer goes on"
+    page.click("#stop")
+    assert "Second" not in page.inner_text("#chat")
+
+
+def test_an_impatient_user_does_not_get_two_answers(page: Page, engine: ScriptedEngine) -> None:
+    engine.answer, engine.delay = LONG, STEP
+    page.fill("#box textarea", "hurry")
+    page.dblclick("#send")
+    expect(page.locator("#box textarea")).to_have_value("")
+    page.locator("#box textarea").press_sequentially("next thought")
+    page.press("#box textarea", "Enter")
+    page.wait_for_timeout(300)
+    assert len(engine.streams) == 1
+    expect(page.locator("#box textarea")).to_have_value("next thought")
+    page.click("#stop")
+
+
+def test_retry_answers_again_and_undo_gives_the_question_back(page: Page, engine: ScriptedEngine) -> None:
+    say(page, "tell me")
+    expect(page.locator("#chat .bot")).to_contain_text("scripted answer")
+    engine.answer = "Another answer."
+    page.click("#retry")
+    expect(page.locator("#chat .bot")).to_contain_text("Another answer.")
+    expect(page.locator("#chat .bot")).to_have_count(1)
+    page.click("#undo")
+    expect(page.locator("#chat .bot")).to_have_count(0)
+    expect(page.locator("#box textarea")).to_have_value("tell me")
+    expect(page.locator("#undo")).to_be_disabled()
+
+
+def test_an_engine_failure_is_shown_and_the_question_returned(page: Page, engine: ScriptedEngine) -> None:
+    engine.fails_after = 0
+    say(page, "my careful question")
+    expect(page.locator("#notice [role=alert]")).to_have_text("the script says that generation fails")
+    expect(page.locator("#box textarea")).to_have_value("my careful question")
+    expect(page.locator("#send")).to_be_enabled()
+    engine.fails_after = None
+    page.press("#box textarea", "Enter")
+    expect(page.locator("#chat .bot")).to_contain_text("scripted answer")
+    expect(page.locator("#chat .user")).to_have_count(1)
+    expect(page.locator("#notice [role=alert]")).to_have_count(0)
+
+
+def test_a_message_too_long_is_an_error_with_both_numbers_and_stays_in_the_box(page: Page, engine: ScriptedEngine) -> None:
+    text = "x" * 5000
+    say(page, text)
+    expect(page.locator("#notice [role=alert]")).to_contain_text(re.compile(r"5,0\d\d tokens.*3,072 fit"))
+    expect(page.locator("#box textarea")).to_have_value(text)
+    assert engine.streams == []
+
+
+def test_turns_that_no_longer_fit_are_announced(page: Page, engine: ScriptedEngine) -> None:
+    say(page, "a" * 2000)
+    expect(page.locator("#chat .bot")).to_have_count(1)
+    expect(page.locator("#send")).to_be_enabled()
+    say(page, "b" * 2000)
+    expect(page.locator("#notice")).to_contain_text("oldest exchange no longer fits")
+
+
+def test_the_status_line_tells_speed_and_context(page: Page, engine: ScriptedEngine) -> None:
+    engine.answer, engine.delay = "one two three four", 0.02
+    expect(page.locator("#status")).to_contain_text("scripted · fp32 · cpu")
+    say(page, "count")
+    expect(page.locator("#status")).to_contain_text(re.compile(r"\d+ tokens/s · first token 20 ms · context \d+ of 4,096"))

@@ -1,0 +1,278 @@
+"""One tab: one answer at a time, and nothing of what was cleared."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from qlora_chat.chat import Chat
+from qlora_chat.prompt import PromptTooLong
+from qlora_chat.settings import Sampling
+from qlora_chat.web.session import Answering, Asking, Busy, Session, Sessions
+from tests.fakes import ScriptedEngine, scripted_chat
+
+ASKING = Asking(Sampling())
+LONG = "word " * 500
+
+
+def answered(session: Session, text: str) -> Answering:
+    answering = session.send(text, ASKING)
+    assert answering.wait(5)
+    return answering
+
+
+def said(session: Session) -> list[str]:
+    return [message.content for message in session.conversation.messages]
+
+
+def begin_long_answer(delay: float = 0.005) -> tuple[ScriptedEngine, Session, Answering]:
+    engine = ScriptedEngine(LONG, delay=delay)
+    session = Session(scripted_chat(engine))
+    answering = session.send("go on", ASKING)
+    wait_for(lambda: answering.tokens >= 3)
+    return engine, session, answering
+
+
+def wait_for(condition: object, seconds: float = 5.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.002)
+
+
+def test_an_answer_joins_the_conversation() -> None:
+    session = Session(scripted_chat(ScriptedEngine("I am well.")))
+    answered(session, "How are you?")
+    assert said(session) == ["How are you?", "I am well."]
+
+
+def test_a_second_answer_does_not_start_while_one_is_written() -> None:
+    engine, session, answering = begin_long_answer()
+    with pytest.raises(Busy):
+        session.send("again", ASKING)
+    with pytest.raises(Busy):
+        session.retry(ASKING)
+    assert session.undo() is None
+    session.stop()
+    assert answering.wait(1)
+    assert len(engine.streams) == 1
+
+
+def test_stop_keeps_the_partial_answer_and_says_so() -> None:
+    engine, session, answering = begin_long_answer()
+    made = len(engine.streams[0].seen)
+    session.stop()
+    assert answering.wait(1)
+    assert len(engine.streams[0].seen) <= made + 1
+    answer = session.conversation.messages[-1]
+    assert answer.finish_reason == "cancelled"
+    assert LONG.startswith(answer.content)
+    assert answer.content
+
+
+def test_a_slider_acts_on_the_next_token_of_the_running_answer() -> None:
+    engine, session, _ = begin_long_answer()
+    made = len(engine.streams[0].seen)
+    session.update(Sampling(temperature=0.0))
+    wait_for(lambda: len(engine.streams[0].seen) >= made + 3)
+    session.stop()
+    temperatures = [sampling.temperature for sampling in engine.streams[0].seen]
+    assert temperatures[0] == 0.7
+    assert temperatures[made + 1 :] == [0.0] * len(temperatures[made + 1 :])
+
+
+def test_clear_stops_and_begins_another_conversation() -> None:
+    engine, session, answering = begin_long_answer()
+    old = session.conversation.id
+    answering.unwatched.set()
+    session.clear()
+    assert answering.wait(1)
+    assert engine.streams[0].reason == "cancelled"
+    assert session.conversation.id != old
+    assert said(session) == []
+    assert not session.shows(answering)
+
+
+def test_clear_waits_until_the_page_has_let_go_of_the_old_answer() -> None:
+    _, session, answering = begin_long_answer()
+    threading.Timer(0.1, answering.unwatched.set).start()
+    session.clear(seconds=5)
+    assert answering.unwatched.is_set()
+
+
+def test_after_clear_a_new_answer_starts_at_once() -> None:
+    engine, session, answering = begin_long_answer()
+    answering.unwatched.set()
+    session.clear()
+    engine.answer, engine.delay = "Fresh.", 0.0
+    answered(session, "hello")
+    assert said(session) == ["hello", "Fresh."]
+
+
+def test_retry_replaces_the_last_answer() -> None:
+    engine = ScriptedEngine("First.")
+    session = Session(scripted_chat(engine))
+    answered(session, "hi")
+    engine.answer = "Second."
+    answering = session.retry(ASKING)
+    assert answering
+    assert answering.wait(5)
+    assert said(session) == ["hi", "Second."]
+
+
+def test_retry_of_nothing_is_nothing() -> None:
+    assert Session(scripted_chat()).retry(ASKING) is None
+
+
+def test_undo_gives_the_question_back() -> None:
+    session = Session(scripted_chat())
+    answered(session, "one")
+    answered(session, "two")
+    assert session.undo() == "two"
+    assert said(session) == ["one", "This is a scripted answer."]
+    assert session.undo() == "one"
+    assert session.undo() is None
+
+
+def test_a_message_too_long_changes_nothing() -> None:
+    engine = ScriptedEngine(window=200)
+    session = Session(scripted_chat(engine))
+    with pytest.raises(PromptTooLong, match="too long"):
+        session.send("x" * 400, ASKING)
+    assert said(session) == []
+    assert engine.streams == []
+
+
+def test_a_failure_before_the_first_word_returns_the_question() -> None:
+    session = Session(scripted_chat(ScriptedEngine(fails_after=0)))
+    answering = answered(session, "my long question")
+    assert answering.problem == "the script says that generation fails"
+    assert session.take_returned() == "my long question"
+    assert session.take_returned() is None
+    assert said(session) == []
+
+
+def test_a_failure_in_the_middle_keeps_what_was_written() -> None:
+    session = Session(scripted_chat(ScriptedEngine("one two three", fails_after=2)))
+    answering = answered(session, "count")
+    assert answering.problem
+    assert said(session) == ["count", "one two"]
+    assert session.take_returned() is None
+
+
+def test_system_text_and_logging_choice_reach_the_turn() -> None:
+    logged: list[str] = []
+    chat = replace(scripted_chat(), log=lambda turn: logged.append(turn.conversation.messages[-2].content))
+    session = Session(chat)
+    assert session.send("secret", Asking(Sampling(), "Be brief.", logged=False)).wait(5)
+    assert session.send("open", Asking(Sampling(), "Be brief.", logged=True)).wait(5)
+    assert session.conversation.system == "Be brief."
+    assert logged == ["open"]
+
+
+def test_closing_the_tab_cancels() -> None:
+    engine, session, _ = begin_long_answer()
+    session.close()
+    assert engine.streams[0].reason == "cancelled"
+    with pytest.raises(Busy):
+        session.send("more", ASKING)
+
+
+def test_changes_show_the_first_text_at_once_and_then_at_most_10_a_second() -> None:
+    engine = ScriptedEngine("word " * 200, delay=0.002)
+    session = Session(scripted_chat(engine))
+
+    async def watch() -> tuple[float, int, float]:
+        began = time.perf_counter()
+        answering, first, count = session.send("go", ASKING), 0.0, 0
+        async for grown in answering.changes():
+            first = first or time.perf_counter() - began
+            count += grown
+        return first, count, time.perf_counter() - began
+
+    first, count, took = asyncio.run(watch())
+    assert first < 0.1
+    assert 2 <= count <= took * 10 + 2
+
+
+def test_a_silent_engine_still_gives_signs_of_life() -> None:
+    session = Session(scripted_chat(ScriptedEngine("late", delay=0.7)))
+
+    async def watch() -> list[bool]:
+        return [grown async for grown in session.send("go", ASKING).changes()]
+
+    assert asyncio.run(watch()).count(False) >= 2
+
+
+# --- several tabs ----------------------------------------------------------------------------------------------------
+
+
+def two_tabs(engine: ScriptedEngine | None = None) -> tuple[Chat, Sessions, Session]:
+    chat = scripted_chat(engine)
+    sessions = Sessions(chat)
+    first = sessions.open("first")
+    answered(first, "hello")
+    return chat, sessions, first
+
+
+def test_a_reloaded_page_takes_its_conversation_over() -> None:
+    _, sessions, first = two_tabs()
+    again = sessions.open("again", first.conversation.id, reloaded=True)
+    assert again.conversation == first.conversation
+
+
+def test_a_page_reloaded_in_the_middle_of_an_answer_keeps_the_part() -> None:
+    engine = ScriptedEngine(LONG, delay=0.005)
+    sessions = Sessions(scripted_chat(engine))
+    first = sessions.open("first")
+    answering = first.send("go", ASKING)
+    wait_for(lambda: answering.tokens >= 3)
+    again = sessions.open("again", first.conversation.id, reloaded=True)
+    assert engine.streams[0].reason == "cancelled"
+    assert [message.finish_reason for message in again.conversation.messages] == [None, "cancelled"]
+    assert said(again)[1].startswith("word")
+
+
+def test_a_duplicated_tab_goes_its_own_way() -> None:
+    _, sessions, first = two_tabs()
+    second = sessions.open("second", first.conversation.id)
+    assert said(second) == said(first)
+    assert second.conversation.id != first.conversation.id
+    answered(second, "more")
+    assert said(first) == ["hello", "This is a scripted answer."]
+
+
+def test_a_closed_tab_is_found_again_in_the_history() -> None:
+    _, sessions, first = two_tabs()
+    sessions.close("first")
+    again = sessions.open("again", first.conversation.id)
+    assert again.conversation == first.conversation
+
+
+def test_an_unknown_conversation_is_an_empty_one() -> None:
+    assert Sessions(scripted_chat()).open("tab", "no-such-id").conversation.messages == ()
+
+
+def test_a_question_that_was_never_answered_does_not_block_the_conversation() -> None:
+    chat, sessions, first = two_tabs()
+    conversation = first.conversation.without_last_exchange()
+    sessions.close("first")
+    dangling = conversation.adding(replace(first.conversation.messages[0], content="lost"))
+    chat.history.save(dangling)
+    session = sessions.open("again", conversation.id)
+    answered(session, "next")
+    assert said(session) == ["lost", "", "next", "This is a scripted answer."]
+
+
+def test_forgotten_tabs_do_not_pile_up() -> None:
+    chat = scripted_chat()
+    sessions = Sessions(chat, limit=3)
+    oldest = sessions.open("0")
+    for name in "1234":
+        sessions.open(name)
+    with pytest.raises(Busy):
+        oldest.send("still there?", ASKING)
