@@ -5,7 +5,7 @@ import sys
 try:
     from qlora_chat.cli import main
 except ModuleNotFoundError as missing:
-    sys.exit("chatbot.py: %s is not installed in this Python; type: make chat   (or: pip install -e . && python chatbot.py)" % missing.name)
+    sys.exit(f"chatbot.py: {missing.name} is not installed here; type: make chat   (or: pip install -e . && python chatbot.py)")
 
 if __name__ == "__main__":
     sys.argv.insert(1, "serve")

@@ -37,8 +37,6 @@ class _Session:
 def talk(chat: Chat, sampling: Sampling, system: str | None, *, logging_on: bool = False) -> None:
     """Read lines and print answers until /exit or the end of input; closes the chat's engine."""
     with closing(chat.engine):
-        for notice in chat.engine.info.notices:
-            print(notice, file=sys.stderr)
         if logging_on:
             print("Finished turns are sent to LOGGING_URL.", file=sys.stderr)
         print(f"{describe(chat)}. /help lists the commands.", file=sys.stderr)

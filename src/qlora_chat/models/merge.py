@@ -92,6 +92,8 @@ def _with_adapter(model: Any, adapter: Path) -> Any:
 def _requantised(wrapped: Any) -> Any:
     """The model with the adapter merged into NF4. ModelError if a weight turns out NaN or infinite."""
     try:
+        for layer in wrapped.base_model.model.model.layers:
+            _merge(layer)
         model = wrapped.merge_and_unload(safe_merge=True)
     except ValueError as problem:
         raise ModelError(f"the merge failed ({problem}); base or adapter is broken: fetch them again") from problem
@@ -99,6 +101,16 @@ def _requantised(wrapped: Any) -> Any:
         if (state := getattr(parameter, "quant_state", None)) is not None:
             state.dtype = torch.bfloat16  # PEFT merges in fp32 and bitsandbytes would go on dequantising to that
     return model
+
+
+def _merge(layer: Any) -> None:
+    """Merge one decoder layer. The weights it replaces hang in reference cycles, and all together would fill the card."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in layer.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.merge(safe_merge=True)
+    _free()
 
 
 @torch.inference_mode()
