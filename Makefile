@@ -46,7 +46,7 @@ format: $(VENV)/installed-dev
 	@$(BIN)/ruff format
 
 bench: $(VENV)/installed-dev chromium
-	@for script in bench/start.py bench/engine.py bench/first_text.py; do $(BIN)/python $$script || exit 1; done
+	@for script in bench/engine.py bench/first_text.py; do $(BIN)/python $$script || exit 1; done
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

@@ -1,5 +1,7 @@
 """The forward pass computes what Transformers computes, for every shape of LLaMA family it takes."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config
@@ -8,9 +10,11 @@ from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.llama import Forward, Span
 from qlora_chat.models.weights import LlamaShape, build
 
-SIZES = {"vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "max_position_embeddings": 128}
-LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+SIZES: dict[str, Any] = {
+    "vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "max_position_embeddings": 128,
+}  # fmt: skip
+LINEAR: Any = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+LLAMA3: Any = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 32}  # fmt: skip
 CONFIGS: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**SIZES, num_attention_heads=4),
@@ -18,9 +22,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
         **SIZES, num_attention_heads=4, num_key_value_heads=2, rope_parameters=LLAMA3, tie_word_embeddings=True
     ),
     "biases": LlamaConfig(**SIZES, num_attention_heads=4, attention_bias=True, mlp_bias=True, head_dim=32),
-    "linear rope": LlamaConfig(
-        **SIZES, num_attention_heads=4, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
-    ),
+    "linear rope": LlamaConfig(**SIZES, num_attention_heads=4, rope_parameters=LINEAR),
     "mistral": MistralConfig(**SIZES, num_attention_heads=4, num_key_value_heads=2, sliding_window=None),
     "qwen2": Qwen2Config(**SIZES, num_attention_heads=4, num_key_value_heads=2),
 }
@@ -69,12 +71,17 @@ def test_one_pass_serves_chats_that_read_and_chats_that_write(pair: tuple[torch.
 
 
 def test_decoding_together_is_decoding_alone(pair: tuple[torch.nn.Module, Forward]) -> None:
-    """The attention that cards use for many chats, checked here against the one that takes a chat at a time."""
+    """One attention over neighbours in the cache, over copies of caches that are not, and a chat at a time."""
     _, forward = pair
-    ids = [torch.randint(0, 97, (length,)).tolist() for length in (5, 17, 30)]
+    ids = [torch.randint(0, 97, (length,)).tolist() for length in (18, 17, 20)]
     forward([Span(slot, 0, each[:-1]) for slot, each in enumerate(ids)])
     spans = [Span(slot, len(each) - 1, each[-1:]) for slot, each in enumerate(ids)]
     alone = torch.cat([forward([span]) for span in spans])
+    assert forward._side_by_side(spans) == slice(0, 3)
     torch.testing.assert_close(forward(spans), alone, atol=2e-4, rtol=1e-3)
-    forward.decode_together = True
-    torch.testing.assert_close(forward(spans), alone, atol=2e-4, rtol=1e-3)
+    apart = [spans[2], spans[0]]
+    assert forward._side_by_side(apart) is None
+    torch.testing.assert_close(forward(apart), alone[[2, 0]], atol=2e-4, rtol=1e-3)
+    forward.always_together = True
+    assert isinstance(forward._side_by_side(apart), torch.Tensor)
+    torch.testing.assert_close(forward(apart), alone[[2, 0]], atol=2e-4, rtol=1e-3)

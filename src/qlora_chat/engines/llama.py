@@ -43,8 +43,8 @@ class _Batch:
     sin: Tensor  # (N, 1, D)
     masks: list[Tensor | None]
     """For each span: which positions a token may see, (T, P) bool; None where attention is plainly causal or total."""
-    decode: tuple[Tensor, Tensor] | None
-    """Where every span is one token on a card: slots (R,) and mask (R, 1, 1, P) for one attention over all."""
+    together: tuple[slice | Tensor, Tensor] | None
+    """Where one attention serves all spans, each of one token: their slots (R) and a mask (R, 1, 1, P)."""
 
 
 class Forward:
@@ -58,8 +58,9 @@ class Forward:
         self._cos = angles.cos().to(cache.dtype)
         self._sin = angles.sin().to(cache.dtype)
         self._grouped = shape.heads != shape.kv_heads
-        self.decode_together = weights.device.type == "cuda"
-        """One attention for all chats that decode. A card gains by fewer launches; a CPU loses by copying the caches."""
+        self.always_together = weights.device.type == "cuda"
+        """Whether chats that decode share one attention even at the price of copying caches that do not lie side by side,
+        or of padding short ones: a card gains more by fewer launches."""
 
     @torch.inference_mode()
     def __call__(self, spans: Sequence[Span]) -> Tensor:
@@ -87,7 +88,7 @@ class Forward:
         queries, keys = rotated.split((shape.heads, shape.kv_heads), dim=1)
         self.cache.keys[index, batch.slots, :, batch.positions] = keys
         self.cache.values[index, batch.slots, :, batch.positions] = qkv[:, shape.heads + shape.kv_heads :]
-        seen = self._attend_together(index, queries, batch) if batch.decode else self._attend_each(index, queries, batch)
+        seen = self._attend_together(index, queries, batch) if batch.together else self._attend_each(index, queries, batch)
         return layer.attention_out(seen.reshape(len(hidden), -1).to(hidden.dtype))
 
     @staticmethod
@@ -114,9 +115,9 @@ class Forward:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def _attend_together(self, index: int, queries: Tensor, batch: _Batch) -> Tensor:
-        """One attention for all chats that decode; fewer launches, which is what costs on a card. -> (N, Q, D)."""
-        assert batch.decode
-        slots, mask = batch.decode
+        """One attention for all chats that decode: the memory is read in one stream. -> (N, Q, D)."""
+        assert batch.together
+        slots, mask = batch.together
         seen = mask.shape[-1]
         attended = scaled_dot_product_attention(
             queries.unsqueeze(2),  # (R, Q, 1, D)
@@ -134,7 +135,7 @@ class Forward:
             offsets.append(offsets[-1] + len(span.ids))
         positions = torch.tensor([span.start + i for span in spans for i in range(len(span.ids))], device=device)
         slots = torch.tensor([span.slot for span in spans for _ in span.ids], device=device)
-        together = self.decode_together and len(spans) > 1 and all(len(span.ids) == 1 for span in spans)
+        together = self._side_by_side(spans)
         return _Batch(
             spans,
             offsets,
@@ -142,9 +143,20 @@ class Forward:
             positions,
             self._cos[positions].unsqueeze(1),
             self._sin[positions].unsqueeze(1),
-            [] if together else [self._mask(span) for span in spans],
-            (slots, _lengths_mask(positions)) if together else None,
+            [] if together is not None else [self._mask(span) for span in spans],
+            (together, _lengths_mask(spans, device)) if together is not None else None,
         )
+
+    def _side_by_side(self, spans: Sequence[Span]) -> slice | Tensor | None:
+        """The slots of spans that can share one attention; None where each is better served alone."""
+        if len(spans) == 1 or any(len(span.ids) > 1 for span in spans):
+            return None
+        first, longest = spans[0].slot, max(span.start for span in spans) + 1
+        in_a_row = all(span.slot == first + row for row, span in enumerate(spans))
+        padding = longest * len(spans) - sum(span.start + 1 for span in spans)
+        if in_a_row and (self.always_together or 3 * padding <= longest * len(spans)):
+            return slice(first, first + len(spans))
+        return torch.tensor([span.slot for span in spans], device=self.weights.device) if self.always_together else None
 
     def _mask(self, span: Span) -> Tensor | None:
         if span.start == 0 or len(span.ids) == 1:
@@ -153,7 +165,8 @@ class Forward:
         return torch.ones(len(span.ids), seen, dtype=torch.bool, device=self.weights.device).tril(span.start)
 
 
-def _lengths_mask(positions: Tensor) -> Tensor:
+def _lengths_mask(spans: Sequence[Span], device: torch.device) -> Tensor:
     """(R, 1, 1, P) bool: each chat sees the positions up to its own."""
-    longest = int(positions.max()) + 1
-    return (torch.arange(longest, device=positions.device) <= positions[:, None])[:, None, None]
+    own = torch.tensor([span.start for span in spans], device=device)
+    longest = max(span.start for span in spans) + 1
+    return (torch.arange(longest, device=device) <= own[:, None])[:, None, None]

@@ -44,7 +44,7 @@ class Scheduler:
         self._admit()
         if not self.running:
             return
-        requests = list(self.running)
+        requests = sorted(self.running, key=_slot_index)  # neighbours in the cache share one attention
         spans = self._spans(requests)
         try:
             logits = self._run(spans)
@@ -151,6 +151,11 @@ def _next_span(request: Request, share: int) -> Span:
     start = len(_slot_ids(request))
     assert request.slot is not None
     return Span(request.slot.index, start, request.ids[start : start + share])
+
+
+def _slot_index(request: Request) -> int:
+    assert request.slot is not None
+    return request.slot.index
 
 
 def _slot_ids(request: Request) -> list[int]:

@@ -1,0 +1,97 @@
+"""A start and a question as a person lives them: `make chat` to a ready page, and Enter to the first visible text.
+
+    python bench/first_text.py
+
+Starts the page with the bundled demo (merged before, so this is a second start), opens it in headless Chromium, and asks
+20 short questions, each in a new conversation. Times are the browser's own: from the key press to the first change of the
+answer's text, seen by a MutationObserver.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+
+from common import ROOT, report
+from playwright.sync_api import sync_playwright
+
+QUESTIONS, STARTS = 20, 3
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+WATCH = """() => {
+  window.firstText = null;
+  document.addEventListener('keydown', event => {
+    if (event.key !== 'Enter') return;
+    const began = performance.now(), before = document.querySelectorAll('.bot.message, .message.bot').length;
+    const seen = new MutationObserver(() => {
+      const answers = document.querySelectorAll('.bot.message, .message.bot');
+      if (answers.length > before && answers[answers.length - 1].innerText.trim()) {
+        window.firstText = performance.now() - began; seen.disconnect();
+      }
+    });
+    seen.observe(document.body, {subtree: true, childList: true, characterData: true});
+  }, true);
+}"""
+
+
+@contextmanager
+def page_process():
+    """`make chat` in a process; yields (address, seconds until the page answers)."""
+    began = time.perf_counter()
+    process = subprocess.Popen(["make", "-s", "chat"], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert process.stderr
+        address = next(found.group() for line in process.stderr if (found := re.search(r"http://\S+:\d+", line)))
+        urllib.request.urlopen(address, timeout=10).read()
+        yield address, time.perf_counter() - began
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+
+
+def main() -> None:
+    with page_process():
+        pass  # the first start merges; what follows is measured on later ones
+    starts = []
+    for _ in range(STARTS):
+        with page_process() as (_, seconds):
+            starts.append(seconds)
+    began = time.perf_counter()
+    with page_process() as (address, _), sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        page = browser.new_page()
+        page.goto(address)
+        box = page.get_by_role("textbox", name=re.compile("message", re.I)).first
+        page.evaluate(WATCH)
+        times, answered = [], 0.0
+        for index in range(QUESTIONS):
+            box.fill(f"What is {index} plus 5?")
+            page.evaluate("window.firstText = null")
+            box.press("Enter")
+            page.wait_for_function("window.firstText !== null", timeout=20_000)
+            times.append(page.evaluate("window.firstText"))
+            answered = answered or time.perf_counter() - began
+            page.wait_for_timeout(1500)
+            page.get_by_role("button", name="Clear").click()
+            page.wait_for_timeout(400)
+        browser.close()
+    report(
+        "first_text",
+        {
+            "second start to ready page, s": round(statistics.median(starts), 2),
+            "second start to first answer in the browser, s": round(answered, 2),
+            "Enter to first visible text, p50 ms": round(statistics.median(times), 0),
+            "Enter to first visible text, p95 ms": round(sorted(times)[int(0.95 * len(times))], 0),
+            "questions": len(times),
+        },
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
