@@ -62,11 +62,12 @@ def weight_bytes(base: Base, held: Held) -> int:
 
 
 def needed_bytes(base: Base, held: Held, adapter_bytes: int, device: str) -> int:
-    """Predicted bytes of weights, of one chat's keys and values over the whole window (bf16), and of overhead."""
+    """Predicted bytes of weights, of one chat's keys and values over the whole window, and of overhead."""
     shape = base.shape
     relaid_head = 2 * shape.vocabulary * shape.hidden if shape.tied_head and device == "cpu" else 0
     beside = adapter_bytes if held == "nf4+adapter" else 0
-    cache = 2 * 2 * shape.layers * shape.kv_heads * shape.head_dim * shape.window
+    value_bytes = 4 if device == "cpu" else 2  # the engine keeps them in float32 on a CPU, in bf16 on a card
+    cache = 2 * value_bytes * shape.layers * shape.kv_heads * shape.head_dim * shape.window
     return weight_bytes(base, held) + relaid_head + beside + cache + OVERHEAD[device]
 
 
