@@ -1,0 +1,116 @@
+"""The page as it ships: `python chatbot.py` in a process, the bundled demo behind it, a real browser in front."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from .driving import answers, ready, say, set_slider, wait_for
+
+pytestmark = [pytest.mark.browser]
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def address(demo_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where the program says that it is ready; ended by SIGTERM, as a service manager would."""
+    home = str(tmp_path_factory.mktemp("home"))
+    own = {"QLORA_CHAT_CACHE": str(demo_cache), "HF_HUB_OFFLINE": "1", "HOME": home, "HF_HOME": home, "LOGGING_URL": ""}
+    process = subprocess.Popen(
+        [sys.executable, "chatbot.py", "--model", "demo"],
+        cwd=ROOT,
+        env={**os.environ, **own},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr
+    yield next(found.group() for line in process.stderr if (found := re.search(r"http://\S+:\d+", line)))
+    process.send_signal(signal.SIGTERM)
+    process.stderr.read()
+    process.stderr.close()
+    assert process.wait(30) == 0
+
+
+@pytest.fixture
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(address)
+        ready(page)
+        page.click("text=Advanced options")
+        yield page
+
+
+def wander(page: Page) -> None:
+    """Begin an answer that goes on and on; a hot one may also end at once, so it is asked for again."""
+    set_slider(page, "temperature", "1.5")
+    set_slider(page, "top_p", "1")
+    for _ in range(8):
+        say(page, "Tell me a very long story about the sea.")
+        expect(page.locator("#stop")).to_be_enabled()
+        wait_for(page, lambda: page.locator("#send").is_enabled() or (answers(page) and len(answers(page)[-1]) > 40))
+        if not page.locator("#send").is_enabled():
+            return
+        page.click("#clear")
+        expect(page.locator("#chat .bot")).to_have_count(0)
+    pytest.fail("eight answers in a row ended within 40 characters")
+
+
+def test_the_demo_answers_and_remembers_and_says_that_it_is_a_toy(page: Page) -> None:
+    expect(page.locator("body")).to_contain_text("45 M-parameter toy")
+    set_slider(page, "temperature", "0")
+    say(page, "My name is Tom.")
+    expect(page.locator("#chat .bot")).to_contain_text("Tom")
+    expect(page.locator("#send")).to_be_enabled()
+    say(page, "What is my name?")
+    expect(page.locator("#chat .bot").last).to_contain_text("Your name is Tom.")
+    expect(page.locator("body")).to_contain_text(
+        re.compile(r"bf16 · cpu · \d+ tokens/s · first token \d+ ms · context \d+ of 512")
+    )
+
+
+def test_an_answer_grows_and_stop_ends_it(page: Page) -> None:
+    for _ in range(8):
+        wander(page)
+        page.evaluate("document.querySelector('#stop').click()")  # at once: an answer may also come to its own end
+        wait_for(page, page.locator("#send").is_enabled)
+        if answers(page)[-1] == "Stopped.":
+            break
+        page.click("#clear")
+    assert answers(page)[-1] == "Stopped."
+    assert len(answers(page)[-2]) > 40, "what came is kept"
+    ended = answers(page)
+    page.wait_for_timeout(500)
+    assert answers(page) == ended
+
+
+def test_a_slider_acts_on_the_answer_being_written(page: Page) -> None:
+    wander(page)
+    set_slider(page, "max_new_tokens", "1")
+    expect(page.locator("#send")).to_be_enabled(timeout=1500)
+    used = re.search(r"context (\d+) of 512", page.locator("body").inner_text())
+    assert used
+    assert int(used.group(1)) < 512, "the slider ended it, not the window"
+
+
+def test_clear_and_reload(page: Page) -> None:
+    wander(page)
+    page.click("#clear")
+    expect(page.locator("#chat .bot")).to_have_count(0)
+    set_slider(page, "temperature", "0")
+    say(page, "What is the capital of France?")
+    expect(page.locator("#chat .bot")).to_contain_text("The capital of France is Paris.")
+    expect(page.locator("#send")).to_be_enabled()
+    page.reload()
+    expect(page.locator("#chat .bot")).to_contain_text("The capital of France is Paris.")
+    page.click("text=Advanced options")
+    expect(page.locator("#temperature input[type=number]")).to_have_value("0")
