@@ -92,7 +92,7 @@ def _auto(finder: _Finder, places: Sequence[Place]) -> Source:
         finder.check_fits(source, places)
     except ModelError as problem:
         how = f"to get the 7B: qlora-chat serve --model {GUANACO}"
-        return demo(f"the bundled demo answers, because {GUANACO} was left out: {problem} ({how})")
+        return demo(f"The bundled demo answers, because {GUANACO} was left out: {problem} ({how})")
     return source
 
 
