@@ -136,6 +136,42 @@ def test_chat_remembers_and_obeys(environment: dict[str, str]) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_retry_that_cannot_begin_loses_nothing(environment: dict[str, str]) -> None:
+    typed = [
+        "/set temperature 0",
+        "What is the capital of France?",
+        "/system " + "word " * 600,
+        "/retry",
+        "/system",
+        "/retry",
+        "/exit",
+    ]
+    done = run(environment, "chat", "--model", "demo", typed="\n".join(typed))
+    assert "too long" in done.stderr
+    assert done.stdout.count("The capital of France is Paris.") == 2
+
+
+def test_ctrl_c_never_ends_the_program(environment: dict[str, str]) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "chat", "--model", "demo"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**environment, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert process.stdin
+    assert process.stderr
+    while b"/help lists" not in process.stderr.readline():
+        pass
+    for _ in range(20):
+        process.stdin.write(b"Hi, who are you?\n")
+        process.stdin.flush()
+        time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    rest, errors = process.communicate(b"\n/set temperature 0\nWhat is the capital of France?\n/exit\n", timeout=60)
+    assert process.returncode == 0, errors
+    assert b"(temperature 0.0)" in rest
+    assert b"Traceback" not in errors
+
+
 def test_ctrl_c_stops_the_answer_and_not_the_program(environment: dict[str, str]) -> None:
     process = subprocess.Popen(
         [*COMMAND, "chat", "--model", "demo", "--seed", "1", "--temperature", "1.5", "--top-p", "1"],

@@ -43,9 +43,22 @@ def test_changed_keeps_the_rest_and_refuses_unknown_names() -> None:
     assert Sampling(seed=3).changed(temperature=0) == Sampling(temperature=0.0, seed=3)
     with pytest.raises(SettingsError, match="unknown sampling setting 'warmth'; known: temperature"):
         Sampling().changed(warmth=1)
+    with pytest.raises(SettingsError, match="unknown sampling setting 'self'"):
+        Sampling().changed(**{"self": 1})
 
 
-@pytest.mark.parametrize("url", ["http://example.com/log", "ftp://example.com", "example.com", "https://", "http://10.0.0.1/"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.com/log",
+        "ftp://example.com",
+        "example.com",
+        "https://",
+        "http://10.0.0.1/",
+        "http://[",
+        "https://h:99999/",
+    ],
+)
 def test_a_log_goes_over_https_or_stays_on_this_machine(url: str) -> None:
     with pytest.raises(SettingsError, match="LOGGING_URL"):
         LogSettings(url)

@@ -76,7 +76,8 @@ FORMATS: Mapping[str, PromptFormat] = {
         ),
     )
 }  # fmt: skip
-"""guanaco: the text the adapter was trained on. guanaco-card: its model card. guanaco-notebook: the original demo."""
+"""guanaco: the text the adapter was trained on. guanaco-card: its model card. guanaco-notebook: the original demo, which
+writes an open turn and a closed one differently, so that past answers are tokenised again at every turn."""
 
 DEFAULT_FORMAT = FORMATS["guanaco"]
 

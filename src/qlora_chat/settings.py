@@ -69,7 +69,7 @@ class Sampling:
                 continue
             object.__setattr__(self, each.name, _checked(each.name, value))
 
-    def changed(self, **values: Any) -> Sampling:
+    def changed(self, /, **values: Any) -> Sampling:
         """A copy with some fields replaced; SettingsError for unknown names or bad values."""
         known = {each.name: getattr(self, each.name) for each in fields(self)}
         unknown = sorted(set(values) - set(known))
@@ -151,9 +151,14 @@ class LogSettings:
     def __post_init__(self) -> None:
         if self.url is None:
             return
-        parts = urlsplit(self.url)
+        problem = SettingsError("LOGGING_URL must look like https://host/path")
+        try:
+            parts = urlsplit(self.url)
+            _ = parts.port  # checked only when it is read
+        except ValueError:
+            raise problem from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise SettingsError("LOGGING_URL must look like https://host/path")
+            raise problem
         if parts.scheme == "http" and not is_loopback(parts.hostname):
             raise SettingsError(
                 f"LOGGING_URL would send conversations to {parts.hostname} unencrypted: use https (http is for loopback only)"

@@ -32,20 +32,31 @@ class _Session:
     chat: Chat
     sampling: Sampling
     conversation: Conversation
+    reading: bool = False
+    """Waiting for a line."""
+    turn: Turn | None = None
+    """The answer being written."""
+
+    def interrupt(self) -> None:
+        """Ctrl-C: stops the answer, or drops the line being typed, and never ends the program."""
+        if self.turn:
+            self.turn.cancel()
+        elif self.reading:
+            raise KeyboardInterrupt
 
 
 def talk(chat: Chat, sampling: Sampling, system: str | None, *, logging_on: bool = False) -> None:
     """Read lines and print answers until /exit or the end of input; closes the chat's engine."""
-    with closing(chat.engine):
+    session = _Session(chat, sampling, Conversation(system=system))
+    with closing(chat.engine), _ctrl_c_calls(session.interrupt):
         if logging_on:
             print("Finished turns are sent to LOGGING_URL.", file=sys.stderr)
         print(f"{describe(chat)}. /help lists the commands.", file=sys.stderr)
-        session = _Session(chat, sampling, Conversation(system=system))
-        while (line := _read_line()) is not None:
+        while (line := _read_line(session)) is not None:
             if not line.strip():
                 continue
             if not line.startswith("/"):
-                _answer(session, line)
+                _answer(session, line, session.conversation)
             elif not _command(session, line):
                 return
 
@@ -78,29 +89,34 @@ def describe(chat: Chat) -> str:
     return f"{info.name}, {info.precision} on {info.device}, window {info.window:,} tokens"
 
 
-def _read_line() -> str | None:
-    """The next line, or None at the end of input. Ctrl-C at the prompt drops the line and not the program."""
+def _read_line(session: _Session) -> str | None:
+    """The next line, or None at the end of input."""
     while True:
         try:
+            session.reading = True
             return input("> ")
         except KeyboardInterrupt:
+            session.reading = False
             print("\n(/exit or Ctrl-D leaves)", file=sys.stderr)
         except EOFError:
             print()
             return None
+        finally:
+            session.reading = False
 
 
-def _answer(session: _Session, text: str) -> None:
+def _answer(session: _Session, text: str, conversation: Conversation) -> None:
+    """Answer `text` after `conversation`; the session's own conversation changes only if that succeeds."""
     try:
-        turn = session.chat.reply(session.conversation, text, session.sampling)
+        turn = session.turn = session.chat.reply(conversation, text, session.sampling)
         if turn.prompt.dropped:
             print(f"(the window is full: the oldest {len(turn.prompt.dropped)} messages are no longer read)", file=sys.stderr)
-        with _ctrl_c_calls(turn.cancel):
-            _print_answer(turn, show=True)
+        _print_answer(turn, show=True)
+        session.conversation = turn.conversation
     except (PromptTooLong, EngineError) as problem:
-        print(problem, file=sys.stderr)
-        return
-    session.conversation = turn.conversation
+        print(f"\n{problem}" if session.turn else problem, file=sys.stderr)
+    finally:
+        session.turn = None
 
 
 def _print_answer(turn: Turn, show: bool) -> None:
@@ -160,8 +176,7 @@ def _retry(session: _Session) -> None:
     if text is None:
         print("there is nothing to answer again yet", file=sys.stderr)
         return
-    session.conversation = session.conversation.without_last_exchange()
-    _answer(session, text)
+    _answer(session, text, session.conversation.without_last_exchange())
 
 
 @contextmanager

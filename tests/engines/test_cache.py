@@ -41,6 +41,13 @@ def test_a_shared_beginning_does_not_cost_another_conversation_its_slot(cache: K
     assert slot.index != first
 
 
+def test_the_same_question_again_finds_its_slot_however_long_the_old_answer(cache: KVCache) -> None:
+    first = hold(cache, [1, 2, 3, *range(10, 90)])
+    slot = cache.take([1, 2, 3])
+    assert slot is not None
+    assert (slot.index, slot.ids) == (first, [1, 2])
+
+
 def test_when_all_are_busy_there_is_none(cache: KVCache) -> None:
     assert cache.take([1, 2])
     assert cache.take([1, 2])

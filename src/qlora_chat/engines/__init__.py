@@ -71,7 +71,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Cancel what is running and free the model."""
+        """Cancel what is running; nothing can be begun afterwards."""
         ...
 
 

@@ -60,10 +60,10 @@ class KVCache:
 
     @staticmethod
     def _worth_keeping(slot: Slot, prompt: Sequence[int]) -> int:
-        """Shared tokens, if they are most of what the slot holds. A system text that every chat begins with must not
-        cost another conversation its cache while an older slot is free."""
+        """Shared tokens, if they are most of what the slot holds, or all of the prompt (the same question again). A system
+        text that every chat begins with must not cost another conversation its cache while an older slot is free."""
         shared = common_prefix(slot.ids, prompt)
-        return shared if 2 * shared >= len(slot.ids) else 0
+        return shared if 2 * shared >= len(slot.ids) or shared >= len(prompt) - 1 else 0
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -65,7 +65,7 @@ class LocalEngine:
         with self._changed:
             if self._closing:
                 raise EngineError("the engine is closed")
-            self._scheduler.waiting.append(request)
+            self._scheduler.submit(request)
             self._changed.notify()
         return LocalStream(request)
 

@@ -83,14 +83,14 @@ class Request:
             self._end("stop", text, token_id)
             return True
         if self.generated >= self.sampling.max_new_tokens or len(self.ids) >= self._window:
-            self._end("length", text + self._rest(), token_id)
+            self._end("length", text, token_id)
             return True
         self.pieces.put(Piece(text, token_id))
         return False
 
     def end_cancelled(self) -> None:
         """Tell the caller that the answer ends here because it was asked to."""
-        self._end("cancelled", self._rest())
+        self._end("cancelled", "")
 
     def fail(self, problem: BaseException) -> None:
         """Raise the problem in the caller's hands, and in no other's."""
@@ -99,7 +99,8 @@ class Request:
         self.pieces.put(error)
 
     def _rest(self) -> str:
-        """Held-back text, once it is certain that no stop will come of it."""
+        """Held-back text, where the model itself has ended: then no stop can come of it. An answer that is cut off goes
+        without, since what is held back may be half a marker or half a character."""
         shown = self._text_stops.push(self._detokenizer.flush())
         return shown if self._text_stops.stopped else shown + self._text_stops.flush()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 
 import torch
 
@@ -28,6 +29,7 @@ class Scheduler:
 
     def __init__(self, forward: Callable[[Sequence[Span]], torch.Tensor], cache: KVCache) -> None:
         self._forward, self._cache = forward, cache
+        self._arriving: SimpleQueue[Request] = SimpleQueue()
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
         self.forwards = 0
@@ -36,10 +38,15 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not self.waiting and not self.running
+        return self._arriving.empty() and not self.waiting and not self.running
+
+    def submit(self, request: Request) -> None:
+        """Let a request in at the next step; the one thing that other threads may call."""
+        self._arriving.put(request)
 
     def step(self) -> None:
         """Drop the cancelled, admit the waiting, run one forward pass, hand out one token a chat that is ready for it."""
+        self._let_in()
         self._drop_cancelled()
         self._admit()
         if not self.running:
@@ -55,6 +62,7 @@ class Scheduler:
 
     def cancel_all(self) -> None:
         """End every answer here: nobody is left waiting for a piece that will not come."""
+        self._let_in()
         for request in [*self.waiting, *self.running]:
             request.cancelled = True
         self._drop_cancelled()
@@ -63,6 +71,10 @@ class Scheduler:
         """Something is wrong with the engine itself: everyone who runs hears of it, and those who wait go on."""
         for request in list(self.running):
             self._fail(request, problem)
+
+    def _let_in(self) -> None:
+        while not self._arriving.empty():
+            self.waiting.append(self._arriving.get())
 
     def _drop_cancelled(self) -> None:
         for request in [each for each in self.waiting if each.cancelled]:

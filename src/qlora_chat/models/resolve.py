@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qlora_chat.models import ModelError, Notify
-from qlora_chat.models.cache import Cache, CacheUnusable, Entry, fingerprints, key_of
+from qlora_chat.models.cache import Cache, CacheUnusable, Entry, Record, fingerprints, key_of
 from qlora_chat.models.convert import convert_into
 from qlora_chat.models.folders import Base, adapter_bytes, check_adapter, is_complete_base
 from qlora_chat.models.hub import (
@@ -31,6 +31,7 @@ GUANACO_ADAPTER = "timdettmers/guanaco-7b"
 ALIASES = {"decapoda-research/llama-7b-hf": GUANACO_BASE}
 """Repositories that are gone, and the one that holds the same weights."""
 FREE_CARD_BYTES = 6 * GIB
+FREE_CARD_BYTES_BF16 = 16 * GIB
 """What `auto` wants free on a card before it fetches the 7B."""
 
 DEMO = "Llama-Lumi-45M"
@@ -118,11 +119,15 @@ class _Finder:
 
     def check_worth_fetching(self, places: Sequence[Place]) -> None:
         """ModelError unless a card has room and the Hub answers."""
-        if not any(place.device == "cuda" and place.free >= FREE_CARD_BYTES for place in places):
-            raise ModelError("it is not on this machine, and no graphics card with 6 GiB free was found to fetch it for")
+        if not any(place.device == "cuda" and place.free >= self._worth_bytes() for place in places):
+            room = f"{self._worth_bytes() // GIB} GiB"
+            raise ModelError(f"it is not on this machine, and no graphics card with {room} free was found to fetch it for")
         if not self.hub.answers(GUANACO_BASE):
             reason = "HF_HUB_OFFLINE is set" if self.hub.offline else "the Hub did not answer within 3 s"
             raise ModelError(f"it is not on this machine, and {reason}")
+
+    def _worth_bytes(self) -> int:
+        return FREE_CARD_BYTES_BF16 if self.settings.precision == "bf16" else FREE_CARD_BYTES
 
     def check_fits(self, source: Source, places: Sequence[Place]) -> None:
         ways = ways_to_hold(self.settings.precision, source.adapter is not None)
@@ -207,9 +212,23 @@ def kept_entries(cache: Cache, source: Source, ways: Sequence[Held]) -> dict[Hel
         adapter, precision = (None, "nf4") if held == "nf4+adapter" else (source.adapter and source.adapter.name, held)
         for entry in entries:
             made = entry.record
-            if (made.get("base"), made.get("adapter"), made.get("precision")) == (source.base.name, adapter, precision):
+            same_names = (made.get("base"), made.get("adapter"), made.get("precision")) == (
+                source.base.name,
+                adapter,
+                precision,
+            )
+            if same_names and (adapter is None or _made_of(made, source.adapter)):
                 found.setdefault(held, entry)
     return found
+
+
+def _made_of(record: Record, adapter: Part | None) -> bool:
+    """Whether it is this very adapter that was merged: many a folder is called adapter_model, and is trained again."""
+    if adapter is None or adapter.folder is None:
+        return True
+    merged, here = record.get("adapter_files"), fingerprints(adapter.folder)
+    recorded = merged if isinstance(merged, dict) else {}
+    return all(recorded.get(name) == here.get(name) for name in ("adapter_config.json", "adapter_model.safetensors"))
 
 
 def check_source(source: Source) -> Base | None:
