@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from qlora_chat.engines import Engine, Finish, Piece, Stream
 from qlora_chat.history import HistoryStore, TurnRecord
 from qlora_chat.messages import Conversation, FinishReason, Message
-from qlora_chat.prompt import Prompt, PromptFormat, fit_prompt, kept_ids
+from qlora_chat.prompt import Prompt, PromptFormat, fit_prompt, kept_ids, render
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
 
@@ -35,6 +35,12 @@ class Chat:
         stops = Stops(self.engine.info.stop_token_ids | {each for each in named if each is not None}, self.form.stop_texts)
         self.history.save(asked)
         return Turn(self, asked, prompt, sampling, self.engine.stream(prompt, sampling, stops), logged)
+
+    def context_used(self, conversation: Conversation) -> int:
+        """Tokens that the conversation takes of the window, the next answer's opening included; 0 before it begins."""
+        if not conversation.messages:
+            return 0
+        return min(len(render(conversation, self.form, self.engine.tokenizer).ids), self.engine.info.window)
 
 
 class Turn:

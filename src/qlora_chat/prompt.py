@@ -200,10 +200,11 @@ def escape(text: str) -> str:
 def kept_ids(tokenizer: Tokenizer, generated: Sequence[int], text: str) -> tuple[int, ...]:
     """Ids that decode exactly to `text`, keeping as many of the `generated` ones as lie wholly inside it.
 
-    A stop text or trailing white space may begin inside a token; what is left of such a token is tokenised again.
+    A stop text or trailing white space may begin inside a token; what is left of such a token is tokenised again. () where
+    an engine gives no ids.
     """
     for end in range(len(generated), 0, -1):
         inside = tokenizer.decode(generated[:end])
         if inside and text.startswith(inside):
             return (*generated[:end], *(tokenizer.encode_continuation(text[len(inside) :]) if len(inside) < len(text) else ()))
-    return tuple(tokenizer.encode_continuation(text)) if text else ()
+    return tuple(tokenizer.encode_continuation(text)) if generated and text else ()

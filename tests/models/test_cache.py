@@ -194,3 +194,18 @@ def test_large_models_are_written_in_shards_that_transformers_reads(
     assert len(list(folder.glob("model-0*-of-0*.safetensors"))) > 2
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
     assert torch.equal(theirs.model.embed_tokens.weight, model.weights.embeddings)
+
+
+def test_a_kept_merge_is_of_this_very_adapter_and_not_of_one_by_the_same_name(
+    make_base: MakeBase, make_adapter: MakeAdapter, in_hub_cache: Publish, tmp_path: Path, said: list[str]
+) -> None:
+    base = make_base()
+    runs = [tmp_path / run / "adapter_model" for run in ("run1", "run2")]
+    for seed, folder in enumerate(runs):
+        shutil.copytree(make_adapter(base, seed=seed), folder)
+    snapshot = in_hub_cache("org/tiny", base)
+    open_model(ModelSettings(base="org/tiny", adapter=str(runs[0]), device="cpu"), said.append)
+    shutil.rmtree(snapshot)
+    open_model(ModelSettings(base="org/tiny", adapter=str(runs[0]), device="cpu"), said.append)
+    with pytest.raises(ModelError):
+        open_model(ModelSettings(base="org/tiny", adapter=str(runs[1]), device="cpu"), said.append)

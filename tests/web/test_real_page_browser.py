@@ -112,5 +112,6 @@ def test_clear_and_reload(page: Page) -> None:
     expect(page.locator("#send")).to_be_enabled()
     page.reload()
     expect(page.locator("#chat .bot")).to_contain_text("The capital of France is Paris.")
+    expect(page.locator("body")).to_contain_text(re.compile(r"context \d+ of 512"))
     page.click("text=Advanced options")
     expect(page.locator("#temperature input[type=number]")).to_have_value("0")

@@ -29,6 +29,7 @@ class Handlers:
     """One method an event. `parts` are the outputs that every method may set."""
 
     def __init__(self, chat: Chat, sessions: Sessions, parts: Parts) -> None:
+        self._chat = chat
         self._info = chat.engine.info
         self._sessions = sessions
         self._parts = parts
@@ -159,7 +160,7 @@ class Handlers:
 
     def _status(self, answering: Answering | None, conversation: Conversation | None = None) -> str:
         if answering is None:
-            return shown.status(self._info, used=0 if conversation and not conversation.messages else None)
+            return shown.status(self._info, used=self._chat.context_used(conversation) if conversation else None)
         if finish := answering.turn.finish:
             used = finish.prompt_tokens + finish.completion_tokens
             return shown.status(self._info, used, finish.tokens_per_s, finish.ttft_ms)
