@@ -104,6 +104,8 @@ class Prompt:
 class PromptTooLong(ValueError):
     """The newest message and the system text alone do not fit the window."""
 
+    for_people = True
+
     def __init__(self, tokens: int, limit: int, window: int) -> None:
         super().__init__(
             f"This message is too long: with the system text it takes {tokens:,} tokens, and at most {limit:,} fit "

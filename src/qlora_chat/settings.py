@@ -24,6 +24,8 @@ DEFAULT_PORT = 7860
 class SettingsError(ValueError):
     """A setting that cannot be used; the message says which, what arrived and what is allowed."""
 
+    for_people = True
+
 
 @dataclass(frozen=True)
 class Range:

@@ -45,6 +45,8 @@ class Piece:
 class EngineError(RuntimeError):
     """Generation failed; the message is fit to be shown."""
 
+    for_people = True
+
 
 class Stream(Protocol):
     """One answer being generated. Iterating raises EngineError if generation fails."""

@@ -23,6 +23,8 @@ Notify = Callable[[str], None]
 class ModelError(RuntimeError):
     """A model cannot be used; the message says what arrived, what was expected, and what to do next."""
 
+    for_people = True
+
 
 @dataclass(frozen=True)
 class ModelInfo:

@@ -37,6 +37,8 @@ POLL_SECONDS = 0.05
 class ServeError(RuntimeError):
     """The page cannot be served; the message is fit to be shown."""
 
+    for_people = True
+
 
 @dataclass(frozen=True)
 class _Served:

@@ -1,0 +1,45 @@
+"""The command line: one thin function a command, in the module of its kind; this one lists them.
+
+Scope: options in, exit code out. What a command needs is imported inside it, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from qlora_chat import __version__
+from qlora_chat.cli import making, talking
+
+app = typer.Typer(
+    name="qlora-chat",
+    help="Turn a QLoRA adapter into a chatbot, on the hardware you own.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+app.command()(talking.serve)
+app.command()(talking.chat)
+app.command()(talking.ask)
+app.command("convert-adapter")(making.convert_adapter)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+def main() -> None:
+    """Entry point: an error that a person can act on is one line and exit code 1; a traceback is a defect."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as problem:
+        if not getattr(problem, "for_people", False):
+            raise
+        print(f"qlora-chat: {problem}", file=sys.stderr)
+        sys.exit(1)

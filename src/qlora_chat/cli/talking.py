@@ -1,0 +1,116 @@
+"""serve, chat and ask: the commands that talk with a model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import closing
+from typing import Annotated
+
+import typer
+
+from qlora_chat import settings
+from qlora_chat.cli.opening import Log, notify, open_chat
+from qlora_chat.cli.options import (
+    Adapter,
+    Base,
+    DeviceOption,
+    Format,
+    MaxNewTokens,
+    Model,
+    PrecisionOption,
+    RepetitionPenalty,
+    Seed,
+    Slots,
+    System,
+    Temperature,
+    TopK,
+    TopP,
+    model_settings,
+)
+from qlora_chat.settings import Sampling, ServeSettings, SettingsError
+
+
+def serve(
+    model: Model = "auto",
+    base: Base = None,
+    adapter: Adapter = None,
+    precision: PrecisionOption = "auto",
+    device: DeviceOption = "auto",
+    prompt_format: Format = None,
+    slots: Slots = None,
+    host: Annotated[str, typer.Option(help="address to listen on; beyond this machine needs QLORA_CHAT_TOKEN")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="default: 7860 or the next free one")] = None,
+    allow_host: Annotated[list[str] | None, typer.Option(help="a host name by which browsers may reach the page")] = None,
+) -> None:
+    """Open the page."""
+    settings.quiet_libraries()
+    chosen = model_settings(model, base, adapter, precision, device, prompt_format, slots)
+    serving = ServeSettings(host, port, settings.page_token(), tuple(allow_host or ()))
+    logging = settings.log_settings()
+
+    from qlora_chat.web.app import serve as serve_page
+
+    with closing(Log(logging)) as log:
+        serve_page(lambda: open_chat(chosen, log.sender), serving, notify, logging_on=log.sender is not None)
+
+
+def chat(
+    model: Model = "auto",
+    base: Base = None,
+    adapter: Adapter = None,
+    precision: PrecisionOption = "auto",
+    device: DeviceOption = "auto",
+    prompt_format: Format = None,
+    temperature: Temperature = 0.7,
+    top_p: TopP = 0.9,
+    top_k: TopK = 0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    max_new_tokens: MaxNewTokens = 1536,
+    seed: Seed = None,
+    system: System = None,
+) -> None:
+    """Talk in the terminal. /help lists what can be typed; Ctrl-C stops an answer."""
+    settings.quiet_libraries()
+    chosen = model_settings(model, base, adapter, precision, device, prompt_format, slots=1)
+    sampling = Sampling(temperature, top_p, top_k, repetition_penalty, max_new_tokens, seed)
+    logging = settings.log_settings()
+
+    from qlora_chat.terminal import talk
+
+    with closing(Log(logging)) as log:
+        talk(open_chat(chosen, log.sender), sampling, system, logging_on=log.sender is not None)
+
+
+def ask(
+    text: Annotated[str, typer.Argument(help="the question; - reads it from standard input")],
+    model: Model = "auto",
+    base: Base = None,
+    adapter: Adapter = None,
+    precision: PrecisionOption = "auto",
+    device: DeviceOption = "auto",
+    prompt_format: Format = None,
+    temperature: Temperature = 0.7,
+    top_p: TopP = 0.9,
+    top_k: TopK = 0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    max_new_tokens: MaxNewTokens = 1536,
+    seed: Seed = None,
+    system: System = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Ask one question and print the answer."""
+    settings.quiet_libraries()
+    chosen = model_settings(model, base, adapter, precision, device, prompt_format, slots=1)
+    sampling = Sampling(temperature, top_p, top_k, repetition_penalty, max_new_tokens, seed)
+    logging = settings.log_settings()
+    question = sys.stdin.read() if text == "-" else text
+    if not question.strip():
+        raise SettingsError("there is nothing to ask: TEXT is empty")
+
+    from qlora_chat.terminal import ask_once
+
+    with closing(Log(logging)) as log:
+        result = ask_once(open_chat(chosen, log.sender), question, sampling, system, show=not as_json)
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
