@@ -70,6 +70,20 @@ def test_one_pass_serves_chats_that_read_and_chats_that_write(pair: tuple[torch.
         torch.testing.assert_close(logits[row], logits_of(model, ids), atol=2e-4, rtol=1e-3)
 
 
+def test_a_span_gives_logits_for_as_many_of_its_last_tokens_as_it_asks_for(
+    pair: tuple[torch.nn.Module, Forward],
+) -> None:
+    """As checking drafted tokens needs them, beside a chat that wants its next token only."""
+    model, forward = pair
+    drafted, plain = (torch.randint(0, 97, (length,)).tolist() for length in (17, 12))
+    forward([Span(0, 0, drafted[:13]), Span(1, 0, plain[:-1])])
+    logits = forward([Span(0, 13, drafted[13:], logits=3), Span(1, 11, plain[-1:])])
+    ends = [drafted[:15], drafted[:16], drafted, plain]
+    assert len(logits) == len(ends)
+    for row, ids in zip(logits, ends, strict=True):
+        torch.testing.assert_close(row, logits_of(model, ids), atol=2e-4, rtol=1e-3)
+
+
 def test_decoding_together_is_decoding_alone(pair: tuple[torch.nn.Module, Forward]) -> None:
     """One attention over neighbours in the cache, over copies of caches that are not, and a chat at a time."""
     _, forward = pair

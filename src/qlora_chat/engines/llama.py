@@ -28,6 +28,8 @@ class Span:
     start: int
     """Position of the first; everything before it is in the cache."""
     ids: Sequence[int]
+    logits: int = 1
+    """For how many of its last tokens logits are wanted: more than one where drafted tokens are being checked."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,16 @@ class Forward:
 
     @torch.inference_mode()
     def __call__(self, spans: Sequence[Span]) -> Tensor:
-        """Logits after the last token of each span, (R, V) float32."""
+        """Logits after the last `logits` tokens of each span, one row a token in the spans' order: (R, V) float32 where each
+        wants one."""
         batch = self._lay_out(spans)
         ids = torch.tensor([each for span in spans for each in span.ids], device=self.weights.device)
         hidden = self.weights.embeddings[ids]  # (N, H)
         for index, layer in enumerate(self.weights.layers):
             hidden = hidden + self._attention(layer, index, hidden, batch)
             hidden = hidden + self._mlp(layer, hidden)
-        last = hidden[[end - 1 for end in batch.offsets[1:]]]  # (R, H)
-        return self.weights.head(self._norm(last, self.weights.norm)).float()
+        wanted = [end - each for span, end in zip(spans, batch.offsets[1:], strict=True) for each in range(span.logits, 0, -1)]
+        return self.weights.head(self._norm(hidden[wanted], self.weights.norm)).float()
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return rms_norm(x, weight.shape, weight, self.weights.shape.norm_eps)
