@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 
 from qlora_chat.chat import Chat
 from qlora_chat.engines import EngineError, Finish, Piece
+from qlora_chat.history import About, Feedback, HistoryUnavailable, Outgoing, TurnRecord
 from qlora_chat.history.memory import MemoryHistory
+from qlora_chat.messages import Conversation
 from qlora_chat.models import ModelInfo
 from qlora_chat.prompt import DEFAULT_FORMAT, Prompt
 from qlora_chat.settings import Sampling
@@ -126,9 +128,13 @@ class ScriptedEngine:
         self.tokenizer = LetterTokenizer()
         self.streams: list[ScriptedStream] = []
         self.closed = False
+        self.refusal: Exception | None = None
+        """Raised instead of beginning an answer."""
 
     def stream(self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None) -> ScriptedStream:
         """Begin the scripted answer."""
+        if self.refusal:
+            raise self.refusal
         text = self.answer if isinstance(self.answer, str) else self.answer(prompt)
         stream = ScriptedStream(_words(text), self.delay, prompt, sampling, stops, self.fails_after, self.failure)
         self.streams.append(stream)
@@ -139,6 +145,42 @@ class ScriptedEngine:
         self.closed = True
         for stream in self.streams:
             stream.cancel()
+
+
+class ScriptedRecorder:
+    """A Recorder that notes what it is told and sends nothing."""
+
+    def __init__(self) -> None:
+        self.turns: list[TurnRecord] = []
+        self.feedbacks: list[Feedback] = []
+        self.tombstones: list[str] = []
+
+    def turn(self, record: TurnRecord) -> Outgoing | None:
+        """Note a turn."""
+        self.turns.append(record)
+        return None
+
+    def feedback(self, conversation_id: str, feedback: Feedback) -> Outgoing | None:
+        """Note what a person thought."""
+        self.feedbacks.append(feedback)
+        return None
+
+    def tombstone(self, conversation_id: str) -> Outgoing | None:
+        """Note what is to be erased."""
+        self.tombstones.append(conversation_id)
+        return None
+
+
+class FullHistory(MemoryHistory):
+    """A store whose disk is full."""
+
+    def save(self, conversation: Conversation, about: About | None = None) -> Conversation:
+        """Refuse."""
+        raise HistoryUnavailable("the disk is full")
+
+    def finish(self, record: TurnRecord, outgoing: Outgoing | None = None) -> None:
+        """Refuse."""
+        raise HistoryUnavailable("the disk is full")
 
 
 def scripted_chat(engine: ScriptedEngine | None = None) -> Chat:

@@ -4,17 +4,17 @@ import pytest
 
 from qlora_chat.chat import Chat
 from qlora_chat.engines import EngineError
-from qlora_chat.history import TurnRecord
+from qlora_chat.history import StaleConversation, TurnRecord
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation
 from qlora_chat.prompt import DEFAULT_FORMAT, PromptTooLong
 from qlora_chat.settings import Sampling
-from tests.fakes import ScriptedEngine
+from tests.fakes import FullHistory, ScriptedEngine, ScriptedRecorder
 
 
 def chat_over(engine: ScriptedEngine) -> tuple[Chat, MemoryHistory, list[TurnRecord]]:
-    history, logged = MemoryHistory(), []
-    return Chat(engine, DEFAULT_FORMAT, history, logged.append), history, logged
+    history, recorder = MemoryHistory(), ScriptedRecorder()
+    return Chat(engine, DEFAULT_FORMAT, history, recorder), history, recorder.turns
 
 
 def test_a_turn_streams_and_is_remembered_and_logged() -> None:
@@ -48,7 +48,7 @@ def test_the_question_is_kept_before_the_answer_begins() -> None:
     turn = chat.reply(Conversation(), "Hi", Sampling())
     kept = history.load(turn.conversation.id)
     assert kept is not None
-    assert [message.content for message in kept.messages] == ["Hi"]
+    assert [(message.content, message.finish_reason) for message in kept.messages] == [("Hi", None), ("", "partial")]
 
 
 def test_a_reader_who_leaves_cancels_the_answer_and_what_came_is_kept() -> None:
@@ -133,3 +133,58 @@ def test_old_turns_go_and_the_caller_learns_which() -> None:
     assert turn.prompt.dropped == (0, 1, 2, 3)
     assert "first" not in turn.prompt.text
     assert len(conversation.messages) == 6, "the conversation itself forgets nothing"
+
+
+def test_an_engine_that_refuses_leaves_the_conversation_able_to_go_on() -> None:
+    engine = ScriptedEngine("fine")
+    chat, history, _ = chat_over(engine)
+    first = chat.reply(Conversation(), "a", Sampling())
+    list(first)
+    engine.refusal = ValueError("no room")
+    for instead_of in (None, first.conversation):  # a question, and a retry
+        start = first.conversation.without_last_exchange() if instead_of else first.conversation
+        with pytest.raises(ValueError, match="no room"):
+            chat.reply(start, "b", Sampling(), instead_of=instead_of)
+        assert history.load(first.conversation.id) == first.conversation, "what was shown is shown again"
+    engine.refusal = None
+    list(again := chat.reply(first.conversation, "b", Sampling()))
+    assert again.conversation.pairs() == [["a", "fine"], ["b", "fine"]]
+
+
+def test_a_stale_page_overwrites_nothing() -> None:
+    chat, history, _ = chat_over(ScriptedEngine("fine"))
+    first = chat.reply(Conversation(), "a", Sampling())
+    list(first)
+    list(second := chat.reply(first.conversation, "b", Sampling()))
+    with pytest.raises(StaleConversation, match="gone on in another window"):
+        chat.reply(first.conversation, "from a page that saw nothing of b", Sampling())
+    assert history.load(first.conversation.id) == second.conversation
+
+
+def test_a_full_disk_does_not_end_the_chat() -> None:
+    chat = Chat(ScriptedEngine("fine"), DEFAULT_FORMAT, FullHistory())
+    first = chat.reply(Conversation(), "a", Sampling())
+    assert first.unkept == "the disk is full"
+    list(first)
+    list(second := chat.reply(first.conversation, "b", Sampling()))
+    assert second.conversation.pairs() == [["a", "fine"], ["b", "fine"]]
+
+
+def test_what_is_recorded_makes_the_same_answer_again() -> None:
+    chat, _, logged = chat_over(ScriptedEngine("a b c"))
+    turn = chat.reply(Conversation(), "Hi", Sampling(temperature=0.5))
+    for index, _ in enumerate(turn):
+        if index == 0:
+            turn.update(Sampling(temperature=1.0))
+    record = logged[0]
+    assert record.sampling.temperature == 0.5, "as it began"
+    assert record.sampling.seed is not None, "drawn where none was given"
+    assert [(change.sampling.temperature, change.sampling.seed) for change in record.changes] == [(1.0, record.sampling.seed)]
+    assert record.prompt_ids == turn.prompt.ids
+    assert record.parent_id is None
+    assert record.model is not None
+    assert record.model.adapter == "scripted-adapter"
+    list(follow := chat.reply(turn.conversation, "more", Sampling(seed=7)))
+    assert logged[1].parent_id == record.answer.id
+    assert logged[1].sampling.seed == 7
+    assert follow.conversation.messages[2].id == logged[1].question.id

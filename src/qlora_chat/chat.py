@@ -7,34 +7,68 @@ Scope: ties the parts together for one turn. Knows no page, no terminal, no mode
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 
 from qlora_chat.engines import Engine, Finish, Piece, Stream
-from qlora_chat.history import HistoryStore, TurnRecord
+from qlora_chat.history import (
+    About,
+    HistoryStore,
+    HistoryUnavailable,
+    ModelUsed,
+    Recorder,
+    SettingsChange,
+    Spent,
+    TurnRecord,
+)
 from qlora_chat.messages import Conversation, FinishReason, Message
 from qlora_chat.prompt import Prompt, PromptFormat, fit_prompt, kept_ids, render
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
 
+SEED_BITS = 53
+"""Of a seed that is drawn here: as many as every JSON reader keeps exactly."""
+
 
 @dataclass(frozen=True)
 class Chat:
-    """An engine, the format its model was tuned on, and where turns are kept and logged."""
+    """An engine, the format its model was tuned on, where turns are kept, and how they are recorded for a receiver."""
 
     engine: Engine
     form: PromptFormat
     history: HistoryStore
-    log: Callable[[TurnRecord], None] | None = None
+    recorder: Recorder | None = None
 
-    def reply(self, conversation: Conversation, text: str, sampling: Sampling, *, logged: bool = True) -> Turn:
-        """Begin the answer to `text`, once the question is kept. PromptTooLong before anything is kept or computed."""
+    def reply(
+        self,
+        conversation: Conversation,
+        text: str,
+        sampling: Sampling,
+        *,
+        logged: bool = True,
+        instead_of: Conversation | None = None,
+        owner: str | None = None,
+    ) -> Turn:
+        """Begin the answer to `text`, once the question is kept. PromptTooLong before anything is kept or computed.
+
+        `instead_of` is the conversation as it is shown, where this turn takes the place of its end (a retry): what is
+        shown again if the engine refuses. StaleConversation where the history has gone on from another head.
+        """
         asked = conversation.adding(Message("user", text))
         prompt = fit_prompt(asked, self.form, self.engine.tokenizer, self.engine.info.window, sampling.max_new_tokens)
         named = (self.engine.tokenizer.token_id(token) for token in self.form.stop_tokens)
         stops = Stops(self.engine.info.stop_token_ids | {each for each in named if each is not None}, self.form.stop_texts)
-        self.history.save(asked)
-        return Turn(self, asked, prompt, sampling, self.engine.stream(prompt, sampling, stops), logged)
+        if sampling.seed is None:
+            sampling = sampling.changed(seed=secrets.randbits(SEED_BITS))
+        opened, unkept = self._open(asked, sampling, owner)
+        before = instead_of or conversation
+        try:
+            stream = self.engine.stream(prompt, sampling, stops)
+        except BaseException:
+            self.show_again(before, opened)
+            raise
+        return Turn(self, opened, prompt, sampling, stream, logged=logged, before=before, unkept=unkept)
 
     def context_used(self, conversation: Conversation) -> int:
         """Tokens that the conversation takes of the window, the next answer's opening included; 0 before it begins."""
@@ -42,18 +76,56 @@ class Chat:
             return 0
         return min(len(render(conversation, self.form, self.engine.tokenizer).ids), self.engine.info.window)
 
+    def erase(self, conversation_ids: Sequence[str]) -> int:
+        """Remove conversations from every copy, the receiver's included; -> how many there were."""
+        written = [self.recorder.tombstone(each) for each in conversation_ids] if self.recorder else []
+        return self.history.erase(conversation_ids, [each for each in written if each])
+
+    def show_again(self, before: Conversation, opened: Conversation) -> Conversation:
+        """Show what was shown before a turn that came to nothing; its question stays in the history, off the branch."""
+        try:
+            return self.history.save(replace(before, head=opened.head))
+        except HistoryUnavailable:
+            return before
+
+    def _open(self, asked: Conversation, sampling: Sampling, owner: str | None) -> tuple[Conversation, str | None]:
+        """Question and open answer, kept; or not kept and why: a full disk must not end the chat."""
+        info = self.engine.info
+        opened = asked.adding(Message("assistant", "", (), "partial"))
+        try:
+            return self.history.save(opened, About(info.name, info.adapter, asdict(sampling), owner)), None
+        except HistoryUnavailable as problem:
+            return opened, str(problem)
+
 
 class Turn:
     """One answer being written: iterate it once for its pieces; afterwards `conversation` holds the whole turn."""
 
     def __init__(
-        self, chat: Chat, conversation: Conversation, prompt: Prompt, sampling: Sampling, stream: Stream, logged: bool
+        self,
+        chat: Chat,
+        conversation: Conversation,
+        prompt: Prompt,
+        sampling: Sampling,
+        stream: Stream,
+        *,
+        logged: bool,
+        before: Conversation,
+        unkept: str | None,
     ) -> None:
-        self.conversation = conversation
+        self.conversation = replace(conversation, messages=conversation.messages[:-1])
+        """Ends with the question until the turn has ended, then with the answer."""
         self.prompt = prompt
         self.sampling = sampling
         self.finish: Finish | None = None
+        self.unkept = unkept
+        """Why the history does not hold this turn, fit to be shown; None where it does."""
+        self.before = before
+        """What was shown before."""
+        self._opened = conversation
         self._chat, self._stream, self._logged = chat, stream, logged
+        self._began_with = sampling
+        self._changes: list[SettingsChange] = []
         self._text = ""
         self._ids: list[int] = []
 
@@ -63,13 +135,18 @@ class Turn:
         return self._text.strip()
 
     def update(self, sampling: Sampling) -> None:
-        """Use these settings from the very next token."""
-        self.sampling = sampling
-        self._stream.update(sampling)
+        """Use these settings from the very next token; the seed stays the one that was drawn."""
+        self.sampling = sampling.changed(seed=self._began_with.seed)
+        self._changes.append(SettingsChange(len(self._ids), self.sampling))
+        self._stream.update(self.sampling)
 
     def cancel(self) -> None:
         """End the answer at the next token; it stays in the conversation as far as it got."""
         self._stream.cancel()
+
+    def take_back(self) -> Conversation:
+        """Show what was shown before this turn; -> that conversation."""
+        return self._chat.show_again(self.before, self._opened)
 
     def __iter__(self) -> Iterator[Piece]:
         """The engine's pieces. EngineError if generation fails; closing the iterator cancels the computation."""
@@ -81,6 +158,8 @@ class Turn:
                     self._ids.append(piece.token_id)
                 if piece.finish is not None:
                     self.finish, reason = piece.finish, piece.finish.reason
+                elif piece.text:
+                    self._chat.history.grow(self.conversation.id, self._written("partial", ()))
                 yield piece
         except GeneratorExit:
             reason = "cancelled"
@@ -89,9 +168,35 @@ class Turn:
             self._stream.cancel()
             self._keep(reason)
 
+    def _written(self, reason: FinishReason, ids: tuple[int, ...]) -> Message:
+        return replace(self._opened.messages[-1], content=self.answer, ids=ids, finish_reason=reason)
+
     def _keep(self, reason: FinishReason) -> None:
+        """Close the answer in the history, and queue it for the receiver in the same step."""
         ids = kept_ids(self._chat.engine.tokenizer, self._ids, self._text.rstrip())
-        self.conversation = self.conversation.adding(Message("assistant", self.answer, ids, reason))
-        self._chat.history.save(self.conversation)
-        if self._chat.log and self._logged and reason != "error":
-            self._chat.log(TurnRecord(self.conversation, self.prompt.text, self.sampling))
+        self.conversation = self._opened.replacing_last(self._written(reason, ids))
+        record, recorder = self._record(), self._chat.recorder
+        outgoing = recorder.turn(record) if recorder and self._logged and reason != "error" else None
+        try:
+            self._chat.history.finish(record, outgoing)
+        except HistoryUnavailable as problem:
+            self.unkept = str(problem)
+            return
+        self.unkept = None
+        self.conversation = replace(self.conversation, head=record.answer.id)
+
+    def _record(self) -> TurnRecord:
+        info, finish = self._chat.engine.info, self.finish
+        spent = finish and Spent(
+            finish.prompt_tokens, finish.cached_tokens, finish.completion_tokens, finish.ttft_ms, finish.tokens_per_s
+        )
+        return TurnRecord(
+            self.conversation,
+            self.prompt.text,
+            self._began_with,
+            prompt_ids=self.prompt.ids,
+            answer_ids=tuple(self._ids),
+            changes=tuple(self._changes),
+            spent=spent,
+            model=ModelUsed(info.name, info.base, info.adapter, info.precision, info.device, info.prompt_format),
+        )

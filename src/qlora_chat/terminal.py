@@ -14,6 +14,7 @@ from typing import Any
 
 from qlora_chat.chat import Chat, Turn
 from qlora_chat.engines import EngineError
+from qlora_chat.history import HistoryError
 from qlora_chat.messages import Conversation
 from qlora_chat.prompt import PromptTooLong
 from qlora_chat.settings import SAMPLING_RANGES, Sampling, SettingsError
@@ -108,13 +109,17 @@ def _read_line(session: _Session) -> str | None:
 def _answer(session: _Session, text: str, conversation: Conversation) -> None:
     """Answer `text` after `conversation`; the session's own conversation changes only if that succeeds."""
     try:
-        turn = session.turn = session.chat.reply(conversation, text, session.sampling)
+        turn = session.turn = session.chat.reply(conversation, text, session.sampling, instead_of=session.conversation)
         if turn.prompt.dropped:
             print(f"(the window is full: the oldest {len(turn.prompt.dropped)} messages are no longer read)", file=sys.stderr)
         _print_answer(turn, show=True)
         session.conversation = turn.conversation
-    except (PromptTooLong, EngineError) as problem:
+        if turn.unkept:
+            print(f"(not kept: {turn.unkept})", file=sys.stderr)
+    except (PromptTooLong, EngineError, HistoryError) as problem:
         print(f"\n{problem}" if session.turn else problem, file=sys.stderr)
+        if isinstance(problem, EngineError) and session.turn:
+            session.conversation = session.turn.take_back()
     finally:
         session.turn = None
 
@@ -147,7 +152,7 @@ def _command(session: _Session, line: str) -> bool:
         case "set":
             _set(session, rest)
         case "undo":
-            session.conversation = session.conversation.without_last_exchange()
+            session.conversation = session.chat.history.save(session.conversation.without_last_exchange())
             print("(taken back)")
         case "retry":
             _retry(session)

@@ -8,8 +8,7 @@ def test_what_is_saved_is_loaded_and_what_is_deleted_is_gone() -> None:
     history, conversation = MemoryHistory(), Conversation(messages=(Message("user", "a"),))
     history.save(conversation)
     assert history.load(conversation.id) == conversation
-    history.delete(conversation.id)
-    history.delete("never seen")
+    assert history.erase([conversation.id, "never seen"]) == 1
     assert history.load(conversation.id) is None
 
 

@@ -10,10 +10,11 @@ from dataclasses import replace
 import pytest
 
 from qlora_chat.chat import Chat
+from qlora_chat.messages import Message
 from qlora_chat.prompt import PromptTooLong
 from qlora_chat.settings import Sampling
 from qlora_chat.web.session import Answering, Asking, Busy, Session, Sessions
-from tests.fakes import ScriptedEngine, scripted_chat
+from tests.fakes import ScriptedEngine, ScriptedRecorder, scripted_chat
 
 ASKING = Asking(Sampling())
 LONG = "word " * 500
@@ -165,13 +166,13 @@ def test_a_failure_in_the_middle_keeps_what_was_written() -> None:
 
 
 def test_system_text_and_logging_choice_reach_the_turn() -> None:
-    logged: list[str] = []
-    chat = replace(scripted_chat(), log=lambda turn: logged.append(turn.conversation.messages[-2].content))
+    recorder = ScriptedRecorder()
+    chat = replace(scripted_chat(), recorder=recorder)
     session = Session(chat)
     assert session.send("secret", Asking(Sampling(), "Be brief.", logged=False)).wait(5)
     assert session.send("open", Asking(Sampling(), "Be brief.", logged=True)).wait(5)
     assert session.conversation.system == "Be brief."
-    assert logged == ["open"]
+    assert [turn.question.content for turn in recorder.turns] == ["open"]
 
 
 def test_closing_the_tab_cancels() -> None:
@@ -261,7 +262,7 @@ def test_a_question_that_was_never_answered_does_not_block_the_conversation() ->
     chat, sessions, first = two_tabs()
     conversation = first.conversation.without_last_exchange()
     sessions.close("first")
-    dangling = conversation.adding(replace(first.conversation.messages[0], content="lost"))
+    dangling = conversation.adding(Message("user", "lost"))
     chat.history.save(dangling)
     session = sessions.open("again", conversation.id)
     answered(session, "next")

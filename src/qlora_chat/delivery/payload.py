@@ -1,23 +1,69 @@
-"""What a receiver is sent for a turn: payload version 1, field for field what the original demo posted."""
+"""What a receiver is sent: payload version 1, field for field what the original demo posted, and version 2, which adds.
+
+Scope: from records to JSON objects. Knows nothing of sending.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from qlora_chat.history import TurnRecord
+from qlora_chat.history import Feedback, TurnRecord, now
+from qlora_chat.history.facts import answer_facts, generate_kwargs
+
+TIMESTAMP = "%Y-%m-%dT%H:%M:%S"
+"""Local, to the second and without a zone, as the original wrote it; version 2 has finished_at beside it."""
 
 
 def payload_v1(turn: TurnRecord) -> dict[str, Any]:
-    """conversation_id, timestamp (local, to the second), history, messages (the prompt's text), generate_kwargs."""
+    """conversation_id, timestamp, history, messages (the prompt's text), generate_kwargs (as the answer began)."""
     return {
         "conversation_id": turn.conversation.id,
-        "timestamp": turn.finished_at.strftime("%Y-%m-%dT%H:%M:%S"),
+        "timestamp": turn.finished_at.strftime(TIMESTAMP),
         "history": turn.conversation.pairs(),
         "messages": turn.prompt_text,
-        "generate_kwargs": {
-            "top_k": turn.sampling.top_k,
-            "top_p": turn.sampling.top_p,
-            "temperature": turn.sampling.temperature,
-            "repetition_penalty": turn.sampling.repetition_penalty,
-        },
+        "generate_kwargs": generate_kwargs(turn.sampling),
+    }
+
+
+def payload_v2(turn: TurnRecord, record_id: str) -> dict[str, Any]:
+    """Version 1's fields unchanged, and what it takes to make the same answer again."""
+    return {
+        **payload_v1(turn),
+        "version": 2,
+        "id": record_id,
+        "kind": "turn",
+        "turn_id": turn.answer.id,
+        "parent_id": turn.parent_id,
+        "user_turn_id": turn.question.id,
+        "finished_at": turn.finished_at.isoformat(),
+        "prompt_ids": list(turn.prompt_ids),
+        "answer": turn.answer.content,
+        "tags": list(turn.conversation.tags),
+        **answer_facts(turn),
+    }
+
+
+def feedback_v2(conversation_id: str, feedback: Feedback, record_id: str) -> dict[str, Any]:
+    """What a person thought of an answer."""
+    return {
+        **_heading(conversation_id, record_id, "feedback"),
+        "turn_id": feedback.turn_id,
+        "feedback": {"rating": feedback.rating, "edited": feedback.edited, "comment": feedback.comment},
+    }
+
+
+def tombstone_v2(conversation_id: str, record_id: str) -> dict[str, Any]:
+    """That the receiver must erase all it has of a conversation."""
+    return _heading(conversation_id, record_id, "tombstone")
+
+
+def _heading(conversation_id: str, record_id: str, kind: str) -> dict[str, Any]:
+    moment = now()
+    return {
+        "conversation_id": conversation_id,
+        "timestamp": moment.strftime(TIMESTAMP),
+        "version": 2,
+        "id": record_id,
+        "kind": kind,
+        "finished_at": moment.isoformat(),
     }

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import requests
 
 from qlora_chat.delivery.payload import payload_v1
-from qlora_chat.history import TurnRecord
+from qlora_chat.history import Feedback, TurnRecord
 
 CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 5.0
 QUEUE_LIMIT = 1000
@@ -40,6 +40,16 @@ class LogSender:
             self._turns.put_nowait(turn)
         except queue.Full:
             self._failed("queue full")
+
+    def turn(self, record: TurnRecord) -> None:
+        """Queue a turn."""
+        self(record)
+
+    def feedback(self, conversation_id: str, feedback: Feedback) -> None:
+        """Version 1 knows no feedback."""
+
+    def tombstone(self, conversation_id: str) -> None:
+        """Version 1 knows no tombstones."""
 
     def close(self, seconds: float = 30.0) -> None:
         """Send what is queued, for at most that long, then say what did not arrive."""

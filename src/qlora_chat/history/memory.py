@@ -3,33 +3,164 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from threading import Lock
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from threading import RLock
 
-from qlora_chat.messages import Conversation
+from qlora_chat.history import About, Feedback, Hit, Kept, Outgoing, StaleConversation, StoredTurn, Summary, TurnRecord, now
+from qlora_chat.history.words import excerpt, matches, title_of
+from qlora_chat.messages import Conversation, Message
 
 
 class MemoryHistory:
-    """The newest `limit` conversations; the one longest untouched goes first."""
+    """The newest `limit` conversations; the one longest untouched goes first. Records to deliver go to `queue`."""
 
-    def __init__(self, limit: int = 1000) -> None:
-        self._limit = limit
-        self._conversations: OrderedDict[str, Conversation] = OrderedDict()
-        self._lock = Lock()
+    def __init__(self, limit: int = 1000, queue: Callable[[Outgoing], None] | None = None) -> None:
+        self._limit, self._queue = limit, queue
+        self._kept: OrderedDict[str, Kept] = OrderedDict()
+        self._owners: dict[str, str | None] = {}
+        self._lock = RLock()
 
-    def save(self, conversation: Conversation) -> None:
-        """Remember the conversation as it now is."""
+    def save(self, conversation: Conversation, about: About | None = None) -> Conversation:
+        """Add what is new and move the head; StaleConversation where it moved elsewhere."""
+        about = about or About()
         with self._lock:
-            self._conversations[conversation.id] = conversation
-            self._conversations.move_to_end(conversation.id)
-            while len(self._conversations) > self._limit:
-                self._conversations.popitem(last=False)
+            kept = self._kept.get(conversation.id) or _empty(conversation.id)
+            if kept.head_id != conversation.head and kept.turns:
+                raise StaleConversation
+            known = {turn.message.id for turn in kept.turns}
+            added: list[StoredTurn] = []
+            parent: str | None = None
+            for message in conversation.messages:
+                if message.id not in known:
+                    added.append(StoredTurn(message, parent, now()))
+                parent = message.id
+            summary = replace(
+                kept.summary,
+                title=kept.summary.title or title_of(conversation),
+                model=about.model or kept.summary.model,
+                adapter=about.adapter or kept.summary.adapter,
+                turns=len(kept.turns) + len(added),
+                updated_at=now(),
+            )
+            settings = about.settings or kept.settings
+            self._keep(Kept(summary, conversation.system, settings, parent, (*kept.turns, *added), kept.feedback))
+            self._owners.setdefault(conversation.id, about.owner)
+            return replace(conversation, head=parent)
+
+    def grow(self, conversation_id: str, answer: Message) -> None:
+        """Nothing: memory does not outlive the answer that is being written."""
+
+    def finish(self, record: TurnRecord, outgoing: Outgoing | None = None) -> None:
+        """Close the open answer and queue what is to be delivered."""
+        with self._lock:
+            kept = self._kept.get(record.conversation.id)
+            if kept is None or not any(turn.message.id == record.answer.id for turn in kept.turns):
+                return
+            turns = tuple(
+                replace(turn, message=record.answer) if turn.message.id == record.answer.id else turn for turn in kept.turns
+            )
+            self._keep(replace(kept, turns=turns, summary=replace(kept.summary, updated_at=now())))
+        self._send(outgoing)
 
     def load(self, conversation_id: str) -> Conversation | None:
-        """The conversation of that id, or None."""
-        with self._lock:
-            return self._conversations.get(conversation_id)
+        """The branch that is shown, or None."""
+        kept = self.read(conversation_id)
+        return kept.conversation() if kept else None
 
-    def delete(self, conversation_id: str) -> None:
-        """Forget the conversation; unknown ids are no error."""
+    def read(self, conversation_id: str) -> Kept | None:
+        """Everything kept of a conversation, or None."""
         with self._lock:
-            self._conversations.pop(conversation_id, None)
+            return self._kept.get(conversation_id)
+
+    def restore(self, kept: Kept) -> bool:
+        """Add a whole conversation; False where its id is kept already."""
+        with self._lock:
+            if kept.summary.id in self._kept:
+                return False
+            self._keep(kept)
+            return True
+
+    def list(self, *, limit: int | None = None, owner: str | None = None) -> Sequence[Summary]:
+        """The newest change first."""
+        with self._lock:
+            mine = [kept.summary for kept in self._kept.values() if self._is_of(owner, kept.summary.id) and kept.turns]
+        return sorted(mine, key=lambda each: each.updated_at, reverse=True)[:limit]
+
+    def search(self, text: str, *, limit: int = 50, owner: str | None = None) -> Sequence[Hit]:
+        """Turns that hold every word, the newest first."""
+        with self._lock:
+            mine = [kept for kept in self._kept.values() if self._is_of(owner, kept.summary.id)]
+        hits = [
+            Hit(
+                kept.summary.id, kept.summary.title, turn.message.id, turn.message.role,
+                excerpt(turn.message.content, text), turn.created_at,
+            )
+            for kept in mine
+            for turn in kept.turns
+            if matches(turn.message.content, text)
+        ]  # fmt: skip
+        return sorted(hits, key=lambda hit: hit.created_at, reverse=True)[:limit]
+
+    def change(self, conversation_id: str, *, title: str | None = None, tags: Iterable[str] | None = None) -> bool:
+        """Rename or tag."""
+        with self._lock:
+            kept = self._kept.get(conversation_id)
+            if kept is None:
+                return False
+            title = kept.summary.title if title is None else title
+            summary = replace(kept.summary, title=title, tags=kept.summary.tags if tags is None else tuple(tags))
+            self._kept[conversation_id] = replace(kept, summary=summary)
+            return True
+
+    def feedback(
+        self,
+        conversation_id: str,
+        turn_id: str,
+        rating: int | None = None,
+        edited: str | None = None,
+        comment: str | None = None,
+        *,
+        outgoing: Outgoing | None = None,
+    ) -> bool:
+        """Keep what a person thought of an answer; False for a turn that is not kept."""
+        said = Feedback(turn_id, rating, edited, comment)
+        with self._lock:
+            kept = self._kept.get(conversation_id)
+            if kept is None or not any(turn.message.id == turn_id for turn in kept.turns):
+                return False
+            self._kept[conversation_id] = replace(kept, feedback=(*kept.feedback, said))
+        self._send(outgoing)
+        return True
+
+    def erase(self, conversation_ids: Sequence[str], tombstones: Sequence[Outgoing] = ()) -> int:
+        """Forget conversations."""
+        with self._lock:
+            erased = [self._kept.pop(each) for each in conversation_ids if each in self._kept]
+            for each in conversation_ids:
+                self._owners.pop(each, None)
+        for tombstone in tombstones:
+            self._send(tombstone)
+        return len(erased)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _keep(self, kept: Kept) -> None:
+        self._kept[kept.summary.id] = kept
+        self._kept.move_to_end(kept.summary.id)
+        while len(self._kept) > self._limit:
+            gone, _ = self._kept.popitem(last=False)
+            self._owners.pop(gone, None)
+
+    def _is_of(self, owner: str | None, conversation_id: str) -> bool:
+        return owner is None or self._owners.get(conversation_id) == owner
+
+    def _send(self, outgoing: Outgoing | None) -> None:
+        if outgoing and self._queue:
+            self._queue(outgoing)
+
+
+def _empty(conversation_id: str) -> Kept:
+    moment = now()
+    return Kept(Summary(conversation_id, "", (), None, None, 0, moment, moment), None, {}, None, ())

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 
 from qlora_chat.chat import Chat, Turn
 from qlora_chat.engines import EngineError
-from qlora_chat.messages import Conversation, Message, new_conversation_id
+from qlora_chat.history import HistoryUnavailable, StaleConversation
+from qlora_chat.messages import Conversation, Message
 from qlora_chat.settings import Sampling
 
 FIRST_TEXT_POLL_SECONDS = 0.005
@@ -45,8 +46,10 @@ class Asking:
 class Answering:
     """One answer on its way from the engine to a page: a thread reads it, the event loop looks at it."""
 
-    def __init__(self, turn: Turn, text: str) -> None:
+    def __init__(self, turn: Turn, text: str, *, retried: bool = False) -> None:
         self.turn = turn
+        self.retried = retried
+        """Whether it takes the place of an earlier answer."""
         self.text = text
         """What was asked."""
         self.problem: str | None = None
@@ -114,8 +117,8 @@ class Answering:
 class Session:
     """One tab. Every method may be called from any thread."""
 
-    def __init__(self, chat: Chat) -> None:
-        self._chat = chat
+    def __init__(self, chat: Chat, owner: str | None = None) -> None:
+        self._chat, self._owner = chat, owner
         self._lock = threading.Lock()
         self._conversation = Conversation()
         self._answering: Answering | None = None
@@ -147,7 +150,8 @@ class Session:
             text = self._conversation.last_user_text
             if text is None:
                 return None
-            return self._begin(self._conversation.without_last_exchange(), text, asking)
+            shown = self._conversation
+            return self._begin(shown.without_last_exchange(), text, asking, instead_of=shown)
 
     def update(self, sampling: Sampling) -> None:
         """Use these settings from the very next token of the answer being written."""
@@ -165,8 +169,7 @@ class Session:
             text = self._conversation.last_user_text
             if self._answering or text is None:
                 return None
-            self._conversation = self._conversation.without_last_exchange()
-            self._chat.history.save(self._conversation)
+            self._conversation = self._saved(self._conversation.without_last_exchange())
             return text
 
     def clear(self, seconds: float = 1.0) -> None:
@@ -213,10 +216,18 @@ class Session:
         if self._closed:
             raise Busy("This page was closed. Reload it to go on.")
 
-    def _begin(self, conversation: Conversation, text: str, asking: Asking) -> Answering:
+    def _begin(
+        self, conversation: Conversation, text: str, asking: Asking, instead_of: Conversation | None = None
+    ) -> Answering:
         asked = replace(conversation, system=asking.system)
-        turn = self._chat.reply(asked, text, asking.sampling, logged=asking.logged)
-        self._answering = self._latest = answering = Answering(turn, text)
+        try:
+            turn = self._chat.reply(
+                asked, text, asking.sampling, logged=asking.logged, instead_of=instead_of, owner=self._owner
+            )
+        except StaleConversation:
+            self._conversation = self._chat.history.load(conversation.id) or Conversation()
+            raise
+        self._answering = self._latest = answering = Answering(turn, text, retried=instead_of is not None)
         threading.Thread(target=self._read, args=(answering,), name="qlora-chat-answer", daemon=True).start()
         return answering
 
@@ -229,12 +240,24 @@ class Session:
         answering.end()
 
     def _keep(self, answering: Answering) -> None:
-        conversation = answering.turn.conversation
-        if answering.problem and not answering.turn.answer:
+        if not answering.problem or answering.turn.answer:
+            self._conversation = answering.turn.conversation
+            return
+        if not answering.retried:
             self._returned = answering.text
-            conversation = conversation.without_last_exchange()
-            self._chat.history.save(conversation)
-        self._conversation = conversation
+        try:
+            self._conversation = answering.turn.take_back()
+        except StaleConversation:
+            self._conversation = self._chat.history.load(self._conversation.id) or Conversation()
+
+    def _saved(self, conversation: Conversation) -> Conversation:
+        """Shown even where it cannot be kept just now; as it now is where it has gone on elsewhere."""
+        try:
+            return self._chat.history.save(conversation)
+        except HistoryUnavailable:
+            return conversation
+        except StaleConversation:
+            return self._chat.history.load(conversation.id) or Conversation()
 
     def _let_go(self) -> None:
         if running := self._answering:
@@ -274,7 +297,7 @@ class Sessions:
             holder.close()
         conversation = holder.conversation if holder else self._chat.history.load(conversation_id) if conversation_id else None
         if conversation:
-            session.restore(replace(conversation, id=new_conversation_id()) if holder and not reloaded else conversation)
+            session.restore(conversation.copied() if holder and not reloaded else conversation)
         return session
 
     def close(self, name: str) -> None:

@@ -28,6 +28,7 @@ _MARKS: dict[FinishReason, str] = {
     "cancelled": "*Stopped.*",
     "length": "*Cut off: the answer reached its limit of new tokens, or the model's window is full.*",
     "error": "*Ended by an error.*",
+    "partial": "*Cut off: the program ended while this was being written.*",
 }
 
 
