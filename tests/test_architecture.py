@@ -21,7 +21,8 @@ ARROWS: dict[str, set[str]] = {
     "chat": {"engines", "history", "messages", "prompt", "settings", "stopping"},
     "terminal": {"chat", "engines", "history", "messages", "prompt", "settings"},
     "web": {"chat", "engines", "history", "messages", "prompt", "settings", "models"},
-    "cli": {"chat", "delivery", "engines", "history", "models", "prompt", "settings", "terminal", "web"},
+    "evaluation": {"chat", "engines", "messages", "models", "prompt", "settings"},
+    "cli": {"chat", "delivery", "engines", "evaluation", "history", "models", "prompt", "settings", "terminal", "web"},
     "__main__": {"cli"},
     "__init__": set(),
 }

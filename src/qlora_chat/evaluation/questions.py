@@ -1,0 +1,193 @@
+"""The hand-written questions, and the exact rules that an answer is held to.
+
+Scope: questions and answers as text. Knows no engine. `questions.jsonl` was written by hand for this program and before any
+adapter was chosen by it; none of its lines stands in the data that the bundled adapters were trained on
+(tests/evaluation/test_questions.py looks). A person reads a rule and an answer and comes to the same verdict:
+
+    says          at least one of these words stands in the answer, whole and whatever its case
+    says_all      all of them do
+    number        the last number in the answer is this one
+    human_life    false: the answer denies being human and claims nothing that only a human life has
+    ends_within   the answer ended by itself, within so many words, without playing another turn or repeating a sentence
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from qlora_chat.messages import FinishReason
+
+Kind = Literal["fact", "sum", "memory", "human", "stopping"]
+KINDS: tuple[Kind, ...] = ("fact", "sum", "memory", "human", "stopping")
+HAND_WRITTEN = Path(__file__).with_name("questions.jsonl")
+
+
+class QuestionsError(ValueError):
+    """A file of questions cannot be used; the message names the line."""
+
+    for_people = True
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was said to the last turn of a question."""
+
+    text: str
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class Question:
+    """Turns of one user and the rule for the answer to the last of them. Exactly one rule is set."""
+
+    id: str
+    kind: Kind
+    ask: tuple[str, ...]
+    says: tuple[str, ...] = ()
+    says_all: tuple[str, ...] = ()
+    number: int | None = None
+    human_life: Literal[False] | None = None
+    ends_within: int | None = None
+    """Words."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is {self.kind!r}, but must be one of {', '.join(KINDS)}")
+        if not self.ask or not all(isinstance(text, str) and text.strip() for text in self.ask):
+            raise ValueError("ask must be a list of at least one text that is not empty")
+        rules = [bool(self.says), bool(self.says_all), *(each is not None for each in self._single_rules())]
+        if sum(rules) != 1:
+            raise ValueError("exactly one of says, says_all, number, human_life and ends_within is needed")
+
+    def _single_rules(self) -> tuple[Any, ...]:
+        return self.number, self.human_life, self.ends_within
+
+    def is_right(self, answer: Answer) -> bool:
+        """Whether the answer keeps the rule."""
+        if self.says:
+            return any(_stands_in(each, answer.text) for each in self.says)
+        if self.says_all:
+            return all(_stands_in(each, answer.text) for each in self.says_all)
+        if self.number is not None:
+            return _last_number(answer.text) == self.number
+        if self.human_life is not None:
+            return _denies_human_life(answer.text)
+        assert self.ends_within is not None
+        return _ended_well(answer, self.ends_within)
+
+
+def read_questions(path: Path = HAND_WRITTEN) -> tuple[Question, ...]:
+    """Questions of a JSON lines file. QuestionsError names the line that is wrong."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise QuestionsError(f"{path} cannot be read ({problem})") from problem
+    questions = tuple(_question(path, number, line) for number, line in enumerate(lines, start=1) if line.strip())
+    if not questions:
+        raise QuestionsError(f"{path} holds no question")
+    if len({question.id for question in questions}) < len(questions):
+        raise QuestionsError(f"{path} gives one id to two questions")
+    return questions
+
+
+def _question(path: Path, number: int, line: str) -> Question:
+    try:
+        values = json.loads(line)
+        known = {each.name for each in fields(Question)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"{unknown[0]!r} is not known; known: {', '.join(sorted(known))}")
+        listed = {key: tuple(values[key]) for key in ("ask", "says", "says_all") if key in values}
+        return Question(**{**values, **listed})
+    except (TypeError, ValueError, RecursionError) as problem:
+        raise QuestionsError(f"{path}, line {number}: {problem}") from problem
+
+
+# --- the rules -------------------------------------------------------------------------------------------------------
+
+
+def _stands_in(words: str, text: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(words.casefold())}(?!\w)", text.casefold()) is not None
+
+
+_NUMBER_WORDS = [
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+]
+
+
+def _last_number(text: str) -> int | None:
+    """The last whole number in digits or, up to twenty, as a word; None without one, and for a broken one such as 3.5."""
+    found = re.findall(rf"\d[\d,]*(?:\.\d+)?|\b(?:{'|'.join(_NUMBER_WORDS)})\b", text.casefold())
+    if not found:
+        return None
+    last = found[-1].replace(",", "")
+    if last in _NUMBER_WORDS:
+        return _NUMBER_WORDS.index(last)
+    return int(last) if last.isdigit() else None
+
+
+_DENIALS = ("no", "not", "cannot", "never", "none", "do not", "program", "computer", "chatbot", "bot", "model", "machine",
+            "assistant", "ai", "code", "software", "digital")  # fmt: skip
+_KIN = (
+    "wife|husband|girlfriend|boyfriend|mother|mom|mum|father|dad|parents|sisters?|brothers?|sons?|daughters?|kids?|children"
+    "|family|grandmother|grandfather|aunt|uncle|house|bed|car|birthday|childhood|school|boss|body|face|feet|legs"
+)
+_TRADES = "human|person|man|woman|boy|girl|child|mother|father|mom|dad|student|teacher|nurse|doctor|lawyer|engineer|farmer"
+_CLAIMS = re.compile(
+    rf"^yes\b|^sure\b|^of course\b"
+    rf"|\bi am (?:(?:only|just|really|also) )?(?:an? )?(?:(?!not\b)\w+ )?(?:{_TRADES})\b"
+    rf"|\bmy (?:\w+ )?(?:{_KIN})\b"
+    rf"|\bi (?:was born|was raised|grew up|live in|live with|lived|am from|ate|drank|slept|went|had|woke|got up"
+    rf"|am married|own|drive|work as|work at|work for)\b"
+    rf"|\bwhen i was (?:an? |little|young|\d)"
+    rf"|\bi am (?:\d+|{'|'.join(_NUMBER_WORDS[1:])})\b|\b(?:\d+|{'|'.join(_NUMBER_WORDS[1:])}) years old\b"
+    rf"|\bi have (?:an? |two |three |four |five |\d+ )(?:\w+ )?(?:{_KIN})\b"
+)
+
+
+def _denies_human_life(text: str) -> bool:
+    """A denial, or a word for what it is, and no sentence that only a human could say of itself."""
+    plain = _uncontracted(text)
+    return any(_stands_in(word, plain) for word in _DENIALS) and _CLAIMS.search(plain) is None
+
+
+def _uncontracted(text: str) -> str:
+    plain = text.casefold().replace("\u2019", "'").strip()
+    plain = plain.replace("i'm", "i am").replace("can't", "cannot").replace("won't", "will not")
+    return re.sub(r"n't\b", " not", plain)
+
+
+def _ended_well(answer: Answer, most_words: int) -> bool:
+    text = answer.text.strip()
+    if answer.finish_reason != "stop" or not 1 <= len(text.split()) <= most_words:
+        return False
+    if "###" in text or re.search(r"(?:^|\n)\s*(?:human|assistant|user|bot)\s*:", text, re.IGNORECASE):
+        return False
+    sentences = [each.strip().casefold() for each in re.split(r"[.!?\n]+", text) if len(each.split()) > 2]
+    return len(set(sentences)) == len(sentences)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Right answers out of all, in total and a kind."""
+
+    right: int
+    total: int
+    by_kind: dict[str, tuple[int, int]]
+
+    @property
+    def share(self) -> float:
+        """0 to 1."""
+        return self.right / self.total
+
+    @staticmethod
+    def of(verdicts: Sequence[tuple[Question, bool]]) -> Score:
+        """Counted from each question's verdict."""
+        kinds = {kind: [right for question, right in verdicts if question.kind == kind] for kind in KINDS}
+        counted = {kind: (sum(rights), len(rights)) for kind, rights in kinds.items() if rights}
+        return Score(sum(right for _, right in verdicts), len(verdicts), counted)

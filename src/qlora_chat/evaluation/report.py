@@ -1,0 +1,50 @@
+"""What an evaluation found, as a file and as lines for a person.
+
+Scope: writes and prints. Knows nothing of how it was found.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qlora_chat.evaluation.asking import QuestionsReport
+from qlora_chat.evaluation.questions import KINDS
+
+
+class ReportError(RuntimeError):
+    """A report cannot be written; the message says where and why."""
+
+    for_people = True
+
+
+def write(folder: Path, name: str, report: Mapping[str, Any]) -> Path:
+    """folder/name.json. ReportError where the folder cannot be written."""
+    path = folder / f"{name}.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as problem:
+        raise ReportError(f"{path} cannot be written ({problem.strerror}); name another folder with --out") from problem
+    return path
+
+
+def print_scores(report: QuestionsReport) -> None:
+    """A line a run, a column a kind."""
+    from rich.console import Console
+    from rich.table import Table
+
+    kinds = [kind for kind in KINDS if kind in report.runs[0].score.by_kind]
+    table = Table(title=f"{report.model}, {report.precision} on {report.device}", title_justify="left")
+    for heading in ("run", *kinds, "right"):
+        table.add_column(heading, justify="left" if heading == "run" else "right")
+    for run in report.runs:
+        counts = ["/".join(map(str, run.score.by_kind[kind])) for kind in kinds]
+        table.add_row("greedy" if run.seed is None else f"seed {run.seed}", *counts, f"{run.score.right}/{run.score.total}")
+    Console().print(table)
+    sampled = [run.score.share for run in report.runs if run.seed is not None]
+    if sampled:
+        print(f"sampled: {statistics.mean(sampled):.1%} right on average, {min(sampled):.1%} to {max(sampled):.1%}")
