@@ -14,6 +14,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,63 @@ def _onednn_takes(dtype: torch.dtype) -> bool:
 
 
 @dataclass(frozen=True)
+class NF4:
+    """x W^T + b with W in 4 bits as bitsandbytes stores it (QLoRA, Dettmers 2023): blocks of 64, double quantisation.
+
+    Kernels of our own read the tensors; called, it is bitsandbytes' product, which may lay them out anew for its own use:
+    read them before the first call. bitsandbytes is imported at the first call.
+    """
+
+    outputs: int
+    inputs: int
+    packed: Tensor
+    """(outputs * inputs / 2, 1) uint8: two codes a byte, the first in the upper half."""
+    code: Tensor
+    """(16,) float32: what a code stands for."""
+    absmax: Tensor
+    """(blocks,) uint8: codes of each block's largest magnitude, or, without double quantisation, float32."""
+    nested_absmax: Tensor | None
+    """(blocks / 256,) float32: factors of `absmax`."""
+    nested_code: Tensor | None
+    """(256,) float32: what a code of `absmax` stands for."""
+    offset: float
+    """Added to each absmax: code * factor + offset."""
+    dtype: torch.dtype
+    """Of inputs and outputs."""
+    stored: Mapping[str, Tensor]
+    """The same tensors by bitsandbytes' names."""
+    bias: Tensor | None = None
+
+    @staticmethod
+    def read(stored: Mapping[str, Tensor], dtype: torch.dtype, bias: Tensor | None = None) -> NF4:
+        """From a checkpoint's tensors by what follows `NAME.weight`. ModelError for another block size."""
+        state = json.loads(bytes(stored[".quant_state.bitsandbytes__nf4"].tolist()))
+        if state["blocksize"] != 64 or state.get("nested_blocksize", 256) != 256:
+            raise ModelError(f"the weights are quantised in blocks of {state['blocksize']}; this engine reads blocks of 64")
+        outputs, inputs = state["shape"]
+        return NF4(
+            outputs, inputs, stored[""], stored[".quant_map"], stored[".absmax"], stored.get(".nested_absmax"),
+            stored.get(".nested_quant_map"), state.get("nested_offset", 0.0), dtype, stored, bias,
+        )  # fmt: skip
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._linear(x)
+
+    @cached_property
+    def _linear(self) -> Linear:
+        quiet_bitsandbytes()
+        from bitsandbytes.nn.modules import Linear4bit, Params4bit
+
+        parts = {f"weight{part}": tensor for part, tensor in self.stored.items() if part}
+        weight: Any = Params4bit.from_prequantized(self.packed, parts, device=str(self.packed.device))
+        linear = Linear4bit(self.inputs, self.outputs, bias=False, compute_dtype=self.dtype, device="meta")
+        linear.weight = weight
+        if self.bias is not None:
+            linear.bias = torch.nn.Parameter(self.bias, requires_grad=False)
+        return linear.eval()
+
+
+@dataclass(frozen=True)
 class WithAdapter:
     """base(x) + scaling * (x A^T) B^T: a LoRA left unmerged (Hu 2021)."""
 
@@ -306,18 +364,12 @@ class _Reader:
         bias = self.dense(f"{name}.bias") if f"{name}.bias" in self.tensors else None
         return Dense(self.dense(f"{name}.weight"), bias)
 
-    def _nf4(self, name: str) -> Linear:
-        quiet_bitsandbytes()
-        from bitsandbytes.nn.modules import Linear4bit, Params4bit
-
-        stored = {key: self.tensors[key] for key in self.tensors if key.startswith(f"{name}.weight.")}
-        weight: Any = Params4bit.from_prequantized(self.tensors[f"{name}.weight"], stored, device=str(self.device))
-        out_features, in_features = weight.quant_state.shape
-        linear = Linear4bit(in_features, out_features, bias=False, compute_dtype=self.dtype, device="meta")
-        linear.weight = weight
-        if f"{name}.bias" in self.tensors:
-            linear.bias = torch.nn.Parameter(self.dense(f"{name}.bias"), requires_grad=False)
-        return linear.eval()
+    def _nf4(self, name: str) -> NF4:
+        stored = {
+            key.removeprefix(f"{name}.weight"): self.tensors[key] for key in self.tensors if key.startswith(f"{name}.weight")
+        }
+        bias = self.dense(f"{name}.bias") if f"{name}.bias" in self.tensors else None
+        return NF4.read({part: tensor.to(self.device) for part, tensor in stored.items()}, self.dtype, bias)
 
     def _with_adapter(self, name: str, base: Linear) -> Linear:
         prefix = f"base_model.model.{name}."
