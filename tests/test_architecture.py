@@ -18,11 +18,24 @@ ARROWS: dict[str, set[str]] = {
     "engines": {"messages", "models", "prompt", "settings", "stopping"},
     "history": {"messages", "settings"},
     "delivery": {"history", "settings"},
+    "receiver": {"delivery", "settings"},
     "chat": {"engines", "history", "messages", "prompt", "settings", "stopping"},
     "terminal": {"chat", "engines", "history", "messages", "prompt", "settings"},
     "web": {"chat", "engines", "history", "messages", "prompt", "settings", "models"},
     "evaluation": {"chat", "engines", "messages", "models", "prompt", "settings"},
-    "cli": {"chat", "delivery", "engines", "evaluation", "history", "models", "prompt", "settings", "terminal", "web"},
+    "cli": {
+        "chat",
+        "delivery",
+        "engines",
+        "evaluation",
+        "history",
+        "models",
+        "prompt",
+        "receiver",
+        "settings",
+        "terminal",
+        "web",
+    },
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -77,4 +90,5 @@ def loaded_by(statement: str) -> set[str]:
 
 def test_the_flow_of_a_request_needs_no_torch() -> None:
     assert loaded_by("import qlora_chat.chat").isdisjoint({"torch", "transformers", "gradio", "peft"})
-    assert loaded_by("import qlora_chat.cli").isdisjoint({"torch", "transformers", "gradio", "peft", "requests", "uvicorn"})
+    heavy = {"torch", "transformers", "gradio", "peft", "requests", "uvicorn", "sqlalchemy", "matplotlib"}
+    assert loaded_by("import qlora_chat.cli").isdisjoint(heavy)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from ipaddress import ip_address
 from pathlib import Path
@@ -167,6 +167,38 @@ class LogSettings:
             )
 
 
+@dataclass(frozen=True)
+class ReceiverSettings:
+    """Where `logs serve` listens, and what senders must show."""
+
+    host: str = "127.0.0.1"
+    port: int = 9000
+    token: str | None = None
+    """Bearer token of every sender, and password of the page; required to listen beyond loopback."""
+    secret: str | None = None
+    """Every record must be signed with it; None takes unsigned ones."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names, besides loopback and host, by which it may be reached."""
+    certificate: Path | None = None
+    """PEM file of the chain; None serves plain http."""
+    key: Path | None = None
+    """PEM file of the private key; None where the certificate's file holds it."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.port <= 65_535:
+            raise SettingsError(f"--port is {self.port}, but must be from 1 to 65535")
+        if not is_loopback(self.host) and not self.token:
+            raise SettingsError(
+                f"--host {self.host} can be reached by other machines, so senders must show a token: "
+                "set LOGGING_TOKEN here and there, or leave --host at 127.0.0.1"
+            )
+        if self.key and not self.certificate:
+            raise SettingsError("--tls-key needs --tls-cert, the certificate that belongs to it")
+        for option, file in (("--tls-cert", self.certificate), ("--tls-key", self.key)):
+            if file and not file.is_file():
+                raise SettingsError(f"{option} is {file}, but there is no such file")
+
+
 def is_loopback(host: str) -> bool:
     """Whether a host name or address can only be this machine."""
     if host == "localhost":
@@ -188,6 +220,19 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 def log_settings(environ: Mapping[str, str] = os.environ) -> LogSettings:
     """LogSettings from LOGGING_URL (unset or empty: no log)."""
     return LogSettings(environ.get("LOGGING_URL") or None)
+
+
+def receiver_settings(
+    host: str,
+    port: int,
+    allowed_hosts: Sequence[str],
+    certificate: Path | None,
+    key: Path | None,
+    environ: Mapping[str, str] = os.environ,
+) -> ReceiverSettings:
+    """ReceiverSettings with the token and the secret that senders have: LOGGING_TOKEN and LOGGING_SECRET."""
+    token, secret = environ.get("LOGGING_TOKEN") or None, environ.get("LOGGING_SECRET") or None
+    return ReceiverSettings(host, port, token, secret, tuple(allowed_hosts), certificate, key)
 
 
 def page_token(environ: Mapping[str, str] = os.environ) -> str | None:

@@ -10,7 +10,7 @@ import sys
 import typer
 
 from qlora_chat import __version__
-from qlora_chat.cli import evaluating, making, talking
+from qlora_chat.cli import evaluating, logs, making, talking
 
 app = typer.Typer(
     name="qlora-chat",
@@ -25,6 +25,7 @@ app.command()(talking.chat)
 app.command()(talking.ask)
 app.command("convert-adapter")(making.convert_adapter)
 app.add_typer(evaluating.app)
+app.add_typer(logs.app, name="logs")
 
 
 @app.command()

@@ -1,0 +1,187 @@
+"""logs serve, stats, query and export: the receiving end of LOGGING_URL."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import closing
+from datetime import datetime
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qlora_chat import settings
+from qlora_chat.cli.opening import notify
+from qlora_chat.settings import SettingsError
+
+if TYPE_CHECKING:
+    from qlora_chat.receiver.store import Wanted
+    from qlora_chat.receiver.turns import LoggedTurn
+
+app = typer.Typer(help="Receive, count, search and export what chats send to LOGGING_URL.", no_args_is_help=True)
+
+Store = Annotated[str, typer.Option(help="sqlite:///FILE or postgresql://USER@HOST/NAME (its password: PGPASSWORD)")]
+Conversation = Annotated[str | None, typer.Option(help="id of one conversation")]
+TurnId = Annotated[str | None, typer.Option("--turn", help="id of one turn")]
+AdapterName = Annotated[str | None, typer.Option("--adapter", help="name of the adapter that answered")]
+Finish = Annotated[str | None, typer.Option("--finish", help="how the answer ended: stop, length, cancelled, error")]
+RatingOption = Annotated[str | None, typer.Option("--rating", help="up, down, edited or commented")]
+ContainsText = Annotated[str | None, typer.Option("--text", help="what the question or the answer holds, in any case")]
+Since = Annotated[str | None, typer.Option(help="from this time on: 2026-11-24 or 2026-11-24T18:30")]
+Until = Annotated[str | None, typer.Option(help="before this time")]
+SHOWN_LETTERS = 100
+
+
+@app.command()
+def serve(
+    store: Store,
+    port: Annotated[int, typer.Option(help="port to listen on")] = 9000,
+    host: Annotated[str, typer.Option(help="address to listen on; beyond this machine needs LOGGING_TOKEN")] = "127.0.0.1",
+    allow_host: Annotated[list[str] | None, typer.Option(help="a host name by which senders reach it")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file of the certificate chain; without it, plain http")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key")] = None,
+) -> None:
+    """Receive records at /log, keep each once, and show plots at /. LOGGING_TOKEN and LOGGING_SECRET as senders have them."""
+    chosen = settings.receiver_settings(host, port, allow_host or (), tls_cert, tls_key)
+    from qlora_chat.receiver.app import serve as receive
+    from qlora_chat.receiver.store import RecordStore
+
+    with closing(RecordStore(store, create=True)) as records:
+        receive(records, chosen, notify)
+
+
+@app.command()
+def stats(store: Store, as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False) -> None:
+    """Count what was received: turns, lengths, times, finish reasons, feedback."""
+    from qlora_chat.receiver.stats import statistics
+    from qlora_chat.receiver.store import RecordStore
+
+    with closing(RecordStore(store)) as records:
+        counted = statistics(records)
+    print(json.dumps(counted, ensure_ascii=False, indent=1) if as_json else _stats_text(counted))
+
+
+@app.command()
+def query(
+    store: Store,
+    conversation: Conversation = None,
+    turn: TurnId = None,
+    adapter: AdapterName = None,
+    finish: Finish = None,
+    rating: RatingOption = None,
+    text: ContainsText = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Annotated[int, typer.Option(help="most turns shown", min=1)] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="print records as JSON lines, as `replay` takes them")] = False,
+) -> None:
+    """Show turns, the newest first."""
+    wanted = _wanted(conversation, turn, adapter, finish, since, until)
+    from qlora_chat.receiver.store import RecordStore
+    from qlora_chat.receiver.turns import turns
+
+    with (
+        closing(RecordStore(store)) as records,
+        closing(turns(records, wanted, text=text, rating=_rating(rating), newest_first=True)) as found,
+    ):
+        for each in islice(found, limit):
+            print(json.dumps(each.record()) if as_json else _turn_text(each))
+
+
+@app.command()
+def export(
+    store: Store,
+    parquet: Annotated[Path, typer.Option(help="file to write; replaced if it is there")],
+    conversation: Conversation = None,
+    adapter: AdapterName = None,
+    finish: Finish = None,
+    rating: RatingOption = None,
+    text: ContainsText = None,
+    since: Since = None,
+    until: Until = None,
+) -> None:
+    """Write turns with their feedback to a Parquet file, one row each."""
+    wanted = _wanted(conversation, None, adapter, finish, since, until)
+    from qlora_chat.receiver.export import export_parquet
+    from qlora_chat.receiver.store import RecordStore
+    from qlora_chat.receiver.turns import turns
+
+    with closing(RecordStore(store)) as records:
+        count = export_parquet(turns(records, wanted, text=text, rating=_rating(rating)), parquet)
+    print(f"wrote {count:,} turns to {parquet}")
+
+
+def _wanted(
+    conversation: str | None, turn: str | None, adapter: str | None, finish: str | None, since: str | None, until: str | None
+) -> Wanted:
+    from qlora_chat.receiver.store import Wanted
+
+    return Wanted(
+        conversation_id=conversation,
+        turn_id=turn,
+        adapter=adapter,
+        finish_reason=finish,
+        since=_seconds("--since", since),
+        until=_seconds("--until", until),
+    )
+
+
+def _rating(given: str | None) -> Any:
+    if given not in (None, "up", "down", "edited", "commented"):
+        raise SettingsError(f"--rating is {given!r}, but must be up, down, edited or commented")
+    return given
+
+
+def _seconds(option: str, given: str | None) -> float | None:
+    if given is None:
+        return None
+    try:
+        return datetime.fromisoformat(given).timestamp()
+    except (ValueError, OverflowError, OSError):
+        raise SettingsError(f"{option} is {given!r}, but must be a time like 2026-11-24 or 2026-11-24T18:30") from None
+
+
+def _stats_text(counted: Mapping[str, Any]) -> str:
+    lines = [
+        f"{counted['turns']:,} turns in {counted['conversations']:,} conversations "
+        f"({counted['erased_conversations']:,} erased), {counted['turns_with_feedback']:,} with feedback",
+        f"from {counted['first'] or '-'} to {counted['last'] or '-'}",
+        "",
+        f"{'':20}{'turns':>9}{'p10':>10}{'median':>10}{'p90':>10}{'p99':>10}",
+    ]
+    for name, found in counted["measures"].items():
+        if found:
+            values = "".join(f"{found[each]:>10,.1f}" for each in ("p10", "median", "p90", "p99"))
+            lines.append(f"{name:20}{found['count']:>9,}{values}")
+    lines += ["", "ended by: " + (", ".join(f"{name} {count:,}" for name, count in counted["finish_reasons"].items()) or "-")]
+    for kind in ("temperature", "adapter"):
+        lines += ["", f"feedback by {kind}", f"{'':32}{'turns':>9}{'up':>8}{'down':>8}{'edited':>8}{'comments':>10}"]
+        for row in counted[f"feedback_by_{kind}"]:
+            named = "not recorded" if row[kind] is None else str(row[kind])
+            lines.append(
+                f"{named[:31]:32}{row['turns']:>9,}{row['up']:>8,}{row['down']:>8,}{row['edited']:>8,}{row['commented']:>10,}"
+            )
+    return "\n".join(lines)
+
+
+def _turn_text(turn: LoggedTurn) -> str:
+    row, feedback = turn.row, turn.feedback or {}
+    when = datetime.fromtimestamp(row["at"]).strftime("%Y-%m-%d %H:%M:%S")
+    marks = [
+        row["finish_reason"] or "",
+        {1: "thumbs up", -1: "thumbs down", None: ""}[feedback.get("rating")],
+        "edited" if feedback.get("edited") is not None else "",
+    ]
+    head = f"{when}  {row['conversation_id']}  {row['turn_id'] or row['id']}  {', '.join(filter(None, marks))}"
+    said = [f"  < {_one_line(turn.question)}", f"  > {_one_line(turn.answer)}"]
+    if comment := feedback.get("comment"):
+        said.append(f"  # {_one_line(comment)}")
+    return "\n".join([head.rstrip(), *said])
+
+
+def _one_line(text: str) -> str:
+    """The beginning of a text, without anything that a terminal would obey."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text[: 4 * SHOWN_LETTERS]).split())
+    return line if len(line) <= SHOWN_LETTERS else f"{line[: SHOWN_LETTERS - 1]}…"

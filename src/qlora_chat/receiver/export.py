@@ -1,0 +1,96 @@
+"""Turns as a Parquet file, one row each, for whatever reads tables.
+
+Scope: columns and writing. Needs pyarrow, which is an extra.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from qlora_chat.receiver.database import StoreError
+from qlora_chat.receiver.turns import LoggedTurn
+
+ROWS_A_GROUP = 2000
+_TEXTS = (
+    "id", "conversation_id", "turn_id", "parent_id", "user_turn_id", "day", "question", "answer", "prompt", "finish_reason",
+    "model", "base", "adapter", "precision", "device", "edited", "comment",
+)  # fmt: skip
+_WHOLE = ("version", "top_k", "prompt_tokens", "cached_tokens", "completion_tokens", "rating")
+_REAL = ("temperature", "top_p", "repetition_penalty", "ttft_ms", "tokens_per_s")
+
+
+def export_parquet(turns: Iterable[LoggedTurn], file: Path) -> int:
+    """Write the turns and return how many there were. The file appears when it is whole, for its owner alone.
+
+    Columns: texts, whole numbers and reals as their names say; at: when it ended, UTC; seed: 0 to 2^63 - 1. What a
+    version 1 record lacks is null. StoreError where pyarrow is missing or the file cannot be written.
+    """
+    try:
+        import pyarrow as arrow
+        from pyarrow import parquet
+    except ImportError:
+        raise StoreError("--parquet needs pyarrow: pip install 'qlora-chat[parquet]'") from None
+    schema = arrow.schema(
+        [
+            *((name, arrow.string()) for name in _TEXTS),
+            *((name, arrow.int64()) for name in (*_WHOLE, "seed")),
+            *((name, arrow.float64()) for name in _REAL),
+            ("at", arrow.timestamp("us", tz="UTC")),
+        ]
+    )
+    part = file.with_name(f".{file.name}.part")
+    count, rows = 0, map(_row, turns)
+    try:
+        with (
+            os.fdopen(os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as target,
+            parquet.ParquetWriter(target, schema, compression="zstd") as writer,
+        ):
+            while group := list(islice(rows, ROWS_A_GROUP)):
+                writer.write_table(arrow.Table.from_pylist(group, schema))
+                count += len(group)
+        part.replace(file)
+    except OSError as problem:
+        raise StoreError(f"{file} cannot be written ({problem.strerror or problem})") from problem
+    finally:
+        part.unlink(missing_ok=True)
+    return count
+
+
+def _row(turn: LoggedTurn) -> dict[str, Any]:
+    row, data, feedback = turn.row, turn.data, turn.feedback or {}
+    found = {
+        **row,
+        "parent_id": data.get("parent_id"),
+        "user_turn_id": data.get("user_turn_id"),
+        "question": turn.question,
+        "answer": turn.answer,
+        "prompt": data["messages"],
+        "edited": feedback.get("edited"),
+        "comment": feedback.get("comment"),
+        "rating": feedback.get("rating"),
+    }
+    return {
+        **{name: _text(found[name]) for name in _TEXTS},
+        **{name: _whole(found[name]) for name in _WHOLE},
+        **{name: found[name] for name in _REAL},
+        "seed": _seed(data.get("seed")),
+        "at": datetime.fromtimestamp(row["at"], UTC),
+    }
+
+
+def _text(value: Any) -> str | None:
+    """Parquet holds UTF-8, in which lone surrogates cannot be written."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else None
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _seed(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else None

@@ -1,0 +1,113 @@
+"""What the records say in sum: how many, how long, how fast, how they ended, how they were liked.
+
+Scope: numbers from the columns of a store; no text of any conversation is read. Knows no plots.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from qlora_chat.receiver.store import RecordStore, Wanted
+
+BINS = 24
+TEMPERATURE_STEP = 0.05
+"""The slider's."""
+NOT_RECORDED = "not recorded (version 1)"
+BASE_ALONE = "none: the base alone"
+
+_MEASURES = {
+    "prompt_tokens": "prompt_tokens",
+    "completion_tokens": "completion_tokens",
+    "question_characters": "question_chars",
+    "answer_characters": "answer_chars",
+    "ttft_ms": "ttft_ms",
+    "tokens_per_s": "tokens_per_s",
+}
+_TURN_COLUMNS = (
+    "version", "conversation_id", "turn_id", "at", "day", "model", "adapter", "temperature", "finish_reason",
+    *_MEASURES.values(),
+)  # fmt: skip
+
+
+def statistics(store: RecordStore) -> dict[str, Any]:
+    """Everything that is counted, ready for JSON.
+
+    Of several pieces of feedback to a turn the newest counts. measures: count, mean, percentiles and a histogram up to
+    the 99th percentile, in tokens, characters, ms and tokens/s.
+    """
+    turns = list(store.columns(_TURN_COLUMNS, Wanted(kind="turn")))
+    said = {row["turn_id"]: row for row in store.columns(("turn_id", "rating", "edited", "commented"), Wanted(kind="feedback"))}
+    return {
+        "turns": len(turns),
+        "conversations": len({row["conversation_id"] for row in turns}),
+        "erased_conversations": store.erased_conversations(),
+        "turns_with_feedback": sum(row["turn_id"] in said for row in turns),
+        "first": _moment(turns[0]["at"]) if turns else None,
+        "last": _moment(turns[-1]["at"]) if turns else None,
+        "versions": {str(version): count for version, count in sorted(Counter(row["version"] for row in turns).items())},
+        "days": _days(turns),
+        "measures": {name: distribution(row[column] for row in turns) for name, column in _MEASURES.items()},
+        "finish_reasons": dict(Counter(row["finish_reason"] or NOT_RECORDED for row in turns).most_common()),
+        "feedback_by_temperature": _feedback_by(turns, said, "temperature", _temperature),
+        "feedback_by_adapter": _feedback_by(turns, said, "adapter", _adapter),
+    }
+
+
+def distribution(values: Iterable[float | None]) -> dict[str, Any] | None:
+    """count, mean, p10, median, p90, p99, max and a histogram of what is not None; None where nothing is left."""
+    known = np.array([value for value in values if value is not None], dtype=float)
+    if not len(known):
+        return None
+    p10, median, p90, p99 = np.percentile(known, (10, 50, 90, 99))
+    counts, edges = np.histogram(np.minimum(known, p99), bins=BINS)
+    return {
+        "count": len(known),
+        "mean": float(known.mean()),
+        "p10": float(p10),
+        "median": float(median),
+        "p90": float(p90),
+        "p99": float(p99),
+        "max": float(known.max()),
+        "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+    }
+
+
+def _days(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    by_day: dict[str, list[str]] = defaultdict(list)
+    for row in turns:
+        by_day[row["day"]].append(row["conversation_id"])
+    return [{"day": day, "turns": len(names), "conversations": len(set(names))} for day, names in sorted(by_day.items())]
+
+
+def _feedback_by(turns: Sequence[Mapping[str, Any]], said: Mapping[str, Mapping[str, Any]], name: str, key: Any) -> list[Any]:
+    groups: dict[Any, Counter[str]] = defaultdict(Counter)
+    for row in turns:
+        group = groups[key(row)]
+        group["turns"] += 1
+        if feedback := said.get(row["turn_id"]):
+            group["up"] += feedback["rating"] == 1
+            group["down"] += feedback["rating"] == -1
+            group["edited"] += bool(feedback["edited"])
+            group["commented"] += bool(feedback["commented"])
+    counted = ("turns", "up", "down", "edited", "commented")
+    ordered = sorted(groups.items(), key=lambda item: (item[0] is None, str(item[0])))
+    return [{name: value, **{each: group[each] for each in counted}} for value, group in ordered]
+
+
+def _temperature(row: Mapping[str, Any]) -> float | None:
+    """On the slider's grid, so that 0.7 and 0.7000001 are one."""
+    value = row["temperature"]
+    return None if value is None else round(round(value / TEMPERATURE_STEP) * TEMPERATURE_STEP, 2)
+
+
+def _adapter(row: Mapping[str, Any]) -> str:
+    return NOT_RECORDED if row["model"] is None else row["adapter"] or BASE_ALONE
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")

@@ -1,0 +1,118 @@
+"""What is taken for a record, and what is refused without quoting it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qlora_chat.receiver.records import RecordRefused, read_record
+
+from .made import feedback, posted, tombstone, turn_v1, turn_v2
+
+
+def test_the_original_payload_needs_no_id_and_the_same_bytes_have_the_same() -> None:
+    body = posted(turn_v1())
+    first, again = read_record(body), read_record(body)
+    other = read_record(posted(turn_v1(timestamp="2026-11-24T09:08:08")))
+    assert first.id == again.id != other.id
+    assert first.version == 1
+    assert first.conversation_id == "conversation-1"
+    assert first.day == "2026-11-24"
+    assert first.body == body.decode()
+    assert (first.figures["answer_chars"], first.figures["temperature"]) == (len("Paris."), 0.5)
+
+
+def test_a_version_1_record_takes_the_idempotency_key_it_comes_with() -> None:
+    assert read_record(posted(turn_v1()), "key-1").id == "key-1"
+
+
+def test_version_2_gives_its_figures() -> None:
+    record = read_record(posted(turn_v2(id="an-id")), "an-id")
+    assert (record.id, record.kind, record.version) == ("an-id", "turn", 2)
+    assert record.figures["ttft_ms"] == 40.0
+    assert record.figures["completion_tokens"] == 2
+    assert record.figures["finish_reason"] == "stop"
+    assert record.figures["adapter"] == "Llama-Lumi-45M chat adapter"
+    assert record.at == 1_795_507_687.0, "09:08:07 at +01:00"
+
+
+def test_feedback_and_tombstones_are_records_of_their_own() -> None:
+    rated = read_record(posted(feedback(turn_v2(turn_id="t"), rating=-1, edited="Better.")))
+    assert (rated.kind, rated.turn_id) == ("feedback", "t")
+    assert rated.figures == {"rating": -1, "edited": True, "commented": False}
+    assert read_record(posted(tombstone("c"))).conversation_id == "c"
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"\xff", "not UTF-8"),
+        (b"{", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[]", "a JSON list; an object was expected"),
+        (b'{"conversation_id": NaN}', "not JSON"),
+        (posted(turn_v1(conversation_id="")), "conversation_id must be a string"),
+        (posted(turn_v1(conversation_id="a b")), "conversation_id must be a string"),
+        (posted(turn_v1(conversation_id=5)), "conversation_id must be a string"),
+        (posted(turn_v1(history=[])), "history must be a list"),
+        (posted(turn_v1(history=[["only one"]])), "history must be a list"),
+        (posted(turn_v1(history=[["a", None]])), "history must be a list"),
+        (posted(turn_v1(messages=None)), "messages must be a string"),
+        (posted(turn_v1(timestamp="yesterday")), "timestamp must be a time"),
+        (posted(turn_v1(version=3)), "version must be 1 or 2"),
+        (posted(turn_v1(version=True)), "version must be 1 or 2"),
+        (posted(turn_v2(kind="gossip")), "kind must be one of turn, feedback, tombstone"),
+        (posted(turn_v2(id=None)), "id must be a string"),
+        (posted(turn_v2(turn_id="x" * 201)), "turn_id must be a string of 1 to 200"),
+        (posted({**feedback(turn_v2(), rating=1), "feedback": {"rating": 5}}), "feedback.rating must be 1, -1 or null"),
+        (posted({**feedback(turn_v2(), rating=1), "feedback": {"edited": 5}}), "feedback.edited must be a string or null"),
+    ],
+)  # fmt: skip
+def test_what_is_no_record_is_refused_with_the_reason(body: bytes, said: str) -> None:
+    with pytest.raises(RecordRefused, match=said):
+        read_record(body)
+
+
+def test_a_refusal_quotes_nothing_that_was_said() -> None:
+    with pytest.raises(RecordRefused) as refusal:
+        read_record(posted(turn_v1(history=[["my secret", 5]])))
+    assert "secret" not in str(refusal.value)
+
+
+def test_an_id_in_header_and_body_must_be_one() -> None:
+    with pytest.raises(RecordRefused, match="differ"):
+        read_record(posted(turn_v2(id="one")), "another")
+
+
+def test_a_figure_that_cannot_be_counted_loses_no_turn() -> None:
+    kwargs = {"temperature": "hot", "top_k": 1e308 * 10, "top_p": True, "repetition_penalty": None}
+    body = posted(turn_v2(ttft_ms=-0.0, tokens_per_s=[], generate_kwargs=kwargs, model="gpt")).replace(b"Infinity", b"1e999")
+    figures = read_record(body).figures
+    assert figures["temperature"] is figures["top_k"] is figures["top_p"] is figures["tokens_per_s"] is figures["model"] is None
+
+
+def test_a_name_holds_nothing_that_a_terminal_would_obey() -> None:
+    record = read_record(posted(turn_v2(finish_reason="\x1b[31mstop\x00\ud800")))
+    assert record.figures["finish_reason"] == "[31mstop"
+
+
+TEXT = st.text(alphabet="a1 é\0\ud800", max_size=5)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(st.sampled_from(sorted(turn_v2())), JSON, max_size=4))
+def test_whatever_comes_is_a_record_or_refused(changed: dict[str, Any]) -> None:
+    try:
+        record = read_record(json.dumps({**turn_v2(), **changed}).encode())
+    except RecordRefused:
+        return
+    assert record.kind in ("turn", "feedback", "tombstone")
