@@ -209,12 +209,13 @@ def test_killed_between_storing_and_answering_it_keeps_the_record_once(sqlite_ur
         assert session.get(f"{living.url}/stats.json").json()["turns"] == 1
 
 
+@pytest.mark.slow
 def test_killed_at_random_it_has_all_that_it_acknowledged_and_nothing_twice(sqlite_url: str, session: requests.Session) -> None:
     chance = random.Random(5)
     waiting = [turn_v2() for _ in range(120)]
     ids = {data["id"] for data in waiting}
     acknowledged: set[str] = set()
-    for kill in (True, True, False):
+    for kill in (True, True, True, True, False):
         with program("--store", sqlite_url, "--port", str(free_port())) as receiver:
             timer = threading.Timer(chance.uniform(0.02, 0.25), receiver.kill)
             if kill:
