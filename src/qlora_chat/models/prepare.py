@@ -16,6 +16,7 @@ from torch import Tensor
 
 from qlora_chat.models import ModelError, Notify
 from qlora_chat.models.cache import Cache, CacheUnusable, Record, fingerprints, key_of, sha256
+from qlora_chat.models.checkpoint import Checkpoint
 from qlora_chat.models.folders import Base, adapter_bytes, check_adapter, has_tokenizer
 from qlora_chat.models.loss import Loss, dialogue_ids
 from qlora_chat.models.machine import Held, Place, Plan, choose_plan, ways_to_hold, weight_bytes
@@ -23,7 +24,7 @@ from qlora_chat.models.resolve import Part, Source, check_source, kept_entries
 from qlora_chat.models.shards import Named, write_shards, write_small_files
 from qlora_chat.models.special import SpecialIds, special_ids
 from qlora_chat.models.tokenizer import ModelTokenizer
-from qlora_chat.models.weights import Adapter, Checkpoint
+from qlora_chat.models.weights import Adapter
 from qlora_chat.settings import Precision
 
 

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from qlora_chat.models.checkpoint import Checkpoint
 from qlora_chat.models.folders import Base
 from qlora_chat.models.shards import Named, finite
-from qlora_chat.models.weights import Checkpoint, quiet_bitsandbytes
+from qlora_chat.models.weights import quiet_bitsandbytes
 
 
 def quantised(base: Base, device: str) -> Iterator[Named]:

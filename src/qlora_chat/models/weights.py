@@ -1,6 +1,6 @@
 """A LLaMA's weights as the engine wants them: read from safetensors in Hugging Face and bitsandbytes layout.
 
-Scope: shape, rotary frequencies, linear products (dense, NF4, NF4 with an unmerged adapter). Knows nothing of where
+Scope: linear products (dense, NF4, NF4 with an unmerged adapter). Knows nothing of where
 the files came from, nor of caches and sampling. Importing it needs torch and safetensors only; bitsandbytes is
 imported when a checkpoint is in 4 bits (it takes 5 s).
 
@@ -19,87 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from qlora_chat.models import ModelError
+from qlora_chat.models.checkpoint import Checkpoint
+from qlora_chat.models.shape import LlamaShape
 
 Linear = Callable[[Tensor], Tensor]
 """(N, in) -> (N, out)."""
-
-SUPPORTED_TYPES = ("llama", "mistral", "qwen2")
-PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-               "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class LlamaShape:
-    """Sizes and constants of a LLaMA-family model, from its config.json."""
-
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    window: int
-    norm_eps: float
-    tied_head: bool
-    rope: Mapping[str, Any]
-    """rope_parameters as Transformers 5 writes them: rope_theta, rope_type and what that type needs."""
-
-    @staticmethod
-    def from_config(config: Mapping[str, Any]) -> LlamaShape:
-        """Read a config.json of any Transformers version. ModelError for what the engine does not compute."""
-        kind = config.get("model_type")
-        if kind not in SUPPORTED_TYPES:
-            raise ModelError(f"config.json says model_type {kind!r}; this engine runs {', '.join(SUPPORTED_TYPES)}")
-        if config.get("hidden_act", "silu") != "silu":
-            raise ModelError(f"config.json says hidden_act {config['hidden_act']!r}; LLaMA-family models use 'silu'")
-        heads, window = config["num_attention_heads"], config.get("max_position_embeddings", 2048)
-        sliding = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-        return LlamaShape(
-            layers=config["num_hidden_layers"],
-            hidden=config["hidden_size"],
-            heads=heads,
-            kv_heads=config.get("num_key_value_heads") or heads,
-            head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-            vocabulary=config["vocab_size"],
-            window=min(window, sliding or window),  # within its sliding window, attention is plain causal attention
-            norm_eps=config.get("rms_norm_eps", 1e-6),
-            tied_head=bool(config.get("tie_word_embeddings", False)),
-            rope=_rope_parameters(config),
-        )
-
-    def rope_frequencies(self) -> Tensor:
-        """Radians a position, (head_dim / 2,), float32 on the CPU (RoFormer, Su 2021; scaled as rope_type says)."""
-        exponents = torch.arange(0, self.head_dim, 2, dtype=torch.int64).float() / self.head_dim
-        frequencies = 1.0 / (float(self.rope["rope_theta"]) ** exponents)
-        match self.rope["rope_type"]:
-            case "default":
-                return frequencies
-            case "linear":
-                return frequencies / self.rope["factor"]
-            case "llama3":
-                return _llama3_frequencies(frequencies, self.rope)
-            case other:
-                raise ModelError(f"config.json says rope_type {other!r}; this engine computes default, linear and llama3")
-
-
-def _rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
-    rope.setdefault("rope_theta", config.get("rope_theta", 10_000.0))
-    return rope
-
-
-def _llama3_frequencies(frequencies: Tensor, rope: Mapping[str, Any]) -> Tensor:
-    """Llama 3.1's scaling: long wavelengths are slowed by `factor`, short ones kept, those between blended."""
-    factor, low, high = rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"]
-    wavelengths = 2 * math.pi / frequencies
-    blend = (rope["original_max_position_embeddings"] / wavelengths - low) / (high - low)
-    blend = blend.clamp(0.0, 1.0)
-    return frequencies * (blend + (1 - blend) / factor)
 
 
 @dataclass(frozen=True)
@@ -127,36 +54,6 @@ class LlamaWeights:
     """(N, H) -> (N, V)."""
     device: torch.device
     dtype: torch.dtype
-
-
-class Checkpoint(Mapping[str, Tensor]):
-    """Tensors of a folder's *.safetensors by name, each read when asked for."""
-
-    def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
-        self.folder, self._device = folder, str(device)
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise ModelError(f"{folder} holds no *.safetensors file")
-        try:
-            self._files = [safe_open(file, framework="pt", device=self._device) for file in files]  # type: ignore[no-untyped-call]
-        except Exception as problem:
-            raise ModelError(f"the weights in {folder} cannot be read ({problem}); fetch them again") from problem
-        self._where = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118 (not a dict)
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._where:
-            raise KeyError(name)
-        return self._where[name].get_tensor(name)
-
-    def __iter__(self) -> Any:
-        return iter(self._where)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor, from the header alone."""
-        return tuple(self._where[name].get_slice(name).get_shape())
-
-    def __len__(self) -> int:
-        return len(self._where)
 
 
 @dataclass(frozen=True)
