@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 from qlora_chat.chat import Chat
 from qlora_chat.engines import EngineError, Finish, Piece
@@ -192,3 +198,182 @@ def _words(text: str) -> list[str]:
     """The text in pieces that begin with a space, as a model's tokens often do."""
     words = text.split(" ")
     return [words[0], *(f" {word}" for word in words[1:])]
+
+
+# --- a server that speaks OpenAI's completions ---------------------------------------------------------------------------
+
+RESET = object()
+"""In a ScriptedServer's reply: break the connection off, without a goodbye."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """In a ScriptedServer's reply: the response's beginning, where it is not a stream that goes well."""
+
+    code: int
+    headers: dict[str, str] = field(default_factory=dict)
+    body: str = ""
+
+
+def demo_tokens(text: str) -> list[tuple[int, str]]:
+    """A text as a server of the bundled demo makes it: (id, its text) a token."""
+    from qlora_chat.models.resolve import BUNDLED
+    from qlora_chat.models.tokenizer import ModelTokenizer
+
+    tokenizer = ModelTokenizer.read(BUNDLED / "base", bos_id=1)
+    ids = tokenizer.encode_continuation(text)
+    ends = [len(tokenizer.decode(ids[: index + 1])) for index in range(len(ids))]
+    return [(each, text[begin:end]) for each, begin, end in zip(ids, [0, *ends], ends, strict=False)]
+
+
+Reply = Callable[[dict[str, Any]], Iterator[Any]]
+"""A request's JSON -> bytes to send, seconds to wait, Status, RESET."""
+
+
+def sse(**choice: Any) -> bytes:
+    """One line of a completion's stream."""
+    return f"data: {json.dumps({'choices': [{'index': 0, **choice}]})}\n\n".encode()
+
+
+class ScriptedServer:
+    """An OpenAI-compatible server on a port of its own, that says `answer` and misbehaves as it is told.
+
+    It goes on from however much of the answer a prompt ends with, as a model would. Set `reply` for one that does not.
+    """
+
+    def __init__(self, answer: Sequence[tuple[int, str]], models: Sequence[dict[str, Any]] = ({"id": "scripted"},)) -> None:
+        self.answer, self.models = list(answer), list(models)
+        self.reply: Reply = self.says
+        self.delay = 0.0
+        self.refused_fields: frozenset[str] = frozenset()
+        self.text_only = False
+        self.counts_bos = self.gives_ids = True
+        self.well = True
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.running = 0
+        self.cut_off = 0
+        """Requests whose client went away before the end."""
+        self._server: ThreadingHTTPServer | None = None
+        self.start()
+
+    def start(self, port: int = 0) -> None:
+        """Listen; on the same port again after stop()."""
+        handler = type("Handler", (_CompletionsHandler,), {"script": self})
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        self._server.daemon_threads = True
+        self.port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def stop(self) -> None:
+        """No longer there."""
+        if self._server:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    @property
+    def url(self) -> str:
+        """Its address, up to /v1."""
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def says(self, request: dict[str, Any]) -> Iterator[Any]:
+        """What a server without faults does."""
+        if odd := sorted(self.refused_fields & set(request)):
+            yield Status(422, body=json.dumps({"detail": f"Unexpected fields in the request: {odd}"}))
+        elif self.text_only and not isinstance(request["prompt"], str):
+            yield Status(400, body=json.dumps({"detail": "prompt must be a string."}))
+        else:
+            yield from self.tokens(request)
+
+    def tokens(self, request: dict[str, Any], most: int | None = None) -> Iterator[Any]:
+        """The rest of the answer, at most `most` tokens of it before anything else happens."""
+        begun, allowed = self._begun(request["prompt"]), request["max_tokens"]
+        rest = self.answer[begun : begun + allowed][:most]
+        for index, (token_id, text) in enumerate(rest):
+            if self.delay:
+                yield self.delay
+            text = text.lstrip(" ") if self.text_only and index == 0 else text
+            yield sse(text=text, **({"token_ids": [token_id]} if self.gives_ids else {}))
+        if most is None:
+            yield sse(text="", finish_reason="length" if len(self.answer) - begun > allowed else "stop")
+            yield self._usage(request["prompt"], len(rest))
+
+    def _begun(self, prompt: list[int] | str) -> int:
+        """Tokens of the answer that the prompt already ends with."""
+        for count in range(len(self.answer), 0, -1):
+            ids, text = [each[0] for each in self.answer[:count]], "".join(each[1] for each in self.answer[:count])
+            if prompt.endswith(text) if isinstance(prompt, str) else prompt[-count:] == ids:
+                return count
+        return 0
+
+    def _usage(self, prompt: list[int] | str, made: int) -> bytes:
+        read = len(prompt) if isinstance(prompt, list) else 100 if self.counts_bos else 1
+        usage = {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
+        return f"data: {json.dumps({'choices': [], 'usage': usage})}\n\ndata: [DONE]\n\n".encode()
+
+
+class _CompletionsHandler(BaseHTTPRequestHandler):
+    script: ScriptedServer
+
+    def log_message(self, format: str, *args: object) -> None: ...
+
+    def do_GET(self) -> None:
+        """/v1/models and /health."""
+        if self.path == "/health":
+            self._send(Status(200 if self.script.well else 500))
+        else:
+            self._send(Status(200, body=json.dumps({"object": "list", "data": self.script.models})))
+
+    def do_POST(self) -> None:
+        """/v1/completions."""
+        script = self.script
+        request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        script.requests.append(request)
+        script.headers.append({name.lower(): value for name, value in self.headers.items()})
+        script.running += 1
+        try:
+            self._play(script.reply(request))
+        except OSError:
+            script.cut_off += 1
+        finally:
+            script.running -= 1
+
+    def _play(self, steps: Iterator[Any]) -> None:
+        began = False
+        for step in steps:
+            if isinstance(step, Status):
+                self._send(step)
+                return
+            if step is RESET:
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.close_connection = True
+                self.connection.close()
+                return
+            if isinstance(step, float):
+                self._wait(step)
+                continue
+            if not began:
+                self._begin(Status(200, {"content-type": "text/event-stream"}))
+                began = True
+            self.wfile.write(step)
+            self.wfile.flush()
+
+    def _wait(self, seconds: float) -> None:
+        """Sleep, unless the client goes away meanwhile."""
+        self.connection.settimeout(seconds)
+        with contextlib.suppress(TimeoutError):
+            if not self.connection.recv(1, socket.MSG_PEEK):
+                raise BrokenPipeError
+        self.connection.settimeout(None)
+
+    def _send(self, status: Status) -> None:
+        self._begin(status)
+        self.wfile.write(status.body.encode())
+
+    def _begin(self, status: Status) -> None:
+        self.close_connection = True
+        self.send_response(status.code)
+        for name, value in {"content-type": "application/json", "connection": "close", **status.headers}.items():
+            self.send_header(name, value)
+        self.end_headers()

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from qlora_chat import settings
-from qlora_chat.settings import LogSettings, ModelSettings, Sampling, ServeSettings, SettingsError
+from qlora_chat.settings import EngineSettings, LogSettings, ModelSettings, Sampling, ServeSettings, SettingsError
 
 
 @pytest.mark.parametrize(
@@ -93,3 +93,49 @@ def test_the_environment_is_read_in_one_place() -> None:
     assert str(settings.cache_folder({"QLORA_CHAT_CACHE": "/y", "XDG_CACHE_HOME": "/x"})) == "/y"
     assert settings.hub_is_offline({"HF_HUB_OFFLINE": "1"})
     assert not settings.hub_is_offline({})
+
+
+def test_where_answers_are_computed_is_read_from_one_option() -> None:
+    assert settings.engine_settings("local") == EngineSettings()
+    environ = {"QLORA_CHAT_ENGINE_KEY": "secret"}
+    two = settings.engine_settings("http://127.0.0.1:8000/v1/, https://gpu.example/api/v1", "chat", environ)
+    assert two.urls == ("http://127.0.0.1:8000/v1", "https://gpu.example/api/v1")
+    assert (two.model, two.key) == ("chat", "secret")
+    assert "secret" not in repr(two)
+    assert settings.engine_settings("http://box:8000").urls == ("http://box:8000/v1",), "what everyone leaves out"
+    assert settings.engine_settings("http://box:8000").unencrypted == ("http://box:8000/v1",)
+    assert not settings.engine_settings("http://localhost:8000,https://box").unencrypted
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "",
+        "box:8000",
+        "ftp://box/v1",
+        "http://",
+        "http://box:99999",
+        "http://box/v1,",
+        "http://box/v1?key=1",
+        "http://a,http://a/v1",
+    ],
+)
+def test_an_address_that_is_none_is_refused(engine: str) -> None:
+    with pytest.raises(SettingsError, match="--engine"):
+        settings.engine_settings(engine, None, {})
+
+
+def test_a_key_in_an_address_is_refused_and_where_it_belongs_is_said() -> None:
+    with pytest.raises(SettingsError, match="QLORA_CHAT_ENGINE_KEY") as caught:
+        settings.engine_settings("https://me:secret@box/v1", None, {})
+    assert "secret" not in str(caught.value)
+
+
+def test_a_model_of_other_servers_needs_servers() -> None:
+    with pytest.raises(SettingsError, match="--engine http"):
+        settings.engine_settings("local", "chat", {})
+
+
+def test_an_authority_that_is_not_there_is_refused() -> None:
+    with pytest.raises(SettingsError, match="QLORA_CHAT_ENGINE_CA"):
+        settings.engine_settings("https://box", None, {"QLORA_CHAT_ENGINE_CA": "/nowhere.pem"})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
@@ -123,6 +123,48 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
+class EngineSettings:
+    """Where answers are computed: in this process, or on servers that speak OpenAI's API."""
+
+    urls: tuple[str, ...] = ()
+    """Each server's address up to /v1; () computes in this process."""
+    model: str | None = None
+    """The name that the servers know the model by; None takes the only one they list."""
+    key: str | None = field(default=None, repr=False)
+    """Sent as a bearer token."""
+    ca_file: Path | None = None
+    """Certificates that sign the servers' own; None trusts the usual authorities."""
+
+    def __post_init__(self) -> None:
+        if len(set(self.urls)) < len(self.urls):
+            raise SettingsError("--engine names a server twice")
+        if self.model and not self.urls:
+            raise SettingsError(
+                f"--engine-model {self.model} names a model of other servers: give them with --engine http://..."
+            )
+
+    @property
+    def unencrypted(self) -> tuple[str, ...]:
+        """Servers that conversations reach in the clear, over a network."""
+        return tuple(url for url in self.urls if url.startswith("http:") and not is_loopback(urlsplit(url).hostname or ""))
+
+
+def _server_url(text: str) -> str:
+    """An address without a slash at its end, "/v1" where it has no path. SettingsError for what is not one."""
+    problem = SettingsError(f"--engine is {text!r}, but must be local, or http://HOST:PORT/v1 (several with commas between)")
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # checked only when it is read
+    except ValueError:
+        raise problem from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise problem
+    if parts.username or parts.password:
+        raise SettingsError("--engine holds a password, which every user of this machine can read: set QLORA_CHAT_ENGINE_KEY")
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
+
+
+@dataclass(frozen=True)
 class ServeSettings:
     """Where the page listens."""
 
@@ -233,6 +275,17 @@ def receiver_settings(
     """ReceiverSettings with the token and the secret that senders have: LOGGING_TOKEN and LOGGING_SECRET."""
     token, secret = environ.get("LOGGING_TOKEN") or None, environ.get("LOGGING_SECRET") or None
     return ReceiverSettings(host, port, token, secret, tuple(allowed_hosts), certificate, key)
+
+
+def engine_settings(engine: str, model: str | None = None, environ: Mapping[str, str] = os.environ) -> EngineSettings:
+    """EngineSettings from "local", or addresses with commas between; key and authority from QLORA_CHAT_ENGINE_KEY and _CA."""
+    if engine == "local":
+        return EngineSettings((), model)
+    urls = tuple(_server_url(each.strip()) for each in engine.split(","))
+    authority = environ.get("QLORA_CHAT_ENGINE_CA")
+    if authority and not Path(authority).is_file():
+        raise SettingsError(f"QLORA_CHAT_ENGINE_CA is {authority!r}, but there is no such file")
+    return EngineSettings(urls, model, environ.get("QLORA_CHAT_ENGINE_KEY") or None, Path(authority) if authority else None)
 
 
 def page_token(environ: Mapping[str, str] = os.environ) -> str | None:

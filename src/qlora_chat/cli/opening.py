@@ -5,21 +5,21 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from qlora_chat.settings import LogSettings, ModelSettings
+from qlora_chat.settings import EngineSettings, LogSettings, ModelSettings
 
 if TYPE_CHECKING:
     from qlora_chat.chat import Chat
     from qlora_chat.delivery.sender import LogSender
 
 
-def open_chat(chosen: ModelSettings, log: LogSender | None) -> Chat:
-    """Load the model and put a chat around it."""
+def open_chat(chosen: ModelSettings, log: LogSender | None, where: EngineSettings | None = None) -> Chat:
+    """Load the model, or go to the servers that have it, and put a chat around it."""
     from qlora_chat.chat import Chat
     from qlora_chat.engines import open_engine
     from qlora_chat.history.memory import MemoryHistory
     from qlora_chat.prompt import prompt_format
 
-    engine = open_engine(chosen, notify)
+    engine = open_engine(chosen, notify, where)
     return Chat(engine, prompt_format(engine.info.prompt_format), MemoryHistory(), log)
 
 

@@ -15,6 +15,8 @@ from qlora_chat.cli.options import (
     Adapter,
     Base,
     DeviceOption,
+    Engine,
+    EngineModel,
     Format,
     MaxNewTokens,
     Model,
@@ -38,6 +40,8 @@ def serve(
     precision: PrecisionOption = "auto",
     device: DeviceOption = "auto",
     prompt_format: Format = None,
+    engine: Engine = "local",
+    engine_model: EngineModel = None,
     slots: Slots = None,
     host: Annotated[str, typer.Option(help="address to listen on; beyond this machine needs QLORA_CHAT_TOKEN")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="default: 7860 or the next free one")] = None,
@@ -48,11 +52,12 @@ def serve(
     chosen = model_settings(model, base, adapter, precision, device, prompt_format, slots)
     serving = ServeSettings(host, port, settings.page_token(), tuple(allow_host or ()))
     logging = settings.log_settings()
+    where = settings.engine_settings(engine, engine_model)
 
     from qlora_chat.web.app import serve as serve_page
 
     with closing(Log(logging)) as log:
-        serve_page(lambda: open_chat(chosen, log.sender), serving, notify, logging_on=log.sender is not None)
+        serve_page(lambda: open_chat(chosen, log.sender, where), serving, notify, logging_on=log.sender is not None)
 
 
 def chat(
@@ -62,6 +67,8 @@ def chat(
     precision: PrecisionOption = "auto",
     device: DeviceOption = "auto",
     prompt_format: Format = None,
+    engine: Engine = "local",
+    engine_model: EngineModel = None,
     temperature: Temperature = 0.7,
     top_p: TopP = 0.9,
     top_k: TopK = 0,
@@ -75,11 +82,12 @@ def chat(
     chosen = model_settings(model, base, adapter, precision, device, prompt_format, slots=1)
     sampling = Sampling(temperature, top_p, top_k, repetition_penalty, max_new_tokens, seed)
     logging = settings.log_settings()
+    where = settings.engine_settings(engine, engine_model)
 
     from qlora_chat.terminal import talk
 
     with closing(Log(logging)) as log:
-        talk(open_chat(chosen, log.sender), sampling, system, logging_on=log.sender is not None)
+        talk(open_chat(chosen, log.sender, where), sampling, system, logging_on=log.sender is not None)
 
 
 def ask(
@@ -90,6 +98,8 @@ def ask(
     precision: PrecisionOption = "auto",
     device: DeviceOption = "auto",
     prompt_format: Format = None,
+    engine: Engine = "local",
+    engine_model: EngineModel = None,
     temperature: Temperature = 0.7,
     top_p: TopP = 0.9,
     top_k: TopK = 0,
@@ -104,6 +114,7 @@ def ask(
     chosen = model_settings(model, base, adapter, precision, device, prompt_format, slots=1)
     sampling = Sampling(temperature, top_p, top_k, repetition_penalty, max_new_tokens, seed)
     logging = settings.log_settings()
+    where = settings.engine_settings(engine, engine_model)
     question = sys.stdin.read() if text == "-" else text
     if not question.strip():
         raise SettingsError("there is nothing to ask: TEXT is empty")
@@ -111,6 +122,6 @@ def ask(
     from qlora_chat.terminal import ask_once
 
     with closing(Log(logging)) as log:
-        result = ask_once(open_chat(chosen, log.sender), question, sampling, system, show=not as_json)
+        result = ask_once(open_chat(chosen, log.sender, where), question, sampling, system, show=not as_json)
     if as_json:
         print(json.dumps(result, ensure_ascii=False))

@@ -13,7 +13,7 @@ from typing import Protocol
 from qlora_chat.messages import FinishReason
 from qlora_chat.models import ModelInfo, Notify
 from qlora_chat.prompt import Prompt, Tokenizer
-from qlora_chat.settings import ModelSettings, Sampling
+from qlora_chat.settings import EngineSettings, ModelSettings, Sampling
 from qlora_chat.stopping import Stops
 
 
@@ -77,8 +77,15 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(settings: ModelSettings, notify: Notify) -> Engine:
-    """Resolve, load and merge the model that the settings name, and start the in-process engine."""
+def open_engine(settings: ModelSettings, notify: Notify, where: EngineSettings | None = None) -> Engine:
+    """Start the in-process engine on the model that the settings name, or go to the servers that run it.
+
+    ModelError or EngineError says what is in the way.
+    """
+    if where and where.urls:
+        from qlora_chat.engines.remote.engine import open_remote
+
+        return open_remote(settings, where, notify)
     from qlora_chat.engines.local import LocalEngine
     from qlora_chat.models import open_model
 

@@ -17,13 +17,14 @@ from torch import Tensor
 from qlora_chat.models import ModelError, Notify
 from qlora_chat.models.cache import Cache, CacheUnusable, Record, fingerprints, key_of, sha256
 from qlora_chat.models.checkpoint import Checkpoint
-from qlora_chat.models.folders import Base, adapter_bytes, check_adapter, has_tokenizer
+from qlora_chat.models.folders import Base, adapter_bytes, check_adapter
 from qlora_chat.models.loss import Loss, dialogue_ids
 from qlora_chat.models.machine import Held, Place, Plan, choose_plan, ways_to_hold, weight_bytes
 from qlora_chat.models.resolve import Part, Source, check_source, kept_entries
 from qlora_chat.models.shards import Named, write_shards, write_small_files
 from qlora_chat.models.special import SpecialIds, special_ids
 from qlora_chat.models.tokenizer import ModelTokenizer
+from qlora_chat.models.tokenizer_files import tokenizer_folder
 from qlora_chat.models.weights import Adapter
 from qlora_chat.settings import Precision
 
@@ -195,23 +196,7 @@ class _Work:
         return tokenizer, special_ids(self.source.base.name, self.base.folder, self.base.config, tokenizer, folder)
 
     def _tokenizer_folder(self) -> Path:
-        """Where tokenizer.json is; made once from tokenizer.model for a base that comes without."""
-        if (self.base.folder / "tokenizer.json").is_file():
-            return self.base.folder
-        if not has_tokenizer(self.base.folder):
-            raise ModelError(f"{self.base.folder} holds neither tokenizer.json nor tokenizer.model; fetch the base again")
-        key = key_of(self.source.base.name, {"model": sha256(self.base.folder / "tokenizer.model")})
-        if (entry := self.cache.find("tokenizers", key)) is not None:
-            return entry.folder
-        from qlora_chat.models.sentencepiece import convert_tokenizer
-
-        self.notify(f"{self.source.base.name} comes with a tokenizer.model only: converting it once")
-        try:
-            return self.cache.write("tokenizers", key, partial(convert_tokenizer, self.base.folder)).folder
-        except CacheUnusable as problem:
-            raise ModelError(
-                f"the converted tokenizer could not be kept: {problem}; set QLORA_CHAT_CACHE to another folder"
-            ) from problem
+        return tokenizer_folder(self.source.base.name, self.base.folder, self.cache, self.notify)
 
     def _lines(self, special: SpecialIds, loss: Loss | None) -> tuple[str, ...]:
         return (*self.earlier, *special.notices, *([str(loss)] if loss else []))

@@ -63,6 +63,16 @@ class ModelTokenizer:
         """Id of a token by its name, or None where the vocabulary lacks it."""
         return self._tokenizer.token_to_id(token)
 
+    def token_name(self, token_id: int) -> str:
+        """How a token is written, "" where the vocabulary lacks it."""
+        return self._tokenizer.id_to_token(token_id) or ""
+
+    @property
+    def special_names(self) -> tuple[str, ...]:
+        """How the special tokens are written, longest first: other tokenizers may read them out of text."""
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return tuple(sorted((each.content for each in added if each.special), key=len, reverse=True))
+
 
 def _sayable(text: str) -> str:
     """Text without lone surrogates, which have no bytes and so no ids."""
