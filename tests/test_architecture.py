@@ -24,6 +24,7 @@ ARROWS: dict[str, set[str]] = {
     "web": {"chat", "engines", "history", "messages", "prompt", "settings", "models"},
     "evaluation": {"chat", "engines", "messages", "models", "prompt", "settings"},
     "cli": {
+        "benchmark",
         "chat",
         "delivery",
         "engines",
@@ -36,6 +37,7 @@ ARROWS: dict[str, set[str]] = {
         "terminal",
         "web",
     },
+    "benchmark": {"engines", "models", "prompt", "settings", "stopping"},
     "__main__": {"cli"},
     "__init__": set(),
 }

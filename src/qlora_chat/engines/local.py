@@ -15,7 +15,7 @@ import torch
 
 from qlora_chat.engines import EngineError, Stream
 from qlora_chat.engines.cache import KVCache, slot_bytes
-from qlora_chat.engines.llama import Forward
+from qlora_chat.engines.llama import Forward, Span
 from qlora_chat.engines.request import LocalStream, Request
 from qlora_chat.engines.scheduler import Scheduler
 from qlora_chat.models import LoadedModel, ModelInfo
@@ -55,6 +55,11 @@ class LocalEngine:
     def slots(self) -> int:
         """Chats that can share a forward pass."""
         return len(self._cache.slots)
+
+    @property
+    def forward(self) -> Callable[[Sequence[Span]], torch.Tensor]:
+        """The pass itself, to check its logits; only where nothing is generated, and not in a process that takes times."""
+        return self._scheduler._forward
 
     def stream(self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None) -> Stream:
         """Begin an answer; it joins the batch at the next step. ValueError for a prompt or adapter it cannot take."""

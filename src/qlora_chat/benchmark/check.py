@@ -1,0 +1,106 @@
+"""Whether what is about to be timed computes the right thing.
+
+Scope: the engine's own pass against a plain one on the same values; a quick wrong path must not get a figure. Runs in a
+process of its own, so that nothing of it disturbs a clock.
+
+Bounds: over 256 greedy tokens of the demo, each is the plain path's best or within GAP of it in logits (bf16 rounds
+logits that lie closer); on a shape, logits within RELATIVE and KL.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qlora_chat.benchmark import Check, Subject
+from qlora_chat.benchmark.subjects import Demo, RandomShape, opened
+from qlora_chat.engines.cache import KVCache
+from qlora_chat.engines.llama import Forward, Span
+from qlora_chat.engines.local import LocalEngine
+from qlora_chat.prompt import Prompt
+from qlora_chat.settings import Sampling
+from qlora_chat.stopping import Stops
+
+TOKENS = 256
+GAP = 0.25
+RELATIVE, KL = 2e-2, 1e-4
+LAYERS_ON_CPU = 4
+"""Depth of the check on a CPU: two 7Bs, one of them in bf16, would not fit beside each other."""
+
+
+def check(subject: Subject) -> Check:
+    """Compare; the caller decides what a failure means."""
+    if subject.name == "demo":
+        demo = opened(subject)
+        assert isinstance(demo, Demo)
+        return _greedy_tokens(demo)
+    if opened(subject).device.type == "cpu" and (subject.layers or LAYERS_ON_CPU + 1) > LAYERS_ON_CPU:
+        subject = Subject(subject.name, subject.device, subject.precision, LAYERS_ON_CPU)
+    shape = opened(subject)
+    assert isinstance(shape, RandomShape)
+    return _logits(shape)
+
+
+def _greedy_tokens(demo: Demo) -> Check:
+    """The engine's greedy answer, token by token before the eyes of Transformers in float32 on the same merged weights."""
+    prompt = demo.prompt(128, seed=0)
+    engine = LocalEngine(demo.ours, slots=1)
+    stream = engine.stream(Prompt("", prompt), Sampling(temperature=0.0, max_new_tokens=TOKENS), Stops())
+    ids = [piece.token_id for piece in stream if piece.token_id is not None]
+    engine.close()
+    model = demo.original().float()
+    with torch.inference_mode():
+        logits = model(torch.tensor([[*prompt, *ids]], device=demo.device)).logits[0, len(prompt) - 1 : -1]
+    chosen = logits.gather(1, torch.tensor(ids, device=demo.device)[:, None])[:, 0]
+    gaps = logits.max(dim=-1).values - chosen
+    worst = gaps.max().item()
+    figures = {"tokens": len(ids), "the plain path's best": int((gaps == 0).sum()), "largest gap": round(worst, 4)}
+    what = f"greedy tokens of the engine before Transformers in float32; allowed gap to the best logit {GAP}"
+    return Check(worst <= GAP and len(ids) == TOKENS, what, figures)
+
+
+def _logits(shape: RandomShape) -> Check:
+    """A prompt at once, in chunks, and the next tokens of one chat and of four, each against a plain prefill of the whole."""
+    engine = LocalEngine(shape.ours, slots=4)
+    ids = [list(shape.prompt(length, seed=length)) for length in (190, 140, 70, 33)]
+    rows, texts = _engine_rows(engine.forward, ids)
+    engine.close()
+    plain_weights = shape.plain()
+    plain = Forward(plain_weights, KVCache(plain_weights, 1))
+    with torch.inference_mode():
+        expected = torch.cat([plain([Span(0, 0, text)]) for text in texts])
+    relative = ((rows - expected).norm(dim=-1) / expected.norm(dim=-1)).max().item()
+    kl = _kl(expected, rows).max().item()
+    same = (rows.argmax(-1) == expected.argmax(-1)).float().mean().item()
+    figures = {
+        "layers": shape.shape.layers, "rows": len(texts), "relative": round(relative, 5), "kl": float(f"{kl:.2e}"),
+        "same first choice": round(same, 3),
+    }  # fmt: skip
+    what = f"logits of the engine's pass against the plain pass in bf16; allowed: relative {RELATIVE}, KL {KL}"
+    return Check(relative <= RELATIVE and kl <= KL, what, figures)
+
+
+def _engine_rows(forward: Any, ids: list[list[int]]) -> tuple[Tensor, list[list[int]]]:
+    """Logits (rows, V) of the engine's pass in all its uses, and the text that each row stands after."""
+    first = ids[0]
+    rows = [forward([Span(0, 0, first)]).clone()]
+    texts = [first]
+    forward([Span(1, 0, first[:50])])
+    rows.append(forward([Span(1, 50, first[50:])]).clone())
+    texts.append(first)
+    for slot, each in enumerate(ids):
+        forward([Span(slot, 0, each[:-3])])
+    for back in (3, 2):
+        rows.append(forward([Span(slot, len(each) - back, [each[-back]]) for slot, each in enumerate(ids)]).clone())
+        texts += [each[: len(each) - back + 1] for each in ids]
+    rows.append(forward([Span(2, len(ids[2]) - 1, [ids[2][-1]])]).clone())
+    texts.append(ids[2])
+    return torch.cat(rows).float(), texts
+
+
+def _kl(expected: Tensor, got: Tensor) -> Tensor:
+    """KL(expected || got) of each row, in nats."""
+    p, q = expected.double().log_softmax(-1), got.double().log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1)

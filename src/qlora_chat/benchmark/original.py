@@ -1,0 +1,95 @@
+"""The original demo's own path: Transformers' generate with a streamer.
+
+Scope: the peer that figures stand beside. Nothing of ours runs in it; importing it takes seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qlora_chat.benchmark import BenchmarkError
+from qlora_chat.benchmark.shapes import RandomTensors, linears
+from qlora_chat.models.weights import quiet_bitsandbytes
+from qlora_chat.settings import Sampling
+
+
+def transformers_model(config: Mapping[str, Any], tensors: RandomTensors, precision: str, device: torch.device) -> Any:
+    """LlamaForCausalLM with these tensors; in NF4, each linear but the head as bitsandbytes' own module."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    settings = LlamaConfig(**{key: value for key, value in config.items() if key != "model_type"})
+    with torch.device("meta"):
+        model: Any = LlamaForCausalLM(settings)
+    model.model.rotary_emb = LlamaRotaryEmbedding(settings, device)  # type: ignore[arg-type]  # its buffer is in no checkpoint
+    if precision == "nf4":
+        for name in linears(config):
+            model.set_submodule(name, _four_bit(tensors, name, device))
+    packed = {f"{name}.weight" for name in linears(config)} if precision == "nf4" else set()
+    dense = {name: tensors[name] for name in tensors if ".weight." not in name and name not in packed}
+    model.load_state_dict(dense, strict=False, assign=True)
+    return model.eval()
+
+
+def _four_bit(tensors: Mapping[str, Tensor], name: str, device: torch.device) -> Any:
+    quiet_bitsandbytes()
+    try:
+        from bitsandbytes.nn.modules import Linear4bit, Params4bit
+    except ModuleNotFoundError:
+        raise BenchmarkError(
+            "the original's NF4 path is bitsandbytes', which is not installed: pip install bitsandbytes, or --precision bf16"
+        ) from None
+    stored = {key: tensors[key] for key in tensors if key.startswith(f"{name}.weight.")}
+    weight: Any = Params4bit.from_prequantized(tensors[f"{name}.weight"], stored, device=str(device))
+    out_features, in_features = weight.quant_state.shape
+    linear = Linear4bit(in_features, out_features, bias=False, compute_dtype=torch.bfloat16, device="meta")
+    linear.weight = weight
+    return linear
+
+
+@dataclass(frozen=True)
+class Run:
+    """Seconds of one answer."""
+
+    first: float
+    whole: float
+
+
+class _Clock:
+    """A streamer that only notes when tokens came: text would cost the original more."""
+
+    def __init__(self) -> None:
+        self.at: list[float] = []
+
+    def put(self, value: Tensor) -> None:
+        self.at.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+def generate(model: Any, prompt: tuple[int, ...], sampling: Sampling, device: torch.device) -> Run:
+    """One answer of exactly max_new_tokens."""
+    ids = torch.tensor([prompt], device=device)
+    clock, began = _Clock(), time.perf_counter()
+    torch.manual_seed(sampling.seed or 0)
+    model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        streamer=clock,
+        do_sample=True,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        repetition_penalty=sampling.repetition_penalty,
+        max_new_tokens=sampling.max_new_tokens,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return Run(clock.at[1] - began, clock.at[-1] - began)  # the first put is the prompt

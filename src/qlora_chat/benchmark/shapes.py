@@ -1,0 +1,178 @@
+"""Random weights of a known shape, tensor by tensor, without a download.
+
+Scope: names and layouts as Hugging Face and bitsandbytes store them, values of a trained model's size. Speed depends on
+shape and layout, not on values; but zeros would be a lie (they compress, and no error shows), and badly scaled weights
+amplify rounding until two right paths disagree. Knows no engine and no clock.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qlora_chat.models.weights import LlamaShape
+
+NF4_VALUES = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+"""The 16 values of NF4 (QLoRA, Dettmers 2023, appendix E)."""
+OFTEN = (5, 11, 15, 18, 21, 23, 24, 22, 20, 20, 19, 17, 15, 12, 10, 4)
+"""Times of 256 that each occurs where normal weights are quantised in blocks of 64; rounded so that the mean is 0. (All as
+often would give every matrix a mean, and its product a direction stronger than all others together.)"""
+BLOCK, OUTER_BLOCK = 64, 256
+"""Weights that share a scale; scales that share a scale of their own."""
+STD = 0.02
+SPREAD = 0.3
+"""Scales of blocks lie evenly within this fraction of their mean."""
+_STATE = ".quant_state.bitsandbytes__nf4"
+
+CONFIG_7B: Mapping[str, Any] = {
+    "model_type": "llama", "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32_000, "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+"""LLaMA-7B (Touvron 2023)."""
+
+
+def config_of(name: str, layers: int | None) -> dict[str, Any]:
+    """config.json of a known shape, `layers` deep."""
+    assert name == "7b"
+    return {**CONFIG_7B, "num_hidden_layers": layers or CONFIG_7B["num_hidden_layers"]}
+
+
+def linears(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """(out, in) of every linear but the head, by name."""
+    hidden, wide = config["hidden_size"], config["intermediate_size"]
+    in_a_layer = {f"self_attn.{each}_proj": (hidden, hidden) for each in "qkvo"}
+    in_a_layer |= {"mlp.gate_proj": (wide, hidden), "mlp.up_proj": (wide, hidden), "mlp.down_proj": (hidden, wide)}
+    layers = range(config["num_hidden_layers"])
+    return {f"model.layers.{index}.{name}": size for index in layers for name, size in in_a_layer.items()}
+
+
+class RandomTensors(Mapping[str, Tensor]):
+    """The tensors of such a checkpoint by name, each made when asked for, on the device, the same at every asking."""
+
+    def __init__(self, config: Mapping[str, Any], precision: str, device: torch.device) -> None:
+        self.shape = LlamaShape.from_config(config)
+        self._device, self._nf4 = device, precision == "nf4"
+        self._linears = linears(config)
+        self._names = dict.fromkeys(self._all_names())
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        if name.endswith("norm.weight"):
+            return torch.ones(self.shape.hidden, dtype=torch.bfloat16, device=self._device)
+        generator = torch.Generator(self._device).manual_seed(zlib.crc32(name.encode()))
+        linear, _, part = name.partition(".weight")
+        if linear not in self._linears:
+            return self._normal((self.shape.vocabulary, self.shape.hidden), STD, generator)
+        if not self._nf4:
+            return self._normal(self._linears[linear], self._std(linear), generator)
+        return self._four_bits(linear, part, generator)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def in_float(self, linear: str, dtype: torch.dtype) -> Tensor:
+        """The values that a linear's weight stands for, (out, in), as bitsandbytes dequantises them."""
+        stored = f"{linear}.weight"
+        return (_dequantised(self, stored) if self._nf4 else self[stored]).to(dtype)
+
+    def _all_names(self) -> Iterator[str]:
+        yield from ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+        for index in range(self.shape.layers):
+            yield from (f"model.layers.{index}.{each}_layernorm.weight" for each in ("input", "post_attention"))
+        parts = ("", ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", _STATE) if self._nf4 else ("",)
+        yield from (f"{name}.weight{part}" for name in self._linears for part in parts)
+
+    def _std(self, linear: str) -> float:
+        """What is added to the residual stream is scaled down by the number of additions, as GPT-2 and its heirs train."""
+        adds = linear.endswith(("o_proj", "down_proj"))
+        return STD / math.sqrt(2 * self.shape.layers) if adds else STD
+
+    def _normal(self, size: tuple[int, int], std: float, generator: torch.Generator) -> Tensor:
+        return torch.empty(size, dtype=torch.bfloat16, device=self._device).normal_(0.0, std, generator=generator)
+
+    def _four_bits(self, linear: str, part: str, generator: torch.Generator) -> Tensor:
+        out, inner = self._linears[linear]
+        blocks = out * inner // BLOCK
+        square = sum(often * value**2 for often, value in zip(OFTEN, NF4_VALUES, strict=True)) / 256
+        middle = self._std(linear) / math.sqrt(square * (1 + SPREAD**2 / 3))
+        match part:
+            case "":
+                even = _bytes(out * inner // 2, generator).int()
+                return _nibble_pairs(self._device).index_select(0, even).view(-1, 1)
+            case ".absmax":
+                return _bytes(blocks, generator)
+            case ".quant_map":
+                return torch.tensor(NF4_VALUES, device=self._device)
+            case ".nested_absmax":
+                return torch.full((math.ceil(blocks / OUTER_BLOCK),), SPREAD * middle, device=self._device)
+            case ".nested_quant_map":
+                return torch.linspace(-1, 1, 256, device=self._device)
+        return _packed_state({
+            "quant_type": "nf4", "blocksize": BLOCK, "dtype": "bfloat16", "shape": [out, inner],
+            "nested_blocksize": OUTER_BLOCK, "nested_dtype": "float32", "nested_offset": middle,
+        })  # fmt: skip
+
+
+class InFloat(Mapping[str, Tensor]):
+    """The same checkpoint with every weight in floating point: what the plain path computes with."""
+
+    def __init__(self, tensors: RandomTensors, dtype: torch.dtype = torch.bfloat16) -> None:
+        self._tensors, self._dtype = tensors, dtype
+        self._names = dict.fromkeys(name for name in tensors if ".weight." not in name)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        linear = name.removesuffix(".weight")
+        if linear in self._tensors._linears:
+            return self._tensors.in_float(linear, self._dtype)
+        return self._tensors[name].to(self._dtype)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _dequantised(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """(out, in) float32: value of the nibble, times the block's scale, which is in 8 bits itself."""
+    state = json.loads(bytes(tensors[name + _STATE].tolist()))
+    scales = tensors[f"{name}.nested_quant_map"][tensors[f"{name}.absmax"].int()]
+    outer = tensors[f"{name}.nested_absmax"].repeat_interleave(state["nested_blocksize"])[: len(scales)]
+    scales = scales * outer + state["nested_offset"]
+    packed = tensors[name].flatten()
+    nibbles = torch.stack((packed >> 4, packed & 15), dim=-1).view(-1, state["blocksize"])
+    return (tensors[f"{name}.quant_map"][nibbles.int()] * scales[:, None]).view(state["shape"])
+
+
+def _nibble_pairs(device: torch.device) -> Tensor:
+    """(256,) uint8: pairs of nibbles, each nibble as often as it should be, and independent of the other."""
+    nibbles = torch.repeat_interleave(torch.arange(16), torch.tensor(OFTEN))
+    other = nibbles[(torch.arange(256) * 83 + 100) % 256]  # this shuffle leaves a correlation of 3e-5
+    return (nibbles << 4 | other).to(torch.uint8).to(device)
+
+
+def _bytes(count: int, generator: torch.Generator) -> Tensor:
+    """Even random bytes, eight at a draw."""
+    words = torch.randint(-(2**63), 2**63 - 1, (math.ceil(count / 8),), generator=generator, device=generator.device)
+    return words.view(torch.uint8)[:count]
+
+
+def _packed_state(state: Mapping[str, Any]) -> Tensor:
+    return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)

@@ -1,0 +1,87 @@
+"""bench: how fast this machine writes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from qlora_chat.settings import SettingsError
+
+PLOTTED_CHATS = (1, 2, 4, 8, 16, 32)
+
+
+def bench(
+    model: Annotated[str, typer.Option(help="demo, the bundled model")] = "demo",
+    shape: Annotated[str | None, typer.Option(help="7b: random weights of LLaMA-7B's shape, nothing is downloaded")] = None,
+    device: Annotated[str, typer.Option(help="auto, cuda or cpu")] = "auto",
+    precision: Annotated[str | None, typer.Option(help="bf16 or nf4; default: nf4 for a shape, bf16 for the demo")] = None,
+    chats: Annotated[str, typer.Option(help="chats at once, such as 1,8,32; default with --plot: up to 32")] = "",
+    context: Annotated[str, typer.Option(help="tokens of the prompt, such as 128,1024")] = "",
+    tokens: Annotated[int, typer.Option(help="new tokens of each answer")] = 256,
+    rounds: Annotated[int, typer.Option(help="timed runs of each row; their medians are shown")] = 3,
+    compare: Annotated[str | None, typer.Option(help="original: Transformers' generate with a streamer, beside ours")] = None,
+    layers: Annotated[int | None, typer.Option(help="with --shape: so many decoder layers, for a dry run")] = None,
+    plot: Annotated[Path | None, typer.Option(help="a picture over chats and context, FILE.png")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Measure tokens/s, first token, memory and the share of a copy's bandwidth, after checking that the result is right."""
+    from qlora_chat.benchmark import Subject, Workload
+    from qlora_chat.benchmark.report import as_json as for_machines
+    from qlora_chat.benchmark.report import drawing, print_table
+    from qlora_chat.benchmark.report import plot as draw
+    from qlora_chat.benchmark.run import run
+
+    _one_of("model", model, ("demo",))
+    _one_of("shape", shape, (None, "7b"))
+    _one_of("device", device, ("auto", "cuda", "cpu"))
+    _one_of("precision", precision, (None, "bf16", "nf4"))
+    _one_of("compare", compare, (None, "original"))
+    if layers is not None and (not shape or layers < 1):
+        raise SettingsError("--layers is a whole number from 1, and goes with --shape")
+    if plot:
+        drawing()
+    known: Any = device
+    subject = Subject(shape or model, known, precision or ("nf4" if shape else "bf16"), layers)
+    work = Workload(
+        _numbers("chats", chats) or (PLOTTED_CHATS if plot else (1,)),
+        _numbers("context", context) or (_plotted_contexts(shape) if plot else (128,)),
+        _at_least_two("tokens", tokens),
+        max(1, rounds),
+    )
+    result = run(subject, work, compare == "original", lambda line: print(line, file=sys.stderr, flush=True))
+    if plot:
+        draw(result, plot)
+    if as_json:
+        print(json.dumps(for_machines(result), indent=1))
+    else:
+        print_table(result)
+
+
+def _plotted_contexts(shape: str | None) -> tuple[int, ...]:
+    return (128, 512, 1024, 1536) if shape else (128, 192, 256)
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    """Whole numbers above 0 from a list with commas."""
+    try:
+        found = tuple(int(each) for each in text.split(",") if each.strip())
+    except ValueError:
+        found = (0,)
+    if any(each < 1 for each in found):
+        raise SettingsError(f"--{option} is {text!r}, but must be whole numbers from 1, such as 1,8,32")
+    return found
+
+
+def _at_least_two(option: str, value: int) -> int:
+    if value < 2:
+        raise SettingsError(f"--{option} is {value}, but a rate needs at least 2")
+    return value
+
+
+def _one_of(option: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
+    if value not in allowed:
+        raise SettingsError(f"--{option} is {value!r}, but must be one of {', '.join(filter(None, allowed))}")
