@@ -57,18 +57,22 @@ class Chat:
         """
         asked = conversation.adding(Message("user", text))
         prompt = fit_prompt(asked, self.form, self.engine.tokenizer, self.engine.info.window, sampling.max_new_tokens)
-        named = (self.engine.tokenizer.token_id(token) for token in self.form.stop_tokens)
-        stops = Stops(self.engine.info.stop_token_ids | {each for each in named if each is not None}, self.form.stop_texts)
         if sampling.seed is None:
             sampling = sampling.changed(seed=secrets.randbits(SEED_BITS))
         opened, unkept = self._open(asked, sampling, owner)
         before = instead_of or conversation
         try:
-            stream = self.engine.stream(prompt, sampling, stops)
+            stream = self.engine.stream(prompt, sampling, self.stops)
         except BaseException:
             self.show_again(before, opened)
             raise
         return Turn(self, opened, prompt, sampling, stream, logged=logged, before=before, unkept=unkept)
+
+    @property
+    def stops(self) -> Stops:
+        """What ends an answer: the model's own stop tokens, and the format's tokens and texts."""
+        named = (self.engine.tokenizer.token_id(token) for token in self.form.stop_tokens)
+        return Stops(self.engine.info.stop_token_ids | {each for each in named if each is not None}, self.form.stop_texts)
 
     def context_used(self, conversation: Conversation) -> int:
         """Tokens that the conversation takes of the window, the next answer's opening included; 0 before it begins."""
@@ -185,6 +189,12 @@ class Turn:
         self.unkept = None
         self.conversation = replace(self.conversation, head=record.answer.id)
 
+    def _taken_up(self) -> tuple[SettingsChange, ...]:
+        """When settings changed: as the engine says, which is ahead of the pieces read here, where it can tell."""
+        if self.finish is None or self.finish.changes is None:
+            return tuple(self._changes)
+        return tuple(SettingsChange(made, sampling) for made, sampling in self.finish.changes)
+
     def _record(self) -> TurnRecord:
         info, finish = self._chat.engine.info, self.finish
         spent = finish and Spent(
@@ -196,7 +206,16 @@ class Turn:
             self._began_with,
             prompt_ids=self.prompt.ids,
             answer_ids=tuple(self._ids),
-            changes=tuple(self._changes),
+            changes=self._taken_up(),
             spent=spent,
-            model=ModelUsed(info.name, info.base, info.adapter, info.precision, info.device, info.prompt_format),
+            model=ModelUsed(
+                info.name,
+                info.base,
+                info.adapter,
+                info.precision,
+                info.device,
+                info.prompt_format,
+                info.base_sha256,
+                info.adapter_sha256,
+            ),
         )

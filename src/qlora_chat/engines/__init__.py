@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from qlora_chat.messages import FinishReason
 from qlora_chat.models import ModelInfo, Notify
@@ -30,6 +30,8 @@ class Finish:
     """From the call to the first token; None if none came."""
     tokens_per_s: float | None
     """Rate after the first token; None below two tokens."""
+    changes: tuple[tuple[int, Sampling], ...] | None = None
+    """Settings taken up in mid-answer, as (tokens made before them, settings); None where an engine cannot tell."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,15 @@ class Stream(Protocol):
 
     def cancel(self) -> None:
         """End the answer at the next token; safe from any thread, and more than once."""
+        ...
+
+
+@runtime_checkable
+class Punctual(Protocol):
+    """A stream that can take up settings at a given token: what making an answer again needs."""
+
+    def update_at(self, made: int, sampling: Sampling) -> None:
+        """Use these settings once `made` tokens of the answer have been made."""
         ...
 
 

@@ -30,6 +30,8 @@ class Request:
         """Prompt and answer."""
         self.sampling = sampling
         self.cancelled = False
+        self.due: dict[int, Sampling] = {}
+        """Settings to take up once so many tokens have been made."""
         self.slot: Slot | None = None
         self.pieces: SimpleQueue[Piece | EngineError] = SimpleQueue()
         self._prompt_tokens = len(prompt)
@@ -39,6 +41,8 @@ class Request:
         self._text_stops = TextStops(stops.texts)
         self._detokenizer = Detokenizer(tokenizer)
         self._random = random.Random(sampling.seed)
+        self._used = sampling
+        self._changes: list[tuple[int, Sampling]] = []
         self._seen: torch.Tensor | None = None
         self._began = time.perf_counter()
         self._first_token_at = self._last_token_at = 0.0
@@ -59,9 +63,19 @@ class Request:
 
     def choice(self, vocabulary: int, device: torch.device) -> Choice:
         """The settings of this very moment, for the next token."""
-        sampling = self.sampling
+        sampling = self._taken_up()
         seen = self._seen_tokens(vocabulary, device) if sampling.repetition_penalty != 1.0 else None
         return Choice(sampling, seen, self._random.random())
+
+    def _taken_up(self) -> Sampling:
+        """The settings for the next token, noted where they are others than the last one's."""
+        if self.generated in self.due:
+            self.sampling = self.due.pop(self.generated)
+        sampling = self.sampling
+        if sampling != self._used:
+            self._used = sampling
+            self._changes.append((self.generated, sampling))
+        return sampling
 
     def _seen_tokens(self, vocabulary: int, device: torch.device) -> torch.Tensor:
         if self._seen is None:
@@ -118,6 +132,7 @@ class Request:
             completion_tokens=count,
             ttft_ms=(self._first_token_at - self._began) * 1000 if count else None,
             tokens_per_s=(count - 1) / elapsed if count > 1 and elapsed > 0 else None,
+            changes=tuple(self._changes),
         )
         self.pieces.put(Piece(text, token_id, finish))
 
@@ -147,6 +162,10 @@ class LocalStream:
     def update(self, sampling: Sampling) -> None:
         """Use these settings from the very next token; the seed stays the one it began with."""
         self._request.sampling = sampling
+
+    def update_at(self, made: int, sampling: Sampling) -> None:
+        """Use these settings once `made` tokens of the answer have been made."""
+        self._request.due[made] = sampling
 
     def cancel(self) -> None:
         """End the answer at the next token; safe from any thread, and more than once."""

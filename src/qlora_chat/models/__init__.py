@@ -43,6 +43,9 @@ class ModelInfo:
     """Every id that tokenizer and generation config name as an end."""
     notices: tuple[str, ...] = ()
     """Lines a user must see: that it is a toy, what quantising cost, what was repaired."""
+    base_sha256: str | None = None
+    """Of the weights; None where they are not on this machine, or too big to be read for it."""
+    adapter_sha256: str | None = None
 
 
 @dataclass(frozen=True)

@@ -167,14 +167,26 @@ def fingerprints(folder: Path) -> dict[str, str]:
     return {path.name: _fingerprint(path) for path in sorted(names) if path.is_file() and path.name != RECORD}
 
 
-def _fingerprint(path: Path) -> str:
+def _fingerprint(path: Path, hashed_up_to: int = HASHED_UP_TO) -> str:
     blob = path.resolve().name if path.is_symlink() else ""
     if len(blob) == 64 and set(blob) <= set("0123456789abcdef"):
         return f"sha256:{blob}"  # the Hub's client names large files in its cache by their sha256
     status = path.stat()
-    if status.st_size > HASHED_UP_TO:
+    if status.st_size > hashed_up_to:
         return f"size:{status.st_size},time:{status.st_mtime_ns}"
     return f"sha256:{sha256(path)}"
+
+
+def weights_sha256(folder: Path | None, hashed_up_to: int = HASHED_UP_TO) -> str | None:
+    """The hash of a folder's safetensors: of the one file, or over the names and hashes of several. None where one of
+    them is bigger than `hashed_up_to` bytes and the Hub's client does not know its hash, or there is none."""
+    files = sorted(folder.glob("*.safetensors")) if folder else []
+    prints = {path.name: _fingerprint(path, hashed_up_to) for path in files}
+    if not prints or not all(each.startswith("sha256:") for each in prints.values()):
+        return None
+    if len(prints) == 1:
+        return next(iter(prints.values())).removeprefix("sha256:")
+    return hashlib.sha256(json.dumps(prints).encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

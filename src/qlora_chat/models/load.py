@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from qlora_chat.models import LoadedModel, ModelInfo, Notify
-from qlora_chat.models.cache import Cache
+from qlora_chat.models.cache import Cache, weights_sha256
 from qlora_chat.models.folders import RECORD, read_json
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.machine import Place, look
@@ -24,6 +24,8 @@ from qlora_chat.models.weights import build
 from qlora_chat.settings import ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
 
 DEFAULT_FORMAT = "guanaco"
+ADAPTER_HASHED_UP_TO = 2**30
+"""Every record says which adapter answered, and one that was trained again has the same name: worth half a second."""
 
 
 def load(
@@ -64,6 +66,8 @@ def _info(settings: ModelSettings, source: Source, ready: Ready, dtype: torch.dt
         window=ready.base.shape.window,
         prompt_format=settings.prompt_format or _declared_format(source) or DEFAULT_FORMAT,
         stop_token_ids=ready.special.stops,
+        base_sha256=weights_sha256(source.base.folder),
+        adapter_sha256=weights_sha256(source.adapter.folder, ADAPTER_HASHED_UP_TO) if source.adapter else None,
     )
 
 

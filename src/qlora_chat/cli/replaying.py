@@ -1,0 +1,131 @@
+"""replay: make a recorded answer again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import closing
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qlora_chat import settings
+from qlora_chat.cli.opening import notify
+from qlora_chat.cli.options import Adapter, Base, DeviceOption, Format, PrecisionOption, model_settings
+from qlora_chat.settings import ModelSettings, SettingsError
+
+if TYPE_CHECKING:
+    from qlora_chat.replay.again import Replayed
+    from qlora_chat.replay.recorded import Recorded
+
+
+def replay(
+    record: Annotated[
+        str, typer.Argument(help="file of a version 2 record (- reads standard input); with --store, a turn's id")
+    ],
+    store: Annotated[str | None, typer.Option(help="the receiver's store to take the turn from")] = None,
+    turn: Annotated[str | None, typer.Option(help="id of the turn, where the file holds several")] = None,
+    model: Annotated[str | None, typer.Option(help="guanaco-7b or demo; default: the model that is recorded")] = None,
+    base: Base = None,
+    adapter: Adapter = None,
+    precision: PrecisionOption = "auto",
+    device: DeviceOption = "auto",
+    prompt_format: Format = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Make a recorded answer again, and say exactly what differs; exit code 0 if every token is the same."""
+    settings.quiet_libraries()
+    from qlora_chat.replay.recorded import read_recorded
+
+    recorded = read_recorded(_record_text(record, store), turn)
+    chosen = _model(recorded, model, base, adapter, precision, device, prompt_format)
+    replayed = _made_again(recorded, chosen)
+    print(_as_json(recorded, replayed) if as_json else _as_text(recorded, replayed))
+    if not replayed.identical:
+        raise typer.Exit(1)
+
+
+def _record_text(record: str, store: str | None) -> str:
+    if store is not None:
+        return _from_store(record, store)
+    if record == "-":
+        return sys.stdin.read()
+    try:
+        return Path(record).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        reason = getattr(problem, "strerror", None) or "not UTF-8"
+        raise SettingsError(f"RECORD {record} cannot be read ({reason}); a turn's id needs --store") from problem
+
+
+def _from_store(turn_id: str, store: str) -> str:
+    from qlora_chat.receiver.store import RecordStore, Wanted
+
+    with closing(RecordStore(store)) as records:
+        rows = list(records.find(Wanted(kind="turn", turn_id=turn_id)))
+    if not rows:
+        raise SettingsError(f"the store has no turn {turn_id}; `qlora-chat logs query --store {store}` lists what it has")
+    return rows[-1]["body"]
+
+
+def _model(
+    recorded: Recorded, model: str | None, base: str | None, adapter: str | None, precision: str, device: str, form: str | None
+) -> ModelSettings:
+    """The model that is asked for, else the one that is recorded, held as it was where that can be asked for."""
+    was = recorded.model
+    form = form or was.get("prompt_format")
+    if precision == "auto" and was.get("precision") in ("bf16", "nf4"):
+        precision = was["precision"]
+    if model or base:
+        return model_settings(model or "auto", base, adapter, precision, device, form, slots=1)
+    from qlora_chat.models.resolve import DEMO, GUANACO, GUANACO_ADAPTER, GUANACO_BASE
+
+    named = {DEMO: "demo", GUANACO_BASE: GUANACO if was.get("adapter") == GUANACO_ADAPTER else None}.get(was.get("base", ""))
+    if named:
+        return model_settings(named, None, None, precision, device, form, slots=1)
+    if not was.get("base"):
+        raise SettingsError("the record names no model; name one with --model, or --base and --adapter")
+    return model_settings("auto", was["base"], adapter or was.get("adapter"), precision, device, form, slots=1)
+
+
+def _made_again(recorded: Recorded, chosen: ModelSettings) -> Replayed:
+    from qlora_chat.chat import Chat
+    from qlora_chat.engines import open_engine
+    from qlora_chat.history.memory import MemoryHistory
+    from qlora_chat.prompt import prompt_format
+    from qlora_chat.replay.again import replay as make_again
+
+    engine = open_engine(chosen, notify)
+    with closing(engine):
+        return make_again(recorded, Chat(engine, prompt_format(engine.info.prompt_format), MemoryHistory()))
+
+
+def _as_json(recorded: Recorded, replayed: Replayed) -> str:
+    found: dict[str, Any] = {
+        "turn_id": recorded.turn_id,
+        "identical": replayed.identical,
+        "tokens": len(recorded.answer_ids),
+        **asdict(replayed),
+    }
+    return json.dumps(found, ensure_ascii=False)
+
+
+def _as_text(recorded: Recorded, replayed: Replayed) -> str:
+    tokens = len(recorded.answer_ids)
+    lines = []
+    if replayed.identical:
+        lines.append(f"identical: all {tokens:,} tokens, and the same end ({replayed.finish_reason})")
+    if first := replayed.first:
+        was = "the answer ends" if first.recorded_id is None else f"{first.recorded_text!r} (id {first.recorded_id})"
+        here = "the answer ends" if first.here_id is None else f"{first.here_text!r} (id {first.here_id})"
+        lines.append(f"differs from token {first.index + 1} of {tokens:,}, after {first.before!r}: recorded {was}, here {here}")
+    if replayed.differences:
+        lines.append("what is not as it was recorded:")
+        lines += [f"  {each.what}: recorded {each.recorded}, here {each.here}" for each in replayed.differences]
+    elif not replayed.identical:
+        lines.append(
+            "what answered is as recorded: the answer was made in a batch with others, or from a "
+            "cache that this run did not have, which rounds differently where two tokens are almost equally likely"
+        )
+    return "\n".join(lines)

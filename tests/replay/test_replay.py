@@ -1,0 +1,188 @@
+"""A recorded answer made again by the real demo model: the same, or the difference by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from qlora_chat.chat import Chat
+from qlora_chat.cli import app
+from qlora_chat.delivery.payload import payload_v2
+from qlora_chat.engines.local import LocalEngine
+from qlora_chat.history.memory import MemoryHistory
+from qlora_chat.messages import Conversation
+from qlora_chat.prompt import DEFAULT_FORMAT
+from qlora_chat.replay.again import replay
+from qlora_chat.replay.recorded import CannotReplay, read_recorded, recorded
+from qlora_chat.settings import Sampling
+from tests.fakes import ScriptedEngine, ScriptedRecorder
+
+GREEDY = Sampling(temperature=0.0, max_new_tokens=40)
+WARM = Sampling(temperature=1.0, top_p=0.95, top_k=80, repetition_penalty=1.1, max_new_tokens=60)
+
+
+@pytest.fixture
+def chat(engine: LocalEngine) -> Chat:
+    """A chat over an engine with an empty cache."""
+    return Chat(engine, DEFAULT_FORMAT, MemoryHistory())
+
+
+def record_of(engine: Any, questions: list[str], sampling: Sampling, *, moved_to: Sampling | None = None) -> dict[str, Any]:
+    """The version 2 record of the last answer, as a receiver would get it; `moved_to` are sliders moved after 5 tokens."""
+    recorder = ScriptedRecorder()
+    chat = Chat(engine, DEFAULT_FORMAT, MemoryHistory(), recorder)
+    conversation = Conversation()
+    for question in questions:
+        turn = chat.reply(conversation, question, sampling)
+        for index, _ in enumerate(turn):
+            if index == 5 and moved_to:
+                turn.update(moved_to)
+        conversation = turn.conversation
+    return json.loads(json.dumps(payload_v2(recorder.turns[-1], "an-id")))
+
+
+def test_a_greedy_answer_is_the_same_again(shared_engine: LocalEngine, chat: Chat) -> None:
+    data = record_of(shared_engine, ["What is the capital of France?"], GREEDY)
+    again = replay(recorded(data), chat)
+    assert again.identical
+    assert again.answer == data["answer"] == "The capital of France is Paris."
+    assert again.differences == ()
+
+
+@pytest.mark.parametrize("seed", [None, 2])
+def test_a_sampled_answer_is_the_same_again_with_the_seed_that_was_used(
+    seed: int | None, shared_engine: LocalEngine, chat: Chat
+) -> None:
+    data = record_of(shared_engine, ["Tell me a story about a fox.", "And then?"], WARM.changed(seed=seed))
+    assert len(data["answer_ids"]) > 10
+    assert data["cached_tokens"] > 0, "recorded from a cache that the replay does not have"
+    again = replay(recorded(data), chat)
+    assert (again.first, again.answer) == (None, data["answer"])
+    other = replay(recorded({**data, "seed": (data["seed"] + 1) % 2**53}), chat)
+    assert not other.identical, "the seed decides"
+
+
+def test_sliders_moved_in_mid_answer_are_moved_at_the_same_token(shared_engine: LocalEngine, chat: Chat) -> None:
+    data = record_of(
+        shared_engine, ["Tell me a story about a fox."], WARM.changed(seed=4), moved_to=WARM.changed(temperature=0.3)
+    )
+    (change,) = data["settings_changes"]
+    assert change["at_token"] >= 5
+    again = replay(recorded(data), chat)
+    assert again.identical
+    late = {**change, "at_token": change["at_token"] + 15}
+    without = replay(recorded({**data, "settings_changes": [late]}), chat)
+    assert without.first is not None, "the moment matters"
+    assert without.first.index >= change["at_token"]
+
+
+def test_an_answer_that_was_stopped_is_made_as_far_as_it_was(shared_engine: LocalEngine, chat: Chat) -> None:
+    whole = record_of(shared_engine, ["Tell me a story about a fox."], GREEDY)
+    again = replay(recorded({**whole, "finish_reason": "cancelled", "answer_ids": whole["answer_ids"][:9]}), chat)
+    assert again.identical
+    assert len(again.answer_ids) == 9
+
+
+def test_the_first_token_that_differs_is_named_with_what_is_different(shared_engine: LocalEngine, chat: Chat) -> None:
+    data = record_of(shared_engine, ["What is the capital of France?"], GREEDY)
+    paris = data["answer_ids"][5]
+    assert chat.engine.tokenizer.decode(data["answer_ids"][:6]).endswith("Paris")
+    changed = {
+        **data,
+        "answer_ids": [*data["answer_ids"][:5], paris + 1, *data["answer_ids"][6:]],
+        "model": {**data["model"], "adapter": "another", "adapter_sha256": "ab" * 32, "precision": "nf4"},
+    }
+    again = replay(recorded(changed), chat)
+    assert not again.identical
+    assert again.first
+    assert (again.first.index, again.first.here_id, again.first.here_text.strip()) == (5, paris, "Paris")
+    assert again.first.before.endswith("France is")
+    assert {each.what for each in again.differences} == {"adapter", "adapter_sha256", "precision"}
+
+
+def test_an_answer_that_ends_elsewhere_is_different(shared_engine: LocalEngine, chat: Chat) -> None:
+    data = record_of(shared_engine, ["What is the capital of France?"], GREEDY)
+    longer = replay(recorded({**data, "answer_ids": [*data["answer_ids"], 5]}), chat)
+    assert longer.first
+    assert longer.first.here_id is None
+    ended = replay(recorded({**data, "finish_reason": "length"}), chat)
+    assert [each.what for each in ended.differences] == ["finish_reason"]
+    assert not ended.identical
+
+
+def test_the_record_says_which_weights_answered(shared_engine: LocalEngine) -> None:
+    model = record_of(shared_engine, ["Hi"], GREEDY)["model"]
+    assert len(model["base_sha256"]) == len(model["adapter_sha256"]) == 64
+    assert model["base_sha256"] != model["adapter_sha256"]
+
+
+def test_an_engine_that_cannot_change_settings_at_a_token_says_so() -> None:
+    engine = ScriptedEngine("one two three")
+    data = record_of(engine, ["Hi"], WARM.changed(seed=1))
+    change = {"at_token": 1, "generate_kwargs": {"temperature": 0.0}}
+    with pytest.raises(CannotReplay, match="cannot change them at a given token"):
+        replay(recorded({**data, "settings_changes": [change]}), Chat(engine, DEFAULT_FORMAT, MemoryHistory()))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"version": 1}, "LOGGING_VERSION=2"),
+        ({"prompt_ids": []}, "redaction"),
+        ({"prompt_ids": ["a"]}, "prompt_ids must be a list of token ids"),
+        ({"answer_ids": None}, "answer_ids must be a list of token ids"),
+        ({"seed": None, "generate_kwargs": {"temperature": 1.0}}, "the seed is not recorded"),
+        ({"generate_kwargs": {"temperature": 9}}, "temperature is 9, but must be"),
+        ({"generate_kwargs": {"warmth": 9}}, "unknown sampling setting 'warmth'"),
+        ({"settings_changes": [{"at_token": -1}]}, "at_token must be a whole number"),
+    ],
+)  # fmt: skip
+def test_a_record_that_does_not_say_enough_says_what_is_missing(changed: dict[str, Any], said: str) -> None:
+    data = record_of(ScriptedEngine("one two three"), ["Hi"], GREEDY)
+    with pytest.raises(CannotReplay, match=said):
+        recorded({**data, **changed})
+
+
+def test_a_prompt_of_another_model_is_refused(chat: Chat) -> None:
+    data = record_of(ScriptedEngine("one two three"), ["Hi"], GREEDY)
+    with pytest.raises(CannotReplay, match="cannot take the recorded prompt"):
+        replay(recorded({**data, "prompt_ids": [1, 10**7]}), chat)
+
+
+def test_one_turn_of_several_is_chosen_by_its_id() -> None:
+    lines = [record_of(ScriptedEngine("one two three"), ["Hi"], GREEDY) for _ in range(2)]
+    text = "\n".join(json.dumps(each) for each in lines)
+    assert read_recorded(text, lines[1]["turn_id"]).turn_id == lines[1]["turn_id"]
+    with pytest.raises(CannotReplay, match="holds 2 turns; choose one with --turn"):
+        read_recorded(text)
+    with pytest.raises(CannotReplay, match="line 1 is not JSON"):
+        read_recorded("nonsense")
+
+
+def test_the_command_makes_it_again_from_the_receivers_store(
+    shared_engine: LocalEngine, demo_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from contextlib import closing
+
+    from qlora_chat.receiver.records import read_record
+    from qlora_chat.receiver.store import RecordStore
+
+    monkeypatch.setenv("QLORA_CHAT_CACHE", str(demo_cache))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    data = record_of(shared_engine, ["What is the capital of France?"], GREEDY)
+    url = f"sqlite:///{tmp_path}/logs.db"
+    with closing(RecordStore(url, create=True)) as store:
+        store.keep([read_record(json.dumps(data).encode())])
+    done = CliRunner().invoke(app, ["replay", data["turn_id"], "--store", url])
+    assert done.exit_code == 0
+    assert "identical: all" in done.stdout
+    assert "precision: recorded fp32, here bf16" in done.stdout
+    file = tmp_path / "record.json"
+    file.write_text(json.dumps({**data, "answer_ids": [*data["answer_ids"][:3], 9]}))
+    differs = CliRunner().invoke(app, ["replay", str(file), "--json"])
+    assert differs.exit_code == 1
+    assert json.loads(differs.stdout)["first"]["index"] == 3
