@@ -20,6 +20,7 @@ ARROWS: dict[str, set[str]] = {
     "delivery": {"history", "settings"},
     "receiver": {"delivery", "settings"},
     "replay": {"chat", "engines", "prompt", "settings"},
+    "dataset": {"history", "messages", "prompt", "receiver"},
     "chat": {"engines", "history", "messages", "prompt", "settings", "stopping"},
     "terminal": {"chat", "engines", "history", "messages", "prompt", "settings"},
     "web": {"chat", "engines", "history", "messages", "prompt", "settings", "models"},
@@ -27,6 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "cli": {
         "benchmark",
         "chat",
+        "dataset",
         "delivery",
         "engines",
         "evaluation",

@@ -10,7 +10,7 @@ import sys
 import typer
 
 from qlora_chat import __version__
-from qlora_chat.cli import bench, evaluating, logs, making, replaying, talking
+from qlora_chat.cli import bench, datasets, evaluating, logs, making, replaying, talking
 
 app = typer.Typer(
     name="qlora-chat",
@@ -26,6 +26,7 @@ app.command()(talking.ask)
 app.command("convert-adapter")(making.convert_adapter)
 app.add_typer(evaluating.app)
 app.add_typer(logs.app, name="logs")
+app.add_typer(datasets.app, name="dataset")
 app.command()(bench.bench)
 app.command()(replaying.replay)
 

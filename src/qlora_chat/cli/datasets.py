@@ -1,0 +1,49 @@
+"""dataset build: rated and edited chats as training data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="Turn chats that people rated and edited into training data.", no_args_is_help=True)
+
+
+@app.callback()
+def dataset() -> None:
+    """Turn chats that people rated and edited into training data."""
+
+
+@app.command()
+def build(
+    out: Annotated[Path, typer.Option(help="folder to write; must not exist or be empty")],
+    store: Annotated[str, typer.Option(help="a receiver's store: sqlite:///FILE or postgresql://USER@HOST/NAME")],
+    as_json: Annotated[bool, typer.Option("--json", help="print the counts as one JSON object")] = False,
+) -> None:
+    """Write sft.jsonl, which `train --data` takes, preferences.jsonl, and what was left out and why."""
+    from qlora_chat.dataset.build import build as build_from
+    from qlora_chat.dataset.sources import from_receiver
+    from qlora_chat.dataset.write import write
+    from qlora_chat.receiver.store import RecordStore
+
+    with closing(RecordStore(store)) as records:
+        built = build_from(from_receiver(records))
+    write(built, out)
+    print(json.dumps(built.report) if as_json else _report_text(built.report, out))
+
+
+def _report_text(report: Mapping[str, Any], out: Path) -> str:
+    lines = [
+        f"{report['answers']:,} answers: {report['learnt']:,} to learn from, in {report['sft_records']:,} dialogues "
+        f"({out}/sft.jsonl), "
+        f"and {report['preference_pairs']:,} preference pairs ({out}/preferences.jsonl)"
+    ]
+    lines += [f"{count:>9,} left out: {reason}" for reason, count in report["left_out"].items()]
+    lines += [f"{count:>9,} in no pair: {reason}" for reason, count in report["not_in_a_pair"].items()]
+    if report["sft_records"]:
+        lines.append(f"next: qlora-chat train --base BASE --data {out}/sft.jsonl --out ADAPTER")
+    return "\n".join(lines)

@@ -1,0 +1,172 @@
+"""What is learnt from rated chats, what is preferred to what, and that every answer is accounted for."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from qlora_chat.cli import app
+from qlora_chat.dataset import Answered, DatasetError, Exchange, Opinion
+from qlora_chat.dataset.build import AFTER_BAD, CUT_OFF, EMPTY, NOT_RATED, NOTHING_BETTER, RATED_DOWN, Dataset, build
+from qlora_chat.dataset.sources import from_history, from_receiver
+from qlora_chat.dataset.write import write
+from qlora_chat.history.memory import MemoryHistory
+from qlora_chat.messages import Conversation, Message
+from qlora_chat.receiver.store import RecordStore
+from tests.receiver.made import feedback, record, turn_v1, turn_v2
+
+UP, DOWN = Opinion(1), Opinion(-1)
+
+
+def answered(*exchanges: Exchange, finish: str = "stop", system: str | None = None, chat: str = "c") -> Answered:
+    return Answered(chat, exchanges[:-1], exchanges[-1], finish, system)
+
+
+def told(dataset: Dataset) -> list[list[str]]:
+    """The texts of each SFT record."""
+    return [[message["content"] for message in each["messages"]] for each in dataset.sft]
+
+
+def accounted(dataset: Dataset) -> bool:
+    report = dataset.report
+    return report["answers"] == report["learnt"] + sum(report["left_out"].values())
+
+
+def test_a_liked_answer_is_learnt_with_what_came_before_it() -> None:
+    dataset = build([answered(Exchange("Hi", "Hello."), Exchange("And?", "More.", UP), system="Be brief.")])
+    assert dataset.sft == (
+        {
+            "messages": [
+                {"role": "system", "content": "Be brief."},
+                {"role": "user", "content": "Hi"},
+                {"role": "assistant", "content": "Hello."},
+                {"role": "user", "content": "And?"},
+                {"role": "assistant", "content": "More."},
+            ]
+        },
+    )
+    assert dataset.preferences == ()
+
+
+def test_an_edited_answer_is_learnt_as_edited_and_preferred_to_what_it_was() -> None:
+    dataset = build([answered(Exchange("Capital?", "Lyon.", Opinion(-1, "Paris.")))])
+    assert told(dataset) == [["Capital?", "Paris."]]
+    assert dataset.preferences == (
+        {
+            "prompt": [{"role": "user", "content": "Capital?"}],
+            "chosen": [{"role": "assistant", "content": "Paris."}],
+            "rejected": [{"role": "assistant", "content": "Lyon."}],
+        },
+    )
+
+
+def test_of_two_tries_the_liked_one_is_preferred() -> None:
+    tries = [answered(Exchange("Joke?", text, opinion)) for text, opinion in (("Meh.", DOWN), ("Ha!", UP), ("Hm.", Opinion()))]
+    dataset = build(tries)
+    (pair,) = dataset.preferences
+    assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == ("Ha!", "Meh.")
+    assert dataset.report["left_out"] == {RATED_DOWN: 1, NOT_RATED: 1}
+    assert accounted(dataset)
+
+
+def test_the_same_question_in_another_chat_is_another_question() -> None:
+    bad, good = answered(Exchange("Joke?", "Meh.", DOWN), chat="a"), answered(Exchange("Joke?", "Ha!", UP), chat="b")
+    dataset = build([bad, good])
+    assert dataset.preferences == ()
+    assert dataset.report["not_in_a_pair"] == {NOTHING_BETTER: 1}
+
+
+def test_a_longer_dialogue_holds_its_beginnings() -> None:
+    first, second = Exchange("One", "1", UP), Exchange("Two", "2", UP)
+    dataset = build([answered(first), answered(first, second), answered(first, second)])
+    assert told(dataset) == [["One", "1", "Two", "2"]]
+    assert (dataset.report["learnt"], dataset.report["sft_records"]) == (3, 1)
+    assert accounted(dataset)
+
+
+@pytest.mark.parametrize(
+    ("each", "reason"),
+    [
+        (answered(Exchange("Q", "A")), NOT_RATED),
+        (answered(Exchange("Q", "A", DOWN)), RATED_DOWN),
+        (answered(Exchange("Q", "A", UP), finish="length"), CUT_OFF),
+        (answered(Exchange("Q", "A", UP), finish="partial"), CUT_OFF),
+        (answered(Exchange("Q", "  ", UP)), EMPTY),
+        (answered(Exchange("Q", "A", Opinion(1, "  ")), finish="cancelled"), CUT_OFF),
+        (answered(Exchange("Bad?", "Yes", DOWN), Exchange("Q", "A", UP)), AFTER_BAD),
+        (answered(Exchange("Nothing?", ""), Exchange("Q", "A", UP)), EMPTY),
+    ],
+)  # fmt: skip
+def test_what_is_left_out_is_counted_by_its_reason(each: Answered, reason: str) -> None:
+    dataset = build([each])
+    assert dataset.sft == ()
+    assert dataset.report["left_out"] == {reason: 1}
+
+
+def test_an_edit_mends_a_cut_off_answer_and_the_context_of_later_ones() -> None:
+    mended = Exchange("Q", "Ba", Opinion(-1, "Better."))
+    dataset = build([answered(mended, finish="length"), answered(mended, Exchange("More", "Yes.", UP))])
+    assert told(dataset) == [["Q", "Better.", "More", "Yes."]]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[RecordStore]:
+    with closing(RecordStore(f"sqlite:///{tmp_path}/logs.db", create=True)) as store:
+        yield store
+
+
+def test_from_a_receivers_store(store: RecordStore) -> None:
+    first = turn_v2(history=[["Hi", "Hello."]], messages="Be brief.\n### Human: Hi### Assistant:")
+    second = turn_v2(
+        history=[["Hi", "Hello."], ["Capital?", "Lyon."]], parent_id=first["turn_id"],
+        messages="Be brief.\n### Human: Hi### Assistant: Hello.### Human: Capital?### Assistant:",
+    )  # fmt: skip
+    retried = turn_v2(
+        history=[["Hi", "Hello."], ["Capital?", "Paris."]], parent_id=first["turn_id"], messages=second["messages"]
+    )
+    sent = [first, second, retried, turn_v1(conversation_id="old")]
+    said = [feedback(first, edited="Hi!"), feedback(second, rating=1), feedback(second, rating=-1), feedback(retried, rating=1)]
+    store.keep([record(each) for each in [*sent, *said]])
+    dataset = build(from_receiver(store))
+    assert told(dataset) == [["Be brief.", "Hi", "Hi!", "Capital?", "Paris."]]
+    chosen = {(each["chosen"][0]["content"], each["rejected"][0]["content"]) for each in dataset.preferences}
+    assert chosen == {("Hi!", "Hello."), ("Paris.", "Lyon.")}
+    assert dataset.report["left_out"] == {RATED_DOWN: 1, NOT_RATED: 1}
+    assert accounted(dataset)
+
+
+def test_from_a_history_with_its_branches() -> None:
+    history = MemoryHistory()
+    asked = Conversation(messages=(Message("user", "Joke?"),))
+    bad = history.save(asked.adding(Message("assistant", "Meh.", (), "stop")))
+    good = history.save(Conversation(bad.id, (*asked.messages, Message("assistant", "Ha!", (), "stop")), head=bad.head))
+    history.feedback(bad.id, bad.messages[-1].id, rating=-1)
+    history.feedback(bad.id, good.messages[-1].id, rating=-1)
+    history.feedback(bad.id, good.messages[-1].id, rating=1)
+    dataset = build(from_history(history))
+    assert told(dataset) == [["Joke?", "Ha!"]]
+    (pair,) = dataset.preferences
+    assert pair["rejected"][0]["content"] == "Meh."
+
+
+def test_the_command_writes_files_and_says_what_it_left_out(store: RecordStore, tmp_path: Path) -> None:
+    liked = turn_v2(history=[["Wie heißt du?", "Lumi. \ud800"]])
+    store.keep([record(each) for each in (liked, feedback(liked, rating=1), turn_v2())])
+    out = tmp_path / "new" / "data"
+    arguments = ["dataset", "build", "--store", f"sqlite:///{tmp_path}/logs.db", "--out", str(out)]
+    done = CliRunner().invoke(app, arguments)
+    assert "2 answers: 1 to learn from" in done.stdout
+    assert f"1 left out: {NOT_RATED}" in done.stdout
+    (line,) = (out / "sft.jsonl").read_text().splitlines()
+    assert json.loads(line)["messages"][0] == {"role": "user", "content": "Wie heißt du?"}
+    assert json.loads((out / "report.json").read_text())["learnt"] == 1
+    assert {stat.S_IMODE(file.stat().st_mode) for file in out.iterdir()} == {0o600}
+    again = CliRunner().invoke(app, arguments)
+    assert isinstance(again.exception, DatasetError)
+    assert "is not empty" in str(again.exception)
