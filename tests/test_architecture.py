@@ -23,7 +23,9 @@ ARROWS: dict[str, set[str]] = {
     "dataset": {"history", "messages", "prompt", "receiver"},
     "chat": {"engines", "history", "messages", "prompt", "settings", "stopping"},
     "terminal": {"chat", "engines", "history", "messages", "prompt", "settings"},
-    "web": {"chat", "engines", "history", "messages", "prompt", "settings", "models"},
+    "operations": {"engines", "models", "prompt", "settings", "stopping"},
+    "api": {"chat", "engines", "messages", "operations", "prompt", "settings", "stopping"},
+    "web": {"api", "chat", "engines", "history", "messages", "models", "operations", "prompt", "settings"},
     "evaluation": {"chat", "engines", "messages", "models", "prompt", "settings"},
     "cli": {
         "benchmark",

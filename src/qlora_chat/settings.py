@@ -45,6 +45,7 @@ SAMPLING_RANGES: Mapping[str, Range] = {
     "repetition_penalty": Range(1.0, 2.0, 0.05, 1.0),
     "max_new_tokens": Range(1, 131_072, 1, 1536, integer=True),
     "seed": Range(0, 2**63 - 1, 1, 0, integer=True),
+    "logprobs": Range(0, 20, 1, 0, integer=True),
 }
 
 
@@ -63,11 +64,13 @@ class Sampling:
     max_new_tokens: int = 1536
     seed: int | None = None
     """Same seed, same prompt, same device: same answer. None draws one."""
+    logprobs: int | None = None
+    """Report each token's log probability, and those of so many likeliest; None reports nothing."""
 
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
-            if each.name == "seed" and value is None:
+            if each.name in ("seed", "logprobs") and value is None:
                 continue
             object.__setattr__(self, each.name, _checked(each.name, value))
 
@@ -175,8 +178,26 @@ class ServeSettings:
     """Password that every request must carry; required to listen beyond loopback."""
     allowed_hosts: tuple[str, ...] = ()
     """Host names, besides loopback and host, that a browser may use to reach the page."""
+    api_tokens: tuple[str, ...] = ()
+    """Tokens that open the API under /v1 and nothing else."""
+    queue: int = 128
+    """Requests that may wait for their turn; one more is told to come back later."""
+    most_tokens: int | None = None
+    """Most tokens that one API request may ask for; None is what the window allows."""
+    request_seconds: float = 600.0
+    """How long one API request may take, its wait included."""
+    log_requests: bool = False
+    """Write a line of JSON a request to standard error: ids, sizes and times, never text."""
 
     def __post_init__(self) -> None:
+        if self.api_tokens and not self.token:
+            raise SettingsError("QLORA_CHAT_API_TOKENS opens the API only, so set QLORA_CHAT_TOKEN for the page, too")
+        if not 0 <= self.queue <= 10_000:
+            raise SettingsError(f"--queue is {self.queue}, but must be a whole number from 0 to 10000")
+        if self.most_tokens is not None and self.most_tokens < 1:
+            raise SettingsError(f"--max-tokens is {self.most_tokens}, but must be at least 1")
+        if not 1 <= self.request_seconds <= 86_400:
+            raise SettingsError(f"--time-limit is {self.request_seconds:g}, but must be from 1 to 86400 seconds")
         if self.port is not None and not 1 <= self.port <= 65_535:
             raise SettingsError(f"--port is {self.port}, but must be from 1 to 65535")
         if not is_loopback(self.host) and not self.token:
@@ -291,6 +312,18 @@ def engine_settings(engine: str, model: str | None = None, environ: Mapping[str,
 def page_token(environ: Mapping[str, str] = os.environ) -> str | None:
     """The page's password from QLORA_CHAT_TOKEN; a password never comes from argv, where every user can read it."""
     return environ.get("QLORA_CHAT_TOKEN") or None
+
+
+def api_tokens(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Tokens for API clients from QLORA_CHAT_API_TOKENS, separated by commas or white space."""
+    return tuple(environ.get("QLORA_CHAT_API_TOKENS", "").replace(",", " ").split())
+
+
+def traces_endpoint(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Where OpenTelemetry's own variables send traces to; None where they name no place, or switch it off."""
+    if environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or environ.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":
+        return None
+    return environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None
 
 
 def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:

@@ -1,4 +1,4 @@
-"""A page on a real port, for tests that speak HTTP or drive a browser."""
+"""A site on a real port, for tests that speak HTTP or drive a browser."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from dataclasses import dataclass
 
 import uvicorn
 
+from qlora_chat.chat import Chat
 from qlora_chat.settings import ServeSettings
 from qlora_chat.web.app import build_app, listen
+from qlora_chat.web.connections import TimedConnection
 from tests.fakes import ScriptedEngine, scripted_chat
 
 
@@ -27,14 +29,23 @@ class Served:
 @contextlib.contextmanager
 def serving(engine: ScriptedEngine, settings: ServeSettings | None = None, *, logging_on: bool = False) -> Iterator[Served]:
     """Serve the page of a scripted chat on a free port until the block ends."""
+    with serving_chat(scripted_chat(engine), settings, logging_on=logging_on) as url:
+        yield Served(url, engine)
+
+
+@contextlib.contextmanager
+def serving_chat(chat: Chat, settings: ServeSettings | None = None, *, logging_on: bool = False) -> Iterator[str]:
+    """Serve page and API over a chat on a free port until the block ends. -> the address."""
     settings = settings or ServeSettings()
     listening = listen(settings)
     started = threading.Event()
     server: list[uvicorn.Server] = []
 
     async def run() -> None:
-        app = build_app(scripted_chat(engine), settings, logging_on=logging_on)
-        config = uvicorn.Config(app, log_level="critical", lifespan="on", ws="none", timeout_graceful_shutdown=0)
+        app = build_app(chat, settings, logging_on=logging_on)
+        config = uvicorn.Config(
+            app, http=TimedConnection, log_level="critical", lifespan="on", ws="none", timeout_graceful_shutdown=0
+        )
         server.append(uvicorn.Server(config))
         started.set()
         await server[0].serve(sockets=[listening])
@@ -48,7 +59,7 @@ def serving(engine: ScriptedEngine, settings: ServeSettings | None = None, *, lo
             assert thread.is_alive(), "the server did not start"
             assert time.monotonic() < until
             time.sleep(0.01)
-        yield Served(f"http://127.0.0.1:{listening.getsockname()[1]}", engine)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     finally:
         if server:
             server[0].should_exit = True

@@ -46,11 +46,18 @@ def serve(
     host: Annotated[str, typer.Option(help="address to listen on; beyond this machine needs QLORA_CHAT_TOKEN")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="default: 7860 or the next free one")] = None,
     allow_host: Annotated[list[str] | None, typer.Option(help="a host name by which browsers may reach the page")] = None,
+    queue: Annotated[int, typer.Option(help="requests that may wait; one more is told to come back later")] = 128,
+    max_tokens: Annotated[int | None, typer.Option(help="most tokens an API request may ask for; default: the window")] = None,
+    time_limit: Annotated[float, typer.Option(help="seconds that an API request may take")] = 600.0,
+    log_requests: Annotated[bool, typer.Option(help="write a line of JSON a request to standard error, without text")] = False,
 ) -> None:
-    """Open the page."""
+    """Open the page and the OpenAI-compatible API, on one port."""
     settings.quiet_libraries()
     chosen = model_settings(model, base, adapter, precision, device, prompt_format, slots)
-    serving = ServeSettings(host, port, settings.page_token(), tuple(allow_host or ()))
+    serving = ServeSettings(
+        host, port, settings.page_token(), tuple(allow_host or ()), settings.api_tokens(), queue, max_tokens, time_limit,
+        log_requests,
+    )  # fmt: skip
     logging = settings.log_settings()
     where = settings.engine_settings(engine, engine_model)
 

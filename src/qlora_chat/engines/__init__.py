@@ -42,12 +42,21 @@ class Piece:
     """May be empty: characters wait until they are whole and cannot be the beginning of a stop."""
     token_id: int | None = None
     finish: Finish | None = None
+    logprob: float | None = None
+    """Natural logarithm of the token's probability under the model itself, before penalty and temperature; None unless
+    the sampling asks for logprobs."""
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    """(token id, log probability) of the likeliest tokens, best first; as many as the sampling asks for."""
 
 
 class EngineError(RuntimeError):
     """Generation failed; the message is fit to be shown."""
 
     for_people = True
+
+
+class OutOfMemory(EngineError):
+    """There was not enough memory for this answer; others go on, and the next may find enough."""
 
 
 class Stream(Protocol):

@@ -1,35 +1,38 @@
-"""The page as an ASGI app, and the server that runs it.
+"""The server that runs the site: ports, start, signals, end.
 
-Scope: ports, start, readiness, signals, end. Gradio is imported only when a page is built: it takes as long as the
-model takes to load, and the two go on side by side.
+Scope: one process from its first request to its last. The socket answers while the model loads; the first SIGTERM or
+Ctrl-C lets running answers finish, the second ends at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import socket
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from qlora_chat.chat import Chat
 from qlora_chat.models import Notify
-from qlora_chat.settings import DEFAULT_PORT, ServeSettings, quiet_libraries
-from qlora_chat.web.events import PageEvents
-from qlora_chat.web.guard import HEALTH, Guard
-from qlora_chat.web.policy import ContentPolicy
-from qlora_chat.web.session import Sessions
+from qlora_chat.operations.requests import log_requests_to
+from qlora_chat.operations.tracing import open_traces
+from qlora_chat.settings import DEFAULT_PORT, ServeSettings, quiet_libraries, traces_endpoint
+from qlora_chat.web.connections import TimedConnection
+from qlora_chat.web.site import Site
 
 PORTS_TRIED = 100
 DRAIN_SECONDS = 25.0
 """How long the end of the server waits for answers being written."""
+CLOSING_SECONDS = 3
+"""After that, how long for connections to send what they still hold."""
 KEEP_ALIVE_SECONDS = 75
 POLL_SECONDS = 0.05
 
@@ -40,65 +43,32 @@ class ServeError(RuntimeError):
     for_people = True
 
 
-@dataclass(frozen=True)
-class _Served:
-    app: ASGIApp
-    sessions: Sessions
-    release: Callable[[], None]
-    """Ends the connections that pages hold open only to be noticed when they close; call it in the event loop."""
-
-
 def build_app(chat: Chat, settings: ServeSettings, *, logging_on: bool) -> ASGIApp:
-    """The page and /health behind the guard. Call it where an event loop is running: Gradio makes one otherwise."""
-    return _build(chat, settings, logging_on).app
+    """Page, API and probes over a chat that is open already, behind the guard. Its lifespan opens and closes the page."""
+    site = Site(settings, logging_on=logging_on)
 
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[None]:
+        async with site.open(chat):
+            yield
 
-def _build(chat: Chat, settings: ServeSettings, logging_on: bool) -> _Served:
-    quiet_libraries()
-    from fastapi import FastAPI
-    from fastapi.responses import FileResponse, PlainTextResponse
-    from gradio.routes import App, mount_gradio_app
-
-    from qlora_chat.web.page import CSS, JS, build_page, inputs_of_events, theme
-
-    sessions = Sessions(chat)
-    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-
-    @app.get(HEALTH)
-    async def health() -> PlainTextResponse:
-        return PlainTextResponse("ok")
-
-    @app.get("/page.js")
-    async def page_js() -> FileResponse:
-        return FileResponse(JS, media_type="text/javascript", headers={"cache-control": "no-cache"})
-
-    page = build_page(chat, sessions, logging_on=logging_on)
-    mount_gradio_app(
-        app, page, path="/", footer_links=[], run_history=False, ssr_mode=False, enable_monitoring=False, pwa=False,
-        mcp_server=False, theme=theme(), css=CSS.read_text(), show_error=True,
-    )  # fmt: skip
-    mounted = (getattr(route, "app", None) for route in app.routes)
-    page_app = next(each for each in mounted if isinstance(each, App))
-    guarded = Guard(PageEvents(app, inputs_of_events(page)), settings)
-    return _Served(ContentPolicy(guarded), sessions, page_app.stop_event.set)
+    site.api.router.lifespan_context = lifespan
+    return site.app
 
 
 def serve(open_chat: Callable[[], Chat], settings: ServeSettings, notify: Notify, *, logging_on: bool) -> None:
-    """Open the chat, serve its page until SIGTERM or Ctrl-C, then finish running answers and close the engine.
+    """Serve, open the chat meanwhile, and at SIGTERM or Ctrl-C finish running answers and close the engine.
 
     ServeError if the port cannot be had, before anything is loaded; whatever open_chat raises passes through.
     """
+    traces = open_traces(traces_endpoint())
+    if settings.log_requests:
+        log_requests_to(sys.stderr)
     with contextlib.closing(listen(settings)) as listening:
-        opening = _in_background(open_chat)
-        with contextlib.suppress(KeyboardInterrupt), _sigterm_returns():
-            quiet_libraries()
-            import qlora_chat.web.page  # noqa: F401  (takes seconds, as does the model: side by side)
-
-            chat = opening.result()
-            try:
-                asyncio.run(_serve(chat, settings, notify, logging_on, listening))
-            finally:
-                chat.engine.close()
+        site = Site(settings, logging_on=logging_on, traces=traces)
+        opening = _in_background(open_chat, "qlora-chat-open")
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(_serve(site, opening, notify, listening, settings.host))
 
 
 def listen(settings: ServeSettings) -> socket.socket:
@@ -114,81 +84,114 @@ def listen(settings: ServeSettings) -> socket.socket:
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host.strip("[]"), port), family=family)
+        return socket.create_server((host.strip("[]"), port), family=family, backlog=2048)
     except OSError as problem:
         raise ServeError(
             f"cannot listen on {host} port {port} ({problem.strerror or problem}); choose another --port, or leave it out"
         ) from problem
 
 
-def _in_background(open_chat: Callable[[], Chat]) -> Future[Chat]:
-    """What open_chat returns or raises, some time; its thread does not keep the program from ending."""
-    opening: Future[Chat] = Future()
+def _in_background(work: Callable[[], Any], name: str) -> Future[Any]:
+    """What `work` returns or raises, some time; its thread does not keep the program from ending."""
+    done: Future[Any] = Future()
 
     def run() -> None:
         try:
-            opening.set_result(open_chat())
+            done.set_result(work())
         except BaseException as problem:
-            opening.set_exception(problem)
+            done.set_exception(problem)
 
-    threading.Thread(target=run, name="qlora-chat-open", daemon=True).start()
-    return opening
-
-
-@contextlib.contextmanager
-def _sigterm_returns() -> Iterator[None]:
-    """Uvicorn raises SIGTERM again when it is done, which would end the program before the engine is closed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    threading.Thread(target=run, name=name, daemon=True).start()
+    return done
 
 
-async def _serve(chat: Chat, settings: ServeSettings, notify: Notify, logging_on: bool, listening: socket.socket) -> None:
-    served = _build(chat, settings, logging_on)
+class _Server(uvicorn.Server):
+    """Uvicorn stops listening at the first signal; this one goes on, so that a probe is told, until all is answered."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.asked_to_end = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.asked_to_end:
+            self.should_exit = self.force_exit = True
+        self.asked_to_end = True
+
+    @property
+    def ending(self) -> bool:
+        """Whether it is to end, by a signal or by itself."""
+        return self.asked_to_end or self.should_exit
+
+
+async def _serve(site: Site, opening: Future[Chat], notify: Notify, listening: socket.socket, host: str) -> None:
     config = uvicorn.Config(
-        served.app,
+        site.app,
+        http=TimedConnection,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=int(DRAIN_SECONDS) + 3,
+        timeout_graceful_shutdown=CLOSING_SECONDS,
         server_header=False,
         access_log=False,
         log_level="warning",
-        lifespan="on",
+        lifespan="off",
         ws="none",
     )
-    server = uvicorn.Server(config)
-    attending = asyncio.create_task(_attend(server, served, notify, address(settings.host, listening)))
+    server = _Server(config)
+    attending = asyncio.create_task(_attend(server, site, opening, notify, address(host, listening)))
     try:
         await server.serve(sockets=[listening])
     finally:
-        attending.cancel()
+        server.should_exit = True
+        await attending
     if not server.started:
         raise ServeError("the server did not start; what is above says why")
 
 
-async def _attend(server: uvicorn.Server, served: _Served, notify: Notify, url: str) -> None:
-    """Say when the page is ready; at the end let running answers finish, then let the pages go."""
-    while not server.started:
+async def _attend(server: _Server, site: Site, opening: Future[Chat], notify: Notify, url: str) -> None:
+    """Open the chat and say so; at the end let running answers finish, then close everything, in this order."""
+    try:
+        chat = await _opened(server, opening)
+        if chat is None:
+            return
+        try:
+            async with site.open(chat):
+                notify(f"QLoRA Chat is ready: {url}")
+                while not server.ending:
+                    await asyncio.sleep(POLL_SECONDS)
+                await _drain(server, site, notify)
+        finally:
+            chat.engine.close()
+    finally:
+        server.should_exit = True
+
+
+async def _opened(server: _Server, opening: Future[Chat]) -> Chat | None:
+    """The chat, once it and the page's libraries are loaded side by side; None if the server was asked to end before."""
+    importing = _in_background(_import_page, "qlora-chat-import")
+    while not server.ending and not (opening.done() and (opening.exception() or importing.done())):
         await asyncio.sleep(POLL_SECONDS)
-    notify(f"QLoRA Chat is ready: {url}")
-    while not server.should_exit:
-        await asyncio.sleep(POLL_SECONDS)
-    if running := served.sessions.answering:
+    if not opening.done():
+        return None
+    chat = opening.result()
+    if server.ending:
+        chat.engine.close()
+        return None
+    importing.result()
+    return chat
+
+
+def _import_page() -> None:
+    quiet_libraries()
+    import qlora_chat.web.page  # noqa: F401  (takes seconds, as does the model: side by side)
+
+
+async def _drain(server: _Server, site: Site, notify: Notify) -> None:
+    site.serving.drain()
+    if running := site.unfinished:
         answers = "answer" if running == 1 else "answers"
         notify(f"Finishing {running} {answers}, at most {DRAIN_SECONDS:.0f} s; Ctrl-C ends at once")
     until = time.monotonic() + DRAIN_SECONDS
-    while served.sessions.answering and time.monotonic() < until and not server.force_exit:
+    while site.unfinished and time.monotonic() < until and not server.force_exit:
         await asyncio.sleep(POLL_SECONDS)
-    served.sessions.stop_all()
-    served.release()
 
 
 def address(host: str, listening: socket.socket) -> str:

@@ -1,13 +1,14 @@
-"""Who may ask the page for what: host, origin, path, size, password. Pure ASGI, around everything else.
+"""Who may ask for what: host, origin, path, size, password. Pure ASGI, around everything else.
 
 Scope: every request passes here first, and what is not allowed goes no further. Knows no Gradio and no chat; paths
-that Gradio would serve and the page does not need (uploads, files, proxies, monitoring) are absent from the list.
+that Gradio would serve and the page does not need (uploads, files, proxies, monitoring) are absent from the lists.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import json
 from collections.abc import Mapping
 from html import escape
 from ipaddress import ip_address
@@ -16,21 +17,37 @@ from urllib.parse import parse_qs, urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from qlora_chat.api.app import OPENAPI
+from qlora_chat.api.errors import error_body
+from qlora_chat.operations.probes import HEALTH, METRICS, READY
 from qlora_chat.settings import ServeSettings, is_loopback
 
 MOST_BODY_BYTES = 2 * 2**20
-BODY_SECONDS = 15.0
+BODY_SECONDS = 10.0
 """A body that takes longer is a client that holds a connection open."""
 WRONG_PASSWORD_SECONDS = 0.5
 
-HEALTH = "/health"
 LOGIN = "/login"
-READ_PATHS = frozenset(
-    {"/", HEALTH, "/page.js", "/theme.css", "/favicon.ico", "/gradio_api/startup-events", "/gradio_api/queue/data",
+API = "/v1/"
+MODELS = "/v1/models"
+ONE_MODEL = f"{MODELS}/"
+API_WRITES = frozenset({"/v1/chat/completions", "/v1/completions"})
+SERVER_READS = frozenset({HEALTH, READY, METRICS, OPENAPI})
+PAGE_READS = frozenset(
+    {"/", "/page.js", "/theme.css", "/favicon.ico", "/gradio_api/startup-events", "/gradio_api/queue/data",
      "/gradio_api/app_id", "/gradio_api/info", "/config", "/gradio_api/theme.css"}
 )  # fmt: skip
-READ_PREFIXES = ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/")
-WRITE_PATHS = frozenset({"/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/run/predict", LOGIN})
+PAGE_PREFIXES = ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/")
+PAGE_WRITES = frozenset({"/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/run/predict", LOGIN})
+
+
+def route_of(path: str) -> str:
+    """The route that a path belongs to, for metrics and logs: one of a fixed set, whatever a client asks for."""
+    if path in SERVER_READS or path in API_WRITES or path == MODELS:
+        return path
+    if path.startswith(ONE_MODEL):
+        return f"{ONE_MODEL}{{model}}"
+    return "page" if path in PAGE_READS or path in PAGE_WRITES or path.startswith(PAGE_PREFIXES) else "other"
 
 
 class Guard:
@@ -41,6 +58,7 @@ class Guard:
         self._hosts = _host_names(settings)
         self._any_address = settings.host in ("0.0.0.0", "::", "")
         self._password = _Password(settings.token) if settings.token else None
+        self._api_tokens = [token.encode() for token in settings.api_tokens]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -51,14 +69,14 @@ class Guard:
             return
         headers = _headers(scope)
         if refusal := self._refusal(scope, headers):
-            await _respond(send, *refusal)
+            await _refuse(scope, send, *refusal)
             return
         if scope["method"] != "POST":
             await self._let_in(scope, receive, send, headers, b"")
             return
         body, refusal = await _whole_body(receive, headers)
         if refusal:
-            await _respond(send, *refusal)
+            await _refuse(scope, send, *refusal)
             return
         await self._let_in(scope, _replaying(body, receive), send, headers, body)
 
@@ -90,10 +108,23 @@ class Guard:
         if scope["path"] == LOGIN:
             await self._password.log_in(body, send, secure=scope.get("scheme") == "https")
             return
-        if not self._password.given(headers):
-            await _login_page(send) if scope["path"] == "/" else await _respond(send, 401, "A password is needed.")
+        if self._password.given(headers):
+            scope.setdefault("state", {})["token"] = "token"
+        elif (number := self._api_token(headers)) and not scope["path"].startswith(API):
+            await _refuse(scope, send, 403, "This token is for the API under /v1 only.")
+            return
+        elif number:
+            scope.setdefault("state", {})["token"] = f"api-token-{number}"
+        else:
+            await _login_page(send) if scope["path"] == "/" else await _refuse(scope, send, 401, "A password is needed.")
             return
         await self._app(scope, receive, send)
+
+    def _api_token(self, headers: Mapping[str, str]) -> int:
+        """Which of the API's tokens came, counted from 1; 0 for none. All are compared, so that time tells nothing."""
+        given = _bearer(headers).encode("utf-8", "replace")
+        matching = [number for number, each in enumerate(self._api_tokens, 1) if hmac.compare_digest(given, each)]
+        return matching[0] if matching else 0
 
 
 class _Password:
@@ -106,8 +137,7 @@ class _Password:
         self._cookie = f"qlora_chat_{hmac.new(self._token, b'qlora-chat cookie name', 'sha256').hexdigest()[:8]}"
 
     def given(self, headers: Mapping[str, str]) -> bool:
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and self._matches(token.strip()):
+        if self._matches(_bearer(headers)):
             return True
         cookies = (each.strip().partition("=") for each in headers.get("cookie", "").split(";"))
         proofs = [value.encode() for name, _, value in cookies if name == self._cookie]
@@ -124,6 +154,12 @@ class _Password:
 
     def _matches(self, token: str) -> bool:
         return hmac.compare_digest(token.encode("utf-8", "replace"), self._token)
+
+
+def _bearer(headers: Mapping[str, str]) -> str:
+    """The token of an Authorization header, or ""."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
 
 
 def _form_field(body: bytes, name: str) -> str:
@@ -160,8 +196,8 @@ def _same_origin(origin: str, host: str) -> bool:
 def _path_refusal(method: str, path: str) -> tuple[int, str] | None:
     if ".." in path.split("/") or "\\" in path or "\0" in path or "//" in path:
         return 404, "Not found."
-    readable = path in READ_PATHS or path.startswith(READ_PREFIXES)
-    writable = path in WRITE_PATHS
+    readable = path in PAGE_READS or path in SERVER_READS or path == MODELS or path.startswith((*PAGE_PREFIXES, ONE_MODEL))
+    writable = path in PAGE_WRITES or path in API_WRITES
     if not readable and not writable:
         return 404, "Not found."
     if (method in ("GET", "HEAD") and readable) or (method == "POST" and writable):
@@ -197,6 +233,17 @@ def _replaying(body: bytes, receive: Receive) -> Receive:
         return waiting.pop() if waiting else await receive()
 
     return replay
+
+
+async def _refuse(scope: Scope, send: Send, status: int, text: str) -> None:
+    """A refusal: in OpenAI's shape where a client of the API asks, plain elsewhere."""
+    headers = {"www-authenticate": "Bearer"} if status == 401 else {}
+    if status == 405:
+        headers["allow"] = "POST" if scope["path"] in PAGE_WRITES | API_WRITES else "GET, HEAD"
+    if scope["path"].startswith(API):
+        await _respond(send, status, json.dumps(error_body(status, text)), "application/json", headers)
+    else:
+        await _respond(send, status, text, headers=headers)
 
 
 async def _respond(

@@ -1,0 +1,98 @@
+"""Errors in the shape OpenAI's clients expect, whatever went wrong.
+
+Scope: exceptions to status, type and code. A message says what arrived and what to do; it never quotes a conversation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+from qlora_chat.engines import EngineError, OutOfMemory
+from qlora_chat.operations.admission import Overloaded
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str = Field(description="invalid_request_error, authentication_error, rate_limit_error or server_error")
+    param: str | None = Field(description="the request's field that is at fault")
+    code: str | None = Field(description="the same for machines, such as context_length_exceeded")
+
+
+class ErrorBody(BaseModel):
+    """Every answer that is not a success."""
+
+    error: ErrorDetail
+
+
+class ApiError(Exception):
+    """A request that gets an error instead of an answer."""
+
+    def __init__(
+        self, status: int, message: str, code: str | None = None, param: str | None = None, retry_after: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param, self.retry_after = status, message, code, param, retry_after
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """As JSON."""
+        return error_body(self.status, self.message, self.code, self.param)
+
+    def response(self) -> JSONResponse:
+        """As an HTTP response."""
+        headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+        return JSONResponse(self.body, self.status, headers)
+
+
+def error_body(status: int, message: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
+    """The body of an error with that status."""
+    if status >= 500:
+        kind = "server_error"
+    else:
+        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(status, "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    """400: the request cannot be served as it is."""
+    return ApiError(400, message, code, param)
+
+
+def api_error(problem: BaseException) -> ApiError:
+    """What a client is told of a problem that came up while an answer was made."""
+    match problem:
+        case ApiError():
+            return problem
+        case Overloaded():
+            return ApiError(429, str(problem), "rate_limit_exceeded", retry_after=problem.retry_after)
+        case OutOfMemory():
+            return ApiError(503, str(problem), "out_of_memory", retry_after=1)
+        case EngineError():
+            return ApiError(503, str(problem), "generation_failed", retry_after=1)
+        case ValueError() if getattr(problem, "for_people", False):
+            return invalid(str(problem))
+        case _:  # its message may quote the conversation
+            return ApiError(500, f"The answer could not be finished ({type(problem).__name__}).", "internal_error")
+
+
+def from_validation(errors: list[Mapping[str, Any]]) -> ApiError:
+    """The first of pydantic's findings, in words. What was sent is named by its place and kind, not quoted."""
+    first = errors[0] if errors else {}
+    place = [str(each) for each in first.get("loc", ()) if each not in ("body", "query", "path")]
+    param = ".".join(place) or None
+    if first.get("type") == "json_invalid":
+        return invalid("the request's body is not valid JSON")
+    got = first.get("input")
+    arrived = "null" if got is None else f"{got!r}" if isinstance(got, bool | int | float) else f"a {type(got).__name__}"
+    missing = first.get("type") == "missing"
+    said = str(first.get("msg", "is not valid")).encode("ascii", "replace").decode()[:300]
+    detail = (
+        "is missing" if missing else f"is {arrived[:60]}: {said}" + (" (leave it out for the default)" if got is None else "")
+    )
+    return invalid(f"{param or 'the request'} {detail}", param)

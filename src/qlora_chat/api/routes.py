@@ -1,0 +1,111 @@
+"""The routes under /v1, and what their description says of them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from qlora_chat.api.answering import Answer, EventStream, Wanted
+from qlora_chat.api.answers import ChatAnswer, CompletionAnswer, ModelCard, ModelList, Usage
+from qlora_chat.api.errors import ApiError, ErrorBody
+from qlora_chat.api.reading import Reading
+from qlora_chat.api.rendering import Asked, asked_of_chat, asked_of_completion
+from qlora_chat.api.schemas import ChatRequest, CompletionRequest
+from qlora_chat.api.serving import Serving
+from qlora_chat.api.shapes import ChatShape, CompletionShape, Shape
+from qlora_chat.chat import Chat
+from qlora_chat.operations.requests import caller_of, note
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorBody, "description": "a field is missing, wrong or not supported, or the context is too long"},
+    401: {"model": ErrorBody, "description": "a token is needed"},
+    403: {"model": ErrorBody, "description": "from another site, or with a token that does not allow it"},
+    404: {"model": ErrorBody, "description": "there is no such model"},
+    405: {"model": ErrorBody, "description": "not with this method"},
+    408: {"model": ErrorBody, "description": "the body took too long to arrive"},
+    413: {"model": ErrorBody, "description": "the body is too large"},
+    421: {"model": ErrorBody, "description": "not this server's host name"},
+    429: {"model": ErrorBody, "description": "the queue is full; Retry-After says when to come back"},
+    503: {"model": ErrorBody, "description": "loading, shutting down, or out of memory for this answer"},
+}
+STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+Body = TypeVar("Body", ChatRequest, CompletionRequest)
+LABEL = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+def routes(serving: Serving) -> APIRouter:
+    """Models, chats and completions."""
+    router = APIRouter(prefix="/v1", responses=REFUSALS)
+
+    @router.get("/models")
+    async def list_models() -> ModelList:
+        """The models that a request can name."""
+        return ModelList(data=_cards(serving))
+
+    @router.get("/models/{model:path}")
+    async def get_model(model: str) -> ModelCard:
+        """One model."""
+        card = next((card for card in _cards(serving) if card.id == model), None)
+        if card is None:
+            raise _unknown(serving)
+        return card
+
+    @router.post("/chat/completions", response_model=ChatAnswer, responses={200: {"content": STREAM}})
+    async def chat_completions(request: Request, body: ChatRequest) -> Response:
+        """Answer a conversation's last message."""
+        return await _answer(serving, request, body, asked_of_chat, ChatShape(body.model))
+
+    @router.post("/completions", response_model=CompletionAnswer, responses={200: {"content": STREAM}})
+    async def completions(request: Request, body: CompletionRequest) -> Response:
+        """Go on from a text, or from token ids."""
+        return await _answer(serving, request, body, asked_of_completion, CompletionShape(body.model))
+
+    return router
+
+
+def _cards(serving: Serving) -> list[ModelCard]:
+    info = serving.chat.engine.info
+    return [ModelCard(id=info.name, created=serving.started, root=info.base, parent=None, max_model_len=info.window)]
+
+
+def _unknown(serving: Serving) -> ApiError:
+    known = ", ".join(card.id for card in _cards(serving))
+    return ApiError(404, f"There is no such model here. There is: {known}", "model_not_found", "model")
+
+
+def _adapter(serving: Serving, model: str) -> str | None:
+    """The adapter that a model's name stands for; None for the model as it was opened."""
+    if model != serving.chat.engine.info.name:
+        raise _unknown(serving)
+    return None
+
+
+async def _answer(
+    serving: Serving, request: Request, body: Body, ask: Callable[[Body, Chat, str | None, int | None], Asked], shape: Shape
+) -> Response:
+    chat, adapter = serving.chat, _adapter(serving, body.model)
+    engine = serving.engine(caller_of(request.scope))
+
+    def begin() -> tuple[Asked, list[Any]]:
+        asked = ask(body, chat, adapter, serving.settings.most_tokens)
+        return asked, asked.begin(engine)
+
+    asked, streams = await asyncio.to_thread(begin)
+    reading = Reading(streams, request.receive, serving.settings.request_seconds)
+
+    def ended(usage: Usage, reasons: str) -> None:
+        counts = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
+        note(request.scope, model=body.model, stream=body.stream, finish=reasons, **counts)
+
+    wanted = Wanted(shape, asked.choices, body.alternatives is not None, body.include_usage, ended)
+    names = {token_id: token for token in chat.form.stop_tokens if (token_id := engine.tokenizer.token_id(token)) is not None}
+    answer = Answer(reading, len(streams), engine.tokenizer, names, wanted)
+    response = EventStream(answer, await answer.begun()) if body.stream else await answer.whole()
+    if ignored := [name for name in body.ignored if LABEL.fullmatch(name)][:20]:
+        response.headers["x-ignored-fields"] = ", ".join(ignored)
+    return response

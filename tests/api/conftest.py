@@ -1,0 +1,36 @@
+"""The API over the bundled demo, and over an engine that follows a script."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from qlora_chat.chat import Chat
+from qlora_chat.engines.local import LocalEngine
+from qlora_chat.history.memory import MemoryHistory
+from qlora_chat.prompt import DEFAULT_FORMAT
+from tests.fakes import ScriptedEngine
+from tests.web.serving import Served, serving, serving_chat
+
+
+@pytest.fixture(scope="package")
+def demo_url(shared_engine: LocalEngine) -> Iterator[str]:
+    """Page and API over the real demo."""
+    with serving_chat(Chat(shared_engine, DEFAULT_FORMAT, MemoryHistory())) as url:
+        yield url
+
+
+@pytest.fixture(scope="package")
+def scripted_server() -> Iterator[Served]:
+    with serving(ScriptedEngine()) as served:
+        yield served
+
+
+@pytest.fixture
+def scripted(scripted_server: Served) -> Served:
+    """The API over a scripted engine, as new."""
+    engine = scripted_server.engine
+    engine.answer, engine.delay, engine.fails_after = "This is a scripted answer.", 0.0, None
+    engine.streams.clear()
+    return scripted_server
