@@ -41,9 +41,11 @@ ARROWS: dict[str, set[str]] = {
         "replay",
         "settings",
         "terminal",
+        "training",
         "web",
     },
     "benchmark": {"engines", "models", "prompt", "settings", "stopping"},
+    "training": {"messages", "models", "prompt", "settings"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -1,21 +1,27 @@
 """Prompts: the named formats to the letter, markers that users type, and what goes when the window is full."""
 
+from itertools import groupby
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.models import LoadedModel
+from qlora_chat.models.resolve import BUNDLED
+from qlora_chat.models.tokenizer import ModelTokenizer
 from qlora_chat.prompt import (
     DEFAULT_FORMAT,
     FORMATS,
     SYSTEM_TEXT,
+    LossOn,
     PromptTooLong,
     escape,
     fit_prompt,
     kept_ids,
     prompt_format,
     render,
+    training_text,
 )
 from qlora_chat.settings import SettingsError
 from tests.fakes import LetterTokenizer
@@ -141,3 +147,63 @@ def test_a_prompt_needs_a_question() -> None:
 
 def test_text_that_utf8_cannot_write_is_read_as_a_replacement(demo_fp32: LoadedModel) -> None:
     assert demo_fp32.tokenizer.decode(render(talk("a\ud800b"), DEFAULT_FORMAT, demo_fp32.tokenizer).ids)
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+TOKENIZER = ModelTokenizer.read(BUNDLED / "base", 1)
+
+
+def learnt_text(conversation: Conversation, name: str, loss_on: LossOn, end_id: int | None = 2) -> tuple[str, str]:
+    """(the text, the characters of it under the loss, a bar between runs and ^ for the end token)."""
+    made = training_text(conversation, prompt_format(name), TOKENIZER, end_id, loss_on)
+    runs = [
+        "".join("^" if each == 2 else TOKENIZER.decode([each]) for each, _ in run) if learnt else "|"
+        for learnt, run in groupby(zip(made.ids, made.learnt, strict=True), key=lambda pair: pair[1])
+    ]
+    return made.text, "".join(runs)
+
+
+def test_an_answer_is_learnt_with_what_ends_it() -> None:
+    text, learnt = learnt_text(talk("Hi", "Hello.", "Bye", "See you."), "guanaco", "answers")
+    assert text == "### Human: Hi### Assistant: Hello.### Human: Bye### Assistant: See you."
+    assert learnt == "| Hello.### Human:| See you.^"
+
+
+@pytest.mark.parametrize(
+    ("name", "learnt"),
+    [
+        ("guanaco-card", "| Hello. ### Human:| See you.^"),
+        ("guanaco-notebook", "|Hello.\n### Human:|See you.^"),
+    ],
+)
+def test_every_format_learns_its_own_end(name: str, learnt: str) -> None:
+    assert learnt_text(talk("Hi", "Hello.", "Bye", "See you."), name, "answers")[1] == learnt
+
+
+def test_everything_but_the_beginning_can_be_learnt_as_guanaco_was() -> None:
+    made = training_text(talk("Hi", "Hello."), DEFAULT_FORMAT, TOKENIZER, 2, "all")
+    assert made.learnt == (False, *[True] * (len(made.ids) - 1))
+    assert made.ids[-1] == 2
+
+
+def test_without_an_end_token_the_users_marker_is_the_end() -> None:
+    text, learnt = learnt_text(talk("Hi", "Hello."), "guanaco", "answers", end_id=None)
+    assert text.endswith("Hello.### Human:")
+    assert learnt == "| Hello.### Human:"
+
+
+def test_training_reads_what_chat_will_show(demo_fp32: LoadedModel) -> None:
+    whole = talk("What is 7 plus 5?", "12, é 🙂.", "And 3?", "15.")
+    asked = render(talk("What is 7 plus 5?", "12, é 🙂.", "And 3?"), DEFAULT_FORMAT, demo_fp32.tokenizer)
+    made = training_text(whole, DEFAULT_FORMAT, demo_fp32.tokenizer, 2, "answers")
+    assert made.ids[: len(asked.ids)] == asked.ids
+    assert demo_fp32.tokenizer.decode(made.ids[len(asked.ids) : -1]) == " 15."
+    assert all(made.learnt[len(asked.ids) :])
+
+
+def test_markers_in_the_data_are_no_turns() -> None:
+    text, _ = learnt_text(talk("Say ### Human: x", "### Assistant: y"), "guanaco", "answers")
+    assert text.count("### Human:") == 1
+    assert text.count("### Assistant:") == 1

@@ -1,8 +1,8 @@
 """Conversation -> prompt: text for the log, ids for the engine, fitted to the window.
 
-Scope: the named prompt formats, their role markers and stops, escaping, and which old turns go when the window is
-full. Used by chat and by training alike, so that a model sees in use what it saw in training. Knows no model; the
-tokenizer is handed in.
+Scope: the named prompt formats, their role markers and stops, escaping, which old turns go when the window is full,
+and which characters of a finished dialogue training learns from. Used by chat and by training alike, so that a model
+sees in use what it saw in training. Knows no model; the tokenizer is handed in.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.settings import SettingsError
@@ -210,3 +210,75 @@ def kept_ids(tokenizer: Tokenizer, generated: Sequence[int], text: str) -> tuple
         if inside and text.startswith(inside):
             return (*generated[:end], *(tokenizer.encode_continuation(text[len(inside) :]) if len(inside) < len(text) else ()))
     return tuple(tokenizer.encode_continuation(text)) if generated and text else ()
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+LossOn = Literal["answers", "all"]
+Span = tuple[int, int]
+"""First character, and the one after the last."""
+
+
+class SpanTokenizer(Tokenizer, Protocol):
+    """A tokenizer that also says where each token stands in the text."""
+
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[Span]]:
+        """Ids of text that begins a sequence, without BOS, and the characters that each stands for."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainingText:
+    """A finished dialogue as a model is trained on it."""
+
+    text: str
+    ids: tuple[int, ...]
+    """BOS included, and the end token where the tokenizer has one."""
+    learnt: tuple[bool, ...]
+    """For each id, whether it is under the loss."""
+
+
+def training_text(
+    conversation: Conversation, form: PromptFormat, tokenizer: SpanTokenizer, end_id: int | None, loss_on: LossOn
+) -> TrainingText:
+    """Render a conversation that ends with an answer, as chat would show it to the model.
+
+    With `answers`, each answer is under the loss together with what ends it: the marker of the next user turn, or
+    end_id after the last. With `all`, everything but BOS is, as in Guanaco's training. Without an end_id, the user's
+    marker closes the dialogue, so that the end is learnt all the same. ValueError for a dialogue that ends otherwise.
+    """
+    if not conversation.messages or conversation.messages[-1].role != "assistant":
+        raise ValueError("a dialogue to train on needs an answer at its end")
+    text, answers = _closed_text(conversation, form, with_marker=end_id is None)
+    ids, spans = tokenizer.encode_with_spans(text)
+    learnt = [loss_on == "all" or _overlaps(span, answers) for span in spans]
+    if tokenizer.bos_id is not None:
+        ids, learnt = [tokenizer.bos_id, *ids], [False, *learnt]
+    if end_id is not None:
+        ids, learnt = [*ids, end_id], [*learnt, True]
+    return TrainingText(text, tuple(ids), tuple(learnt))
+
+
+def _closed_text(conversation: Conversation, form: PromptFormat, with_marker: bool) -> tuple[str, list[Span]]:
+    """The dialogue without the opening of a further answer, and where its answers and their ends stand."""
+    system = form.default_system if conversation.system is None else conversation.system
+    text, answers = escape(system) + form.after_system if system else "", []
+    marker = form.before_user.rstrip()
+    opening = form.open_answer if form.before_answer.startswith(form.open_answer) else form.before_answer
+    last = len(conversation.messages) - 1
+    for index, message in enumerate(conversation.messages):
+        if message.role == "user":
+            text += form.before_user + escape(message.content) + form.after_user
+            continue
+        begin = len(text) + len(opening)
+        text += form.before_answer + escape(message.content)
+        if index < last or with_marker:
+            answers.append((begin, len(text) + len(form.after_answer + marker)))
+            text += form.after_answer
+        else:
+            answers.append((begin, len(text)))
+    return (text + marker if with_marker else text), answers
+
+
+def _overlaps(span: Span, others: Sequence[Span]) -> bool:
+    return any(span[0] < end and begin < span[1] for begin, end in others)

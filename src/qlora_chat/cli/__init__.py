@@ -10,7 +10,7 @@ import sys
 import typer
 
 from qlora_chat import __version__
-from qlora_chat.cli import bench, datasets, evaluating, logs, making, replaying, talking
+from qlora_chat.cli import bench, datasets, evaluating, logs, making, replaying, talking, training
 
 app = typer.Typer(
     name="qlora-chat",
@@ -29,6 +29,7 @@ app.add_typer(logs.app, name="logs")
 app.add_typer(datasets.app, name="dataset")
 app.command()(bench.bench)
 app.command()(replaying.replay)
+app.command()(training.train)
 
 
 @app.command()

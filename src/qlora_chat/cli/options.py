@@ -12,7 +12,7 @@ import typer
 from qlora_chat.settings import ModelSettings
 
 Model = Annotated[str, typer.Option(help="auto, guanaco-7b or demo")]
-Base = Annotated[str | None, typer.Option(help="Hub id or folder of a LLaMA-family base")]
+Base = Annotated[str | None, typer.Option(help="Hub id or folder of a LLaMA-family base, or demo for the bundled one")]
 Adapter = Annotated[str | None, typer.Option(help="Hub id or folder of a PEFT LoRA adapter for that base")]
 PrecisionOption = Annotated[str, typer.Option(help="auto, bf16 or nf4")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cuda or cpu")]

@@ -140,6 +140,8 @@ class _Finder:
 
     def _with_base(self, text: str, adapter: Part | None) -> Source:
         text = self._unaliased(text)
+        if text == "demo" and _folder(text) is None:
+            return Source(adapter.name if adapter else DEMO, Part(DEMO, BUNDLED / "base"), adapter, (TOY,))
         if (folder := _folder(text)) is not None:
             return Source(adapter.name if adapter else folder.name, Part(folder.name, folder), adapter)
         _require_hub_id("--base", text)

@@ -42,6 +42,11 @@ class ModelTokenizer:
         """Ids of text that begins a sequence, without BOS."""
         return self._tokenizer.encode(_sayable(text), add_special_tokens=False).ids
 
+    def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of text that begins a sequence, without BOS, and the characters (begin, end) that each stands for."""
+        encoded = self._tokenizer.encode(_sayable(text), add_special_tokens=False)
+        return encoded.ids, encoded.offsets
+
     def encode_continuation(self, text: str) -> list[int]:
         """Ids of text that follows other text: no dummy space in front (SentencePiece adds one to every beginning)."""
         for sentinel in _SENTINELS:

@@ -1,0 +1,120 @@
+"""What a run tells: a line a step in metrics.jsonl, a picture of the losses, a bar on the screen.
+
+Scope: files and terminal. Knows no model.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qlora_chat.models import Notify
+
+METRICS, PICTURE = "metrics.jsonl", "loss.png"
+
+
+class Metrics:
+    """metrics.jsonl of one run: an object a step, and one for each look at the held-out dialogues."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        """Lines of steps beyond `step`, which a run that was killed left, are dropped: they come again."""
+        self.path = folder / METRICS
+        kept = [line for line in self.lines() if line["step"] <= step]
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._file = self.path.open("a")
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Every whole line so far."""
+        found = []
+        for line in self.path.read_text().splitlines() if self.path.is_file() else []:
+            try:
+                found.append(json.loads(line))
+            except ValueError:  # the process was killed while it wrote
+                continue
+        return found
+
+    def add(self, values: Mapping[str, Any]) -> None:
+        """One more line, there for whoever watches the file."""
+        self._file.write(json.dumps(dict(values)) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """End the file."""
+        self._file.close()
+
+
+def draw(metrics: Metrics, folder: Path) -> None:
+    """loss.png from metrics.jsonl."""
+    from matplotlib.figure import Figure
+
+    lines = metrics.lines()
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    trained = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+    held_out = [(line["step"], line["held_out_loss"]) for line in lines if "held_out_loss" in line]
+    if trained:
+        axes.plot(*zip(*trained, strict=True), color="tab:blue", alpha=0.35, linewidth=1, label="a step")
+        axes.plot(*zip(*_smooth(trained), strict=True), color="tab:blue", label="mean of the last 20")
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), color="tab:orange", marker="o", label="held out")
+    axes.set(xlabel="step", ylabel="loss, nats a token", title=folder.name)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(folder / PICTURE, dpi=120)
+
+
+def _smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    values = [value for _, value in points]
+    means = [sum(values[max(0, i - 19) : i + 1]) / (i + 1 - max(0, i - 19)) for i in range(len(values))]
+    return [(step, mean) for (step, _), mean in zip(points, means, strict=True)]
+
+
+class Screen:
+    """A bar where there is a terminal, ten lines where there is none."""
+
+    def __init__(self, steps: int, begun_at: int, notify: Notify) -> None:
+        self._steps, self._notify = steps, notify
+        self._every = max(1, steps // 10)
+        self._progress = self._task = None
+        if sys.stderr.isatty():
+            self._progress = _bar()
+            self._task = self._progress.add_task("", total=steps, completed=begun_at, facts="")
+            self._progress.start()
+
+    def step(self, step: int, loss: float, tokens_per_s: float, gib: float, seconds_left: float) -> None:
+        """Show where the run is."""
+        facts = f"loss {loss:.3f}  {tokens_per_s:,.0f} tokens/s  {gib:.1f} GiB"
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=step, facts=facts)
+        elif step == 1 or step % self._every == 0 or step == self._steps:
+            self._notify(f"step {step} of {self._steps}  {facts}  {_time(seconds_left)} left")
+
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        if self._progress is not None:
+            self._progress.console.print(line, markup=False, highlight=False)
+        else:
+            self._notify(line)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def _bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"), TimeElapsedColumn(),
+               TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

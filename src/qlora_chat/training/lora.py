@@ -1,0 +1,113 @@
+"""Products of a frozen weight with a LoRA beside it, forward and backward, keeping only what the gradients need.
+
+Scope: y = x W^T + scaling * (drop(x) A^T) B^T for linears that share an input (query, key, value; gate, up), in one pass
+over it; LoRA (Hu 2021) as PEFT computes it. The frozen weight is dequantised for each product and let go again. Knows no
+layers.
+
+Shapes: N tokens, in and out features (out of all linears together), G linears, r rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qlora_chat.training.nf4 import Frozen
+
+
+class LoraLinears(nn.Module):
+    """Linears of one input, some or all with an adapter; parameters in float32."""
+
+    def __init__(
+        self, frozen: Frozen, outs: Sequence[int], ins: int, adapted: Sequence[bool], r: int, scaling: float, dropout: float
+    ) -> None:
+        """`outs` are the linears' out features, in the order of `frozen`; `adapted` says which get an adapter."""
+        super().__init__()
+        self.frozen, self.scaling, self.dropout, self.r = frozen, scaling, dropout, r
+        starts = [sum(outs[:index]) for index in range(len(outs))]
+        self.columns = [(start, start + out) for start, out, with_a in zip(starts, outs, adapted, strict=True) if with_a]
+        device = frozen.device
+        count = len(self.columns)
+        self.a = nn.Parameter(torch.zeros(count * r, ins, device=device)) if count else None  # (G r, in)
+        self.bs = nn.ParameterList([nn.Parameter(torch.zeros(end - begin, r, device=device)) for begin, end in self.columns])
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """A as PEFT draws it (Kaiming uniform with a = sqrt 5), B zero, so that training begins at the base."""
+        if self.a is None:
+            return
+        bound = 1 / math.sqrt(self.a.shape[1])
+        drawn = torch.empty(self.a.shape).uniform_(-bound, bound, generator=generator)
+        self.a.data.copy_(drawn)
+
+    def halves(self) -> list[tuple[Tensor, Tensor]]:
+        """(A (r, in), B (out, r)) of each linear with an adapter: views of the parameters."""
+        if self.a is None:
+            return []
+        return list(zip(self.a.data.split(self.r), (b.data for b in self.bs), strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in) -> (N, out)."""
+        if self.a is None:
+            return _FrozenProduct.apply(x, self.frozen)  # type: ignore[no-any-return]
+        dropout = self.dropout if self.training else 0.0
+        return _Product.apply(x, self.a, self, dropout, *self.bs)  # type: ignore[no-any-return]
+
+
+def _frozen_product(x: Tensor, frozen: Frozen) -> Tensor:
+    return torch.nn.functional.linear(x, frozen.dense(), frozen.bias)
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """x W^T + b without an adapter; keeps nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, frozen: Frozen) -> Tensor:
+        ctx.frozen = frozen
+        return _frozen_product(x, frozen)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return dy @ ctx.frozen.dense(), None
+
+
+class _Product(torch.autograd.Function):
+    """x W^T + b + scaling * (drop(x) A^T) B^T; keeps x, the mask and drop(x) A^T."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, linears: LoraLinears, dropout: float, *bs: Tensor) -> Tensor:
+        r = linears.r
+        y = _frozen_product(x, linears.frozen)
+        dropped, mask = torch.native_dropout(x, dropout, True) if dropout else (x, None)
+        low = dropped @ a.to(x.dtype).t()  # (N, G r)
+        for index, ((begin, end), b) in enumerate(zip(linears.columns, bs, strict=True)):
+            y[:, begin:end].addmm_(low[:, index * r : (index + 1) * r], b.to(x.dtype).t(), alpha=linears.scaling)
+        ctx.save_for_backward(x, mask, low, a, *bs)
+        ctx.linears, ctx.dropout = linears, dropout
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        x, mask, low, a, *bs = ctx.saved_tensors
+        linears, r, scaling = ctx.linears, ctx.linears.r, ctx.linears.scaling
+        dlow, dbs = torch.empty_like(low), []
+        for index, ((begin, end), b) in enumerate(zip(linears.columns, bs, strict=True)):
+            part, rows = dy[:, begin:end], slice(index * r, (index + 1) * r)
+            torch.mm(part, b.to(dy.dtype), out=dlow[:, rows]) if dy.is_cuda else dlow[:, rows].copy_(part @ b.to(dy.dtype))
+            dbs.append((part.t() @ low[:, rows]).float().mul_(scaling))
+        dlow.mul_(scaling)
+        dropped = x if mask is None else torch.ops.aten.native_dropout_backward(x, mask, 1 / (1 - ctx.dropout))
+        da = (dlow.t() @ dropped).float()
+        del dropped
+        dx = _into_input(ctx, dy, dlow, a.to(dy.dtype), mask) if ctx.needs_input_grad[0] else None
+        return (dx, da, None, None, *dbs)
+
+
+def _into_input(ctx: Any, dy: Tensor, dlow: Tensor, a: Tensor, mask: Tensor | None) -> Tensor:
+    dx = dy @ ctx.linears.frozen.dense()
+    if mask is None:
+        return dx.addmm_(dlow, a)
+    return dx.add_(torch.ops.aten.native_dropout_backward(dlow @ a, mask, 1 / (1 - ctx.dropout)))

@@ -1,0 +1,113 @@
+"""AdamW, its learning rate over the run, and its state as plain tensors.
+
+Scope: which library's AdamW serves a setting on a device, and reading and writing what it remembers without pickle.
+Knows no model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qlora_chat.training import TrainError
+from qlora_chat.training.recipe import TrainSettings
+
+
+def learning_rate(settings: TrainSettings, step: int, steps: int) -> float:
+    """Of the update that follows `step` finished ones: rising over the warm-up, then constant, linear or half a cosine."""
+    rising = math.ceil(settings.warmup * steps)
+    if step < rising:
+        return settings.learning_rate * (step + 1) / rising
+    if settings.schedule == "constant":
+        return settings.learning_rate
+    done = (step - rising) / max(1, steps - rising)
+    left = 1 - done if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return settings.learning_rate * (settings.final_rate + (1 - settings.final_rate) * left)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An AdamW over an adapter's parameters."""
+
+    inner: torch.optim.Optimizer
+    parameters: tuple[nn.Parameter, ...]
+    max_grad_norm: float
+
+    @staticmethod
+    def make(parameters: tuple[nn.Parameter, ...], settings: TrainSettings) -> Optimizer:
+        """As the settings name it. TrainError where its library is missing or cannot do it on this device."""
+        options: dict[str, Any] = {
+            "lr": settings.learning_rate,
+            "betas": (settings.beta1, settings.beta2),
+            "weight_decay": settings.weight_decay,
+        }
+        on_card = parameters[0].is_cuda
+        plain = settings.optimizer == "adamw_32bit" or (settings.optimizer == "paged_adamw_32bit" and not on_card)
+        if plain:  # on a CPU there is nothing to page out, and the numbers are the same
+            options["fused" if on_card else "foreach"] = True
+            inner = torch.optim.AdamW(parameters, **options)
+        else:
+            inner = _bitsandbytes(settings.optimizer, parameters, options, on_card)
+        return Optimizer(inner, parameters, settings.max_grad_norm)
+
+    def clip(self) -> Tensor:
+        """Scale the gradients down to the norm that is allowed; the norm before, a scalar."""
+        most = self.max_grad_norm or math.inf
+        return nn.utils.clip_grad_norm_(self.parameters, most)
+
+    def step(self, rate: float) -> None:
+        """Update the parameters and forget the gradients."""
+        for group in self.inner.param_groups:
+            group["lr"] = rate
+        self.inner.step()
+        self.inner.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What it remembers, by "number of the parameter.name"; whole numbers as int64 tensors."""
+        found: dict[str, Tensor] = {}
+        for index, parameter in enumerate(self.parameters):
+            for name, value in self.inner.state[parameter].items():
+                if isinstance(value, Tensor):
+                    found[f"{index}.{name}"] = value.detach().cpu().clone().contiguous()
+                elif isinstance(value, int):
+                    found[f"{index}.{name}"] = torch.tensor(value)
+        return found
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Remember what was written. The parameters must be loaded afterwards: making room for it may touch them."""
+        if not tensors:
+            return
+        for parameter in self.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        self.step(0.0)
+        for index, parameter in enumerate(self.parameters):
+            state = self.inner.state[parameter]
+            for name, value in state.items():
+                stored = tensors.get(f"{index}.{name}")
+                if stored is not None and isinstance(value, Tensor):
+                    value.copy_(stored)
+                elif stored is not None:
+                    state[name] = int(stored)
+
+
+def _bitsandbytes(name: str, parameters: tuple[nn.Parameter, ...], options: Mapping[str, Any], on_card: bool) -> Any:
+    if not on_card:
+        raise TrainError(f"--optimizer {name} keeps its memory on a card in 8 bits; on a CPU use adamw_32bit")
+    try:
+        from qlora_chat.models.weights import quiet_bitsandbytes
+
+        quiet_bitsandbytes()
+        from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit, PagedAdamW32bit
+    except ImportError as problem:
+        raise TrainError(f"--optimizer {name} needs bitsandbytes ({problem}); install it, or use adamw_32bit") from problem
+    kinds = {
+        "paged_adamw_32bit": PagedAdamW32bit,
+        "paged_adamw_8bit": PagedAdamW8bit,
+        "adamw_8bit": AdamW8bit,
+    }
+    return kinds[name](parameters, **options)
