@@ -88,7 +88,7 @@ def ours(base: Base, tensors: dict[str, Tensor], dropout: float, dtype: torch.dt
 
 def pefts(base: Base, tensors: dict[str, Tensor], dropout: float, dtype: torch.dtype) -> Any:
     """Transformers' LLaMA over the same NF4 weights, prepared by PEFT as QLoRA's users do it."""
-    from bitsandbytes.nn import Linear4bit, Params4bit
+    from bitsandbytes.nn.modules import Linear4bit, Params4bit
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -175,7 +175,7 @@ def test_an_answer_is_learnt_with_what_ends_it() -> None:
     ("name", "learnt"),
     [
         ("guanaco-card", "| Hello. ### Human:| See you.^"),
-        ("guanaco-notebook", "|Hello.\n### Human:|See you.^"),
+        ("guanaco-notebook", "| Hello.\n### Human:| See you.^"),  # a token holds the space and the word
     ],
 )
 def test_every_format_learns_its_own_end(name: str, learnt: str) -> None:

@@ -107,10 +107,12 @@ Varlen = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
 
 @cache
 def _varlen() -> Varlen | None:
-    """torch's flash attention of variable lengths, where this build has it; its arguments changed between versions."""
+    """torch's flash attention of variable lengths, where build and card have it; its arguments changed between versions."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
+        return None
+    if not torch.cuda.is_available():
         return None
     known = inspect.signature(varlen_attn).parameters
     causal: dict[str, Any] = {"is_causal": True} if "is_causal" in known else {"window_size": (-1, 0)}
@@ -125,4 +127,16 @@ def _varlen() -> Varlen | None:
                 keys, values = (each.repeat_interleave(shared, dim=1) for each in (keys, values))
         return varlen_attn(queries, keys, values, boundaries, boundaries, longest, longest, **extra)  # type: ignore[return-value]
 
-    return attention
+    return attention if _works(attention) else None
+
+
+def _works(attention: Varlen) -> bool:
+    """Forward and backward on two short dialogues: an old card refuses only when it is asked."""
+    try:
+        with torch.enable_grad():
+            tried = torch.ones(4, 2, 64, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+            attention(tried, tried, tried, torch.tensor([0, 1, 4], dtype=torch.int32, device="cuda"), 3).sum().backward()
+        torch.cuda.synchronize()
+    except Exception:  # whatever it raises, padded attention computes the same
+        return False
+    return True

@@ -46,8 +46,15 @@ class Metrics:
         self._file.close()
 
 
-def draw(metrics: Metrics, folder: Path) -> None:
-    """loss.png from metrics.jsonl."""
+def draw(metrics: Metrics, folder: Path, notify: Notify) -> None:
+    """loss.png from metrics.jsonl. A picture that cannot be made is told and spoils nothing."""
+    try:
+        _draw(metrics, folder)
+    except (ImportError, OSError) as problem:
+        notify(f"no {PICTURE} ({problem}); the numbers are in {METRICS}")
+
+
+def _draw(metrics: Metrics, folder: Path) -> None:
     from matplotlib.figure import Figure
 
     lines = metrics.lines()

@@ -21,6 +21,8 @@ SLACK = {"cuda": GIB // 3, "cpu": GIB // 2}
 """Beside what is counted: the allocator's fragments, the libraries' own buffers."""
 SHARE = 0.9
 """Of the free memory that a plan may use."""
+DENSE_PART = {"cuda": 16, "cpu": 2}
+"""Weights are kept dequantised where the whole takes at most one part of so many: a card dequantises quickly."""
 PASS_AT_MOST = {"cuda": 32_768, "cpu": 4_096}
 """Longer passes gain nothing."""
 
@@ -99,7 +101,7 @@ def choose(
     """
     cost = _Cost(base, settings, value, device)
     room = int(free * SHARE)
-    dense = device == "cpu" and cost.fixed(dense=True) + longest * cost.token(True) <= room // 2
+    dense = cost.fixed(dense=True) + longest * cost.token(True) <= room // DENSE_PART[device]
     asked = min(settings.pass_tokens or min(step_tokens, PASS_AT_MOST[device]), step_tokens)
     asked = max(asked, longest)
 

@@ -95,12 +95,12 @@ def _run(
         done = loop.run(saved.step if saved else 0)
     finally:
         metrics.close()
-        draw(metrics, run.folder)
     if done < len(steps):
         notify(f"stopped after step {done} of {len(steps)}, saved; to go on: qlora-chat train --resume --out {run.folder}")
     else:
         record = adapter_record(run, settings, loop.losses(), done)
         write_adapter(run.folder, model.adapter_tensors(), settings, record)
+    draw(metrics, run.folder, notify)
     return Outcome(run.folder, done, len(steps), done == len(steps), *loop.losses())
 
 
