@@ -17,7 +17,7 @@ ARROWS: dict[str, set[str]] = {
     "models": {"settings"},
     "engines": {"messages", "models", "prompt", "settings", "stopping"},
     "history": {"messages", "settings"},
-    "delivery": {"history", "settings"},
+    "delivery": {"history", "messages", "settings"},
     "receiver": {"delivery", "settings"},
     "replay": {"chat", "engines", "prompt", "settings"},
     "dataset": {"history", "messages", "prompt", "receiver"},

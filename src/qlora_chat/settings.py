@@ -208,12 +208,57 @@ class ServeSettings:
 
 
 @dataclass(frozen=True)
-class LogSettings:
-    """Where finished turns are posted; url None keeps everything in memory."""
+class HistorySettings:
+    """Where conversations are kept; url None keeps them in memory."""
 
     url: str | None = None
+    """sqlite:///FILE, postgresql://USER@HOST/DATABASE, jsonl:FOLDER, or the scheme of an installed store."""
+    password: str | None = field(default=None, repr=False)
+    """Of the database server; None leaves it to PGPASSWORD and ~/.pgpass."""
+    key: str | None = field(default=None, repr=False)
+    """32 bytes in base64: what is written is encrypted with them."""
+    keep_days: float | None = None
+    """Conversations untouched for longer are erased; None keeps them."""
 
     def __post_init__(self) -> None:
+        if self.url is not None and ":" not in self.url:
+            raise SettingsError(
+                f"--history is {self.url!r}, but must be like sqlite:///chats.db, postgresql://USER@HOST/DATABASE "
+                "or jsonl:FOLDER"
+            )
+        if self.keep_days is not None and not 0 < self.keep_days < math.inf:
+            raise SettingsError(f"QLORA_CHAT_HISTORY_DAYS is {self.keep_days!r}, but must be a number of days above 0")
+
+
+@dataclass(frozen=True)
+class LogSettings:
+    """Where finished turns are posted; url None posts nothing."""
+
+    url: str | None = None
+    token: str | None = field(default=None, repr=False)
+    """Sent as a bearer token."""
+    secret: str | None = field(default=None, repr=False)
+    """Signs id, timestamp and body with HMAC-SHA256."""
+    version: int = 1
+    """Of the payload: 1 is the original demo's, 2 adds to it."""
+    redact: str | None = None
+    """"standard", or MODULE:FUNCTION that takes a record and returns what may be sent."""
+    certificates: Path | None = None
+    """A file of authorities to trust instead of the usual ones."""
+    outbox: Path | None = None
+    """File of the queue where there is no database history; None takes the user's state folder."""
+    cap_bytes: int = 50_000_000
+    """Most that the queue may take on disk; what does not fit is dropped and counted."""
+
+    def __post_init__(self) -> None:
+        if self.version not in (1, 2):
+            raise SettingsError(f"LOGGING_VERSION is {self.version!r}, but must be 1 or 2")
+        if self.redact not in (None, "standard") and ":" not in str(self.redact):
+            raise SettingsError(f"LOGGING_REDACT is {self.redact!r}, but must be standard or MODULE:FUNCTION")
+        if self.certificates is not None and not self.certificates.is_file():
+            raise SettingsError(f"LOGGING_CA names {self.certificates}, which is not a file")
+        if not 1_000_000 <= self.cap_bytes <= 10**12:
+            raise SettingsError("LOGGING_OUTBOX_MB must be a number from 1 to 1,000,000")
         if self.url is None:
             return
         problem = SettingsError("LOGGING_URL must look like https://host/path")
@@ -281,8 +326,46 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def log_settings(environ: Mapping[str, str] = os.environ) -> LogSettings:
-    """LogSettings from LOGGING_URL (unset or empty: no log)."""
-    return LogSettings(environ.get("LOGGING_URL") or None)
+    """LogSettings from LOGGING_URL (unset or empty: no log), _TOKEN, _SECRET, _VERSION, _REDACT, _CA, _OUTBOX, _OUTBOX_MB."""
+    get = environ.get
+    authorities, outbox = get("LOGGING_CA"), get("LOGGING_OUTBOX")
+    return LogSettings(
+        get("LOGGING_URL") or None,
+        get("LOGGING_TOKEN") or None,
+        get("LOGGING_SECRET") or None,
+        int(_number("LOGGING_VERSION", get("LOGGING_VERSION") or "1")),
+        get("LOGGING_REDACT") or None,
+        Path(authorities).expanduser() if authorities else None,
+        Path(outbox).expanduser() if outbox else None,
+        int(_number("LOGGING_OUTBOX_MB", get("LOGGING_OUTBOX_MB") or "50") * 1e6),
+    )
+
+
+def history_settings(url: str | None, environ: Mapping[str, str] = os.environ) -> HistorySettings:
+    """HistorySettings from --history, else QLORA_CHAT_HISTORY; password, key and days from the environment only."""
+    days = environ.get("QLORA_CHAT_HISTORY_DAYS")
+    return HistorySettings(
+        url or environ.get("QLORA_CHAT_HISTORY") or None,
+        environ.get("QLORA_CHAT_HISTORY_PASSWORD") or None,
+        environ.get("QLORA_CHAT_HISTORY_KEY") or None,
+        _number("QLORA_CHAT_HISTORY_DAYS", days) if days else None,
+    )
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise SettingsError(f"{name} is {text!r}, but must be a number")
+    return number
+
+
+def outbox_file(settings: LogSettings, environ: Mapping[str, str] = os.environ) -> Path:
+    """The queue's own file: LOGGING_OUTBOX, else in the user's state folder (XDG)."""
+    state = Path(environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return settings.outbox or state / "qlora-chat" / "outbox.db"
 
 
 def receiver_settings(

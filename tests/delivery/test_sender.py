@@ -1,165 +1,300 @@
-"""The log against a real receiver: what arrives, and what is refused, lost or slow."""
+"""The log against a real receiver: what arrives, what is tried again, and what is set aside."""
 
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from datetime import datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from qlora_chat.delivery import sender
+from qlora_chat.delivery import post, sender
+from qlora_chat.delivery.recorder import LogRecorder
 from qlora_chat.delivery.sender import LogSender
+from qlora_chat.delivery.signing import verify
 from qlora_chat.history import TurnRecord
+from qlora_chat.history.outbox import Outbox
 from qlora_chat.messages import Conversation, Message
-from qlora_chat.settings import Sampling
+from qlora_chat.settings import LogSettings, Sampling
+
+from .receiving import Receiver, Reply, Request, outbox_in, receiving, record, wait_for
 
 
-class Receiver(ThreadingHTTPServer):
-    """Keeps what is posted; answers with `status` after `delay` seconds."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.received: list[tuple[str, dict[str, str], Any]] = []
-        self.status, self.location, self.delay = 200, "", 0.0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/log"
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with receiving() as server:
+        yield server
 
 
-class Handler(BaseHTTPRequestHandler):
-    server: Receiver  # type: ignore[assignment]
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.received.append((self.command, dict(self.headers), json.loads(body)))
-        time.sleep(self.server.delay)
-        self.send_response(self.server.status)
-        if self.server.location:
-            self.send_header("Location", self.server.location)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def do_GET(self) -> None:
-        self.server.received.append((self.command, dict(self.headers), None))
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
+@pytest.fixture
+def outbox(tmp_path: Path) -> Iterator[Outbox]:
+    with closing(outbox_in(tmp_path)) as opened:
+        yield opened
 
 
-def serve() -> Iterator[Receiver]:
-    server = Receiver()
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits short enough for a test."""
+    monkeypatch.setattr(sender, "FIRST_WAIT_SECONDS", 0.02)
+    monkeypatch.setattr(sender, "MOST_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(sender, "LOOK_SECONDS", 0.02)
 
 
-receiver = pytest.fixture(serve, name="receiver")
-second_host = pytest.fixture(serve, name="second_host")
+@contextmanager
+def sending(outbox: Outbox, url: str, said: list[str] | None = None, **settings: Any) -> Iterator[LogSender]:
+    log = LogSender(outbox, LogSettings(url, **settings), (said if said is not None else []).append)
+    try:
+        yield log
+    finally:
+        log.close()
 
 
-def turn(text: str = "Hi") -> TurnRecord:
-    messages = (Message("user", text), Message("assistant", "Hello.", (5, 6), "stop"))
+def test_a_turn_arrives_as_the_original_posted_it(receiver: Receiver, outbox: Outbox) -> None:
+    messages = (Message("user", "Hi"), Message("assistant", "Hé.", (5, 6), "stop"))
     when = datetime(2026, 11, 23, 9, 8, 7).astimezone()
-    return TurnRecord(Conversation("an-id", messages), "### Human: Hi### Assistant:", Sampling(0.5, 0.8, 40, 1.1), when)
-
-
-def test_a_turn_arrives_as_the_original_posted_it(receiver: Receiver) -> None:
+    turn = TurnRecord(Conversation("an-id", messages), "### Human: Hi### Assistant:", Sampling(0.5, 0.8, 40, 1.1), when)
+    outgoing = LogRecorder().turn(turn)
+    assert outgoing
+    outbox.put(outgoing)
     said: list[str] = []
-    log = LogSender(receiver.url, said.append)
-    log(turn())
-    log.close()
-    method, headers, body = receiver.received[0]
-    assert method == "POST"
-    assert headers["Content-Type"] == "application/json"
-    assert body == {
+    with sending(outbox, receiver.url, said):
+        wait_for(lambda: receiver.received)
+    request = receiver.received[0]
+    assert request.method == "POST"
+    assert request.headers["Content-Type"] == "application/json"
+    expected = {
         "conversation_id": "an-id",
         "timestamp": "2026-11-23T09:08:07",
-        "history": [["Hi", "Hello."]],
+        "history": [["Hi", "Hé."]],
         "messages": "### Human: Hi### Assistant:",
         "generate_kwargs": {"top_k": 40, "top_p": 0.8, "temperature": 0.5, "repetition_penalty": 1.1},
     }
-    assert log.sent == 1
+    assert request.body == json.dumps(expected).encode(), "byte for byte what requests.post(url, json=...) sends"
+    assert request.key == outgoing.id
+    assert outbox.counts().waiting == 0
+    assert outbox.counts().sent == 1
     assert said == []
 
 
-@pytest.mark.parametrize("status", [302, 307, 308])
-def test_a_redirect_is_a_failure_and_the_second_host_hears_nothing(
-    status: int, receiver: Receiver, second_host: Receiver
-) -> None:
-    receiver.status, receiver.location = status, second_host.url
-    said: list[str] = []
-    log = LogSender(receiver.url, said.append)
-    log(turn())
-    log.close()
-    assert second_host.received == []
+def test_token_and_signature_go_with_the_exact_bytes(receiver: Receiver, outbox: Outbox) -> None:
+    outgoing = record()
+    outbox.put(outgoing)
+    with sending(outbox, receiver.url, token="a-token", secret="a-secret"):
+        wait_for(lambda: receiver.received)
+    request = receiver.received[0]
+    assert request.headers["Authorization"] == "Bearer a-token"
+    assert verify("a-secret", request.headers, request.body) == outgoing.id
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_a_failure_and_the_second_host_hears_nothing(status: int, receiver: Receiver, outbox: Outbox) -> None:
+    with receiving() as second_host:
+        receiver.reply = lambda request: Reply(status, {"Location": second_host.url})
+        outbox.put(record())
+        with sending(outbox, receiver.url) as log:
+            wait_for(lambda: len(receiver.received) >= 2)
+        assert second_host.received == []
     assert log.sent == 0
-    assert log.failures == {f"status {status}": 1}
+    assert log.failures[f"status {status}"] >= 2
+    assert outbox.counts().waiting == 1, "kept for when the address is put right"
 
 
-def test_failures_are_reported_by_count_and_reason_and_never_with_text(receiver: Receiver) -> None:
-    receiver.status = 500
+def test_a_mix_of_failures_is_tried_again_and_what_is_refused_blocks_nobody(receiver: Receiver, outbox: Outbox) -> None:
+    tries: Counter[str] = Counter()
+    script = {"a": [500, 200], "b": [429, 200], "c": [408, 503, 200], "d": [400], "e": [413], "f": [200], "g": [401, 200]}
+
+    def reply(request: Request) -> Reply:
+        name = request.json["messages"]
+        tries[name] += 1
+        status = script[name][tries[name] - 1]
+        return Reply(status, {"Retry-After": "1"} if status == 429 else {})
+
+    receiver.reply = reply
+    for name in script:
+        outbox.put(record(name))
     said: list[str] = []
-    log = LogSender(receiver.url, said.append)
+    with sending(outbox, receiver.url, said):
+        wait_for(lambda: outbox.counts().waiting == 0)
+    counts = outbox.counts()
+    assert (counts.sent, counts.dead) == (5, 2)
+    assert tries == {"a": 2, "b": 2, "c": 3, "d": 1, "e": 1, "f": 1, "g": 2}
+    assert {reason for _, reason in outbox.dead_letters()} == {"status 400", "status 413"}
+    assert len({request.key for request in receiver.received}) == len(script), "a try again carries the same id"
+    assert "2 refused by the receiver and set aside" in said[-1]
+
+
+def test_retry_after_is_obeyed(receiver: Receiver, outbox: Outbox) -> None:
+    times: list[float] = []
+
+    def reply(request: Request) -> Reply:
+        times.append(time.monotonic())
+        return Reply(429, {"Retry-After": "1"}) if len(times) == 1 else Reply()
+
+    receiver.reply = reply
+    outbox.put(record("a"))
+    outbox.put(record("b"))
+    with sending(outbox, receiver.url):
+        wait_for(lambda: outbox.counts().waiting == 0)
+    assert times[1] - times[0] >= 1.0, "for every record: the receiver asked to be left alone"
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [("7", 7), (" 0 ", 0), ("99999999999", 3600), ("Tue, 14 Nov 2023 22:13:30 GMT", 10), ("Mon, 13 Nov 2023 00:00:00 GMT", 0),
+     ("soon", None), ("-5", None), ("", None), (None, None)],
+)  # fmt: skip
+def test_retry_after_is_a_number_or_a_date(value: str | None, seconds: float | None) -> None:
+    assert post.retry_after(value, now=1_700_000_000) == seconds
+
+
+def test_waits_grow_and_are_scattered(receiver: Receiver, outbox: Outbox) -> None:
+    verdict = post.Verdict("later")
+    first, fifth = ([LogSender._wait(verdict, tries) for _ in range(200)] for tries in (0, 2))
+    assert max(first) < min(0.05, max(fifth))
+    assert len({round(each, 6) for each in first}) > 100
+    assert max(LogSender._wait(verdict, 1000) for _ in range(50)) <= 0.2 * 1.5
+
+
+def test_a_receiver_that_takes_the_record_and_drops_the_connection_gets_it_once_by_id(
+    receiver: Receiver, outbox: Outbox
+) -> None:
+    count = 0
+
+    def reply(request: Request) -> Reply:
+        nonlocal count
+        count += 1
+        return Reply(reset=count % 10 < 3)
+
+    receiver.reply = reply
+    made = [record(str(index)) for index in range(60)]
+    for each in made:
+        outbox.put(each)
+    with sending(outbox, receiver.url):
+        wait_for(lambda: outbox.counts().waiting == 0, 60)
+    assert {request.key for request in receiver.received} == {each.id for each in made}
+    assert len(receiver.received) > 60, "some came twice, under the same id"
+
+
+def test_a_receiver_that_is_down_is_not_asked_for_every_record(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender, "FIRST_WAIT_SECONDS", 30.0)
+    for _ in range(20):
+        outbox.put(record())
+    said: list[str] = []
+    with sending(outbox, "http://127.0.0.1:9/", said) as log:
+        wait_for(lambda: log.failures)
+        time.sleep(0.1)
+    assert log.failures == {"ConnectionError": 1}
+    assert "20 not sent yet, and kept for the next start" in said[-1]
+
+
+@contextmanager
+def silent(drip: bool) -> Iterator[str]:
+    """A receiver that accepts and never answers, or sends a letter of its headers now and then."""
+    ended = threading.Event()
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def talk(connection: socket.socket) -> None:
+        with connection:
+            if drip:
+                for letter in "HTTP/1.1 200 OK\r\nX: " + "x" * 10_000:
+                    if ended.wait(0.05):
+                        return
+                    try:
+                        connection.sendall(letter.encode())
+                    except OSError:
+                        return
+            ended.wait(60)
+
+    def accept() -> None:
+        while not ended.is_set():
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return
+            threading.Thread(target=talk, args=(connection,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+    finally:
+        ended.set()
+        listening.close()
+
+
+@pytest.mark.parametrize("drip", [False, True])
+def test_a_receiver_that_never_answers_ends_each_try(drip: bool, outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert max(post.TRY_SECONDS, post.CONNECT_SECONDS + post.ANSWER_SECONDS) < 10
+    monkeypatch.setattr(post, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(post, "TRY_SECONDS", 0.8)
+    outbox.put(record())
+    with silent(drip) as url, sending(outbox, url) as log:
+        began = time.monotonic()
+        wait_for(lambda: log.failures.total() >= 2)
+        assert time.monotonic() - began < 5
+        began = time.perf_counter()
+        outbox.put(record())
+        assert time.perf_counter() - began < 1, "the chat goes on meanwhile"
+    assert outbox.counts().waiting == 2
+
+
+def test_failures_are_told_by_count_and_reason_and_never_with_text(receiver: Receiver, outbox: Outbox) -> None:
+    receiver.reply = lambda request: Reply(500)
+    said: list[str] = []
     for _ in range(3):
-        log(turn("my secret"))
-    log.close()
-    assert said[-1] == "log: 3 of 3 turns did not arrive (3 x status 500)"
+        outbox.put(record("my secret"))
+    with sending(outbox, receiver.url, said) as log:
+        wait_for(lambda: log.failures["status 500"] >= 6)
     assert len(said) == 2, "once when it begins, once in the end"
+    assert "3 not sent yet, and kept for the next start" in said[-1]
+    assert "x status 500" in said[-1]
     assert "secret" not in " ".join(said)
     assert receiver.url not in " ".join(said), "an address may carry a key"
 
 
-def test_nobody_listening_is_a_failure_and_no_delay() -> None:
-    said: list[str] = []
-    log = LogSender("http://127.0.0.1:9/", said.append)
-    began = time.perf_counter()
-    log(turn())
-    assert time.perf_counter() - began < 0.02
-    log.close()
-    assert log.failures == {"ConnectionError": 1}
+def test_what_waits_is_sent_by_the_next_start_under_the_same_id(receiver: Receiver, tmp_path: Path) -> None:
+    made = record("kept")
+    with closing(outbox_in(tmp_path)) as outbox:
+        outbox.put(made)
+        with sending(outbox, "http://127.0.0.1:9/") as log:
+            wait_for(lambda: log.failures)
+    with closing(outbox_in(tmp_path)) as outbox, sending(outbox, receiver.url):
+        wait_for(lambda: receiver.received)
+    assert (receiver.received[0].key, receiver.received[0].body) == (made.id, made.body)
 
 
-def test_a_receiver_that_never_answers_holds_up_nobody(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sender, "ANSWER_SECONDS", 0.2)
-    receiver.delay = 1.0
-    log = LogSender(receiver.url, lambda line: None)
-    log(turn())
-    log.close()
-    assert log.failures == {"ReadTimeout": 1}
-
-
-def test_no_proxy_from_the_environment_sees_a_turn(
-    receiver: Receiver, second_host: Receiver, monkeypatch: pytest.MonkeyPatch
+def test_no_proxy_from_the_environment_sees_a_record(
+    receiver: Receiver, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HTTP_PROXY", second_host.url)
-    monkeypatch.setenv("ALL_PROXY", second_host.url)
-    monkeypatch.setenv("NO_PROXY", "")
-    log = LogSender(receiver.url, lambda line: None)
-    log(turn())
-    log.close()
-    assert log.sent == 1
-    assert second_host.received == []
+    with receiving() as proxy:
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.url)
+        monkeypatch.setenv("NO_PROXY", "")
+        outbox.put(record())
+        with sending(outbox, receiver.url):
+            wait_for(lambda: receiver.received)
+        assert proxy.received == []
 
 
-def test_a_full_queue_is_counted(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sender, "QUEUE_LIMIT", 2)
-    receiver.delay = 0.3
-    log = LogSender(receiver.url, lambda line: None)
-    for _ in range(6):
-        log(turn())
-    log.close()
-    assert log.failures["queue full"] >= 3
-    assert log.sent + log.failures.total() == 6
+def test_dead_letters_can_be_tried_again(receiver: Receiver, outbox: Outbox) -> None:
+    receiver.reply = lambda request: Reply(400)
+    outbox.put(record())
+    with sending(outbox, receiver.url):
+        wait_for(lambda: outbox.counts().dead)
+        receiver.reply = lambda request: Reply()
+        assert outbox.revive() == 1
+        wait_for(lambda: outbox.counts().sent)
+
+
+def test_records_arrive_in_the_order_they_were_made(receiver: Receiver, outbox: Outbox) -> None:
+    with sending(outbox, receiver.url):
+        for index in range(120):
+            outbox.put(record(str(index)))
+        wait_for(lambda: outbox.counts().waiting == 0)
+    assert [request.json["messages"] for request in receiver.received] == [str(index) for index in range(120)]

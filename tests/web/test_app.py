@@ -129,6 +129,7 @@ def every_route() -> list[tuple[str, str]]:
     from fastapi import FastAPI
     from gradio.routes import mount_gradio_app
 
+    from qlora_chat.web.keeps import Keeps
     from qlora_chat.web.page import build_page
     from qlora_chat.web.session import Sessions
     from qlora_chat.web.site import Site
@@ -136,9 +137,9 @@ def every_route() -> list[tuple[str, str]]:
 
     async def build() -> list[tuple[str, str]]:
         chat = scripted_chat()
-        app = mount_gradio_app(FastAPI(), build_page(chat, Sessions(chat), logging_on=False), path="/")
+        app = mount_gradio_app(FastAPI(), build_page(chat, Sessions(chat), Keeps()), path="/")
         mounted = [route for each in app.routes for route in getattr(getattr(each, "app", None), "routes", [])]
-        api = Site(ServeSettings(), logging_on=False).api.routes
+        api = Site(ServeSettings()).api.routes
         found = [
             (method, route.path)
             for route in _flat([*app.routes, *mounted, *api])

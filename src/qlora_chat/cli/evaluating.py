@@ -43,7 +43,7 @@ def questions(
     source = file or HAND_WRITTEN
     asked = read_questions(source)
     chosen = model_settings(model, base, adapter, precision, device, prompt_format, slots=1)
-    chat = open_chat(chosen, None)
+    chat = open_chat(chosen)
     with closing(chat.engine):
         report = ask_all(chat, asked, source, range(seeds), notify)
     if out:

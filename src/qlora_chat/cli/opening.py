@@ -5,38 +5,71 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from qlora_chat.settings import EngineSettings, LogSettings, ModelSettings
+from qlora_chat.settings import EngineSettings, HistorySettings, LogSettings, ModelSettings
 
 if TYPE_CHECKING:
     from qlora_chat.chat import Chat
+    from qlora_chat.delivery.recorder import LogRecorder
     from qlora_chat.delivery.sender import LogSender
+    from qlora_chat.history import HistoryStore
 
 
-def open_chat(chosen: ModelSettings, log: LogSender | None, where: EngineSettings | None = None) -> Chat:
-    """Load the model, or go to the servers that have it, and put a chat around it."""
+def open_chat(
+    chosen: ModelSettings,
+    where: EngineSettings | None = None,
+    store: HistoryStore | None = None,
+    recorder: LogRecorder | None = None,
+) -> Chat:
+    """Load the model, or go to the servers that have it, and put a chat around it; its history in memory unless given."""
     from qlora_chat.chat import Chat
     from qlora_chat.engines import open_engine
     from qlora_chat.history.memory import MemoryHistory
     from qlora_chat.prompt import prompt_format
 
     engine = open_engine(chosen, notify, where)
-    return Chat(engine, prompt_format(engine.info.prompt_format), MemoryHistory(), log)
+    return Chat(engine, prompt_format(engine.info.prompt_format), store or MemoryHistory(), recorder)
 
 
-class Log:
-    """The sender, where LOGGING_URL is set; closing it sends what is queued."""
+class Keeping:
+    """Where turns are kept and sent, opened before the model is loaded; closing it sends what is due."""
 
-    def __init__(self, logging: LogSettings) -> None:
-        self.sender: LogSender | None = None
-        if logging.url:
+    def __init__(self, history: HistorySettings, log: LogSettings) -> None:
+        from qlora_chat.history.opening import open_history
+
+        self.recorder: LogRecorder | None = None
+        self._sender: LogSender | None = None
+        self._opened = open_history(history, log)
+        if outbox := self._opened.outbox:
+            from qlora_chat.delivery.recorder import LogRecorder
+            from qlora_chat.delivery.redaction import redaction
             from qlora_chat.delivery.sender import LogSender
 
-            self.sender = LogSender(logging.url, notify)
+            self.recorder = LogRecorder(log.version, redaction(log.redact), outbox.dropped)
+            self._sender = LogSender(outbox, log, notify)
+        self.store = self._opened.store
+        self.durable = self._opened.durable
+        self._retention = None
+        if history.keep_days:
+            from qlora_chat.history.retention import Retention
+
+            self._retention = Retention(self.store, history.keep_days, notify)
+
+    @property
+    def logging_on(self) -> bool:
+        """Whether turns are sent to a receiver."""
+        return self.recorder is not None
+
+    def chat(self, chosen: ModelSettings, where: EngineSettings | None = None) -> Chat:
+        """A chat whose turns are kept and sent here."""
+        return open_chat(chosen, where, self.store, self.recorder)
 
     def close(self) -> None:
-        """Send what is queued."""
-        if self.sender:
-            self.sender.close()
+        """Send what is due, write what is pending."""
+        if self._retention:
+            self._retention.close()
+        if self._sender:
+            self._sender.close()
+        self._opened.close()
 
 
 def notify(line: str) -> None:

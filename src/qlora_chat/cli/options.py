@@ -28,6 +28,13 @@ TopK = Annotated[int, typer.Option(help="0 (off) to 200")]
 RepetitionPenalty = Annotated[float, typer.Option(help="1 (off) to 2")]
 MaxNewTokens = Annotated[int, typer.Option(help="longest answer, in tokens")]
 Seed = Annotated[int | None, typer.Option(help="same seed, same answer")]
+History = Annotated[
+    str | None,
+    typer.Option(
+        help="keep conversations: sqlite:///FILE, postgresql://USER@HOST/DATABASE or jsonl:FOLDER; "
+        "default: QLORA_CHAT_HISTORY, else in memory only"
+    ),
+]
 System = Annotated[str | None, typer.Option(help="system text; default: the prompt format's own")]
 
 

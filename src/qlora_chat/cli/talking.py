@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import closing
+from functools import partial
 from typing import Annotated
 
 import typer
 
 from qlora_chat import settings
-from qlora_chat.cli.opening import Log, notify, open_chat
+from qlora_chat.cli.opening import Keeping, notify
 from qlora_chat.cli.options import (
     Adapter,
     Base,
@@ -18,6 +19,7 @@ from qlora_chat.cli.options import (
     Engine,
     EngineModel,
     Format,
+    History,
     MaxNewTokens,
     Model,
     PrecisionOption,
@@ -43,6 +45,7 @@ def serve(
     engine: Engine = "local",
     engine_model: EngineModel = None,
     slots: Slots = None,
+    history: History = None,
     host: Annotated[str, typer.Option(help="address to listen on; beyond this machine needs QLORA_CHAT_TOKEN")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="default: 7860 or the next free one")] = None,
     allow_host: Annotated[list[str] | None, typer.Option(help="a host name by which browsers may reach the page")] = None,
@@ -58,13 +61,13 @@ def serve(
         host, port, settings.page_token(), tuple(allow_host or ()), settings.api_tokens(), queue, max_tokens, time_limit,
         log_requests,
     )  # fmt: skip
-    logging = settings.log_settings()
     where = settings.engine_settings(engine, engine_model)
 
     from qlora_chat.web.app import serve as serve_page
 
-    with closing(Log(logging)) as log:
-        serve_page(lambda: open_chat(chosen, log.sender, where), serving, notify, logging_on=log.sender is not None)
+    with closing(Keeping(settings.history_settings(history), settings.log_settings())) as keeping:
+        opened = partial(keeping.chat, chosen, where)
+        serve_page(opened, serving, notify, logging_on=keeping.logging_on, history_on=keeping.durable)
 
 
 def chat(
@@ -83,18 +86,18 @@ def chat(
     max_new_tokens: MaxNewTokens = 1536,
     seed: Seed = None,
     system: System = None,
+    history: History = None,
 ) -> None:
     """Talk in the terminal. /help lists what can be typed; Ctrl-C stops an answer."""
     settings.quiet_libraries()
     chosen = model_settings(model, base, adapter, precision, device, prompt_format, slots=1)
     sampling = Sampling(temperature, top_p, top_k, repetition_penalty, max_new_tokens, seed)
-    logging = settings.log_settings()
     where = settings.engine_settings(engine, engine_model)
 
     from qlora_chat.terminal import talk
 
-    with closing(Log(logging)) as log:
-        talk(open_chat(chosen, log.sender, where), sampling, system, logging_on=log.sender is not None)
+    with closing(Keeping(settings.history_settings(history), settings.log_settings())) as keeping:
+        talk(keeping.chat(chosen, where), sampling, system, logging_on=keeping.logging_on)
 
 
 def ask(
@@ -114,13 +117,13 @@ def ask(
     max_new_tokens: MaxNewTokens = 1536,
     seed: Seed = None,
     system: System = None,
+    history: History = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Ask one question and print the answer."""
     settings.quiet_libraries()
     chosen = model_settings(model, base, adapter, precision, device, prompt_format, slots=1)
     sampling = Sampling(temperature, top_p, top_k, repetition_penalty, max_new_tokens, seed)
-    logging = settings.log_settings()
     where = settings.engine_settings(engine, engine_model)
     question = sys.stdin.read() if text == "-" else text
     if not question.strip():
@@ -128,7 +131,7 @@ def ask(
 
     from qlora_chat.terminal import ask_once
 
-    with closing(Log(logging)) as log:
-        result = ask_once(open_chat(chosen, log.sender, where), question, sampling, system, show=not as_json)
+    with closing(Keeping(settings.history_settings(history), settings.log_settings())) as keeping:
+        result = ask_once(keeping.chat(chosen, where), question, sampling, system, show=not as_json)
     if as_json:
         print(json.dumps(result, ensure_ascii=False))

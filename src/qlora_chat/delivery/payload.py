@@ -14,6 +14,9 @@ TIMESTAMP = "%Y-%m-%dT%H:%M:%S"
 """Local, to the second and without a zone, as the original wrote it; version 2 has finished_at beside it."""
 
 
+EMPTY_V1: dict[str, Any] = {"history": [], "messages": "", "generate_kwargs": {}}
+
+
 def payload_v1(turn: TurnRecord) -> dict[str, Any]:
     """conversation_id, timestamp, history, messages (the prompt's text), generate_kwargs (as the answer began)."""
     return {

@@ -228,6 +228,18 @@ class Recorder(Protocol):
         ...
 
 
+class Queue(Protocol):
+    """Where a store that has no outbox of its own puts what is to be delivered; outbox.Outbox is one."""
+
+    def put(self, outgoing: Outgoing) -> None:
+        """Queue a record, durably; one that cannot be kept is counted."""
+        ...
+
+    def erase(self, conversation_ids: Sequence[str], tombstones: Sequence[Outgoing]) -> None:
+        """Remove what waits of these conversations, and queue their tombstones."""
+        ...
+
+
 class HistoryStore(Protocol):
     """Keeps conversations; safe to call from several threads. Any method may raise HistoryUnavailable."""
 

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from threading import RLock
 
-from qlora_chat.history import About, Feedback, Hit, Kept, Outgoing, StaleConversation, StoredTurn, Summary, TurnRecord, now
+from qlora_chat.history import (
+    About,
+    Feedback,
+    Hit,
+    Kept,
+    Outgoing,
+    Queue,
+    StaleConversation,
+    StoredTurn,
+    Summary,
+    TurnRecord,
+    now,
+)
+from qlora_chat.history.facts import answer_facts
 from qlora_chat.history.words import excerpt, matches, title_of
 from qlora_chat.messages import Conversation, Message
 
@@ -15,7 +29,7 @@ from qlora_chat.messages import Conversation, Message
 class MemoryHistory:
     """The newest `limit` conversations; the one longest untouched goes first. Records to deliver go to `queue`."""
 
-    def __init__(self, limit: int = 1000, queue: Callable[[Outgoing], None] | None = None) -> None:
+    def __init__(self, limit: int = 1000, queue: Queue | None = None) -> None:
         self._limit, self._queue = limit, queue
         self._kept: OrderedDict[str, Kept] = OrderedDict()
         self._owners: dict[str, str | None] = {}
@@ -54,11 +68,12 @@ class MemoryHistory:
     def finish(self, record: TurnRecord, outgoing: Outgoing | None = None) -> None:
         """Close the open answer and queue what is to be delivered."""
         with self._lock:
-            kept = self._kept.get(record.conversation.id)
-            if kept is None or not any(turn.message.id == record.answer.id for turn in kept.turns):
+            kept = self._opened(record)
+            if kept is None:
                 return
+            answer, facts = record.answer, answer_facts(record)
             turns = tuple(
-                replace(turn, message=record.answer) if turn.message.id == record.answer.id else turn for turn in kept.turns
+                replace(turn, message=answer, details=facts) if turn.message.id == answer.id else turn for turn in kept.turns
             )
             self._keep(replace(kept, turns=turns, summary=replace(kept.summary, updated_at=now())))
         self._send(outgoing)
@@ -139,12 +154,23 @@ class MemoryHistory:
             erased = [self._kept.pop(each) for each in conversation_ids if each in self._kept]
             for each in conversation_ids:
                 self._owners.pop(each, None)
-        for tombstone in tombstones:
-            self._send(tombstone)
+        if self._queue:
+            self._queue.erase(conversation_ids, tombstones)
         return len(erased)
 
     def close(self) -> None:
         """Nothing is held open."""
+
+    def _opened(self, record: TurnRecord) -> Kept | None:
+        """The conversation with the answer in it; None where it was erased meanwhile."""
+        conversation = record.conversation
+        kept = self._kept.get(conversation.id)
+        if kept is None and conversation.head is not None:
+            return None
+        if kept is None or not any(turn.message.id == record.answer.id for turn in kept.turns):
+            with suppress(StaleConversation):
+                self.save(conversation)
+        return self._kept.get(conversation.id)
 
     def _keep(self, kept: Kept) -> None:
         self._kept[kept.summary.id] = kept
@@ -158,7 +184,7 @@ class MemoryHistory:
 
     def _send(self, outgoing: Outgoing | None) -> None:
         if outgoing and self._queue:
-            self._queue(outgoing)
+            self._queue.put(outgoing)
 
 
 def _empty(conversation_id: str) -> Kept:

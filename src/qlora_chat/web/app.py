@@ -24,8 +24,9 @@ from qlora_chat.chat import Chat
 from qlora_chat.models import Notify
 from qlora_chat.operations.requests import log_requests_to
 from qlora_chat.operations.tracing import open_traces
-from qlora_chat.settings import DEFAULT_PORT, ServeSettings, quiet_libraries, traces_endpoint
+from qlora_chat.settings import DEFAULT_PORT, ServeSettings, is_loopback, quiet_libraries, traces_endpoint
 from qlora_chat.web.connections import TimedConnection
+from qlora_chat.web.keeps import Keeps
 from qlora_chat.web.site import Site
 
 PORTS_TRIED = 100
@@ -43,9 +44,9 @@ class ServeError(RuntimeError):
     for_people = True
 
 
-def build_app(chat: Chat, settings: ServeSettings, *, logging_on: bool) -> ASGIApp:
+def build_app(chat: Chat, settings: ServeSettings, *, logging_on: bool, history_on: bool = False) -> ASGIApp:
     """Page, API and probes over a chat that is open already, behind the guard. Its lifespan opens and closes the page."""
-    site = Site(settings, logging_on=logging_on)
+    site = Site(settings, keeps=_keeps(settings, logging_on, history_on))
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:
@@ -56,7 +57,13 @@ def build_app(chat: Chat, settings: ServeSettings, *, logging_on: bool) -> ASGIA
     return site.app
 
 
-def serve(open_chat: Callable[[], Chat], settings: ServeSettings, notify: Notify, *, logging_on: bool) -> None:
+def _keeps(settings: ServeSettings, logging_on: bool, history_on: bool) -> Keeps:
+    return Keeps(logging_on, history_on, shared=not is_loopback(settings.host))
+
+
+def serve(
+    open_chat: Callable[[], Chat], settings: ServeSettings, notify: Notify, *, logging_on: bool, history_on: bool = False
+) -> None:
     """Serve, open the chat meanwhile, and at SIGTERM or Ctrl-C finish running answers and close the engine.
 
     ServeError if the port cannot be had, before anything is loaded; whatever open_chat raises passes through.
@@ -65,7 +72,7 @@ def serve(open_chat: Callable[[], Chat], settings: ServeSettings, notify: Notify
     if settings.log_requests:
         log_requests_to(sys.stderr)
     with contextlib.closing(listen(settings)) as listening:
-        site = Site(settings, logging_on=logging_on, traces=traces)
+        site = Site(settings, keeps=_keeps(settings, logging_on, history_on), traces=traces)
         opening = _in_background(open_chat, "qlora-chat-open")
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(_serve(site, opening, notify, listening, settings.host))

@@ -15,6 +15,7 @@ from qlora_chat.chat import Chat
 from qlora_chat.settings import SAMPLING_RANGES
 from qlora_chat.web import shown
 from qlora_chat.web.handlers import Handlers
+from qlora_chat.web.keeps import Keeps
 from qlora_chat.web.parts import SAMPLING_NAMES, Parts
 from qlora_chat.web.session import Sessions
 
@@ -49,10 +50,10 @@ def theme() -> themes.Base:
     )
 
 
-def build_page(chat: Chat, sessions: Sessions, *, logging_on: bool) -> gr.Blocks:
+def build_page(chat: Chat, sessions: Sessions, keeps: Keeps) -> gr.Blocks:
     """The whole page as Blocks, ready to be mounted."""
     with gr.Blocks(title="QLoRA Chat", analytics_enabled=False, fill_height=True) as page:
-        parts = _lay_out(chat, logging_on)
+        parts = _lay_out(chat, keeps)
         _connect(page, parts, Handlers(chat, sessions, parts))
     page.max_threads = MOST_PAGES_ANSWERING
     page.queue(default_concurrency_limit=None, api_open=False)
@@ -70,7 +71,7 @@ def inputs_of_events(page: gr.Blocks) -> dict[int, int]:
     }
 
 
-def _lay_out(chat: Chat, logging_on: bool) -> Parts:
+def _lay_out(chat: Chat, keeps: Keeps) -> Parts:
     info = chat.engine.info
     gr.HTML(f"<h1>QLoRA Chat</h1>{shown.banner(info)}", elem_id="head", padding=False)
     chatbot = gr.Chatbot(
@@ -90,7 +91,7 @@ def _lay_out(chat: Chat, logging_on: bool) -> Parts:
         undo = gr.Button("Undo", size="sm", elem_id="undo", scale=0, min_width=72, interactive=False)
         clear = gr.Button("Clear", size="sm", elem_id="clear", scale=0, min_width=72)
         status = gr.HTML(shown.status(info, used=0), elem_id="status", padding=False)
-    logged = _logging(logging_on)
+    logged = _logging(keeps.logged)
     with gr.Accordion("Advanced options", open=False, elem_id="options"):
         with gr.Row():
             sliders = tuple(_slider(name, info.window) for name in SAMPLING_NAMES)

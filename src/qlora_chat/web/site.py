@@ -24,6 +24,7 @@ from qlora_chat.operations.tracing import Traces
 from qlora_chat.settings import ServeSettings, quiet_libraries
 from qlora_chat.web.events import PageEvents
 from qlora_chat.web.guard import Guard, route_of
+from qlora_chat.web.keeps import NOTHING, Keeps
 from qlora_chat.web.policy import ContentPolicy
 from qlora_chat.web.session import Sessions
 
@@ -31,9 +32,9 @@ from qlora_chat.web.session import Sessions
 class Site:
     """One server's parts. `app` answers from the beginning; `open` brings the model and the page."""
 
-    def __init__(self, settings: ServeSettings, *, logging_on: bool, traces: Traces | None = None) -> None:
+    def __init__(self, settings: ServeSettings, *, keeps: Keeps = NOTHING, traces: Traces | None = None) -> None:
         self.serving = Serving(settings)
-        self._logging_on = logging_on
+        self._keeps = keeps
         self._page: ASGIApp = _loading
         self._sessions: Sessions | None = None
         metrics = self.serving.metrics
@@ -45,7 +46,7 @@ class Site:
     @contextlib.asynccontextmanager
     async def open(self, chat: Chat) -> AsyncIterator[None]:
         """From now on the model is there. At the end, what is still being written is cut off and the pages let go."""
-        sessions, page, gradio = _build_page(self.serving.open(chat), self._logging_on)
+        sessions, page, gradio = _build_page(self.serving.open(chat), self._keeps)
         self._sessions = sessions
         async with page.router.lifespan_context(page):
             self._page = gradio
@@ -65,7 +66,7 @@ class Site:
         await self._page(scope, receive, send)
 
 
-def _build_page(chat: Chat, logging_on: bool) -> tuple[Sessions, Any, ASGIApp]:
+def _build_page(chat: Chat, keeps: Keeps) -> tuple[Sessions, Any, ASGIApp]:
     """Sessions, the page's app for its lifespan, and the same app behind a check of what it is sent. Call it in the event
     loop: Gradio makes one otherwise."""
     quiet_libraries()
@@ -82,7 +83,7 @@ def _build_page(chat: Chat, logging_on: bool) -> tuple[Sessions, Any, ASGIApp]:
     async def page_js() -> FileResponse:
         return FileResponse(JS, media_type="text/javascript", headers={"cache-control": "no-cache"})
 
-    page = build_page(chat, sessions, logging_on=logging_on)
+    page = build_page(chat, sessions, keeps)
     mount_gradio_app(
         app, page, path="/", footer_links=[], run_history=False, ssr_mode=False, enable_monitoring=False, pwa=False,
         mcp_server=False, theme=theme(), css=CSS.read_text(), show_error=True,

@@ -1,0 +1,210 @@
+"""What keeping and delivering costs: a turn's share, search, lists, many writers, delivery.
+
+    python bench/history.py [--quick]
+
+Every figure is over a real file with SQLite at full durability (WAL, synchronous=FULL), and a real receiver on loopback.
+What was written is read back and counted before a time is reported.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from contextlib import closing
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from common import report
+
+from qlora_chat.delivery.recorder import LogRecorder
+from qlora_chat.delivery.sender import LogSender
+from qlora_chat.history import About, Kept, StoredTurn, Summary, TurnRecord, now
+from qlora_chat.history.opening import open_history
+from qlora_chat.messages import Conversation, Message
+from qlora_chat.settings import HistorySettings, LogSettings, Sampling
+
+QUICK = "--quick" in sys.argv
+TURNS = 100 if QUICK else 1000
+SEARCHED, LISTED, QUEUED = (2_000, 500, 200) if QUICK else (100_000, 10_000, 5_000)
+WRITERS, EACH = (4, 10) if QUICK else (16, 250)
+WORDS = [f"{a}{b}n{c}" for a in "bdfkm" for b in "aeiou" for c in "aeiou"]
+
+
+def prose(random_words: random.Random, count: int = 60) -> str:
+    return " ".join(random_words.choice(WORDS) for _ in range(count))
+
+
+def opened(folder: Path, log_url: str | None = None):
+    return open_history(HistorySettings(f"sqlite:///{folder / 'chats.db'}"), LogSettings(log_url, version=2))
+
+
+def turn(store, recorder, conversation: Conversation, question: str, answer: str) -> tuple[Conversation, float]:
+    """One turn as chat.py keeps it; -> the conversation and the milliseconds that keeping took of it."""
+    asked = conversation.adding(Message("user", question)).adding(Message("assistant", "", (), "partial"))
+    began = time.perf_counter()
+    kept = store.save(asked, About("bench", None, {"temperature": 0.7}))
+    spent = time.perf_counter() - began
+    done = kept.replacing_last(replace(kept.messages[-1], content=answer, finish_reason="stop"))
+    record = TurnRecord(done, question, Sampling(seed=1), prompt_ids=tuple(range(300)), answer_ids=tuple(range(100)))
+    began = time.perf_counter()
+    store.finish(record, recorder.turn(record))
+    spent += time.perf_counter() - began
+    return replace(done, head=done.messages[-1].id), spent * 1000
+
+
+def percentile(values: list[float], share: float) -> float:
+    return round(sorted(values)[min(len(values) - 1, int(share * len(values)))], 2)
+
+
+def a_turn(folder: Path) -> dict[str, float]:
+    words, times, conversation = random.Random(1), [], Conversation()
+    with closing(opened(folder, "http://127.0.0.1:9/")) as history:
+        for number in range(TURNS):
+            if number % 10 == 0:
+                conversation = Conversation()
+            conversation, spent = turn(history.store, LogRecorder(2), conversation, prose(words, 20), prose(words))
+            times.append(spent)
+        assert history.outbox
+        assert history.outbox.counts().waiting == TURNS
+    return {"turns": TURNS, "p50 ms": percentile(times, 0.5), "p99 ms": percentile(times, 0.99), "max ms": percentile(times, 1)}
+
+
+def fill(store, turns: int, conversations: int) -> None:
+    words, moment = random.Random(2), now()
+    per = turns // conversations
+    for number in range(conversations):
+        messages = [
+            Message("user" if index % 2 == 0 else "assistant", prose(words) + (" lighthouse" if number % 1000 == 7 else ""))
+            for index in range(per)
+        ]
+        parents = [None, *(message.id for message in messages)]
+        kept = tuple(StoredTurn(message, parent, moment) for message, parent in zip(messages, parents, strict=False))
+        summary = Summary(f"conversation-{number}", prose(words, 6), (), "bench", None, per, moment, moment)
+        assert store.restore(Kept(summary, None, {}, messages[-1].id, kept))
+
+
+def search_and_list(folder: Path) -> dict[str, float]:
+    with closing(opened(folder)) as history:
+        with history.store.database.write() as connection:  # one transaction; how it came there is not what is measured
+            connection.exec_driver_sql("PRAGMA synchronous")
+        fill(history.store, SEARCHED, LISTED)
+        figures: dict[str, float] = {"turns": SEARCHED, "conversations": LISTED}
+        for name, asked in (("rare word", "lighthouse"), ("common word", WORDS[0]), ("two words", f"{WORDS[3]} {WORDS[5]}"),
+                            ("beginning", "ban"), ("no hit", "zzz")):  # fmt: skip
+            times = []
+            for _ in range(7):
+                began = time.perf_counter()
+                hits = history.store.search(asked)
+                times.append((time.perf_counter() - began) * 1000)
+            assert bool(hits) == (name != "no hit")
+            figures[f"search, {name}, ms"] = round(statistics.median(times), 1)
+        times = []
+        for _ in range(7):
+            began = time.perf_counter()
+            listed = history.store.list()
+            times.append((time.perf_counter() - began) * 1000)
+        assert len(listed) == LISTED
+        figures["list all, ms"] = round(statistics.median(times), 1)
+        began = time.perf_counter()
+        assert history.store.erase([listed[0].id]) == 1
+        figures["erase one, ms"] = round((time.perf_counter() - began) * 1000, 1)
+    return figures
+
+
+def many_writers(folder: Path) -> dict[str, float]:
+    problems: list[str] = []
+    with closing(opened(folder)) as history:
+
+        def write(number: int) -> None:
+            words, conversation = random.Random(number), Conversation(f"writer-{number}")
+            try:
+                for index in range(EACH):
+                    text = f"{number}:{index} {prose(words, 5)}"
+                    conversation, _ = turn(history.store, LogRecorder(2), conversation, text, prose(words, 5))
+            except Exception as problem:
+                problems.append(repr(problem))
+
+        began = time.perf_counter()
+        threads = [threading.Thread(target=write, args=(number,)) for number in range(WRITERS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        seconds = time.perf_counter() - began
+        assert problems == [], problems[:3]
+        for number in range(WRITERS):
+            kept = history.store.load(f"writer-{number}")
+            assert kept
+            assert [message.content.split()[0] for message in kept.messages[::2]] == [
+                f"{number}:{index}" for index in range(EACH)
+            ]
+        with history.store.database.read() as connection:
+            assert connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
+            rows = connection.exec_driver_sql("SELECT count(*) FROM turns").scalar()
+    assert rows == 2 * WRITERS * EACH
+    return {"writers": WRITERS, "rows in order": rows, "s": round(seconds, 1)}
+
+
+class Receiver(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    keys: set[str] = set()  # noqa: RUF012
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.keys.add(self.headers["Idempotency-Key"])
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def delivery(folder: Path) -> dict[str, float]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        settings = LogSettings(f"http://127.0.0.1:{server.server_port}/", version=2, secret="bench")
+        words = random.Random(3)
+        with closing(open_history(HistorySettings(f"sqlite:///{folder / 'chats.db'}"), settings)) as history:
+            assert history.outbox
+            with history.outbox._database.write() as connection:
+                for number in range(QUEUED):
+                    message = Message("assistant", prose(words, 200), finish_reason="stop")
+                    conversation = Conversation(f"c{number}", (Message("user", prose(words, 20)), message))
+                    record = TurnRecord(conversation, prose(words, 220), Sampling(seed=1), prompt_ids=tuple(range(300)))
+                    outgoing = LogRecorder(2).turn(record)
+                    assert outgoing
+                    history.outbox.add(connection, outgoing)
+            assert history.outbox.counts().waiting == QUEUED
+            began = time.perf_counter()
+            sender = LogSender(history.outbox, settings, print)
+            while history.outbox.counts().waiting:
+                time.sleep(0.05)
+            seconds = time.perf_counter() - began
+            sender.close()
+        server.shutdown()
+    assert len(Receiver.keys) == QUEUED
+    return {"records": QUEUED, "s": round(seconds, 1), "records/s": round(QUEUED / seconds)}
+
+
+def main() -> None:
+    figures = {}
+    for name, measure in (
+        ("added to a turn, with its log record", a_turn),
+        ("16 writers", many_writers),
+        ("delivery to a local receiver", delivery),
+        ("search and lists", search_and_list),
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            figures[name] = measure(Path(folder))
+    report("history", figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Writes records for a receiver: the payload of the version asked for, redacted, as the bytes that will be posted.
+
+Scope: from values to bytes. Knows no queue and no HTTP; what it makes goes into the outbox as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from qlora_chat.delivery.payload import EMPTY_V1, feedback_v2, payload_v1, payload_v2, tombstone_v2
+from qlora_chat.delivery.redaction import Redact
+from qlora_chat.history import Feedback, Outgoing, TurnRecord
+from qlora_chat.messages import new_id
+
+logger = logging.getLogger(__name__)
+
+
+class LogRecorder:
+    """A history.Recorder. A record whose redaction fails is not written, and counted in `failures`."""
+
+    def __init__(self, version: int = 1, redact: Redact | None = None, dropped: Callable[[], None] | None = None) -> None:
+        self.failures: Counter[str] = Counter()
+        self._version, self._redact, self._dropped = version, redact, dropped
+
+    def turn(self, record: TurnRecord) -> Outgoing | None:
+        """A turn that has ended."""
+        record_id = new_id()
+        payload = payload_v1(record) if self._version == 1 else payload_v2(record, record_id)
+        return self._outgoing("turn", record.conversation.id, record_id, payload)
+
+    def feedback(self, conversation_id: str, feedback: Feedback) -> Outgoing | None:
+        """What a person thought of an answer; version 1 has no word for it."""
+        if self._version == 1:
+            return None
+        record_id = new_id()
+        return self._outgoing("feedback", conversation_id, record_id, feedback_v2(conversation_id, feedback, record_id))
+
+    def tombstone(self, conversation_id: str) -> Outgoing | None:
+        """That all that was sent is to be erased. Version 1 has its own fields beside it, empty: its receivers go on."""
+        record_id = new_id()
+        payload = tombstone_v2(conversation_id, record_id)
+        if self._version == 1:
+            payload = {**EMPTY_V1, **payload}
+        return _encoded("tombstone", conversation_id, record_id, payload)
+
+    def _outgoing(self, kind: str, conversation_id: str, record_id: str, payload: dict[str, Any]) -> Outgoing | None:
+        try:
+            if self._redact:
+                payload = self._redact(payload)
+            return _encoded(kind, conversation_id, record_id, payload)
+        except Exception as problem:  # its message may quote the conversation
+            self.failures[type(problem).__name__] += 1
+            logger.error("a record was not written: the redaction failed with %s", type(problem).__name__)
+            if self._dropped:
+                self._dropped()
+            return None
+
+
+def _encoded(kind: str, conversation_id: str, record_id: str, payload: dict[str, Any]) -> Outgoing:
+    """The bytes that requests.post(url, json=payload) would send."""
+    body = json.dumps(payload, allow_nan=False).encode()
+    return Outgoing(kind, conversation_id, body, record_id)

@@ -1,0 +1,212 @@
+"""One SQLite file or one PostgreSQL database: opened, locked down, written to by one hand at a time.
+
+Scope: connections, transactions, durability, permissions, errors that people can read. Knows no table.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+
+from qlora_chat.history import HistoryError, HistoryUnavailable
+from qlora_chat.history.migrations import MIGRATIONS, Migration, migrate
+
+BUSY_MS = 30_000
+"""How long one process waits for another's transaction before "locked" is an error."""
+WAL_LIMIT_BYTES = 4 * 2**20
+FULL, NORMAL = 2, 1
+"""SQLite's `synchronous`: FULL survives a power cut; NORMAL a crash of the program, which is all a half answer asks for."""
+
+_PRAGMAS = (
+    f"PRAGMA busy_timeout={BUSY_MS}",
+    "PRAGMA journal_mode=WAL",
+    f"PRAGMA synchronous={FULL}",
+    "PRAGMA foreign_keys=ON",
+    "PRAGMA secure_delete=ON",  # what is deleted is overwritten with zeros
+    "PRAGMA temp_store=MEMORY",  # no sorted copy of a conversation in a temporary file
+    f"PRAGMA journal_size_limit={WAL_LIMIT_BYTES}",
+)
+
+
+class Database:
+    """Transactions over one database. HistoryUnavailable where it cannot be read or written just now."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.sqlite = engine.dialect.name == "sqlite"
+        self._engine = engine
+        self._lock = threading.RLock()
+        self._writer: Connection | None = None
+
+    @property
+    def path(self) -> Path | None:
+        """SQLite's file."""
+        return Path(self._engine.url.database or "") if self.sqlite else None
+
+    @contextmanager
+    def write(self, *, synchronous: int = FULL) -> Iterator[Connection]:
+        """A transaction, committed at the end of the block. SQLite: one at a time in this process, none ever "locked"."""
+        with _readable():
+            if not self.sqlite:
+                with self._engine.begin() as connection:
+                    yield connection
+                return
+            with self._lock:
+                connection = self._writing()
+                connection.connection.driver_connection.execute(f"PRAGMA synchronous={synchronous}")  # type: ignore[union-attr]
+                with connection.begin():
+                    yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection that sees one state of the database and does not wait for writers."""
+        with _readable(), self._engine.connect() as connection:
+            yield connection
+
+    def truncate_log(self) -> None:
+        """SQLite: carry the write-ahead log into the file and empty it, so that no old page is left there."""
+        if self.sqlite:
+            with _readable(), self._lock:
+                driver: Any = self._writing().connection.driver_connection
+                driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def vacuum(self, tables: Sequence[str]) -> None:
+        """PostgreSQL: free deleted rows at once, which it would do by itself some time."""
+        if self.sqlite:
+            return
+        with _readable(), self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            for table in tables:
+                connection.exec_driver_sql(f"VACUUM {table}")
+
+    def close(self) -> None:
+        """Let go of every connection."""
+        with self._lock:
+            if self._writer:
+                self._writer.close()
+                self._writer = None
+            self._engine.dispose()
+
+    def _writing(self) -> Connection:
+        if self._writer is None or self._writer.closed:
+            self._writer = self._engine.connect().execution_options(writes=True)
+        return self._writer
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """A driver's error as one that people can read and that quotes no statement, since statements hold conversations."""
+    try:
+        yield
+    except DBAPIError as problem:
+        raise _explained(problem) from None
+    except SQLAlchemyError as problem:
+        raise HistoryUnavailable(f"the history cannot be used just now ({type(problem).__name__})") from None
+
+
+def _explained(problem: DBAPIError) -> HistoryError:
+    said = str(problem.orig).lower()
+    if "disk is full" in said or "no space left" in said:
+        return HistoryUnavailable("the disk is full")
+    if "malformed" in said or "not a database" in said or "disk image" in said:
+        return HistoryUnavailable("the history's file is damaged: restore a copy, or move it away to begin a new one")
+    if "readonly" in said or "read-only" in said or "unable to open" in said:
+        return HistoryUnavailable("the history's file cannot be opened for writing: check its folder and permissions")
+    if "locked" in said:
+        return HistoryUnavailable(f"another program has held the history's file for {BUSY_MS // 1000} s")
+    if "password" in said or "authentication" in said:
+        return HistoryUnavailable(
+            "the database server refuses the password: give it in QLORA_CHAT_HISTORY_PASSWORD, PGPASSWORD or ~/.pgpass"
+        )
+    if problem.connection_invalidated or "connect" in said:
+        return HistoryUnavailable("the database server cannot be reached")
+    return HistoryUnavailable(f"the history cannot be used just now ({type(problem.orig).__name__})")
+
+
+def open_database(url: str, password: str | None = None, migrations: Sequence[Migration] = MIGRATIONS) -> Database:
+    """Connect, make or update the tables. HistoryError for an address that cannot be used, or a newer schema."""
+    parsed = _parsed(url)
+    if parsed.get_backend_name() == "sqlite":
+        _private_file(Path(parsed.database or ""))
+        database = Database(_sqlite(parsed))
+    else:
+        database = Database(_postgresql(parsed, password))
+    try:
+        with database.write() as connection:
+            migrate(connection, migrations)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _parsed(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+        backend = parsed.get_backend_name()
+    except (ArgumentError, NoSuchModuleError, ValueError):
+        raise HistoryError(f"{url.partition('://')[0]!r} is no kind of history; {KINDS}") from None
+    if backend not in ("sqlite", "postgresql"):
+        raise HistoryError(f"{backend!r} is no kind of history; {KINDS}")
+    if parsed.password is not None:
+        raise HistoryError(
+            "the address of the history holds a password, which every user of this machine can read in the list of "
+            "processes: leave it out and set QLORA_CHAT_HISTORY_PASSWORD or PGPASSWORD"
+        )
+    if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise HistoryError("sqlite:///FILE needs a file (without --history, conversations live in memory anyway)")
+    return parsed
+
+
+KINDS = "known: sqlite:///FILE, postgresql://USER@HOST/DATABASE, jsonl:FOLDER"
+
+
+def private_folder(folder: Path) -> None:
+    """Make a folder that only this user can enter; one that is there stays as it is."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    for each in reversed(missing):
+        each.mkdir(mode=0o700, exist_ok=True)
+
+
+def _private_file(path: Path) -> None:
+    """SQLite's file, readable by this user only; its -wal and -shm take the same permissions."""
+    try:
+        private_folder(path.parent)
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        path.chmod(0o600)
+    except OSError as problem:
+        raise HistoryError(f"{path} cannot be opened for writing ({problem.strerror})") from None
+
+
+def _sqlite(url: URL) -> Engine:
+    engine = create_engine(url, hide_parameters=True, connect_args={"check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _: object) -> None:
+        connection.isolation_level = None  # transactions begin where we say so, not where the driver guesses
+        for pragma in _PRAGMAS:
+            connection.execute(pragma).fetchall()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # a transaction that reads first and writes later could find itself "locked" in between
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
+
+    return engine
+
+
+def _postgresql(url: URL, password: str | None) -> Engine:
+    try:
+        import psycopg  # noqa: F401
+    except ImportError:
+        raise HistoryError("postgresql:// needs the psycopg package: pip install 'qlora-chat[postgres]'") from None
+    url = url.set(drivername="postgresql+psycopg")
+    if password:
+        url = url.set(password=password)
+    return create_engine(url, hide_parameters=True, pool_pre_ping=True, pool_size=10, max_overflow=20)

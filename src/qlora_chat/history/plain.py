@@ -1,0 +1,166 @@
+"""Conversations as plain JSON: what the jsonl store writes, and what exports and imports carry.
+
+Scope: from values to dicts and back. Times are ISO 8601 with their zone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from qlora_chat.history import Feedback, Kept, StoredTurn, Summary
+from qlora_chat.messages import Message
+
+REASONS = ("stop", "length", "cancelled", "error", "partial")
+
+
+def kept_to_json(kept: Kept) -> dict[str, Any]:
+    """A whole conversation with every branch."""
+    return {
+        **heading_to_json(kept),
+        "head_id": kept.head_id,
+        "updated_at": kept.summary.updated_at.isoformat(),
+        "turns": [turn_to_json(turn) for turn in kept.turns],
+        "feedback": [feedback_to_json(said) for said in kept.feedback],
+    }
+
+
+def heading_to_json(kept: Kept) -> dict[str, Any]:
+    """What is known of a conversation besides its turns."""
+    summary = kept.summary
+    return {
+        "id": summary.id,
+        "title": summary.title,
+        "tags": list(summary.tags),
+        "model": summary.model,
+        "adapter": summary.adapter,
+        "system": kept.system,
+        "settings": dict(kept.settings),
+        "created_at": summary.created_at.isoformat(),
+    }
+
+
+def turn_to_json(turn: StoredTurn) -> dict[str, Any]:
+    """A turn and its place."""
+    return {
+        "id": turn.message.id,
+        "parent_id": turn.parent_id,
+        "role": turn.message.role,
+        "content": turn.message.content,
+        "token_ids": list(turn.message.ids),
+        "finish_reason": turn.message.finish_reason,
+        "details": dict(turn.details),
+        "created_at": turn.created_at.isoformat(),
+    }
+
+
+def feedback_to_json(said: Feedback) -> dict[str, Any]:
+    """What a person thought of an answer."""
+    return {
+        "turn_id": said.turn_id,
+        "rating": said.rating,
+        "edited": said.edited,
+        "comment": said.comment,
+        "created_at": said.created_at.isoformat(),
+    }
+
+
+def kept_from_json(data: Mapping[str, Any]) -> Kept:
+    """A whole conversation. ValueError says what is missing or wrong; a turn must follow its parent."""
+    turns = tuple(turn_from_json(each) for each in _list(data, "turns"))
+    known: set[str | None] = {None}
+    for turn in turns:
+        if turn.parent_id not in known:
+            raise ValueError(f"turn {turn.message.id!r} follows {turn.parent_id!r}, which does not come before it")
+        if turn.message.id in known:
+            raise ValueError(f"turn {turn.message.id!r} comes twice")
+        known.add(turn.message.id)
+    head = data.get("head_id")
+    if head not in known:
+        raise ValueError(f"head_id is {head!r}, which is no turn of the conversation")
+    said = tuple(each for each in map(feedback_from_json, data.get("feedback") or ()) if each.turn_id in known)
+    kept = Kept(
+        summary_from_json(data, len(turns)), _text_or_none(data, "system"), _object(data, "settings"), head, turns, said
+    )
+    kept.conversation()  # ValueError where turns do not alternate
+    return kept
+
+
+def summary_from_json(data: Mapping[str, Any], turns: int) -> Summary:
+    """A conversation's line in a list."""
+    tags = data.get("tags") or ()
+    if not isinstance(tags, list | tuple) or not all(isinstance(each, str) for each in tags):
+        raise ValueError("tags is not a list of texts")
+    created = _time(data, "created_at")
+    updated = _time(data, "updated_at") if data.get("updated_at") else created
+    title = _text_or_none(data, "title") or ""
+    return Summary(
+        _text(data, "id"),
+        title,
+        tuple(tags),
+        _text_or_none(data, "model"),
+        _text_or_none(data, "adapter"),
+        turns,
+        created,
+        updated,
+    )
+
+
+def turn_from_json(data: Mapping[str, Any]) -> StoredTurn:
+    """A turn and its place."""
+    if not isinstance(data, Mapping):
+        raise ValueError(f"a turn is {type(data).__name__}, but must be an object")
+    role, reason = data.get("role"), data.get("finish_reason")
+    if role not in ("user", "assistant"):
+        raise ValueError(f"role is {role!r}, but must be user or assistant")
+    if reason is not None and reason not in REASONS:
+        raise ValueError(f"finish_reason is {reason!r}, but must be one of {', '.join(REASONS)}")
+    ids = data.get("token_ids") or ()
+    if not isinstance(ids, list | tuple) or not all(type(each) is int for each in ids):
+        raise ValueError("token_ids is not a list of whole numbers")
+    message = Message(role, _text(data, "content"), tuple(ids), reason, _text(data, "id"))
+    return StoredTurn(message, _text_or_none(data, "parent_id"), _time(data, "created_at"), _object(data, "details"))
+
+
+def feedback_from_json(data: Mapping[str, Any]) -> Feedback:
+    """What a person thought of an answer."""
+    if not isinstance(data, Mapping):
+        raise ValueError("feedback is not a list of objects")
+    moment = _time(data, "created_at")
+    return Feedback(
+        _text(data, "turn_id"), data.get("rating"), _text_or_none(data, "edited"), _text_or_none(data, "comment"), moment
+    )
+
+
+def _text(data: Mapping[str, Any], name: str) -> str:
+    value = data.get(name)
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {'missing' if value is None else f'{type(value).__name__}, but must be text'}")
+    return value
+
+
+def _text_or_none(data: Mapping[str, Any], name: str) -> str | None:
+    return None if data.get(name) is None else _text(data, name)
+
+
+def _list(data: Mapping[str, Any], name: str) -> list[Any]:
+    value = data.get(name)
+    if not isinstance(value, list):
+        raise ValueError(f"{name} is not a list")
+    return value
+
+
+def _object(data: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = data.get(name) or {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is not an object")
+    return value
+
+
+def _time(data: Mapping[str, Any], name: str) -> datetime:
+    value = _text(data, name)
+    try:
+        return datetime.fromisoformat(value).astimezone()
+    except ValueError:
+        raise ValueError(f"{name} is {value[:40]!r}, but must be a time like 2026-11-24T10:00:00+01:00") from None

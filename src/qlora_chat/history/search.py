@@ -1,0 +1,126 @@
+"""Finding words in turns: FTS5 in SQLite, a GIN index over tsvector in PostgreSQL, and scanning where turns are sealed.
+
+Scope: keeping the index true to the turns, and asking it. What is compared is folded: no case, no accents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Select, TextClause, select, text, update
+
+from qlora_chat.history import Hit
+from qlora_chat.history.sealing import Seal, open_text
+from qlora_chat.history.tables import CONVERSATIONS, TURNS
+from qlora_chat.history.words import excerpt, matches, query_words
+
+INDEXED_LETTERS = 200_000
+"""Of one turn in PostgreSQL, whose index refuses more than a megabyte."""
+SCAN_ROWS = 500
+
+
+class WordIndex:
+    """The index beside the turns; every method works in the caller's transaction."""
+
+    def __init__(self, sqlite: bool, seal: Seal) -> None:
+        self._sqlite, self._seal = sqlite, seal
+
+    def add(self, connection: Connection, seq: int, content: str) -> None:
+        """Index a turn's words as they now are."""
+        if self._seal.sealed:
+            return
+        if self._sqlite:
+            connection.execute(_FTS_ADD, {"seq": seq})
+            connection.execute(update(TURNS).where(TURNS.c.seq == seq).values(indexed=1))
+        else:
+            words = " ".join(query_words(content[:INDEXED_LETTERS]))
+            connection.execute(_TSV_ADD, {"seq": seq, "words": words})
+
+    def add_left_open(self, connection: Connection) -> None:
+        """Index answers that a crash has left open, as far as they got."""
+        if self._seal.sealed:
+            return
+        left = select(TURNS.c.seq, TURNS.c.content).where(TURNS.c.indexed == 0, TURNS.c.content != "")
+        for row in connection.execute(left).all():
+            self.add(connection, row.seq, row.content)
+
+    def remove_turn(self, connection: Connection, seq: int) -> None:
+        """Take a turn out, before its content changes."""
+        if self._sqlite and not self._seal.sealed:
+            connection.execute(_FTS_REMOVE, {"seq": seq})
+
+    def remove(self, connection: Connection, conversation_ids: Sequence[str]) -> None:
+        """Take conversations out, before they are deleted."""
+        if not self._sqlite or self._seal.sealed:
+            return
+        indexed = select(TURNS.c.seq).where(TURNS.c.conversation_id.in_(conversation_ids), TURNS.c.indexed == 1)
+        for seq in connection.execute(indexed).scalars().all():
+            connection.execute(_FTS_REMOVE, {"seq": seq})
+
+    def compact(self, connection: Connection) -> None:
+        """Rewrite the index without what was taken out: FTS5 marks words as gone and keeps them until it merges."""
+        if self._sqlite and not self._seal.sealed:
+            connection.execute(text("INSERT INTO turns_words(turns_words) VALUES('optimize')"))
+
+    def find(self, connection: Connection, asked: str, limit: int, owner: str | None) -> list[Hit]:
+        """Turns that hold every word, the last one as a beginning; the newest first."""
+        words = query_words(asked)
+        if not words:
+            return []
+        if self._seal.sealed:
+            return self._scan(connection, asked, limit, owner)
+        if self._sqlite:
+            query = " ".join(f'"{word}"' for word in words) + "*"
+            found = _FTS_FIND if owner is None else _FTS_FIND_OWNED
+        else:
+            query = " & ".join(f"'{word}'" for word in words) + ":*"
+            found = _owned(_columns().where(text("turns.words @@ to_tsquery('simple', :query)")), owner).limit(limit)
+        rows = connection.execute(found, {"query": query, "owner": owner, "most": limit}).all()
+        return [self._hit(row, asked) for row in rows]
+
+    def _scan(self, connection: Connection, asked: str, limit: int, owner: str | None) -> list[Hit]:
+        hits: list[Hit] = []
+        for row in self._newest_first(connection, owner):
+            if matches(open_text(self._seal, row.content), asked):
+                hits.append(self._hit(row, asked))
+                if len(hits) == limit:
+                    break
+        return hits
+
+    def _newest_first(self, connection: Connection, owner: str | None) -> Iterator[Any]:
+        yield from connection.execution_options(yield_per=SCAN_ROWS).execute(_owned(_columns(), owner))
+
+    def _hit(self, row: Any, asked: str) -> Hit:
+        moment = datetime.fromtimestamp(row.created_at).astimezone()
+        content, title = open_text(self._seal, row.content), open_text(self._seal, row.title)
+        return Hit(row.conversation_id, title, row.id, row.role, excerpt(content, asked), moment)
+
+
+def _columns() -> Select[*tuple[Any, ...]]:
+    table = TURNS.c
+    rows = select(table.id, table.conversation_id, table.role, table.content, table.created_at, CONVERSATIONS.c.title)
+    return rows.join(CONVERSATIONS, CONVERSATIONS.c.id == table.conversation_id).order_by(table.seq.desc())
+
+
+def _owned(rows: Select[*tuple[Any, ...]], owner: str | None) -> Select[*tuple[Any, ...]]:
+    return rows if owner is None else rows.where(CONVERSATIONS.c.owner == owner)
+
+
+def _fts_find(owned: str) -> TextClause:
+    """In the index's own order, backwards, so that a common word costs no more than a rare one."""
+    return text(
+        "SELECT t.id, t.conversation_id, t.role, t.content, t.created_at, c.title FROM turns_words w "
+        "JOIN turns t ON t.seq = w.rowid JOIN conversations c ON c.id = t.conversation_id "
+        f"WHERE turns_words MATCH :query {owned} ORDER BY w.rowid DESC LIMIT :most"
+    )
+
+
+_FTS_FIND, _FTS_FIND_OWNED = _fts_find(""), _fts_find("AND c.owner = :owner")
+_FTS_ADD = text("INSERT INTO turns_words(rowid, content) SELECT seq, content FROM turns WHERE seq = :seq")
+_FTS_REMOVE = text(
+    "INSERT INTO turns_words(turns_words, rowid, content) "
+    "SELECT 'delete', seq, content FROM turns WHERE seq = :seq AND indexed = 1"
+)
+_TSV_ADD = text("UPDATE turns SET words = to_tsvector('simple', :words), indexed = 1 WHERE seq = :seq")

@@ -1,0 +1,82 @@
+"""The tables, as queries name them. What makes and changes them is migrations.py; a test holds the two together."""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Column, Float, Integer, LargeBinary, MetaData, Table, Text
+
+METADATA = MetaData()
+
+CONVERSATIONS = Table(
+    "conversations",
+    METADATA,
+    Column("id", Text, primary_key=True),
+    Column("owner", Text),
+    Column("title", Text, nullable=False),
+    Column("tags", Text, nullable=False),  # JSON list
+    Column("model", Text),
+    Column("adapter", Text),
+    Column("system", Text),
+    Column("settings", Text, nullable=False),  # JSON object
+    Column("head_id", Text),
+    Column("turns", Integer, nullable=False),
+    Column("created_at", Float, nullable=False),  # seconds since 1970, UTC, as all times here
+    Column("updated_at", Float, nullable=False),
+)
+
+TURNS = Table(
+    "turns",
+    METADATA,
+    Column("seq", BigInteger, primary_key=True, autoincrement=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("conversation_id", Text, nullable=False),
+    Column("parent_id", Text),
+    Column("role", Text, nullable=False),
+    Column("content", Text, nullable=False),
+    Column("token_ids", Text, nullable=False),  # decimal, with spaces between
+    Column("finish_reason", Text),
+    Column("details", Text, nullable=False),  # JSON object
+    Column("indexed", Integer, nullable=False),  # 1: the search index holds the content as it now is
+    Column("created_at", Float, nullable=False),
+)
+
+FEEDBACK = Table(
+    "feedback",
+    METADATA,
+    Column("seq", BigInteger, primary_key=True, autoincrement=True),
+    Column("conversation_id", Text, nullable=False),
+    Column("turn_id", Text, nullable=False),
+    Column("rating", Integer),
+    Column("edited", Text),
+    Column("comment", Text),
+    Column("created_at", Float, nullable=False),
+)
+
+OUTBOX = Table(
+    "outbox",
+    METADATA,
+    Column("seq", BigInteger, primary_key=True, autoincrement=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("kind", Text, nullable=False),
+    Column("conversation_id", Text, nullable=False),
+    Column("cost", BigInteger, nullable=False),  # bytes counted against the cap
+    Column("state", Text, nullable=False),  # waiting or dead
+    Column("attempts", Integer, nullable=False),
+    Column("due_at", Float, nullable=False),
+    Column("reason", Text),
+    Column("created_at", Float, nullable=False),
+)
+
+BODIES = Table(
+    "outbox_bodies",
+    METADATA,
+    Column("seq", BigInteger, primary_key=True),
+    Column("frame", LargeBinary, nullable=False),  # the only column, so that salvage.py knows where it lies in a page
+)
+
+FACTS = Table(
+    "facts",
+    METADATA,
+    Column("name", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+)
+"""Counts that outlive the process, and how to tell the right key."""

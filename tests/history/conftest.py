@@ -1,0 +1,35 @@
+"""Stores of every kind, each with its own empty place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from qlora_chat.history import HistoryStore
+from qlora_chat.history.memory import MemoryHistory
+from qlora_chat.history.opening import open_history
+from qlora_chat.settings import HistorySettings, LogSettings
+
+KEY = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+
+
+def sqlite_history(path: Path, key: str | None = None) -> HistoryStore:
+    return open_history(HistorySettings(f"sqlite:///{path}", key=key), LogSettings()).store
+
+
+OPENERS: dict[str, Callable[[Path], HistoryStore]] = {
+    "memory": lambda folder: MemoryHistory(),
+    "sqlite": lambda folder: sqlite_history(folder / "chats.db"),
+    "jsonl": lambda folder: open_history(HistorySettings(f"jsonl:{folder / 'chats'}"), LogSettings()).store,
+    "sealed": lambda folder: sqlite_history(folder / "chats.db", KEY),
+}
+
+
+@pytest.fixture(params=OPENERS)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[HistoryStore]:
+    """A store of every kind."""
+    with closing(OPENERS[request.param](tmp_path)) as opened:
+        yield opened
