@@ -27,6 +27,7 @@ ARROWS: dict[str, set[str]] = {
     "api": {"chat", "engines", "messages", "operations", "prompt", "settings", "stopping"},
     "web": {"api", "chat", "engines", "history", "messages", "models", "operations", "prompt", "settings"},
     "evaluation": {"chat", "engines", "messages", "models", "prompt", "settings"},
+    "merging": {"engines", "evaluation", "models", "prompt", "settings"},
     "cli": {
         "benchmark",
         "chat",
@@ -35,6 +36,7 @@ ARROWS: dict[str, set[str]] = {
         "engines",
         "evaluation",
         "history",
+        "merging",
         "models",
         "prompt",
         "receiver",

@@ -430,6 +430,12 @@ def hub_is_offline(environ: Mapping[str, str] = os.environ) -> bool:
     return environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
+def hub_token_is_set(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether HF_TOKEN holds a token for the Hub, or its client keeps one; the token itself is the client's business."""
+    home = Path(environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface")
+    return bool(environ.get("HF_TOKEN")) or (home / "token").is_file()
+
+
 def quiet_libraries(environ: Any = os.environ) -> None:
     """Turn off what Gradio and the Hub client would send or print on their own; call before importing them."""
     environ["GRADIO_ANALYTICS_ENABLED"] = "False"

@@ -60,6 +60,8 @@ class Base:
     feed_forward: int
     quantised: bool
     """Stored in bitsandbytes' NF4."""
+    eight_bits: bool = False
+    """Stored in bitsandbytes' 8 bits, and widened when it is read."""
 
     @staticmethod
     def read(folder: Path) -> Base:
@@ -74,7 +76,8 @@ class Base:
             shape.rope_frequencies()
         except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as problem:
             raise ModelError(f"{folder / 'config.json'} lacks or garbles a setting ({problem}); fetch it again") from problem
-        return Base(folder, config, shape, feed_forward, _is_nf4(folder, config))
+        eight_bits = _is_eight_bits(config)
+        return Base(folder, config, shape, feed_forward, not eight_bits and _is_nf4(folder, config), eight_bits)
 
     def linears(self) -> dict[str, tuple[int, int]]:
         """(out, in) of every linear that an adapter may change, by name; the head only where it is a matrix of its own."""
@@ -135,6 +138,11 @@ def _count(size: tuple[int, ...]) -> int:
     return total
 
 
+def _is_eight_bits(config: Mapping[str, Any]) -> bool:
+    stored = config.get("quantization_config")
+    return isinstance(stored, dict) and stored.get("quant_method") == "bitsandbytes" and stored.get("load_in_8bit") is True
+
+
 def _is_nf4(folder: Path, config: Mapping[str, Any]) -> bool:
     stored = config.get("quantization_config")
     if not stored:
@@ -179,6 +187,8 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 def check_adapter(folder: Path, base: Base) -> None:
     """ModelError naming the first of the adapter's tensors that does not fit the base."""
     config = read_adapter_config(folder)
+    if base.eight_bits:
+        raise ModelError(f"the base in {base.folder} is in 8 bits; give the 16-bit or NF4 base that the adapter was tuned on")
     if not any(folder.glob("*.safetensors")) and (folder / "adapter_model.bin").is_file():
         raise ModelError(
             f"the adapter in {folder} is a pickle (adapter_model.bin), which can run code when read; "

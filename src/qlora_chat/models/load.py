@@ -64,14 +64,14 @@ def _info(settings: ModelSettings, source: Source, ready: Ready, dtype: torch.dt
         precision="fp32" if held == "bf16" and dtype == torch.float32 else held,
         device=ready.plan.place.device,
         window=ready.base.shape.window,
-        prompt_format=settings.prompt_format or _declared_format(source) or DEFAULT_FORMAT,
+        prompt_format=settings.prompt_format or declared_format(source) or DEFAULT_FORMAT,
         stop_token_ids=ready.special.stops,
         base_sha256=weights_sha256(source.base.folder),
         adapter_sha256=weights_sha256(source.adapter.folder, ADAPTER_HASHED_UP_TO) if source.adapter else None,
     )
 
 
-def _declared_format(source: Source) -> str | None:
+def declared_format(source: Source) -> str | None:
     """The prompt format that an adapter says it was tuned on, or a merged model says of itself."""
     folders: tuple[Path | None, ...] = (source.adapter.folder if source.adapter else None, source.base.folder)
     declared = (read_json(folder / RECORD).get("prompt_format") for folder in folders if folder)

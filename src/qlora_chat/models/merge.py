@@ -19,7 +19,7 @@ from torch import Tensor
 
 from qlora_chat.models import ModelError
 from qlora_chat.models.folders import Base
-from qlora_chat.models.loss import Loss, compare
+from qlora_chat.models.loss import HeldOut, Passage
 from qlora_chat.models.shards import Named, finite
 from qlora_chat.models.weights import quiet_bitsandbytes
 
@@ -41,21 +41,34 @@ def merged_bf16(base: Base, adapter: Path | None, device: str) -> Iterator[Named
     _free()
 
 
-def merged_nf4(base: Base, adapter: Path, device: str, ids: list[int], counted: list[bool]) -> tuple[dict[str, Tensor], Loss]:
-    """Tensors of an NF4 base with the adapter merged and requantised one linear at a time, on the CPU, and what that cost
-    where `counted` says so of the ids.
-
-    The reference is the unmerged adapter on another load, because a forward pass may repack weights in place.
-    """
+def merged_nf4(base: Base, adapter: Path, device: str, text: HeldOut) -> tuple[dict[str, Tensor], Tensor]:
+    """Tensors of an NF4 base with the adapter merged and requantised one linear at a time, on the CPU, and its logits."""
     with _quiet():
-        reference = _logits(_with_adapter(_load(base.folder, device), adapter), ids)
-        _free()
         model = _requantised(_with_adapter(_load(base.folder, device), adapter))
         tensors = {name: finite((name, tensor.to("cpu", copy=True)))[1] for name, tensor in _tensors(model, base)}
-        loss = compare(reference[counted], _logits(model, ids)[counted])
+        logits = _logits(model, text)
     del model
     _free()
-    return tensors, loss
+    return tensors, logits
+
+
+def unmerged_logits(base: Base, adapter: Path, device: str, text: HeldOut) -> Tensor:
+    """Logits (N, V) of the adapter beside its NF4 base: what training saw, and the reference for every merge.
+
+    From a load of its own, because a forward pass may repack weights in place.
+    """
+    with _quiet():
+        logits = _logits(_with_adapter(_load(base.folder, device), adapter), text)
+    _free()
+    return logits
+
+
+def folder_logits(folder: Path, device: str, text: HeldOut) -> Tensor:
+    """Logits (N, V) of a merged folder as plain Transformers loads it."""
+    with _quiet():
+        logits = _logits(_load(folder, device), text)
+    _free()
+    return logits
 
 
 def _load(folder: Path, device: str) -> Any:
@@ -114,10 +127,15 @@ def _merge(layer: Any) -> None:
 
 
 @torch.inference_mode()
-def _logits(model: Any, ids: list[int]) -> Tensor:
-    """Logits (N, V) in float32 on the CPU."""
-    inputs = torch.tensor([ids], device=model.device)
-    return model(input_ids=inputs, use_cache=False).logits[0].float().cpu()
+def _logits(model: Any, text: HeldOut) -> Tensor:
+    """Logits before each counted token (N, V), float32 on the CPU."""
+    return torch.cat([_passage_logits(model, passage) for passage in text.passages])
+
+
+def _passage_logits(model: Any, passage: Passage) -> Tensor:
+    inputs = torch.tensor([passage.inputs], device=model.device)
+    rows = torch.tensor(passage.rows, device=model.device, dtype=torch.long)
+    return model(input_ids=inputs, use_cache=False).logits[0, rows].float().cpu()
 
 
 def _tensors(model: Any, base: Base) -> Iterator[Named]:

@@ -18,7 +18,7 @@ from qlora_chat.models import ModelError, Notify
 from qlora_chat.models.cache import Cache, CacheUnusable, Record, fingerprints, key_of, sha256
 from qlora_chat.models.checkpoint import Checkpoint
 from qlora_chat.models.folders import Base, adapter_bytes, check_adapter
-from qlora_chat.models.loss import Loss, dialogue_ids
+from qlora_chat.models.loss import Loss, compare, own_dialogues
 from qlora_chat.models.machine import Held, Place, Plan, choose_plan, ways_to_hold, weight_bytes
 from qlora_chat.models.resolve import Part, Source, check_source, kept_entries
 from qlora_chat.models.shards import Named, write_shards, write_small_files
@@ -61,6 +61,29 @@ def prepare(source: Source, precision: Precision, places: Sequence[Place], cache
     plan = choose_plan(base, ways, _adapter_bytes(source), places)
     work = _Work(source, base, plan, cache, notify)
     return work.ready()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a measured merge starts from."""
+
+    original: Base
+    nf4: Base
+    """The same folder where the original is in NF4 already."""
+    tokenizer: ModelTokenizer
+    tokenizer_folder: Path
+    special: SpecialIds
+
+
+def parts_of(source: Source, place: Place, cache: Cache, notify: Notify) -> Parts:
+    """Base as it is and in NF4, quantised once and kept, with its tokenizer. ModelError says what is in the way."""
+    base = check_source(source)
+    if base is None:
+        raise ModelError(f"{source.base.name} is not on this machine, and a merge is measured from the base itself")
+    alone = _Work(Source(source.name, source.base), base, Plan(place, "nf4"), cache, notify)
+    tokenizer, special = alone._tokenizer()
+    tokenizer.bos_id = special.bos
+    return Parts(base, alone._quantised_base()[0], tokenizer, alone._tokenizer_folder(), special)
 
 
 def _adapter_bytes(source: Source) -> int:
@@ -124,15 +147,20 @@ class _Work:
         """Merged into NF4, for which the base must be in NF4 on disk first."""
         key = self._key("nf4", merged)
         if not self.base.quantised and self.cache.find("merged", key) is None:
-            quantised = _Work(Source(self.source.name, self.source.base), self.base, self.plan, self.cache, self.notify)
-            ready = quantised._kept_or_made("nf4", None)
-            if not isinstance(ready.tensors, Checkpoint):
-                raise ModelError(
-                    f"--precision nf4 needs room in {self.cache.root} for the quantised base; set QLORA_CHAT_CACHE"
-                )
-            work = _Work(self.source, ready.base, self.plan, self.cache, self.notify, ready.notices)
+            base, notices = self._quantised_base()
+            work = _Work(self.source, base, self.plan, self.cache, self.notify, notices)
             return work._kept_or_made("nf4", merged, key)
         return self._kept_or_made("nf4", merged, key)
+
+    def _quantised_base(self) -> tuple[Base, tuple[str, ...]]:
+        """The base in NF4 on disk, and what was said when it was quantised."""
+        if self.base.quantised:
+            return self.base, ()
+        alone = _Work(Source(self.source.name, self.source.base), self.base, self.plan, self.cache, self.notify)
+        ready = alone._kept_or_made("nf4", None)
+        if not isinstance(ready.tensors, Checkpoint):
+            raise ModelError(f"{self.cache.root} needs room for the base in NF4; set QLORA_CHAT_CACHE to another folder")
+        return ready.base, ready.notices
 
     def _kept_or_made(self, held: Held, merged: Part | None, key: str | None = None) -> Ready:
         key = key or self._key(held, merged)
@@ -162,21 +190,23 @@ class _Work:
             from qlora_chat.models.quantise import quantised
 
             return Made(quantised(self.base, device))
-        from qlora_chat.models.merge import merged_nf4
+        from qlora_chat.models.merge import merged_nf4, unmerged_logits
 
-        ids, counted = dialogue_ids(tokenizer, special.bos, self.base.shape.window)
-        tensors, loss = merged_nf4(self.base, adapter, device, ids, counted)
-        return Made(tensors.items(), loss)
+        text = own_dialogues(tokenizer, special.bos, self.base.shape.window)
+        reference = unmerged_logits(self.base, adapter, device, text)
+        tensors, logits = merged_nf4(self.base, adapter, device, text)
+        return Made(tensors.items(), compare(reference, logits, text.targets))
 
     def _fill(self, folder: Path, held: Held, merged: Part | None, make: Callable[[], Made], special: SpecialIds) -> Record:
         made = make()
         write_shards(made.tensors, folder)
         config = {**self.base.config, **special.config}
         tokenizer = self._tokenizer_folder()
-        write_small_files(folder, config, special.generation, tokenizer, self.base.folder, quantised=held == "nf4")
+        stored = "nf4" if held == "nf4" else "bf16"
+        write_small_files(folder, config, special.generation, tokenizer, self.base.folder, stored=stored)
         return {
-            **_origin("base", self.source.base),
-            **(_origin("adapter", merged) if merged else {"adapter": None}),
+            **origin("base", self.source.base),
+            **(origin("adapter", merged) if merged else {"adapter": None}),
             "precision": held,
             "loss": asdict(made.loss) if made.loss else None,
             "notices": self._lines(special, made.loss),
@@ -206,7 +236,7 @@ def _prints(part: Part | None) -> Any:
     return fingerprints(part.folder) if part and part.folder else None
 
 
-def _origin(role: str, part: Part) -> Record:
+def origin(role: str, part: Part) -> Record:
     """Name, revision and contents of what went in; an adapter's weights always with their sha256."""
     files = fingerprints(part.folder) if part.folder else {}
     if role == "adapter" and part.folder:

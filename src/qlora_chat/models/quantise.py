@@ -1,4 +1,4 @@
-"""bf16 or fp16 weights -> NF4 with double quantisation, one tensor at a time.
+"""16-bit weights -> NF4 with double quantisation, or 8 bits a row, one tensor at a time.
 
 Scope: what Transformers' BitsAndBytesConfig would make of the same base, tensor for tensor, but never with more than
 one of them in memory: a 7B is quantised on a card with 1 GiB free. Knows nothing of adapters or files beyond reading.
@@ -6,7 +6,8 @@ one of them in memory: a 7B is quantised on a card with 1 GiB free. Knows nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,17 +15,26 @@ from torch import Tensor
 from qlora_chat.models.checkpoint import Checkpoint
 from qlora_chat.models.folders import Base
 from qlora_chat.models.shards import Named, finite
-from qlora_chat.models.weights import quiet_bitsandbytes
+from qlora_chat.models.weights import quiet_bitsandbytes, widened
 
 
 def quantised(base: Base, device: str) -> Iterator[Named]:
     """Tensors of the base on the CPU: linears but the head in NF4 as bitsandbytes stores it, all else in bf16."""
+    return _converted(base, partial(_nf4, device=device))
+
+
+def eight_bits(base: Base) -> Iterator[Named]:
+    """Tensors of the base on the CPU: linears but the head as bitsandbytes stores 8 bits, all else in bf16."""
+    return _converted(base, _int8)
+
+
+def _converted(base: Base, convert: Callable[[str, Tensor], Iterator[Named]]) -> Iterator[Named]:
     checkpoint = Checkpoint(base.folder)
     linears = {f"{name}.weight" for name in base.linears() if name != "lm_head"}
     biases = (f"{name}.bias" for name in base.linears() if f"{name}.bias" in checkpoint)
     for name in (*base.tensors(), *biases):
-        tensor = finite((name, checkpoint[name].to(torch.bfloat16)))[1]
-        yield from _nf4(name, tensor, device) if name in linears else [(name, tensor)]
+        tensor = finite((name, widened(checkpoint, name).to(torch.bfloat16)))[1]
+        yield from convert(name, tensor) if name in linears else [(name, tensor)]
 
 
 def _nf4(name: str, weight: Tensor, device: str) -> Iterator[Named]:
@@ -35,3 +45,12 @@ def _nf4(name: str, weight: Tensor, device: str) -> Iterator[Named]:
     yield name, packed.cpu()
     for part, value in state.as_dict(packed=True).items():
         yield f"{name}.{part}", value.cpu()
+
+
+def _int8(name: str, weight: Tensor) -> Iterator[Named]:
+    """Row by row, the largest magnitude becomes 127 (LLM.int8, Dettmers 2022, without its outlier columns)."""
+    largest = weight.float().abs().amax(dim=1)
+    yield name, (weight.float() * (127 / largest.clamp_min(1e-12)).unsqueeze(1)).round().to(torch.int8)
+    module = name.removesuffix(".weight")
+    yield f"{module}.SCB", largest
+    yield f"{module}.weight_format", torch.tensor(0, dtype=torch.uint8)  # 0: rows, the layout that is not a card's own

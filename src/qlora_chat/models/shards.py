@@ -9,7 +9,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -31,7 +31,16 @@ NF4_CONFIG: Mapping[str, Any] = {
     "bnb_4bit_quant_type": "nf4",
     "bnb_4bit_use_double_quant": True,
 }
+INT8_CONFIG: Mapping[str, Any] = {
+    "quant_method": "bitsandbytes",
+    "_load_in_4bit": False,
+    "_load_in_8bit": True,
+    "load_in_4bit": False,
+    "load_in_8bit": True,
+    "llm_int8_threshold": 6.0,
+}
 
+Stored = Literal["bf16", "nf4", "int8"]
 Named = tuple[str, Tensor]
 
 
@@ -76,12 +85,14 @@ def _write_shard(tensors: dict[str, Tensor], folder: Path, index: int) -> list[s
 
 
 def write_small_files(
-    folder: Path, config: Mapping[str, Any], generation: Mapping[str, Any], tokenizer: Path, base: Path, *, quantised: bool
+    folder: Path, config: Mapping[str, Any], generation: Mapping[str, Any], tokenizer: Path, base: Path, *, stored: Stored
 ) -> None:
     """config.json that says how the weights are stored, generation_config.json, and the tokenizer's files."""
     said = {key: value for key, value in config.items() if key not in ("quantization_config", "torch_dtype")}
     said["dtype"] = "bfloat16"
-    _write_json(folder / "config.json", {**said, "quantization_config": dict(NF4_CONFIG)} if quantised else said)
+    if stored != "bf16":
+        said["quantization_config"] = dict(NF4_CONFIG if stored == "nf4" else INT8_CONFIG)
+    _write_json(folder / "config.json", said)
     _write_json(folder / "generation_config.json", generation)
     for name in TOKENIZER_FILES:
         for origin in (tokenizer, base):

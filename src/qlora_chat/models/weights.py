@@ -218,6 +218,14 @@ def build(
     return LlamaWeights(shape, embeddings, layers, reader.dense("model.norm.weight"), head, device, dtype)
 
 
+def widened(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """The tensor of that name; one that bitsandbytes stored in 8 bits, in float32 with its rows' scales applied."""
+    tensor = tensors[name]
+    if tensor.dtype != torch.int8:
+        return tensor
+    return tensor.float() * (tensors[name.removesuffix("weight") + "SCB"].float() / 127).unsqueeze(1)
+
+
 def _layer(reader: _Reader, prefix: str) -> Layer:
     return Layer(
         attention_norm=reader.dense(prefix + "input_layernorm.weight"),
@@ -238,7 +246,7 @@ class _Reader:
 
     def dense(self, name: str) -> Tensor:
         try:
-            return self.tensors[name].to(self.device, self.dtype)
+            return widened(self.tensors, name).to(self.device, self.dtype)
         except KeyError:
             raise ModelError(f"the checkpoint lacks {name}; it is incomplete or not a LLaMA") from None
 

@@ -1,0 +1,33 @@
+"""merge: one model out of a base and an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qlora_chat import settings
+from qlora_chat.cli.opening import notify
+from qlora_chat.cli.options import Adapter, Base, DeviceOption, Format
+
+FormOption = Annotated[str, typer.Option(help="auto (by the rule), bf16, int8 or nf4")]
+
+
+def merge(
+    out: Annotated[Path, typer.Option(help="folder to write; must not exist or be empty")],
+    base: Base = None,
+    adapter: Adapter = None,
+    model: Annotated[str, typer.Option(help="demo or guanaco-7b, instead of --base and --adapter")] = "auto",
+    data: Annotated[Path | None, typer.Option(help="held-out `messages` JSON lines or .txt; default: own dialogues")] = None,
+    form: FormOption = "auto",
+    device: DeviceOption = "auto",
+    prompt_format: Format = None,
+    force: Annotated[bool, typer.Option("--force", help="write the best even where it breaks the limits")] = False,
+) -> None:
+    """Merge an adapter into its base, measured: every way is compared with the unmerged adapter, and the best is written."""
+    settings.quiet_libraries()
+    from qlora_chat.merging.command import merge_command
+
+    report = merge_command(out, model, base, adapter, data, form, device, prompt_format, force, notify)
+    print(f"wrote {out}: {report.chosen.name}. Talk with it: qlora-chat chat --base {out}")
