@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_chat.evaluation.asking import QuestionsReport
+from qlora_chat.evaluation.blind import BlindReport
 from qlora_chat.evaluation.questions import KINDS
 
 
@@ -30,6 +31,28 @@ def write(folder: Path, name: str, report: Mapping[str, Any]) -> Path:
     except OSError as problem:
         raise ReportError(f"{path} cannot be written ({problem.strerror}); name another folder with --out") from problem
     return path
+
+
+def drawn_into(folder: Path, name: str) -> Path:
+    """Where the picture beside a report goes."""
+    return folder / f"{name}.png"
+
+
+def read_earlier(path: Path) -> dict[str, Any]:
+    """A questions.json that was written earlier. ReportError if it is none."""
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        if not report["runs"][0]["score"]["by_kind"]:
+            raise ValueError("it holds no scores")
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as problem:
+        raise ReportError(f"{path} is no questions.json of `eval questions --out` ({problem})") from problem
+    return report
+
+
+def print_blind(report: BlindReport) -> None:
+    """Who won how often."""
+    print(f"A ({report.a}) won {report.wins_a}, B ({report.b}) won {report.wins_b}, {report.ties} ties")
+    print(f"a split as uneven comes by chance with p = {report.p_value}")
 
 
 def print_scores(report: QuestionsReport) -> None:

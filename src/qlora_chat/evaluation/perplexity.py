@@ -1,0 +1,71 @@
+"""How surprised a model is by held-out text.
+
+Scope: a loaded model and passages in, one report out. Goes through the forward pass that chats go through.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from qlora_chat.engines.cache import KVCache
+from qlora_chat.engines.llama import Forward, Span
+from qlora_chat.models import LoadedModel
+from qlora_chat.models.loss import HeldOut, Passage
+
+PASS_TOKENS = 256
+"""Tokens a pass: their logits over a wide vocabulary are what takes memory."""
+
+
+@dataclass(frozen=True)
+class PerplexityReport:
+    """exp of the mean negative log-likelihood of the counted tokens."""
+
+    model: str
+    base: str
+    adapter: str | None
+    precision: str
+    device: str
+    text: str
+    tokens: int
+    nats: float
+    """Mean, a token."""
+    perplexity: float
+    passages: tuple[float, ...]
+    """Mean nats of each passage, in order."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For a file."""
+        return asdict(self)
+
+
+def measure(model: LoadedModel, text: HeldOut, name: str) -> PerplexityReport:
+    """Perplexity of a loaded model on held-out text."""
+    forward = Forward(model.weights, KVCache(model.weights, slots=1))
+    sums = [float(_nats(forward, passage).sum()) for passage in text.passages]
+    counts = [len(passage.rows) for passage in text.passages]
+    mean = sum(sums) / sum(counts)
+    each = tuple(round(total / count, 4) for total, count in zip(sums, counts, strict=True))
+    info = model.info
+    return PerplexityReport(
+        info.name, info.base, info.adapter, info.precision, info.device, name, sum(counts), round(mean, 5),
+        round(math.exp(min(mean, 700.0)), 4), each,
+    )  # fmt: skip
+
+
+def _nats(forward: Forward, passage: Passage) -> Tensor:
+    """Negative log-likelihood of each counted token, (N,) float32."""
+    inputs, counted = passage.inputs, passage.counted[1:]
+    found = []
+    for begin in range(0, len(inputs), PASS_TOKENS):
+        part = inputs[begin : begin + PASS_TOKENS]
+        logits = forward([Span(0, begin, part, logits=len(part))])  # (T, V)
+        targets = torch.tensor(passage.ids[begin + 1 : begin + 1 + len(part)], device=logits.device)
+        kept = torch.tensor(counted[begin : begin + len(part)], device=logits.device)
+        found.append(cross_entropy(logits, targets, reduction="none")[kept].cpu())
+    return torch.cat(found)
