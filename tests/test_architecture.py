@@ -28,11 +28,13 @@ ARROWS: dict[str, set[str]] = {
     "web": {"api", "chat", "engines", "history", "messages", "models", "operations", "prompt", "settings"},
     "evaluation": {"chat", "engines", "messages", "models", "prompt", "settings"},
     "merging": {"engines", "evaluation", "models", "prompt", "settings"},
+    "doctor": {"models", "prompt", "settings", "training"},
     "cli": {
         "benchmark",
         "chat",
         "dataset",
         "delivery",
+        "doctor",
         "engines",
         "evaluation",
         "history",

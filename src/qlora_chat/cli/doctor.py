@@ -1,0 +1,39 @@
+"""doctor: will this base and this adapter work here?"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from qlora_chat import settings
+from qlora_chat.cli.options import DeviceOption
+
+SIGNS = {"blocker": "✗", "warning": "!", "fine": "✓"}
+
+
+def doctor(
+    base: Annotated[str, typer.Argument(help="Hub id or folder of a LLaMA-family base")],
+    adapter: Annotated[str | None, typer.Argument(help="Hub id or folder of a PEFT LoRA adapter for it")] = None,
+    device: DeviceOption = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Say whether a base and an adapter fit each other and this machine, before any weight is read. Exit 1 on a blocker."""
+    settings.quiet_libraries()
+    chosen = settings.ModelSettings(device=device)  # type: ignore[arg-type]
+    from qlora_chat.doctor.examine import examine
+    from qlora_chat.models.hub import Hub
+    from qlora_chat.models.machine import look
+
+    hub = Hub(settings.hub_cache_folder(), settings.hub_is_offline())
+    found = examine(base, adapter, hub, look(chosen.device))
+    if as_json:
+        print(json.dumps(found.as_json(), ensure_ascii=False))
+    else:
+        for finding in found.findings:
+            print(f"{SIGNS[finding.level]} {finding.what}")
+            if finding.level != "fine":
+                print(f"    {finding.why}\n    -> {finding.mend}")
+        print("It will not work as it is: see ✗ above." if found.blocked else "Nothing stands in the way.")
+    raise typer.Exit(1 if found.blocked else 0)

@@ -1,0 +1,271 @@
+"""More than twenty pairs that do not work, each broken in one way, and what the doctor says of it; and pairs that do."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qlora_chat.doctor import Finding
+from qlora_chat.doctor.examine import Examination, examine
+from qlora_chat.doctor.headers import Damaged, read_header
+from qlora_chat.doctor.memory import chat_bytes, load_bytes
+from qlora_chat.models.folders import Base, adapter_bytes
+from qlora_chat.models.hub import Hub
+from qlora_chat.models.machine import GIB, Place
+from qlora_chat.models.quantise import quantised
+from qlora_chat.models.resolve import BUNDLED
+from qlora_chat.models.shards import write_shards, write_small_files
+from tests.models.conftest import LocalHub, MakeAdapter, MakeBase
+
+ROOM = (Place("cpu", 16 * GIB),)
+Break = Callable[[Path, Path], None]
+"""(base, adapter) -> spoilt in place."""
+
+
+def look_at(base: str | Path, adapter: str | Path | None, hub: Hub | None = None) -> Examination:
+    return examine(str(base), str(adapter) if adapter else None, hub or Hub(Path("nowhere"), offline=True), ROOM)
+
+
+@pytest.fixture
+def pair(make_base: MakeBase, make_adapter: MakeAdapter) -> tuple[Path, Path]:
+    base = make_base(max_position_embeddings=2048)
+    return base, make_adapter(base)
+
+
+def blockers(found: Examination) -> list[Finding]:
+    return [finding for finding in found.findings if finding.level == "blocker"]
+
+
+# --- pairs that work -------------------------------------------------------------------------------------------------
+
+
+def test_the_bundled_pair_is_fine_and_every_need_is_named() -> None:
+    found = look_at(BUNDLED / "base", BUNDLED / "adapter")
+    assert not found.blocked
+    assert {need.doing.split()[0] for need in found.needs} == {"load", "chat", "train"}
+    said = " | ".join(finding.what for finding in found.findings)
+    assert "LoRA of rank 32, alpha 32" in said
+    assert "a text begins with 1 and ends with 2" in said
+
+
+def test_a_whole_pair_is_fine(pair: tuple[Path, Path]) -> None:
+    assert blockers(look_at(*pair)) == []
+
+
+# --- pairs that do not -----------------------------------------------------------------------------------------------
+
+
+def edit_json(name: str, **values: Any) -> Break:
+    def spoil(base: Path, adapter: Path) -> None:
+        path = (adapter if name.startswith("adapter") else base) / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+    return spoil
+
+
+def remove(of: str, name: str) -> Break:
+    return lambda base, adapter: ((base if of == "base" else adapter) / name).unlink()
+
+
+def cut(of: str, name: str, count: int = 100) -> Break:
+    def spoil(base: Path, adapter: Path) -> None:
+        path = (base if of == "base" else adapter) / name
+        path.write_bytes(path.read_bytes()[:-count])
+
+    return spoil
+
+
+def edit_tensors(of: str, change: Callable[[dict[str, torch.Tensor]], None]) -> Break:
+    def spoil(base: Path, adapter: Path) -> None:
+        path = base / "model.safetensors" if of == "base" else adapter / "adapter_model.safetensors"
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path, metadata={"format": "pt"})
+
+    return spoil
+
+
+def as_pickle(of: str) -> Break:
+    def spoil(base: Path, adapter: Path) -> None:
+        folder, name = (base, "model.safetensors") if of == "base" else (adapter, "adapter_model.safetensors")
+        (folder / name).rename(folder / (name.replace("model.safetensors", "model.bin")))
+
+    return spoil
+
+
+def write(of: str, name: str, text: str) -> Break:
+    return lambda base, adapter: ((base if of == "base" else adapter) / name).write_text(text) and None
+
+
+def rename_module(tensors: dict[str, torch.Tensor]) -> None:
+    for name in [each for each in tensors if ".layers.1." in each]:
+        tensors[name.replace(".layers.1.", ".layers.7.")] = tensors.pop(name)
+
+
+def widen(tensors: dict[str, torch.Tensor]) -> None:
+    for name in [each for each in tensors if "lora_A" in each]:
+        tensors[name] = torch.zeros(tensors[name].shape[0], tensors[name].shape[1] * 2)
+
+
+UP = "model.layers.0.mlp.up_proj.weight"
+LORA_UP = "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"
+SHARDS = json.dumps({"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}})
+OTHER_INDEX = json.dumps({"weight_map": {"model.extra.weight": "model.safetensors"}})
+CODE = {"auto_map": {"AutoModel": "modeling.Evil"}}
+
+BROKEN: dict[str, tuple[Break, str, str]] = {
+    "no config": (remove("base", "config.json"), "no config.json", "LLaMA-family"),
+    "another kind of model": (edit_json("config.json", model_type="gpt2"), "model_type 'gpt2'", "LLaMA-family"),
+    "sizes no model has": (edit_json("config.json", num_hidden_layers=-3), "num_hidden_layers is -3", "LLaMA-family"),
+    "quantised another way": (
+        edit_json("config.json", quantization_config={"quant_method": "gptq"}), "quantised by 'gptq'", "LLaMA-family",
+    ),
+    "config that runs code": (edit_json("config.json", **CODE), "auto_map", "use another model"),
+    "tokenizer that runs code": (edit_json("tokenizer_config.json", **CODE), "auto_map", "use another model"),
+    "adapter that runs code": (edit_json("adapter_config.json", **CODE), "auto_map", "use another model"),
+    "config cut short": (cut("base", "config.json", 20), "cannot be read as JSON", "fetch it again"),
+    "adapter config cut short": (cut("adapter", "adapter_config.json", 20), "cannot be read as JSON", "fetch it again"),
+    "base cut short": (cut("base", "model.safetensors"), "the base is damaged: .* but its header describes", "hf download"),
+    "adapter cut short": (cut("adapter", "adapter_model.safetensors"), "the adapter is damaged", "hf download"),
+    "no safetensors at all": (write("base", "model.safetensors", "<html>404</html>"), "the base is damaged", "hf download"),
+    "a shard is missing": (write("base", "model.safetensors.index.json", SHARDS), "1 of 1 shards are not there", "hf download"),
+    "an index of another version": (
+        write("base", "model.safetensors.index.json", OTHER_INDEX), "the index names model.extra.weight", "hf download",
+    ),
+    "a tensor is missing": (edit_tensors("base", lambda each: each.pop(UP) and None), f"lacks 1 of .*{UP}", "hf download"),
+    "a tensor of another shape": (
+        edit_tensors("base", lambda each: each.update({UP: torch.zeros(3, 4)})), rf"{UP} is \[3, 4\]", "hf download",
+    ),
+    "a pickled base": (as_pickle("base"), "base holds pickled weights only", r"copy of the base that has \*.safetensors"),
+    "a pickled adapter": (as_pickle("adapter"), "adapter holds pickled weights only", "qlora-chat convert-adapter"),
+    "no tokenizer": (remove("base", "tokenizer.json"), "neither tokenizer.json nor", "hf download"),
+    "a broken tokenizer": (write("base", "tokenizer.json", '{"model": 3}'), "tokenizer .* cannot be read", "hf download"),
+    "a tokenizer of a larger vocabulary": (
+        edit_json("config.json", vocab_size=8000), "8,192 tokens and the base embeds 8,000", "came with the base",
+    ),
+    "no adapter config": (remove("adapter", "adapter_config.json"), "no adapter_config.json", "PEFT LoRA"),
+    "another kind of adapter": (edit_json("adapter_config.json", peft_type="IA3"), "type 'IA3'", "PEFT LoRA"),
+    "an adapter without weights": (remove("adapter", "adapter_model.safetensors"), "holds no weights", "fetch it again"),
+    "an adapter for a wider base": (edit_tensors("adapter", widen), "must be", "the base that it was tuned on"),
+    "an adapter for a deeper base": (
+        edit_tensors("adapter", rename_module), "changes model.layers.7.*the base lacks", "the base that it was tuned on",
+    ),
+    "another rank in the config": (edit_json("adapter_config.json", r=16), "rank it must be", "the base that it was tuned on"),
+    "half a product": (
+        edit_tensors("adapter", lambda each: each.pop(LORA_UP) and None), "only one of lora_A and lora_B", "fetch it again",
+    ),
+    "targets without weights": (
+        edit_json("adapter_config.json", target_modules=["q_proj"]), "weights change .* does not name", "fetch the adapter again",
+    ),
+    "added tokens": (
+        edit_tensors("adapter", lambda each: each.update(
+            {"base_model.model.model.embed_tokens.weight": torch.zeros(9000, 4)})), "9,000 tokens", "tuned on",
+    ),
+    "an unknown prompt format": (
+        write("adapter", "qlora_chat.json", '{"prompt_format": "chatml"}'), "'chatml', which is not known", "--format",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(BROKEN))
+def test_a_broken_pair_is_told_with_what_mends_it(name: str, pair: tuple[Path, Path]) -> None:
+    spoil, what, mend = BROKEN[name]
+    spoil(*pair)
+    found = look_at(*pair)
+    assert found.blocked
+    told = [finding for finding in blockers(found) if re.search(what, finding.what)]
+    assert told, blockers(found)
+    assert re.search(mend, told[0].mend)
+    assert all(finding.why and finding.mend for finding in found.findings if finding.level != "fine")
+
+
+def test_old_special_ids_and_an_unknown_licence_are_warnings(make_base: MakeBase, make_adapter: MakeAdapter) -> None:
+    base = make_base(bos_token_id=0, eos_token_id=0)
+    found = look_at(base, make_adapter(base))
+    warnings = " | ".join(finding.what for finding in found.findings if finding.level == "warning")
+    assert not found.blocked
+    assert "wrong ids" in warnings
+    assert "no licence is known for the base" in warnings
+    assert "tuned on tiny" in warnings
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n# card\n")
+    assert any(finding.what == "the base's card names the licence apache-2.0" for finding in look_at(base, None).findings)
+
+
+def test_a_model_that_does_not_fit_is_told_before_it_is_loaded(pair: tuple[Path, Path]) -> None:
+    found = examine(str(pair[0]), str(pair[1]), Hub(Path("nowhere"), offline=True), (Place("cpu", 10_000_000),))
+    assert any("GiB free" in finding.what and finding.mend for finding in blockers(found))
+
+
+def test_the_command_exits_1_on_a_blocker_and_prints_json_for_machines(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "qlora_chat", "doctor", *map(str, pair), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+    fine = run("--json")
+    assert fine.returncode == 0
+    assert json.loads(fine.stdout)["usable"] is True
+    (pair[1] / "adapter_config.json").unlink()
+    spoilt = run()
+    assert spoilt.returncode == 1
+    assert "✗" in spoilt.stdout
+    assert "-> give a PEFT LoRA adapter" in spoilt.stdout
+    assert spoilt.stderr == ""
+
+
+# --- the Hub ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_here_is_asked_about_and_not_fetched(local_hub: LocalHub, tmp_path: Path) -> None:
+    hub = Hub(tmp_path, offline=False, endpoint=local_hub.address)
+    local_hub.files["a/base"] = {"config.json": b"{}", "model.safetensors": b"x" * 10}
+    local_hub.files["a/pickled"] = {"adapter_config.json": b"{}", "adapter_model.bin": b"x"}
+    local_hub.refusals["a/gated"] = (403, "GatedRepo")
+    fetched = look_at("a/base", "a/pickled", hub)
+    assert any("a/base would be fetched" in finding.what for finding in fetched.findings)
+    assert any("a/pickled is a pickle" in finding.what and "convert-adapter" in finding.mend for finding in blockers(fetched))
+    assert any("gated" in finding.what and "HF_TOKEN" in finding.mend for finding in blockers(look_at("a/gated", None, hub)))
+    assert any("knows no a/none" in finding.what for finding in blockers(look_at("a/none", None, hub)))
+    assert local_hub.fetched == []
+
+
+def test_offline_and_misspelt_names_are_blockers() -> None:
+    found = look_at("a/base", "no such folder")
+    assert {finding.mend for finding in blockers(found)} == {"unset HF_HUB_OFFLINE", "give a folder, or OWNER/NAME"}
+
+
+# --- headers and predictions -----------------------------------------------------------------------------------------
+
+
+def test_headers_are_what_the_library_reads(pair: tuple[Path, Path]) -> None:
+    path = pair[0] / "model.safetensors"
+    ours, theirs = read_header(path), load_file(path)
+    assert {name: entry.shape for name, entry in ours.items()} == {name: tuple(each.shape) for name, each in theirs.items()}
+    with path.open("ab") as file:
+        file.write(b"more")
+    with pytest.raises(Damaged, match="but its header describes"):
+        read_header(path)
+
+
+def test_a_load_is_predicted_to_a_few_per_cent(make_base: MakeBase, make_adapter: MakeAdapter, tmp_path: Path) -> None:
+    """Bytes on disk are what a load brings into memory; a base wide enough that what is counted a tensor hardly matters."""
+    base = Base.read(make_base(hidden_size=512, intermediate_size=1024, head_dim=256, num_key_value_heads=2))
+    adapter = make_adapter(base.folder)
+    folder = tmp_path / "nf4"
+    folder.mkdir()
+    write_shards(quantised(base, "cpu"), folder)
+    write_small_files(folder, base.config, {}, base.folder, base.folder, stored="nf4")
+    stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    size = adapter_bytes(adapter)
+    assert load_bytes(base, "nf4+adapter", size) == pytest.approx(stored + size, rel=0.05)
+    assert load_bytes(base, "bf16", 0) == pytest.approx((base.folder / "model.safetensors").stat().st_size, rel=0.05)
+    assert chat_bytes(base, "bf16", 0, "cuda") > load_bytes(base, "bf16", 0)
+
