@@ -42,7 +42,7 @@ def test_requantising_says_what_it_cost_at_every_start(
     record = json.loads(next((folder / "merged").glob("*/qlora_chat.json")).read_text())
     # another text, 1,500 tokens of held-out answers, gave 0.16 and 86.8 %
     assert 0.1 < record["loss"]["kl"] < 0.6
-    assert 0.75 < record["loss"]["top1"] < 0.95
+    assert 0.65 < record["loss"]["top1"] < 0.95
     assert first.info.precision == "nf4"
     (cost,) = (line for line in first.info.notices if "cost KL" in line)
     monkeypatch.setenv("QLORA_CHAT_CACHE", str(folder))

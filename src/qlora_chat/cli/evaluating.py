@@ -118,7 +118,7 @@ def compare(
         chat = open_chat(chosen, None)
         with closing(chat.engine):
             said.append(answers(chat, asked, seed))
-    pairs = blinded(asked, *said, seed)
+    pairs = blinded(asked, said[0], said[1], seed)
     if sheet:
         write_sheet(sheet, pairs)
         return

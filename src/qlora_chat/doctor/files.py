@@ -40,7 +40,9 @@ def check_pickles(folder: Path, role: str) -> Iterator[Finding]:
         return
     convert = f"qlora-chat convert-adapter {folder} NEW_FOLDER"
     mend = convert if role == "adapter" else "take a copy of the base that has *.safetensors"
-    yield Finding("blocker", f"the {role} holds pickled weights only ({pickled[0].name})", "reading a pickle can run code", mend)
+    yield Finding(
+        "blocker", f"the {role} holds pickled weights only ({pickled[0].name})", "reading a pickle can run code", mend
+    )
 
 
 def check_whole(folder: Path, role: str) -> tuple[dict[str, Entry], list[Finding]]:
@@ -72,10 +74,9 @@ def _missing_shards(folder: Path, entries: dict[str, Entry], *, damaged: bool) -
     if missing := sorted(name for name in names if not (folder / name).is_file()):
         why = "the weights in it are missing"
         yield Finding("blocker", f"{len(missing)} of {len(names)} shards are not there ({missing[0]})", why, AGAIN)
-    elif lost := sorted(set(index) - set(entries)):
-        if not damaged:
-            why = "index and shards are of two versions"
-            yield Finding("blocker", f"the index names {lost[0]}, which no shard holds", why, AGAIN)
+    elif (lost := sorted(set(index) - set(entries))) and not damaged:
+        why = "index and shards are of two versions"
+        yield Finding("blocker", f"the index names {lost[0]}, which no shard holds", why, AGAIN)
 
 
 def check_tokenizer(folder: Path) -> Iterator[Finding]:

@@ -67,7 +67,9 @@ def check_vocabulary(base: Base) -> Iterator[Finding]:
         return
     if tokenizer.size > base.shape.vocabulary:
         what = f"the tokenizer has {tokenizer.size:,} tokens and the base embeds {base.shape.vocabulary:,}"
-        yield Finding("blocker", what, "an id beyond the embeddings has no meaning", "use the tokenizer that came with the base")
+        yield Finding(
+            "blocker", what, "an id beyond the embeddings has no meaning", "use the tokenizer that came with the base"
+        )
     for line in special.notices:
         yield Finding("warning", line, "an answer may not end where it should", "nothing: it is repaired as it is loaded")
     if not special.notices:
@@ -93,7 +95,9 @@ def check_adapter_fits(base: Base, config: Mapping[str, Any], entries: Mapping[s
         yield Finding("blocker", "the base is in 8 bits", why, "give the 16-bit or NF4 base that the adapter was tuned on")
     lora = {name: entry for name, entry in entries.items() if ".lora_A.weight" in name or ".lora_B.weight" in name}
     if not lora:
-        yield Finding("blocker", "the adapter holds no lora_A and lora_B", "there is nothing to apply", "train or fetch it again")
+        yield Finding(
+            "blocker", "the adapter holds no lora_A and lora_B", "there is nothing to apply", "train or fetch it again"
+        )
         return
     yield from _shapes(base, config, lora, mend)
     halves = {side: {_module(name) for name in lora if f".lora_{side}." in name} for side in "AB"}
@@ -156,7 +160,7 @@ def check_format(folders: list[Path]) -> Iterator[Finding]:
             declared = read_json(folder / RECORD).get("prompt_format")
         except ModelError:
             continue  # said by check_configs
-        if declared in FORMATS:
+        if isinstance(declared, str) and declared in FORMATS:
             yield Finding("fine", f"it declares the prompt format {declared}; stops: {', '.join(FORMATS[declared].stop_texts)}")
             return
         if declared is not None:

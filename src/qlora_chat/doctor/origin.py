@@ -112,7 +112,9 @@ def names_another_base(base: str, config: dict[str, Any] | None) -> Sequence[Fin
     if not said or _plain(said) == _plain(base):
         return ()
     why = "shapes may fit all the same, and the answers be worse: copies of one base go by many names"
-    return (Finding("warning", f"the adapter was tuned on {said}, and the base is {base}", why, "make sure that they are the same"),)
+    return (
+        Finding("warning", f"the adapter was tuned on {said}, and the base is {base}", why, "make sure that they are the same"),
+    )
 
 
 def _plain(name: str) -> str:

@@ -112,8 +112,8 @@ def judge(pairs: Sequence[Pair], names: tuple[str, str], choose: Callable[[int, 
     for index, pair in enumerate(pairs):
         choice: Choice = "=" if pair.answers[0] == pair.answers[1] else choose(index, pair)
         judged.append({**asdict(pair), "choice": choice, "winner": pair.winner(choice)})
-    wins = [sum(each["winner"] == model for each in judged) for model in "AB"]
-    return BlindReport(*names, *wins, len(judged) - sum(wins), round(sign_test(*wins), 4), tuple(judged))
+    of_a, of_b = (sum(each["winner"] == model for each in judged) for model in "AB")
+    return BlindReport(*names, of_a, of_b, len(judged) - of_a - of_b, round(sign_test(of_a, of_b), 4), tuple(judged))
 
 
 def sign_test(wins: int, losses: int) -> float:
