@@ -377,3 +377,47 @@ class _CompletionsHandler(BaseHTTPRequestHandler):
         for name, value in {"content-type": "application/json", "connection": "close", **status.headers}.items():
             self.send_header(name, value)
         self.end_headers()
+
+
+class PlainDecoder:
+    """What the CUDA decoder does with its rows, done by the eager pass: tokens, positions and counts go on by themselves from
+    step to step, and a step's tokens are there to be read before the host asks for them."""
+
+    def __init__(self, forward: Callable[[Sequence[Any]], Any], make_span: Callable[..., Any]) -> None:
+        self._forward, self._span = forward, make_span
+        self._rows: list[Any] = []
+        self._drawn: dict[tuple[int, int], int] = {}
+        self.started = 0
+        self.widest = 0
+        """Most rows of a step so far."""
+        self.fail_at: int | None = None
+        """The step that raises."""
+
+    def put(self, rows: Sequence[Any]) -> None:
+        """What the following steps work on."""
+        self._rows = list(rows)
+
+    def see(self, slot: int, tokens: Sequence[int]) -> None:
+        """Greedy answers without a penalty need no memory of what was seen."""
+
+    def start(self, count: int) -> int:
+        """Run the rows through the model, choose greedily, go on to the next positions."""
+        self.started += 1
+        if self.started == self.fail_at:
+            raise RuntimeError("the card has fallen out")
+        self.widest = max(self.widest, count)
+        for index, row in enumerate(self._rows[:count]):
+            logits = self._forward([self._span(row.slot, row.position, [row.token])])[0]
+            if row.ready:
+                token = int(logits.argmax())
+                self._drawn[index, row.count] = token
+                self._rows[index] = replace(row, token=token, position=row.position + 1, count=row.count + 1)
+        return self.started
+
+    def finish(self, number: int) -> None:
+        """Nothing to wait for."""
+        assert number <= self.started
+
+    def drawn(self, row: int, count: int) -> int:
+        """The token chosen for a row."""
+        return self._drawn[row, count]

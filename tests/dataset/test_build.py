@@ -15,7 +15,6 @@ from qlora_chat.cli import app
 from qlora_chat.dataset import Answered, DatasetError, Exchange, Opinion
 from qlora_chat.dataset.build import AFTER_BAD, CUT_OFF, EMPTY, NOT_RATED, NOTHING_BETTER, RATED_DOWN, Dataset, build
 from qlora_chat.dataset.sources import from_history, from_receiver
-from qlora_chat.dataset.write import write
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.receiver.store import RecordStore

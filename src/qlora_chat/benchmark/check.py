@@ -4,7 +4,8 @@ Scope: the engine's own pass against a plain one on the same values; a quick wro
 process of its own, so that nothing of it disturbs a clock.
 
 Bounds: over 256 greedy tokens of the demo, each is the plain path's best or within GAP of it in logits (bf16 rounds
-logits that lie closer); on a shape, logits within RELATIVE and KL.
+logits that lie closer); on a shape, logits within RELATIVE and KL of float32 arithmetic, or as near to it as the plain
+bf16 pass is: random weights amplify rounding, and no bf16 path can be nearer to another than both are to the truth.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from qlora_chat.benchmark.subjects import Demo, RandomShape, opened
 from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.llama import Forward, Span
 from qlora_chat.engines.local import LocalEngine
+from qlora_chat.models.weights import LlamaWeights
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
@@ -67,19 +69,31 @@ def _logits(shape: RandomShape) -> Check:
     ids = [list(shape.prompt(length, seed=length)) for length in (190, 140, 70, 33)]
     rows, texts = _engine_rows(engine.forward, ids)
     engine.close()
-    plain_weights = shape.plain()
-    plain = Forward(plain_weights, KVCache(plain_weights, 1))
-    with torch.inference_mode():
-        expected = torch.cat([plain([Span(0, 0, text)]) for text in texts])
-    relative = ((rows - expected).norm(dim=-1) / expected.norm(dim=-1)).max().item()
-    kl = _kl(expected, rows).max().item()
-    same = (rows.argmax(-1) == expected.argmax(-1)).float().mean().item()
+    plain, exact = (_prefilled(shape.plain(dtype), texts) for dtype in (torch.bfloat16, torch.float32))
+    ours, theirs = _distance(rows, exact), _distance(plain, exact)
+    same = (rows.argmax(-1) == exact.argmax(-1)).float().mean().item()
     figures = {
-        "layers": shape.shape.layers, "rows": len(texts), "relative": round(relative, 5), "kl": float(f"{kl:.2e}"),
+        "layers": shape.shape.layers, "rows": len(texts), "relative": round(ours[0], 5), "kl": float(f"{ours[1]:.2e}"),
+        "plain bf16 relative": round(theirs[0], 5), "plain bf16 kl": float(f"{theirs[1]:.2e}"),
         "same first choice": round(same, 3),
     }  # fmt: skip
-    what = f"logits of the engine's pass against the plain pass in bf16; allowed: relative {RELATIVE}, KL {KL}"
-    return Check(relative <= RELATIVE and kl <= KL, what, figures)
+    what = (
+        "logits of the engine's pass against the plain pass in float32, the worst row; allowed: "
+        f"relative {RELATIVE} and KL {KL}, or no farther than the plain pass in bf16 is"
+    )
+    return Check(ours[0] <= max(RELATIVE, theirs[0]) and ours[1] <= max(KL, theirs[1]), what, figures)
+
+
+def _prefilled(weights: LlamaWeights, texts: list[list[int]]) -> Tensor:
+    """Logits (rows, V) after each text, from the plain pass over the whole of it."""
+    plain = Forward(weights, KVCache(weights, 1))
+    return torch.cat([plain([Span(0, 0, text)]) for text in texts])
+
+
+def _distance(rows: Tensor, expected: Tensor) -> tuple[float, float]:
+    """The worst row's relative error and KL(expected || rows), in nats."""
+    relative = ((rows - expected).norm(dim=-1) / expected.norm(dim=-1)).max().item()
+    return relative, _kl(expected, rows).max().item()
 
 
 def _engine_rows(forward: Any, ids: list[list[int]]) -> tuple[Tensor, list[list[int]]]:

@@ -18,8 +18,8 @@ import torch
 from qlora_chat.benchmark import SAMPLING, BenchmarkError, Row, Subject, Workload
 from qlora_chat.benchmark.subjects import Opened, opened
 from qlora_chat.engines import Finish
-from qlora_chat.engines.cache import slot_bytes
-from qlora_chat.engines.local import SPARE_BYTES, LocalEngine
+from qlora_chat.engines.cache import SPARE_BYTES, slot_bytes
+from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models import LoadedModel
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import Sampling
@@ -74,7 +74,8 @@ def _our_row(what: Opened, held: list[LoadedModel], chats: int, context: int, wo
 
     def load() -> LoadedModel:
         nonlocal loaded_at
-        if not held:
+        if not held or what.device.type == "cuda":  # a card's engine lays the weights out anew: they serve one engine
+            held.clear()
             held.append(what.ours())
         _check_memory(held[0], chats)
         _wait_for(what.device)

@@ -111,9 +111,9 @@ class RandomShape:
         info = ModelInfo(name, name, None, self._subject.precision, self.device.type, self.shape.window, "guanaco", frozenset())
         return LoadedModel(self._weights(), filled_tokenizer(self.shape.vocabulary), info)
 
-    def plain(self) -> LlamaWeights:
-        """The same values in bf16, for the plain forward pass."""
-        return build(InFloat(self.tensors), self.shape, self.device)
+    def plain(self, dtype: torch.dtype) -> LlamaWeights:
+        """The same values in floating point, for the plain forward pass."""
+        return build(InFloat(self.tensors, dtype), self.shape, self.device, dtype)
 
     def original(self) -> Any:
         from qlora_chat.benchmark.original import transformers_model

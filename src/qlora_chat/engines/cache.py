@@ -10,9 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import psutil
 import torch
 
 from qlora_chat.models.weights import LlamaWeights
+
+MOST_SLOTS = 16
+SPARE_BYTES = 512 * 2**20
+"""Left free on a card beside the cache, for a pass's intermediate results."""
 
 
 @dataclass
@@ -29,12 +34,16 @@ class Slot:
 class KVCache:
     """Static tensors for a fixed number of slots; a free slot remembers its last conversation until it is needed."""
 
-    def __init__(self, weights: LlamaWeights, slots: int) -> None:
+    def __init__(self, weights: LlamaWeights, slots: int, *, int8: bool = False) -> None:
         shape = weights.shape
-        self.dtype = cache_dtype(weights)
+        self.dtype = torch.int8 if int8 else cache_dtype(weights)
         size = (shape.layers, slots, shape.kv_heads, shape.window, shape.head_dim)
         self.keys = torch.zeros(size, device=weights.device, dtype=self.dtype)  # (L, S, K, W, D)
         self.values = torch.zeros_like(self.keys)
+        self.scales: tuple[torch.Tensor, torch.Tensor] | None = None
+        """Of an 8-bit cache: what keys' and values' codes are multiplied with, (L, S, K, W) float32 each."""
+        if int8:
+            self.scales = (torch.zeros(size[:-1], device=weights.device), torch.zeros(size[:-1], device=weights.device))
         self.slots = [Slot(index) for index in range(slots)]
         self._clock = 0
 
@@ -84,3 +93,13 @@ def slot_bytes(weights: LlamaWeights) -> int:
     """Bytes that one slot's keys and values take."""
     shape = weights.shape
     return 2 * shape.layers * shape.kv_heads * shape.window * shape.head_dim * cache_dtype(weights).itemsize
+
+
+def fitting_slots(weights: LlamaWeights) -> int:
+    """How many chats' full windows fit beside the weights: 1 to 16. A CPU gives at most a quarter of its free memory."""
+    each = slot_bytes(weights)
+    if weights.device.type == "cuda":
+        free = torch.cuda.mem_get_info(weights.device)[0] - SPARE_BYTES
+    else:
+        free = psutil.virtual_memory().available // 4
+    return max(1, min(MOST_SLOTS, free // each))

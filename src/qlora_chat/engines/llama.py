@@ -29,7 +29,8 @@ class Span:
     """Position of the first; everything before it is in the cache."""
     ids: Sequence[int]
     logits: int = 1
-    """For how many of its last tokens logits are wanted: more than one where drafted tokens are being checked."""
+    """For how many of its last tokens logits are wanted: more than one where drafted tokens are being checked, none where
+    the rest of a prompt follows."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Forward:
             hidden = hidden + self._attention(layer, index, hidden, batch)
             hidden = hidden + self._mlp(layer, hidden)
         wanted = [end - each for span, end in zip(spans, batch.offsets[1:], strict=True) for each in range(span.logits, 0, -1)]
+        if not wanted:
+            return hidden.new_empty((0, self.weights.shape.vocabulary), dtype=torch.float32)
         return self.weights.head(self._norm(hidden[wanted], self.weights.norm)).float()
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -9,25 +9,24 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import TYPE_CHECKING
 
-import psutil
 import torch
 
 from qlora_chat.engines import EngineError, Stream
-from qlora_chat.engines.cache import KVCache, slot_bytes
+from qlora_chat.engines.cache import KVCache, fitting_slots
 from qlora_chat.engines.llama import Forward, Span
 from qlora_chat.engines.request import LocalStream, Request
 from qlora_chat.engines.scheduler import Scheduler
-from qlora_chat.models import LoadedModel, ModelInfo
+from qlora_chat.models import LoadedModel, ModelInfo, Notify
 from qlora_chat.models.tokenizer import ModelTokenizer
 from qlora_chat.models.weights import LlamaWeights
 from qlora_chat.prompt import Prompt
-from qlora_chat.settings import Sampling
+from qlora_chat.settings import Sampling, cache_folder
 from qlora_chat.stopping import Stops
 
-MOST_SLOTS = 16
-SPARE_BYTES = 512 * 2**20
-"""Left free on a card beside the cache, for a pass's intermediate results."""
+if TYPE_CHECKING:
+    from qlora_chat.engines.cuda.scheduler import CudaScheduler
 
 
 class LocalEngine:
@@ -37,8 +36,9 @@ class LocalEngine:
     team members than cores libgomp stops spinning between operations: a token then takes 1.4 times as long.
     """
 
-    def __init__(self, load: Callable[[], LoadedModel], slots: int | None = None) -> None:
+    def __init__(self, load: Callable[[], LoadedModel], slots: int | None = None, notify: Notify = lambda line: None) -> None:
         """Load the model and wait for it; whatever `load` raises is raised here."""
+        self._notify = notify
         self._changed = threading.Condition()
         self._closing = False
         self._ready: Future[None] = Future()
@@ -104,8 +104,23 @@ class LocalEngine:
         self.info: ModelInfo = model.info
         self.tokenizer: ModelTokenizer = model.tokenizer
         self._vocabulary = weights.shape.vocabulary
-        self._cache = KVCache(weights, slots or fitting_slots(weights))
-        self._scheduler = Scheduler(Forward(weights, self._cache), self._cache)
+        opened = self._open_cuda(weights, slots) if weights.device.type == "cuda" else None
+        if opened is None:
+            cache = KVCache(weights, slots or fitting_slots(weights))
+            opened = Scheduler(Forward(weights, cache), cache), cache
+        self._scheduler, self._cache = opened
+
+    def _open_cuda(self, weights: LlamaWeights, slots: int | None) -> tuple[CudaScheduler, KVCache] | None:
+        """The kernels made for cards; None where this model or card is not for them, and the eager pass serves."""
+        from qlora_chat.engines.cuda import open_cuda
+        from qlora_chat.engines.cuda.driver import KernelError
+        from qlora_chat.engines.cuda.packing import CannotPack
+
+        try:
+            return open_cuda(weights, slots, cache_folder())
+        except (CannotPack, KernelError) as problem:
+            self._notify(f"answering without the fast kernels: {problem}")
+            return None
 
     def _work(self) -> None:
         while True:
@@ -118,13 +133,3 @@ class LocalEngine:
             except Exception as problem:
                 self._scheduler.fail_all(problem)
         self._scheduler.cancel_all()
-
-
-def fitting_slots(weights: LlamaWeights) -> int:
-    """How many chats' full windows fit beside the weights: 1 to 16. A CPU gives at most a quarter of its free memory."""
-    each = slot_bytes(weights)
-    if weights.device.type == "cuda":
-        free = torch.cuda.mem_get_info(weights.device)[0] - SPARE_BYTES
-    else:
-        free = psutil.virtual_memory().available // 4
-    return max(1, min(MOST_SLOTS, free // each))

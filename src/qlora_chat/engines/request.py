@@ -40,7 +40,8 @@ class Request:
         self._stop_on_tokens = StopOnTokens(stops.token_ids)
         self._text_stops = TextStops(stops.texts)
         self._detokenizer = Detokenizer(tokenizer)
-        self._random = random.Random(sampling.seed)
+        self.seed = random.getrandbits(63) if sampling.seed is None else sampling.seed
+        self._random = random.Random(self.seed)
         self._used = sampling
         self._changes: list[tuple[int, Sampling]] = []
         self._seen: torch.Tensor | None = None

@@ -1,0 +1,315 @@
+"""The CUDA path against plain arithmetic, on the card: products, attention, sampling, whole steps; then what they take.
+
+    PYTHONPATH=src python3 bench/cuda_check.py [--layers N] [--rows 1,8,32] [--skip-checks]
+
+LLaMA-7B's widths, random NF4 weights. Every check is against float64 or float32 arithmetic on the dequantised weights, on fresh
+random inputs, with outputs poisoned before; a step's logits must be as near to float32 as the plain bf16 pass is, or within
+2e-2 and KL 1e-4. Prints a line of JSON a result; exits with 1 if a check fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import replace
+
+import torch
+from torch.nn.functional import kl_div
+
+from qlora_chat.benchmark.shapes import InFloat, RandomTensors, config_of
+from qlora_chat.engines.cache import KVCache
+from qlora_chat.engines.cuda import driver
+from qlora_chat.engines.cuda.packing import natural, pack, pack_bf16, pack_int8
+from qlora_chat.engines.cuda.step import BUCKETS, Decoder, Row
+from qlora_chat.engines.cuda.weights import Product, eager_weights, packed_weights, tile_bytes
+from qlora_chat.engines.llama import Forward, Span
+from qlora_chat.models.weights import NF4, build
+
+failures = []
+
+
+def say(name, ok=None, **values):
+    print(json.dumps({"what": name, **({} if ok is None else {"ok": bool(ok)}), **values}), flush=True)
+    if ok is False:
+        failures.append(name)
+
+
+def relative(value, expected):
+    return ((value.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+def written(error, kl):
+    return {"relative": f"{error:.1e}", "kl": f"{kl:.1e}"}
+
+
+def dequantised(part: NF4) -> torch.Tensor:
+    """(N, K) float64, by bitsandbytes' rule, from the stored tensors."""
+    outer = part.nested_absmax.repeat_interleave(256)[: part.absmax.numel()]
+    scales = part.nested_code[part.absmax.int()] * outer + part.offset
+    packed = part.packed.flatten()
+    nibbles = torch.stack((packed >> 4, packed & 15), dim=-1).view(-1, 64)
+    return (part.code[nibbles.int()].double() * scales[:, None].double()).view(part.outputs, part.inputs)
+
+
+def random_nf4(outputs, inputs, tensors):
+    """One matrix whose factors of absmax all differ, so that a wrong index shows."""
+    name = "model.layers.0.mlp.down_proj" if inputs == 11008 else "model.layers.0.mlp.gate_proj"
+    stored = {key.removeprefix(f"{name}.weight"): tensors[key] for key in tensors if key.startswith(f"{name}.weight")}
+    whole = NF4.read(stored, torch.bfloat16)
+    blocks = outputs * inputs // 64
+    factors = torch.rand(-(-blocks // 256), device="cuda") * 0.01 + 0.001
+    return replace(
+        whole, outputs=outputs, inputs=inputs, packed=whole.packed.flatten()[: outputs * inputs // 2],
+        absmax=whole.absmax[:blocks], nested_absmax=factors,
+    )  # fmt: skip
+
+
+def timed(run, repeats=20):
+    """Median microseconds of a graph's replay."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        run()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin()
+        run()
+        graph.capture_end()
+        graph.replay()
+        torch.cuda.synchronize()
+        times = []
+        for _ in range(repeats):
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end) * 1e3)
+    return sorted(times)[len(times) // 2]
+
+
+def check_products(decoder, tensors, rows_list):
+    from qlora_chat.engines.cuda.step import STORE
+
+    for outputs, inputs in ((4096, 4096), (4096, 11008), (22016, 4096)):
+        part = random_nf4(min(outputs, 11008), inputs, tensors)
+        truth = dequantised(part)
+        row_of = torch.tensor(natural(part.outputs), dtype=torch.int32, device="cuda")
+        kinds = {
+            "nf4": pack([part], natural(part.outputs)),
+            "bf16": pack_bf16(truth.bfloat16(), row_of),
+            "int8": pack_int8(truth, row_of),
+        }
+        for kind, packed in kinds.items():
+            unpacked = decoder.unpack(packed).double()
+            error = relative(unpacked, truth)
+            exact = torch.equal(unpacked, truth.float().bfloat16().double()) if kind != "int8" else error < 2e-2
+            say(f"unpack {kind} {part.outputs}x{inputs}", exact, relative=f"{error:.1e}")
+            for rows in rows_list:
+                x = torch.randn(64, inputs, device="cuda").bfloat16()
+                decoder._logits = torch.full((64, part.outputs), float("nan"), device="cuda")
+                decoder.put([Row(r, 5, 0) for r in range(rows)])
+                with torch.cuda.stream(decoder.stream):
+                    decoder._product(Product(packed), rows, STORE, x=x, out=decoder._logits, outputs=part.outputs)
+                torch.cuda.synchronize()
+                expected = x[:rows].double() @ (unpacked if kind == "int8" else truth).T
+                error = relative(decoder._logits[:rows], expected)
+                say(f"product {kind} {part.outputs}x{inputs} rows {rows}", error < 3e-3, relative=f"{error:.1e}")
+
+
+def time_products(decoder, weights, rows_list):
+    from qlora_chat.engines.cuda.step import STORE
+
+    out = torch.zeros(64 * 32000, device="cuda")
+    for rows in rows_list:
+        total = 0.0
+        for name in ("qkv", "attention_out", "gate_up", "mlp_down"):
+            products = [getattr(each, name) for each in weights.layers]
+            x = torch.randn(64, products[0].packed.inputs, device="cuda").bfloat16()
+            decoder.put([Row(r % len(decoder.cache.slots), 5, 0) for r in range(rows)])
+            torch.cuda.synchronize()
+
+            def run(products=products, rows=rows, x=x):
+                for product in products:
+                    decoder._product(product, rows, STORE, x=x, out=out, outputs=product.packed.outputs)
+
+            each = timed(run) / len(products)
+            size = products[0].packed.tiles.numel()
+            total += each
+            say(f"time {name} rows {rows}", us=round(each, 2), gb_s=round(size / each / 1e3))
+        say(f"time layer's products rows {rows}", us=round(total, 1), ms_32_layers=round(total * 32 / 1e3, 3))
+
+
+def check_step(decoder, forward, tensors, rows_list):
+    """Logits of the graph and of the eager bf16 pass, both against float32 arithmetic on the same dequantised weights."""
+    shape = tensors.shape
+    generator = torch.Generator().manual_seed(3)
+    texts = [torch.randint(5, shape.vocabulary, (length,), generator=generator).tolist() for length in (3, 40, 131, 300)]
+    exact_weights = build(InFloat(tensors, torch.float32), shape, torch.device("cuda"), torch.float32)
+    exact_forward = Forward(exact_weights, KVCache(exact_weights, len(texts)))
+    exact = torch.cat([exact_forward([Span(slot, 0, ids)]) for slot, ids in enumerate(texts)])
+    del exact_weights, exact_forward
+    with torch.cuda.stream(decoder.stream):
+        eager = torch.cat([forward([Span(slot, 0, ids)]) for slot, ids in enumerate(texts)])
+    torch.cuda.synchronize()
+
+    def distance(logits, expected):
+        kl = kl_div(logits.log_softmax(-1), expected.log_softmax(-1), log_target=True, reduction="batchmean").item()
+        return relative(logits, expected), kl
+
+    say("eager bf16 against float32", **written(*distance(eager, exact)))
+    for rows in rows_list:
+        count = min(rows, len(texts))
+        decoder.put([Row(slot, len(ids) - 1, ids[-1], True, seed=slot) for slot, ids in enumerate(texts[:count])])
+        decoder._logits.fill_(float("nan"))
+        torch.cuda.synchronize()
+        decoder.finish(decoder.start(rows))
+        torch.cuda.synchronize()
+        logits = decoder.logits[:count]
+        ours, plain = distance(logits, exact[:count]), distance(eager[:count], exact[:count])
+        greedy = [decoder.drawn(row, 0) for row in range(count)] == logits.argmax(-1).tolist()
+        near = ours[0] <= max(2e-2, plain[0]) and ours[1] <= max(1e-4, plain[1])
+        say(f"step rows {rows} against float32", greedy and near, **written(*ours))
+    # the last 40 tokens of the longest text as rows of one step: what a prompt beside others does
+    ids = texts[-1]
+    decoder.put([Row(3, position, ids[position], position == len(ids) - 1) for position in range(len(ids) - 40, len(ids))])
+    torch.cuda.synchronize()
+    decoder.finish(decoder.start(40))
+    torch.cuda.synchronize()
+    ours, plain = distance(decoder.logits[39:40], exact[3:4]), distance(eager[3:4], exact[3:4])
+    say("prompt's tokens as rows", ours[0] <= max(2e-2, plain[0]), **written(*ours))
+
+
+def check_sampling(decoder, shape):
+    """Frequencies of 64 x 100 draws against the distribution that engines/sampling.py defines."""
+    from qlora_chat.engines.sampling import kept_candidates
+    from qlora_chat.settings import Sampling
+
+    for temperature, top_k, top_p in ((0.7, 40, 0.9), (1.0, 0, 0.8), (1.3, 5, 1.0), (0.7, 0, 1.0), (0.5, 3, 0.0)):
+        torch.manual_seed(1)
+        logits = torch.randn(shape.vocabulary, device="cuda") * 4
+        decoder._logits[:] = logits
+        kept = kept_candidates((logits / temperature)[None], [Sampling(temperature, top_p, top_k)], shape.vocabulary)
+        expected = torch.zeros(shape.vocabulary, device="cuda")
+        expected[kept.tokens[0]] = kept.logits[0].softmax(-1)
+        counts = torch.zeros(shape.vocabulary)
+        begin = time.perf_counter()
+        for trial in range(100):
+            rows = [Row(0, 5, 0, True, trial, temperature, top_p, top_k, 1.0, seed=row * 77 + 5) for row in range(64)]
+            decoder.put(rows)
+            with torch.cuda.stream(decoder.stream):
+                decoder._choose(64)
+            torch.cuda.synchronize()
+            for row in range(64):
+                counts[decoder.drawn(row, trial)] += 1
+        observed = counts.cuda() / counts.sum()
+        distance = (observed - expected).abs().sum().item() / 2
+        support = int((expected > 0).sum())
+        outside = int(((expected == 0) & (observed > 0)).sum())
+        allowed = 0.5 * (support / 6400) ** 0.5 + 0.02
+        say(
+            f"sampling T{temperature} k{top_k} p{top_p}",
+            outside == 0 and distance < allowed,
+            distance=round(distance, 4),
+            support=support,
+            outside=outside,
+            seconds=round(time.perf_counter() - begin, 2),
+        )
+    decoder._logits[0, 77] = float("nan")
+    decoder.put([Row(0, 5, 0, True)])
+    with torch.cuda.stream(decoder.stream):
+        decoder._choose(1)
+    torch.cuda.synchronize()
+    say("a row that is not a number", decoder.drawn(0, 0) == -1)
+
+
+def time_steps(decoder, rows_list, window, length):
+    for rows in rows_list:
+        slots = len(decoder.cache.slots)
+        decoder.put([Row(r % slots, length + r % 7, 5 + r, True, 0, 0.7, 0.9, 40, 1.1, r) for r in range(rows)])
+        decoder.finish(decoder.start(rows))
+        torch.cuda.synchronize()
+        steps, begin = 50, time.perf_counter()
+        for _ in range(steps):
+            number = decoder.start(rows)
+        decoder.finish(number)
+        each = (time.perf_counter() - begin) / steps * 1e3
+        say(f"time step rows {rows} at {length}", ms=round(each, 3), tokens_s=round(rows / each * 1e3))
+
+
+def time_copy(device):
+    source = torch.randn(2**29, device=device)
+    target = torch.empty_like(source)
+    copy = timed(lambda: torch.add(source, 0, out=target))
+    say("copy", gb_s=round(2 * 2**31 / copy / 1e3))
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--slots", type=int, default=32)
+    parser.add_argument("--rows", default="1,2,4,8,16,32,64")
+    parser.add_argument("--skip-checks", action="store_true")
+    parser.add_argument("--window", type=int, default=2048)
+    chosen = parser.parse_args()
+    rows_list = [int(each) for each in chosen.rows.split(",")]
+    assert set(rows_list) <= set(BUCKETS)
+    device = torch.device("cuda")
+    begin = time.perf_counter()
+    tensors = RandomTensors(config_of("7b", chosen.layers), "nf4", device)
+    weights = build(tensors, tensors.shape, device)
+    torch.cuda.synchronize()
+    made = time.perf_counter()
+    packed = packed_weights(weights)
+    torch.cuda.synchronize()
+    packed_at = time.perf_counter()
+    cache = KVCache(weights, chosen.slots)
+    decoder = Decoder(packed, cache, None)
+    torch.cuda.synchronize()
+    ready = time.perf_counter()
+    decoder.put([Row(0, 0, 1, True)])
+    decoder.finish(decoder.start(1))
+    first = time.perf_counter()
+    say(
+        "start",
+        make_s=round(made - begin, 2),
+        pack_s=round(packed_at - made, 2),
+        compile_s=round(ready - packed_at, 2),
+        capture_s=round(first - ready, 2),
+        arch=driver.architecture(),
+        card=torch.cuda.get_device_name(),
+        weights_gib=round(tile_bytes(packed) / 2**30, 3),
+        allocated_gib=round(torch.cuda.memory_allocated() / 2**30, 3),
+    )
+    forward = Forward(eager_weights(packed, decoder.unpack), cache)
+    if not chosen.skip_checks:
+        check_step(decoder, forward, tensors, rows_list)
+        check_sampling(decoder, tensors.shape)
+        logits = decoder._logits
+        if chosen.layers < 8:
+            check_products(decoder, tensors, rows_list)
+        decoder._logits = logits
+    time_copy(device)
+    time_products(decoder, packed, [1, 8, 32])
+    time_steps(decoder, rows_list, chosen.window, 200)
+    time_steps(decoder, [1, 8], chosen.window, 1900)
+    for length in (128, 512, 2048):
+        ids = torch.randint(5, 32000, (length,)).tolist()
+        with torch.cuda.stream(decoder.stream), torch.inference_mode():
+            forward([Span(0, 0, ids)])
+            torch.cuda.synchronize()
+            times = []
+            for _ in range(5):
+                begin = time.perf_counter()
+                forward([Span(0, 0, ids)])
+                torch.cuda.synchronize()
+                times.append((time.perf_counter() - begin) * 1e3)
+        say(f"time prompt of {length}", ms=round(sorted(times)[2], 2))
+    say("memory", peak_gib=round(torch.cuda.max_memory_allocated() / 2**30, 3))
+    print("FAILED" if failures else "ALL CHECKS PASSED", failures)
+    sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""The CUDA path of the in-process engine: weights in tiles, a decode step that is one graph, sampling on the device.
+
+Scope: opening it. Anything that it cannot hold or compile raises CannotPack or KernelError, before the weights it was given
+are touched, and the engine goes on with the eager pass.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qlora_chat.engines.cache import KVCache
+    from qlora_chat.engines.cuda.scheduler import CudaScheduler
+    from qlora_chat.models.weights import LlamaWeights
+
+
+def open_cuda(weights: LlamaWeights, slots: int | None, cache_folder: Path | None) -> tuple[CudaScheduler, KVCache]:
+    """Pack the weights (they cannot be used for anything else afterwards), make a cache for `slots` chats, or as many as
+    fit, and the scheduler over both. CannotPack or KernelError if this model or card is not for it."""
+    import torch
+
+    from qlora_chat.engines.cache import KVCache, fitting_slots
+    from qlora_chat.engines.cuda.scheduler import CudaScheduler
+    from qlora_chat.engines.cuda.step import Decoder, try_kernels
+    from qlora_chat.engines.cuda.weights import eager_weights, packed_weights
+    from qlora_chat.engines.llama import Forward, Span
+
+    try_kernels(cache_folder)
+    packed = packed_weights(weights)
+    cache = KVCache(weights, slots or fitting_slots(weights))
+    decoder = Decoder(packed, cache, cache_folder)
+    forward = Forward(eager_weights(packed, decoder.unpack), cache)
+
+    def read(span: Span) -> None:
+        with torch.cuda.stream(decoder.stream):
+            forward([span])
+
+    return CudaScheduler(decoder, read, cache), cache

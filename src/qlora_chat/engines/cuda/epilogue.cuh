@@ -1,0 +1,64 @@
+// What is done with a product's outputs r and r + 8 of a tile, for whoever computed them: `Product` is any struct with these fields.
+
+// What follows the product.
+#define ROTATE_AND_CACHE 0  // queries and keys turned by their position; keys and values into the cache
+#define ADD_TO_RESIDUAL 1   // and the next norm's weight applied, sums of squares kept
+#define SILU_TIMES_UP 2
+#define STORE 3
+
+// Queries and keys turned by their position (RoFormer, Su 2021; halves of a head as pairs); each to where it belongs.
+template <class Product> __device__ __forceinline__ void store_rotated(const Product& p, int tile, int r, int column, float v0, float v1) {
+  const int position = p.rows.positions[column], slot = p.rows.slots[column], half = p.head_dim / 2;
+  const int tiles_a_head = p.head_dim / 16, head = tile / tiles_a_head, within = tile % tiles_a_head;
+  const bool is_value = head >= p.heads + p.kv_heads;
+  const int d = is_value ? within * 16 + r : within * 8 + r, apart = is_value ? 8 : half;  // of the pair, in the head
+  if (!is_value) {
+    const float2 turn = p.turns[(size_t)position * half + d];
+    const float first = v0 * turn.x - v1 * turn.y;
+    v1 = v1 * turn.x + v0 * turn.y;
+    v0 = first;
+  }
+  const int kv_head = head - p.heads - (is_value ? p.kv_heads : 0);
+  if (head < p.heads || p.fresh) {
+    float* out = head < p.heads ? p.out + ((size_t)column * p.heads + head) * p.head_dim
+                                : p.fresh + ((size_t)column * 2 * p.kv_heads + head - p.heads) * p.head_dim;
+    out[d] = v0;
+    out[d + apart] = v1;
+    return;
+  }
+  u16* cache = (is_value ? p.values : p.keys) + (((size_t)slot * p.kv_heads + kv_head) * p.window + position) * p.head_dim;
+  cache[d] = float_to_bf16(v0);
+  cache[d + apart] = float_to_bf16(v1);
+}
+
+// One pair of outputs of one row. Returns the residual's squares.
+template <class Product> __device__ __forceinline__ float finish(const Product& p, int tile, int r, int column, float v0, float v1, float scale) {
+  v0 *= scale;
+  v1 *= scale;
+  if (p.bias) {
+    v0 += p.bias[tile * 16 + r];
+    v1 += p.bias[tile * 16 + r + 8];
+  }
+  if (p.epilogue == ROTATE_AND_CACHE) {
+    store_rotated(p, tile, r, column, v0, v1);
+    return 0.0f;
+  }
+  if (p.epilogue == SILU_TIMES_UP) {
+    p.x_out[(size_t)column * p.outputs + tile * 8 + r] = float_to_bf16(v0 / (1.0f + __expf(-v0)) * v1);
+    return 0.0f;
+  }
+  const int n = tile * 16 + r;
+  float* out = (p.epilogue == STORE ? p.out : p.residual) + (size_t)column * p.outputs;
+  if (p.epilogue == STORE) {
+    if (n < p.outputs) out[n] = v0;
+    if (n + 8 < p.outputs) out[n + 8] = v1;
+    return 0.0f;
+  }
+  const float h0 = out[n] + v0, h1 = out[n + 8] + v1;
+  out[n] = h0;
+  out[n + 8] = h1;
+  u16* x = p.x_out + (size_t)column * p.outputs;
+  x[n] = float_to_bf16(h0 * bf16_to_float(p.norm[n]));
+  x[n + 8] = float_to_bf16(h1 * bf16_to_float(p.norm[n + 8]));
+  return h0 * h0 + h1 * h1;
+}

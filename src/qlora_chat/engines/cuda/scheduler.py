@@ -1,0 +1,200 @@
+"""The scheduler of the CUDA path: the same requests, moved on by graphs that are started ahead of their results.
+
+Scope: which rows a step has, when the next step may be started before this one's tokens are known, and how prompts are
+read. While the same chats answer with the same settings, a step takes its tokens from the step before on the device, and
+the host hands out one step's tokens while the next one runs. Single-threaded, as engines/scheduler.py is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from qlora_chat.engines import EngineError
+from qlora_chat.engines.cache import KVCache
+from qlora_chat.engines.chats import Chats
+from qlora_chat.engines.cuda.step import MOST_ROWS, Decoder, Row
+from qlora_chat.engines.llama import Span
+from qlora_chat.engines.request import Request
+from qlora_chat.settings import Sampling
+
+READ_ALONE = 1024
+"""Prompt tokens read at once when nobody waits for a next token."""
+AS_ROWS = 64
+"""A prompt of so few tokens goes through the graph of the decode step: unpacking the weights for it would take longer."""
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A row of a started step that will give its chat a token."""
+
+    request: Request
+    row: int
+    count: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class _Started:
+    """A step whose tokens have not been handed out."""
+
+    number: int
+    asked: Sequence[_Asked]
+
+
+class CudaScheduler:
+    """Moves every request on by one step."""
+
+    def __init__(self, decoder: Decoder, read: Callable[[Span], object], cache: KVCache) -> None:
+        """`read` is the eager pass over the same weights and cache, in the order of the steps."""
+        self.decoder = decoder
+        self.chats = Chats(cache)
+        self._read = read
+        self._started: deque[_Started] = deque()
+        self._rows: list[_Asked] = []
+        """Of the steps that are under way, and that the device goes on from by itself."""
+        self.forwards = 0
+        """Steps and passes over prompts so far."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return self.chats.idle and not self._started
+
+    def submit(self, request: Request) -> None:
+        """Let a request in at the next step; the one thing that other threads may call."""
+        self.chats.submit(request)
+
+    def step(self) -> None:
+        """Drop the cancelled, admit the waiting, start a step, hand out the tokens of the one before."""
+        self.chats.drop_cancelled()
+        for request in self.chats.admit():
+            assert request.slot is not None
+            self.decoder.see(request.slot.index, request.ids)
+        reading = [request for request in self.chats.running if request.pending > 1]
+        if self._started and (reading or not self._goes_on()):
+            self._hand_out(self._started.popleft())  # those who leave or change are known only now
+            return
+        if not self.chats.running:
+            return
+        if reading:
+            self._read_prompts(reading)
+            return
+        if not self._started:
+            self._put(self.chats.running)
+        self._start()
+        if len(self._started) > 1:
+            self._hand_out(self._started.popleft())
+
+    def cancel_all(self) -> None:
+        """End every answer here: nobody is left waiting for a piece that will not come."""
+        self.chats.cancel_all()
+
+    def fail_all(self, problem: BaseException) -> None:
+        """Something is wrong with the engine itself: everyone who runs hears of it, and those who wait go on."""
+        self._started.clear()
+        self.chats.fail_all(problem)
+
+    def _forward(self, spans: Sequence[Span]) -> Tensor:
+        """Logits after the last token of each span, (R, V) float32, by the graph: for checks, where nothing is generated."""
+        for span in spans:
+            if len(span.ids) > 1:
+                self._read(Span(span.slot, span.start, span.ids[:-1], logits=0))
+        self.decoder.put([Row(span.slot, span.start + len(span.ids) - 1, span.ids[-1]) for span in spans])
+        self.decoder.finish(self.decoder.start(len(spans)))
+        return self.decoder.logits[: len(spans)]
+
+    def _goes_on(self) -> bool:
+        """Whether the rows on the device are those of the chats that now run, with the settings they now have."""
+        running = self.chats.running
+        return len(running) == len(self._rows) and all(
+            each.request is request and each.sampling is request.sampling
+            for each, request in zip(self._rows, running, strict=True)
+        )
+
+    def _put(self, requests: Sequence[Request]) -> None:
+        self._rows = [_Asked(request, row, request.generated, request.sampling) for row, request in enumerate(requests)]
+        self.decoder.put([_newest(request) for request in requests])
+
+    def _start(self) -> None:
+        ahead = len(self._started)
+        number = self.decoder.start(len(self._rows))
+        self.forwards += 1
+        asked = [_Asked(each.request, each.row, each.request.generated + ahead, each.sampling) for each in self._rows]
+        self._started.append(_Started(number, asked))
+
+    def _read_prompts(self, reading: Sequence[Request]) -> None:
+        """All but a prompt's last token, which goes with the decode steps and chooses the first token of the answer."""
+        decoding = [request for request in self.chats.running if request.pending == 1]
+        first = reading[0]
+        if not decoding and first.pending - 1 > AS_ROWS:
+            start = len(_cached(first))
+            span = Span(_slot(first), start, first.ids[start : min(start + READ_ALONE, len(first.ids) - 1)], logits=0)
+            self._read(span)
+            self.forwards += 1
+            _cached(first).extend(span.ids)
+            return
+        self._read_as_rows(decoding, reading)
+
+    def _read_as_rows(self, decoding: Sequence[Request], reading: Sequence[Request]) -> None:
+        """A step that has rows of prompts beside those of the chats that answer, about twice as long at the most."""
+        most = MOST_ROWS if not decoding else min(MOST_ROWS, max(32, 2 * len(decoding)))
+        rows, room = [_newest(request) for request in decoding], most - len(decoding)
+        parts: list[tuple[Request, int]] = []
+        for request in reading:
+            taken = min(request.pending - 1, room)
+            start = len(_cached(request))
+            rows += [Row(_slot(request), at, request.ids[at]) for at in range(start, start + taken)]
+            parts.append((request, taken))
+            room -= taken
+        self._rows = []
+        self.decoder.put(rows)
+        number = self.decoder.start(len(rows))
+        self.forwards += 1
+        for request, taken in parts:
+            start = len(_cached(request))
+            _cached(request).extend(request.ids[start : start + taken])
+        asked = [_Asked(request, row, request.generated, request.sampling) for row, request in enumerate(decoding)]
+        self._hand_out(_Started(number, asked))
+
+    def _hand_out(self, step: _Started) -> None:
+        self.decoder.finish(step.number)
+        for each in step.asked:
+            request = each.request
+            if request.cancelled or request not in self.chats.running or request.sampling is not each.sampling:
+                continue  # its token was chosen for settings, or an answer, that are no more
+            if request.generated != each.count:
+                continue  # a token before it was not taken
+            _cached(request).append(request.ids[len(_cached(request))])
+            self._accept(request, self.decoder.drawn(each.row, each.count))
+
+    def _accept(self, request: Request, token: int) -> None:
+        try:
+            if token < 0:
+                raise EngineError("the model's output is not a number: its weights or its adapter are damaged")
+            if request.accept(token):
+                self.chats.leave(request)
+        except Exception as problem:
+            self.chats.fail(request, problem)
+
+
+def _newest(request: Request) -> Row:
+    """The row that chooses a chat's next token."""
+    sampling = request.sampling
+    return Row(
+        _slot(request), len(request.ids) - 1, request.ids[-1], True, request.generated, sampling.temperature, sampling.top_p,
+        sampling.top_k, sampling.repetition_penalty, request.seed,
+    )  # fmt: skip
+
+
+def _slot(request: Request) -> int:
+    assert request.slot is not None, "a running request has a slot"
+    return request.slot.index
+
+
+def _cached(request: Request) -> list[int]:
+    assert request.slot is not None, "a running request has a slot"
+    return request.slot.ids

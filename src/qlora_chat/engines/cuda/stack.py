@@ -1,0 +1,102 @@
+"""All decoder layers of a narrow step in one kernel: for whom, with which parts of shared memory, with what arguments.
+
+Scope: layers.cu's geometry and arguments. The order of a step's kernels is step.py's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from qlora_chat.engines.cache import KVCache
+from qlora_chat.engines.cuda.driver import address
+from qlora_chat.engines.cuda.structures import RowsArguments, layers_arguments
+from qlora_chat.engines.cuda.weights import CudaWeights, divided
+
+MOST_ROWS = 4
+"""Beyond these, what the rows take of shared memory leaves too little for the ring."""
+MOST_LAYERS = 40
+"""Their addresses are the kernel's arguments, which may have 4 KiB."""
+WARPS, PAIR_BYTES, HEAD_DIM = 16, 1056, 128
+LEAST_STAGES, MOST_STAGES = 3, 7
+
+
+@dataclass(frozen=True)
+class Stack:
+    """How layers.cu is compiled and launched for a number of rows."""
+
+    rows: int
+    layers: int
+    stages: int
+    wide: bool
+    slice_blocks: int
+    """Most blocks of inputs that one warp has."""
+    shared_bytes: int
+
+    @property
+    def defines(self) -> tuple[tuple[str, int], ...]:
+        """What layers.cu is compiled for."""
+        return ("LAYERS", self.layers), ("ROWS", self.rows), ("STAGES", self.stages), ("WIDE", int(self.wide))
+
+
+def stack_for(weights: CudaWeights, cache: KVCache, rows: int, processors: int, limit: int) -> Stack | None:
+    """None where the layers, the rows or the card are not for this kernel, and one kernel a product does it."""
+    shape = weights.shape
+    products = [product for layer in weights.layers for product in layer.products]
+    fits = (
+        rows <= MOST_ROWS
+        and shape.layers <= MOST_LAYERS
+        and (shape.head_dim, shape.kv_heads) == (HEAD_DIM, shape.heads)
+        and cache.scales is None
+        and all(each.packed.kind == "nf4" and each.packed.paired and each.low_rank is None for each in products)
+        and all(each.packed.row_tiles >= processors for each in products)
+    )
+    if not fits:
+        return None
+    slice_blocks = max(divided(each.packed.blocks // 2, WARPS) for each in products) * 2
+    for wide, least in ((True, 5), (False, LEAST_STAGES)):
+        for stages in range(MOST_STAGES, least - 1, -1):
+            size = _shared_bytes(rows, stages, wide, slice_blocks)
+            if size <= limit:
+                return Stack(rows, shape.layers, stages, wide, slice_blocks, size)
+    return None
+
+
+def _shared_bytes(rows: int, stages: int, wide: bool, slice_blocks: int) -> int:
+    table, sums = 65_536 if wide else 32_768, 2 * WARPS * 16 * 8 * 4
+    return table + 1024 + WARPS * stages * PAIR_BYTES + sums + 8 * 4 + 32 + 16 + WARPS * slice_blocks * 128 * rows
+
+
+def stack_arguments(
+    stack: Stack, weights: CudaWeights, cache: KVCache, buffers: dict[str, torch.Tensor], rows: RowsArguments, processors: int
+) -> ctypes.Structure:
+    """The kernel's arguments; `buffers` are those of the fields that have their names."""
+    shape, layers = weights.shape, weights.layers
+    made = layers_arguments(stack.layers)()
+    products = [product.packed for layer in layers for product in layer.products]
+    _set(made.tiles, [each.tiles for each in products])
+    _set(made.nested, [each.nested for each in products])
+    _set(made.biases, [layer.qkv.packed.bias for layer in layers])
+    following = [*(layer.attention_norm for layer in layers[1:]), weights.norm]
+    _set(made.norms, [norm for layer, after in zip(layers, following, strict=True) for norm in (layer.mlp_norm, after)])
+    made.code, made.keys, made.values = address(products[0].code), address(cache.keys), address(cache.values)
+    for name, buffer in buffers.items():
+        setattr(made, name, address(buffer))
+    made.rows = rows
+    made.layer_elements = cache.keys[0].numel()
+    made.row_tiles[:] = [each.row_tiles for each in products[:4]]
+    made.k_blocks[:] = [each.blocks for each in products[:4]]
+    made.count, made.heads, made.window = stack.rows, shape.heads, shape.window
+    made.hidden, made.feed_forward = shape.hidden, weights.feed_forward
+    made.splits = max(1, min(16, processors // (shape.heads * stack.rows)))
+    made.first_squares, made.most_rows, made.slice_blocks = 1, buffers["squares"].shape[1], stack.slice_blocks
+    made.eps, made.inverse_hidden = shape.norm_eps, 1.0 / shape.hidden
+    made.softmax_scale = 1.4426950408889634 / HEAD_DIM**0.5
+    return made
+
+
+def _set(array: ctypes.Array[ctypes.c_void_p], tensors: Sequence[torch.Tensor | None]) -> None:
+    array[:] = [address(each) for each in tensors]  # type: ignore[assignment]

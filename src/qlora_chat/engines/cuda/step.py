@@ -1,0 +1,469 @@
+"""A decode step as one CUDA graph: tokens in, next tokens out, everything between on the device.
+
+Scope: buffers, the order of the kernels, graphs of 1 to 64 rows. A row is one token of one chat: a chat's newest (which is
+`ready` to choose the next) or one of a prompt that is being read. Sampling is part of the graph, so that a step needs
+nothing from the host but to be started. Knows no requests and no text.
+
+Shapes: R rows, H hidden, F feed-forward, V vocabulary, Q and K query and key-value heads, D head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qlora_chat.engines.cache import KVCache
+from qlora_chat.engines.cuda import driver
+from qlora_chat.engines.cuda.driver import Kernel, address
+from qlora_chat.engines.cuda.packing import KINDS, ROWS, Packed
+from qlora_chat.engines.cuda.stack import Stack, stack_arguments, stack_for
+from qlora_chat.engines.cuda.structures import (
+    ADD_TO_RESIDUAL,
+    ROTATE_AND_CACHE,
+    SILU_TIMES_UP,
+    STORE,
+    AttendArguments,
+    ChooseArguments,
+    EmbedArguments,
+    ProductArguments,
+    RowsArguments,
+    StoreKVArguments,
+    UnpackArguments,
+)
+from qlora_chat.engines.cuda.weights import CudaLayer, CudaWeights, Product, divided
+
+BUCKETS = (1, 2, 4, 8, 16, 32, 64)
+"""Rows of a graph; a step with fewer runs with padding."""
+MOST_ROWS = BUCKETS[-1]
+MOST_PARTIALS = 256
+"""As in common.cuh."""
+RING = 64
+"""Tokens of a row that the host may be behind."""
+WARPS, MOST_SPLITS = 16, 16
+TILE_BYTES = {"nf4": 528, "bf16": 1024, "int8": 1024}
+Defines = tuple[tuple[str, int], ...]
+FIELDS = ("slots", "positions", "tokens", "counts", "ready", "top_ks", "adapters", "temperatures", "top_ps", "penalties")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One token that goes through the model in a step."""
+
+    slot: int
+    position: int
+    token: int
+    ready: bool = False
+    """Choose the next token from its logits."""
+    count: int = 0
+    """Tokens drawn so far by its chat: the number of the draw."""
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    penalty: float = 1.0
+    seed: int = 0
+    adapter: int = -1
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a product is cut for a number of rows and this card's shared memory."""
+
+    columns: int
+    """Groups of 8 rows."""
+    tiles: int
+    """Row tiles that a block works on at once."""
+    x_shared: bool
+    """The rows are kept in shared memory, since they are read once for every tile."""
+    stages: int
+    """What each warp has on its way, and one more."""
+    shared_bytes: int
+
+    @staticmethod
+    def of(packed: Packed, rows: int, limit: int) -> Geometry:
+        """The first that fits in `limit` bytes of shared memory a block. KernelError if none does."""
+        columns = max(1, rows // 8)
+        least, most = (3, 6) if packed.paired else (4, 10)
+        tries: list[tuple[int, bool]] = []
+        if columns == 1:
+            tries = [(1, True)]
+        tries += [(2, False)] if columns <= 4 else []
+        tries += [(1, False)]
+        for tiles, x_shared in tries:
+            for stages in range(most, least - 1, -1):
+                size = _shared_bytes(packed, rows, columns, tiles, x_shared, stages)
+                if limit // 2 - 1024 < size <= limit or (size <= limit and stages == most):
+                    return Geometry(columns, tiles, x_shared, stages, size)
+        for stages in range(least - 1, 1, -1):
+            size = _shared_bytes(packed, rows, columns, 1, False, stages)
+            if size <= limit:
+                return Geometry(columns, 1, False, stages, size)
+        raise driver.KernelError(f"{limit:,} bytes of shared memory a block are too few for a product of {rows} rows")
+
+    def defines(self, packed: Packed, *, lora: bool) -> tuple[tuple[str, int], ...]:
+        """What product.cu is compiled for."""
+        return (
+            ("CT", self.columns), ("LORA", int(lora)), ("PAIRED", int(packed.paired)), ("RT", self.tiles),
+            ("STAGES", self.stages), ("WEIGHTS", KINDS[packed.kind]), ("X_SHARED", int(self.x_shared)),
+        )  # fmt: skip
+
+
+def _shared_bytes(packed: Packed, rows: int, columns: int, tiles: int, x_shared: bool, stages: int) -> int:
+    table = 32_768 + 1024 if packed.kind == "nf4" else 0
+    ring = WARPS * stages * tiles * TILE_BYTES[packed.kind] * (2 if packed.paired else 1)
+    stride = columns * 8 + (8 if columns > 1 else 0)
+    sums = WARPS * tiles * ROWS * stride * 4 * (2 if columns == 1 else 1)
+    return table + ring + sums + columns * 8 * 4 + 32 + (rows * packed.inputs * 2 if x_shared else 0)
+
+
+@dataclass(frozen=True)
+class _Unpacking:
+    """A launch of `unpack` for one matrix, made once: a prompt meets every matrix of the model."""
+
+    packed: Packed
+    kernel: Kernel
+    grid: tuple[int, int, int]
+    arguments: UnpackArguments
+    out: Tensor
+
+
+class Decoder:
+    """Runs rows through the weights, writing keys and values into the cache and choosing tokens."""
+
+    def __init__(self, weights: CudaWeights, cache: KVCache, cache_folder: Path | None) -> None:
+        """Compile what one to eight rows need; the rest is compiled when it is first asked for. KernelError says why not."""
+        self.weights, self.cache = weights, cache
+        self._kernel_folder = cache_folder / "kernels" if cache_folder else None
+        self._codes: dict[tuple[str, Defines], bytes] = {}
+        self._device = weights.embeddings.device
+        properties = torch.cuda.get_device_properties(self._device)
+        self._processors = properties.multi_processor_count
+        self._shared_limit = properties.shared_memory_per_block_optin
+        self._early = properties.major >= 9
+        self._kernels: dict[tuple[str, str, Defines], Kernel] = {}
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._stream = torch.cuda.Stream(self._device)
+        self._events = [torch.cuda.Event() for _ in range(RING)]
+        self._steps = 0
+        self._make_buffers()
+        self._compile(1)
+
+    # --- rows ----------------------------------------------------------------------------------------------------------
+
+    def put(self, rows: Sequence[Row]) -> None:
+        """What the following steps work on; the device goes on from there by itself, a token a step."""
+        columns = np.zeros((len(FIELDS), MOST_ROWS), dtype=np.int32)
+        columns[0] = -1
+        seeds = np.zeros(MOST_ROWS, dtype=np.uint64)
+        for at, row in enumerate(rows):
+            columns[:7, at] = row.slot, row.position, row.token, row.count, row.ready, row.top_k, row.adapter
+            columns[7:, at] = np.array((row.temperature, row.top_p, row.penalty), dtype=np.float32).view(np.int32)
+            seeds[at] = row.seed
+        packed = torch.from_numpy(np.concatenate((columns.ravel(), seeds.view(np.int32)))).pin_memory()
+        with torch.cuda.stream(self._stream):
+            self._rows.copy_(packed, non_blocking=True)
+
+    def see(self, slot: int, tokens: Sequence[int]) -> None:
+        """The tokens, and only these, count as seen for the repetition penalty of the chat in a slot."""
+        seen = np.zeros(self._seen.shape[1] * 32, dtype=np.uint8)
+        seen[np.asarray(tokens, dtype=np.int64)] = 1
+        words = torch.from_numpy(np.packbits(seen, bitorder="little").view(np.int32)).pin_memory()
+        with torch.cuda.stream(self._stream):
+            self._seen[slot].copy_(words, non_blocking=True)
+
+    def start(self, count: int) -> int:
+        """Begin a step over the first `count` rows; the number to give to `finish`."""
+        bucket = next(each for each in BUCKETS if each >= count)
+        graph = self._graphs.get(bucket) or self._capture(bucket)
+        with torch.cuda.stream(self._stream):
+            graph.replay()
+        number = self._steps
+        self._events[number % RING].record(self._stream)
+        self._steps += 1
+        return number
+
+    def finish(self, number: int) -> None:
+        """Wait until a step has ended."""
+        self._events[number % RING].synchronize()
+
+    def drawn(self, row: int, count: int) -> int:
+        """The token that a finished step chose for a row as its chat's draw number `count`; -1: logits are not finite."""
+        return int(self._drawn_array[row, count % RING])
+
+    @property
+    def logits(self) -> Tensor:
+        """(64, V) float32: of the step that ended last."""
+        return self._logits
+
+    @property
+    def stream(self) -> torch.cuda.Stream:
+        """On which steps run; a prompt must be read on it, too."""
+        return self._stream
+
+    def unpack(self, packed: Packed) -> Tensor:
+        """(N, K) bf16 in the checkpoint's order, in a workspace that the next call overwrites."""
+        known = self._unpackings.get(packed.tiles.data_ptr())
+        if known is None:
+            known = self._unpackings[packed.tiles.data_ptr()] = self._unpacking(packed)
+        known.kernel(known.grid, 256, known.arguments)
+        return known.out
+
+    def _unpacking(self, packed: Packed) -> _Unpacking:
+        size = packed.outputs * packed.inputs
+        if self._workspace.numel() < size:
+            self._workspace = torch.empty(size, dtype=torch.bfloat16, device=self._device)
+            self._unpackings.clear()
+        out = self._workspace[:size].view(packed.outputs, packed.inputs)
+        arguments = UnpackArguments(
+            tiles=address(packed.tiles), nested=address(packed.nested), code=address(packed.code),
+            row_scales=address(packed.row_scales), row_of=address(packed.row_of), out=address(out),
+            row_tiles=packed.row_tiles, k_blocks=packed.blocks,
+        )  # fmt: skip
+        geometry = Geometry.of(packed, 1, self._shared_limit)
+        kernel = self._kernel("product.cu", "unpack", geometry.defines(packed, lora=False))
+        return _Unpacking(packed, kernel, (divided(packed.row_tiles * packed.blocks, 8), 1, 1), arguments, out)
+
+    # --- buffers and kernels -------------------------------------------------------------------------------------------
+
+    def _make_buffers(self) -> None:
+        shape, device = self.weights.shape, self._device
+
+        def floats(*size: int) -> Tensor:
+            return torch.zeros(size, device=device)
+
+        def halves(*size: int) -> Tensor:
+            return torch.zeros(size, dtype=torch.bfloat16, device=device)
+
+        width = shape.heads * shape.head_dim
+        self._residual, self._x = floats(MOST_ROWS, shape.hidden), halves(MOST_ROWS, shape.hidden)
+        self._queries, self._attended = floats(MOST_ROWS, width), halves(MOST_ROWS, width)
+        self._fresh = floats(MOST_ROWS, 2 * shape.kv_heads * shape.head_dim) if self.cache.scales is not None else None
+        self._activated = halves(MOST_ROWS, self.weights.feed_forward)
+        self._squares = floats(2, MOST_ROWS, MOST_PARTIALS)
+        self._logits = floats(MOST_ROWS, shape.vocabulary)
+        self._partials = floats(MOST_ROWS * shape.heads * MOST_SPLITS * (shape.head_dim + 2))
+        self._arrived = torch.zeros(MOST_ROWS, shape.kv_heads, dtype=torch.int32, device=device)
+        self._rows = torch.zeros((len(FIELDS) + 2) * MOST_ROWS, dtype=torch.int32, device=device)
+        self._seen = torch.zeros(len(self.cache.slots), divided(shape.vocabulary, 32), dtype=torch.int32, device=device)
+        self._drawn = torch.zeros(MOST_ROWS, RING, dtype=torch.int32).pin_memory()
+        self._drawn_array = self._drawn.numpy()
+        angles = torch.outer(torch.arange(shape.window).float(), shape.rope_frequencies())
+        self._turns = torch.stack((angles.cos(), angles.sin()), dim=-1).to(device).contiguous()  # (W, D / 2, 2)
+        products = self.weights.layers[0].products
+        self._workspace = halves(max(each.packed.outputs * each.packed.inputs for each in products))
+        self._unpackings: dict[int, _Unpacking] = {}
+        self._lora_out = floats(MOST_ROWS, 3 * self.weights.rank) if self.weights.rank else None
+        self._lora_arrived = torch.zeros(4 * shape.layers, dtype=torch.int32, device=device)
+
+    def _field(self, name: str) -> int:
+        at = len(FIELDS) if name == "seeds" else FIELDS.index(name)
+        return self._rows.data_ptr() + at * MOST_ROWS * 4
+
+    def _compile(self, rows: int) -> None:
+        """All kernels of a step, side by side: NVRTC leaves the interpreter alone."""
+        wanted = self._wanted(rows)
+        if not wanted:
+            return
+        with ThreadPoolExecutor(len(wanted)) as pool:
+            list(pool.map(self._machine_code, wanted))
+        for key in wanted:
+            self._kernels[key] = Kernel(
+                self._machine_code(key), key[1], self._shared_limit if key[1] in ("product", "layers") else 0
+            )
+
+    def _machine_code(self, key: tuple[str, str, Defines]) -> bytes:
+        source, _, defines = key
+        if (source, defines) not in self._codes:
+            self._codes[source, defines] = driver.compiled(source, dict(defines), driver.architecture(), self._kernel_folder)
+        return self._codes[source, defines]
+
+    def _wanted(self, rows: int) -> list[tuple[str, str, Defines]]:
+        found: dict[tuple[str, str, Defines], None] = {}
+        stack = self._stack(rows)
+        if stack is not None:
+            found["layers.cu", "layers", stack.defines] = None
+        for product in (*(self.weights.layers[0].products if stack is None else ()), self.weights.head):
+            geometry = Geometry.of(product.packed, rows, self._shared_limit)
+            found["product.cu", "product", geometry.defines(product.packed, lora=product.low_rank is not None)] = None
+        if rows == 1:
+            for name in ("attend", "store_kv"):
+                found["attend.cu", name, self._attend_defines()] = None
+            for name in ("embed", "choose"):
+                found["choose.cu", name, self._choose_defines()] = None
+        return [key for key in found if key not in self._kernels]
+
+    def _kernel(self, source: str, name: str, defines: Defines) -> Kernel:
+        key = (source, name, defines)
+        if key not in self._kernels:
+            self._kernels[key] = Kernel(
+                self._machine_code(key), name, self._shared_limit if name in ("product", "layers") else 0
+            )
+        return self._kernels[key]
+
+    def _attend_defines(self) -> Defines:
+        shape = self.weights.shape
+        group = shape.heads // shape.kv_heads
+        return ("GROUP", group), ("HEAD_DIM", shape.head_dim), ("KV8", int(self.cache.scales is not None))
+
+    def _choose_defines(self) -> Defines:
+        return (("VOCABULARY", self.weights.shape.vocabulary),)
+
+    # --- the step ------------------------------------------------------------------------------------------------------
+
+    def _capture(self, rows: int) -> torch.cuda.CUDAGraph:
+        self._compile(rows)
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize(self._device)
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(capture_error_mode="thread_local")
+            self._launch(rows)
+            graph.capture_end()
+        self._graphs[rows] = graph
+        return graph
+
+    def _launch(self, rows: int) -> None:
+        """Every kernel of a step, in order."""
+        partials = self._embed(rows)
+        stack = self._stack(rows)
+        partials = self._run_stack(stack) if stack else self._run_layers(rows, partials)
+        self._product(
+            self.weights.head, rows, STORE, x=self._x, squares_in=self._squares[0], squares_count=partials, out=self._logits,
+            outputs=self.weights.shape.vocabulary,
+        )  # fmt: skip
+        self._choose(rows)
+
+    def _stack(self, rows: int) -> Stack | None:
+        return stack_for(self.weights, self.cache, rows, self._processors, self._shared_limit) if self._early else None
+
+    def _run_stack(self, stack: Stack) -> int:
+        buffers = {
+            "turns": self._turns, "x": self._x, "activated": self._activated, "residual": self._residual,
+            "queries": self._queries, "partials": self._partials, "squares": self._squares, "arrived": self._lora_arrived,
+        }  # fmt: skip
+        rows = self._row_arguments()
+        arguments = stack_arguments(stack, self.weights, self.cache, buffers, rows, self._processors)
+        kernel = self._kernel("layers.cu", "layers", stack.defines)
+        kernel((self._processors, 1, 1), WARPS * 32, arguments, shared_bytes=stack.shared_bytes, early=self._early)
+        return self._processors
+
+    def _run_layers(self, rows: int, partials: int) -> int:
+        layers = self.weights.layers
+        norms = [*(layer.attention_norm for layer in layers[1:]), self.weights.norm]
+        for index, (layer, next_norm) in enumerate(zip(layers, norms, strict=True)):
+            partials = self._layer(index, layer, next_norm, rows, partials)
+        return partials
+
+    def _layer(self, index: int, layer: CudaLayer, next_norm: Tensor, rows: int, partials: int) -> int:
+        """Returns how many partial sums of squares the last product leaves."""
+        arrived = index * 4
+        hidden = self.weights.shape.hidden
+        self._product(
+            layer.qkv, rows, ROTATE_AND_CACHE, x=self._x, squares_in=self._squares[0], squares_count=partials,
+            out=self._queries, outputs=layer.qkv.packed.outputs, cache_layer=index, arrived=arrived,
+        )  # fmt: skip
+        if self._fresh is not None:
+            self._store_kv(index, rows)
+        self._attend(index, rows)
+        partials = self._product(
+            layer.attention_out, rows, ADD_TO_RESIDUAL, x=self._attended, squares_out=self._squares[1], norm=layer.mlp_norm,
+            outputs=hidden, arrived=arrived + 1,
+        )  # fmt: skip
+        self._product(
+            layer.gate_up, rows, SILU_TIMES_UP, x=self._x, squares_in=self._squares[1], squares_count=partials,
+            x_out=self._activated, outputs=self.weights.feed_forward, arrived=arrived + 2,
+        )  # fmt: skip
+        return self._product(
+            layer.mlp_down, rows, ADD_TO_RESIDUAL, x=self._activated, squares_out=self._squares[0], norm=next_norm,
+            outputs=hidden, arrived=arrived + 3,
+        )  # fmt: skip
+
+    def _row_arguments(self) -> RowsArguments:
+        return RowsArguments(slots=self._field("slots"), positions=self._field("positions"))
+
+    def _embed(self, rows: int) -> int:
+        weights, first = self.weights, self.weights.layers[0]
+        arguments = EmbedArguments(
+            embeddings=address(weights.embeddings), tokens=self._field("tokens"), norm=address(first.attention_norm),
+            residual=address(self._residual), x=address(self._x), squares=address(self._squares[0]),
+            arrivals=address(self._lora_arrived), hidden=weights.shape.hidden, arrival_count=self._lora_arrived.numel(),
+        )  # fmt: skip
+        self._kernel("choose.cu", "embed", self._choose_defines())((rows, 1, 1), 256, arguments, early=self._early)
+        return 1
+
+    def _product(
+        self, product: Product, rows: int, epilogue: int, *, x: Tensor, outputs: int, squares_in: Tensor | None = None,
+        squares_count: int = 0, squares_out: Tensor | None = None, norm: Tensor | None = None, out: Tensor | None = None,
+        x_out: Tensor | None = None, cache_layer: int | None = None, arrived: int = 0,
+    ) -> int:  # fmt: skip
+        """Launch one product; returns its blocks, each of which leaves a partial sum of squares."""
+        packed, shape, low_rank = product.packed, self.weights.shape, product.low_rank
+        in_cache = cache_layer is not None and self._fresh is None
+        arguments = ProductArguments(
+            tiles=address(packed.tiles), nested=address(packed.nested), code=address(packed.code),
+            row_scales=address(packed.row_scales), bias=address(packed.bias), x=address(x), squares_in=address(squares_in),
+            squares_out=address(squares_out), residual=address(self._residual), norm=address(norm),
+            x_out=address(self._x if x_out is None else x_out), out=address(out),
+            fresh=address(self._fresh) if cache_layer is not None else None,
+            keys=address(self.cache.keys[cache_layer]) if in_cache and cache_layer is not None else None,
+            values=address(self.cache.values[cache_layer]) if in_cache and cache_layer is not None else None,
+            turns=address(self._turns), rows=self._row_arguments(), row_tiles=packed.row_tiles, k_blocks=packed.blocks,
+            outputs=outputs, count=rows, squares_count=squares_count, epilogue=epilogue, heads=shape.heads,
+            kv_heads=shape.kv_heads, head_dim=shape.head_dim, window=shape.window, eps=shape.norm_eps,
+            inverse_hidden=1.0 / shape.hidden,
+        )  # fmt: skip
+        if low_rank is not None:
+            arguments.lora_a, arguments.lora_b = address(low_rank.a), address(low_rank.b)
+            arguments.lora_scales, arguments.adapters = address(low_rank.scales), self._field("adapters")
+            arguments.lora_out = address(self._lora_out)
+            arguments.lora_arrived = self._lora_arrived.data_ptr() + arrived * 4
+            arguments.lora_rows, arguments.rank = low_rank.a.shape[1], low_rank.b.shape[2]
+            arguments.adapter_count = len(low_rank.scales)
+        geometry = Geometry.of(packed, rows, self._shared_limit)
+        blocks = min(self._processors, divided(packed.row_tiles, geometry.tiles))
+        kernel = self._kernel("product.cu", "product", geometry.defines(packed, lora=low_rank is not None))
+        kernel((blocks, 1, 1), WARPS * 32, arguments, shared_bytes=geometry.shared_bytes, early=self._early)
+        return blocks
+
+    def _store_kv(self, index: int, rows: int) -> None:
+        shape, scales = self.weights.shape, self.cache.scales
+        assert scales is not None
+        arguments = StoreKVArguments(
+            fresh=address(self._fresh), keys=address(self.cache.keys[index]), values=address(self.cache.values[index]),
+            key_scales=address(scales[0][index]), value_scales=address(scales[1][index]), rows=self._row_arguments(),
+            kv_heads=shape.kv_heads, window=shape.window,
+        )  # fmt: skip
+        kernel = self._kernel("attend.cu", "store_kv", self._attend_defines())
+        kernel((2 * shape.kv_heads, rows, 1), 32, arguments, early=self._early)
+
+    def _attend(self, index: int, rows: int) -> None:
+        shape = self.weights.shape
+        key_scales, value_scales = (each[index] for each in self.cache.scales) if self.cache.scales else (None, None)
+        splits = max(1, min(MOST_SPLITS, divided(2 * self._processors, shape.kv_heads * rows)))
+        arguments = AttendArguments(
+            queries=address(self._queries), keys=address(self.cache.keys[index]), values=address(self.cache.values[index]),
+            key_scales=address(key_scales), value_scales=address(value_scales), out=address(self._attended),
+            partials=address(self._partials), arrived=address(self._arrived),
+            rows=self._row_arguments(), kv_heads=shape.kv_heads, window=shape.window, splits=splits,
+            scale=1.4426950408889634 / shape.head_dim**0.5,
+        )  # fmt: skip
+        kernel = self._kernel("attend.cu", "attend", self._attend_defines())
+        kernel((splits, shape.kv_heads, rows), 128, arguments, early=self._early)
+
+    def _choose(self, rows: int) -> None:
+        fields = {name: self._field(name) for name in ("tokens", "positions", "counts", "slots", "ready", "temperatures",
+                                                        "top_ps", "penalties", "top_ks", "seeds")}  # fmt: skip
+        arguments = ChooseArguments(
+            logits=address(self._logits), seen=address(self._seen), drawn=self._drawn.data_ptr(), ring=RING, **fields
+        )
+        self._kernel("choose.cu", "choose", self._choose_defines())((rows, 1, 1), 1024, arguments, early=self._early)
+
+
+def try_kernels(cache_folder: Path | None) -> None:
+    """Compile and load a small kernel. KernelError where this machine cannot; nothing has been changed then."""
+    folder = cache_folder / "kernels" if cache_folder else None
+    Kernel(driver.compiled("choose.cu", {"VOCABULARY": 1024}, driver.architecture(), folder), "embed")

@@ -1,0 +1,87 @@
+"""The kernels' arguments, field for field as the .cu files declare them; a test compares the two."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_float, c_int, c_void_p
+
+ROTATE_AND_CACHE, ADD_TO_RESIDUAL, SILU_TIMES_UP, STORE = range(4)
+"""What follows a product, as in product.cu."""
+
+
+def _fields(pointers: str, *rest: tuple[str, type]) -> tuple[tuple[str, type], ...]:
+    return (*((name, c_void_p) for name in pointers.split()), *rest)
+
+
+def _ints(names: str) -> tuple[tuple[str, type], ...]:
+    return tuple((name, c_int) for name in names.split())
+
+
+class RowsArguments(ctypes.Structure):
+    """Rows in common.cuh."""
+
+    _fields_ = _fields("slots positions")
+
+
+class ProductArguments(ctypes.Structure):
+    """Product in product.cu."""
+
+    _fields_ = _fields(
+        "tiles nested code row_scales bias x squares_in squares_out residual norm x_out out fresh keys values turns",
+        ("rows", RowsArguments),
+        *_ints("row_tiles k_blocks outputs count squares_count epilogue heads kv_heads head_dim window"),
+        ("eps", c_float), ("inverse_hidden", c_float),
+        *_fields("lora_a lora_b lora_scales adapters lora_out lora_arrived"),
+        *_ints("lora_rows rank adapter_count"),
+    )  # fmt: skip
+
+
+class UnpackArguments(ctypes.Structure):
+    """Unpack in product.cu."""
+
+    _fields_ = _fields("tiles nested code row_scales row_of out", *_ints("row_tiles k_blocks"))
+
+
+class AttendArguments(ctypes.Structure):
+    """Attend in attend.cu."""
+
+    _fields_ = _fields(
+        "queries keys values key_scales value_scales out partials arrived",
+        ("rows", RowsArguments), *_ints("kv_heads window splits"), ("scale", c_float),
+    )  # fmt: skip
+
+
+class StoreKVArguments(ctypes.Structure):
+    """StoreKV in attend.cu."""
+
+    _fields_ = _fields("fresh keys values key_scales value_scales", ("rows", RowsArguments), *_ints("kv_heads window"))
+
+
+class EmbedArguments(ctypes.Structure):
+    """Embed in choose.cu."""
+
+    _fields_ = _fields("embeddings tokens norm residual x squares arrivals", *_ints("hidden arrival_count"))
+
+
+class ChooseArguments(ctypes.Structure):
+    """Choose in choose.cu."""
+
+    _fields_ = _fields(
+        "logits seen tokens positions counts slots ready temperatures top_ps penalties top_ks seeds drawn", *_ints("ring")
+    )
+
+
+def layers_arguments(layers: int) -> type[ctypes.Structure]:
+    """Layers in layers.cu, compiled for so many layers."""
+
+    class LayersArguments(ctypes.Structure):
+        _fields_ = (
+            ("tiles", c_void_p * (layers * 4)), ("nested", c_void_p * (layers * 4)), ("biases", c_void_p * layers),
+            ("norms", c_void_p * (layers * 2)),
+            *_fields("code keys values turns x activated residual queries partials squares arrived"),
+            ("rows", RowsArguments), ("layer_elements", ctypes.c_uint64), ("row_tiles", c_int * 4), ("k_blocks", c_int * 4),
+            *_ints("count heads window hidden feed_forward splits first_squares most_rows slice_blocks"),
+            ("eps", c_float), ("inverse_hidden", c_float), ("softmax_scale", c_float),
+        )  # fmt: skip
+
+    return LayersArguments

@@ -1,0 +1,194 @@
+"""A model's weights as the CUDA step reads them: every product in tiles, everything else in bf16.
+
+Scope: from LlamaWeights to Packed, a layer at a time, and an adapter's tensors beside them. Knows no graphs and no chats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from qlora_chat.engines.cuda.packing import ROWS, CannotPack, Packed, interleaved, natural, pack, pack_bf16, pack_int8, rotary
+from qlora_chat.models.weights import NF4, Beside, Dense, Layer, Linear, LlamaShape, LlamaWeights, WithAdapter
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The unmerged adapters of one fused product (LoRA, Hu 2021): n of them, of one rank."""
+
+    a: Tensor
+    """(n, parts * r, K) bf16: each part's A, one below the other."""
+    b: Tensor
+    """(n, T * 16, r) bf16: B in the tiles' order of outputs."""
+    scales: Tensor
+    """(n,) float32."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product and what is added to it."""
+
+    packed: Packed
+    low_rank: LowRank | None = None
+
+
+@dataclass(frozen=True)
+class CudaLayer:
+    """One decoder layer."""
+
+    attention_norm: Tensor
+    qkv: Product
+    attention_out: Product
+    mlp_norm: Tensor
+    gate_up: Product
+    mlp_down: Product
+
+    @property
+    def products(self) -> tuple[Product, ...]:
+        """In the order in which a token meets them."""
+        return self.qkv, self.attention_out, self.gate_up, self.mlp_down
+
+
+@dataclass(frozen=True)
+class CudaWeights:
+    """Everything a step reads."""
+
+    shape: LlamaShape
+    feed_forward: int
+    embeddings: Tensor
+    """(V, H) bf16."""
+    layers: tuple[CudaLayer, ...]
+    norm: Tensor
+    head: Product
+
+    @property
+    def rank(self) -> int:
+        """r of the unmerged adapter; 0 without one."""
+        low_rank = self.layers[0].qkv.low_rank
+        return low_rank.b.shape[2] if low_rank else 0
+
+
+def packed_weights(weights: LlamaWeights, *, int8_head: bool = False, release: bool = True) -> CudaWeights:
+    """All products of a model in tiles. CannotPack says what the tiles cannot hold.
+
+    With `release`, what has been packed is freed, layer by layer, wherever else it is referred to: the card never holds the
+    weights twice, and `weights` cannot be used any more.
+    """
+    shape = weights.shape
+    _check(shape)
+    down = _plain(weights.layers[0].mlp_down)[0]
+    feed_forward = down.inputs if isinstance(down, NF4) else down.weight.shape[1]
+    layers = []
+    for layer in weights.layers:
+        layers.append(_packed_layer(layer, shape, feed_forward))
+        if release:
+            for product in (layer.qkv, layer.attention_out, layer.gate_up, layer.mlp_down):
+                _release(product)
+    row_of = torch.tensor(natural(shape.vocabulary), dtype=torch.int32, device=weights.device)
+    head = (pack_int8 if int8_head else pack_bf16)(_weight_of(weights.head), row_of)
+    if release and not shape.tied_head:
+        _release(weights.head)
+    return CudaWeights(
+        shape, feed_forward, weights.embeddings.bfloat16().contiguous(), tuple(layers), weights.norm.bfloat16(), Product(head)
+    )
+
+
+def eager_weights(packed: CudaWeights, unpack: Callable[[Packed], Tensor]) -> LlamaWeights:
+    """The same model for the eager forward pass, which unpacks each product as it comes to it: the way to read prompts."""
+
+    def linear(product: Product) -> Linear:
+        return replace(product.packed, unpack=unpack)
+
+    layers = tuple(
+        Layer(
+            each.attention_norm, linear(each.qkv), linear(each.attention_out), each.mlp_norm, linear(each.gate_up),
+            linear(each.mlp_down),
+        )
+        for each in packed.layers
+    )  # fmt: skip
+    device = packed.embeddings.device
+    return LlamaWeights(packed.shape, packed.embeddings, layers, packed.norm, linear(packed.head), device, torch.bfloat16)
+
+
+def _check(shape: LlamaShape) -> None:
+    if shape.head_dim not in (64, 128):
+        raise CannotPack(f"heads of {shape.head_dim} dimensions; the attention kernel is made for 64 and 128")
+    if shape.heads % shape.kv_heads or shape.heads // shape.kv_heads > 8:
+        raise CannotPack(f"{shape.heads} query heads to {shape.kv_heads} key-value heads; the kernel takes up to 8 to 1")
+    if shape.hidden % ROWS:
+        raise CannotPack(f"a hidden size of {shape.hidden} is not whole tiles of {ROWS}")
+
+
+def _packed_layer(layer: Layer, shape: LlamaShape, feed_forward: int) -> CudaLayer:
+    orders = (
+        rotary(shape.heads, shape.kv_heads, shape.head_dim),
+        natural(shape.hidden),
+        interleaved(feed_forward),
+        natural(shape.hidden),
+    )
+    linears = (layer.qkv, layer.attention_out, layer.gate_up, layer.mlp_down)
+    qkv, out, gate_up, down = (_product(linear, order) for linear, order in zip(linears, orders, strict=True))
+    return CudaLayer(layer.attention_norm.bfloat16(), qkv, out, layer.mlp_norm.bfloat16(), gate_up, down)
+
+
+def _product(linear: Linear, order: Sequence[int]) -> Product:
+    packed = pack(_plain(linear), order)
+    return Product(packed, _low_rank(linear, packed))
+
+
+def _parts(linear: Linear) -> tuple[Linear, ...]:
+    return linear.parts if isinstance(linear, Beside) else (linear,)
+
+
+def _plain(linear: Linear) -> list[NF4 | Dense]:
+    """The parts of a product without their adapters."""
+    found = []
+    for part in _parts(linear):
+        base = part.base if isinstance(part, WithAdapter) else part
+        if not isinstance(base, NF4 | Dense):
+            raise CannotPack(f"weights held as {type(base).__name__}")
+        found.append(base)
+    return found
+
+
+def _low_rank(linear: Linear, packed: Packed) -> LowRank | None:
+    adapted = [part for part in _parts(linear) if isinstance(part, WithAdapter)]
+    if not adapted:
+        return None
+    if len(adapted) < len(_parts(linear)) or len({(len(each.a), each.scaling) for each in adapted}) > 1:
+        raise CannotPack("an adapter on some of the projections that are computed together, or of several ranks")
+    if len(adapted[0].a) % 2:
+        raise CannotPack(f"an adapter of odd rank {len(adapted[0].a)}")
+    b = torch.cat([each.b for each in adapted]).bfloat16()[packed.row_of.long()].contiguous()
+    a = torch.cat([each.a for each in adapted]).bfloat16().contiguous()
+    return LowRank(a[None], b[None], torch.tensor([adapted[0].scaling], device=a.device))
+
+
+def _weight_of(linear: Linear) -> Tensor:
+    (part,) = _plain(linear)
+    if isinstance(part, NF4):
+        raise CannotPack("a product in NF4 where floating point was expected")
+    return part.weight
+
+
+def _release(linear: Linear) -> None:
+    for part in _plain(linear):
+        tensors = (part.packed, part.absmax, part.nested_absmax) if isinstance(part, NF4) else (part.weight,)
+        for tensor in tensors:
+            if tensor is not None:
+                tensor.untyped_storage().resize_(0)
+
+
+def tile_bytes(weights: CudaWeights) -> int:
+    """Bytes that one step reads of the products, the head included."""
+    products = [product for layer in weights.layers for product in layer.products] + [weights.head]
+    return sum(each.packed.tiles.numel() for each in products)
+
+
+def divided(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return math.ceil(a / b)

@@ -1,0 +1,145 @@
+"""The CUDA scheduler over a decoder that computes on the CPU: started ahead of its results, it hands out the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from qlora_chat.engines import EngineError
+from qlora_chat.engines.cache import KVCache
+from qlora_chat.engines.cuda.scheduler import AS_ROWS, CudaScheduler
+from qlora_chat.engines.llama import Forward, Span
+from qlora_chat.engines.local import LocalEngine
+from qlora_chat.engines.request import LocalStream, Request
+from qlora_chat.models import LoadedModel
+from qlora_chat.prompt import Prompt
+from qlora_chat.settings import Sampling
+from qlora_chat.stopping import Stops
+from tests.fakes import PlainDecoder
+
+GREEDY = Sampling(temperature=0.0, max_new_tokens=24)
+QUESTIONS = ("What is the capital of France?", "Why do birds fly?", "What is gravity?")
+
+
+class Driven:
+    """A scheduler that a test moves on by hand."""
+
+    def __init__(self, model: LoadedModel, slots: int = 4) -> None:
+        cache = KVCache(model.weights, slots)
+        forward = Forward(model.weights, cache)
+        self.decoder = PlainDecoder(forward, Span)
+        self.scheduler = CudaScheduler(self.decoder, lambda span: forward([span]), cache)  # type: ignore[arg-type]
+        self._model = model
+
+    def ask(self, prompt: Prompt, sampling: Sampling = GREEDY) -> LocalStream:
+        request = Request(prompt.ids, sampling, Stops(), self._model.info.window, self._model.tokenizer)
+        self.scheduler.submit(request)
+        return LocalStream(request)
+
+    def run(self, steps: int = 10_000) -> None:
+        for _ in range(steps):
+            if self.scheduler.idle:
+                return
+            self.scheduler.step()
+
+
+@pytest.fixture
+def driven(demo_fp32: LoadedModel) -> Driven:
+    return Driven(demo_fp32)
+
+
+def ids_of(stream: LocalStream) -> list[int]:
+    return [piece.token_id for piece in stream if piece.token_id is not None]
+
+
+def test_the_tokens_are_those_of_the_plain_scheduler(
+    driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
+) -> None:
+    streams = [driven.ask(prompt_for(text)) for text in QUESTIONS]
+    driven.run()
+    expected = [ids_of(shared_engine.stream(prompt_for(text), GREEDY, Stops())) for text in QUESTIONS]  # type: ignore[arg-type]
+    assert [ids_of(stream) for stream in streams] == expected
+
+
+def test_a_step_is_started_before_the_tokens_of_the_one_before_are_handed_out(
+    driven: Driven, prompt_for: Callable[..., Prompt]
+) -> None:
+    stream = driven.ask(prompt_for("Why do birds fly?"))
+    driven.run()
+    assert len(ids_of(stream)) == GREEDY.max_new_tokens
+    assert driven.decoder.started <= GREEDY.max_new_tokens + 3, "the prompt, the tokens, and one step that nobody needed"
+
+
+def test_chats_that_join_and_leave_change_nothing_for_the_others(
+    driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
+) -> None:
+    first = driven.ask(prompt_for(QUESTIONS[0]))
+    for _ in range(6):
+        driven.scheduler.step()
+    second = driven.ask(prompt_for(QUESTIONS[1]), GREEDY.changed(max_new_tokens=5))
+    third = driven.ask(prompt_for(QUESTIONS[2]))
+    for _ in range(4):
+        driven.scheduler.step()
+    third.cancel()
+    driven.run()
+    alone = ids_of(shared_engine.stream(prompt_for(QUESTIONS[0]), GREEDY, Stops()))  # type: ignore[arg-type]
+    assert ids_of(first) == alone
+    assert len(ids_of(second)) == 5
+    assert list(third)[-1].finish.reason == "cancelled"  # type: ignore[union-attr]
+
+
+def test_a_long_prompt_is_read_in_one_pass_when_nobody_waits_and_in_rows_beside_an_answer(
+    driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
+) -> None:
+    long = prompt_for("Tell me about " + "rivers and mountains and " * 30)
+    assert len(long.ids) > AS_ROWS
+    alone = driven.ask(long)
+    driven.run()
+    assert driven.decoder.widest == 1, "read by the eager pass"
+    expected = ids_of(shared_engine.stream(long, GREEDY, Stops()))  # type: ignore[arg-type]
+    assert ids_of(alone) == expected
+    short = driven.ask(prompt_for("Why do birds fly?"), GREEDY.changed(max_new_tokens=40))
+    for _ in range(4):
+        driven.scheduler.step()
+    beside = driven.ask(prompt_for("What do you know of " + "lakes and forests and " * 30))
+    driven.run()
+    assert 1 < driven.decoder.widest <= 32, "part of the prompt in each step"
+    assert len(ids_of(short)) == 40
+    assert len(ids_of(beside)) == GREEDY.max_new_tokens
+
+
+def test_the_next_turn_computes_its_new_tokens_alone(driven: Driven, prompt_for: Callable[..., Prompt]) -> None:
+    first = prompt_for("What is gravity?")
+    stream = driven.ask(first)
+    driven.run()
+    answer = ids_of(stream)
+    again = driven.ask(Prompt("", (*first.ids, *answer[:-1], 5, 6, 7)))
+    driven.run()
+    finish = list(again)[-1].finish
+    assert finish is not None
+    assert finish.cached_tokens == len(first.ids) + len(answer) - 1
+
+
+def test_a_slider_acts_on_the_very_next_token(driven: Driven, prompt_for: Callable[..., Prompt]) -> None:
+    stream = driven.ask(prompt_for("What is gravity?"), GREEDY.changed(max_new_tokens=200))
+    for _ in range(8):
+        driven.scheduler.step()
+    so_far = stream._request.generated
+    assert so_far > 2
+    stream.update(GREEDY.changed(max_new_tokens=so_far + 1))
+    driven.run()
+    assert len(ids_of(stream)) == so_far + 1, "the token that was under way with the old settings is not taken"
+
+
+def test_a_step_that_fails_fails_those_who_run_and_nobody_else(driven: Driven, prompt_for: Callable[..., Prompt]) -> None:
+    failing = driven.ask(prompt_for("Why do birds fly?"))
+    driven.decoder.fail_at = 4
+    with pytest.raises(RuntimeError, match="fallen out"):
+        driven.run()
+    driven.scheduler.fail_all(RuntimeError("the card has fallen out"))
+    with pytest.raises(EngineError, match="fallen out"):
+        list(failing)
+    after = driven.ask(prompt_for("What is gravity?"))
+    driven.run()
+    assert len(ids_of(after)) == GREEDY.max_new_tokens
