@@ -1,0 +1,130 @@
+"""What `doctor` predicts of a LLaMA-7B in NF4 with an r = 64 adapter, beside what the card's allocator measures.
+
+    PYTHONPATH=src python3 bench/doctor_memory.py [--folder F]
+
+Random weights in NF4 and a random adapter, written to a temporary folder and examined there; then loaded, asked a prompt that
+fills the window, and trained on for a few steps of 1 x 512 and 1 x 2,048 tokens. Needs a card. Prints JSON; a part that fails
+is reported in it and does not stop the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from load_7b import make_adapter, make_tokenizer
+from train_7b import GIB, attempted, base_of, our_step, quantised_weights
+
+from qlora_chat.doctor.examine import examine
+from qlora_chat.doctor.memory import needs
+from qlora_chat.engines.local import LocalEngine
+from qlora_chat.models import LoadedModel
+from qlora_chat.models.folders import Base, adapter_bytes
+from qlora_chat.models.hub import Hub
+from qlora_chat.models.load import load
+from qlora_chat.models.machine import Place, needed_bytes
+from qlora_chat.models.shards import NF4_CONFIG, write_shards
+from qlora_chat.prompt import Prompt
+from qlora_chat.settings import ModelSettings, Sampling
+from qlora_chat.stopping import Stops
+
+LAYERS, RANK, PROMPT, NEW = 32, 64, 1900, 100
+
+
+def make_pair(folder: Path, tensors: dict[str, torch.Tensor]) -> tuple[Path, Path]:
+    """Folders of base and adapter."""
+    base, adapter = folder / "base", folder / "adapter"
+    base.mkdir()
+    config = {**base_of(LAYERS).config, "bos_token_id": 1, "eos_token_id": 2, "quantization_config": dict(NF4_CONFIG)}
+    (base / "config.json").write_text(json.dumps(config))
+    make_tokenizer(base)
+    write_shards(((name, tensor.cpu()) for name, tensor in tensors.items()), base)
+    make_adapter(adapter, Base.read(base))
+    return base, adapter
+
+
+def fresh() -> None:
+    """Nothing on the card, and the peak counted from here."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+
+
+def opened(base: Path, adapter: Path, room: int) -> LoadedModel:
+    """The pair as a card of 8 GB would hold it."""
+    return load(ModelSettings(base=str(base), adapter=str(adapter)), lambda _: None, places=(Place("cuda", room),))
+
+
+def peak() -> float:
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() / GIB
+
+
+def load_peak(base: Path, adapter: Path, room: int) -> float:
+    fresh()
+    model = opened(base, adapter, room)
+    assert model.info.precision == "nf4+adapter"
+    return peak()
+
+
+def chat_peak(base: Path, adapter: Path, room: int) -> float:
+    fresh()
+    engine = LocalEngine(lambda: opened(base, adapter, room), slots=1)
+    prompt = Prompt("", tuple(5 + index % 30_000 for index in range(PROMPT)))
+    for _ in engine.stream(prompt, Sampling(max_new_tokens=NEW), Stops()):
+        pass
+    engine.close()
+    return peak()
+
+
+def compared(measured: Any, predicted: int) -> dict[str, Any]:
+    """Both in GiB, and how far the prediction is off."""
+    expected = predicted / GIB
+    if not isinstance(measured, float):
+        return {"predicted_gib": round(expected, 3), **(measured or {})}
+    off = round(expected / measured - 1, 4)
+    return {"measured_gib": round(measured, 3), "predicted_gib": round(expected, 3), "off": off, "within 10 %": abs(off) <= 0.1}
+
+
+def run(folder: Path) -> dict[str, Any]:
+    """Predict from the folders, then measure."""
+    os.environ["QLORA_CHAT_CACHE"] = str(folder / "cache")
+    tensors = quantised_weights(base_of(LAYERS))
+    base, adapter = make_pair(folder, tensors)
+    read = Base.read(base)
+    found = examine(str(base), str(adapter), Hub(folder / "hub", offline=True), (Place("cuda", 8 * GIB),))
+    predicted = [need.bytes for need in needs(read, "nf4+adapter", adapter_bytes(adapter), RANK, "cuda")]
+    results: dict[str, Any] = {"blocked": [each.what for each in found.findings if each.level == "blocker"]}
+    short, long = (our_step_peak(tensors, length) for length in (512, 2048))
+    results["training step, 1 x 512"] = compared(short, predicted[2])
+    results["training step, 1 x 2,048"] = compared(long, predicted[3])
+    tensors.clear()
+    room = (needed_bytes(read, "bf16", 0, "cuda") + needed_bytes(read, "nf4", 0, "cuda")) // 2
+    results["load"] = compared(attempted(lambda: load_peak(base, adapter, room)), predicted[0])
+    results["chat over the whole window"] = compared(attempted(lambda: chat_peak(base, adapter, room)), predicted[1])
+    return results
+
+
+def our_step_peak(tensors: dict[str, torch.Tensor], length: int) -> Any:
+    found = attempted(lambda: our_step(base_of(LAYERS), tensors, 1, length, True, 2))
+    return float(found["peak_gib"]) if "peak_gib" in found else found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--folder", type=Path, help="where to write 5 GB for a while; default: the system's temporary folder")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=chosen.folder) as temporary:
+        results = run(Path(temporary))
+    card = torch.cuda.get_device_name()
+    print(json.dumps({"bench": "doctor_memory", "hardware": card, "torch": torch.__version__, **results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
