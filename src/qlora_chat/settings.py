@@ -257,8 +257,8 @@ class LogSettings:
             raise SettingsError(f"LOGGING_REDACT is {self.redact!r}, but must be standard or MODULE:FUNCTION")
         if self.certificates is not None and not self.certificates.is_file():
             raise SettingsError(f"LOGGING_CA names {self.certificates}, which is not a file")
-        if not 1_000_000 <= self.cap_bytes <= 10**12:
-            raise SettingsError("LOGGING_OUTBOX_MB must be a number from 1 to 1,000,000")
+        if not 8_000_000 <= self.cap_bytes <= 10**12:
+            raise SettingsError("LOGGING_OUTBOX_MB must be a number from 8 to 1,000,000")
         if self.url is None:
             return
         problem = SettingsError("LOGGING_URL must look like https://host/path")

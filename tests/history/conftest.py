@@ -11,7 +11,10 @@ import pytest
 from qlora_chat.history import HistoryStore
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.history.opening import open_history
+from qlora_chat.history.sql import SqlHistory
 from qlora_chat.settings import HistorySettings, LogSettings
+
+from .postgres import PASSWORD, binaries, postgres
 
 KEY = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
 
@@ -28,8 +31,32 @@ OPENERS: dict[str, Callable[[Path], HistoryStore]] = {
 }
 
 
-@pytest.fixture(params=OPENERS)
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A server for the whole run."""
+    folder = binaries()
+    if folder is None:
+        pytest.skip("NOT TESTED: PostgreSQL, which is not installed here (`make test` installs it where apt is)")
+    with postgres(folder) as url:
+        yield url
+
+
+def postgres_history(url: str) -> HistoryStore:
+    """An empty history in that server."""
+    store = open_history(HistorySettings(url, PASSWORD), LogSettings()).store
+    assert isinstance(store, SqlHistory)
+    with store.database.write() as connection:
+        for table in ("feedback", "turns", "conversations", "outbox", "outbox_bodies"):
+            connection.exec_driver_sql(f"DELETE FROM {table}")
+    return store
+
+
+@pytest.fixture(params=[*OPENERS, "postgresql"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[HistoryStore]:
     """A store of every kind."""
-    with closing(OPENERS[request.param](tmp_path)) as opened:
+    if request.param == "postgresql":
+        opened = postgres_history(request.getfixturevalue("postgres_url"))
+    else:
+        opened = OPENERS[request.param](tmp_path)
+    with closing(opened):
         yield opened

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from qlora_chat.history.migrations import MIGRATIONS, Migration, migrate
 
 BUSY_MS = 30_000
 """How long one process waits for another's transaction before "locked" is an error."""
-WAL_LIMIT_BYTES = 4 * 2**20
+WAL_LIMIT_BYTES = 2**20
+RESERVE_BYTES = 2 * 2**20
 FULL, NORMAL = 2, 1
 """SQLite's `synchronous`: FULL survives a power cut; NORMAL a crash of the program, which is all a half answer asks for."""
 
@@ -32,6 +33,7 @@ _PRAGMAS = (
     "PRAGMA foreign_keys=ON",
     "PRAGMA secure_delete=ON",  # what is deleted is overwritten with zeros
     "PRAGMA temp_store=MEMORY",  # no sorted copy of a conversation in a temporary file
+    f"PRAGMA wal_autocheckpoint={WAL_LIMIT_BYTES // 4096}",
     f"PRAGMA journal_size_limit={WAL_LIMIT_BYTES}",
 )
 
@@ -77,6 +79,26 @@ class Database:
                 driver: Any = self._writing().connection.driver_connection
                 driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
+    def keep_reserve(self) -> None:
+        """SQLite: hold some of the disk, so that a full one can still be written to as far as emptying the queue takes."""
+        path = self._reserve_path()
+        if path is None or path.exists():
+            return
+        with suppress(OSError):
+            space = os.statvfs(path.parent)
+            if space.f_bavail * space.f_frsize > 2 * RESERVE_BYTES:
+                with open(path, "wb", opener=_private) as file:
+                    file.write(b"\0" * RESERVE_BYTES)
+
+    def free_reserve(self) -> None:
+        """Let go of it, and carry the log into the file, which needs room."""
+        if path := self._reserve_path():
+            path.unlink(missing_ok=True)
+            self.truncate_log()
+
+    def _reserve_path(self) -> Path | None:
+        return Path(f"{self.path}-reserve") if self.path else None
+
     def vacuum(self, tables: Sequence[str]) -> None:
         """PostgreSQL: free deleted rows at once, which it would do by itself some time."""
         if self.sqlite:
@@ -97,6 +119,10 @@ class Database:
         if self._writer is None or self._writer.closed:
             self._writer = self._engine.connect().execution_options(writes=True)
         return self._writer
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from qlora_chat.history import Outgoing
+from qlora_chat.history import HistoryError, Outgoing
 from qlora_chat.history.sealing import Seal
 
 MAGIC = b"\x93QLCrec\x01"
@@ -59,5 +59,8 @@ def unframe(data: bytes, seal: Seal) -> tuple[Outgoing, float]:
     if len(payload) != began.length or zlib.crc32(payload) != began.checksum:
         raise DamagedRecord("its checksum is wrong")
     heading, _, body = seal.open(payload).partition(b"\n")
-    told = json.loads(heading)
+    try:
+        told = json.loads(heading)
+    except ValueError:  # what was written is whole, so it was written with a key
+        raise HistoryError("a record was sealed with a key, which is not given") from None
     return Outgoing(told["kind"], told["conversation_id"], body, told["id"]), told["created_at"]

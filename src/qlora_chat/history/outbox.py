@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Text, cast, delete, func, insert, select, update
+from sqlalchemy import BigInteger, Connection, Row, Text, cast, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from qlora_chat.history import HistoryError, HistoryUnavailable, Outgoing
-from qlora_chat.history.database import Database
+from qlora_chat.history.database import RESERVE_BYTES, WAL_LIMIT_BYTES, Database
 from qlora_chat.history.frames import DamagedRecord, frame, unframe
 from qlora_chat.history.sealing import NoSeal, Seal
 from qlora_chat.history.tables import BODIES, FACTS, OUTBOX
@@ -26,6 +27,10 @@ ROW_BYTES = 512
 """What a record takes in the tables and indexes beside its body."""
 CLAIM_SECONDS = 120.0
 """A record handed to one sender is not handed to another for this long, unless it is given back."""
+CLAIM_BYTES = WAL_LIMIT_BYTES // 2
+"""Most that is claimed at once: striking records off overwrites them with zeros, by way of the log."""
+OVERHEAD_BYTES = RESERVE_BYTES + 2 * WAL_LIMIT_BYTES
+"""Of the cap: what the file's log and the room kept for emptying a full disk take."""
 DEFAULT_CAP_BYTES = 50_000_000
 
 
@@ -93,7 +98,8 @@ class Outbox:
         moment = time.time()
         data = frame(outgoing, moment, self._seal)
         cost = _cost(len(data))
-        if self._value(connection, "bytes") + cost > self._cap:
+        # the log holds a record once more, for a while
+        if self._value(connection, "bytes") + 2 * cost > self._cap - OVERHEAD_BYTES:
             self._count(connection, "dropped", 1)
             return
         row = {
@@ -111,6 +117,7 @@ class Outbox:
 
     def claim(self, limit: int) -> Sequence[Waiting]:
         """Take records that are due, the oldest first, for CLAIM_SECONDS; broken ones are counted and put aside."""
+        self._database.keep_reserve()
         moment = time.time()
         due = (
             select(OUTBOX.c.seq)
@@ -124,7 +131,7 @@ class Outbox:
         if not self._database.sqlite:
             due = due.with_for_update(skip_locked=True)
         with self._write() as connection:
-            seqs = list(connection.execute(due).scalars())
+            seqs = _first_few(connection.execute(due.add_columns(OUTBOX.c.cost)).all())
             rows = select(OUTBOX.c.seq, OUTBOX.c.attempts, BODIES.c.frame).outerjoin(BODIES, BODIES.c.seq == OUTBOX.c.seq)
             found = connection.execute(rows.where(OUTBOX.c.seq.in_(seqs)).order_by(OUTBOX.c.seq)).all()
             claimed = [each for each in (self._read(connection, *row) for row in found) if each]
@@ -161,6 +168,13 @@ class Outbox:
                 select(OUTBOX.c.id, OUTBOX.c.reason).where(OUTBOX.c.state == "dead").order_by(OUTBOX.c.seq)
             )
             return [(row.id, row.reason or "") for row in rows]
+
+    def release(self) -> None:
+        """Give back what a sender that is no more had claimed. For a program that is alone with its outbox."""
+        claimed = (OUTBOX.c.state == "waiting", OUTBOX.c.due_at > time.time(), OUTBOX.c.attempts == 0)
+        with self._database.write() as connection:
+            connection.execute(update(OUTBOX).where(*claimed).values(due_at=time.time()))
+        self.added.set()
 
     def revive(self) -> int:
         """Try dead letters again; -> how many there were."""
@@ -239,7 +253,20 @@ class Outbox:
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
-        """A transaction that also writes the counts which are still in memory."""
+        """A transaction that also writes the counts which are still in memory.
+
+        The first that a full disk refuses frees the room that was kept for it; the next then goes through.
+        """
+        try:
+            with self._write_once() as connection:
+                yield connection
+        except HistoryUnavailable:
+            with suppress(HistoryUnavailable):
+                self._database.free_reserve()
+            raise
+
+    @contextmanager
+    def _write_once(self) -> Iterator[Connection]:
         with self._counting:
             with self._database.write() as connection:
                 with self._lock:
@@ -260,6 +287,17 @@ class Outbox:
         summed = cast(cast(FACTS.c.value, BigInteger) + count, Text)
         added = make(FACTS).values(name=f"outbox {name}", value=str(count))
         connection.execute(added.on_conflict_do_update(index_elements=["name"], set_={"value": summed}))
+
+
+def _first_few(rows: Sequence[Row[*tuple[Any, ...]]]) -> list[int]:
+    """The seq of each row up to CLAIM_BYTES of cost, and of one at least."""
+    taken, total = [], 0
+    for seq, cost in rows:
+        total += cost
+        if taken and total > CLAIM_BYTES:
+            break
+        taken.append(seq)
+    return taken
 
 
 def _cost(size: int) -> int:

@@ -31,6 +31,7 @@ def open_outbox_file(path: Path, seal: Seal, cap_bytes: int) -> Outbox:
     if database:
         outbox = Outbox(database, seal, cap_bytes)
         outbox.tidy()
+        database.keep_reserve()
         return outbox
     records, damaged = salvaged(path, seal)
     fresh = path.with_name(f"{path.name}.new")
@@ -41,7 +42,9 @@ def open_outbox_file(path: Path, seal: Seal, cap_bytes: int) -> Outbox:
     rescued.close()
     _remove(path)  # what it still holds are broken records, which no erasure would reach
     os.replace(fresh, path)
-    return Outbox(open_database(f"sqlite:///{path}", migrations=OUTBOX_MIGRATIONS), seal, cap_bytes)
+    database = open_database(f"sqlite:///{path}", migrations=OUTBOX_MIGRATIONS)
+    database.keep_reserve()
+    return Outbox(database, seal, cap_bytes)
 
 
 def _sound(path: Path) -> Database | None:
