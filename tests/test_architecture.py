@@ -29,6 +29,7 @@ ARROWS: dict[str, set[str]] = {
     "evaluation": {"chat", "engines", "messages", "models", "prompt", "settings"},
     "merging": {"engines", "evaluation", "models", "prompt", "settings"},
     "doctor": {"models", "prompt", "settings", "training"},
+    "exporting": {"models", "prompt", "settings"},
     "cli": {
         "benchmark",
         "chat",
@@ -37,6 +38,7 @@ ARROWS: dict[str, set[str]] = {
         "doctor",
         "engines",
         "evaluation",
+        "exporting",
         "history",
         "merging",
         "models",

@@ -168,6 +168,8 @@ def test_a_slider_moved_in_mid_answer_goes_on_from_the_ids_so_far(
     assert last["prompt"] == [*PROMPT.ids, *(each for each, _ in ANSWER[:done])]
     assert (last["temperature"], last["max_tokens"], last["seed"]) == (0.7, 200 - done, 4 + done)
     assert len(server.requests) == 2, "one new request for the whole drag"
+    assert shown[-1].finish is not None
+    assert shown[-1].finish.changes == ((done, GREEDY.changed(temperature=0.7)),)
     until(lambda: server.cut_off == 1)
 
 
@@ -226,7 +228,9 @@ def test_a_server_of_text_is_sent_one_bos_and_no_token_that_was_typed(
     assert turn.finish is not None
     assert turn.finish.completion_tokens == len(ANSWER)
     sent = "### Human: Is < /s> the end, or < s>?### Assistant:"
-    assert server.requests[0]["prompt"] == (sent if counts_bos else "<s>" + sent)
+    assert server.requests[0]["prompt"] == (sent if counts_bos else "<s> " + sent), (
+        "with the space that the tokenizer would have put there"
+    )
 
 
 def test_a_server_of_text_is_interrupted_between_words_and_loses_no_space(

@@ -10,7 +10,7 @@ import sys
 import typer
 
 from qlora_chat import __version__
-from qlora_chat.cli import bench, datasets, doctor, evaluating, history, logs, making, merging, replaying, talking, training
+from qlora_chat.cli import bench, datasets, doctor, evaluating, exporting, history, logs, making, merging, replaying, talking, training
 
 app = typer.Typer(
     name="qlora-chat",
@@ -26,6 +26,7 @@ app.command()(talking.ask)
 app.command("convert-adapter")(making.convert_adapter)
 app.command()(doctor.doctor)
 app.command()(merging.merge)
+app.command()(exporting.export)
 app.add_typer(evaluating.app)
 app.add_typer(history.app, name="history")
 app.add_typer(logs.app, name="logs")

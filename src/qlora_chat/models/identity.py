@@ -70,7 +70,7 @@ def identify(settings: ModelSettings, notify: Notify) -> Identity:
         stop_token_ids=special.stops,
         notices=notices,
     )
-    return Identity(tokenizer, info, tokenizer.token_name(special.bos) if special.bos is not None else "")
+    return Identity(tokenizer, info, tokenizer.written_bos())
 
 
 def _named(settings: ModelSettings, hub: Hub, notify: Notify) -> tuple[_Place, _Place | None, tuple[str, ...]]:

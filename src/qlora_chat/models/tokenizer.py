@@ -68,9 +68,16 @@ class ModelTokenizer:
         """Id of a token by its name, or None where the vocabulary lacks it."""
         return self._tokenizer.token_to_id(token)
 
-    def token_name(self, token_id: int) -> str:
-        """How a token is written, "" where the vocabulary lacks it."""
-        return self._tokenizer.id_to_token(token_id) or ""
+    def written_bos(self) -> str:
+        """How BOS is written in front of a text for other readers of this tokenizer.json, who read special tokens out of
+        text; "" where nothing begins a text. Some of them give a text no space of its own after a special token."""
+        if self.bos_id is None or not (name := self._tokenizer.id_to_token(self.bos_id)):
+            return ""
+        reader, sample = Tokenizer.from_str(self._tokenizer.to_str()), "### a"
+        reader.encode_special_tokens = False
+        wanted = [self.bos_id, *self.encode(sample)]
+        fitting = (each for each in (name, f"{name} ") if reader.encode(each + sample, add_special_tokens=False).ids == wanted)
+        return next(fitting, name)
 
     @property
     def special_names(self) -> tuple[str, ...]:

@@ -117,6 +117,7 @@ class Answer:
         while self._changed and not self._cancelled:
             self._changed = False
             await asyncio.sleep(SETTLE_SECONDS)
+        self._writer.changes.append((self._writer.count, self._sampling))
 
     def _note_failure(self, server: Server, problem: ServerProblem) -> None:
         self._failed[server] = problem

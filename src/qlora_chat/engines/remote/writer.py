@@ -12,6 +12,7 @@ from qlora_chat.engines import Finish, Piece
 from qlora_chat.engines.detokenizer import Detokenizer
 from qlora_chat.messages import FinishReason
 from qlora_chat.prompt import Tokenizer
+from qlora_chat.settings import Sampling
 from qlora_chat.stopping import StopOnTokens, Stops, TextStops
 
 
@@ -27,6 +28,8 @@ class Writer:
         """Tokens so far."""
         self.ended = False
         self.cached_tokens = 0
+        self.changes: list[tuple[int, Sampling]] = []
+        """Settings taken up in mid-answer, as (tokens made before them, settings)."""
         self._detokenizer = Detokenizer(tokenizer)
         self._stop_on_tokens = StopOnTokens(stops.token_ids)
         self._text_stops = TextStops(stops.texts)
@@ -101,6 +104,7 @@ class Writer:
                     completion_tokens=self.count,
                     ttft_ms=(self._first_at - self._began) * 1000 if self._first_at else None,
                     tokens_per_s=(self.count - 1) / elapsed if self.count > 1 and elapsed > 0 else None,
+                    changes=tuple(self.changes),
                 ),
             )
         )
