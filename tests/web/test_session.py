@@ -10,10 +10,11 @@ from dataclasses import replace
 import pytest
 
 from qlora_chat.chat import Chat
+from qlora_chat.history import StaleConversation
 from qlora_chat.messages import Message
 from qlora_chat.prompt import PromptTooLong
 from qlora_chat.settings import Sampling
-from qlora_chat.web.session import Answering, Asking, Busy, Session, Sessions
+from qlora_chat.web.session import Answering, Asking, Busy, Place, Session, Sessions
 from tests.fakes import ScriptedEngine, ScriptedRecorder, scripted_chat
 
 ASKING = Asking(Sampling())
@@ -277,3 +278,52 @@ def test_forgotten_tabs_do_not_pile_up() -> None:
         sessions.open(name)
     with pytest.raises(Busy):
         oldest.send("still there?", ASKING)
+
+
+def two_processes() -> tuple[Session, Session]:
+    """One tab's sessions in two processes over one store; the events of the tab reach now this one, now that one."""
+    chat = scripted_chat(ScriptedEngine(lambda prompt: f"answer {prompt.text.count('### Human')}"))
+    return Sessions(chat).open("tab"), Sessions(chat).open("tab")
+
+
+def test_a_tab_goes_on_in_another_process_and_comes_back() -> None:
+    here, there = two_processes()
+    answered(here, "one")
+    for process, text in ((there, "two"), (here, "three"), (there, "four")):
+        process.catch_up(Place.read(str(Place.of((there if process is here else here).conversation))))
+        answered(process, text)
+    assert said(there) == ["one", "answer 1", "two", "answer 2", "three", "answer 3", "four", "answer 4"]
+
+
+def test_a_page_that_shows_less_than_the_history_holds_overwrites_nothing() -> None:
+    here, there = two_processes()
+    answered(here, "one")
+    shown = Place.of(here.conversation)
+    there.catch_up(shown)
+    answered(there, "two")
+    here.catch_up(shown)
+    with pytest.raises(StaleConversation):
+        here.send("three", ASKING)
+    assert said(here) == ["one", "answer 1", "two", "answer 2"], "and now it shows what the history holds"
+
+
+def test_an_answer_cut_off_with_its_process_is_gone_on_from() -> None:
+    engine = ScriptedEngine(LONG, delay=0.005)
+    chat = scripted_chat(engine)
+    dying, other = Sessions(chat).open("tab"), Sessions(chat).open("tab")
+    answering = dying.send("go on", ASKING)
+    wait_for(lambda: answering.tokens >= 3)
+    other.catch_up(Place.of(answering.turn.conversation))
+    engine.answer, engine.delay = "Hello again.", 0.0
+    answered(other, "are you there?")
+    texts = said(other)
+    assert (texts[0], *texts[2:]) == ("go on", "are you there?", "Hello again.")
+    assert other.conversation.messages[1].finish_reason in ("partial", "cancelled")
+    dying.stop()
+
+
+@pytest.mark.parametrize("text", [None, "", " ", "a b c", " a", 7])
+def test_what_no_page_wrote_is_no_place(text: object) -> None:
+    assert Place.read(text) == Place()
+    assert Place.read("id head") == Place("id", "head")
+    assert Place.read("id") == Place("id")

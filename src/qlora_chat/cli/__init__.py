@@ -10,7 +10,20 @@ import sys
 import typer
 
 from qlora_chat import __version__
-from qlora_chat.cli import bench, datasets, doctor, evaluating, exporting, history, logs, making, merging, replaying, talking, training
+from qlora_chat.cli import (
+    bench,
+    datasets,
+    doctor,
+    evaluating,
+    exporting,
+    history,
+    logs,
+    making,
+    merging,
+    replaying,
+    talking,
+    training,
+)
 
 app = typer.Typer(
     name="qlora-chat",

@@ -15,14 +15,16 @@ import gradio as gr
 
 from qlora_chat.chat import Chat
 from qlora_chat.engines import EngineError
+from qlora_chat.history import HistoryError, StaleConversation
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import Sampling
 from qlora_chat.web import shown
 from qlora_chat.web.parts import SAMPLING_NAMES, Parts
-from qlora_chat.web.session import Answering, Asking, Busy, Session, Sessions
+from qlora_chat.web.session import Answering, Asking, Busy, Place, Session, Sessions
 
 Shown = dict[Any, Any]
 """What each part of the page becomes."""
+GONE = "The process that was answering is gone. What it had written is kept; Retry asks again."
 
 
 class Handlers:
@@ -37,10 +39,8 @@ class Handlers:
     def load(self, remembered: str, request: gr.Request) -> Shown:
         """A page was opened or reloaded: go on where its tab was."""
         memory = _read_memory(remembered)
-        conversation_id = memory.get("conversation")
-        session = self._sessions.open(
-            _name(request), conversation_id if isinstance(conversation_id, str) else "", memory.get("reloaded") is True
-        )
+        place, reloaded = Place.read(memory.get("conversation")), memory.get("reloaded") is True
+        session = self._sessions.open(_name(request), place.conversation_id, reloaded)
         conversation = session.conversation
         parts = self._parts
         system = memory.get("system", conversation.system)  # typed but not sent yet, or what the conversation has
@@ -52,37 +52,40 @@ class Handlers:
         }
 
     async def send(
-        self, text: str, conversation_id: str, system: str, logged: bool, request: gr.Request, *values: Any
+        self, text: str, place: str, system: str, logged: bool, request: gr.Request, *values: Any
     ) -> AsyncIterator[Shown]:
         """Answer what was typed."""
         text = _sayable(text)
         if not text.strip():
             yield {self._parts.notice: shown.notice("")}
             return
-        session = self._session(request, conversation_id)
+        session = self._session(request, place)
         async for each in self._answer(session, lambda: session.send(text, _asking(system, logged, values)), clear_box=True):
             yield each
 
-    async def retry(
-        self, conversation_id: str, system: str, logged: bool, request: gr.Request, *values: Any
-    ) -> AsyncIterator[Shown]:
+    async def retry(self, place: str, system: str, logged: bool, request: gr.Request, *values: Any) -> AsyncIterator[Shown]:
         """Answer the last question again."""
-        session = self._session(request, conversation_id)
+        session = self._session(request, place)
         async for each in self._answer(session, lambda: session.retry(_asking(system, logged, values)), clear_box=False):
             yield each
 
-    def give_back(self, typed: str, request: gr.Request) -> Shown:
-        """Put the question of a failed answer back into the box, unless something new was typed meanwhile."""
-        returned = self._session(request).take_returned()
+    def settle(self, typed: str, place: str, request: gr.Request) -> Shown:
+        """An answer's event is over, however it ended: a question that failed goes back into the box, unless something new was
+        typed meanwhile. Where another process was answering and is gone, the page is shown what the history holds."""
+        session = self._sessions.find(_name(request))
+        if session is None:
+            return {**self._idle(self._session(request, place)), self._parts.notice: shown.problem(GONE)}
+        returned = session.take_returned()
         return {self._parts.box: returned if returned and not typed else gr.skip()}
 
     def stop(self, request: gr.Request) -> None:
         """End the answer; the page learns of it from the answer's own event."""
-        self._session(request).stop()
+        if session := self._sessions.find(_name(request)):
+            session.stop()
 
-    def undo(self, typed: str, conversation_id: str, request: gr.Request) -> Shown:
+    def undo(self, typed: str, place: str, request: gr.Request) -> Shown:
         """Take the last exchange out and put its question back into the box."""
-        session = self._session(request, conversation_id)
+        session = self._session(request, place)
         text = session.undo()
         if text is None:
             return {self._parts.notice: shown.notice("")}
@@ -97,22 +100,31 @@ class Handlers:
     def sample(self, request: gr.Request, *values: Any) -> Shown:
         """A slider moved: it acts on the answer being written from its next token."""
         try:
-            self._session(request).update(_sampling(values))
+            sampling = _sampling(values)
         except ValueError as problem:
             return {self._parts.notice: shown.problem(str(problem))}
+        if session := self._sessions.find(_name(request)):
+            session.update(sampling)
         return {self._parts.notice: gr.skip()}
 
     def leave(self, request: gr.Request) -> None:
         """The tab was closed."""
         self._sessions.close(_name(request))
 
-    def _session(self, request: gr.Request, conversation_id: str = "") -> Session:
-        return self._sessions.open(_name(request), conversation_id, reloaded=True)
+    def _session(self, request: gr.Request, place: str = "") -> Session:
+        """The tab that an event came from, at the place that its page shows; "" where that does not matter."""
+        shows = Place.read(place)
+        session = self._sessions.open(_name(request), shows.conversation_id, reloaded=True)
+        session.catch_up(shows)
+        return session
 
     async def _answer(self, session: Session, begin: Callable[[], Answering | None], clear_box: bool) -> AsyncIterator[Shown]:
         try:
             answering = await asyncio.to_thread(begin)
-        except (ValueError, EngineError, Busy) as problem:  # PromptTooLong and SettingsError are ValueErrors
+        except StaleConversation as problem:
+            yield {**self._idle(session), self._parts.notice: shown.problem(str(problem))}
+            return
+        except (ValueError, EngineError, HistoryError, Busy) as problem:  # PromptTooLong and SettingsError are ValueErrors
             yield {self._parts.notice: shown.problem(str(problem))}
             return
         if answering is None:
@@ -134,7 +146,7 @@ class Handlers:
             parts.chatbot: asked,
             parts.notice: note,
             parts.status: self._status(answering),
-            parts.conversation: answering.turn.conversation.id,
+            parts.conversation: str(Place.of(answering.turn.conversation)),
         }
         async for grown in answering.changes():
             if not session.shows(answering):
@@ -155,7 +167,7 @@ class Handlers:
             parts.chatbot: shown.messages(conversation),
             parts.notice: "",
             parts.status: self._status(answering, conversation),
-            parts.conversation: conversation.id,
+            parts.conversation: str(Place.of(conversation)),
         }
 
     def _status(self, answering: Answering | None, conversation: Conversation | None = None) -> str:

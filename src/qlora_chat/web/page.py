@@ -135,7 +135,7 @@ def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     )
     retrying = parts.retry.click(handlers.retry, asking, outputs, concurrency_limit=None, **quiet)
     for answering in (sending, retrying):
-        answering.then(handlers.give_back, [parts.box], [parts.box], **at_once)
+        answering.then(handlers.settle, [parts.box, parts.conversation], outputs, **at_once)
     parts.stop.click(handlers.stop, **at_once)
     parts.undo.click(handlers.undo, [parts.box, parts.conversation], outputs, **at_once)
     # In the queue, so that it reaches the page in order, after the last piece of the answer that it ends.

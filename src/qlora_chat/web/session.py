@@ -34,6 +34,28 @@ class Busy(RuntimeError):
 
 
 @dataclass(frozen=True)
+class Place:
+    """What a page shows: a conversation, up to a turn. The browser holds it, for the next event may reach another process."""
+
+    conversation_id: str = ""
+    head: str | None = None
+
+    @staticmethod
+    def read(text: object) -> Place:
+        """From what `str` wrote; nothing where it is something else."""
+        words = text.split(" ") if isinstance(text, str) else []
+        return Place(*words) if 0 < len(words) <= 2 and all(words) else Place()
+
+    @staticmethod
+    def of(conversation: Conversation) -> Place:
+        """The newest turn that the history has of it."""
+        return Place(conversation.id, conversation.head)
+
+    def __str__(self) -> str:
+        return f"{self.conversation_id} {self.head}" if self.head else self.conversation_id
+
+
+@dataclass(frozen=True)
 class Asking:
     """What a person sends besides the text."""
 
@@ -191,6 +213,15 @@ class Session:
             text, self._returned = self._returned, None
             return text
 
+    def catch_up(self, place: Place) -> None:
+        """Go on from what the page shows, where that is not what this process last saw of it: the turns since were made by
+        another process. Where the history has gone on from there in its turn, the next turn is refused as stale."""
+        with self._lock:
+            if self._answering or self._closed or place in (Place(), Place.of(self._conversation)):
+                return
+            if kept := self._chat.history.load(place.conversation_id):
+                self._conversation = replace(mended(kept), head=place.head)
+
     def restore(self, conversation: Conversation) -> None:
         """Go on with a conversation that another page showed."""
         with self._lock:
@@ -278,6 +309,11 @@ class Sessions:
         """Answers being written."""
         with self._lock:
             return sum(session.answering is not None for session in self._sessions.values())
+
+    def find(self, name: str) -> Session | None:
+        """The tab of that name, if this process has it."""
+        with self._lock:
+            return self._sessions.get(name)
 
     def open(self, name: str, conversation_id: str = "", reloaded: bool = False) -> Session:
         """The tab of that name. A new one goes on with the conversation it names, if there is such a one.
