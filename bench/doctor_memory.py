@@ -2,8 +2,8 @@
 
     PYTHONPATH=src python3 bench/doctor_memory.py [--folder F]
 
-Random weights in NF4 and a random adapter, written to a temporary folder and examined there; then loaded, asked a prompt that
-fills the window, and trained on for a few steps of 1 x 512 and 1 x 2,048 tokens. Needs a card. Prints JSON; a part that fails
+Random weights in NF4 and a random adapter, written to a temporary folder and examined there; then trained on for a few steps,
+loaded, and asked a prompt that fills the window. Needs a card. Prints JSON; a part that fails
 is reported in it and does not stop the others.
 """
 
@@ -33,6 +33,8 @@ from qlora_chat.models.shards import NF4_CONFIG, write_shards
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import ModelSettings, Sampling
 from qlora_chat.stopping import Stops
+from qlora_chat.training.memory import allocator_peak
+from qlora_chat.training.recipe import read_recipe, settings_from
 
 LAYERS, RANK, PROMPT, NEW = 32, 64, 1900, 100
 
@@ -101,9 +103,10 @@ def run(folder: Path) -> dict[str, Any]:
     found = examine(str(base), str(adapter), Hub(folder / "hub", offline=True), (Place("cuda", 8 * GIB),))
     predicted = [need.bytes for need in needs(read, "nf4+adapter", adapter_bytes(adapter), RANK, "cuda")]
     results: dict[str, Any] = {"blocked": [each.what for each in found.findings if each.level == "blocker"]}
-    short, long = (our_step_peak(tensors, length) for length in (512, 2048))
-    results["training step, 1 x 512"] = compared(short, predicted[2])
-    results["training step, 1 x 2,048"] = compared(long, predicted[3])
+    for dialogues, length in ((1, 512), (1, 1024), (1, 2048), (4, 1024), (16, 512)):
+        foreseen = allocator_peak(read, settings_from(read_recipe("guanaco-7b"), {}), dialogues * length, checkpointing=True)
+        measured = our_step_peak(tensors, dialogues, length)
+        results[f"training step, {dialogues} x {length:,}, checkpointing"] = compared(measured, foreseen)
     tensors.clear()
     room = (needed_bytes(read, "bf16", 0, "cuda") + needed_bytes(read, "nf4", 0, "cuda")) // 2
     results["load"] = compared(attempted(lambda: load_peak(base, adapter, room)), predicted[0])
@@ -111,8 +114,8 @@ def run(folder: Path) -> dict[str, Any]:
     return results
 
 
-def our_step_peak(tensors: dict[str, torch.Tensor], length: int) -> Any:
-    found = attempted(lambda: our_step(base_of(LAYERS), tensors, 1, length, True, 2))
+def our_step_peak(tensors: dict[str, torch.Tensor], dialogues: int, length: int) -> Any:
+    found = attempted(lambda: our_step(base_of(LAYERS), tensors, dialogues, length, True, 2))
     return float(found["peak_gib"]) if "peak_gib" in found else found
 
 
