@@ -54,6 +54,6 @@ def one_thread() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def finished(line: Sequence[str]) -> subprocess.CompletedProcess[str]:
+def finished(line: Sequence[str], timeout: float = 100) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    return subprocess.run(line, capture_output=True, text=True, env=one_thread(), timeout=100, check=False)
+    return subprocess.run(line, capture_output=True, text=True, env=one_thread(), timeout=timeout, check=False)

@@ -7,6 +7,7 @@ Shapes: H hidden, F feed-forward, Q and K heads of D, V vocabulary, r rank; a to
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,8 +18,8 @@ from qlora_chat.training.loss import CHUNK_BYTES
 from qlora_chat.training.recipe import TrainSettings
 
 GIB = 1024**3
-SLACK = {"cuda": GIB // 3, "cpu": GIB // 2}
-"""Beside what is counted: the allocator's fragments, the libraries' own buffers."""
+SLACK = {"cuda": GIB // 12, "cpu": GIB // 2}
+"""Beside what is counted: blocks rounded up and cuBLAS's workspace on a card; the libraries themselves on a CPU."""
 SHARE = 0.9
 """Of the free memory that a plan may use."""
 DENSE_PART = {"cuda": 16, "cpu": 2}
@@ -48,26 +49,36 @@ class _Cost:
     value: int
     """Bytes of a number in products."""
     device: Literal["cuda", "cpu"]
+    dense: bool = False
 
-    def parameters(self) -> int:
+    def peak(self, tokens: int, checkpointing: bool, *, several: bool) -> int:
+        """The worst moment of a step: in the loss, or in the backward pass of a layer.
+
+        What layers keep is let go of while gradients come, so the larger of the two counts; but where a step takes
+        `several` passes, the gradients of the first are there all the time.
+        """
+        shape = self.base.shape
+        layer, gradients = tokens * self._layer_token(), 4 * self._parameters()
+        kept = shape.layers * (tokens * shape.hidden * self.value if checkpointing else layer)
+        inside = layer if checkpointing else 0
+        backward = (kept + gradients if several else max(kept, gradients)) + inside + self._in_flight(tokens)
+        loss = kept + self._loss(tokens) + (gradients if several else 0)
+        return self._always() + max(backward, loss)
+
+    def _always(self) -> int:
+        """Weights, the adapter in float32, AdamW's two moments (paged ones lie outside the allocator), slack."""
+        state = 2 if "8bit" in self.settings.optimizer else 8
+        if self.device == "cuda" and self.settings.optimizer.startswith("paged"):
+            state = 0
+        weights = weight_bytes(self.base, "bf16") // 2 * self.value if self.dense else weight_bytes(self.base, "nf4")
+        return weights + self._parameters() * (4 + state) + SLACK[self.device]
+
+    def _parameters(self) -> int:
         linears = [(name, size) for name, size in self.base.linears().items() if name != "lm_head"]
         wanted = [size for name, size in linears if name.rpartition(".")[2] in self.settings.targets]
         return sum(self.settings.r * (outs + ins) for outs, ins in wanted)
 
-    def weights(self, dense: bool) -> int:
-        if not dense:
-            return weight_bytes(self.base, "nf4")
-        return weight_bytes(self.base, "bf16") // 2 * self.value
-
-    def fixed(self, dense: bool) -> int:
-        """Everything but activations: weights, adapter, gradients, moments, one dequantised group, a chunk of logits."""
-        state = 2 if "8bit" in self.settings.optimizer else 8
-        shape = self.base.shape
-        group = 0 if dense else 2 * self.base.feed_forward * shape.hidden * self.value
-        logits = CHUNK_BYTES * (1 + self.value / 4)
-        return int(self.weights(dense) + self.parameters() * (8 + state) + max(group, logits) + SLACK[self.device])
-
-    def layer_token(self) -> int:
+    def _layer_token(self) -> int:
         """Bytes that one layer keeps of a token for its backward pass."""
         shape = self.base.shape
         queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
@@ -75,21 +86,25 @@ class _Cost:
         masks = 2 * shape.hidden + queries + self.base.feed_forward if self.settings.dropout else 0
         return kept * self.value + masks
 
-    def token(self, checkpointing: bool) -> int:
-        """Bytes that the model keeps of a token, and what is in flight at the worst moment."""
-        layers, shape = self.base.shape.layers, self.base.shape
-        in_flight = (4 * self.base.feed_forward + 2 * shape.hidden) * self.value
-        if checkpointing:
-            return layers * shape.hidden * self.value + self.layer_token() + in_flight
-        return layers * self.layer_token() + in_flight
+    def _in_flight(self, tokens: int) -> int:
+        """Slopes on their way through a layer: those of SwiGLU, or of gate and up with their weights dequantised."""
+        hidden, feed_forward = self.base.shape.hidden, self.base.feed_forward
+        group = 0 if self.dense else 2 * feed_forward * hidden
+        return self.value * max(group + tokens * (2 * feed_forward + 3 * hidden), tokens * (5 * feed_forward + 2 * hidden))
+
+    def _loss(self, tokens: int) -> int:
+        """A chunk of logits, once in products' type and once in float32, and hidden states with their gradient."""
+        shape = self.base.shape
+        rows = min(tokens, CHUNK_BYTES // (4 * shape.vocabulary))
+        return rows * shape.vocabulary * (4 + self.value) + 2 * tokens * shape.hidden * self.value
 
 
 def predicted_bytes(
     base: Base, settings: TrainSettings, tokens: int, *, checkpointing: bool, device: Literal["cuda", "cpu"] = "cuda"
 ) -> int:
-    """Peak bytes of a step of one pass of `tokens`, the base in NF4, products in bf16 on a card and in fp32 on a CPU."""
+    """The allocator's peak in a step of one pass of `tokens`: the base in NF4, products in bf16 on a card, in fp32 on a CPU."""
     cost = _Cost(base, settings, 2 if device == "cuda" else 4, device)
-    return cost.fixed(dense=False) + tokens * cost.token(checkpointing)
+    return cost.peak(tokens, checkpointing, several=False)
 
 
 def allocator_peak(
@@ -118,26 +133,26 @@ def choose(
 
     TrainError with what is needed and free if not even one dialogue fits with checkpointing.
     """
-    cost = _Cost(base, settings, value, device)
     room = int(free * SHARE)
-    dense = cost.fixed(dense=True) + longest * cost.token(True) <= room // DENSE_PART[device]
-    asked = min(settings.pass_tokens or min(step_tokens, PASS_AT_MOST[device]), step_tokens)
-    asked = max(asked, longest)
+    held_dense = _Cost(base, settings, value, device, dense=True)
+    dense = held_dense.peak(longest, True, several=True) <= room // DENSE_PART[device]
+    cost = held_dense if dense else _Cost(base, settings, value, device)
+    asked = max(longest, min(settings.pass_tokens or PASS_AT_MOST[device], step_tokens))
 
-    def plan(checkpointing: bool, tokens: int) -> StepPlan:
-        return StepPlan(checkpointing, tokens, dense, cost.fixed(dense) + tokens * cost.token(checkpointing))
+    def peak(tokens: int, checkpointing: bool) -> int:
+        return cost.peak(tokens, checkpointing, several=tokens < step_tokens)
 
     ways = {"on": (True,), "off": (False,), "auto": (False, True)}[settings.checkpointing]
     for checkpointing in ways:
-        if (whole := plan(checkpointing, asked)).predicted <= room:
-            return whole
+        if (bytes_ := peak(asked, checkpointing)) <= room:
+            return StepPlan(checkpointing, asked, dense, bytes_)
     cheapest = ways[-1]
-    tokens = max(0, room - cost.fixed(dense)) // cost.token(cheapest)
+    tokens = bisect_right(range(asked), room, key=lambda count: peak(count, cheapest)) - 1
     if tokens < longest:
-        least = plan(cheapest, longest).predicted
         hint = "" if cheapest else "--checkpointing auto, "
+        needed = peak(longest, cheapest) / GIB
         raise TrainError(
-            f"training needs {least / GIB:.1f} GiB and {free / GIB:.1f} GiB are free: free some memory, or try "
-            f"{hint}a smaller --max-length, --r, or --optimizer paged_adamw_8bit"
+            f"training needs {needed:.1f} GiB and {free / GIB:.1f} GiB are free: free some memory, or try {hint}"
+            f"a smaller --max-length, --r, or --optimizer paged_adamw_8bit"
         )
-    return plan(cheapest, tokens)
+    return StepPlan(cheapest, tokens, dense, peak(tokens, cheapest))
