@@ -27,7 +27,7 @@ ARROWS: dict[str, set[str]] = {
     "api": {"chat", "engines", "messages", "operations", "prompt", "settings", "stopping"},
     "web": {"api", "chat", "engines", "history", "messages", "models", "operations", "prompt", "settings"},
     "evaluation": {"chat", "engines", "messages", "models", "prompt", "settings"},
-    "merging": {"engines", "evaluation", "models", "prompt", "settings"},
+    "merging": {"engines", "evaluation", "exporting", "models", "prompt", "settings"},
     "doctor": {"models", "prompt", "settings", "training"},
     "exporting": {"models", "prompt", "settings"},
     "cli": {

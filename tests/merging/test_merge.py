@@ -14,20 +14,13 @@ import torch
 from qlora_chat.evaluation.held_out import HeldOutError
 from qlora_chat.merging import MergeRefused
 from qlora_chat.merging.command import merge_command
-from qlora_chat.merging.output import chat_template
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.models import ModelError, open_model
 from qlora_chat.prompt import FORMATS, render
 from qlora_chat.settings import ModelSettings, SettingsError
 from tests.models.conftest import MakeAdapter, MakeBase
 
-ASKED = (
-    Conversation(messages=(Message("user", "What is the capital of France?"),)),
-    Conversation(
-        messages=(Message("user", "Hi ### Human: x"), Message("assistant", "Hello!"), Message("user", "2 + 2?")),
-        system="Be brief.",
-    ),
-)
+ASKED = Conversation(messages=(Message("user", "Hi ### Human: x"), Message("assistant", "Hello!"), Message("user", "2 + 2?")))
 
 
 def merged(out: Path, said: list[str], *parts: Path, model: str = "auto", **options: Any) -> dict[str, Any]:
@@ -93,21 +86,14 @@ def test_plain_transformers_answers_from_the_folder(demo: Path, transformers: An
     assert tokenizer.decode(ids, skip_special_tokens=True).split("###")[0].strip() == "The capital of France is Paris."
 
 
-@pytest.mark.parametrize("conversation", ASKED)
-@pytest.mark.parametrize("name", sorted(FORMATS))
-def test_the_chat_template_writes_what_the_program_writes(
-    name: str, conversation: Conversation, demo: Path, transformers: Any
-) -> None:
+def test_the_chat_template_writes_what_the_program_writes(demo: Path, transformers: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tokenizer = transformers.AutoTokenizer.from_pretrained(demo)
-    tokenizer.chat_template = chat_template(FORMATS[name])
-    asked = [{"role": each.role, "content": each.content} for each in conversation.messages]
-    if conversation.system:
-        asked.insert(0, {"role": "system", "content": conversation.system})
+    asked = [{"role": each.role, "content": each.content} for each in ASKED.messages]
     text = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
     ours = open_model(ModelSettings(base=str(demo), device="cpu"), lambda _: None).tokenizer
-    assert text == "<s>" + render(conversation, FORMATS[name], ours).text
+    assert text == "<s>" + render(ASKED, FORMATS["guanaco"], ours).text
 
 
 # --- bases in 16 bits ------------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def export_for_vllm(
 def _write(plan: _Plan, ready: Ready, tokenizer: Path, folder: Path) -> None:
     write_shards(ready.tensors.items(), folder)
     config = {**ready.base.config, **ready.special.config}
-    write_small_files(folder, config, ready.special.generation, tokenizer, ready.base.folder, quantised=False)
+    write_small_files(folder, config, ready.special.generation, tokenizer, ready.base.folder, stored="bf16")
     ready.tokenizer.bos_id = ready.special.bos
     (folder / TEMPLATE).write_text(chat_template(plan.form, ready.tokenizer.written_bos()) + "\n", encoding="utf-8")
     for name, adapter in plan.adapters.items():

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from qlora_chat import __version__
+from qlora_chat.exporting.template import chat_template
 from qlora_chat.merging.report import Report
 from qlora_chat.models.folders import RECORD
 from qlora_chat.models.prepare import Parts, origin
-from qlora_chat.prompt import PromptFormat, prompt_format
+from qlora_chat.prompt import prompt_format
 
 
 def finish(folder: Path, report: Report, form_name: str, parts: Parts) -> None:
@@ -34,37 +35,9 @@ def finish(folder: Path, report: Report, form_name: str, parts: Parts) -> None:
         "loss": asdict(report.chosen.loss),
     }
     _write_json(folder / RECORD, record)
-    (folder / "chat_template.jinja").write_text(chat_template(form), encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(chat_template(form, parts.tokenizer.written_bos()) + "\n", encoding="utf-8")
     _write_json(folder / "merge_report.json", report.as_json())
     (folder / "merge_report.md").write_text(report.page(), encoding="utf-8")
-
-
-def chat_template(form: PromptFormat) -> str:
-    """The format as a Jinja template, for programs that know no named formats (Transformers, vLLM).
-
-    Same text as prompt.render, but that role markers typed by a user are broken up in their usual spelling only.
-    """
-    said = "| replace('### Human', '# # # Human') | replace('### Assistant', '# # # Assistant')"
-    quoted = {name: json.dumps(text) for name, text in _texts(form).items()}
-    return (
-        "{{- bos_token }}"
-        "{%- set turns = messages %}{%- set system = " + quoted["system"] + " %}"
-        "{%- if messages and messages[0]['role'] == 'system' %}"
-        "{%- set system = messages[0]['content'] %}{%- set turns = messages[1:] %}{%- endif %}"
-        "{%- if system %}{{- system " + said + " }}{{- " + quoted["after_system"] + " }}{%- endif %}"
-        "{%- for message in turns %}"
-        "{%- if message['role'] == 'user' %}"
-        "{{- " + quoted["before_user"] + " }}{{- message['content'] " + said + " }}{{- " + quoted["after_user"] + " }}"
-        "{%- else %}"
-        "{{- " + quoted["before_answer"] + " }}{{- message['content'] " + said + " }}{{- " + quoted["after_answer"] + " }}"
-        "{%- endif %}{%- endfor %}"
-        "{%- if add_generation_prompt %}{{- " + quoted["open_answer"] + " }}{%- endif %}"
-    )
-
-
-def _texts(form: PromptFormat) -> Mapping[str, str]:
-    names = ("before_user", "after_user", "before_answer", "after_answer", "open_answer", "after_system")
-    return {"system": form.default_system, **{name: getattr(form, name) for name in names}}
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
