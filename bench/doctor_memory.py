@@ -33,7 +33,7 @@ from qlora_chat.models.shards import NF4_CONFIG, write_shards
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import ModelSettings, Sampling
 from qlora_chat.stopping import Stops
-from qlora_chat.training.memory import allocator_peak
+from qlora_chat.training.memory import predicted_bytes
 from qlora_chat.training.recipe import read_recipe, settings_from
 
 LAYERS, RANK, PROMPT, NEW = 32, 64, 1900, 100
@@ -104,7 +104,7 @@ def run(folder: Path) -> dict[str, Any]:
     predicted = [need.bytes for need in needs(read, "nf4+adapter", adapter_bytes(adapter), RANK, "cuda")]
     results: dict[str, Any] = {"blocked": [each.what for each in found.findings if each.level == "blocker"]}
     for dialogues, length in ((1, 512), (1, 1024), (1, 2048), (4, 1024), (16, 512)):
-        foreseen = allocator_peak(read, settings_from(read_recipe("guanaco-7b"), {}), dialogues * length, checkpointing=True)
+        foreseen = predicted_bytes(read, settings_from(read_recipe("guanaco-7b"), {}), dialogues * length, checkpointing=True)
         measured = our_step_peak(tensors, dialogues, length)
         results[f"training step, {dialogues} x {length:,}, checkpointing"] = compared(measured, foreseen)
     tensors.clear()

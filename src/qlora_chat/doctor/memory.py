@@ -61,13 +61,13 @@ def needs(base: Base, held: Held, adapter: int, rank: int, device: str) -> list[
 def _training(base: Base, rank: int, device: str) -> Iterator[Need]:
     if base.eight_bits:
         return
-    from qlora_chat.training.memory import allocator_peak
+    from qlora_chat.training.memory import predicted_bytes
     from qlora_chat.training.recipe import read_recipe, settings_from
 
     settings = settings_from(read_recipe("guanaco-7b"), {"r": rank})
     for tokens in (512, 2048):
         if tokens <= base.shape.window:
-            peak = allocator_peak(base, settings, tokens, checkpointing=True, device="cpu" if device == "cpu" else "cuda")
+            peak = predicted_bytes(base, settings, tokens, checkpointing=True, device="cpu" if device == "cpu" else "cuda")
             yield Need(f"train on it, {tokens:,} tokens a pass with checkpointing", "nf4+adapter", peak)
 
 

@@ -107,25 +107,6 @@ def predicted_bytes(
     return cost.peak(tokens, checkpointing, several=False)
 
 
-def allocator_peak(
-    base: Base, settings: TrainSettings, tokens: int, *, checkpointing: bool, device: Literal["cuda", "cpu"] = "cuda"
-) -> int:
-    """Bytes that torch's allocator peaks at in such a step; predicted_bytes keeps a reserve above it.
-
-    Gradients grow in the backward pass while what the layers kept goes, so the larger of the two counts, not both. The
-    moments of a paged optimizer lie outside the allocator, in memory that moves to the host where the card is full.
-    """
-    cost = _Cost(base, settings, 2 if device == "cuda" else 4, device)
-    paged = device == "cuda" and settings.optimizer.startswith("paged")
-    moments = 0 if paged else cost.parameters() * (2 if "8bit" in settings.optimizer else 8)
-    kept = tokens * (base.shape.hidden * cost.value if checkpointing else cost.layer_token()) * base.shape.layers
-    work = 2 * base.feed_forward * base.shape.hidden * cost.value
-    if checkpointing:
-        work += tokens * cost.layer_token()
-    work += tokens * (4 * base.feed_forward + 2 * base.shape.hidden) * cost.value
-    return cost.weights(dense=False) + 4 * cost.parameters() + moments + max(4 * cost.parameters(), kept) + work
-
-
 def choose(
     base: Base, settings: TrainSettings, step_tokens: int, longest: int, device: Literal["cuda", "cpu"], value: int, free: int
 ) -> StepPlan:
