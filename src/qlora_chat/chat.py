@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from qlora_chat.engines import Engine, Finish, Piece, Stream
 from qlora_chat.history import (
     About,
+    Feedback,
     HistoryStore,
     HistoryUnavailable,
     ModelUsed,
@@ -79,6 +80,27 @@ class Chat:
         if not conversation.messages:
             return 0
         return min(len(render(conversation, self.form, self.engine.tokenizer).ids), self.engine.info.window)
+
+    def feedback(
+        self,
+        conversation_id: str,
+        turn_id: str,
+        rating: int | None = None,
+        edited: str | None = None,
+        comment: str | None = None,
+        *,
+        logged: bool = True,
+    ) -> bool:
+        """Keep what a person thought of an answer, and queue it for the receiver; False where the history lacks the answer."""
+        said = Feedback(turn_id, rating, edited, comment)
+        outgoing = self.recorder.feedback(conversation_id, said) if self.recorder and logged else None
+        return self.history.feedback(conversation_id, turn_id, rating, edited, comment, outgoing=outgoing)
+
+    def ratings(self, conversation_id: str) -> dict[str, int]:
+        """The newest thumb (1 or -1) of each answer of a conversation that has one, by the answer's id."""
+        kept = self.history.read(conversation_id)
+        newest = {said.turn_id: said.rating for said in kept.feedback} if kept else {}
+        return {turn_id: rating for turn_id, rating in newest.items() if rating}
 
     def erase(self, conversation_ids: Sequence[str]) -> int:
         """Remove conversations from every copy, the receiver's included; -> how many there were."""

@@ -55,7 +55,7 @@ class Handlers:
         self, text: str, place: str, system: str, logged: bool, request: gr.Request, *values: Any
     ) -> AsyncIterator[Shown]:
         """Answer what was typed."""
-        text = _sayable(text)
+        text = sayable(text)
         if not text.strip():
             yield {self._parts.notice: shown.notice("")}
             return
@@ -143,6 +143,7 @@ class Handlers:
         yield {
             **({parts.box: ""} if clear_box else {}),
             **_buttons(parts, answering=True, empty=False),
+            parts.feedback: gr.update(visible=False),
             parts.chatbot: asked,
             parts.notice: note,
             parts.status: self._status(answering),
@@ -164,7 +165,10 @@ class Handlers:
         parts, conversation = self._parts, session.conversation
         return {
             **_buttons(parts, answering=False, empty=not conversation.messages),
-            parts.chatbot: shown.messages(conversation),
+            parts.feedback: gr.update(visible=False),
+            parts.chatbot: gr.update(
+                value=shown.messages(conversation), feedback_value=shown.thumbs(conversation, session.ratings())
+            ),
             parts.notice: "",
             parts.status: self._status(answering, conversation),
             parts.conversation: str(Place.of(conversation)),
@@ -200,11 +204,11 @@ def _sampling(values: tuple[Any, ...]) -> Sampling:
 
 
 def _asking(system: Any, logged: Any, values: tuple[Any, ...]) -> Asking:
-    text = _sayable(system).strip() if isinstance(system, str) else ""
+    text = sayable(system).strip() if isinstance(system, str) else ""
     return Asking(_sampling(values), text or None, logged is not False)
 
 
-def _sayable(text: Any) -> str:
+def sayable(text: Any) -> str:
     """Text without lone surrogates, which no response could carry back."""
     return text.encode("utf-8", "replace").decode() if isinstance(text, str) else ""
 

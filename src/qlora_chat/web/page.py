@@ -14,6 +14,7 @@ from gradio import themes
 from qlora_chat.chat import Chat
 from qlora_chat.settings import SAMPLING_RANGES
 from qlora_chat.web import shown
+from qlora_chat.web.feedback import THUMBS, FeedbackHandlers, Panel, lay_out_panel
 from qlora_chat.web.handlers import Handlers
 from qlora_chat.web.keeps import Keeps
 from qlora_chat.web.parts import SAMPLING_NAMES, Parts
@@ -24,6 +25,10 @@ JS = Path(__file__).with_name("page.js")
 MOST_PAGES_ANSWERING = 256
 """Answers that Gradio hands on at once; the engine decides how many of them share a step."""
 QUEUE_TICK_SECONDS = 0.005
+
+# Values come as they were sent: Sampling refuses bad ones by name, where Gradio's sliders raise a bare TypeError.
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
+AT_ONCE: dict[str, Any] = {**QUIET, "queue": False}
 
 LABELS = {
     "temperature": ("Temperature", "0: always the likeliest token"),
@@ -53,8 +58,9 @@ def theme() -> themes.Base:
 def build_page(chat: Chat, sessions: Sessions, keeps: Keeps) -> gr.Blocks:
     """The whole page as Blocks, ready to be mounted."""
     with gr.Blocks(title="QLoRA Chat", analytics_enabled=False, fill_height=True) as page:
-        parts = _lay_out(chat, keeps)
+        parts, panel = _lay_out(chat, keeps)
         _connect(page, parts, Handlers(chat, sessions, parts))
+        FeedbackHandlers(sessions, parts, panel).connect(parts.chatbot, AT_ONCE)
     page.max_threads = MOST_PAGES_ANSWERING
     page.queue(default_concurrency_limit=None, api_open=False)
     # Gradio looks for work every millisecond, which takes the model 2 % of a core more than this; there is no public setting.
@@ -71,14 +77,15 @@ def inputs_of_events(page: gr.Blocks) -> dict[int, int]:
     }
 
 
-def _lay_out(chat: Chat, keeps: Keeps) -> Parts:
+def _lay_out(chat: Chat, keeps: Keeps) -> tuple[Parts, Panel]:
     info = chat.engine.info
     gr.HTML(f"<h1>QLoRA Chat</h1>{shown.banner(info)}", elem_id="head", padding=False)
     chatbot = gr.Chatbot(
         elem_id="chat", label="Conversation", show_label=False, height="100%", layout="bubble", buttons=["copy"],
-        latex_delimiters=[], allow_tags=False, feedback_options=None, scale=1, placeholder="Say something to begin.",
+        latex_delimiters=[], allow_tags=False, feedback_options=THUMBS, scale=1, placeholder="Say something to begin.",
     )  # fmt: skip
     notice = gr.HTML(elem_id="notice", padding=False)
+    panel = lay_out_panel()
     with gr.Row(elem_id="ask", equal_height=True):
         box = gr.Textbox(
             elem_id="box", label="Your message", show_label=False, placeholder="Message (Enter sends)",
@@ -103,7 +110,10 @@ def _lay_out(chat: Chat, keeps: Keeps) -> Parts:
     gr.HTML(f'<p class="disclaimer">{DISCLAIMER}</p>', elem_id="foot", padding=False)
     conversation = gr.Textbox(visible=False)
     memory = gr.Textbox(visible=False)
-    return Parts(chatbot, notice, box, send, stop, retry, undo, clear, sliders, system, logged, status, conversation, memory)
+    parts = Parts(
+        chatbot, notice, box, send, stop, retry, undo, clear, sliders, system, logged, status, panel.box, conversation, memory
+    )
+    return parts, panel
 
 
 def _logging(on: bool) -> gr.Checkbox:
@@ -120,12 +130,10 @@ def _slider(name: str, window: int) -> gr.Slider:
 
 
 def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
-    # Values come as they were sent: Sampling refuses bad ones by name, where Gradio's sliders raise a bare TypeError.
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
-    at_once: dict[str, Any] = {**quiet, "queue": False}
+    quiet, at_once = QUIET, AT_ONCE
     outputs = [
         parts.chatbot, parts.notice, parts.box, parts.send, parts.stop, parts.retry, parts.undo, *parts.sliders,
-        parts.system, parts.logged, parts.status, parts.conversation,
+        parts.system, parts.logged, parts.status, parts.feedback, parts.conversation,
     ]  # fmt: skip
     asking = [parts.conversation, parts.system, parts.logged, *parts.sliders]
 

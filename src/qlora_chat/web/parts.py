@@ -28,6 +28,8 @@ class Parts:
     system: gr.Textbox
     logged: gr.Checkbox
     status: gr.HTML
+    feedback: gr.Column
+    """feedback.py's panel; it is about an answer that is shown, and closes when another conversation or answer is."""
     conversation: gr.Textbox
     """Invisible: the id of the conversation that is shown, for page.js to keep."""
     memory: gr.Textbox

@@ -68,12 +68,13 @@ class Asking:
 class Answering:
     """One answer on its way from the engine to a page: a thread reads it, the event loop looks at it."""
 
-    def __init__(self, turn: Turn, text: str, *, retried: bool = False) -> None:
+    def __init__(self, turn: Turn, text: str, *, retried: bool = False, logged: bool = True) -> None:
         self.turn = turn
         self.retried = retried
         """Whether it takes the place of an earlier answer."""
         self.text = text
         """What was asked."""
+        self.logged = logged
         self.problem: str | None = None
         """Why generation failed, fit to be shown."""
         self.tokens = 0
@@ -147,6 +148,8 @@ class Session:
         self._latest: Answering | None = None
         self._returned: str | None = None
         self._closed = False
+        self._unlogged: set[str] = set()
+        """Answers made while the log was off: what is thought of them is not logged either."""
 
     @property
     def conversation(self) -> Conversation:
@@ -222,6 +225,18 @@ class Session:
             if kept := self._chat.history.load(place.conversation_id):
                 self._conversation = replace(mended(kept), head=place.head)
 
+    def feedback(self, turn_id: str, rating: int | None, edited: str | None, comment: str | None, *, logged: bool) -> bool:
+        """Keep what a person thought of an answer of this conversation; False where the history does not hold it."""
+        sent = logged and turn_id not in self._unlogged
+        return self._chat.feedback(self.conversation.id, turn_id, rating, edited, comment, logged=sent)
+
+    def ratings(self) -> dict[str, int]:
+        """The newest thumb of each answer of this conversation, by its id."""
+        try:
+            return self._chat.ratings(self.conversation.id)
+        except HistoryUnavailable:
+            return {}
+
     def restore(self, conversation: Conversation) -> None:
         """Go on with a conversation that another page showed."""
         with self._lock:
@@ -258,7 +273,7 @@ class Session:
         except StaleConversation:
             self._conversation = self._chat.history.load(conversation.id) or Conversation()
             raise
-        self._answering = self._latest = answering = Answering(turn, text, retried=instead_of is not None)
+        self._answering = self._latest = answering = Answering(turn, text, retried=instead_of is not None, logged=asking.logged)
         threading.Thread(target=self._read, args=(answering,), name="qlora-chat-answer", daemon=True).start()
         return answering
 
@@ -273,6 +288,8 @@ class Session:
     def _keep(self, answering: Answering) -> None:
         if not answering.problem or answering.turn.answer:
             self._conversation = answering.turn.conversation
+            if not answering.logged:
+                self._unlogged.add(self._conversation.messages[-1].id)
             return
         if not answering.retried:
             self._returned = answering.text

@@ -7,7 +7,7 @@ without HTML and without images. Knows no Gradio and no sessions.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -54,6 +54,20 @@ def markdown(text: str) -> str:
 def messages(conversation: Conversation) -> list[dict[str, Any]]:
     """The conversation as a Chatbot takes it."""
     return [shown for message in conversation.messages if (shown := _message(message))]
+
+
+def message_at(conversation: Conversation, index: Any) -> Message | None:
+    """The answer that a page shows at a place of its list; None for what no page sends."""
+    visible = [message for message in conversation.messages if _message(message)]
+    if type(index) is not int or not 0 <= index < len(visible):
+        return None
+    return visible[index] if visible[index].role == "assistant" else None
+
+
+def thumbs(conversation: Conversation, ratings: Mapping[str, int]) -> list[str | None]:
+    """For each answer that is shown, the thumb that was given to it, as a Chatbot takes it."""
+    answers = [message for message in conversation.messages if message.role == "assistant" and _message(message)]
+    return [{1: "Like", -1: "Dislike"}.get(ratings.get(message.id, 0)) for message in answers]
 
 
 def _message(message: Message) -> dict[str, Any] | None:

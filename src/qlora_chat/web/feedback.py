@@ -1,0 +1,127 @@
+"""What a person thinks of an answer: thumbs beside each, and a panel for a comment and a better answer.
+
+Scope: the panel, and its way from Gradio's events to the session of the tab. The thumbs are the chatbot's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from qlora_chat.history import HistoryUnavailable
+from qlora_chat.messages import Message
+from qlora_chat.web import shown
+from qlora_chat.web.handlers import sayable
+from qlora_chat.web.parts import Parts
+from qlora_chat.web.session import Session, Sessions
+
+THUMBS = ("Like", "Dislike")
+"""The names by which Gradio draws its thumbs."""
+EXCERPT_LETTERS = 80
+RATINGS = {"up": 1, "down": -1, "": None}
+"""By the name that the panel keeps; "" is a thumb that was taken back."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Hidden until a thumb is pressed."""
+
+    box: gr.Column
+    about: gr.HTML
+    comment: gr.Textbox
+    edited: gr.Textbox
+    save: gr.Button
+    close: gr.Button
+    turn: gr.Textbox
+    """Invisible: the id of the answer that it is about."""
+    rating: gr.Textbox
+    """Invisible: up or down."""
+
+
+def lay_out_panel() -> Panel:
+    """The panel, in whatever block is open."""
+    with gr.Column(visible=False, elem_id="feedback") as box:
+        about = gr.HTML(elem_id="feedback-about", padding=False)
+        comment = gr.Textbox(
+            elem_id="comment", label="Comment", placeholder="What was good about it, or wrong?", lines=1, max_lines=4
+        )
+        edited = gr.Textbox(elem_id="edited", label="The answer as it should have been", lines=3, max_lines=12)
+        with gr.Row():
+            save = gr.Button("Save", size="sm", variant="primary", elem_id="feedback-save", scale=0, min_width=88)
+            close = gr.Button("Close", size="sm", elem_id="feedback-close", scale=0, min_width=88)
+    return Panel(box, about, comment, edited, save, close, gr.Textbox(visible=False), gr.Textbox(visible=False))
+
+
+class FeedbackHandlers:
+    """One method an event."""
+
+    def __init__(self, sessions: Sessions, parts: Parts, panel: Panel) -> None:
+        self._sessions, self._parts, self._panel = sessions, parts, panel
+
+    def connect(self, chatbot: gr.Chatbot, options: dict[str, Any]) -> None:
+        """Attach the events; `options` are those of every event that answers at once."""
+        panel, notice = self._panel, self._parts.notice
+        outputs = [panel.box, panel.about, panel.comment, panel.edited, panel.turn, panel.rating, notice]
+        chatbot.like(self.rate, [self._parts.logged], outputs, **options)
+        values = [panel.turn, panel.rating, panel.comment, panel.edited, self._parts.logged]
+        gr.on([panel.save.click, panel.comment.submit], self.save, values, [panel.box, notice], **options)
+        panel.close.click(self.close, None, [panel.box], **options)
+
+    def rate(self, logged: Any, event: gr.EventData, request: gr.Request) -> dict[Any, Any]:
+        """A thumb was pressed: keep it, and ask for more."""
+        session, panel = self._session(request), self._panel
+        pressed = event._data if isinstance(event._data, dict) else {}
+        answer = shown.message_at(session.conversation, pressed.get("index"))
+        if answer is None or session.answering:
+            return {self._parts.notice: shown.problem("Only an answer that is finished and still shown can be rated.")}
+        rating = {"True": "up", "False": "down"}.get(str(pressed.get("liked")), "")  # "": pressed again
+        if problem := self._keep(session, answer, rating, "", answer.content, logged):
+            return {self._parts.notice: shown.problem(problem)}
+        if not rating:
+            return {panel.box: gr.update(visible=False), self._parts.notice: ""}
+        return {
+            panel.box: gr.update(visible=True),
+            panel.about: _about(answer, rating),
+            panel.comment: "",
+            panel.edited: answer.content,
+            panel.turn: answer.id,
+            panel.rating: rating,
+            self._parts.notice: "",
+        }
+
+    def save(self, turn_id: Any, rating: Any, comment: Any, edited: Any, logged: Any, request: gr.Request) -> dict[Any, Any]:
+        """Keep the comment and the better answer beside the thumb."""
+        session = self._session(request)
+        answer = next((each for each in session.conversation.messages if each.role == "assistant" and each.id == turn_id), None)
+        if answer is None or not isinstance(rating, str) or rating not in RATINGS:
+            return {self._parts.notice: shown.problem("That answer is no longer shown, so nothing was saved.")}
+        if problem := self._keep(session, answer, rating, comment, edited, logged):
+            return {self._parts.notice: shown.problem(problem)}
+        return {self._panel.box: gr.update(visible=False), self._parts.notice: shown.notice("Saved. Thank you.")}
+
+    def close(self) -> dict[Any, Any]:
+        """Put the panel away; the thumb stays."""
+        return {self._panel.box: gr.update(visible=False)}
+
+    def _keep(self, session: Session, answer: Message, rating: str, comment: Any, edited: Any, logged: Any) -> str | None:
+        """Why it could not be kept; None if it is. An edit that changes nothing is none."""
+        better, said = sayable(edited).strip(), sayable(comment).strip()
+        changed = better if better and better != answer.content.strip() else None
+        try:
+            kept = session.feedback(answer.id, RATINGS[rating], changed, said or None, logged=logged is not False)
+        except HistoryUnavailable as problem:
+            return str(problem)
+        return None if kept else "That answer is not in the history, so nothing was saved."
+
+    def _session(self, request: gr.Request) -> Session:
+        return self._sessions.open(str(request.session_hash), reloaded=True)
+
+
+def _about(answer: Message, rating: str) -> str:
+    thumb = "Thumbs up" if rating == "up" else "Thumbs down"
+    line = " ".join(answer.content.split())
+    excerpt = line if len(line) <= EXCERPT_LETTERS else f"{line[: EXCERPT_LETTERS - 1]}…"
+    return f'<p class="about" role="status">{thumb} saved for “{escape(excerpt)}”</p>'
