@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -15,6 +16,7 @@ from qlora_chat.cli import app
 from qlora_chat.dataset import Answered, DatasetError, Exchange, Opinion
 from qlora_chat.dataset.build import AFTER_BAD, CUT_OFF, EMPTY, NOT_RATED, NOTHING_BETTER, RATED_DOWN, Dataset, build
 from qlora_chat.dataset.sources import from_history, from_receiver
+from qlora_chat.dataset.write import write
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.receiver.store import RecordStore
@@ -169,3 +171,15 @@ def test_the_command_writes_files_and_says_what_it_left_out(store: RecordStore, 
     again = CliRunner().invoke(app, arguments)
     assert isinstance(again.exception, DatasetError)
     assert "is not empty" in str(again.exception)
+
+
+def test_train_takes_the_records_as_they_are(tmp_path: Path) -> None:
+    from qlora_chat.training.dialogues import read_dialogues
+
+    exchanges: Any = (Exchange("Hi", "Hello.", UP), Exchange("And?", "More.\n", Opinion(None, "Less. ")))
+    write(build([answered(*exchanges, system="Be brief.")]), tmp_path / "data")
+    dialogues = read_dialogues([tmp_path / "data" / "sft.jsonl"])
+    (conversation,) = dialogues.conversations
+    assert dialogues.forms == {"messages": 1}
+    assert conversation.system == "Be brief."
+    assert [message.content for message in conversation.messages] == ["Hi", "Hello.", "And?", "Less."]

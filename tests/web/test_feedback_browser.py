@@ -15,7 +15,7 @@ from qlora_chat.prompt import DEFAULT_FORMAT
 from tests.fakes import ScriptedEngine, ScriptedRecorder
 
 from .driving import LONG, STEP, ready, say
-from .serving import Served, serving
+from .serving import Served, serving_chat
 
 pytestmark = pytest.mark.browser
 
@@ -29,8 +29,8 @@ def chat() -> Chat:
 def rated(chat: Chat) -> Iterator[Served]:
     engine = chat.engine
     assert isinstance(engine, ScriptedEngine)
-    with serving(engine, logging_on=True, chat=chat) as served:
-        yield served
+    with serving_chat(chat, logging_on=True) as url:
+        yield Served(url, engine)
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_thumb_is_kept_at_once_and_is_there_after_a_reload(page: Page, chat: C
     assert (said.rating, said.edited, said.comment) == (1, None, None)
     page.reload()
     ready(page)
-    expect(page.get_by_label("clicked like")).to_have_count(1)
+    expect(page.get_by_label("Liked")).to_have_count(1)
 
 
 def test_a_better_answer_and_a_comment_are_kept_and_sent_with_the_turn(page: Page, chat: Chat) -> None:
@@ -104,7 +104,7 @@ def test_the_answer_that_was_pressed_is_the_one_that_is_rated(page: Page, rated:
 def test_pressed_again_a_thumb_is_taken_back(page: Page, chat: Chat) -> None:
     page.get_by_label("Like", exact=True).click()
     expect(page.locator("#feedback")).to_be_visible()
-    page.get_by_label("clicked like").click()
+    page.get_by_label("Liked").click()
     expect(page.locator("#feedback")).to_be_hidden()
     assert kept(chat)[-1].rating is None
 
@@ -116,7 +116,7 @@ def test_an_emptied_chat_shows_neither_panel_nor_thumbs(page: Page, rated: Serve
     expect(page.locator("#feedback")).to_be_hidden()
     say(page, "Again?")
     expect(page.get_by_label("Like", exact=True)).to_have_count(1)
-    expect(page.get_by_label("clicked like")).to_have_count(0)
+    expect(page.get_by_label("Liked")).to_have_count(0)
 
 
 def test_with_the_log_off_nothing_is_sent_of_what_was_said_meanwhile(page: Page, chat: Chat) -> None:
