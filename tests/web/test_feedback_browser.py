@@ -134,7 +134,7 @@ def test_made_up_feedback_is_refused(rated: Served, page: Page) -> None:
     config = requests.get(f"{rated.url}/config").json()
     rate = next(each["id"] for each in config["dependencies"] if any(target[1] == "like" for target in each["targets"]))
     for data in (None, 5, {}, {"index": [0, 1]}, {"index": 10**9, "liked": True}, {"index": 0, "liked": True}, {"index": "1"}):
-        body = {"data": [True], "event_data": data, "fn_index": rate, "session_hash": "made-up"}
+        body = {"data": ["", True], "event_data": data, "fn_index": rate, "session_hash": "made-up"}
         answer = requests.post(f"{rated.url}/gradio_api/run/predict", json=body)
         assert answer.status_code in (200, 422)
         assert "saved" not in answer.text.lower().replace("nothing was saved", "")

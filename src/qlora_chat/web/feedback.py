@@ -11,12 +11,12 @@ from typing import Any
 
 import gradio as gr
 
-from qlora_chat.history import HistoryUnavailable
+from qlora_chat.history import HistoryError
 from qlora_chat.messages import Message
 from qlora_chat.web import shown
-from qlora_chat.web.handlers import sayable
+from qlora_chat.web.handlers import Handlers, sayable
 from qlora_chat.web.parts import Parts
-from qlora_chat.web.session import Session, Sessions
+from qlora_chat.web.session import Session
 
 THUMBS = ("Like", "Dislike")
 """The names by which Gradio draws its thumbs."""
@@ -58,21 +58,21 @@ def lay_out_panel() -> Panel:
 class FeedbackHandlers:
     """One method an event."""
 
-    def __init__(self, sessions: Sessions, parts: Parts, panel: Panel) -> None:
-        self._sessions, self._parts, self._panel = sessions, parts, panel
+    def __init__(self, handlers: Handlers, parts: Parts, panel: Panel) -> None:
+        self._handlers, self._parts, self._panel = handlers, parts, panel
 
     def connect(self, chatbot: gr.Chatbot, options: dict[str, Any]) -> None:
         """Attach the events; `options` are those of every event that answers at once."""
         panel, notice = self._panel, self._parts.notice
         outputs = [panel.box, panel.about, panel.comment, panel.edited, panel.turn, panel.rating, notice]
-        chatbot.like(self.rate, [self._parts.logged], outputs, **options)
-        values = [panel.turn, panel.rating, panel.comment, panel.edited, self._parts.logged]
+        chatbot.like(self.rate, [self._parts.conversation, self._parts.logged], outputs, **options)
+        values = [self._parts.conversation, panel.turn, panel.rating, panel.comment, panel.edited, self._parts.logged]
         gr.on([panel.save.click, panel.comment.submit], self.save, values, [panel.box, notice], **options)
         panel.close.click(self.close, None, [panel.box], **options)
 
-    def rate(self, logged: Any, event: gr.EventData, request: gr.Request) -> dict[Any, Any]:
+    def rate(self, place: Any, logged: Any, event: gr.EventData, request: gr.Request) -> dict[Any, Any]:
         """A thumb was pressed: keep it, and ask for more."""
-        session, panel = self._session(request), self._panel
+        session, panel = self._handlers.session(request, place), self._panel
         pressed = event._data if isinstance(event._data, dict) else {}
         answer = shown.message_at(session.conversation, pressed.get("index"))
         if answer is None or session.answering:
@@ -92,9 +92,11 @@ class FeedbackHandlers:
             self._parts.notice: "",
         }
 
-    def save(self, turn_id: Any, rating: Any, comment: Any, edited: Any, logged: Any, request: gr.Request) -> dict[Any, Any]:
+    def save(
+        self, place: Any, turn_id: Any, rating: Any, comment: Any, edited: Any, logged: Any, request: gr.Request
+    ) -> dict[Any, Any]:
         """Keep the comment and the better answer beside the thumb."""
-        session = self._session(request)
+        session = self._handlers.session(request, place)
         answer = next((each for each in session.conversation.messages if each.role == "assistant" and each.id == turn_id), None)
         if answer is None or not isinstance(rating, str) or rating not in RATINGS:
             return {self._parts.notice: shown.problem("That answer is no longer shown, so nothing was saved.")}
@@ -112,12 +114,9 @@ class FeedbackHandlers:
         changed = better if better and better != answer.content.strip() else None
         try:
             kept = session.feedback(answer.id, RATINGS[rating], changed, said or None, logged=logged is not False)
-        except HistoryUnavailable as problem:
+        except HistoryError as problem:
             return str(problem)
         return None if kept else "That answer is not in the history, so nothing was saved."
-
-    def _session(self, request: gr.Request) -> Session:
-        return self._sessions.open(str(request.session_hash), reloaded=True)
 
 
 def _about(answer: Message, rating: str) -> str:

@@ -59,13 +59,13 @@ class Handlers:
         if not text.strip():
             yield {self._parts.notice: shown.notice("")}
             return
-        session = self._session(request, place)
+        session = self.session(request, place)
         async for each in self._answer(session, lambda: session.send(text, _asking(system, logged, values)), clear_box=True):
             yield each
 
     async def retry(self, place: str, system: str, logged: bool, request: gr.Request, *values: Any) -> AsyncIterator[Shown]:
         """Answer the last question again."""
-        session = self._session(request, place)
+        session = self.session(request, place)
         async for each in self._answer(session, lambda: session.retry(_asking(system, logged, values)), clear_box=False):
             yield each
 
@@ -74,7 +74,7 @@ class Handlers:
         typed meanwhile. Where another process was answering and is gone, the page is shown what the history holds."""
         session = self._sessions.find(_name(request))
         if session is None:
-            return {**self._idle(self._session(request, place)), self._parts.notice: shown.problem(GONE)}
+            return {**self._idle(self.session(request, place)), self._parts.notice: shown.problem(GONE)}
         returned = session.take_returned()
         return {self._parts.box: returned if returned and not typed else gr.skip()}
 
@@ -85,7 +85,7 @@ class Handlers:
 
     def undo(self, typed: str, place: str, request: gr.Request) -> Shown:
         """Take the last exchange out and put its question back into the box."""
-        session = self._session(request, place)
+        session = self.session(request, place)
         text = session.undo()
         if text is None:
             return {self._parts.notice: shown.notice("")}
@@ -93,7 +93,7 @@ class Handlers:
 
     def clear(self, request: gr.Request) -> Shown:
         """Begin an empty conversation; an answer being written stops."""
-        session = self._session(request)
+        session = self.session(request)
         session.clear()
         return self._idle(session)
 
@@ -111,7 +111,7 @@ class Handlers:
         """The tab was closed."""
         self._sessions.close(_name(request))
 
-    def _session(self, request: gr.Request, place: str = "") -> Session:
+    def session(self, request: gr.Request, place: str = "") -> Session:
         """The tab that an event came from, at the place that its page shows; "" where that does not matter."""
         shows = Place.read(place)
         session = self._sessions.open(_name(request), shows.conversation_id, reloaded=True)

@@ -59,8 +59,9 @@ def build_page(chat: Chat, sessions: Sessions, keeps: Keeps) -> gr.Blocks:
     """The whole page as Blocks, ready to be mounted."""
     with gr.Blocks(title="QLoRA Chat", analytics_enabled=False, fill_height=True) as page:
         parts, panel = _lay_out(chat, keeps)
-        _connect(page, parts, Handlers(chat, sessions, parts))
-        FeedbackHandlers(sessions, parts, panel).connect(parts.chatbot, AT_ONCE)
+        handlers = Handlers(chat, sessions, parts)
+        _connect(page, parts, handlers)
+        FeedbackHandlers(handlers, parts, panel).connect(parts.chatbot, AT_ONCE)
     page.max_threads = MOST_PAGES_ANSWERING
     page.queue(default_concurrency_limit=None, api_open=False)
     # Gradio looks for work every millisecond, which takes the model 2 % of a core more than this; there is no public setting.
