@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qlora_chat.chat import Chat
 from qlora_chat.engines import EngineError, Finish, Piece
@@ -22,6 +22,11 @@ from qlora_chat.models import ModelInfo
 from qlora_chat.prompt import DEFAULT_FORMAT, Prompt
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qlora_chat.engines.llama import Span
 
 SCRIPTED_INFO = ModelInfo(
     name="scripted",
@@ -421,3 +426,32 @@ class PlainDecoder:
     def drawn(self, row: int, count: int) -> int:
         """The token chosen for a row."""
         return self._drawn[row, count]
+
+
+class MarkovForward:
+    """A forward pass whose next token depends on the last two, through what earlier passes left in its own cache: whoever
+    trusts a place of the cache that was never rightly filled gets another answer. A small vocabulary repeats itself."""
+
+    vocabulary = 12
+
+    def __init__(self, spread: float = 3.0, seed: int = 0) -> None:
+        import torch
+
+        generator = torch.Generator().manual_seed(seed)
+        self.table = torch.randn(self.vocabulary, self.vocabulary, self.vocabulary, generator=generator) * spread
+        self.spans: list[list[Span]] = []
+        self._held: dict[tuple[int, int], int] = {}
+
+    def __call__(self, spans: Sequence[Span]) -> Tensor:
+        """Logits after the last `logits` tokens of each span, (rows, V)."""
+        import torch
+
+        self.spans.append(list(spans))
+        rows = []
+        for span in spans:
+            for offset, token in enumerate(span.ids):
+                self._held[span.slot, span.start + offset] = token
+            end = span.start + len(span.ids)
+            for position in range(end - span.logits, end):
+                rows.append(self.table[self._held.get((span.slot, position - 1), 0), self._held[span.slot, position]])
+        return torch.stack(rows)

@@ -18,6 +18,7 @@ from qlora_chat.engines.cache import KVCache, fitting_slots
 from qlora_chat.engines.llama import Forward, Span
 from qlora_chat.engines.request import LocalStream, Request
 from qlora_chat.engines.scheduler import Scheduler
+from qlora_chat.engines.speculation import EXPECTED_COSTS, PassCosts
 from qlora_chat.models import LoadedModel, ModelInfo, Notify
 from qlora_chat.models.tokenizer import ModelTokenizer
 from qlora_chat.models.weights import LlamaWeights
@@ -107,7 +108,8 @@ class LocalEngine:
         opened = self._open_cuda(weights, slots) if weights.device.type == "cuda" else None
         if opened is None:
             cache = KVCache(weights, slots or fitting_slots(weights))
-            opened = Scheduler(Forward(weights, cache), cache), cache
+            costs = PassCosts(EXPECTED_COSTS[weights.device.type])
+            opened = Scheduler(Forward(weights, cache), cache, costs), cache
         self._scheduler, self._cache = opened
 
     def _open_cuda(self, weights: LlamaWeights, slots: int | None) -> tuple[CudaScheduler, KVCache] | None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from queue import SimpleQueue
 
 import torch
@@ -16,6 +17,7 @@ from qlora_chat.engines import EngineError, Finish, Piece
 from qlora_chat.engines.cache import Slot
 from qlora_chat.engines.detokenizer import Detokenizer
 from qlora_chat.engines.sampling import Choice
+from qlora_chat.engines.speculation import NOTHING, Proposal, Speculator
 from qlora_chat.messages import FinishReason
 from qlora_chat.prompt import Tokenizer
 from qlora_chat.settings import Sampling
@@ -44,6 +46,9 @@ class Request:
         self._random = random.Random(self.seed)
         self._used = sampling
         self._changes: list[tuple[int, Sampling]] = []
+        self._draws: deque[float] = deque()
+        """Drawn for tokens to come. Each token takes one, guessed or not: guessing changes no answer."""
+        self._speculator: Speculator | None = None
         self._seen: torch.Tensor | None = None
         self._began = time.perf_counter()
         self._first_token_at = self._last_token_at = 0.0
@@ -62,11 +67,31 @@ class Request:
         """Take a place in the cache; what it already holds of the prompt is not computed again."""
         self.slot, self._cached_tokens = slot, len(slot.ids)
 
-    def choice(self, vocabulary: int, device: torch.device) -> Choice:
-        """The settings of this very moment, for the next token."""
+    def propose(self) -> Proposal:
+        """What may follow the tokens so far, within what the answer may still have."""
+        if self._speculator is None:
+            self._speculator = Speculator(self.ids)
+        left = min(self.sampling.max_new_tokens - self.generated, self._window - len(self.ids))
+        return self._speculator.propose(left - 1) if left > 1 else NOTHING
+
+    def choices(self, drafted: Sequence[int], vocabulary: int, device: torch.device) -> list[Choice]:
+        """The settings of this very moment, for the next token and for those after each of the drafted ones."""
         sampling = self._taken_up()
-        seen = self._seen_tokens(vocabulary, device) if sampling.repetition_penalty != 1.0 else None
-        return Choice(sampling, seen, self._random.random())
+        while len(self._draws) <= len(drafted):
+            self._draws.append(self._random.random())
+        if sampling.repetition_penalty == 1.0:
+            return [Choice(sampling, None, self._draws[index]) for index in range(len(drafted) + 1)]
+        seen = self._seen_tokens(vocabulary, device)
+        found = [Choice(sampling, seen, self._draws[0])]
+        for index, token in enumerate(drafted, 1):
+            seen = seen.clone()
+            seen[token] = True
+            found.append(Choice(sampling, seen, self._draws[index]))
+        return found
+
+    def keeps(self, sampling: Sampling) -> bool:
+        """Whether the next token is to be chosen with these settings still."""
+        return self.sampling is sampling and self.generated not in self.due
 
     def _taken_up(self) -> Sampling:
         """The settings for the next token, noted where they are others than the last one's."""
@@ -88,6 +113,10 @@ class Request:
         """Take a token, tell the caller, and return whether the answer ends with it."""
         self._note_time()
         self.ids.append(token_id)
+        if self._draws:
+            self._draws.popleft()
+        if self._speculator is not None:
+            self._speculator.push(token_id)
         if self._seen is not None:
             self._seen[token_id] = True
         if self._stop_on_tokens([[token_id]])[0]:

@@ -6,8 +6,10 @@ engine around it owns the thread. Knows no text formats and no pages.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from queue import SimpleQueue
 
 import torch
@@ -17,6 +19,8 @@ from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.llama import Span
 from qlora_chat.engines.request import Request
 from qlora_chat.engines.sampling import NOT_FINITE, choose
+from qlora_chat.engines.speculation import PassCosts, lengths
+from qlora_chat.settings import Sampling
 
 PREFILL_ALONE = 512
 """Prompt tokens a pass when nobody waits for a next token: enough to keep the hardware busy, few enough to cancel soon."""
@@ -27,8 +31,11 @@ PREFILL_BESIDE = 64
 class Scheduler:
     """Moves every request on by one forward pass a step."""
 
-    def __init__(self, forward: Callable[[Sequence[Span]], torch.Tensor], cache: KVCache) -> None:
-        self._forward, self._cache = forward, cache
+    def __init__(
+        self, forward: Callable[[Sequence[Span]], torch.Tensor], cache: KVCache, costs: PassCosts | None = None
+    ) -> None:
+        """With `costs`, what chats may say next is guessed, and checked in the same pass where that pays."""
+        self._forward, self._cache, self._costs = forward, cache, costs
         self._arriving: SimpleQueue[Request] = SimpleQueue()
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
@@ -53,12 +60,15 @@ class Scheduler:
             return
         requests = sorted(self.running, key=_slot_index)  # neighbours in the cache share one attention
         spans = self._spans(requests)
+        began = time.perf_counter()
         try:
             logits = self._run(spans)
         except Exception:
             self._one_by_one(requests, spans)
             return
         self._hand_out(requests, spans, logits)
+        if self._costs and all(len(span.ids) == span.logits for span in spans):
+            self._costs.note(sum(span.logits for span in spans), time.perf_counter() - began)
 
     def cancel_all(self) -> None:
         """End every answer here: nobody is left waiting for a piece that will not come."""
@@ -91,12 +101,25 @@ class Scheduler:
             self.running.append(request)
 
     def _spans(self, requests: Sequence[Request]) -> list[Span]:
-        """One token for each chat that decodes; a chunk of the prompt for each that does not, within the budget."""
-        decoding = sum(request.pending == 1 for request in requests)
-        reading = len(requests) - decoding
+        """The newest token of each chat that decodes, and guesses for the next ones where they pay; a chunk of the prompt for
+        each that does not, within the budget."""
+        decoding = [request for request in requests if request.pending == 1]
+        reading = len(requests) - len(decoding)
         budget = PREFILL_BESIDE if decoding else PREFILL_ALONE
         share = max(1, budget // max(1, reading))
-        return [_next_span(request, share) for request in requests]
+        spans = [_next_span(request, share) for request in requests]
+        if self._costs and decoding:
+            guesses = self._guesses(decoding, sum(len(span.ids) for span in spans), self._costs)
+            spans = [_with_guesses(span, guesses.get(request, ())) for request, span in zip(requests, spans, strict=True)]
+        return spans
+
+    @staticmethod
+    def _guesses(decoding: Sequence[Request], certain: int, costs: PassCosts) -> dict[Request, tuple[int, ...]]:
+        proposals = [request.propose() for request in decoding]
+        if not any(each.tokens for each in proposals):
+            return {}
+        counts = lengths(proposals, certain, costs)
+        return {request: each.tokens[:n] for request, each, n in zip(decoding, proposals, counts, strict=True)}
 
     def _run(self, spans: Sequence[Span]) -> torch.Tensor:
         self.forwards += 1
@@ -113,41 +136,62 @@ class Scheduler:
                 self._hand_out([request], [span], logits)
 
     def _hand_out(self, requests: Sequence[Request], spans: Sequence[Span], logits: torch.Tensor) -> None:
-        """Note what is cached now, and give each request that has read its whole prompt its next token."""
+        """Note what is cached now, and give each request that has read its whole prompt its next token, or several."""
+        ready: list[_Ready] = []
+        row = 0
         for request, span in zip(requests, spans, strict=True):
-            _slot_ids(request).extend(span.ids)
-        ready = [row for row, request in enumerate(requests) if request.pending == 0]
+            certain = len(span.ids) - span.logits + 1
+            _slot_ids(request).extend(span.ids[:certain])
+            if request.pending == 0:
+                ready.append(_Ready(request, span.ids[certain:], logits[row : row + span.logits]))
+            row += span.logits
         if not ready:
             return
+        together = logits if sum(len(each.logits) for each in ready) == len(logits) else None
         try:
-            choices = [requests[row].choice(logits.shape[-1], logits.device) for row in ready]
-            tokens = choose(logits[ready], choices)
+            runs = _chosen(ready, together)
         except Exception:
-            self._choose_one_by_one([requests[row] for row in ready], logits[ready])
+            self._choose_one_by_one(ready)
             return
-        for row, token in zip(ready, tokens, strict=True):
-            self._accept(requests[row], token)
+        for each, run in zip(ready, runs, strict=True):
+            self._accept_run(each, run)
 
-    def _choose_one_by_one(self, requests: Sequence[Request], logits: torch.Tensor) -> None:
+    def _choose_one_by_one(self, ready: Sequence[_Ready]) -> None:
         """Choosing failed for all: choose for each alone, so that only those fail whose fault it is."""
-        for request, row in zip(requests, logits, strict=True):
+        for each in ready:
             try:
-                token = choose(row[None], [request.choice(len(row), row.device)])[0]
+                run = _chosen([each])[0]
             except Exception as problem:
-                self._fail(request, problem)
+                self._fail(each.request, problem)
             else:
-                self._accept(request, token)
+                self._accept_run(each, run)
 
-    def _accept(self, request: Request, token: int) -> None:
+    def _accept_run(self, ready: _Ready, run: _Run) -> None:
+        """Accept tokens for as long as each guess was right: a token after a wrong one, or one chosen with settings that
+        were changed meanwhile, was chosen for another text."""
+        for index, token in enumerate(run.tokens):
+            if index:
+                before = run.tokens[index - 1]
+                if before != ready.guessed[index - 1] or not ready.request.keeps(run.sampling):
+                    return
+                _slot_ids(ready.request).append(before)
+            if not self._accept(ready.request, token):
+                return
+
+    def _accept(self, request: Request, token: int) -> bool:
+        """Whether the answer goes on."""
         if request.cancelled:
-            return  # dropped at the next step, without another token
+            return False  # dropped at the next step, without another token
         try:
             if token == NOT_FINITE:
                 raise EngineError("the model's output is not a number: its weights or its adapter are damaged")
-            if request.accept(token):
-                self._leave(request)
+            ended = request.accept(token)
         except Exception as problem:
             self._fail(request, problem)
+            return False
+        if ended:
+            self._leave(request)
+        return not ended
 
     def _fail(self, request: Request, problem: BaseException) -> None:
         request.fail(problem)
@@ -157,6 +201,37 @@ class Scheduler:
         self.running.remove(request)
         if request.slot is not None:
             self._cache.release(request.slot)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A chat that gets its next token now."""
+
+    request: Request
+    guessed: Sequence[int]
+    logits: torch.Tensor
+    """(1 + guessed, V)."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Tokens drawn for one chat, each as if the guesses before it were right."""
+
+    tokens: Sequence[int]
+    sampling: Sampling
+
+
+def _chosen(ready: Sequence[_Ready], logits: torch.Tensor | None = None) -> list[_Run]:
+    """Draw all tokens at once; `logits` are those of all of them, where they already lie together."""
+    if logits is None:
+        logits = torch.cat([each.logits for each in ready])
+    choices = [each.request.choices(each.guessed, logits.shape[-1], logits.device) for each in ready]
+    tokens = iter(choose(logits, [choice for each in choices for choice in each]))
+    return [_Run([next(tokens) for _ in each], each[0].sampling) for each in choices]
+
+
+def _with_guesses(span: Span, guesses: Sequence[int]) -> Span:
+    return Span(span.slot, span.start, [*span.ids, *guesses], logits=1 + len(guesses)) if guesses else span
 
 
 def _next_span(request: Request, share: int) -> Span:

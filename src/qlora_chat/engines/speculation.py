@@ -12,6 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+EXPECTED_COSTS = {
+    "cpu": (1.0, 1.15, 1.25, 1.4, 1.5, 1.6, 1.7, 1.8, 1.95, 2.1),
+    "cuda": (1.0, 1.02, 1.04, 1.06, 1.08, 1.1, 1.12, 1.14),
+}
+"""What passes over 1, 2, 3, ... tokens take, relative to one: before an engine has seen its own (PassCosts)."""
 MOST_DRAFTED = 15
 """Drafted tokens a chat and pass: with the token before them 16, the most that the narrow products are made for."""
 SHORTEST_MATCH, LONGEST_MATCH = 2, 12
