@@ -169,6 +169,18 @@ def test_settings_changed_among_checked_guesses_act_from_the_next_token(number: 
 
 
 @pytest.mark.parametrize("number", range(5, 25, 3))
+def test_settings_due_among_checked_guesses_are_taken_up_there(number: int) -> None:
+    answers = []
+    for prior in (None, FREE):
+        request = ask(Sampling(temperature=0.0, max_new_tokens=40, seed=3))
+        request.due[number] = Sampling(temperature=2.0, top_p=1.0, max_new_tokens=40)
+        run([request], prior)
+        answers.append(told(request))
+    assert answers[0][0] == answers[1][0]
+    assert [made for made, _ in answers[1][1].changes] == [number]
+
+
+@pytest.mark.parametrize("number", range(5, 25, 3))
 def test_an_answer_cancelled_among_checked_guesses_ends_there(number: int) -> None:
     request = ask(Sampling(temperature=0.0, max_new_tokens=40))
     request._detokenizer._tokenizer = At(number, lambda: setattr(request, "cancelled", True))
