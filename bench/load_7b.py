@@ -24,6 +24,8 @@ import psutil
 import torch
 from safetensors.torch import save_file
 
+from qlora_chat.benchmark.shapes import config_of
+from qlora_chat.benchmark.subjects import filled_vocabulary
 from qlora_chat.models import LoadedModel
 from qlora_chat.models.folders import Base
 from qlora_chat.models.load import load
@@ -41,12 +43,7 @@ STEADY_LIMIT, PEAK_LIMIT = 4.2, 6.0
 
 def make_base(folder: Path, layers: int, device: str) -> None:
     """A LLaMA of 7B's widths, `layers` deep, with random weights."""
-    config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 4096,
-        "intermediate_size": 11008, "num_hidden_layers": layers, "num_attention_heads": 32, "num_key_value_heads": 32,
-        "vocab_size": VOCABULARY, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
-        "bos_token_id": 1, "eos_token_id": 2, "dtype": "bfloat16",
-    }  # fmt: skip
+    config = {**config_of("7b", layers), "architectures": ["LlamaForCausalLM"], "dtype": "bfloat16"}
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text('{"bos_token_id": 1, "eos_token_id": 2}')
@@ -66,11 +63,7 @@ def random_tensors(base: Base, device: str) -> Iterator[tuple[str, torch.Tensor]
 
 def make_tokenizer(folder: Path) -> None:
     """The bundled tokenizer, filled up to 32,000 entries with words that no text holds."""
-    tokenizer = json.loads((BUNDLED / "base" / "tokenizer.json").read_text())
-    vocabulary = tokenizer["model"]["vocab"]
-    for number in range(len(vocabulary), VOCABULARY):
-        vocabulary[f"<filler {number}>"] = number
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False))
+    (folder / "tokenizer.json").write_text(json.dumps(filled_vocabulary(VOCABULARY), ensure_ascii=False))
     shutil.copyfile(BUNDLED / "base" / "tokenizer_config.json", folder / "tokenizer_config.json")
 
 

@@ -95,7 +95,7 @@ def _line(axes: Any, points: list[tuple[int, float]], label: str) -> None:
 def drawing() -> Any:
     """matplotlib's Figure, without a display; asked for before anything is measured for nothing."""
     try:
-        from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
+        from matplotlib.figure import Figure
     except ModuleNotFoundError:
-        raise BenchmarkError("--plot needs matplotlib: pip install 'qlora-chat[plot]'") from None
+        raise BenchmarkError("--plot needs matplotlib: pip install matplotlib") from None
     return Figure

@@ -19,29 +19,7 @@ from qlora_chat.benchmark.hardware import hardware
 T = TypeVar("T")
 
 
-def run(subject: Subject, work: Workload, compare: bool, notify: Callable[[str], None]) -> Result:
-    """Measure. BenchmarkError if the check fails: a figure of a wrong result is worth nothing."""
-    notify(f"checking {subject.name} in {subject.precision} against the plain path")
-    checked: Check = _apart(_check, subject)
-    if not checked.passed:
-        raise BenchmarkError(f"the engine computes something else than the plain path, so nothing was timed: {checked}")
-    notify(f"agrees: {checked.figures}")
-    copied: float = _apart(_copy_rate, subject)
-    notify(f"a copy moves {copied:.0f} GB/s; timing {len(work.cells())} rows of {work.rounds} runs")
-    rows: list[Row] = _apart(_ours, subject, work)
-    if compare:
-        notify("timing the original's path")
-        rows += _apart(_original, subject, work)
-    rows = [_with_bandwidth(row, copied) for row in rows]
-    described, versions = _apart(_surroundings, subject)
-    return Result(subject, described, versions, date.today().isoformat(), checked, round(copied, 1), tuple(rows))
-
-
-def _with_bandwidth(row: Row, copied: float) -> Row:
-    return replace(row, bandwidth_percent=round(100 * row.gb_per_token * row.tokens_per_s / copied, 1))
-
-
-def _apart(part: Callable[..., T], *arguments: Any) -> T:
+def apart(part: Callable[..., T], *arguments: Any) -> T:
     """The part's result, from a fresh process."""
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=fresh) as pool:
@@ -49,39 +27,66 @@ def _apart(part: Callable[..., T], *arguments: Any) -> T:
             return pool.submit(part, *arguments).result()
         except BrokenProcessPool:
             raise BenchmarkError(
-                f"the process of {part.__name__.strip('_')} was ended from outside, most likely for want of memory: "
-                "take fewer --chats, or --layers for a dry run"
+                f"the process that was to {part.__name__.replace('_', ' ')} was ended from outside, most likely for want of "
+                "memory: take fewer --chats, or --layers for a dry run"
             ) from None
 
 
-def _check(subject: Subject) -> Check:
+def run(
+    subject: Subject, work: Workload, compare: bool, notify: Callable[[str], None], apart: Callable[..., Any] = apart
+) -> Result:
+    """Measure. BenchmarkError if the check fails: a figure of a wrong result is worth nothing.
+
+    `apart` runs a part; only tests give another.
+    """
+    notify(f"checking {subject.name} in {subject.precision} against the plain path")
+    checked: Check = apart(check_against_plain, subject)
+    if not checked.passed:
+        raise BenchmarkError(f"the engine computes something else than the plain path, so nothing was timed: {checked}")
+    notify(f"agrees: {checked.figures}")
+    copied: float = apart(time_a_copy, subject)
+    notify(f"a copy moves {copied:.0f} GB/s; timing {len(work.cells())} rows of {work.rounds} runs")
+    rows: list[Row] = apart(time_ours, subject, work)
+    if compare:
+        notify("timing the original's path")
+        rows += apart(time_the_original, subject, work)
+    rows = [_with_bandwidth(row, copied) for row in rows]
+    described, versions = apart(describe_surroundings, subject)
+    return Result(subject, described, versions, date.today().isoformat(), checked, round(copied, 1), tuple(rows))
+
+
+def _with_bandwidth(row: Row, copied: float) -> Row:
+    return replace(row, bandwidth_percent=round(100 * row.gb_per_token * row.tokens_per_s / copied, 1))
+
+
+def check_against_plain(subject: Subject) -> Check:
     _quiet()
     from qlora_chat.benchmark.check import check
 
     return check(subject)
 
 
-def _copy_rate(subject: Subject) -> float:
+def time_a_copy(subject: Subject) -> float:
     from qlora_chat.benchmark.measure import copy_rate
 
     return copy_rate(subject)
 
 
-def _ours(subject: Subject, work: Workload) -> list[Row]:
+def time_ours(subject: Subject, work: Workload) -> list[Row]:
     _quiet()
     from qlora_chat.benchmark.measure import ours
 
     return ours(subject, work)
 
 
-def _original(subject: Subject, work: Workload) -> list[Row]:
+def time_the_original(subject: Subject, work: Workload) -> list[Row]:
     _quiet()
     from qlora_chat.benchmark.measure import original
 
     return original(subject, work)
 
 
-def _surroundings(subject: Subject) -> tuple[str, dict[str, str]]:
+def describe_surroundings(subject: Subject) -> tuple[str, dict[str, str]]:
     from qlora_chat.benchmark.measure import software
     from qlora_chat.benchmark.subjects import device_of
 
