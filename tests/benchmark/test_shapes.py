@@ -24,7 +24,7 @@ def four_bits() -> RandomTensors:
 
 def test_bitsandbytes_reads_them_and_sees_the_values_that_we_say_they_are(four_bits: RandomTensors) -> None:
     from bitsandbytes.functional import dequantize_4bit
-    from bitsandbytes.nn import Params4bit
+    from bitsandbytes.nn.modules import Params4bit
 
     for name in linears(SMALL):
         stored = {key: four_bits[key] for key in four_bits if key.startswith(f"{name}.weight.")}
@@ -46,6 +46,7 @@ def test_its_form_is_that_of_weights_that_bitsandbytes_quantised_itself(four_bit
     )
     assert ours_state.keys() == theirs_state.keys()
     assert {**ours_state, "nested_offset": 0} == {**theirs_state, "nested_offset": 0}
+    assert state.code is not None
     assert state.code.tolist() == torch.tensor(NF4_VALUES).tolist()
 
 
