@@ -94,12 +94,43 @@ def test_a_stop_text_ends_the_answer_and_is_not_shown(client: openai.OpenAI, mod
     assert answer.choices[0].finish_reason == "stop"
 
 
+def test_log_probabilities_are_the_models_own(client: openai.OpenAI, model: str, shared_engine: LocalEngine) -> None:
+    answer = client.chat.completions.create(
+        model=model, messages=[{"role": "user", "content": QUESTION}], temperature=0, logprobs=True, top_logprobs=3
+    )
+    logprobs = answer.choices[0].logprobs
+    assert logprobs
+    assert logprobs.content
+    assert "".join(each.token for each in logprobs.content).strip() == ANSWER
+    for each in logprobs.content:
+        best = each.top_logprobs[0]
+        assert (best.token, best.logprob) == (each.token, each.logprob), "greedy takes the likeliest"
+        assert 0 >= best.logprob >= each.top_logprobs[1].logprob >= each.top_logprobs[2].logprob
+        assert bytes(each.bytes or ()).decode() == each.token
+
+
+def test_log_probabilities_of_a_stopped_answer_end_where_its_text_does(client: openai.OpenAI, model: str) -> None:
+    stream = client.chat.completions.create(
+        model=model, messages=[{"role": "user", "content": QUESTION}], temperature=0, logprobs=True, stop=" is", stream=True
+    )
+    entries = [
+        entry.token
+        for chunk in stream
+        for choice in chunk.choices
+        if choice.logprobs
+        for entry in choice.logprobs.content or []
+    ]
+    assert "".join(entries).strip() == "The capital of France"
+
+
 def test_a_text_and_its_ids_are_completed_alike(client: openai.OpenAI, model: str, shared_engine: LocalEngine) -> None:
     text = f"### Human: {QUESTION}### Assistant:"
     ids = [1, *shared_engine.tokenizer.encode(text)]
-    several = client.completions.create(model=model, prompt=[text, text], max_tokens=9, temperature=0, stop="###")
+    several = client.completions.create(model=model, prompt=[text, text], max_tokens=9, temperature=0, stop="###", logprobs=2)
     by_ids = client.completions.create(model=model, prompt=ids, max_tokens=9, temperature=0, stop="###")
     assert several.choices[0].text == several.choices[1].text == by_ids.choices[0].text == f" {ANSWER}"
+    assert several.choices[0].logprobs
+    assert "".join(several.choices[0].logprobs.tokens or []) == f" {ANSWER}"
     assert several.usage
     assert by_ids.usage
     assert several.usage.prompt_tokens == 2 * by_ids.usage.prompt_tokens == 2 * len(ids)

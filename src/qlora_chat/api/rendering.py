@@ -118,8 +118,6 @@ def _room(prompts: Sequence[Prompt], asked: int | None, window: int, limit: int 
 
 
 def _sampling(request: ChatRequest | CompletionRequest, max_new_tokens: int) -> Sampling:
-    if request.alternatives is not None:
-        raise invalid("logprobs is not supported yet; leave it out", "logprobs", "unsupported_parameter")
     return Sampling(
         request.temperature, request.top_p, request.top_k, request.repetition_penalty, max_new_tokens, request.seed,
         request.alternatives,

@@ -13,10 +13,10 @@ from queue import SimpleQueue
 
 import torch
 
-from qlora_chat.engines import EngineError, Finish, Piece
+from qlora_chat.engines import EngineError, Finish, OutOfMemory, Piece
 from qlora_chat.engines.cache import Slot
 from qlora_chat.engines.detokenizer import Detokenizer
-from qlora_chat.engines.sampling import Choice
+from qlora_chat.engines.sampling import NOT_ASKED, Choice, Likely
 from qlora_chat.engines.speculation import NOTHING, Proposal, Speculator
 from qlora_chat.messages import FinishReason
 from qlora_chat.prompt import Tokenizer
@@ -109,7 +109,7 @@ class Request:
             self._seen[torch.tensor(self.ids, device=device)] = True
         return self._seen
 
-    def accept(self, token_id: int) -> bool:
+    def accept(self, token_id: int, likely: Likely = NOT_ASKED) -> bool:
         """Take a token, tell the caller, and return whether the answer ends with it."""
         self._note_time()
         self.ids.append(token_id)
@@ -124,12 +124,12 @@ class Request:
             return True
         text = self._text_stops.push(self._detokenizer.push(token_id))
         if self._text_stops.stopped:
-            self._end("stop", text, token_id)
+            self._end("stop", text, token_id, likely)
             return True
         if self.generated >= self.sampling.max_new_tokens or len(self.ids) >= self._window:
-            self._end("length", text, token_id)
+            self._end("length", text, token_id, likely)
             return True
-        self.pieces.put(Piece(text, token_id))
+        self.pieces.put(Piece(text, token_id, None, likely.logprob, likely.top))
         return False
 
     def end_cancelled(self) -> None:
@@ -138,7 +138,7 @@ class Request:
 
     def fail(self, problem: BaseException) -> None:
         """Raise the problem in the caller's hands, and in no other's."""
-        error = problem if isinstance(problem, EngineError) else EngineError(_explained(problem))
+        error = problem if isinstance(problem, EngineError) else _explained(problem)
         error.__cause__ = None if error is problem else problem
         self.pieces.put(error)
 
@@ -153,7 +153,7 @@ class Request:
         if not self._first_token_at:
             self._first_token_at = self._last_token_at
 
-    def _end(self, reason: FinishReason, text: str, token_id: int | None = None) -> None:
+    def _end(self, reason: FinishReason, text: str, token_id: int | None = None, likely: Likely = NOT_ASKED) -> None:
         count, elapsed = self.generated, self._last_token_at - self._first_token_at
         finish = Finish(
             reason,
@@ -164,13 +164,16 @@ class Request:
             tokens_per_s=(count - 1) / elapsed if count > 1 and elapsed > 0 else None,
             changes=tuple(self._changes),
         )
-        self.pieces.put(Piece(text, token_id, finish))
+        self.pieces.put(Piece(text, token_id, finish, likely.logprob, likely.top))
 
 
-def _explained(problem: BaseException) -> str:
-    if isinstance(problem, MemoryError | torch.OutOfMemoryError):
-        return "not enough memory for this answer; shorten the conversation, or start with fewer slots or --precision nf4"
-    return f"generation failed: {type(problem).__name__}: {problem}"
+def _explained(problem: BaseException) -> EngineError:
+    out_of_memory = isinstance(problem, MemoryError | torch.OutOfMemoryError)
+    if out_of_memory or (isinstance(problem, RuntimeError) and "can't allocate memory" in str(problem)):  # torch, on a CPU
+        return OutOfMemory(
+            "not enough memory for this answer; shorten the conversation, or start with fewer slots or --precision nf4"
+        )
+    return EngineError(f"generation failed: {type(problem).__name__}: {problem}")
 
 
 class LocalStream:

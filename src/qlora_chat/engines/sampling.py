@@ -32,6 +32,27 @@ NOT_FINITE = -1
 """Instead of a token, for a row whose logits are NaN or infinite: its weights are damaged, its neighbours' are not."""
 
 
+@dataclass(frozen=True)
+class Likely:
+    """How likely a token was to the model itself; empty where nobody asked."""
+
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    """(token, log probability) of the likeliest, best first."""
+
+
+NOT_ASKED = Likely()
+
+
+def likely(logits: Tensor, token: int, sampling: Sampling) -> Likely:
+    """Log probabilities from a row's logits (V,) as they left the model: before penalty, temperature and cuts."""
+    if sampling.logprobs is None:
+        return NOT_ASKED
+    logprobs = logits.log_softmax(dim=-1)
+    values, tokens = logprobs.topk(min(sampling.logprobs, len(logprobs)))
+    return Likely(float(logprobs[token]), tuple(zip(tokens.tolist(), values.tolist(), strict=True)))
+
+
 def choose(logits: Tensor, choices: Sequence[Choice]) -> list[int]:
     """The next token of each row of logits (R, V) float32, or NOT_FINITE."""
     logits = _penalised(logits, choices)

@@ -18,7 +18,7 @@ from qlora_chat.engines import EngineError
 from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.llama import Span
 from qlora_chat.engines.request import Request
-from qlora_chat.engines.sampling import NOT_FINITE, choose
+from qlora_chat.engines.sampling import NOT_FINITE, choose, likely
 from qlora_chat.engines.speculation import PassCosts, lengths
 from qlora_chat.settings import Sampling
 
@@ -175,17 +175,17 @@ class Scheduler:
                 if before != ready.guessed[index - 1] or not ready.request.keeps(run.sampling):
                     return
                 _slot_ids(ready.request).append(before)
-            if not self._accept(ready.request, token):
+            if not self._accept(ready.request, token, ready.logits[index]):
                 return
 
-    def _accept(self, request: Request, token: int) -> bool:
+    def _accept(self, request: Request, token: int, logits: torch.Tensor) -> bool:
         """Whether the answer goes on."""
         if request.cancelled:
             return False  # dropped at the next step, without another token
         try:
             if token == NOT_FINITE:
                 raise EngineError("the model's output is not a number: its weights or its adapter are damaged")
-            ended = request.accept(token)
+            ended = request.accept(token, likely(logits, token, request.sampling))
         except Exception as problem:
             self._fail(request, problem)
             return False
