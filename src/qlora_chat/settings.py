@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from ipaddress import ip_address
@@ -114,6 +115,8 @@ class ModelSettings:
     """Name of a prompt format; None takes what the adapter declares, else guanaco."""
     slots: int | None = None
     """Chats that share one forward pass; None fits them to memory."""
+    adapters: tuple[tuple[str, str], ...] = ()
+    """(name, Hub id or folder) of LoRA adapters to keep beside the base, unmerged, for requests to choose from."""
 
     def __post_init__(self) -> None:
         _one_of("model", self.model, ("auto", "guanaco-7b", "demo"))
@@ -121,6 +124,12 @@ class ModelSettings:
         _one_of("device", self.device, ("auto", "cuda", "cpu"))
         if self.adapter and not self.base:
             raise SettingsError(f"--adapter {self.adapter} needs --base, the model it was tuned on")
+        if self.adapters and (self.adapter or not self.base):
+            raise SettingsError("named adapters need --base: --base BASE --adapter NAME=PATH --adapter NAME=PATH")
+        for name, _ in self.adapters:
+            adapter_name(name)
+        if len({name for name, _ in self.adapters}) < len(self.adapters):
+            raise SettingsError("two adapters have the same name")
         if self.slots is not None and not 1 <= self.slots <= 256:
             raise SettingsError(f"slots is {self.slots!r}, but must be a whole number from 1 to 256")
 
@@ -305,6 +314,13 @@ class ReceiverSettings:
         for option, file in (("--tls-cert", self.certificate), ("--tls-key", self.key)):
             if file and not file.is_file():
                 raise SettingsError(f"{option} is {file}, but there is no such file")
+
+
+def adapter_name(name: str) -> str:
+    """The name, if it is one that a request can give; SettingsError otherwise."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise SettingsError(f"{name[:80]!a} is no name for an adapter: up to 64 letters, digits, dots, hyphens, underscores")
+    return name
 
 
 def is_loopback(host: str) -> bool:

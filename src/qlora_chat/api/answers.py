@@ -113,6 +113,12 @@ class ModelCard(BaseModel):
     max_model_len: int
 
 
+class Done(BaseModel):
+    """What was asked for is done."""
+
+    message: str
+
+
 class ModelList(BaseModel):
     """GET /v1/models"""
 

@@ -11,14 +11,15 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from qlora_chat.api.answering import Answer, EventStream, Wanted
-from qlora_chat.api.answers import ChatAnswer, CompletionAnswer, ModelCard, ModelList, Usage
-from qlora_chat.api.errors import ApiError, ErrorBody
+from qlora_chat.api.answers import ChatAnswer, CompletionAnswer, Done, ModelCard, ModelList, Usage
+from qlora_chat.api.errors import ApiError, ErrorBody, invalid
 from qlora_chat.api.reading import Reading
 from qlora_chat.api.rendering import Asked, asked_of_chat, asked_of_completion
-from qlora_chat.api.schemas import ChatRequest, CompletionRequest
+from qlora_chat.api.schemas import ChatRequest, CompletionRequest, LoadAdapter, UnloadAdapter
 from qlora_chat.api.serving import Serving
 from qlora_chat.api.shapes import ChatShape, CompletionShape, Shape
 from qlora_chat.chat import Chat
+from qlora_chat.models import ModelError, find_adapter
 from qlora_chat.operations.requests import caller_of, note
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -65,12 +66,37 @@ def routes(serving: Serving) -> APIRouter:
         """Go on from a text, or from token ids."""
         return await _answer(serving, request, body, asked_of_completion, CompletionShape(body.model))
 
+    @router.post("/load_lora_adapter", response_model=Done)
+    async def load_adapter(body: LoadAdapter) -> Done:
+        """Keep one more LoRA beside the base; from then on requests can name it. Needs the page's own token."""
+        await asyncio.to_thread(_load, serving, body)
+        return Done(message=f"adapter {body.lora_name} is loaded")
+
+    @router.post("/unload_lora_adapter", response_model=Done)
+    async def unload_adapter(body: UnloadAdapter) -> Done:
+        """Take no more requests for a LoRA; answers being written go on. Needs the page's own token."""
+        if body.lora_name not in serving.chat.engine.info.adapters:
+            raise _unknown(serving)
+        await asyncio.to_thread(serving.adapters.unload_adapter, body.lora_name)
+        return Done(message=f"adapter {body.lora_name} is unloaded")
+
     return router
+
+
+def _load(serving: Serving, body: LoadAdapter) -> None:
+    try:
+        serving.adapters.load_adapter(body.lora_name, find_adapter(body.lora_path, lambda line: None))
+    except ModelError as problem:
+        raise invalid(str(problem), "lora_path", "adapter_not_loaded") from None
 
 
 def _cards(serving: Serving) -> list[ModelCard]:
     info = serving.chat.engine.info
-    return [ModelCard(id=info.name, created=serving.started, root=info.base, parent=None, max_model_len=info.window)]
+
+    def card(name: str, root: str, parent: str | None) -> ModelCard:
+        return ModelCard(id=name, created=serving.started, root=root, parent=parent, max_model_len=info.window)
+
+    return [card(info.name, info.base, None), *(card(name, name, info.name) for name in info.adapters)]
 
 
 def _unknown(serving: Serving) -> ApiError:
@@ -80,7 +106,10 @@ def _unknown(serving: Serving) -> ApiError:
 
 def _adapter(serving: Serving, model: str) -> str | None:
     """The adapter that a model's name stands for; None for the model as it was opened."""
-    if model != serving.chat.engine.info.name:
+    info = serving.chat.engine.info
+    if model in info.adapters:
+        return model
+    if model != info.name:
         raise _unknown(serving)
     return None
 

@@ -187,3 +187,21 @@ class CompletionRequest(_Request):
     def alternatives(self) -> int | None:
         """How many likely tokens to report beside each."""
         return self.logprobs
+
+
+AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class LoadAdapter(BaseModel):
+    """POST /v1/load_lora_adapter, as vLLM has it."""
+
+    model_config = ConfigDict(strict=True)
+    lora_name: AdapterName = Field(description="the name that requests give as their model")
+    lora_path: Annotated[Text, Field(min_length=1, max_length=4096)] = Field(description="a folder on the server, or a Hub id")
+
+
+class UnloadAdapter(BaseModel):
+    """POST /v1/unload_lora_adapter"""
+
+    model_config = ConfigDict(strict=True)
+    lora_name: AdapterName

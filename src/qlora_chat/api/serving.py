@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from qlora_chat.api.errors import ApiError
 from qlora_chat.chat import Chat
+from qlora_chat.engines import AdapterHost
 from qlora_chat.operations.admission import Gate
 from qlora_chat.operations.engine import SharedEngine, places_of
 from qlora_chat.operations.lifecycle import Lifecycle
@@ -31,7 +32,7 @@ class Serving:
     def open(self, chat: Chat) -> Chat:
         """The same chat behind the gate: from now on requests are taken, the page's and the API's alike."""
         gate = Gate(places_of(chat.engine), self.settings.queue)
-        self._engine = SharedEngine(chat.engine, gate, self.metrics)
+        self._engine = SharedEngine(chat.engine, gate, self.metrics, adapter=next(iter(chat.engine.info.adapters), None))
         self._chat = replace(chat, engine=self._engine)
         self.metrics.watch_gate(gate)
         self.lifecycle.opened()
@@ -58,6 +59,15 @@ class Serving:
         _ = self.chat
         assert self._engine
         return self._engine.by(caller)
+
+    @property
+    def adapters(self) -> AdapterHost:
+        """The engine as it takes and lets go of adapters. ApiError 400 where it cannot."""
+        _ = self.chat
+        assert self._engine
+        if not isinstance(self._engine.inner, AdapterHost):
+            raise ApiError(400, "This engine takes no adapters while it runs: its servers have their own.", "unsupported")
+        return self._engine.inner
 
     @property
     def unfinished(self) -> int:

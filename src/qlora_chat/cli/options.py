@@ -9,11 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
-from qlora_chat.settings import ModelSettings
+from qlora_chat.settings import ModelSettings, SettingsError
 
 Model = Annotated[str, typer.Option(help="auto, guanaco-7b or demo")]
 Base = Annotated[str | None, typer.Option(help="Hub id or folder of a LLaMA-family base, or demo for the bundled one")]
 Adapter = Annotated[str | None, typer.Option(help="Hub id or folder of a PEFT LoRA adapter for that base")]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option("--adapter", help="Hub id or folder of a PEFT LoRA adapter for that base; or NAME=PATH, several times"),
+]
 PrecisionOption = Annotated[str, typer.Option(help="auto, bf16 or nf4")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cuda or cpu")]
 Format = Annotated[str | None, typer.Option("--format", help="prompt format; default: what the adapter declares, else guanaco")]
@@ -47,3 +51,13 @@ def model_settings(
     if prompt_format is not None:
         known_format(prompt_format)
     return ModelSettings(model, base, adapter, precision, device, prompt_format, slots)
+
+
+def one_or_named(adapters: list[str]) -> tuple[str | None, tuple[tuple[str, str], ...]]:
+    """One adapter to merge, or several with names to keep beside the base. SettingsError for a mixture."""
+    named = [text.partition("=")[::2] for text in adapters if "=" in text]
+    if len(adapters) == 1 and not named:
+        return adapters[0], ()
+    if len(named) < len(adapters):
+        raise SettingsError("several adapters need names: --adapter NAME=PATH --adapter NAME=PATH")
+    return None, tuple(named)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from qlora_chat import settings
 from qlora_chat.cli.opening import Keeping, notify
 from qlora_chat.cli.options import (
     Adapter,
+    Adapters,
     Base,
     DeviceOption,
     Engine,
@@ -31,6 +33,7 @@ from qlora_chat.cli.options import (
     TopK,
     TopP,
     model_settings,
+    one_or_named,
 )
 from qlora_chat.settings import Sampling, ServeSettings, SettingsError
 
@@ -38,7 +41,7 @@ from qlora_chat.settings import Sampling, ServeSettings, SettingsError
 def serve(
     model: Model = "auto",
     base: Base = None,
-    adapter: Adapter = None,
+    adapter: Adapters = None,
     precision: PrecisionOption = "auto",
     device: DeviceOption = "auto",
     prompt_format: Format = None,
@@ -56,7 +59,8 @@ def serve(
 ) -> None:
     """Open the page and the OpenAI-compatible API, on one port."""
     settings.quiet_libraries()
-    chosen = model_settings(model, base, adapter, precision, device, prompt_format, slots)
+    merged, beside = one_or_named(adapter or [])
+    chosen = replace(model_settings(model, base, merged, precision, device, prompt_format, slots), adapters=beside)
     serving = ServeSettings(
         host, port, settings.page_token(), tuple(allow_host or ()), settings.api_tokens(), queue, max_tokens, time_limit,
         log_requests,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from qlora_chat.messages import FinishReason
@@ -94,6 +95,19 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Cancel what is running; nothing can be begun afterwards."""
+        ...
+
+
+@runtime_checkable
+class AdapterHost(Protocol):
+    """An engine that takes and lets go of adapters while it runs; `info.adapters` names those it has."""
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Keep an adapter beside the base. ModelError if the name is taken, or it does not fit base, engine or memory."""
+        ...
+
+    def unload_adapter(self, name: str) -> None:
+        """Take no more requests for it; answers being written go on. ModelError if there is none of that name."""
         ...
 
 

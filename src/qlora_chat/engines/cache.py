@@ -27,6 +27,8 @@ class Slot:
     index: int
     ids: list[int] = field(default_factory=list)
     """Ids whose keys and values are in the cache, from position 0 on."""
+    adapter: object = None
+    """What the keys and values were computed with besides the base; a prompt of another adapter shares nothing."""
     busy: bool = False
     last_used: int = 0
 
@@ -47,7 +49,7 @@ class KVCache:
         self.slots = [Slot(index) for index in range(slots)]
         self._clock = 0
 
-    def take(self, prompt: Sequence[int]) -> Slot | None:
+    def take(self, prompt: Sequence[int], adapter: object = None) -> Slot | None:
         """The free slot that already holds most of the prompt, cut back to what they share; None if all are busy.
 
         Where none shares anything, the one longest unused goes. At least the prompt's last token is left to be
@@ -56,9 +58,14 @@ class KVCache:
         free = [slot for slot in self.slots if not slot.busy]
         if not free:
             return None
-        best = max(free, key=lambda slot: (self._worth_keeping(slot, prompt), -slot.last_used))
-        shared = min(common_prefix(best.ids, prompt), len(prompt) - 1)
+
+        def worth(slot: Slot) -> int:
+            return self._worth_keeping(slot, prompt) if slot.adapter is adapter else 0
+
+        best = max(free, key=lambda slot: (worth(slot), -slot.last_used))
+        shared = min(common_prefix(best.ids, prompt), len(prompt) - 1) if best.adapter is adapter else 0
         del best.ids[shared:]
+        best.adapter = adapter
         best.busy = True
         return best
 

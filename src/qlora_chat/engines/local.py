@@ -9,17 +9,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 import torch
 
 from qlora_chat.engines import EngineError, Stream
+from qlora_chat.engines.adapters import Adapters
 from qlora_chat.engines.cache import KVCache, fitting_slots
 from qlora_chat.engines.llama import Forward, Span
 from qlora_chat.engines.request import LocalStream, Request
 from qlora_chat.engines.scheduler import Scheduler
 from qlora_chat.engines.speculation import EXPECTED_COSTS, PassCosts
-from qlora_chat.models import LoadedModel, ModelInfo, Notify
+from qlora_chat.models import LoadedModel, ModelError, ModelInfo, Notify
 from qlora_chat.models.tokenizer import ModelTokenizer
 from qlora_chat.models.weights import LlamaWeights
 from qlora_chat.prompt import Prompt
@@ -42,6 +46,8 @@ class LocalEngine:
         self._notify = notify
         self._changed = threading.Condition()
         self._closing = False
+        self._adapters: Adapters | None = None
+        self._work_to_do: SimpleQueue[tuple[Callable[[], None], Future[None]]] = SimpleQueue()
         self._ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._live, args=(load, slots), name="qlora-chat-engine", daemon=True)
         self._thread.start()
@@ -64,10 +70,10 @@ class LocalEngine:
 
     def stream(self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None) -> Stream:
         """Begin an answer; it joins the batch at the next step. ValueError for a prompt or adapter it cannot take."""
-        if adapter not in (None, self.info.adapter):
-            raise ValueError(f"adapter {adapter!r} is not loaded; loaded: {self.info.adapter or 'none'}")
+        lora = self._lora(adapter)
         self._check(prompt.ids)
         request = Request(prompt.ids, sampling, stops, self.info.window, self.tokenizer)
+        request.adapter = lora
         with self._changed:
             if self._closing:
                 raise EngineError("the engine is closed")
@@ -75,12 +81,63 @@ class LocalEngine:
             self._changed.notify()
         return LocalStream(request)
 
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Keep an adapter beside the base; see AdapterHost. Answers being written wait while it is read."""
+        self._on_thread(lambda: self._load_adapter(name, folder))
+
+    def unload_adapter(self, name: str) -> None:
+        """Take no more requests for it; see AdapterHost."""
+        self._on_thread(lambda: self._unload_adapter(name))
+
     def close(self) -> None:
         """Cancel what is running and end the thread."""
         with self._changed:
             self._closing = True
             self._changed.notify()
         self._thread.join()
+
+    def _lora(self, name: str | None) -> object:
+        """The adapter of that name, as a request carries it; None for the model as it was opened."""
+        if name in (None, self.info.adapter):
+            return None
+        lora = self._adapters.get(name) if self._adapters and name else None
+        if lora is None:
+            loaded = ", ".join(self.info.adapters) or self.info.adapter or "none"
+            raise ValueError(f"adapter {name!r} is not loaded; loaded: {loaded}")
+        return lora
+
+    def _load_adapter(self, name: str, folder: Path) -> None:
+        if self._adapters is None:
+            if not isinstance(self._scheduler, Scheduler):
+                raise ModelError("this engine was started without adapters; start with --base BASE --adapter NAME=PATH")
+            self._adapters = Adapters(self._model, self._cache)
+            self._scheduler.compute_with(self._adapters)
+        self._adapters.load(name, folder)
+        self.info = replace(self.info, adapters=self._adapters.names)
+
+    def _unload_adapter(self, name: str) -> None:
+        if self._adapters is None:
+            raise ModelError(f"no adapter called {name!r} is loaded; loaded: none")
+        self._adapters.unload(name)
+        self.info = replace(self.info, adapters=self._adapters.names)
+
+    def _on_thread(self, work: Callable[[], None]) -> None:
+        """Do it between two steps, on the thread that computes; whatever it raises is raised here."""
+        done: Future[None] = Future()
+        with self._changed:
+            if self._closing:
+                raise EngineError("the engine is closed")
+            self._work_to_do.put((work, done))
+            self._changed.notify()
+        done.result()
+
+    def _do_work(self) -> None:
+        while not self._work_to_do.empty():
+            work, done = self._work_to_do.get()
+            try:
+                done.set_result(work())
+            except BaseException as problem:
+                done.set_exception(problem)
 
     def _check(self, ids: Sequence[int]) -> None:
         if not ids:
@@ -105,12 +162,16 @@ class LocalEngine:
         self.info: ModelInfo = model.info
         self.tokenizer: ModelTokenizer = model.tokenizer
         self._vocabulary = weights.shape.vocabulary
-        opened = self._open_cuda(weights, slots) if weights.device.type == "cuda" else None
+        fast = weights.device.type == "cuda" and not model.beside  # the kernels for cards take one set of weights
+        opened = self._open_cuda(weights, slots) if fast else None
         if opened is None:
             cache = KVCache(weights, slots or fitting_slots(weights))
             costs = PassCosts(EXPECTED_COSTS[weights.device.type])
             opened = Scheduler(Forward(weights, cache), cache, costs), cache
         self._scheduler, self._cache = opened
+        self._model = model
+        for name, folder in model.beside:
+            self._load_adapter(name, folder)
 
     def _open_cuda(self, weights: LlamaWeights, slots: int | None) -> tuple[CudaScheduler, KVCache] | None:
         """The kernels made for cards; None where this model or card is not for them, and the eager pass serves."""
@@ -127,11 +188,16 @@ class LocalEngine:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closing or not self._scheduler.idle)
+                self._changed.wait_for(self._something_to_do)
                 if self._closing:
                     break
+            self._do_work()
             try:
                 self._scheduler.step()
             except Exception as problem:
                 self._scheduler.fail_all(problem)
+        self._do_work()
         self._scheduler.cancel_all()
+
+    def _something_to_do(self) -> bool:
+        return self._closing or not self._work_to_do.empty() or not self._scheduler.idle

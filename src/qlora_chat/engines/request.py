@@ -32,6 +32,8 @@ class Request:
         """Prompt and answer."""
         self.sampling = sampling
         self.cancelled = False
+        self.adapter: object = None
+        """What is applied besides the base; set before the request is submitted."""
         self.due: dict[int, Sampling] = {}
         """Settings to take up once so many tokens have been made."""
         self.slot: Slot | None = None

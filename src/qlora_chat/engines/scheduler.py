@@ -47,6 +47,10 @@ class Scheduler:
         """Whether there is nothing to do."""
         return self._arriving.empty() and not self.waiting and not self.running
 
+    def compute_with(self, forward: Callable[[Sequence[Span]], torch.Tensor]) -> None:
+        """Use another pass over the same cache from the next step on."""
+        self._forward = forward
+
     def submit(self, request: Request) -> None:
         """Let a request in at the next step; the one thing that other threads may call."""
         self._arriving.put(request)
@@ -95,7 +99,7 @@ class Scheduler:
             self._leave(request)
 
     def _admit(self) -> None:
-        while self.waiting and (slot := self._cache.take(self.waiting[0].ids)) is not None:
+        while self.waiting and (slot := self._cache.take(self.waiting[0].ids, self.waiting[0].adapter)) is not None:
             request = self.waiting.popleft()
             request.start_in(slot)
             self.running.append(request)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qlora_chat.settings import ModelSettings
 
 if TYPE_CHECKING:
+    from qlora_chat.models.folders import Base
     from qlora_chat.models.tokenizer import ModelTokenizer
     from qlora_chat.models.weights import LlamaWeights
 
@@ -46,6 +48,8 @@ class ModelInfo:
     base_sha256: str | None = None
     """Of the weights; None where they are not on this machine, or too big to be read for it."""
     adapter_sha256: str | None = None
+    adapters: tuple[str, ...] = ()
+    """Adapters beside the model, unmerged, that a request can name."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,10 @@ class LoadedModel:
     weights: LlamaWeights
     tokenizer: ModelTokenizer
     info: ModelInfo
+    base: Base | None = None
+    """The config that the weights go by; None for weights made in memory."""
+    beside: tuple[tuple[str, Path], ...] = ()
+    """Adapters to keep beside the weights, unmerged: (name, folder)."""
 
 
 def open_model(settings: ModelSettings, notify: Notify) -> LoadedModel:
@@ -65,3 +73,10 @@ def open_model(settings: ModelSettings, notify: Notify) -> LoadedModel:
     from qlora_chat.models.load import load
 
     return load(settings, notify)
+
+
+def find_adapter(text: str, notify: Notify) -> Path:
+    """The folder of an adapter by Hub id or path, fetched or converted where that is needed. ModelError as open_model."""
+    from qlora_chat.models.load import adapter_folder
+
+    return adapter_folder(text, notify)

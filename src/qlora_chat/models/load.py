@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 
-from qlora_chat.models import LoadedModel, ModelInfo, Notify
+from qlora_chat.models import LoadedModel, ModelError, ModelInfo, Notify
 from qlora_chat.models.cache import Cache, weights_sha256
 from qlora_chat.models.folders import RECORD, read_json
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.machine import Place, look
 from qlora_chat.models.prepare import Ready, prepare
-from qlora_chat.models.resolve import Source, resolve
+from qlora_chat.models.resolve import Source, resolve, resolve_adapter
 from qlora_chat.models.weights import build
 from qlora_chat.settings import ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
 
@@ -46,9 +46,21 @@ def load(
     for line in notices:
         notify(line)
     ready.tokenizer.bos_id = ready.special.bos
+    beside = tuple((name, adapter_folder(text, notify)) for name, text in settings.adapters)
     info = _info(settings, source, ready, dtype)
+    if beside and not settings.prompt_format:
+        info = replace(info, prompt_format=_declared_by([beside[0][1]]) or info.prompt_format)
     weights = build(ready.tensors, ready.base.shape, _device(ready), dtype, ready.adapter)
-    return LoadedModel(weights, ready.tokenizer, replace(info, notices=notices))
+    return LoadedModel(weights, ready.tokenizer, replace(info, notices=notices), ready.base, beside)
+
+
+def adapter_folder(text: str, notify: Notify) -> Path:
+    """The folder of an adapter by Hub id or path, fetched or converted where that is needed."""
+    cache, hub = Cache(cache_folder(), notify), Hub(hub_cache_folder(), hub_is_offline())
+    folder = resolve_adapter(text, hub, cache, notify).folder
+    if folder is None:
+        raise ModelError(f"the adapter {text} is no longer on this machine")
+    return folder
 
 
 def _device(ready: Ready) -> torch.device:
@@ -73,6 +85,9 @@ def _info(settings: ModelSettings, source: Source, ready: Ready, dtype: torch.dt
 
 def declared_format(source: Source) -> str | None:
     """The prompt format that an adapter says it was tuned on, or a merged model says of itself."""
-    folders: tuple[Path | None, ...] = (source.adapter.folder if source.adapter else None, source.base.folder)
+    return _declared_by([source.adapter.folder if source.adapter else None, source.base.folder])
+
+
+def _declared_by(folders: Sequence[Path | None]) -> str | None:
     declared = (read_json(folder / RECORD).get("prompt_format") for folder in folders if folder)
     return next((name for name in declared if isinstance(name, str)), None)

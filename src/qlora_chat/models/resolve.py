@@ -76,6 +76,11 @@ def resolve(settings: ModelSettings, hub: Hub, cache: Cache, places: Sequence[Pl
     return _auto(finder, places)
 
 
+def resolve_adapter(text: str, hub: Hub, cache: Cache, notify: Notify) -> Part:
+    """One adapter by Hub id or folder. ModelError says what is in the way."""
+    return _Finder(ModelSettings(), hub, cache, notify)._adapter(text)
+
+
 def demo(why: str | None = None) -> Source:
     """The bundled model; `why` says why it and not another."""
     notices = (TOY,) if why is None else (TOY, why)

@@ -37,11 +37,14 @@ class SharedEngine:
     metrics: Metrics
     caller: Hashable = None
     """Whose answers these are; None makes every answer its own caller's (a tab of the page has one at a time)."""
+    adapter: str | None = None
+    """What answers where a caller names no adapter; None is the model as it was opened."""
 
     @property
     def info(self) -> ModelInfo:
-        """The model."""
-        return self.inner.info
+        """The model, and the adapter that answers."""
+        info = self.inner.info
+        return replace(info, adapter=self.adapter) if self.adapter else info
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -49,8 +52,8 @@ class SharedEngine:
         return self.inner.tokenizer
 
     def by(self, caller: Hashable) -> SharedEngine:
-        """The same engine, for one caller."""
-        return replace(self, caller=caller)
+        """The same engine for one caller, who names adapters himself."""
+        return replace(self, caller=caller, adapter=None)
 
     def stream(self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None) -> Stream:
         """Begin an answer, or queue it. Whoever gets the stream must iterate it to its end, or close the iterator."""
@@ -59,7 +62,8 @@ class SharedEngine:
         except Overloaded:
             self.metrics.errors.labels("overloaded").inc()
             raise
-        stream = SharedStream(lambda now: self.inner.stream(prompt, now, stops, adapter), place, sampling, prompt, self.metrics)
+        chosen = adapter or self.adapter
+        stream = SharedStream(lambda now: self.inner.stream(prompt, now, stops, chosen), place, sampling, prompt, self.metrics)
         if place.state == "running":
             stream.begin()
         return stream

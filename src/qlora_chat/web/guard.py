@@ -31,7 +31,8 @@ LOGIN = "/login"
 API = "/v1/"
 MODELS = "/v1/models"
 ONE_MODEL = f"{MODELS}/"
-API_WRITES = frozenset({"/v1/chat/completions", "/v1/completions"})
+ADMIN_WRITES = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+API_WRITES = frozenset({"/v1/chat/completions", "/v1/completions"}) | ADMIN_WRITES
 SERVER_READS = frozenset({HEALTH, READY, METRICS, OPENAPI})
 PAGE_READS = frozenset(
     {"/", "/page.js", "/theme.css", "/favicon.ico", "/gradio_api/startup-events", "/gradio_api/queue/data",
@@ -110,8 +111,8 @@ class Guard:
             return
         if self._password.given(headers):
             scope.setdefault("state", {})["token"] = "token"
-        elif (number := self._api_token(headers)) and not scope["path"].startswith(API):
-            await _refuse(scope, send, 403, "This token is for the API under /v1 only.")
+        elif (number := self._api_token(headers)) and (scope["path"] in ADMIN_WRITES or not scope["path"].startswith(API)):
+            await _refuse(scope, send, 403, "This token is for chats and completions under /v1 only.")
             return
         elif number:
             scope.setdefault("state", {})["token"] = f"api-token-{number}"
