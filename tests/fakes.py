@@ -139,6 +139,8 @@ class ScriptedEngine:
         self.tokenizer = LetterTokenizer()
         self.streams: list[ScriptedStream] = []
         self.closed = False
+        self.slots = 64
+        self.adapters_asked: list[str | None] = []
         self.refusal: Exception | None = None
         """Raised instead of beginning an answer."""
 
@@ -146,6 +148,7 @@ class ScriptedEngine:
         """Begin the scripted answer."""
         if self.refusal:
             raise self.refusal
+        self.adapters_asked.append(adapter)
         text = self.answer if isinstance(self.answer, str) else self.answer(prompt)
         stream = ScriptedStream(_words(text), self.delay, prompt, sampling, stops, self.fails_after, self.failure)
         self.streams.append(stream)

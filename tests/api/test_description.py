@@ -14,7 +14,10 @@ from tests.web.serving import Served
 
 FEW, MANY = 10, 500
 """Requests a route and kind (valid and invalid): in every run, and in the slow one."""
-ROUTES = ["/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model}", "/health", "/ready", "/metrics"]
+ROUTES = [
+    "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model}", "/v1/load_lora_adapter",
+    "/v1/unload_lora_adapter", "/health", "/ready", "/metrics",
+]  # fmt: skip
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
 
@@ -43,7 +46,7 @@ def drive(served: Served, route: str, mode: schemathesis.GenerationMode, cases: 
 
 def modes_of(route: str) -> list[schemathesis.GenerationMode]:
     """A route without input has nothing that could be invalid."""
-    posts = route.endswith("completions")
+    posts = route.endswith(("completions", "adapter"))
     return [schemathesis.GenerationMode.POSITIVE, *([schemathesis.GenerationMode.NEGATIVE] if posts else [])]
 
 

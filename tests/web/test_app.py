@@ -118,7 +118,7 @@ NEEDED = {
     "/svelte/{path:path}", "/gradio_api/theme.css", "/gradio_api/heartbeat/{session_hash}", "/gradio_api/startup-events",
     "/gradio_api/app_id", "/gradio_api/info", "/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/cancel",
     "/gradio_api/run/{api_name}", "/login", "/ready", "/metrics", "/openapi.json", "/v1/models", "/v1/models/{model:path}",
-    "/v1/chat/completions", "/v1/completions",
+    "/v1/chat/completions", "/v1/completions", "/v1/load_lora_adapter", "/v1/unload_lora_adapter",
 }  # fmt: skip
 
 
@@ -216,6 +216,7 @@ def test_an_api_token_opens_the_api_and_nothing_else(locked: Served, token: str)
         assert client.post("/v1/completions", json=body).json()["choices"][0]["text"] == "Hello there."
         for path in ("/", "/metrics", "/ready", "/config", "/openapi.json"):
             assert client.get(path).status_code == 403
+        assert client.post("/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": "/nowhere"}).status_code == 403
     missing = httpx.post(f"{locked.url}/v1/completions", json=body)
     assert missing.status_code == 401
     assert missing.json()["error"]["type"] == "authentication_error"

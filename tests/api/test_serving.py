@@ -1,0 +1,146 @@
+"""The API under load and at its edges: queue, errors of the engine, clients that leave, counts, adapters by name."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+
+from qlora_chat.settings import ServeSettings
+from tests.fakes import ScriptedEngine
+from tests.web.serving import Served, serving
+
+CHAT = "/v1/chat/completions"
+HELLO: dict[str, Any] = {"model": "scripted", "messages": [{"role": "user", "content": "hi"}]}
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    """A server of the test's own: two places, three may wait."""
+    engine = ScriptedEngine("one two three four")
+    engine.slots = 2
+    with serving(engine, ServeSettings(queue=3, most_tokens=100)) as served:
+        yield served
+
+
+def metrics(served: Served) -> dict[str, float]:
+    lines = httpx.get(f"{served.url}/metrics").text.splitlines()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
+
+
+def until(true: Callable[[], bool], seconds: float = 10.0) -> bool:
+    end = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def readers() -> int:
+    return sum(thread.name == "qlora-chat-read" for thread in threading.enumerate())
+
+
+def test_overflow_is_told_when_to_come_back_and_the_rest_is_answered(served: Served) -> None:
+    served.engine.delay = 0.1
+    with httpx.Client(base_url=served.url, timeout=30) as client, ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda _: client.post(CHAT, json=HELLO), range(12)))
+    by_status = {status: [each for each in answers if each.status_code == status] for status in (200, 429)}
+    assert len(by_status[200]) + len(by_status[429]) == 12
+    assert len(by_status[200]) >= 5
+    assert by_status[429]
+    for each in by_status[429]:
+        assert int(each.headers["retry-after"]) >= 1
+        assert each.json()["error"]["code"] == "rate_limit_exceeded"
+    counted = metrics(served)
+    assert counted['qlora_chat_answers_total{reason="stop"}'] == len(by_status[200])
+    assert counted['qlora_chat_errors_total{kind="overloaded"}'] == len(by_status[429])
+    assert counted[f'qlora_chat_http_requests_total{{method="POST",route="{CHAT}",status="200"}}'] == len(by_status[200])
+    assert counted["qlora_chat_completion_tokens_total"] == 4 * len(by_status[200])
+    assert counted["qlora_chat_time_to_first_token_seconds_count"] == len(by_status[200])
+    assert (counted["qlora_chat_running"], counted["qlora_chat_waiting"], counted["qlora_chat_slots"]) == (0, 0, 2)
+
+
+def test_an_engine_that_fails_is_a_503_and_the_next_request_succeeds(served: Served) -> None:
+    served.engine.fails_after = 0
+    answer = httpx.post(served.url + CHAT, json=HELLO)
+    assert answer.status_code == 503
+    assert answer.json()["error"]["code"] == "generation_failed"
+    served.engine.fails_after = None
+    assert httpx.post(served.url + CHAT, json=HELLO).status_code == 200
+
+
+def test_an_error_in_mid_stream_is_an_event_and_the_stream_still_ends(served: Served) -> None:
+    served.engine.fails_after, served.engine.delay = 2, 0.02
+    with httpx.stream("POST", served.url + CHAT, json=HELLO | {"stream": True}) as answer:
+        lines = [line for line in answer.iter_lines() if line]
+    assert answer.status_code == 200
+    assert lines[-1] == "data: [DONE]"
+    assert json.loads(lines[-2].removeprefix("data: "))["error"]["code"] == "generation_failed"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_its_place_at_once(served: Served, stream: bool) -> None:
+    served.engine.answer, served.engine.delay = "word " * 500, 0.02
+    for _ in range(4):
+        try:
+            with httpx.stream("POST", served.url + CHAT, json=HELLO | {"stream": stream}, timeout=0.5) as answer:
+                for _line in answer.iter_lines():
+                    break
+        except httpx.ReadTimeout:
+            assert not stream
+        gone = time.perf_counter()
+        assert until(lambda: served.engine.streams[-1].ended_at is not None, 5)
+        assert (served.engine.streams[-1].ended_at or 0) - gone < 1
+    assert until(lambda: readers() == 0), "no thread is left"
+    assert metrics(served)["qlora_chat_running"] == 0
+
+
+def test_who_leaves_the_queue_is_never_computed(served: Served) -> None:
+    served.engine.answer, served.engine.delay = "word " * 40, 0.05
+    with ThreadPoolExecutor(2) as pool:
+        running = [pool.submit(httpx.post, served.url + CHAT, json=HELLO, timeout=30) for _ in range(2)]
+        assert until(lambda: len(served.engine.streams) == 2)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(served.url + CHAT, json=HELLO, timeout=0.3)
+        assert until(lambda: metrics(served)["qlora_chat_waiting"] == 0)
+        assert all(each.result().status_code == 200 for each in running)
+    assert len(served.engine.streams) == 2
+
+
+def test_a_request_for_more_than_the_server_gives_is_refused(served: Served) -> None:
+    answer = httpx.post(served.url + CHAT, json=HELLO | {"max_tokens": 101})
+    assert answer.status_code == 400
+    assert "at most 100" in answer.json()["error"]["message"]
+    httpx.post(served.url + CHAT, json=HELLO)
+    assert served.engine.streams[-1].sampling.max_new_tokens == 100
+
+
+def test_the_time_limit_ends_an_answer_where_it_is() -> None:
+    with serving(ScriptedEngine("word " * 500, delay=0.02), ServeSettings(request_seconds=1.0)) as served:
+        answer = httpx.post(served.url + CHAT, json=HELLO, timeout=20).json()
+    assert answer["choices"][0]["finish_reason"] == "length"
+    assert 5 < answer["usage"]["completion_tokens"] < 60
+
+
+def test_an_adapter_is_a_model_that_a_request_names() -> None:
+    engine = ScriptedEngine()
+    engine.info = replace(engine.info, adapter=None, adapters=("guanaco", "pirate"))
+    with serving(engine) as served:
+        listed = httpx.get(f"{served.url}/v1/models").json()["data"]
+        assert [(each["id"], each["parent"]) for each in listed] == [
+            ("scripted", None), ("guanaco", "scripted"), ("pirate", "scripted"),
+        ]  # fmt: skip
+        for model, adapter in (("scripted", None), ("guanaco", "guanaco"), ("pirate", "pirate")):
+            assert httpx.post(served.url + CHAT, json=HELLO | {"model": model}).json()["model"] == model
+            assert engine.adapters_asked[-1] == adapter
+        refused = httpx.post(f"{served.url}/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": "/nowhere"})
+        assert refused.status_code == 400, "this engine takes none"
+        assert httpx.post(f"{served.url}/v1/unload_lora_adapter", json={"lora_name": "x"}).status_code == 404
