@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -310,6 +311,82 @@ def test_sigterm_lets_the_running_answer_finish_and_closes_the_engine() -> None:
         assert "closed stop" in out
         assert "Traceback" not in err
         assert process.returncode == 0
+
+
+def test_sigterm_is_told_at_once_and_running_streams_finish() -> None:
+    body = {"model": "scripted", "prompt": "hi", "max_tokens": 100, "stream": True}
+    with server_process() as (process, page), ThreadPoolExecutor(8) as pool:
+
+        def stream(_: int) -> str:
+            return httpx.post(f"{page.url}/v1/completions", json=body, timeout=30).text
+
+        running = [pool.submit(stream, index) for index in range(8)]
+        with httpx.Client(base_url=page.url) as probe:
+            assert probe.get("/ready").status_code == 200
+            time.sleep(0.5)
+            process.send_signal(signal.SIGTERM)
+            asked = time.monotonic()
+            while probe.get("/ready").status_code == 200:
+                assert time.monotonic() - asked < 5
+            assert time.monotonic() - asked < 2, "0.5 s on a machine that has nothing else to do"
+            assert probe.get("/health").status_code == 200, "it answers as long as others are answered"
+            refused = probe.post("/v1/completions", json=body)
+            assert refused.status_code == 503
+            assert refused.json()["error"]["code"] == "shutting_down"
+        for each in running:
+            assert each.result().endswith("data: [DONE]\n\n")
+            assert '"finish_reason":"stop"' in each.result()
+        out, err = process.communicate(timeout=30)
+        assert time.monotonic() - asked < 30
+        assert "closed stop" in out
+        assert err == ""
+        assert process.returncode == 0
+
+
+LOADING = """
+import sys, threading
+sys.path.insert(0, sys.argv[1])
+from tests.fakes import ScriptedEngine, scripted_chat
+from qlora_chat.settings import ServeSettings
+from qlora_chat.web.app import serve
+go_on = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.readline(), go_on.set()), daemon=True).start()
+def load():
+    go_on.wait()
+    return scripted_chat(ScriptedEngine("Hello there."))
+print(sys.argv[2], flush=True)
+serve(load, ServeSettings(port=int(sys.argv[2])), lambda line: print(line, flush=True), logging_on=False)
+"""
+
+
+def test_while_the_model_loads_the_server_says_so_and_then_answers() -> None:
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    folder, url = str(Path(__file__).parents[2]), f"http://127.0.0.1:{port}"
+    with subprocess.Popen(
+        [sys.executable, "-c", LOADING, folder, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        try:
+            process.stdout.readline()
+            with httpx.Client(transport=httpx.HTTPTransport(retries=8), base_url=url, timeout=20) as client:
+                assert client.get("/health").text == "ok"
+                assert (client.get("/ready").status_code, client.get("/ready").text) == (503, "loading")
+                early = client.post("/v1/completions", json={"model": "scripted", "prompt": "hi"})
+                assert (early.status_code, early.json()["error"]["code"]) == (503, "loading")
+                assert int(early.headers["retry-after"]) > 0
+                assert "being loaded" in client.get("/").text
+                assert "qlora_chat_ready 0.0" in client.get("/metrics").text
+                process.stdin.write("\n")
+                process.stdin.flush()
+                assert "is ready" in process.stdout.readline()
+                assert client.get("/ready").status_code == 200
+                late = client.post("/v1/completions", json={"model": "scripted", "prompt": "hi"})
+                assert late.json()["choices"][0]["text"] == "Hello there."
+                assert "gradio" in client.get("/").text
+        finally:
+            process.kill()
 
 
 def test_ctrl_c_ends_an_idle_server_at_once_and_quietly() -> None:
