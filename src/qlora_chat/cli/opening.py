@@ -59,6 +59,11 @@ class Keeping:
         """Whether turns are sent to a receiver."""
         return self.recorder is not None
 
+    def outbox_depth(self) -> int:
+        """Turns that wait to be delivered."""
+        outbox = self._opened.outbox
+        return outbox.counts().waiting if outbox else 0
+
     def chat(self, chosen: ModelSettings, where: EngineSettings | None = None) -> Chat:
         """A chat whose turns are kept and sent here."""
         return open_chat(chosen, where, self.store, self.recorder)

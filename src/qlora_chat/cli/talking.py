@@ -71,7 +71,10 @@ def serve(
 
     with closing(Keeping(settings.history_settings(history), settings.log_settings())) as keeping:
         opened = partial(keeping.chat, chosen, where)
-        serve_page(opened, serving, notify, logging_on=keeping.logging_on, history_on=keeping.durable)
+        serve_page(
+            opened, serving, notify, logging_on=keeping.logging_on, history_on=keeping.durable,
+            outbox_depth=keeping.outbox_depth if keeping.logging_on else None,
+        )  # fmt: skip
 
 
 def chat(

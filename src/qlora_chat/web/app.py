@@ -62,17 +62,25 @@ def _keeps(settings: ServeSettings, logging_on: bool, history_on: bool) -> Keeps
 
 
 def serve(
-    open_chat: Callable[[], Chat], settings: ServeSettings, notify: Notify, *, logging_on: bool, history_on: bool = False
+    open_chat: Callable[[], Chat],
+    settings: ServeSettings,
+    notify: Notify,
+    *,
+    logging_on: bool,
+    history_on: bool = False,
+    outbox_depth: Callable[[], int] | None = None,
 ) -> None:
     """Serve, open the chat meanwhile, and at SIGTERM or Ctrl-C finish running answers and close the engine.
 
-    ServeError if the port cannot be had, before anything is loaded; whatever open_chat raises passes through.
+    `outbox_depth` counts the turns that wait for delivery, for /metrics; None where nothing is delivered. ServeError if the port cannot be had, before anything is loaded; whatever open_chat raises passes through.
     """
     traces = open_traces(traces_endpoint())
     if settings.log_requests:
         log_requests_to(sys.stderr)
     with contextlib.closing(listen(settings)) as listening:
         site = Site(settings, keeps=_keeps(settings, logging_on, history_on), traces=traces)
+        if outbox_depth:
+            site.serving.metrics.watch_outbox(outbox_depth)
         opening = _in_background(open_chat, "qlora-chat-open")
         with contextlib.suppress(KeyboardInterrupt):
             asyncio.run(_serve(site, opening, notify, listening, settings.host))
