@@ -123,6 +123,13 @@ def test_a_request_for_more_than_the_server_gives_is_refused(served: Served) -> 
     assert served.engine.streams[-1].sampling.max_new_tokens == 100
 
 
+def test_an_engine_without_log_probabilities_says_so(served: Served) -> None:
+    served.engine.answer = "a b"
+    answer = httpx.post(served.url + CHAT, json=HELLO | {"logprobs": True})
+    assert answer.status_code == 400
+    assert "no log probabilities" in answer.json()["error"]["message"]
+
+
 def test_the_time_limit_ends_an_answer_where_it_is() -> None:
     with serving(ScriptedEngine("word " * 500, delay=0.02), ServeSettings(request_seconds=1.0)) as served:
         answer = httpx.post(served.url + CHAT, json=HELLO, timeout=20).json()

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from qlora_chat.api.answers import Reason, Usage
 from qlora_chat.api.choices import Choice, usage
-from qlora_chat.api.errors import ApiError, api_error
+from qlora_chat.api.errors import ApiError, api_error, invalid
 from qlora_chat.api.reading import Event, Reading
 from qlora_chat.api.shapes import Shape
 from qlora_chat.engines import Piece
@@ -51,6 +51,10 @@ class Answer:
         """The first pieces. ApiError where there is an error instead."""
         events = await self.reading.next()
         self._raise(events)
+        made = [came for _, came in events if isinstance(came, Piece) and came.token_id is not None]
+        if self.wanted.logprobs and any(piece.logprob is None for piece in made):
+            self.reading.close()
+            raise invalid("this engine reports no log probabilities; leave logprobs out", "logprobs", "unsupported_parameter")
         return events
 
     async def whole(self) -> Response:

@@ -72,7 +72,8 @@ def serve(
 ) -> None:
     """Serve, open the chat meanwhile, and at SIGTERM or Ctrl-C finish running answers and close the engine.
 
-    `outbox_depth` counts the turns that wait for delivery, for /metrics; None where nothing is delivered. ServeError if the port cannot be had, before anything is loaded; whatever open_chat raises passes through.
+    `outbox_depth` counts the turns that wait for delivery, for /metrics; None where nothing is delivered. ServeError if the
+    port cannot be had, before anything is loaded; whatever open_chat raises passes through.
     """
     traces = open_traces(traces_endpoint())
     if settings.log_requests:
