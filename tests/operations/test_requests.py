@@ -26,7 +26,7 @@ SECRET = "my password is swordfish"
 
 def site(answer: str = "Hello there.") -> Site:
     """The API over a scripted engine, without its page."""
-    made = Site(ServeSettings(), logging_on=False)
+    made = Site(ServeSettings())
     made.serving.open(scripted_chat(ScriptedEngine(answer)))
     return made
 
