@@ -25,6 +25,7 @@ from qlora_chat.delivery.recorder import LogRecorder
 from qlora_chat.delivery.sender import LogSender
 from qlora_chat.history import About, Kept, StoredTurn, Summary, TurnRecord, now
 from qlora_chat.history.opening import open_history
+from qlora_chat.history.sql import SqlHistory
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.settings import HistorySettings, LogSettings, Sampling
 
@@ -90,20 +91,18 @@ def fill(store, turns: int, conversations: int) -> None:
 
 def search_and_list(folder: Path) -> dict[str, float]:
     with closing(opened(folder)) as history:
-        with history.store.database.write() as connection:  # one transaction; how it came there is not what is measured
-            connection.exec_driver_sql("PRAGMA synchronous")
         fill(history.store, SEARCHED, LISTED)
         figures: dict[str, float] = {"turns": SEARCHED, "conversations": LISTED}
         for name, asked in (("rare word", "lighthouse"), ("common word", WORDS[0]), ("two words", f"{WORDS[3]} {WORDS[5]}"),
                             ("beginning", "ban"), ("no hit", "zzz")):  # fmt: skip
-            times = []
+            times, hits = [], ()
             for _ in range(7):
                 began = time.perf_counter()
                 hits = history.store.search(asked)
                 times.append((time.perf_counter() - began) * 1000)
             assert bool(hits) == (name != "no hit")
             figures[f"search, {name}, ms"] = round(statistics.median(times), 1)
-        times = []
+        times, listed = [], ()
         for _ in range(7):
             began = time.perf_counter()
             listed = history.store.list()
@@ -143,6 +142,7 @@ def many_writers(folder: Path) -> dict[str, float]:
             assert [message.content.split()[0] for message in kept.messages[::2]] == [
                 f"{number}:{index}" for index in range(EACH)
             ]
+        assert isinstance(history.store, SqlHistory)
         with history.store.database.read() as connection:
             assert connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
             rows = connection.exec_driver_sql("SELECT count(*) FROM turns").scalar()
