@@ -34,7 +34,9 @@ def serving(engine: ScriptedEngine, settings: ServeSettings | None = None, *, lo
 
 
 @contextlib.contextmanager
-def serving_chat(chat: Chat, settings: ServeSettings | None = None, *, logging_on: bool = False) -> Iterator[str]:
+def serving_chat(
+    chat: Chat, settings: ServeSettings | None = None, *, logging_on: bool = False, history_on: bool = False
+) -> Iterator[str]:
     """Serve page and API over a chat on a free port until the block ends. -> the address."""
     settings = settings or ServeSettings()
     listening = listen(settings)
@@ -42,7 +44,7 @@ def serving_chat(chat: Chat, settings: ServeSettings | None = None, *, logging_o
     server: list[uvicorn.Server] = []
 
     async def run() -> None:
-        app = build_app(chat, settings, logging_on=logging_on)
+        app = build_app(chat, settings, logging_on=logging_on, history_on=history_on)
         config = uvicorn.Config(
             app, http=TimedConnection, log_level="critical", lifespan="on", ws="none", timeout_graceful_shutdown=0
         )

@@ -26,7 +26,10 @@ class StaleConversation(HistoryError):
     """The conversation has gone on elsewhere; nothing was written."""
 
     def __init__(self) -> None:
-        super().__init__("This conversation has gone on in another window. Here it is as it now is; your message was not sent.")
+        super().__init__(
+            "This conversation has gone on in another window, or was deleted there. "
+            "Here it is as it now is; your message was not sent."
+        )
 
 
 class HistoryUnavailable(HistoryError):

@@ -74,6 +74,8 @@ class JsonlHistory:
         about, moment = about or About(), now()
         with self._appending(conversation.id) as (file, kept):
             lines: list[dict[str, Any]] = []
+            if kept is None and conversation.head is not None:
+                raise StaleConversation  # it was erased
             if kept is None:
                 summary = Summary(conversation.id, title_of(conversation), (), about.model, about.adapter, 0, moment, moment)
                 kept = Kept(summary, conversation.system, about.settings, None, ())

@@ -33,12 +33,16 @@ class MemoryHistory:
         self._limit, self._queue = limit, queue
         self._kept: OrderedDict[str, Kept] = OrderedDict()
         self._owners: dict[str, str | None] = {}
+        self._erased: set[str] = set()
+        """What may not come back from a page that still shows it; what went for want of room may."""
         self._lock = RLock()
 
     def save(self, conversation: Conversation, about: About | None = None) -> Conversation:
         """Add what is new and move the head; StaleConversation where it moved elsewhere."""
         about = about or About()
         with self._lock:
+            if conversation.id in self._erased:
+                raise StaleConversation
             kept = self._kept.get(conversation.id) or _empty(conversation.id)
             if kept.head_id != conversation.head and kept.turns:
                 raise StaleConversation
@@ -93,6 +97,7 @@ class MemoryHistory:
         with self._lock:
             if kept.summary.id in self._kept:
                 return False
+            self._erased.discard(kept.summary.id)
             self._keep(kept)
             return True
 
@@ -151,6 +156,7 @@ class MemoryHistory:
     def erase(self, conversation_ids: Sequence[str], tombstones: Sequence[Outgoing] = ()) -> int:
         """Forget conversations."""
         with self._lock:
+            self._erased.update(each for each in conversation_ids if each in self._kept)
             erased = [self._kept.pop(each) for each in conversation_ids if each in self._kept]
             for each in conversation_ids:
                 self._owners.pop(each, None)

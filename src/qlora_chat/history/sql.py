@@ -200,6 +200,8 @@ class SqlHistory:
     def _append(self, connection: Connection, conversation: Conversation, about: About) -> str | None:
         """Add messages that are not there, move the head; -> the head before, or _STALE with nothing written."""
         head = self._head(connection, conversation.id, lock=True)
+        if head is _ABSENT and conversation.head is not None:
+            return _STALE  # it was erased
         if head is _ABSENT:
             self._insert_conversation(connection, conversation, about)
             head = None

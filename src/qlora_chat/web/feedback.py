@@ -14,8 +14,9 @@ import gradio as gr
 from qlora_chat.history import HistoryError
 from qlora_chat.messages import Message
 from qlora_chat.web import shown
-from qlora_chat.web.handlers import Handlers, sayable
+from qlora_chat.web.handlers import Handlers
 from qlora_chat.web.parts import Parts
+from qlora_chat.web.sayable import sayable
 from qlora_chat.web.session import Session
 
 THUMBS = ("Like", "Dislike")

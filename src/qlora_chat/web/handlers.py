@@ -7,7 +7,9 @@ show next. Holds no state of its own.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import secrets
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -19,7 +21,10 @@ from qlora_chat.history import HistoryError, StaleConversation
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import Sampling
 from qlora_chat.web import shown
+from qlora_chat.web.keeps import Keeps
 from qlora_chat.web.parts import SAMPLING_NAMES, Parts
+from qlora_chat.web.past import Past, listed
+from qlora_chat.web.sayable import sayable
 from qlora_chat.web.session import Answering, Asking, Busy, Place, Session, Sessions
 
 Shown = dict[Any, Any]
@@ -30,8 +35,8 @@ GONE = "The process that was answering is gone. What it had written is kept; Ret
 class Handlers:
     """One method an event. `parts` are the outputs that every method may set."""
 
-    def __init__(self, chat: Chat, sessions: Sessions, parts: Parts) -> None:
-        self._chat = chat
+    def __init__(self, chat: Chat, sessions: Sessions, parts: Parts, keeps: Keeps) -> None:
+        self._chat, self._keeps, self._past = chat, keeps, Past(chat)
         self._info = chat.engine.info
         self._sessions = sessions
         self._parts = parts
@@ -41,6 +46,8 @@ class Handlers:
         memory = _read_memory(remembered)
         place, reloaded = Place.read(memory.get("conversation")), memory.get("reloaded") is True
         session = self._sessions.open(_name(request), place.conversation_id, reloaded)
+        if self._keeps.shared:
+            session.owner = _owner(memory.get("browser"))
         conversation = session.conversation
         parts = self._parts
         system = memory.get("system", conversation.system)  # typed but not sent yet, or what the conversation has
@@ -107,14 +114,55 @@ class Handlers:
             session.update(sampling)
         return {self._parts.notice: gr.skip()}
 
+    def find(self, asked: Any, chosen: Any, request: gr.Request) -> Shown:
+        """List past conversations, or those that a search finds."""
+        return self._listed(asked, self.session(request), chosen)
+
+    def open_past(self, chosen: Any, request: gr.Request) -> Shown:
+        """Show a past conversation in this tab."""
+        session, parts = self.session(request), self._parts
+        try:
+            title = self._past.open(chosen, session)
+        except (Busy, HistoryError) as problem:
+            return {parts.notice: shown.problem(str(problem))}
+        if title is None:
+            return {parts.notice: shown.notice("That conversation is not there any more.")}
+        return {**self._idle(session), parts.title: title, parts.system: session.conversation.system or ""}
+
+    def rename_past(self, chosen: Any, title: Any, asked: Any, request: gr.Request) -> Shown:
+        """Give the chosen conversation another name."""
+        session = self.session(request)
+        try:
+            self._past.rename(chosen, title, session)
+        except HistoryError as problem:
+            return {self._parts.notice: shown.problem(str(problem))}
+        return self._listed(asked, session, chosen)
+
+    def delete_past(self, chosen: Any, asked: Any, request: gr.Request) -> Shown:
+        """Erase the chosen conversation."""
+        session = self.session(request)
+        try:
+            deleted = self._past.delete(chosen, session)
+        except (Busy, HistoryError) as problem:
+            return {self._parts.notice: shown.problem(str(problem))}
+        said = shown.notice("Deleted, here and wherever it was sent." if deleted and self._keeps.logged else "Deleted.")
+        told = {self._parts.title: "", **self._idle(session), self._parts.notice: said} if deleted else {}
+        return {**self._listed(asked, session), **told}
+
     def leave(self, request: gr.Request) -> None:
         """The tab was closed."""
         self._sessions.close(_name(request))
+
+    def _listed(self, asked: Any, session: Session, chosen: Any = None) -> Shown:
+        choices = self._past.choices(asked, session.owner)
+        return {self._parts.found: listed(choices, chosen if isinstance(chosen, str) else None)}
 
     def session(self, request: gr.Request, place: str = "") -> Session:
         """The tab that an event came from, at the place that its page shows; "" where that does not matter."""
         shows = Place.read(place)
         session = self._sessions.open(_name(request), shows.conversation_id, reloaded=True)
+        if self._keeps.shared and session.owner is None:
+            session.owner = _owner(None)  # a page that was loaded from another process: it lists nothing here
         session.catch_up(shows)
         return session
 
@@ -208,13 +256,21 @@ def _asking(system: Any, logged: Any, values: tuple[Any, ...]) -> Asking:
     return Asking(_sampling(values), text or None, logged is not False)
 
 
-def sayable(text: Any) -> str:
-    """Text without lone surrogates, which no response could carry back."""
-    return text.encode("utf-8", "replace").decode() if isinstance(text, str) else ""
-
-
 def _ending(answering: Answering, note: str) -> str:
-    return shown.problem(answering.problem) if answering.problem else note
+    if answering.problem:
+        return shown.problem(answering.problem)
+    if answering.turn.unkept:
+        return note + shown.problem(f"This answer is not kept: {answering.turn.unkept}.")
+    return note
+
+
+def _owner(browser: Any) -> str:
+    """Whose conversations a browser sees where several people use the page: those of the secret it drew for itself.
+
+    Kept as a hash, so that what the history holds lets nobody in. A client without one sees nothing.
+    """
+    secret = browser if isinstance(browser, str) and len(browser) >= 32 else secrets.token_hex()
+    return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
 
 
 def _buttons(parts: Parts, answering: bool, empty: bool) -> Shown:

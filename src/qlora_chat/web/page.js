@@ -3,6 +3,7 @@
 
 const CONVERSATION = "qlora-chat.conversation";
 const TAB = "qlora-chat.tab";
+const BROWSER = "qlora-chat.browser";
 const SAMPLING = "qlora-chat.sampling";
 
 function read(store, key) {
@@ -29,9 +30,24 @@ export function recall() {
       conversation: read(sessionStorage, CONVERSATION),
       reloaded: navigation?.type === "reload",
       ...read(sessionStorage, TAB),
+      browser: browser(),
       sampling: read(localStorage, SAMPLING),
     }),
   ];
+}
+
+// A secret that this browser drew for itself: it tells its own conversations from those of others on a shared page.
+function browser() {
+  let secret = read(localStorage, BROWSER);
+  if (typeof secret !== "string") {
+    secret = Array.from(crypto.getRandomValues(new Uint8Array(32)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+    write(localStorage, BROWSER, secret);
+  }
+  return secret;
+}
+
+export function confirmDelete(chosen, asked) {
+  return chosen && confirm("Delete this conversation for good?") ? [chosen, asked] : [null, asked];
 }
 
 export function rememberConversation(id) {

@@ -59,7 +59,7 @@ def build_page(chat: Chat, sessions: Sessions, keeps: Keeps) -> gr.Blocks:
     """The whole page as Blocks, ready to be mounted."""
     with gr.Blocks(title="QLoRA Chat", analytics_enabled=False, fill_height=True) as page:
         parts, panel = _lay_out(chat, keeps)
-        handlers = Handlers(chat, sessions, parts)
+        handlers = Handlers(chat, sessions, parts, keeps)
         _connect(page, parts, handlers)
         FeedbackHandlers(handlers, parts, panel).connect(parts.chatbot, AT_ONCE)
     page.max_threads = MOST_PAGES_ANSWERING
@@ -99,7 +99,8 @@ def _lay_out(chat: Chat, keeps: Keeps) -> tuple[Parts, Panel]:
         undo = gr.Button("Undo", size="sm", elem_id="undo", scale=0, min_width=72, interactive=False)
         clear = gr.Button("Clear", size="sm", elem_id="clear", scale=0, min_width=72)
         status = gr.HTML(shown.status(info, used=0), elem_id="status", padding=False)
-    logged = _logging(keeps.logged)
+    logged = _logging(keeps)
+    past = _past(keeps.kept)
     with gr.Accordion("Advanced options", open=False, elem_id="options"):
         with gr.Row():
             sliders = tuple(_slider(name, info.window) for name in SAMPLING_NAMES)
@@ -112,14 +113,33 @@ def _lay_out(chat: Chat, keeps: Keeps) -> tuple[Parts, Panel]:
     conversation = gr.Textbox(visible=False)
     memory = gr.Textbox(visible=False)
     parts = Parts(
-        chatbot, notice, box, send, stop, retry, undo, clear, sliders, system, logged, status, panel.box, conversation, memory
-    )
+        chatbot, notice, box, send, stop, retry, undo, clear, sliders, system, logged, *past, status, panel.box, conversation,
+        memory,
+    )  # fmt: skip
     return parts, panel
 
 
-def _logging(on: bool) -> gr.Checkbox:
-    with gr.Row(elem_id="logging", visible=on):
-        gr.HTML('<p class="notice">Conversations on this page are logged by whoever runs it.</p>', padding=False)
+def _past(on: bool) -> tuple[gr.Textbox, gr.Radio, gr.Textbox, gr.Button, gr.Button, gr.Accordion]:
+    with gr.Accordion("Past conversations", open=False, elem_id="past", visible=on) as past:
+        find = gr.Textbox(
+            elem_id="find", label="Search past conversations", show_label=False, placeholder="Search titles and words",
+            container=False, lines=1, max_lines=1,
+        )  # fmt: skip
+        found = gr.Radio([], label="Past conversations", show_label=False, elem_id="found", container=False)
+        with gr.Row(elem_id="past-actions"):
+            title = gr.Textbox(
+                elem_id="title", label="Title", show_label=False, placeholder="Title of the chosen conversation",
+                container=False, lines=1, max_lines=1, scale=1,
+            )  # fmt: skip
+            rename = gr.Button("Rename", size="sm", elem_id="rename", scale=0, min_width=72)
+            delete = gr.Button("Delete", size="sm", variant="stop", elem_id="delete", scale=0, min_width=72)
+    return find, found, title, rename, delete, past
+
+
+def _logging(keeps: Keeps) -> gr.Checkbox:
+    kept = "kept and logged" if keeps.kept else "logged"
+    with gr.Row(elem_id="logging", visible=keeps.logged):
+        gr.HTML(f'<p class="notice">Conversations on this page are {kept} by whoever runs it.</p>', padding=False)
         return gr.Checkbox(True, label="Log mine, from the next message on", elem_id="logged", container=False)
 
 
@@ -153,9 +173,19 @@ def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
         [slider.change for slider in parts.sliders], handlers.sample, [*parts.sliders], [parts.notice],
         js=_js("rememberSampling"), trigger_mode="always_last", **at_once,
     )  # fmt: skip
+    _connect_past(parts, handlers, outputs, at_once)
     parts.conversation.change(None, [parts.conversation], js=_js("rememberConversation"))
     gr.on([parts.system.change, parts.logged.change], None, [parts.system, parts.logged], js=_js("rememberTab"))
     page.unload(handlers.leave)
+
+
+def _connect_past(parts: Parts, handlers: Handlers, outputs: list[Any], at_once: dict[str, Any]) -> None:
+    gr.on([parts.past.expand, parts.find.change], handlers.find, [parts.find, parts.found], [parts.found], **at_once)
+    parts.found.input(handlers.open_past, [parts.found], [*outputs, parts.title], **at_once)
+    naming = [parts.rename.click, parts.title.submit]
+    gr.on(naming, handlers.rename_past, [parts.found, parts.title, parts.find], [parts.found, parts.notice], **at_once)
+    changed = [*outputs, parts.found, parts.title]
+    parts.delete.click(handlers.delete_past, [parts.found, parts.find], changed, js=_js("confirmDelete"), **at_once)
 
 
 def _js(name: str) -> str:

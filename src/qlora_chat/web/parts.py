@@ -27,6 +27,15 @@ class Parts:
     """In the order of SAMPLING_NAMES."""
     system: gr.Textbox
     logged: gr.Checkbox
+    find: gr.Textbox
+    """Past conversations: what to look for,"""
+    found: gr.Radio
+    """what there is,"""
+    title: gr.Textbox
+    """and the name of the chosen one."""
+    rename: gr.Button
+    delete: gr.Button
+    past: gr.Accordion
     status: gr.HTML
     feedback: gr.Column
     """feedback.py's panel; it is about an answer that is shown, and closes when another conversation or answer is."""

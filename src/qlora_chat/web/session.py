@@ -141,7 +141,9 @@ class Session:
     """One tab. Every method may be called from any thread."""
 
     def __init__(self, chat: Chat, owner: str | None = None) -> None:
-        self._chat, self._owner = chat, owner
+        self._chat = chat
+        self.owner = owner
+        """Whose list its conversations appear in; None where all see all."""
         self._lock = threading.Lock()
         self._conversation = Conversation()
         self._answering: Answering | None = None
@@ -243,6 +245,12 @@ class Session:
             self._let_go()
             self._conversation = mended(conversation)
 
+    def go_to(self, conversation: Conversation) -> None:
+        """Show another conversation. Busy while an answer is being written."""
+        with self._lock:
+            self._expect_idle()
+            self._conversation, self._returned, self._latest = mended(conversation), None, None
+
     def shows(self, answering: Answering) -> bool:
         """Whether the page of this tab is still about that answer."""
         return self.conversation.id == answering.turn.conversation.id and not self._closed
@@ -267,9 +275,7 @@ class Session:
     ) -> Answering:
         asked = replace(conversation, system=asking.system)
         try:
-            turn = self._chat.reply(
-                asked, text, asking.sampling, logged=asking.logged, instead_of=instead_of, owner=self._owner
-            )
+            turn = self._chat.reply(asked, text, asking.sampling, logged=asking.logged, instead_of=instead_of, owner=self.owner)
         except StaleConversation:
             self._conversation = self._chat.history.load(conversation.id) or Conversation()
             raise
