@@ -1,6 +1,7 @@
 """What the caller of one answer is told, and what is never shown."""
 
 import pytest
+import torch
 
 from qlora_chat.engines import Piece
 from qlora_chat.engines.request import Request
@@ -70,3 +71,16 @@ def test_a_request_that_arrives_in_the_middle_of_a_step_harms_nobody() -> None:
     scheduler.step()
     assert pieces_of(first)[-1].finish is not None
     assert not scheduler.idle, "the late one waits for the next step"
+
+
+def test_the_repetition_penalty_counts_the_guesses_before_a_token_and_takes_none_of_them_for_said() -> None:
+    asked = Request((1, 5), Sampling(repetition_penalty=1.3, seed=1), STOPS, 512, LetterTokenizer())
+    seen = [
+        set(each.seen.nonzero().flatten().tolist())
+        for each in asked.choices([7, 9], 12, torch.device("cpu"))
+        if each.seen is not None
+    ]
+    assert seen == [{1, 5}, {1, 5, 7}, {1, 5, 7, 9}]
+    again = asked.choices([], 12, torch.device("cpu"))[0].seen
+    assert again is not None
+    assert set(again.nonzero().flatten().tolist()) == {1, 5}
