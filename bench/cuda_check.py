@@ -13,19 +13,21 @@ import argparse
 import json
 import sys
 import time
+import zlib
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch.nn.functional import kl_div
 
-from qlora_chat.benchmark.shapes import InFloat, RandomTensors, config_of
+from qlora_chat.benchmark.shapes import InFloat, RandomTensors, config_of, linears
 from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.cuda import driver
 from qlora_chat.engines.cuda.packing import natural, pack, pack_bf16, pack_int8
 from qlora_chat.engines.cuda.step import BUCKETS, Decoder, Row
 from qlora_chat.engines.cuda.weights import Product, eager_weights, packed_weights, tile_bytes
 from qlora_chat.engines.llama import Forward, Span
-from qlora_chat.models.weights import NF4, build
+from qlora_chat.models.weights import NF4, Adapter, build
 
 failures = []
 
@@ -141,12 +143,32 @@ def time_products(decoder, weights, rows_list):
         say(f"time layer's products rows {rows}", us=round(total, 1), ms_32_layers=round(total * 32 / 1e3, 3))
 
 
-def check_step(decoder, forward, tensors, rows_list):
+class RandomAdapter(Mapping):
+    """A LoRA of rank 64 on every linear but the head, by PEFT's names, the same at every asking."""
+
+    def __init__(self, config):
+        named = linears(config).items()
+        self._sizes = {f"base_model.model.{name}.lora_{side}.weight": (size, side) for name, size in named for side in "AB"}
+
+    def __getitem__(self, name):
+        (outs, ins), side = self._sizes[name]
+        generator = torch.Generator("cuda").manual_seed(zlib.crc32(name.encode()))
+        size = (64, ins) if side == "A" else (outs, 64)
+        return torch.randn(size, device="cuda", generator=generator).mul_(0.02 if side == "A" else 0.01).bfloat16()
+
+    def __iter__(self):
+        return iter(self._sizes)
+
+    def __len__(self):
+        return len(self._sizes)
+
+
+def check_step(decoder, forward, tensors, adapter, rows_list):
     """Logits of the graph and of the eager bf16 pass, both against float32 arithmetic on the same dequantised weights."""
     shape = tensors.shape
     generator = torch.Generator().manual_seed(3)
     texts = [torch.randint(5, shape.vocabulary, (length,), generator=generator).tolist() for length in (3, 40, 131, 300)]
-    exact_weights = build(InFloat(tensors, torch.float32), shape, torch.device("cuda"), torch.float32)
+    exact_weights = build(InFloat(tensors, torch.float32), shape, torch.device("cuda"), torch.float32, adapter)
     exact_forward = Forward(exact_weights, KVCache(exact_weights, len(texts)))
     exact = torch.cat([exact_forward([Span(slot, 0, ids)]) for slot, ids in enumerate(texts)])
     del exact_weights, exact_forward
@@ -161,7 +183,7 @@ def check_step(decoder, forward, tensors, rows_list):
     say("eager bf16 against float32", **written(*distance(eager, exact)))
     for rows in rows_list:
         count = min(rows, len(texts))
-        decoder.put([Row(slot, len(ids) - 1, ids[-1], True, seed=slot) for slot, ids in enumerate(texts[:count])])
+        decoder.put([Row(slot, len(ids) - 1, ids[-1], True, seed=slot, adapter=0) for slot, ids in enumerate(texts[:count])])
         decoder._logits.fill_(float("nan"))
         torch.cuda.synchronize()
         decoder.finish(decoder.start(rows))
@@ -173,7 +195,8 @@ def check_step(decoder, forward, tensors, rows_list):
         say(f"step rows {rows} against float32", greedy and near, **written(*ours))
     # the last 40 tokens of the longest text as rows of one step: what a prompt beside others does
     ids = texts[-1]
-    decoder.put([Row(3, position, ids[position], position == len(ids) - 1) for position in range(len(ids) - 40, len(ids))])
+    first = len(ids) - 40
+    decoder.put([Row(3, at, ids[at], at == len(ids) - 1, adapter=0) for at in range(first, len(ids))])
     torch.cuda.synchronize()
     decoder.finish(decoder.start(40))
     torch.cuda.synchronize()
@@ -227,7 +250,7 @@ def check_sampling(decoder, shape):
 def time_steps(decoder, rows_list, window, length):
     for rows in rows_list:
         slots = len(decoder.cache.slots)
-        decoder.put([Row(r % slots, length + r % 7, 5 + r, True, 0, 0.7, 0.9, 40, 1.1, r) for r in range(rows)])
+        decoder.put([Row(r % slots, length + r % 7, 5 + r, True, 0, 0.7, 0.9, 40, 1.1, r, 0) for r in range(rows)])
         decoder.finish(decoder.start(rows))
         torch.cuda.synchronize()
         steps, begin = 50, time.perf_counter()
@@ -250,6 +273,7 @@ def main():
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--slots", type=int, default=32)
     parser.add_argument("--rows", default="1,2,4,8,16,32,64")
+    parser.add_argument("--adapter", action="store_true", help="with an unmerged adapter of rank 64")
     parser.add_argument("--skip-checks", action="store_true")
     parser.add_argument("--window", type=int, default=2048)
     chosen = parser.parse_args()
@@ -257,8 +281,10 @@ def main():
     assert set(rows_list) <= set(BUCKETS)
     device = torch.device("cuda")
     begin = time.perf_counter()
-    tensors = RandomTensors(config_of("7b", chosen.layers), "nf4", device)
-    weights = build(tensors, tensors.shape, device)
+    config = config_of("7b", chosen.layers)
+    tensors = RandomTensors(config, "nf4", device)
+    adapter = Adapter(RandomAdapter(config), 0.25) if chosen.adapter else None
+    weights = build(tensors, tensors.shape, device, adapter=adapter)
     torch.cuda.synchronize()
     made = time.perf_counter()
     packed = packed_weights(weights)
@@ -284,14 +310,15 @@ def main():
     )
     forward = Forward(eager_weights(packed, decoder.unpack), cache)
     if not chosen.skip_checks:
-        check_step(decoder, forward, tensors, rows_list)
+        check_step(decoder, forward, tensors, adapter, rows_list)
         check_sampling(decoder, tensors.shape)
         logits = decoder._logits
         if chosen.layers < 8:
             check_products(decoder, tensors, rows_list)
         decoder._logits = logits
     time_copy(device)
-    time_products(decoder, packed, [1, 8, 32])
+    if not chosen.adapter:
+        time_products(decoder, packed, [1, 8, 32])
     time_steps(decoder, rows_list, chosen.window, 200)
     time_steps(decoder, [1, 8], chosen.window, 1900)
     for length in (128, 512, 2048):

@@ -36,16 +36,12 @@ class Slot:
 class KVCache:
     """Static tensors for a fixed number of slots; a free slot remembers its last conversation until it is needed."""
 
-    def __init__(self, weights: LlamaWeights, slots: int, *, int8: bool = False) -> None:
+    def __init__(self, weights: LlamaWeights, slots: int) -> None:
         shape = weights.shape
-        self.dtype = torch.int8 if int8 else cache_dtype(weights)
+        self.dtype = cache_dtype(weights)
         size = (shape.layers, slots, shape.kv_heads, shape.window, shape.head_dim)
         self.keys = torch.zeros(size, device=weights.device, dtype=self.dtype)  # (L, S, K, W, D)
         self.values = torch.zeros_like(self.keys)
-        self.scales: tuple[torch.Tensor, torch.Tensor] | None = None
-        """Of an 8-bit cache: what keys' and values' codes are multiplied with, (L, S, K, W) float32 each."""
-        if int8:
-            self.scales = (torch.zeros(size[:-1], device=weights.device), torch.zeros(size[:-1], device=weights.device))
         self.slots = [Slot(index) for index in range(slots)]
         self._clock = 0
 

@@ -130,7 +130,7 @@ def test_the_kernels_arguments_are_declared_alike_in_python_and_in_cuda() -> Non
     from qlora_chat.engines.cuda import structures
     from qlora_chat.engines.cuda.driver import SOURCES
 
-    for name, source in (("Product", "product"), ("Unpack", "product"), ("Attend", "attend"), ("StoreKV", "attend"),
+    for name, source in (("Product", "product"), ("Unpack", "product"), ("Attend", "attend"),
                          ("Embed", "choose"), ("Choose", "choose")):  # fmt: skip
         text = (SOURCES / f"{source}.cu").read_text()
         body = re.search(rf"^struct {name} {{(.*?)^}};", text, re.MULTILINE | re.DOTALL)

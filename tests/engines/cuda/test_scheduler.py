@@ -104,7 +104,7 @@ def test_a_long_prompt_is_read_in_one_pass_when_nobody_waits_and_in_rows_beside_
         driven.scheduler.step()
     beside = driven.ask(prompt_for("What do you know of " + "lakes and forests and " * 30))
     driven.run()
-    assert 1 < driven.decoder.widest <= 32, "part of the prompt in each step"
+    assert 1 < driven.decoder.widest <= 16, "part of the prompt in each step"
     assert len(ids_of(short)) == 40
     assert len(ids_of(beside)) == GREEDY.max_new_tokens
 

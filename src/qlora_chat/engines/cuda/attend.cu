@@ -4,16 +4,12 @@
 // one graph serves them all. Softmax runs online (Milakov & Gimelshein 2018); the last block of a row and head to finish joins
 // the splits, in their order, so that the sum does not depend on which that was.
 //
-// Compiled for HEAD_DIM, GROUP (query heads a key-value head) and KV8 (0: bf16 cache, 1: int8 with a scale a position and head).
+// Compiled for HEAD_DIM and GROUP (query heads a key-value head).
 #include "common.cuh"
 
 #define WARPS 4
 #define THREADS (WARPS * 32)
-#if KV8
-#define WIDTH 16  // elements in a lane's 16 bytes
-#else
-#define WIDTH 8
-#endif
+#define WIDTH 8  // elements in a lane's 16 bytes
 #define LANES (HEAD_DIM / WIDTH)       // that hold one position's keys
 #define SIDE (32 / LANES)              // positions a warp reads at once
 #define UNROLL 4
@@ -22,10 +18,8 @@
 
 struct Attend {
   const float* queries;  // [R][kv heads * GROUP][HEAD_DIM]
-  const u8* keys;        // this layer's [slot][kv head][window][HEAD_DIM]
-  const u8* values;
-  const float* key_scales;  // KV8: [slot][kv head][window]
-  const float* value_scales;
+  const u16* keys;       // this layer's [slot][kv head][window][HEAD_DIM] bf16
+  const u16* values;
   u16* out;         // [R][kv heads * GROUP][HEAD_DIM] bf16
   float* partials;  // [R][kv heads][splits][GROUP][HEAD_DIM + 2]
   int* arrived;     // [R][kv heads], zero between steps
@@ -37,15 +31,7 @@ struct Attend {
 __device__ __forceinline__ void unfold(const uint4& packed, float (&v)[WIDTH]) {
   const u32 words[4] = {packed.x, packed.y, packed.z, packed.w};
 #pragma unroll
-  for (int i = 0; i < 4; i++) {
-#if KV8
-#pragma unroll
-    for (int j = 0; j < 4; j++) v[4 * i + j] = (float)(signed char)(words[i] >> (8 * j));
-#else
-    v[2 * i] = low_to_float(words[i]);
-    v[2 * i + 1] = high_to_float(words[i]);
-#endif
-  }
+  for (int i = 0; i < 4; i++) v[2 * i] = low_to_float(words[i]), v[2 * i + 1] = high_to_float(words[i]);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ Attend p) {
@@ -61,7 +47,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) attend(const __grid_consta
   const int length = p.rows.positions[row] + 1, chunk = (length + p.splits - 1) / p.splits;
   const int begin = split * chunk, end = min(length, begin + chunk);
   const size_t base = ((size_t)slot * p.kv_heads + head) * p.window;
-  const int element = KV8 ? 1 : 2;
 
   float q[GROUP][WIDTH], most[GROUP], sum[GROUP], out[GROUP][WIDTH];
 #pragma unroll
@@ -73,17 +58,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) attend(const __grid_consta
   }
   for (int first = begin + warp * SIDE * UNROLL; first < end; first += WARPS * SIDE * UNROLL) {
     uint4 keys[UNROLL], values[UNROLL];
-    float key_scale[UNROLL], value_scale[UNROLL];
 #pragma unroll
     for (int u = 0; u < UNROLL; u++) {
       const size_t at = base + min(first + u * SIDE + side, end - 1);
-      keys[u] = *(const uint4*)(p.keys + (at * HEAD_DIM + d) * element);
-      values[u] = *(const uint4*)(p.values + (at * HEAD_DIM + d) * element);
-#if KV8
-      key_scale[u] = p.key_scales[at], value_scale[u] = p.value_scales[at];
-#else
-      key_scale[u] = value_scale[u] = 1.0f;
-#endif
+      keys[u] = *(const uint4*)(p.keys + at * HEAD_DIM + d);
+      values[u] = *(const uint4*)(p.values + at * HEAD_DIM + d);
     }
     float score[UNROLL][GROUP];
 #pragma unroll
@@ -97,7 +76,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attend(const __grid_consta
         for (int i = 0; i < WIDTH; i++) dot += q[j][i] * k[i];
 #pragma unroll
         for (int offset = LANES / 2; offset > 0; offset >>= 1) dot += __shfl_xor_sync(0xffffffffu, dot, offset);
-        score[u][j] = first + u * SIDE + side < end ? dot * key_scale[u] : NONE;
+        score[u][j] = first + u * SIDE + side < end ? dot : NONE;
       }
     }
 #pragma unroll
@@ -121,7 +100,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attend(const __grid_consta
         const float weight = inside ? exp2f(score[u][j] - most[j]) : 0.0f;
         sum[j] += weight;
 #pragma unroll
-        for (int i = 0; i < WIDTH; i++) out[j][i] += weight * value_scale[u] * v[i];
+        for (int i = 0; i < WIDTH; i++) out[j][i] += weight * v[i];
       }
     }
   }
@@ -177,34 +156,4 @@ extern "C" __global__ void __launch_bounds__(THREADS) attend(const __grid_consta
     }
     p.out[((size_t)row * p.kv_heads + head) * GROUP * HEAD_DIM + index] = float_to_bf16(value / total);
   }
-}
-
-// Keys and values of a step's rows into an int8 cache: round(v / scale), scale = largest magnitude of position and head / 127.
-struct StoreKV {
-  const float* fresh;  // [R][2 * kv heads][HEAD_DIM]: turned keys, then values
-  u8* keys;
-  u8* values;
-  float* key_scales;
-  float* value_scales;
-  Rows rows;
-  int kv_heads, window;
-};
-
-extern "C" __global__ void __launch_bounds__(32) store_kv(const __grid_constant__ StoreKV p) {
-  const int head = blockIdx.x, row = blockIdx.y, lane = threadIdx.x;
-  let_next_begin();
-  wait_for_previous();
-  const int slot = p.rows.slots[row];
-  if (slot < 0) return;
-  const float* source = p.fresh + ((size_t)row * 2 * p.kv_heads + head) * HEAD_DIM;
-  const bool is_value = head >= p.kv_heads;
-  const size_t at = ((size_t)slot * p.kv_heads + head - (is_value ? p.kv_heads : 0)) * p.window + p.rows.positions[row];
-  float top = 0.0f;
-  for (int d = lane; d < HEAD_DIM; d += 32) top = fmaxf(top, fabsf(source[d]));
-#pragma unroll
-  for (int offset = 16; offset > 0; offset >>= 1) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, offset));
-  const float factor = top > 0.0f ? 127.0f / top : 0.0f;
-  u8* target = (is_value ? p.values : p.keys) + at * HEAD_DIM;
-  for (int d = lane; d < HEAD_DIM; d += 32) target[d] = (u8)(signed char)__float2int_rn(source[d] * factor);
-  if (lane == 0) (is_value ? p.value_scales : p.key_scales)[at] = top / 127.0f;
 }

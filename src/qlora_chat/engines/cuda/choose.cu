@@ -237,10 +237,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) choose(const __grid_con
 #pragma unroll
   for (int i = 0; i < EACH; i++) broken |= !(fabsf(weight[i]) < 3.3e38f);
   if (penalty != 1.0f) {
+    // a warp's 32 tokens of a round are one word of `seen`; each lane fetches the word of one round
+    u32 words[(EACH + 31) / 32];
+#pragma unroll
+    for (int j = 0; j < (EACH + 31) / 32; j++) words[j] = seen[min((j * 32 + (thread & 31)) * 32 + (thread >> 5), (VOCABULARY - 1) / 32)];
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
-      const int token = min(i * THREADS + thread, VOCABULARY - 1);
-      const bool is_seen = seen[token >> 5] >> (token & 31) & 1;
+      const bool is_seen = __shfl_sync(0xffffffffu, words[i / 32], i % 32) >> (thread & 31) & 1;
       weight[i] *= !is_seen ? multiply : weight[i] < 0.0f ? multiply * penalty : divide;
     }
   } else {

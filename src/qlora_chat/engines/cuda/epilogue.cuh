@@ -19,9 +19,8 @@ template <class Product> __device__ __forceinline__ void store_rotated(const Pro
     v0 = first;
   }
   const int kv_head = head - p.heads - (is_value ? p.kv_heads : 0);
-  if (head < p.heads || p.fresh) {
-    float* out = head < p.heads ? p.out + ((size_t)column * p.heads + head) * p.head_dim
-                                : p.fresh + ((size_t)column * 2 * p.kv_heads + head - p.heads) * p.head_dim;
+  if (head < p.heads) {
+    float* out = p.out + ((size_t)column * p.heads + head) * p.head_dim;
     out[d] = v0;
     out[d + apart] = v1;
     return;

@@ -54,7 +54,6 @@ struct Now {
   const u16* norm;
   u16* x_out;
   float* out;
-  float* fresh;
   u16* keys;
   u16* values;
   const float2* turns;
@@ -78,14 +77,16 @@ __device__ __forceinline__ void wait_for_all(int* arrived, int& target) {
 // Where a warp is in what it fetches: through the items of a product, then of the next, to the end of the step.
 struct Cursor {
   const u8* source;
-  int product, item, pair, stage;
+  size_t jump;  // from the end of this warp's part of an item to that of the block's next item
+  int product, items_left, pairs_left, pairs, stage;
 };
 
 __device__ __forceinline__ void enter(const Layers& p, Cursor& next, int warp, int lane) {
-  const int pairs = p.k_blocks[next.product & 3] / 2;
-  next.item = blockIdx.x;
-  next.pair = warp * pairs / WARPS;
-  next.source = p.tiles[next.product] + ((size_t)next.item * pairs + next.pair) * PAIR_BYTES + lane * 16;
+  const int kind = next.product & 3, pairs = p.k_blocks[kind] / 2, first = warp * pairs / WARPS;
+  next.pairs = next.pairs_left = (warp + 1) * pairs / WARPS - first;
+  next.items_left = (p.row_tiles[kind] - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
+  next.jump = ((size_t)gridDim.x * pairs - next.pairs) * PAIR_BYTES;
+  next.source = p.tiles[next.product] + ((size_t)blockIdx.x * pairs + first) * PAIR_BYTES + lane * 16;
 }
 
 __device__ __forceinline__ void fetch(const Layers& p, Cursor& next, u32 ring, int warp, int lane) {
@@ -95,17 +96,10 @@ __device__ __forceinline__ void fetch(const Layers& p, Cursor& next, u32 ring, i
     copy_16_async(target + 512, next.source + 512);
     if (lane < 2) copy_16_async(target + 1024, next.source + 1024);
     next.source += PAIR_BYTES;
-    next.pair++;
-    const int kind = next.product & 3, pairs = p.k_blocks[kind] / 2;
-    if (next.pair == (warp + 1) * pairs / WARPS) {
-      const int first = warp * pairs / WARPS;
-      next.source += ((size_t)gridDim.x * pairs - (next.pair - first)) * PAIR_BYTES;
-      next.pair = first;
-      next.item += gridDim.x;
-      if (next.item >= p.row_tiles[kind]) {
-        next.product++;
-        if (next.product < LAYERS * 4) enter(p, next, warp, lane);
-      }
+    if (--next.pairs_left == 0) {
+      next.pairs_left = next.pairs;
+      next.source += next.jump;
+      if (--next.items_left == 0 && ++next.product < LAYERS * 4) enter(p, next, warp, lane);
     }
   }
   next.stage = next.stage + 1 == STAGES ? 0 : next.stage + 1;
@@ -259,7 +253,6 @@ __device__ __forceinline__ Now now(const Layers& p, int layer, int kind) {
   n.norm = kind == OUT || kind == DOWN ? p.norms[layer * 2 + (kind == DOWN)] : nullptr;
   n.x_out = kind == GATE_UP ? p.activated : p.x;
   n.out = p.queries;
-  n.fresh = nullptr;
   n.keys = p.keys + layer * p.layer_elements;
   n.values = p.values + layer * p.layer_elements;
   n.turns = p.turns;
@@ -287,7 +280,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) layers(const __grid_con
   uint4* const x_of_warp = zeros + 1 + (size_t)warp * p.slice_blocks * 8 * ROWS;
 
   let_next_begin();
-  Cursor next = {nullptr, 0, 0, 0, 0};
+  Cursor next = {};
   enter(p, next, warp, lane);
 #pragma unroll
   for (int stage = 0; stage < STAGES - 1; stage++) fetch(p, next, ring, warp, lane);

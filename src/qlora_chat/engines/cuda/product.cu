@@ -44,7 +44,6 @@ struct Product {
   const u16* norm;         // [H] weight of the norm that comes next
   u16* x_out;              // [R][outputs] bf16
   float* out;              // [R][outputs]: queries or logits
-  float* fresh;            // [R][2 * kv heads][D] keys, then values, for a cache that is not bf16; null: straight into the cache
   u16* keys;               // this layer's cache [slot][kv head][window][D] bf16
   u16* values;
   const float2* turns;     // [window][D / 2] cos and sin

@@ -23,8 +23,10 @@ from qlora_chat.settings import Sampling
 
 READ_ALONE = 1024
 """Prompt tokens read at once when nobody waits for a next token."""
-AS_ROWS = 64
+AS_ROWS = 32
 """A prompt of so few tokens goes through the graph of the decode step: unpacking the weights for it would take longer."""
+ROWS_BESIDE = {8: 16, 24: 32, MOST_ROWS: MOST_ROWS}
+"""Rows of a step that reads prompts beside up to so many chats that answer: about twice as long as their own step takes."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,8 @@ class CudaScheduler:
         self._read_as_rows(decoding, reading)
 
     def _read_as_rows(self, decoding: Sequence[Request], reading: Sequence[Request]) -> None:
-        """A step that has rows of prompts beside those of the chats that answer, about twice as long at the most."""
-        most = MOST_ROWS if not decoding else min(MOST_ROWS, max(32, 2 * len(decoding)))
+        """A step that has rows of prompts beside those of the chats that answer."""
+        most = next(rows for chats, rows in ROWS_BESIDE.items() if len(decoding) <= chats) if decoding else AS_ROWS
         rows, room = [_newest(request) for request in decoding], most - len(decoding)
         parts: list[tuple[Request, int]] = []
         for request in reading:

@@ -42,7 +42,7 @@ class Stack:
         return ("LAYERS", self.layers), ("ROWS", self.rows), ("STAGES", self.stages), ("WIDE", int(self.wide))
 
 
-def stack_for(weights: CudaWeights, cache: KVCache, rows: int, processors: int, limit: int) -> Stack | None:
+def stack_for(weights: CudaWeights, rows: int, processors: int, limit: int) -> Stack | None:
     """None where the layers, the rows or the card are not for this kernel, and one kernel a product does it."""
     shape = weights.shape
     products = [product for layer in weights.layers for product in layer.products]
@@ -50,7 +50,6 @@ def stack_for(weights: CudaWeights, cache: KVCache, rows: int, processors: int, 
         rows <= MOST_ROWS
         and shape.layers <= MOST_LAYERS
         and (shape.head_dim, shape.kv_heads) == (HEAD_DIM, shape.heads)
-        and cache.scales is None
         and all(each.packed.kind == "nf4" and each.packed.paired and each.low_rank is None for each in products)
         and all(each.packed.row_tiles >= processors for each in products)
     )

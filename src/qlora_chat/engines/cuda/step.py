@@ -33,7 +33,6 @@ from qlora_chat.engines.cuda.structures import (
     EmbedArguments,
     ProductArguments,
     RowsArguments,
-    StoreKVArguments,
     UnpackArguments,
 )
 from qlora_chat.engines.cuda.weights import CudaLayer, CudaWeights, Product, divided
@@ -67,7 +66,8 @@ class Row:
     top_k: int = 0
     penalty: float = 1.0
     seed: int = 0
-    adapter: int = -1
+    adapter: int = 0
+    """Among the unmerged adapters, where there are any; -1: the base alone."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,6 @@ class Decoder:
         width = shape.heads * shape.head_dim
         self._residual, self._x = floats(MOST_ROWS, shape.hidden), halves(MOST_ROWS, shape.hidden)
         self._queries, self._attended = floats(MOST_ROWS, width), halves(MOST_ROWS, width)
-        self._fresh = floats(MOST_ROWS, 2 * shape.kv_heads * shape.head_dim) if self.cache.scales is not None else None
         self._activated = halves(MOST_ROWS, self.weights.feed_forward)
         self._squares = floats(2, MOST_ROWS, MOST_PARTIALS)
         self._logits = floats(MOST_ROWS, shape.vocabulary)
@@ -291,8 +290,7 @@ class Decoder:
             geometry = Geometry.of(product.packed, rows, self._shared_limit)
             found["product.cu", "product", geometry.defines(product.packed, lora=product.low_rank is not None)] = None
         if rows == 1:
-            for name in ("attend", "store_kv"):
-                found["attend.cu", name, self._attend_defines()] = None
+            found["attend.cu", "attend", self._attend_defines()] = None
             for name in ("embed", "choose"):
                 found["choose.cu", name, self._choose_defines()] = None
         return [key for key in found if key not in self._kernels]
@@ -308,7 +306,7 @@ class Decoder:
     def _attend_defines(self) -> Defines:
         shape = self.weights.shape
         group = shape.heads // shape.kv_heads
-        return ("GROUP", group), ("HEAD_DIM", shape.head_dim), ("KV8", int(self.cache.scales is not None))
+        return ("GROUP", group), ("HEAD_DIM", shape.head_dim)
 
     def _choose_defines(self) -> Defines:
         return (("VOCABULARY", self.weights.shape.vocabulary),)
@@ -338,7 +336,7 @@ class Decoder:
         self._choose(rows)
 
     def _stack(self, rows: int) -> Stack | None:
-        return stack_for(self.weights, self.cache, rows, self._processors, self._shared_limit) if self._early else None
+        return stack_for(self.weights, rows, self._processors, self._shared_limit) if self._early else None
 
     def _run_stack(self, stack: Stack) -> int:
         buffers = {
@@ -366,8 +364,6 @@ class Decoder:
             layer.qkv, rows, ROTATE_AND_CACHE, x=self._x, squares_in=self._squares[0], squares_count=partials,
             out=self._queries, outputs=layer.qkv.packed.outputs, cache_layer=index, arrived=arrived,
         )  # fmt: skip
-        if self._fresh is not None:
-            self._store_kv(index, rows)
         self._attend(index, rows)
         partials = self._product(
             layer.attention_out, rows, ADD_TO_RESIDUAL, x=self._attended, squares_out=self._squares[1], norm=layer.mlp_norm,
@@ -402,15 +398,13 @@ class Decoder:
     ) -> int:  # fmt: skip
         """Launch one product; returns its blocks, each of which leaves a partial sum of squares."""
         packed, shape, low_rank = product.packed, self.weights.shape, product.low_rank
-        in_cache = cache_layer is not None and self._fresh is None
         arguments = ProductArguments(
             tiles=address(packed.tiles), nested=address(packed.nested), code=address(packed.code),
             row_scales=address(packed.row_scales), bias=address(packed.bias), x=address(x), squares_in=address(squares_in),
             squares_out=address(squares_out), residual=address(self._residual), norm=address(norm),
             x_out=address(self._x if x_out is None else x_out), out=address(out),
-            fresh=address(self._fresh) if cache_layer is not None else None,
-            keys=address(self.cache.keys[cache_layer]) if in_cache and cache_layer is not None else None,
-            values=address(self.cache.values[cache_layer]) if in_cache and cache_layer is not None else None,
+            keys=None if cache_layer is None else address(self.cache.keys[cache_layer]),
+            values=None if cache_layer is None else address(self.cache.values[cache_layer]),
             turns=address(self._turns), rows=self._row_arguments(), row_tiles=packed.row_tiles, k_blocks=packed.blocks,
             outputs=outputs, count=rows, squares_count=squares_count, epilogue=epilogue, heads=shape.heads,
             kv_heads=shape.kv_heads, head_dim=shape.head_dim, window=shape.window, eps=shape.norm_eps,
@@ -429,24 +423,12 @@ class Decoder:
         kernel((blocks, 1, 1), WARPS * 32, arguments, shared_bytes=geometry.shared_bytes, early=self._early)
         return blocks
 
-    def _store_kv(self, index: int, rows: int) -> None:
-        shape, scales = self.weights.shape, self.cache.scales
-        assert scales is not None
-        arguments = StoreKVArguments(
-            fresh=address(self._fresh), keys=address(self.cache.keys[index]), values=address(self.cache.values[index]),
-            key_scales=address(scales[0][index]), value_scales=address(scales[1][index]), rows=self._row_arguments(),
-            kv_heads=shape.kv_heads, window=shape.window,
-        )  # fmt: skip
-        kernel = self._kernel("attend.cu", "store_kv", self._attend_defines())
-        kernel((2 * shape.kv_heads, rows, 1), 32, arguments, early=self._early)
-
     def _attend(self, index: int, rows: int) -> None:
         shape = self.weights.shape
-        key_scales, value_scales = (each[index] for each in self.cache.scales) if self.cache.scales else (None, None)
         splits = max(1, min(MOST_SPLITS, divided(2 * self._processors, shape.kv_heads * rows)))
         arguments = AttendArguments(
             queries=address(self._queries), keys=address(self.cache.keys[index]), values=address(self.cache.values[index]),
-            key_scales=address(key_scales), value_scales=address(value_scales), out=address(self._attended),
+            out=address(self._attended),
             partials=address(self._partials), arrived=address(self._arrived),
             rows=self._row_arguments(), kv_heads=shape.kv_heads, window=shape.window, splits=splits,
             scale=1.4426950408889634 / shape.head_dim**0.5,

@@ -27,7 +27,7 @@ class ProductArguments(ctypes.Structure):
     """Product in product.cu."""
 
     _fields_ = _fields(
-        "tiles nested code row_scales bias x squares_in squares_out residual norm x_out out fresh keys values turns",
+        "tiles nested code row_scales bias x squares_in squares_out residual norm x_out out keys values turns",
         ("rows", RowsArguments),
         *_ints("row_tiles k_blocks outputs count squares_count epilogue heads kv_heads head_dim window"),
         ("eps", c_float), ("inverse_hidden", c_float),
@@ -46,15 +46,9 @@ class AttendArguments(ctypes.Structure):
     """Attend in attend.cu."""
 
     _fields_ = _fields(
-        "queries keys values key_scales value_scales out partials arrived",
+        "queries keys values out partials arrived",
         ("rows", RowsArguments), *_ints("kv_heads window splits"), ("scale", c_float),
     )  # fmt: skip
-
-
-class StoreKVArguments(ctypes.Structure):
-    """StoreKV in attend.cu."""
-
-    _fields_ = _fields("fresh keys values key_scales value_scales", ("rows", RowsArguments), *_ints("kv_heads window"))
 
 
 class EmbedArguments(ctypes.Structure):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from qlora_chat.engines.cuda.packing import ROWS, CannotPack, Packed, interleaved, natural, pack, pack_bf16, pack_int8, rotary
 from qlora_chat.models.weights import NF4, Beside, Dense, Layer, Linear, LlamaShape, LlamaWeights, WithAdapter
@@ -34,6 +35,8 @@ class Product:
 
     packed: Packed
     low_rank: LowRank | None = None
+    adapted: tuple[WithAdapter, ...] = ()
+    """The same adapter by parts, for passes over many rows; their own bases are not used."""
 
 
 @dataclass(frozen=True)
@@ -100,18 +103,31 @@ def packed_weights(weights: LlamaWeights, *, int8_head: bool = False, release: b
 def eager_weights(packed: CudaWeights, unpack: Callable[[Packed], Tensor]) -> LlamaWeights:
     """The same model for the eager forward pass, which unpacks each product as it comes to it: the way to read prompts."""
 
-    def linear(product: Product) -> Linear:
-        return replace(product.packed, unpack=unpack)
+    def many_rows(product: Product) -> Linear:
+        packed = replace(product.packed, unpack=unpack)
+        return _Adapted(packed, product.adapted) if product.adapted else packed
 
     layers = tuple(
         Layer(
-            each.attention_norm, linear(each.qkv), linear(each.attention_out), each.mlp_norm, linear(each.gate_up),
-            linear(each.mlp_down),
+            each.attention_norm, many_rows(each.qkv), many_rows(each.attention_out), each.mlp_norm,
+            many_rows(each.gate_up), many_rows(each.mlp_down),
         )
         for each in packed.layers
     )  # fmt: skip
     device = packed.embeddings.device
-    return LlamaWeights(packed.shape, packed.embeddings, layers, packed.norm, linear(packed.head), device, torch.bfloat16)
+    return LlamaWeights(packed.shape, packed.embeddings, layers, packed.norm, many_rows(packed.head), device, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class _Adapted:
+    """A product of many rows with its adapter's parts beside it."""
+
+    base: Linear
+    parts: tuple[WithAdapter, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        beside = [linear(linear(x, part.a), part.b) * part.scaling for part in self.parts]
+        return self.base(x) + torch.cat(beside, dim=-1)
 
 
 def _check(shape: LlamaShape) -> None:
@@ -131,23 +147,24 @@ def _packed_layer(layer: Layer, shape: LlamaShape, feed_forward: int) -> CudaLay
         natural(shape.hidden),
     )
     linears = (layer.qkv, layer.attention_out, layer.gate_up, layer.mlp_down)
-    qkv, out, gate_up, down = (_product(linear, order) for linear, order in zip(linears, orders, strict=True))
+    qkv, out, gate_up, down = (_product(each, order) for each, order in zip(linears, orders, strict=True))
     return CudaLayer(layer.attention_norm.bfloat16(), qkv, out, layer.mlp_norm.bfloat16(), gate_up, down)
 
 
-def _product(linear: Linear, order: Sequence[int]) -> Product:
-    packed = pack(_plain(linear), order)
-    return Product(packed, _low_rank(linear, packed))
+def _product(product: Linear, order: Sequence[int]) -> Product:
+    packed = pack(_plain(product), order)
+    adapted = tuple(part for part in _parts(product) if isinstance(part, WithAdapter))
+    return Product(packed, _low_rank(product, packed), adapted)
 
 
-def _parts(linear: Linear) -> tuple[Linear, ...]:
-    return linear.parts if isinstance(linear, Beside) else (linear,)
+def _parts(product: Linear) -> tuple[Linear, ...]:
+    return product.parts if isinstance(product, Beside) else (product,)
 
 
-def _plain(linear: Linear) -> list[NF4 | Dense]:
+def _plain(product: Linear) -> list[NF4 | Dense]:
     """The parts of a product without their adapters."""
     found = []
-    for part in _parts(linear):
+    for part in _parts(product):
         base = part.base if isinstance(part, WithAdapter) else part
         if not isinstance(base, NF4 | Dense):
             raise CannotPack(f"weights held as {type(base).__name__}")
@@ -155,11 +172,11 @@ def _plain(linear: Linear) -> list[NF4 | Dense]:
     return found
 
 
-def _low_rank(linear: Linear, packed: Packed) -> LowRank | None:
-    adapted = [part for part in _parts(linear) if isinstance(part, WithAdapter)]
+def _low_rank(product: Linear, packed: Packed) -> LowRank | None:
+    adapted = [part for part in _parts(product) if isinstance(part, WithAdapter)]
     if not adapted:
         return None
-    if len(adapted) < len(_parts(linear)) or len({(len(each.a), each.scaling) for each in adapted}) > 1:
+    if len(adapted) < len(_parts(product)) or len({(len(each.a), each.scaling) for each in adapted}) > 1:
         raise CannotPack("an adapter on some of the projections that are computed together, or of several ranks")
     if len(adapted[0].a) % 2:
         raise CannotPack(f"an adapter of odd rank {len(adapted[0].a)}")
@@ -168,15 +185,15 @@ def _low_rank(linear: Linear, packed: Packed) -> LowRank | None:
     return LowRank(a[None], b[None], torch.tensor([adapted[0].scaling], device=a.device))
 
 
-def _weight_of(linear: Linear) -> Tensor:
-    (part,) = _plain(linear)
+def _weight_of(product: Linear) -> Tensor:
+    (part,) = _plain(product)
     if isinstance(part, NF4):
         raise CannotPack("a product in NF4 where floating point was expected")
     return part.weight
 
 
-def _release(linear: Linear) -> None:
-    for part in _plain(linear):
+def _release(product: Linear) -> None:
+    for part in _plain(product):
         tensors = (part.packed, part.absmax, part.nested_absmax) if isinstance(part, NF4) else (part.weight,)
         for tensor in tensors:
             if tensor is not None:
