@@ -11,12 +11,10 @@ from dataclasses import dataclass
 
 from qlora_chat.doctor import Finding
 from qlora_chat.models.folders import Base
-from qlora_chat.models.machine import GIB, NF4_BYTES, Held, Place
+from qlora_chat.models.machine import GIB, NF4_BYTES, OVERHEAD, Held, Place
 
 ALLOCATOR = 1.01
 """Blocks are rounded up, and each linear has small tensors of its own (code book, offsets)."""
-STEP_TOKENS = 512
-"""Of a prompt that go through the model in one pass."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +37,11 @@ def load_bytes(base: Base, held: Held, adapter: int) -> int:
 
 
 def chat_bytes(base: Base, held: Held, adapter: int, device: str) -> int:
-    """Peak of one chat over the whole window: a load, keys and values, and a pass over 512 tokens of a prompt."""
+    """Peak of one chat over the whole window: a load, keys and values, and what a start reserves beside them."""
     shape = base.shape
     value = 4 if device == "cpu" else 2
     cache = 2 * value * shape.layers * shape.kv_heads * shape.head_dim * shape.window
-    feed_forward = 4 * base.feed_forward + 6 * shape.hidden
-    passing = STEP_TOKENS * 2 * feed_forward + 8 * shape.vocabulary
-    unpacked = 0 if held == "bf16" else 2 * base.feed_forward * shape.hidden  # the largest linear, dequantised for a prompt
-    return load_bytes(base, held, adapter) + cache + passing + unpacked
+    return load_bytes(base, held, adapter) + cache + OVERHEAD[device]
 
 
 def needs(base: Base, held: Held, adapter: int, rank: int, device: str) -> list[Need]:

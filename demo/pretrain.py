@@ -1,0 +1,193 @@
+"""How the bundled base, Llama-Lumi-45M, was made: pre-training on one card, then NF4.
+
+    python demo/pretrain.py --text pretrain.jsonl.xz --chat chat_train.jsonl.xz --out OUT [--minutes 11]
+
+Written anew from the probe that made the base, with its numbers; another run gives another base. Shape and tokenizer are the
+bundled base's own. `--text` holds JSON lines of {"s": source, "text": ...}, `--chat` of {"messages": [...]}: third-party text,
+see NOTICE, which is not in the repository. Needs a card of 40 GB and torch 2.11 or newer (torch.optim.Muon).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import lzma
+import random
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from qlora_chat.models.folders import Base, read_json
+from qlora_chat.models.quantise import quantised
+from qlora_chat.models.resolve import BUNDLED
+from qlora_chat.models.shards import write_shards, write_small_files
+from qlora_chat.models.tokenizer import ModelTokenizer
+
+MIX = {"snakes": 0.50, "classics-child": 0.13, "classics-simple": 0.10, "dialogues": 0.09, "small": 0.10, "dolly-long": 0.04,
+       "other": 0.04}  # fmt: skip
+"""Share of each kind of text in a batch."""
+QUESTIONS_FROM, QUESTIONS = 0.6, 0.12
+"""Plain question-answer lines join when so much of the time has passed, with this weight."""
+DIALOGUES = {"self_dialogue", "topical_chat", "synthetic_persona_chat", "sgd", "taskmaster4"}
+SMALL = {"storybooks", "tinystories_slices", "aesop_children", "fairytaleqa", "onestopenglish", "sentences"}
+SPEAKERS = (("Q", "A"), ("A", "B"), ("User", "Bot"))
+ROWS, LENGTH, HELD_OUT = 256, 512, 200
+"""Sequences a step, tokens a sequence; one part in 200 of each kind is held out."""
+MUON, ADAMW, WARM_UP = 0.02, 3e-3, 100
+DEVICE = torch.device("cuda")
+
+
+def kind_of(source: str) -> str:
+    """The kind that a source's text is mixed as."""
+    if source in MIX:
+        return source
+    return "dialogues" if source in DIALOGUES else "small" if source in SMALL else "other"
+
+
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    with lzma.open(path, "rt", encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
+
+
+def as_lines(messages: list[dict[str, str]]) -> str:
+    """A dialogue as plain lines, so that the base has seen questions answered before it is tuned to chat."""
+    asks, answers = random.choice(SPEAKERS)
+    return "\n".join(f"{asks if each['role'] == 'user' else answers}: {each['content']}" for each in messages)
+
+
+@dataclass(frozen=True)
+class Text:
+    """Every kind's tokens end to end on the card."""
+
+    ids: Tensor
+    starts: Tensor
+    sizes: Tensor
+    weights: Tensor
+    """Of each kind without the questions, which are last."""
+
+    def batch(self, passed: float) -> Tensor:
+        """Random sequences, (ROWS, LENGTH + 1); `passed` is the share of the time that is over."""
+        weights = self.weights.clone()
+        weights[-1] = QUESTIONS if passed >= QUESTIONS_FROM else 0.0
+        kinds = torch.multinomial(weights, ROWS, replacement=True)
+        begin = self.starts[kinds] + (torch.rand(ROWS, device=DEVICE) * (self.sizes[kinds] - LENGTH - 2)).long()
+        return self.ids[begin[:, None] + torch.arange(LENGTH + 1, device=DEVICE)].long()
+
+
+def read(text: Path, chat: Path, tokenizer: ModelTokenizer) -> tuple[Text, Tensor]:
+    """Training text, and held-out tokens of it."""
+    gathered: dict[str, list[str]] = defaultdict(list)
+    for record in records(text):
+        gathered[kind_of(record["s"])].append(record["text"])
+    gathered["questions"] = [as_lines(record["messages"]) for record in records(chat)]
+    tokens = {}
+    for kind in (*MIX, "questions"):
+        random.shuffle(gathered[kind])
+        tokens[kind] = np.concatenate([np.array([1, *tokenizer.encode(each), 2], dtype=np.int32) for each in gathered[kind]])
+    held_out = np.concatenate([tokens[kind][: len(tokens[kind]) // HELD_OUT] for kind in MIX])
+    kept = [tokens[kind][len(tokens[kind]) // HELD_OUT :] for kind in MIX] + [tokens["questions"]]
+    sizes = torch.tensor([len(each) for each in kept], device=DEVICE)
+    starts = sizes.cumsum(0) - sizes
+    ids = torch.from_numpy(np.concatenate(kept)).to(DEVICE)
+    weights = torch.tensor([*MIX.values(), 0.0], device=DEVICE)
+    return Text(ids, starts, sizes, weights), torch.from_numpy(held_out).to(DEVICE)
+
+
+def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices between embeddings and head, AdamW for the rest."""
+    matrices = [each for name, each in model.named_parameters() if each.ndim == 2 and "embed" not in name]
+    inside = {id(each) for each in matrices}
+    rest = [each for each in model.parameters() if id(each) not in inside]
+    return [
+        torch.optim.Muon(matrices, lr=MUON, momentum=0.95, weight_decay=0.02),
+        torch.optim.AdamW(rest, lr=ADAMW, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+    ]
+
+
+def rate(step: int, passed: float) -> float:
+    """Of the full learning rate: warm-up, constant, then linear down over the second half."""
+    return min(1.0, (step + 1) / WARM_UP) * (1.0 if passed < 0.5 else max(0.02, (1 - passed) / 0.5))
+
+
+def train(model: LlamaForCausalLM, text: Text, held_out: Tensor, minutes: float) -> None:
+    """Steps until the time is over."""
+
+    @torch.compile
+    def loss_of(ids: Tensor) -> Tensor:
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+        return cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+
+    chosen = optimizers(model)
+    full = [[group["lr"] for group in each.param_groups] for each in chosen]
+    loss_of(text.batch(0.0)).backward()  # compiled before the clock runs
+    model.zero_grad()
+    begin, step = time.monotonic(), 0
+    while (passed := (time.monotonic() - begin) / (60 * minutes)) < 1:
+        for each, rates in zip(chosen, full, strict=True):
+            for group, most in zip(each.param_groups, rates, strict=True):
+                group["lr"] = most * rate(step, passed)
+        loss = loss_of(text.batch(passed))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for each in chosen:
+            each.step()
+            each.zero_grad(set_to_none=True)
+        step += 1
+        if step % 250 == 0:
+            print(f"step {step}: loss {loss.item():.3f}, held out {held_out_loss(loss_of, held_out):.3f}", flush=True)
+
+
+@torch.no_grad()
+def held_out_loss(loss_of: Any, held_out: Tensor) -> float:
+    """Mean nats a token over four batches that are always the same."""
+    draw = torch.Generator(device=DEVICE).manual_seed(1)
+    losses = []
+    for _ in range(4):
+        begin = torch.randint(0, len(held_out) - LENGTH - 1, (ROWS,), device=DEVICE, generator=draw)
+        losses.append(loss_of(held_out[begin[:, None] + torch.arange(LENGTH + 1, device=DEVICE)].long()).item())
+    return sum(losses) / len(losses)
+
+
+def write(model: LlamaForCausalLM, config: dict[str, Any], out: Path) -> None:
+    """OUT/bf16, and OUT/base in NF4 as it is bundled."""
+    whole, small = out / "bf16", out / "base"
+    for folder in (whole, small):
+        folder.mkdir(parents=True)
+    generation = read_json(BUNDLED / "base" / "generation_config.json")
+    state = {name: tensor.to("cpu", torch.bfloat16) for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    write_shards(state.items(), whole)
+    write_small_files(whole, config, generation, BUNDLED / "base", BUNDLED / "base", stored="bf16")
+    write_shards(quantised(Base.read(whole), "cuda"), small)
+    write_small_files(small, config, generation, BUNDLED / "base", BUNDLED / "base", stored="nf4")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--chat", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=11)
+    chosen = parser.parse_args()
+    random.seed(0)
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high")
+    config = {key: value for key, value in read_json(BUNDLED / "base" / "config.json").items() if key != "quantization_config"}
+    model: Any = LlamaForCausalLM(LlamaConfig(**config)).float()
+    model = model.to(DEVICE)
+    text, held_out = read(chosen.text, chosen.chat, ModelTokenizer.read(BUNDLED / "base", None))
+    train(model, text, held_out, chosen.minutes)
+    write(model, config, chosen.out)
+
+
+if __name__ == "__main__":
+    main()
