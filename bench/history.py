@@ -18,12 +18,13 @@ from contextlib import closing
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from common import report
 
 from qlora_chat.delivery.recorder import LogRecorder
 from qlora_chat.delivery.sender import LogSender
-from qlora_chat.history import About, Kept, StoredTurn, Summary, TurnRecord, now
+from qlora_chat.history import About, TurnRecord
 from qlora_chat.history.opening import open_history
 from qlora_chat.history.sql import SqlHistory
 from qlora_chat.messages import Conversation, Message
@@ -62,7 +63,7 @@ def percentile(values: list[float], share: float) -> float:
     return round(sorted(values)[min(len(values) - 1, int(share * len(values)))], 2)
 
 
-def a_turn(folder: Path) -> dict[str, float]:
+def a_turn(folder: Path) -> dict[str, Any]:
     words, times, conversation = random.Random(1), [], Conversation()
     with closing(opened(folder, "http://127.0.0.1:9/")) as history:
         for number in range(TURNS):
@@ -75,24 +76,35 @@ def a_turn(folder: Path) -> dict[str, float]:
     return {"turns": TURNS, "p50 ms": percentile(times, 0.5), "p99 ms": percentile(times, 0.99), "max ms": percentile(times, 1)}
 
 
-def fill(store, turns: int, conversations: int) -> None:
-    words, moment = random.Random(2), now()
-    per = turns // conversations
+def fill(store: SqlHistory, turns: int, conversations: int) -> None:
+    """Rows as restore() would write them, in one transaction: how they came there is not what is measured."""
+    words, per, moment = random.Random(2), turns // conversations, time.time()
+    rows = []
     for number in range(conversations):
-        messages = [
-            Message("user" if index % 2 == 0 else "assistant", prose(words) + (" lighthouse" if number % 1000 == 7 else ""))
-            for index in range(per)
-        ]
-        parents = [None, *(message.id for message in messages)]
-        kept = tuple(StoredTurn(message, parent, moment) for message, parent in zip(messages, parents, strict=False))
-        summary = Summary(f"conversation-{number}", prose(words, 6), (), "bench", None, per, moment, moment)
-        assert store.restore(Kept(summary, None, {}, messages[-1].id, kept))
+        for index in range(per):
+            text = prose(words) + (" lighthouse" if number % 1000 == 7 else "")
+            role = "user" if index % 2 == 0 else "assistant"
+            parent = f"{number}.{index - 1}" if index else None
+            rows.append((f"{number}.{index}", f"c{number}", parent, role, text, "", None, "{}", 1, moment))
+    with store.database.write() as connection:
+        driver: Any = connection.connection.driver_connection
+        heads = [(f"c{n}", prose(words, 6), f"{n}.{per - 1}", per, moment, moment + n) for n in range(conversations)]
+        driver.executemany(
+            "INSERT INTO conversations (id, title, tags, settings, head_id, turns, created_at, updated_at) "
+            "VALUES (?, ?, '[]', '{}', ?, ?, ?, ?)", heads,
+        )  # fmt: skip
+        driver.executemany(
+            "INSERT INTO turns (id, conversation_id, parent_id, role, content, token_ids, finish_reason, details, indexed, "
+            "created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows,
+        )  # fmt: skip
+        driver.execute("INSERT INTO turns_words(rowid, content) SELECT seq, content FROM turns")
 
 
-def search_and_list(folder: Path) -> dict[str, float]:
+def search_and_list(folder: Path) -> dict[str, Any]:
     with closing(opened(folder)) as history:
+        assert isinstance(history.store, SqlHistory)
         fill(history.store, SEARCHED, LISTED)
-        figures: dict[str, float] = {"turns": SEARCHED, "conversations": LISTED}
+        figures: dict[str, Any] = {"turns": SEARCHED, "conversations": LISTED}
         for name, asked in (("rare word", "lighthouse"), ("common word", WORDS[0]), ("two words", f"{WORDS[3]} {WORDS[5]}"),
                             ("beginning", "ban"), ("no hit", "zzz")):  # fmt: skip
             times, hits = [], ()
@@ -115,7 +127,7 @@ def search_and_list(folder: Path) -> dict[str, float]:
     return figures
 
 
-def many_writers(folder: Path) -> dict[str, float]:
+def many_writers(folder: Path) -> dict[str, Any]:
     problems: list[str] = []
     with closing(opened(folder)) as history:
 
@@ -166,7 +178,7 @@ class Receiver(BaseHTTPRequestHandler):
         pass
 
 
-def delivery(folder: Path) -> dict[str, float]:
+def delivery(folder: Path) -> dict[str, Any]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         settings = LogSettings(f"http://127.0.0.1:{server.server_port}/", version=2, secret="bench")

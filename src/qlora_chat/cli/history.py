@@ -37,7 +37,8 @@ def list_conversations(
         summaries = keeping.store.list(limit=limit)
     rows = [
         {"id": each.id, "title": each.title, "tags": list(each.tags), "model": each.model, "adapter": each.adapter,
-         "turns": each.turns, "created_at": each.created_at.isoformat(), "updated_at": each.updated_at.isoformat()}
+         "turns": each.turns, "created_at": each.created_at.astimezone().isoformat(),
+         "updated_at": each.updated_at.astimezone().isoformat()}
         for each in summaries
     ]  # fmt: skip
     if as_json:
@@ -45,7 +46,7 @@ def list_conversations(
         return
     for each in summaries:
         tags = f"  [{', '.join(each.tags)}]" if each.tags else ""
-        print(f"{each.id[:8]}  {each.updated_at:%Y-%m-%d %H:%M}  {each.turns:4} turns  {_plain(each.title)}{tags}")
+        print(f"{each.id[:8]}  {each.updated_at.astimezone():%Y-%m-%d %H:%M}  {each.turns:4} turns  {_plain(each.title)}{tags}")
 
 
 @app.command()
@@ -71,7 +72,8 @@ def search(
         print(json.dumps([{**vars(hit), "created_at": hit.created_at.isoformat()} for hit in hits], ensure_ascii=False))
         return
     for hit in hits:
-        print(f"{hit.conversation_id[:8]}  {hit.created_at:%Y-%m-%d %H:%M}  {_plain(hit.title)}\n    {_plain(hit.excerpt)}")
+        when = f"{hit.created_at.astimezone():%Y-%m-%d %H:%M}"
+        print(f"{hit.conversation_id[:8]}  {when}  {_plain(hit.title)}\n    {_plain(hit.excerpt)}")
 
 
 @app.command()

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, insert, select, update
@@ -128,7 +128,7 @@ class SqlHistory:
             rows = rows.where(table.owner == owner)
         with self.database.read() as connection:
             found = connection.execute(rows.limit(limit)).all()
-        return [self._summary(each) for each in found]
+        return [self._line(*each) for each in found]
 
     def search(self, text: str, *, limit: int = 50, owner: str | None = None) -> Sequence[Hit]:
         """Turns that hold every word, the newest first."""
@@ -308,9 +308,15 @@ class SqlHistory:
     # --- reading ---------------------------------------------------------------------------------------------------
 
     def _summary(self, row: Row[*tuple[Any, ...]]) -> Summary:
-        tags = tuple(json.loads(open_text(self.seal, row.tags)))
-        title = open_text(self.seal, row.title)
-        return Summary(row.id, title, tags, row.model, row.adapter, row.turns, _moment(row.created_at), _moment(row.updated_at))
+        return self._line(row.id, row.title, row.tags, row.model, row.adapter, row.turns, row.created_at, row.updated_at)
+
+    def _line(self, name: Any, title: str, tags: str, *rest: Any) -> Summary:
+        """By position: ten thousand of these are listed at once, and names cost more than the row."""
+        model, adapter, turns, created, updated = rest
+        if self.seal.sealed:
+            title, tags = open_text(self.seal, title), open_text(self.seal, tags)
+        told = tuple(json.loads(tags)) if tags != "[]" else ()
+        return Summary(name, title, told, model, adapter, turns, _moment(created), _moment(updated))
 
     def _turn(self, row: Row[*tuple[Any, ...]]) -> StoredTurn:
         ids = tuple(map(int, open_text(self.seal, row.token_ids).split()))
@@ -341,4 +347,5 @@ def storable(text: str) -> str:
 
 
 def _moment(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds).astimezone()
+    """In UTC: the local zone is looked up where a time is shown, since that takes longer than reading the row."""
+    return datetime.fromtimestamp(seconds, UTC)

@@ -26,7 +26,7 @@ def markdown(kept: Kept) -> str:
     lines = [f"# {summary.title or 'Conversation'}", ""]
     facts = {"model": summary.model, "adapter": summary.adapter, "tags": ", ".join(summary.tags), "id": summary.id}
     lines += [f"- {name}: {value}" for name, value in facts.items() if value]
-    lines += [f"- begun: {summary.created_at:%Y-%m-%d %H:%M}", ""]
+    lines += [f"- begun: {summary.created_at.astimezone():%Y-%m-%d %H:%M}", ""]
     if kept.system:
         lines += ["## System", "", kept.system, ""]
     for message in kept.conversation().messages:

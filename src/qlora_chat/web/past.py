@@ -76,4 +76,4 @@ def listed(choices: list[tuple[str, str]], chosen: str | None = None) -> Any:
 
 
 def _label(summary: Summary) -> str:
-    return f"{summary.title or 'Untitled'} · {summary.updated_at:%d %b %H:%M}"
+    return f"{summary.title or 'Untitled'} · {summary.updated_at.astimezone():%d %b %H:%M}"
