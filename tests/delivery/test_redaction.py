@@ -1,0 +1,31 @@
+"""What a redaction takes out, what it leaves, and that a failing one sends nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from qlora_chat.delivery.recorder import LogRecorder
+from qlora_chat.delivery.redaction import redact, redacted
+from qlora_chat.history import TurnRecord
+from qlora_chat.messages import Conversation, Message
+from qlora_chat.settings import Sampling
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("mail me at jo.doe+x@example.co.uk now", "mail me at [e-mail] now"), ("card 4111 1111 1111 1111.", "card [card]."),
+     ("call +49 170 1234567", "call [phone]"), ("password: hunter2345", "password: [key]"),
+     ("the year 2024 had 366 days, 3.14159 is pi", "the year 2024 had 366 days, 3.14159 is pi")],
+)  # fmt: skip
+def test_patterns(text: str, expected: str) -> None:
+    assert redacted(text) == expected
+
+
+def test_ids_go_where_text_was_changed_and_a_failure_writes_nothing() -> None:
+    assert redact({"messages": "a@b.example", "prompt_ids": [1]}) == {"messages": "[e-mail]", "prompt_ids": []}
+    assert redact({"messages": "fine", "prompt_ids": [1]}) == {"messages": "fine", "prompt_ids": [1]}
+    turn = TurnRecord(Conversation("c", (Message("user", "a"), Message("assistant", "b"))), "p", Sampling())
+    dropped: list[int] = []
+    recorder = LogRecorder(2, lambda record: record["missing"], lambda: dropped.append(1))
+    assert recorder.turn(turn) is None
+    assert dropped == [1]

@@ -1,0 +1,52 @@
+"""Conversations go out and come back as they were, and a bad record changes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qlora_chat.history import HistoryError, HistoryStore
+from qlora_chat.history.memory import MemoryHistory
+from qlora_chat.history.transfer import export, import_into
+from qlora_chat.messages import Conversation
+
+from .test_stores import said
+
+
+@pytest.mark.parametrize("form", ["json", "jsonl"])
+def test_our_own_export_comes_back_with_every_branch(form: str, store: HistoryStore, tmp_path: Path) -> None:
+    talk = said(store, Conversation(system="s"), "one", "1")
+    said(store, talk.without_last_exchange(), "edited", "2")
+    kept = store.read(talk.id)
+    assert kept
+    path, other = tmp_path / "out", MemoryHistory()
+    path.write_text("".join(export([kept], form)))
+    assert import_into(other, path) == (1, 0)
+    assert other.read(talk.id) == kept
+    assert import_into(other, path) == (0, 1), "a second time changes nothing"
+
+
+def test_sharegpt_is_read_and_guanaco_written(tmp_path: Path) -> None:
+    store, path = MemoryHistory(), tmp_path / "sharegpt.json"
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]
+    path.write_text(json.dumps([{"id": "a", "conversations": turns}]))
+    assert import_into(store, path) == (1, 0)
+    kept = store.read("a")
+    assert kept
+    assert json.loads("".join(export([kept], "guanaco"))) == {"text": "### Human: Hi### Assistant: Hello."}
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [("{", "not JSON"), ('{"conversations": [{"from": "alien", "value": "x"}]}', "from 'alien'"),
+     ("[1]", "record 1: a record is int"),
+     ('{"x": 1}', "neither")],
+)  # fmt: skip
+def test_a_bad_record_is_named_and_changes_nothing(line: str, problem: str, tmp_path: Path) -> None:
+    store, path = MemoryHistory(), tmp_path / "bad.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(HistoryError, match=problem):
+        import_into(store, path)
+    assert store.list() == []
