@@ -1,0 +1,111 @@
+"""Two `qlora-chat serve` processes over one store, a proxy in front: one user's chat, and nothing lost when one is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.fakes import ScriptedServer, demo_tokens
+
+from .driving import answers, ready, say
+from .proxying import Proxy, proxying
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+
+SERVE = "import sys; sys.modules['torch'] = None; from qlora_chat.cli import main; main()"
+"""A page process in front of another engine needs no torch; here it could not even have it."""
+LONG = " ".join(f"w{index}" for index in range(400))
+
+
+@pytest.fixture
+def upstream() -> Iterator[ScriptedServer]:
+    server = ScriptedServer(demo_tokens(" I am here."))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def processes(upstream: ScriptedServer, tmp_path: Path) -> Iterator[tuple[list[subprocess.Popen[bytes]], Proxy]]:
+    ports = [_free_port(), _free_port()]
+    environ = {**os.environ, "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    store = f"sqlite:///{tmp_path / 'chats.db'}"
+    options = ["serve", "--model", "demo", "--engine", upstream.url, "--history", store, "--port"]
+    running = [
+        subprocess.Popen([sys.executable, "-c", SERVE, *options, str(port)], env=environ, stderr=subprocess.PIPE)
+        for port in ports
+    ]
+    try:
+        for port, process in zip(ports, running, strict=True):
+            _await(port, process)
+        with proxying(ports) as proxy:
+            yield running, proxy
+    finally:
+        for process in running:
+            process.kill()
+            process.wait(20)
+            if process.stderr:
+                process.stderr.close()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+def _await(port: int, process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + 150
+    while time.monotonic() < until:
+        assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail("a page process did not start")
+
+
+def test_a_chat_goes_on_in_the_other_process_when_its_own_is_killed(
+    browser: Browser, processes: tuple[list[subprocess.Popen[bytes]], Proxy], upstream: ScriptedServer
+) -> None:
+    running, proxy = processes
+    page = browser.new_context().new_page()
+    page.goto(f"http://127.0.0.1:{proxy.port}")
+    ready(page)
+    mine = proxy.served[0]
+    say(page, "Are you there?")
+    expect(page.locator("#chat .bot")).to_have_count(1)
+    expect(page.locator("#send")).to_be_enabled(timeout=20_000)
+
+    upstream.answer, upstream.delay = demo_tokens(" " + LONG), 0.05
+    say(page, "Tell me everything.")
+    expect(page.locator("#chat .bot").nth(1)).to_contain_text("w5", timeout=20_000)
+    until = time.monotonic() + 1.0  # the store is half a second behind at the most
+    while time.monotonic() < until:
+        page.wait_for_timeout(50)
+    running[mine].send_signal(signal.SIGKILL)
+
+    expect(page.locator("#chat .bot").nth(1)).to_contain_text("Cut off", timeout=30_000)  # by itself: nothing was pressed
+    expect(page.locator("#send")).to_be_enabled()
+    assert set(proxy.served[-3:]) == {1 - mine}
+    first, cut_off = answers(page)[:2]
+    assert first.startswith("I am here.")
+    assert cut_off.startswith("w0 w1 w2 w3 w4 w5"), "as far as it was written"
+    upstream.answer, upstream.delay = demo_tokens(" Still here."), 0.0
+    say(page, "And now?")
+    expect(page.locator("#chat .bot").nth(2)).to_contain_text("Still here.", timeout=20_000)
+    asked = page.locator("#chat .user .message-content").all_inner_texts()
+    assert [each.strip() for each in asked] == ["Are you there?", "Tell me everything.", "And now?"]
+    page.reload()
+    ready(page)
+    expect(page.locator("#chat .bot")).to_have_count(3)
+    page.context.close()
