@@ -173,6 +173,23 @@ def test_the_command_writes_files_and_says_what_it_left_out(store: RecordStore, 
     assert "is not empty" in str(again.exception)
 
 
+def test_the_command_reads_a_chats_own_history(tmp_path: Path) -> None:
+    from qlora_chat.history.opening import open_history
+    from qlora_chat.settings import HistorySettings, LogSettings
+
+    url = f"sqlite:///{tmp_path}/chats.db"
+    with closing(open_history(HistorySettings(url), LogSettings())) as opened:
+        said = (Message("user", "Capital?"), Message("assistant", "Lyon.", (), "stop"))
+        kept = opened.store.save(Conversation(messages=said))
+        opened.store.feedback(kept.id, said[1].id, rating=-1, edited="Paris.")
+    out = tmp_path / "data"
+    done = CliRunner().invoke(app, ["dataset", "build", "--history", url, "--out", str(out), "--json"])
+    assert json.loads(done.stdout)["preference_pairs"] == 1
+    assert json.loads((out / "sft.jsonl").read_text())["messages"][1]["content"] == "Paris."
+    neither = CliRunner().invoke(app, ["dataset", "build", "--out", str(tmp_path / "other")])
+    assert "which chats?" in str(neither.exception)
+
+
 def test_train_takes_the_records_as_they_are(tmp_path: Path) -> None:
     from qlora_chat.training.dialogues import read_dialogues
 
