@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: chat setup test test-slow test-vllm check format bench chromium clean
+.PHONY: chat setup test test-slow test-vllm check format bench chromium postgres clean
 
 chat: setup
 	@exec $(BIN)/qlora-chat serve
@@ -27,12 +27,15 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@touch $@
 
 chromium:
-	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || sh tests/install_chromium.sh
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || sh tests/install_debian.sh chromium 'the browser tests'
 
-test: $(VENV)/installed-dev chromium
+postgres:
+	@command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || sh tests/install_debian.sh postgresql 'the history tests'
+
+test: $(VENV)/installed-dev chromium postgres
 	@$(BIN)/pytest -m 'not slow and not vllm'
 
-test-slow: $(VENV)/installed-dev chromium
+test-slow: $(VENV)/installed-dev chromium postgres
 	@$(BIN)/pytest -m slow
 
 # a real vLLM in an environment of its own; what it brings for pictures and sound does not fit this torch and is not needed

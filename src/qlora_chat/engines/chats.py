@@ -44,7 +44,7 @@ class Chats:
     def admit(self) -> list[Request]:
         """Give free slots to those who waited longest; returns who runs from now on."""
         admitted = []
-        while self.waiting and (slot := self._cache.take(self.waiting[0].ids)) is not None:
+        while self.waiting and (slot := self._cache.take(self.waiting[0].ids, self.waiting[0].adapter)) is not None:
             request = self.waiting.popleft()
             request.start_in(slot)
             admitted.append(request)

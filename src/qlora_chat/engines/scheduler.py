@@ -7,15 +7,14 @@ engine around it owns the thread. Knows no text formats and no pages.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from queue import SimpleQueue
 
 import torch
 
 from qlora_chat.engines import EngineError
 from qlora_chat.engines.cache import KVCache
+from qlora_chat.engines.chats import Chats
 from qlora_chat.engines.llama import Span
 from qlora_chat.engines.request import Request
 from qlora_chat.engines.sampling import NOT_FINITE, choose, likely
@@ -35,17 +34,15 @@ class Scheduler:
         self, forward: Callable[[Sequence[Span]], torch.Tensor], cache: KVCache, costs: PassCosts | None = None
     ) -> None:
         """With `costs`, what chats may say next is guessed, and checked in the same pass where that pays."""
-        self._forward, self._cache, self._costs = forward, cache, costs
-        self._arriving: SimpleQueue[Request] = SimpleQueue()
-        self.waiting: deque[Request] = deque()
-        self.running: list[Request] = []
+        self._forward, self._costs = forward, costs
+        self._chats = Chats(cache)
         self.forwards = 0
         """Forward passes so far."""
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
-        return self._arriving.empty() and not self.waiting and not self.running
+        return self._chats.idle
 
     def compute_with(self, forward: Callable[[Sequence[Span]], torch.Tensor]) -> None:
         """Use another pass over the same cache from the next step on."""
@@ -53,16 +50,15 @@ class Scheduler:
 
     def submit(self, request: Request) -> None:
         """Let a request in at the next step; the one thing that other threads may call."""
-        self._arriving.put(request)
+        self._chats.submit(request)
 
     def step(self) -> None:
         """Drop the cancelled, admit the waiting, run one forward pass, hand out one token a chat that is ready for it."""
-        self._let_in()
-        self._drop_cancelled()
-        self._admit()
-        if not self.running:
+        self._chats.drop_cancelled()
+        self._chats.admit()
+        if not self._chats.running:
             return
-        requests = sorted(self.running, key=_slot_index)  # neighbours in the cache share one attention
+        requests = sorted(self._chats.running, key=_slot_index)  # neighbours in the cache share one attention
         spans = self._spans(requests)
         began = time.perf_counter()
         try:
@@ -76,33 +72,11 @@ class Scheduler:
 
     def cancel_all(self) -> None:
         """End every answer here: nobody is left waiting for a piece that will not come."""
-        self._let_in()
-        for request in [*self.waiting, *self.running]:
-            request.cancelled = True
-        self._drop_cancelled()
+        self._chats.cancel_all()
 
     def fail_all(self, problem: BaseException) -> None:
         """Something is wrong with the engine itself: everyone who runs hears of it, and those who wait go on."""
-        for request in list(self.running):
-            self._fail(request, problem)
-
-    def _let_in(self) -> None:
-        while not self._arriving.empty():
-            self.waiting.append(self._arriving.get())
-
-    def _drop_cancelled(self) -> None:
-        for request in [each for each in self.waiting if each.cancelled]:
-            self.waiting.remove(request)
-            request.end_cancelled()
-        for request in [each for each in self.running if each.cancelled]:
-            request.end_cancelled()
-            self._leave(request)
-
-    def _admit(self) -> None:
-        while self.waiting and (slot := self._cache.take(self.waiting[0].ids, self.waiting[0].adapter)) is not None:
-            request = self.waiting.popleft()
-            request.start_in(slot)
-            self.running.append(request)
+        self._chats.fail_all(problem)
 
     def _spans(self, requests: Sequence[Request]) -> list[Span]:
         """The newest token of each chat that decodes, and guesses for the next ones where they pay; a chunk of the prompt for
@@ -135,7 +109,7 @@ class Scheduler:
             try:
                 logits = self._run([span])
             except Exception as problem:
-                self._fail(request, problem)
+                self._chats.fail(request, problem)
             else:
                 self._hand_out([request], [span], logits)
 
@@ -166,7 +140,7 @@ class Scheduler:
             try:
                 run = _chosen([each])[0]
             except Exception as problem:
-                self._fail(each.request, problem)
+                self._chats.fail(each.request, problem)
             else:
                 self._accept_run(each, run)
 
@@ -191,20 +165,11 @@ class Scheduler:
                 raise EngineError("the model's output is not a number: its weights or its adapter are damaged")
             ended = request.accept(token, likely(logits, token, request.sampling))
         except Exception as problem:
-            self._fail(request, problem)
+            self._chats.fail(request, problem)
             return False
         if ended:
-            self._leave(request)
+            self._chats.leave(request)
         return not ended
-
-    def _fail(self, request: Request, problem: BaseException) -> None:
-        request.fail(problem)
-        self._leave(request)
-
-    def _leave(self, request: Request) -> None:
-        self.running.remove(request)
-        if request.slot is not None:
-            self._cache.release(request.slot)
 
 
 @dataclass(frozen=True)

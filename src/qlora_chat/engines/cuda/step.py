@@ -21,7 +21,8 @@ from torch import Tensor
 from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.cuda import driver
 from qlora_chat.engines.cuda.driver import Kernel, address
-from qlora_chat.engines.cuda.packing import KINDS, ROWS, Packed
+from qlora_chat.engines.cuda.geometry import WARPS, Defines, Geometry
+from qlora_chat.engines.cuda.packing import Packed
 from qlora_chat.engines.cuda.stack import Stack, stack_arguments, stack_for
 from qlora_chat.engines.cuda.structures import (
     ADD_TO_RESIDUAL,
@@ -44,9 +45,7 @@ MOST_PARTIALS = 256
 """As in common.cuh."""
 RING = 64
 """Tokens of a row that the host may be behind."""
-WARPS, MOST_SPLITS = 16, 16
-TILE_BYTES = {"nf4": 528, "bf16": 1024, "int8": 1024}
-Defines = tuple[tuple[str, int], ...]
+MOST_SPLITS = 16
 FIELDS = ("slots", "positions", "tokens", "counts", "ready", "top_ks", "adapters", "temperatures", "top_ps", "penalties")
 
 
@@ -68,57 +67,6 @@ class Row:
     seed: int = 0
     adapter: int = 0
     """Among the unmerged adapters, where there are any; -1: the base alone."""
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """How a product is cut for a number of rows and this card's shared memory."""
-
-    columns: int
-    """Groups of 8 rows."""
-    tiles: int
-    """Row tiles that a block works on at once."""
-    x_shared: bool
-    """The rows are kept in shared memory, since they are read once for every tile."""
-    stages: int
-    """What each warp has on its way, and one more."""
-    shared_bytes: int
-
-    @staticmethod
-    def of(packed: Packed, rows: int, limit: int) -> Geometry:
-        """The first that fits in `limit` bytes of shared memory a block. KernelError if none does."""
-        columns = max(1, rows // 8)
-        least, most = (3, 6) if packed.paired else (4, 10)
-        tries: list[tuple[int, bool]] = []
-        if columns == 1:
-            tries = [(1, True)]
-        tries += [(2, False)] if columns <= 4 else []
-        tries += [(1, False)]
-        for tiles, x_shared in tries:
-            for stages in range(most, least - 1, -1):
-                size = _shared_bytes(packed, rows, columns, tiles, x_shared, stages)
-                if limit // 2 - 1024 < size <= limit or (size <= limit and stages == most):
-                    return Geometry(columns, tiles, x_shared, stages, size)
-        for stages in range(least - 1, 1, -1):
-            size = _shared_bytes(packed, rows, columns, 1, False, stages)
-            if size <= limit:
-                return Geometry(columns, 1, False, stages, size)
-        raise driver.KernelError(f"{limit:,} bytes of shared memory a block are too few for a product of {rows} rows")
-
-    def defines(self, packed: Packed, *, lora: bool) -> tuple[tuple[str, int], ...]:
-        """What product.cu is compiled for."""
-        return (
-            ("CT", self.columns), ("LORA", int(lora)), ("PAIRED", int(packed.paired)), ("RT", self.tiles),
-            ("STAGES", self.stages), ("WEIGHTS", KINDS[packed.kind]), ("X_SHARED", int(self.x_shared)),
-        )  # fmt: skip
-
-
-def _shared_bytes(packed: Packed, rows: int, columns: int, tiles: int, x_shared: bool, stages: int) -> int:
-    table = 32_768 + 1024 if packed.kind == "nf4" else 0
-    ring = WARPS * stages * tiles * TILE_BYTES[packed.kind] * (2 if packed.paired else 1)
-    stride = columns * 8 + (8 if columns > 1 else 0)
-    sums = WARPS * tiles * ROWS * stride * 4 * (2 if columns == 1 else 1)
-    return table + ring + sums + columns * 8 * 4 + 32 + (rows * packed.inputs * 2 if x_shared else 0)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,67 @@
+"""How a product is cut for its number of rows and the card's shared memory.
+
+Scope: numbers only; product.cu is compiled for them. Knows no driver and no buffers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qlora_chat.engines.cuda.driver import KernelError
+from qlora_chat.engines.cuda.packing import KINDS, ROWS, Packed
+
+Defines = tuple[tuple[str, int], ...]
+"""What a source is compiled for."""
+WARPS = 16
+TILE_BYTES = {"nf4": 528, "bf16": 1024, "int8": 1024}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How a product is cut for a number of rows and this card's shared memory."""
+
+    columns: int
+    """Groups of 8 rows."""
+    tiles: int
+    """Row tiles that a block works on at once."""
+    x_shared: bool
+    """The rows are kept in shared memory, since they are read once for every tile."""
+    stages: int
+    """What each warp has on its way, and one more."""
+    shared_bytes: int
+
+    @staticmethod
+    def of(packed: Packed, rows: int, limit: int) -> Geometry:
+        """The first that fits in `limit` bytes of shared memory a block. KernelError if none does."""
+        columns = max(1, rows // 8)
+        least, most = (3, 6) if packed.paired else (4, 10)
+        tries: list[tuple[int, bool]] = []
+        if columns == 1:
+            tries = [(1, True)]
+        tries += [(2, False)] if columns <= 4 else []
+        tries += [(1, False)]
+        for tiles, x_shared in tries:
+            for stages in range(most, least - 1, -1):
+                size = _shared_bytes(packed, rows, columns, tiles, x_shared, stages)
+                if limit // 2 - 1024 < size <= limit or (size <= limit and stages == most):
+                    return Geometry(columns, tiles, x_shared, stages, size)
+        for stages in range(least - 1, 1, -1):
+            size = _shared_bytes(packed, rows, columns, 1, False, stages)
+            if size <= limit:
+                return Geometry(columns, 1, False, stages, size)
+        raise KernelError(f"{limit:,} bytes of shared memory a block are too few for a product of {rows} rows")
+
+    def defines(self, packed: Packed, *, lora: bool) -> Defines:
+        """What product.cu is compiled for."""
+        return (
+            ("CT", self.columns), ("LORA", int(lora)), ("PAIRED", int(packed.paired)), ("RT", self.tiles),
+            ("STAGES", self.stages), ("WEIGHTS", KINDS[packed.kind]), ("X_SHARED", int(self.x_shared)),
+        )  # fmt: skip
+
+
+def _shared_bytes(packed: Packed, rows: int, columns: int, tiles: int, x_shared: bool, stages: int) -> int:
+    table = 32_768 + 1024 if packed.kind == "nf4" else 0
+    ring = WARPS * stages * tiles * TILE_BYTES[packed.kind] * (2 if packed.paired else 1)
+    stride = columns * 8 + (8 if columns > 1 else 0)
+    sums = WARPS * tiles * ROWS * stride * 4 * (2 if columns == 1 else 1)
+    return table + ring + sums + columns * 8 * 4 + 32 + (rows * packed.inputs * 2 if x_shared else 0)
