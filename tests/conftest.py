@@ -18,10 +18,19 @@ from qlora_chat.settings import ModelSettings, quiet_libraries
 quiet_libraries()
 
 
-@pytest.fixture(scope="session")
-def demo_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder in which the demo is already merged, for tests that start the program."""
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The session's cache folder: what is merged and compiled in it is made once, and the user's own is left alone."""
     folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QLORA_CHAT_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def demo_cache(own_cache: Path) -> Path:
+    """A cache folder in which the demo is already merged, for tests that start the program."""
+    folder = own_cache
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QLORA_CHAT_CACHE", str(folder))
         patch.setenv("HF_HUB_OFFLINE", "1")

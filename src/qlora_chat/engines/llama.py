@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from qlora_chat.engines.cache import KVCache
-from qlora_chat.models.weights import Layer, LlamaWeights
+from qlora_chat.models.weights import Layer, LlamaWeights, fastest_on_cpu
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Forward:
     """Runs spans through the weights, writing keys and values into the cache."""
 
     def __init__(self, weights: LlamaWeights, cache: KVCache) -> None:
-        self.weights, self.cache = weights, cache
+        self.weights, self.cache = fastest_on_cpu(weights), cache
         shape = weights.shape
         angles = torch.outer(torch.arange(shape.window).float(), shape.rope_frequencies())  # (W, D / 2)
         angles = torch.cat((angles, angles), dim=-1).to(weights.device)

@@ -19,6 +19,7 @@ import torch
 from qlora_chat.engines import EngineError, Stream
 from qlora_chat.engines.adapters import Adapters
 from qlora_chat.engines.cache import KVCache, fitting_slots
+from qlora_chat.engines.cpu import compiled_forward
 from qlora_chat.engines.llama import Forward, Span
 from qlora_chat.engines.request import LocalStream, Request
 from qlora_chat.engines.scheduler import Scheduler
@@ -167,7 +168,9 @@ class LocalEngine:
         if opened is None:
             cache = KVCache(weights, slots or fitting_slots(weights))
             costs = PassCosts(EXPECTED_COSTS[weights.device.type])
-            opened = Scheduler(Forward(weights, cache), cache, costs), cache
+            # several adapters in one batch take products that read them beside the base: torch's, as yet
+            compiled = None if model.beside else compiled_forward(weights, cache, self._notify)
+            opened = Scheduler(compiled or Forward(weights, cache), cache, costs), cache
         self._scheduler, self._cache = opened
         self._model = model
         for name, folder in model.beside:

@@ -13,7 +13,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from qlora_chat.models.shape import LlamaShape
 
 Linear = Callable[[Tensor], Tensor]
 """(N, in) -> (N, out)."""
+BLOCK, NESTED = 64, 256
+"""4-bit weights that share a scale; scales that share a factor."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,36 @@ class Packed:
 
 def fastest(product: Linear) -> Linear:
     """The same product in the quickest form that its device and this build of torch have."""
-    if isinstance(product, Dense) and product.weight.device.type == "cpu" and _onednn_takes(product.weight.dtype):
-        return Packed(torch.ops.mkldnn._reorder_linear_weight(product.weight), product.bias)
-    return product
+    match product:
+        case Beside(parts):
+            fused = _fused(parts)
+            return fastest(fused) if fused else Beside(tuple(fastest(part) for part in parts))
+        case WithAdapter(base):
+            return replace(product, base=fastest(base))
+        case Dense(weight, bias) if weight.device.type == "cpu" and _onednn_takes(weight.dtype):
+            return Packed(torch.ops.mkldnn._reorder_linear_weight(weight), bias)
+        case _:
+            return product
+
+
+def _fused(parts: tuple[Linear, ...]) -> Dense | None:
+    """One product for several of the same input; None where one of them is not dense."""
+    plain = [part for part in parts if isinstance(part, Dense)]
+    if len(plain) < len(parts):
+        return None
+    biases = [part.bias for part in plain if part.bias is not None]
+    return Dense(torch.cat([part.weight for part in plain]), torch.cat(biases) if biases else None)
+
+
+def fastest_on_cpu(weights: LlamaWeights) -> LlamaWeights:
+    """Weights that `build` left as they are stored, for torch to run; weights on a card are ready as they come."""
+    if weights.device.type != "cpu":
+        return weights
+    layers = tuple(
+        replace(each, qkv=fastest(each.qkv), attention_out=fastest(each.attention_out), gate_up=fastest(each.gate_up),
+                mlp_down=fastest(each.mlp_down)) for each in weights.layers
+    )  # fmt: skip
+    return replace(weights, layers=layers, head=fastest(weights.head))
 
 
 def _onednn_takes(dtype: torch.dtype) -> bool:
@@ -123,7 +152,7 @@ class NF4:
     def read(stored: Mapping[str, Tensor], dtype: torch.dtype, bias: Tensor | None = None) -> NF4:
         """From a checkpoint's tensors by what follows `NAME.weight`. ModelError for another block size."""
         state = json.loads(bytes(stored[".quant_state.bitsandbytes__nf4"].tolist()))
-        if state["blocksize"] != 64 or state.get("nested_blocksize", 256) != 256:
+        if state["blocksize"] != BLOCK or state.get("nested_blocksize", NESTED) != NESTED:
             raise ModelError(f"the weights are quantised in blocks of {state['blocksize']}; this engine reads blocks of 64")
         outputs, inputs = state["shape"]
         return NF4(
@@ -133,6 +162,16 @@ class NF4:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._linear(x)
+
+    def dequantised(self) -> Tensor:
+        """(outputs, inputs) float32: exactly code times absmax, in the order of bitsandbytes' own roundings."""
+        both = self.packed.flatten().int()
+        values = self.code[torch.stack((both >> 4, both & 15), dim=-1).flatten()]
+        absmax = self.absmax
+        if self.nested_absmax is not None and self.nested_code is not None:
+            factors = self.nested_absmax.repeat_interleave(NESTED)[: len(absmax)]
+            absmax = self.nested_code[absmax.int()] * factors + self.offset
+        return (values.view(-1, BLOCK) * absmax[:, None]).view(self.outputs, self.inputs)
 
     @cached_property
     def _linear(self) -> Linear:
@@ -209,12 +248,13 @@ def build(
 ) -> LlamaWeights:
     """Weights from tensors by Hugging Face names, dense or as bitsandbytes stores 4 bits, with an adapter beside them.
 
-    Dense q/k/v and gate/up are fused into one product each. ModelError names a tensor that is missing.
+    On a card, dense q/k/v and gate/up are fused into one product each; on a CPU all stays as it is stored, since its engine
+    packs it once more. ModelError names a tensor that is missing.
     """
     reader = _Reader(tensors, device, dtype, adapter)
     embeddings = reader.dense("model.embed_tokens.weight")
     layers = tuple(_layer(reader, f"model.layers.{index}.") for index in range(shape.layers))
-    head = fastest(Dense(embeddings)) if shape.tied_head else reader.linear("lm_head")
+    head = reader.ready(Dense(embeddings)) if shape.tied_head else reader.linear("lm_head")
     return LlamaWeights(shape, embeddings, layers, reader.dense("model.norm.weight"), head, device, dtype)
 
 
@@ -250,16 +290,14 @@ class _Reader:
         except KeyError:
             raise ModelError(f"the checkpoint lacks {name}; it is incomplete or not a LLaMA") from None
 
+    def ready(self, product: Linear) -> Linear:
+        return product if self.device.type == "cpu" else fastest(product)
+
     def linear(self, name: str) -> Linear:
-        return fastest(self._product(name))
+        return self.ready(self._product(name))
 
     def fused(self, *names: str) -> Linear:
-        parts = [self._product(name) for name in names]
-        plain = [part for part in parts if isinstance(part, Dense)]
-        if len(plain) < len(parts):
-            return Beside(tuple(fastest(part) for part in parts))
-        biases = [part.bias for part in plain if part.bias is not None]
-        return fastest(Dense(torch.cat([part.weight for part in plain]), torch.cat(biases) if biases else None))
+        return self.ready(Beside(tuple(self._product(name) for name in names)))
 
     def _product(self, name: str) -> Linear:
         in_four_bits = f"{name}.weight.quant_state.bitsandbytes__nf4" in self.tensors

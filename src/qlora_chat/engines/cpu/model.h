@@ -1,0 +1,227 @@
+// A pass of a LLaMA: N tokens through all layers, by a team that meets between the phases.
+//
+// Scope: norms, rotary positions, attention over the cache, the order of products. A token is its id, its slot and its
+// position: it sees positions 0 to its own of its slot, those of this pass included. Knows no prompts and no sampling.
+#pragma once
+#include "attention.h"
+#include "pack.h"
+#include "team.h"
+
+struct Product {
+  std::vector<Piece*> pieces;       // their outputs side by side
+  std::unique_ptr<Piece> low_rank;  // A matrices of LoRAs, one below the other
+  float low_rank_scale = 1;
+  int outputs = 0;
+  bool whole_numbers = false;
+};
+
+struct Layer {
+  const float *attention_norm, *mlp_norm;
+  Product *qkv, *attention_out, *gate_up, *mlp_down;
+};
+
+struct Shape {
+  int layers, hidden, heads, kv_heads, head_dim, feed_forward, vocabulary, window;
+  float norm_eps;
+};
+
+constexpr int MOST_TOKENS = 128;  // through the layers at once; longer passes go in parts
+
+class Model {
+ public:
+  Shape shape;
+  std::vector<Layer> layers;
+  const float* norm = nullptr;
+  Product* head = nullptr;
+  const void* embeddings = nullptr;
+  bool embeddings_are_bf16 = false;
+  const float *cos = nullptr, *sin = nullptr;  // (window, head_dim / 2)
+  CacheView cache;
+  Team team;
+
+  Model(const Shape& s, int members) : shape(s), layers(s.layers), team(members) {}
+
+  // Logits (outputs, vocabulary) of the tokens numbered `wanted`, ascending.
+  void pass(int tokens, const int64_t* ids, const int64_t* slots, const int64_t* positions, int outputs, const int64_t* wanted,
+            float* logits) {
+    reserve(std::min(tokens, MOST_TOKENS));
+    for (int first = 0; first < tokens; first += MOST_TOKENS) {
+      const int n = std::min(MOST_TOKENS, tokens - first);
+      int mine = 0;
+      while (mine < outputs && wanted[mine] < first + n) mine++;
+      n_ = n, ids_ = ids + first, slots_ = slots + first, positions_ = positions + first;
+      wanted_ = wanted, outputs_ = mine, first_ = first, logits_ = logits;
+      team.run([this](int id) { member(id); });
+      wanted += mine, outputs -= mine, logits += size_t(mine) * shape.vocabulary;
+    }
+  }
+
+ private:
+  int n_ = 0, outputs_ = 0, first_ = 0;
+  const int64_t *ids_ = nullptr, *slots_ = nullptr, *positions_ = nullptr, *wanted_ = nullptr;
+  float* logits_ = nullptr;
+  Memory<float> hidden_, input_, scales_, wide_, seen_, low_;
+  Memory<int16_t> whole_;
+  int stride_ = 0, input_stride_ = 0, wide_stride_ = 0, low_stride_ = 0;
+  std::vector<Memory<float>> scratch_;  // one a member
+
+  int query_width() const { return shape.heads * shape.head_dim; }
+
+  void reserve(int tokens) {
+    if (hidden_.size >= size_t(tokens) * shape.hidden) return;
+    const int widest_in = std::max({shape.hidden, shape.feed_forward, query_width()});
+    stride_ = (widest_in + BLOCK - 1) / BLOCK * BLOCK;
+    input_stride_ = stride_;
+    wide_stride_ = std::max(2 * shape.feed_forward, query_width() + 2 * shape.kv_heads * shape.head_dim);
+    for (const Layer& layer : layers)
+      for (const Product* each : {layer.qkv, layer.attention_out, layer.gate_up, layer.mlp_down})
+        if (each->low_rank) low_stride_ = std::max(low_stride_, each->low_rank->rows);
+    hidden_ = Memory<float>(size_t(tokens) * shape.hidden);
+    input_ = Memory<float>(size_t(tokens) * input_stride_ + BLOCK);
+    whole_ = Memory<int16_t>(size_t(tokens) * stride_);
+    scales_ = Memory<float>(size_t(tokens) * (stride_ / BLOCK));
+    wide_ = Memory<float>(size_t(tokens) * wide_stride_);
+    low_ = Memory<float>(size_t(tokens) * low_stride_);
+    scratch_.clear();
+    for (int id = 0; id < team.members(); id++) scratch_.emplace_back(size_t(shape.window) + MOST_TOKENS * ROWS + 64);
+  }
+
+  void member(int id) {
+    int phase = 0;
+    embed(id, phase);
+    for (size_t index = 0; index < layers.size(); index++) {
+      const Layer& layer = layers[index];
+      normed(id, phase, layer.attention_norm, n_, nullptr, *layer.qkv);
+      product(id, phase, *layer.qkv, n_, wide_.data, wide_stride_, false);
+      keep(id, phase, int(index));
+      attend(id, phase, int(index));
+      rounded(id, phase, query_width(), *layer.attention_out);
+      product(id, phase, *layer.attention_out, n_, hidden_.data, shape.hidden, true);
+      normed(id, phase, layer.mlp_norm, n_, nullptr, *layer.gate_up);
+      product(id, phase, *layer.gate_up, n_, wide_.data, wide_stride_, false);
+      gated(id, phase, *layer.mlp_down);
+      product(id, phase, *layer.mlp_down, n_, hidden_.data, shape.hidden, true);
+    }
+    if (outputs_ == 0) return;
+    normed(id, phase, norm, outputs_, wanted_, *head);
+    product(id, phase, *head, outputs_, logits_, shape.vocabulary, false);
+  }
+
+  void embed(int id, int& phase) {
+    team.share(id, phase, n_, 1, [&](int token, int) {
+      float* out = hidden_.data + size_t(token) * shape.hidden;
+      const size_t at = size_t(ids_[token]) * shape.hidden;
+      for (int i = 0; i < shape.hidden; i++)
+        out[i] = embeddings_are_bf16 ? wide(((const uint16_t*)embeddings)[at + i]) : ((const float*)embeddings)[at + i];
+    });
+  }
+
+  // Root mean square norm (Zhang and Sennrich 2019) of tokens, all or those wanted, as the inputs of a product.
+  void normed(int id, int& phase, const float* weight, int count, const int64_t* which, const Product& next) {
+    team.share(id, phase, count, 1, [&](int row, int) {
+      const int token = which ? int(which[row]) - first_ : row;
+      const float* x = hidden_.data + size_t(token) * shape.hidden;
+      float* out = input_.data + size_t(row) * input_stride_;
+      const float mean = dot(x, x, shape.hidden) / float(shape.hidden);
+      const float factor = 1.0f / std::sqrt(mean + shape.norm_eps);
+      for (int i = 0; i < shape.hidden; i++) out[i] = x[i] * factor * weight[i];
+      round_row(row, 0, shape.hidden, next);
+    });
+  }
+
+  void round_row(int row, int from, int to, const Product& next) {
+    if (!next.whole_numbers) return;
+    const float* x = input_.data + size_t(row) * input_stride_;
+    for (int at = from; at < to; at += BLOCK)
+      put_whole(x + at, std::min(BLOCK, to - at), whole_.data + size_t(row) * stride_ + at,
+                scales_.data + (size_t(row) * stride_ + at) / BLOCK);
+  }
+
+  void rounded(int id, int& phase, int width, const Product& next) {
+    if (!next.whole_numbers) return;
+    constexpr int RUN = 1024;
+    const int runs = (width + RUN - 1) / RUN;
+    team.share(id, phase, n_ * runs, 1, [&](int task, int) {
+      const int from = task % runs * RUN;
+      round_row(task / runs, from, std::min(width, from + RUN), next);
+    });
+  }
+
+  void product(int id, int& phase, const Product& p, int count, float* out, int stride, bool onto) {
+    const Inputs in{input_.data, whole_.data, scales_.data, stride_, input_stride_};
+    float* sums = scratch_[id].data + shape.window;
+    if (p.low_rank) {
+      team.share(id, phase, p.low_rank->panels(), 1, [&](int panel, int) {
+        std::fill(sums, sums + count * ROWS, 0.0f);
+        dense(*p.low_rank, panel, in.exact, in.exact_stride, count, sums);
+        for (int i = 0; i < count * ROWS; i++) sums[i] *= p.low_rank_scale;
+        put(sums, count, p.low_rank->rows, panel, low_.data, low_stride_, false);
+      });
+    }
+    int panels = 0;
+    for (const Piece* piece : p.pieces) panels += piece->panels();
+    const int run = std::max(1, std::min(4, panels / (8 * team.members())));
+    team.share(id, phase, panels, run, [&](int first, int end) {
+      for (int panel = first; panel < end; panel++) {
+        int own = panel, column = 0;
+        size_t at = 0;
+        for (; own >= p.pieces[at]->panels(); at++) own -= p.pieces[at]->panels(), column += p.pieces[at]->rows;
+        panel_product(*p.pieces[at], own, in, low_.data, low_stride_, count, sums);
+        put(sums, count, p.pieces[at]->rows, own, out + column, stride, onto);
+      }
+    });
+  }
+
+  static void put(const float* sums, int count, int rows, int panel, float* out, int stride, bool onto) {
+    const int n = std::min(ROWS, rows - panel * ROWS);
+    for (int m = 0; m < count; m++) {
+      float* to = out + size_t(m) * stride + panel * ROWS;
+      for (int i = 0; i < n; i++) to[i] = onto ? to[i] + sums[m * ROWS + i] : sums[m * ROWS + i];
+    }
+  }
+
+  // Rotates queries and keys, and writes keys and values into the cache.
+  void keep(int id, int& phase, int layer) {
+    const int d = shape.head_dim;
+    team.share(id, phase, n_, 1, [&](int token, int) {
+      float* row = wide_.data + size_t(token) * wide_stride_;
+      const int64_t position = positions_[token];
+      const float *c = cos + position * (d / 2), *s = sin + position * (d / 2);
+      for (int head = 0; head < shape.heads + shape.kv_heads; head++) rotate(row + head * d, c, s, d);
+      const float* keys = row + query_width();
+      for (int head = 0; head < shape.kv_heads; head++) {
+        cache.write(cache.keys, layer, slots_[token], head, position, keys + head * d);
+        cache.write(cache.values, layer, slots_[token], head, position, keys + (shape.kv_heads + head) * d);
+      }
+    });
+  }
+
+  void attend(int id, int& phase, int layer) {
+    const int group = shape.heads / shape.kv_heads, d = shape.head_dim;
+    float* scores = scratch_[id].data;
+    team.share(id, phase, n_ * shape.heads, 1, [&](int task, int) {
+      const int token = task / shape.heads, head = task % shape.heads;
+      attention(cache, layer, slots_[token], head / group, wide_.data + size_t(token) * wide_stride_ + head * d,
+                int(positions_[token]) + 1, scores, input_.data + size_t(token) * input_stride_ + head * d);
+    });
+  }
+
+  // silu(gate) * up, as the inputs of the next product.
+  void gated(int id, int& phase, const Product& next) {
+    constexpr int RUN = 512;
+    const int width = shape.feed_forward, runs = (width + RUN - 1) / RUN;
+    team.share(id, phase, n_ * runs, 1, [&](int task, int) {
+      const int token = task / runs, from = task % runs * RUN, to = std::min(width, from + RUN);
+      const float* gate = wide_.data + size_t(token) * wide_stride_;
+      float* out = input_.data + size_t(token) * input_stride_;
+      int i = from;
+      for (; i + ROWS <= to; i += ROWS) {
+        const F16 g = lanes::load(gate + i), up = lanes::load(gate + width + i);
+        const F16 e = lanes::exponential(lanes::sub(lanes::zero(), g));
+        lanes::store(out + i, lanes::mul(lanes::div(g, lanes::add(lanes::set1(1.0f), e)), up));
+      }
+      for (; i < to; i++) out[i] = gate[i] / (1.0f + std::exp(-gate[i])) * gate[width + i];
+      round_row(token, from, to, next);
+    });
+  }
+};

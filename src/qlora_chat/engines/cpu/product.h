@@ -1,0 +1,307 @@
+// Linear products: 16 rows of a matrix (a panel) against the inputs of 1 to many tokens.
+//
+// Scope: how a matrix is held, and one panel's arithmetic. Knows nothing of threads and layers.
+//
+// 4-bit and 8-bit weights meet inputs of 14 bits and a sign, scaled for each 64: the products and the sums over 64 are
+// whole numbers, exact; what the blocks give is added in float32. The 4-bit table has 13 bits and a sign (at most 2^-13
+// from its float32 values, closer than bf16 comes to any of them), the scales are bitsandbytes' own in float32.
+// bf16 and float32 weights meet float32 inputs in float32.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <vector>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include "lanes.h"
+
+using lanes::F16;
+using lanes::I16;
+using lanes::ROWS;
+
+constexpr int BLOCK = 64;
+constexpr int INPUT_MOST = 8191, CODE_MOST = 4095;  // 64 of their products stay below 2^31
+constexpr int AHEAD = 2048;                         // bytes fetched before they are needed
+
+template <class T>
+struct Memory {
+  T* data = nullptr;
+  size_t size = 0;
+  Memory() = default;
+  explicit Memory(size_t n) : size(n) {
+    const size_t big = size_t(2) << 20, page = n * sizeof(T) >= big ? big : 64;
+    const size_t bytes = (std::max<size_t>(n, 1) * sizeof(T) + page - 1) / page * page;
+    data = (T*)std::aligned_alloc(page, bytes);
+    if (!data) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+    if (page == big) madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+    std::memset((void*)data, 0, bytes);
+  }
+  Memory(Memory&& other) noexcept : data(std::exchange(other.data, nullptr)), size(other.size) {}
+  Memory& operator=(Memory&& other) noexcept {
+    std::swap(data, other.data);
+    std::swap(size, other.size);
+    return *this;
+  }
+  ~Memory() { std::free(data); }
+};
+
+enum class Kind { F32, BF16, NF4, INT8 };
+
+// From input block `block` on, a row's scale of scales is `value` (bitsandbytes shares one by 256 scales in a row).
+struct Change {
+  int block, row;
+  float value;
+};
+
+struct Piece {
+  Kind kind;
+  int rows, inputs;
+  Memory<uint8_t> weights;      // by panel, then by inputs
+  Memory<float> scales;         // NF4 without nesting, INT8: (panel, block, 16)
+  Memory<uint8_t> nested;       // NF4 with nested scales: (panel, block, 16), places in `levels`
+  std::vector<Change> changes;  // sorted by panel, then block
+  std::vector<int> first_change;
+  float levels[256];
+  float offset = 0;
+  int16_t codes[16];
+  float unit = 1;  // what 1 of the table's fixed point is worth
+  std::vector<float> bias;
+  std::unique_ptr<Piece> low_rank;  // B of a LoRA, (rows, r)
+  int low_rank_at = 0;              // where its r inputs lie among the A outputs
+
+  int panels() const { return (rows + ROWS - 1) / ROWS; }
+  int blocks() const { return (inputs + BLOCK - 1) / BLOCK; }
+  bool whole_numbers() const { return kind == Kind::NF4 || kind == Kind::INT8; }
+  size_t panel_bytes() const {
+    const size_t each = kind == Kind::F32 ? 64 : kind == Kind::BF16 ? 32 : kind == Kind::NF4 ? 8 : 16;
+    return each * (whole_numbers() ? blocks() * BLOCK : inputs);
+  }
+};
+
+// Inputs of all tokens, in the forms that pieces want.
+struct Inputs {
+  const float* exact;
+  const int16_t* whole;  // (tokens, stride)
+  const float* scales;   // (tokens, stride / 64)
+  int stride;            // of `whole`, a multiple of 64; `exact` has exact_stride
+  int exact_stride;
+};
+
+inline void put_whole(const float* x, int n, int16_t* whole, float* scale) {
+  F16 most = lanes::zero(), finite = lanes::zero();
+  alignas(64) float block[BLOCK] = {};
+  if (n < BLOCK) {
+    std::memcpy(block, x, n * sizeof(float));
+    x = block;
+  }
+  for (int i = 0; i < BLOCK; i += ROWS) {
+    const F16 v = lanes::load(x + i);
+    most = lanes::max(most, lanes::magnitude(v));
+    finite = lanes::fma(v, lanes::zero(), finite);
+  }
+  const float peak = lanes::largest(most), check = lanes::sum(finite);  // 0, or NaN if any is not finite
+  const F16 factor = lanes::set1(peak > 0 && check == 0 ? INPUT_MOST / peak : 0.0f);
+  for (int i = 0; i < BLOCK; i += ROWS) lanes::store_words(whole + i, lanes::mul(lanes::load(x + i), factor));
+  *scale = check == 0 ? peak / INPUT_MOST : check;
+}
+
+// Walks the scales of one panel, block after block.
+struct Scales {
+  const Piece& piece;
+  const float* plain;
+  const uint8_t* nested;
+  const Change* change;
+  const Change* end;
+  alignas(64) float outer[ROWS] = {};
+
+  Scales(const Piece& p, int panel) : piece(p), plain(nullptr), nested(nullptr), change(nullptr), end(nullptr) {
+    const size_t at = size_t(panel) * p.blocks() * ROWS;
+    if (!p.nested.data) {
+      plain = p.scales.data + at;
+      return;
+    }
+    nested = p.nested.data + at;
+    change = p.changes.data() + p.first_change[panel];
+    end = p.changes.data() + p.first_change[panel + 1];
+  }
+  F16 next(int block) {
+    if (plain) {
+      plain += ROWS;
+      return lanes::load(plain - ROWS);
+    }
+    for (; change < end && change->block <= block; change++) outer[change->row] = change->value;
+    const F16 inner = lanes::gather(piece.levels, nested);
+    nested += ROWS;
+    return lanes::add(lanes::mul(inner, lanes::load(outer)), lanes::set1(piece.offset));
+  }
+};
+
+struct Nf4Pairs {
+  lanes::Table table;
+  const uint8_t* at;
+  explicit Nf4Pairs(const Piece& p, int panel) : table(lanes::table(p.codes)), at(p.weights.data + panel * p.panel_bytes()) {}
+  template <class F>
+  inline void block(F&& f) {
+    for (int eight = 0; eight < 8; eight++, at += 64) {
+      _mm_prefetch((const char*)at + AHEAD, _MM_HINT_T0);
+      lanes::look_up(at, table, [&](lanes::Pair w, int i) { f(w, eight * 4 + i); });
+    }
+  }
+};
+
+struct Int8Pairs {
+  const int8_t* at;
+  explicit Int8Pairs(const Piece& p, int panel) : at((const int8_t*)p.weights.data + panel * p.panel_bytes()) {}
+  template <class F>
+  inline void block(F&& f) {
+    for (int pair = 0; pair < BLOCK / 2; pair++, at += 2 * ROWS) {
+      if (pair % 2 == 0) _mm_prefetch((const char*)at + AHEAD, _MM_HINT_T0);
+      f(lanes::widen(at), pair);
+    }
+  }
+};
+
+inline int32_t two(const int16_t* x) {
+  int32_t both;
+  std::memcpy(&both, x, 4);
+  return both;
+}
+
+// Up to four tokens: the weights go from memory to the sums without a stop.
+template <int M, class Pairs>
+void few(const Piece& p, int panel, const Inputs& in, int token, F16* sums) {
+  constexpr int WAYS = M == 1 ? 2 : 1;  // independent sums, so that one need not wait for the last
+  Pairs pairs(p, panel);
+  Scales scales(p, panel);
+  const F16 unit = lanes::set1(p.unit);
+  for (int m = 0; m < M; m++) sums[m] = lanes::zero();
+  for (int block = 0; block < p.blocks(); block++) {
+    I16 counts[M][WAYS];
+    const int16_t* x[M];
+    for (int m = 0; m < M; m++) {
+      x[m] = in.whole + size_t(token + m) * in.stride + block * BLOCK;
+      for (int way = 0; way < WAYS; way++) counts[m][way] = lanes::nothing();
+    }
+    pairs.block([&](lanes::Pair w, int i) {
+      for (int m = 0; m < M; m++) counts[m][i % WAYS] = lanes::dot(counts[m][i % WAYS], w, two(x[m] + 2 * i));
+    });
+    const F16 scale = lanes::mul(scales.next(block), unit);
+    for (int m = 0; m < M; m++) {
+      const I16 count = WAYS == 2 ? lanes::add(counts[m][0], counts[m][WAYS - 1]) : counts[m][0];
+      const float own = in.scales[size_t(token + m) * (in.stride / BLOCK) + block];
+      sums[m] = lanes::fma(lanes::floats(count), lanes::mul(scale, lanes::set1(own)), sums[m]);
+    }
+  }
+}
+
+template <int M>
+inline void many_tokens(const int16_t* tile, F16 scale, const Inputs& in, int token, int block, float* sums) {
+  I16 counts[M];
+  const int16_t* x[M];
+  for (int m = 0; m < M; m++) {
+    counts[m] = lanes::nothing();
+    x[m] = in.whole + size_t(token + m) * in.stride + block * BLOCK;
+  }
+  for (int i = 0; i < BLOCK / 2; i++) {
+    const lanes::Pair w = lanes::load_pair(tile + 2 * ROWS * i);
+    for (int m = 0; m < M; m++) counts[m] = lanes::dot(counts[m], w, two(x[m] + 2 * i));
+  }
+  for (int m = 0; m < M; m++) {
+    const float own = in.scales[size_t(token + m) * (in.stride / BLOCK) + block];
+    float* sum = sums + m * ROWS;
+    lanes::store(sum, lanes::fma(lanes::floats(counts[m]), lanes::mul(scale, lanes::set1(own)), lanes::load(sum)));
+  }
+}
+
+// More tokens: a block of weights is decoded once, into the first-level cache, for all of them.
+template <class Pairs>
+void many(const Piece& p, int panel, const Inputs& in, int tokens, float* sums) {
+  Pairs pairs(p, panel);
+  Scales scales(p, panel);
+  alignas(64) int16_t tile[BLOCK * ROWS];
+  std::fill(sums, sums + size_t(tokens) * ROWS, 0.0f);
+  for (int block = 0; block < p.blocks(); block++) {
+    pairs.block([&](lanes::Pair w, int i) { lanes::store_pair(tile + 2 * ROWS * i, w); });
+    const F16 scale = lanes::mul(scales.next(block), lanes::set1(p.unit));
+    int token = 0;
+    for (; token + 4 <= tokens; token += 4) many_tokens<4>(tile, scale, in, token, block, sums + token * ROWS);
+    for (; token < tokens; token++) many_tokens<1>(tile, scale, in, token, block, sums + token * ROWS);
+  }
+}
+
+template <class Pairs>
+void whole_panel(const Piece& p, int panel, const Inputs& in, int tokens, float* sums) {
+  if (tokens > 4) return many<Pairs>(p, panel, in, tokens, sums);
+  F16 out[4];
+  switch (tokens) {
+    case 1: few<1, Pairs>(p, panel, in, 0, out); break;
+    case 2: few<2, Pairs>(p, panel, in, 0, out); break;
+    case 3: few<3, Pairs>(p, panel, in, 0, out); break;
+    case 4: few<4, Pairs>(p, panel, in, 0, out); break;
+  }
+  for (int m = 0; m < tokens; m++) lanes::store(sums + m * ROWS, out[m]);
+}
+
+template <int M, class T>
+void dense_tokens(const T* w, int n, const float* x, int stride, float* sums) {
+  constexpr int WAYS = M == 1 ? 4 : M == 2 ? 2 : 1;
+  F16 sum[M][WAYS];
+  for (int m = 0; m < M; m++)
+    for (int way = 0; way < WAYS; way++) sum[m][way] = lanes::zero();
+  int k = 0;
+  for (; k + WAYS <= n; k += WAYS, w += WAYS * ROWS) {
+    if (M < 4) _mm_prefetch((const char*)w + AHEAD, _MM_HINT_T0), _mm_prefetch((const char*)w + AHEAD + 64, _MM_HINT_T0);
+    for (int way = 0; way < WAYS; way++) {
+      const F16 row = lanes::load(w + way * ROWS);
+      for (int m = 0; m < M; m++) sum[m][way] = lanes::fma(row, lanes::set1(x[size_t(m) * stride + k + way]), sum[m][way]);
+    }
+  }
+  for (; k < n; k++, w += ROWS)
+    for (int m = 0; m < M; m++) sum[m][0] = lanes::fma(lanes::load(w), lanes::set1(x[size_t(m) * stride + k]), sum[m][0]);
+  for (int m = 0; m < M; m++) {
+    F16 total = lanes::load(sums + m * ROWS);
+    for (int way = 0; way < WAYS; way++) total = lanes::add(total, sum[m][way]);
+    lanes::store(sums + m * ROWS, total);
+  }
+}
+
+// Adds to `sums`; inputs in stretches short enough for the weights to stay in the first-level cache.
+template <class T>
+void dense_panel(const Piece& p, int panel, const float* x, int stride, int tokens, float* sums) {
+  const T* w = (const T*)(p.weights.data + panel * p.panel_bytes());
+  const int stretch = tokens <= 4 ? p.inputs : 256;
+  for (int k = 0; k < p.inputs; k += stretch, w += size_t(stretch) * ROWS) {
+    const int n = std::min(stretch, p.inputs - k);
+    int token = 0;
+    for (; token + 4 <= tokens; token += 4) dense_tokens<4>(w, n, x + size_t(token) * stride + k, stride, sums + token * ROWS);
+    for (; token + 2 <= tokens; token += 2) dense_tokens<2>(w, n, x + size_t(token) * stride + k, stride, sums + token * ROWS);
+    for (; token < tokens; token++) dense_tokens<1>(w, n, x + size_t(token) * stride + k, stride, sums + token * ROWS);
+  }
+}
+
+inline void dense(const Piece& p, int panel, const float* x, int stride, int tokens, float* sums) {
+  if (p.kind == Kind::F32) return dense_panel<float>(p, panel, x, stride, tokens, sums);
+  dense_panel<uint16_t>(p, panel, x, stride, tokens, sums);
+}
+
+// sums (tokens, 16) = 16 rows of the piece times the inputs, with bias and low-rank part; `low` are the A outputs.
+inline void panel_product(const Piece& p, int panel, const Inputs& in, const float* low, int low_stride, int tokens, float* sums) {
+  if (p.kind == Kind::NF4) {
+    whole_panel<Nf4Pairs>(p, panel, in, tokens, sums);
+  } else if (p.kind == Kind::INT8) {
+    whole_panel<Int8Pairs>(p, panel, in, tokens, sums);
+  } else {
+    std::fill(sums, sums + size_t(tokens) * ROWS, 0.0f);
+    dense(p, panel, in.exact, in.exact_stride, tokens, sums);
+  }
+  if (p.low_rank) dense(*p.low_rank, panel, low + p.low_rank_at, low_stride, tokens, sums);
+  if (p.bias.empty()) return;
+  const F16 bias = lanes::load(p.bias.data() + panel * ROWS);
+  for (int m = 0; m < tokens; m++) lanes::store(sums + m * ROWS, lanes::add(lanes::load(sums + m * ROWS), bias));
+}

@@ -1,0 +1,133 @@
+// What forward.py calls: matrices in, then passes. Pointers that a call keeps, and their owner keeps alive, are said so.
+#include <mutex>
+
+#include "model.h"
+
+namespace {
+
+// Nothing may be thrown across the border: null or 0 says that memory ran out.
+template <class F>
+auto guarded(F&& f) -> decltype(f()) {
+  try {
+    return f();
+  } catch (const std::bad_alloc&) {
+    return {};
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* cpu_lanes() { return lanes::name(); }
+
+Piece* piece_dense(int bf16, const void* weight, int rows, int inputs, const float* bias) {
+  return guarded([&] {
+    auto piece = new_piece(bf16 ? Kind::BF16 : Kind::F32, rows, inputs, bias);
+    if (bf16) pack_dense(*piece, (const uint16_t*)weight);
+    else pack_dense(*piece, (const float*)weight);
+    return piece.release();
+  });
+}
+
+Piece* piece_int8(int bf16, const void* weight, int rows, int inputs, const float* bias) {
+  return guarded([&] {
+    auto piece = new_piece(Kind::INT8, rows, inputs, bias);
+    if (bf16) pack_int8(*piece, (const uint16_t*)weight);
+    else pack_int8(*piece, (const float*)weight);
+    return piece.release();
+  });
+}
+
+// `scales` are float32, one a `size` weights; or, with `levels`, bytes: levels[byte] * outer[of outer_size] + offset.
+Piece* piece_nf4(const uint8_t* packed, int rows, int inputs, const float* bias, const float* code, const void* scales, int size,
+                 const float* levels, const float* outer, int outer_size, float offset) {
+  return guarded([&] {
+    auto piece = new_piece(Kind::NF4, rows, inputs, bias);
+    fix_codes(*piece, code);
+    pack_codes(*piece, packed);
+    if (levels) pack_nested(*piece, (const uint8_t*)scales, size, levels, outer, outer_size, offset);
+    else pack_scales(*piece, (const float*)scales, size);
+    return piece.release();
+  });
+}
+
+// Takes `low_rank` over.
+void piece_adapt(Piece* piece, Piece* low_rank, int low_rank_at) {
+  piece->low_rank.reset(low_rank);
+  piece->low_rank_at = low_rank_at;
+}
+
+// Takes the pieces and `low_rank` (A, or null) over.
+Product* product_new(Piece** pieces, int count, Piece* low_rank, float low_rank_scale) {
+  return guarded([&] {
+    auto product = std::make_unique<Product>();
+    product->pieces.assign(pieces, pieces + count);
+    for (const Piece* each : product->pieces) {
+      product->outputs += each->rows;
+      product->whole_numbers |= each->whole_numbers();
+    }
+    product->low_rank.reset(low_rank);
+    product->low_rank_scale = low_rank_scale;
+    return product.release();
+  });
+}
+
+int64_t product_bytes(const Product* product) {
+  int64_t total = 0;
+  for (const Piece* each : product->pieces)
+    total += each->weights.size + each->nested.size + each->scales.size * sizeof(float);
+  return total;
+}
+
+Model* model_new(const int32_t* sizes, float norm_eps, int members) {
+  return guarded([&] {
+    const Shape shape{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], norm_eps};
+    return std::make_unique<Model>(shape, members).release();
+  });
+}
+
+// Keeps the norms' pointers; takes the products over.
+void model_layer(Model* model, int index, const float* attention_norm, const float* mlp_norm, Product* qkv,
+                 Product* attention_out, Product* gate_up, Product* mlp_down) {
+  model->layers[index] = {attention_norm, mlp_norm, qkv, attention_out, gate_up, mlp_down};
+}
+
+// Keeps all pointers; takes the head over.
+void model_ends(Model* model, const void* embeddings, int bf16, const float* norm, Product* head, const float* cos,
+                const float* sin) {
+  model->embeddings = embeddings;
+  model->embeddings_are_bf16 = bf16 != 0;
+  model->norm = norm;
+  model->head = head;
+  model->cos = cos;
+  model->sin = sin;
+}
+
+// Keeps the pointers.
+void model_cache(Model* model, void* keys, void* values, int halves, int slots) {
+  const Shape& s = model->shape;
+  model->cache = {keys, values, halves != 0, slots, s.kv_heads, s.window, s.head_dim};
+}
+
+int model_pass(Model* model, int tokens, const int64_t* ids, const int64_t* slots, const int64_t* positions, int outputs,
+               const int64_t* wanted, float* logits) {
+  return guarded([&] {
+    model->pass(tokens, ids, slots, positions, outputs, wanted, logits);
+    return 1;
+  });
+}
+
+void product_free(Product* product) {
+  if (!product) return;
+  for (Piece* each : product->pieces) delete each;
+  delete product;
+}
+
+void model_free(Model* model) {
+  for (const Layer& each : model->layers)
+    for (Product* product : {each.qkv, each.attention_out, each.gate_up, each.mlp_down}) product_free(product);
+  product_free(model->head);
+  delete model;
+}
+}

@@ -1,0 +1,230 @@
+"""The compiled pass computes what torch and bitsandbytes' stored values say, for any mix of chats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from qlora_chat.engines.cache import KVCache
+from qlora_chat.engines.cpu import compiled_forward
+from qlora_chat.engines.cpu.forward import CpuForward
+from qlora_chat.engines.llama import Forward, Span
+from qlora_chat.models.checkpoint import Checkpoint
+from qlora_chat.models.folders import Base
+from qlora_chat.models.resolve import BUNDLED
+from qlora_chat.models.shape import PROJECTIONS, LlamaShape
+from qlora_chat.models.weights import (
+    NF4,
+    Adapter,
+    Beside,
+    Dense,
+    Layer,
+    Linear,
+    LlamaWeights,
+    WithAdapter,
+    build,
+)
+
+from ..test_llama import CONFIGS, logits_of
+
+CPU = torch.device("cpu")
+ODD = {"model_type": "llama", "vocab_size": 101, "hidden_size": 192, "intermediate_size": 43 * 64, "num_hidden_layers": 2,
+       "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 40, "max_position_embeddings": 200}  # fmt: skip
+"""Rows that fill no panel, a head that fills no vector, scales of scales that change in mid-row."""
+ULP = 2e-4
+CLOSE = 0.05
+"""Two best logits nearer than this may change places between 4-bit weights in our arithmetic and in float32."""
+
+
+def compiled(weights: LlamaWeights, slots: int = 4) -> CpuForward:
+    made = compiled_forward(weights, KVCache(weights, slots), lambda line: None)
+    if made is None:
+        pytest.skip("no compiler or no AVX2 here")
+    return made
+
+
+def in_float32(weights: LlamaWeights) -> LlamaWeights:
+    """The same values, each 4-bit matrix written out as code times scale."""
+
+    def exact(product: Linear) -> Linear:
+        match product:
+            case Beside(parts):
+                return Beside(tuple(exact(part) for part in parts))
+            case WithAdapter(base, a, b, scaling):
+                return WithAdapter(exact(base), a.float(), b.float(), scaling)
+            case NF4():
+                return Dense(product.dequantised(), None if product.bias is None else product.bias.float())
+            case Dense(weight, bias):
+                return Dense(weight.float(), None if bias is None else bias.float())
+        raise TypeError(product)
+
+    layers = tuple(
+        Layer(each.attention_norm.float(), exact(each.qkv), exact(each.attention_out), each.mlp_norm.float(),
+              exact(each.gate_up), exact(each.mlp_down)) for each in weights.layers
+    )  # fmt: skip
+    ends: dict[str, Any] = {"embeddings": weights.embeddings.float(), "norm": weights.norm.float()}
+    return replace(weights, layers=layers, head=exact(weights.head), dtype=torch.float32, **ends)
+
+
+def random_tensors(config: Mapping[str, Any], bias: bool = False) -> dict[str, Tensor]:
+    h, f, v, d = (config[key] for key in ("hidden_size", "intermediate_size", "vocab_size", "head_dim"))
+    q, k = config["num_attention_heads"] * d, config["num_key_value_heads"] * d
+    sizes = dict(zip(PROJECTIONS, ((q, h), (k, h), (k, h), (h, q), (f, h), (f, h), (h, f)), strict=True))
+    tensors = {"model.embed_tokens.weight": torch.randn(v, h), "lm_head.weight": torch.randn(v, h) / h**0.5}
+    tensors["model.norm.weight"] = torch.randn(h)
+    for index in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{index}."
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{prefix}{norm}.weight"] = 1 + 0.2 * torch.randn(h)
+        for name, (rows, inputs) in sizes.items():
+            tensors[f"{prefix}{name}.weight"] = torch.randn(rows, inputs) / inputs**0.5
+            if bias:
+                tensors[f"{prefix}{name}.bias"] = torch.randn(rows)
+    return tensors
+
+
+def in_four_bits(tensors: Mapping[str, Tensor], nested: bool = True) -> dict[str, Tensor]:
+    """Every projection as bitsandbytes stores it."""
+    from bitsandbytes.functional import quantize_4bit
+
+    stored = dict(tensors)
+    for name in [each for each in tensors if "_proj.weight" in each]:
+        packed, state = quantize_4bit(tensors[name], blocksize=64, compress_statistics=nested, quant_type="nf4")
+        stored[name] = packed
+        stored |= {f"{name}.{key}": value for key, value in state.as_dict(packed=True).items()}
+    return stored
+
+
+def assert_near(ours: Tensor, exact: Tensor, within: float) -> None:
+    """Within a share of the logits' own spread."""
+    assert ours.shape == exact.shape
+    assert float((ours - exact).abs().max() / exact.std()) < within
+
+
+@pytest.fixture(params=CONFIGS)
+def pair(request: pytest.FixtureRequest) -> tuple[torch.nn.Module, CpuForward]:
+    """A random model in Transformers, and the same weights in ours."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[request.param]).eval().float()
+    for name, parameter in model.named_parameters():
+        if "norm" in name or "bias" in name:
+            torch.nn.init.normal_(parameter, 1.0, 0.2)  # ones and zeros would hide a norm or bias left out
+    shape = LlamaShape.from_config(CONFIGS[request.param].to_dict())
+    return model, compiled(build(model.state_dict(), shape, CPU, torch.float32))
+
+
+def test_every_family_gives_transformers_logits_in_any_chunks(pair: tuple[torch.nn.Module, CpuForward]) -> None:
+    model, forward = pair
+    ids = torch.randint(0, 97, (40,)).tolist()
+    torch.testing.assert_close(forward([Span(0, 0, ids)])[0], logits_of(model, ids), atol=ULP, rtol=1e-3)
+    for start, end in ((0, 11), (11, 12), (12, 14), (14, 17), (17, 39)):
+        forward([Span(1, start, ids[start:end])])
+    torch.testing.assert_close(forward([Span(1, 39, ids[39:])])[0], logits_of(model, ids), atol=ULP, rtol=1e-3)
+
+
+def test_one_pass_serves_chats_that_read_and_chats_that_write(pair: tuple[torch.nn.Module, CpuForward]) -> None:
+    model, forward = pair
+    reading, writing, resuming = (torch.randint(0, 97, (length,)).tolist() for length in (9, 21, 33))
+    forward([Span(1, 0, writing[:-1]), Span(2, 0, resuming[:20])])
+    logits = forward([Span(0, 0, reading), Span(1, 20, writing[-1:], logits=1), Span(2, 20, resuming[20:], logits=3)])
+    expected = [reading, writing, resuming[:-2], resuming[:-1], resuming]
+    for row, ids in enumerate(expected):
+        torch.testing.assert_close(logits[row], logits_of(model, ids), atol=ULP, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("nested", "bias"), [(True, False), (False, True), (True, True)])
+def test_four_bits_are_read_as_bitsandbytes_wrote_them(nested: bool, bias: bool) -> None:
+    torch.manual_seed(1)
+    stored = in_four_bits(random_tensors(ODD, bias), nested)
+    weights = build(stored, LlamaShape.from_config(ODD), CPU)
+    exact = Forward(in_float32(weights), KVCache(weights, 4))
+    ours = compiled(weights)
+    theirs = Forward(weights, KVCache(weights, 4))
+    spans = [Span(0, 0, torch.randint(0, 101, (150,)).tolist(), logits=20)]
+    expected = exact(spans)
+    assert_near(ours(spans), expected, 0.03)
+    assert (ours(spans) - expected).std() < 0.3 * (theirs(spans) - expected).std(), "closer than bitsandbytes' own product"
+
+
+@pytest.fixture(scope="module")
+def four_bits() -> tuple[Forward, CpuForward]:
+    """Random 4-bit weights of odd sizes: in float32, and compiled."""
+    torch.manual_seed(2)
+    weights = build(in_four_bits(random_tensors(ODD)), LlamaShape.from_config(ODD), CPU)
+    return Forward(in_float32(weights), KVCache(weights, 17)), compiled(weights, 17)
+
+
+@pytest.mark.parametrize("count", [*range(1, 10), 16, 17])
+def test_any_number_of_chats_shares_a_pass(count: int, four_bits: tuple[Forward, CpuForward]) -> None:
+    exact, ours = four_bits
+    histories = [torch.randint(0, 101, (3 + 5 * slot,)).tolist() for slot in range(count)]
+    reading = [Span(slot, 0, ids) for slot, ids in enumerate(histories)]
+    assert_near(ours(reading), exact(reading), 0.03)
+    writing = [Span(slot, len(ids), [slot]) for slot, ids in enumerate(histories)]
+    assert_near(ours(writing), exact(writing), 0.03)
+
+
+def test_company_changes_nothing(four_bits: tuple[Forward, CpuForward]) -> None:
+    _, ours = four_bits
+    spans = [Span(slot, 0, torch.randint(0, 101, (7 + slot,)).tolist()) for slot in range(5)]
+    alone = torch.cat([ours([span]) for span in spans])
+    torch.testing.assert_close(ours(spans), alone, atol=2e-3, rtol=1e-3)
+
+
+def test_a_row_shorter_than_a_block_of_scales_is_computed_too() -> None:
+    config = {**ODD, "hidden_size": 96, "intermediate_size": 160}
+    torch.manual_seed(3)
+    weights = build(in_four_bits(random_tensors(config)), LlamaShape.from_config(config), CPU)
+    spans = [Span(0, 0, list(range(12)))]
+    assert_near(compiled(weights)(spans), Forward(in_float32(weights), KVCache(weights, 1))(spans), 1e-3)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_damage_shows_in_its_own_chat_only(bad: float) -> None:
+    torch.manual_seed(4)
+    tensors = random_tensors(ODD)
+    tensors["model.embed_tokens.weight"][7, 3] = bad
+    forward = compiled(build(in_four_bits(tensors), LlamaShape.from_config(ODD), CPU))
+    healthy = [Span(0, 0, [1, 2, 3]), Span(1, 0, [4, 5])]
+    alone = forward(healthy)
+    logits = forward([*healthy, Span(2, 0, [6, 7])])
+    assert torch.isnan(logits[2]).all()
+    torch.testing.assert_close(logits[:2], alone, atol=2e-3, rtol=1e-3)
+
+
+def demo(adapter: Adapter | None) -> LlamaWeights:
+    """The bundled base as it is stored, in 4 bits."""
+    folder = BUNDLED / "base"
+    return build(Checkpoint(folder), Base.read(folder).shape, CPU, adapter=adapter)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_greedy_tokens_are_those_of_float32(adapted: bool, prompt_for: Callable[..., Any]) -> None:
+    """256 tokens of the demo in 4 bits, its adapter left beside it: another choice only where the two best are CLOSE."""
+    weights = demo(Adapter.read(BUNDLED / "adapter") if adapted else None)
+    exact, ours = Forward(in_float32(weights), KVCache(weights, 1)), compiled(weights)
+    ids = list(prompt_for("Tell me a short story about a cat and a boat.").ids)
+    said, start = len(ids), 0
+    for _ in range(256):
+        token = int(ours([Span(0, start, ids[start:])])[0].argmax())
+        start = len(ids)
+        ids.append(token)
+    expected = exact([Span(0, 0, ids[:-1], logits=256)])
+    best, chosen = expected.max(-1), torch.tensor(ids[said:])
+    behind = best.values - expected.gather(1, chosen[:, None])[:, 0]
+    assert (chosen != best.indices).sum() <= 3
+    assert behind.max() < CLOSE
+
+
+def test_memory_is_that_of_four_bits() -> None:
+    """Scales stay in 8 bits: 4.13 bits a weight, and nothing is kept twice."""
+    ours = compiled(demo(None))
+    weights = 10 * (4 * 576 * 576 + 3 * 576 * 1536)
+    head = 8192 * 576 * 2
+    assert ours.bytes_packed < weights * 4.2 / 8 + head + 71 * 4096
