@@ -71,11 +71,12 @@ F16 load_cached(const T* p) {
 template <int WAYS, class T>
 void weigh(const T* values, int d, int seen, const float* weights, float factor, float* out) {
   F16 sum[WAYS];
-  for (int way = 0; way < WAYS; way++) sum[way] = lanes::zero();
+  lanes::each<WAYS>([&](auto way) { sum[way] = lanes::zero(); });
   for (int p = 0; p < seen; p++, values += d)
-    for (int way = 0; way < WAYS; way++)
+    lanes::each<WAYS>([&](auto way) __attribute__((always_inline)) {
       sum[way] = lanes::fma(load_cached(values + way * 16), lanes::set1(weights[p]), sum[way]);
-  for (int way = 0; way < WAYS; way++) lanes::store(out + way * 16, lanes::mul(sum[way], lanes::set1(factor)));
+    });
+  lanes::each<WAYS>([&](auto way) { lanes::store(out + way * 16, lanes::mul(sum[way], lanes::set1(factor))); });
 }
 
 // `scores` becomes e^(score - largest); the sum of them. A NaN anywhere makes the sum NaN.

@@ -7,6 +7,8 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
 #define WIDE 1
@@ -17,6 +19,23 @@
 namespace lanes {
 
 constexpr int ROWS = 16;
+#ifdef WIDE
+constexpr int WAYS = 4;  // independent sums for one token: a multiply-and-add takes four cycles
+#else
+constexpr int WAYS = 1;  // the sum itself takes one cycle
+#endif
+
+// f(0) to f(N - 1) with numbers known to the compiler: sums in an array that a loop runs over would go through memory.
+template <class F, int... I>
+[[gnu::always_inline]] inline void each_of(std::integer_sequence<int, I...>, F&& f) {
+  (f(std::integral_constant<int, I>{}), ...);
+}
+template <int N, class F>
+[[gnu::always_inline]] inline void each(F&& f) {
+  each_of(std::make_integer_sequence<int, N>{}, f);
+}
+template <int I>
+constexpr std::integral_constant<int, I> number{};
 
 #ifdef WIDE
 
@@ -55,9 +74,6 @@ inline F16 power_of_two(F16 n) {  // n whole, from -126 to 127
 }
 inline float sum(F16 a) { return _mm512_reduce_add_ps(a.v); }
 inline float largest(F16 a) { return _mm512_reduce_max_ps(a.v); }
-inline F16 gather(const float* table, const uint8_t* index) {
-  return {_mm512_i32gather_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)index)), table, 4)};
-}
 inline void store_words(int16_t* p, F16 x) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(x.v)));
 }
@@ -82,12 +98,12 @@ inline Table table(const int16_t* sixteen) {
 }
 // The weights of 16 rows and 8 inputs from 64 bytes: f(pair, which of the four).
 template <class F>
-inline void look_up(const uint8_t* codes, const Table& t, F&& f) {
+[[gnu::always_inline]] inline void look_up(const uint8_t* codes, const Table& t, F&& f) {
   const __m512i v = _mm512_loadu_si512(codes);
-  f(Pair{_mm512_permutexvar_epi16(v, t.words)}, 0);
-  f(Pair{_mm512_permutexvar_epi16(_mm512_srli_epi16(v, 4), t.words)}, 1);
-  f(Pair{_mm512_permutexvar_epi16(_mm512_srli_epi16(v, 8), t.words)}, 2);
-  f(Pair{_mm512_permutexvar_epi16(_mm512_srli_epi16(v, 12), t.words)}, 3);
+  f(Pair{_mm512_permutexvar_epi16(v, t.words)}, number<0>);
+  f(Pair{_mm512_permutexvar_epi16(_mm512_srli_epi16(v, 4), t.words)}, number<1>);
+  f(Pair{_mm512_permutexvar_epi16(_mm512_srli_epi16(v, 8), t.words)}, number<2>);
+  f(Pair{_mm512_permutexvar_epi16(_mm512_srli_epi16(v, 12), t.words)}, number<3>);
 }
 // Eight codes of one row, as bitsandbytes packs them (4 bytes, the earlier code in the higher half), to their places.
 inline void place(uint8_t* codes, int row, uint32_t eight) {
@@ -155,11 +171,6 @@ inline float largest(F16 x) {
   const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
-inline F16 gather(const float* table, const uint8_t* index) {
-  const __m128i i = _mm_loadu_si128((const __m128i*)index);
-  return {_mm256_i32gather_ps(table, _mm256_cvtepu8_epi32(i), 4),
-          _mm256_i32gather_ps(table, _mm256_cvtepu8_epi32(_mm_srli_si128(i, 8)), 4)};
-}
 inline void store_words(int16_t* p, F16 x) {
   const __m256i mixed = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b));
   _mm256_storeu_si256((__m256i*)p, _mm256_permute4x64_epi64(mixed, 0xD8));
@@ -198,13 +209,13 @@ inline Pair look_up(__m256i index, const Table& t) {
 }
 // The weights of 16 rows and 8 inputs from 64 bytes: f(pair, which of the four).
 template <class F>
-inline void look_up(const uint8_t* codes, const Table& t, F&& f) {
+[[gnu::always_inline]] inline void look_up(const uint8_t* codes, const Table& t, F&& f) {
   const __m256i mask = _mm256_set1_epi8(0x0F);
-  for (int half = 0; half < 2; half++) {
+  each<2>([&](auto half) __attribute__((always_inline)) {
     const __m256i v = _mm256_loadu_si256((const __m256i*)(codes + 32 * half));
-    f(look_up(_mm256_and_si256(v, mask), t), 2 * half);
-    f(look_up(_mm256_and_si256(_mm256_srli_epi16(v, 4), mask), t), 2 * half + 1);
-  }
+    f(look_up(_mm256_and_si256(v, mask), t), number<2 * half>);
+    f(look_up(_mm256_and_si256(_mm256_srli_epi16(v, 4), mask), t), number<2 * half + 1>);
+  });
 }
 // Eight codes of one row, as bitsandbytes packs them (4 bytes, the earlier code in the higher half), to their places.
 inline void place(uint8_t* codes, int row, uint32_t eight) {

@@ -118,9 +118,12 @@ struct Scales {
   const uint8_t* nested;
   const Change* change;
   const Change* end;
+  const uint32_t* levels;
   alignas(64) float outer[ROWS] = {};
+  alignas(64) volatile uint32_t inner[ROWS];  // volatile: stored one by one, not put together by a gather
 
-  Scales(const Piece& p, int panel) : piece(p), plain(nullptr), nested(nullptr), change(nullptr), end(nullptr) {
+  Scales(const Piece& p, int panel)
+      : piece(p), plain(nullptr), nested(nullptr), change(nullptr), end(nullptr), levels((const uint32_t*)p.levels) {
     const size_t at = size_t(panel) * p.blocks() * ROWS;
     if (!p.nested.data) {
       plain = p.scales.data + at;
@@ -130,27 +133,34 @@ struct Scales {
     change = p.changes.data() + p.first_change[panel];
     end = p.changes.data() + p.first_change[panel + 1];
   }
-  F16 next(int block) {
+  // Begins a block: the lookups are left to the integer units, which have nothing else to do while the block is summed
+  // (a gather would take a quarter of the block's time from the vector units).
+  void begin(int block) {
+    if (plain) return;
+    for (; change < end && change->block <= block; change++) outer[change->row] = change->value;
+    for (int row = 0; row < ROWS; row++) inner[row] = levels[nested[row]];
+    nested += ROWS;
+  }
+  // What the block's sums are to be multiplied with.
+  F16 finish() {
     if (plain) {
       plain += ROWS;
       return lanes::load(plain - ROWS);
     }
-    for (; change < end && change->block <= block; change++) outer[change->row] = change->value;
-    const F16 inner = lanes::gather(piece.levels, nested);
-    nested += ROWS;
-    return lanes::add(lanes::mul(inner, lanes::load(outer)), lanes::set1(piece.offset));
+    return lanes::add(lanes::mul(lanes::load((const float*)inner), lanes::load(outer)), lanes::set1(piece.offset));
   }
 };
 
+// Sources of weights: block(f) calls f(pair, its number among the 32 of 64 inputs, the same modulo 4 as a constant).
 struct Nf4Pairs {
   lanes::Table table;
   const uint8_t* at;
   explicit Nf4Pairs(const Piece& p, int panel) : table(lanes::table(p.codes)), at(p.weights.data + panel * p.panel_bytes()) {}
   template <class F>
-  inline void block(F&& f) {
+  [[gnu::always_inline]] inline void block(F&& f) {
     for (int eight = 0; eight < 8; eight++, at += 64) {
       _mm_prefetch((const char*)at + AHEAD, _MM_HINT_T0);
-      lanes::look_up(at, table, [&](lanes::Pair w, int i) { f(w, eight * 4 + i); });
+      lanes::look_up(at, table, [&](lanes::Pair w, auto i) __attribute__((always_inline)) { f(w, eight * 4 + i, i); });
     }
   }
 };
@@ -159,10 +169,11 @@ struct Int8Pairs {
   const int8_t* at;
   explicit Int8Pairs(const Piece& p, int panel) : at((const int8_t*)p.weights.data + panel * p.panel_bytes()) {}
   template <class F>
-  inline void block(F&& f) {
-    for (int pair = 0; pair < BLOCK / 2; pair++, at += 2 * ROWS) {
-      if (pair % 2 == 0) _mm_prefetch((const char*)at + AHEAD, _MM_HINT_T0);
-      f(lanes::widen(at), pair);
+  [[gnu::always_inline]] inline void block(F&& f) {
+    for (int eight = 0; eight < 8; eight++, at += 8 * ROWS) {
+      _mm_prefetch((const char*)at + AHEAD, _MM_HINT_T0);
+      _mm_prefetch((const char*)at + AHEAD + 64, _MM_HINT_T0);
+      lanes::each<4>([&](auto i) __attribute__((always_inline)) { f(lanes::widen(at + 2 * ROWS * i), eight * 4 + i, i); });
     }
   }
 };
@@ -175,48 +186,51 @@ inline int32_t two(const int16_t* x) {
 
 // Up to four tokens: the weights go from memory to the sums without a stop.
 template <int M, class Pairs>
-void few(const Piece& p, int panel, const Inputs& in, int token, F16* sums) {
-  constexpr int WAYS = M == 1 ? 2 : 1;  // independent sums, so that one need not wait for the last
+void few(const Piece& p, int panel, const Inputs& in, int token, float* out) {
+  constexpr int WAYS = M == 1 ? lanes::WAYS : 1;
   Pairs pairs(p, panel);
   Scales scales(p, panel);
   const F16 unit = lanes::set1(p.unit);
-  for (int m = 0; m < M; m++) sums[m] = lanes::zero();
+  F16 sums[M];
+  lanes::each<M>([&](auto m) { sums[m] = lanes::zero(); });
   for (int block = 0; block < p.blocks(); block++) {
-    I16 counts[M][WAYS];
-    const int16_t* x[M];
-    for (int m = 0; m < M; m++) {
-      x[m] = in.whole + size_t(token + m) * in.stride + block * BLOCK;
-      for (int way = 0; way < WAYS; way++) counts[m][way] = lanes::nothing();
-    }
-    pairs.block([&](lanes::Pair w, int i) {
-      for (int m = 0; m < M; m++) counts[m][i % WAYS] = lanes::dot(counts[m][i % WAYS], w, two(x[m] + 2 * i));
+    I16 counts[M * WAYS];
+    lanes::each<M * WAYS>([&](auto i) { counts[i] = lanes::nothing(); });
+    const int16_t* x = in.whole + size_t(token) * in.stride + block * BLOCK;
+    const size_t stride = in.stride;
+    scales.begin(block);
+    pairs.block([&](lanes::Pair w, int number, auto i) __attribute__((always_inline)) {
+      lanes::each<M>([&](auto m) __attribute__((always_inline)) {
+        I16& count = counts[m * WAYS + i % WAYS];
+        count = lanes::dot(count, w, two(x + m * stride + 2 * number));
+      });
     });
-    const F16 scale = lanes::mul(scales.next(block), unit);
-    for (int m = 0; m < M; m++) {
-      const I16 count = WAYS == 2 ? lanes::add(counts[m][0], counts[m][WAYS - 1]) : counts[m][0];
+    const F16 scale = lanes::mul(scales.finish(), unit);
+    lanes::each<M>([&](auto m) __attribute__((always_inline)) {
+      I16 count = counts[m * WAYS];
+      lanes::each<WAYS - 1>([&](auto way) { count = lanes::add(count, counts[m * WAYS + way + 1]); });
       const float own = in.scales[size_t(token + m) * (in.stride / BLOCK) + block];
       sums[m] = lanes::fma(lanes::floats(count), lanes::mul(scale, lanes::set1(own)), sums[m]);
-    }
+    });
   }
+  lanes::each<M>([&](auto m) { lanes::store(out + m * ROWS, sums[m]); });
 }
 
 template <int M>
 inline void many_tokens(const int16_t* tile, F16 scale, const Inputs& in, int token, int block, float* sums) {
   I16 counts[M];
-  const int16_t* x[M];
-  for (int m = 0; m < M; m++) {
-    counts[m] = lanes::nothing();
-    x[m] = in.whole + size_t(token + m) * in.stride + block * BLOCK;
-  }
+  lanes::each<M>([&](auto m) { counts[m] = lanes::nothing(); });
+  const int16_t* x = in.whole + size_t(token) * in.stride + block * BLOCK;
+  const size_t stride = in.stride;
   for (int i = 0; i < BLOCK / 2; i++) {
     const lanes::Pair w = lanes::load_pair(tile + 2 * ROWS * i);
-    for (int m = 0; m < M; m++) counts[m] = lanes::dot(counts[m], w, two(x[m] + 2 * i));
+    lanes::each<M>([&](auto m) __attribute__((always_inline)) { counts[m] = lanes::dot(counts[m], w, two(x + m * stride + 2 * i)); });
   }
-  for (int m = 0; m < M; m++) {
+  lanes::each<M>([&](auto m) __attribute__((always_inline)) {
     const float own = in.scales[size_t(token + m) * (in.stride / BLOCK) + block];
     float* sum = sums + m * ROWS;
     lanes::store(sum, lanes::fma(lanes::floats(counts[m]), lanes::mul(scale, lanes::set1(own)), lanes::load(sum)));
-  }
+  });
 }
 
 // More tokens: a block of weights is decoded once, into the first-level cache, for all of them.
@@ -227,8 +241,9 @@ void many(const Piece& p, int panel, const Inputs& in, int tokens, float* sums) 
   alignas(64) int16_t tile[BLOCK * ROWS];
   std::fill(sums, sums + size_t(tokens) * ROWS, 0.0f);
   for (int block = 0; block < p.blocks(); block++) {
-    pairs.block([&](lanes::Pair w, int i) { lanes::store_pair(tile + 2 * ROWS * i, w); });
-    const F16 scale = lanes::mul(scales.next(block), lanes::set1(p.unit));
+    scales.begin(block);
+    pairs.block([&](lanes::Pair w, int number, auto) { lanes::store_pair(tile + 2 * ROWS * number, w); });
+    const F16 scale = lanes::mul(scales.finish(), lanes::set1(p.unit));
     int token = 0;
     for (; token + 4 <= tokens; token += 4) many_tokens<4>(tile, scale, in, token, block, sums + token * ROWS);
     for (; token < tokens; token++) many_tokens<1>(tile, scale, in, token, block, sums + token * ROWS);
@@ -238,37 +253,38 @@ void many(const Piece& p, int panel, const Inputs& in, int tokens, float* sums) 
 template <class Pairs>
 void whole_panel(const Piece& p, int panel, const Inputs& in, int tokens, float* sums) {
   if (tokens > 4) return many<Pairs>(p, panel, in, tokens, sums);
-  F16 out[4];
   switch (tokens) {
-    case 1: few<1, Pairs>(p, panel, in, 0, out); break;
-    case 2: few<2, Pairs>(p, panel, in, 0, out); break;
-    case 3: few<3, Pairs>(p, panel, in, 0, out); break;
-    case 4: few<4, Pairs>(p, panel, in, 0, out); break;
+    case 1: return few<1, Pairs>(p, panel, in, 0, sums);
+    case 2: return few<2, Pairs>(p, panel, in, 0, sums);
+    case 3: return few<3, Pairs>(p, panel, in, 0, sums);
+    case 4: return few<4, Pairs>(p, panel, in, 0, sums);
   }
-  for (int m = 0; m < tokens; m++) lanes::store(sums + m * ROWS, out[m]);
 }
 
 template <int M, class T>
 void dense_tokens(const T* w, int n, const float* x, int stride, float* sums) {
   constexpr int WAYS = M == 1 ? 4 : M == 2 ? 2 : 1;
-  F16 sum[M][WAYS];
-  for (int m = 0; m < M; m++)
-    for (int way = 0; way < WAYS; way++) sum[m][way] = lanes::zero();
+  F16 sum[M * WAYS];
+  lanes::each<M * WAYS>([&](auto i) { sum[i] = lanes::zero(); });
   int k = 0;
   for (; k + WAYS <= n; k += WAYS, w += WAYS * ROWS) {
     if (M < 4) _mm_prefetch((const char*)w + AHEAD, _MM_HINT_T0), _mm_prefetch((const char*)w + AHEAD + 64, _MM_HINT_T0);
-    for (int way = 0; way < WAYS; way++) {
+    lanes::each<WAYS>([&](auto way) __attribute__((always_inline)) {
       const F16 row = lanes::load(w + way * ROWS);
-      for (int m = 0; m < M; m++) sum[m][way] = lanes::fma(row, lanes::set1(x[size_t(m) * stride + k + way]), sum[m][way]);
-    }
+      lanes::each<M>([&](auto m) __attribute__((always_inline)) {
+        sum[m * WAYS + way] = lanes::fma(row, lanes::set1(x[size_t(m) * stride + k + way]), sum[m * WAYS + way]);
+      });
+    });
   }
   for (; k < n; k++, w += ROWS)
-    for (int m = 0; m < M; m++) sum[m][0] = lanes::fma(lanes::load(w), lanes::set1(x[size_t(m) * stride + k]), sum[m][0]);
-  for (int m = 0; m < M; m++) {
+    lanes::each<M>([&](auto m) __attribute__((always_inline)) {
+      sum[m * WAYS] = lanes::fma(lanes::load(w), lanes::set1(x[size_t(m) * stride + k]), sum[m * WAYS]);
+    });
+  lanes::each<M>([&](auto m) __attribute__((always_inline)) {
     F16 total = lanes::load(sums + m * ROWS);
-    for (int way = 0; way < WAYS; way++) total = lanes::add(total, sum[m][way]);
+    lanes::each<WAYS>([&](auto way) { total = lanes::add(total, sum[m * WAYS + way]); });
     lanes::store(sums + m * ROWS, total);
-  }
+  });
 }
 
 // Adds to `sums`; inputs in stretches short enough for the weights to stay in the first-level cache.
