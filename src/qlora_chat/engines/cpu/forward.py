@@ -40,7 +40,8 @@ class CpuForward:
         ]
         embeddings, norm, cos, sin = (each.data_ptr() for each in ends)
         is_bf16 = int(weights.embeddings.dtype == torch.bfloat16)
-        self._library.model_ends(self._model, embeddings, is_bf16, norm, self._product(weights.head), cos, sin)
+        head = self._product(weights.head, eight_bits=in_four_bits(weights))
+        self._library.model_ends(self._model, embeddings, is_bf16, norm, head, cos, sin)
         keys, values = cache.keys, cache.values
         self._library.model_cache(self._model, keys.data_ptr(), values.data_ptr(), keys.dtype == torch.float16, keys.shape[1])
 
@@ -77,9 +78,9 @@ class CpuForward:
         self._kept.append(tensor)
         return tensor
 
-    def _product(self, product: Linear) -> int:
+    def _product(self, product: Linear, eight_bits: bool = False) -> int:
         parts = product.parts if isinstance(product, Beside) else (product,)
-        pieces = [self._piece(part.base if isinstance(part, WithAdapter) else part) for part in parts]
+        pieces = [self._piece(part.base if isinstance(part, WithAdapter) else part, eight_bits) for part in parts]
         adapted = [(piece, part) for piece, part in zip(pieces, parts, strict=True) if isinstance(part, WithAdapter)]
         before = 0
         for piece, part in adapted:
@@ -91,9 +92,9 @@ class CpuForward:
         self.bytes_packed += self._library.product_bytes(made)
         return made
 
-    def _piece(self, product: Linear) -> int:
+    def _piece(self, product: Linear, eight_bits: bool) -> int:
         if isinstance(product, Dense):
-            return self._dense(product.weight, product.bias)
+            return self._dense(product.weight, product.bias, eight_bits)
         assert isinstance(product, NF4)
         bias = None if product.bias is None else product.bias.float()
         if product.inputs % BLOCK:  # scales are shared across the end of a row
@@ -106,11 +107,12 @@ class CpuForward:
             )
         )  # fmt: skip
 
-    def _dense(self, weight: Tensor, bias: Tensor | None) -> int:
+    def _dense(self, weight: Tensor, bias: Tensor | None, eight_bits: bool = False) -> int:
         weight = weight.contiguous()
         bias = None if bias is None else bias.float()
         is_bf16 = int(weight.dtype == torch.bfloat16)
-        return _made(self._library.piece_dense(is_bf16, weight.data_ptr(), *weight.shape, _pointer(bias)))
+        pack = self._library.piece_int8 if eight_bits else self._library.piece_dense
+        return _made(pack(is_bf16, weight.data_ptr(), *weight.shape, _pointer(bias)))
 
 
 def takes(weights: LlamaWeights) -> bool:
@@ -119,6 +121,13 @@ def takes(weights: LlamaWeights) -> bool:
         return False
     products = [each for layer in weights.layers for each in (layer.qkv, layer.attention_out, layer.gate_up, layer.mlp_down)]
     return all(_known(each) for each in (*products, weights.head))
+
+
+def in_four_bits(weights: LlamaWeights) -> bool:
+    """Whether the layers are: their head then takes 8 bits and a scale for each 64, a twentieth less memory to read a token
+    (bench/RESULTS.md has what it costs)."""
+    down = weights.layers[0].mlp_down
+    return isinstance(down.base if isinstance(down, WithAdapter) else down, NF4)
 
 
 def cores() -> int:

@@ -1,0 +1,76 @@
+"""What an 8-bit head costs on a CPU: the bundled demo in 4 bits, its adapter beside it, head in 8 bits against bf16.
+
+    python bench/cpu_head.py [FILE]
+
+On the answers of models/loss.py's dialogue, and on FILE's text where one is given, in windows of 512: KL in nats a token from
+the bf16 head, first choices that agree, and perplexity of both. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from common import report
+
+from qlora_chat.engines.cache import KVCache
+from qlora_chat.engines.cpu import build, forward
+from qlora_chat.engines.llama import Span
+from qlora_chat.models.checkpoint import Checkpoint
+from qlora_chat.models.folders import Base
+from qlora_chat.models.loss import dialogue_ids
+from qlora_chat.models.resolve import BUNDLED
+from qlora_chat.models.tokenizer import ModelTokenizer
+from qlora_chat.models.weights import Adapter
+from qlora_chat.models.weights import build as weights_from
+
+WINDOW = 512
+
+
+def passes() -> Iterator[forward.CpuForward]:
+    """With the head in bf16, then in 8 bits."""
+    folder = BUNDLED / "base"
+    weights = weights_from(
+        Checkpoint(folder), Base.read(folder).shape, torch.device("cpu"), adapter=Adapter.read(BUNDLED / "adapter")
+    )
+    library = build.library(print)
+    assert library, "the compiled pass cannot be had here"
+    decide = forward.in_four_bits
+    for eight in (False, True):
+        forward.in_four_bits = lambda _, eight=eight: eight
+        yield forward.CpuForward(library, weights, KVCache(weights, 1))
+    forward.in_four_bits = decide
+
+
+def compared(pair: list[forward.CpuForward], windows: list[tuple[list[int], list[bool]]]) -> dict[str, float]:
+    """Over the tokens that count: KL, agreement, both perplexities."""
+    sums, count = torch.zeros(4, dtype=torch.float64), 0
+    for ids, counts in windows:
+        p, q = (each([Span(0, 0, ids[:-1], logits=len(ids) - 1)]).double().log_softmax(-1) for each in pair)
+        keep = torch.tensor(counts[: len(ids) - 1])
+        target = torch.tensor(ids[1:])[:, None]
+        rows = ((p.exp() * (p - q)).sum(-1), (p.argmax(-1) == q.argmax(-1)).double(), -p.gather(1, target)[:, 0],
+                -q.gather(1, target)[:, 0])  # fmt: skip
+        sums += torch.stack([row[keep].sum() for row in rows])
+        count += int(keep.sum())
+    kl, same, exact, eight = (sums / count).tolist()
+    perplexities = [round(float(torch.tensor(each).exp()), 4) for each in (exact, eight)]
+    return {"tokens": count, "KL": float(f"{kl:.2e}"), "same first choice": round(same, 4),
+            "perplexity, bf16": perplexities[0], "perplexity, 8 bits": perplexities[1]}  # fmt: skip
+
+
+def main() -> None:
+    tokenizer = ModelTokenizer.read(BUNDLED / "base", bos_id=1)
+    pair = list(passes())
+    results = {"dialogue": compared(pair, [dialogue_ids(tokenizer, 1, WINDOW)])}
+    if len(sys.argv) > 1:
+        ids = tokenizer.encode(Path(sys.argv[1]).read_text()[:60_000])
+        windows = [[1, *ids[at : at + WINDOW]] for at in range(0, min(len(ids), 20 * WINDOW), WINDOW)]
+        results[Path(sys.argv[1]).name] = compared(pair, [(each, [True] * len(each)) for each in windows])
+    report("cpu_head", results)
+
+
+if __name__ == "__main__":
+    main()
