@@ -1,25 +1,27 @@
 """LLaMA-7B's shape on this CPU: our NF4 pass against llama.cpp's Q4_0, in turns, in one run.
 
     npm install --prefix DIR node-llama-cpp; pip install --target DIR/gguf --no-deps gguf
-    flock -x LOCK python bench/cpu_7b.py --peer DIR
+    python bench/cpu_7b.py --peer DIR [--lock FILE]
 
-Random weights of the same shape on both sides (ours with double-quantised scales and a bf16 head, `--head int8` in 8 bits;
+Random weights of the same shape on both sides (ours with double-quantised scales and its head in 8 bits;
 theirs as llama-quantize's Q4_0 leaves it, with a Q6_K head). Both hold their model while the turns alternate; a turn reads
 a 128-token prompt and writes NEW tokens, greedily; the figure is the median over a turn's tokens. Before any timing, a layer
-of ours is compared with its own weights in float32. Holds about 4 GiB a side, theirs as file pages. Prints JSON.
+of ours is compared with its own weights in float32. Holds about 4 GiB a side, theirs as file pages of DIR/q4_0.gguf (made at
+the first run). FILE is locked while turns run, for machines that others use. Prints JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +85,7 @@ def weights(layers: int):
               "vocab_size": VOCABULARY, "max_position_embeddings": WINDOW}  # fmt: skip
     layer, table = nf4_layer(), (torch.randn(VOCABULARY, HIDDEN) / HIDDEN**0.5).bfloat16()
     shape = LlamaShape.from_config(config)
-    return LlamaWeights(
-        shape, table, (layer,) * layers, torch.ones(HIDDEN), Dense(table), torch.device("cpu"), torch.bfloat16
-    )
+    return LlamaWeights(shape, table, (layer,) * layers, torch.ones(HIDDEN), Dense(table), torch.device("cpu"), torch.bfloat16)
 
 
 def checked() -> dict[str, float]:
@@ -141,7 +141,7 @@ def ours() -> None:
         for position in range(PROMPT, PROMPT + NEW):
             logits = forward([Span(0, position, [int(logits[0].argmax())])])
             times.append(time.perf_counter())
-        spent = [(b - a) * 1000 for a, b in zip(times, times[1:], strict=False)]
+        spent = [(b - a) * 1000 for a, b in pairwise(times)]
         print(json.dumps({"first_ms": spent[0], "token_ms": spent[1:], "packed_gb": forward.bytes_packed / 1e9}), flush=True)
 
 
@@ -243,22 +243,30 @@ class Side:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--peer", type=Path, required=True, help="folder with node_modules/node-llama-cpp and gguf/")
-    peer = parser.parse_args().peer.resolve()
+    parser.add_argument("--lock", type=Path, default=Path(os.devnull), help="file to hold locked while turns run")
+    chosen = parser.parse_args()
+    peer = chosen.peer.resolve()
     worst = json.loads(subprocess.run([sys.executable, __file__, "checked"], capture_output=True, text=True, check=True).stdout)
     if worst["relative"] > RELATIVE or worst["kl"] > KL:
         sys.exit(f"logits are off ({worst}): no timing is worth anything")
-    with tempfile.TemporaryDirectory(dir=peer) as scratch:
-        model, script = Path(scratch) / "q4_0.gguf", peer / "cpu_7b_peer.mjs"
-        write_gguf(model, peer / "gguf")
-        script.write_text(f"const PROMPT = {PROMPT}, NEW = {NEW};\n" + PEER)
-        sides = (Side([sys.executable, __file__, "ours"]), Side(["node", str(script), str(model)], peer))
+    model, script = peer / "q4_0.gguf", peer / "cpu_7b_peer.mjs"
+    if not model.exists():
+        write_gguf(model.with_suffix(".part"), peer / "gguf")
+        model.with_suffix(".part").rename(model)
+    script.write_text(f"const PROMPT = {PROMPT}, NEW = {NEW};\n" + PEER)
+    sides = (Side([sys.executable, __file__, "ours"]), Side(["node", str(script), str(model)], peer))
+    with chosen.lock.open("w") as held:
+        if chosen.lock != Path(os.devnull):
+            fcntl.flock(held, fcntl.LOCK_EX)
         load = os.getloadavg()[0]
         rounds = [(sides[0].turn(), sides[1].turn()) for _ in range(TURNS)]
-        for side in sides:
-            side.close()
+    for side in sides:
+        side.close()
 
     def middle(side: int, key: str) -> float:
-        return statistics.median(statistics.median(each[side][key]) if key == "token_ms" else each[side][key] for each in rounds)
+        return statistics.median(
+            statistics.median(each[side][key]) if key == "token_ms" else each[side][key] for each in rounds
+        )
 
     ratios = [statistics.median(theirs["token_ms"]) / statistics.median(mine["token_ms"]) for mine, theirs in rounds]
     report(
