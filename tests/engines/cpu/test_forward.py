@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.cpu import compiled_forward
+from qlora_chat.engines.cpu import forward as cpu_forward
 from qlora_chat.engines.cpu.forward import CpuForward
 from qlora_chat.engines.llama import Forward, Span
 from qlora_chat.models.checkpoint import Checkpoint
@@ -139,7 +140,8 @@ def test_one_pass_serves_chats_that_read_and_chats_that_write(pair: tuple[torch.
 
 
 @pytest.mark.parametrize(("nested", "bias"), [(True, False), (False, True), (True, True)])
-def test_four_bits_are_read_as_bitsandbytes_wrote_them(nested: bool, bias: bool) -> None:
+def test_four_bits_are_read_as_bitsandbytes_wrote_them(nested: bool, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_forward, "in_four_bits", lambda weights: False)  # the head's 8 bits would hide the rest
     torch.manual_seed(1)
     stored = in_four_bits(random_tensors(ODD, bias), nested)
     weights = build(stored, LlamaShape.from_config(ODD), CPU)
@@ -226,5 +228,5 @@ def test_memory_is_that_of_four_bits() -> None:
     """Scales stay in 8 bits: 4.13 bits a weight, and nothing is kept twice."""
     ours = compiled(demo(None))
     weights = 10 * (4 * 576 * 576 + 3 * 576 * 1536)
-    head = 8192 * 576 * 2
+    head = 8192 * 576 * (8.5 / 8)
     assert ours.bytes_packed < weights * 4.2 / 8 + head + 71 * 4096
