@@ -21,7 +21,7 @@ from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.llama import Forward, Span
 from qlora_chat.models import LoadedModel, ModelError
 from qlora_chat.models.folders import adapter_bytes, check_adapter
-from qlora_chat.models.weights import Adapter, Layer, Linear, LlamaWeights
+from qlora_chat.models.weights import Adapter, Layer, Linear, LlamaWeights, fastest_on_cpu
 
 SPARE_BYTES = 512 * 2**20
 """Left free beside the adapters."""
@@ -66,7 +66,7 @@ class Adapters:
                 f"{model.info.name} has an adapter of its own; start with --base BASE --adapter NAME=PATH to have several"
             )
         self._model, self._base, self._cache = model, model.base, cache
-        self._forward = Forward(_switchable(model.weights, model.base.feed_forward, self), cache)
+        self._forward = Forward(_switchable(fastest_on_cpu(model.weights), model.base.feed_forward, self), cache)
 
     @property
     def names(self) -> tuple[str, ...]:
