@@ -105,6 +105,7 @@ def parts(make_base: MakeBase, make_adapter: MakeAdapter) -> tuple[Path, Path]:
     return base, make_adapter(base)
 
 
+@pytest.mark.slow
 def test_a_base_in_16_bits_is_merged_both_ways(parts: tuple[Path, Path], tmp_path: Path, said: list[str]) -> None:
     report = merged(tmp_path / "out", said, *parts, force=True)
     assert set(by_form(report, "nf4")) == set(by_form(report, "original")) == {"bf16", "int8", "nf4"}
@@ -123,6 +124,7 @@ def test_a_form_beyond_the_limits_is_refused_and_nothing_written(
     assert "breaks the limits" in (tmp_path / "out" / "merge_report.md").read_text()
 
 
+@pytest.mark.slow
 def test_eight_bits_are_read_by_plain_transformers_and_by_this_program(
     parts: tuple[Path, Path], tmp_path: Path, said: list[str], transformers: Any
 ) -> None:
@@ -145,6 +147,7 @@ def test_eight_bits_are_read_by_plain_transformers_and_by_this_program(
 # --- what is in the way ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_held_out_text_of_ones_own_is_measured_on(parts: tuple[Path, Path], tmp_path: Path, said: list[str]) -> None:
     data = tmp_path / "mine.jsonl"
     turn = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there, how are you?"}]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,7 @@ def test_without_a_writable_cache_a_merge_goes_on_from_memory(
     assert model.info == expected.info
 
 
+@pytest.mark.slow
 def test_without_a_writable_cache_a_requantised_merge_goes_on_from_memory(
     demo_in_nf4: tuple[Path, LoadedModel], unwritable_cache: str, monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
@@ -179,7 +181,7 @@ def test_a_hub_base_may_be_deleted_once_it_is_merged(
     said.clear()
     second = open_model(settings, said.append)
     assert any("org/tiny is no longer on this machine" in line for line in said)
-    assert second.info == first.info
+    assert replace(second.info, base_sha256=first.info.base_sha256) == first.info, "the base's hash went with its files"
     with pytest.raises(ModelError, match="HF_HUB_OFFLINE"):
         open_model(ModelSettings(base="org/tiny", adapter=str(adapter), device="cpu", precision="nf4"), said.append)
 

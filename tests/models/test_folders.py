@@ -61,7 +61,7 @@ def test_an_adapter_that_asks_to_run_its_own_code_is_refused(make_base: MakeBase
         ({"num_attention_heads": 0, "head_dim": None}, "lacks or garbles"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type 'yarn'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantised by 'gptq'"),
-        ({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}, "reads bitsandbytes' NF4"),
+        ({"quantization_config": {"quant_method": "awq"}}, "reads bitsandbytes' NF4"),
     ],
 )
 def test_configs_that_the_engine_does_not_compute_are_refused(values: dict[str, Any], reason: str, make_base: MakeBase) -> None:

@@ -20,7 +20,12 @@ from tests.fakes import ScriptedServer, demo_tokens
 from .driving import answers, ready, say
 from .proxying import Proxy, proxying
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.timeout(300),
+    # a process that is killed leaves the proxy between them a connection that nobody closes
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 
 SERVE = "import sys; sys.modules['torch'] = None; from qlora_chat.cli import main; main()"
 """A page process in front of another engine needs no torch; here it could not even have it."""

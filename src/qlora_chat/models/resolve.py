@@ -145,7 +145,7 @@ class _Finder:
 
     def _with_base(self, text: str, adapter: Part | None) -> Source:
         text = self._unaliased(text)
-        if text == "demo" and _folder(text) is None:
+        if text == "demo" and not Path(text, "config.json").is_file():  # a folder of that name is meant only if it is a model
             return Source(adapter.name if adapter else DEMO, Part(DEMO, BUNDLED / "base"), adapter, (TOY,))
         if (folder := _folder(text)) is not None:
             return Source(adapter.name if adapter else folder.name, Part(folder.name, folder), adapter)
