@@ -172,8 +172,9 @@ def write_gguf(path: Path, packages: Path) -> None:
     tensors = dict(gguf_tensors(gguf))
     for name, (size, kind) in tensors.items():
         block, width = gguf.GGML_QUANT_SIZES[kind]
-        bytes_ = (size[-1] // block) * width * (size[0] if len(size) > 1 else 1)
-        shape = size if kind == gguf.GGMLQuantizationType.F32 else (*size[:-1], size[-1] // block * width)
+        inner = size[-1] // block * width
+        bytes_ = inner * (size[0] if len(size) > 1 else 1)
+        shape = size if kind == gguf.GGMLQuantizationType.F32 else (*size[:-1], inner)
         dtype = np.float32 if kind == gguf.GGMLQuantizationType.F32 else np.uint8
         writer.add_tensor_info(name, shape, np.dtype(dtype), bytes_, raw_dtype=kind)  # type: ignore[arg-type]
     writer.write_header_to_file()

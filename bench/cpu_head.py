@@ -20,7 +20,7 @@ from qlora_chat.engines.cpu import build, forward
 from qlora_chat.engines.llama import Span
 from qlora_chat.models.checkpoint import Checkpoint
 from qlora_chat.models.folders import Base
-from qlora_chat.models.loss import dialogue_ids
+from qlora_chat.models.loss import own_dialogues
 from qlora_chat.models.resolve import BUNDLED
 from qlora_chat.models.tokenizer import ModelTokenizer
 from qlora_chat.models.weights import Adapter
@@ -64,7 +64,8 @@ def compared(pair: list[forward.CpuForward], windows: list[tuple[list[int], list
 def main() -> None:
     tokenizer = ModelTokenizer.read(BUNDLED / "base", bos_id=1)
     pair = list(passes())
-    results = {"dialogue": compared(pair, [dialogue_ids(tokenizer, 1, WINDOW)])}
+    passages = own_dialogues(tokenizer, 1, WINDOW).passages
+    results = {"dialogues": compared(pair, [(each.inputs, list(each.counted[1:])) for each in passages])}
     if len(sys.argv) > 1:
         ids = tokenizer.encode(Path(sys.argv[1]).read_text()[:60_000])
         windows = [[1, *ids[at : at + WINDOW]] for at in range(0, min(len(ids), 20 * WINDOW), WINDOW)]

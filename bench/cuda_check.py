@@ -48,6 +48,8 @@ def written(error, kl):
 
 def dequantised(part: NF4) -> torch.Tensor:
     """(N, K) float64, by bitsandbytes' rule, from the stored tensors."""
+    assert part.nested_absmax is not None
+    assert part.nested_code is not None
     outer = part.nested_absmax.repeat_interleave(256)[: part.absmax.numel()]
     scales = part.nested_code[part.absmax.int()] * outer + part.offset
     packed = part.packed.flatten()
@@ -253,7 +255,7 @@ def time_steps(decoder, rows_list, window, length):
         decoder.put([Row(r % slots, length + r % 7, 5 + r, True, 0, 0.7, 0.9, 40, 1.1, r, 0) for r in range(rows)])
         decoder.finish(decoder.start(rows))
         torch.cuda.synchronize()
-        steps, begin = 50, time.perf_counter()
+        steps, begin, number = 50, time.perf_counter(), 0
         for _ in range(steps):
             number = decoder.start(rows)
         decoder.finish(number)

@@ -38,7 +38,7 @@ def prose(words: random.Random, count: int) -> str:
 
 
 def record(words: random.Random) -> TurnRecord:
-    said = Conversation(messages=(Message("user", prose(words, 20)), Message("assistant", prose(words), (), "stop")))
+    said = Conversation(messages=(Message("user", prose(words, 20)), Message("assistant", prose(words, 100), (), "stop")))
     return TurnRecord(said, prose(words, 200), Sampling(seed=1), prompt_ids=tuple(range(300)), answer_ids=tuple(range(100)))
 
 

@@ -55,7 +55,8 @@ def model_settings(
 
 def one_or_named(adapters: list[str]) -> tuple[str | None, tuple[tuple[str, str], ...]]:
     """One adapter to merge, or several with names to keep beside the base. SettingsError for a mixture."""
-    named = [text.partition("=")[::2] for text in adapters if "=" in text]
+    split = (text.partition("=") for text in adapters if "=" in text)
+    named = [(name, path) for name, _, path in split]
     if len(adapters) == 1 and not named:
         return adapters[0], ()
     if len(named) < len(adapters):

@@ -1,0 +1,55 @@
+"""A receiver that is down while people chat: nobody waits for it, and every turn arrives once it is back."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from qlora_chat.delivery.recorder import LogRecorder
+from qlora_chat.delivery.sender import LogSender
+from qlora_chat.history import About, TurnRecord
+from qlora_chat.history.opening import open_history
+from qlora_chat.messages import Conversation, Message
+from qlora_chat.settings import HistorySettings, LogSettings, Sampling
+
+from .receiving import receiving, wait_for
+
+
+@pytest.mark.parametrize(
+    ("turns", "down_seconds", "most_ms"),
+    [(40, 2.0, 500.0), pytest.param(1000, 60.0, 20.0, marks=[pytest.mark.slow, pytest.mark.timeout(300)])],
+)
+def test_turns_made_while_the_receiver_is_down_all_arrive_and_no_chat_waits(
+    turns: int, down_seconds: float, most_ms: float, tmp_path: Path
+) -> None:
+    """`most_ms`: p99 of what keeping a turn, its log record included, takes of it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings, began = LogSettings(f"http://127.0.0.1:{port}/log", version=2), time.monotonic()
+    with closing(open_history(HistorySettings(f"sqlite:///{tmp_path / 'chats.db'}"), settings)) as history:
+        outbox = history.outbox
+        assert outbox is not None
+        with closing(LogSender(outbox, settings, lambda line: None)):
+            spent = [kept(history.store, LogRecorder(2), number) for number in range(turns)]
+            time.sleep(max(0.0, down_seconds - (time.monotonic() - began)))
+            with receiving(port) as receiver:
+                wait_for(lambda: len({each.key for each in receiver.received}) == turns, 120)
+                wait_for(lambda: outbox.counts().waiting == 0)
+                assert Counter(each.key for each in receiver.received).most_common(1)[0][1] == 1, "each of them once"
+    assert sorted(spent)[int(0.99 * turns)] <= most_ms
+
+
+def kept(store: object, recorder: LogRecorder, number: int) -> float:
+    """One turn as chat.py keeps it; -> milliseconds that keeping took."""
+    asked = Conversation(messages=(Message("user", f"question {number}"), Message("assistant", "", (), "partial")))
+    began = time.perf_counter()
+    saved = store.save(asked, About("test", None, {}))  # type: ignore[attr-defined]
+    answer = saved.replacing_last(Message("assistant", "an answer", (5, 6), "stop", id=saved.messages[-1].id))
+    record = TurnRecord(answer, "prompt", Sampling(seed=1), prompt_ids=(1, 2), answer_ids=(5, 6))
+    store.finish(record, recorder.turn(record))  # type: ignore[attr-defined]
+    return (time.perf_counter() - began) * 1000
