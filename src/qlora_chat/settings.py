@@ -461,3 +461,6 @@ def quiet_libraries(environ: Any = os.environ) -> None:
     environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
+    environ.setdefault(
+        "MPLCONFIGDIR", str(cache_folder(environ) / "matplotlib")
+    )  # Gradio imports it, and it keeps a list of fonts
