@@ -30,6 +30,7 @@ app = typer.Typer(
     help="Turn a QLoRA adapter into a chatbot, on the hardware you own.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # importing rich and its Markdown parser took half of the time that --help takes
     pretty_exceptions_enable=False,
 )
 
