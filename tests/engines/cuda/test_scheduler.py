@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from qlora_chat.engines import EngineError
 from qlora_chat.engines.cache import KVCache
+from qlora_chat.engines.cuda import scheduler
 from qlora_chat.engines.cuda.scheduler import AS_ROWS, CudaScheduler
 from qlora_chat.engines.llama import Forward, Span
 from qlora_chat.engines.local import LocalEngine
@@ -27,10 +28,16 @@ class Driven:
 
     def __init__(self, model: LoadedModel, slots: int = 4) -> None:
         cache = KVCache(model.weights, slots)
-        forward = Forward(model.weights, cache)
+        self._forward = forward = Forward(model.weights, cache)
+        self.passes: list[list[int]] = []
+        """Tokens of each chat in each pass over prompts."""
         self.decoder = PlainDecoder(forward, Span)
-        self.scheduler = CudaScheduler(self.decoder, lambda span: forward([span]), cache)  # type: ignore[arg-type]
+        self.scheduler = CudaScheduler(self.decoder, self._read, cache)  # type: ignore[arg-type]
         self._model = model
+
+    def _read(self, spans: Sequence[Span]) -> None:
+        self.passes.append([len(span.ids) for span in spans])
+        self._forward(spans)
 
     def ask(self, prompt: Prompt, sampling: Sampling = GREEDY) -> LocalStream:
         request = Request(prompt.ids, sampling, Stops(), self._model.info.window, self._model.tokenizer)
@@ -107,6 +114,34 @@ def test_a_long_prompt_is_read_in_one_pass_when_nobody_waits_and_in_rows_beside_
     assert 1 < driven.decoder.widest <= 16, "part of the prompt in each step"
     assert len(ids_of(short)) == 40
     assert len(ids_of(beside)) == GREEDY.max_new_tokens
+
+
+def test_chats_that_come_together_are_read_together_and_answer_together(
+    driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
+) -> None:
+    prompts = [prompt_for(f"Tell me about {what} " * 12) for what in ("rivers", "lakes", "forests", "mountains")]
+    streams = [driven.ask(each) for each in prompts]
+    driven.run()
+    assert driven.passes == [[len(each.ids) - 1 for each in prompts]]
+    assert driven.decoder.started <= GREEDY.max_new_tokens + 2, "no step was spent on reading"
+    expected = [ids_of(shared_engine.stream(each, GREEDY, Stops())) for each in prompts]  # type: ignore[arg-type]
+    assert [ids_of(stream) for stream in streams] == expected
+
+
+def test_a_chat_that_has_been_read_does_not_wait_for_every_prompt_behind_it(
+    driven: Driven, prompt_for: Callable[..., Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "READ_AT_ONCE", 64)
+    monkeypatch.setattr(scheduler, "READ_BEFORE_FIRST", 128)
+    first = driven.ask(prompt_for("Why do birds fly?"), GREEDY.changed(max_new_tokens=2))
+    others = [driven.ask(prompt_for("What do you know of " + "lakes and forests and " * 30)) for _ in range(3)]
+    for _ in range(5):
+        driven.scheduler.step()
+    assert first._request.generated, "two passes over the other prompts, then its own token"
+    assert all(other._request.pending > 1 for other in others[1:])
+    for other in others:
+        other.cancel()
+    driven.run()
 
 
 def test_the_next_turn_computes_its_new_tokens_alone(driven: Driven, prompt_for: Callable[..., Prompt]) -> None:

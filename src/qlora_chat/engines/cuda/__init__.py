@@ -6,6 +6,7 @@ are touched, and the engine goes on with the eager pass.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,8 +33,8 @@ def open_cuda(weights: LlamaWeights, slots: int | None, cache_folder: Path | Non
     decoder = Decoder(packed, cache, cache_folder)
     forward = Forward(eager_weights(packed, decoder.unpack), cache)
 
-    def read(span: Span) -> None:
+    def read(spans: Sequence[Span]) -> None:
         with torch.cuda.stream(decoder.stream):
-            forward([span])
+            forward(spans)
 
     return CudaScheduler(decoder, read, cache), cache

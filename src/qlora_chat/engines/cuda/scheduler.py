@@ -21,10 +21,13 @@ from qlora_chat.engines.llama import Span
 from qlora_chat.engines.request import Request
 from qlora_chat.settings import Sampling
 
-READ_ALONE = 1024
-"""Prompt tokens read at once when nobody waits for a next token."""
+READ_AT_ONCE = 1024
+"""Prompt tokens of a pass, of one chat or of several, while nobody waits for a next token."""
+READ_BEFORE_FIRST = 4096
+"""Prompt tokens of others that a chat which has been read may wait for before its first token: those who come together then
+answer together, at the full rate from the beginning."""
 AS_ROWS = 32
-"""A prompt of so few tokens goes through the graph of the decode step: unpacking the weights for it would take longer."""
+"""Prompts of so few tokens go through the graph of the decode step: unpacking the weights for them would take longer."""
 ROWS_BESIDE = {8: 16, 24: 32, MOST_ROWS: MOST_ROWS}
 """Rows of a step that reads prompts beside up to so many chats that answer: about twice as long as their own step takes."""
 
@@ -50,7 +53,7 @@ class _Started:
 class CudaScheduler:
     """Moves every request on by one step."""
 
-    def __init__(self, decoder: Decoder, read: Callable[[Span], object], cache: KVCache) -> None:
+    def __init__(self, decoder: Decoder, read: Callable[[Sequence[Span]], object], cache: KVCache) -> None:
         """`read` is the eager pass over the same weights and cache, in the order of the steps."""
         self.decoder = decoder
         self.chats = Chats(cache)
@@ -58,6 +61,8 @@ class CudaScheduler:
         self._started: deque[_Started] = deque()
         self._rows: list[_Asked] = []
         """Of the steps that are under way, and that the device goes on from by itself."""
+        self._read_since_ready = 0
+        """Prompt tokens read while a chat that has been read waits for its first token."""
         self.forwards = 0
         """Steps and passes over prompts so far."""
 
@@ -104,7 +109,7 @@ class CudaScheduler:
         """Logits after the last token of each span, (R, V) float32, by the graph: for checks, where nothing is generated."""
         for span in spans:
             if len(span.ids) > 1:
-                self._read(Span(span.slot, span.start, span.ids[:-1], logits=0))
+                self._read([Span(span.slot, span.start, span.ids[:-1], logits=0)])
         self.decoder.put([Row(span.slot, span.start + len(span.ids) - 1, span.ids[-1]) for span in spans])
         self.decoder.finish(self.decoder.start(len(spans)))
         return self.decoder.logits[: len(spans)]
@@ -130,16 +135,29 @@ class CudaScheduler:
 
     def _read_prompts(self, reading: Sequence[Request]) -> None:
         """All but a prompt's last token, which goes with the decode steps and chooses the first token of the answer."""
-        decoding = [request for request in self.chats.running if request.pending == 1]
-        first = reading[0]
-        if not decoding and first.pending - 1 > AS_ROWS:
-            start = len(_cached(first))
-            span = Span(_slot(first), start, first.ids[start : min(start + READ_ALONE, len(first.ids) - 1)], logits=0)
-            self._read(span)
-            self.forwards += 1
-            _cached(first).extend(span.ids)
+        read = [request for request in self.chats.running if request.pending == 1]
+        patient = not any(request.generated for request in read) and self._read_since_ready < READ_BEFORE_FIRST
+        if patient and sum(request.pending - 1 for request in reading) > AS_ROWS:
+            self._read_together(reading)
+            self._read_since_ready += READ_AT_ONCE if read else 0
             return
-        self._read_as_rows(decoding, reading)
+        self._read_since_ready = 0
+        self._read_as_rows(read, reading)
+
+    def _read_together(self, reading: Sequence[Request]) -> None:
+        """A pass over as many prompts as it takes, in the order of their arrival."""
+        spans, room = [], READ_AT_ONCE
+        for request in reading:
+            start = len(_cached(request))
+            ids = request.ids[start : min(start + room, len(request.ids) - 1)]
+            spans.append(Span(_slot(request), start, ids, logits=0))
+            room -= len(ids)
+            if not room:
+                break
+        self._read(spans)
+        self.forwards += 1
+        for request, span in zip(reading, spans, strict=False):
+            _cached(request).extend(span.ids)
 
     def _read_as_rows(self, decoding: Sequence[Request], reading: Sequence[Request]) -> None:
         """A step that has rows of prompts beside those of the chats that answer."""
