@@ -146,7 +146,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(command: Command, tmp_path: Path) ->
     out = tmp_path / "out"
     line = command(out, "--steps", "5000", "--save-every", "5000")
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=one_thread())
-    while process.poll() is None and not (out / "metrics.jsonl").exists():
+    metrics = out / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):  # a step has been made
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)

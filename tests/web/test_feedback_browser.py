@@ -43,6 +43,7 @@ def page(browser: Browser, rated: Served, chat: Chat) -> Iterator[Page]:
         page.goto(rated.url)
         ready(page)
         say(page, "Capital of Australia?")
+        expect(page.locator("#undo")).to_be_enabled()  # the end of an answer draws the thumbs anew
         expect(page.get_by_label("Like", exact=True)).to_have_count(1)
         yield page
 
