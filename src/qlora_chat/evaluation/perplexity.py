@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from qlora_chat.engines.cache import KVCache
+from qlora_chat.engines.cpu import CpuForward, compiled_forward
 from qlora_chat.engines.llama import Forward, Span
-from qlora_chat.models import LoadedModel
+from qlora_chat.models import LoadedModel, Notify
 from qlora_chat.models.loss import HeldOut, Passage
 
 PASS_TOKENS = 256
@@ -44,9 +45,10 @@ class PerplexityReport:
         return asdict(self)
 
 
-def measure(model: LoadedModel, text: HeldOut, name: str) -> PerplexityReport:
+def measure(model: LoadedModel, text: HeldOut, name: str, notify: Notify = lambda _: None) -> PerplexityReport:
     """Perplexity of a loaded model on held-out text."""
-    forward = Forward(model.weights, KVCache(model.weights, slots=1))
+    cache = KVCache(model.weights, slots=1)
+    forward = compiled_forward(model.weights, cache, notify) or Forward(model.weights, cache)
     sums = [float(_nats(forward, passage).sum()) for passage in text.passages]
     counts = [len(passage.rows) for passage in text.passages]
     mean = sum(sums) / sum(counts)
@@ -58,7 +60,7 @@ def measure(model: LoadedModel, text: HeldOut, name: str) -> PerplexityReport:
     )  # fmt: skip
 
 
-def _nats(forward: Forward, passage: Passage) -> Tensor:
+def _nats(forward: Forward | CpuForward, passage: Passage) -> Tensor:
     """Negative log-likelihood of each counted token, (N,) float32."""
     inputs, counted = passage.inputs, passage.counted[1:]
     found = []

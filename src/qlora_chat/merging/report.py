@@ -29,8 +29,9 @@ Chosen: **{chosen}**.
 {verdict}Rule: {rule}
 
 KL and agreement compare each merge, as plain Transformers loads it, with the adapter left unmerged on its NF4 base, which is
-the model that training saw. Perplexity is each model's own on the same tokens. GB is the size of the weights on disk. Tokens/s
-is one chat in this program on the machine that measured; it widens 8 bits to bf16 as it loads them.
+the model that training saw; on a CPU, products are in float32 over weights as they are stored. Perplexity is each model's own
+on the same tokens. GB is the size of the weights on disk. Tokens/s is one chat in this program on the machine that measured; it
+widens 8 bits to bf16 as it loads them.
 """
 
 

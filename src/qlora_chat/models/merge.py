@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +126,36 @@ def _merge(layer: Any) -> None:
     _free()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _logits(model: Any, text: HeldOut) -> Tensor:
     """Logits before each counted token (N, V), float32 on the CPU."""
-    return torch.cat([_passage_logits(model, passage) for passage in text.passages])
+    with _widened(model) if model.device.type == "cpu" else nullcontext():
+        return torch.cat([_passage_logits(model, passage) for passage in text.passages])
+
+
+@contextmanager
+def _widened(model: Any) -> Iterator[None]:
+    """Products in float32 over weights as they are stored, a module's widened only while it runs.
+
+    A CPU without bf16 instructions takes many times as long in bf16, and the rounding of activations, which this program's own
+    pass on a CPU does not do, would be charged to the merge. Widening and narrowing again changes no bit.
+    """
+    hooks: list[Any] = []
+    for module in model.modules():
+        if hasattr(module, "compute_dtype"):  # bitsandbytes' 4-bit linear
+            module.compute_dtype = torch.float32
+        if any(each.dtype == torch.bfloat16 for each in module.parameters(recurse=False)):
+            hooks.append(module.register_forward_pre_hook(lambda at, _: _convert(at, torch.bfloat16, torch.float32)))
+            hooks.append(module.register_forward_hook(lambda at, *_: _convert(at, torch.float32, torch.bfloat16)))
+    yield
+    for hook in hooks:
+        hook.remove()
+
+
+def _convert(module: Any, held: torch.dtype, wanted: torch.dtype) -> None:
+    for each in module.parameters(recurse=False):
+        if each.dtype == held:
+            each.data = each.data.to(wanted)
 
 
 def _passage_logits(model: Any, passage: Passage) -> Tensor:
