@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from qlora_chat.models.machine import GIB, Place
 from qlora_chat.models.quantise import quantised
 from qlora_chat.models.resolve import BUNDLED
 from qlora_chat.models.shards import write_shards, write_small_files
-from tests.models.conftest import LocalHub, MakeAdapter, MakeBase
+from tests.models.conftest import LocalHub, MakeAdapter, MakeBase, write_adapter, write_base
 
 ROOM = (Place("cpu", 16 * GIB),)
 Break = Callable[[Path, Path], None]
@@ -35,10 +36,18 @@ def look_at(base: str | Path, adapter: str | Path | None, hub: Hub | None = None
     return examine(str(base), str(adapter) if adapter else None, hub or Hub(Path("nowhere"), offline=True), ROOM)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base and an adapter that fit; to be copied before anything is spoilt."""
+    folder = tmp_path_factory.mktemp("whole")
+    write_adapter(write_base(folder / "tiny-base", max_position_embeddings=2048), folder / "tiny-adapter")
+    return folder
+
+
 @pytest.fixture
-def pair(make_base: MakeBase, make_adapter: MakeAdapter) -> tuple[Path, Path]:
-    base = make_base(max_position_embeddings=2048)
-    return base, make_adapter(base)
+def pair(whole: Path, tmp_path: Path) -> tuple[Path, Path]:
+    shutil.copytree(whole, tmp_path / "pair")
+    return tmp_path / "pair" / "tiny-base", tmp_path / "pair" / "tiny-adapter"
 
 
 def blockers(found: Examination) -> list[Finding]:

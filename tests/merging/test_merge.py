@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 import torch
 
-from qlora_chat.evaluation.held_out import HeldOutError
 from qlora_chat.merging import MergeRefused
 from qlora_chat.merging.command import merge_command
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.models import ModelError, open_model
 from qlora_chat.prompt import FORMATS, render
 from qlora_chat.settings import ModelSettings, SettingsError
+from qlora_chat.training import TrainError
 from tests.models.conftest import MakeAdapter, MakeBase
+
+pytestmark = pytest.mark.timeout(400)  # every merge is loaded and measured for real
 
 ASKED = Conversation(messages=(Message("user", "Hi ### Human: x"), Message("assistant", "Hello!"), Message("user", "2 + 2?")))
 
@@ -50,8 +52,8 @@ def test_the_demo_loses_next_to_nothing_in_bf16_and_much_when_requantised(demo: 
     forms = by_form(report)
     assert set(forms) == {"bf16", "int8", "nf4"}
     assert report["tokens"] > 500
-    assert forms["bf16"]["loss"]["kl"] < 0.002
-    assert forms["bf16"]["loss"]["top1"] > 0.97
+    assert forms["bf16"]["loss"]["kl"] < 0.001
+    assert forms["bf16"]["loss"]["top1"] > 0.98
     assert 0.05 < forms["nf4"]["loss"]["kl"] < 0.6, "a merge requantised to NF4 is another model"
     assert forms["nf4"]["loss"]["top1"] < 0.95
     assert forms["bf16"]["loss"]["kl"] <= forms["int8"]["loss"]["kl"] < forms["nf4"]["loss"]["kl"]
@@ -114,13 +116,20 @@ def test_a_base_in_16_bits_is_merged_both_ways(parts: tuple[Path, Path], tmp_pat
 
 
 def test_a_form_beyond_the_limits_is_refused_and_nothing_written(
-    parts: tuple[Path, Path], tmp_path: Path, said: list[str]
+    tiny_nf4_base: Path, make_adapter: MakeAdapter, tmp_path: Path, said: list[str]
 ) -> None:
     with pytest.raises(MergeRefused, match="nothing was written: the best merge .*NF4"):
-        merged(tmp_path / "out", said, *parts, form="nf4")
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["cache", "tiny-adapter", "tiny-base"]
+        merged(tmp_path / "out", said, tiny_nf4_base, make_adapter(tiny_nf4_base), form="nf4")
+    assert {each.name for each in tmp_path.iterdir()} <= {"cache", "tiny-adapter"}
     assert any("agreement" in line for line in said), "the table is shown all the same"
-    assert merged(tmp_path / "out", said, *parts, form="nf4", force=True)["forced"] is True
+
+
+@pytest.mark.slow
+def test_force_writes_it_all_the_same_and_says_so(
+    tiny_nf4_base: Path, make_adapter: MakeAdapter, tmp_path: Path, said: list[str]
+) -> None:
+    report = merged(tmp_path / "out", said, tiny_nf4_base, make_adapter(tiny_nf4_base), form="nf4", force=True)
+    assert report["forced"] is True
     assert "breaks the limits" in (tmp_path / "out" / "merge_report.md").read_text()
 
 
@@ -152,20 +161,20 @@ def test_held_out_text_of_ones_own_is_measured_on(parts: tuple[Path, Path], tmp_
     data = tmp_path / "mine.jsonl"
     turn = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there, how are you?"}]
     data.write_text(json.dumps({"messages": turn}) + "\n")
-    report = merged(tmp_path / "out", said, *parts, data=data, force=True)
+    report = merged(tmp_path / "out", said, *parts, data=str(data), force=True)
     assert report["text"] == "mine.jsonl"
     assert 4 < report["tokens"] < 20
 
 
 @pytest.mark.parametrize(
     ("line", "problem"),
-    [("{", "mine.jsonl, line 1"), ('{"text": "x"}', "'messages' is missing"), ('{"messages": []}', "holds no text")],
+    [("{", "mine.jsonl:1: is not JSON"), ('{"text": "x"}', "holds no '### Human:'"), ('{"messages": []}', "is empty")],
 )
 def test_bad_held_out_text_is_named(line: str, problem: str, parts: tuple[Path, Path], tmp_path: Path, said: list[str]) -> None:
     data = tmp_path / "mine.jsonl"
     data.write_text(line + "\n")
-    with pytest.raises(HeldOutError, match=problem):
-        merged(tmp_path / "out", said, *parts, data=data)
+    with pytest.raises(TrainError, match=problem):
+        merged(tmp_path / "out", said, *parts, data=str(data))
     assert not (tmp_path / "out").exists()
 
 

@@ -17,9 +17,11 @@ import torch
 from safetensors.torch import save_file
 
 from qlora_chat.models import LoadedModel, open_model
-from qlora_chat.models.folders import Base
+from qlora_chat.models.folders import Base, read_json
 from qlora_chat.models.load import load
+from qlora_chat.models.quantise import quantised
 from qlora_chat.models.resolve import BUNDLED
+from qlora_chat.models.shards import write_shards, write_small_files
 from qlora_chat.settings import ModelSettings, Precision
 
 HIDDEN, FEED_FORWARD, RANK = 128, 192, 4
@@ -92,59 +94,73 @@ def transformers() -> Any:
     return transformers
 
 
+def write_base(folder: Path, **changes: Any) -> Path:
+    """A LLaMA of two layers with random weights and the demo's tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64, "intermediate_size": FEED_FORWARD,
+        "vocab_size": 8192, "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+        "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "dtype": "bfloat16", **changes,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        shutil.copyfile(BUNDLED / "base" / name, folder / name)
+    random = torch.Generator().manual_seed(7)
+    tensors = {
+        name: (torch.randn(size, generator=random) * 0.05 + (1.0 if "norm" in name else 0.0)).to(torch.bfloat16)
+        for name, size in Base.read(folder).tensors().items()
+    }
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 @pytest.fixture
 def make_base(tmp_path: Path) -> MakeBase:
-    """Writes a LLaMA of two layers with random weights and the demo's tokenizer."""
+    """Writes one into a folder of the test's."""
+    return lambda folder=None, **changes: write_base(folder or tmp_path / "tiny-base", **changes)
 
-    def make(folder: Path | None = None, **changes: Any) -> Path:
-        folder = folder or tmp_path / "tiny-base"
-        folder.mkdir(parents=True, exist_ok=True)
-        config = {
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "num_hidden_layers": 2,
-            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64, "intermediate_size": FEED_FORWARD,
-            "vocab_size": 8192, "max_position_embeddings": 64, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
-            "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "dtype": "bfloat16", **changes,
-        }  # fmt: skip
-        (folder / "config.json").write_text(json.dumps(config))
-        for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-            shutil.copyfile(BUNDLED / "base" / name, folder / name)
-        random = torch.Generator().manual_seed(7)
-        tensors = {
-            name: (torch.randn(size, generator=random) * 0.05 + (1.0 if "norm" in name else 0.0)).to(torch.bfloat16)
-            for name, size in Base.read(folder).tensors().items()
-        }
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        return folder
 
-    return make
+def write_adapter(base: Path, folder: Path, *, seed: int = 3, pickled: bool = False, **changes: Any) -> Path:
+    """A LoRA for a base in PEFT's layout, with random A and B."""
+    folder.mkdir(parents=True, exist_ok=True)
+    linears = {name: size for name, size in Base.read(base).linears().items() if name != "lm_head"}
+    targets = sorted({name.rpartition(".")[2] for name in linears})
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": 8, "lora_dropout": 0.0, "bias": "none",
+        "target_modules": targets, "base_model_name_or_path": "tiny", "inference_mode": True, **changes,
+    }  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    random = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, (outs, ins) in linears.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(RANK, ins, generator=random) * 0.1
+        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(outs, RANK, generator=random) * 0.1
+    if pickled:
+        torch.save(tensors, folder / "adapter_model.bin")
+    else:
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 @pytest.fixture
 def make_adapter(tmp_path: Path) -> MakeAdapter:
-    """Writes a LoRA for a base in PEFT's layout, with random A and B."""
+    """Writes one into a folder of the test's."""
+    return lambda base, folder=None, **changes: write_adapter(base, folder or tmp_path / "tiny-adapter", **changes)
 
-    def make(base: Path, folder: Path | None = None, *, seed: int = 3, pickled: bool = False, **changes: Any) -> Path:
-        folder = folder or tmp_path / "tiny-adapter"
-        folder.mkdir(parents=True, exist_ok=True)
-        linears = {name: size for name, size in Base.read(base).linears().items() if name != "lm_head"}
-        targets = sorted({name.rpartition(".")[2] for name in linears})
-        config = {
-            "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": 8, "lora_dropout": 0.0, "bias": "none",
-            "target_modules": targets, "base_model_name_or_path": "tiny", "inference_mode": True, **changes,
-        }  # fmt: skip
-        (folder / "adapter_config.json").write_text(json.dumps(config))
-        random = torch.Generator().manual_seed(seed)
-        tensors = {}
-        for name, (outs, ins) in linears.items():
-            tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(RANK, ins, generator=random) * 0.1
-            tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(outs, RANK, generator=random) * 0.1
-        if pickled:
-            torch.save(tensors, folder / "adapter_model.bin")
-        else:
-            save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        return folder
 
-    return make
+@pytest.fixture(scope="session")
+def tiny_nf4_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random base that is in NF4 already, made once; to be read only."""
+    folder = tmp_path_factory.mktemp("tiny")
+    base = Base.read(write_base(folder / "bf16", max_position_embeddings=256))
+    made = folder / "nf4"
+    made.mkdir()
+    write_shards(quantised(base, "cpu"), made)
+    write_small_files(
+        made, base.config, read_json(base.folder / "generation_config.json"), base.folder, base.folder, stored="nf4"
+    )
+    return made
 
 
 @pytest.fixture

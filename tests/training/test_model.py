@@ -33,9 +33,9 @@ def examples() -> Examples:
     return tokenise(dialogues.conversations[:30], SETTINGS, ModelTokenizer.read(BUNDLED / "base", 1), 2)
 
 
-def trainable(dropout: float = 0.0, *, dense: bool = True, targets: tuple[str, ...] = LINEARS) -> TrainableLlama:
-    """The bundled base with a LoRA of which both halves are set."""
-    base = Base.read(BUNDLED / "base")
+def trainable(folder: Path, dropout: float = 0.0, *, dense: bool = True, targets: tuple[str, ...] = LINEARS) -> TrainableLlama:
+    """A base with a LoRA of which both halves are set."""
+    base = Base.read(folder)
     held = Held(CPU, torch.float32, dense)
     model = TrainableLlama(Checkpoint(base.folder), base.shape, LoraShape(8, 16, dropout, targets), held)
     random = torch.Generator().manual_seed(1)
@@ -57,11 +57,13 @@ def together(examples: Examples) -> list[Pass]:
     return passes_of(examples, range(3), 10_000, CPU)
 
 
-def test_loss_and_gradients_are_pefts(examples: Examples) -> None:
-    model = trainable()
+@pytest.mark.parametrize("bundled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_loss_and_gradients_are_pefts(bundled: bool, examples: Examples, tiny_nf4_base: Path) -> None:
+    folder = BUNDLED / "base" if bundled else tiny_nf4_base
+    model = trainable(folder)
     (one_pass,) = together(examples)
     loss, _ = gradients(model, [one_pass])
-    expected_loss, expected = peft_gradients(model, one_pass)
+    expected_loss, expected = peft_gradients(folder, model, one_pass)
     assert loss == pytest.approx(expected_loss, rel=2e-3)  # Transformers dequantises to bf16
     ours: dict[str, Tensor] = {}
     with torch.no_grad():  # the gradients by PEFT's names, through the same views
@@ -75,16 +77,14 @@ def test_loss_and_gradients_are_pefts(examples: Examples) -> None:
     assert min(torch.cosine_similarity(ours[name], expected[name].flatten(), dim=0) for name in ours) > 0.999
 
 
-def peft_gradients(model: TrainableLlama, one_pass: Pass) -> tuple[float, Mapping[str, Tensor]]:
+def peft_gradients(folder: Path, model: TrainableLlama, one_pass: Pass) -> tuple[float, Mapping[str, Tensor]]:
     """The same through Transformers and PEFT, each dialogue by itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
         from transformers import AutoModelForCausalLM
 
-        plain: Any = (
-            AutoModelForCausalLM.from_pretrained(BUNDLED / "base", dtype=torch.float32).dequantize(torch.float32).float()
-        )
+        plain: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).dequantize(torch.float32).float()
         config = LoraConfig(r=8, lora_alpha=16, target_modules=list(LINEARS), task_type="CAUSAL_LM")
         wrapped: Any = get_peft_model(plain, config)
         set_peft_model_state_dict(wrapped, {name: each.clone() for name, each in model.adapter_tensors().items()})
@@ -100,8 +100,8 @@ def peft_gradients(model: TrainableLlama, one_pass: Pass) -> tuple[float, Mappin
     return total, {name: gradient for name, gradient in named if gradient is not None}
 
 
-def test_dialogues_laid_end_to_end_do_not_see_each_other(examples: Examples) -> None:
-    model = trainable()
+def test_dialogues_laid_end_to_end_do_not_see_each_other(examples: Examples, tiny_nf4_base: Path) -> None:
+    model = trainable(tiny_nf4_base)
     loss, packed = gradients(model, together(examples))
     apart, alone = gradients(model, [each for index in range(3) for each in passes_of(examples, [index], 10_000, CPU)])
     assert loss == pytest.approx(apart, rel=1e-5)
@@ -109,8 +109,8 @@ def test_dialogues_laid_end_to_end_do_not_see_each_other(examples: Examples) -> 
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
 
 
-def test_recomputing_layers_changes_nothing_dropout_included(examples: Examples) -> None:
-    model = trainable(dropout=0.3)
+def test_recomputing_layers_changes_nothing_dropout_included(examples: Examples, tiny_nf4_base: Path) -> None:
+    model = trainable(tiny_nf4_base, dropout=0.3)
     results = []
     for model.checkpointing in (False, True):
         torch.manual_seed(5)
@@ -118,22 +118,22 @@ def test_recomputing_layers_changes_nothing_dropout_included(examples: Examples)
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
-def test_dropout_drops_in_training_only(examples: Examples) -> None:
-    model, plain = trainable(dropout=0.5), trainable()
+def test_dropout_drops_in_training_only(examples: Examples, tiny_nf4_base: Path) -> None:
+    model, plain = trainable(tiny_nf4_base, dropout=0.5), trainable(tiny_nf4_base)
     (one_pass,) = together(examples)
     with torch.no_grad():
         assert float(model.loss(one_pass, 1.0)) != float(plain.loss(one_pass, 1.0))
         assert float(model.eval().loss(one_pass, 1.0)) == float(plain.loss(one_pass, 1.0))
 
 
-def test_weights_dequantised_for_each_product_give_the_same(examples: Examples) -> None:
-    results = [gradients(trainable(dense=dense), together(examples)) for dense in (True, False)]
+def test_weights_dequantised_for_each_product_give_the_same(examples: Examples, tiny_nf4_base: Path) -> None:
+    results = [gradients(trainable(tiny_nf4_base, dense=dense), together(examples)) for dense in (True, False)]
     assert results[0][0] == results[1][0]
     assert all(torch.equal(one, other) for one, other in zip(results[0][1], results[1][1], strict=True))
 
 
-def test_only_the_targets_get_an_adapter(examples: Examples) -> None:
-    model = trainable(targets=("q_proj", "v_proj"))
+def test_only_the_targets_get_an_adapter(examples: Examples, tiny_nf4_base: Path) -> None:
+    model = trainable(tiny_nf4_base, targets=("q_proj", "v_proj"))
     assert {name.split(".")[-3] for name in model.adapter_tensors()} == {"q_proj", "v_proj"}
     assert all(bool(each.abs().sum() > 0) for each in gradients(model, together(examples))[1])
 

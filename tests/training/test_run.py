@@ -10,11 +10,14 @@ import random
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from qlora_chat.models.folders import Base
 from qlora_chat.models.resolve import demo
@@ -25,54 +28,72 @@ from qlora_chat.training.checkpoint import TENSORS, Checkpoints
 from qlora_chat.training.dialogues import Dialogues
 from qlora_chat.training.record import begin, settings_of
 from qlora_chat.training.watch import WINDOW, Watch
-from tests.training.conftest import Command, finished, one_thread
-
-EVERY_STEP = ("--steps", "40", "--save-every", "1", "--eval-every", "20")
+from tests.training.conftest import Command
+from tests.training.running import Running, finished
 
 
 def digest(out: Path) -> str:
     return hashlib.sha256((out / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
-def killed(line: list[str], out: Path, step: int, chance: random.Random) -> bool:
-    """Start, and kill -9 some time after the checkpoint of a step is there; whether the process was still running."""
-    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=one_thread())
-    while process.poll() is None and newest_step(out) < step:
-        time.sleep(0.002)
-    time.sleep(chance.uniform(0, 0.05))
-    running = process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    return running
+def killed(line: list[str], out: Path, step: int, chance: random.Random) -> str:
+    """Start, and kill -9 after the checkpoint of a step: some time later, or in the midst of the next save. -> which."""
+    process = Running(line, out.with_name("told"))
+    where = chance.choice(["anywhere", "in a save"])
+    while process.alive and newest_step(out) < step:
+        time.sleep(0.001)
+    while where == "in a save" and process.alive and not saving(out):
+        time.sleep(0.0002)
+    time.sleep(chance.uniform(0, 0.05) if where == "anywhere" else chance.uniform(0, 0.003))
+    assert process.alive, out.with_name("told").read_text()
+    process.kill()
+    return "in a save" if saving(out) else "anywhere"
 
 
-@pytest.mark.timeout(400)
-def test_a_run_that_is_killed_and_damaged_ends_with_the_very_same_adapter(command: Command, tmp_path: Path) -> None:
-    whole = finished(command(tmp_path / "whole", *EVERY_STEP))
-    assert whole.returncode == 0, whole.stderr
-    out = tmp_path / "broken"
-    line = command(out, *EVERY_STEP, "--resume")
-    chance = random.Random(1)
-    assert all(killed(line, out, step, chance) for step in (5, 15))
+@pytest.mark.parametrize(
+    ("kills", "steps"), [pytest.param(4, 40, id="4 times"), pytest.param(50, 400, id="50 times", marks=pytest.mark.slow)]
+)
+@pytest.mark.timeout(500)
+def test_a_run_that_is_killed_and_damaged_ends_with_the_very_same_adapter(
+    kills: int, steps: int, command: Command, tmp_path: Path
+) -> None:
+    settings = ("--steps", str(steps), "--save-every", "1", "--eval-every", "20")
+    out, told, chance = tmp_path / "broken", tmp_path / "told", random.Random(kills)
+    assert finished(command(tmp_path / "whole", *settings), told).code == 0
+    line = command(out, *settings, "--resume")
+    where = Counter(killed(line, out, newest_step(out) + chance.randint(0, 3), chance) for _ in range(kills))
+    assert kills < 50 or min(where["in a save"], where["anywhere"]) > 10, where
     damage(newest(out))
-    last = finished(line)
-    assert last.returncode == 0, last.stderr
+    last = finished(line, told)
+    assert last.code == 0, last.told
     assert digest(out) == digest(tmp_path / "whole")
-    assert "is damaged" in last.stderr
-    steps = [json.loads(text)["step"] for text in (out / "metrics.jsonl").read_text().splitlines() if '"loss"' in text]
-    assert steps == list(range(1, 41))
+    assert "is damaged" in last.told
+    assert [each["step"] for each in losses(out)] == list(range(1, steps + 1))
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(2400)
-def test_fifty_kills_at_random_points(command: Command, tmp_path: Path) -> None:
-    settings = ("--steps", "300", "--save-every", "1", "--eval-every", "100")
-    assert finished(command(tmp_path / "whole", *settings), 600).returncode == 0
+def test_a_run_in_8_bits_that_is_gone_on_with_ends_with_the_very_same_adapter(command: Command, tmp_path: Path) -> None:
+    eight_bits = ("--optimizer", "paged_adamw_8bit", "--r", "64")  # smaller halves keep 32 bits
+    told, settings = tmp_path / "told", (*eight_bits, "--held-out", "0", "--save-every", "3")
+    assert finished(command(tmp_path / "whole", *settings, "--steps", "9"), told).code == 0
     out = tmp_path / "broken"
-    line, chance = command(out, *settings, "--resume"), random.Random(2)
-    assert all(killed(line, out, newest_step(out) + chance.randint(1, 4), chance) for _ in range(50))
-    assert finished(line, 600).returncode == 0
+    line = command(out, *settings, "--steps", "9", "--resume")
+    killed(line, out, 3, random.Random(3))
+    last = finished(line, told)
+    assert last.code == 0, last.told
+    assert "going on after step" in last.told
     assert digest(out) == digest(tmp_path / "whole")
+    for path in (out / "checkpoints" / "step-00000009").glob("*.safetensors"):
+        assert any(each.dtype == torch.uint8 for each in load_file(path).values()), "its memory is in 8 bits"
+
+
+def losses(out: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that are steps."""
+    lines = [json.loads(text) for text in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+def saving(out: Path) -> bool:
+    return any((out / "checkpoints").glob(".step-*"))
 
 
 def newest(out: Path) -> Path:
@@ -124,35 +145,36 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.timeout(240)
-def test_a_full_disk_leaves_the_earlier_checkpoint_and_the_run_goes_on(command: Command, small_disk: Path) -> None:
-    out = small_disk / "out"
+def test_a_full_disk_leaves_the_earlier_checkpoint_and_the_run_goes_on(
+    command: Command, small_disk: Path, tmp_path: Path
+) -> None:
+    out, told = small_disk / "out", tmp_path / "told"
     line = command(out, "--steps", "6", "--save-every", "3", "--held-out", "0")
     base = Base.read(Path(line[line.index("--base") + 1]))
     parameters = sum(4 * (outs + ins) for name, (outs, ins) in base.linears().items() if name != "lm_head")
     (small_disk / "ballast").write_bytes(b"0" * (2 * 2**20 - 12 * parameters * 7 // 4))
-    full = finished(line)
-    assert full.returncode == 1, full.stderr
-    assert "the checkpoint of step 6 could not be written" in full.stderr
-    assert "step-00000003 is whole" in full.stderr
-    assert "Traceback" not in full.stderr
+    full = finished(line, told)
+    assert full.code == 1, full.told
+    assert "the checkpoint of step 6 could not be written" in full.told
+    assert "step-00000003 is whole" in full.told
+    assert "Traceback" not in full.told
     (small_disk / "ballast").unlink()
-    resumed = finished(command(out, "--resume"))
-    assert resumed.returncode == 0, resumed.stderr
-    assert "going on after step 3 of 6" in resumed.stderr
+    resumed = finished(command(out, "--resume"), told)
+    assert resumed.code == 0, resumed.told
+    assert "going on after step 3 of 6" in resumed.told
     assert (out / "adapter_model.safetensors").is_file()
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(command: Command, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    line = command(out, "--steps", "5000", "--save-every", "5000")
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=one_thread())
+    process = Running(command(out, "--steps", "5000", "--save-every", "5000"), tmp_path / "told")
     metrics = out / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):  # a step has been made
+    while process.alive and not (metrics.exists() and metrics.stat().st_size):  # a step has been made
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130, told
-    assert f"to go on: qlora-chat train --resume --out {out}" in told
+    process.signal(signal.SIGINT)
+    ended = process.ended(60)
+    assert ended.code == 130, ended.told
+    assert f"to go on: qlora-chat train --resume --out {out}" in ended.told
     assert Checkpoints(out / "checkpoints", print).newest() is not None
     assert not (out / "adapter_model.safetensors").exists()
     asked = settings_of(out, {})
@@ -166,13 +188,25 @@ def test_ctrl_c_saves_and_says_how_to_go_on(command: Command, tmp_path: Path) ->
         begin(out, asked, Dialogues((), "x", (), {}), FoundBase(demo(), {}), resume=True, notify=print)
 
 
+def test_ctrl_c_before_the_first_step_says_how_to_go_on_too(command: Command, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = Running(command(out, "--steps", "5000"), tmp_path / "told")
+    while process.alive and not (out / "run.json").exists():
+        time.sleep(0.0005)
+    process.signal(signal.SIGINT)
+    ended = process.ended(60)
+    assert ended.code == 130, ended.told
+    assert f"o go on: qlora-chat train --resume --out {out}" in ended.told
+    assert "Traceback" not in ended.told
+
+
 def test_bad_data_is_told_before_a_weight_is_loaded(command: Command, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"messages": [{"role": "assistant", "content": "x"}]}\n')
     line = command(tmp_path / "out", "--data", str(bad), "--base", str(tmp_path / "no-such-base"))
-    ended = finished(line)
-    assert ended.returncode == 1
-    assert "bad.jsonl:1: messages[0] is the assistant's" in ended.stderr
+    ended = finished(line, tmp_path / "told")
+    assert ended.code == 1
+    assert "bad.jsonl:1: messages[0] is the assistant's" in ended.told
     assert not (tmp_path / "out").exists()
 
 

@@ -96,8 +96,6 @@ class Optimizer:
 
 
 def _bitsandbytes(name: str, parameters: tuple[nn.Parameter, ...], options: Mapping[str, Any], on_card: bool) -> Any:
-    if not on_card:
-        raise TrainError(f"--optimizer {name} keeps its memory on a card in 8 bits; on a CPU use adamw_32bit")
     try:
         from qlora_chat.models.weights import quiet_bitsandbytes
 
@@ -105,9 +103,7 @@ def _bitsandbytes(name: str, parameters: tuple[nn.Parameter, ...], options: Mapp
         from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit, PagedAdamW32bit
     except ImportError as problem:
         raise TrainError(f"--optimizer {name} needs bitsandbytes ({problem}); install it, or use adamw_32bit") from problem
-    kinds = {
-        "paged_adamw_32bit": PagedAdamW32bit,
-        "paged_adamw_8bit": PagedAdamW8bit,
-        "adamw_8bit": AdamW8bit,
-    }
+    if not on_card:  # there is nothing to page out, and the numbers are the same
+        name = name.removeprefix("paged_")
+    kinds = {"paged_adamw_32bit": PagedAdamW32bit, "paged_adamw_8bit": PagedAdamW8bit, "adamw_8bit": AdamW8bit}
     return kinds[name](parameters, **options)

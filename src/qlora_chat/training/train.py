@@ -66,11 +66,24 @@ def train(
     plan = run.plan or _plan(base, settings, trained, steps, place.device, value, place.free)
     run = run.with_plan(plan)
     notify(_told(trained, held_out, steps, plan, place.device, dtype))
-    held = Held(torch.device("cuda", 0) if place.device == "cuda" else torch.device("cpu"), dtype, plan.dense)
+    try:
+        model = _model(base, settings, plan, place.device, dtype)
+        return _run(run, model, settings, trained, held_out, steps, notify)
+    except KeyboardInterrupt:  # outside the loop, which takes Ctrl-C as its end
+        notify(f"stopped between steps; what was saved is whole. To go on: {_resuming(run.folder)}")
+        raise
+
+
+def _resuming(folder: Path) -> str:
+    return f"qlora-chat train --resume --out {folder}"
+
+
+def _model(base: PreparedBase, settings: TrainSettings, plan: StepPlan, device: str, dtype: torch.dtype) -> TrainableLlama:
+    held = Held(torch.device("cuda", 0) if device == "cuda" else torch.device("cpu"), dtype, plan.dense)
     lora = LoraShape(settings.r, settings.alpha, settings.dropout, settings.targets)
     model = TrainableLlama(base.tensors, base.base.shape, lora, held, settings.seed)
     model.checkpointing = plan.checkpointing
-    return _run(run, model, settings, trained, held_out, steps, notify)
+    return model
 
 
 def _run(
@@ -96,7 +109,7 @@ def _run(
     finally:
         metrics.close()
     if done < len(steps):
-        notify(f"stopped after step {done} of {len(steps)}, saved; to go on: qlora-chat train --resume --out {run.folder}")
+        notify(f"stopped after step {done} of {len(steps)}, saved; to go on: {_resuming(run.folder)}")
     else:
         record = adapter_record(run, settings, loop.losses(), done)
         write_adapter(run.folder, model.adapter_tensors(), settings, record)
