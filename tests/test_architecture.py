@@ -26,7 +26,7 @@ ARROWS: dict[str, set[str]] = {
     "operations": {"engines", "models", "prompt", "settings", "stopping"},
     "api": {"chat", "engines", "messages", "models", "operations", "prompt", "settings", "stopping"},
     "web": {"api", "chat", "engines", "history", "messages", "models", "operations", "prompt", "settings"},
-    "evaluation": {"chat", "engines", "messages", "models", "prompt", "settings"},
+    "evaluation": {"chat", "engines", "messages", "models", "prompt", "settings", "training"},
     "merging": {"engines", "evaluation", "exporting", "models", "prompt", "settings"},
     "doctor": {"models", "prompt", "settings", "training"},
     "exporting": {"models", "prompt", "settings"},

@@ -18,6 +18,7 @@ from qlora_chat.evaluation.questions import HAND_WRITTEN, Question
 from qlora_chat.evaluation.report import ReportError, read_earlier, write
 from qlora_chat.models import LoadedModel
 from qlora_chat.models.loss import own_dialogues
+from qlora_chat.prompt import DEFAULT_FORMAT
 from tests.fakes import ScriptedEngine, scripted_chat
 
 PROMPTS = [f"prompt {number}" for number in range(40)]
@@ -128,7 +129,10 @@ def test_perplexity_is_that_of_the_training_loss(demo_fp32: LoadedModel, tmp_pat
     nonsense.write_text("zebra of of 99 the purple (( sings quickly nor " * 40)
     plain = tmp_path / "plain.txt"
     plain.write_text("Once upon a time there was a little girl who lived in a house near the forest. " * 20)
-    first, second = (measure(demo_fp32, read_held_out(each, demo_fp32.tokenizer, 256, 500), "x") for each in (nonsense, plain))
+    first, second = (
+        measure(demo_fp32, read_held_out(str(each), demo_fp32.tokenizer, 256, 500, DEFAULT_FORMAT), "x")
+        for each in (nonsense, plain)
+    )
     assert first.perplexity > second.perplexity, "a story is less of a surprise than a list of words"
     of_perplexity(report.as_json(), tmp_path / "perplexity.png")
     of_blind(judge(blinded(["x"], ["a"], ["b"], 0), ("a", "b"), lambda *_: "1").as_json(), tmp_path / "ab.png")

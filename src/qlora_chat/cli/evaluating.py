@@ -11,7 +11,7 @@ import typer
 
 from qlora_chat import settings
 from qlora_chat.cli.opening import notify, open_chat
-from qlora_chat.cli.options import Adapter, Base, DeviceOption, Format, Model, PrecisionOption, model_settings
+from qlora_chat.cli.options import DeviceOption, Format, ModelOptions, PrecisionOption, expanded, model_settings
 
 app = typer.Typer(
     name="eval", help="How good a model is: questions with exact rules, perplexity, a blind comparison.", no_args_is_help=True
@@ -22,13 +22,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
 
 @app.command()
+@expanded
 def questions(
-    model: Model = "auto",
-    base: Base = None,
-    adapter: Adapter = None,
-    precision: PrecisionOption = "auto",
-    device: DeviceOption = "auto",
-    prompt_format: Format = None,
+    model: ModelOptions,
     file: Annotated[Path | None, typer.Option(help="JSON lines of questions; default: the hand-written set")] = None,
     seeds: Annotated[int, typer.Option(min=0, max=100, help="runs with the page's own sampling, besides the greedy one")] = 5,
     before: Annotated[Path | None, typer.Option(help="an earlier questions.json, to be drawn beside")] = None,
@@ -44,8 +40,7 @@ def questions(
     source = file or HAND_WRITTEN
     asked = read_questions(source)
     earlier = read_earlier(before) if before else None
-    chosen = model_settings(model, base, adapter, precision, device, prompt_format, slots=1)
-    chat = open_chat(chosen)
+    chat = open_chat(model.settings())
     with closing(chat.engine):
         report = ask_all(chat, asked, source, range(seeds), notify)
     if out:
@@ -58,34 +53,36 @@ def questions(
 
 
 @app.command()
+@expanded
 def perplexity(
-    file: Annotated[Path, typer.Argument(help="held-out `messages` JSON lines (answers count) or .txt (everything counts)")],
-    model: Model = "auto",
-    base: Base = None,
-    adapter: Adapter = None,
-    precision: PrecisionOption = "auto",
-    device: DeviceOption = "auto",
+    data: Annotated[
+        str, typer.Argument(help="held-out dialogues as `train` takes them (answers count), or .txt (everything counts)")
+    ],
+    model: ModelOptions,
     tokens: Annotated[int, typer.Option(min=1, help="read the file until so many tokens count")] = 100_000,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
     """Say how surprised a model is by a file."""
     settings.quiet_libraries()
-    chosen = model_settings(model, base, adapter, precision, device, None, slots=1)
+    chosen = model.settings()
     from qlora_chat.evaluation.held_out import read_held_out
     from qlora_chat.evaluation.perplexity import measure
     from qlora_chat.evaluation.report import drawn_into, write
     from qlora_chat.models import open_model
+    from qlora_chat.prompt import prompt_format as known_format
 
     loaded = open_model(chosen, notify)
-    text = read_held_out(file, loaded.tokenizer, loaded.info.window, tokens)
-    report = measure(loaded, text, file.name)
+    form = known_format(loaded.info.prompt_format)
+    text = read_held_out(data, loaded.tokenizer, loaded.info.window, tokens, form, notify)
+    name = Path(data).name
+    report = measure(loaded, text, name, notify)
     if out:
         from qlora_chat.evaluation.picture import of_perplexity
 
         write(out, "perplexity", report.as_json())
         of_perplexity(report.as_json(), drawn_into(out, "perplexity"))
-    said = f"perplexity {report.perplexity} ({report.nats} nats a token) on {report.tokens:,} tokens of {file.name}"
+    said = f"perplexity {report.perplexity} ({report.nats} nats a token) on {report.tokens:,} tokens of {name}"
     print(json.dumps(report.as_json(), ensure_ascii=False) if as_json else f"{report.model}: {said}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,7 @@ import typer
 
 from qlora_chat import settings
 from qlora_chat.cli.opening import notify
+from qlora_chat.cli.options import expanded
 from qlora_chat.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -32,6 +34,38 @@ ContainsText = Annotated[str | None, typer.Option("--text", help="what the quest
 Since = Annotated[str | None, typer.Option(help="from this time on: 2026-11-24 or 2026-11-24T18:30")]
 Until = Annotated[str | None, typer.Option(help="before this time")]
 SHOWN_LETTERS = 100
+
+
+@dataclass(frozen=True)
+class TurnOptions:
+    """Which of the turns that were received."""
+
+    conversation: Conversation = None
+    adapter: AdapterName = None
+    finish: Finish = None
+    rating: RatingOption = None
+    text: ContainsText = None
+    since: Since = None
+    until: Until = None
+
+    def wanted(self, turn: str | None = None) -> Wanted:
+        """For the store. SettingsError for a time that is none."""
+        from qlora_chat.receiver.store import Wanted
+
+        return Wanted(
+            conversation_id=self.conversation,
+            turn_id=turn,
+            adapter=self.adapter,
+            finish_reason=self.finish,
+            since=_seconds("--since", self.since),
+            until=_seconds("--until", self.until),
+        )
+
+    def rated(self) -> Any:
+        """How it must be rated. SettingsError for what is no rating."""
+        if self.rating not in (None, "up", "down", "edited", "commented"):
+            raise SettingsError(f"--rating is {self.rating!r}, but must be up, down, edited or commented")
+        return self.rating
 
 
 @app.command()
@@ -64,74 +98,43 @@ def stats(store: Store, as_json: Annotated[bool, typer.Option("--json", help="pr
 
 
 @app.command()
+@expanded
 def query(
     store: Store,
-    conversation: Conversation = None,
+    which: TurnOptions,
     turn: TurnId = None,
-    adapter: AdapterName = None,
-    finish: Finish = None,
-    rating: RatingOption = None,
-    text: ContainsText = None,
-    since: Since = None,
-    until: Until = None,
     limit: Annotated[int, typer.Option(help="most turns shown", min=1)] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="print records as JSON lines, as `replay` takes them")] = False,
 ) -> None:
     """Show turns, the newest first."""
-    wanted = _wanted(conversation, turn, adapter, finish, since, until)
+    wanted = which.wanted(turn)
     from qlora_chat.receiver.store import RecordStore
     from qlora_chat.receiver.turns import turns
 
     with (
         closing(RecordStore(store)) as records,
-        closing(turns(records, wanted, text=text, rating=_rating(rating), newest_first=True)) as found,
+        closing(turns(records, wanted, text=which.text, rating=which.rated(), newest_first=True)) as found,
     ):
         for each in islice(found, limit):
             print(json.dumps(each.record()) if as_json else _turn_text(each))
 
 
 @app.command()
+@expanded
 def export(
     store: Store,
     parquet: Annotated[Path, typer.Option(help="file to write; replaced if it is there")],
-    conversation: Conversation = None,
-    adapter: AdapterName = None,
-    finish: Finish = None,
-    rating: RatingOption = None,
-    text: ContainsText = None,
-    since: Since = None,
-    until: Until = None,
+    which: TurnOptions,
 ) -> None:
     """Write turns with their feedback to a Parquet file, one row each."""
-    wanted = _wanted(conversation, None, adapter, finish, since, until)
+    wanted = which.wanted()
     from qlora_chat.receiver.export import export_parquet
     from qlora_chat.receiver.store import RecordStore
     from qlora_chat.receiver.turns import turns
 
     with closing(RecordStore(store)) as records:
-        count = export_parquet(turns(records, wanted, text=text, rating=_rating(rating)), parquet)
+        count = export_parquet(turns(records, wanted, text=which.text, rating=which.rated()), parquet)
     print(f"wrote {count:,} turns to {parquet}")
-
-
-def _wanted(
-    conversation: str | None, turn: str | None, adapter: str | None, finish: str | None, since: str | None, until: str | None
-) -> Wanted:
-    from qlora_chat.receiver.store import Wanted
-
-    return Wanted(
-        conversation_id=conversation,
-        turn_id=turn,
-        adapter=adapter,
-        finish_reason=finish,
-        since=_seconds("--since", since),
-        until=_seconds("--until", until),
-    )
-
-
-def _rating(given: str | None) -> Any:
-    if given not in (None, "up", "down", "edited", "commented"):
-        raise SettingsError(f"--rating is {given!r}, but must be up, down, edited or commented")
-    return given
 
 
 def _seconds(option: str, given: str | None) -> float | None:

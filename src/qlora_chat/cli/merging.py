@@ -19,7 +19,9 @@ def merge(
     base: Base = None,
     adapter: Adapter = None,
     model: Annotated[str, typer.Option(help="demo or guanaco-7b, instead of --base and --adapter")] = "auto",
-    data: Annotated[Path | None, typer.Option(help="held-out `messages` JSON lines or .txt; default: own dialogues")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="held-out dialogues as `train` takes them, or .txt; default: the program's own")
+    ] = None,
     form: FormOption = "auto",
     device: DeviceOption = "auto",
     prompt_format: Format = None,

@@ -1,15 +1,19 @@
 """The options that several commands share, and what becomes of them.
 
-Scope: names, help texts, and the step from options to settings. Knows no command.
+Scope: names, help texts, and the step from options to settings. Knows no command. Options that come together are a
+dataclass; a command takes it as one parameter and is wrapped by `expanded`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from inspect import Parameter, signature
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from qlora_chat.settings import ModelSettings, SettingsError
+from qlora_chat.settings import EngineSettings, ModelSettings, Sampling, SettingsError, engine_settings
 
 Model = Annotated[str, typer.Option(help="auto, guanaco-7b or demo")]
 Base = Annotated[str | None, typer.Option(help="Hub id or folder of a LLaMA-family base, or demo for the bundled one")]
@@ -40,6 +44,74 @@ History = Annotated[
     ),
 ]
 System = Annotated[str | None, typer.Option(help="system text; default: the prompt format's own")]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, where and how it is held."""
+
+    model: Model = "auto"
+    base: Base = None
+    adapter: Adapter = None
+    precision: PrecisionOption = "auto"
+    device: DeviceOption = "auto"
+    prompt_format: Format = None
+
+    def settings(self) -> ModelSettings:
+        """For a program with one chat. ValueError for an unknown prompt format, SettingsError for what does not go together."""
+        return model_settings(self.model, self.base, self.adapter, self.precision, self.device, self.prompt_format, slots=1)
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Where the model runs."""
+
+    engine: Engine = "local"
+    engine_model: EngineModel = None
+
+    def settings(self) -> EngineSettings:
+        """SettingsError for addresses that are none."""
+        return engine_settings(self.engine, self.engine_model)
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How an answer is drawn."""
+
+    temperature: Temperature = 0.7
+    top_p: TopP = 0.9
+    top_k: TopK = 0
+    repetition_penalty: RepetitionPenalty = 1.0
+    max_new_tokens: MaxNewTokens = 1536
+    seed: Seed = None
+
+    def settings(self) -> Sampling:
+        """SettingsError for a value out of its range."""
+        return Sampling(self.temperature, self.top_p, self.top_k, self.repetition_penalty, self.max_new_tokens, self.seed)
+
+
+def expanded(command: Callable[..., None]) -> Callable[..., None]:
+    """The command as typer reads it: each parameter that is a dataclass stands for its fields, an option each."""
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    options: dict[str, Parameter] = {}
+    for name, parameter in signature(command).parameters.items():
+        if name not in groups:
+            options[name] = parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[name])
+            continue
+        types = get_type_hints(groups[name], include_extras=True)
+        for each in fields(groups[name]):
+            annotation = types[each.name]
+            options[each.name] = Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default, annotation=annotation)
+
+    def called(**given: Any) -> None:
+        grouped = {name: kind(**{each.name: given.pop(each.name) for each in fields(kind)}) for name, kind in groups.items()}
+        command(**given, **grouped)
+
+    called.__name__, called.__doc__ = command.__name__, command.__doc__
+    called.__annotations__ = {name: option.annotation for name, option in options.items()}
+    called.__signature__ = signature(command).replace(parameters=list(options.values()), return_annotation=None)  # type: ignore[attr-defined]
+    return called
 
 
 def model_settings(

@@ -14,28 +14,25 @@ import typer
 from qlora_chat import settings
 from qlora_chat.cli.opening import Keeping, notify
 from qlora_chat.cli.options import (
-    Adapter,
     Adapters,
     Base,
     DeviceOption,
     Engine,
     EngineModel,
+    EngineOptions,
     Format,
     History,
-    MaxNewTokens,
     Model,
+    ModelOptions,
     PrecisionOption,
-    RepetitionPenalty,
-    Seed,
+    SamplingOptions,
     Slots,
     System,
-    Temperature,
-    TopK,
-    TopP,
+    expanded,
     model_settings,
     one_or_named,
 )
-from qlora_chat.settings import Sampling, ServeSettings, SettingsError
+from qlora_chat.settings import ServeSettings, SettingsError
 
 
 def serve(
@@ -77,61 +74,37 @@ def serve(
         )  # fmt: skip
 
 
+@expanded
 def chat(
-    model: Model = "auto",
-    base: Base = None,
-    adapter: Adapter = None,
-    precision: PrecisionOption = "auto",
-    device: DeviceOption = "auto",
-    prompt_format: Format = None,
-    engine: Engine = "local",
-    engine_model: EngineModel = None,
-    temperature: Temperature = 0.7,
-    top_p: TopP = 0.9,
-    top_k: TopK = 0,
-    repetition_penalty: RepetitionPenalty = 1.0,
-    max_new_tokens: MaxNewTokens = 1536,
-    seed: Seed = None,
+    model: ModelOptions,
+    engine: EngineOptions,
+    sampling: SamplingOptions,
     system: System = None,
     history: History = None,
 ) -> None:
     """Talk in the terminal. /help lists what can be typed; Ctrl-C stops an answer."""
     settings.quiet_libraries()
-    chosen = model_settings(model, base, adapter, precision, device, prompt_format, slots=1)
-    sampling = Sampling(temperature, top_p, top_k, repetition_penalty, max_new_tokens, seed)
-    where = settings.engine_settings(engine, engine_model)
+    chosen, drawn, where = model.settings(), sampling.settings(), engine.settings()
 
     from qlora_chat.terminal import talk
 
     with closing(Keeping(settings.history_settings(history), settings.log_settings())) as keeping:
-        talk(keeping.chat(chosen, where), sampling, system, logging_on=keeping.logging_on)
+        talk(keeping.chat(chosen, where), drawn, system, logging_on=keeping.logging_on)
 
 
+@expanded
 def ask(
     text: Annotated[str, typer.Argument(help="the question; - reads it from standard input")],
-    model: Model = "auto",
-    base: Base = None,
-    adapter: Adapter = None,
-    precision: PrecisionOption = "auto",
-    device: DeviceOption = "auto",
-    prompt_format: Format = None,
-    engine: Engine = "local",
-    engine_model: EngineModel = None,
-    temperature: Temperature = 0.7,
-    top_p: TopP = 0.9,
-    top_k: TopK = 0,
-    repetition_penalty: RepetitionPenalty = 1.0,
-    max_new_tokens: MaxNewTokens = 1536,
-    seed: Seed = None,
+    model: ModelOptions,
+    engine: EngineOptions,
+    sampling: SamplingOptions,
     system: System = None,
     history: History = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Ask one question and print the answer."""
     settings.quiet_libraries()
-    chosen = model_settings(model, base, adapter, precision, device, prompt_format, slots=1)
-    sampling = Sampling(temperature, top_p, top_k, repetition_penalty, max_new_tokens, seed)
-    where = settings.engine_settings(engine, engine_model)
+    chosen, drawn, where = model.settings(), sampling.settings(), engine.settings()
     question = sys.stdin.read() if text == "-" else text
     if not question.strip():
         raise SettingsError("there is nothing to ask: TEXT is empty")
@@ -139,6 +112,6 @@ def ask(
     from qlora_chat.terminal import ask_once
 
     with closing(Keeping(settings.history_settings(history), settings.log_settings())) as keeping:
-        result = ask_once(keeping.chat(chosen, where), question, sampling, system, show=not as_json)
+        result = ask_once(keeping.chat(chosen, where), question, drawn, system, show=not as_json)
     if as_json:
         print(json.dumps(result, ensure_ascii=False))

@@ -29,7 +29,7 @@ def merge_command(
     model: str,
     base: str | None,
     adapter: str | None,
-    data: Path | None,
+    data: str | None,
     form: Any,
     device: Any,
     prompt_format: str | None,

@@ -33,6 +33,7 @@ from qlora_chat.models.quantise import eight_bits, quantised
 from qlora_chat.models.resolve import Source
 from qlora_chat.models.shards import Named, Stored, write_shards, write_small_files
 from qlora_chat.models.weights import Adapter, build
+from qlora_chat.prompt import prompt_format as known_format
 from qlora_chat.settings import Device
 
 
@@ -43,7 +44,7 @@ class Asked:
     source: Source
     out: Path
     form: Form = "auto"
-    data: Path | None = None
+    data: str | None = None
     """Held-out text; None takes the program's own dialogues."""
     most_tokens: int = 2000
     """Of the data, that count."""
@@ -57,7 +58,7 @@ def merge(asked: Asked, cache: Cache, notify: Notify) -> Report:
     _check_target(asked.out)
     place = _place(asked)
     parts = parts_of(asked.source, place, cache, notify)
-    text = _text(asked, parts)
+    text = _text(asked, parts, notify)
     try:
         asked.out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=asked.out.parent, prefix=f".{asked.out.name}-work-") as work:
@@ -66,11 +67,12 @@ def merge(asked: Asked, cache: Cache, notify: Notify) -> Report:
         raise ModelError(f"{asked.out} cannot be written ({problem}); make room, or name another folder") from problem
 
 
-def _text(asked: Asked, parts: Parts) -> HeldOut:
+def _text(asked: Asked, parts: Parts, notify: Notify) -> HeldOut:
     window = parts.original.shape.window
     if asked.data is None:
         return own_dialogues(parts.tokenizer, parts.special.bos, window)
-    return read_held_out(asked.data, parts.tokenizer, window, asked.most_tokens)
+    form = known_format(asked.prompt_format)
+    return read_held_out(asked.data, parts.tokenizer, window, asked.most_tokens, form, notify)
 
 
 def _check_target(out: Path) -> None:
@@ -124,7 +126,7 @@ class _Work:
         return report
 
     def _text_name(self) -> str:
-        return self.asked.data.name if self.asked.data else "the program's own dialogues"
+        return Path(self.asked.data).name if self.asked.data else "the program's own dialogues"
 
     def _adapter(self) -> Path:
         assert self.asked.source.adapter is not None
@@ -189,7 +191,7 @@ class _Work:
     def _speed(self, folder: Path, adapter: Adapter | None = None) -> float:
         base = Base.read(folder)
         weights = build(Checkpoint(folder), base.shape, torch.device(self.device), adapter=adapter)
-        speed = round(tokens_per_second(weights), 1)
+        speed = round(tokens_per_second(weights, self.notify), 1)
         del weights
         gc.collect()
         return speed

@@ -65,8 +65,11 @@ class _Reading:
     unanswered: int = 0
 
 
-def read_dialogues(paths: Sequence[Path], *, skip_bad: bool = False) -> Dialogues:
-    """Every dialogue of the files, in order; a folder stands for its files. TrainError lists what is wrong, and where."""
+def read_dialogues(paths: Sequence[Path], *, skip_bad: bool | None = False) -> Dialogues:
+    """Every dialogue of the files, in order; a folder stands for its files. TrainError lists what is wrong, and where.
+
+    skip_bad leaves bad records out; None where the command has no --skip-bad to tell of.
+    """
     files = [file for path in paths for file in _files(path)]
     reading, digest = _Reading(), hashlib.sha256()
     for file in files:
@@ -75,7 +78,7 @@ def read_dialogues(paths: Sequence[Path], *, skip_bad: bool = False) -> Dialogue
         for where, record in _records(file, data, reading.problems):
             _take(reading, f"{file}:{where}", record)
     if reading.problems and not skip_bad:
-        raise TrainError(_told(reading.problems))
+        raise TrainError(_told(reading.problems, can_skip=skip_bad is not None))
     if not reading.conversations:
         raise TrainError(f"there is no dialogue with an answer in {', '.join(str(path) for path in paths)}")
     return Dialogues(
@@ -102,12 +105,13 @@ def _take(reading: _Reading, where: str, record: Any) -> None:
         reading.conversations.append(conversation)
 
 
-def _told(problems: Sequence[str]) -> str:
+def _told(problems: Sequence[str], *, can_skip: bool) -> str:
     shown = "\n".join(f"  {each}" for each in problems[:SHOWN_PROBLEMS])
     more = len(problems) - SHOWN_PROBLEMS
     rest = f"\n  and {more:,} more" if more > 0 else ""
     records = "1 record" if len(problems) == 1 else f"{len(problems):,} records"
-    return f"{records} cannot be used; mend them, or leave them out with --skip-bad\n{shown}{rest}"
+    mend = "mend them, or leave them out with --skip-bad" if can_skip else "mend them"
+    return f"{records} cannot be used; {mend}\n{shown}{rest}"
 
 
 def _files(path: Path) -> list[Path]:

@@ -1,0 +1,44 @@
+"""demo/pretrain.py, whole: text to a base in NF4 that can be trained on and talked with, in a few small steps."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qlora_chat.models.folders import Base
+from qlora_chat.models.resolve import BUNDLED
+from tests.training.conftest import EXAMPLE, ROOT
+
+KINDS = ("snakes", "classics-child", "classics-simple", "self_dialogue", "tinystories_slices", "dolly-long", "tatoeba")
+
+
+def compressed(path: Path, records: list[dict[str, object]]) -> Path:
+    path.write_bytes(lzma.compress("".join(json.dumps(each) + "\n" for each in records).encode()))
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_few_steps_leave_a_base_in_the_bundled_ones_shape(tmp_path: Path) -> None:
+    dialogues = [json.loads(line) for line in EXAMPLE.read_text().splitlines()]
+    said = " ".join(message["content"] for each in dialogues for message in each["messages"])
+    text = compressed(tmp_path / "text.jsonl.xz", [{"s": kind, "text": said[:6000]} for kind in KINDS for _ in range(4)])
+    chat = compressed(tmp_path / "chat.jsonl.xz", dialogues)
+    line = [sys.executable, str(ROOT / "demo" / "pretrain.py"), "--text", str(text), "--chat", str(chat)]
+    small = ["--out", str(tmp_path / "out"), "--steps", "3", "--rows", "4", "--length", "32"]
+    ended = subprocess.run([*line, *small], capture_output=True, text=True, timeout=380, check=False)
+    assert ended.returncode == 0, ended.stderr
+    first, last = 9.1, float(ended.stdout.split("loss ")[1].split(",")[0])
+    assert "step 3: loss" in ended.stdout
+    assert 2 < last < first + 1, "about the logarithm of the vocabulary, and falling"
+    made, bundled = Base.read(tmp_path / "out" / "base"), Base.read(BUNDLED / "base")
+    assert made.quantised
+    assert made.tensors() == bundled.tensors()
+    asked = [sys.executable, "-m", "qlora_chat", "ask", "hi", "--base", str(tmp_path / "out" / "base"), "--max-new-tokens", "3"]
+    answer = subprocess.run([*asked, "--json"], capture_output=True, text=True, timeout=200, check=False)
+    assert answer.returncode == 0, answer.stderr
