@@ -1,9 +1,18 @@
-"""`train --recipe demo` on the bundled base, a seed at a time: adapters to be chosen between by the hand-written questions.
+"""`train --recipe demo` on the bundled base, several seeds beside each other, each scored: is one better than what is bundled?
 
-    PYTHONPATH=src python3 bench/train_demo.py --data .carry/chat_train.jsonl.xz --out OUT [--seeds 0 1 2] [--set epochs=3 r=64]
+    python3 bench/carry_demo.py DATA BITSANDBYTES_WHEEL        # on the machine that has them: what travels, into .carry/
+    PYTHONPATH=src:.carry/site python3 bench/train_demo.py [--seeds 0 1 2] [--set epochs=3 r=64]      # on the card
+    PYTHONPATH=src python3 bench/train_demo.py --data examples/dialogues.jsonl --rehearse        # minutes without a card
 
-The data is third-party and lies in an ignored folder (.carry/); it is never committed. Each seed is a run of its own in
-OUT/seed-N, with a held-out loss; --set changes numbers of the recipe. Prints JSON.
+A 45 M model leaves a card idle between launches (2,312 steps of some thousand kernels each: by estimate a minute of launching a
+seed, and a third of that of computing), so the seeds run as processes of their own at the same time, and the bundled adapter is
+scored beside them: one call says before and after on one machine. Each run lives in --work, and goes on from its newest
+checkpoint when the same line is given again after it was cut off or ran into --seconds. What is to be kept comes into --out
+(default $OUT): a report as JSON, and for each part one .tar with the adapter, its record, metrics, picture and every answer.
+
+The rule, written down before any training: of the seeds, the one with the least held-out loss is taken, so that nothing is
+chosen by the questions; it replaces the bundled adapter if it has more right than that one both greedily and on average
+over the sampled runs. The data is third-party and lies in an ignored folder; it is never committed.
 """
 
 from __future__ import annotations
@@ -12,65 +21,173 @@ import argparse
 import hashlib
 import json
 import os
-import shutil
+import signal
+import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 import yaml
-from common import hardware
+from common import ROOT, hardware
 
-from qlora_chat.training.recipe import read_recipe, settings_from
-from qlora_chat.training.train import train
+from qlora_chat.models.resolve import BUNDLED
 
-SMALL_FILES = ("adapter_model.safetensors", "adapter_config.json", "qlora_chat.json", "metrics.jsonl", "loss.png", "run.json")
+KEPT = ("adapter_model.safetensors", "adapter_config.json", "qlora_chat.json", "metrics.jsonl", "loss.png", "run.json",
+        "questions.json", "log.txt")  # fmt: skip
+SAMPLED = 5
+REHEARSAL = {"steps": 6, "batch": 4, "save_every": 2, "held_out": 0.01}
+DONE = "done.json"
 
 
-def run(data: Path, out: Path, seed: int, more: list[str]) -> dict[str, Any]:
-    """Train one adapter; seconds, losses, and the sha256 of its weights."""
-    flags: dict[str, Any] = {"data": [str(data)], "seed": seed, "data_seed": seed + 42}
-    flags |= {name: yaml.safe_load(value) for name, _, value in (each.partition("=") for each in more)}
-    begin = time.perf_counter()
-    outcome = train(settings_from(read_recipe("demo"), flags), out, lambda line: print(line, file=sys.stderr, flush=True))
+def say(line: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+# --- one seed, in a process of its own --------------------------------------------------------------------------------
+
+
+def train_and_score(chosen: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
+    """Train into `folder`, or go on with what is there, then ask the questions."""
+    from qlora_chat.training.recipe import read_recipe, settings_from
+    from qlora_chat.training.record import read_run
+    from qlora_chat.training.train import train
+
+    flags: dict[str, Any] = {"data": [str(each) for each in chosen.data], "seed": seed, "data_seed": seed + 42}
+    flags |= REHEARSAL if chosen.rehearse else {}
+    flags |= {name: yaml.safe_load(value) for name, _, value in (each.partition("=") for each in chosen.more)}
+    begin, resumed = time.perf_counter(), read_run(folder) is not None
+    outcome = train(settings_from(read_recipe("demo"), flags), folder, say, resume=True)
     if not outcome.finished:
-        return {"seed": seed, "failed": f"stopped after step {outcome.step} of {outcome.steps}"}
-    record = json.loads((out / "qlora_chat.json").read_text())
+        raise SystemExit(f"stopped after step {outcome.step} of {outcome.steps}; give the same line again to go on")
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {
-        "seed": seed,
-        "seconds": round(time.perf_counter() - begin, 1),
-        "steps": record["steps"],
-        "loss": record["loss"],
-        "held_out_loss": record["held_out_loss"],
-        "sha256": hashlib.sha256((out / "adapter_model.safetensors").read_bytes()).hexdigest(),
-    }
+        "seed": seed, "resumed": resumed, "steps": outcome.steps, "seconds": round(time.perf_counter() - begin, 1),
+        "tokens_per_s": max(each["tokens_per_s"] for each in steps if "tokens_per_s" in each), "loss": outcome.loss,
+        "held_out_loss": outcome.held_out_loss,
+        "sha256": hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest(),
+        **score(chosen, folder, folder),
+    }  # fmt: skip
 
 
-def keep_small_files(out: Path) -> None:
-    """Checkpoints stay behind: what is carried home is the adapter and what tells of it."""
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
-    for path in out.iterdir():
-        if path.name not in SMALL_FILES:
-            path.unlink()
+def score(chosen: argparse.Namespace, adapter: Path, folder: Path) -> dict[str, Any]:
+    """The hand-written questions, greedily and under each seed; every answer into questions.json."""
+    from qlora_chat.chat import Chat
+    from qlora_chat.engines import open_engine
+    from qlora_chat.evaluation.asking import ask_all
+    from qlora_chat.evaluation.questions import HAND_WRITTEN, read_questions
+    from qlora_chat.evaluation.report import write
+    from qlora_chat.history.memory import MemoryHistory
+    from qlora_chat.prompt import prompt_format
+    from qlora_chat.settings import ModelSettings
+
+    questions = read_questions(HAND_WRITTEN)[:: 20 if chosen.rehearse else 1]
+    engine = open_engine(ModelSettings(base=str(BUNDLED / "base"), adapter=str(adapter), precision="bf16", slots=1), say)
+    try:
+        chat = Chat(engine, prompt_format(engine.info.prompt_format), MemoryHistory())
+        report = ask_all(chat, questions, HAND_WRITTEN, range(1 if chosen.rehearse else SAMPLED), say)
+    finally:
+        engine.close()
+    write(folder, "questions", report.as_json())
+    greedy, *sampled = [run.score.right for run in report.runs]
+    kinds = {kind: [run.score.by_kind[kind][0] for run in report.runs] for kind in report.runs[0].score.by_kind}
+    return {"asked": len(questions), "greedy": greedy, "sampled": sampled, "mean": round(fmean(sampled), 2), "by kind": kinds}
+
+
+# --- all of them -------------------------------------------------------------------------------------------------------
+
+
+def started(chosen: argparse.Namespace, name: str) -> subprocess.Popen[bytes]:
+    """This script again, for one part; what it says goes into its folder's log.txt."""
+    folder = chosen.work / name
+    folder.mkdir(parents=True, exist_ok=True)
+    environment = {"QLORA_CHAT_CACHE": str(chosen.work / "cache" / name), "HF_HUB_OFFLINE": "1", **os.environ}
+    with (chosen.work / f"{name}.log").open("ab") as log:
+        return subprocess.Popen([sys.executable, *sys.argv, "--part", name], stdout=log, stderr=log, env=environment)
+
+
+def ended(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait for it; where time is up, Ctrl-C, at which training saves, and half a minute for that."""
+    try:
+        process.wait(max(0.1, seconds))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def part(chosen: argparse.Namespace, name: str) -> None:
+    """One seed, or what is bundled; skipped if it was done before."""
+    folder = chosen.work / name
+    run = folder / "run"
+    if (folder / DONE).is_file():
+        return
+    if name == "before":
+        made = score(chosen, BUNDLED / "adapter", folder)
+    else:
+        made = train_and_score(chosen, int(name.removeprefix("seed-")), run)
+    (folder / DONE).write_text(json.dumps(made))
+
+
+def collected(chosen: argparse.Namespace, name: str) -> dict[str, Any]:
+    """What a part found, and its files in a tar; the end of its log where it failed."""
+    folder = chosen.work / name
+    log = chosen.work / f"{name}.log"
+    if not (folder / DONE).is_file():
+        return {"failed": log.read_text(errors="replace")[-1500:]}
+    with tarfile.open(chosen.out / f"{name}.tar", "w") as tar:
+        tar.add(log, f"{name}/log.txt")
+        for path in [*folder.iterdir(), *((folder / "run").iterdir() if (folder / "run").is_dir() else ())]:
+            if path.name in KEPT:
+                tar.add(path, f"{name}/{path.name}")
+    return json.loads((folder / DONE).read_text())
+
+
+def verdict(before: dict[str, Any], seeds: list[dict[str, Any]]) -> dict[str, Any]:
+    """The rule of this file's head."""
+    made = [each for each in seeds if "failed" not in each]
+    if "failed" in before or len(made) < len(seeds):
+        return {"replace": False, "why": "not every part was finished: give the same line again"}
+    best = min(made, key=lambda each: each["held_out_loss"])
+    better = best["greedy"] > before["greedy"] and best["mean"] > before["mean"]
+    figures = f"greedily {before['greedy']} -> {best['greedy']}, sampled {before['mean']} -> {best['mean']}"
+    return {"replace": better, "seed": best["seed"], "why": f"least held-out loss {best['held_out_loss']}; {figures}"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, nargs="+", default=[ROOT / ".carry" / "chat_train.jsonl.xz"])
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "out")))
+    parser.add_argument("--work", type=Path, default=ROOT / "out" / "train_demo", help="kept between calls")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", nargs="*", default=[], dest="more", help="name=value, a number of the recipe's")
+    parser.add_argument("--seconds", type=float, default=550, help="then what is not finished saves, and can be gone on with")
+    parser.add_argument("--rehearse", action="store_true", help="a few steps and questions, to see that all of it runs")
+    parser.add_argument("--part", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    results = []
-    for seed in chosen.seeds:
-        out = chosen.out / f"seed-{seed}"
-        results.append(run(chosen.data, out, seed, chosen.more))
-        if "failed" not in results[-1]:
-            keep_small_files(out)
-        print(json.dumps(results[-1]), flush=True)
-    card = torch.cuda.get_device_name() if torch.cuda.is_available() else hardware()
-    print(json.dumps({"bench": "train_demo", "hardware": card, "torch": torch.__version__, "results": results}, indent=1))
+    if chosen.part:
+        part(chosen, chosen.part)
+        return
+    begin, names = time.perf_counter(), ["before", *(f"seed-{seed}" for seed in chosen.seeds)]
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    running = {name: started(chosen, name) for name in names}
+    found: dict[str, dict[str, Any]] = {name: {"failed": "not finished"} for name in names}
+    for name, process in running.items():  # each part's files are there as soon as it has ended, whatever becomes of the rest
+        ended(process, chosen.seconds - (time.perf_counter() - begin))
+        found[name] = collected(chosen, name)
+        card = torch.cuda.get_device_name() if torch.cuda.is_available() else hardware()
+        report = {
+            "bench": "train_demo", "hardware": card, "torch": torch.__version__, "settings": chosen.more,
+            "seconds": round(time.perf_counter() - begin, 1), **found,
+            "verdict": verdict(found["before"], [found[each] for each in names[1:]]),
+        }  # fmt: skip
+        (chosen.out / "train_demo.json").write_text(json.dumps(report, indent=1) + "\n")
+    print((chosen.out / "train_demo.json").read_text())
 
 
 if __name__ == "__main__":

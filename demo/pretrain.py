@@ -1,10 +1,11 @@
 """How the bundled base, Llama-Lumi-45M, was made: pre-training on one card, then NF4.
 
     python demo/pretrain.py --text pretrain.jsonl.xz --chat chat_train.jsonl.xz --out OUT [--minutes 11]
+    python demo/pretrain.py --text T --chat C --out OUT --steps 2 --rows 2 --length 64     # a rehearsal without a card
 
 Written anew from the probe that made the base, with its numbers; another run gives another base. Shape and tokenizer are the
 bundled base's own. `--text` holds JSON lines of {"s": source, "text": ...}, `--chat` of {"messages": [...]}: third-party text,
-see NOTICE, which is not in the repository. Needs a card of 40 GB and torch 2.11 or newer (torch.optim.Muon).
+see NOTICE, which is not in the repository. In full it needs a card of 40 GB, and torch 2.11 or newer (torch.optim.Muon).
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import lzma
 import random
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -40,10 +42,10 @@ QUESTIONS_FROM, QUESTIONS = 0.6, 0.12
 DIALOGUES = {"self_dialogue", "topical_chat", "synthetic_persona_chat", "sgd", "taskmaster4"}
 SMALL = {"storybooks", "tinystories_slices", "aesop_children", "fairytaleqa", "onestopenglish", "sentences"}
 SPEAKERS = (("Q", "A"), ("A", "B"), ("User", "Bot"))
-ROWS, LENGTH, HELD_OUT = 256, 512, 200
-"""Sequences a step, tokens a sequence; one part in 200 of each kind is held out."""
+HELD_OUT = 200
+"""One part in so many of each kind is held out."""
 MUON, ADAMW, WARM_UP = 0.02, 3e-3, 100
-DEVICE = torch.device("cuda")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def kind_of(source: str) -> str:
@@ -73,18 +75,30 @@ class Text:
     sizes: Tensor
     weights: Tensor
     """Of each kind without the questions, which are last."""
+    held_out: Tensor
+    rows: int
+    """Sequences a step."""
+    length: int
+    """Tokens a sequence."""
 
     def batch(self, passed: float) -> Tensor:
-        """Random sequences, (ROWS, LENGTH + 1); `passed` is the share of the time that is over."""
+        """Random sequences, (rows, length + 1); `passed` is the share of the run that is over."""
         weights = self.weights.clone()
         weights[-1] = QUESTIONS if passed >= QUESTIONS_FROM else 0.0
-        kinds = torch.multinomial(weights, ROWS, replacement=True)
-        begin = self.starts[kinds] + (torch.rand(ROWS, device=DEVICE) * (self.sizes[kinds] - LENGTH - 2)).long()
-        return self.ids[begin[:, None] + torch.arange(LENGTH + 1, device=DEVICE)].long()
+        kinds = torch.multinomial(weights, self.rows, replacement=True)
+        begin = self.starts[kinds] + (torch.rand(self.rows, device=DEVICE) * (self.sizes[kinds] - self.length - 2)).long()
+        return self.ids[begin[:, None] + torch.arange(self.length + 1, device=DEVICE)].long()
+
+    def held_out_batches(self) -> Iterator[Tensor]:
+        """Four that are always the same."""
+        draw = torch.Generator(device=DEVICE).manual_seed(1)
+        for _ in range(4):
+            begin = torch.randint(0, len(self.held_out) - self.length - 1, (self.rows,), device=DEVICE, generator=draw)
+            yield self.held_out[begin[:, None] + torch.arange(self.length + 1, device=DEVICE)].long()
 
 
-def read(text: Path, chat: Path, tokenizer: ModelTokenizer) -> tuple[Text, Tensor]:
-    """Training text, and held-out tokens of it."""
+def read(text: Path, chat: Path, tokenizer: ModelTokenizer, rows: int, length: int) -> Text:
+    """All of it in ids. SystemExit names a kind that is too short to cut sequences from."""
     gathered: dict[str, list[str]] = defaultdict(list)
     for record in records(text):
         gathered[kind_of(record["s"])].append(record["text"])
@@ -92,6 +106,8 @@ def read(text: Path, chat: Path, tokenizer: ModelTokenizer) -> tuple[Text, Tenso
     tokens = {}
     for kind in (*MIX, "questions"):
         random.shuffle(gathered[kind])
+        if sum(len(each) for each in gathered[kind]) < 8 * length:
+            raise SystemExit(f"there is too little text of the kind {kind!r} for sequences of {length} tokens")
         tokens[kind] = np.concatenate([np.array([1, *tokenizer.encode(each), 2], dtype=np.int32) for each in gathered[kind]])
     held_out = np.concatenate([tokens[kind][: len(tokens[kind]) // HELD_OUT] for kind in MIX])
     kept = [tokens[kind][len(tokens[kind]) // HELD_OUT :] for kind in MIX] + [tokens["questions"]]
@@ -99,7 +115,7 @@ def read(text: Path, chat: Path, tokenizer: ModelTokenizer) -> tuple[Text, Tenso
     starts = sizes.cumsum(0) - sizes
     ids = torch.from_numpy(np.concatenate(kept)).to(DEVICE)
     weights = torch.tensor([*MIX.values(), 0.0], device=DEVICE)
-    return Text(ids, starts, sizes, weights), torch.from_numpy(held_out).to(DEVICE)
+    return Text(ids, starts, sizes, weights, torch.from_numpy(held_out).to(DEVICE), rows, length)
 
 
 def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
@@ -109,7 +125,7 @@ def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     rest = [each for each in model.parameters() if id(each) not in inside]
     return [
         torch.optim.Muon(matrices, lr=MUON, momentum=0.95, weight_decay=0.02),
-        torch.optim.AdamW(rest, lr=ADAMW, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+        torch.optim.AdamW(rest, lr=ADAMW, betas=(0.9, 0.95), weight_decay=0.0, fused=DEVICE.type == "cuda"),
     ]
 
 
@@ -118,21 +134,21 @@ def rate(step: int, passed: float) -> float:
     return min(1.0, (step + 1) / WARM_UP) * (1.0 if passed < 0.5 else max(0.02, (1 - passed) / 0.5))
 
 
-def train(model: LlamaForCausalLM, text: Text, held_out: Tensor, minutes: float) -> None:
-    """Steps until the time is over."""
+def train(model: LlamaForCausalLM, text: Text, minutes: float, steps: int | None) -> None:
+    """Steps until the time is over, or as many as are asked for."""
 
-    @torch.compile
-    def loss_of(ids: Tensor) -> Tensor:
-        with torch.autocast("cuda", dtype=torch.bfloat16):
+    def plain_loss(ids: Tensor) -> Tensor:
+        with torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=DEVICE.type == "cuda"):
             logits = model(input_ids=ids[:, :-1], use_cache=False).logits
         return cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
 
+    loss_of: Callable[[Tensor], Tensor] = torch.compile(plain_loss) if DEVICE.type == "cuda" else plain_loss
     chosen = optimizers(model)
     full = [[group["lr"] for group in each.param_groups] for each in chosen]
     loss_of(text.batch(0.0)).backward()  # compiled before the clock runs
     model.zero_grad()
     begin, step = time.monotonic(), 0
-    while (passed := (time.monotonic() - begin) / (60 * minutes)) < 1:
+    while (passed := step / steps if steps else (time.monotonic() - begin) / (60 * minutes)) < 1:
         for each, rates in zip(chosen, full, strict=True):
             for group, most in zip(each.param_groups, rates, strict=True):
                 group["lr"] = most * rate(step, passed)
@@ -143,19 +159,14 @@ def train(model: LlamaForCausalLM, text: Text, held_out: Tensor, minutes: float)
             each.step()
             each.zero_grad(set_to_none=True)
         step += 1
-        if step % 250 == 0:
-            print(f"step {step}: loss {loss.item():.3f}, held out {held_out_loss(loss_of, held_out):.3f}", flush=True)
+        if step % 250 == 0 or step == steps:
+            print(f"step {step}: loss {loss.item():.3f}, held out {held_out_loss(loss_of, text):.3f}", flush=True)
 
 
 @torch.no_grad()
-def held_out_loss(loss_of: Any, held_out: Tensor) -> float:
-    """Mean nats a token over four batches that are always the same."""
-    draw = torch.Generator(device=DEVICE).manual_seed(1)
-    losses = []
-    for _ in range(4):
-        begin = torch.randint(0, len(held_out) - LENGTH - 1, (ROWS,), device=DEVICE, generator=draw)
-        losses.append(loss_of(held_out[begin[:, None] + torch.arange(LENGTH + 1, device=DEVICE)].long()).item())
-    return sum(losses) / len(losses)
+def held_out_loss(loss_of: Callable[[Tensor], Tensor], text: Text) -> float:
+    """Mean nats a token."""
+    return fmean(loss_of(ids).item() for ids in text.held_out_batches())
 
 
 def write(model: LlamaForCausalLM, config: dict[str, Any], out: Path) -> None:
@@ -167,7 +178,7 @@ def write(model: LlamaForCausalLM, config: dict[str, Any], out: Path) -> None:
     state = {name: tensor.to("cpu", torch.bfloat16) for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     write_shards(state.items(), whole)
     write_small_files(whole, config, generation, BUNDLED / "base", BUNDLED / "base", stored="bf16")
-    write_shards(quantised(Base.read(whole), "cuda"), small)
+    write_shards(quantised(Base.read(whole), DEVICE.type), small)
     write_small_files(small, config, generation, BUNDLED / "base", BUNDLED / "base", stored="nf4")
 
 
@@ -177,6 +188,9 @@ def main() -> None:
     parser.add_argument("--chat", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=11)
+    parser.add_argument("--steps", type=int, help="so many, whatever time they take")
+    parser.add_argument("--rows", type=int, default=256, help="sequences a step")
+    parser.add_argument("--length", type=int, default=512, help="tokens a sequence")
     chosen = parser.parse_args()
     random.seed(0)
     torch.manual_seed(0)
@@ -184,8 +198,8 @@ def main() -> None:
     config = {key: value for key, value in read_json(BUNDLED / "base" / "config.json").items() if key != "quantization_config"}
     model: Any = LlamaForCausalLM(LlamaConfig(**config)).float()
     model = model.to(DEVICE)
-    text, held_out = read(chosen.text, chosen.chat, ModelTokenizer.read(BUNDLED / "base", None))
-    train(model, text, held_out, chosen.minutes)
+    text = read(chosen.text, chosen.chat, ModelTokenizer.read(BUNDLED / "base", None), chosen.rows, chosen.length)
+    train(model, text, chosen.minutes, chosen.steps)
     write(model, config, chosen.out)
 
 
