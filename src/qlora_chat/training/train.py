@@ -64,9 +64,9 @@ def train(
     dtype = _dtype(settings, place.device)
     value = 2 if dtype == torch.bfloat16 else 4
     plan = run.plan or _plan(base, settings, trained, steps, place.device, value, place.free)
-    run = run.with_plan(plan)
-    notify(_told(trained, held_out, steps, plan, place.device, dtype))
     try:
+        run = run.with_plan(plan)
+        notify(_told(trained, held_out, steps, plan, place.device, dtype))
         model = _model(base, settings, plan, place.device, dtype)
         return _run(run, model, settings, trained, held_out, steps, notify)
     except KeyboardInterrupt:  # outside the loop, which takes Ctrl-C as its end
