@@ -93,7 +93,7 @@ class SamplingOptions:
 def expanded(command: Callable[..., None]) -> Callable[..., None]:
     """The command as typer reads it: each parameter that is a dataclass stands for its fields, an option each."""
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    groups = {name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)}
     options: dict[str, Parameter] = {}
     for name, parameter in signature(command).parameters.items():
         if name not in groups:
