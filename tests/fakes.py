@@ -409,7 +409,8 @@ class PlainDecoder:
         """Greedy answers without a penalty need no memory of what was seen."""
 
     def start(self, count: int) -> int:
-        """Run the rows through the model, choose greedily, go on to the next positions."""
+        """Run the rows through the model, choose the best token (with a temperature: the second best), go on to the next
+        positions."""
         self.started += 1
         if self.started == self.fail_at:
             raise RuntimeError("the card has fallen out")
@@ -417,7 +418,7 @@ class PlainDecoder:
         for index, row in enumerate(self._rows[:count]):
             logits = self._forward([self._span(row.slot, row.position, [row.token])])[0]
             if row.ready:
-                token = int(logits.argmax())
+                token = int(logits.topk(2).indices[1 if row.temperature else 0])
                 self._drawn[index, row.count] = token
                 self._rows[index] = replace(row, token=token, position=row.position + 1, count=row.count + 1)
         return self.started

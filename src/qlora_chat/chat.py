@@ -239,5 +239,6 @@ class Turn:
                 info.prompt_format,
                 info.base_sha256,
                 info.adapter_sha256,
+                info.computed_by,
             ),
         )

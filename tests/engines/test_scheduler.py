@@ -180,8 +180,8 @@ def test_settings_changed_among_checked_guesses_act_from_the_next_token(number: 
 def test_settings_due_among_checked_guesses_are_taken_up_there(number: int) -> None:
     answers = []
     for prior in (None, FREE):
-        request = ask(Sampling(temperature=0.0, max_new_tokens=40, seed=3))
-        request.due[number] = Sampling(temperature=2.0, top_p=1.0, max_new_tokens=40)
+        due = {number: Sampling(temperature=2.0, top_p=1.0, max_new_tokens=40)}
+        request = Request(PROMPT, Sampling(temperature=0.0, max_new_tokens=40, seed=3), Stops(), 512, LetterTokenizer(), due)
         run([request], prior)
         answers.append(told(request))
     assert answers[0][0] == answers[1][0]

@@ -21,6 +21,17 @@ if TYPE_CHECKING:
     from qlora_chat.replay.recorded import Recorded
 
 
+WHY_ROUNDED = (
+    "what answered is as recorded. This pass adds up in another order beside other chats, or where it finds more or less of a "
+    "prompt in its cache, and a near-tie turned; the one that machines with AVX2 and a C++ compiler get does not"
+)
+"""For torch's pass and a card's, whose products choose their order of adding by how many rows there are."""
+WHY_UNKNOWN = (
+    "what answered is as recorded, and this pass computes each chat as if it were alone: the record may have been changed, or "
+    "been made by another build of the program; if neither is so, it is a fault to be reported"
+)
+
+
 def replay(
     record: Annotated[
         str, typer.Argument(help="file of a version 2 record (- reads standard input); with --store, a turn's id")
@@ -120,12 +131,11 @@ def _as_text(recorded: Recorded, replayed: Replayed) -> str:
         was = "the answer ends" if first.recorded_id is None else f"{first.recorded_text!r} (id {first.recorded_id})"
         here = "the answer ends" if first.here_id is None else f"{first.here_text!r} (id {first.here_id})"
         lines.append(f"differs from token {first.index + 1} of {tokens:,}, after {first.before!r}: recorded {was}, here {here}")
+        if first.recorded_chance and first.here_chance:
+            lines.append(f"the model gives them {first.recorded_chance:.3%} and {first.here_chance:.3%} here")
     if replayed.differences:
         lines.append("what is not as it was recorded:")
         lines += [f"  {each.what}: recorded {each.recorded}, here {each.here}" for each in replayed.differences]
     elif not replayed.identical:
-        lines.append(
-            "what answered is as recorded: the answer was made in a batch with others, or from a "
-            "cache that this run did not have, which rounds differently where two tokens are almost equally likely"
-        )
+        lines.append(WHY_UNKNOWN if replayed.independent else WHY_ROUNDED)
     return "\n".join(lines)

@@ -6,7 +6,7 @@ ids, sampling and stops; it never hears of roles, pages or history. Importing th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -16,6 +16,9 @@ from qlora_chat.models import ModelInfo, Notify
 from qlora_chat.prompt import Prompt, Tokenizer
 from qlora_chat.settings import EngineSettings, ModelSettings, Sampling
 from qlora_chat.stopping import Stops
+
+COMPILED = "compiled"
+"""How the name of the forward pass begins that is compiled for a CPU, in which no chat's numbers depend on its company."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,12 @@ class Stream(Protocol):
 
 @runtime_checkable
 class Punctual(Protocol):
-    """A stream that can take up settings at a given token: what making an answer again needs."""
+    """An engine that can take up settings at a given token: what making an answer again needs."""
 
-    def update_at(self, made: int, sampling: Sampling) -> None:
-        """Use these settings once `made` tokens of the answer have been made."""
+    def stream_with_changes(
+        self, prompt: Prompt, sampling: Sampling, stops: Stops, changes: Mapping[int, Sampling], adapter: str | None = None
+    ) -> Stream:
+        """Begin an answer that uses each of these settings once so many tokens have been made; else as Engine.stream."""
         ...
 
 

@@ -7,7 +7,7 @@ arithmetic in llama.py and sampling.py.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from qlora_chat.engines import EngineError, Stream
+from qlora_chat.engines import COMPILED, EngineError, Stream
 from qlora_chat.engines.adapters import Adapters
 from qlora_chat.engines.cache import KVCache, fitting_slots
-from qlora_chat.engines.cpu import compiled_forward
+from qlora_chat.engines.cpu import CpuForward, compiled_forward
 from qlora_chat.engines.llama import Forward, Span
 from qlora_chat.engines.request import LocalStream, Request
 from qlora_chat.engines.scheduler import Scheduler
@@ -71,9 +71,15 @@ class LocalEngine:
 
     def stream(self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None) -> Stream:
         """Begin an answer; it joins the batch at the next step. ValueError for a prompt or adapter it cannot take."""
+        return self.stream_with_changes(prompt, sampling, stops, {}, adapter)
+
+    def stream_with_changes(
+        self, prompt: Prompt, sampling: Sampling, stops: Stops, changes: Mapping[int, Sampling], adapter: str | None = None
+    ) -> Stream:
+        """Begin an answer whose settings change at given tokens; see Punctual."""
         lora = self._lora(adapter)
         self._check(prompt.ids)
-        request = Request(prompt.ids, sampling, stops, self.info.window, self.tokenizer)
+        request = Request(prompt.ids, sampling, stops, self.info.window, self.tokenizer, changes)
         request.adapter = lora
         with self._changed:
             if self._closing:
@@ -113,6 +119,7 @@ class LocalEngine:
                 raise ModelError("this engine was started without adapters; start with --base BASE --adapter NAME=PATH")
             self._adapters = Adapters(self._model, self._cache)
             self._scheduler.compute_with(self._adapters)
+            self.info = replace(self.info, computed_by=_pass_name(self._scheduler))
         self._adapters.load(name, folder)
         self.info = replace(self.info, adapters=self._adapters.names)
 
@@ -160,7 +167,6 @@ class LocalEngine:
 
     def _open(self, model: LoadedModel, slots: int | None) -> None:
         weights = model.weights
-        self.info: ModelInfo = model.info
         self.tokenizer: ModelTokenizer = model.tokenizer
         self._vocabulary = weights.shape.vocabulary
         fast = weights.device.type == "cuda" and not model.beside  # the kernels for cards take one set of weights
@@ -172,6 +178,7 @@ class LocalEngine:
             compiled = None if model.beside else compiled_forward(weights, cache, self._notify)
             opened = Scheduler(compiled or Forward(weights, cache), cache, costs), cache
         self._scheduler, self._cache = opened
+        self.info: ModelInfo = replace(model.info, computed_by=_pass_name(self._scheduler))
         self._model = model
         for name, folder in model.beside:
             self._load_adapter(name, folder)
@@ -204,3 +211,11 @@ class LocalEngine:
 
     def _something_to_do(self) -> bool:
         return self._closing or not self._work_to_do.empty() or not self._scheduler.idle
+
+
+def _pass_name(scheduler: Scheduler | CudaScheduler) -> str:
+    """What rounds alike: the compiled pass on processors of one kind, torch's, the kernels for cards."""
+    if not isinstance(scheduler, Scheduler):
+        return "kernels"
+    compiled = isinstance(scheduler._forward, CpuForward)
+    return f"{COMPILED} for {torch.backends.cpu.get_cpu_capability()}" if compiled else "torch"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from queue import SimpleQueue
 
 import torch
@@ -27,15 +27,22 @@ from qlora_chat.stopping import StopOnTokens, Stops, TextStops
 class Request:
     """State of one answer. `sampling` and `cancelled` may be set by any thread; the rest belongs to the engine's."""
 
-    def __init__(self, prompt: tuple[int, ...], sampling: Sampling, stops: Stops, window: int, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        prompt: tuple[int, ...],
+        sampling: Sampling,
+        stops: Stops,
+        window: int,
+        tokenizer: Tokenizer,
+        due: Mapping[int, Sampling] | None = None,
+    ) -> None:
+        """`due` are settings to take up once so many tokens have been made."""
         self.ids = list(prompt)
         """Prompt and answer."""
         self.sampling = sampling
         self.cancelled = False
         self.adapter: object = None
         """What is applied besides the base; set before the request is submitted."""
-        self.due: dict[int, Sampling] = {}
-        """Settings to take up once so many tokens have been made."""
         self.slot: Slot | None = None
         self.pieces: SimpleQueue[Piece | EngineError] = SimpleQueue()
         self._prompt_tokens = len(prompt)
@@ -46,7 +53,9 @@ class Request:
         self._detokenizer = Detokenizer(tokenizer)
         self.seed = random.getrandbits(63) if sampling.seed is None else sampling.seed
         self._random = random.Random(self.seed)
+        self._due = dict(due or {})
         self._used = sampling
+        """What the newest token was chosen with."""
         self._changes: list[tuple[int, Sampling]] = []
         self._draws: deque[float] = deque()
         """Drawn for tokens to come. Each token takes one, guessed or not: guessing changes no answer."""
@@ -78,7 +87,7 @@ class Request:
 
     def choices(self, drafted: Sequence[int], vocabulary: int, device: torch.device) -> list[Choice]:
         """The settings of this very moment, for the next token and for those after each of the drafted ones."""
-        sampling = self._taken_up()
+        sampling = self.taken_up()
         while len(self._draws) <= len(drafted):
             self._draws.append(self._random.random())
         if sampling.repetition_penalty == 1.0:
@@ -91,14 +100,14 @@ class Request:
             found.append(Choice(sampling, seen, self._draws[index]))
         return found
 
-    def keeps(self, sampling: Sampling) -> bool:
-        """Whether the next token is to be chosen with these settings still."""
-        return self.sampling is sampling and self.generated not in self.due
+    def keeps(self, sampling: Sampling, ahead: int = 0) -> bool:
+        """Whether the next token, or the one so many after it, is to be chosen with these settings still."""
+        return self.sampling is sampling and self.generated + ahead not in self._due
 
-    def _taken_up(self) -> Sampling:
+    def taken_up(self) -> Sampling:
         """The settings for the next token, noted where they are others than the last one's."""
-        if self.generated in self.due:
-            self.sampling = self.due.pop(self.generated)
+        if self.generated in self._due:
+            self.sampling = self._due.pop(self.generated)
         sampling = self.sampling
         if sampling != self._used:
             self._used = sampling
@@ -128,7 +137,7 @@ class Request:
         if self._text_stops.stopped:
             self._end("stop", text, token_id, likely)
             return True
-        if self.generated >= self.sampling.max_new_tokens or len(self.ids) >= self._window:
+        if self.generated >= self._used.max_new_tokens or len(self.ids) >= self._window:
             self._end("length", text, token_id, likely)
             return True
         self.pieces.put(Piece(text, token_id, None, likely.logprob, likely.top))
@@ -197,10 +206,6 @@ class LocalStream:
     def update(self, sampling: Sampling) -> None:
         """Use these settings from the very next token; the seed stays the one it began with."""
         self._request.sampling = sampling
-
-    def update_at(self, made: int, sampling: Sampling) -> None:
-        """Use these settings once `made` tokens of the answer have been made."""
-        self._request.due[made] = sampling
 
     def cancel(self) -> None:
         """End the answer at the next token; safe from any thread, and more than once."""

@@ -59,6 +59,7 @@ def _model(model: ModelUsed | None) -> dict[str, Any] | None:
         "prompt_format": model.prompt_format,
         "base_sha256": model.base_sha256,
         "adapter_sha256": model.adapter_sha256,
+        "computed_by": model.computed_by,
         "version": __version__,
     }
 

@@ -48,6 +48,8 @@ class ModelInfo:
     base_sha256: str | None = None
     """Of the weights; None where they are not on this machine, or too big to be read for it."""
     adapter_sha256: str | None = None
+    computed_by: str | None = None
+    """Which forward pass answers, since each rounds in its own way; None where it is another machine's."""
     adapters: tuple[str, ...] = ()
     """Adapters beside the model, unmerged, that a request can name."""
 

@@ -34,7 +34,7 @@ class Recorded:
     changes: tuple[tuple[int, Sampling], ...]
     """(tokens made before, settings from then on)."""
     model: Mapping[str, Any]
-    """name, base, adapter, precision, device, prompt_format, base_sha256, adapter_sha256, version."""
+    """name, base, adapter, precision, device, prompt_format, base_sha256, adapter_sha256, computed_by, version."""
 
 
 def read_recorded(text: str, turn_id: str | None = None) -> Recorded:

@@ -39,8 +39,8 @@ class Driven:
         self.passes.append([len(span.ids) for span in spans])
         self._forward(spans)
 
-    def ask(self, prompt: Prompt, sampling: Sampling = GREEDY) -> LocalStream:
-        request = Request(prompt.ids, sampling, Stops(), self._model.info.window, self._model.tokenizer)
+    def ask(self, prompt: Prompt, sampling: Sampling = GREEDY, changes: dict[int, Sampling] | None = None) -> LocalStream:
+        request = Request(prompt.ids, sampling, Stops(), self._model.info.window, self._model.tokenizer, changes)
         self.scheduler.submit(request)
         return LocalStream(request)
 
@@ -165,6 +165,27 @@ def test_a_slider_acts_on_the_very_next_token(driven: Driven, prompt_for: Callab
     stream.update(GREEDY.changed(max_new_tokens=so_far + 1))
     driven.run()
     assert len(ids_of(stream)) == so_far + 1, "the token that was under way with the old settings is not taken"
+
+
+def test_a_slider_that_was_moved_is_moved_at_the_same_token_again(driven: Driven, prompt_for: Callable[..., Prompt]) -> None:
+    prompt, warm = prompt_for("Why do birds fly?"), GREEDY.changed(temperature=1.0)
+    stream = driven.ask(prompt)
+    while stream._request.generated < 5:
+        driven.scheduler.step()
+    stream.update(warm)
+    driven.run()
+    pieces = list(stream)
+    recorded = [piece.token_id for piece in pieces]
+    assert pieces[-1].finish
+    changes = pieces[-1].finish.changes
+    assert changes
+    assert changes == ((5, warm),), "the very next one, although a step with the old settings was under way"
+    again, late = driven.ask(prompt, changes=dict(changes)), driven.ask(prompt, changes={8: warm})
+    driven.run()
+    assert ids_of(again) == recorded
+    later = ids_of(late)
+    assert later[:5] == recorded[:5]
+    assert later != recorded, "the moment matters"
 
 
 def test_a_step_that_fails_fails_those_who_run_and_nobody_else(driven: Driven, prompt_for: Callable[..., Prompt]) -> None:

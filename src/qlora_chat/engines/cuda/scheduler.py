@@ -115,16 +115,16 @@ class CudaScheduler:
         return self.decoder.logits[: len(spans)]
 
     def _goes_on(self) -> bool:
-        """Whether the rows on the device are those of the chats that now run, with the settings they now have."""
-        running = self.chats.running
+        """Whether the rows on the device are those of the chats that now run, with the settings of the step to be started."""
+        running, ahead = self.chats.running, len(self._started)
         return len(running) == len(self._rows) and all(
-            each.request is request and each.sampling is request.sampling
+            each.request is request and request.keeps(each.sampling, ahead)
             for each, request in zip(self._rows, running, strict=True)
         )
 
     def _put(self, requests: Sequence[Request]) -> None:
-        self._rows = [_Asked(request, row, request.generated, request.sampling) for row, request in enumerate(requests)]
-        self.decoder.put([_newest(request) for request in requests])
+        self._rows = _asked(requests)
+        self.decoder.put([_newest(each) for each in self._rows])
 
     def _start(self) -> None:
         ahead = len(self._started)
@@ -162,7 +162,8 @@ class CudaScheduler:
     def _read_as_rows(self, decoding: Sequence[Request], reading: Sequence[Request]) -> None:
         """A step that has rows of prompts beside those of the chats that answer."""
         most = next(rows for chats, rows in ROWS_BESIDE.items() if len(decoding) <= chats) if decoding else AS_ROWS
-        rows, room = [_newest(request) for request in decoding], most - len(decoding)
+        asked = _asked(decoding)
+        rows, room = [_newest(each) for each in asked], most - len(decoding)
         parts: list[tuple[Request, int]] = []
         for request in reading:
             taken = min(request.pending - 1, room)
@@ -177,7 +178,6 @@ class CudaScheduler:
         for request, taken in parts:
             start = len(_cached(request))
             _cached(request).extend(request.ids[start : start + taken])
-        asked = [_Asked(request, row, request.generated, request.sampling) for row, request in enumerate(decoding)]
         self._hand_out(_Started(number, asked))
 
     def _hand_out(self, step: _Started) -> None:
@@ -201,9 +201,14 @@ class CudaScheduler:
             self.chats.fail(request, problem)
 
 
-def _newest(request: Request) -> Row:
+def _asked(requests: Sequence[Request]) -> list[_Asked]:
+    """A row each, with the settings that are due for its next token."""
+    return [_Asked(request, row, request.generated, request.taken_up()) for row, request in enumerate(requests)]
+
+
+def _newest(asked: _Asked) -> Row:
     """The row that chooses a chat's next token."""
-    sampling = request.sampling
+    request, sampling = asked.request, asked.sampling
     return Row(
         _slot(request), len(request.ids) - 1, request.ids[-1], True, request.generated, sampling.temperature, sampling.top_p,
         sampling.top_k, sampling.repetition_penalty, request.seed,
