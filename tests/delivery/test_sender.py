@@ -244,6 +244,39 @@ def test_a_receiver_that_never_answers_ends_each_try(drip: bool, outbox: Outbox,
     assert outbox.counts().waiting == 2
 
 
+def test_a_name_that_is_not_resolved_ends_a_try_as_well(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+
+    def no_name_server_answers(*_: object, **__: object) -> list[Any]:
+        released.wait(30)
+        raise socket.gaierror("Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_name_server_answers)
+    monkeypatch.setattr(post, "CONNECT_SECONDS", 0.3)
+    outbox.put(record())
+    began = time.monotonic()
+    with sending(outbox, "https://logs.example.org/") as log:
+        wait_for(lambda: log.failures.total() >= 2)
+        released.set()
+    assert time.monotonic() - began < 15, "two tries and what lies between them, and no resolver waited for"
+    assert outbox.counts().waiting == 1
+
+
+def test_of_several_addresses_one_that_answers_is_enough(
+    receiver: Receiver, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = socket.getaddrinfo
+
+    def two_addresses(host: str, port: int, *rest: Any, **named: Any) -> list[Any]:
+        return [*asked("127.0.0.2" if host == "localhost" else host, port, *rest, **named), *asked("127.0.0.1", port, **named)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", two_addresses)
+    outbox.put(record())
+    with sending(outbox, f"http://localhost:{receiver.server_port}/") as log:
+        wait_for(lambda: log.sent == 1)
+    assert receiver.received[0].headers["Host"] == f"localhost:{receiver.server_port}"
+
+
 def test_failures_are_told_by_count_and_reason_and_never_with_text(receiver: Receiver, outbox: Outbox) -> None:
     receiver.reply = lambda request: Reply(500)
     said: list[str] = []

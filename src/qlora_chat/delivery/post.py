@@ -6,6 +6,7 @@ user's surroundings, no redirect followed, certificates checked, an end to every
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 import weakref
@@ -19,6 +20,7 @@ from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
+from qlora_chat.delivery.connecting import connect
 from qlora_chat.delivery.signing import IDEMPOTENCY_HEADER, sign
 from qlora_chat.history import Outgoing
 from qlora_chat.settings import LogSettings
@@ -132,6 +134,14 @@ def _kind(problem: Exception) -> str:
     return type(problem).__name__
 
 
+def _socket(connection: HTTPConnection) -> socket.socket:
+    """What urllib3 makes, with an end to resolving the name and to trying one address after another."""
+    return connect(
+        connection.host, connection.port, CONNECT_SECONDS,
+        source_address=connection.source_address, socket_options=connection.socket_options,
+    )  # fmt: skip
+
+
 class _Adapter(HTTPAdapter):
     """Knows the connections that are open, so that another thread can end a try."""
 
@@ -145,10 +155,16 @@ class _Adapter(HTTPAdapter):
                 noted.add(self)
                 super().connect()
 
+            def _new_conn(self) -> socket.socket:
+                return _socket(self)
+
         class Secure(HTTPSConnection):
             def connect(self) -> None:
                 noted.add(self)
                 super().connect()
+
+            def _new_conn(self) -> socket.socket:
+                return _socket(self)
 
         class PlainPool(HTTPConnectionPool):
             ConnectionCls = Plain  # type: ignore[assignment]
@@ -162,7 +178,7 @@ class _Adapter(HTTPAdapter):
     def hang_up(self) -> None:
         """Shut every open connection, whatever it is waiting for."""
         for connection in list(self._open):
-            sock = getattr(connection, "sock", None)
+            sock: socket.socket | None = getattr(connection, "sock", None)
             if sock is not None:
                 try:
                     sock.shutdown(2)
