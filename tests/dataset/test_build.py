@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,15 @@ from qlora_chat.dataset.build import AFTER_BAD, CUT_OFF, EMPTY, NOT_RATED, NOTHI
 from qlora_chat.dataset.sources import from_history, from_receiver
 from qlora_chat.dataset.write import write
 from qlora_chat.history.memory import MemoryHistory
+from qlora_chat.history.opening import open_history
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.receiver.store import RecordStore
+from qlora_chat.settings import HistorySettings, LogSettings
+from tests.history.test_stores import said
+from tests.models.conftest import make_base, own_folders
 from tests.receiver.made import feedback, record, turn_v1, turn_v2
+
+__all__ = ["make_base", "own_folders"]
 
 UP, DOWN = Opinion(1), Opinion(-1)
 
@@ -195,8 +203,28 @@ def test_train_takes_the_records_as_they_are(tmp_path: Path) -> None:
 
     exchanges: Any = (Exchange("Hi", "Hello.", UP), Exchange("And?", "More.\n", Opinion(None, "Less. ")))
     write(build([answered(*exchanges, system="Be brief.")]), tmp_path / "data")
+    pair = Exchange("Why?", "No reason.", Opinion(None, "Because it is so."))
+    write(build([answered(pair, system="Be brief.")]), tmp_path / "pairs")
+    preferred = read_dialogues([tmp_path / "pairs" / "preferences.jsonl"])
+    assert preferred.forms == {"preference": 1}
+    assert [message.content for message in preferred.conversations[0].messages] == ["Why?", "Because it is so."]
     dialogues = read_dialogues([tmp_path / "data" / "sft.jsonl"])
     (conversation,) = dialogues.conversations
     assert dialogues.forms == {"messages": 1}
     assert conversation.system == "Be brief."
     assert [message.content for message in conversation.messages] == ["Hi", "Hello.", "And?", "Less."]
+
+
+@pytest.mark.slow
+def test_an_adapter_is_trained_on_rated_chats(tmp_path: Path, make_base: Callable[..., Path]) -> None:
+    url, data, out = f"sqlite:///{tmp_path}/chats.db", tmp_path / "data", tmp_path / "adapter"
+    with closing(open_history(HistorySettings(url), LogSettings())) as opened:
+        for number in range(8):
+            talk = said(opened.store, Conversation(), f"What is {number} plus one?", f"It is {number + 1}.")
+            opened.store.feedback(talk.id, talk.messages[-1].id, 1)
+    assert CliRunner().invoke(app, ["dataset", "build", "--history", url, "--out", str(data)]).exit_code == 0
+    small = ["--r", "4", "--alpha", "8", "--batch", "4", "--max-length", "48", "--steps", "2", "--device", "cpu"]
+    command = ["train", "--base", str(make_base()), "--data", str(data / "sft.jsonl"), "--out", str(out), *small]
+    done = subprocess.run([sys.executable, "-m", "qlora_chat", *command], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (out / "adapter_model.safetensors").is_file()

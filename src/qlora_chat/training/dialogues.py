@@ -1,8 +1,8 @@
 """Files of dialogues -> conversations, every record recognised and checked.
 
-Scope: JSON lines (.jsonl, .jsonl.xz) and JSON (.json) in four forms: `messages`, ShareGPT's `conversations`, Alpaca's
-`instruction`/`input`/`output`, and Guanaco's `text`. A bad record is named by file and line, with what is wrong.
-Knows no tokenizer and no weights.
+Scope: JSON lines (.jsonl, .jsonl.xz) and JSON (.json) in five forms: `messages`, ShareGPT's `conversations`, Alpaca's
+`instruction`/`input`/`output`, Guanaco's `text`, and preference pairs, of which the chosen answer is learnt. A bad record is
+named by file and line, with what is wrong. Knows no tokenizer and no weights.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def _decoded(where: str, data: bytes, problems: list[str]) -> Any:
     return _NOTHING
 
 
-# --- the four forms --------------------------------------------------------------------------------------------------
+# --- the five forms --------------------------------------------------------------------------------------------------
 
 
 def parse(record: Any) -> tuple[str, Conversation]:
@@ -201,10 +201,13 @@ def parse(record: Any) -> tuple[str, Conversation]:
         return "sharegpt", _conversation(record["conversations"], "conversations", "from", "value", own)
     if "instruction" in record and "output" in record:
         return "alpaca", _alpaca(record)
+    if "prompt" in record and "chosen" in record:
+        return "preference", _preferred(record)
     if "text" in record:
         return "guanaco", _guanaco(record["text"])
     has = ", ".join(repr(name) for name in list(record)[:6]) or "nothing"
-    raise BadRecord(f"has {has}, but must have 'messages', 'conversations', 'instruction' and 'output', or 'text'")
+    expected = "'messages', 'conversations', 'instruction' and 'output', 'prompt' and 'chosen', or 'text'"
+    raise BadRecord(f"has {has}, but must have {expected}")
 
 
 def _conversation(turns: Any, name: str, role_key: str, text_key: str, system: Any = None) -> Conversation:
@@ -221,6 +224,14 @@ def _conversation(turns: Any, name: str, role_key: str, text_key: str, system: A
             continue
         messages.append(_in_turn(messages, role, content, where))
     return _checked(messages, system)
+
+
+def _preferred(record: Mapping[str, Any]) -> Conversation:
+    """A pair's better side; the other is for trainers that learn from both."""
+    for name in ("prompt", "chosen"):
+        if not isinstance(record[name], list):
+            raise BadRecord(f"{name!r} is {_kind(record[name])}, but must be a list of messages")
+    return _conversation([*record["prompt"], *record["chosen"]], "prompt and chosen", "role", "content")
 
 
 def _turn(turn: Any, where: str, role_key: str, text_key: str) -> tuple[str, str]:
