@@ -27,6 +27,7 @@ from qlora_chat.delivery.sender import LogSender
 from qlora_chat.history import About, TurnRecord
 from qlora_chat.history.opening import open_history
 from qlora_chat.history.sql import SqlHistory
+from qlora_chat.history.words import index_tokens
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.settings import HistorySettings, LogSettings, Sampling
 
@@ -34,11 +35,17 @@ QUICK = "--quick" in sys.argv
 TURNS = 100 if QUICK else 1000
 SEARCHED, LISTED, QUEUED = (2_000, 500, 200) if QUICK else (100_000, 10_000, 5_000)
 WRITERS, EACH = (4, 10) if QUICK else (16, 250)
+HAN = [chr(0x4E00 + 7 * number) for number in range(500)]
 WORDS = [f"{a}{b}n{c}" for a in "bdfkm" for b in "aeiou" for c in "aeiou"]
 
 
 def prose(random_words: random.Random, count: int = 60) -> str:
     return " ".join(random_words.choice(WORDS) for _ in range(count))
+
+
+def han(random_words: random.Random, count: int = 150) -> str:
+    """A text without spaces: letters of one script, some of them in every text."""
+    return "".join(random_words.choice(HAN) for _ in range(count))
 
 
 def opened(folder: Path, log_url: str | None = None):
@@ -82,7 +89,8 @@ def fill(store: SqlHistory, turns: int, conversations: int) -> None:
     rows = []
     for number in range(conversations):
         for index in range(per):
-            text = prose(words) + (" lighthouse" if number % 1000 == 7 else "")
+            text = han(words) if number % 4 == 0 else prose(words)
+            text += " lighthouse" if number % 1000 == 7 else "\u706f\u5854\u5b88\u671b" if number % 1000 == 8 else ""
             role = "user" if index % 2 == 0 else "assistant"
             parent = f"{number}.{index - 1}" if index else None
             rows.append((f"{number}.{index}", f"c{number}", parent, role, text, "", None, "{}", 1, moment))
@@ -97,7 +105,9 @@ def fill(store: SqlHistory, turns: int, conversations: int) -> None:
             "INSERT INTO turns (id, conversation_id, parent_id, role, content, token_ids, finish_reason, details, indexed, "
             "created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows,
         )  # fmt: skip
-        driver.execute("INSERT INTO turns_words(rowid, content) SELECT seq, content FROM turns")
+        written = driver.execute("SELECT seq, content FROM turns").fetchall()
+        tokens = ((seq, " ".join(index_tokens(content))) for seq, content in written)
+        driver.executemany("INSERT INTO turns_words(rowid, content) VALUES (?, ?)", tokens)
 
 
 def search_and_list(folder: Path) -> dict[str, Any]:
@@ -106,7 +116,8 @@ def search_and_list(folder: Path) -> dict[str, Any]:
         fill(history.store, SEARCHED, LISTED)
         figures: dict[str, Any] = {"turns": SEARCHED, "conversations": LISTED}
         for name, asked in (("rare word", "lighthouse"), ("common word", WORDS[0]), ("two words", f"{WORDS[3]} {WORDS[5]}"),
-                            ("beginning", "ban"), ("no hit", "zzz")):  # fmt: skip
+                            ("beginning", "ban"), ("no hit", "zzz"), ("rare word without spaces", "\u5854\u5b88"),
+                            ("two common letters", HAN[3] + HAN[5]), ("one common letter", HAN[3])):  # fmt: skip
             times, hits = [], ()
             for _ in range(7):
                 began = time.perf_counter()

@@ -150,6 +150,24 @@ def test_search_finds_words_whatever_case_and_accents_and_beginnings(store: Hist
         assert store.search(nothing) == [], nothing
 
 
+def test_search_finds_words_of_scripts_without_spaces_wherever_they_stand(store: HistoryStore) -> None:
+    chinese = said(store, Conversation(), "北京的天气怎么样", "今天很冷" * 60 + "。明天会下雪")
+    japanese = said(store, Conversation(), "東京タワーの高さは", "333メートル")
+    thai = said(store, Conversation(), "กรุงเทพอยู่ที่ไหน", "ok")
+    hindi = said(store, Conversation(), "हिन्दी में", "ok")
+    for asked, talk in (
+        ("天气", chinese), ("气怎么", chinese), ("下雪 明天", chinese), ("タワー", japanese), ("高さ", japanese),
+        ("メートル 333", japanese), ("ﾀﾜｰ", japanese), ("อยู่", thai), ("ที่ไหน", thai), ("हिन्दी", hindi),
+    ):  # fmt: skip
+        assert [hit.conversation_id for hit in store.search(asked)] == [talk.id], asked
+    assert "下雪" in store.search("下雪")[0].excerpt, "deep in a text without a space"
+    for nothing in ("气天", "京天", "高タ", "ไหนอยู่"):
+        assert store.search(nothing) == [], "its letters, but not in that order"
+    said(store, chinese, "还有呢", "没有")
+    assert store.erase([chinese.id]) == 1
+    assert store.search("天气") == []
+
+
 def test_search_gives_the_newest_first_and_at_most_so_many(store: HistoryStore) -> None:
     talks = [said(store, Conversation(), f"common number{index}", "ok") for index in range(5)]
     assert [hit.conversation_id for hit in store.search("common", limit=3)] == [each.id for each in talks[:1:-1]]

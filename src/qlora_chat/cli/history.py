@@ -1,4 +1,4 @@
-"""history list, show, search, export, import, erase: what is kept, without a model."""
+"""history list, show, search, export, import, erase, rescue: what is kept, without a model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import typer
 from qlora_chat import settings
 from qlora_chat.cli.opening import Keeping, notify
 from qlora_chat.cli.options import History
-from qlora_chat.settings import SettingsError
+from qlora_chat.settings import HistorySettings, SettingsError
 
 if TYPE_CHECKING:
     from qlora_chat.history import HistoryStore, Kept
 
-app = typer.Typer(help="What is kept: list, show, search, export, import, erase.", no_args_is_help=True)
+app = typer.Typer(help="What is kept: list, show, search, export, import, erase, rescue.", no_args_is_help=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Id = Annotated[str, typer.Argument(help="a conversation's id, or its beginning where only one begins so")]
@@ -44,9 +44,12 @@ def list_conversations(
     if as_json:
         print(json.dumps(rows, ensure_ascii=False))
         return
+    if not summaries:
+        notify("history: no conversation is kept there yet")
     for each in summaries:
         tags = f"  [{', '.join(each.tags)}]" if each.tags else ""
-        print(f"{each.id[:8]}  {each.updated_at.astimezone():%Y-%m-%d %H:%M}  {each.turns:4} turns  {_plain(each.title)}{tags}")
+        when = f"{each.updated_at.astimezone():%Y-%m-%d %H:%M}"
+        print(f"{each.id[:8]}  {when}  {each.turns:4} turns  {_plain(each.title + tags)}")
 
 
 @app.command()
@@ -71,6 +74,8 @@ def search(
     if as_json:
         print(json.dumps([{**vars(hit), "created_at": hit.created_at.isoformat()} for hit in hits], ensure_ascii=False))
         return
+    if not hits:
+        notify("history: no turn holds all of these words")
     for hit in hits:
         when = f"{hit.created_at.astimezone():%Y-%m-%d %H:%M}"
         print(f"{hit.conversation_id[:8]}  {when}  {_plain(hit.title)}\n    {_plain(hit.excerpt)}")
@@ -107,9 +112,9 @@ def import_conversations(
     """Add a file's conversations; those that are there already stay as they are."""
     from qlora_chat.history.transfer import import_into
 
-    with closing(_open(history)) as keeping:
+    with closing(_open(history, make=True)) as keeping:
         added, there = import_into(keeping.store, source)
-    print(f"{added:,} conversations added" + (f", {there:,} were there already" if there else ""))
+    print(f"{_conversations(added)} added" + (f", {there:,} there already" if there else ""))
 
 
 @app.command()
@@ -126,19 +131,50 @@ def erase(
     with closing(_open(history)) as keeping:
         ids = _chosen(keeping.store, conversations, untouched_days)
         if not yes and ids:
-            typer.confirm(f"Erase {len(ids):,} conversations for good?", abort=True, err=True)
+            typer.confirm(f"Erase {_conversations(len(ids))} for good?", abort=True, err=True)
         written = [keeping.recorder.tombstone(each) for each in ids] if keeping.recorder else []
         erased = keeping.store.erase(ids, [each for each in written if each])
-    print(f"{erased:,} conversations erased")
+    print(f"{_conversations(erased)} erased")
     if erased and not keeping.recorder:
         notify("history: LOGGING_URL is not set, so a receiver that was sent any of them has not been told")
 
 
-def _open(history: str | None) -> Keeping:
+@app.command()
+def rescue(history: History = None) -> None:
+    """Bring what can be read of a damaged sqlite:///FILE, and what waits to be delivered, into a new one in its place."""
+    from qlora_chat.history.database import sqlite_file
+    from qlora_chat.history.rescue import rescue as bring_out
+    from qlora_chat.history.sealing import seal_for
+
+    chosen = _chosen_history(history)
+    found = bring_out(sqlite_file(chosen.url or ""), seal_for(chosen.key), settings.log_settings().cap_bytes)
+    print(
+        f"{found.conversations:,} conversations with {found.turns:,} turns, and {found.records:,} records that wait to be sent"
+    )
+    if found.gaps or found.unreadable:
+        print(
+            f"lost: {found.unreadable:,} rows that could not be read, and {found.gaps:,} turns that others follow, which are "
+            "marked where they were; of pages that are wholly lost nothing is known"
+        )
+    print(f"the damaged file is {found.damaged_file}; no erasure reaches what it holds, so delete it when you are done with it")
+
+
+def _open(history: str | None, *, make: bool = False) -> Keeping:
+    """The history that is named; only with `make` one that is not there yet, since a mistyped name must not leave a file."""
+    from qlora_chat.history.opening import file_of
+
+    chosen = _chosen_history(history)
+    place = file_of(chosen.url or "")
+    if not make and place and not place.exists():
+        raise SettingsError(f"there is no history at {place}")
+    return Keeping(chosen, settings.log_settings())
+
+
+def _chosen_history(history: str | None) -> HistorySettings:
     chosen = settings.history_settings(history)
     if chosen.url is None:
         raise SettingsError("which history? give --history sqlite:///FILE (or another), or set QLORA_CHAT_HISTORY")
-    return Keeping(chosen, settings.log_settings())
+    return chosen
 
 
 def _chosen(store: HistoryStore, conversations: list[str] | None, untouched_days: float | None) -> list[str]:
@@ -157,6 +193,10 @@ def _kept(store: HistoryStore, name: str) -> Kept:
         what = f"{len(beginning)} conversations begin with" if beginning else "no conversation is called"
         raise SettingsError(f"{what} {name!r}; `qlora-chat history list` shows them")
     return kept
+
+
+def _conversations(count: int) -> str:
+    return f"{count:,} conversation{'' if count == 1 else 's'}"
 
 
 def _all(store: HistoryStore, names: list[str]) -> Iterator[Kept]:

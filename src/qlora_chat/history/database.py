@@ -1,6 +1,6 @@
 """One SQLite file or one PostgreSQL database: opened, locked down, written to by one hand at a time.
 
-Scope: connections, transactions, durability, permissions, errors that people can read. Knows no table.
+Scope: addresses, transactions, errors that people can read. How a file or a server is opened is databases.py's. Knows no table.
 """
 
 from __future__ import annotations
@@ -12,30 +12,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
+from qlora_chat.databases import FULL, READS_ONLY, postgresql_engine, private_file, sqlite_engine
 from qlora_chat.history import HistoryError, HistoryUnavailable
 from qlora_chat.history.migrations import MIGRATIONS, Migration, migrate
 
 BUSY_MS = 30_000
 """How long one process waits for another's transaction before "locked" is an error."""
-WAL_LIMIT_BYTES = 2**20
 RESERVE_BYTES = 2 * 2**20
-FULL, NORMAL = 2, 1
-"""SQLite's `synchronous`: FULL survives a power cut; NORMAL a crash of the program, which is all a half answer asks for."""
-
-_PRAGMAS = (
-    f"PRAGMA busy_timeout={BUSY_MS}",
-    "PRAGMA journal_mode=WAL",
-    f"PRAGMA synchronous={FULL}",
-    "PRAGMA foreign_keys=ON",
-    "PRAGMA secure_delete=ON",  # what is deleted is overwritten with zeros
-    "PRAGMA temp_store=MEMORY",  # no sorted copy of a conversation in a temporary file
-    f"PRAGMA wal_autocheckpoint={WAL_LIMIT_BYTES // 4096}",
-    f"PRAGMA journal_size_limit={WAL_LIMIT_BYTES}",
-)
 
 
 class Database:
@@ -69,7 +56,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection that sees one state of the database and does not wait for writers."""
-        with _readable(), self._engine.connect() as connection:
+        with _readable(), self._engine.connect().execution_options(**{READS_ONLY: True}) as connection:
             yield connection
 
     def truncate_log(self) -> None:
@@ -117,7 +104,7 @@ class Database:
 
     def _writing(self) -> Connection:
         if self._writer is None or self._writer.closed:
-            self._writer = self._engine.connect().execution_options(writes=True)
+            self._writer = self._engine.connect()
         return self._writer
 
 
@@ -141,7 +128,10 @@ def _explained(problem: DBAPIError) -> HistoryError:
     if "disk is full" in said or "no space left" in said:
         return HistoryUnavailable("the disk is full")
     if "malformed" in said or "not a database" in said or "disk image" in said:
-        return HistoryUnavailable("the history's file is damaged: restore a copy, or move it away to begin a new one")
+        return HistoryUnavailable(
+            "the history's file is damaged: `qlora-chat history rescue` brings what can be read of it, and what waits to be "
+            "delivered, into a new file, and keeps the damaged one beside it; or restore a copy of your own"
+        )
     if "readonly" in said or "read-only" in said or "unable to open" in said:
         return HistoryUnavailable("the history's file cannot be opened for writing: check its folder and permissions")
     if "locked" in said:
@@ -159,8 +149,7 @@ def open_database(url: str, password: str | None = None, migrations: Sequence[Mi
     """Connect, make or update the tables. HistoryError for an address that cannot be used, or a newer schema."""
     parsed = _parsed(url)
     if parsed.get_backend_name() == "sqlite":
-        _private_file(Path(parsed.database or ""))
-        database = Database(_sqlite(parsed))
+        database = Database(_sqlite(Path(parsed.database or "")))
     else:
         database = Database(_postgresql(parsed, password))
     try:
@@ -170,6 +159,14 @@ def open_database(url: str, password: str | None = None, migrations: Sequence[Mi
         database.close()
         raise
     return database
+
+
+def sqlite_file(url: str) -> Path:
+    """The file of sqlite:///FILE. HistoryError for any other address."""
+    parsed = _parsed(url)
+    if parsed.get_backend_name() != "sqlite":
+        raise HistoryError("only a history in sqlite:///FILE is one file; a database server has tools of its own")
+    return Path(parsed.database or "")
 
 
 def _parsed(url: str) -> URL:
@@ -190,49 +187,19 @@ def _parsed(url: str) -> URL:
     return parsed
 
 
-KINDS = "known: sqlite:///FILE, postgresql://USER@HOST/DATABASE, jsonl:FOLDER"
-
-
-def private_folder(folder: Path) -> None:
-    """Make a folder that only this user can enter; one that is there stays as it is."""
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    for each in reversed(missing):
-        each.mkdir(mode=0o700, exist_ok=True)
-
-
-def _private_file(path: Path) -> None:
-    """SQLite's file, readable by this user only; its -wal and -shm take the same permissions."""
+def _sqlite(path: Path) -> Engine:
     try:
-        private_folder(path.parent)
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        path.chmod(0o600)
+        private_file(path)
     except OSError as problem:
         raise HistoryError(f"{path} cannot be opened for writing ({problem.strerror})") from None
-
-
-def _sqlite(url: URL) -> Engine:
-    engine = create_engine(url, hide_parameters=True, connect_args={"check_same_thread": False})
-
-    @event.listens_for(engine, "connect")
-    def configure(connection: Any, _: object) -> None:
-        connection.isolation_level = None  # transactions begin where we say so, not where the driver guesses
-        for pragma in _PRAGMAS:
-            connection.execute(pragma).fetchall()
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        # a transaction that reads first and writes later could find itself "locked" in between
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get("writes") else "BEGIN")
-
-    return engine
+    return sqlite_engine(path, BUSY_MS)
 
 
 def _postgresql(url: URL, password: str | None) -> Engine:
     try:
-        import psycopg  # noqa: F401
-    except ImportError:
+        return postgresql_engine(url, password)
+    except ModuleNotFoundError:
         raise HistoryError("postgresql:// needs the psycopg package: pip install 'qlora-chat[postgres]'") from None
-    url = url.set(drivername="postgresql+psycopg")
-    if password:
-        url = url.set(password=password)
-    return create_engine(url, hide_parameters=True, pool_pre_ping=True, pool_size=10, max_overflow=20)
+
+
+KINDS = "known: sqlite:///FILE, postgresql://USER@HOST/DATABASE, jsonl:FOLDER"

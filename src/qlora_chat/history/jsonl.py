@@ -34,15 +34,14 @@ from qlora_chat.history import (
 )
 from qlora_chat.history.facts import answer_facts
 from qlora_chat.history.growing import Growing
+from qlora_chat.history.lines import append, private, read, with_partial
 from qlora_chat.history.plain import (
-    feedback_from_json,
     feedback_to_json,
     heading_to_json,
-    kept_from_json,
-    turn_from_json,
     turn_to_json,
 )
-from qlora_chat.history.words import excerpt, matches, title_of
+from qlora_chat.history.scan import found, listed
+from qlora_chat.history.words import title_of
 from qlora_chat.messages import Conversation, Message
 
 try:
@@ -82,14 +81,14 @@ class JsonlHistory:
                 lines.append({"type": "conversation", "owner": about.owner, **heading_to_json(kept)})
             elif kept.head_id != conversation.head:
                 raise StaleConversation
-            added = _missing(kept, conversation)
+            added = kept.missing(conversation)
             lines += [{"type": "turn", **turn_to_json(turn)} for turn in added]
             newest = conversation.messages[-1].id if conversation.messages else None
             changed = (
                 {"settings": dict(about.settings), "model": about.model, "adapter": about.adapter} if about.settings else {}
             )
             lines.append({"type": "head", "head_id": newest, "system": conversation.system, **changed, **_at()})
-            _append(file, lines)
+            append(file, lines)
         if conversation.messages and conversation.messages[-1].finish_reason == "partial":
             self._places[conversation.messages[-1].id] = conversation.id
         return replace(conversation, head=newest)
@@ -109,7 +108,7 @@ class JsonlHistory:
                 return
             if outgoing and self._queue:
                 self._queue.put(outgoing)
-            if kept is None or not _has(kept, answer.id):
+            if kept is None or not kept.has(answer.id):
                 with suppress(StaleConversation):
                     self.save(conversation)
             closing = {
@@ -118,7 +117,7 @@ class JsonlHistory:
                 **_at(),
             }
             with self._appending(conversation.id) as (file, _):
-                _append(file, [closing])
+                append(file, [closing])
             self._partial(conversation.id).unlink(missing_ok=True)
             self._places.pop(answer.id, None)
 
@@ -129,8 +128,8 @@ class JsonlHistory:
 
     def read(self, conversation_id: str) -> Kept | None:
         """Everything kept of a conversation, or None."""
-        found = self._read(self._file(conversation_id))
-        return found[0] if found else None
+        there = self._read(self._file(conversation_id))
+        return there[0] if there else None
 
     def restore(self, kept: Kept) -> bool:
         """Add a whole conversation; False where its id is kept already."""
@@ -142,26 +141,16 @@ class JsonlHistory:
             lines += [{"type": "feedback", **feedback_to_json(said)} for said in kept.feedback]
             updated = kept.summary.updated_at.isoformat()
             lines.append({"type": "head", "head_id": kept.head_id, "system": kept.system, "updated_at": updated})
-            _append(file, lines)
+            append(file, lines)
         return True
 
     def list(self, *, limit: int | None = None, owner: str | None = None) -> Sequence[Summary]:
         """Conversations with a turn, the newest change first."""
-        mine = [kept.summary for kept in self._all(owner) if kept.turns]
-        return sorted(mine, key=lambda each: each.updated_at, reverse=True)[:limit]
+        return listed(self._all(owner), limit)
 
     def search(self, text: str, *, limit: int = 50, owner: str | None = None) -> Sequence[Hit]:
         """Turns that hold every word, the newest first."""
-        hits = [
-            Hit(
-                kept.summary.id, kept.summary.title, turn.message.id, turn.message.role,
-                excerpt(turn.message.content, text), turn.created_at,
-            )
-            for kept in self._all(owner)
-            for turn in kept.turns
-            if matches(turn.message.content, text)
-        ]  # fmt: skip
-        return sorted(hits, key=lambda hit: hit.created_at, reverse=True)[:limit]
+        return found(self._all(owner), text, limit)
 
     def change(self, conversation_id: str, *, title: str | None = None, tags: Iterable[str] | None = None) -> bool:
         """Rename or tag."""
@@ -185,7 +174,7 @@ class JsonlHistory:
         """Keep what a person thought of an answer; False for a turn that is not kept."""
         said = Feedback(turn_id, rating, edited, comment)
         kept = self.read(conversation_id)
-        if kept is None or not _has(kept, turn_id):
+        if kept is None or not kept.has(turn_id):
             return False
         if outgoing and self._queue:
             self._queue.put(outgoing)
@@ -225,11 +214,11 @@ class JsonlHistory:
         """The conversation's file, held for this thread and process, and what it says now."""
         path = self._file(conversation_id)
         try:
-            with self._lock, open(path, "a+b", opener=_private) as file:
+            with self._lock, open(path, "a+b", opener=private) as file:
                 if fcntl:
                     fcntl.flock(file, fcntl.LOCK_EX)
-                found = self._read(path)
-                yield file, found[0] if found else None
+                there = self._read(path)
+                yield file, there[0] if there else None
         except OSError as problem:
             raise HistoryUnavailable(f"the history's folder cannot be written ({problem.strerror})") from None
         finally:
@@ -243,7 +232,7 @@ class JsonlHistory:
         with self._appending(conversation_id) as (file, kept):
             if kept is None:
                 return False
-            _append(file, [line])
+            append(file, [line])
         return True
 
     def _write_grown(self, answers: Mapping[str, Message]) -> None:
@@ -254,15 +243,15 @@ class JsonlHistory:
                     continue
                 partial = self._partial(place)
                 fresh = partial.with_suffix(".new")
-                with open(fresh, "wb", opener=_private) as file:
+                with open(fresh, "wb", opener=private) as file:
                     file.write(json.dumps({"id": answer.id, "content": answer.content}).encode())
                 os.replace(fresh, partial)
 
     def _all(self, owner: str | None) -> Iterator[Kept]:
         for path in sorted(self._folder.glob(f"*{SUFFIX}")):
-            found = self._read(path)
-            if found and (owner is None or found[1] == owner):
-                yield found[0]
+            there = self._read(path)
+            if there and (owner is None or there[1] == owner):
+                yield there[0]
 
     def _read(self, path: Path) -> tuple[Kept, str | None] | None:
         """The conversation in a file and its owner; None where there is none."""
@@ -277,101 +266,12 @@ class JsonlHistory:
             return None
         except OSError as problem:
             raise HistoryUnavailable(f"the history's folder cannot be read ({problem.strerror})") from None
-        found = _folded(line for line in map(_parsed, lines) if line)
-        if found is None:
+        there = read(lines)
+        if there is None:
             return None
-        kept = _with_partial(found[0], partial)
-        self._read_before[path] = (state, kept, found[1])
-        return kept, found[1]
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
-def _append(file: IO[bytes], lines: Sequence[Mapping[str, Any]]) -> None:
-    """Write all of them or, where the disk is full, none; on the disk when it returns."""
-    size = file.seek(0, os.SEEK_END)
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode("utf-8", "replace")
-    try:
-        if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
-            text = b"\n" + text  # a crash cut the line before this one off
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    except OSError:
-        with suppress(OSError):
-            os.ftruncate(file.fileno(), size)
-        raise
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    try:
-        data = json.loads(line)
-    except ValueError:
-        return None
-    return data if isinstance(data, dict) else None
-
-
-def _folded(lines: Iterable[dict[str, Any]]) -> tuple[Kept, str | None] | None:
-    """What the lines of a file come to. Lines that make no sense are passed over."""
-    heading: dict[str, Any] | None = None
-    turns: dict[str, StoredTurn] = {}
-    said: list[Feedback] = []
-    for line in lines:
-        kind = line.get("type")
-        with suppress(ValueError, KeyError):
-            if kind == "conversation":
-                heading = line
-            elif kind in ("head", "change") and heading is not None:
-                heading |= {name: value for name, value in line.items() if name != "type"}
-            elif kind == "turn":
-                turn = turn_from_json(line)
-                turns.setdefault(turn.message.id, turn)
-            elif kind == "answer":
-                turn = turn_from_json(line)
-                turns[turn.message.id] = replace(turns[turn.message.id], message=turn.message, details=turn.details)
-                if heading is not None:
-                    heading["updated_at"] = line["updated_at"]
-            elif kind == "feedback":
-                said.append(feedback_from_json(line))
-    if heading is None:
-        return None
-    heading["turns"] = [turn_to_json(turn) for turn in turns.values()]
-    heading["feedback"] = [feedback_to_json(each) for each in said]
-    try:
-        return kept_from_json(heading), heading.get("owner")
-    except ValueError:
-        return None
-
-
-def _with_partial(kept: Kept, partial: Path) -> Kept:
-    """The conversation with as much of its open answer as was written."""
-    try:
-        grown = json.loads(partial.read_bytes())
-    except (OSError, ValueError):
-        return kept
-    turns = tuple(
-        replace(turn, message=replace(turn.message, content=grown["content"]))
-        if turn.message.id == grown["id"] and turn.message.finish_reason == "partial"
-        else turn
-        for turn in kept.turns
-    )
-    return replace(kept, turns=turns)
-
-
-def _missing(kept: Kept, conversation: Conversation) -> Sequence[StoredTurn]:
-    known = {turn.message.id for turn in kept.turns}
-    parents = [None, *(message.id for message in conversation.messages)]
-    return [
-        StoredTurn(message, parent, now())
-        for message, parent in zip(conversation.messages, parents, strict=False)
-        if message.id not in known
-    ]
-
-
-def _has(kept: Kept, turn_id: str) -> bool:
-    return any(turn.message.id == turn_id for turn in kept.turns)
+        kept = with_partial(there[0], partial)
+        self._read_before[path] = (state, kept, there[1])
+        return kept, there[1]
 
 
 def _at() -> dict[str, str]:

@@ -16,13 +16,13 @@ from qlora_chat.history import (
     Outgoing,
     Queue,
     StaleConversation,
-    StoredTurn,
     Summary,
     TurnRecord,
     now,
 )
 from qlora_chat.history.facts import answer_facts
-from qlora_chat.history.words import excerpt, matches, title_of
+from qlora_chat.history.scan import found, listed
+from qlora_chat.history.words import title_of
 from qlora_chat.messages import Conversation, Message
 
 
@@ -46,13 +46,8 @@ class MemoryHistory:
             kept = self._kept.get(conversation.id) or _empty(conversation.id)
             if kept.head_id != conversation.head and kept.turns:
                 raise StaleConversation
-            known = {turn.message.id for turn in kept.turns}
-            added: list[StoredTurn] = []
-            parent: str | None = None
-            for message in conversation.messages:
-                if message.id not in known:
-                    added.append(StoredTurn(message, parent, now()))
-                parent = message.id
+            added = kept.missing(conversation)
+            newest = conversation.messages[-1].id if conversation.messages else None
             summary = replace(
                 kept.summary,
                 title=kept.summary.title or title_of(conversation),
@@ -62,9 +57,9 @@ class MemoryHistory:
                 updated_at=now(),
             )
             settings = about.settings or kept.settings
-            self._keep(Kept(summary, conversation.system, settings, parent, (*kept.turns, *added), kept.feedback))
+            self._keep(Kept(summary, conversation.system, settings, newest, (*kept.turns, *added), kept.feedback))
             self._owners.setdefault(conversation.id, about.owner)
-            return replace(conversation, head=parent)
+            return replace(conversation, head=newest)
 
     def grow(self, conversation_id: str, answer: Message) -> None:
         """Nothing: memory does not outlive the answer that is being written."""
@@ -104,23 +99,14 @@ class MemoryHistory:
     def list(self, *, limit: int | None = None, owner: str | None = None) -> Sequence[Summary]:
         """The newest change first."""
         with self._lock:
-            mine = [kept.summary for kept in self._kept.values() if self._is_of(owner, kept.summary.id) and kept.turns]
-        return sorted(mine, key=lambda each: each.updated_at, reverse=True)[:limit]
+            mine = [kept for kept in self._kept.values() if self._is_of(owner, kept.summary.id)]
+        return listed(mine, limit)
 
     def search(self, text: str, *, limit: int = 50, owner: str | None = None) -> Sequence[Hit]:
         """Turns that hold every word, the newest first."""
         with self._lock:
             mine = [kept for kept in self._kept.values() if self._is_of(owner, kept.summary.id)]
-        hits = [
-            Hit(
-                kept.summary.id, kept.summary.title, turn.message.id, turn.message.role,
-                excerpt(turn.message.content, text), turn.created_at,
-            )
-            for kept in mine
-            for turn in kept.turns
-            if matches(turn.message.content, text)
-        ]  # fmt: skip
-        return sorted(hits, key=lambda hit: hit.created_at, reverse=True)[:limit]
+        return found(mine, text, limit)
 
     def change(self, conversation_id: str, *, title: str | None = None, tags: Iterable[str] | None = None) -> bool:
         """Rename or tag."""
@@ -147,7 +133,7 @@ class MemoryHistory:
         said = Feedback(turn_id, rating, edited, comment)
         with self._lock:
             kept = self._kept.get(conversation_id)
-            if kept is None or not any(turn.message.id == turn_id for turn in kept.turns):
+            if kept is None or not kept.has(turn_id):
                 return False
             self._kept[conversation_id] = replace(kept, feedback=(*kept.feedback, said))
         self._send(outgoing)
@@ -173,7 +159,7 @@ class MemoryHistory:
         kept = self._kept.get(conversation.id)
         if kept is None and conversation.head is not None:
             return None
-        if kept is None or not any(turn.message.id == record.answer.id for turn in kept.turns):
+        if kept is None or not kept.has(record.answer.id):
             with suppress(StaleConversation):
                 self.save(conversation)
         return self._kept.get(conversation.id)

@@ -71,9 +71,24 @@ def _outbox(dialect: str) -> Sequence[str]:
     )
 
 
+def _tokens(dialect: str) -> Sequence[str]:
+    """An index of tokens instead of one of the text; WordIndex.add_left_open fills it from the turns."""
+    if dialect == "sqlite":
+        return (
+            "DROP TABLE turns_words",
+            "CREATE VIRTUAL TABLE turns_words USING fts5(content, content='', tokenize='unicode61 remove_diacritics 2')",
+            "UPDATE turns SET indexed = 0",
+        )
+    return ("UPDATE turns SET indexed = 0",)
+
+
 OUTBOX_MIGRATIONS = (Migration(1, "outbox", _outbox),)
 """For an outbox in a file of its own."""
-MIGRATIONS = (*OUTBOX_MIGRATIONS, Migration(2, "conversations", _first))
+MIGRATIONS = (
+    *OUTBOX_MIGRATIONS,
+    Migration(2, "conversations", _first),
+    Migration(3, "an index of tokens", _tokens),
+)
 
 
 def migrate(connection: Connection, migrations: Sequence[Migration] = MIGRATIONS) -> int:

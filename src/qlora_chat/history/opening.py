@@ -58,6 +58,18 @@ def open_history(settings: HistorySettings, log: LogSettings) -> OpenHistory:
     return OpenHistory(_installed(scheme, settings.url, outbox), outbox, durable=True)
 
 
+def file_of(url: str) -> Path | None:
+    """The file or folder that an address names; None for a server, or a kind of one's own."""
+    scheme, _, rest = url.partition(":")
+    if scheme == "jsonl":
+        return Path(rest)
+    if scheme.partition("+")[0] != "sqlite":
+        return None
+    from qlora_chat.history.database import sqlite_file
+
+    return sqlite_file(url)
+
+
 def _database(settings: HistorySettings, log: LogSettings) -> OpenHistory:
     from qlora_chat.history.database import open_database
     from qlora_chat.history.outbox import Outbox

@@ -16,8 +16,9 @@ from typing import Any
 from sqlalchemy import BigInteger, Connection, Row, Text, cast, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from qlora_chat.databases import WAL_LIMIT_BYTES
 from qlora_chat.history import HistoryError, HistoryUnavailable, Outgoing
-from qlora_chat.history.database import RESERVE_BYTES, WAL_LIMIT_BYTES, Database
+from qlora_chat.history.database import RESERVE_BYTES, Database
 from qlora_chat.history.frames import DamagedRecord, frame, unframe
 from qlora_chat.history.sealing import NoSeal, Seal
 from qlora_chat.history.tables import BODIES, FACTS, OUTBOX

@@ -123,6 +123,11 @@ def check_seal(database: Database, seal: Seal) -> None:
             value = close_text(seal, CHECK) if seal.sealed else "none"
             connection.execute(insert(FACTS).values(name="seal", value=value))
             return
+    check_kept_seal(kept, seal)
+
+
+def check_kept_seal(kept: str, seal: Seal) -> None:
+    """The same, against what a database says of itself."""
     if kept == "none" and seal.sealed:
         raise HistoryError(
             "this history was begun without QLORA_CHAT_HISTORY_KEY, and its old text would stay readable: "

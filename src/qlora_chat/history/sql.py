@@ -1,7 +1,8 @@
 """Conversations in SQLite or PostgreSQL.
 
-Scope: from values to rows and back. Durability is database.py's, what is to be delivered outbox.py's, finding words
-search.py's. A question and its open answer are one transaction; so are a finished answer and its record for the receiver.
+Scope: what is written and read in which transaction: a question and its open answer are one, so are a finished answer and its
+record for the receiver. Values become rows in rows.py; durability is database.py's, what is to be delivered outbox.py's,
+finding words search.py's.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, delete, insert, select, update
 
+from qlora_chat.databases import NORMAL
 from qlora_chat.history import (
     About,
     Feedback,
@@ -26,14 +28,13 @@ from qlora_chat.history import (
     Summary,
     TurnRecord,
 )
-from qlora_chat.history.database import NORMAL, Database
-from qlora_chat.history.facts import answer_facts
+from qlora_chat.history.database import Database
 from qlora_chat.history.growing import Growing
 from qlora_chat.history.outbox import Outbox
-from qlora_chat.history.sealing import NoSeal, Seal, close_text, open_text
+from qlora_chat.history.rows import Rows
+from qlora_chat.history.sealing import NoSeal, Seal
 from qlora_chat.history.search import WordIndex
 from qlora_chat.history.tables import CONVERSATIONS, FEEDBACK, TURNS
-from qlora_chat.history.words import title_of
 from qlora_chat.messages import Conversation, Message
 
 CHUNK = 500
@@ -46,6 +47,7 @@ class SqlHistory:
     def __init__(self, database: Database, seal: Seal | None = None, outbox: Outbox | None = None) -> None:
         self.database, self.seal = database, seal or NoSeal()
         self.outbox = outbox or Outbox(database, self.seal)
+        self._rows = Rows(self.seal)
         self._words = WordIndex(database.sqlite, self.seal)
         self._growing = Growing(self._write_grown)
         with database.write() as connection:
@@ -97,24 +99,17 @@ class SqlHistory:
             said = connection.execute(
                 select(FEEDBACK).where(FEEDBACK.c.conversation_id == conversation_id).order_by(FEEDBACK.c.seq)
             ).all()
-        return Kept(
-            self._summary(row),
-            self._opened(row.system),
-            json.loads(row.settings),
-            row.head_id,
-            tuple(self._turn(each) for each in turns),
-            tuple(self._feedback(each) for each in said),
-        )
+        return self._rows.kept(row, turns, said)
 
     def restore(self, kept: Kept) -> bool:
         """Add a whole conversation, as `read` gave it; False where its id is kept already."""
         with self.database.write() as connection:
             if self._head(connection, kept.summary.id) is not _ABSENT:
                 return False
-            connection.execute(insert(CONVERSATIONS).values(self._restored(kept)))
+            connection.execute(insert(CONVERSATIONS).values(self._rows.restored(kept)))
             self._insert_turns(connection, kept.summary.id, kept.turns)
             for said in kept.feedback:
-                self._insert_feedback(connection, kept.summary.id, said)
+                connection.execute(insert(FEEDBACK).values(self._rows.feedback_values(kept.summary.id, said)))
         return True
 
     def list(self, *, limit: int | None = None, owner: str | None = None) -> Sequence[Summary]:
@@ -128,7 +123,7 @@ class SqlHistory:
             rows = rows.where(table.owner == owner)
         with self.database.read() as connection:
             found = connection.execute(rows.limit(limit)).all()
-        return [self._line(*each) for each in found]
+        return [self._rows.line(*each) for each in found]
 
     def search(self, text: str, *, limit: int = 50, owner: str | None = None) -> Sequence[Hit]:
         """Turns that hold every word, the newest first."""
@@ -139,9 +134,9 @@ class SqlHistory:
         """Rename or tag."""
         values: dict[str, Any] = {}
         if title is not None:
-            values["title"] = self._closed(title)
+            values["title"] = self._rows.closed(title)
         if tags is not None:
-            values["tags"] = self._closed(json.dumps(list(tags)))
+            values["tags"] = self._rows.tags(list(tags))
         changed = update(CONVERSATIONS).where(CONVERSATIONS.c.id == conversation_id)
         with self.database.write() as connection:
             if not values:
@@ -164,7 +159,7 @@ class SqlHistory:
         with self.database.write() as connection:
             if connection.execute(turn).first() is None:
                 return False
-            self._insert_feedback(connection, conversation_id, said)
+            connection.execute(insert(FEEDBACK).values(self._rows.feedback_values(conversation_id, said)))
             if outgoing:
                 self.outbox.add(connection, outgoing)
         self.outbox.added.set()
@@ -203,7 +198,7 @@ class SqlHistory:
         if head is _ABSENT and conversation.head is not None:
             return _STALE  # it was erased
         if head is _ABSENT:
-            self._insert_conversation(connection, conversation, about)
+            connection.execute(insert(CONVERSATIONS).values(self._rows.new_conversation(conversation, about)))
             head = None
         elif head != conversation.head:
             return _STALE
@@ -212,7 +207,7 @@ class SqlHistory:
         newest = conversation.messages[-1].id if conversation.messages else None
         values = {
             "head_id": newest, "turns": CONVERSATIONS.c.turns + len(added), "updated_at": time.time(),
-            "system": self._closed_or_none(conversation.system),
+            "system": self._rows.closed_or_none(conversation.system),
         }  # fmt: skip
         if about.settings:
             values |= {"settings": json.dumps(dict(about.settings)), "model": about.model, "adapter": about.adapter}
@@ -222,10 +217,6 @@ class SqlHistory:
     def _close_answer(self, connection: Connection, record: TurnRecord) -> bool:
         """The open answer as it now is; False where it was erased meanwhile."""
         answer = record.answer
-        values = {
-            "content": self._closed(answer.content), "token_ids": self._closed(" ".join(map(str, answer.ids))),
-            "finish_reason": answer.finish_reason, "details": self._closed(json.dumps(answer_facts(record))),
-        }  # fmt: skip
         row = connection.execute(select(TURNS.c.seq).where(TURNS.c.id == answer.id)).first()
         if row is None:
             known = record.conversation.head
@@ -236,7 +227,7 @@ class SqlHistory:
                 self._insert_turns(connection, record.conversation.id, self._missing(connection, record.conversation))
             row = connection.execute(select(TURNS.c.seq).where(TURNS.c.id == answer.id)).one()
         self._words.remove_turn(connection, row.seq)
-        connection.execute(update(TURNS).where(TURNS.c.seq == row.seq).values(values))
+        connection.execute(update(TURNS).where(TURNS.c.seq == row.seq).values(self._rows.answer_values(record)))
         self._words.add(connection, row.seq, answer.content)
         changed = update(CONVERSATIONS).where(CONVERSATIONS.c.id == record.conversation.id)
         connection.execute(changed.values(updated_at=time.time()))
@@ -247,7 +238,7 @@ class SqlHistory:
         with self.database.write(synchronous=NORMAL) as connection:
             for answer in answers.values():
                 open_still = (TURNS.c.id == answer.id, TURNS.c.finish_reason == "partial", TURNS.c.indexed == 0)
-                connection.execute(update(TURNS).where(*open_still).values(content=self._closed(answer.content)))
+                connection.execute(update(TURNS).where(*open_still).values(content=self._rows.closed(answer.content)))
 
     def _head(self, connection: Connection, conversation_id: str, lock: bool = False) -> str | None:
         found = select(CONVERSATIONS.c.head_id).where(CONVERSATIONS.c.id == conversation_id)
@@ -264,88 +255,13 @@ class SqlHistory:
             missing.append(StoredTurn(messages[index], messages[index - 1].id if index else None, datetime.now().astimezone()))
         return missing[::-1]
 
-    def _insert_conversation(self, connection: Connection, conversation: Conversation, about: About) -> None:
-        moment = time.time()
-        row = {
-            "id": conversation.id, "owner": about.owner, "title": self._closed(title_of(conversation)),
-            "tags": self._closed("[]"), "model": about.model, "adapter": about.adapter, "system": None,
-            "settings": json.dumps(dict(about.settings)), "head_id": None, "turns": 0, "created_at": moment,
-            "updated_at": moment,
-        }  # fmt: skip
-        connection.execute(insert(CONVERSATIONS).values(row))
-
-    def _restored(self, kept: Kept) -> dict[str, Any]:
-        summary = kept.summary
-        return {
-            "id": summary.id, "owner": None, "title": self._closed(summary.title),
-            "tags": self._closed(json.dumps(list(summary.tags))), "model": summary.model, "adapter": summary.adapter,
-            "system": self._closed_or_none(kept.system), "settings": json.dumps(dict(kept.settings)),
-            "head_id": kept.head_id, "turns": len(kept.turns), "created_at": summary.created_at.timestamp(),
-            "updated_at": summary.updated_at.timestamp(),
-        }  # fmt: skip
-
     def _insert_turns(self, connection: Connection, conversation_id: str, turns: Sequence[StoredTurn]) -> None:
         for turn in turns:
-            message = turn.message
-            row = {
-                "id": message.id, "conversation_id": conversation_id, "parent_id": turn.parent_id, "role": message.role,
-                "content": self._closed(message.content), "token_ids": self._closed(" ".join(map(str, message.ids))),
-                "finish_reason": message.finish_reason, "details": self._closed(json.dumps(dict(turn.details))),
-                "indexed": 0, "created_at": turn.created_at.timestamp(),
-            }  # fmt: skip
-            seq = connection.execute(insert(TURNS).values(row).returning(TURNS.c.seq)).scalar_one()
-            if message.finish_reason != "partial":
-                self._words.add(connection, seq, message.content)
-
-    def _insert_feedback(self, connection: Connection, conversation_id: str, said: Feedback) -> None:
-        row = {
-            "conversation_id": conversation_id, "turn_id": said.turn_id, "rating": said.rating,
-            "edited": self._closed_or_none(said.edited), "comment": self._closed_or_none(said.comment),
-            "created_at": said.created_at.timestamp(),
-        }  # fmt: skip
-        connection.execute(insert(FEEDBACK).values(row))
-
-    # --- reading ---------------------------------------------------------------------------------------------------
-
-    def _summary(self, row: Row[*tuple[Any, ...]]) -> Summary:
-        return self._line(row.id, row.title, row.tags, row.model, row.adapter, row.turns, row.created_at, row.updated_at)
-
-    def _line(self, name: Any, title: str, tags: str, *rest: Any) -> Summary:
-        """By position: ten thousand of these are listed at once, and names cost more than the row."""
-        model, adapter, turns, created, updated = rest
-        if self.seal.sealed:
-            title, tags = open_text(self.seal, title), open_text(self.seal, tags)
-        told = tuple(json.loads(tags)) if tags != "[]" else ()
-        return Summary(name, title, told, model, adapter, turns, _moment(created), _moment(updated))
-
-    def _turn(self, row: Row[*tuple[Any, ...]]) -> StoredTurn:
-        ids = tuple(map(int, open_text(self.seal, row.token_ids).split()))
-        message = Message(row.role, open_text(self.seal, row.content), ids, row.finish_reason, row.id)
-        details = json.loads(open_text(self.seal, row.details))
-        return StoredTurn(message, row.parent_id, _moment(row.created_at), details)
-
-    def _feedback(self, row: Row[*tuple[Any, ...]]) -> Feedback:
-        return Feedback(row.turn_id, row.rating, self._opened(row.edited), self._opened(row.comment), _moment(row.created_at))
-
-    def _closed(self, text: str) -> str:
-        return close_text(self.seal, storable(text))
-
-    def _closed_or_none(self, text: str | None) -> str | None:
-        return None if text is None else self._closed(text)
-
-    def _opened(self, text: str | None) -> str | None:
-        return None if text is None else open_text(self.seal, text)
+            added = insert(TURNS).values(self._rows.turn_values(conversation_id, turn)).returning(TURNS.c.seq)
+            seq = connection.execute(added).scalar_one()
+            if turn.message.finish_reason != "partial":
+                self._words.add(connection, seq, turn.message.content)
 
 
 _ABSENT = "\0absent"
 _STALE = "\0stale"
-
-
-def storable(text: str) -> str:
-    """Text that every database takes: lone surrogates as "?", and NUL, which PostgreSQL refuses, as its picture."""
-    return text.encode("utf-8", "replace").decode().replace("\0", "\u2400")
-
-
-def _moment(seconds: float) -> datetime:
-    """In UTC: the local zone is looked up where a time is shown, since that takes longer than reading the row."""
-    return datetime.fromtimestamp(seconds, UTC)

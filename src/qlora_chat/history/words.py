@@ -9,7 +9,16 @@ from qlora_chat.messages import Conversation
 
 TITLE_LETTERS = 60
 EXCERPT_LETTERS = 160
+NEAR_LETTERS = 30
+"""How far before an excerpt a space is looked for, to begin with a word."""
+_UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
+    "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"  # kana
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
+)
+"""Scripts that put no space between words: each of their letters is a token, and a search for several a phrase."""
 _WORD = re.compile(r"\w+")
+_TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 
 def title_of(conversation: Conversation) -> str:
@@ -28,34 +37,48 @@ def shortened(text: str, letters: int) -> str:
 
 
 def folded(text: str) -> str:
-    """Text as search compares it: without case and accents."""
-    return "".join(each for each in unicodedata.normalize("NFKD", text).casefold() if not unicodedata.combining(each))
+    """Text as search compares it: without case, accents, and the signs above and below letters that other scripts have."""
+    if text.isascii():
+        return text.casefold()
+    decomposed = unicodedata.normalize("NFKD", text).casefold()
+    return "".join(each for each in decomposed if unicodedata.category(each)[0] != "M")
 
 
-def query_words(text: str) -> list[str]:
-    """The words that a search asks for, folded; [] where there are none."""
-    return _WORD.findall(folded(text))
+def index_tokens(content: str) -> list[str]:
+    """What an index holds of a text, in order. A change here makes every index that was built before it wrong."""
+    return _TOKEN.findall(folded(content))
+
+
+def query_phrases(text: str) -> list[list[str]]:
+    """The words that a search asks for, each as the tokens that stand for it in an index; [] where there are none."""
+    return [tokens for word in _WORD.findall(folded(text)) if (tokens := _TOKEN.findall(word))]
 
 
 def matches(content: str, text: str) -> bool:
     """Whether content holds every word of `text`, the last one as a beginning; false for no words."""
-    asked = query_words(text)
+    asked = query_phrases(text)
     if not asked:
         return False
-    held = _WORD.findall(folded(content))
-    return set(asked[:-1]) <= set(held) and any(word.startswith(asked[-1]) for word in held)
+    held = f" {' '.join(index_tokens(content))} "
+    return all(f" {' '.join(phrase)} " in held for phrase in asked[:-1]) and f" {' '.join(asked[-1])}" in held
 
 
 def excerpt(content: str, text: str) -> str:
     """About EXCERPT_LETTERS of content on one line, around the first word that was asked for."""
     line = " ".join(content.split())
-    asked = query_words(text)
-    at = (
-        next((found.start() for found in _WORD.finditer(line) if folded(found.group()).startswith(tuple(asked))), 0)
-        if asked
-        else 0
-    )
-    start = max(0, at - EXCERPT_LETTERS // 3)
+    start = max(0, _first_place(line, query_phrases(text)) - EXCERPT_LETTERS // 3)
     if start:
-        start = line.rfind(" ", 0, start) + 1
+        space = line.rfind(" ", max(0, start - NEAR_LETTERS), start)
+        start = space + 1 if space >= 0 else start
     return ("…" if start else "") + shortened(line[start:], EXCERPT_LETTERS)
+
+
+def _first_place(line: str, asked: list[list[str]]) -> int:
+    """Where the first word that was asked for stands; 0 where it is spelt otherwise."""
+    found = [(place.start(), folded(place.group())) for place in _TOKEN.finditer(line)]
+    for index, (at, _) in enumerate(found):
+        for phrase in asked:
+            here = [token for _, token in found[index : index + len(phrase)]]
+            if len(here) == len(phrase) and here[:-1] == phrase[:-1] and here[-1].startswith(phrase[-1]):
+                return at
+    return 0

@@ -1,19 +1,19 @@
 """Opens the database that a store's URL names: SQLite or PostgreSQL, as durable as they can be.
 
-Scope: URLs, files and their modes, connections, and the version of the tables. Knows no records.
+Scope: addresses and the version of the tables. How a file or a server is opened is databases.py's. Knows no records.
 """
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import Connection, Engine, column, create_engine, event, insert, select, table, text
+from sqlalchemy import Connection, Engine, column, insert, select, table, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
+
+from qlora_chat.databases import postgresql_engine, private_file, sqlite_engine
 
 BUSY_SECONDS = 10
 """How long a writer of SQLite waits for another one."""
@@ -36,7 +36,10 @@ def open_database(address: str, *, create: bool) -> Engine:
     url = _checked(address)
     if url.get_backend_name() == "sqlite":
         return _sqlite(url, create)
-    return create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+    try:
+        return postgresql_engine(url)
+    except ModuleNotFoundError:
+        raise StoreError("postgresql:// needs the psycopg package: pip install 'qlora-chat[postgres]'") from None
 
 
 def _checked(address: str) -> URL:
@@ -62,34 +65,11 @@ def _sqlite(url: URL, create: bool) -> Engine:
     if not file.is_file():
         if not create:
             raise StoreError(f"there is no store at {file}; `qlora-chat logs serve --store` makes one")
-        _make_private(file)
-    engine = create_engine(url.set(drivername="sqlite+pysqlite", database=str(file)))
-    event.listen(engine, "connect", _prepare_connection)
-    event.listen(engine, "begin", _begin_immediately)
-    return engine
-
-
-def _make_private(file: Path) -> None:
-    """An empty file that its owner alone may read; SQLite gives the same mode to what it puts beside it."""
-    try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    except FileExistsError:
-        return
-    except OSError as problem:
-        raise StoreError(f"the store {file} cannot be made ({problem.strerror or problem})") from problem
-
-
-def _prepare_connection(connection: Any, _: Any) -> None:
-    connection.isolation_level = None  # SQLAlchemy's BEGIN is the only one
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", f"busy_timeout={BUSY_SECONDS * 1000}"):
-        connection.execute(f"PRAGMA {pragma}").close()
-
-
-def _begin_immediately(connection: Connection) -> None:
-    """A transaction that wants to write says so at once: one that begins to read and then writes may be refused."""
-    reads_only = connection.get_execution_options().get("reads_only", False)
-    connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")
+        try:
+            private_file(file)
+        except OSError as problem:
+            raise StoreError(f"the store {file} cannot be made ({problem.strerror or problem})") from problem
+    return sqlite_engine(file, BUSY_SECONDS * 1000)
 
 
 _VERSIONS = table("receiver_schema", column("version"))

@@ -35,6 +35,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
+from qlora_chat.databases import READS_ONLY
 from qlora_chat.receiver.database import BUSY_SECONDS, StoreError, migrate, open_database, unusable
 from qlora_chat.receiver.records import LONGEST_NAME, Record
 
@@ -168,7 +169,7 @@ class RecordStore:
             ) from problem
 
     def _reading(self) -> AbstractContextManager[Connection]:
-        return self._engine.connect().execution_options(reads_only=True)
+        return self._engine.connect().execution_options(**{READS_ONLY: True})
 
     def _add(self, arrived: Sequence[Record]) -> list[Outcome]:
         with self._engine.begin() as connection:

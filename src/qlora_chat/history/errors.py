@@ -1,0 +1,23 @@
+"""What a store says when it cannot do what was asked."""
+
+from __future__ import annotations
+
+
+class HistoryError(RuntimeError):
+    """A store cannot do what was asked; the message is fit to be shown and quotes no conversation."""
+
+    for_people = True
+
+
+class StaleConversation(HistoryError):
+    """The conversation has gone on elsewhere; nothing was written."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This conversation has gone on in another window, or was deleted there. "
+            "Here it is as it now is; your message was not sent."
+        )
+
+
+class HistoryUnavailable(HistoryError):
+    """Nothing can be written just now: a full disk, a server that is away."""

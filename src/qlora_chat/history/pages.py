@@ -1,0 +1,154 @@
+"""The pages of an SQLite file that SQLite itself may refuse: the newest version of each, chains of them, rows in table leaves.
+
+Scope: the file format, as far as reading rows out of leaves takes (https://sqlite.org/fileformat2.html). Neither the tree above
+a leaf nor the header of the file need be whole. Knows no table.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+PAGE_BYTES = 4096
+"""What SQLite takes where nothing else is asked of it, and nothing is."""
+WAL_HEAD_BYTES, WAL_FRAME_HEAD_BYTES = 32, 24
+SUFFIXES = ("", "-wal", "-shm")
+FILE_HEAD_BYTES = 100
+LEAF = 0x0D
+MOST_PAYLOAD = 2**30
+
+
+class DamagedPage(ValueError):
+    """Bytes that are no row, or whose next page is gone."""
+
+
+class Pages:
+    """The pages of a file, the newest version of each, and older versions that its log still holds."""
+
+    def __init__(self, newest: Mapping[int, bytes], all_versions: list[bytes]) -> None:
+        self._newest, self._all = newest, all_versions
+
+    def versions(self) -> Iterator[bytes]:
+        """Every page in every version."""
+        yield from self._all
+
+    def payload(self, page: bytes, at: int, size: int, before: int = 0) -> bytes:
+        """`size` bytes of a row's payload that begin at `at`, overflow pages followed; `before` of its bytes lie before them.
+
+        DamagedPage where they are gone.
+        """
+        local = _local_bytes(before + size) - before
+        data = bytearray(page[at : at + min(local, size)])
+        following = page[at + local : at + local + 4]
+        while len(data) < size:
+            overflow = self._newest.get(int.from_bytes(following, "big")) if len(following) == 4 else None
+            if not overflow:
+                raise DamagedPage("its next page is gone")
+            following = overflow[:4]
+            data += overflow[4 : 4 + size - len(data)]
+        return bytes(data)
+
+    def rows(self) -> Iterator[tuple[int, list[Any]] | None]:
+        """(row id, columns) of every row in the newest leaves; None for each that cannot be read."""
+        for number, page in sorted(self._newest.items()):
+            head = FILE_HEAD_BYTES if number == 1 else 0
+            if len(page) < PAGE_BYTES or page[head] != LEAF:
+                continue
+            (cells,) = struct.unpack_from(">H", page, head + 3)
+            for index in range(min(cells, PAGE_BYTES // 4)):
+                (at,) = struct.unpack_from(">H", page, head + 8 + 2 * index)
+                try:
+                    yield self._row(page, at)
+                except (ValueError, IndexError, struct.error):
+                    yield None
+
+    def _row(self, page: bytes, at: int) -> tuple[int, list[Any]]:
+        size, at = _varint(page, at)
+        row_id, at = _varint(page, at)
+        if size > MOST_PAYLOAD:
+            raise DamagedPage("no row is so long")
+        return row_id, _columns(self.payload(page, at, size))
+
+
+def read_pages(path: Path, *, committed: bool) -> Pages:
+    """The pages of a database file and of its write-ahead log: as far as that was `committed`, or all that it holds, where what
+    is read from them is checked by other means."""
+    whole = path.read_bytes() if path.exists() else b""
+    newest = {1 + at // PAGE_BYTES: whole[at : at + PAGE_BYTES] for at in range(0, len(whole), PAGE_BYTES)}
+    versions = list(newest.values())
+    wal = Path(f"{path}-wal")
+    log = wal.read_bytes() if wal.exists() else b""
+    step, salts = WAL_FRAME_HEAD_BYTES + PAGE_BYTES, (log[16:24], log[WAL_HEAD_BYTES + 8 : WAL_HEAD_BYTES + 16])
+    uncommitted: dict[int, bytes] = {}
+    for at in range(WAL_HEAD_BYTES, len(log) - WAL_FRAME_HEAD_BYTES, step):
+        number, commit = struct.unpack_from(">II", log, at)
+        page = log[at + WAL_FRAME_HEAD_BYTES : at + step]
+        versions.append(page)
+        if committed and log[at + 8 : at + 16] not in salts:
+            continue  # of an earlier round of the log: the file has it, or something newer
+        uncommitted[number] = page
+        if commit or not committed:
+            newest |= uncommitted
+            uncommitted = {}
+    return Pages(newest, versions)
+
+
+def varint_bytes(value: int) -> int:
+    """Bytes of SQLite's variable-length integer."""
+    return max(1, (value.bit_length() + 6) // 7)
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """The integer there, and where the next thing begins."""
+    value = 0
+    for index in range(8):
+        byte = data[at + index]
+        value = value << 7 | byte & 0x7F
+        if byte < 0x80:
+            return value, at + index + 1
+    return value << 8 | data[at + 8], at + 9
+
+
+_WHOLE_BYTES = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
+
+
+def _columns(record: bytes) -> list[Any]:
+    """The values of a record: section 2.1 of the format. ValueError where it is none."""
+    head_bytes, at = _varint(record, 0)
+    kinds: list[int] = []
+    while at < head_bytes:
+        kind, at = _varint(record, at)
+        kinds.append(kind)
+    found: list[Any] = []
+    for kind in kinds:
+        value, at = _value(record, kind, at)
+        found.append(value)
+    if at != len(record):
+        raise DamagedPage("its length is not that of its columns")
+    return found
+
+
+def _value(record: bytes, kind: int, at: int) -> tuple[Any, int]:
+    if kind in (0, 8, 9):
+        return (None, 0, 1)[max(0, kind - 7)], at
+    if kind == 7:
+        return struct.unpack_from(">d", record, at)[0], at + 8
+    size = _WHOLE_BYTES.get(kind) or (kind - 12) // 2
+    data = record[at : at + size]
+    if kind in (10, 11) or len(data) != size:
+        raise DamagedPage("no such column")
+    if kind in _WHOLE_BYTES:
+        return int.from_bytes(data, "big", signed=True), at + size
+    return (data if kind % 2 == 0 else data.decode()), at + size
+
+
+def _local_bytes(payload: int) -> int:
+    """How much of a row's payload lies in its leaf page: sections 1.6 and 2.3.3.1 of the format."""
+    usable = PAGE_BYTES
+    if payload <= usable - 35:
+        return payload
+    least = (usable - 12) * 32 // 255 - 23
+    local = least + (payload - least) % (usable - 4)
+    return local if local <= usable - 35 else least

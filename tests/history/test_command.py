@@ -1,0 +1,179 @@
+"""`qlora-chat history` as people use it, over a database and over plain files."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from qlora_chat.cli import app
+from qlora_chat.history.opening import open_history
+from qlora_chat.messages import Conversation
+from qlora_chat.settings import HistorySettings, LogSettings, SettingsError
+
+from .test_stores import said
+
+
+@pytest.fixture(params=["sqlite:///{}/chats.db", "jsonl:{}/chats"], ids=["sqlite", "jsonl"])
+def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A history of two conversations, named in the environment as on a server."""
+    address = request.param.format(tmp_path)
+    monkeypatch.setenv("QLORA_CHAT_HISTORY", address)
+    monkeypatch.setenv("QLORA_CHAT_CACHE", str(tmp_path / "cache"))
+    with closing(open_history(HistorySettings(address), LogSettings()).store) as store:
+        trip = said(store, Conversation("aaaa-trip"), "Where is the lighthouse?", "On the north coast.")
+        said(store, trip.without_last_exchange(), "Where is the old lighthouse?", "It fell into the sea.")
+        said(store, Conversation("bbbb-menu"), "What is for dinner?", "Soup \x1b[31mred.")
+        store.change("bbbb-menu", tags=["food"])
+    return address
+
+
+def history(*arguments: str, typed: str | None = None) -> Result:
+    done = CliRunner().invoke(app, ["history", *arguments], input=typed)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+@pytest.mark.usefixtures("url")
+def test_list_shows_the_newest_first_with_what_is_needed_to_choose() -> None:
+    lines = history("list").stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["bbbb-men", "aaaa-tri"]
+    assert "2 turns  What is for dinner?  [food]" in lines[0]
+    assert "4 turns  Where is the lighthouse?" in lines[1]
+    (newest,) = json.loads(history("list", "--json", "--limit", "1").stdout)
+    assert (newest["id"], newest["tags"], newest["turns"], newest["model"]) == ("bbbb-menu", ["food"], 2, "a-model")
+
+
+@pytest.mark.usefixtures("url")
+def test_show_prints_the_branch_that_is_shown_and_nothing_that_a_terminal_obeys() -> None:
+    shown = history("show", "aaaa").stdout
+    assert "## You\n\nWhere is the old lighthouse?\n\n## Assistant\n\nIt fell into the sea." in shown
+    assert "north coast" not in shown
+    assert "\x1b" not in history("show", "bbbb-menu").stdout
+    for name, said_so in (("nobody", "no conversation is called 'nobody'"), ("", "no conversation")):
+        with pytest.raises(SettingsError, match=said_so):
+            history("show", name)
+
+
+@pytest.mark.usefixtures("url")
+def test_an_id_that_two_begin_with_is_not_guessed(tmp_path: Path) -> None:
+    file = tmp_path / "more.json"
+    file.write_text(json.dumps({"id": "aaaa-too", "conversations": [{"from": "human", "value": "Hi"}]}))
+    assert history("import", str(file)).stdout == "1 conversation added\n"
+    with pytest.raises(SettingsError, match="2 conversations begin with 'aaaa'"):
+        history("show", "aaaa")
+
+
+@pytest.mark.usefixtures("url")
+def test_search_finds_turns_on_every_branch() -> None:
+    (hit,) = json.loads(history("search", "north coa", "--json").stdout)
+    assert (hit["conversation_id"], hit["role"], hit["excerpt"]) == ("aaaa-trip", "assistant", "On the north coast.")
+    assert "aaaa-tri" in history("search", "fell into").stdout
+    nothing = history("search", "submarine")
+    assert (nothing.stdout, nothing.exit_code) == ("", 0)
+    assert "no turn holds all of these words" in nothing.stderr
+
+
+@pytest.mark.usefixtures("url")
+@pytest.mark.parametrize("form", ["json", "jsonl"])
+def test_what_is_exported_comes_back_whole(form: str, tmp_path: Path) -> None:
+    out, other = tmp_path / "out", f"sqlite:///{tmp_path}/other.db"
+    assert history("export", "--format", form, "--out", str(out)).exit_code == 0
+    assert stat.S_IMODE(out.stat().st_mode) == 0o600
+    with pytest.raises(SettingsError, match="is there already"):
+        history("export", "--out", str(out))
+    assert history("import", str(out), "--history", other).stdout == "2 conversations added\n"
+    assert history("import", str(out), "--history", other).stdout == "0 conversations added, 2 there already\n"
+    again = history("export", "--format", form, "--history", other)
+    assert sorted(json.dumps(each) for each in _records(again.stdout, form)) == sorted(
+        json.dumps(each) for each in _records(out.read_text(), form)
+    )
+
+
+def _records(text: str, form: str) -> list[object]:
+    return json.loads(text) if form == "json" else [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.usefixtures("url")
+def test_export_writes_what_is_read_and_what_is_trained_on() -> None:
+    assert history("export", "bbbb-menu", "--format", "markdown").stdout.startswith("# What is for dinner?\n")
+    told = json.loads(history("export", "aaaa-trip", "--format", "guanaco").stdout)
+    assert told == {"text": "### Human: Where is the old lighthouse?### Assistant: It fell into the sea."}
+
+
+@pytest.mark.usefixtures("url")
+def test_erase_asks_first_and_erases_what_it_was_told() -> None:
+    refused = history("erase", "aaaa", typed="n\n")
+    assert refused.exit_code == 1
+    assert "Erase 1 conversation for good?" in refused.stderr
+    assert len(history("list").stdout.splitlines()) == 2
+    erased = history("erase", "aaaa", "--yes")
+    assert erased.stdout == "1 conversation erased\n"
+    assert "a receiver that was sent any of them has not been told" in erased.stderr
+    assert history("search", "lighthouse").stdout == ""
+    with pytest.raises(SettingsError, match="say what to erase"):
+        history("erase")
+    assert history("erase", "--untouched-days", "1", "--yes").stdout == "0 conversations erased\n"
+    assert history("erase", "--all", "--yes").stdout == "1 conversation erased\n"
+    assert "no conversation is kept there yet" in history("list").stderr
+
+
+@pytest.mark.usefixtures("url")
+def test_erase_tells_the_receiver_where_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LOGGING_URL", "http://127.0.0.1:9/")
+    monkeypatch.setenv("LOGGING_OUTBOX", str(tmp_path / "outbox.db"))
+    done = history("erase", "bbbb-menu", "--yes")
+    assert done.stdout == "1 conversation erased\n"
+    assert "1 not sent yet, and kept for the next start" in done.stderr, "its tombstone"
+
+
+@pytest.mark.parametrize("address", ["sqlite:///{}/typo.db", "jsonl:{}/typo"])
+def test_a_mistyped_name_is_said_and_leaves_no_file(address: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="there is no history at .*typo"):
+        history("list", "--history", address.format(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_history_it_says_how_to_name_one() -> None:
+    with pytest.raises(SettingsError, match="which history\\?"):
+        history("list")
+
+
+STORE = """
+from qlora_chat.history.memory import MemoryHistory
+from qlora_chat.messages import Conversation, Message
+
+def opened(url, queue):
+    store = MemoryHistory(queue=queue)
+    store.save(Conversation("from-my-own", (Message("user", "kept in " + url),)))
+    return store
+"""
+
+
+def test_a_store_of_ones_own_is_found_by_its_entry_point(tmp_path: Path) -> None:
+    (tmp_path / "my_store.py").write_text(STORE)
+    about = tmp_path / "my_store-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-store\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[qlora_chat.history]\nmine = my_store:opened\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "QLORA_CHAT_CACHE": str(tmp_path / "cache")}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "qlora_chat", "history", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+
+    listed = run("list", "--history", "mine:somewhere")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert "kept in mine:somewhere" in listed.stdout
+    unknown = run("list", "--history", "yours:somewhere")
+    assert unknown.returncode == 1
+    assert unknown.stderr.count("\n") == 1, "one line"
+    assert "known: sqlite:///FILE, postgresql://USER@HOST/DATABASE, jsonl:FOLDER, mine:..." in unknown.stderr
