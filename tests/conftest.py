@@ -14,6 +14,7 @@ from qlora_chat.models import LoadedModel
 from qlora_chat.models.load import load
 from qlora_chat.prompt import DEFAULT_FORMAT, Prompt, fit_prompt
 from qlora_chat.settings import ModelSettings, quiet_libraries
+from tests.postgres import Server, postgres, programs
 
 quiet_libraries()
 
@@ -25,6 +26,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QLORA_CHAT_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Server]:
+    """One PostgreSQL for the whole run; each test takes a database of its own, or empties its tables."""
+    if programs() is None:
+        pytest.skip("NOT TESTED: PostgreSQL, which is not installed here (`make test` installs it where apt is)")
+    with postgres() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

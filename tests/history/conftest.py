@@ -13,8 +13,7 @@ from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.history.opening import open_history
 from qlora_chat.history.sql import SqlHistory
 from qlora_chat.settings import HistorySettings, LogSettings
-
-from .postgres import PASSWORD, binaries, postgres
+from tests.postgres import PASSWORD, Server
 
 KEY = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
 
@@ -31,19 +30,9 @@ OPENERS: dict[str, Callable[[Path], HistoryStore]] = {
 }
 
 
-@pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    """A server for the whole run."""
-    folder = binaries()
-    if folder is None:
-        pytest.skip("NOT TESTED: PostgreSQL, which is not installed here (`make test` installs it where apt is)")
-    with postgres(folder) as url:
-        yield url
-
-
-def postgres_history(url: str) -> HistoryStore:
+def postgres_history(server: Server) -> HistoryStore:
     """An empty history in that server."""
-    store = open_history(HistorySettings(url, PASSWORD), LogSettings()).store
+    store = open_history(HistorySettings(server.network_url, PASSWORD), LogSettings()).store
     assert isinstance(store, SqlHistory)
     with store.database.write() as connection:
         for table in ("feedback", "turns", "conversations", "outbox", "outbox_bodies"):
@@ -55,7 +44,7 @@ def postgres_history(url: str) -> HistoryStore:
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[HistoryStore]:
     """A store of every kind."""
     if request.param == "postgresql":
-        opened = postgres_history(request.getfixturevalue("postgres_url"))
+        opened = postgres_history(request.getfixturevalue("postgres_server"))
     else:
         opened = OPENERS[request.param](tmp_path)
     with closing(opened):

@@ -127,7 +127,9 @@ def test_files_are_for_their_owner_only(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_the_migrations_make_the_tables_that_queries_name(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    made = sqlite_history(tmp_path / "c.db") if kind == "sqlite" else postgres_history(request.getfixturevalue("postgres_url"))
+    made = (
+        sqlite_history(tmp_path / "c.db") if kind == "sqlite" else postgres_history(request.getfixturevalue("postgres_server"))
+    )
     assert isinstance(made, SqlHistory)
     with closing(made) as store, store.database.read() as connection:
         found = inspect(connection)
@@ -207,16 +209,6 @@ def test_many_writers_keep_their_order(writers: int, each: int, tmp_path: Path) 
         with one.database.read() as connection:
             assert connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
             assert connection.exec_driver_sql("SELECT count(*) FROM turns").scalar() == writers * each
-
-
-def test_postgresql_erases_and_vacuums(postgres_url: str) -> None:
-    with closing(postgres_history(postgres_url)) as store:
-        assert isinstance(store, SqlHistory)
-        talk = said(store, Conversation(), "gone", "gone too")
-        assert store.erase([talk.id]) == 1
-        with store.database.read() as connection:
-            assert connection.exec_driver_sql("SELECT count(*) FROM turns").scalar() == 0
-            assert connection.exec_driver_sql("SELECT pg_relation_size('turns')").scalar() == 0, "vacuumed"
 
 
 def test_an_open_answer_is_kept_while_it_grows(tmp_path: Path) -> None:

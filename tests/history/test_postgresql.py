@@ -1,0 +1,104 @@
+"""PostgreSQL as several page processes use it: nothing is lost between them, delivered twice, or left after an erasure."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from qlora_chat.delivery.sender import LogSender
+from qlora_chat.history import Outgoing
+from qlora_chat.history.database import open_database
+from qlora_chat.history.opening import open_history
+from qlora_chat.history.outbox import Outbox
+from qlora_chat.history.sql import SqlHistory
+from qlora_chat.messages import Conversation
+from qlora_chat.settings import HistorySettings, LogSettings
+from tests.delivery.receiving import Reply, receiving, record, wait_for
+from tests.postgres import PASSWORD, Server
+
+from .conftest import postgres_history
+from .test_stores import said
+
+
+@pytest.fixture
+def history(postgres_server: Server) -> Iterator[SqlHistory]:
+    store = postgres_history(postgres_server)
+    assert isinstance(store, SqlHistory)
+    with closing(store):
+        yield store
+
+
+@pytest.fixture
+def other(history: SqlHistory, postgres_server: Server) -> Iterator[SqlHistory]:
+    """The same history, opened by another process."""
+    store = open_history(HistorySettings(postgres_server.network_url, PASSWORD), LogSettings()).store
+    assert isinstance(store, SqlHistory)
+    with closing(store):
+        yield store
+
+
+def test_erased_rows_are_gone_and_vacuumed(history: SqlHistory) -> None:
+    talk = said(history, Conversation(), "gone", "gone too")
+    history.outbox.put(Outgoing("turn", talk.id, b"gone as well"))
+    assert history.erase([talk.id], [Outgoing("tombstone", talk.id, b"{}")]) == 1
+    with history.database.read() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM turns").scalar() == 0
+        assert connection.exec_driver_sql("SELECT pg_relation_size('turns')").scalar() == 0, "vacuumed"
+    assert [each.outgoing.kind for each in history.outbox.claim(5)] == ["tombstone"]
+
+
+def test_writers_in_two_processes_keep_their_order(history: SqlHistory, other: SqlHistory) -> None:
+    problems: list[Exception] = []
+
+    def write(number: int) -> None:
+        talk = Conversation(f"writer-{number}")
+        try:
+            for index in range(5):
+                talk = said(other if number % 2 else history, talk, f"{index}", "ok")
+        except Exception as problem:
+            problems.append(problem)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert problems == []
+    for number in range(8):
+        kept = history.load(f"writer-{number}")
+        assert kept
+        assert [message.content for message in kept.messages[::2]] == [f"{index}" for index in range(5)]
+
+
+def test_two_senders_deliver_each_record_once_and_set_the_same_aside(history: SqlHistory, other: SqlHistory) -> None:
+    for number in range(60):
+        history.outbox.put(record("refused" if number % 10 == 0 else "welcome", f"talk-{number}"))
+    with receiving() as receiver:
+        receiver.reply = lambda request: Reply(400 if b"refused" in request.body else 200)
+        settings = LogSettings(receiver.url)
+        senders = [LogSender(each.outbox, settings, lambda line: None) for each in (history, other)]
+        wait_for(lambda: history.outbox.counts().waiting == 0)
+        for each in senders:
+            each.close()
+    times = Counter(request.key for request in receiver.received)
+    assert set(times.values()) == {1}
+    assert len(times) == 60
+    counts = history.outbox.counts()
+    assert (counts.sent, counts.dead) == (54, 6)
+    assert history.outbox.revive() == 6
+
+
+def test_the_cap_holds_for_all_processes_together(history: SqlHistory, postgres_server: Server) -> None:
+    for _ in range(2):
+        database = open_database(postgres_server.network_url, PASSWORD)
+        with closing(Outbox(database, cap_bytes=5_000_000)) as outbox:
+            for _ in range(15):
+                outbox.put(Outgoing("turn", "talk", b"x" * 50_000))
+    counts = history.outbox.counts()
+    assert counts.waiting + counts.dropped == 30
+    assert 0 < counts.waiting < 30
+    assert counts.bytes <= 5_000_000
