@@ -35,7 +35,7 @@ QUICK = "--quick" in sys.argv
 TURNS = 100 if QUICK else 1000
 SEARCHED, LISTED, QUEUED = (2_000, 500, 200) if QUICK else (100_000, 10_000, 5_000)
 WRITERS, EACH = (4, 10) if QUICK else (16, 250)
-HAN = [chr(0x4E00 + 7 * number) for number in range(500)]
+HAN = [chr(0x4E00 + 7 * number) for number in range(100)]
 WORDS = [f"{a}{b}n{c}" for a in "bdfkm" for b in "aeiou" for c in "aeiou"]
 
 

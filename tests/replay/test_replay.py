@@ -101,6 +101,8 @@ def test_the_first_token_that_differs_is_named_with_what_is_different(shared_eng
     assert again.first
     assert (again.first.index, again.first.here_id, again.first.here_text.strip()) == (5, paris, "Paris")
     assert again.first.before.endswith("France is")
+    assert again.first.here_chance
+    assert again.first.here_chance > 0.5, "how sure the model is of it"
     assert {each.what for each in again.differences} == {"adapter", "adapter_sha256", "precision"}
 
 

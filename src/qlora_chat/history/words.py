@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import deque
 
 from qlora_chat.messages import Conversation
 
@@ -75,10 +76,12 @@ def excerpt(content: str, text: str) -> str:
 
 def _first_place(line: str, asked: list[list[str]]) -> int:
     """Where the first word that was asked for stands; 0 where it is spelt otherwise."""
-    found = [(place.start(), folded(place.group())) for place in _TOKEN.finditer(line)]
-    for index, (at, _) in enumerate(found):
+    passed: deque[tuple[int, str]] = deque(maxlen=max(map(len, asked), default=0))
+    for place in _TOKEN.finditer(line):
+        passed.append((place.start(), folded(place.group())))
         for phrase in asked:
-            here = [token for _, token in found[index : index + len(phrase)]]
-            if len(here) == len(phrase) and here[:-1] == phrase[:-1] and here[-1].startswith(phrase[-1]):
-                return at
+            here = [*passed][-len(phrase) :]
+            spelt = [token for _, token in here]
+            if len(here) == len(phrase) and spelt[:-1] == phrase[:-1] and spelt[-1].startswith(phrase[-1]):
+                return here[0][0]
     return 0
