@@ -160,20 +160,22 @@ def test_there_is_nothing_else_to_do_at_the_log(method: str, store: RecordStore,
 
 
 def test_a_store_that_fails_is_said_to_be_unavailable_and_the_record_may_come_again(
-    store: RecordStore, session: requests.Session, tmp_path: Path
+    sqlite_url: str, session: requests.Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import sqlite3
 
     from qlora_chat.receiver import database
 
-    with receiving(store) as url, closing(sqlite3.connect(tmp_path / "logs.db", isolation_level=None)) as other:
-        store._engine.dispose()
-        short = pytest.MonkeyPatch()
-        short.setattr(database, "BUSY_SECONDS", 0)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0)
+    file = sqlite_url.removeprefix("sqlite:///")
+    with (
+        closing(RecordStore(sqlite_url, create=True)) as impatient,
+        receiving(impatient) as url,
+        closing(sqlite3.connect(file, isolation_level=None)) as other,
+    ):
         other.execute("BEGIN EXCLUSIVE")
         answer = session.post(f"{url}/log", json=turn_v1())
         other.execute("ROLLBACK")
-        short.undo()
         assert answer.status_code == 503
         assert answer.headers["Retry-After"]
         assert "locked" in answer.json()["error"]
