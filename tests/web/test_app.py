@@ -132,7 +132,7 @@ def every_route() -> list[tuple[str, str]]:
 
     from qlora_chat.web.keeps import Keeps
     from qlora_chat.web.page import build_page
-    from qlora_chat.web.session import Sessions
+    from qlora_chat.web.sessions import Sessions
     from qlora_chat.web.site import Site
     from tests.fakes import scripted_chat
 

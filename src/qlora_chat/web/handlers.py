@@ -21,11 +21,13 @@ from qlora_chat.history import HistoryError, StaleConversation
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import Sampling
 from qlora_chat.web import shown
+from qlora_chat.web.answering import Answering
 from qlora_chat.web.keeps import Keeps
 from qlora_chat.web.parts import SAMPLING_NAMES, Parts
 from qlora_chat.web.past import Past, listed
 from qlora_chat.web.sayable import sayable
-from qlora_chat.web.session import Answering, Asking, Busy, Place, Session, Sessions
+from qlora_chat.web.session import Asking, Busy, Place, Session
+from qlora_chat.web.sessions import Sessions
 
 Shown = dict[Any, Any]
 """What each part of the page becomes."""

@@ -18,7 +18,7 @@ from qlora_chat.web.feedback import THUMBS, FeedbackHandlers, Panel, lay_out_pan
 from qlora_chat.web.handlers import Handlers
 from qlora_chat.web.keeps import Keeps
 from qlora_chat.web.parts import SAMPLING_NAMES, Parts
-from qlora_chat.web.session import Sessions
+from qlora_chat.web.sessions import Sessions
 
 CSS = Path(__file__).with_name("page.css")
 JS = Path(__file__).with_name("page.js")

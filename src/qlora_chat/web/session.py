@@ -1,32 +1,19 @@
 """What one browser tab is doing: its conversation, and the answer being written for it.
 
-Scope: starting, watching and ending answers, so that a tab never has two at once and never sees one that it has
+Scope: starting and ending answers, so that a tab never has two at once and never sees one that it has
 cleared. Knows no Gradio, no HTML and no model.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import threading
-import time
-from collections import OrderedDict
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 
-from qlora_chat.chat import Chat, Turn
-from qlora_chat.engines import EngineError
+from qlora_chat.chat import Chat
 from qlora_chat.history import HistoryUnavailable, StaleConversation
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.settings import Sampling
-
-FIRST_TEXT_POLL_SECONDS = 0.005
-UPDATE_SECONDS = 0.1
-"""Tokens that come within this go to the page together: every update costs the CPU that the model is running on."""
-QUIET_SECONDS = 0.2
-"""A page with nothing new still gets a sign of life this often; it is how a closed tab is noticed."""
-
-logger = logging.getLogger(__name__)
+from qlora_chat.web.answering import Answering
 
 
 class Busy(RuntimeError):
@@ -63,78 +50,6 @@ class Asking:
     system: str | None = None
     """None takes the prompt format's own."""
     logged: bool = True
-
-
-class Answering:
-    """One answer on its way from the engine to a page: a thread reads it, the event loop looks at it."""
-
-    def __init__(self, turn: Turn, text: str, *, retried: bool = False, logged: bool = True) -> None:
-        self.turn = turn
-        self.retried = retried
-        """Whether it takes the place of an earlier answer."""
-        self.text = text
-        """What was asked."""
-        self.logged = logged
-        self.problem: str | None = None
-        """Why generation failed, fit to be shown."""
-        self.tokens = 0
-        self.first_at: float | None = None
-        """time.perf_counter() at the first token."""
-        self.began = time.perf_counter()
-        self.unwatched = threading.Event()
-        """Set when the page's event has handed on all that it ever will of this answer."""
-        self._done = threading.Event()
-
-    @property
-    def done(self) -> bool:
-        """Whether nothing more will come."""
-        return self._done.is_set()
-
-    @property
-    def ttft_ms(self) -> float | None:
-        """Milliseconds to the first token; None before it."""
-        return (self.first_at - self.began) * 1000 if self.first_at else None
-
-    @property
-    def tokens_per_s(self) -> float | None:
-        """Rate after the first token, so far; None below two tokens."""
-        if self.tokens < 2 or self.first_at is None:
-            return None
-        return (self.tokens - 1) / max(time.perf_counter() - self.first_at, 1e-6)
-
-    def wait(self, seconds: float) -> bool:
-        """Block until the answer has ended; False if it has not by then."""
-        return self._done.wait(seconds)
-
-    def read(self) -> None:
-        """Take every piece as it comes; returns when the answer ends, for whatever reason."""
-        try:
-            for piece in self.turn:
-                if piece.token_id is not None or piece.text:
-                    self.tokens += 1
-                    self.first_at = self.first_at or time.perf_counter()
-        except EngineError as problem:
-            self.problem = str(problem)
-        except Exception as problem:
-            # The message may quote the conversation, which has no place in an operator's log.
-            logger.error("an answer ended with %s", type(problem).__name__)
-            self.problem = f"The answer could not be finished ({type(problem).__name__})."
-
-    def end(self) -> None:
-        """Say that nothing more will come."""
-        self._done.set()
-
-    async def changes(self) -> AsyncIterator[bool]:
-        """True when the answer has grown: at its first text, then at most 10 times a second. False as a sign of life."""
-        shown, wait, quiet_since = "", FIRST_TEXT_POLL_SECONDS, time.perf_counter()
-        while not self.done:
-            await asyncio.sleep(wait)
-            if self.turn.answer != shown:
-                shown, wait, quiet_since = self.turn.answer, UPDATE_SECONDS, time.perf_counter()
-                yield True
-            elif time.perf_counter() - quiet_since > QUIET_SECONDS:
-                quiet_since = time.perf_counter()
-                yield False
 
 
 class Session:
@@ -317,75 +232,6 @@ class Session:
         if running := self._answering:
             running.turn.cancel()
         self._answering = None
-
-
-class Sessions:
-    """The tabs that are open, by the name Gradio gives each page load."""
-
-    def __init__(self, chat: Chat, limit: int = 2000) -> None:
-        self._chat, self._limit = chat, limit
-        self._sessions: OrderedDict[str, Session] = OrderedDict()
-        self._lock = threading.Lock()
-
-    @property
-    def answering(self) -> int:
-        """Answers being written."""
-        with self._lock:
-            return sum(session.answering is not None for session in self._sessions.values())
-
-    def find(self, name: str) -> Session | None:
-        """The tab of that name, if this process has it."""
-        with self._lock:
-            return self._sessions.get(name)
-
-    def open(self, name: str, conversation_id: str = "", reloaded: bool = False) -> Session:
-        """The tab of that name. A new one goes on with the conversation it names, if there is such a one.
-
-        A reloaded page takes its conversation over from the page it was. Another tab that names a conversation in
-        use (a duplicated tab does) gets a copy under a new id, so that neither overwrites the other.
-        """
-        with self._lock:
-            known = self._sessions.get(name)
-            if known:
-                self._sessions.move_to_end(name)
-                return known
-            session = self._sessions[name] = Session(self._chat)
-            holder = self._holding(conversation_id)
-        self._close_oldest()
-        if holder and reloaded:
-            holder.close()
-        conversation = holder.conversation if holder else self._chat.history.load(conversation_id) if conversation_id else None
-        if conversation:
-            session.restore(conversation.copied() if holder and not reloaded else conversation)
-        return session
-
-    def close(self, name: str) -> None:
-        """That tab is gone."""
-        with self._lock:
-            session = self._sessions.get(name)
-        if session is None:
-            return
-        session.close()
-        with self._lock:
-            self._sessions.pop(name, None)
-
-    def stop_all(self) -> None:
-        """End every answer at its next token."""
-        with self._lock:
-            sessions = list(self._sessions.values())
-        for session in sessions:
-            session.stop()
-
-    def _holding(self, conversation_id: str) -> Session | None:
-        return next((each for each in self._sessions.values() if each.conversation.id == conversation_id), None)
-
-    def _close_oldest(self) -> None:
-        while True:
-            with self._lock:
-                if len(self._sessions) <= self._limit:
-                    return
-                _, oldest = self._sessions.popitem(last=False)
-            oldest.close(seconds=0)
 
 
 def mended(conversation: Conversation) -> Conversation:

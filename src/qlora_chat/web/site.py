@@ -26,7 +26,7 @@ from qlora_chat.web.events import PageEvents
 from qlora_chat.web.guard import Guard, route_of
 from qlora_chat.web.keeps import NOTHING, Keeps
 from qlora_chat.web.policy import ContentPolicy
-from qlora_chat.web.session import Sessions
+from qlora_chat.web.sessions import Sessions
 
 
 class Site:

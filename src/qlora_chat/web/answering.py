@@ -1,0 +1,95 @@
+"""One answer on its way from the engine to a page.
+
+Scope: reading it to its end in a thread, and telling an event loop when it has grown. Knows no Gradio, no tab and no model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator
+
+from qlora_chat.chat import Turn
+from qlora_chat.engines import EngineError
+
+FIRST_TEXT_POLL_SECONDS = 0.005
+UPDATE_SECONDS = 0.1
+"""Tokens that come within this go to the page together: every update costs the CPU that the model is running on."""
+QUIET_SECONDS = 0.2
+"""A page with nothing new still gets a sign of life this often; it is how a closed tab is noticed."""
+
+logger = logging.getLogger(__name__)
+
+
+class Answering:
+    """A thread reads it, the event loop looks at it."""
+
+    def __init__(self, turn: Turn, text: str, *, retried: bool = False, logged: bool = True) -> None:
+        self.turn = turn
+        self.retried = retried
+        """Whether it takes the place of an earlier answer."""
+        self.text = text
+        """What was asked."""
+        self.logged = logged
+        self.problem: str | None = None
+        """Why generation failed, fit to be shown."""
+        self.tokens = 0
+        self.first_at: float | None = None
+        """time.perf_counter() at the first token."""
+        self.began = time.perf_counter()
+        self.unwatched = threading.Event()
+        """Set when the page's event has handed on all that it ever will of this answer."""
+        self._done = threading.Event()
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will come."""
+        return self._done.is_set()
+
+    @property
+    def ttft_ms(self) -> float | None:
+        """Milliseconds to the first token; None before it."""
+        return (self.first_at - self.began) * 1000 if self.first_at else None
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Rate after the first token, so far; None below two tokens."""
+        if self.tokens < 2 or self.first_at is None:
+            return None
+        return (self.tokens - 1) / max(time.perf_counter() - self.first_at, 1e-6)
+
+    def wait(self, seconds: float) -> bool:
+        """Block until the answer has ended; False if it has not by then."""
+        return self._done.wait(seconds)
+
+    def read(self) -> None:
+        """Take every piece as it comes; returns when the answer ends, for whatever reason."""
+        try:
+            for piece in self.turn:
+                if piece.token_id is not None or piece.text:
+                    self.tokens += 1
+                    self.first_at = self.first_at or time.perf_counter()
+        except EngineError as problem:
+            self.problem = str(problem)
+        except Exception as problem:
+            # The message may quote the conversation, which has no place in an operator's log.
+            logger.error("an answer ended with %s", type(problem).__name__)
+            self.problem = f"The answer could not be finished ({type(problem).__name__})."
+
+    def end(self) -> None:
+        """Say that nothing more will come."""
+        self._done.set()
+
+    async def changes(self) -> AsyncIterator[bool]:
+        """True when the answer has grown: at its first text, then at most 10 times a second. False as a sign of life."""
+        shown, wait, quiet_since = "", FIRST_TEXT_POLL_SECONDS, time.perf_counter()
+        while not self.done:
+            await asyncio.sleep(wait)
+            if self.turn.answer != shown:
+                shown, wait, quiet_since = self.turn.answer, UPDATE_SECONDS, time.perf_counter()
+                yield True
+            elif time.perf_counter() - quiet_since > QUIET_SECONDS:
+                quiet_since = time.perf_counter()
+                yield False
