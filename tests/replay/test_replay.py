@@ -11,12 +11,13 @@ from typer.testing import CliRunner
 
 from qlora_chat.chat import Chat
 from qlora_chat.cli import app
+from qlora_chat.cli.replaying import as_text
 from qlora_chat.delivery.payload import payload_v2
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation
 from qlora_chat.prompt import DEFAULT_FORMAT
-from qlora_chat.replay.again import replay
+from qlora_chat.replay.again import FirstToken, Replayed, replay
 from qlora_chat.replay.recorded import CannotReplay, read_recorded, recorded
 from qlora_chat.settings import Sampling
 from tests.fakes import ScriptedEngine, ScriptedRecorder
@@ -104,6 +105,16 @@ def test_the_first_token_that_differs_is_named_with_what_is_different(shared_eng
     assert again.first.here_chance
     assert again.first.here_chance > 0.5, "how sure the model is of it"
     assert {each.what for each in again.differences} == {"adapter", "adapter_sha256", "precision"}
+
+
+@pytest.mark.parametrize(("independent", "why"), [(False, "adds up in another order"), (True, "as if it were alone")])
+def test_where_nothing_else_differs_the_reason_is_that_of_the_pass(independent: bool, why: str) -> None:
+    data = record_of(ScriptedEngine("one two three"), ["Hi"], GREEDY)
+    first = FirstToken(1, 4, " fox", 5, " cat", "a red", 0.4213, 0.4209)
+    told = as_text(recorded(data), Replayed("a red cat", (3, 5), "stop", first, (), independent))
+    assert "differs from token 2 of" in told
+    assert "the model gives them 42.130% and 42.090% here" in told
+    assert why in told
 
 
 def test_an_answer_that_ends_elsewhere_is_different(shared_engine: LocalEngine, chat: Chat) -> None:

@@ -53,7 +53,7 @@ def replay(
     recorded = read_recorded(_record_text(record, store), turn)
     chosen = _model(recorded, model, base, adapter, precision, device, prompt_format)
     replayed = _made_again(recorded, chosen)
-    print(_as_json(recorded, replayed) if as_json else _as_text(recorded, replayed))
+    print(_as_json(recorded, replayed) if as_json else as_text(recorded, replayed))
     if not replayed.identical:
         raise typer.Exit(1)
 
@@ -122,7 +122,8 @@ def _as_json(recorded: Recorded, replayed: Replayed) -> str:
     return json.dumps(found, ensure_ascii=False)
 
 
-def _as_text(recorded: Recorded, replayed: Replayed) -> str:
+def as_text(recorded: Recorded, replayed: Replayed) -> str:
+    """What came out, in lines for a person."""
     tokens = len(recorded.answer_ids)
     lines = []
     if replayed.identical:
