@@ -10,7 +10,7 @@ import pytest
 
 from qlora_chat.evaluation.asking import ask_all
 from qlora_chat.evaluation.blind import BlindError, Pair, answers, blinded, judge, read_choices, read_prompts, sign_test
-from qlora_chat.evaluation.held_out import read_held_out
+from qlora_chat.evaluation.held_out import read_text
 from qlora_chat.evaluation.judging import ask_person, write_sheet
 from qlora_chat.evaluation.perplexity import measure
 from qlora_chat.evaluation.picture import of_blind, of_perplexity, of_questions
@@ -130,7 +130,7 @@ def test_perplexity_is_that_of_the_training_loss(demo_fp32: LoadedModel, tmp_pat
     plain = tmp_path / "plain.txt"
     plain.write_text("Once upon a time there was a little girl who lived in a house near the forest. " * 20)
     first, second = (
-        measure(demo_fp32, read_held_out(str(each), demo_fp32.tokenizer, 256, 500, DEFAULT_FORMAT), "x")
+        measure(demo_fp32, read_text(str(each), print).in_ids(demo_fp32.tokenizer, 256, 500, DEFAULT_FORMAT), "x")
         for each in (nonsense, plain)
     )
     assert first.perplexity > second.perplexity, "a story is less of a surprise than a list of words"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qlora_chat.evaluation.held_out import HeldOutError, read_held_out
+from qlora_chat.evaluation.held_out import HeldOutError, read_text
 from qlora_chat.models.resolve import BUNDLED
 from qlora_chat.models.tokenizer import ModelTokenizer
 from qlora_chat.prompt import DEFAULT_FORMAT
@@ -35,7 +35,7 @@ def tokenizer() -> ModelTokenizer:
 def test_every_form_that_train_takes_counts_as_its_loss_does(form: str, tokenizer: ModelTokenizer, tmp_path: Path) -> None:
     path = tmp_path / "held.jsonl.xz"
     path.write_bytes(lzma.compress(json.dumps(FORMS[form]).encode()))
-    (read,) = read_held_out(str(path), tokenizer, 512, 100, DEFAULT_FORMAT).passages
+    (read,) = read_text(str(path), print).in_ids(tokenizer, 512, 100, DEFAULT_FORMAT).passages
     trained = tokenise(read_dialogues([path]).conversations, TrainSettings(base="demo", data=("d",)), tokenizer, 2)
     assert list(read.ids) == trained.ids.tolist()
     assert list(read.counted) == trained.learnt.tolist()
@@ -46,14 +46,14 @@ def test_every_form_that_train_takes_counts_as_its_loss_does(form: str, tokenize
 def test_a_folder_is_read_until_enough_counts(tokenizer: ModelTokenizer, tmp_path: Path) -> None:
     for number in range(5):
         (tmp_path / f"{number}.json").write_text(json.dumps([FORMS["messages"]]))
-    one = len(read_held_out(str(tmp_path / "0.json"), tokenizer, 512, 1, DEFAULT_FORMAT).targets)
-    assert len(read_held_out(str(tmp_path), tokenizer, 512, one + 1, DEFAULT_FORMAT).passages) == 2
+    one = len(read_text(str(tmp_path / "0.json"), print).in_ids(tokenizer, 512, 1, DEFAULT_FORMAT).targets)
+    assert len(read_text(str(tmp_path), print).in_ids(tokenizer, 512, one + 1, DEFAULT_FORMAT).passages) == 2
 
 
 def test_plain_text_counts_whole_in_windows(tokenizer: ModelTokenizer, tmp_path: Path) -> None:
     path = tmp_path / "story.txt"
     path.write_text("Once upon a time there was a farmer. " * 20)
-    read = read_held_out(str(path), tokenizer, 32, 10_000, DEFAULT_FORMAT)
+    read = read_text(str(path), print).in_ids(tokenizer, 32, 10_000, DEFAULT_FORMAT)
     assert len(read.targets) == len(tokenizer.encode(path.read_text()))
     assert all(len(each.ids) <= 33 for each in read.passages)
 
@@ -61,10 +61,10 @@ def test_plain_text_counts_whole_in_windows(tokenizer: ModelTokenizer, tmp_path:
 def test_what_cannot_be_measured_on_is_told(tokenizer: ModelTokenizer, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(HeldOutError, match=r"empty\.txt holds no text to measure on"):
-        read_held_out(str(tmp_path / "empty.txt"), tokenizer, 32, 10, DEFAULT_FORMAT)
+        read_text(str(tmp_path / "empty.txt"), print).in_ids(tokenizer, 32, 10, DEFAULT_FORMAT)
     with pytest.raises(HeldOutError, match=r"none\.txt cannot be read"):
-        read_held_out(str(tmp_path / "none.txt"), tokenizer, 32, 10, DEFAULT_FORMAT)
+        read_text(str(tmp_path / "none.txt"), print)
     (tmp_path / "bad.jsonl").write_text('{"messages": 3}\n')
     with pytest.raises(TrainError, match=r"bad\.jsonl:1: 'messages' is a number") as told:
-        read_held_out(str(tmp_path / "bad.jsonl"), tokenizer, 32, 10, DEFAULT_FORMAT)
+        read_text(str(tmp_path / "bad.jsonl"), print)
     assert "--skip-bad" not in str(told.value), "this command has none"

@@ -197,3 +197,11 @@ def test_a_folder_that_holds_something_is_not_written_over(tmp_path: Path, said:
     (tmp_path / "out" / "mine.txt").write_text("x")
     with pytest.raises(ModelError, match="is there already"):
         merged(tmp_path / "out", said, model="demo")
+
+
+def test_a_full_disk_is_told_and_nothing_is_left_of_the_work(
+    tiny_nf4_base: Path, make_adapter: MakeAdapter, small_disk: Path, said: list[str]
+) -> None:
+    with pytest.raises(ModelError, match="cannot be written .*make room, or name another folder"):
+        merged(small_disk / "out", said, tiny_nf4_base, make_adapter(tiny_nf4_base))
+    assert list(small_disk.iterdir()) == []

@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import random
 import signal
-import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from qlora_chat.training import TrainError
 from qlora_chat.training.base import FoundBase
 from qlora_chat.training.checkpoint import TENSORS, Checkpoints
 from qlora_chat.training.dialogues import Dialogues
+from qlora_chat.training.journal import Metrics
 from qlora_chat.training.record import begin, settings_of
 from qlora_chat.training.watch import WINDOW, Watch
 from tests.training.conftest import Command
@@ -133,15 +132,19 @@ def test_only_the_newest_two_checkpoints_are_kept(tmp_path: Path, said: list[str
     assert sorted(each.name for each in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], check=False).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
+def test_a_full_disk_is_told_where_the_metrics_are_written(small_disk: Path) -> None:
+    metrics = Metrics(small_disk, 0)
+    with (small_disk / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
+        while ballast.write(b"0" * 4096):
+            pass
+
+    def many() -> None:
+        for step in range(1000):
+            metrics.add({"step": step, "loss": 1.0})
+
+    with pytest.raises(TrainError, match=r"metrics\.jsonl cannot be written .*make room, then go on with --resume"):
+        many()
+    metrics.close()
 
 
 @pytest.mark.timeout(240)

@@ -66,15 +66,15 @@ def perplexity(
     """Say how surprised a model is by a file."""
     settings.quiet_libraries()
     chosen = model.settings()
-    from qlora_chat.evaluation.held_out import read_held_out
+    from qlora_chat.evaluation.held_out import read_text
     from qlora_chat.evaluation.perplexity import measure
     from qlora_chat.evaluation.report import drawn_into, write
     from qlora_chat.models import open_model
     from qlora_chat.prompt import prompt_format as known_format
 
+    read = read_text(data, notify)
     loaded = open_model(chosen, notify)
-    form = known_format(loaded.info.prompt_format)
-    text = read_held_out(data, loaded.tokenizer, loaded.info.window, tokens, form, notify)
+    text = read.in_ids(loaded.tokenizer, loaded.info.window, tokens, known_format(loaded.info.prompt_format))
     name = Path(data).name
     report = measure(loaded, text, name, notify)
     if out:

@@ -7,8 +7,10 @@ everything counts). Knows no model.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from qlora_chat.messages import Conversation
 from qlora_chat.models import Notify
 from qlora_chat.models.loss import HeldOut, Passage
 from qlora_chat.models.tokenizer import ModelTokenizer
@@ -23,41 +25,51 @@ class HeldOutError(ValueError):
     for_people = True
 
 
-def read_held_out(
-    name: str, tokenizer: ModelTokenizer, window: int, most: int, form: PromptFormat, notify: Notify = lambda _: None
-) -> HeldOut:
-    """Passages of at most `window` tokens until about `most` tokens count, of a file, a folder or a dataset's Hub id.
+@dataclass(frozen=True)
+class Text:
+    """Held-out text that was read and checked, before any model is."""
 
-    HeldOutError for a .txt that cannot be read or where nothing counts, TrainError for records that are no dialogues.
-    """
-    passages: list[Passage] = []
-    counted = 0
-    for each in _plain(Path(name), tokenizer, window) if name.endswith(".txt") else _told(name, tokenizer, form, notify):
-        passage = Passage(each.ids[: window + 1], each.counted[: window + 1])
-        passages.append(passage)
-        counted += len(passage.rows)
-        if counted >= most:
-            break
-    if not counted:
-        raise HeldOutError(f"{name} holds no text to measure on; give dialogues with answers as `train` takes them, or a .txt")
-    return HeldOut(tuple(each for each in passages if each.rows))
+    name: str
+    plain: str | None
+    conversations: tuple[Conversation, ...] = ()
+
+    def in_ids(self, tokenizer: ModelTokenizer, window: int, most: int, form: PromptFormat) -> HeldOut:
+        """Passages of at most `window` tokens until about `most` tokens count. HeldOutError where nothing does."""
+        passages: list[Passage] = []
+        counted = 0
+        for each in self._passages(tokenizer, window, form):
+            passage = Passage(each.ids[: window + 1], each.counted[: window + 1])
+            passages.append(passage)
+            counted += len(passage.rows)
+            if counted >= most:
+                break
+        if not counted:
+            raise HeldOutError(
+                f"{self.name} holds no text to measure on; give dialogues with answers as `train` takes them, or a .txt"
+            )
+        return HeldOut(tuple(each for each in passages if each.rows))
+
+    def _passages(self, tokenizer: ModelTokenizer, window: int, form: PromptFormat) -> Iterator[Passage]:
+        if self.plain is not None:
+            yield from _windows(self.plain, tokenizer, window)
+        end = tokenizer.token_id("</s>")
+        for conversation in self.conversations:
+            text = training_text(conversation, form, tokenizer, end, "answers")
+            yield Passage(text.ids, text.learnt)
 
 
-def _told(name: str, tokenizer: ModelTokenizer, form: PromptFormat, notify: Notify) -> Iterator[Passage]:
-    """Dialogues as training renders them; what is under its loss with `--loss answers` counts."""
-    read = read_dialogues(find_data(name, notify), skip_bad=None)
-    end = tokenizer.token_id("</s>")
-    for conversation in read.conversations:
-        text = training_text(conversation, form, tokenizer, end, "answers")
-        yield Passage(text.ids, text.learnt)
-
-
-def _plain(path: Path, tokenizer: ModelTokenizer, window: int) -> Iterator[Passage]:
-    """Windows side by side, each begun with BOS; every token counts but the first of a window."""
+def read_text(name: str, notify: Notify) -> Text:
+    """A .txt, or dialogues: a file, a folder or a dataset's Hub id. HeldOutError or TrainError says what is wrong with it."""
+    if not name.endswith(".txt"):
+        return Text(name, None, read_dialogues(find_data(name, notify), skip_bad=None).conversations)
     try:
-        text = path.read_text(encoding="utf-8")
+        return Text(name, Path(name).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as problem:
-        raise HeldOutError(f"{path} cannot be read as text ({problem})") from problem
+        raise HeldOutError(f"{name} cannot be read as text ({problem})") from problem
+
+
+def _windows(text: str, tokenizer: ModelTokenizer, window: int) -> Iterator[Passage]:
+    """Windows side by side, each begun with BOS; every token counts but the first of a window."""
     ids = tokenizer.encode(text)
     lead = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
     step = window + 1 - len(lead)

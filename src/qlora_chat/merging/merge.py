@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from qlora_chat.evaluation.held_out import read_held_out
+from qlora_chat.evaluation.held_out import Text, read_text
 from qlora_chat.merging.candidates import FORMS, Candidate, Form, Origin, Reference, check, pick
 from qlora_chat.merging.output import finish
 from qlora_chat.merging.report import Report
@@ -56,23 +57,23 @@ class Asked:
 def merge(asked: Asked, cache: Cache, notify: Notify) -> Report:
     """Measure every merge and write the best to `asked.out`. ModelError (MergeRefused) if nothing can be written."""
     _check_target(asked.out)
+    given = read_text(asked.data, notify) if asked.data else None
     place = _place(asked)
     parts = parts_of(asked.source, place, cache, notify)
-    text = _text(asked, parts, notify)
+    text = _text(asked, given, parts)
     try:
         asked.out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=asked.out.parent, prefix=f".{asked.out.name}-work-") as work:
             return _Work(asked, parts, text, place.device, Path(work), notify).run()
-    except OSError as problem:
+    except (OSError, SafetensorError) as problem:
         raise ModelError(f"{asked.out} cannot be written ({problem}); make room, or name another folder") from problem
 
 
-def _text(asked: Asked, parts: Parts, notify: Notify) -> HeldOut:
+def _text(asked: Asked, given: Text | None, parts: Parts) -> HeldOut:
     window = parts.original.shape.window
-    if asked.data is None:
+    if given is None:
         return own_dialogues(parts.tokenizer, parts.special.bos, window)
-    form = known_format(asked.prompt_format)
-    return read_held_out(asked.data, parts.tokenizer, window, asked.most_tokens, form, notify)
+    return given.in_ids(parts.tokenizer, window, asked.most_tokens, known_format(asked.prompt_format))
 
 
 def _check_target(out: Path) -> None:

@@ -118,12 +118,12 @@ def _files(path: Path) -> list[Path]:
     if path.is_dir():
         found = sorted(each for each in path.iterdir() if each.is_file() and each.name.endswith(SUFFIXES))
         if not found:
-            raise TrainError(f"--data {path} is a folder without a {', '.join(SUFFIXES)} file")
+            raise TrainError(f"{path} is a folder without a {', '.join(SUFFIXES)} file")
         return found
     if not path.is_file():
-        raise TrainError(f"--data {path}: there is no such file")
+        raise TrainError(f"{path}: there is no such file")
     if not path.name.endswith(SUFFIXES):
-        raise TrainError(f"--data {path}: a file of dialogues ends in {', '.join(SUFFIXES)}")
+        raise TrainError(f"{path}: a file of dialogues ends in {', '.join(SUFFIXES)}")
     return [path]
 
 
@@ -132,7 +132,7 @@ def _contents(file: Path) -> bytes:
         data = file.read_bytes()
         return lzma.decompress(data) if file.suffix == ".xz" else data
     except (OSError, lzma.LZMAError) as problem:
-        raise TrainError(f"--data {file} cannot be read ({problem})") from problem
+        raise TrainError(f"{file} cannot be read ({problem})") from problem
 
 
 def _records(file: Path, data: bytes, problems: list[str]) -> Iterator[tuple[str, Any]]:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from qlora_chat.models import Notify
+from qlora_chat.training import TrainError
+from qlora_chat.training.adapter import replace_text
 
 METRICS, PICTURE = "metrics.jsonl", "loss.png"
 
@@ -23,8 +26,9 @@ class Metrics:
         """Lines of steps beyond `step`, which a run that was killed left, are dropped: they come again."""
         self.path = folder / METRICS
         kept = [line for line in self.lines() if line["step"] <= step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._file = self.path.open("a")
+        with self._told():
+            replace_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+            self._file = self.path.open("a")
 
     def lines(self) -> list[dict[str, Any]]:
         """Every whole line so far."""
@@ -37,13 +41,24 @@ class Metrics:
         return found
 
     def add(self, values: Mapping[str, Any]) -> None:
-        """One more line, there for whoever watches the file."""
-        self._file.write(json.dumps(dict(values)) + "\n")
-        self._file.flush()
+        """One more line, there for whoever watches the file. TrainError if the disk does not take it."""
+        with self._told():
+            self._file.write(json.dumps(dict(values)) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """End the file."""
-        self._file.close()
+        with suppress(OSError):  # what a full disk did not take is made again when the run is gone on with
+            self._file.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as problem:
+            raise TrainError(
+                f"{self.path} cannot be written ({problem}); the last checkpoint is whole: make room, then go on with --resume"
+            ) from problem
 
 
 def draw(metrics: Metrics, folder: Path, notify: Notify) -> None:

@@ -65,7 +65,7 @@ class Loop:
         screen, began, tokens, first = Screen(total, done, self.notify), time.perf_counter(), 0, done
         with _interruptible() as interrupted, _closing(screen):
             while done < total and not interrupted.is_set():
-                step = self._one(done)
+                step = self._one(done, screen)
                 done, tokens = done + 1, tokens + step.tokens
                 seconds = time.perf_counter() - began
                 left = seconds / (done - first) * (total - done)
@@ -81,7 +81,7 @@ class Loop:
         """(mean of the last steps, last held-out loss)."""
         return (round(fmean(self._recent), 4) if self._recent else None), self._held_out_loss
 
-    def _one(self, done: int) -> _Step:
+    def _one(self, done: int, screen: Screen) -> _Step:
         """Forward and backward over a step's dialogues, then the update."""
         passes = passes_of(self.trained, self.steps[done], self.plan.pass_tokens, self.model.held.device)
         under = max(1, sum(int((each.targets >= 0).sum()) for each in passes))
@@ -95,7 +95,7 @@ class Loop:
         norm = float(self.optimizer.clip())
         warning = self._watch.trained(done + 1, float(total), norm)
         if warning:
-            self.notify(warning)
+            screen.say(warning)
         rate = learning_rate(self.settings, done, len(self.steps))
         self.optimizer.step(rate)
         self._recent.append(float(total))

@@ -46,7 +46,6 @@ class Run:
         """The same with its plan settled and written down. TrainError if the folder cannot be written."""
         values = {**self.values, "plan": asdict(plan)}
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             replace_text(self.folder / RUN, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
         except OSError as problem:
             raise TrainError(f"--out {self.folder} cannot be written ({problem})") from problem
@@ -70,11 +69,19 @@ def begin(
             notify(f"there is no run in {folder} yet; it begins now")
         elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise TrainError(f"--out {folder} is there and holds something else; give a folder that is new or empty")
+        _make(folder)  # before the minutes that a large base takes
         return Run(folder, now, None, False)
     if not resume:
         raise TrainError(f"--out {folder} holds a run already; go on with it by --resume, or give another folder")
     _check_same(folder, before, now)
     return Run(folder, {**before, "settings": now["settings"]}, StepPlan(**before["plan"]), True)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise TrainError(f"--out {folder} cannot be made ({problem.strerror}); give another folder") from problem
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
