@@ -203,6 +203,13 @@ def test_ctrl_c_before_the_first_step_says_how_to_go_on_too(command: Command, tm
     assert "Traceback" not in ended.told
 
 
+def test_there_is_nothing_to_resume_where_no_run_is(tmp_path: Path) -> None:
+    ended = finished(["train", "--resume", "--out", str(tmp_path / "none")], tmp_path / "told")
+    assert ended.code == 1
+    assert "there is no run in" in ended.told
+    assert not (tmp_path / "none").exists()
+
+
 def test_bad_data_is_told_before_a_weight_is_loaded(command: Command, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"messages": [{"role": "assistant", "content": "x"}]}\n')

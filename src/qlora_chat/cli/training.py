@@ -72,6 +72,10 @@ def _run(out: Path, recipe: str | None, given: dict[str, Any], device: Any, *, r
     chosen_device = ModelSettings(device=device).device  # refuses an unknown one
     flags = {**(read_recipe(recipe) if recipe else {}), **{name: value for name, value in given.items() if value is not None}}
     chosen = settings_of(out, flags) if resume else None
+    if resume and chosen is None and not flags:
+        raise settings.SettingsError(
+            f"there is no run in {out} to go on with; name its folder, or begin one: --recipe or --base, and --data"
+        )
     if chosen is None:
         chosen = settings_from(read_recipe(recipe) if recipe else {}, given)
 
