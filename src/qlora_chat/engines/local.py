@@ -176,7 +176,12 @@ class LocalEngine:
             costs = PassCosts(EXPECTED_COSTS[weights.device.type])
             # several adapters in one batch take products that read them beside the base: torch's, as yet
             compiled = None if model.beside else compiled_forward(weights, cache, self._notify)
-            opened = Scheduler(compiled or Forward(weights, cache), cache, costs), cache
+            scheduler = (
+                Scheduler(compiled, cache, costs, compiled.choose)
+                if compiled
+                else Scheduler(Forward(weights, cache), cache, costs)
+            )
+            opened = scheduler, cache
         self._scheduler, self._cache = opened
         self.info: ModelInfo = replace(model.info, computed_by=_pass_name(self._scheduler))
         self._model = model

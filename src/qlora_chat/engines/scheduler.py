@@ -17,7 +17,7 @@ from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.chats import Chats
 from qlora_chat.engines.llama import Span
 from qlora_chat.engines.request import Request
-from qlora_chat.engines.sampling import NOT_FINITE, choose, likely
+from qlora_chat.engines.sampling import NOT_FINITE, Choice, choose, likely
 from qlora_chat.engines.speculation import PassCosts, lengths
 from qlora_chat.settings import Sampling
 
@@ -25,16 +25,23 @@ PREFILL_ALONE = 512
 """Prompt tokens a pass when nobody waits for a next token: enough to keep the hardware busy, few enough to cancel soon."""
 PREFILL_BESIDE = 64
 """Prompt tokens a pass while others are answering: their next token must not wait for a long prompt."""
+Choose = Callable[[torch.Tensor, Sequence[Choice]], list[int]]
+"""Logits (R, V) and each row's settings -> the rows' tokens."""
 
 
 class Scheduler:
     """Moves every request on by one forward pass a step."""
 
     def __init__(
-        self, forward: Callable[[Sequence[Span]], torch.Tensor], cache: KVCache, costs: PassCosts | None = None
+        self,
+        forward: Callable[[Sequence[Span]], torch.Tensor],
+        cache: KVCache,
+        costs: PassCosts | None = None,
+        choose: Choose = choose,
     ) -> None:
-        """With `costs`, what chats may say next is guessed, and checked in the same pass where that pays."""
-        self._forward, self._costs = forward, costs
+        """With `costs`, what chats may say next is guessed, and checked in the same pass where that pays. `choose` picks
+        tokens as sampling.choose does."""
+        self._forward, self._costs, self._choose = forward, costs, choose
         self._chats = Chats(cache)
         self.forwards = 0
         """Forward passes so far."""
@@ -127,7 +134,7 @@ class Scheduler:
             return
         together = logits if sum(len(each.logits) for each in ready) == len(logits) else None
         try:
-            runs = _chosen(ready, together)
+            runs = self._chosen(ready, together)
         except Exception:
             self._choose_one_by_one(ready)
             return
@@ -138,11 +145,19 @@ class Scheduler:
         """Choosing failed for all: choose for each alone, so that only those fail whose fault it is."""
         for each in ready:
             try:
-                run = _chosen([each])[0]
+                run = self._chosen([each])[0]
             except Exception as problem:
                 self._chats.fail(each.request, problem)
             else:
                 self._accept_run(each, run)
+
+    def _chosen(self, ready: Sequence[_Ready], logits: torch.Tensor | None = None) -> list[_Run]:
+        """Draw all tokens at once; `logits` are those of all of them, where they already lie together."""
+        if logits is None:
+            logits = torch.cat([each.logits for each in ready])
+        choices = [each.request.choices(each.guessed, logits.shape[-1], logits.device) for each in ready]
+        tokens = iter(self._choose(logits, [choice for each in choices for choice in each]))
+        return [_Run([next(tokens) for _ in each], each[0].sampling) for each in choices]
 
     def _accept_run(self, ready: _Ready, run: _Run) -> None:
         """Accept tokens for as long as each guess was right: a token after a wrong one, or one chosen with settings that
@@ -188,15 +203,6 @@ class _Run:
 
     tokens: Sequence[int]
     sampling: Sampling
-
-
-def _chosen(ready: Sequence[_Ready], logits: torch.Tensor | None = None) -> list[_Run]:
-    """Draw all tokens at once; `logits` are those of all of them, where they already lie together."""
-    if logits is None:
-        logits = torch.cat([each.logits for each in ready])
-    choices = [each.request.choices(each.guessed, logits.shape[-1], logits.device) for each in ready]
-    tokens = iter(choose(logits, [choice for each in choices for choice in each]))
-    return [_Run([next(tokens) for _ in each], each[0].sampling) for each in choices]
 
 
 def _with_guesses(span: Span, guesses: Sequence[int]) -> Span:

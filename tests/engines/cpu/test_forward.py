@@ -172,11 +172,38 @@ def test_any_number_of_chats_shares_a_pass(count: int, four_bits: tuple[Forward,
     assert_near(ours(writing), exact(writing), 0.03)
 
 
-def test_company_changes_nothing(four_bits: tuple[Forward, CpuForward]) -> None:
-    _, ours = four_bits
-    spans = [Span(slot, 0, torch.randint(0, 101, (7 + slot,)).tolist()) for slot in range(5)]
-    alone = torch.cat([ours([span]) for span in spans])
-    torch.testing.assert_close(ours(spans), alone, atol=2e-3, rtol=1e-3)
+@pytest.fixture(scope="module", params=["four bits", "bf16", "float32", "adapted"])
+def any_kind(request: pytest.FixtureRequest) -> CpuForward:
+    """The odd sizes in each form that products come in."""
+    torch.manual_seed(5)
+    tensors, shape = random_tensors(ODD), LlamaShape.from_config(ODD)
+    if request.param == "float32":
+        return compiled(build(tensors, shape, CPU, torch.float32), 33)
+    if request.param == "bf16":
+        return compiled(build(tensors, shape, CPU), 33)
+    return compiled(
+        demo(Adapter.read(BUNDLED / "adapter")) if request.param == "adapted" else build(in_four_bits(tensors), shape, CPU), 33
+    )
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 6, 7, 9, 16, 32])
+def test_a_row_is_the_same_bit_for_bit_in_any_company(count: int, any_kind: CpuForward) -> None:
+    """So an answer can be made again, whoever else was answered and however many guesses were checked."""
+    texts = [torch.randint(0, 101, (3 + slot % 7,)).tolist() for slot in range(count)]
+    alone = [any_kind([Span(32, 0, ids)])[0] for ids in texts]
+    together = any_kind([Span(slot, 0, ids) for slot, ids in enumerate(texts)])
+    assert torch.equal(together, torch.stack(alone))
+    ends = [any_kind([Span(slot, len(ids), [slot])])[0] for slot, ids in enumerate(texts)]
+    assert torch.equal(any_kind([Span(slot, len(ids), [slot]) for slot, ids in enumerate(texts)]), torch.stack(ends))
+
+
+def test_a_prompt_gives_the_same_bits_in_any_chunks(any_kind: CpuForward) -> None:
+    ids = torch.randint(0, 101, (150,)).tolist()
+    whole = any_kind([Span(0, 0, ids, logits=20)])
+    any_kind([Span(1, 0, ids[:70])])
+    any_kind([Span(1, 70, ids[70:130])])
+    one_by_one = [any_kind([Span(1, at, ids[at : at + 1])])[0] for at in range(130, 150)]
+    assert torch.equal(torch.stack(one_by_one), whole)
 
 
 def test_a_row_shorter_than_a_block_of_scales_is_computed_too() -> None:

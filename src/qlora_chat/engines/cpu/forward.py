@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from qlora_chat.engines.cache import KVCache
+from qlora_chat.engines.cpu.choosing import Chooser
 from qlora_chat.engines.llama import Span
 from qlora_chat.models.weights import BLOCK, NESTED, NF4, Beside, Dense, Layer, Linear, LlamaWeights, WithAdapter
 
@@ -27,6 +28,8 @@ class CpuForward:
     def __init__(self, library: ctypes.CDLL, weights: LlamaWeights, cache: KVCache, threads: int | None = None) -> None:
         """Packs the weights, which need not be kept afterwards. MemoryError if there is no room."""
         self._library, self.cache, self._kept = _declared(library), cache, []
+        self.choose = Chooser(library)
+        """Chooses tokens from the logits."""
         self.bytes_packed = 0
         """Of the weights as the library holds them."""
         shape = weights.shape

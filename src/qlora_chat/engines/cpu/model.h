@@ -83,7 +83,7 @@ class Model {
     wide_ = Memory<float>(size_t(tokens) * wide_stride_);
     low_ = Memory<float>(size_t(tokens) * low_stride_);
     scratch_.clear();
-    for (int id = 0; id < team.members(); id++) scratch_.emplace_back(size_t(shape.window) + MOST_TOKENS * ROWS + 64);
+    for (int id = 0; id < team.members(); id++) scratch_.emplace_back(size_t(shape.window) + 2 * MOST_TOKENS * ROWS + 64);
   }
 
   void member(int id) {
@@ -160,14 +160,17 @@ class Model {
     }
     int panels = 0;
     for (const Piece* piece : p.pieces) panels += piece->panels();
-    const int run = std::max(1, std::min(4, panels / (8 * team.members())));
+    const int run = std::clamp(panels / (8 * team.members()) & ~1, 2, 4);
     team.share(id, phase, panels, run, [&](int first, int end) {
-      for (int panel = first; panel < end; panel++) {
-        int own = panel, column = 0;
+      while (first < end) {
+        int own = first, column = 0;
         size_t at = 0;
         for (; own >= p.pieces[at]->panels(); at++) own -= p.pieces[at]->panels(), column += p.pieces[at]->rows;
-        panel_product(*p.pieces[at], own, in, low_.data, low_stride_, count, sums);
-        put(sums, count, p.pieces[at]->rows, own, out + column, stride, onto);
+        const Piece& piece = *p.pieces[at];
+        const int both = std::min({2, end - first, piece.panels() - own});
+        panel_product(piece, own, both, in, low_.data, low_stride_, count, sums);
+        for (int i = 0; i < both; i++) put(sums + i * count * ROWS, count, piece.rows, own + i, out + column, stride, onto);
+        first += both;
       }
     });
   }

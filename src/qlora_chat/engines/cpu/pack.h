@@ -11,7 +11,7 @@ inline std::unique_ptr<Piece> new_piece(Kind kind, int rows, int inputs, const f
   piece->kind = kind;
   piece->rows = rows;
   piece->inputs = inputs;
-  piece->weights = Memory<uint8_t>(piece->panels() * piece->panel_bytes() + AHEAD + 128);
+  piece->weights = Memory<uint8_t>::shelved(piece->panels() * piece->panel_bytes());
   if (bias) {
     piece->bias.assign(piece->panels() * ROWS, 0.0f);
     std::copy(bias, bias + rows, piece->bias.begin());
@@ -39,7 +39,7 @@ inline float wide(float x) { return x; }
 // Eight bits and a scale for each 64 inputs of a row.
 template <class T>
 void pack_int8(Piece& p, const T* source) {
-  p.scales = Memory<float>(size_t(p.panels()) * p.blocks() * ROWS);
+  p.scales = Memory<float>::shelved(size_t(p.panels()) * p.blocks() * ROWS);
   for (int row = 0; row < p.rows; row++)
     for (int block = 0; block < p.blocks(); block++) {
       const T* in = source + size_t(row) * p.inputs + block * BLOCK;
@@ -85,7 +85,7 @@ inline void pack_codes(Piece& p, const uint8_t* source) {
 
 // Plain float32 scales, one for each `size` weights in a row.
 inline void pack_scales(Piece& p, const float* source, int size) {
-  p.scales = Memory<float>(size_t(p.panels()) * p.blocks() * ROWS);
+  p.scales = Memory<float>::shelved(size_t(p.panels()) * p.blocks() * ROWS);
   for (int row = 0; row < p.rows; row++)
     for (int block = 0; block < p.blocks(); block++)
       p.scales.data[(size_t(row / ROWS) * p.blocks() + block) * ROWS + row % ROWS] =
@@ -95,7 +95,7 @@ inline void pack_scales(Piece& p, const float* source, int size) {
 // Scales in eight bits: levels[source] * outer[of each `outer_size`] + offset.
 inline void pack_nested(Piece& p, const uint8_t* source, int size, const float* levels, const float* outer, int outer_size,
                         float offset) {
-  p.nested = Memory<uint8_t>(size_t(p.panels()) * p.blocks() * ROWS);
+  p.nested = Memory<uint8_t>::shelved(size_t(p.panels()) * p.blocks() * ROWS);
   std::copy(levels, levels + 256, p.levels);
   p.offset = offset;
   for (int panel = 0; panel < p.panels(); panel++) {

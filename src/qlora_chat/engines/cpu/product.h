@@ -9,15 +9,11 @@
 #pragma once
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <memory>
-#include <new>
 #include <vector>
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
 
 #include "lanes.h"
+#include "memory.h"
 
 using lanes::F16;
 using lanes::I16;
@@ -26,30 +22,6 @@ using lanes::ROWS;
 constexpr int BLOCK = 64;
 constexpr int INPUT_MOST = 8191, CODE_MOST = 4095;  // 64 of their products stay below 2^31
 constexpr int AHEAD = 2048;                         // bytes fetched before they are needed
-
-template <class T>
-struct Memory {
-  T* data = nullptr;
-  size_t size = 0;
-  Memory() = default;
-  explicit Memory(size_t n) : size(n) {
-    const size_t big = size_t(2) << 20, page = n * sizeof(T) >= big ? big : 64;
-    const size_t bytes = (std::max<size_t>(n, 1) * sizeof(T) + page - 1) / page * page;
-    data = (T*)std::aligned_alloc(page, bytes);
-    if (!data) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-    if (page == big) madvise(data, bytes, MADV_HUGEPAGE);
-#endif
-    std::memset((void*)data, 0, bytes);
-  }
-  Memory(Memory&& other) noexcept : data(std::exchange(other.data, nullptr)), size(other.size) {}
-  Memory& operator=(Memory&& other) noexcept {
-    std::swap(data, other.data);
-    std::swap(size, other.size);
-    return *this;
-  }
-  ~Memory() { std::free(data); }
-};
 
 enum class Kind { F32, BF16, NF4, INT8 };
 
@@ -261,30 +233,31 @@ void whole_panel(const Piece& p, int panel, const Inputs& in, int tokens, float*
   }
 }
 
-template <int M, class T>
-void dense_tokens(const T* w, int n, const float* x, int stride, float* sums) {
-  constexpr int WAYS = M == 1 ? 4 : M == 2 ? 2 : 1;
-  F16 sum[M * WAYS];
-  lanes::each<M * WAYS>([&](auto i) { sum[i] = lanes::zero(); });
-  int k = 0;
-  for (; k + WAYS <= n; k += WAYS, w += WAYS * ROWS) {
-    if (M < 4) _mm_prefetch((const char*)w + AHEAD, _MM_HINT_T0), _mm_prefetch((const char*)w + AHEAD + 64, _MM_HINT_T0);
-    lanes::each<WAYS>([&](auto way) __attribute__((always_inline)) {
-      const F16 row = lanes::load(w + way * ROWS);
+// Every token's sum is made in the same order, however many share the pass: an answer must not depend on its company. So
+// one token alone takes PANELS of weights at once to have enough sums under way.
+template <int M, int PANELS, class T>
+void dense_tokens(const T* w, size_t panel_size, int n, const float* x, int stride, float* sums) {
+  constexpr int STEP = sizeof(T) == 2 ? 2 : 1;  // inputs whose weights fill a line of the cache
+  F16 sum[M * PANELS];
+  lanes::each<M * PANELS>([&](auto i) { sum[i] = lanes::load(sums + i * ROWS); });
+  auto add = [&](int k) __attribute__((always_inline)) {
+    lanes::each<PANELS>([&](auto panel) __attribute__((always_inline)) {
+      const F16 row = lanes::load(w + panel * panel_size + size_t(k) * ROWS);
       lanes::each<M>([&](auto m) __attribute__((always_inline)) {
-        sum[m * WAYS + way] = lanes::fma(row, lanes::set1(x[size_t(m) * stride + k + way]), sum[m * WAYS + way]);
+        F16& own = sum[panel * M + m];
+        own = lanes::fma(row, lanes::set1(x[size_t(m) * stride + k]), own);
       });
     });
-  }
-  for (; k < n; k++, w += ROWS)
-    lanes::each<M>([&](auto m) __attribute__((always_inline)) {
-      sum[m * WAYS] = lanes::fma(lanes::load(w), lanes::set1(x[size_t(m) * stride + k]), sum[m * WAYS]);
+  };
+  int k = 0;
+  for (; k + STEP <= n; k += STEP) {
+    lanes::each<PANELS>([&](auto panel) {
+      _mm_prefetch((const char*)(w + panel * panel_size + size_t(k) * ROWS) + AHEAD, _MM_HINT_T0);
     });
-  lanes::each<M>([&](auto m) __attribute__((always_inline)) {
-    F16 total = lanes::load(sums + m * ROWS);
-    lanes::each<WAYS>([&](auto way) { total = lanes::add(total, sum[m * WAYS + way]); });
-    lanes::store(sums + m * ROWS, total);
-  });
+    lanes::each<STEP>([&](auto i) __attribute__((always_inline)) { add(k + i); });
+  }
+  for (; k < n; k++) add(k);
+  lanes::each<M * PANELS>([&](auto i) { lanes::store(sums + i * ROWS, sum[i]); });
 }
 
 // Adds to `sums`; inputs in stretches short enough for the weights to stay in the first-level cache.
@@ -294,10 +267,16 @@ void dense_panel(const Piece& p, int panel, const float* x, int stride, int toke
   const int stretch = tokens <= 4 ? p.inputs : 256;
   for (int k = 0; k < p.inputs; k += stretch, w += size_t(stretch) * ROWS) {
     const int n = std::min(stretch, p.inputs - k);
-    int token = 0;
-    for (; token + 4 <= tokens; token += 4) dense_tokens<4>(w, n, x + size_t(token) * stride + k, stride, sums + token * ROWS);
-    for (; token + 2 <= tokens; token += 2) dense_tokens<2>(w, n, x + size_t(token) * stride + k, stride, sums + token * ROWS);
-    for (; token < tokens; token++) dense_tokens<1>(w, n, x + size_t(token) * stride + k, stride, sums + token * ROWS);
+    for (int token = 0; token < tokens; token += 4) {
+      const float* own = x + size_t(token) * stride + k;
+      float* to = sums + token * ROWS;
+      switch (std::min(tokens - token, 4)) {
+        case 1: dense_tokens<1, 1>(w, 0, n, own, stride, to); break;
+        case 2: dense_tokens<2, 1>(w, 0, n, own, stride, to); break;
+        case 3: dense_tokens<3, 1>(w, 0, n, own, stride, to); break;
+        case 4: dense_tokens<4, 1>(w, 0, n, own, stride, to); break;
+      }
+    }
   }
 }
 
@@ -306,18 +285,40 @@ inline void dense(const Piece& p, int panel, const float* x, int stride, int tok
   dense_panel<uint16_t>(p, panel, x, stride, tokens, sums);
 }
 
-// sums (tokens, 16) = 16 rows of the piece times the inputs, with bias and low-rank part; `low` are the A outputs.
-inline void panel_product(const Piece& p, int panel, const Inputs& in, const float* low, int low_stride, int tokens, float* sums) {
-  if (p.kind == Kind::NF4) {
-    whole_panel<Nf4Pairs>(p, panel, in, tokens, sums);
-  } else if (p.kind == Kind::INT8) {
-    whole_panel<Int8Pairs>(p, panel, in, tokens, sums);
-  } else {
-    std::fill(sums, sums + size_t(tokens) * ROWS, 0.0f);
-    dense(p, panel, in.exact, in.exact_stride, tokens, sums);
-  }
+template <int M, class T>
+void dense_pair(const Piece& p, int panel, const float* x, int stride, float* sums) {
+  dense_tokens<M, 2>((const T*)(p.weights.data + panel * p.panel_bytes()), p.panel_bytes() / sizeof(T), p.inputs, x, stride, sums);
+}
+
+// Two panels for one token or two; their sums one panel after the other.
+inline void dense_pair(const Piece& p, int panel, const float* x, int stride, int tokens, float* sums) {
+  std::fill(sums, sums + size_t(2) * tokens * ROWS, 0.0f);
+  if (p.kind == Kind::F32)
+    return tokens == 1 ? dense_pair<1, float>(p, panel, x, stride, sums) : dense_pair<2, float>(p, panel, x, stride, sums);
+  tokens == 1 ? dense_pair<1, uint16_t>(p, panel, x, stride, sums) : dense_pair<2, uint16_t>(p, panel, x, stride, sums);
+}
+
+// What is added to a panel's product: the low-rank part, whose A outputs are `low`, and the bias.
+inline void finish_panel(const Piece& p, int panel, const float* low, int low_stride, int tokens, float* sums) {
   if (p.low_rank) dense(*p.low_rank, panel, low + p.low_rank_at, low_stride, tokens, sums);
   if (p.bias.empty()) return;
   const F16 bias = lanes::load(p.bias.data() + panel * ROWS);
   for (int m = 0; m < tokens; m++) lanes::store(sums + m * ROWS, lanes::add(lanes::load(sums + m * ROWS), bias));
+}
+
+// sums (count, tokens, 16) = `count` panels of the piece, one or two, times the inputs.
+inline void panel_product(const Piece& p, int panel, int count, const Inputs& in, const float* low, int low_stride, int tokens,
+                          float* sums) {
+  const int size = tokens * ROWS;
+  if (p.whole_numbers()) {
+    for (int i = 0; i < count; i++)
+      p.kind == Kind::NF4 ? whole_panel<Nf4Pairs>(p, panel + i, in, tokens, sums + i * size)
+                          : whole_panel<Int8Pairs>(p, panel + i, in, tokens, sums + i * size);
+  } else if (count == 2 && tokens <= 2) {
+    dense_pair(p, panel, in.exact, in.exact_stride, tokens, sums);
+  } else {
+    std::fill(sums, sums + size_t(count) * size, 0.0f);
+    for (int i = 0; i < count; i++) dense(p, panel + i, in.exact, in.exact_stride, tokens, sums + i * size);
+  }
+  for (int i = 0; i < count; i++) finish_panel(p, panel + i, low, low_stride, tokens, sums + i * size);
 }

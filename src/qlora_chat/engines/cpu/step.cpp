@@ -1,6 +1,7 @@
 // What forward.py calls: matrices in, then passes. Pointers that a call keeps, and their owner keeps alive, are said so.
 #include <mutex>
 
+#include "choose.h"
 #include "model.h"
 
 namespace {
@@ -114,6 +115,16 @@ int model_pass(Model* model, int tokens, const int64_t* ids, const int64_t* slot
                const int64_t* wanted, float* logits) {
   return guarded([&] {
     model->pass(tokens, ids, slots, positions, outputs, wanted, logits);
+    return 1;
+  });
+}
+
+// A token, or NOT_FINITE, for each row of logits (rows, vocabulary). 0 if memory ran out.
+int choose_tokens(int rows, int vocabulary, const float* logits, const Choice* choices, int64_t* tokens) {
+  return guarded([&] {
+    thread_local Chooser chooser;
+    for (int row = 0; row < rows; row++)
+      tokens[row] = chooser.choose(logits + size_t(row) * vocabulary, vocabulary, choices[row]);
     return 1;
   });
 }

@@ -15,7 +15,7 @@
 
 class Team {
  public:
-  explicit Team(int members) : members_(members) {
+  explicit Team(int members) : members_(members), next_(4 * members) {
     for (int id = 1; id < members; id++) helpers_.emplace_back([this, id] { help(id); });
   }
   ~Team() {
@@ -31,7 +31,7 @@ class Team {
 
   // work(id) in every member, the caller being 0; returns when all are done.
   void run(const std::function<void(int)>& work) {
-    next_[0].value.store(0);
+    for (int part = 0; part < members_; part++) counters(0)[part].value.store(0);
     {
       std::lock_guard<std::mutex> hold(lock_);
       work_ = &work;
@@ -54,17 +54,31 @@ class Team {
     for (int tries = 0; meeting_.load(std::memory_order_acquire) == now; tries++) pause(tries);
   }
 
-  // Tasks 0 to count - 1 in runs of `run`, each to whoever is free: f(first, end). Then all meet.
+  // Tasks 0 to count - 1 in runs of `run`: f(first, end). Each member begins with a part of its own, which it reads in one
+  // go, and then helps the others with theirs. Then all meet.
   template <class F>
   void share(int id, int& phase, int count, int run, F&& f) {
-    std::atomic<int>& next = next_[phase % 4].value;
-    if (id == 0) next_[(phase + 1) % 4].value.store(0, std::memory_order_relaxed);  // nobody has used it for three meetings
+    Counter* next = counters(phase);
+    if (id == 0)  // nobody has used these for three meetings
+      for (int part = 0; part < members_; part++) counters(phase + 1)[part].value.store(0, std::memory_order_relaxed);
     phase++;
-    for (int first; (first = next.fetch_add(run, std::memory_order_relaxed)) < count;) f(first, std::min(count, first + run));
+    const int runs = (count + run - 1) / run;
+    for (int turn = 0; turn < members_; turn++) {
+      const int part = (id + turn) % members_;
+      const int begin = before(runs, part) * run, end = std::min(count, before(runs, part + 1) * run);
+      for (int at; (at = begin + next[part].value.fetch_add(run, std::memory_order_relaxed)) < end;)
+        f(at, std::min(end, at + run));
+    }
     meet();
   }
 
  private:
+  struct alignas(64) Counter {
+    std::atomic<int> value{0};
+  };
+  Counter* counters(int phase) { return next_.data() + phase % 4 * members_; }
+  // Runs in the parts before this one.
+  int before(int runs, int part) const { return (runs * part + members_ - 1) / members_; }
   static void pause(int tries) {
     if (tries < 4000) return _mm_pause();
     std::this_thread::yield();
@@ -87,9 +101,6 @@ class Team {
     }
   }
 
-  struct alignas(64) Counter {
-    std::atomic<int> value{0};
-  };
   const int members_;
   std::vector<std::thread> helpers_;
   std::mutex lock_;
@@ -99,5 +110,5 @@ class Team {
   const std::function<void(int)>* work_ = nullptr;
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<unsigned> meeting_{0};
-  Counter next_[4];
+  std::vector<Counter> next_;  // (phase % 4, part)
 };
