@@ -1,13 +1,13 @@
 """LLaMA-7B's shape on this CPU: our NF4 pass against llama.cpp's Q4_0, in turns, in one run.
 
     npm install --prefix DIR node-llama-cpp; pip install --target DIR/gguf --no-deps gguf
-    python bench/cpu_7b.py --peer DIR [--lock FILE]
+    python bench/cpu_7b.py --peer DIR [--lock FILE]...
 
 Random weights of the same shape on both sides (ours with double-quantised scales and its head in 8 bits;
 theirs as llama-quantize's Q4_0 leaves it, with a Q6_K head). Both hold their model while the turns alternate; a turn reads
 a 128-token prompt and writes NEW tokens, greedily; the figure is the median over a turn's tokens. Before any timing, a layer
 of ours is compared with its own weights in float32. Holds about 4 GiB a side, theirs as file pages of DIR/q4_0.gguf (made at
-the first run). FILE is locked while turns run, for machines that others use. Prints JSON.
+the first run). Each FILE is locked while turns run, for machines that others use. Prints JSON.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -244,7 +245,7 @@ class Side:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--peer", type=Path, required=True, help="folder with node_modules/node-llama-cpp and gguf/")
-    parser.add_argument("--lock", type=Path, default=Path(os.devnull), help="file to hold locked while turns run")
+    parser.add_argument("--lock", type=Path, action="append", default=[], help="file to hold locked while turns run")
     chosen = parser.parse_args()
     peer = chosen.peer.resolve()
     worst = json.loads(subprocess.run([sys.executable, __file__, "checked"], capture_output=True, text=True, check=True).stdout)
@@ -256,9 +257,9 @@ def main() -> None:
         model.with_suffix(".part").rename(model)
     script.write_text(f"const PROMPT = {PROMPT}, NEW = {NEW};\n" + PEER)
     sides = (Side([sys.executable, __file__, "ours"]), Side(["node", str(script), str(model)], peer))
-    with chosen.lock.open("w") as held:
-        if chosen.lock != Path(os.devnull):
-            fcntl.flock(held, fcntl.LOCK_EX)
+    with ExitStack() as locks:
+        for each in chosen.lock:
+            fcntl.flock(locks.enter_context(each.open("w")), fcntl.LOCK_EX)
         load = os.getloadavg()[0]
         rounds = [(sides[0].turn(), sides[1].turn()) for _ in range(TURNS)]
     for side in sides:

@@ -97,8 +97,7 @@ def _our_row(what: Opened, held: list[LoadedModel], chats: int, context: int, wo
         first_ms=statistics.median(each.ttft_ms or 0.0 for finishes, _ in runs for each in finishes),
         cold_ms=1000 * cold,
     )
-    kept = slot_bytes(held[0].weights) // what.shape.window
-    return _row("qlora-chat", what, chats, context, work.new, timed, kept)
+    return _row("qlora-chat", what, chats, context, work.new, timed, engine.token_bytes)
 
 
 def _answers(

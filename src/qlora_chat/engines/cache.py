@@ -36,9 +36,9 @@ class Slot:
 class KVCache:
     """Static tensors for a fixed number of slots; a free slot remembers its last conversation until it is needed."""
 
-    def __init__(self, weights: LlamaWeights, slots: int) -> None:
+    def __init__(self, weights: LlamaWeights, slots: int, dtype: torch.dtype | None = None) -> None:
         shape = weights.shape
-        self.dtype = cache_dtype(weights)
+        self.dtype = dtype or cache_dtype(weights)
         size = (shape.layers, slots, shape.kv_heads, shape.window, shape.head_dim)
         self.keys = torch.zeros(size, device=weights.device, dtype=self.dtype)  # (L, S, K, W, D)
         self.values = torch.zeros_like(self.keys)
@@ -92,15 +92,15 @@ def cache_dtype(weights: LlamaWeights) -> torch.dtype:
     return torch.float32 if weights.device.type == "cpu" else weights.dtype
 
 
-def slot_bytes(weights: LlamaWeights) -> int:
+def slot_bytes(weights: LlamaWeights, dtype: torch.dtype | None = None) -> int:
     """Bytes that one slot's keys and values take."""
     shape = weights.shape
-    return 2 * shape.layers * shape.kv_heads * shape.window * shape.head_dim * cache_dtype(weights).itemsize
+    return 2 * shape.layers * shape.kv_heads * shape.window * shape.head_dim * (dtype or cache_dtype(weights)).itemsize
 
 
-def fitting_slots(weights: LlamaWeights) -> int:
+def fitting_slots(weights: LlamaWeights, dtype: torch.dtype | None = None) -> int:
     """How many chats' full windows fit beside the weights: 1 to 16. A CPU gives at most a quarter of its free memory."""
-    each = slot_bytes(weights)
+    each = slot_bytes(weights, dtype)
     if weights.device.type == "cuda":
         free = torch.cuda.mem_get_info(weights.device)[0] - SPARE_BYTES
     else:

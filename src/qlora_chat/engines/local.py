@@ -18,8 +18,8 @@ import torch
 
 from qlora_chat.engines import COMPILED, EngineError, Stream
 from qlora_chat.engines.adapters import Adapters
-from qlora_chat.engines.cache import KVCache, fitting_slots
-from qlora_chat.engines.cpu import CpuForward, compiled_forward
+from qlora_chat.engines.cache import KVCache, fitting_slots, slot_bytes
+from qlora_chat.engines.cpu import CpuForward, open_cpu
 from qlora_chat.engines.llama import Forward, Span
 from qlora_chat.engines.request import LocalStream, Request
 from qlora_chat.engines.scheduler import Scheduler
@@ -63,6 +63,11 @@ class LocalEngine:
     def slots(self) -> int:
         """Chats that can share a forward pass."""
         return len(self._cache.slots)
+
+    @property
+    def token_bytes(self) -> int:
+        """What one token of a chat leaves in the cache."""
+        return slot_bytes(self._model.weights, self._cache.dtype) // self.info.window
 
     @property
     def forward(self) -> Callable[[Sequence[Span]], torch.Tensor]:
@@ -172,16 +177,7 @@ class LocalEngine:
         fast = weights.device.type == "cuda" and not model.beside  # the kernels for cards take one set of weights
         opened = self._open_cuda(weights, slots) if fast else None
         if opened is None:
-            cache = KVCache(weights, slots or fitting_slots(weights))
-            costs = PassCosts(EXPECTED_COSTS[weights.device.type])
-            # several adapters in one batch take products that read them beside the base: torch's, as yet
-            compiled = None if model.beside else compiled_forward(weights, cache, self._notify)
-            scheduler = (
-                Scheduler(compiled, cache, costs, compiled.choose)
-                if compiled
-                else Scheduler(Forward(weights, cache), cache, costs)
-            )
-            opened = scheduler, cache
+            opened = self._open_scheduler(model, slots)
         self._scheduler, self._cache = opened
         self.info: ModelInfo = replace(model.info, computed_by=_pass_name(self._scheduler))
         self._model = model
@@ -199,6 +195,16 @@ class LocalEngine:
         except (CannotPack, KernelError) as problem:
             self._notify(f"answering without the fast kernels: {problem}")
             return None
+
+    def _open_scheduler(self, model: LoadedModel, slots: int | None) -> tuple[Scheduler, KVCache]:
+        """The compiled pass, or torch's: where there is no compiler, on a card, and for several adapters in one batch, which
+        take products that read them beside the base."""
+        weights, costs = model.weights, PassCosts(EXPECTED_COSTS[model.weights.device.type])
+        compiled = None if model.beside else open_cpu(weights, slots, self._notify)
+        if compiled:
+            return Scheduler(compiled, compiled.cache, costs, compiled.choose), compiled.cache
+        cache = KVCache(weights, slots or fitting_slots(weights))
+        return Scheduler(Forward(weights, cache), cache, costs), cache
 
     def _work(self) -> None:
         while True:

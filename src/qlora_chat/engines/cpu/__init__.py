@@ -6,16 +6,38 @@ user's machine (build.py); forward.py calls the result. Elsewhere engines/llama.
 
 from __future__ import annotations
 
-from qlora_chat.engines.cache import KVCache
+import ctypes
+
+import torch
+
+from qlora_chat.engines.cache import KVCache, fitting_slots
 from qlora_chat.engines.cpu.build import library
 from qlora_chat.engines.cpu.forward import CpuForward, takes
 from qlora_chat.models import Notify
 from qlora_chat.models.weights import LlamaWeights
 
 
-def compiled_forward(weights: LlamaWeights, cache: KVCache, notify: Notify) -> CpuForward | None:
-    """The compiled pass over these weights; None on a card, without a compiler or AVX2, or for products it does not know."""
-    if not takes(weights):
+def open_cpu(weights: LlamaWeights, slots: int | None, notify: Notify) -> CpuForward | None:
+    """The compiled pass over these weights with a cache of its own; None on a card, without a compiler or AVX2, or for
+    products it does not know."""
+    found = _library(weights, notify)
+    if found is None:
         return None
-    found = library(notify)
+    dtype = compiled_cache_dtype(weights)
+    return CpuForward(found, weights, KVCache(weights, slots or fitting_slots(weights, dtype), dtype))
+
+
+def compiled_forward(weights: LlamaWeights, cache: KVCache, notify: Notify) -> CpuForward | None:
+    """The same over a cache that there is already."""
+    found = _library(weights, notify)
     return CpuForward(found, weights, cache) if found else None
+
+
+def compiled_cache_dtype(weights: LlamaWeights) -> torch.dtype:
+    """Half floats for the keys and values of bf16 and 4-bit weights: half the memory to read, and three bits more than the
+    bf16 that a card keeps."""
+    return torch.float32 if weights.dtype == torch.float32 else torch.float16
+
+
+def _library(weights: LlamaWeights, notify: Notify) -> ctypes.CDLL | None:
+    return library(notify) if takes(weights) else None

@@ -2,6 +2,7 @@
 //
 // Scope: one head at a time. The cache holds float32 or half floats; sums are float32.
 #pragma once
+#include <algorithm>
 #include <cmath>
 
 #include "lanes.h"
@@ -54,10 +55,11 @@ struct CacheView {
   }
   void write(void* to, int layer, int64_t slot, int head, int64_t position, const float* x) const {
     const size_t first = at(layer, slot, head, position);
-    for (int i = 0; i < d; i++) {
-      if (halves) ((uint16_t*)to)[first + i] = _cvtss_sh(x[i], 0);
-      else ((float*)to)[first + i] = x[i];
-    }
+    if (!halves) return void(std::copy(x, x + d, (float*)to + first));
+    uint16_t* out = (uint16_t*)to + first;
+    int i = 0;
+    for (; i + lanes::ROWS <= d; i += lanes::ROWS) lanes::store_half(out + i, lanes::load(x + i));
+    for (; i < d; i++) out[i] = _cvtss_sh(x[i], 0);
   }
 };
 

@@ -39,7 +39,9 @@ class Model {
   CacheView cache;
   Team team;
 
-  Model(const Shape& s, int members) : shape(s), layers(s.layers), team(members) {}
+  Model(const Shape& s, int members) : shape(s), layers(s.layers), team(members) {
+    for (int id = 0; id < members; id++) scratch_.emplace_back(size_t(shape.window) + 2 * MOST_TOKENS * ROWS + 64);
+  }
 
   // Logits (outputs, vocabulary) of the tokens numbered `wanted`, ascending.
   void pass(int tokens, const int64_t* ids, const int64_t* slots, const int64_t* positions, int outputs, const int64_t* wanted,
@@ -51,7 +53,7 @@ class Model {
       while (mine < outputs && wanted[mine] < first + n) mine++;
       n_ = n, ids_ = ids + first, slots_ = slots + first, positions_ = positions + first;
       wanted_ = wanted, outputs_ = mine, first_ = first, logits_ = logits;
-      team.run([this](int id) { member(id); });
+      team.run([](void* model, int id, uint64_t& phase) { ((Model*)model)->member(id, phase); }, this);
       wanted += mine, outputs -= mine, logits += size_t(mine) * shape.vocabulary;
     }
   }
@@ -82,12 +84,9 @@ class Model {
     scales_ = Memory<float>(size_t(tokens) * (stride_ / BLOCK));
     wide_ = Memory<float>(size_t(tokens) * wide_stride_);
     low_ = Memory<float>(size_t(tokens) * low_stride_);
-    scratch_.clear();
-    for (int id = 0; id < team.members(); id++) scratch_.emplace_back(size_t(shape.window) + 2 * MOST_TOKENS * ROWS + 64);
   }
 
-  void member(int id) {
-    int phase = 0;
+  void member(int id, uint64_t& phase) {
     embed(id, phase);
     for (size_t index = 0; index < layers.size(); index++) {
       const Layer& layer = layers[index];
@@ -107,7 +106,7 @@ class Model {
     product(id, phase, *head, outputs_, logits_, shape.vocabulary, false);
   }
 
-  void embed(int id, int& phase) {
+  void embed(int id, uint64_t& phase) {
     team.share(id, phase, n_, 1, [&](int token, int) {
       float* out = hidden_.data + size_t(token) * shape.hidden;
       const size_t at = size_t(ids_[token]) * shape.hidden;
@@ -117,7 +116,7 @@ class Model {
   }
 
   // Root mean square norm (Zhang and Sennrich 2019) of tokens, all or those wanted, as the inputs of a product.
-  void normed(int id, int& phase, const float* weight, int count, const int64_t* which, const Product& next) {
+  void normed(int id, uint64_t& phase, const float* weight, int count, const int64_t* which, const Product& next) {
     team.share(id, phase, count, 1, [&](int row, int) {
       const int token = which ? int(which[row]) - first_ : row;
       const float* x = hidden_.data + size_t(token) * shape.hidden;
@@ -137,7 +136,7 @@ class Model {
                 scales_.data + (size_t(row) * stride_ + at) / BLOCK);
   }
 
-  void rounded(int id, int& phase, int width, const Product& next) {
+  void rounded(int id, uint64_t& phase, int width, const Product& next) {
     if (!next.whole_numbers) return;
     constexpr int RUN = 1024;
     const int runs = (width + RUN - 1) / RUN;
@@ -147,7 +146,7 @@ class Model {
     });
   }
 
-  void product(int id, int& phase, const Product& p, int count, float* out, int stride, bool onto) {
+  void product(int id, uint64_t& phase, const Product& p, int count, float* out, int stride, bool onto) {
     const Inputs in{input_.data, whole_.data, scales_.data, stride_, input_stride_};
     float* sums = scratch_[id].data + shape.window;
     if (p.low_rank) {
@@ -184,22 +183,24 @@ class Model {
   }
 
   // Rotates queries and keys, and writes keys and values into the cache.
-  void keep(int id, int& phase, int layer) {
-    const int d = shape.head_dim;
-    team.share(id, phase, n_, 1, [&](int token, int) {
-      float* row = wide_.data + size_t(token) * wide_stride_;
-      const int64_t position = positions_[token];
-      const float *c = cos + position * (d / 2), *s = sin + position * (d / 2);
-      for (int head = 0; head < shape.heads + shape.kv_heads; head++) rotate(row + head * d, c, s, d);
-      const float* keys = row + query_width();
-      for (int head = 0; head < shape.kv_heads; head++) {
-        cache.write(cache.keys, layer, slots_[token], head, position, keys + head * d);
-        cache.write(cache.values, layer, slots_[token], head, position, keys + (shape.kv_heads + head) * d);
+  void keep(int id, uint64_t& phase, int layer) {
+    const int d = shape.head_dim, group = shape.heads / shape.kv_heads;
+    team.share(id, phase, n_ * shape.kv_heads, 2, [&](int first, int end) {
+      for (int task = first; task < end; task++) {
+        const int token = task / shape.kv_heads, head = task % shape.kv_heads;
+        float* row = wide_.data + size_t(token) * wide_stride_;
+        float *key = row + query_width() + head * d, *value = key + shape.kv_heads * d;
+        const int64_t position = positions_[token];
+        const float *c = cos + position * (d / 2), *s = sin + position * (d / 2);
+        for (int query = head * group; query < (head + 1) * group; query++) rotate(row + query * d, c, s, d);
+        rotate(key, c, s, d);
+        cache.write(cache.keys, layer, slots_[token], head, position, key);
+        cache.write(cache.values, layer, slots_[token], head, position, value);
       }
     });
   }
 
-  void attend(int id, int& phase, int layer) {
+  void attend(int id, uint64_t& phase, int layer) {
     const int group = shape.heads / shape.kv_heads, d = shape.head_dim;
     float* scores = scratch_[id].data;
     team.share(id, phase, n_ * shape.heads, 1, [&](int task, int) {
@@ -210,7 +211,7 @@ class Model {
   }
 
   // silu(gate) * up, as the inputs of the next product.
-  void gated(int id, int& phase, const Product& next) {
+  void gated(int id, uint64_t& phase, const Product& next) {
     constexpr int RUN = 512;
     const int width = shape.feed_forward, runs = (width + RUN - 1) / RUN;
     team.share(id, phase, n_ * runs, 1, [&](int task, int) {

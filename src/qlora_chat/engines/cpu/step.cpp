@@ -136,6 +136,7 @@ void product_free(Product* product) {
 }
 
 void model_free(Model* model) {
+  model->team.close();
   for (const Layer& each : model->layers)
     for (Product* product : {each.qkv, each.attention_out, each.gate_up, each.mlp_down}) product_free(product);
   product_free(model->head);
