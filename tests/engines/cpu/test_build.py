@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +15,18 @@ from qlora_chat.engines.llama import Forward
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models import LoadedModel
 from qlora_chat.prompt import Prompt
-from qlora_chat.settings import Sampling
+from qlora_chat.settings import Sampling, cache_folder
 from qlora_chat.stopping import Stops
+
+START = """
+import ctypes
+from pathlib import Path
+from qlora_chat.engines.cpu import build
+build._compiler = lambda: {compiler!r}
+made = build.library(print, Path({folder!r}))
+made.cpu_lanes.restype = ctypes.c_char_p
+print(made.cpu_lanes())
+"""
 
 
 @pytest.fixture
@@ -29,6 +42,19 @@ def compiler(folder: Path, script: str) -> str:
     return str(program)
 
 
+@pytest.fixture
+def copying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A compiler that takes a second and gives the library that there is already."""
+    whole = next(iter((cache_folder() / "kernels").glob("cpu-*.so")), None)
+    if whole is None and build.library(lambda line: None):
+        whole = next((cache_folder() / "kernels").glob("cpu-*.so"))
+    if whole is None:
+        pytest.skip("no compiler or no AVX2 here")
+    made = compiler(tmp_path, f'case "$1" in --version) exit;; esac; sleep 1; for last; do :; done; cp {whole} "$last"')
+    monkeypatch.setattr(build, "_compiler", lambda: made)
+    return made
+
+
 def test_it_is_compiled_once(tmp_path: Path, said: list[str]) -> None:
     if build.library(said.append, tmp_path) is None:
         pytest.skip("no compiler or no AVX2 here")
@@ -39,6 +65,40 @@ def test_it_is_compiled_once(tmp_path: Path, said: list[str]) -> None:
     assert build.library(said.append, tmp_path)
     assert made[0].stat().st_mtime_ns == before
     assert len(said) == 1
+
+
+def test_a_cache_that_cannot_be_written_costs_a_compilation_and_nothing_else(
+    tmp_path: Path, said: list[str], copying: str
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    cache = tmp_path / "file" / "kernels"
+    assert build.library(said.append, cache)
+    (line,) = said
+    assert f"cannot be kept in {cache}: Not a directory" in line
+    assert list(tmp_path.glob("**/*.so")) == []
+
+
+def test_two_that_start_at_once_both_get_it_whole(tmp_path: Path, copying: str) -> None:
+    """Real processes: each finds nothing, each compiles, the last one to finish puts its own in the other's place."""
+    code = START.format(compiler=copying, folder=str(tmp_path / "kernels"))
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for each in both:
+        said, _ = each.communicate(timeout=120)
+        assert "once" in said
+        assert "avx" in said.splitlines()[-1]
+    assert [each.suffix for each in (tmp_path / "kernels").iterdir()] == [".so"]
+
+
+def test_it_compiles_for_a_cpu_with_avx512_too() -> None:
+    """Only the compiler's word for it: this machine may not be able to run the result."""
+    gcc = shutil.which("g++")
+    if gcc is None:
+        pytest.skip("no g++ here")
+    flags = [flag for flag in build.FLAGS if flag not in ("-march=native", "-shared")]
+    for cpu in ("skylake-avx512", "icelake-server"):
+        command = [gcc, *flags, "-fsyntax-only", "-Wall", "-Werror", f"-march={cpu}", str(build.SOURCES / "step.cpp")]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert (run.returncode, run.stderr) == (0, "")
 
 
 def test_other_sources_another_compiler_or_another_cpu_make_another_library(

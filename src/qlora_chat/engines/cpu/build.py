@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -34,13 +35,13 @@ def library(notify: Notify, folder: Path | None = None) -> ctypes.CDLL | None:
     """The compiled library, made now if need be; None where it cannot be had, which is said once for each reason."""
     folder = folder or cache_folder() / "kernels"
     try:
-        return ctypes.CDLL(str(_made(folder, notify)))
+        return _found_or_made(folder, notify)
     except (Unbuildable, OSError) as problem:
         _say_once(folder, str(problem), notify)
         return None
 
 
-def _made(folder: Path, notify: Notify) -> Path:
+def _found_or_made(folder: Path, notify: Notify) -> ctypes.CDLL:
     if not _cpu_features():
         raise Unbuildable("this system does not tell what its CPU can (there is no x86 /proc/cpuinfo)")
     if missing := NEEDED - _cpu_features():
@@ -48,20 +49,38 @@ def _made(folder: Path, notify: Notify) -> Path:
     compiler = _compiler()
     target = folder / f"cpu-{_key(compiler)}.so"
     if target.exists():
-        return target
+        return ctypes.CDLL(str(target))
     failed = target.with_suffix(".failed")
     if failed.exists():
         raise Unbuildable(f"{compiler} could not compile it; what it said is in {failed}")
-    folder.mkdir(parents=True, exist_ok=True)
-    notify("compiling the CPU kernels for this machine, once (about 10 s)")
-    with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-        made = Path(unfinished) / target.name
+    with _workplace(folder, notify) as (unfinished, kept):
+        made = unfinished / target.name
         said = _run([compiler, *FLAGS, str(SOURCES / "step.cpp"), "-o", str(made)])
-        if not made.exists():
+        if not made.exists() and kept:
             failed.write_text(said)
             raise Unbuildable(f"{compiler} could not compile it; what it said is in {failed}")
-        os.replace(made, target)
-    return target
+        if not made.exists():
+            raise Unbuildable(f"{compiler} could not compile it: {(said.strip().splitlines() or ['it said nothing'])[0]}")
+        if kept:
+            made = made.replace(target)  # whole, whoever else makes it at the same time
+        return ctypes.CDLL(str(made))  # stays loaded when the folder is gone
+
+
+@contextmanager
+def _workplace(folder: Path, notify: Notify) -> Iterator[tuple[Path, bool]]:
+    """Where to compile, and whether the result can be kept: a cache that cannot be written costs ten seconds a start."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        place, why_not = tempfile.TemporaryDirectory(dir=folder), None
+    except OSError as problem:
+        place, why_not = tempfile.TemporaryDirectory(), problem.strerror or str(problem)
+    notify(
+        f"compiling the CPU kernels for this machine (about 10 s); they cannot be kept in {folder}: {why_not}"
+        if why_not
+        else "compiling the CPU kernels for this machine, once (about 10 s)"
+    )
+    with place as unfinished:
+        yield Path(unfinished), not why_not
 
 
 def _run(command: list[str]) -> str:
