@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 EXPECTED_COSTS = {
-    "cpu": (1.0, 1.15, 1.25, 1.4, 1.5, 1.6, 1.7, 1.8, 1.95, 2.1),
+    "cpu": (1.0, 1.1, 1.4, 1.5, 2.05, 2.1, 2.15, 2.2, 2.95, 3.0, 3.2, 3.4, 3.8, 3.9, 4.0, 4.1),
     "cuda": (1.0, 1.02, 1.04, 1.06, 1.08, 1.1, 1.12, 1.14),
 }
 """What passes over 1, 2, 3, ... tokens take, relative to one: before an engine has seen its own (PassCosts)."""
