@@ -96,7 +96,7 @@ def checked() -> dict[str, float]:
     import torch
 
     from qlora_chat.engines.cache import KVCache
-    from qlora_chat.engines.cpu import compiled_forward
+    from qlora_chat.engines.cpu import open_cpu
     from qlora_chat.engines.llama import Forward, Span
     from qlora_chat.models.weights import NF4, Beside, Dense, Layer
 
@@ -110,7 +110,7 @@ def checked() -> dict[str, float]:
                          exact(each.mlp_down)) for each in stored.layers)  # fmt: skip
     plain = replace(stored, layers=layers, head=exact(stored.head), embeddings=stored.embeddings.float(), dtype=torch.float32)
     reference = Forward(plain, KVCache(plain, 1))
-    ours = compiled_forward(stored, KVCache(stored, 1), lambda line: None)
+    ours = open_cpu(stored, 1, lambda line: None)
     assert ours, "the compiled pass cannot be had here"
     worst = {"relative": 0.0, "kl": 0.0}
     for start, end in ((0, 40), (40, 44), (44, 45), (45, 46)):
@@ -124,14 +124,13 @@ def checked() -> dict[str, float]:
 
 def ours() -> None:
     """Answers a line on stdin with a turn's times, as the peer does."""
-    from qlora_chat.engines.cache import KVCache
-    from qlora_chat.engines.cpu import compiled_forward
+    from qlora_chat.engines.cpu import open_cpu
     from qlora_chat.engines.llama import Span
 
     began = time.perf_counter()
     stored = weights(LAYERS)
     made = time.perf_counter()
-    forward = compiled_forward(stored, KVCache(stored, 1), lambda line: None)
+    forward = open_cpu(stored, 1, lambda line: None)
     assert forward, "the compiled pass cannot be had here"
     del stored
     print(json.dumps({"ready": True, "random_s": made - began, "pack_s": time.perf_counter() - made}), flush=True)

@@ -61,9 +61,19 @@ def quoting(engine) -> Prompt:
     return asked(engine, QUESTIONS[0], before=turn[:900])
 
 
-def compared(engine, prompts: list[Prompt], sampling: Sampling) -> dict[str, Any]:
-    """Paired rates, on and off."""
+def compared(engine, prompts: list[Prompt], sampling: Sampling, costs: list[float]) -> dict[str, Any]:
+    """Paired rates, on and off; and what the widths of the passes on say, at what each width takes here: without noise."""
     ratios, ons, offs, passes = [], [], [], 0
+    widths: list[int] = []
+    forward = engine._scheduler._forward
+
+    def counting(spans):
+        width = sum(len(span.ids) for span in spans)
+        if engine._scheduler._costs and all(span.start for span in spans) and width <= len(costs):
+            widths.append(width)
+        return forward(spans)
+
+    engine._scheduler._forward = counting
     for number in range(ROUNDS):
         found = {}
         for on in (True, False) if number % 2 else (False, True):
@@ -74,10 +84,14 @@ def compared(engine, prompts: list[Prompt], sampling: Sampling) -> dict[str, Any
         ons.append(found[True])
         offs.append(found[False])
         ratios.append(found[True] / found[False])
+    engine._scheduler._forward = forward
+    alone = costs[len(prompts) - 1] / len(prompts)
+    counted = ROUNDS * len(prompts) * (NEW - 1) * alone / sum(costs[width - 1] for width in widths)
     return {
         "on, tokens/s": round(statistics.median(ons), 1),
         "off, tokens/s": round(statistics.median(offs), 1),
         "on / off": round(statistics.median(ratios), 3),
+        "on / off by widths of passes": round(counted, 3),
         "tokens a pass": round(len(prompts) * NEW / passes, 2),
     }
 
@@ -136,16 +150,17 @@ def main() -> None:
     same = same_answers()
     engine = open_local()
     quote, chats = quoting(engine), [asked(engine, question) for question in QUESTIONS]
+    costs = pass_costs(engine)
     report(
         "speculation",
         {
             "answers the same on and off": f"{same} of {2 * len(QUESTIONS) + 2}",
-            "passes over 1 to 16 tokens, relative": pass_costs(engine),
-            "quoting, greedy": compared(engine, [quote], GREEDY),
-            "quoting, sampled": compared(engine, [quote], CHAT.changed(repetition_penalty=1.0)),
-            "chat": compared(engine, [chats[0]], CHAT),
-            "another chat": compared(engine, [chats[3]], CHAT),
-            "eight chats": compared(engine, chats, CHAT),
+            "passes over 1 to 16 tokens, relative": costs,
+            "quoting, greedy": compared(engine, [quote], GREEDY, costs),
+            "quoting, sampled": compared(engine, [quote], CHAT.changed(repetition_penalty=1.0), costs),
+            "chat": compared(engine, [chats[0]], CHAT, costs),
+            "another chat": compared(engine, [chats[3]], CHAT, costs),
+            "eight chats": compared(engine, chats, CHAT, costs),
         },
     )
     engine.close()

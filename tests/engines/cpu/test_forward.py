@@ -233,7 +233,7 @@ def demo(adapter: Adapter | None) -> LlamaWeights:
     return build(Checkpoint(folder), Base.read(folder).shape, CPU, adapter=adapter)
 
 
-@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("adapted", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_greedy_tokens_are_those_of_float32(adapted: bool, prompt_for: Callable[..., Any]) -> None:
     """256 tokens of the demo in 4 bits, its adapter left beside it: another choice only where the two best are CLOSE."""
     weights = demo(Adapter.read(BUNDLED / "adapter") if adapted else None)
