@@ -1,15 +1,21 @@
-"""What the API costs on top of the engine: eight streams of the bundled demo, straight and through HTTP.
+"""The API against its own engine: tokens/s in total when every stream is read over HTTP, and when the engine is asked directly.
 
-    python bench/api.py
+    python bench/api.py                                  the bundled demo, 8 streams
+    python bench/api.py --shape 7b --streams 32          random weights of LLaMA-7B's shape, on a card
 
-Both ways run in processes of their own, in turns, five times; medians of the ratio. The engine alone is read by eight threads;
-through the API, the server holds the engine and a client in another process reads eight streams from raw sockets. Both share
-this machine's cores with what they measure. Before any timing, the greedy text of both is compared.
+One engine in one process: asked directly by threads, then through the whole stack of the server (guard, request log, gate,
+routes; the page beside it where Gradio is installed) by a client in another process that reads raw sockets, then directly
+again, so that a machine that drifts shows. Every answer gets a prompt of 128 tokens that nobody asked before; T 0.7, top-k 40,
+top-p 0.9, repetition penalty 1.1. Before any timing, the greedy text of both is compared. Exits with 1 below --least.
+Needs torch, tokenizers, safetensors, fastapi, uvicorn, prometheus-client, sqlalchemy.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import contextlib
+import importlib.util
 import json
 import statistics
 import subprocess
@@ -18,123 +24,208 @@ import threading
 import time
 
 from common import report
-from engine import open_local, prompt_ids
 
-STREAMS, NEW, ROUNDS = 8, 200, 5
+ROUNDS, CONTEXT = 5, 128
 SAMPLED = {"temperature": 0.7, "top_k": 40, "top_p": 0.9, "repetition_penalty": 1.1}
+GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
 
 
-def straight() -> dict[str, float]:
-    """Tokens a second in total from the engine alone, after one round to warm up."""
+class Prompts:
+    """Fresh ones at every asking."""
+
+    def __init__(self, what) -> None:
+        self._what, self._asked = what, 0
+
+    def take(self, count: int) -> list[tuple[int, ...]]:
+        self._asked += count
+        return [self._what.prompt(CONTEXT, number) for number in range(self._asked - count, self._asked)]
+
+
+def directly(engine, prompts, new: int) -> float:
+    """Tokens a second in total, a thread a stream as every caller of the engine has one."""
     from qlora_chat.prompt import Prompt
     from qlora_chat.settings import Sampling
     from qlora_chat.stopping import Stops
 
-    engine = open_local()
-    prompt, sampling = Prompt("", tuple(prompt_ids(engine.tokenizer))), Sampling(**SAMPLED, max_new_tokens=NEW)
-
-    def once() -> float:
-        streams = [engine.stream(prompt, sampling, Stops()) for _ in range(STREAMS)]
-        threads = [threading.Thread(target=list, args=(stream,)) for stream in streams]
-        began = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        return STREAMS * NEW / (time.perf_counter() - began)
-
-    once()
-    rate = once()
-    greedy = Sampling(temperature=0.0, max_new_tokens=32)
-    text = "".join(piece.text for piece in engine.stream(prompt, greedy, Stops()))
-    engine.close()
-    return {"rate": rate, "text": text}  # type: ignore[dict-item]
+    sampling = Sampling(**SAMPLED, max_new_tokens=new)
+    began = time.perf_counter()
+    streams = [engine.stream(Prompt("", ids), sampling, Stops()) for ids in prompts]
+    threads = [threading.Thread(target=list, args=(stream,)) for stream in streams]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return len(prompts) * new / (time.perf_counter() - began)
 
 
-SERVER = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from engine import open_local
-from qlora_chat.chat import Chat
-from qlora_chat.history.memory import MemoryHistory
-from qlora_chat.prompt import DEFAULT_FORMAT
-from qlora_chat.settings import ServeSettings
-from qlora_chat.web.app import serve
-chat = lambda: Chat(open_local(), DEFAULT_FORMAT, MemoryHistory())
-serve(chat, ServeSettings(), lambda line: print(line, flush=True), logging_on=False)
-"""
+def greedy_text(engine, ids: tuple[int, ...]) -> str:
+    from qlora_chat.prompt import Prompt
+    from qlora_chat.settings import Sampling
+    from qlora_chat.stopping import Stops
+
+    return "".join(piece.text for piece in engine.stream(Prompt("", ids), Sampling(**GREEDY, max_new_tokens=32), Stops()))
 
 
-def through() -> dict[str, float]:
-    """The same through a server in another process."""
-    from pathlib import Path
+class Client:
+    """The process that asks over HTTP: one line of JSON in, one out."""
 
-    from qlora_chat.models.resolve import BUNDLED
-    from qlora_chat.models.tokenizer import ModelTokenizer
+    def __init__(self, port: int) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "client", str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
-    ids = prompt_ids(ModelTokenizer.read(BUNDLED / "base", bos_id=1))
-    folder = str(Path(__file__).parent)
-    with subprocess.Popen([sys.executable, "-c", SERVER, folder], stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout
-        port = int(server.stdout.readline().rsplit(":", 1)[1].strip().strip("/"))
-        try:
-            return asyncio.run(drive(port, ids))
-        finally:
-            server.kill()
+    def ask(self, bodies) -> dict:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(bodies) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
 
-
-async def drive(port: int, ids: list[int]) -> dict[str, float]:
-    model = json.loads((await request(port, "GET", "/v1/models", b"")).split(b"\r\n\r\n", 1)[1])["data"][0]["id"]
-    wanted = {"model": model, "prompt": ids, "max_tokens": NEW, "ignore_eos": True, "stream": True, **SAMPLED}
-    body = json.dumps(wanted).encode()
-
-    async def once() -> float:
-        began = time.perf_counter()
-        answers = await asyncio.gather(*(request(port, "POST", "/v1/completions", body) for _ in range(STREAMS)))
-        elapsed = time.perf_counter() - began
-        assert all(answer.rstrip().endswith(b"0") and b"[DONE]" in answer and b'"length"' in answer for answer in answers)
-        return STREAMS * NEW / elapsed
-
-    await once()
-    rate = await once()
-    greedy = json.dumps(wanted | {"temperature": 0, "top_p": 0.9, "repetition_penalty": 1, "max_tokens": 32, "stream": False})
-    whole = await request(port, "POST", "/v1/completions", greedy.encode())
-    return {"rate": rate, "text": json.loads(whole.split(b"\r\n\r\n", 1)[1])["choices"][0]["text"]}
+    def close(self) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait(10)
 
 
-async def request(port: int, method: str, path: str, body: bytes) -> bytes:
+def client(port: int) -> None:
+    for line in sys.stdin:
+        print(json.dumps(asyncio.run(together(port, json.loads(line)))), flush=True)
+
+
+async def together(port: int, bodies) -> dict:
+    """All requests at once -> seconds until the last answer ended, the first answer's text."""
+    encoded = [json.dumps(each).encode() for each in bodies]
+    began = time.perf_counter()
+    answers = await asyncio.gather(*(request(port, each) for each in encoded))
+    elapsed = time.perf_counter() - began
+    for answer in answers:
+        if b" 200 OK" not in answer[:20] or b"data: [DONE]" not in answer or b'"finish_reason":"length"' not in answer:
+            sys.exit(f"an answer did not come whole: {answer[:300]!r}")
+    events = (line[6:] for line in answers[0].split(b"\n") if line.startswith(b"data: {"))
+    text = "".join(choice["text"] for event in events for choice in json.loads(event)["choices"])
+    return {"seconds": elapsed, "text": text}
+
+
+async def request(port: int, body: bytes) -> bytes:
     """One request on a connection of its own, read to its end."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
-    writer.write(f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+    head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     answer = await reader.read(-1)
     writer.close()
     return answer
 
 
-def child(name: str):
-    run = subprocess.run([sys.executable, __file__, name], capture_output=True, text=True, check=True)
-    return json.loads(run.stdout.splitlines()[-1])
+@contextlib.contextmanager
+def served(engine):
+    """The server around the engine, in a thread with an event loop of its own. -> its port"""
+    import uvicorn
+
+    from qlora_chat.chat import Chat
+    from qlora_chat.history.memory import MemoryHistory
+    from qlora_chat.prompt import DEFAULT_FORMAT
+    from qlora_chat.settings import ServeSettings
+    from qlora_chat.web.app import build_app, listen
+    from qlora_chat.web.connections import TimedConnection
+    from qlora_chat.web.site import Site
+
+    settings, chat = ServeSettings(), Chat(engine, DEFAULT_FORMAT, MemoryHistory())
+    listening = listen(settings)
+    servers = []
+
+    async def run() -> None:
+        if importlib.util.find_spec("gradio"):
+            app = build_app(chat, settings, logging_on=False)
+        else:
+            site = Site(settings)
+            site.serving.open(chat)
+            app = site.app
+        lifespan = "on" if importlib.util.find_spec("gradio") else "off"
+        servers.append(
+            uvicorn.Server(uvicorn.Config(app, http=TimedConnection, log_level="error", lifespan=lifespan, ws="none"))
+        )
+        await servers[0].serve(sockets=[listening])
+
+    thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
+    thread.start()
+    while not (servers and servers[0].started):
+        assert thread.is_alive(), "the server did not start"
+        time.sleep(0.05)
+    try:
+        yield listening.getsockname()[1]
+    finally:
+        servers[0].should_exit = True
+        thread.join(20)
+
+
+def through(engine, prompts: Prompts, streams: int, new: int, rounds: int) -> list[float]:
+    """Rates over HTTP, after the texts were compared and one round to warm up."""
+    with served(engine) as port, contextlib.closing(Client(port)) as asking:
+        wanted = {"model": engine.info.name, "ignore_eos": True, "stream": True}
+        ids = prompts.take(1)[0]
+        said = asking.ask([wanted | GREEDY | {"prompt": list(ids), "max_tokens": 32}])["text"]
+        if said != greedy_text(engine, ids):
+            sys.exit("the API's greedy text is not the engine's: no timing is worth anything")
+
+        def once() -> float:
+            bodies = [wanted | SAMPLED | {"prompt": list(ids), "max_tokens": new} for ids in prompts.take(streams)]
+            return streams * new / asking.ask(bodies)["seconds"]
+
+        once()
+        return [once() for _ in range(rounds)]
 
 
 def main() -> None:
-    rounds = [(child("straight"), child("through")) for _ in range(ROUNDS)]
-    if any(one["text"] != other["text"] for one, other in rounds):
-        sys.exit("the API's greedy text is not the engine's: no timing is worth anything")
-    ratios = [other["rate"] / one["rate"] for one, other in rounds]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--shape", choices=["7b"], help="random weights of this shape in place of the bundled demo")
+    parser.add_argument("--precision", choices=["nf4", "bf16"])
+    parser.add_argument("--layers", type=int, help="with --shape: so many layers, for a dry run")
+    parser.add_argument("--streams", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--least", type=float, default=0.0, help="exit with 1 where API / engine is below this")
+    chosen = parser.parse_args()
+    from qlora_chat.benchmark import Subject
+    from qlora_chat.benchmark.hardware import hardware
+    from qlora_chat.benchmark.subjects import opened
+    from qlora_chat.engines.local import LocalEngine
+    from qlora_chat.settings import quiet_libraries
+
+    quiet_libraries()
+    precision = chosen.precision or ("nf4" if chosen.shape else "bf16")
+    what = opened(Subject(chosen.shape or "demo", "auto", precision, chosen.layers))
+    engine, prompts = LocalEngine(what.ours, chosen.streams, print), Prompts(what)
+    try:
+
+        def alone(rounds: int) -> list[float]:
+            directly(engine, prompts.take(chosen.streams), chosen.tokens)
+            return [directly(engine, prompts.take(chosen.streams), chosen.tokens) for _ in range(rounds)]
+
+        before = alone(chosen.rounds)
+        over_http = through(engine, prompts, chosen.streams, chosen.tokens, chosen.rounds)
+        after = alone(chosen.rounds)
+    finally:
+        engine.close()
+    ratio = statistics.median(over_http) / statistics.median([*before, *after])
     report(
         "api",
         {
-            "engine alone, tokens/s": round(statistics.median(one["rate"] for one, _ in rounds), 1),
-            "through the API, tokens/s": round(statistics.median(other["rate"] for _, other in rounds), 1),
-            "API / engine": round(statistics.median(ratios), 3),
-            "API / engine, rounds": [round(each, 3) for each in ratios],
+            "engine": engine.info.name,
+            "hardware": hardware(card=what.device.type == "cuda"),
+            "streams": chosen.streams,
+            "page beside it": importlib.util.find_spec("gradio") is not None,
+            "engine alone before and after, tokens/s": [round(statistics.median(each), 1) for each in (before, after)],
+            "through the API, tokens/s": round(statistics.median(over_http), 1),
+            "API / engine": round(ratio, 3),
+            "rounds": [[round(rate) for rate in each] for each in (before, over_http, after)],
         },
     )
+    if ratio < chosen.least:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(json.dumps({"straight": straight, "through": through}[sys.argv[1]]()))
+    if sys.argv[1:2] == ["client"]:
+        client(int(sys.argv[2]))
     else:
         main()

@@ -24,6 +24,8 @@ from qlora_chat.engines import Piece
 from qlora_chat.prompt import Tokenizer
 
 DONE = b"data: [DONE]\n\n"
+COMPACT = json.JSONEncoder(separators=(",", ":"))
+"""Kept: json.dumps makes one for every chunk where it is told the separators."""
 CLIENT_LEFT = 499
 """What a client that left is answered, and logs and metrics show: nginx's number for it."""
 
@@ -160,7 +162,7 @@ class EventStream(Response):
 
 
 def _event(content: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(content, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + COMPACT.encode(content).encode() + b"\n\n"
 
 
 async def _write(send: Send, body: bytes) -> None:
