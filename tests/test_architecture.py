@@ -25,7 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "chat": {"engines", "history", "messages", "prompt", "settings", "stopping"},
     "terminal": {"chat", "engines", "history", "messages", "prompt", "settings"},
     "operations": {"engines", "models", "prompt", "settings", "stopping"},
-    "api": {"chat", "engines", "messages", "models", "operations", "prompt", "settings", "stopping"},
+    "api": {"chat", "engines", "history", "messages", "models", "operations", "prompt", "settings", "stopping"},
     "web": {"api", "chat", "engines", "history", "messages", "models", "operations", "prompt", "settings"},
     "evaluation": {"chat", "engines", "messages", "models", "prompt", "settings", "training"},
     "merging": {"engines", "evaluation", "exporting", "models", "prompt", "settings"},

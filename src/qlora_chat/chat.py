@@ -50,24 +50,47 @@ class Chat:
         logged: bool = True,
         instead_of: Conversation | None = None,
         owner: str | None = None,
+        adapter: str | None = None,
     ) -> Turn:
         """Begin the answer to `text`, once the question is kept. PromptTooLong before anything is kept or computed.
 
         `instead_of` is the conversation as it is shown, where this turn takes the place of its end (a retry): what is
-        shown again if the engine refuses. StaleConversation where the history has gone on from another head.
+        shown again if the engine refuses. `adapter` is one of several that the engine has; None leaves it to the engine.
+        StaleConversation where the history has gone on from another head.
         """
         asked = conversation.adding(Message("user", text))
         prompt = fit_prompt(asked, self.form, self.engine.tokenizer, self.engine.info.window, sampling.max_new_tokens)
+        before = instead_of or conversation
+        return self.answer(asked, prompt, sampling, self.stops, before, logged=logged, owner=owner, adapter=adapter)
+
+    def answer(
+        self,
+        asked: Conversation,
+        prompt: Prompt,
+        sampling: Sampling,
+        stops: Stops,
+        before: Conversation,
+        *,
+        logged: bool = True,
+        owner: str | None = None,
+        adapter: str | None = None,
+        must_be_kept: bool = False,
+    ) -> Turn:
+        """Begin the answer to a conversation that ends with its question, once that is kept; `prompt` is it, rendered.
+
+        `before` is what is shown again if the engine refuses. With `must_be_kept`, HistoryUnavailable where the question
+        cannot be written just now; without, the chat goes on, and the turn says so.
+        """
         if sampling.seed is None:
             sampling = sampling.changed(seed=secrets.randbits(SEED_BITS))
-        opened, unkept = self._open(asked, sampling, owner)
-        before = instead_of or conversation
+        used = self._model_used(adapter)
+        opened, unkept = self._open(asked, About(used.name, used.adapter, asdict(sampling), owner), must_be_kept)
         try:
-            stream = self.engine.stream(prompt, sampling, self.stops)
+            stream = self.engine.stream(prompt, sampling, stops, adapter)
         except BaseException:
             self.show_again(before, opened)
             raise
-        return Turn(self, opened, prompt, sampling, stream, logged=logged, before=before, unkept=unkept)
+        return Turn(self, opened, prompt, sampling, stream, logged=logged, before=before, unkept=unkept, model=used)
 
     @property
     def stops(self) -> Stops:
@@ -114,14 +137,24 @@ class Chat:
         except HistoryUnavailable:
             return before
 
-    def _open(self, asked: Conversation, sampling: Sampling, owner: str | None) -> tuple[Conversation, str | None]:
+    def _open(self, asked: Conversation, about: About, must_be_kept: bool) -> tuple[Conversation, str | None]:
         """Question and open answer, kept; or not kept and why: a full disk must not end the chat."""
-        info = self.engine.info
         opened = asked.adding(Message("assistant", "", (), "partial"))
         try:
-            return self.history.save(opened, About(info.name, info.adapter, asdict(sampling), owner)), None
+            return self.history.save(opened, about), None
         except HistoryUnavailable as problem:
+            if must_be_kept:
+                raise
             return opened, str(problem)
+
+    def _model_used(self, adapter: str | None) -> ModelUsed:
+        """What answers, as it is recorded; an adapter that is chosen from several has no hash that is known."""
+        info = self.engine.info
+        own = adapter in (None, info.adapter)
+        return ModelUsed(
+            info.name, info.base, info.adapter if own else adapter, info.precision, info.device, info.prompt_format,
+            info.base_sha256, info.adapter_sha256 if own else None, info.computed_by,
+        )  # fmt: skip
 
 
 class Turn:
@@ -138,6 +171,7 @@ class Turn:
         logged: bool,
         before: Conversation,
         unkept: str | None,
+        model: ModelUsed,
     ) -> None:
         self.conversation = replace(conversation, messages=conversation.messages[:-1])
         """Ends with the question until the turn has ended, then with the answer."""
@@ -149,7 +183,7 @@ class Turn:
         self.before = before
         """What was shown before."""
         self._opened = conversation
-        self._chat, self._stream, self._logged = chat, stream, logged
+        self._chat, self._stream, self._logged, self._model = chat, stream, logged, model
         self._began_with = sampling
         self._changes: list[SettingsChange] = []
         self._text = ""
@@ -218,7 +252,7 @@ class Turn:
         return tuple(SettingsChange(made, sampling) for made, sampling in self.finish.changes)
 
     def _record(self) -> TurnRecord:
-        info, finish = self._chat.engine.info, self.finish
+        finish = self.finish
         spent = finish and Spent(
             finish.prompt_tokens, finish.cached_tokens, finish.completion_tokens, finish.ttft_ms, finish.tokens_per_s
         )
@@ -230,15 +264,5 @@ class Turn:
             answer_ids=tuple(self._ids),
             changes=self._taken_up(),
             spent=spent,
-            model=ModelUsed(
-                info.name,
-                info.base,
-                info.adapter,
-                info.precision,
-                info.device,
-                info.prompt_format,
-                info.base_sha256,
-                info.adapter_sha256,
-                info.computed_by,
-            ),
+            model=self._model,
         )

@@ -35,7 +35,7 @@ END = Stops(frozenset({2}))
 """vLLM ends at the model's own end whatever it is asked."""
 STOPS = Stops(frozenset({2}), DEFAULT_FORMAT.stop_texts)
 QUESTIONS = ("What is the capital of France?", "Tell me a short story about a cat and a boat.", "What is 7 plus 5?")
-FIRST, SECOND = "Llama-Lumi-45M-chat-adapter", "double"
+FIRST, SECOND, BASE = "Llama-Lumi-45M-chat-adapter", "double", "Llama-Lumi-45M"
 
 
 @dataclass(frozen=True)
@@ -221,9 +221,12 @@ def expected_ids(prompt: Prompt, scale: int) -> list[int]:
 
 def test_an_adapter_is_chosen_by_its_name(beside: Serving, prompt_for: Callable[..., Prompt]) -> None:
     engine, prompt = opened(beside, FIRST), prompt_for(QUESTIONS[1])
-    names = {FIRST: 1, SECOND: 2, "Llama-Lumi-45M": 0}
-    streams = {name: engine.stream(prompt, GREEDY, END, name) for name in names}  # in one batch
+    names = {FIRST: 1, SECOND: 2, BASE: 0}
+    streams = {name: engine.stream(prompt, GREEDY, END, name) for name in (FIRST, SECOND)}  # in one batch
     tokens = {name: ids_of(stream) for name, stream in streams.items()}
+    # On a CPU vLLM takes the index -1, which means no adapter, for the last one where a batch has others
+    # (lora/ops/torch_ops/lora_ops.py), so the base is asked alone; its kernels for cards leave such rows out.
+    tokens[BASE] = ids_of(engine.stream(prompt, GREEDY, END, BASE))
     expected = {name: expected_ids(prompt, scale) for name, scale in names.items()}
     kept("adapters", {"vllm": tokens, "transformers and PEFT": expected}, beside)
     assert tokens == expected

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from qlora_chat.engines import EngineError, OutOfMemory
+from qlora_chat.history import HistoryError, StaleConversation
 from qlora_chat.operations.admission import Overloaded
 
 
@@ -75,6 +76,14 @@ def api_error(problem: BaseException) -> ApiError:
             return ApiError(503, str(problem), "out_of_memory", retry_after=1)
         case EngineError():
             return ApiError(503, str(problem), "generation_failed", retry_after=1)
+        case StaleConversation():
+            text = (
+                "The conversation that metadata.conversation_id names was changed or deleted meanwhile. Send the request again."
+            )
+            return ApiError(409, text, "conversation_changed", "metadata.conversation_id")
+        case HistoryError():
+            text = f"The turn cannot be kept, so it was not begun: {problem}. Send it again, or without store."
+            return ApiError(503, text, "not_stored", "store", retry_after=5)
         case ValueError() if getattr(problem, "for_people", False):
             return invalid(str(problem))
         case _:  # its message may quote the conversation

@@ -6,7 +6,7 @@ template and a role marker in its text is no turn. Nothing is dropped in silence
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from qlora_chat.api.errors import ApiError, invalid
@@ -14,7 +14,6 @@ from qlora_chat.api.schemas import ChatMessage, ChatRequest, CompletionRequest
 from qlora_chat.chat import Chat
 from qlora_chat.engines import Stream
 from qlora_chat.messages import Conversation, Message
-from qlora_chat.operations.engine import SharedEngine
 from qlora_chat.prompt import Prompt, render
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
@@ -31,13 +30,15 @@ class Asked:
     sampling: Sampling
     stops: Stops
     adapter: str | None
+    said: Conversation | None = None
+    """What the prompt was rendered from; None for text that is completed."""
 
-    def begin(self, engine: SharedEngine) -> list[Stream]:
+    def begin(self, one: Callable[[Prompt, Sampling], Stream]) -> list[Stream]:
         """All the streams, or none: what was begun is ended again where one cannot be."""
         streams: list[Stream] = []
         try:
             for index, prompt in enumerate(each for each in self.prompts for _ in range(self.choices)):
-                streams.append(engine.stream(prompt, self._seeded(index), self.stops, self.adapter))
+                streams.append(one(prompt, self._seeded(index)))
         except BaseException:
             for stream in streams:
                 stream.cancel()
@@ -53,10 +54,11 @@ class Asked:
 
 def asked_of_chat(request: ChatRequest, chat: Chat, adapter: str | None, most_tokens: int | None) -> Asked:
     """ApiError 400 for messages that are no conversation or leave no room for an answer."""
-    prompt = render(conversation(request.messages), chat.form, chat.engine.tokenizer)
+    said = conversation(request.messages)
+    prompt = render(said, chat.form, chat.engine.tokenizer)
     stops = Stops() if request.ignore_eos else chat.stops
     room = _room([prompt], request.most_tokens, chat.engine.info.window, most_tokens, "messages")
-    return Asked([prompt], request.n, _sampling(request, room), _and(stops, request.stops), adapter)
+    return Asked([prompt], request.n, _sampling(request, room), _and(stops, request.stops), adapter, said)
 
 
 def asked_of_completion(request: CompletionRequest, chat: Chat, adapter: str | None, most_tokens: int | None) -> Asked:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
@@ -13,6 +14,7 @@ from starlette.responses import Response
 from qlora_chat.api.answering import Answer, EventStream, Wanted
 from qlora_chat.api.answers import ChatAnswer, CompletionAnswer, Done, ModelCard, ModelList, Usage
 from qlora_chat.api.errors import ApiError, ErrorBody, invalid
+from qlora_chat.api.keeping import Keeper, Named, owner_of
 from qlora_chat.api.reading import Reading
 from qlora_chat.api.rendering import Asked, asked_of_chat, asked_of_completion
 from qlora_chat.api.schemas import ChatRequest, CompletionRequest, LoadAdapter, UnloadAdapter
@@ -21,12 +23,14 @@ from qlora_chat.api.shapes import ChatShape, CompletionShape, Shape
 from qlora_chat.chat import Chat
 from qlora_chat.models import ModelError, find_adapter
 from qlora_chat.operations.requests import caller_of, note
+from qlora_chat.settings import is_loopback
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "a field is missing, wrong or not supported, or the context is too long"},
     401: {"model": ErrorBody, "description": "a token is needed"},
     403: {"model": ErrorBody, "description": "from another site, or with a token that does not allow it"},
     404: {"model": ErrorBody, "description": "there is no such model"},
+    409: {"model": ErrorBody, "description": "the stored conversation was changed by another request meanwhile"},
     405: {"model": ErrorBody, "description": "not with this method"},
     408: {"model": ErrorBody, "description": "the body took too long to arrive"},
     413: {"model": ErrorBody, "description": "the body is too large"},
@@ -114,15 +118,31 @@ def _adapter(serving: Serving, model: str) -> str | None:
     return None
 
 
+def _named(serving: Serving, request: Request, body: Body) -> tuple[Named, str | None] | None:
+    """The conversation that the turn is to be kept in, and whose it is; None where it is not to be kept."""
+    if not isinstance(body, ChatRequest) or not body.store:
+        return None
+    if not serving.keeps_turns:
+        text = "this server keeps no turns: start it with --history or LOGGING_URL, or leave store out"
+        raise invalid(text, "store", "unsupported_parameter")
+    shared = not is_loopback(serving.settings.host)
+    owner = owner_of(request.headers.get("authorization", "")) if shared else None
+    return Named.of(body.metadata, owner), owner
+
+
 async def _answer(
     serving: Serving, request: Request, body: Body, ask: Callable[[Body, Chat, str | None, int | None], Asked], shape: Shape
 ) -> Response:
     chat, adapter = serving.chat, _adapter(serving, body.model)
     engine = serving.engine(caller_of(request.scope))
+    named = _named(serving, request, body)
 
     def begin() -> tuple[Asked, list[Any]]:
         asked = ask(body, chat, adapter, serving.settings.most_tokens)
-        return asked, asked.begin(engine)
+        if named is None or asked.said is None:
+            return asked, asked.begin(lambda prompt, sampling: engine.stream(prompt, sampling, asked.stops, adapter))
+        keeper = Keeper(replace(chat, engine=engine), asked.said, *named, asked.stops, adapter)
+        return asked, asked.begin(keeper.begin)
 
     asked, streams = await asyncio.to_thread(begin)
     reading = Reading(streams, request.receive, serving.settings.request_seconds)
@@ -135,6 +155,8 @@ async def _answer(
     names = {token_id: token for token in chat.form.stop_tokens if (token_id := engine.tokenizer.token_id(token)) is not None}
     answer = Answer(reading, len(streams), engine.tokenizer, names, wanted)
     response = EventStream(answer, await answer.begun()) if body.stream else await answer.whole()
+    if named:
+        response.headers["x-conversation-id"] = named[0].name.encode("ascii", "replace").decode()
     if ignored := [name for name in body.ignored if LABEL.fullmatch(name)][:20]:
         response.headers["x-ignored-fields"] = ", ".join(ignored)
     return response

@@ -19,6 +19,8 @@ MOST_PROMPTS = 64
 MOST_STOPS = 16
 LONGEST_STOP = 256
 LONGEST_NAME = 256
+MOST_METADATA, LONGEST_KEY, LONGEST_VALUE = 16, 64, 512
+"""As OpenAI limits them."""
 DEFAULT_COMPLETION_TOKENS = 16
 """What OpenAI and vLLM generate for /v1/completions where nothing is said."""
 
@@ -61,6 +63,10 @@ MaxTokens = Annotated[int, _within("max_new_tokens")]
 Alternatives = Annotated[int, _within("logprobs")]
 Stop = Annotated[Text, Field(min_length=1, max_length=LONGEST_STOP)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+MetadataKey = Annotated[Text, Field(min_length=1, max_length=LONGEST_KEY)]
+MetadataValue = Annotated[Text, Field(max_length=LONGEST_VALUE)]
 
 
 class StreamOptions(BaseModel):
@@ -140,6 +146,12 @@ class ChatRequest(_Request):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
     max_tokens: MaxTokens = Field(None, description="older name of max_completion_tokens")  # type: ignore[assignment]
     max_completion_tokens: MaxTokens = Field(None, description="default: what is left of the window")  # type: ignore[assignment]
+    store: bool = Field(False, description="keep the turn in the history, and send it where turns are sent, as the page's are")
+    metadata: dict[MetadataKey, MetadataValue] = Field(
+        {},
+        max_length=MOST_METADATA,
+        description="kept with a stored turn as tags; conversation_id says which one it goes on with",
+    )
     logprobs: bool = False
     top_logprobs: Alternatives = Field(0, description="needs logprobs to be true")
 

@@ -23,6 +23,8 @@ class Serving:
     """One server's state. `open` it when the model is loaded."""
 
     settings: ServeSettings
+    keeps_turns: bool = False
+    """Whether turns outlive the program or are sent on: then a client may ask for its own to be kept."""
     metrics: Metrics = field(default_factory=Metrics)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     started: int = field(default_factory=lambda: int(time.time()))

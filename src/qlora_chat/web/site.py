@@ -33,7 +33,7 @@ class Site:
     """One server's parts. `app` answers from the beginning; `open` brings the model and the page."""
 
     def __init__(self, settings: ServeSettings, *, keeps: Keeps = NOTHING, traces: Traces | None = None) -> None:
-        self.serving = Serving(settings)
+        self.serving = Serving(settings, keeps.kept or keeps.logged)
         self._keeps = keeps
         self._page: ASGIApp = _loading
         self._sessions: Sessions | None = None
