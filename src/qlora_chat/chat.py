@@ -55,7 +55,8 @@ class Chat:
         """Begin the answer to `text`, once the question is kept. PromptTooLong before anything is kept or computed.
 
         `instead_of` is the conversation as it is shown, where this turn takes the place of its end (a retry): what is
-        shown again if the engine refuses. `adapter` is one of several that the engine has; None leaves it to the engine.
+        shown again if the engine refuses. `adapter` is one of several that the engine has, or the model's own name for it
+        alone; None leaves it to the engine.
         StaleConversation where the history has gone on from another head.
         """
         asked = conversation.adding(Message("user", text))
@@ -150,10 +151,10 @@ class Chat:
     def _model_used(self, adapter: str | None) -> ModelUsed:
         """What answers, as it is recorded; an adapter that is chosen from several has no hash that is known."""
         info = self.engine.info
-        own = adapter in (None, info.adapter)
+        used = info.adapter if adapter is None else None if adapter == info.name else adapter
         return ModelUsed(
-            info.name, info.base, info.adapter if own else adapter, info.precision, info.device, info.prompt_format,
-            info.base_sha256, info.adapter_sha256 if own else None, info.computed_by,
+            info.name, info.base, used, info.precision, info.device, info.prompt_format,
+            info.base_sha256, info.adapter_sha256 if used == info.adapter else None, info.computed_by,
         )  # fmt: skip
 
 

@@ -154,17 +154,18 @@ def test_two_hundred_clients_leave_in_mid_answer() -> None:
 
 
 def first_token(url: str) -> float:
-    """Seconds to the first text of a stream."""
-    began = time.perf_counter()
-    with httpx.stream("POST", url + CHAT, json=HELLO, timeout=30) as answer:
-        for line in answer.iter_lines():
-            if '"content":"word' in line:
-                return time.perf_counter() - began
+    """Seconds to the first text of a stream, on a connection of its own."""
+    with httpx.Client(timeout=30, verify=False) as client:  # no certificates are read for what speaks plain HTTP
+        began = time.perf_counter()
+        with client.stream("POST", url + CHAT, json=HELLO) as answer:
+            for line in answer.iter_lines():
+                if '"content":"word' in line:
+                    return time.perf_counter() - began
     raise AssertionError("no text came")
 
 
 def test_dawdling_clients_are_closed_and_others_do_not_notice() -> None:
-    with server(words=20_000, delay=0.0005, slots=128) as served:
+    with server(words=20_000, delay=0.02, slots=128) as served:  # 50 slow readers ask for 2,500 tokens/s: as a card makes them
         idle = statistics.median(first_token(served.url) for _ in range(15))
         address = ("127.0.0.1", int(served.url.rsplit(":", 1)[1]))
         opened: list[socket.socket] = []

@@ -47,7 +47,7 @@ def function_index(page: Served, name: str) -> int:
 
 def send(page: Served, text: Any, sampling: list[Any], session: str) -> str:
     """Press Send as a hostile client may; what the page would be told, as text."""
-    data = [text, "", "", True, *sampling]
+    data = [text, "", None, "", True, *sampling]
     body = json.dumps({"data": data, "fn_index": function_index(page, "send"), "session_hash": session})
     joined = httpx.post(f"{page.url}/gradio_api/queue/join", content=body, headers={"content-type": "application/json"})
     if joined.status_code != 200:
@@ -106,7 +106,7 @@ def test_broken_json_is_a_client_error(page: Served, body: bytes) -> None:
 def test_made_up_events_are_client_errors_without_a_traceback(
     page: Served, path: str, change: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    event = {"data": ["hi", "", "", True, *SAMPLING], "fn_index": function_index(page, "send"), "session_hash": "made-up"}
+    event = {"data": ["hi", "", None, "", True, *SAMPLING], "fn_index": function_index(page, "send"), "session_hash": "made-up"}
     answer = httpx.post(f"{page.url}/gradio_api/{path}", json=event | change)
     assert answer.status_code == 422
     assert capfd.readouterr().err == ""
@@ -296,7 +296,7 @@ def server_process() -> Iterator[tuple[subprocess.Popen[str], Served]]:
 def test_sigterm_lets_the_running_answer_finish_and_closes_the_engine() -> None:
     with server_process() as (process, page):
         index = function_index(page, "send")
-        body = {"data": ["hi", "", "", True, *SAMPLING], "fn_index": index, "session_hash": "draining"}
+        body = {"data": ["hi", "", None, "", True, *SAMPLING], "fn_index": index, "session_hash": "draining"}
         assert httpx.post(f"{page.url}/gradio_api/queue/join", json=body).status_code == 200
         with (
             httpx.stream("GET", f"{page.url}/gradio_api/heartbeat/draining", timeout=30),

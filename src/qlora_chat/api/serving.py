@@ -34,7 +34,7 @@ class Serving:
     def open(self, chat: Chat) -> Chat:
         """The same chat behind the gate: from now on requests are taken, the page's and the API's alike."""
         gate = Gate(places_of(chat.engine), self.settings.queue)
-        self._engine = SharedEngine(chat.engine, gate, self.metrics, adapter=next(iter(chat.engine.info.adapters), None))
+        self._engine = SharedEngine(chat.engine, gate, self.metrics, first=isinstance(chat.engine, AdapterHost))
         self._chat = replace(chat, engine=self._engine)
         self.metrics.watch_gate(gate)
         self.lifecycle.opened()

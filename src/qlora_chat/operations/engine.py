@@ -37,14 +37,14 @@ class SharedEngine:
     metrics: Metrics
     caller: Hashable = None
     """Whose answers these are; None makes every answer its own caller's (a tab of the page has one at a time)."""
-    adapter: str | None = None
-    """What answers where a caller names no adapter; None is the model as it was opened."""
+    first: bool = False
+    """Whether the first of several adapters answers where a caller names none; else it is the model as it was opened."""
 
     @property
     def info(self) -> ModelInfo:
         """The model, and the adapter that answers."""
         info = self.inner.info
-        return replace(info, adapter=self.adapter) if self.adapter else info
+        return replace(info, adapter=info.adapters[0]) if self.first and info.adapters else info
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -53,16 +53,18 @@ class SharedEngine:
 
     def by(self, caller: Hashable) -> SharedEngine:
         """The same engine for one caller, who names adapters himself."""
-        return replace(self, caller=caller, adapter=None)
+        return replace(self, caller=caller, first=False)
 
     def stream(self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None) -> Stream:
-        """Begin an answer, or queue it. Whoever gets the stream must iterate it to its end, or close the iterator."""
+        """Begin an answer, or queue it; the model's own name for `adapter` asks for it without one. Whoever gets the stream
+        must iterate it to its end, or close the iterator."""
         try:
             place = self.gate.enter(object() if self.caller is None else self.caller)
         except Overloaded:
             self.metrics.errors.labels("overloaded").inc()
             raise
-        chosen = adapter or self.adapter
+        info = self.info
+        chosen = None if adapter == info.name else adapter or (info.adapter if self.first else None)
         stream = SharedStream(lambda now: self.inner.stream(prompt, now, stops, chosen), place, sampling, prompt, self.metrics)
         if place.state == "running":
             stream.begin()

@@ -21,6 +21,7 @@ from qlora_chat.history import HistoryError, StaleConversation
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import Sampling
 from qlora_chat.web import shown
+from qlora_chat.web.adapters import Chooser
 from qlora_chat.web.answering import Answering
 from qlora_chat.web.keeps import Keeps
 from qlora_chat.web.parts import SAMPLING_NAMES, Parts
@@ -39,7 +40,7 @@ class Handlers:
 
     def __init__(self, chat: Chat, sessions: Sessions, parts: Parts, keeps: Keeps) -> None:
         self._chat, self._keeps, self._past = chat, keeps, Past(chat)
-        self._info = chat.engine.info
+        self._info, self._chooser = chat.engine.info, Chooser(chat)
         self._sessions = sessions
         self._parts = parts
 
@@ -56,12 +57,13 @@ class Handlers:
         return {
             **self._idle(session),
             parts.system: system if isinstance(system, str) else "",
+            parts.adapter: self._chooser.shown(memory.get("adapter"), self._chooser.used_in(conversation)),
             parts.logged: memory.get("logged") is not False,
             **self._sliders(memory.get("sampling")),
         }
 
     async def send(
-        self, text: str, place: str, system: str, logged: bool, request: gr.Request, *values: Any
+        self, text: str, place: str, adapter: Any, system: str, logged: bool, request: gr.Request, *values: Any
     ) -> AsyncIterator[Shown]:
         """Answer what was typed."""
         text = sayable(text)
@@ -69,13 +71,17 @@ class Handlers:
             yield {self._parts.notice: shown.notice("")}
             return
         session = self.session(request, place)
-        async for each in self._answer(session, lambda: session.send(text, _asking(system, logged, values)), clear_box=True):
+        asked = (adapter, system, logged, values)
+        async for each in self._answer(session, lambda: session.send(text, _asking(*asked)), clear_box=True):
             yield each
 
-    async def retry(self, place: str, system: str, logged: bool, request: gr.Request, *values: Any) -> AsyncIterator[Shown]:
+    async def retry(
+        self, place: str, adapter: Any, system: str, logged: bool, request: gr.Request, *values: Any
+    ) -> AsyncIterator[Shown]:
         """Answer the last question again."""
         session = self.session(request, place)
-        async for each in self._answer(session, lambda: session.retry(_asking(system, logged, values)), clear_box=False):
+        asked = (adapter, system, logged, values)
+        async for each in self._answer(session, lambda: session.retry(_asking(*asked)), clear_box=False):
             yield each
 
     def settle(self, typed: str, place: str, request: gr.Request) -> Shown:
@@ -129,7 +135,9 @@ class Handlers:
             return {parts.notice: shown.problem(str(problem))}
         if title is None:
             return {parts.notice: shown.notice("That conversation is not there any more.")}
-        return {**self._idle(session), parts.title: title, parts.system: session.conversation.system or ""}
+        conversation = session.conversation
+        adapter = self._chooser.shown(self._chooser.used_in(conversation))
+        return {**self._idle(session), parts.title: title, parts.adapter: adapter, parts.system: conversation.system or ""}
 
     def rename_past(self, chosen: Any, title: Any, asked: Any, request: gr.Request) -> Shown:
         """Give the chosen conversation another name."""
@@ -253,9 +261,9 @@ def _sampling(values: tuple[Any, ...]) -> Sampling:
     return Sampling(**dict(zip(SAMPLING_NAMES, values, strict=True)))
 
 
-def _asking(system: Any, logged: Any, values: tuple[Any, ...]) -> Asking:
+def _asking(adapter: Any, system: Any, logged: Any, values: tuple[Any, ...]) -> Asking:
     text = sayable(system).strip() if isinstance(system, str) else ""
-    return Asking(_sampling(values), text or None, logged is not False)
+    return Asking(_sampling(values), text or None, logged is not False, Chooser.asked(adapter))
 
 
 def _ending(answering: Answering, note: str) -> str:

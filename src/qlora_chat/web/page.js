@@ -22,7 +22,7 @@ function write(store, key, value) {
   }
 }
 
-// -> one JSON text for the server: {conversation, reloaded, system, logged, sampling}
+// -> one JSON text for the server: {conversation, reloaded, adapter, system, logged, browser, sampling}
 export function recall() {
   const [navigation] = performance.getEntriesByType("navigation");
   return [
@@ -54,8 +54,8 @@ export function rememberConversation(id) {
   write(sessionStorage, CONVERSATION, id);
 }
 
-export function rememberTab(system, logged) {
-  write(sessionStorage, TAB, { system, logged });
+export function rememberTab(adapter, system, logged) {
+  write(sessionStorage, TAB, { adapter, system, logged });
 }
 
 export function rememberSampling(...values) {

@@ -86,6 +86,9 @@ def _lay_out(chat: Chat, keeps: Keeps) -> tuple[Parts, Panel]:
         latex_delimiters=[], allow_tags=False, feedback_options=THUMBS, scale=1, placeholder="Say something to begin.",
     )  # fmt: skip
     notice = gr.HTML(elem_id="notice", padding=False)
+    adapter = gr.Dropdown(
+        list(info.adapters), label="Answers", elem_id="adapter", filterable=False, visible=bool(info.adapters), scale=0,
+    )  # fmt: skip
     panel = lay_out_panel()
     with gr.Row(elem_id="ask", equal_height=True):
         box = gr.Textbox(
@@ -113,8 +116,8 @@ def _lay_out(chat: Chat, keeps: Keeps) -> tuple[Parts, Panel]:
     conversation = gr.Textbox(visible=False)
     memory = gr.Textbox(visible=False)
     parts = Parts(
-        chatbot, notice, box, send, stop, retry, undo, clear, sliders, system, logged, *past, status, panel.box, conversation,
-        memory,
+        chatbot, notice, box, send, stop, retry, undo, clear, sliders, adapter, system, logged, *past, status, panel.box,
+        conversation, memory,
     )  # fmt: skip
     return parts, panel
 
@@ -154,9 +157,9 @@ def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     quiet, at_once = QUIET, AT_ONCE
     outputs = [
         parts.chatbot, parts.notice, parts.box, parts.send, parts.stop, parts.retry, parts.undo, *parts.sliders,
-        parts.system, parts.logged, parts.status, parts.feedback, parts.conversation,
+        parts.adapter, parts.system, parts.logged, parts.status, parts.feedback, parts.conversation,
     ]  # fmt: skip
-    asking = [parts.conversation, parts.system, parts.logged, *parts.sliders]
+    asking = [parts.conversation, parts.adapter, parts.system, parts.logged, *parts.sliders]
 
     page.load(handlers.load, [parts.memory], outputs, js=_js("recall"), **at_once)
     sending = gr.on(
@@ -175,7 +178,8 @@ def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     )  # fmt: skip
     _connect_past(parts, handlers, outputs, at_once)
     parts.conversation.change(None, [parts.conversation], js=_js("rememberConversation"))
-    gr.on([parts.system.change, parts.logged.change], None, [parts.system, parts.logged], js=_js("rememberTab"))
+    kept = [parts.adapter, parts.system, parts.logged]
+    gr.on([each.change for each in kept], None, kept, js=_js("rememberTab"))
     page.unload(handlers.leave)
 
 

@@ -25,6 +25,8 @@ class Parts:
     clear: gr.Button
     sliders: tuple[gr.Slider, ...]
     """In the order of SAMPLING_NAMES."""
+    adapter: gr.Dropdown
+    """Which of several adapters answers; invisible where there is nothing to choose."""
     system: gr.Textbox
     logged: gr.Checkbox
     find: gr.Textbox

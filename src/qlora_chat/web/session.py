@@ -50,6 +50,8 @@ class Asking:
     system: str | None = None
     """None takes the prompt format's own."""
     logged: bool = True
+    adapter: str | None = None
+    """Which of several answers; None leaves it to the engine."""
 
 
 class Session:
@@ -190,7 +192,10 @@ class Session:
     ) -> Answering:
         asked = replace(conversation, system=asking.system)
         try:
-            turn = self._chat.reply(asked, text, asking.sampling, logged=asking.logged, instead_of=instead_of, owner=self.owner)
+            turn = self._chat.reply(
+                asked, text, asking.sampling,
+                logged=asking.logged, instead_of=instead_of, owner=self.owner, adapter=asking.adapter,
+            )  # fmt: skip
         except StaleConversation:
             self._conversation = self._chat.history.load(conversation.id) or Conversation()
             raise
