@@ -18,6 +18,7 @@ class Proxy:
 
     def __init__(self, ports: Sequence[int]) -> None:
         self._ports, self._turn = list(ports), 0
+        self._open: set[asyncio.Task[None]] = set()
         self.port = 0
         self.served: list[int] = []
         """Which process took each request, by its index."""
@@ -31,23 +32,34 @@ class Proxy:
         started.set()
         await ended.wait()
         server.close()
+        for task in self._open:
+            task.cancel()
+        await asyncio.gather(*self._open)
 
     async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        out: asyncio.StreamWriter | None = None
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError):
-            head = await reader.readuntil(b"\r\n\r\n")
-            index, there, out = await self._connect(head)
-            self.served.append(index)
-            out.write(_CONNECTION.sub(b"", head[:-2]) + b"Connection: close\r\n\r\n")
-            upwards = asyncio.create_task(_pour(reader, out))
-            answer = await there.readuntil(b"\r\n\r\n")
-            pin = f"Set-Cookie: {COOKIE}={index}; Path=/; HttpOnly; SameSite=Lax\r\n\r\n".encode()
-            writer.write(answer[:-2] + pin)
-            await _pour(there, writer)
-            upwards.cancel()
-        for each in (out, writer):
-            if each:
-                each.close()
+        task = asyncio.current_task()
+        assert task
+        self._open.add(task)
+        async with contextlib.AsyncExitStack() as opened:
+            opened.callback(self._open.discard, task)
+            opened.push_async_callback(_close, writer)
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError):
+                await self._hand_on(reader, writer, opened)
+
+    async def _hand_on(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, opened: contextlib.AsyncExitStack
+    ) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        index, there, out = await self._connect(head)
+        opened.push_async_callback(_close, out)
+        self.served.append(index)
+        out.write(_CONNECTION.sub(b"", head[:-2]) + b"Connection: close\r\n\r\n")
+        upwards = asyncio.create_task(_pour(reader, out))
+        opened.callback(upwards.cancel)
+        answer = await there.readuntil(b"\r\n\r\n")
+        pin = f"Set-Cookie: {COOKIE}={index}; Path=/; HttpOnly; SameSite=Lax\r\n\r\n".encode()
+        writer.write(answer[:-2] + pin)
+        await _pour(there, writer)
 
     async def _connect(self, head: bytes) -> tuple[int, asyncio.StreamReader, asyncio.StreamWriter]:
         if pinned := _PINNED.search(head):
@@ -58,6 +70,12 @@ class Proxy:
             with contextlib.suppress(OSError):
                 return index, *await asyncio.open_connection("127.0.0.1", self._ports[index], limit=1 << 20)
         raise OSError("no process is left")
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 async def _pour(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:

@@ -16,16 +16,12 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.fakes import ScriptedServer, demo_tokens
+from tests.postgres import postgres
 
 from .driving import answers, ready, say
 from .proxying import Proxy, proxying
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.timeout(300),
-    # a process that is killed leaves the proxy between them a connection that nobody closes
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 SERVE = "import sys; sys.modules['torch'] = None; from qlora_chat.cli import main; main()"
 """A page process in front of another engine needs no torch; here it could not even have it."""
@@ -39,11 +35,20 @@ def upstream() -> Iterator[ScriptedServer]:
     server.stop()
 
 
+@pytest.fixture(params=["postgresql", pytest.param("sqlite", marks=pytest.mark.slow)])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """What the processes share: a server's database, or a file."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'chats.db'}"
+        return
+    with postgres() as url:
+        yield url
+
+
 @pytest.fixture
-def processes(upstream: ScriptedServer, tmp_path: Path) -> Iterator[tuple[list[subprocess.Popen[bytes]], Proxy]]:
+def processes(upstream: ScriptedServer, store: str, tmp_path: Path) -> Iterator[tuple[list[subprocess.Popen[bytes]], Proxy]]:
     ports = [_free_port(), _free_port()]
     environ = {**os.environ, "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    store = f"sqlite:///{tmp_path / 'chats.db'}"
     options = ["serve", "--model", "demo", "--engine", upstream.url, "--history", store, "--port"]
     running = [
         subprocess.Popen([sys.executable, "-c", SERVE, *options, str(port)], env=environ, stderr=subprocess.PIPE)
