@@ -49,6 +49,7 @@ def serve(shape: str | None, layers: int | None) -> None:
 
 @contextlib.contextmanager
 def another_process(shape: str | None, layers: int | None):
+    """The server -> its address, its process's id."""
     arguments = [sys.executable, __file__, "--serve", *(["--shape", shape] if shape else [])]
     arguments += ["--layers", str(layers)] if layers else []
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -57,7 +58,7 @@ def another_process(shape: str | None, layers: int | None):
         if line is None:
             sys.exit("the server did not start; what is above says why")
         try:
-            yield line.removeprefix(MARK).strip()
+            yield line.removeprefix(MARK).strip(), process.pid
         finally:
             process.terminate()
 
@@ -176,7 +177,7 @@ def main() -> None:
             settings = ModelSettings(base=chosen.base) if chosen.base else ModelSettings(model="demo")
             figures = measure(chosen.engine, settings, chosen.engine)
         else:
-            with another_process(chosen.shape, chosen.layers) as url:
+            with another_process(chosen.shape, chosen.layers) as (url, _):
                 settings = model_settings(chosen.shape, chosen.layers, Path(folder))
                 figures = measure(url, settings, f"our own, {chosen.shape or 'demo'}")
     report("remote", figures)

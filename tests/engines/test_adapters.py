@@ -62,8 +62,9 @@ def said(engine: LocalEngine, prompt: Prompt, *adapters: str | None) -> list[lis
 def test_each_chat_in_a_batch_has_its_own_adapter(
     host: LocalEngine, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
 ) -> None:
-    prompt = prompt_for(QUESTION)
+    prompt, passes = prompt_for(QUESTION), host.forwards
     together = said(host, prompt, "chat", None, "other", "chat")
+    assert host.forwards - passes < 2 * GREEDY.max_new_tokens, "one pass for all four, not one for each"
     alone = [said(host, prompt, adapter)[0] for adapter in ("chat", None, "other")]
     assert together == [*alone, alone[0]]
     assert len({tuple(each) for each in alone}) == 3, "the three differ, so that a mix-up would show"

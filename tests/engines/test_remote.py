@@ -421,11 +421,22 @@ def test_an_adapter_is_chosen_by_the_name_that_the_servers_list(
 ) -> None:
     server.models = [{"id": "base"}, {"id": "chat", "parent": "base"}]
     engine = open_to(server, model="base")
+    assert engine.info.adapters == ("chat",)
     list(engine.stream(PROMPT, GREEDY, STOPS, "chat"))
     server.models.append({"id": "loaded later", "parent": "base"})
     list(engine.stream(PROMPT, GREEDY, STOPS, "loaded later"))
     list(engine.stream(PROMPT, GREEDY, STOPS))
     assert [request["model"] for request in server.requests] == ["chat", "loaded later", "base"]
+    assert engine.info.adapters == ("chat", "loaded later")
+    assert set(open_to(server, model="chat").info.adapters) == {"base", "loaded later"}, "the base is one to choose, too"
+
+
+def test_a_model_of_another_base_is_not_offered(server: ScriptedServer, open_to: Callable[..., RemoteEngine]) -> None:
+    server.models = [{"id": "base"}, {"id": "chat", "parent": "base"}, {"id": "other"}, {"id": "theirs", "parent": "other"}]
+    engine = open_to(server, model="base")
+    assert engine.info.adapters == ("chat",)
+    server.models = server.models[:1]
+    until(lambda: engine.info.adapters == ())  # seen by itself
 
 
 @pytest.mark.parametrize(

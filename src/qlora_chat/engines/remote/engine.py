@@ -47,7 +47,7 @@ def open_remote(chosen: ModelSettings, where: EngineSettings, notify: Notify, pa
         identity = replace(identity, info=replace(identity.info, notices=(*identity.info.notices, *lacks)))
         for line in identity.info.notices:
             notify(line)
-        return RemoteEngine(loop, pool, identity, name, [card.name for each in cards.values() for card in each], patience)
+        return RemoteEngine(loop, pool, identity, name, cards, patience)
     except BaseException:
         loop.close()
         raise
@@ -56,17 +56,16 @@ def open_remote(chosen: ModelSettings, where: EngineSettings, notify: Notify, pa
 class RemoteEngine:
     """Generates on other machines; see the Engine protocol."""
 
-    def __init__(
-        self, loop: Loop, pool: Pool, identity: Identity, model: str, models: Sequence[str], patience: Patience
-    ) -> None:
+    def __init__(self, loop: Loop, pool: Pool, identity: Identity, model: str, cards: Cards, patience: Patience) -> None:
         self.info: ModelInfo = identity.info
         self.tokenizer: ModelTokenizer = identity.tokenizer
         self.pool = pool
         self._loop, self._identity, self._model, self._patience = loop, identity, model, patience
-        self._models = {model, *models}
+        self._models: set[str] = {model}
         self._answers: set[Answer] = set()
         self._closed = False
-        loop.call(pool.watch)
+        self._note(cards)
+        loop.call(pool.watch, self._look_again)
 
     def stream(self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None) -> Stream:
         """Begin an answer on the least busy server; `adapter` is any name that the servers list.
@@ -102,9 +101,23 @@ class RemoteEngine:
             await asyncio.sleep(0.005)
         await self.pool.close()
 
+    def _note(self, cards: Cards) -> None:
+        """What servers list: any of it can be named, and what is tuned on our model's base can be chosen."""
+        listed = {card.name: card for each in cards.values() for card in each}
+        self._models = {self._model, *listed}
+        own = listed.get(self._model)
+        base = own.parent if own and own.parent else self._model
+        kin = [name for name, card in listed.items() if name == base or card.parent == base]
+        self.info = replace(self.info, adapters=tuple(name for name in kin if name != self._model))
+
+    async def _look_again(self) -> None:
+        """Adapters come and go while servers run."""
+        if cards := await _listings(self.pool):
+            self._note(cards)
+
     def _listed(self, name: str) -> str:
         if name not in self._models:  # it may have been loaded since
-            self._models |= {card.name for each in self._loop.run(_listings(self.pool)).values() for card in each}
+            self._loop.run(self._look_again())
         if name not in self._models:
             raise ValueError(f"adapter {name!r} is not loaded; the servers have: {', '.join(sorted(self._models))}")
         return name

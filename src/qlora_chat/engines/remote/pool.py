@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import zlib
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 from qlora_chat.engines.remote.server import Patience, Server
+
+LISTED_EVERY = 10
+"""Looks at the servers' health from one look at their models to the next."""
 
 
 class Pool:
@@ -34,9 +38,9 @@ class Pool:
         idle = [server for server in well if server.running == least]
         return max(idle, key=lambda server: zlib.crc32(conversation + server.url.encode()))
 
-    def watch(self) -> None:
-        """Begin to look after the servers; call it on the event loop."""
-        self._watching = asyncio.create_task(self._watch())
+    def watch(self, listing: Callable[[], Awaitable[None]]) -> None:
+        """Begin to look after the servers, and now and then at what they list; call it on the event loop."""
+        self._watching = asyncio.create_task(self._watch(listing))
 
     async def close(self) -> None:
         """Stop looking, and let go of every connection."""
@@ -52,10 +56,12 @@ class Pool:
         for task in tuple(server.waiting):
             task.cancel()
 
-    async def _watch(self) -> None:
-        while True:
+    async def _watch(self, listing: Callable[[], Awaitable[None]]) -> None:
+        for look in itertools.count(1):
             await asyncio.sleep(self._patience.health)
             await asyncio.gather(*(self._look_at(server) for server in self.servers))
+            if look % LISTED_EVERY == 0:
+                await listing()
 
     async def _look_at(self, server: Server) -> None:
         well = await server.is_well()
