@@ -30,7 +30,4 @@ def scripted_server() -> Iterator[Served]:
 @pytest.fixture
 def scripted(scripted_server: Served) -> Served:
     """The API over a scripted engine, as new."""
-    engine = scripted_server.engine
-    engine.answer, engine.delay, engine.fails_after = "This is a scripted answer.", 0.0, None
-    engine.streams.clear()
-    return scripted_server
+    return scripted_server.as_new()

@@ -44,10 +44,7 @@ def server() -> Iterator[Served]:
 @pytest.fixture
 def engine(server: Served) -> ScriptedEngine:
     """The engine behind the page, as new."""
-    engine = server.engine
-    engine.answer, engine.delay, engine.fails_after = "This is a scripted answer.", 0.0, None
-    engine.streams.clear()
-    return engine
+    return server.as_new().engine
 
 
 @pytest.fixture

@@ -25,6 +25,12 @@ class Served:
     url: str
     engine: ScriptedEngine
 
+    def as_new(self) -> Served:
+        """The same, its engine as it was at first."""
+        self.engine.answer, self.engine.delay, self.engine.fails_after = "This is a scripted answer.", 0.0, None
+        self.engine.streams.clear()
+        return self
+
 
 @contextlib.contextmanager
 def serving(engine: ScriptedEngine, settings: ServeSettings | None = None, *, logging_on: bool = False) -> Iterator[Served]:

@@ -16,6 +16,7 @@ import torch
 from qlora_chat.engines import EngineError, Finish, OutOfMemory, Piece
 from qlora_chat.engines.cache import Slot
 from qlora_chat.engines.detokenizer import Detokenizer
+from qlora_chat.engines.pieces import Pieces, handed_out
 from qlora_chat.engines.sampling import NOT_ASKED, Choice, Likely
 from qlora_chat.engines.speculation import NOTHING, Proposal, Speculator
 from qlora_chat.messages import FinishReason
@@ -44,7 +45,7 @@ class Request:
         self.adapter: object = None
         """What is applied besides the base; set before the request is submitted."""
         self.slot: Slot | None = None
-        self.pieces: SimpleQueue[Piece | EngineError] = SimpleQueue()
+        self.pieces: Pieces = SimpleQueue()
         self._prompt_tokens = len(prompt)
         self._cached_tokens = 0
         self._window = window
@@ -195,13 +196,7 @@ class LocalStream:
 
     def __iter__(self) -> Iterator[Piece]:
         """Pieces as they come; the last one has `finish`. EngineError if generation fails."""
-        while True:
-            piece = self._request.pieces.get()
-            if isinstance(piece, EngineError):
-                raise piece
-            yield piece
-            if piece.finish is not None:
-                return
+        return handed_out(self._request.pieces)
 
     def update(self, sampling: Sampling) -> None:
         """Use these settings from the very next token; the seed stays the one it began with."""

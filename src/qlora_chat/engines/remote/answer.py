@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from queue import SimpleQueue
 
 from qlora_chat.engines import EngineError, Piece
+from qlora_chat.engines.pieces import Pieces, handed_out
 from qlora_chat.engines.remote.dialect import Dialect
 from qlora_chat.engines.remote.pool import Pool
 from qlora_chat.engines.remote.server import Patience, Server, ServerProblem
@@ -43,7 +44,7 @@ class Answer:
     """State of one answer, and the task that writes it."""
 
     def __init__(self, asked: Asked, sampling: Sampling, identity: Identity, pool: Pool, patience: Patience) -> None:
-        self.pieces: SimpleQueue[Piece | EngineError] = SimpleQueue()
+        self.pieces: Pieces = SimpleQueue()
         self._asked, self._identity, self._pool, self._patience = asked, identity, pool, patience
         self._sampling, self._seed = sampling, sampling.seed
         self._writer = Writer(identity.tokenizer, asked.stops, len(asked.prompt.ids), self.pieces.put)
@@ -204,13 +205,7 @@ class RemoteStream:
 
     def __iter__(self) -> Iterator[Piece]:
         """Pieces as they come; the last one has `finish`. EngineError if generation fails."""
-        while True:
-            piece = self._answer.pieces.get()
-            if isinstance(piece, EngineError):
-                raise piece
-            yield piece
-            if piece.finish is not None:
-                return
+        return handed_out(self._answer.pieces)
 
     def update(self, sampling: Sampling) -> None:
         """Go on with these settings from the tokens so far."""

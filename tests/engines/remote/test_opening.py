@@ -1,0 +1,91 @@
+"""Which model is meant, whose tokenizer is read, and which adapters are offered."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from qlora_chat.engines import EngineError, open_engine
+from qlora_chat.engines.remote.engine import RemoteEngine
+from qlora_chat.settings import ModelSettings, engine_settings
+from tests.fakes import ScriptedServer
+
+from .asking import DEMO, GREEDY, PROMPT, STOPS, TEXT, until
+
+
+def test_an_adapter_is_chosen_by_the_name_that_the_servers_list(
+    server: ScriptedServer, open_to: Callable[..., RemoteEngine]
+) -> None:
+    server.models = [{"id": "base"}, {"id": "chat", "parent": "base"}]
+    engine = open_to(server, model="base")
+    assert engine.info.adapters == ("chat",)
+    list(engine.stream(PROMPT, GREEDY, STOPS, "chat"))
+    server.models.append({"id": "loaded later", "parent": "base"})
+    list(engine.stream(PROMPT, GREEDY, STOPS, "loaded later"))
+    list(engine.stream(PROMPT, GREEDY, STOPS))
+    assert [request["model"] for request in server.requests] == ["chat", "loaded later", "base"]
+    assert engine.info.adapters == ("chat", "loaded later")
+    assert set(open_to(server, model="chat").info.adapters) == {"base", "loaded later"}, "the base is one to choose, too"
+
+
+def test_a_model_of_another_base_is_not_offered(server: ScriptedServer, open_to: Callable[..., RemoteEngine]) -> None:
+    server.models = [{"id": "base"}, {"id": "chat", "parent": "base"}, {"id": "other"}, {"id": "theirs", "parent": "other"}]
+    engine = open_to(server, model="base")
+    assert engine.info.adapters == ("chat",)
+    server.models = server.models[:1]
+    until(lambda: engine.info.adapters == ())  # seen by itself
+
+
+@pytest.mark.parametrize(
+    ("models", "model", "said"),
+    [
+        ([{"id": "a"}, {"id": "b"}], None, "several models (a, b): choose one with --engine-model"),
+        ([{"id": "a"}], "b", "--engine-model is 'b', but the servers have: a"),
+        ([], None, "does not say which models it has"),
+    ],
+)
+def test_which_model_is_meant_must_be_clear(
+    models: list[dict[str, Any]], model: str | None, said: str, server: ScriptedServer
+) -> None:
+    server.models = models
+    with pytest.raises(EngineError) as raised:
+        open_engine(DEMO, lambda line: None, engine_settings(server.url, model))
+    assert said in str(raised.value)
+
+
+def test_a_server_that_is_not_there_is_said_so(server: ScriptedServer) -> None:
+    server.stop()
+    with pytest.raises(EngineError, match="cannot be reached"):
+        open_engine(DEMO, lambda line: None, engine_settings(server.url))
+
+
+def test_the_base_is_what_the_server_says_it_loaded_where_that_is_here(server: ScriptedServer) -> None:
+    from qlora_chat.models.resolve import BUNDLED
+
+    server.models = [{"id": "scripted", "root": str(BUNDLED / "base")}]
+    engine = open_engine(ModelSettings(), lambda line: None, engine_settings(server.url))
+    assert (engine.info.base, engine.info.window) == ("base", 512)
+    engine.close()
+    server.models = [{"id": "scripted", "root": "/models/elsewhere"}]
+    with pytest.raises(EngineError, match="--base"):
+        open_engine(ModelSettings(), lambda line: None, engine_settings(server.url))
+
+
+def test_neither_opening_nor_answering_imports_torch(server: ScriptedServer) -> None:
+    code = f"""
+import sys
+from qlora_chat.engines import open_engine
+from qlora_chat.prompt import Prompt
+from qlora_chat.settings import ModelSettings, Sampling, engine_settings
+from qlora_chat.stopping import Stops
+engine = open_engine(ModelSettings(model="demo"), lambda line: None, engine_settings({server.url!r}))
+print("".join(piece.text for piece in engine.stream(Prompt("", (1, 2, 3)), Sampling(), Stops())))
+engine.close()
+assert "torch" not in sys.modules, sorted(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == TEXT.strip(), done.stderr
