@@ -1,0 +1,57 @@
+"""Every setting, checked where it is made.
+
+Scope: frozen dataclasses that refuse bad values with the field, the value and the range. The process environment is
+read in environment.py and nowhere else. Knows nothing of what the settings are used for.
+"""
+
+from qlora_chat.settings.checks import SettingsError, adapter_name, is_loopback
+from qlora_chat.settings.environment import (
+    api_tokens,
+    cache_folder,
+    engine_settings,
+    history_settings,
+    hub_cache_folder,
+    hub_is_offline,
+    hub_token_is_set,
+    log_settings,
+    outbox_file,
+    page_token,
+    quiet_libraries,
+    receiver_settings,
+    traces_endpoint,
+)
+from qlora_chat.settings.keeping import HistorySettings, LogSettings
+from qlora_chat.settings.listening import DEFAULT_PORT, ReceiverSettings, ServeSettings
+from qlora_chat.settings.model import Device, EngineSettings, ModelSettings, Precision
+from qlora_chat.settings.sampling import SAMPLING_RANGES, Range, Sampling
+
+__all__ = [
+    "DEFAULT_PORT",
+    "SAMPLING_RANGES",
+    "Device",
+    "EngineSettings",
+    "HistorySettings",
+    "LogSettings",
+    "ModelSettings",
+    "Precision",
+    "Range",
+    "ReceiverSettings",
+    "Sampling",
+    "ServeSettings",
+    "SettingsError",
+    "adapter_name",
+    "api_tokens",
+    "cache_folder",
+    "engine_settings",
+    "history_settings",
+    "hub_cache_folder",
+    "hub_is_offline",
+    "hub_token_is_set",
+    "is_loopback",
+    "log_settings",
+    "outbox_file",
+    "page_token",
+    "quiet_libraries",
+    "receiver_settings",
+    "traces_endpoint",
+]

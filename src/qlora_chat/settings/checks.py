@@ -1,0 +1,34 @@
+"""What every setting shares: the error that names it, and checks of names and hosts."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_address
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be used; the message says which, what arrived and what is allowed."""
+
+    for_people = True
+
+
+def adapter_name(name: str) -> str:
+    """The name, if it is one that a request can give; SettingsError otherwise."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise SettingsError(f"{name[:80]!a} is no name for an adapter: up to 64 letters, digits, dots, hyphens, underscores")
+    return name
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address can only be this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise SettingsError(f"--{name} is {value!r}, but must be one of {', '.join(allowed)}")

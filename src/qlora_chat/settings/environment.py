@@ -1,0 +1,139 @@
+"""The process environment, read here and nowhere else."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qlora_chat.settings.checks import SettingsError
+from qlora_chat.settings.keeping import HistorySettings, LogSettings
+from qlora_chat.settings.listening import ReceiverSettings
+from qlora_chat.settings.model import EngineSettings, server_url
+
+
+def log_settings(environ: Mapping[str, str] = os.environ) -> LogSettings:
+    """LogSettings from LOGGING_URL (unset or empty: no log), _TOKEN, _SECRET, _VERSION, _REDACT, _CA, _OUTBOX, _OUTBOX_MB."""
+    get = environ.get
+    authorities, outbox = get("LOGGING_CA"), get("LOGGING_OUTBOX")
+    return LogSettings(
+        get("LOGGING_URL") or None,
+        get("LOGGING_TOKEN") or None,
+        get("LOGGING_SECRET") or None,
+        int(_number("LOGGING_VERSION", get("LOGGING_VERSION") or "1")),
+        get("LOGGING_REDACT") or None,
+        Path(authorities).expanduser() if authorities else None,
+        Path(outbox).expanduser() if outbox else None,
+        int(_number("LOGGING_OUTBOX_MB", get("LOGGING_OUTBOX_MB") or "50") * 1e6),
+    )
+
+
+def history_settings(url: str | None, environ: Mapping[str, str] = os.environ) -> HistorySettings:
+    """HistorySettings from --history, else QLORA_CHAT_HISTORY; password, key and days from the environment only."""
+    days = environ.get("QLORA_CHAT_HISTORY_DAYS")
+    return HistorySettings(
+        url or environ.get("QLORA_CHAT_HISTORY") or None,
+        environ.get("QLORA_CHAT_HISTORY_PASSWORD") or None,
+        environ.get("QLORA_CHAT_HISTORY_KEY") or None,
+        _number("QLORA_CHAT_HISTORY_DAYS", days) if days else None,
+    )
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise SettingsError(f"{name} is {text!r}, but must be a number")
+    return number
+
+
+def outbox_file(settings: LogSettings, environ: Mapping[str, str] = os.environ) -> Path:
+    """The queue's own file: LOGGING_OUTBOX, else in the user's state folder (XDG)."""
+    state = Path(environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return settings.outbox or state / "qlora-chat" / "outbox.db"
+
+
+def receiver_settings(
+    host: str,
+    port: int,
+    allowed_hosts: Sequence[str],
+    certificate: Path | None,
+    key: Path | None,
+    environ: Mapping[str, str] = os.environ,
+) -> ReceiverSettings:
+    """ReceiverSettings with the token and the secret that senders have: LOGGING_TOKEN and LOGGING_SECRET."""
+    token, secret = environ.get("LOGGING_TOKEN") or None, environ.get("LOGGING_SECRET") or None
+    return ReceiverSettings(host, port, token, secret, tuple(allowed_hosts), certificate, key)
+
+
+def engine_settings(engine: str, model: str | None = None, environ: Mapping[str, str] = os.environ) -> EngineSettings:
+    """EngineSettings from "local", or addresses with commas between; key and authority from QLORA_CHAT_ENGINE_KEY and _CA."""
+    if engine == "local":
+        return EngineSettings((), model)
+    urls = tuple(server_url(each.strip()) for each in engine.split(","))
+    authority = environ.get("QLORA_CHAT_ENGINE_CA")
+    if authority and not Path(authority).is_file():
+        raise SettingsError(f"QLORA_CHAT_ENGINE_CA is {authority!r}, but there is no such file")
+    return EngineSettings(urls, model, environ.get("QLORA_CHAT_ENGINE_KEY") or None, Path(authority) if authority else None)
+
+
+def page_token(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The page's password from QLORA_CHAT_TOKEN; a password never comes from argv, where every user can read it."""
+    return environ.get("QLORA_CHAT_TOKEN") or None
+
+
+def api_tokens(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Tokens for API clients from QLORA_CHAT_API_TOKENS, separated by commas or white space."""
+    return tuple(environ.get("QLORA_CHAT_API_TOKENS", "").replace(",", " ").split())
+
+
+def traces_endpoint(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Where OpenTelemetry's own variables send traces to; None where they name no place, or switch it off."""
+    if environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or environ.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":
+        return None
+    return environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None
+
+
+def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where merged and quantised weights are kept: QLORA_CHAT_CACHE, else the user's cache folder (XDG)."""
+    if own := environ.get("QLORA_CHAT_CACHE"):
+        return Path(own).expanduser()
+    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qlora-chat"
+
+
+def hub_cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the Hub's client keeps downloads: HF_HUB_CACHE, else HF_HOME/hub, else the user's cache folder (XDG)."""
+    if own := environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE"):
+        return Path(own).expanduser()
+    if home := environ.get("HF_HOME"):
+        return Path(home).expanduser() / "hub"
+    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface" / "hub"
+
+
+def hub_is_offline(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether HF_HUB_OFFLINE forbids asking the Hub."""
+    return environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def hub_token_is_set(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether HF_TOKEN holds a token for the Hub, or its client keeps one; the token itself is the client's business."""
+    home = Path(environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface")
+    return bool(environ.get("HF_TOKEN")) or (home / "token").is_file()
+
+
+def quiet_libraries(environ: Any = os.environ) -> None:
+    """Turn off what Gradio and the Hub client would send or print on their own; call before importing them."""
+    environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1000000000"  # else it builds a table of all past events after each one
+    environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
+    environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
+    environ.setdefault(
+        "MPLCONFIGDIR", str(cache_folder(environ) / "matplotlib")
+    )  # Gradio imports it, and it keeps a list of fonts

@@ -1,0 +1,78 @@
+"""Where conversations are kept, and where finished turns are posted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from qlora_chat.settings.checks import SettingsError, is_loopback
+
+
+@dataclass(frozen=True)
+class HistorySettings:
+    """Where conversations are kept; url None keeps them in memory."""
+
+    url: str | None = None
+    """sqlite:///FILE, postgresql://USER@HOST/DATABASE, jsonl:FOLDER, or the scheme of an installed store."""
+    password: str | None = field(default=None, repr=False)
+    """Of the database server; None leaves it to PGPASSWORD and ~/.pgpass."""
+    key: str | None = field(default=None, repr=False)
+    """32 bytes in base64: what is written is encrypted with them."""
+    keep_days: float | None = None
+    """Conversations untouched for longer are erased; None keeps them."""
+
+    def __post_init__(self) -> None:
+        if self.url is not None and ":" not in self.url:
+            raise SettingsError(
+                f"--history is {self.url!r}, but must be like sqlite:///chats.db, postgresql://USER@HOST/DATABASE "
+                "or jsonl:FOLDER"
+            )
+        if self.keep_days is not None and not 0 < self.keep_days < math.inf:
+            raise SettingsError(f"QLORA_CHAT_HISTORY_DAYS is {self.keep_days!r}, but must be a number of days above 0")
+
+
+@dataclass(frozen=True)
+class LogSettings:
+    """Where finished turns are posted; url None posts nothing."""
+
+    url: str | None = None
+    token: str | None = field(default=None, repr=False)
+    """Sent as a bearer token."""
+    secret: str | None = field(default=None, repr=False)
+    """Signs id, timestamp and body with HMAC-SHA256."""
+    version: int = 1
+    """Of the payload: 1 is the original demo's, 2 adds to it."""
+    redact: str | None = None
+    """"standard", or MODULE:FUNCTION that takes a record and returns what may be sent."""
+    certificates: Path | None = None
+    """A file of authorities to trust instead of the usual ones."""
+    outbox: Path | None = None
+    """File of the queue where there is no database history; None takes the user's state folder."""
+    cap_bytes: int = 50_000_000
+    """Most that the queue may take on disk; what does not fit is dropped and counted."""
+
+    def __post_init__(self) -> None:
+        if self.version not in (1, 2):
+            raise SettingsError(f"LOGGING_VERSION is {self.version!r}, but must be 1 or 2")
+        if self.redact not in (None, "standard") and ":" not in str(self.redact):
+            raise SettingsError(f"LOGGING_REDACT is {self.redact!r}, but must be standard or MODULE:FUNCTION")
+        if self.certificates is not None and not self.certificates.is_file():
+            raise SettingsError(f"LOGGING_CA names {self.certificates}, which is not a file")
+        if not 8_000_000 <= self.cap_bytes <= 10**12:
+            raise SettingsError("LOGGING_OUTBOX_MB must be a number from 8 to 1,000,000")
+        if self.url is None:
+            return
+        problem = SettingsError("LOGGING_URL must look like https://host/path")
+        try:
+            parts = urlsplit(self.url)
+            _ = parts.port  # checked only when it is read
+        except ValueError:
+            raise problem from None
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise problem
+        if parts.scheme == "http" and not is_loopback(parts.hostname):
+            raise SettingsError(
+                f"LOGGING_URL would send conversations to {parts.hostname} unencrypted: use https (http is for loopback only)"
+            )

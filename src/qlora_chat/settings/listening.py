@@ -1,0 +1,82 @@
+"""Where the page and the receiver listen, and what whoever comes must show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qlora_chat.settings.checks import SettingsError, is_loopback
+
+DEFAULT_PORT = 7860
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """Where the page listens."""
+
+    host: str = "127.0.0.1"
+    port: int | None = None
+    """None takes 7860 or the next free port."""
+    token: str | None = None
+    """Password that every request must carry; required to listen beyond loopback."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names, besides loopback and host, that a browser may use to reach the page."""
+    api_tokens: tuple[str, ...] = ()
+    """Tokens that open the API under /v1 and nothing else."""
+    queue: int = 128
+    """Requests that may wait for their turn; one more is told to come back later."""
+    most_tokens: int | None = None
+    """Most tokens that one API request may ask for; None is what the window allows."""
+    request_seconds: float = 600.0
+    """How long one API request may take, its wait included."""
+    log_requests: bool = False
+    """Write a line of JSON a request to standard error: ids, sizes and times, never text."""
+
+    def __post_init__(self) -> None:
+        if self.api_tokens and not self.token:
+            raise SettingsError("QLORA_CHAT_API_TOKENS opens the API only, so set QLORA_CHAT_TOKEN for the page, too")
+        if not 0 <= self.queue <= 10_000:
+            raise SettingsError(f"--queue is {self.queue}, but must be a whole number from 0 to 10000")
+        if self.most_tokens is not None and self.most_tokens < 1:
+            raise SettingsError(f"--max-tokens is {self.most_tokens}, but must be at least 1")
+        if not 1 <= self.request_seconds <= 86_400:
+            raise SettingsError(f"--time-limit is {self.request_seconds:g}, but must be from 1 to 86400 seconds")
+        if self.port is not None and not 1 <= self.port <= 65_535:
+            raise SettingsError(f"--port is {self.port}, but must be from 1 to 65535")
+        if not is_loopback(self.host) and not self.token:
+            raise SettingsError(
+                f"--host {self.host} can be reached by other machines, so a password is needed: "
+                "set QLORA_CHAT_TOKEN, or leave --host at 127.0.0.1"
+            )
+
+
+@dataclass(frozen=True)
+class ReceiverSettings:
+    """Where `logs serve` listens, and what senders must show."""
+
+    host: str = "127.0.0.1"
+    port: int = 9000
+    token: str | None = None
+    """Bearer token of every sender, and password of the page; required to listen beyond loopback."""
+    secret: str | None = None
+    """Every record must be signed with it; None takes unsigned ones."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names, besides loopback and host, by which it may be reached."""
+    certificate: Path | None = None
+    """PEM file of the chain; None serves plain http."""
+    key: Path | None = None
+    """PEM file of the private key; None where the certificate's file holds it."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.port <= 65_535:
+            raise SettingsError(f"--port is {self.port}, but must be from 1 to 65535")
+        if not is_loopback(self.host) and not self.token:
+            raise SettingsError(
+                f"--host {self.host} can be reached by other machines, so senders must show a token: "
+                "set LOGGING_TOKEN here and there, or leave --host at 127.0.0.1"
+            )
+        if self.key and not self.certificate:
+            raise SettingsError("--tls-key needs --tls-cert, the certificate that belongs to it")
+        for option, file in (("--tls-cert", self.certificate), ("--tls-key", self.key)):
+            if file and not file.is_file():
+                raise SettingsError(f"{option} is {file}, but there is no such file")

@@ -1,0 +1,90 @@
+"""Which model, and where it is computed: in this process, or on servers that have it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from qlora_chat.settings.checks import SettingsError, adapter_name, is_loopback, one_of
+
+Precision = Literal["auto", "bf16", "nf4"]
+Device = Literal["auto", "cuda", "cpu"]
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which model to talk to and how to hold it."""
+
+    model: str = "auto"
+    """auto, guanaco-7b or demo; ignored when base is given."""
+    base: str | None = None
+    """Hub id or folder of a LLaMA-family base."""
+    adapter: str | None = None
+    """Hub id or folder of a PEFT LoRA adapter; None talks to the base alone."""
+    precision: Precision = "auto"
+    device: Device = "auto"
+    prompt_format: str | None = None
+    """Name of a prompt format; None takes what the adapter declares, else guanaco."""
+    slots: int | None = None
+    """Chats that share one forward pass; None fits them to memory."""
+    adapters: tuple[tuple[str, str], ...] = ()
+    """(name, Hub id or folder) of LoRA adapters to keep beside the base, unmerged, for requests to choose from."""
+
+    def __post_init__(self) -> None:
+        one_of("model", self.model, ("auto", "guanaco-7b", "demo"))
+        one_of("precision", self.precision, ("auto", "bf16", "nf4"))
+        one_of("device", self.device, ("auto", "cuda", "cpu"))
+        if self.adapter and not self.base:
+            raise SettingsError(f"--adapter {self.adapter} needs --base, the model it was tuned on")
+        if self.adapters and (self.adapter or not self.base):
+            raise SettingsError("named adapters need --base: --base BASE --adapter NAME=PATH --adapter NAME=PATH")
+        for name, _ in self.adapters:
+            adapter_name(name)
+        if len({name for name, _ in self.adapters}) < len(self.adapters):
+            raise SettingsError("two adapters have the same name")
+        if self.slots is not None and not 1 <= self.slots <= 256:
+            raise SettingsError(f"slots is {self.slots!r}, but must be a whole number from 1 to 256")
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Where answers are computed: in this process, or on servers that speak OpenAI's API."""
+
+    urls: tuple[str, ...] = ()
+    """Each server's address up to /v1; () computes in this process."""
+    model: str | None = None
+    """The name that the servers know the model by; None takes the only one they list."""
+    key: str | None = field(default=None, repr=False)
+    """Sent as a bearer token."""
+    ca_file: Path | None = None
+    """Certificates that sign the servers' own; None trusts the usual authorities."""
+
+    def __post_init__(self) -> None:
+        if len(set(self.urls)) < len(self.urls):
+            raise SettingsError("--engine names a server twice")
+        if self.model and not self.urls:
+            raise SettingsError(
+                f"--engine-model {self.model} names a model of other servers: give them with --engine http://..."
+            )
+
+    @property
+    def unencrypted(self) -> tuple[str, ...]:
+        """Servers that conversations reach in the clear, over a network."""
+        return tuple(url for url in self.urls if url.startswith("http:") and not is_loopback(urlsplit(url).hostname or ""))
+
+
+def server_url(text: str) -> str:
+    """An address without a slash at its end, "/v1" where it has no path. SettingsError for what is not one."""
+    problem = SettingsError(f"--engine is {text!r}, but must be local, or http://HOST:PORT/v1 (several with commas between)")
+    try:
+        parts = urlsplit(text)
+        _ = parts.port  # checked only when it is read
+    except ValueError:
+        raise problem from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise problem
+    if parts.username or parts.password:
+        raise SettingsError("--engine holds a password, which every user of this machine can read: set QLORA_CHAT_ENGINE_KEY")
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"
