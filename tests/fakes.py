@@ -302,10 +302,18 @@ class ScriptedServer:
             if self.delay:
                 yield self.delay
             text = text.lstrip(" ") if self.text_only and index == 0 else text
-            yield sse(text=text, **({"token_ids": [token_id]} if self.gives_ids else {}))
+            yield sse(text=text, **({"token_ids": [token_id]} if self.gives_ids else {}), **self._scores(request, token_id))
         if most is None:
             yield sse(text="", finish_reason="length" if len(self.answer) - begun > allowed else "stop")
             yield self._usage(request["prompt"], len(rest))
+
+    def _scores(self, request: dict[str, Any], token_id: int) -> dict[str, Any]:
+        """What vLLM adds where it is asked for log probabilities: the chosen token is listed with the likeliest."""
+        if request.get("logprobs") is None:
+            return {}
+        others = {f"token_id:{token_id + index}": -0.5 - index for index in range(1, request["logprobs"] + 1)}
+        top = {f"token_id:{token_id}": -0.25, **others}
+        return {"logprobs": {"tokens": [f"token_id:{token_id}"], "token_logprobs": [-0.25], "top_logprobs": [top]}}
 
     def _begun(self, prompt: list[int] | str) -> int:
         """Tokens of the answer that the prompt already ends with."""

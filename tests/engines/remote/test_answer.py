@@ -46,6 +46,28 @@ def test_stops_hold_even_where_the_server_ignores_them(server: ScriptedServer, o
     assert text_of(open_to(server).stream(PROMPT, GREEDY, STOPS)) == " Yes."
 
 
+def test_log_probabilities_come_with_the_tokens_where_they_are_asked_for(
+    server: ScriptedServer, open_to: Callable[..., RemoteEngine]
+) -> None:
+    pieces = list(open_to(server).stream(PROMPT, GREEDY.changed(logprobs=2), STOPS))
+    made = [piece for piece in pieces if piece.token_id is not None]
+    first, _ = ANSWER[0]
+    assert (made[0].token_id, made[0].logprob) == (first, -0.25)
+    assert made[0].top_logprobs == ((first, -0.25), (first + 1, -1.5)), "the likeliest two, best first"
+    assert all(piece.logprob == -0.25 for piece in made)
+    plain = list(open_to(server).stream(PROMPT, GREEDY, STOPS))
+    assert all(piece.logprob is None for piece in plain)
+
+
+def test_a_server_without_log_probabilities_answers_without_them(
+    server: ScriptedServer, open_to: Callable[..., RemoteEngine]
+) -> None:
+    server.refused_fields = frozenset({"logprobs"})
+    pieces = list(open_to(server).stream(PROMPT, GREEDY.changed(logprobs=2), STOPS))
+    assert "".join(piece.text for piece in pieces) == TEXT
+    assert all(piece.logprob is None for piece in pieces)
+
+
 def test_ids_stay_the_same_through_a_conversation(server: ScriptedServer, open_to: Callable[..., RemoteEngine]) -> None:
     chat = Chat(open_to(server), DEFAULT_FORMAT, MemoryHistory())
     first = chat.reply(Conversation(), "Where is Paris?", GREEDY)

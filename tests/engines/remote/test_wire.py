@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -72,3 +74,21 @@ def test_what_is_no_answer_is_an_error_with_words(sent: bytes, said: str) -> Non
 def test_an_error_is_found_wherever_it_is_nested() -> None:
     assert error_text({"error": {"message": "a"}}) == error_text({"detail": "a"}) == error_text({"message": "a"}) == "a"
     assert len(error_text({"detail": [{"msg": "x" * 1000}]})) == 300
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [None, [], {}, {"token_logprobs": [-1.0]}, {"token_logprobs": [None, -1.0]}, {"token_logprobs": ["x", -1.0]},
+     {"token_logprobs": [True, -1.0]}, {"token_logprobs": [float("nan"), -1.0]}, {"token_logprobs": [0.5, -1.0]}],
+)  # fmt: skip
+def test_log_probabilities_that_are_none_are_left_out(listed: Any) -> None:
+    choice = {"text": "ab", "token_ids": [5, 6], "logprobs": listed}
+    (chunk, *_) = chunks_of(f"data: {json.dumps({'choices': [choice]})}\n\ndata: [DONE]\n".encode())
+    assert (chunk.ids, chunk.scores) == ((5, 6), ())
+
+
+def test_the_likeliest_are_read_by_their_ids_and_sorted() -> None:
+    tops = [{"token_id:7": -2.0, "token_id:5": -0.5, " word": -1.0, "token_id:x": -1.0}, "odd"]
+    choice = {"text": "ab", "token_ids": [5, 6], "logprobs": {"token_logprobs": [-0.5, -3], "top_logprobs": tops}}
+    (chunk, *_) = chunks_of(f"data: {json.dumps({'choices': [choice]})}\n\ndata: [DONE]\n".encode())
+    assert chunk.scores == ((-0.5, ((5, -0.5), (7, -2.0))), (-3.0, ()))

@@ -170,7 +170,8 @@ class Answer:
         writer = self._writer
         writer.cached_tokens = writer.cached_tokens or chunk.cached_tokens
         if chunk.ids:
-            writer.take_ids(chunk.ids, most)
+            asked = self._sampling.logprobs
+            writer.take_ids(chunk.ids, most, [(chosen, others[:asked]) for chosen, others in chunk.scores])
         elif chunk.text:
             writer.take_text(chunk.text, most)
         if chunk.completion_tokens is not None and not writer.ended and chunk.ids is None:

@@ -12,7 +12,9 @@ from typing import Any
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
 
-OPTIONAL = frozenset({"top_k", "repetition_penalty", "seed", "stop_token_ids", "return_token_ids", "stream_options"})
+SCORES = frozenset({"logprobs", "return_tokens_as_token_ids"})
+"""What asks for log probabilities, with tokens named by their ids, as vLLM does it."""
+OPTIONAL = SCORES | {"top_k", "repetition_penalty", "seed", "stop_token_ids", "return_token_ids", "stream_options"}
 """Fields beyond OpenAI's oldest: as vLLM takes them at the top level."""
 LACKS = {
     "top_k": "has no top-k",
@@ -67,6 +69,7 @@ class Dialect:
             "stop_token_ids": sorted(stops.token_ids),
             "return_token_ids": True,
             "stream_options": {"include_usage": True},
+            **({} if sampling.logprobs is None else {"logprobs": sampling.logprobs, "return_tokens_as_token_ids": True}),
         }
         body: dict[str, Any] = {
             "model": model,

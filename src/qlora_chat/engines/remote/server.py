@@ -227,7 +227,8 @@ class Server:
     async def _try(self, dialect: Dialect, model: str, identity: Identity) -> list[Chunk]:
         ids = identity.tokenizer.encode(PROBE)
         start = [] if identity.tokenizer.bos_id is None else [identity.tokenizer.bos_id]
-        body = dialect.body(model, [*start, *ids] if dialect.takes_ids else PROBE, Sampling(temperature=0.0), Stops(), 4, 0)
+        prompt = [*start, *ids] if dialect.takes_ids else PROBE
+        body = dialect.body(model, prompt, Sampling(temperature=0.0, logprobs=0), Stops(), 4, 0)
         async with contextlib.aclosing(self.chunks(body)) as chunks:
             return [chunk async for chunk in chunks]
 

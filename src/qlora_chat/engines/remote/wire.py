@@ -6,12 +6,18 @@ Scope: server-sent events with OpenAI's JSON in them, and everything that may be
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 LONGEST_LINE = 1 << 20
 """Bytes; a chunk is a few hundred."""
+
+
+Score = tuple[float | None, tuple[tuple[int, float], ...]]
+"""A token's log probability, and (id, log probability) of the likeliest in its place, best first."""
+NOT_SCORED: Score = (None, ())
+ID = "token_id:"
 
 
 class WireError(Exception):
@@ -29,6 +35,8 @@ class Chunk:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cached_tokens: int = 0
+    scores: tuple[Score, ...] = ()
+    """One for each of the ids; () where none were asked for, or the server gives none that can be used."""
 
 
 async def read_chunks(parts: AsyncIterator[bytes]) -> AsyncIterator[Chunk]:
@@ -79,7 +87,8 @@ def parse_chunk(payload: bytes) -> Chunk:
     choice = choices[0] if choices else {}
     if not isinstance(choice, dict):
         raise WireError("a choice is no JSON object")
-    return Chunk(_text(choice), _ids(choice), _finish(choice), **_counts(usage or {}))
+    ids = _ids(choice)
+    return Chunk(_text(choice), ids, _finish(choice), scores=_scores(choice, ids or ()), **_counts(usage or {}))
 
 
 def _text(choice: dict[str, Any]) -> str:
@@ -96,6 +105,27 @@ def _ids(choice: dict[str, Any]) -> tuple[int, ...] | None:
     if not isinstance(ids, list) or not all(type(each) is int and each >= 0 for each in ids):
         raise WireError("a choice's token_ids are no list of ids")
     return tuple(ids)
+
+
+def _scores(choice: dict[str, Any], ids: Sequence[int]) -> tuple[Score, ...]:
+    listed = choice.get("logprobs")
+    if not isinstance(listed, dict):
+        return ()
+    chosen, likeliest = listed.get("token_logprobs"), listed.get("top_logprobs")
+    if not isinstance(chosen, list) or len(chosen) != len(ids) or not all(_is_number(each) for each in chosen):
+        return ()
+    beside = likeliest if isinstance(likeliest, list) and len(likeliest) == len(ids) else [{}] * len(ids)
+    return tuple((float(each), _likeliest(others)) for each, others in zip(chosen, beside, strict=True))
+
+
+def _likeliest(listed: Any) -> tuple[tuple[int, float], ...]:
+    named = listed.items() if isinstance(listed, dict) else ()
+    found = [(name.removeprefix(ID), value) for name, value in named if name.startswith(ID) and _is_number(value)]
+    return tuple(sorted(((int(name), float(value)) for name, value in found if name.isdecimal()), key=lambda each: -each[1]))
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and value <= 0
 
 
 def _finish(choice: dict[str, Any]) -> str | None:

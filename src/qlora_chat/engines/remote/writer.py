@@ -5,11 +5,13 @@ Scope: what has been written so far, across the requests that it took. Knows no 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 
 from qlora_chat.engines import Finish, Piece
 from qlora_chat.engines.detokenizer import Detokenizer
+from qlora_chat.engines.remote.wire import NOT_SCORED, Score
 from qlora_chat.messages import FinishReason
 from qlora_chat.prompt import Tokenizer
 from qlora_chat.settings import Sampling
@@ -37,9 +39,9 @@ class Writer:
         self._began = time.perf_counter()
         self._first_at = self._last_at = 0.0
 
-    def take_ids(self, ids: Sequence[int], most: int) -> None:
+    def take_ids(self, ids: Sequence[int], most: int, scores: Sequence[Score] = ()) -> None:
         """Tokens with their ids; the answer ends at a stop, or when it has `most` of them."""
-        for token_id in ids:
+        for token_id, score in itertools.zip_longest(ids, scores, fillvalue=NOT_SCORED):
             if self.ended:
                 return
             self._note_time()
@@ -50,7 +52,7 @@ class Writer:
                 return
             text = self._detokenizer.push(token_id)
             self.text += text
-            self._pass_on(self._text_stops.push(text), token_id, most)
+            self._pass_on(self._text_stops.push(text), most, token_id, score)
 
     def take_text(self, text: str, most: int) -> None:
         """A piece of text from a server that gives no ids; it counts as a token until the server says better."""
@@ -59,7 +61,7 @@ class Writer:
         self._note_time()
         self.count += 1
         self.text += text
-        self._pass_on(self._text_stops.push(text), None, most)
+        self._pass_on(self._text_stops.push(text), most)
 
     def count_as(self, tokens: int) -> None:
         """The server's own count of what it has made."""
@@ -78,19 +80,19 @@ class Writer:
             rest = rest if self._text_stops.stopped else rest + self._text_stops.flush()
         self._finish(reason, rest)
 
-    def _pass_on(self, shown: str, token_id: int | None, most: int) -> None:
+    def _pass_on(self, shown: str, most: int, token_id: int | None = None, score: Score = NOT_SCORED) -> None:
         if self._text_stops.stopped:
-            self._finish("stop", shown, token_id)
+            self._finish("stop", shown, token_id, score)
         elif self.count >= most:
-            self._finish("length", shown, token_id)
+            self._finish("length", shown, token_id, score)
         else:
-            self._emit(Piece(shown, token_id))
+            self._emit(Piece(shown, token_id, None, *score))
 
     def _note_time(self) -> None:
         self._last_at = time.perf_counter()
         self._first_at = self._first_at or self._last_at
 
-    def _finish(self, reason: FinishReason, text: str, token_id: int | None = None) -> None:
+    def _finish(self, reason: FinishReason, text: str, token_id: int | None = None, score: Score = NOT_SCORED) -> None:
         self.ended = True
         elapsed = self._last_at - self._first_at
         self._emit(
@@ -106,5 +108,6 @@ class Writer:
                     tokens_per_s=(self.count - 1) / elapsed if self.count > 1 and elapsed > 0 else None,
                     changes=tuple(self.changes),
                 ),
+                *score,
             )
         )
