@@ -1,0 +1,72 @@
+"""Clients that dawdle are let go of, whatever the kernel would still take for them; those that read are not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from qlora_chat.web import connections
+from tests.fakes import ScriptedEngine
+
+from .serving import Served, serving
+
+ASK = {"model": "scripted", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+SECONDS = 1.0
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    """A server that is patient for a second, with an answer of ten."""
+    for name, value in (("HEAD_SECONDS", SECONDS), ("READING_SECONDS", SECONDS), ("LOOK_SECONDS", 0.1)):
+        monkeypatch.setattr(connections, name, value)
+    with serving(ScriptedEngine("word " * 2000, delay=0.005)) as served:
+        yield served
+
+
+def connected(served: Served, receive_buffer: int | None = None) -> socket.socket:
+    client = socket.socket()
+    if receive_buffer:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    client.settimeout(10)
+    client.connect(("127.0.0.1", int(served.url.rsplit(":", 1)[1])))
+    return client
+
+
+def ask(client: socket.socket) -> None:
+    body = json.dumps(ASK).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET", b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"])
+def test_a_request_that_is_half_sent_is_let_go_of(served: Served, sent: bytes) -> None:
+    with connected(served) as client:
+        client.sendall(sent)
+        began = time.monotonic()
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(100) == b""
+        assert SECONDS * 0.8 < time.monotonic() - began < 8
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="only Linux says what a client has taken")
+def test_a_client_that_takes_nothing_is_let_go_of_long_before_buffers_are_full(served: Served) -> None:
+    with connected(served, receive_buffer=4096) as client:
+        ask(client)
+        until = time.monotonic() + 8
+        while not (served.engine.streams and served.engine.streams[0].cancelled):
+            assert time.monotonic() < until, "the answer was still being written for nobody"
+            time.sleep(0.05)
+
+
+def test_a_client_that_reads_slowly_but_reads_is_served(served: Served) -> None:
+    with connected(served, receive_buffer=4096) as client:
+        ask(client)
+        began = time.monotonic()
+        while time.monotonic() - began < 4 * SECONDS:
+            assert client.recv(2048)
+            time.sleep(0.1)
