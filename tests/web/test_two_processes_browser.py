@@ -16,7 +16,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.fakes import ScriptedServer, demo_tokens
-from tests.postgres import postgres
+from tests.postgres import new_database
 
 from .driving import answers, ready, say
 from .proxying import Proxy, proxying
@@ -36,13 +36,11 @@ def upstream() -> Iterator[ScriptedServer]:
 
 
 @pytest.fixture(params=["postgresql", pytest.param("sqlite", marks=pytest.mark.slow)])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """What the processes share: a server's database, or a file."""
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'chats.db'}"
-        return
-    with postgres() as url:
-        yield url
+        return f"sqlite:///{tmp_path / 'chats.db'}"
+    return new_database(request.getfixturevalue("postgres_server"))
 
 
 @pytest.fixture
