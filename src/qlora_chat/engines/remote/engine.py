@@ -108,7 +108,8 @@ class RemoteEngine:
         own = listed.get(self._model)
         base = own.parent if own and own.parent else self._model
         kin = [name for name, card in listed.items() if name == base or card.parent == base]
-        self.info = replace(self.info, adapters=tuple(name for name in kin if name != self._model))
+        own_names = (self._model, self.info.name)  # a page that chooses its own model's name means that model
+        self.info = replace(self.info, adapters=tuple(name for name in kin if name not in own_names))
 
     async def _look_again(self) -> None:
         """Adapters come and go while servers run."""
