@@ -41,7 +41,7 @@ class Writer:
 
     def take_ids(self, ids: Sequence[int], most: int, scores: Sequence[Score] = ()) -> None:
         """Tokens with their ids; the answer ends at a stop, or when it has `most` of them."""
-        for token_id, score in itertools.zip_longest(ids, scores, fillvalue=NOT_SCORED):
+        for token_id, score in zip(ids, scores or itertools.repeat(NOT_SCORED), strict=False):
             if self.ended:
                 return
             self._note_time()
