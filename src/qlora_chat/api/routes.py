@@ -38,7 +38,9 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     429: {"model": ErrorBody, "description": "the queue is full; Retry-After says when to come back"},
     503: {"model": ErrorBody, "description": "loading, shutting down, or out of memory for this answer"},
 }
-STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}, "description": "one event"}
+"""Its data is a chunk as JSON, and [DONE] at the end."""
+STREAM = {"text/event-stream": {"schema": EVENT}}
 Body = TypeVar("Body", ChatRequest, CompletionRequest)
 LABEL = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
