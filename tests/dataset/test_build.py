@@ -208,7 +208,7 @@ def test_train_takes_the_records_as_they_are(tmp_path: Path) -> None:
     preferred = read_dialogues([tmp_path / "pairs" / "preferences.jsonl"])
     assert preferred.forms == {"preference": 1}
     assert [message.content for message in preferred.conversations[0].messages] == ["Why?", "Because it is so."]
-    dialogues = read_dialogues([tmp_path / "data" / "sft.jsonl"])
+    dialogues = read_dialogues([tmp_path / "data"])
     (conversation,) = dialogues.conversations
     assert dialogues.forms == {"messages": 1}
     assert conversation.system == "Be brief."
@@ -224,7 +224,7 @@ def test_an_adapter_is_trained_on_rated_chats(tmp_path: Path, make_base: Callabl
             opened.store.feedback(talk.id, talk.messages[-1].id, 1)
     assert CliRunner().invoke(app, ["dataset", "build", "--history", url, "--out", str(data)]).exit_code == 0
     small = ["--r", "4", "--alpha", "8", "--batch", "4", "--max-length", "48", "--steps", "2", "--device", "cpu"]
-    command = ["train", "--base", str(make_base()), "--data", str(data / "sft.jsonl"), "--out", str(out), *small]
+    command = ["train", "--base", str(make_base()), "--data", str(data), "--out", str(out), *small]
     done = subprocess.run([sys.executable, "-m", "qlora_chat", *command], capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (out / "adapter_model.safetensors").is_file()

@@ -20,6 +20,8 @@ from qlora_chat.messages import Conversation, Message, Role
 from qlora_chat.training import TrainError
 
 SUFFIXES = (".jsonl", ".jsonl.xz", ".json")
+BUILT = "sft.jsonl"
+"""What `dataset build` wrote to learn from; the preference pairs beside it say the same answers again."""
 SHOWN_PROBLEMS = 10
 
 _ROLES: Mapping[str, str] = {
@@ -116,6 +118,8 @@ def _told(problems: Sequence[str], *, can_skip: bool) -> str:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
+        if (path / BUILT).is_file():
+            return [path / BUILT]
         found = sorted(each for each in path.iterdir() if each.is_file() and each.name.endswith(SUFFIXES))
         if not found:
             raise TrainError(f"{path} is a folder without a {', '.join(SUFFIXES)} file")
