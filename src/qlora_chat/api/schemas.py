@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from qlora_chat.api.errors import invalid
 from qlora_chat.settings import SAMPLING_RANGES
@@ -65,8 +65,13 @@ Stop = Annotated[Text, Field(min_length=1, max_length=LONGEST_STOP)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
-MetadataKey = Annotated[Text, Field(min_length=1, max_length=LONGEST_KEY)]
-MetadataValue = Annotated[Text, Field(max_length=LONGEST_VALUE)]
+Metadata = TypeAdapter(
+    Annotated[
+        dict[Annotated[Text, Field(min_length=1, max_length=LONGEST_KEY)], Annotated[Text, Field(max_length=LONGEST_VALUE)]],
+        Field(max_length=MOST_METADATA),
+    ],
+    config=ConfigDict(strict=True),
+)
 
 
 class StreamOptions(BaseModel):
@@ -147,10 +152,9 @@ class ChatRequest(_Request):
     max_tokens: MaxTokens = Field(None, description="older name of max_completion_tokens")  # type: ignore[assignment]
     max_completion_tokens: MaxTokens = Field(None, description="default: what is left of the window")  # type: ignore[assignment]
     store: bool = Field(False, description="keep the turn in the history, and send it where turns are sent, as the page's are")
-    metadata: dict[MetadataKey, MetadataValue] = Field(
+    metadata: Any = Field(
         {},
-        max_length=MOST_METADATA,
-        description="kept with a stored turn as tags; conversation_id says which one it goes on with",
+        description="with store: up to 16 texts by name, kept as tags; conversation_id says which one the turn goes on with",
     )
     logprobs: bool = False
     top_logprobs: Alternatives = Field(0, description="needs logprobs to be true")
@@ -160,6 +164,24 @@ class ChatRequest(_Request):
         if self.top_logprobs and not self.logprobs:
             raise invalid("top_logprobs needs logprobs to be true", "top_logprobs")
         return self
+
+    @model_validator(mode="after")
+    def _what_is_kept_can_be(self) -> Any:
+        """Without store nobody reads the metadata, and clients put what they like into it (Open WebUI: nested objects)."""
+        if not self.store:
+            return self
+        try:
+            Metadata.validate_python(self.metadata)
+        except ValidationError as problem:
+            first = problem.errors()[0]
+            where = ".".join(["metadata", *map(str, first["loc"])])
+            raise invalid(f"{where}: {first['msg']}", where) from None
+        return self
+
+    @property
+    def ignored(self) -> list[str]:
+        """Names of fields that nothing here reads."""
+        return [*super().ignored, *(["metadata"] if self.metadata and not self.store else [])]
 
     @property
     def most_tokens(self) -> int | None:
