@@ -3,7 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
+# what pip would do on one core, on all of them; a package may hold files for other Pythons
+COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .PHONY: chat setup test test-slow test-vllm check format bench chromium postgres clean
@@ -20,10 +22,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) '$(TORCH)'
 	@$(PIP) -c constraints.txt -e .
+	@$(COMPILE)
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
 	@$(PIP) -c constraints.txt -e '.[dev]'
+	@$(COMPILE)
 	@touch $@
 
 chromium:

@@ -34,11 +34,11 @@ def merged(out: Path, said: list[str], *parts: Path, model: str = "auto", **opti
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo(tmp_path_factory: pytest.TempPathFactory, own_cache: Path) -> Path:
     """The demo, merged by the rule."""
     out = tmp_path_factory.mktemp("merged") / "demo"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("QLORA_CHAT_CACHE", str(out.parent / "cache"))
+        patch.setenv("QLORA_CHAT_CACHE", str(own_cache))
         merged(out, [], model="demo")
     return out
 

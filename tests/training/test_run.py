@@ -70,6 +70,7 @@ def test_a_run_that_is_killed_and_damaged_ends_with_the_very_same_adapter(
     assert [each["step"] for each in losses(out)] == list(range(1, steps + 1))
 
 
+@pytest.mark.slow
 def test_a_run_in_8_bits_that_is_gone_on_with_ends_with_the_very_same_adapter(command: Command, tmp_path: Path) -> None:
     eight_bits = ("--optimizer", "paged_adamw_8bit", "--r", "64")  # smaller halves keep 32 bits
     told, settings = tmp_path / "told", (*eight_bits, "--held-out", "0", "--save-every", "3")

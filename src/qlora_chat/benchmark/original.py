@@ -27,7 +27,7 @@ def transformers_model(config: Mapping[str, Any], tensors: RandomTensors, precis
     settings = LlamaConfig(**{key: value for key, value in config.items() if key != "model_type"})
     with torch.device("meta"):
         model: Any = LlamaForCausalLM(settings)
-    model.model.rotary_emb = LlamaRotaryEmbedding(settings, device)  # type: ignore[arg-type]  # its buffer is in no checkpoint
+    model.model.rotary_emb = LlamaRotaryEmbedding(settings).to(device)  # type: ignore[arg-type]  # its buffer is in no checkpoint
     if precision == "nf4":
         for name in linears(config):
             model.set_submodule(name, _four_bit(tensors, name, device))
