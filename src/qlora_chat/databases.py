@@ -6,6 +6,8 @@ Scope: engines of SQLAlchemy. Knows no table, no address as people give it, and 
 from __future__ import annotations
 
 import os
+import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +40,9 @@ def sqlite_engine(file: Path, busy_ms: int) -> Engine:
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _: object) -> None:
         connection.isolation_level = None  # transactions begin where we say so, not where the driver guesses
-        for pragma in (f"PRAGMA busy_timeout={busy_ms}", *_PRAGMAS):
-            connection.execute(pragma).fetchall()
+        connection.execute(f"PRAGMA busy_timeout={busy_ms}")
+        for pragma in _PRAGMAS:
+            _execute_when_free(connection, pragma, busy_ms / 1000)
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
@@ -48,6 +51,19 @@ def sqlite_engine(file: Path, busy_ms: int) -> Engine:
         connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _execute_when_free(connection: sqlite3.Connection, pragma: str, seconds: float) -> None:
+    """Changing a new file to WAL fails at once, whatever the busy timeout, while another does the same."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            connection.execute(pragma).fetchall()
+            return
+        except sqlite3.OperationalError as problem:
+            if "locked" not in str(problem) or time.monotonic() > until:
+                raise
+        time.sleep(0.01)
 
 
 def postgresql_engine(url: URL, password: str | None = None) -> Engine:

@@ -35,6 +35,7 @@ def opened_in_little_memory(base: Path, adapter: Path, said: list[str]) -> Loade
 # --- requantised merges ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_requantising_says_what_it_cost_at_every_start(
     demo_in_nf4: tuple[Path, LoadedModel], monkeypatch: pytest.MonkeyPatch, said: list[str]
 ) -> None:
@@ -51,6 +52,7 @@ def test_requantising_says_what_it_cost_at_every_start(
     assert again.info == first.info
 
 
+@pytest.mark.slow
 def test_a_requantised_folder_loads_in_plain_transformers(demo_in_nf4: tuple[Path, LoadedModel], transformers: Any) -> None:
     (folder,) = (each for each in (demo_in_nf4[0] / "merged").iterdir() if each.name[0] != ".")
     assert json.loads((folder / "config.json").read_text())["quantization_config"]["bnb_4bit_quant_type"] == "nf4"

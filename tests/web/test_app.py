@@ -293,6 +293,7 @@ def server_process() -> Iterator[tuple[subprocess.Popen[str], Served]]:
             process.kill()
 
 
+@pytest.mark.slow
 def test_sigterm_lets_the_running_answer_finish_and_closes_the_engine() -> None:
     with server_process() as (process, page):
         index = function_index(page, "send")
