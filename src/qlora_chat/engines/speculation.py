@@ -83,6 +83,8 @@ class _Odds:
         return self.hits / self.tries
 
 
+_LEAST_GAIN = 0.05
+"""A guess that brings less is not weighed: on a small model weighing takes longer than the guess is worth."""
 _FADE = 0.95
 """The last twenty guesses of a kind count most: an answer begins and ends to quote."""
 _PRIOR_RATES = (0.0, 0.0, 0.25, 0.4, 0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.8, 0.8, 0.8)
@@ -126,8 +128,10 @@ class Speculator:
         gains, gain = [], 1.0
         for further in range(count):
             gain *= self._odds[min(self._length + further, LONGEST_MATCH)].rate
+            if gain < _LEAST_GAIN:
+                break
             gains.append(gain)
-        return Proposal(tuple(self._drafter.following(self._at, count)), tuple(gains))
+        return Proposal(tuple(self._drafter.following(self._at, len(gains))), tuple(gains)) if gains else NOTHING
 
 
 @dataclass
@@ -146,14 +150,16 @@ class PassCosts:
         towards what is expected: caches grow, and machines get busy and idle again."""
         expected = self(tokens) if self._seconds else seconds
         self._seconds[tokens] = expected + _LEARN * (min(seconds, 2 * expected) - expected)
-        for other in self._seconds:
-            likely = self._seconds[tokens] * self._expected(other) / self._expected(tokens)
-            self._seconds[other] += _FORGET * (likely - self._seconds[other])
+        pace = self._seconds[tokens] / self._expected(tokens)
+        for other, known in self._seconds.items():
+            self._seconds[other] = known + _FORGET * (pace * self._expected(other) - known)
 
     def __call__(self, tokens: int) -> float:
         """Seconds (before anything is known: multiples of a pass over one token)."""
         if not self._seconds:
             return self._expected(tokens)
+        if tokens in self._seconds:
+            return self._seconds[tokens]
         nearest = min(self._seconds, key=lambda known: (abs(known - tokens), known))
         return self._seconds[nearest] * self._expected(tokens) / self._expected(nearest)
 
