@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from qlora_chat.engines import COMPILED, EngineError, Stream
-from qlora_chat.engines.adapters import Adapters
+from qlora_chat.engines.adapters import AdaptedPass, Adapters, base_of
 from qlora_chat.engines.cache import KVCache, fitting_slots, slot_bytes
 from qlora_chat.engines.cpu import CpuForward, open_cpu
 from qlora_chat.engines.llama import Forward, Span
 from qlora_chat.engines.request import LocalStream, Request
 from qlora_chat.engines.scheduler import Scheduler
 from qlora_chat.engines.speculation import EXPECTED_COSTS, PassCosts
+from qlora_chat.engines.switching import SwitchingForward
 from qlora_chat.models import LoadedModel, ModelError, ModelInfo, Notify
 from qlora_chat.models.tokenizer import ModelTokenizer
 from qlora_chat.models.weights import LlamaWeights
@@ -120,13 +121,20 @@ class LocalEngine:
 
     def _load_adapter(self, name: str, folder: Path) -> None:
         if self._adapters is None:
-            if not isinstance(self._scheduler, Scheduler):
-                raise ModelError("this engine was started without adapters; start with --base BASE --adapter NAME=PATH")
-            self._adapters = Adapters(self._model, self._cache)
-            self._scheduler.compute_with(self._adapters)
-            self.info = replace(self.info, computed_by=_pass_name(self._scheduler))
+            self._adapters = Adapters(self._model, self._cache, self._adapted_pass())
         self._adapters.load(name, folder)
         self.info = replace(self.info, adapters=self._adapters.names)
+
+    def _adapted_pass(self) -> AdaptedPass:
+        """The compiled pass takes adapters as it is; torch's is made anew, with products that read them beside the base."""
+        if not isinstance(self._scheduler, Scheduler):
+            raise ModelError("this engine was started without adapters; start with --base BASE --adapter NAME=PATH")
+        base = base_of(self._model)
+        if isinstance(forward := self._scheduler._forward, CpuForward):
+            return forward
+        switching = SwitchingForward(self._model.weights, base.feed_forward, self._cache)
+        self._scheduler.compute_with(switching)
+        return switching
 
     def _unload_adapter(self, name: str) -> None:
         if self._adapters is None:
@@ -177,7 +185,7 @@ class LocalEngine:
         fast = weights.device.type == "cuda" and not model.beside  # the kernels for cards take one set of weights
         opened = self._open_cuda(weights, slots) if fast else None
         if opened is None:
-            opened = self._open_scheduler(model, slots)
+            opened = self._open_scheduler(model.weights, slots)
         self._scheduler, self._cache = opened
         self.info: ModelInfo = replace(model.info, computed_by=_pass_name(self._scheduler))
         self._model = model
@@ -196,12 +204,10 @@ class LocalEngine:
             self._notify(f"answering without the fast kernels: {problem}")
             return None
 
-    def _open_scheduler(self, model: LoadedModel, slots: int | None) -> tuple[Scheduler, KVCache]:
-        """The compiled pass, or torch's: where there is no compiler, on a card, and for several adapters in one batch, which
-        take products that read them beside the base."""
-        weights, costs = model.weights, PassCosts(EXPECTED_COSTS[model.weights.device.type])
-        compiled = None if model.beside else open_cpu(weights, slots, self._notify)
-        if compiled:
+    def _open_scheduler(self, weights: LlamaWeights, slots: int | None) -> tuple[Scheduler, KVCache]:
+        """The compiled pass, or torch's: where there is no compiler, and for several adapters on a card."""
+        costs = PassCosts(EXPECTED_COSTS[weights.device.type])
+        if compiled := open_cpu(weights, slots, self._notify):
             return Scheduler(compiled, compiled.cache, costs, compiled.choose), compiled.cache
         cache = KVCache(weights, slots or fitting_slots(weights))
         return Scheduler(Forward(weights, cache), cache, costs), cache

@@ -172,7 +172,7 @@ def test_any_number_of_chats_shares_a_pass(count: int, four_bits: tuple[Forward,
     assert_near(ours(writing), exact(writing), 0.03)
 
 
-@pytest.fixture(scope="module", params=["four bits", "bf16", "float32", "adapted"])
+@pytest.fixture(scope="module", params=["four bits", "bf16", "float32"])
 def any_kind(request: pytest.FixtureRequest) -> CpuForward:
     """The odd sizes in each form that products come in."""
     torch.manual_seed(5)
@@ -181,9 +181,7 @@ def any_kind(request: pytest.FixtureRequest) -> CpuForward:
         return compiled(build(tensors, shape, CPU, torch.float32), 33)
     if request.param == "bf16":
         return compiled(build(tensors, shape, CPU), 33)
-    return compiled(
-        demo(Adapter.read(BUNDLED / "adapter")) if request.param == "adapted" else build(in_four_bits(tensors), shape, CPU), 33
-    )
+    return compiled(build(in_four_bits(tensors), shape, CPU), 33)
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 6, 7, 9, 16, 32])

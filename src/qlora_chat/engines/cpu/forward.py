@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import psutil
@@ -18,12 +18,16 @@ from torch import Tensor
 
 from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.cpu.choosing import Chooser
+from qlora_chat.engines.cpu.lora import AB, PackedLora, beside_products
 from qlora_chat.engines.llama import Span
 from qlora_chat.models.weights import BLOCK, NESTED, NF4, Beside, Dense, Layer, Linear, LlamaWeights, WithAdapter
 
 
 class CpuForward:
-    """Runs spans through weights that the library holds, writing keys and values into the cache's tensors."""
+    """Runs spans through weights that the library holds, writing keys and values into the cache's tensors.
+
+    A chat whose slot names a PackedLora goes through it, too; so do all where the weights came with one.
+    """
 
     def __init__(self, library: ctypes.CDLL, weights: LlamaWeights, cache: KVCache, threads: int | None = None) -> None:
         """Packs the weights, which need not be kept afterwards. MemoryError if there is no room."""
@@ -33,7 +37,7 @@ class CpuForward:
         self.bytes_packed = 0
         """Of the weights as the library holds them."""
         shape = weights.shape
-        self._vocabulary = shape.vocabulary
+        self._vocabulary, self._layers = shape.vocabulary, shape.layers
         self._model = self._new_model(weights, threads or cores())
         for index, layer in enumerate(weights.layers):
             self._add_layer(index, layer)
@@ -47,20 +51,42 @@ class CpuForward:
         self._library.model_ends(self._model, embeddings, is_bf16, norm, head, cos, sin)
         keys, values = cache.keys, cache.values
         self._library.model_cache(self._model, keys.data_ptr(), values.data_ptr(), keys.dtype == torch.float16, keys.shape[1])
+        self._own = self._own_lora(weights)
 
     def __call__(self, spans: Sequence[Span]) -> Tensor:
         """Logits after the last `logits` tokens of each span, one row a token in the spans' order: (R, V) float32."""
-        ids, slots, positions, wanted = (array("q") for _ in range(4))
+        ids, slots, positions, wanted, loras = (array("q") for _ in range(5))
         for span in spans:
+            loras.extend([self._lora_of(span)] * len(span.ids))
             ids.extend(span.ids)
             slots.extend([span.slot] * len(span.ids))
             positions.extend(range(span.start, span.start + len(span.ids)))
             wanted.extend(range(len(ids) - span.logits, len(ids)))
         logits = torch.empty(len(wanted), self._vocabulary)
-        where = [each.buffer_info()[0] for each in (ids, slots, positions, wanted)]
-        if not self._library.model_pass(self._model, len(ids), *where[:3], len(wanted), where[3], logits.data_ptr()):
+        *tokens, rows = (each.buffer_info()[0] for each in (ids, slots, positions, loras, wanted))
+        if not self._library.model_pass(self._model, len(ids), *tokens, len(wanted), rows, logits.data_ptr()):
             raise MemoryError("no memory for the intermediate results of a forward pass")
         return logits
+
+    def hold(self, parts: Mapping[str, AB], scaling: float) -> PackedLora:
+        """An adapter, packed, for slots to name; A and B by the linear's Hugging Face name. MemoryError if there is no room."""
+        by_product = [[parts.get(name) for name in names] for names in beside_products(self._layers)]
+        return PackedLora(self._library, [(each, scaling) for each in by_product])
+
+    def _lora_of(self, span: Span) -> int:
+        lora = self.cache.slots[span.slot].adapter
+        lora = lora if isinstance(lora, PackedLora) else self._own
+        return lora.pointer if lora else 0
+
+    def _own_lora(self, weights: LlamaWeights) -> PackedLora | None:
+        """The adapter that the weights came with, which everybody gets."""
+        adapted = [[part if isinstance(part, WithAdapter) else None for part in _parts(each)] for each in _products(weights)]
+        if not any(part for parts in adapted for part in parts):
+            return None
+        return PackedLora(self._library, [
+            ([(part.a, part.b) if part else None for part in parts], next((part.scaling for part in parts if part), 1.0))
+            for parts in adapted
+        ])  # fmt: skip
 
     def __del__(self) -> None:
         if model := getattr(self, "_model", None):
@@ -82,16 +108,8 @@ class CpuForward:
         return tensor
 
     def _product(self, product: Linear, eight_bits: bool = False) -> int:
-        parts = product.parts if isinstance(product, Beside) else (product,)
-        pieces = [self._piece(part.base if isinstance(part, WithAdapter) else part, eight_bits) for part in parts]
-        adapted = [(piece, part) for piece, part in zip(pieces, parts, strict=True) if isinstance(part, WithAdapter)]
-        before = 0
-        for piece, part in adapted:
-            self._library.piece_adapt(piece, self._dense(part.b, None), before)
-            before += len(part.a)
-        low_rank = self._dense(torch.cat([part.a for _, part in adapted]), None) if adapted else None
-        scaling = adapted[0][1].scaling if adapted else 1.0
-        made = _made(self._library.product_new((ctypes.c_void_p * len(pieces))(*pieces), len(pieces), low_rank, scaling))
+        pieces = [self._piece(part.base if isinstance(part, WithAdapter) else part, eight_bits) for part in _parts(product)]
+        made = _made(self._library.product_new((ctypes.c_void_p * len(pieces))(*pieces), len(pieces)))
         self.bytes_packed += self._library.product_bytes(made)
         return made
 
@@ -122,8 +140,7 @@ def takes(weights: LlamaWeights) -> bool:
     """Whether every product is of a kind that the library knows."""
     if weights.device.type != "cpu" or weights.dtype not in (torch.bfloat16, torch.float32):
         return False
-    products = [each for layer in weights.layers for each in (layer.qkv, layer.attention_out, layer.gate_up, layer.mlp_down)]
-    return all(_known(each) for each in (*products, weights.head))
+    return all(_known(each) for each in _products(weights))
 
 
 def in_four_bits(weights: LlamaWeights) -> bool:
@@ -147,6 +164,16 @@ def _known(product: Linear) -> bool:
             return _known(base)
         case _:
             return isinstance(product, Dense | NF4)
+
+
+def _products(weights: LlamaWeights) -> list[Linear]:
+    """In the order of the pass."""
+    layers = [(each.qkv, each.attention_out, each.gate_up, each.mlp_down) for each in weights.layers]
+    return [*(product for layer in layers for product in layer), weights.head]
+
+
+def _parts(product: Linear) -> Sequence[Linear]:
+    return product.parts if isinstance(product, Beside) else (product,)
 
 
 def _rows(product: Linear) -> int:
@@ -179,14 +206,16 @@ def _declared(library: ctypes.CDLL) -> Any:
         "piece_dense": (pointer, [whole, pointer, whole, whole, pointer]),
         "piece_int8": (pointer, [whole, pointer, whole, whole, pointer]),
         "piece_nf4": (pointer, [pointer, whole, whole, pointer, pointer, pointer, whole, pointer, pointer, whole, number]),
-        "piece_adapt": (None, [pointer, pointer, whole]),
-        "product_new": (pointer, [pointer, whole, pointer, number]),
+        "product_new": (pointer, [pointer, whole]),
+        "lora_new": (pointer, [whole]),
+        "lora_product": (whole, [pointer, whole, pointer, pointer, whole, number]),
+        "lora_free": (None, [pointer]),
         "product_bytes": (ctypes.c_int64, [pointer]),
         "model_new": (pointer, [pointer, number, whole]),
         "model_layer": (None, [pointer, whole, *[pointer] * 6]),
         "model_ends": (None, [pointer, pointer, whole, pointer, pointer, pointer, pointer]),
         "model_cache": (None, [pointer, pointer, pointer, whole, whole]),
-        "model_pass": (whole, [pointer, whole, pointer, pointer, pointer, whole, pointer, pointer]),
+        "model_pass": (whole, [pointer, whole, *[pointer] * 4, whole, pointer, pointer]),
         "model_free": (None, [pointer]),
         "cpu_lanes": (ctypes.c_char_p, []),
     }

@@ -4,13 +4,12 @@
 // position: it sees positions 0 to its own of its slot, those of this pass included. Knows no prompts and no sampling.
 #pragma once
 #include "attention.h"
+#include "lora.h"
 #include "pack.h"
 #include "team.h"
 
 struct Product {
-  std::vector<Piece*> pieces;       // their outputs side by side
-  std::unique_ptr<Piece> low_rank;  // A matrices of LoRAs, one below the other
-  float low_rank_scale = 1;
+  std::vector<Piece*> pieces;  // their outputs side by side
   int outputs = 0;
   bool whole_numbers = false;
 };
@@ -39,13 +38,13 @@ class Model {
   CacheView cache;
   Team team;
 
-  Model(const Shape& s, int members) : shape(s), layers(s.layers), team(members) {
+  Model(const Shape& s, int members) : shape(s), layers(s.layers), team(members), low_tasks_(4 * s.layers + 1) {
     for (int id = 0; id < members; id++) scratch_.emplace_back(size_t(shape.window) + 2 * MOST_TOKENS * ROWS + 64);
   }
 
-  // Logits (outputs, vocabulary) of the tokens numbered `wanted`, ascending.
-  void pass(int tokens, const int64_t* ids, const int64_t* slots, const int64_t* positions, int outputs, const int64_t* wanted,
-            float* logits) {
+  // Logits (outputs, vocabulary) of the tokens numbered `wanted`, ascending. `loras`, one a token or null: null for none.
+  void pass(int tokens, const int64_t* ids, const int64_t* slots, const int64_t* positions, const Lora* const* loras,
+            int outputs, const int64_t* wanted, float* logits) {
     reserve(std::min(tokens, MOST_TOKENS));
     for (int first = 0; first < tokens; first += MOST_TOKENS) {
       const int n = std::min(MOST_TOKENS, tokens - first);
@@ -53,6 +52,7 @@ class Model {
       while (mine < outputs && wanted[mine] < first + n) mine++;
       n_ = n, ids_ = ids + first, slots_ = slots + first, positions_ = positions + first;
       wanted_ = wanted, outputs_ = mine, first_ = first, logits_ = logits;
+      adapt(loras ? loras + first : nullptr);
       team.run([](void* model, int id, uint64_t& phase) { ((Model*)model)->member(id, phase); }, this);
       wanted += mine, outputs -= mine, logits += size_t(mine) * shape.vocabulary;
     }
@@ -65,6 +65,8 @@ class Model {
   Memory<float> hidden_, input_, scales_, wide_, seen_, low_;
   Memory<int16_t> whole_;
   int stride_ = 0, input_stride_ = 0, wide_stride_ = 0, low_stride_ = 0;
+  std::vector<Run> runs_, head_runs_;  // read in tasks only: a member that comes too late may find those of another pass
+  std::vector<int> low_tasks_;         // by place, as in Lora; never moves, for the same reason
   std::vector<Memory<float>> scratch_;  // one a member
 
   int query_width() const { return shape.heads * shape.head_dim; }
@@ -75,35 +77,56 @@ class Model {
     stride_ = (widest_in + BLOCK - 1) / BLOCK * BLOCK;
     input_stride_ = stride_;
     wide_stride_ = std::max(2 * shape.feed_forward, query_width() + 2 * shape.kv_heads * shape.head_dim);
-    for (const Layer& layer : layers)
-      for (const Product* each : {layer.qkv, layer.attention_out, layer.gate_up, layer.mlp_down})
-        if (each->low_rank) low_stride_ = std::max(low_stride_, each->low_rank->rows);
     hidden_ = Memory<float>(size_t(tokens) * shape.hidden);
     input_ = Memory<float>(size_t(tokens) * input_stride_ + BLOCK);
     whole_ = Memory<int16_t>(size_t(tokens) * stride_);
     scales_ = Memory<float>(size_t(tokens) * (stride_ / BLOCK));
     wide_ = Memory<float>(size_t(tokens) * wide_stride_);
-    low_ = Memory<float>(size_t(tokens) * low_stride_);
   }
+
+  // Who has which LoRA, and how many tasks that makes at each place.
+  void adapt(const Lora* const* loras) {
+    runs_.clear(), head_runs_.clear();
+    auto add = [](std::vector<Run>& runs, const Lora* lora, int token) {
+      if (!lora) return;
+      if (!runs.empty() && runs.back().lora == lora && runs.back().end == token) runs.back().end++;
+      else runs.push_back({lora, token, token + 1});
+    };
+    for (int token = 0; loras && token < n_; token++) add(runs_, loras[token], token);
+    for (int row = 0; loras && row < outputs_; row++) add(head_runs_, loras[wanted_[row] - first_], row);
+    for (size_t place = 0; place < low_tasks_.size(); place++) {
+      low_tasks_[place] = 0;
+      for (const Run& run : runs_at(int(place))) low_tasks_[place] += tasks(run, int(place), team.members());
+    }
+    int widest = 0;
+    for (const Run& run : runs_)
+      for (const LowRank& low : run.lora->products) widest = std::max(widest, low.a ? low.a->rows : 0);
+    low_stride_ = std::max(low_stride_, widest);
+    if (low_.size < size_t(n_) * low_stride_) low_ = Memory<float>(size_t(n_) * low_stride_);
+  }
+
+  int head_place() const { return 4 * shape.layers; }
+  const std::vector<Run>& runs_at(int place) const { return place == head_place() ? head_runs_ : runs_; }
 
   void member(int id, uint64_t& phase) {
     embed(id, phase);
     for (size_t index = 0; index < layers.size(); index++) {
       const Layer& layer = layers[index];
+      const int place = 4 * int(index);
       normed(id, phase, layer.attention_norm, n_, nullptr, *layer.qkv);
-      product(id, phase, *layer.qkv, n_, wide_.data, wide_stride_, false);
+      product(id, phase, place, *layer.qkv, n_, wide_.data, wide_stride_, false);
       keep(id, phase, int(index));
       attend(id, phase, int(index));
       rounded(id, phase, query_width(), *layer.attention_out);
-      product(id, phase, *layer.attention_out, n_, hidden_.data, shape.hidden, true);
+      product(id, phase, place + 1, *layer.attention_out, n_, hidden_.data, shape.hidden, true);
       normed(id, phase, layer.mlp_norm, n_, nullptr, *layer.gate_up);
-      product(id, phase, *layer.gate_up, n_, wide_.data, wide_stride_, false);
+      product(id, phase, place + 2, *layer.gate_up, n_, wide_.data, wide_stride_, false);
       gated(id, phase, *layer.mlp_down);
-      product(id, phase, *layer.mlp_down, n_, hidden_.data, shape.hidden, true);
+      product(id, phase, place + 3, *layer.mlp_down, n_, hidden_.data, shape.hidden, true);
     }
     if (outputs_ == 0) return;
     normed(id, phase, norm, outputs_, wanted_, *head);
-    product(id, phase, *head, outputs_, logits_, shape.vocabulary, false);
+    product(id, phase, head_place(), *head, outputs_, logits_, shape.vocabulary, false);
   }
 
   void embed(int id, uint64_t& phase) {
@@ -146,17 +169,13 @@ class Model {
     });
   }
 
-  void product(int id, uint64_t& phase, const Product& p, int count, float* out, int stride, bool onto) {
+  void product(int id, uint64_t& phase, int place, const Product& p, int count, float* out, int stride, bool onto) {
     const Inputs in{input_.data, whole_.data, scales_.data, stride_, input_stride_};
     float* sums = scratch_[id].data + shape.window;
-    if (p.low_rank) {
-      team.share(id, phase, p.low_rank->panels(), 1, [&](int panel, int) {
-        std::fill(sums, sums + count * ROWS, 0.0f);
-        dense(*p.low_rank, panel, in.exact, in.exact_stride, count, sums);
-        for (int i = 0; i < count * ROWS; i++) sums[i] *= p.low_rank_scale;
-        put(sums, count, p.low_rank->rows, panel, low_.data, low_stride_, false);
-      });
-    }
+    const bool adapted = low_tasks_[place] > 0;
+    uint64_t low = 0;
+    if (adapted)
+      low = team.begin(id, phase, low_tasks_[place], 1, [&](int task, int) { low_rank(place, task, sums); });
     int panels = 0;
     for (const Piece* piece : p.pieces) panels += piece->panels();
     const int run = std::clamp(panels / (8 * team.members()) & ~1, 2, 4);
@@ -166,12 +185,34 @@ class Model {
         size_t at = 0;
         for (; own >= p.pieces[at]->panels(); at++) own -= p.pieces[at]->panels(), column += p.pieces[at]->rows;
         const Piece& piece = *p.pieces[at];
-        const int both = std::min({2, end - first, piece.panels() - own});
-        panel_product(piece, own, both, in, low_.data, low_stride_, count, sums);
-        for (int i = 0; i < both; i++) put(sums + i * count * ROWS, count, piece.rows, own + i, out + column, stride, onto);
+        const int size = count * ROWS, both = std::min({2, end - first, piece.panels() - own});
+        panel_product(piece, own, both, in, count, sums);
+        if (adapted) {
+          team.await(low);
+          for (const Run& each : runs_at(place))
+            low_rank_out(each.lora->products[place], at, own, both, low_.data + size_t(each.first) * low_stride_, low_stride_,
+                         each.tokens(), sums + each.first * ROWS, size);
+        }
+        for (int i = 0; i < both; i++) put(sums + i * size, count, piece.rows, own + i, out + column, stride, onto);
         first += both;
       }
     });
+  }
+
+  // A x of the LoRAs at a place, a task of them all.
+  void low_rank(int place, int task, float* sums) {
+    for (const Run& run : runs_at(place)) {
+      const int own = tasks(run, place, team.members());
+      if (task >= own) {
+        task -= own;
+        continue;
+      }
+      const LowRank& low = run.lora->products[place];
+      const int step = panels_a_task(low, run.tokens(), team.members()), panel = task * step;
+      return low_rank_in(low, panel, std::min(step, low.a->panels() - panel),
+                         input_.data + size_t(run.first) * input_stride_, input_stride_, run.tokens(), sums,
+                         low_.data + size_t(run.first) * low_stride_, low_stride_);
+    }
   }
 
   static void put(const float* sums, int count, int rows, int panel, float* out, int stride, bool onto) {

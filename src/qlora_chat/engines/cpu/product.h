@@ -44,8 +44,6 @@ struct Piece {
   int16_t codes[16];
   float unit = 1;  // what 1 of the table's fixed point is worth
   std::vector<float> bias;
-  std::unique_ptr<Piece> low_rank;  // B of a LoRA, (rows, r)
-  int low_rank_at = 0;              // where its r inputs lie among the A outputs
 
   int panels() const { return (rows + ROWS - 1) / ROWS; }
   int blocks() const { return (inputs + BLOCK - 1) / BLOCK; }
@@ -234,12 +232,12 @@ void whole_panel(const Piece& p, int panel, const Inputs& in, int tokens, float*
 }
 
 // Every token's sum is made in the same order, however many share the pass: an answer must not depend on its company. So
-// one token alone takes PANELS of weights at once to have enough sums under way.
+// one token alone takes PANELS of weights at once to have enough sums under way; theirs lie `apart` from each other.
 template <int M, int PANELS, class T>
-void dense_tokens(const T* w, size_t panel_size, int n, const float* x, int stride, float* sums) {
+void dense_tokens(const T* w, size_t panel_size, int n, const float* x, int stride, float* sums, size_t apart) {
   constexpr int STEP = sizeof(T) == 2 ? 2 : 1;  // inputs whose weights fill a line of the cache
   F16 sum[M * PANELS];
-  lanes::each<M * PANELS>([&](auto i) { sum[i] = lanes::load(sums + i * ROWS); });
+  lanes::each<M * PANELS>([&](auto i) { sum[i] = lanes::load(sums + i / M * apart + i % M * ROWS); });
   auto add = [&](int k) __attribute__((always_inline)) {
     lanes::each<PANELS>([&](auto panel) __attribute__((always_inline)) {
       const F16 row = lanes::load(w + panel * panel_size + size_t(k) * ROWS);
@@ -257,7 +255,7 @@ void dense_tokens(const T* w, size_t panel_size, int n, const float* x, int stri
     lanes::each<STEP>([&](auto i) __attribute__((always_inline)) { add(k + i); });
   }
   for (; k < n; k++) add(k);
-  lanes::each<M * PANELS>([&](auto i) { lanes::store(sums + i * ROWS, sum[i]); });
+  lanes::each<M * PANELS>([&](auto i) { lanes::store(sums + i / M * apart + i % M * ROWS, sum[i]); });
 }
 
 // Adds to `sums`; inputs in stretches short enough for the weights to stay in the first-level cache.
@@ -271,54 +269,52 @@ void dense_panel(const Piece& p, int panel, const float* x, int stride, int toke
       const float* own = x + size_t(token) * stride + k;
       float* to = sums + token * ROWS;
       switch (std::min(tokens - token, 4)) {
-        case 1: dense_tokens<1, 1>(w, 0, n, own, stride, to); break;
-        case 2: dense_tokens<2, 1>(w, 0, n, own, stride, to); break;
-        case 3: dense_tokens<3, 1>(w, 0, n, own, stride, to); break;
-        case 4: dense_tokens<4, 1>(w, 0, n, own, stride, to); break;
+        case 1: dense_tokens<1, 1>(w, 0, n, own, stride, to, 0); break;
+        case 2: dense_tokens<2, 1>(w, 0, n, own, stride, to, 0); break;
+        case 3: dense_tokens<3, 1>(w, 0, n, own, stride, to, 0); break;
+        case 4: dense_tokens<4, 1>(w, 0, n, own, stride, to, 0); break;
       }
     }
   }
 }
 
-inline void dense(const Piece& p, int panel, const float* x, int stride, int tokens, float* sums) {
-  if (p.kind == Kind::F32) return dense_panel<float>(p, panel, x, stride, tokens, sums);
-  dense_panel<uint16_t>(p, panel, x, stride, tokens, sums);
+template <class T>
+void dense_panels(const Piece& p, int panel, int count, const float* x, int stride, int tokens, float* sums, size_t apart) {
+  const T* w = (const T*)(p.weights.data + panel * p.panel_bytes());
+  const size_t size = p.panel_bytes() / sizeof(T);
+  if (tokens == 2 && count == 2) return dense_tokens<2, 2>(w, size, p.inputs, x, stride, sums, apart);
+  if (tokens > 1) {
+    for (int i = 0; i < count; i++) dense_panel<T>(p, panel + i, x, stride, tokens, sums + i * apart);
+    return;
+  }
+  switch (count) {
+    case 1: return dense_tokens<1, 1>(w, size, p.inputs, x, stride, sums, apart);
+    case 2: return dense_tokens<1, 2>(w, size, p.inputs, x, stride, sums, apart);
+    case 3: return dense_tokens<1, 3>(w, size, p.inputs, x, stride, sums, apart);
+    case 4: return dense_tokens<1, 4>(w, size, p.inputs, x, stride, sums, apart);
+  }
 }
 
-template <int M, class T>
-void dense_pair(const Piece& p, int panel, const float* x, int stride, float* sums) {
-  dense_tokens<M, 2>((const T*)(p.weights.data + panel * p.panel_bytes()), p.panel_bytes() / sizeof(T), p.inputs, x, stride, sums);
+// Adds up to four panels' products; the sums of each, (tokens, 16), are `apart` from the next one's.
+inline void dense(const Piece& p, int panel, int count, const float* x, int stride, int tokens, float* sums, size_t apart) {
+  if (p.kind == Kind::F32) return dense_panels<float>(p, panel, count, x, stride, tokens, sums, apart);
+  dense_panels<uint16_t>(p, panel, count, x, stride, tokens, sums, apart);
 }
 
-// Two panels for one token or two; their sums one panel after the other.
-inline void dense_pair(const Piece& p, int panel, const float* x, int stride, int tokens, float* sums) {
-  std::fill(sums, sums + size_t(2) * tokens * ROWS, 0.0f);
-  if (p.kind == Kind::F32)
-    return tokens == 1 ? dense_pair<1, float>(p, panel, x, stride, sums) : dense_pair<2, float>(p, panel, x, stride, sums);
-  tokens == 1 ? dense_pair<1, uint16_t>(p, panel, x, stride, sums) : dense_pair<2, uint16_t>(p, panel, x, stride, sums);
-}
-
-// What is added to a panel's product: the low-rank part, whose A outputs are `low`, and the bias.
-inline void finish_panel(const Piece& p, int panel, const float* low, int low_stride, int tokens, float* sums) {
-  if (p.low_rank) dense(*p.low_rank, panel, low + p.low_rank_at, low_stride, tokens, sums);
-  if (p.bias.empty()) return;
-  const F16 bias = lanes::load(p.bias.data() + panel * ROWS);
-  for (int m = 0; m < tokens; m++) lanes::store(sums + m * ROWS, lanes::add(lanes::load(sums + m * ROWS), bias));
-}
-
-// sums (count, tokens, 16) = `count` panels of the piece, one or two, times the inputs.
-inline void panel_product(const Piece& p, int panel, int count, const Inputs& in, const float* low, int low_stride, int tokens,
-                          float* sums) {
+// sums (count, tokens, 16) = `count` panels of the piece, one or two, times the inputs, and the bias.
+inline void panel_product(const Piece& p, int panel, int count, const Inputs& in, int tokens, float* sums) {
   const int size = tokens * ROWS;
   if (p.whole_numbers()) {
     for (int i = 0; i < count; i++)
       p.kind == Kind::NF4 ? whole_panel<Nf4Pairs>(p, panel + i, in, tokens, sums + i * size)
                           : whole_panel<Int8Pairs>(p, panel + i, in, tokens, sums + i * size);
-  } else if (count == 2 && tokens <= 2) {
-    dense_pair(p, panel, in.exact, in.exact_stride, tokens, sums);
   } else {
     std::fill(sums, sums + size_t(count) * size, 0.0f);
-    for (int i = 0; i < count; i++) dense(p, panel + i, in.exact, in.exact_stride, tokens, sums + i * size);
+    dense(p, panel, count, in.exact, in.exact_stride, tokens, sums, size);
   }
-  for (int i = 0; i < count; i++) finish_panel(p, panel + i, low, low_stride, tokens, sums + i * size);
+  if (p.bias.empty()) return;
+  for (int i = 0; i < count * tokens; i++) {
+    const F16 bias = lanes::load(p.bias.data() + (panel + i / tokens) * ROWS);
+    lanes::store(sums + i * ROWS, lanes::add(lanes::load(sums + i * ROWS), bias));
+  }
 }

@@ -53,14 +53,8 @@ Piece* piece_nf4(const uint8_t* packed, int rows, int inputs, const float* bias,
   });
 }
 
-// Takes `low_rank` over.
-void piece_adapt(Piece* piece, Piece* low_rank, int low_rank_at) {
-  piece->low_rank.reset(low_rank);
-  piece->low_rank_at = low_rank_at;
-}
-
-// Takes the pieces and `low_rank` (A, or null) over.
-Product* product_new(Piece** pieces, int count, Piece* low_rank, float low_rank_scale) {
+// Takes the pieces over.
+Product* product_new(Piece** pieces, int count) {
   return guarded([&] {
     auto product = std::make_unique<Product>();
     product->pieces.assign(pieces, pieces + count);
@@ -68,11 +62,37 @@ Product* product_new(Piece** pieces, int count, Piece* low_rank, float low_rank_
       product->outputs += each->rows;
       product->whole_numbers |= each->whole_numbers();
     }
-    product->low_rank.reset(low_rank);
-    product->low_rank_scale = low_rank_scale;
     return product.release();
   });
 }
+
+// Nothing at any of the places yet.
+Lora* lora_new(int places) {
+  return guarded([&] {
+    auto lora = std::make_unique<Lora>();
+    lora->products.resize(places);
+    return lora.release();
+  });
+}
+
+// Takes A and the Bs over: one for each piece of the product, or null. The ranks of A lie in their order.
+int lora_product(Lora* lora, int place, Piece* a, Piece** b, int pieces, float scale) {
+  return guarded([&] {
+    LowRank& low = lora->products[place];
+    low.a.reset(a);
+    low.scale = scale;
+    int at = 0;
+    for (int i = 0; i < pieces; i++) {
+      low.b.emplace_back(b[i]);
+      low.at.push_back(at);
+      at += b[i] ? b[i]->inputs : 0;
+    }
+    return 1;
+  });
+}
+
+// Not while a pass runs in which somebody has it.
+void lora_free(Lora* lora) { delete lora; }
 
 int64_t product_bytes(const Product* product) {
   int64_t total = 0;
@@ -111,10 +131,11 @@ void model_cache(Model* model, void* keys, void* values, int halves, int slots) 
   model->cache = {keys, values, halves != 0, slots, s.kv_heads, s.window, s.head_dim};
 }
 
-int model_pass(Model* model, int tokens, const int64_t* ids, const int64_t* slots, const int64_t* positions, int outputs,
-               const int64_t* wanted, float* logits) {
+// `loras`: one a token, or null; null where nobody has one.
+int model_pass(Model* model, int tokens, const int64_t* ids, const int64_t* slots, const int64_t* positions,
+               const Lora* const* loras, int outputs, const int64_t* wanted, float* logits) {
   return guarded([&] {
-    model->pass(tokens, ids, slots, positions, outputs, wanted, logits);
+    model->pass(tokens, ids, slots, positions, loras, outputs, wanted, logits);
     return 1;
   });
 }

@@ -53,19 +53,31 @@ class Team {
   // go, and then helps the others with theirs. Returns when all are done.
   template <class F>
   void share(int id, uint64_t& phase, int count, int run, F&& f) {
+    await(begin(id, phase, count, run, f));
+  }
+
+  // The same, but returns the phase's number as soon as all tasks are taken. Every task of the next phase must await it,
+  // as late as it can: somebody else's last task is then not waited for in idleness.
+  template <class F>
+  uint64_t begin(int id, uint64_t& phase, int count, int run, F&& f) {
     const uint64_t now = phase++;
-    if (finished_.load(std::memory_order_acquire) >= now) return;  // came too late
+    if (finished_.load(std::memory_order_acquire) >= now) return now;  // came too late
     const int runs = (count + run - 1) / run;
     int did = 0;
     for (int turn = 0; turn < members_; turn++) {
       const int part = (id + turn) % members_, begin = before(runs, part), size = before(runs, part + 1) - begin;
       for (int at; (at = claim(part, now, size)) >= 0; did++) f((begin + at) * run, std::min(count, (begin + at + 1) * run));
     }
-    if (did && done_.fetch_add(did, std::memory_order_acq_rel) + did == runs) {
-      done_.store(0, std::memory_order_relaxed);
+    std::atomic<int>& done = done_[now % 2].value;
+    if (did && done.fetch_add(did, std::memory_order_acq_rel) + did == runs) {
+      done.store(0, std::memory_order_relaxed);
       finished_.store(now, std::memory_order_release);
     }
-    for (int tries = 0; finished_.load(std::memory_order_acquire) < now; tries++) pause(tries);
+    return now;
+  }
+
+  void await(uint64_t phase) const {
+    for (int tries = 0; finished_.load(std::memory_order_acquire) < phase; tries++) pause(tries);
   }
 
  private:
@@ -73,6 +85,9 @@ class Team {
   static constexpr int RUN_BITS = 16;               // more runs in a phase than anything here has
   struct alignas(64) Claimed {
     std::atomic<uint64_t> value{0};  // phase, and runs that are taken
+  };
+  struct alignas(64) Done {
+    std::atomic<int> value{0};  // runs of a phase
   };
 
   // The next run of a part that nobody has; -1 if there is none, or the phase is over.
@@ -121,6 +136,6 @@ class Team {
   void (*work_)(void*, int, uint64_t&) = nullptr;
   void* of_ = nullptr;
   std::vector<Claimed> claimed_;  // by part
-  alignas(64) std::atomic<int> done_{0};
+  Done done_[2];  // of a phase, and of the next one, which may begin before it is done
   alignas(64) std::atomic<uint64_t> finished_{0};
 };
