@@ -1,0 +1,160 @@
+"""Adapters beside the bundled base on this CPU, unmerged, against the same adapter merged: one chat, four chats, a prompt.
+
+    python bench/adapters.py
+
+For bf16 and NF4 a process holds both engines and takes turns: the merged model; the base with four copies of the adapter
+under four names, of which nobody, one chat, or each of four chats asks for one. T 0.7, top-k 40, top-p 0.9, repetition
+penalty 1.1, 128-token prompts, medians of the turns' ratios. Before any timing, 256 greedy tokens under the adapter are held
+against torch's pass over the same values in float32. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from common import report
+from engine import prompt_ids
+
+BUNDLED = Path(__file__).parents[1] / "src/qlora_chat/bundled"
+NEW, TURNS, NAMES = 160, 7, ("a", "b", "c", "d")
+BEHIND = 0.25
+"""Logits by which a greedy token may lie behind the best in float32: `bench` allows as much."""
+
+
+def opened(dtype: str = "bfloat16", **settings: Any):
+    """An engine; the adapter's four names where the settings have a base."""
+    import torch
+
+    from qlora_chat.engines.local import LocalEngine
+    from qlora_chat.models.load import load
+    from qlora_chat.settings import ModelSettings, quiet_libraries
+
+    quiet_libraries()
+    chosen = ModelSettings(**settings, slots=4)
+    engine = LocalEngine(lambda: load(chosen, lambda line: None, dtype=getattr(torch, dtype)))
+    for name in NAMES if chosen.base else ():
+        engine.load_adapter(name, BUNDLED / "adapter")
+    return engine
+
+
+def checked(precision: str, dtype: str = "bfloat16") -> dict[str, Any]:
+    """Greedy tokens under an adapter, against the same base and adapter in float32 through torch."""
+    import torch
+
+    from qlora_chat.engines.cache import KVCache
+    from qlora_chat.engines.llama import Forward, Span
+    from qlora_chat.models.weights import NF4, Adapter, Beside, Dense, Layer, LlamaWeights, WithAdapter, build
+    from qlora_chat.prompt import Prompt
+    from qlora_chat.settings import Sampling
+    from qlora_chat.stopping import Stops
+
+    def exact(product: Any) -> Any:
+        match product:
+            case Beside(parts):
+                return Beside(tuple(exact(part) for part in parts))
+            case WithAdapter(base, a, b, scaling):
+                return WithAdapter(exact(base), a.float(), b.float(), scaling)
+            case NF4():
+                return Dense(product.dequantised())
+        return Dense(product.weight.float())
+
+    engine = opened(dtype, base=str(BUNDLED / "base"), precision=precision)
+    prompt = prompt_ids(engine.tokenizer)
+    stream = engine.stream(Prompt("", tuple(prompt)), Sampling(temperature=0.0, max_new_tokens=256), Stops(), NAMES[0])
+    said = [piece.token_id for piece in stream if piece.token_id is not None]
+    assert engine._model.base
+    tensors = engine._model.base.folder
+    engine.close()
+
+    from qlora_chat.models.checkpoint import Checkpoint
+
+    stored = build(
+        Checkpoint(tensors), engine._model.weights.shape, torch.device("cpu"), adapter=Adapter.read(BUNDLED / "adapter")
+    )
+    layers = tuple(Layer(each.attention_norm.float(), exact(each.qkv), exact(each.attention_out), each.mlp_norm.float(),
+                         exact(each.gate_up), exact(each.mlp_down)) for each in stored.layers)  # fmt: skip
+    plain = LlamaWeights(stored.shape, stored.embeddings.float(), layers, stored.norm.float(), exact(stored.head),
+                         stored.device, torch.float32)  # fmt: skip
+    logits = Forward(plain, KVCache(plain, 1))([Span(0, 0, [*prompt, *said[:-1]], logits=len(said))])
+    best = logits.max(-1)
+    behind = best.values - logits.gather(1, torch.tensor(said)[:, None])[:, 0]
+    return {"equal": int((best.indices == torch.tensor(said)).sum()), "of": len(said), "behind": round(float(behind.max()), 4)}
+
+
+def timed(precision: str) -> list[dict[str, float]]:
+    """Tokens/s of each turn: all chats together, after their first tokens; and milliseconds to the first."""
+    from qlora_chat.prompt import Prompt
+    from qlora_chat.settings import Sampling
+    from qlora_chat.stopping import Stops
+
+    merged, beside = opened(model="demo", precision=precision), opened(base=str(BUNDLED / "base"), precision=precision)
+    prompt = Prompt("", tuple(prompt_ids(merged.tokenizer)))
+    sampling = Sampling(temperature=0.7, top_k=40, top_p=0.9, repetition_penalty=1.1, max_new_tokens=NEW)
+
+    def run(engine: Any, *adapters: str | None) -> tuple[float, float]:
+        for slot in engine._cache.slots:
+            slot.ids.clear()  # so that the prompt is read again
+        streams = [engine.stream(prompt, sampling, Stops(), adapter) for adapter in adapters]
+        finishes = [list(stream)[-1].finish for stream in streams]
+        return sum(each.tokens_per_s for each in finishes), finishes[0].ttft_ms
+
+    def turn() -> dict[str, float]:
+        one, first = run(merged, None)
+        base, _ = run(beside, None)
+        exact, exact_first = run(beside, "a")
+        return {
+            "one": one, "first": first, "base": base, "exact": exact, "exact_first": exact_first,
+            "four": run(merged, *[None] * 4)[0], "shared": run(beside, *["a"] * 4)[0], "different": run(beside, *NAMES)[0],
+        }  # fmt: skip
+
+    turn()
+    turns = [turn() for _ in range(TURNS)]
+    merged.close()
+    beside.close()
+    return turns
+
+
+def child(name: str, *arguments: str) -> Any:
+    run = subprocess.run([sys.executable, __file__, name, *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def summary(turns: list[dict[str, float]]) -> dict[str, Any]:
+    def ratio(a: str, b: str) -> float:
+        return round(statistics.median(each[a] / each[b] for each in turns), 3)
+
+    return {
+        "merged, one chat, tokens/s": round(statistics.median(each["one"] for each in turns), 1),
+        "base alone beside loaded adapters / merged": ratio("base", "one"),
+        "one chat under an adapter / merged": ratio("exact", "one"),
+        "its first token / merged's": ratio("exact_first", "first"),
+        "merged, four chats, tokens/s": round(statistics.median(each["four"] for each in turns), 1),
+        "four chats under one adapter / merged": ratio("shared", "four"),
+        "four chats under four adapters / merged": ratio("different", "four"),
+    }
+
+
+def main() -> None:
+    figures: dict[str, Any] = {}
+    in_fp32 = child("checked", "bf16", "float32")
+    if in_fp32["equal"] < in_fp32["of"]:
+        sys.exit(f"greedy tokens in float32 differ from torch's ({in_fp32}): no timing is worth anything")
+    figures["greedy tokens in float32 equal to torch's"] = f"{in_fp32['equal']} of {in_fp32['of']}"
+    for precision in ("bf16", "nf4"):
+        found = child("checked", precision)
+        if found["behind"] > BEHIND:
+            sys.exit(f"greedy tokens in {precision} lie behind the best ({found}): no timing is worth anything")
+        figures[precision] = {"greedy tokens against float32": found, **summary(child("timed", precision))}
+    report("adapters", figures)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(json.dumps({"checked": checked, "timed": timed}[sys.argv[1]](*sys.argv[2:])))
+    else:
+        main()
