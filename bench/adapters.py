@@ -5,7 +5,8 @@
 For bf16 and NF4 a process holds both engines and takes turns: the merged model; the base with four copies of the adapter
 under four names, of which nobody, one chat, or each of four chats asks for one. T 0.7, top-k 40, top-p 0.9, repetition
 penalty 1.1, 128-token prompts, medians of the turns' ratios. Before any timing, 256 greedy tokens under the adapter are held
-against torch's pass over the same values in float32. Prints JSON.
+against torch's pass over the same values in float32. Then LAYERS layers and the head of LLaMA-7B's shape in NF4, random,
+with an r = 64 adapter on every linear: the pass alone. Prints JSON.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from common import report
 from engine import prompt_ids
 
 BUNDLED = Path(__file__).parents[1] / "src/qlora_chat/bundled"
-NEW, TURNS, NAMES = 160, 7, ("a", "b", "c", "d")
+NEW, TURNS, NAMES = 80, 9, ("a", "b", "c", "d")
+LAYERS, RANK = 8, 64
 BEHIND = 0.25
 """Logits by which a greedy token may lie behind the best in float32: `bench` allows as much."""
 
@@ -119,6 +122,46 @@ def timed(precision: str) -> list[dict[str, float]]:
     return turns
 
 
+def shape() -> list[dict[str, float]]:
+    """Milliseconds of a pass over one token, and over four chats' tokens, at 200 positions of a 7B's layers."""
+    import torch
+    from cpu_7b import FEED, HIDDEN, weights
+
+    from qlora_chat.engines.cache import KVCache
+    from qlora_chat.engines.cpu import compiled_forward
+    from qlora_chat.engines.cpu.lora import beside_products
+    from qlora_chat.engines.llama import Span
+
+    stored = weights(LAYERS)
+    forward = compiled_forward(stored, KVCache(stored, 4, torch.float16), lambda line: None)
+    assert forward, "the compiled pass cannot be had here"
+
+    def matrices(name: str) -> tuple[Any, Any]:
+        inputs = FEED if "down" in name else HIDDEN
+        outputs = FEED if "gate" in name or "up" in name else HIDDEN
+        return tuple((torch.randn(*size) / 64).bfloat16() for size in ((RANK, inputs), (outputs, RANK)))  # type: ignore[return-value]
+
+    names = [name for product in beside_products(LAYERS)[:-1] for name in product]
+    held = [forward.hold({name: matrices(name) for name in names}, 0.25) for _ in NAMES]
+
+    def run(*loras: Any) -> float:
+        for slot, lora in enumerate(loras):
+            forward.cache.slots[slot].adapter = lora
+        times = []
+        for _ in range(3):
+            began = time.perf_counter()
+            forward([Span(slot, 200, [7]) for slot in range(len(loras))])
+            times.append((time.perf_counter() - began) * 1000)
+        return statistics.median(times)
+
+    run(*held)
+    none = [None] * 4
+    return [
+        {"one": run(None), "exact": run(held[0]), "four": run(*none), "shared": run(*held[:1] * 4), "different": run(*held)}
+        for _ in range(2 * TURNS)
+    ]
+
+
 def child(name: str, *arguments: str) -> Any:
     run = subprocess.run([sys.executable, __file__, name, *arguments], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(run.stdout.splitlines()[-1])
@@ -150,11 +193,21 @@ def main() -> None:
         if found["behind"] > BEHIND:
             sys.exit(f"greedy tokens in {precision} lie behind the best ({found}): no timing is worth anything")
         figures[precision] = {"greedy tokens against float32": found, **summary(child("timed", precision))}
+    turns = child("shape")
+
+    def ratio(a: str, b: str) -> float:
+        return round(statistics.median(each[a] / each[b] for each in turns), 3)
+
+    figures[f"{LAYERS} layers of 7B's shape, NF4, speed of a pass / without adapters"] = {
+        "one chat": ratio("one", "exact"),
+        "four chats under one adapter": ratio("four", "shared"),
+        "four chats under four adapters": ratio("four", "different"),
+    }
     report("adapters", figures)
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        print(json.dumps({"checked": checked, "timed": timed}[sys.argv[1]](*sys.argv[2:])))
+        print(json.dumps({"checked": checked, "timed": timed, "shape": shape}[sys.argv[1]](*sys.argv[2:])))
     else:
         main()

@@ -47,7 +47,8 @@ class CpuForward:
         ]
         embeddings, norm, cos, sin = (each.data_ptr() for each in ends)
         is_bf16 = int(weights.embeddings.dtype == torch.bfloat16)
-        head = self._product(weights.head, eight_bits=in_four_bits(weights))
+        self._eight_bits = in_four_bits(weights)
+        head = self._product(weights.head, self._eight_bits)
         self._library.model_ends(self._model, embeddings, is_bf16, norm, head, cos, sin)
         keys, values = cache.keys, cache.values
         self._library.model_cache(self._model, keys.data_ptr(), values.data_ptr(), keys.dtype == torch.float16, keys.shape[1])
@@ -71,7 +72,7 @@ class CpuForward:
     def hold(self, parts: Mapping[str, AB], scaling: float) -> PackedLora:
         """An adapter, packed, for slots to name; A and B by the linear's Hugging Face name. MemoryError if there is no room."""
         by_product = [[parts.get(name) for name in names] for names in beside_products(self._layers)]
-        return PackedLora(self._library, [(each, scaling) for each in by_product])
+        return PackedLora(self._library, [(each, scaling) for each in by_product], self._eight_bits)
 
     def _lora_of(self, span: Span) -> int:
         lora = self.cache.slots[span.slot].adapter
@@ -86,7 +87,7 @@ class CpuForward:
         return PackedLora(self._library, [
             ([(part.a, part.b) if part else None for part in parts], next((part.scaling for part in parts if part), 1.0))
             for parts in adapted
-        ])  # fmt: skip
+        ], self._eight_bits)  # fmt: skip
 
     def __del__(self) -> None:
         if model := getattr(self, "_model", None):
@@ -131,9 +132,10 @@ class CpuForward:
     def _dense(self, weight: Tensor, bias: Tensor | None, eight_bits: bool = False) -> int:
         weight = weight.contiguous()
         bias = None if bias is None else bias.float()
-        is_bf16 = int(weight.dtype == torch.bfloat16)
-        pack = self._library.piece_int8 if eight_bits else self._library.piece_dense
-        return _made(pack(is_bf16, weight.data_ptr(), *weight.shape, _pointer(bias)))
+        is_bf16, pointers = weight.dtype == torch.bfloat16, (weight.data_ptr(), *weight.shape, _pointer(bias))
+        if eight_bits:
+            return _made(self._library.piece_int8(int(is_bf16), *pointers))
+        return _made(self._library.piece_dense(weight.element_size(), *pointers))
 
 
 def takes(weights: LlamaWeights) -> bool:
@@ -144,8 +146,8 @@ def takes(weights: LlamaWeights) -> bool:
 
 
 def in_four_bits(weights: LlamaWeights) -> bool:
-    """Whether the layers are: their head then takes 8 bits and a scale for each 64, a twentieth less memory to read a token
-    (bench/RESULTS.md has what it costs)."""
+    """Whether the layers are: their head then takes 8 bits and a scale for each 64, a twentieth less memory to read a token,
+    and adapters 8 bits and a scale a rank (bench/RESULTS.md has what both cost)."""
     down = weights.layers[0].mlp_down
     return isinstance(down.base if isinstance(down, WithAdapter) else down, NF4)
 
@@ -208,7 +210,7 @@ def _declared(library: ctypes.CDLL) -> Any:
         "piece_nf4": (pointer, [pointer, whole, whole, pointer, pointer, pointer, whole, pointer, pointer, whole, number]),
         "product_new": (pointer, [pointer, whole]),
         "lora_new": (pointer, [whole]),
-        "lora_product": (whole, [pointer, whole, pointer, pointer, whole, number]),
+        "lora_product": (whole, [pointer, whole, pointer, pointer, whole, pointer]),
         "lora_free": (None, [pointer]),
         "product_bytes": (ctypes.c_int64, [pointer]),
         "model_new": (pointer, [pointer, number, whole]),

@@ -56,6 +56,9 @@ inline F16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
 inline F16 load(const uint16_t* bf16) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)bf16)), 16))};
 }
+inline F16 load(const int8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))};
+}
 inline F16 load_half(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
 inline void store(float* p, F16 x) { _mm512_storeu_ps(p, x.v); }
 inline void store_half(uint16_t* p, F16 x) { _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(x.v, 0)); }
@@ -130,6 +133,10 @@ inline F16 load(const uint16_t* bf16) {  // rows 0-7 in the even words, 8-15 in 
   const __m256i v = _mm256_loadu_si256((const __m256i*)bf16);
   return {_mm256_castsi256_ps(_mm256_slli_epi32(v, 16)),
           _mm256_castsi256_ps(_mm256_and_si256(v, _mm256_set1_epi32((int)0xFFFF0000u)))};
+}
+inline F16 load(const int8_t* p) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p))),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8))))};
 }
 inline F16 load_half(const uint16_t* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)))};

@@ -1,4 +1,4 @@
-// LoRAs beside the products (Hu 2021): scale * B (A x), for the tokens whose chats have one.
+// LoRAs beside the products (Hu 2021): B (scales * (A x)), for the tokens whose chats have one.
 //
 // Scope: how a LoRA is held, and one product's share of it for neighbouring tokens. Each token's sums run over the inputs
 // in one order, as product.h's do, so its company does not matter. Knows nothing of threads and layers.
@@ -9,7 +9,7 @@ struct LowRank {                           // what a LoRA adds to one product
   std::unique_ptr<Piece> a;                // those of its pieces, one below the other; null where it adds nothing
   std::vector<std::unique_ptr<Piece>> b;   // one a piece of the product, or null
   std::vector<int> at;                     // where a piece's ranks begin among the outputs of `a`
-  float scale = 1;
+  std::vector<float> scales;               // a factor a rank
 };
 
 struct Lora {
@@ -34,7 +34,7 @@ inline int tasks(const Run& run, int place, int members) {
   return (low.a->panels() + step - 1) / step;
 }
 
-// out (tokens, stride) = scale * A x, panels [panel, panel + count).
+// out (tokens, stride) = scales * A x, panels [panel, panel + count).
 inline void low_rank_in(const LowRank& low, int panel, int count, const float* x, int x_stride, int tokens, float* sums,
                         float* out, int stride) {
   std::fill(sums, sums + size_t(count) * tokens * ROWS, 0.0f);
@@ -42,7 +42,7 @@ inline void low_rank_in(const LowRank& low, int panel, int count, const float* x
   for (int i = 0; i < count; i++)
     for (int m = 0; m < tokens; m++)
       for (int row = 0; row < std::min(ROWS, low.a->rows - (panel + i) * ROWS); row++)
-        out[size_t(m) * stride + (panel + i) * ROWS + row] = sums[(i * tokens + m) * ROWS + row] * low.scale;
+        out[size_t(m) * stride + (panel + i) * ROWS + row] = sums[(i * tokens + m) * ROWS + row] * low.scales[(panel + i) * ROWS + row];
 }
 
 // sums += B times what low_rank_in gave, for `count` panels of a piece whose sums are `apart` from each other.

@@ -5,7 +5,7 @@
 // 4-bit and 8-bit weights meet inputs of 14 bits and a sign, scaled for each 64: the products and the sums over 64 are
 // whole numbers, exact; what the blocks give is added in float32. The 4-bit table has 13 bits and a sign (at most 2^-13
 // from its float32 values, closer than bf16 comes to any of them), the scales are bitsandbytes' own in float32.
-// bf16 and float32 weights meet float32 inputs in float32.
+// bf16, float32 and plain bytes meet float32 inputs in float32.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -23,7 +23,7 @@ constexpr int BLOCK = 64;
 constexpr int INPUT_MOST = 8191, CODE_MOST = 4095;  // 64 of their products stay below 2^31
 constexpr int AHEAD = 2048;                         // bytes fetched before they are needed
 
-enum class Kind { F32, BF16, NF4, INT8 };
+enum class Kind { F32, BF16, NF4, INT8, BYTES };  // BYTES: whole numbers that somebody else scales
 
 // From input block `block` on, a row's scale of scales is `value` (bitsandbytes shares one by 256 scales in a row).
 struct Change {
@@ -235,7 +235,7 @@ void whole_panel(const Piece& p, int panel, const Inputs& in, int tokens, float*
 // one token alone takes PANELS of weights at once to have enough sums under way; theirs lie `apart` from each other.
 template <int M, int PANELS, class T>
 void dense_tokens(const T* w, size_t panel_size, int n, const float* x, int stride, float* sums, size_t apart) {
-  constexpr int STEP = sizeof(T) == 2 ? 2 : 1;  // inputs whose weights fill a line of the cache
+  constexpr int STEP = 4 / sizeof(T);  // inputs whose weights fill a line of the cache
   F16 sum[M * PANELS];
   lanes::each<M * PANELS>([&](auto i) { sum[i] = lanes::load(sums + i / M * apart + i % M * ROWS); });
   auto add = [&](int k) __attribute__((always_inline)) {
@@ -298,6 +298,7 @@ void dense_panels(const Piece& p, int panel, int count, const float* x, int stri
 // Adds up to four panels' products; the sums of each, (tokens, 16), are `apart` from the next one's.
 inline void dense(const Piece& p, int panel, int count, const float* x, int stride, int tokens, float* sums, size_t apart) {
   if (p.kind == Kind::F32) return dense_panels<float>(p, panel, count, x, stride, tokens, sums, apart);
+  if (p.kind == Kind::BYTES) return dense_panels<int8_t>(p, panel, count, x, stride, tokens, sums, apart);
   dense_panels<uint16_t>(p, panel, count, x, stride, tokens, sums, apart);
 }
 

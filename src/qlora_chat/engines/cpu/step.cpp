@@ -22,10 +22,12 @@ extern "C" {
 
 const char* cpu_lanes() { return lanes::name(); }
 
-Piece* piece_dense(int bf16, const void* weight, int rows, int inputs, const float* bias) {
+// `each`: bytes of a weight: 4 for float32, 2 for bf16, 1 for whole numbers that somebody else scales.
+Piece* piece_dense(int each, const void* weight, int rows, int inputs, const float* bias) {
   return guarded([&] {
-    auto piece = new_piece(bf16 ? Kind::BF16 : Kind::F32, rows, inputs, bias);
-    if (bf16) pack_dense(*piece, (const uint16_t*)weight);
+    auto piece = new_piece(each == 1 ? Kind::BYTES : each == 2 ? Kind::BF16 : Kind::F32, rows, inputs, bias);
+    if (each == 1) pack_dense(*piece, (const int8_t*)weight);
+    else if (each == 2) pack_dense(*piece, (const uint16_t*)weight);
     else pack_dense(*piece, (const float*)weight);
     return piece.release();
   });
@@ -75,12 +77,13 @@ Lora* lora_new(int places) {
   });
 }
 
-// Takes A and the Bs over: one for each piece of the product, or null. The ranks of A lie in their order.
-int lora_product(Lora* lora, int place, Piece* a, Piece** b, int pieces, float scale) {
+// Takes A and the Bs over: one for each piece of the product, or null. The ranks of A lie in their order, and `scales` has
+// a factor for each.
+int lora_product(Lora* lora, int place, Piece* a, Piece** b, int pieces, const float* scales) {
   return guarded([&] {
     LowRank& low = lora->products[place];
     low.a.reset(a);
-    low.scale = scale;
+    low.scales.assign(scales, scales + a->rows);
     int at = 0;
     for (int i = 0; i < pieces; i++) {
       low.b.emplace_back(b[i]);
