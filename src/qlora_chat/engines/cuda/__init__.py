@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from qlora_chat.engines.cache import KVCache
     from qlora_chat.engines.cuda.scheduler import CudaScheduler
+    from qlora_chat.engines.llama import Span
     from qlora_chat.models.weights import LlamaWeights
 
 
@@ -22,19 +23,19 @@ def open_cuda(weights: LlamaWeights, slots: int | None, cache_folder: Path | Non
     import torch
 
     from qlora_chat.engines.cache import KVCache, fitting_slots
+    from qlora_chat.engines.cuda.prompts import PromptReader
     from qlora_chat.engines.cuda.scheduler import CudaScheduler
     from qlora_chat.engines.cuda.step import Decoder, try_kernels
     from qlora_chat.engines.cuda.weights import eager_weights, packed_weights
-    from qlora_chat.engines.llama import Forward, Span
 
     try_kernels(cache_folder)
     packed = packed_weights(weights)
     cache = KVCache(weights, slots or fitting_slots(weights))
     decoder = Decoder(packed, cache, cache_folder)
-    forward = Forward(eager_weights(packed, decoder.unpack), cache)
+    reader = PromptReader(eager_weights(packed, decoder.unpack), cache, decoder.kernels, decoder.turns)
 
     def read(spans: Sequence[Span]) -> None:
         with torch.cuda.stream(decoder.stream):
-            forward(spans)
+            reader(spans)
 
     return CudaScheduler(decoder, read, cache), cache

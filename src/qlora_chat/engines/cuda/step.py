@@ -10,7 +10,6 @@ Shapes: R rows, H hidden, F feed-forward, V vocabulary, Q and K query and key-va
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.cuda import driver
 from qlora_chat.engines.cuda.driver import Kernel, address
 from qlora_chat.engines.cuda.geometry import WARPS, Defines, Geometry
+from qlora_chat.engines.cuda.kernels import Kernels, Wanted
 from qlora_chat.engines.cuda.packing import Packed
 from qlora_chat.engines.cuda.stack import Stack, stack_arguments, stack_for
 from qlora_chat.engines.cuda.structures import (
@@ -86,14 +86,12 @@ class Decoder:
     def __init__(self, weights: CudaWeights, cache: KVCache, cache_folder: Path | None) -> None:
         """Compile what one to eight rows need; the rest is compiled when it is first asked for. KernelError says why not."""
         self.weights, self.cache = weights, cache
-        self._kernel_folder = cache_folder / "kernels" if cache_folder else None
-        self._codes: dict[tuple[str, Defines], bytes] = {}
         self._device = weights.embeddings.device
         properties = torch.cuda.get_device_properties(self._device)
         self._processors = properties.multi_processor_count
         self._shared_limit = properties.shared_memory_per_block_optin
         self._early = properties.major >= 9
-        self._kernels: dict[tuple[str, str, Defines], Kernel] = {}
+        self.kernels = Kernels(cache_folder, self._shared_limit)
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._stream = torch.cuda.Stream(self._device)
         self._events = [torch.cuda.Event() for _ in range(RING)]
@@ -173,7 +171,7 @@ class Decoder:
             row_tiles=packed.row_tiles, k_blocks=packed.blocks,
         )  # fmt: skip
         geometry = Geometry.of(packed, 1, self._shared_limit)
-        kernel = self._kernel("product.cu", "unpack", geometry.defines(packed, lora=False))
+        kernel = self.kernels.get("product.cu", "unpack", geometry.defines(packed, lora=False))
         return _Unpacking(packed, kernel, (divided(packed.row_tiles * packed.blocks, 8), 1, 1), arguments, out)
 
     # --- buffers and kernels -------------------------------------------------------------------------------------------
@@ -200,7 +198,7 @@ class Decoder:
         self._drawn = torch.zeros(MOST_ROWS, RING, dtype=torch.int32).pin_memory()
         self._drawn_array = self._drawn.numpy()
         angles = torch.outer(torch.arange(shape.window).float(), shape.rope_frequencies())
-        self._turns = torch.stack((angles.cos(), angles.sin()), dim=-1).to(device).contiguous()  # (W, D / 2, 2)
+        self.turns = torch.stack((angles.cos(), angles.sin()), dim=-1).to(device).contiguous()  # (W, D / 2, 2)
         products = self.weights.layers[0].products
         self._workspace = halves(max(each.packed.outputs * each.packed.inputs for each in products))
         self._unpackings: dict[int, _Unpacking] = {}
@@ -212,25 +210,11 @@ class Decoder:
         return self._rows.data_ptr() + at * MOST_ROWS * 4
 
     def _compile(self, rows: int) -> None:
-        """All kernels of a step, side by side: NVRTC leaves the interpreter alone."""
-        wanted = self._wanted(rows)
-        if not wanted:
-            return
-        with ThreadPoolExecutor(len(wanted)) as pool:
-            list(pool.map(self._machine_code, wanted))
-        for key in wanted:
-            self._kernels[key] = Kernel(
-                self._machine_code(key), key[1], self._shared_limit if key[1] in ("product", "layers") else 0
-            )
+        """All kernels of a step."""
+        self.kernels.prepare(self._wanted(rows))
 
-    def _machine_code(self, key: tuple[str, str, Defines]) -> bytes:
-        source, _, defines = key
-        if (source, defines) not in self._codes:
-            self._codes[source, defines] = driver.compiled(source, dict(defines), driver.architecture(), self._kernel_folder)
-        return self._codes[source, defines]
-
-    def _wanted(self, rows: int) -> list[tuple[str, str, Defines]]:
-        found: dict[tuple[str, str, Defines], None] = {}
+    def _wanted(self, rows: int) -> list[Wanted]:
+        found: dict[Wanted, None] = {}
         stack = self._stack(rows)
         if stack is not None:
             found["layers.cu", "layers", stack.defines] = None
@@ -241,15 +225,7 @@ class Decoder:
             found["attend.cu", "attend", self._attend_defines()] = None
             for name in ("embed", "choose"):
                 found["choose.cu", name, self._choose_defines()] = None
-        return [key for key in found if key not in self._kernels]
-
-    def _kernel(self, source: str, name: str, defines: Defines) -> Kernel:
-        key = (source, name, defines)
-        if key not in self._kernels:
-            self._kernels[key] = Kernel(
-                self._machine_code(key), name, self._shared_limit if name in ("product", "layers") else 0
-            )
-        return self._kernels[key]
+        return list(found)
 
     def _attend_defines(self) -> Defines:
         shape = self.weights.shape
@@ -288,12 +264,12 @@ class Decoder:
 
     def _run_stack(self, stack: Stack) -> int:
         buffers = {
-            "turns": self._turns, "x": self._x, "activated": self._activated, "residual": self._residual,
+            "turns": self.turns, "x": self._x, "activated": self._activated, "residual": self._residual,
             "queries": self._queries, "partials": self._partials, "squares": self._squares, "arrived": self._lora_arrived,
         }  # fmt: skip
         rows = self._row_arguments()
         arguments = stack_arguments(stack, self.weights, self.cache, buffers, rows, self._processors)
-        kernel = self._kernel("layers.cu", "layers", stack.defines)
+        kernel = self.kernels.get("layers.cu", "layers", stack.defines)
         kernel((self._processors, 1, 1), WARPS * 32, arguments, shared_bytes=stack.shared_bytes, early=self._early)
         return self._processors
 
@@ -336,7 +312,7 @@ class Decoder:
             residual=address(self._residual), x=address(self._x), squares=address(self._squares[0]),
             arrivals=address(self._lora_arrived), hidden=weights.shape.hidden, arrival_count=self._lora_arrived.numel(),
         )  # fmt: skip
-        self._kernel("choose.cu", "embed", self._choose_defines())((rows, 1, 1), 256, arguments, early=self._early)
+        self.kernels.get("choose.cu", "embed", self._choose_defines())((rows, 1, 1), 256, arguments, early=self._early)
         return 1
 
     def _product(
@@ -353,7 +329,7 @@ class Decoder:
             x_out=address(self._x if x_out is None else x_out), out=address(out),
             keys=None if cache_layer is None else address(self.cache.keys[cache_layer]),
             values=None if cache_layer is None else address(self.cache.values[cache_layer]),
-            turns=address(self._turns), rows=self._row_arguments(), row_tiles=packed.row_tiles, k_blocks=packed.blocks,
+            turns=address(self.turns), rows=self._row_arguments(), row_tiles=packed.row_tiles, k_blocks=packed.blocks,
             outputs=outputs, count=rows, squares_count=squares_count, epilogue=epilogue, heads=shape.heads,
             kv_heads=shape.kv_heads, head_dim=shape.head_dim, window=shape.window, eps=shape.norm_eps,
             inverse_hidden=1.0 / shape.hidden,
@@ -367,7 +343,7 @@ class Decoder:
             arguments.adapter_count = len(low_rank.scales)
         geometry = Geometry.of(packed, rows, self._shared_limit)
         blocks = min(self._processors, divided(packed.row_tiles, geometry.tiles))
-        kernel = self._kernel("product.cu", "product", geometry.defines(packed, lora=low_rank is not None))
+        kernel = self.kernels.get("product.cu", "product", geometry.defines(packed, lora=low_rank is not None))
         kernel((blocks, 1, 1), WARPS * 32, arguments, shared_bytes=geometry.shared_bytes, early=self._early)
         return blocks
 
@@ -381,7 +357,7 @@ class Decoder:
             rows=self._row_arguments(), kv_heads=shape.kv_heads, window=shape.window, splits=splits,
             scale=1.4426950408889634 / shape.head_dim**0.5,
         )  # fmt: skip
-        kernel = self._kernel("attend.cu", "attend", self._attend_defines())
+        kernel = self.kernels.get("attend.cu", "attend", self._attend_defines())
         kernel((splits, shape.kv_heads, rows), 128, arguments, early=self._early)
 
     def _choose(self, rows: int) -> None:
@@ -390,7 +366,7 @@ class Decoder:
         arguments = ChooseArguments(
             logits=address(self._logits), seen=address(self._seen), drawn=self._drawn.data_ptr(), ring=RING, **fields
         )
-        self._kernel("choose.cu", "choose", self._choose_defines())((rows, 1, 1), 1024, arguments, early=self._early)
+        self.kernels.get("choose.cu", "choose", self._choose_defines())((rows, 1, 1), 1024, arguments, early=self._early)
 
 
 def try_kernels(cache_folder: Path | None) -> None:

@@ -65,6 +65,24 @@ class ChooseArguments(ctypes.Structure):
     )
 
 
+class AddNormArguments(ctypes.Structure):
+    """AddNorm in prompt.cu."""
+
+    _fields_ = _fields("addend weight residual x", *_ints("hidden"), ("eps", c_float))
+
+
+class RotateArguments(ctypes.Structure):
+    """Rotate in prompt.cu."""
+
+    _fields_ = _fields("qkv turns queries keys values", ("rows", RowsArguments), *_ints("heads kv_heads head_dim window"))
+
+
+class SiluTimesUpArguments(ctypes.Structure):
+    """SiluTimesUp in prompt.cu."""
+
+    _fields_ = _fields("gate_up out", *_ints("feed_forward"))
+
+
 def layers_arguments(layers: int) -> type[ctypes.Structure]:
     """Layers in layers.cu, compiled for so many layers."""
 

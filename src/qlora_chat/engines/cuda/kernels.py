@@ -1,0 +1,57 @@
+"""The kernels that a model needs, each compiled once, several side by side.
+
+Scope: which machine code has been made and loaded in this process. Knows nothing of what a kernel computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from qlora_chat.engines.cuda import driver
+from qlora_chat.engines.cuda.driver import Kernel
+from qlora_chat.engines.cuda.geometry import Defines
+
+Wanted = tuple[str, str, Defines]
+"""Source file, function, and what the source is compiled for."""
+WITH_ALL_SHARED_MEMORY = ("product", "layers")
+"""Functions that are launched with as much shared memory as the card gives a block."""
+
+
+class Kernels:
+    """Compiles, loads and remembers."""
+
+    def __init__(self, cache_folder: Path | None, shared_limit: int) -> None:
+        """`shared_limit`: most dynamic shared memory of a block, in bytes."""
+        self._folder = cache_folder / "kernels" if cache_folder else None
+        self._shared_limit = shared_limit
+        self._codes: dict[tuple[str, Defines], bytes] = {}
+        self._loaded: dict[Wanted, Kernel] = {}
+
+    def get(self, source: str, name: str, defines: Defines = ()) -> Kernel:
+        """A kernel, compiled now if it has not been. KernelError says why it cannot be."""
+        key = source, name, defines
+        if key not in self._loaded:
+            shared = self._shared_limit if name in WITH_ALL_SHARED_MEMORY else 0
+            self._loaded[key] = Kernel(self._machine_code(key), name, shared)
+        return self._loaded[key]
+
+    def prepare(self, wanted: Sequence[Wanted]) -> None:
+        """Compile those that are missing side by side: NVRTC leaves the interpreter alone."""
+        missing = {
+            (source, defines): (source, name, defines)
+            for source, name, defines in wanted
+            if (source, defines) not in self._codes
+        }
+        if missing:
+            with ThreadPoolExecutor(len(missing)) as pool:
+                list(pool.map(self._machine_code, missing.values()))
+        for key in wanted:
+            self.get(*key)
+
+    def _machine_code(self, key: Wanted) -> bytes:
+        source, _, defines = key
+        if (source, defines) not in self._codes:
+            self._codes[source, defines] = driver.compiled(source, dict(defines), driver.architecture(), self._folder)
+        return self._codes[source, defines]

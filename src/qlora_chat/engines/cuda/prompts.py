@@ -1,0 +1,112 @@
+"""Reading prompts on a card: many tokens at once, only for what they leave in the cache.
+
+Scope: the pass over prompts, with one kernel of ours for whatever lies between two products. It gives no logits: a prompt's
+last token goes with the decode steps. What follows the last layer's keys and values would be read by nobody and is left out.
+
+Shapes: N tokens of all spans together, H hidden, F feed-forward, Q and K query and key-value heads, D head dimension, T tokens
+of a span, P positions that it sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
+
+from qlora_chat.engines.cache import KVCache
+from qlora_chat.engines.cuda.driver import address
+from qlora_chat.engines.cuda.kernels import Kernels
+from qlora_chat.engines.cuda.structures import AddNormArguments, RotateArguments, RowsArguments, SiluTimesUpArguments
+from qlora_chat.engines.llama import Span
+from qlora_chat.models.weights import Layer, LlamaWeights
+
+THREADS = 256
+"""Of a block, as in prompt.cu."""
+
+
+class PromptReader:
+    """Runs spans through the weights, writing keys and values into the cache."""
+
+    def __init__(self, weights: LlamaWeights, cache: KVCache, kernels: Kernels, turns: Tensor) -> None:
+        """`weights` for many rows, in bf16; `turns` (window, D / 2, 2) float32, cos and sin. KernelError where the kernels
+        cannot be compiled."""
+        self._weights, self._cache, self._turns = weights, cache, turns
+        self._add_norm, self._rotate, self._silu_times_up = (
+            kernels.get("prompt.cu", name) for name in ("add_norm", "rotate", "silu_times_up")
+        )
+
+    @torch.inference_mode()
+    def __call__(self, spans: Sequence[Span]) -> None:
+        """Read them, on PyTorch's current stream."""
+        weights = self._weights
+        ids, slots, positions = self._laid_out(spans)
+        residual = weights.embeddings[ids].float()  # (N, H)
+        x = torch.empty_like(residual, dtype=torch.bfloat16)
+        rows = RowsArguments(slots=address(slots), positions=address(positions))
+        added: Tensor | None = None
+        for index, layer in enumerate(weights.layers):
+            self._norm(added, layer.attention_norm, residual, x)
+            queries = self._rotated(layer.qkv(x), index, rows)
+            if index == len(weights.layers) - 1:
+                return
+            self._norm(layer.attention_out(self._attended(queries, index, spans)), layer.mlp_norm, residual, x)
+            added = layer.mlp_down(self._activated(layer, x))
+
+    def _laid_out(self, spans: Sequence[Span]) -> tuple[Tensor, Tensor, Tensor]:
+        """ids, slots and positions of all tokens, (N,) int32 each, in one copy."""
+        ids = [each for span in spans for each in span.ids]
+        slots = [span.slot for span in spans for _ in span.ids]
+        positions = [at for span in spans for at in range(span.start, span.start + len(span.ids))]
+        together = torch.tensor((ids, slots, positions), dtype=torch.int32).pin_memory()
+        first, second, third = together.to(self._weights.device, non_blocking=True)
+        return first, second, third
+
+    def _norm(self, added: Tensor | None, weight: Tensor, residual: Tensor, x: Tensor) -> None:
+        """residual += added (N, H); x becomes its norm."""
+        arguments = AddNormArguments(
+            addend=address(added), weight=address(weight), residual=address(residual), x=address(x), hidden=x.shape[1],
+            eps=self._weights.shape.norm_eps,
+        )  # fmt: skip
+        self._add_norm((len(x), 1, 1), THREADS, arguments)
+
+    def _rotated(self, qkv: Tensor, index: int, rows: RowsArguments) -> Tensor:
+        """Keys and values into the cache -> queries (N, Q, D)."""
+        shape = self._weights.shape
+        queries = torch.empty((len(qkv), shape.heads, shape.head_dim), dtype=torch.bfloat16, device=qkv.device)
+        arguments = RotateArguments(
+            qkv=address(qkv), turns=address(self._turns), queries=address(queries), keys=address(self._cache.keys[index]),
+            values=address(self._cache.values[index]), rows=rows, heads=shape.heads, kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim, window=shape.window,
+        )  # fmt: skip
+        self._rotate((len(qkv), 1, 1), THREADS, arguments)
+        return queries
+
+    def _attended(self, queries: Tensor, index: int, spans: Sequence[Span]) -> Tensor:
+        """(N, Q, D) -> (N, Q * D): each span over exactly its own positions."""
+        shape, done, outputs = self._weights.shape, 0, []
+        for span in spans:
+            count, seen = len(span.ids), span.start + len(span.ids)
+            whole = span.start == 0
+            outputs.append(scaled_dot_product_attention(
+                queries[done : done + count].transpose(0, 1).unsqueeze(0),  # (1, Q, T, D)
+                self._cache.keys[index, span.slot, :, :seen].unsqueeze(0),  # (1, K, P, D)
+                self._cache.values[index, span.slot, :, :seen].unsqueeze(0),
+                attn_mask=None if whole else causal_lower_right(count, seen),
+                is_causal=whole,
+                enable_gqa=shape.heads != shape.kv_heads,
+            )[0].transpose(0, 1))  # fmt: skip
+            done += count
+        together = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        return together.reshape(len(queries), -1)
+
+    def _activated(self, layer: Layer, x: Tensor) -> Tensor:
+        """SiLU(gate) * up, (N, F)."""
+        gate_up = layer.gate_up(x)
+        feed_forward = gate_up.shape[1] // 2
+        out = torch.empty((len(x), feed_forward), dtype=torch.bfloat16, device=x.device)
+        arguments = SiluTimesUpArguments(gate_up=address(gate_up), out=address(out), feed_forward=feed_forward)
+        self._silu_times_up((-(-feed_forward // (2 * THREADS)), len(x), 1), THREADS, arguments)
+        return out
