@@ -24,10 +24,11 @@ from qlora_chat.benchmark.shapes import InFloat, RandomTensors, config_of, linea
 from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.cuda import driver
 from qlora_chat.engines.cuda.packing import natural, pack, pack_bf16, pack_int8
+from qlora_chat.engines.cuda.prompts import PromptReader
 from qlora_chat.engines.cuda.step import BUCKETS, Decoder, Row
-from qlora_chat.engines.cuda.weights import Product, eager_weights, packed_weights, tile_bytes
+from qlora_chat.engines.cuda.weights import Product, many_rows, packed_weights, tile_bytes
 from qlora_chat.engines.llama import Forward, Span
-from qlora_chat.models.weights import NF4, Adapter, build
+from qlora_chat.models.weights import NF4, Adapter, Layer, LlamaWeights, build
 
 failures = []
 
@@ -163,6 +164,40 @@ class RandomAdapter(Mapping):
 
     def __len__(self):
         return len(self._sizes)
+
+
+def eager_weights(packed, unpack):
+    """The packed model for the plain pass, which gives logits for every token; not what the engine reads prompts with."""
+    layers = tuple(
+        Layer(
+            each.attention_norm, many_rows(each.qkv, unpack), many_rows(each.attention_out, unpack), each.mlp_norm,
+            many_rows(each.gate_up, unpack), many_rows(each.mlp_down, unpack),
+        )
+        for each in packed.layers
+    )  # fmt: skip
+    embeddings = packed.embeddings(torch.arange(packed.shape.vocabulary, device="cuda")).bfloat16()
+    head = many_rows(packed.head, unpack)
+    return LlamaWeights(packed.shape, embeddings, layers, packed.norm, head, embeddings.device, torch.bfloat16)
+
+
+def check_prompts(reader, forward, cache, shape, stream):
+    """Keys and values that the reader leaves against the plain bf16 pass's: several prompts at once, then more of one."""
+    generator = torch.Generator().manual_seed(9)
+    ids = [torch.randint(5, shape.vocabulary, (length,), generator=generator).tolist() for length in (70, 300, 33)]
+    spans = [[Span(0, 0, ids[0], logits=0), Span(2, 0, ids[1], logits=0)], [Span(2, len(ids[1]), ids[2], logits=0)]]
+    kept = []
+    for read in (forward, reader):
+        cache.keys[:, :3], cache.values[:, :3] = float("nan"), float("nan")
+        with torch.cuda.stream(stream):
+            for each in spans:
+                read(each)
+        torch.cuda.synchronize()
+        parts = [part[:, slot, :, :seen].float() for part in (cache.keys, cache.values) for slot, seen in ((0, 70), (2, 333))]
+        kept.append(parts)
+    for name, plain, ours in zip(("keys", "keys, two parts", "values", "values, two parts"), *kept, strict=True):
+        error = relative(ours, plain)
+        first = relative(ours[0], plain[0])
+        say(f"prompt's {name}", error < 3e-2 and first < 1e-2, relative=f"{error:.1e}", first_layer=f"{first:.1e}")
 
 
 def check_step(decoder, forward, tensors, adapter, rows_list):
@@ -310,8 +345,10 @@ def main():
         weights_gib=round(tile_bytes(packed) / 2**30, 3),
         allocated_gib=round(torch.cuda.memory_allocated() / 2**30, 3),
     )
-    forward = Forward(eager_weights(packed, decoder.unpack), cache)
+    reader = PromptReader(packed, decoder.unpack, cache, decoder.kernels, decoder.turns)
     if not chosen.skip_checks:
+        forward = Forward(eager_weights(packed, decoder.unpack), cache)
+        check_prompts(reader, forward, cache, tensors.shape, decoder.stream)
         check_step(decoder, forward, tensors, adapter, rows_list)
         check_sampling(decoder, tensors.shape)
         logits = decoder._logits
@@ -326,12 +363,12 @@ def main():
     for length in (128, 512, 2048):
         ids = torch.randint(5, 32000, (length,)).tolist()
         with torch.cuda.stream(decoder.stream), torch.inference_mode():
-            forward([Span(0, 0, ids)])
+            reader([Span(0, 0, ids, logits=0)])
             torch.cuda.synchronize()
             times = []
             for _ in range(5):
                 begin = time.perf_counter()
-                forward([Span(0, 0, ids)])
+                reader([Span(0, 0, ids, logits=0)])
                 torch.cuda.synchronize()
                 times.append((time.perf_counter() - begin) * 1e3)
         say(f"time prompt of {length}", ms=round(sorted(times)[2], 2))

@@ -26,13 +26,13 @@ def open_cuda(weights: LlamaWeights, slots: int | None, cache_folder: Path | Non
     from qlora_chat.engines.cuda.prompts import PromptReader
     from qlora_chat.engines.cuda.scheduler import CudaScheduler
     from qlora_chat.engines.cuda.step import Decoder, try_kernels
-    from qlora_chat.engines.cuda.weights import eager_weights, packed_weights
+    from qlora_chat.engines.cuda.weights import packed_weights
 
     try_kernels(cache_folder)
     packed = packed_weights(weights)
     cache = KVCache(weights, slots or fitting_slots(weights))
     decoder = Decoder(packed, cache, cache_folder)
-    reader = PromptReader(eager_weights(packed, decoder.unpack), cache, decoder.kernels, decoder.turns)
+    reader = PromptReader(packed, decoder.unpack, cache, decoder.kernels, decoder.turns)
 
     def read(spans: Sequence[Span]) -> None:
         with torch.cuda.stream(decoder.stream):

@@ -8,7 +8,8 @@
 #include "common.cuh"
 
 struct Embed {
-  const u16* embeddings;  // [V][H] bf16
+  const void* embeddings;  // [V][H] bf16, or int8 where there are scales
+  const float* scales;     // [V] or null
   const int* tokens;      // [R]
   const u16* norm;        // [H] weight of the first norm
   float* residual;        // [R][H]
@@ -25,10 +26,12 @@ extern "C" __global__ void __launch_bounds__(256) embed(const __grid_constant__ 
   wait_for_previous();
   if (row == 0)
     for (int i = threadIdx.x; i < p.arrival_count; i += 256) p.arrivals[i] = 0;
-  const u16* source = p.embeddings + (size_t)p.tokens[row] * p.hidden;
+  const int token = p.tokens[row];
+  const size_t source = (size_t)token * p.hidden;
+  const float scale = p.scales ? p.scales[token] : 0.0f;
   float squares = 0.0f;
   for (int i = threadIdx.x; i < p.hidden; i += 256) {
-    const float h = bf16_to_float(source[i]);
+    const float h = p.scales ? ((const signed char*)p.embeddings)[source + i] * scale : bf16_to_float(((const u16*)p.embeddings)[source + i]);
     p.residual[(size_t)row * p.hidden + i] = h;
     p.x[(size_t)row * p.hidden + i] = float_to_bf16(h * bf16_to_float(p.norm[i]));
     squares += h * h;

@@ -10,7 +10,7 @@ Shapes: N outputs, K inputs, T row tiles of 16, B blocks of inputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ KINDS = {"nf4": 0, "bf16": 1, "int8": 2}
 BLOCK_INPUTS = {"nf4": 64, "bf16": 32, "int8": 64}
 ROWS = 16
 """Outputs of a tile."""
+INT8_ROWS = 4096
+"""Quantised at a time: in float32 a whole head would take half a gigabyte, twice."""
 MOST_NF4_BLOCKS = 256
 """A row's absmax factors are kept as two: enough for 256 blocks of 64."""
 
@@ -133,12 +135,32 @@ def pack_int8(weight: Tensor, row_of: Tensor) -> Packed:
     outputs, inputs = weight.shape
     if inputs % BLOCK_INPUTS["int8"]:
         raise CannotPack(f"{inputs} inputs are not whole blocks of {BLOCK_INPUTS['int8']}")
-    rows = _rows(weight, row_of).float()
-    scales = rows.abs().amax(dim=1) / 127
-    codes = (rows / scales.clamp_min(1e-30)[:, None]).round().to(torch.int8)
-    tiles = codes.view(-1, 2, 8, inputs // 64, 4, 2, 2, 4).permute(0, 3, 5, 2, 4, 6, 1, 7).contiguous()
-    packed = tiles.view(torch.uint8).view(len(row_of) // ROWS, -1)
+    scales = torch.empty(len(row_of), device=weight.device)
+    packed = torch.empty((len(row_of) // ROWS, ROWS * inputs), dtype=torch.uint8, device=weight.device)
+    for first in range(0, len(row_of), INT8_ROWS):
+        part = slice(first, min(first + INT8_ROWS, len(row_of)))
+        rows = _rows(weight, row_of[part]).float()
+        scales[part] = rows.abs().amax(dim=1) / 127
+        codes = (rows / scales[part].clamp_min(1e-30)[:, None]).round().to(torch.int8)
+        tiles = codes.view(-1, 2, 8, inputs // 64, 4, 2, 2, 4).permute(0, 3, 5, 2, 4, 6, 1, 7).contiguous()
+        packed[part.start // ROWS : part.stop // ROWS] = tiles.view(torch.uint8).view(-1, ROWS * inputs)
     return Packed("int8", outputs, inputs, packed, row_of, row_scales=scales, paired=pairs_up(inputs // 64))
+
+
+def some_tiles(packed: Packed, tiles: slice) -> Packed:
+    """Some of the tiles of gate and up, as a matrix of its own: gate's outputs of these tiles, then up's."""
+    rows = slice(tiles.start * ROWS, tiles.stop * ROWS)
+    half, count = packed.outputs // 2, (tiles.stop - tiles.start) * ROWS
+    row_of, first = packed.row_of[rows], tiles.start * ROWS // 2
+    row_of = torch.where(row_of < half, row_of - first, row_of - half - first + count // 2).contiguous()
+    return replace(
+        packed, outputs=count, tiles=packed.tiles[tiles], row_of=row_of, nested=_part(packed.nested, rows),
+        row_scales=_part(packed.row_scales, rows), bias=_part(packed.bias, rows),
+    )  # fmt: skip
+
+
+def _part(tensor: Tensor | None, rows: slice) -> Tensor | None:
+    return None if tensor is None else tensor[rows]
 
 
 def _pack_nf4(parts: Sequence[NF4], row_of: Tensor) -> Packed:

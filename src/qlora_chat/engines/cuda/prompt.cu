@@ -84,8 +84,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) rotate(const __grid_consta
 
 struct SiluTimesUp {
   const u16* gate_up;  // [N][2 * F] bf16
-  u16* out;            // [N][F] bf16
-  int feed_forward;
+  u16* out;            // [N][stride] bf16, F of each row
+  int feed_forward, stride;
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS) silu_times_up(const __grid_constant__ SiluTimesUp p) {
@@ -94,6 +94,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) silu_times_up(const __grid
   if (i >= p.feed_forward) return;
   const u32 g = *(const u32*)(gate + i), up = *(const u32*)(gate + p.feed_forward + i);
   const float first = low_to_float(g), second = high_to_float(g);
-  *(u32*)(p.out + (size_t)blockIdx.y * p.feed_forward + i) =
+  *(u32*)(p.out + (size_t)blockIdx.y * p.stride + i) =
       floats_to_bf16x2(first / (1.0f + __expf(-first)) * low_to_float(up), second / (1.0f + __expf(-second)) * high_to_float(up));
 }

@@ -9,7 +9,8 @@ of a span, P positions that it sees.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,21 +20,48 @@ from torch.nn.functional import scaled_dot_product_attention
 from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.cuda.driver import address
 from qlora_chat.engines.cuda.kernels import Kernels
+from qlora_chat.engines.cuda.packing import Packed
 from qlora_chat.engines.cuda.structures import AddNormArguments, RotateArguments, RowsArguments, SiluTimesUpArguments
+from qlora_chat.engines.cuda.weights import CudaLayer, CudaWeights, many_rows
 from qlora_chat.engines.llama import Span
-from qlora_chat.models.weights import Layer, LlamaWeights
+from qlora_chat.models.weights import Linear
 
 THREADS = 256
 """Of a block, as in prompt.cu."""
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """A decoder layer for many rows. Gate and up come in two halves: unpacked as a whole, they would double the workspace."""
+
+    attention_norm: Tensor
+    qkv: Linear
+    attention_out: Linear
+    mlp_norm: Tensor
+    gate_up: tuple[Linear, Linear]
+    mlp_down: Linear
+    feed_forward: int
+
+    @staticmethod
+    def of(layer: CudaLayer, unpack: Callable[[Packed], Tensor]) -> _Layer:
+        tiles = layer.gate_up.packed.row_tiles
+        halves = slice(0, tiles // 2), slice(tiles // 2, tiles)
+        first, second = (many_rows(layer.gate_up, unpack, each) for each in halves)
+        return _Layer(
+            layer.attention_norm, many_rows(layer.qkv, unpack), many_rows(layer.attention_out, unpack), layer.mlp_norm,
+            (first, second), many_rows(layer.mlp_down, unpack), layer.mlp_down.packed.inputs,
+        )  # fmt: skip
+
+
 class PromptReader:
     """Runs spans through the weights, writing keys and values into the cache."""
 
-    def __init__(self, weights: LlamaWeights, cache: KVCache, kernels: Kernels, turns: Tensor) -> None:
-        """`weights` for many rows, in bf16; `turns` (window, D / 2, 2) float32, cos and sin. KernelError where the kernels
-        cannot be compiled."""
-        self._weights, self._cache, self._turns = weights, cache, turns
+    def __init__(
+        self, weights: CudaWeights, unpack: Callable[[Packed], Tensor], cache: KVCache, kernels: Kernels, turns: Tensor
+    ) -> None:
+        """`turns` (window, D / 2, 2) float32: cos and sin. KernelError where the kernels cannot be compiled."""
+        self._shape, self._embeddings, self._cache, self._turns = weights.shape, weights.embeddings, cache, turns
+        self._layers = [_Layer.of(each, unpack) for each in weights.layers]
         self._add_norm, self._rotate, self._silu_times_up = (
             kernels.get("prompt.cu", name) for name in ("add_norm", "rotate", "silu_times_up")
         )
@@ -41,16 +69,15 @@ class PromptReader:
     @torch.inference_mode()
     def __call__(self, spans: Sequence[Span]) -> None:
         """Read them, on PyTorch's current stream."""
-        weights = self._weights
         ids, slots, positions = self._laid_out(spans)
-        residual = weights.embeddings[ids].float()  # (N, H)
+        residual = self._embeddings(ids)  # (N, H)
         x = torch.empty_like(residual, dtype=torch.bfloat16)
         rows = RowsArguments(slots=address(slots), positions=address(positions))
         added: Tensor | None = None
-        for index, layer in enumerate(weights.layers):
+        for index, layer in enumerate(self._layers):
             self._norm(added, layer.attention_norm, residual, x)
             queries = self._rotated(layer.qkv(x), index, rows)
-            if index == len(weights.layers) - 1:
+            if index == len(self._layers) - 1:
                 return
             self._norm(layer.attention_out(self._attended(queries, index, spans)), layer.mlp_norm, residual, x)
             added = layer.mlp_down(self._activated(layer, x))
@@ -61,20 +88,20 @@ class PromptReader:
         slots = [span.slot for span in spans for _ in span.ids]
         positions = [at for span in spans for at in range(span.start, span.start + len(span.ids))]
         together = torch.tensor((ids, slots, positions), dtype=torch.int32).pin_memory()
-        first, second, third = together.to(self._weights.device, non_blocking=True)
+        first, second, third = together.to(self._turns.device, non_blocking=True)
         return first, second, third
 
     def _norm(self, added: Tensor | None, weight: Tensor, residual: Tensor, x: Tensor) -> None:
         """residual += added (N, H); x becomes its norm."""
         arguments = AddNormArguments(
             addend=address(added), weight=address(weight), residual=address(residual), x=address(x), hidden=x.shape[1],
-            eps=self._weights.shape.norm_eps,
+            eps=self._shape.norm_eps,
         )  # fmt: skip
         self._add_norm((len(x), 1, 1), THREADS, arguments)
 
     def _rotated(self, qkv: Tensor, index: int, rows: RowsArguments) -> Tensor:
         """Keys and values into the cache -> queries (N, Q, D)."""
-        shape = self._weights.shape
+        shape = self._shape
         queries = torch.empty((len(qkv), shape.heads, shape.head_dim), dtype=torch.bfloat16, device=qkv.device)
         arguments = RotateArguments(
             qkv=address(qkv), turns=address(self._turns), queries=address(queries), keys=address(self._cache.keys[index]),
@@ -86,7 +113,7 @@ class PromptReader:
 
     def _attended(self, queries: Tensor, index: int, spans: Sequence[Span]) -> Tensor:
         """(N, Q, D) -> (N, Q * D): each span over exactly its own positions."""
-        shape, done, outputs = self._weights.shape, 0, []
+        shape, done, outputs = self._shape, 0, []
         for span in spans:
             count, seen = len(span.ids), span.start + len(span.ids)
             whole = span.start == 0
@@ -102,11 +129,16 @@ class PromptReader:
         together = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return together.reshape(len(queries), -1)
 
-    def _activated(self, layer: Layer, x: Tensor) -> Tensor:
+    def _activated(self, layer: _Layer, x: Tensor) -> Tensor:
         """SiLU(gate) * up, (N, F)."""
-        gate_up = layer.gate_up(x)
-        feed_forward = gate_up.shape[1] // 2
-        out = torch.empty((len(x), feed_forward), dtype=torch.bfloat16, device=x.device)
-        arguments = SiluTimesUpArguments(gate_up=address(gate_up), out=address(out), feed_forward=feed_forward)
-        self._silu_times_up((-(-feed_forward // (2 * THREADS)), len(x), 1), THREADS, arguments)
+        out = torch.empty((len(x), layer.feed_forward), dtype=torch.bfloat16, device=x.device)
+        done = 0
+        for product in layer.gate_up:
+            gate_up = product(x)  # (N, 2 * some of F)
+            count = gate_up.shape[1] // 2
+            arguments = SiluTimesUpArguments(
+                gate_up=address(gate_up), out=address(out[:, done:]), feed_forward=count, stride=layer.feed_forward
+            )
+            self._silu_times_up((-(-count // (2 * THREADS)), len(x), 1), THREADS, arguments)
+            done += count
         return out

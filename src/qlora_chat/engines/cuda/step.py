@@ -86,7 +86,7 @@ class Decoder:
     def __init__(self, weights: CudaWeights, cache: KVCache, cache_folder: Path | None) -> None:
         """Compile what one to eight rows need; the rest is compiled when it is first asked for. KernelError says why not."""
         self.weights, self.cache = weights, cache
-        self._device = weights.embeddings.device
+        self._device = weights.norm.device
         properties = torch.cuda.get_device_properties(self._device)
         self._processors = properties.multi_processor_count
         self._shared_limit = properties.shared_memory_per_block_optin
@@ -153,9 +153,10 @@ class Decoder:
 
     def unpack(self, packed: Packed) -> Tensor:
         """(N, K) bf16 in the checkpoint's order, in a workspace that the next call overwrites."""
-        known = self._unpackings.get(packed.tiles.data_ptr())
+        key = packed.tiles.data_ptr(), packed.row_tiles
+        known = self._unpackings.get(key)
         if known is None:
-            known = self._unpackings[packed.tiles.data_ptr()] = self._unpacking(packed)
+            known = self._unpackings[key] = self._unpacking(packed)
         known.kernel(known.grid, 256, known.arguments)
         return known.out
 
@@ -199,9 +200,8 @@ class Decoder:
         self._drawn_array = self._drawn.numpy()
         angles = torch.outer(torch.arange(shape.window).float(), shape.rope_frequencies())
         self.turns = torch.stack((angles.cos(), angles.sin()), dim=-1).to(device).contiguous()  # (W, D / 2, 2)
-        products = self.weights.layers[0].products
-        self._workspace = halves(max(each.packed.outputs * each.packed.inputs for each in products))
-        self._unpackings: dict[int, _Unpacking] = {}
+        self._workspace = halves(0)
+        self._unpackings: dict[tuple[int, int], _Unpacking] = {}
         self._lora_out = floats(MOST_ROWS, 3 * self.weights.rank) if self.weights.rank else None
         self._lora_arrived = torch.zeros(4 * shape.layers, dtype=torch.int32, device=device)
 
@@ -308,9 +308,10 @@ class Decoder:
     def _embed(self, rows: int) -> int:
         weights, first = self.weights, self.weights.layers[0]
         arguments = EmbedArguments(
-            embeddings=address(weights.embeddings), tokens=self._field("tokens"), norm=address(first.attention_norm),
-            residual=address(self._residual), x=address(self._x), squares=address(self._squares[0]),
-            arrivals=address(self._lora_arrived), hidden=weights.shape.hidden, arrival_count=self._lora_arrived.numel(),
+            embeddings=address(weights.embeddings.rows), scales=address(weights.embeddings.scales),
+            tokens=self._field("tokens"), norm=address(first.attention_norm), residual=address(self._residual),
+            x=address(self._x), squares=address(self._squares[0]), arrivals=address(self._lora_arrived),
+            hidden=weights.shape.hidden, arrival_count=self._lora_arrived.numel(),
         )  # fmt: skip
         self.kernels.get("choose.cu", "embed", self._choose_defines())((rows, 1, 1), 256, arguments, early=self._early)
         return 1

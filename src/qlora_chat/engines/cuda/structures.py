@@ -54,7 +54,7 @@ class AttendArguments(ctypes.Structure):
 class EmbedArguments(ctypes.Structure):
     """Embed in choose.cu."""
 
-    _fields_ = _fields("embeddings tokens norm residual x squares arrivals", *_ints("hidden arrival_count"))
+    _fields_ = _fields("embeddings scales tokens norm residual x squares arrivals", *_ints("hidden arrival_count"))
 
 
 class ChooseArguments(ctypes.Structure):
@@ -80,7 +80,7 @@ class RotateArguments(ctypes.Structure):
 class SiluTimesUpArguments(ctypes.Structure):
     """SiluTimesUp in prompt.cu."""
 
-    _fields_ = _fields("gate_up out", *_ints("feed_forward"))
+    _fields_ = _fields("gate_up out", *_ints("feed_forward stride"))
 
 
 def layers_arguments(layers: int) -> type[ctypes.Structure]:
