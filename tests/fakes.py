@@ -435,6 +435,9 @@ class PlainDecoder:
         """Nothing to wait for."""
         assert number <= self.started
 
+    def wait(self) -> None:
+        """Nothing is under way."""
+
     def drawn(self, row: int, count: int) -> int:
         """The token chosen for a row."""
         return self._drawn[row, count]

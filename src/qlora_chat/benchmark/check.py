@@ -78,7 +78,7 @@ def _logits(shape: RandomShape) -> Check:
         "same first choice": round(same, 3),
     }  # fmt: skip
     what = (
-        "logits of the engine's pass against the plain pass in float32, the worst row; allowed: "
+        "logits of the engine's pass against the plain pass in float32 over the weights as held, the worst row; allowed: "
         f"relative {RELATIVE} and KL {KL}, or no farther than the plain pass in bf16 is"
     )
     return Check(ours[0] <= max(RELATIVE, theirs[0]) and ours[1] <= max(KL, theirs[1]), what, figures)

@@ -131,8 +131,10 @@ class RandomTensors(Mapping[str, Tensor]):
 class InFloat(Mapping[str, Tensor]):
     """The same checkpoint with every weight in floating point: what the plain path computes with."""
 
-    def __init__(self, tensors: RandomTensors, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(self, tensors: RandomTensors, dtype: torch.dtype = torch.bfloat16, *, ends_in_8_bits: bool = False) -> None:
+        """`ends_in_8_bits`: embeddings and head take the values that they have in 8 bits, a scale a row."""
         self._tensors, self._dtype = tensors, dtype
+        self._rounded = ("model.embed_tokens.weight", "lm_head.weight") if ends_in_8_bits else ()
         self._names = dict.fromkeys(name for name in tensors if ".weight." not in name)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -141,13 +143,19 @@ class InFloat(Mapping[str, Tensor]):
         linear = name.removesuffix(".weight")
         if linear in self._tensors._linears:
             return self._tensors.in_float(linear, self._dtype)
-        return self._tensors[name].to(self._dtype)
+        tensor = self._tensors[name]
+        return (_in_8_bits(tensor) if name in self._rounded else tensor).to(self._dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def _in_8_bits(matrix: Tensor) -> Tensor:
+    scales = matrix.float().abs().amax(dim=1, keepdim=True) / 127
+    return (matrix.float() / scales).round() * scales
 
 
 def _dequantised(tensors: Mapping[str, Tensor], name: str) -> Tensor:

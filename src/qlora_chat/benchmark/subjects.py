@@ -101,6 +101,7 @@ class RandomShape:
     def __init__(self, subject: Subject) -> None:
         self.device = device_of(subject)
         self._subject = subject
+        self._nf4 = subject.precision == "nf4"
         self.config = config_of(subject.name, subject.layers)
         self.tensors = RandomTensors(self.config, subject.precision, self.device)
         self.shape = self.tensors.shape
@@ -112,8 +113,9 @@ class RandomShape:
         return LoadedModel(self._weights(), filled_tokenizer(self.shape.vocabulary), info)
 
     def plain(self, dtype: torch.dtype) -> LlamaWeights:
-        """The same values in floating point, for the plain forward pass."""
-        return build(InFloat(self.tensors, dtype), self.shape, self.device, dtype)
+        """The values that the engine computes with in floating point, for the plain forward pass."""
+        rounded = self._nf4 and self.device.type == "cuda"  # a card holds embeddings and head of an NF4 model in 8 bits
+        return build(InFloat(self.tensors, dtype, ends_in_8_bits=rounded), self.shape, self.device, dtype)
 
     def original(self) -> Any:
         from qlora_chat.benchmark.original import transformers_model
@@ -126,8 +128,8 @@ class RandomShape:
 
     def bytes_a_pass(self) -> int:
         inner = sum(out * ins for out, ins in linears(self.config).values())
-        each = NF4_BYTES if self._subject.precision == "nf4" else 2
-        return int(inner * each) + 2 * self.shape.vocabulary * self.shape.hidden
+        each = NF4_BYTES if self._nf4 else 2
+        return int(inner * each) + (1 if self._nf4 else 2) * self.shape.vocabulary * self.shape.hidden  # NF4: an 8-bit head
 
     def _weights(self) -> LlamaWeights:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import pytest
 
@@ -96,7 +97,7 @@ def test_chats_that_join_and_leave_change_nothing_for_the_others(
     assert list(third)[-1].finish.reason == "cancelled"  # type: ignore[union-attr]
 
 
-def test_a_long_prompt_is_read_in_one_pass_when_nobody_waits_and_in_rows_beside_an_answer(
+def test_a_long_prompt_is_read_in_one_pass_when_nobody_waits(
     driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
 ) -> None:
     long = prompt_for("Tell me about " + "rivers and mountains and " * 30)
@@ -104,16 +105,43 @@ def test_a_long_prompt_is_read_in_one_pass_when_nobody_waits_and_in_rows_beside_
     alone = driven.ask(long)
     driven.run()
     assert driven.decoder.widest == 1, "read by the eager pass"
-    expected = ids_of(shared_engine.stream(long, GREEDY, Stops()))  # type: ignore[arg-type]
-    assert ids_of(alone) == expected
-    short = driven.ask(prompt_for("Why do birds fly?"), GREEDY.changed(max_new_tokens=40))
-    for _ in range(4):
-        driven.scheduler.step()
-    beside = driven.ask(prompt_for("What do you know of " + "lakes and forests and " * 30))
+    assert ids_of(alone) == ids_of(shared_engine.stream(long, GREEDY, Stops()))  # type: ignore[arg-type]
+
+
+def test_a_short_prompt_beside_an_answer_is_read_in_the_rows_that_its_steps_have_to_spare(
+    driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
+) -> None:
+    driven.ask(prompt_for("Why do birds fly?"), GREEDY.changed(max_new_tokens=40))
+    driven.run(4)
+    driven.passes.clear()
+    prompt = prompt_for("What do you know of lakes and forests?")
+    beside = driven.ask(prompt)
     driven.run()
+    assert driven.passes == []
     assert 1 < driven.decoder.widest <= 16, "part of the prompt in each step"
-    assert len(ids_of(short)) == 40
-    assert len(ids_of(beside)) == GREEDY.max_new_tokens
+    assert ids_of(beside) == ids_of(shared_engine.stream(prompt, GREEDY, Stops()))  # type: ignore[arg-type]
+
+
+def test_a_long_prompt_beside_an_answer_is_read_in_parts_and_the_answer_goes_on_between_them(
+    driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "READ_BESIDE", 50)
+    answer = driven.ask(prompt_for("Why do birds fly?"), GREEDY.changed(max_new_tokens=100))
+    driven.run(4)
+    driven.passes.clear()
+    prompt = prompt_for("What do you know of " + "lakes and forests and " * 50)
+    beside = driven.ask(prompt)
+    steps = []
+    while not beside._request.generated:
+        known = len(driven.passes)
+        driven.scheduler.step()
+        steps += [driven.decoder.started] if len(driven.passes) > known else []
+    assert len(driven.passes) > 1
+    assert all(sum(each) <= 50 for each in driven.passes)
+    assert all(later > earlier for earlier, later in pairwise(steps)), "steps of the answer after each"
+    driven.run()
+    assert len(ids_of(answer)) == 100
+    assert ids_of(beside) == ids_of(shared_engine.stream(prompt, GREEDY, Stops()))  # type: ignore[arg-type]
 
 
 def test_chats_that_come_together_are_read_together_and_answer_together(
@@ -133,6 +161,7 @@ def test_a_chat_that_has_been_read_does_not_wait_for_every_prompt_behind_it(
 ) -> None:
     monkeypatch.setattr(scheduler, "READ_AT_ONCE", 64)
     monkeypatch.setattr(scheduler, "READ_BEFORE_FIRST", 128)
+    monkeypatch.setattr(scheduler, "READ_BESIDE", 64)
     first = driven.ask(prompt_for("Why do birds fly?"), GREEDY.changed(max_new_tokens=2))
     others = [driven.ask(prompt_for("What do you know of " + "lakes and forests and " * 30)) for _ in range(3)]
     for _ in range(5):

@@ -2,11 +2,14 @@
 
 Scope: which rows a step has, when the next step may be started before this one's tokens are known, and how prompts are
 read. While the same chats answer with the same settings, a step takes its tokens from the step before on the device, and
-the host hands out one step's tokens while the next one runs. Single-threaded, as engines/scheduler.py is.
+the host hands out one step's tokens while the next one runs. Prompts get at most half of the time while others answer: few
+tokens as rows of the answers' own steps, more of them in passes of their own, each followed by steps for as long as it took.
+Single-threaded, as engines/scheduler.py is.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,8 +29,12 @@ READ_AT_ONCE = 1024
 READ_BEFORE_FIRST = 4096
 """Prompt tokens of others that a chat which has been read may wait for before its first token: those who come together then
 answer together, at the full rate from the beginning."""
+READ_BESIDE = 512
+"""Prompt tokens of a pass while others answer: 17 ms of an H200 for a 7B, which is as long as their next token waits."""
 AS_ROWS = 32
 """Prompts of so few tokens go through the graph of the decode step: unpacking the weights for them would take longer."""
+AS_ROWS_BESIDE = 96
+"""The same where others answer, whose steps have rows to spare."""
 ROWS_BESIDE = {8: 16, 24: 32, MOST_ROWS: MOST_ROWS}
 """Rows of a step that reads prompts beside up to so many chats that answer: about twice as long as their own step takes."""
 
@@ -63,6 +70,8 @@ class CudaScheduler:
         """Of the steps that are under way, and that the device goes on from by itself."""
         self._read_since_ready = 0
         """Prompt tokens read while a chat that has been read waits for its first token."""
+        self._answers_until = 0.0
+        """Until then those who answer have the card for themselves, after a pass that they had to wait for."""
         self.forwards = 0
         """Steps and passes over prompts so far."""
 
@@ -81,17 +90,19 @@ class CudaScheduler:
         for request in self.chats.admit():
             assert request.slot is not None
             self.decoder.see(request.slot.index, request.ids)
+        answering = [request for request in self.chats.running if request.pending == 1]
         reading = [request for request in self.chats.running if request.pending > 1]
-        if self._started and (reading or not self._goes_on()):
+        reads = bool(reading) and not (answering and time.perf_counter() < self._answers_until)
+        if self._started and (reads or not self._goes_on(answering)):
             self._hand_out(self._started.popleft())  # those who leave or change are known only now
             return
-        if not self.chats.running:
+        if reads:
+            self._read_prompts(answering, reading)
             return
-        if reading:
-            self._read_prompts(reading)
+        if not answering:
             return
         if not self._started:
-            self._put(self.chats.running)
+            self._put(answering)
         self._start()
         if len(self._started) > 1:
             self._hand_out(self._started.popleft())
@@ -114,12 +125,12 @@ class CudaScheduler:
         self.decoder.finish(self.decoder.start(len(spans)))
         return self.decoder.logits[: len(spans)]
 
-    def _goes_on(self) -> bool:
-        """Whether the rows on the device are those of the chats that now run, with the settings of the step to be started."""
-        running, ahead = self.chats.running, len(self._started)
-        return len(running) == len(self._rows) and all(
+    def _goes_on(self, answering: Sequence[Request]) -> bool:
+        """Whether the rows on the device are those of the chats that answer, with the settings of the step to be started."""
+        ahead = len(self._started)
+        return len(answering) == len(self._rows) and all(
             each.request is request and request.keeps(each.sampling, ahead)
-            for each, request in zip(self._rows, running, strict=True)
+            for each, request in zip(self._rows, answering, strict=True)
         )
 
     def _put(self, requests: Sequence[Request]) -> None:
@@ -133,20 +144,32 @@ class CudaScheduler:
         asked = [_Asked(each.request, each.row, each.request.generated + ahead, each.sampling) for each in self._rows]
         self._started.append(_Started(number, asked))
 
-    def _read_prompts(self, reading: Sequence[Request]) -> None:
+    def _read_prompts(self, answering: Sequence[Request], reading: Sequence[Request]) -> None:
         """All but a prompt's last token, which goes with the decode steps and chooses the first token of the answer."""
-        read = [request for request in self.chats.running if request.pending == 1]
-        patient = not any(request.generated for request in read) and self._read_since_ready < READ_BEFORE_FIRST
-        if patient and sum(request.pending - 1 for request in reading) > AS_ROWS:
-            self._read_together(reading)
-            self._read_since_ready += READ_AT_ONCE if read else 0
+        waiting = sum(request.pending - 1 for request in reading)
+        patient = not any(request.generated for request in answering) and self._read_since_ready < READ_BEFORE_FIRST
+        if patient and waiting > AS_ROWS:
+            self._read_together(reading, READ_AT_ONCE)
+            self._read_since_ready += READ_AT_ONCE if answering else 0
             return
+        waited_enough = self._read_since_ready >= READ_BEFORE_FIRST  # then this step has the first tokens
         self._read_since_ready = 0
-        self._read_as_rows(read, reading)
+        if waiting > AS_ROWS_BESIDE and not waited_enough:
+            self._read_beside(reading)
+            return
+        self._read_as_rows(answering, reading)
 
-    def _read_together(self, reading: Sequence[Request]) -> None:
-        """A pass over as many prompts as it takes, in the order of their arrival."""
-        spans, room = [], READ_AT_ONCE
+    def _read_beside(self, reading: Sequence[Request]) -> None:
+        """A pass that those who answer wait for; they then have as long for themselves."""
+        began = time.perf_counter()
+        self._read_together(reading, READ_BESIDE)
+        self.decoder.wait()
+        ended = time.perf_counter()
+        self._answers_until = ended + (ended - began)
+
+    def _read_together(self, reading: Sequence[Request], room: int) -> None:
+        """A pass over up to so many tokens of as many prompts as it takes, in the order of their arrival."""
+        spans = []
         for request in reading:
             start = len(_cached(request))
             ids = request.ids[start : min(start + room, len(request.ids) - 1)]

@@ -137,6 +137,10 @@ class Decoder:
         """Wait until a step has ended."""
         self._events[number % RING].synchronize()
 
+    def wait(self) -> None:
+        """Wait until everything that was begun on `stream` has ended, prompts included."""
+        self._stream.synchronize()
+
     def drawn(self, row: int, count: int) -> int:
         """The token that a finished step chose for a row as its chat's draw number `count`; -1: logits are not finite."""
         return int(self._drawn_array[row, count % RING])
