@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from qlora_chat.engines.cache import KVCache
@@ -116,14 +115,10 @@ class PromptReader:
         shape, done, outputs = self._shape, 0, []
         for span in spans:
             count, seen = len(span.ids), span.start + len(span.ids)
-            whole = span.start == 0
-            outputs.append(scaled_dot_product_attention(
-                queries[done : done + count].transpose(0, 1).unsqueeze(0),  # (1, Q, T, D)
-                self._cache.keys[index, span.slot, :, :seen].unsqueeze(0),  # (1, K, P, D)
+            outputs.append(_causal(
+                queries[done : done + count].transpose(0, 1).unsqueeze(0),
+                self._cache.keys[index, span.slot, :, :seen].unsqueeze(0),
                 self._cache.values[index, span.slot, :, :seen].unsqueeze(0),
-                attn_mask=None if whole else causal_lower_right(count, seen),
-                is_causal=whole,
-                enable_gqa=shape.heads != shape.kv_heads,
             )[0].transpose(0, 1))  # fmt: skip
             done += count
         together = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
@@ -142,3 +137,15 @@ class PromptReader:
             self._silu_times_up((-(-count // (2 * THREADS)), len(x), 1), THREADS, arguments)
             done += count
         return out
+
+
+def _causal(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Queries (1, Q, T, D) of the last T of P positions over keys and values (1, K, P, D) -> (1, Q, T, D).
+
+    Where there are positions before the queries, the public way is scaled_dot_product_attention with causal_lower_right, which
+    calls the same operation after 0.3 ms of Python: 8 ms of a prompt's 20.
+    """
+    if queries.shape[2] == keys.shape[2]:
+        gqa = queries.shape[1] != keys.shape[1]
+        return scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=gqa)
+    return torch.ops.aten._scaled_dot_product_flash_attention(queries, keys, values, 0.0, True)[0]
