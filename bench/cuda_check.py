@@ -23,6 +23,7 @@ from torch.nn.functional import kl_div
 from qlora_chat.benchmark.shapes import InFloat, RandomTensors, config_of, linears
 from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.cuda import driver
+from qlora_chat.engines.cuda.low_rank import Matrices
 from qlora_chat.engines.cuda.packing import natural, pack, pack_bf16, pack_int8
 from qlora_chat.engines.cuda.prompts import PromptReader
 from qlora_chat.engines.cuda.step import BUCKETS, Decoder, Row
@@ -30,6 +31,10 @@ from qlora_chat.engines.cuda.weights import Product, many_rows, packed_weights, 
 from qlora_chat.engines.llama import Forward, Span
 from qlora_chat.models.weights import NF4, Adapter, Layer, LlamaWeights, build
 
+FUSED = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",),
+)  # fmt: skip
 failures = []
 
 
@@ -149,13 +154,14 @@ def time_products(decoder, weights, rows_list):
 class RandomAdapter(Mapping):
     """A LoRA of rank 64 on every linear but the head, by PEFT's names, the same at every asking."""
 
-    def __init__(self, config):
+    def __init__(self, config, seed=0):
+        self._seed = seed
         named = linears(config).items()
         self._sizes = {f"base_model.model.{name}.lora_{side}.weight": (size, side) for name, size in named for side in "AB"}
 
     def __getitem__(self, name):
         (outs, ins), side = self._sizes[name]
-        generator = torch.Generator("cuda").manual_seed(zlib.crc32(name.encode()))
+        generator = torch.Generator("cuda").manual_seed(zlib.crc32(name.encode()) + self._seed)
         size = (64, ins) if side == "A" else (outs, 64)
         return torch.randn(size, device="cuda", generator=generator).mul_(0.02 if side == "A" else 0.01).bfloat16()
 
@@ -240,6 +246,36 @@ def check_step(decoder, forward, tensors, adapter, rows_list):
     torch.cuda.synchronize()
     ours, plain = distance(decoder.logits[39:40], exact[3:4]), distance(eager[3:4], exact[3:4])
     say("prompt's tokens as rows", ours[0] <= max(2e-2, plain[0]), **written(*ours))
+
+
+def check_adapters(decoder, config):
+    """Rows with different adapters in one step: each has the bits that it has where all rows have its own."""
+    second = RandomAdapter(config, 7)
+
+    def matrices(layer, names):
+        both = {
+            side: [second[f"base_model.model.model.layers.{layer}.{name}.lora_{side}.weight"] for name in names]
+            for side in "AB"
+        }
+        return Matrices(tuple(both["A"]), tuple(both["B"]))
+
+    layers = [[matrices(layer, names) for names in FUSED] for layer in range(config["num_hidden_layers"])]
+    decoder._low_rank.put(1, decoder._low_rank.layout.tiles(layers), 0.25)
+
+    def logits(adapters):
+        decoder.put([Row(row, 5, 100 + row, True, adapter=each) for row, each in enumerate(adapters)])
+        torch.cuda.synchronize()
+        decoder.finish(decoder.start(len(adapters)))
+        torch.cuda.synchronize()
+        return decoder.logits[: len(adapters)].clone()
+
+    for rows in (4, 16):
+        mixed = [(0, 1, -1)[row % 3] for row in range(rows)]
+        alone = {each: logits([each] * rows) for each in set(mixed)}
+        together = logits(mixed)
+        same = all(torch.equal(together[row], alone[each][row]) for row, each in enumerate(mixed))
+        apart = relative(alone[0], alone[-1])
+        say(f"adapters of {rows} rows beside each other", same and apart > 1e-2, base_to_adapter=f"{apart:.1e}")
 
 
 def check_sampling(decoder, shape):
@@ -351,6 +387,8 @@ def main():
         forward = Forward(eager_weights(packed, decoder.unpack), cache)
         check_prompts(reader, forward, cache, tensors.shape, decoder.stream)
         check_step(decoder, forward, tensors, adapter, rows_list)
+        if adapter:
+            check_adapters(decoder, config)
         check_sampling(decoder, tensors.shape)
         logits = decoder._logits
         if chosen.layers < 8:

@@ -24,8 +24,7 @@ extern "C" __global__ void __launch_bounds__(256) embed(const __grid_constant__ 
   const int row = blockIdx.x, lane = threadIdx.x & 31;
   let_next_begin();
   wait_for_previous();
-  if (row == 0)
-    for (int i = threadIdx.x; i < p.arrival_count; i += 256) p.arrivals[i] = 0;
+  for (int i = row * 256 + threadIdx.x; i < p.arrival_count; i += gridDim.x * 256) p.arrivals[i] = 0;
   const int token = p.tokens[row];
   const size_t source = (size_t)token * p.hidden;
   const float scale = p.scales ? p.scales[token] : 0.0f;

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qlora_chat.engines.cuda.driver import KernelError
+from qlora_chat.engines.cuda.low_rank import MOST_PREFETCHED, Layout
 from qlora_chat.engines.cuda.packing import KINDS, ROWS, Packed
 
 Defines = tuple[tuple[str, int], ...]
@@ -31,37 +32,40 @@ class Geometry:
     shared_bytes: int
 
     @staticmethod
-    def of(packed: Packed, rows: int, limit: int) -> Geometry:
+    def of(packed: Packed, rows: int, limit: int, low_rank: Layout | None = None) -> Geometry:
         """The first that fits in `limit` bytes of shared memory a block. KernelError if none does."""
         columns = max(1, rows // 8)
+        warps = WARPS + (low_rank is not None)
+        beside = low_rank.shared_bytes(rows, MOST_PREFETCHED) if low_rank else 0
+        limit -= beside
         least, most = (3, 6) if packed.paired else (4, 10)
         tries: list[tuple[int, bool]] = []
         if columns == 1:
             tries = [(1, True)]
-        tries += [(2, False)] if columns <= 4 else []
+        tries += [(2, False)] if columns <= (2 if low_rank else 4) else []  # one warp more leaves fewer registers for each
         tries += [(1, False)]
         for tiles, x_shared in tries:
             for stages in range(most, least - 1, -1):
-                size = _shared_bytes(packed, rows, columns, tiles, x_shared, stages)
+                size = _shared_bytes(packed, rows, columns, warps, tiles, x_shared, stages)
                 if limit // 2 - 1024 < size <= limit or (size <= limit and stages == most):
-                    return Geometry(columns, tiles, x_shared, stages, size)
+                    return Geometry(columns, tiles, x_shared, stages, size + beside)
         for stages in range(least - 1, 1, -1):
-            size = _shared_bytes(packed, rows, columns, 1, False, stages)
+            size = _shared_bytes(packed, rows, columns, warps, 1, False, stages)
             if size <= limit:
-                return Geometry(columns, 1, False, stages, size)
+                return Geometry(columns, 1, False, stages, size + beside)
         raise KernelError(f"{limit:,} bytes of shared memory a block are too few for a product of {rows} rows")
 
-    def defines(self, packed: Packed, *, lora: bool) -> Defines:
+    def defines(self, packed: Packed, rank: int = 0) -> Defines:
         """What product.cu is compiled for."""
         return (
-            ("CT", self.columns), ("LORA", int(lora)), ("PAIRED", int(packed.paired)), ("RT", self.tiles),
+            ("CT", self.columns), ("LORA", rank), ("PAIRED", int(packed.paired)), ("RT", self.tiles),
             ("STAGES", self.stages), ("WEIGHTS", KINDS[packed.kind]), ("X_SHARED", int(self.x_shared)),
         )  # fmt: skip
 
 
-def _shared_bytes(packed: Packed, rows: int, columns: int, tiles: int, x_shared: bool, stages: int) -> int:
+def _shared_bytes(packed: Packed, rows: int, columns: int, warps: int, tiles: int, x_shared: bool, stages: int) -> int:
     table = 32_768 + 1024 if packed.kind == "nf4" else 0
     ring = WARPS * stages * tiles * TILE_BYTES[packed.kind] * (2 if packed.paired else 1)
     stride = columns * 8 + (8 if columns > 1 else 0)
-    sums = WARPS * tiles * ROWS * stride * 4 * (2 if columns == 1 else 1)
+    sums = warps * tiles * ROWS * stride * 4 * (2 if columns == 1 else 1)
     return table + ring + sums + columns * 8 * 4 + 32 + (rows * packed.inputs * 2 if x_shared else 0)

@@ -3,14 +3,19 @@
 // One block an SM stays for the whole step. Between products the blocks wait for each other at a barrier in the card's memory,
 // but their rings of weights run on: what comes after a barrier is on its way before it, so that memory never rests. The parts are
 // those of product.cu and attend.cu; a product's warps share each item (one row tile) by splitting K, two blocks at a time.
+// Unmerged adapters are one more warp's work, beside the others'.
 //
-// Compiled for LAYERS, ROWS, STAGES and WIDE (1: the table of pairs has rows of 256 bytes, so that a byte is a lane's address in
-// one instruction). Heads have 128 dimensions, as many key-value heads as query heads. Lane: g = lane / 4, t = lane % 4.
+// Compiled for LAYERS, ROWS, STAGES, LORA (rank of the adapters, 0: none) and WIDE (1: the table of pairs has rows of 256 bytes, so
+// that a byte is a lane's address in one instruction). Heads have 128 dimensions, as many key-value heads as query heads. Lane: g = lane / 4, t = lane % 4.
 #include "common.cuh"
 #include "epilogue.cuh"
+#if LORA
+#include "lora.cuh"
+#endif
 
-#define WARPS 16
-#define THREADS (WARPS * 32)
+#define WARPS 16                          // that multiply with the weights
+#define ALL_WARPS (WARPS + (LORA > 0))
+#define THREADS (ALL_WARPS * 32)
 #define HEAD_DIM 128
 #define PAIR_BYTES 1056  // two blocks of 64 of a row tile: 1024 bytes of codes, 32 of absmax codes
 #define FINISHERS 2
@@ -41,12 +46,18 @@ struct Layers {
   int row_tiles[4], k_blocks[4];
   int count, heads, window, hidden, feed_forward, splits, first_squares, most_rows, slice_blocks;
   float eps, inverse_hidden, softmax_scale;
+#if LORA
+  u64 lora_layer;             // bytes of an adapter's tiles for a layer
+  u64 lora_a[4], lora_b[4];   // of each product, in its layer
+  int lora_outputs[4];
+  LowRank lora;
+#endif
 };
 
 extern __shared__ __align__(128) u8 shared[];
 #define TABLE_BYTES (WIDE ? 65536 : 32768)
 #define RING_BYTES (WARPS * STAGES * PAIR_BYTES)
-#define SUM_FLOATS (WARPS * 16 * COLUMNS)
+#define SUM_FLOATS (ALL_WARPS * 16 * COLUMNS)
 
 // What `finish` needs to know of the product at hand.
 struct Now {
@@ -130,9 +141,9 @@ __device__ __forceinline__ void multiply(float (&d)[4], const uint4& c, const ui
 // Softmax-weighted values of a split of one row's and head's positions, all warps together; not yet divided by the weights' sum.
 __device__ void attend(const Layers& p, int layer, float* scratch) {
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, side = lane >> 4, d = (lane & 15) * 8;
-  constexpr int UNROLL = 4, STRIDE = WARPS * 2 * UNROLL;
-  float* const tops = scratch + WARPS * HEAD_DIM;
-  float* const totals = tops + WARPS;
+  constexpr int UNROLL = 4, STRIDE = ALL_WARPS * 2 * UNROLL;
+  float* const tops = scratch + ALL_WARPS * HEAD_DIM;
+  float* const totals = tops + ALL_WARPS;
   for (int unit = blockIdx.x; unit < ROWS * p.heads * p.splits; unit += gridDim.x) {
     const int split = unit % p.splits, head = unit / p.splits % p.heads, row = unit / p.splits / p.heads;
     const int slot = p.rows.slots[row];
@@ -198,9 +209,9 @@ __device__ void attend(const Layers& p, int layer, float* scratch) {
     if (threadIdx.x < HEAD_DIM) {
       float highest = -1e30f, sum = 0.0f, value = 0.0f;
 #pragma unroll
-      for (int w = 0; w < WARPS; w++) highest = fmaxf(highest, tops[w]);
+      for (int w = 0; w < ALL_WARPS; w++) highest = fmaxf(highest, tops[w]);
 #pragma unroll
-      for (int w = 0; w < WARPS; w++) {
+      for (int w = 0; w < ALL_WARPS; w++) {
         const float factor = exp2f(tops[w] - highest);
         sum += totals[w] * factor;
         value += scratch[w * HEAD_DIM + threadIdx.x] * factor;
@@ -266,6 +277,40 @@ __device__ __forceinline__ Now now(const Layers& p, int layer, int kind) {
   return n;
 }
 
+#if LORA
+__device__ __forceinline__ LowRankPart low_rank_part(const Layers& p, int product) {
+  const int kind = product & 3;
+  const size_t layer = (product >> 2) * p.lora_layer;
+  return {layer + p.lora_a[kind], layer + p.lora_b[kind], product, p.lora_outputs[kind], p.k_blocks[kind]};
+}
+
+// What the adapters add to a product's items, as one more part of their sums.
+__device__ void add_low_rank(const Layers& p, int product, const uint4* x_of_warps, u8* shared_a, u16* shared_ax, float* sums, u64* full, u64* free,
+                             int& number, int lane) {
+  const LowRankPart part = low_rank_part(p, product);
+  const int kind = product & 3, pairs = part.blocks / 2, items = p.row_tiles[kind], heads = p.heads;
+  add_down<1>(p.lora, part, ROWS, shared_a, lane, [&](int block, int half, int column) {
+    const int warp = min(WARPS - 1, ((block / 2 + 1) * WARPS - 1) / pairs), first = warp * pairs / WARPS * 2;
+    const uint4* x = x_of_warps + (size_t)warp * p.slice_blocks * 8 * ROWS;
+    return column < ROWS ? x[((block - first) * 2 + half) * ROWS * 4 + column * 4 + (lane & 3)] : make_uint4(0, 0, 0, 0);
+  });
+  take_down(p.lora, part, ROWS, shared_ax, lane);
+  if (product + 1 < LAYERS * 4) prefetch_down(p.lora, low_rank_part(p, product + 1), ROWS, shared_a, lane);
+  for (int item = blockIdx.x; item < items; item += gridDim.x, number++) {
+    const int head = item / (HEAD_DIM / 16), of_head = head / heads * LORA;  // of q, k or v
+    float d[1][4] = {};
+    up<1>(p.lora, part, item, kind == QKV ? of_head : 0, kind == QKV ? of_head : kind == GATE_UP ? LORA : 0, ROWS, shared_ax, lane, d);
+    const int buffer = number & 1;
+    if (number >= 2) barrier_wait(free + buffer, ((number >> 1) + 1) & 1);
+    float* const to = sums + buffer * SUM_FLOATS + WARPS * 16 * COLUMNS + (lane >> 2) * COLUMNS + 2 * (lane & 3);
+    *(float2*)to = make_float2(d[0][0], d[0][1]);
+    *(float2*)(to + 8 * COLUMNS) = make_float2(d[0][2], d[0][3]);
+    __syncwarp();
+    if (lane == 0) barrier_arrive(full + buffer);
+  }
+}
+#endif
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1) layers(const __grid_constant__ Layers p) {
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   u8* const table = shared;
@@ -278,14 +323,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) layers(const __grid_con
   u64* const free = full + 2;
   uint4* const zeros = (uint4*)(free + 2);  // what lanes without a row multiply with
   uint4* const x_of_warp = zeros + 1 + (size_t)warp * p.slice_blocks * 8 * ROWS;
+#if LORA
+  u8* const shared_a = (u8*)(zeros + 1 + (size_t)WARPS * p.slice_blocks * 8 * ROWS);
+  u16* const shared_ax = (u16*)(shared_a + p.lora.prefetched * LORA_BLOCK);
+#endif
 
   let_next_begin();
   Cursor next = {};
-  enter(p, next, warp, lane);
+  if (warp < WARPS) {
+    enter(p, next, warp, lane);
 #pragma unroll
-  for (int stage = 0; stage < STAGES - 1; stage++) fetch(p, next, ring, warp, lane);
+    for (int stage = 0; stage < STAGES - 1; stage++) fetch(p, next, ring, warp, lane);
+  }
   if (threadIdx.x < 2) {
-    barrier_make(full + threadIdx.x, WARPS);
+    barrier_make(full + threadIdx.x, ALL_WARPS);
     barrier_make(free + threadIdx.x, FINISHERS);
   }
   if (threadIdx.x == 0) *zeros = make_uint4(0, 0, 0, 0);
@@ -296,6 +347,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) layers(const __grid_con
   for (int i = threadIdx.x; i < 256; i += THREADS) absmax_code[i] = p.code[16 + i];
   __syncthreads();
   wait_for_previous();
+#if LORA
+  if (warp == WARPS) prefetch_down(p.lora, low_rank_part(p, 0), ROWS, shared_a, lane);
+#endif
 
   int stage = 0, number = 0, target = 0, partial_count = p.first_squares;
   for (int product = 0; product < LAYERS * 4; product++) {
@@ -306,7 +360,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) layers(const __grid_con
       wait_for_all(p.arrived, target);
     }
     const int k0 = warp * pairs / WARPS * 2, k1 = (warp + 1) * pairs / WARPS * 2;
-    fill(p, kind, x_of_warp, k0, k1, lane);
+    if (warp < WARPS) fill(p, kind, x_of_warp, k0, k1, lane);
     if (warp < ROWS) {
       float total = 0.0f;
       const bool normed = kind == QKV || kind == GATE_UP;
@@ -316,12 +370,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) layers(const __grid_con
       total = warp_sum(total);
       if (lane == 0) scales[warp] = normed ? rsqrtf(total * p.inverse_hidden + p.eps) : 1.0f;
     }
+#if LORA
+    __syncthreads();  // all of x is there
+    if (warp == WARPS) add_low_rank(p, product, zeros + 1, shared_a, shared_ax, sums, full, free, number, lane);
+#else
     __syncwarp();
+#endif
     const Now n = now(p, layer, kind);
     const float4* const nested_rows = p.nested[product] + (lane & 15);
     float squares = 0.0f;
     float4 nested = nested_rows[min((int)blockIdx.x, items - 1) * 16];
-    for (int item = blockIdx.x; item < items; item += gridDim.x, number++) {
+    for (int item = warp < WARPS ? blockIdx.x : items; item < items; item += gridDim.x, number++) {
       const float4 nested_later = nested_rows[min(item + (int)gridDim.x, items - 1) * 16];
       float acc[4] = {};
       const uint4* x = g < ROWS ? x_of_warp + g * 4 + t : zeros;
@@ -362,7 +421,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) layers(const __grid_con
         const float* from = item_sums + r * COLUMNS + column;
         float v0 = 0.0f, v1 = 0.0f;
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) v0 += from[w * 16 * COLUMNS], v1 += from[(w * 16 + 8) * COLUMNS];
+        for (int w = 0; w < ALL_WARPS; w++) v0 += from[w * 16 * COLUMNS], v1 += from[(w * 16 + 8) * COLUMNS];
         squares += finish(n, item, r, column, v0, v1, scales[column]);
       }
       __syncwarp();
@@ -372,7 +431,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) layers(const __grid_con
 #pragma unroll
     for (int offset = COLUMNS; offset < 32; offset <<= 1) squares += __shfl_xor_sync(0xffffffffu, squares, offset);
     __syncthreads();
-    if (lane < COLUMNS) sums[warp * COLUMNS + lane] = squares;
+    if (warp < WARPS && lane < COLUMNS) sums[warp * COLUMNS + lane] = squares;
     __syncthreads();
     if (threadIdx.x < ROWS) {
       float total = 0.0f;

@@ -7,16 +7,21 @@
 // NF4 bytes become pairs of bf16 through a table that has a copy in every bank; sums over a block of 64 are scaled in fp32.
 //
 // Compiled for WEIGHTS (0 NF4, 1 bf16, 2 int8), CT, RT, PAIRED (1: a stage of the ring holds two blocks of K instead of one),
-// X_SHARED (1: x is kept in shared memory), STAGES and LORA. Lane: g = lane / 4, t = lane % 4.
+// X_SHARED (1: x is kept in shared memory), STAGES and LORA (rank of the unmerged adapters, 0: none; they are one more warp's
+// work). Lane: g = lane / 4, t = lane % 4.
 #include "common.cuh"
 #include "epilogue.cuh"
+#if LORA
+#include "lora.cuh"
+#endif
 
 #define NF4 0
 #define BF16 1
 #define INT8 2
 
-#define WARPS 16
-#define THREADS (WARPS * 32)
+#define WARPS 16                          // that multiply with the weights
+#define ALL_WARPS (WARPS + (LORA > 0))
+#define THREADS (ALL_WARPS * 32)
 #define COLUMNS (8 * CT)
 
 #if WEIGHTS == NF4
@@ -53,13 +58,8 @@ struct Product {
   int epilogue, heads, kv_heads, head_dim, window;
   float eps, inverse_hidden;
 #if LORA
-  const u16* lora_a;      // [adapters][lora_rows][K] bf16: the A of each part of a fused product, one below the other
-  const u16* lora_b;      // [adapters][row tiles * 16][rank] bf16
-  const float* lora_scales;  // [adapters]
-  const int* adapters;       // [R] index of the row's adapter, -1: the base alone
-  float* lora_out;           // [R][lora_rows]: scale * A x
-  int* lora_arrived;         // blocks that have written their share of it; zero before the kernel
-  int lora_rows, rank, adapter_count;
+  LowRank lora;
+  LowRankPart part;
 #endif
 };
 
@@ -77,7 +77,7 @@ extern __shared__ __align__(128) u8 shared[];
 #define RECORD (BLOCKS * TILE_BYTES)  // of one row tile in a stage; NF4: all codes, then all absmax codes
 #define RING_BYTES (WARPS * STAGES * TILES * TILE_BYTES)
 #define SUM_STRIDE (COLUMNS + (CT > 1 ? 8 : 0))
-#define SUM_FLOATS (WARPS * RT * 16 * SUM_STRIDE)
+#define SUM_FLOATS (ALL_WARPS * RT * 16 * SUM_STRIDE)
 #define SUM_BUFFERS (CT == 1 ? 2 : 1)
 #define PAIRS (RT * 8 * COLUMNS)     // outputs r and r + 8 of a tile go together
 #define FINISHERS (PAIRS / 32 > WARPS ? WARPS : PAIRS / 32)  // warps that finish an item
@@ -152,56 +152,35 @@ __device__ __forceinline__ u32 int8_pair(u32 word, int which) {
 #endif
 
 #if LORA
-// A x of every row's own adapter, scaled: the blocks share its rows, the warps of a block its columns.
-__device__ __forceinline__ void lora_down(const Product& p, float* sums, int warp, int lane) {
-  const int columns = p.k_blocks * BLOCK_K;
-  for (int unit = blockIdx.x; unit < p.adapter_count * p.lora_rows; unit += gridDim.x) {
-    const int adapter = unit / p.lora_rows, j = unit % p.lora_rows;
-    const u16* a = p.lora_a + ((size_t)adapter * p.lora_rows + j) * columns;
-    for (int row = 0; row < p.count; row++) {
-      if (p.adapters[row] != adapter) continue;
-      const u16* x = p.x + (size_t)row * columns;
-      float sum = 0.0f;
-      for (int k = (warp * 32 + lane) * 8; k < columns; k += THREADS * 8) {
-        const uint4 left = *(const uint4*)(a + k), right = *(const uint4*)(x + k);
-        sum += low_to_float(left.x) * low_to_float(right.x) + high_to_float(left.x) * high_to_float(right.x);
-        sum += low_to_float(left.y) * low_to_float(right.y) + high_to_float(left.y) * high_to_float(right.y);
-        sum += low_to_float(left.z) * low_to_float(right.z) + high_to_float(left.z) * high_to_float(right.z);
-        sum += low_to_float(left.w) * low_to_float(right.w) + high_to_float(left.w) * high_to_float(right.w);
+// What the adapters add to the items of this block, as one more part of their sums.
+__device__ void add_low_rank(const Product& p, u8* shared_a, float* sums, u64* full, u64* free, int lane) {
+  const int columns = p.k_blocks * BLOCK_K, items = (p.row_tiles + RT - 1) / RT;
+  u16* const shared_ax = (u16*)(shared_a + p.lora.prefetched * LORA_BLOCK);
+  add_down<CT>(p.lora, p.part, p.count, shared_a, lane, [&](int block, int half, int column) {
+    const u16* x = p.x + (size_t)column * columns + block * 64 + (lane & 3) * 16 + half * 8;
+    return column < p.count ? *(const uint4*)x : make_uint4(0, 0, 0, 0);
+  });
+  take_down(p.lora, p.part, p.count, shared_ax, lane);
+  int number = 0;
+  for (int item = blockIdx.x; item < items; item += gridDim.x, number++) {
+    const int buffer = SUM_BUFFERS == 2 ? number & 1 : 0, round = SUM_BUFFERS == 2 ? number >> 1 : number;
+    float* const mine = sums + buffer * SUM_FLOATS + WARPS * RT * 16 * SUM_STRIDE;
+    if (number >= SUM_BUFFERS) barrier_wait(free + buffer, (round + 1) & 1);
+    for (int rt = 0; rt < RT; rt++) {
+      const int tile = min(item * RT + rt, p.row_tiles - 1), head = tile / (p.head_dim / 16);
+      const int of_head = head < p.heads ? 0 : head < p.heads + p.kv_heads ? LORA : 2 * LORA;
+      const int first = p.epilogue == ROTATE_AND_CACHE ? of_head : 0;
+      float d[CT][4] = {};
+      up<CT>(p.lora, p.part, tile, first, p.epilogue == SILU_TIMES_UP ? LORA : first, p.count, shared_ax, lane, d);
+#pragma unroll
+      for (int ct = 0; ct < CT; ct++) {
+        float* const to = mine + (rt * 16 + (lane >> 2)) * SUM_STRIDE + ct * 8 + 2 * (lane & 3);
+        *(float2*)to = make_float2(d[ct][0], d[ct][1]);
+        *(float2*)(to + 8 * SUM_STRIDE) = make_float2(d[ct][2], d[ct][3]);
       }
-      sum = warp_sum(sum);
-      if (lane == 0) sums[row * WARPS + warp] = sum;
     }
-    __syncthreads();
-    if (threadIdx.x < p.count && p.adapters[threadIdx.x] == adapter) {
-      float total = 0.0f;
-      for (int i = 0; i < WARPS; i++) total += sums[threadIdx.x * WARPS + i];
-      p.lora_out[threadIdx.x * p.lora_rows + j] = total * p.lora_scales[adapter];
-    }
-    __syncthreads();
-  }
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) atomicAdd(p.lora_arrived, 1);
-}
-
-// B (A x), for outputs r and r + 8 of a tile.
-__device__ __forceinline__ void lora_up(const Product& p, int tile, int r, int column, float& v0, float& v1) {
-  const int adapter = p.adapters[column];
-  if (adapter < 0) return;
-  int first = 0, second = 0;  // where the outputs' own parts of A x begin
-  if (p.epilogue == SILU_TIMES_UP) second = p.rank;
-  if (p.epilogue == ROTATE_AND_CACHE) {
-    const int head = tile / (p.head_dim / 16);
-    first = second = head < p.heads ? 0 : head < p.heads + p.kv_heads ? p.rank : 2 * p.rank;
-  }
-  const float* in = p.lora_out + column * p.lora_rows;
-  const u16* b = p.lora_b + (((size_t)adapter * p.row_tiles + tile) * 16 + r) * p.rank;
-#pragma unroll 4
-  for (int j = 0; j < p.rank; j += 2) {
-    const u32 upper = *(const u32*)(b + j), lower = *(const u32*)(b + 8 * p.rank + j);
-    v0 += low_to_float(upper) * __ldcg(in + first + j) + high_to_float(upper) * __ldcg(in + first + j + 1);
-    v1 += low_to_float(lower) * __ldcg(in + second + j) + high_to_float(lower) * __ldcg(in + second + j + 1);
+    __syncwarp();
+    if (lane == 0) barrier_arrive(full + buffer);
   }
 }
 #endif
@@ -221,13 +200,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
   uint4* const x_shared = (uint4*)(free + 2);             // [k blocks][2][rows][4] 16 bytes, as the lanes take them
   const int items = (p.row_tiles + RT - 1) / RT;
   const int k0 = warp * (p.k_blocks / BLOCKS) / WARPS * BLOCKS, k1 = (warp + 1) * (p.k_blocks / BLOCKS) / WARPS * BLOCKS;
+#if LORA
+  u8* const shared_a = (u8*)(x_shared + (X_SHARED ? (size_t)p.k_blocks * (BLOCK_K / 8) * p.count : 0));
+#endif
 
   let_next_begin();
   Cursor next = {p.tiles + ((size_t)blockIdx.x * RT * p.k_blocks + k0) * TILE_BYTES + lane * 16, k0 < k1 ? (int)blockIdx.x : items, k0, 0};
+  if (warp < WARPS) {
 #pragma unroll
-  for (int stage = 0; stage < STAGES - 1; stage++) fetch(p, next, ring, items, k0, k1, lane);
+    for (int stage = 0; stage < STAGES - 1; stage++) fetch(p, next, ring, items, k0, k1, lane);
+  }
   if (threadIdx.x < 2) {
-    barrier_make(full + threadIdx.x, WARPS);
+    barrier_make(full + threadIdx.x, ALL_WARPS);
     barrier_make(free + threadIdx.x, FINISHERS);
   }
 #if WEIGHTS == NF4
@@ -239,8 +223,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
 #endif
   __syncthreads();
   wait_for_previous();
+#if LORA
+  if (warp == WARPS) prefetch_down(p.lora, p.part, p.count, shared_a, lane);
+#endif
 #if X_SHARED
-  {  // this warp's blocks of x, for itself alone
+  if (warp < WARPS) {  // this warp's blocks of x, for itself alone
     constexpr int UNITS = BLOCK_K / 8;  // 16 bytes each, a row and block
     const int count = (k1 - k0) * UNITS;
     for (int row = 0; row < p.count; row++) {
@@ -252,29 +239,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
     }
   }
 #endif
-  for (int column = warp; column < COLUMNS; column += WARPS) {
+  for (int column = warp; column < COLUMNS; column += ALL_WARPS) {
     float total = 0.0f;
     if (p.squares_in && column < p.count)
       for (int i = lane; i < p.squares_count; i += 32) total += p.squares_in[column * MOST_PARTIALS + i];
     total = warp_sum(total);
     if (lane == 0) scales[column] = p.squares_in ? rsqrtf(total * p.inverse_hidden + p.eps) : 1.0f;
   }
-#if LORA
-  lora_down(p, sums, warp, lane);
-#endif
   __syncwarp();
+#if LORA
+  if (warp == WARPS) add_low_rank(p, shared_a, sums, full, free, lane);
+#endif
 
   float squares[LOOPS] = {};
   int stage = 0, number = 0;
-#if LORA
-  bool lora_ready = false;
-#endif
 #if WEIGHTS == NF4
   float4 nested[SCALES];
 #pragma unroll
   for (int i = 0; i < SCALES; i++) nested[i] = nested_of(p, blockIdx.x, i, lane);
 #endif
-  for (int item = blockIdx.x; item < items; item += gridDim.x, number++) {
+  for (int item = warp < WARPS ? blockIdx.x : items; item < items; item += gridDim.x, number++) {
     float acc[RT][CT][4] = {};
 #if WEIGHTS == NF4
     float4 nested_later[SCALES];
@@ -383,16 +367,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
     const int turn = (warp + WARPS - number * FINISHERS % WARPS) % WARPS;  // the warps finish items in turn
     if (turn >= FINISHERS) continue;
     barrier_wait(full + buffer, round & 1);
-#if LORA
-    if (!lora_ready) {  // all blocks are on the card, so nobody waits for ever; the weights are on their way meanwhile
-      if (lane == 0)
-        while (*(volatile int*)p.lora_arrived < (int)gridDim.x) {
-        }
-      __syncwarp();
-      __threadfence();
-      lora_ready = true;
-    }
-#endif
 #pragma unroll
     for (int loop = 0; loop < LOOPS; loop++) {
       const int pair = (loop * FINISHERS + turn) * 32 + lane;
@@ -401,13 +375,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
       const float* from = item_sums + (rt * 16 + r) * SUM_STRIDE + column;
       float v0 = 0.0f, v1 = 0.0f;
 #pragma unroll
-      for (int w = 0; w < WARPS; w++) {
+      for (int w = 0; w < ALL_WARPS; w++) {
         v0 += from[w * RT * 16 * SUM_STRIDE];
         v1 += from[(w * RT * 16 + 8) * SUM_STRIDE];
       }
-#if LORA
-      lora_up(p, tile, r, column, v0, v1);
-#endif
 #if WEIGHTS == INT8
       v0 *= p.row_scales[tile * 16 + r];
       v1 *= p.row_scales[tile * 16 + r + 8];
@@ -426,7 +397,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
 #pragma unroll
   for (int offset = COLUMNS; offset < 32; offset <<= 1) square += __shfl_xor_sync(0xffffffffu, square, offset);
   __syncthreads();
-  sums[warp * 32 + lane] = square;
+  if (warp < WARPS) sums[warp * 32 + lane] = square;
   __syncthreads();
   if (threadIdx.x < COLUMNS && threadIdx.x < p.count) {
     float total = 0.0f;

@@ -112,7 +112,7 @@ class PromptReader:
 
     def _attended(self, queries: Tensor, index: int, spans: Sequence[Span]) -> Tensor:
         """(N, Q, D) -> (N, Q * D): each span over exactly its own positions."""
-        shape, done, outputs = self._shape, 0, []
+        done, outputs = 0, []
         for span in spans:
             count, seen = len(span.ids), span.start + len(span.ids)
             outputs.append(_causal(

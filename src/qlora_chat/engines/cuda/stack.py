@@ -13,6 +13,7 @@ import torch
 
 from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.cuda.driver import address
+from qlora_chat.engines.cuda.low_rank import LowRank, rank_of
 from qlora_chat.engines.cuda.structures import RowsArguments, layers_arguments
 from qlora_chat.engines.cuda.weights import CudaWeights, divided
 
@@ -22,6 +23,8 @@ MOST_LAYERS = 40
 """Their addresses are the kernel's arguments, which may have 4 KiB."""
 WARPS, PAIR_BYTES, HEAD_DIM = 16, 1056, 128
 LEAST_STAGES, MOST_STAGES = 3, 7
+SUM_BYTES = 2 * 16 * 8 * 4
+"""What a warp leaves of two items."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,25 @@ class Stack:
     slice_blocks: int
     """Most blocks of inputs that one warp has."""
     shared_bytes: int
+    low_rank: LowRank | None
+    prefetched: int
+    """Blocks of an adapter's A that are fetched ahead."""
 
     @property
     def defines(self) -> tuple[tuple[str, int], ...]:
         """What layers.cu is compiled for."""
-        return ("LAYERS", self.layers), ("ROWS", self.rows), ("STAGES", self.stages), ("WIDE", int(self.wide))
+        return (
+            ("LAYERS", self.layers), ("LORA", rank_of(self.low_rank)), ("ROWS", self.rows), ("STAGES", self.stages),
+            ("WIDE", int(self.wide)),
+        )  # fmt: skip
+
+    @property
+    def threads(self) -> int:
+        """Of a block: one warp more for adapters."""
+        return (WARPS + (self.low_rank is not None)) * 32
 
 
-def stack_for(weights: CudaWeights, rows: int, processors: int, limit: int) -> Stack | None:
+def stack_for(weights: CudaWeights, low_rank: LowRank | None, rows: int, processors: int, limit: int) -> Stack | None:
     """None where the layers, the rows or the card are not for this kernel, and one kernel a product does it."""
     shape = weights.shape
     products = [product for layer in weights.layers for product in layer.products]
@@ -50,29 +64,32 @@ def stack_for(weights: CudaWeights, rows: int, processors: int, limit: int) -> S
         rows <= MOST_ROWS
         and shape.layers <= MOST_LAYERS
         and (shape.head_dim, shape.kv_heads) == (HEAD_DIM, shape.heads)
-        and all(each.packed.kind == "nf4" and each.packed.paired and each.low_rank is None for each in products)
+        and all(each.packed.kind == "nf4" and each.packed.paired for each in products)
         and all(each.packed.row_tiles >= processors for each in products)
     )
     if not fits:
         return None
     slice_blocks = max(divided(each.packed.blocks // 2, WARPS) for each in products) * 2
+    prefetched = max(low_rank.layout.share(kind, processors) for kind in range(4)) if low_rank else 0
+    beside = low_rank.layout.shared_bytes(rows, prefetched) + SUM_BYTES if low_rank else 0
     for wide, least in ((True, 5), (False, LEAST_STAGES)):
         for stages in range(MOST_STAGES, least - 1, -1):
-            size = _shared_bytes(rows, stages, wide, slice_blocks)
+            size = _shared_bytes(rows, stages, wide, slice_blocks) + beside
             if size <= limit:
-                return Stack(rows, shape.layers, stages, wide, slice_blocks, size)
+                return Stack(rows, shape.layers, stages, wide, slice_blocks, size, low_rank, prefetched)
     return None
 
 
 def _shared_bytes(rows: int, stages: int, wide: bool, slice_blocks: int) -> int:
-    table, sums = 65_536 if wide else 32_768, 2 * WARPS * 16 * 8 * 4
+    table, sums = 65_536 if wide else 32_768, WARPS * SUM_BYTES
     return table + 1024 + WARPS * stages * PAIR_BYTES + sums + 8 * 4 + 32 + 16 + WARPS * slice_blocks * 128 * rows
 
 
 def stack_arguments(
-    stack: Stack, weights: CudaWeights, cache: KVCache, buffers: dict[str, torch.Tensor], rows: RowsArguments, processors: int
-) -> ctypes.Structure:
-    """The kernel's arguments; `buffers` are those of the fields that have their names."""
+    stack: Stack, weights: CudaWeights, cache: KVCache, buffers: dict[str, torch.Tensor], rows: RowsArguments,
+    lora: ctypes.Structure | None, processors: int,
+) -> ctypes.Structure:  # fmt: skip
+    """The kernel's arguments; `buffers` are those of the fields that have their names, `lora` is LowRank in lora.cuh."""
     shape, layers = weights.shape, weights.layers
     made = layers_arguments(stack.layers)()
     products = [product.packed for layer in layers for product in layer.products]
@@ -94,6 +111,10 @@ def stack_arguments(
     made.first_squares, made.most_rows, made.slice_blocks = 1, buffers["squares"].shape[1], stack.slice_blocks
     made.eps, made.inverse_hidden = shape.norm_eps, 1.0 / shape.hidden
     made.softmax_scale = 1.4426950408889634 / HEAD_DIM**0.5
+    if stack.low_rank and lora:
+        parts, offsets = [stack.low_rank.part(0, kind) for kind in range(4)], stack.low_rank.layout.offsets
+        made.lora, made.lora_layer, made.lora_outputs[:] = lora, offsets[-1], [each.outputs for each in parts]
+        made.lora_a[:], made.lora_b[:] = [each.a for each in parts], [each.b for each in parts]
     return made
 
 

@@ -9,6 +9,7 @@ Shapes: R rows, H hidden, F feed-forward, V vocabulary, Q and K query and key-va
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from qlora_chat.engines.cuda import driver
 from qlora_chat.engines.cuda.driver import Kernel, address
 from qlora_chat.engines.cuda.geometry import WARPS, Defines, Geometry
 from qlora_chat.engines.cuda.kernels import Kernels, Wanted
+from qlora_chat.engines.cuda.low_rank import rank_of
 from qlora_chat.engines.cuda.packing import Packed
 from qlora_chat.engines.cuda.stack import Stack, stack_arguments, stack_for
 from qlora_chat.engines.cuda.structures import (
@@ -46,6 +48,8 @@ MOST_PARTIALS = 256
 RING = 64
 """Tokens of a row that the host may be behind."""
 MOST_SPLITS = 16
+BARRIER = 4
+"""Int32 before the adapters' counters: the first is the barrier's in layers.cu."""
 FIELDS = ("slots", "positions", "tokens", "counts", "ready", "top_ks", "adapters", "temperatures", "top_ps", "penalties")
 
 
@@ -92,6 +96,7 @@ class Decoder:
         self._shared_limit = properties.shared_memory_per_block_optin
         self._early = properties.major >= 9
         self.kernels = Kernels(cache_folder, self._shared_limit)
+        self._low_rank = weights.low_rank()
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._stream = torch.cuda.Stream(self._device)
         self._events = [torch.cuda.Event() for _ in range(RING)]
@@ -176,7 +181,7 @@ class Decoder:
             row_tiles=packed.row_tiles, k_blocks=packed.blocks,
         )  # fmt: skip
         geometry = Geometry.of(packed, 1, self._shared_limit)
-        kernel = self.kernels.get("product.cu", "unpack", geometry.defines(packed, lora=False))
+        kernel = self.kernels.get("product.cu", "unpack", geometry.defines(packed))
         return _Unpacking(packed, kernel, (divided(packed.row_tiles * packed.blocks, 8), 1, 1), arguments, out)
 
     # --- buffers and kernels -------------------------------------------------------------------------------------------
@@ -206,8 +211,15 @@ class Decoder:
         self.turns = torch.stack((angles.cos(), angles.sin()), dim=-1).to(device).contiguous()  # (W, D / 2, 2)
         self._workspace = halves(0)
         self._unpackings: dict[tuple[int, int], _Unpacking] = {}
-        self._lora_out = floats(MOST_ROWS, 3 * self.weights.rank) if self.weights.rank else None
-        self._lora_arrived = torch.zeros(4 * shape.layers, dtype=torch.int32, device=device)
+        self._counters = torch.zeros(BARRIER + self._counted(MOST_ROWS), dtype=torch.int32, device=device)
+
+    def _counted(self, rows: int) -> int:
+        return self._low_rank.counters(rows) if self._low_rank else 0
+
+    def _lora(self, prefetched: int) -> ctypes.Structure | None:
+        if self._low_rank is None:
+            return None
+        return self._low_rank.arguments(self._counters[BARRIER:], self._field("adapters"), prefetched)
 
     def _field(self, name: str) -> int:
         at = len(FIELDS) if name == "seeds" else FIELDS.index(name)
@@ -223,8 +235,9 @@ class Decoder:
         if stack is not None:
             found["layers.cu", "layers", stack.defines] = None
         for product in (*(self.weights.layers[0].products if stack is None else ()), self.weights.head):
-            geometry = Geometry.of(product.packed, rows, self._shared_limit)
-            found["product.cu", "product", geometry.defines(product.packed, lora=product.low_rank is not None)] = None
+            low_rank = None if product is self.weights.head else self._low_rank
+            geometry = Geometry.of(product.packed, rows, self._shared_limit, low_rank.layout if low_rank else None)
+            found["product.cu", "product", geometry.defines(product.packed, rank_of(low_rank))] = None
         if rows == 1:
             found["attend.cu", "attend", self._attend_defines()] = None
             for name in ("embed", "choose"):
@@ -264,17 +277,18 @@ class Decoder:
         self._choose(rows)
 
     def _stack(self, rows: int) -> Stack | None:
-        return stack_for(self.weights, rows, self._processors, self._shared_limit) if self._early else None
+        return stack_for(self.weights, self._low_rank, rows, self._processors, self._shared_limit) if self._early else None
 
     def _run_stack(self, stack: Stack) -> int:
         buffers = {
             "turns": self.turns, "x": self._x, "activated": self._activated, "residual": self._residual,
-            "queries": self._queries, "partials": self._partials, "squares": self._squares, "arrived": self._lora_arrived,
+            "queries": self._queries, "partials": self._partials, "squares": self._squares, "arrived": self._counters,
         }  # fmt: skip
         rows = self._row_arguments()
-        arguments = stack_arguments(stack, self.weights, self.cache, buffers, rows, self._processors)
+        lora = self._lora(stack.prefetched)
+        arguments = stack_arguments(stack, self.weights, self.cache, buffers, rows, lora, self._processors)
         kernel = self.kernels.get("layers.cu", "layers", stack.defines)
-        kernel((self._processors, 1, 1), WARPS * 32, arguments, shared_bytes=stack.shared_bytes, early=self._early)
+        kernel((self._processors, 1, 1), stack.threads, arguments, shared_bytes=stack.shared_bytes, early=self._early)
         return self._processors
 
     def _run_layers(self, rows: int, partials: int) -> int:
@@ -286,24 +300,23 @@ class Decoder:
 
     def _layer(self, index: int, layer: CudaLayer, next_norm: Tensor, rows: int, partials: int) -> int:
         """Returns how many partial sums of squares the last product leaves."""
-        arrived = index * 4
         hidden = self.weights.shape.hidden
         self._product(
             layer.qkv, rows, ROTATE_AND_CACHE, x=self._x, squares_in=self._squares[0], squares_count=partials,
-            out=self._queries, outputs=layer.qkv.packed.outputs, cache_layer=index, arrived=arrived,
+            out=self._queries, outputs=layer.qkv.packed.outputs, cache_layer=index, place=(index, 0),
         )  # fmt: skip
         self._attend(index, rows)
         partials = self._product(
             layer.attention_out, rows, ADD_TO_RESIDUAL, x=self._attended, squares_out=self._squares[1], norm=layer.mlp_norm,
-            outputs=hidden, arrived=arrived + 1,
+            outputs=hidden, place=(index, 1),
         )  # fmt: skip
         self._product(
             layer.gate_up, rows, SILU_TIMES_UP, x=self._x, squares_in=self._squares[1], squares_count=partials,
-            x_out=self._activated, outputs=self.weights.feed_forward, arrived=arrived + 2,
+            x_out=self._activated, outputs=self.weights.feed_forward, place=(index, 2),
         )  # fmt: skip
         return self._product(
             layer.mlp_down, rows, ADD_TO_RESIDUAL, x=self._activated, squares_out=self._squares[0], norm=next_norm,
-            outputs=hidden, arrived=arrived + 3,
+            outputs=hidden, place=(index, 3),
         )  # fmt: skip
 
     def _row_arguments(self) -> RowsArguments:
@@ -314,8 +327,8 @@ class Decoder:
         arguments = EmbedArguments(
             embeddings=address(weights.embeddings.rows), scales=address(weights.embeddings.scales),
             tokens=self._field("tokens"), norm=address(first.attention_norm), residual=address(self._residual),
-            x=address(self._x), squares=address(self._squares[0]), arrivals=address(self._lora_arrived),
-            hidden=weights.shape.hidden, arrival_count=self._lora_arrived.numel(),
+            x=address(self._x), squares=address(self._squares[0]), arrivals=address(self._counters),
+            hidden=weights.shape.hidden, arrival_count=BARRIER + self._counted(rows),
         )  # fmt: skip
         self.kernels.get("choose.cu", "embed", self._choose_defines())((rows, 1, 1), 256, arguments, early=self._early)
         return 1
@@ -323,10 +336,11 @@ class Decoder:
     def _product(
         self, product: Product, rows: int, epilogue: int, *, x: Tensor, outputs: int, squares_in: Tensor | None = None,
         squares_count: int = 0, squares_out: Tensor | None = None, norm: Tensor | None = None, out: Tensor | None = None,
-        x_out: Tensor | None = None, cache_layer: int | None = None, arrived: int = 0,
+        x_out: Tensor | None = None, cache_layer: int | None = None, place: tuple[int, int] | None = None,
     ) -> int:  # fmt: skip
-        """Launch one product; returns its blocks, each of which leaves a partial sum of squares."""
-        packed, shape, low_rank = product.packed, self.weights.shape, product.low_rank
+        """Launch one product, which is the `place`'s layer's product of that number and may have adapters; returns its
+        blocks, each of which leaves a partial sum of squares."""
+        packed, shape, low_rank = product.packed, self.weights.shape, self._low_rank if place else None
         arguments = ProductArguments(
             tiles=address(packed.tiles), nested=address(packed.nested), code=address(packed.code),
             row_scales=address(packed.row_scales), bias=address(packed.bias), x=address(x), squares_in=address(squares_in),
@@ -339,17 +353,14 @@ class Decoder:
             kv_heads=shape.kv_heads, head_dim=shape.head_dim, window=shape.window, eps=shape.norm_eps,
             inverse_hidden=1.0 / shape.hidden,
         )  # fmt: skip
-        if low_rank is not None:
-            arguments.lora_a, arguments.lora_b = address(low_rank.a), address(low_rank.b)
-            arguments.lora_scales, arguments.adapters = address(low_rank.scales), self._field("adapters")
-            arguments.lora_out = address(self._lora_out)
-            arguments.lora_arrived = self._lora_arrived.data_ptr() + arrived * 4
-            arguments.lora_rows, arguments.rank = low_rank.a.shape[1], low_rank.b.shape[2]
-            arguments.adapter_count = len(low_rank.scales)
-        geometry = Geometry.of(packed, rows, self._shared_limit)
+        layout = low_rank.layout if low_rank else None
+        geometry = Geometry.of(packed, rows, self._shared_limit, layout)
         blocks = min(self._processors, divided(packed.row_tiles, geometry.tiles))
-        kernel = self.kernels.get("product.cu", "product", geometry.defines(packed, lora=low_rank is not None))
-        kernel((blocks, 1, 1), WARPS * 32, arguments, shared_bytes=geometry.shared_bytes, early=self._early)
+        if low_rank and layout and place:
+            arguments.lora, arguments.part = self._lora(layout.share(place[1], blocks)), low_rank.part(*place)
+        kernel = self.kernels.get("product.cu", "product", geometry.defines(packed, rank_of(low_rank)))
+        threads = (WARPS + (low_rank is not None)) * 32
+        kernel((blocks, 1, 1), threads, arguments, shared_bytes=geometry.shared_bytes, early=self._early)
         return blocks
 
     def _attend(self, index: int, rows: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_float, c_int, c_void_p
+from ctypes import c_float, c_int, c_uint64, c_void_p
 
 ROTATE_AND_CACHE, ADD_TO_RESIDUAL, SILU_TIMES_UP, STORE = range(4)
 """What follows a product, as in product.cu."""
@@ -23,6 +23,18 @@ class RowsArguments(ctypes.Structure):
     _fields_ = _fields("slots positions")
 
 
+class LowRankArguments(ctypes.Structure):
+    """LowRank in lora.cuh."""
+
+    _fields_ = _fields("tiles scales of_rows sums arrived", *_ints("stride prefetched"))
+
+
+class LowRankPartArguments(ctypes.Structure):
+    """LowRankPart in lora.cuh."""
+
+    _fields_ = (("a", c_uint64), ("b", c_uint64), *_ints("number outputs blocks"))
+
+
 class ProductArguments(ctypes.Structure):
     """Product in product.cu."""
 
@@ -31,8 +43,7 @@ class ProductArguments(ctypes.Structure):
         ("rows", RowsArguments),
         *_ints("row_tiles k_blocks outputs count squares_count epilogue heads kv_heads head_dim window"),
         ("eps", c_float), ("inverse_hidden", c_float),
-        *_fields("lora_a lora_b lora_scales adapters lora_out lora_arrived"),
-        *_ints("lora_rows rank adapter_count"),
+        ("lora", LowRankArguments), ("part", LowRankPartArguments),
     )  # fmt: skip
 
 
@@ -91,9 +102,11 @@ def layers_arguments(layers: int) -> type[ctypes.Structure]:
             ("tiles", c_void_p * (layers * 4)), ("nested", c_void_p * (layers * 4)), ("biases", c_void_p * layers),
             ("norms", c_void_p * (layers * 2)),
             *_fields("code keys values turns x activated residual queries partials squares arrived"),
-            ("rows", RowsArguments), ("layer_elements", ctypes.c_uint64), ("row_tiles", c_int * 4), ("k_blocks", c_int * 4),
+            ("rows", RowsArguments), ("layer_elements", c_uint64), ("row_tiles", c_int * 4), ("k_blocks", c_int * 4),
             *_ints("count heads window hidden feed_forward splits first_squares most_rows slice_blocks"),
             ("eps", c_float), ("inverse_hidden", c_float), ("softmax_scale", c_float),
+            ("lora_layer", c_uint64), ("lora_a", c_uint64 * 4), ("lora_b", c_uint64 * 4), ("lora_outputs", c_int * 4),
+            ("lora", LowRankArguments),
         )  # fmt: skip
 
     return LayersArguments

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from qlora_chat.engines.cuda.low_rank import Fused, Layout, LowRank, Matrices, filled_up
 from qlora_chat.engines.cuda.packing import (
     ROWS,
     CannotPack,
@@ -29,25 +30,12 @@ from qlora_chat.models.weights import NF4, Beside, Dense, Layer, Linear, LlamaSh
 
 
 @dataclass(frozen=True)
-class LowRank:
-    """The unmerged adapters of one fused product (LoRA, Hu 2021): n of them, of one rank."""
-
-    a: Tensor
-    """(n, parts * r, K) bf16: each part's A, one below the other."""
-    b: Tensor
-    """(n, T * 16, r) bf16: B in the tiles' order of outputs."""
-    scales: Tensor
-    """(n,) float32."""
-
-
-@dataclass(frozen=True)
 class Product:
     """A product and what is added to it."""
 
     packed: Packed
-    low_rank: LowRank | None = None
     adapted: tuple[WithAdapter, ...] = ()
-    """The same adapter by parts, for passes over many rows; their own bases are not used."""
+    """The model's own unmerged adapter by parts (LoRA, Hu 2021); their own bases are not used."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +81,24 @@ class CudaWeights:
     norm: Tensor
     head: Product
 
-    @property
-    def rank(self) -> int:
-        """r of the unmerged adapter; 0 without one."""
-        low_rank = self.layers[0].qkv.low_rank
-        return low_rank.b.shape[2] if low_rank else 0
+    def low_rank(self) -> LowRank | None:
+        """The model's own unmerged adapter in tiles, as number 0; None without one."""
+        first = self.layers[0].qkv.adapted
+        if not first:
+            return None
+        layers = [[_matrices(product) for product in layer.products] for layer in self.layers]
+        rank = max(len(a) for layer in layers for product in layer for a in product.a if a is not None)
+        found = LowRank(self.layout(filled_up(rank)), len(layers), self.norm.device)
+        found.put(0, found.layout.tiles(layers), first[0].scaling)
+        return found
+
+    def layout(self, rank: int) -> Layout:
+        """Of adapters over these weights."""
+        shape, (qkv, out, gate_up, down) = self.shape, (each.packed for each in self.layers[0].products)
+        keys = shape.kv_heads * shape.head_dim
+        parts = (shape.heads * shape.head_dim, keys, keys), (out.outputs,), (self.feed_forward,) * 2, (down.outputs,)
+        products = zip(parts, (qkv, out, gate_up, down), strict=True)
+        return Layout(rank, tuple(Fused(each, packed.inputs, packed.row_of) for each, packed in products))
 
 
 def packed_weights(weights: LlamaWeights, *, release: bool = True) -> CudaWeights:
@@ -188,9 +189,14 @@ def _packed_layer(layer: Layer, shape: LlamaShape, feed_forward: int) -> CudaLay
 
 
 def _product(product: Linear, order: Sequence[int]) -> Product:
-    packed = pack(_plain(product), order)
     adapted = tuple(part for part in _parts(product) if isinstance(part, WithAdapter))
-    return Product(packed, _low_rank(product, packed), adapted)
+    if adapted and len(adapted) < len(_parts(product)):
+        raise CannotPack("an adapter on some of the projections that are computed together")
+    return Product(pack(_plain(product), order), adapted)
+
+
+def _matrices(product: Product) -> Matrices:
+    return Matrices(tuple(each.a for each in product.adapted), tuple(each.b for each in product.adapted))
 
 
 def _parts(product: Linear) -> tuple[Linear, ...]:
@@ -206,19 +212,6 @@ def _plain(product: Linear) -> list[NF4 | Dense]:
             raise CannotPack(f"weights held as {type(base).__name__}")
         found.append(base)
     return found
-
-
-def _low_rank(product: Linear, packed: Packed) -> LowRank | None:
-    adapted = [part for part in _parts(product) if isinstance(part, WithAdapter)]
-    if not adapted:
-        return None
-    if len(adapted) < len(_parts(product)) or len({(len(each.a), each.scaling) for each in adapted}) > 1:
-        raise CannotPack("an adapter on some of the projections that are computed together, or of several ranks")
-    if len(adapted[0].a) % 2:
-        raise CannotPack(f"an adapter of odd rank {len(adapted[0].a)}")
-    b = torch.cat([each.b for each in adapted]).bfloat16()[packed.row_of.long()].contiguous()
-    a = torch.cat([each.a for each in adapted]).bfloat16().contiguous()
-    return LowRank(a[None], b[None], torch.tensor([adapted[0].scaling], device=a.device))
 
 
 def _weight_of(product: Linear) -> Tensor:
