@@ -116,7 +116,7 @@ def test_a_rank_that_the_kernels_are_not_made_for_is_refused() -> None:
 
 def test_every_layer_and_product_finds_its_own_tiles() -> None:
     layers = [random_layer(), random_layer()]
-    tiles, low_rank = LAYOUT.tiles(layers), LowRank(LAYOUT, 2, torch.device("cpu"))
+    tiles, low_rank = LAYOUT.tiles(layers), LowRank(LAYOUT, torch.device("cpu"))
     for index, layer in enumerate(layers):
         for kind in range(4):
             part = low_rank.part(index, kind)

@@ -42,7 +42,7 @@ class Geometry:
         tries: list[tuple[int, bool]] = []
         if columns == 1:
             tries = [(1, True)]
-        tries += [(2, False)] if columns <= (2 if low_rank else 4) else []  # one warp more leaves fewer registers for each
+        tries += [(2, False)] if columns <= (2 if low_rank else 4) else []  # more warps leave fewer registers for each
         tries += [(1, False)]
         for tiles, x_shared in tries:
             for stages in range(most, least - 1, -1):

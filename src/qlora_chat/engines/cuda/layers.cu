@@ -3,7 +3,7 @@
 // One block an SM stays for the whole step. Between products the blocks wait for each other at a barrier in the card's memory,
 // but their rings of weights run on: what comes after a barrier is on its way before it, so that memory never rests. The parts are
 // those of product.cu and attend.cu; a product's warps share each item (one row tile) by splitting K, two blocks at a time.
-// Unmerged adapters are one more warp's work, beside the others'.
+// Unmerged adapters are the work of warps of their own.
 //
 // Compiled for LAYERS, ROWS, STAGES, LORA (rank of the adapters, 0: none) and WIDE (1: the table of pairs has rows of 256 bytes, so
 // that a byte is a lane's address in one instruction). Heads have 128 dimensions, as many key-value heads as query heads. Lane: g = lane / 4, t = lane % 4.
@@ -14,7 +14,13 @@
 #endif
 
 #define WARPS 16                          // that multiply with the weights
-#define ALL_WARPS (WARPS + (LORA > 0))
+#if LORA
+#define ALL_WARPS (WARPS + LORA_WARPS)
+#define PARTS (WARPS + 1)                 // of an item's sums: the adapters' is one more
+#else
+#define ALL_WARPS WARPS
+#define PARTS WARPS
+#endif
 #define THREADS (ALL_WARPS * 32)
 #define HEAD_DIM 128
 #define PAIR_BYTES 1056  // two blocks of 64 of a row tile: 1024 bytes of codes, 32 of absmax codes
@@ -57,7 +63,7 @@ struct Layers {
 extern __shared__ __align__(128) u8 shared[];
 #define TABLE_BYTES (WIDE ? 65536 : 32768)
 #define RING_BYTES (WARPS * STAGES * PAIR_BYTES)
-#define SUM_FLOATS (ALL_WARPS * 16 * COLUMNS)
+#define SUM_FLOATS (PARTS * 16 * COLUMNS)
 
 // What `finish` needs to know of the product at hand.
 struct Now {
@@ -285,29 +291,38 @@ __device__ __forceinline__ LowRankPart low_rank_part(const Layers& p, int produc
 }
 
 // What the adapters add to a product's items, as one more part of their sums.
-__device__ void add_low_rank(const Layers& p, int product, const uint4* x_of_warps, u8* shared_a, u16* shared_ax, float* sums, u64* full, u64* free,
-                             int& number, int lane) {
+__device__ void add_low_rank(const Layers& p, int product, const uint4* x_of_warps, const LowRankShared* shared, u8* shared_a, float* sums,
+                             u64* full, u64* free, int& number, int thread) {
   const LowRankPart part = low_rank_part(p, product);
-  const int kind = product & 3, pairs = part.blocks / 2, items = p.row_tiles[kind], heads = p.heads;
-  add_down<1>(p.lora, part, ROWS, shared_a, lane, [&](int block, int half, int column) {
+  const int kind = product & 3, pairs = part.blocks / 2, items = p.row_tiles[kind], lane = thread & 31;
+  int mine = thread >> 5;  // of the block's items, and then every fourth
+  const int item_of_mine = blockIdx.x + mine * gridDim.x;
+  Up next = tile_of_b(part, shared->groups[0], min(item_of_mine, items - 1), lane);
+  add_down<1>(p.lora, part, ROWS, shared, shared_a, thread, [&](int block, int half, int column) {
     const int warp = min(WARPS - 1, ((block / 2 + 1) * WARPS - 1) / pairs), first = warp * pairs / WARPS * 2;
     const uint4* x = x_of_warps + (size_t)warp * p.slice_blocks * 8 * ROWS;
     return column < ROWS ? x[((block - first) * 2 + half) * ROWS * 4 + column * 4 + (lane & 3)] : make_uint4(0, 0, 0, 0);
   });
-  take_down(p.lora, part, ROWS, shared_ax, lane);
-  if (product + 1 < LAYERS * 4) prefetch_down(p.lora, low_rank_part(p, product + 1), ROWS, shared_a, lane);
-  for (int item = blockIdx.x; item < items; item += gridDim.x, number++) {
-    const int head = item / (HEAD_DIM / 16), of_head = head / heads * LORA;  // of q, k or v
+  take_down(p.lora, part, ROWS, shared, thread);
+  if (product + 1 < LAYERS * 4) prefetch_down(p.lora, low_rank_part(p, product + 1), shared, shared_a, thread);
+  for (int item = item_of_mine; item < items; item += LORA_WARPS * gridDim.x, mine += LORA_WARPS) {
+    const int of_head = item / (HEAD_DIM / 16) / p.heads * LORA;  // of q, k or v
+    const int first = kind == QKV ? of_head : 0, second = kind == GATE_UP ? LORA : first;
     float d[1][4] = {};
-    up<1>(p.lora, part, item, kind == QKV ? of_head : 0, kind == QKV ? of_head : kind == GATE_UP ? LORA : 0, ROWS, shared_ax, lane, d);
-    const int buffer = number & 1;
-    if (number >= 2) barrier_wait(free + buffer, ((number >> 1) + 1) & 1);
+    for (int i = 0; i < shared->count; i++) {
+      const Up up = i ? tile_of_b(part, shared->groups[i], item, lane) : next;
+      multiply_up<1>(p.lora, shared, up, shared->groups[i].rows, first, second, lane, d);
+    }
+    next = tile_of_b(part, shared->groups[0], min(item + LORA_WARPS * (int)gridDim.x, items - 1), lane);
+    const int at = number + mine, buffer = at & 1;
+    if (at >= 2) barrier_wait(free + buffer, ((at >> 1) + 1) & 1);
     float* const to = sums + buffer * SUM_FLOATS + WARPS * 16 * COLUMNS + (lane >> 2) * COLUMNS + 2 * (lane & 3);
     *(float2*)to = make_float2(d[0][0], d[0][1]);
     *(float2*)(to + 8 * COLUMNS) = make_float2(d[0][2], d[0][3]);
     __syncwarp();
     if (lane == 0) barrier_arrive(full + buffer);
   }
+  number += (items - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
 }
 #endif
 
@@ -324,8 +339,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) layers(const __grid_con
   uint4* const zeros = (uint4*)(free + 2);  // what lanes without a row multiply with
   uint4* const x_of_warp = zeros + 1 + (size_t)warp * p.slice_blocks * 8 * ROWS;
 #if LORA
-  u8* const shared_a = (u8*)(zeros + 1 + (size_t)WARPS * p.slice_blocks * 8 * ROWS);
-  u16* const shared_ax = (u16*)(shared_a + p.lora.prefetched * LORA_BLOCK);
+  LowRankShared* const low_rank = (LowRankShared*)(zeros + 1 + (size_t)WARPS * p.slice_blocks * 8 * ROWS);
+  u8* const shared_a = (u8*)(low_rank + 1);
 #endif
 
   let_next_begin();
@@ -336,10 +351,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) layers(const __grid_con
     for (int stage = 0; stage < STAGES - 1; stage++) fetch(p, next, ring, warp, lane);
   }
   if (threadIdx.x < 2) {
-    barrier_make(full + threadIdx.x, ALL_WARPS);
+    barrier_make(full + threadIdx.x, PARTS);
     barrier_make(free + threadIdx.x, FINISHERS);
   }
   if (threadIdx.x == 0) *zeros = make_uint4(0, 0, 0, 0);
+#if LORA
+  if (warp == WARPS) find_groups(p.lora, ROWS, low_rank, shared_a + p.lora.prefetched * LORA_BLOCK, COLUMNS, lane);
+#endif
   for (int i = threadIdx.x; i < 2048; i += THREADS) {
     const u32 pair = floats_to_bf16x2(p.code[i >> 7], p.code[(i >> 3) & 15]);
     *(uint4*)(table + (i >> 3) * (WIDE ? 256 : 128) + (i & 7) * 16) = make_uint4(pair, pair, pair, pair);
@@ -348,7 +366,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) layers(const __grid_con
   __syncthreads();
   wait_for_previous();
 #if LORA
-  if (warp == WARPS) prefetch_down(p.lora, low_rank_part(p, 0), ROWS, shared_a, lane);
+  const int low_rank_thread = (int)threadIdx.x - WARPS * 32;  // negative: none of theirs
+  if (low_rank_thread >= 0) prefetch_down(p.lora, low_rank_part(p, 0), low_rank, shared_a, low_rank_thread);
 #endif
 
   int stage = 0, number = 0, target = 0, partial_count = p.first_squares;
@@ -372,7 +391,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) layers(const __grid_con
     }
 #if LORA
     __syncthreads();  // all of x is there
-    if (warp == WARPS) add_low_rank(p, product, zeros + 1, shared_a, shared_ax, sums, full, free, number, lane);
+    if (low_rank_thread >= 0) add_low_rank(p, product, zeros + 1, low_rank, shared_a, sums, full, free, number, low_rank_thread);
 #else
     __syncwarp();
 #endif
@@ -421,7 +440,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) layers(const __grid_con
         const float* from = item_sums + r * COLUMNS + column;
         float v0 = 0.0f, v1 = 0.0f;
 #pragma unroll
-        for (int w = 0; w < ALL_WARPS; w++) v0 += from[w * 16 * COLUMNS], v1 += from[(w * 16 + 8) * COLUMNS];
+        for (int w = 0; w < PARTS; w++) v0 += from[w * 16 * COLUMNS], v1 += from[(w * 16 + 8) * COLUMNS];
         squares += finish(n, item, r, column, v0, v1, scales[column]);
       }
       __syncwarp();

@@ -26,6 +26,8 @@ BLOCK_INPUTS, BLOCK_BYTES = 64, 2048
 MOST_PREFETCHED = 6
 """Blocks of A that shared memory is given room for: what a block of threads has of any product of a 7B."""
 MOST_RANK = 256
+WARPS, GROUPS_BYTES = 4, 1312
+"""Of a block of threads, for adapters, and what LowRankShared in lora.cuh takes."""
 BUFFERS = 3
 """Of sums, as in lora.cuh."""
 TABLE = 32
@@ -89,8 +91,8 @@ class Layout:
         return min(MOST_PREFETCHED, -(-product.inputs // BLOCK_INPUTS // shares))
 
     def shared_bytes(self, rows: int, prefetched: int) -> int:
-        """Of shared memory: the blocks of A that are fetched ahead, and A x of every row."""
-        return prefetched * BLOCK_BYTES + rows * self.stride * 2
+        """Of shared memory: who has what, the blocks of A that are fetched ahead, parts of A x, and A x of every row."""
+        return GROUPS_BYTES + prefetched * BLOCK_BYTES + WARPS * ROWS * max(8, rows) * 4 + rows * self.stride * 2
 
     def tiles(self, layers: Sequence[Sequence[Matrices]]) -> Tensor:
         """An adapter's tiles, (bytes,) uint8, from its matrices by layer and product. CannotPack for a larger rank."""
@@ -138,9 +140,8 @@ def rank_of(low_rank: LowRank | None) -> int:
 class LowRank:
     """The adapters on the card, by number."""
 
-    def __init__(self, layout: Layout, layers: int, device: torch.device) -> None:
+    def __init__(self, layout: Layout, device: torch.device) -> None:
         self.layout = layout
-        self._layers = layers
         self._tiles: dict[int, Tensor] = {}
         self._pointers = torch.zeros(TABLE, dtype=torch.int64, device=device)
         self._scales = torch.zeros(TABLE, device=device)
@@ -155,15 +156,14 @@ class LowRank:
         del self._tiles[number]
 
     def counters(self, rows: int) -> int:
-        """Int32 that a step of so many rows counts and sums with, all zero before it."""
-        return 4 * self._layers + BUFFERS * rows * self.layout.stride * 2
+        """Int32 that a step of so many rows sums with, all zero before it."""
+        return BUFFERS * rows * self.layout.stride * 2
 
     def arguments(self, counters: Tensor, of_rows: int, prefetched: int) -> ctypes.Structure:
         """LowRank in lora.cuh; `counters` has what `counters` says, `of_rows` is the address of the rows' numbers."""
         return LowRankArguments(
-            tiles=address(self._pointers), scales=address(self._scales), of_rows=of_rows,
-            sums=address(counters[4 * self._layers :]), arrived=address(counters), stride=self.layout.stride,
-            prefetched=prefetched,
+            tiles=address(self._pointers), scales=address(self._scales), of_rows=of_rows, sums=address(counters),
+            stride=self.layout.stride, prefetched=prefetched,
         )  # fmt: skip
 
     def part(self, index: int, kind: int) -> ctypes.Structure:

@@ -7,8 +7,8 @@
 // NF4 bytes become pairs of bf16 through a table that has a copy in every bank; sums over a block of 64 are scaled in fp32.
 //
 // Compiled for WEIGHTS (0 NF4, 1 bf16, 2 int8), CT, RT, PAIRED (1: a stage of the ring holds two blocks of K instead of one),
-// X_SHARED (1: x is kept in shared memory), STAGES and LORA (rank of the unmerged adapters, 0: none; they are one more warp's
-// work). Lane: g = lane / 4, t = lane % 4.
+// X_SHARED (1: x is kept in shared memory), STAGES and LORA (rank of the unmerged adapters, 0: none; they are the work of
+// warps of their own). Lane: g = lane / 4, t = lane % 4.
 #include "common.cuh"
 #include "epilogue.cuh"
 #if LORA
@@ -20,7 +20,15 @@
 #define INT8 2
 
 #define WARPS 16                          // that multiply with the weights
-#define ALL_WARPS (WARPS + (LORA > 0))
+#if LORA
+#define ALL_WARPS (WARPS + LORA_WARPS)
+#define PARTS (WARPS + 1)                 // of an item's sums: the adapters' is one more
+#define ARRIVALS (WARPS + RT)             // at an item: a warp of the adapters comes for each of its tiles
+#else
+#define ALL_WARPS WARPS
+#define PARTS WARPS
+#define ARRIVALS WARPS
+#endif
 #define THREADS (ALL_WARPS * 32)
 #define COLUMNS (8 * CT)
 
@@ -77,7 +85,7 @@ extern __shared__ __align__(128) u8 shared[];
 #define RECORD (BLOCKS * TILE_BYTES)  // of one row tile in a stage; NF4: all codes, then all absmax codes
 #define RING_BYTES (WARPS * STAGES * TILES * TILE_BYTES)
 #define SUM_STRIDE (COLUMNS + (CT > 1 ? 8 : 0))
-#define SUM_FLOATS (ALL_WARPS * RT * 16 * SUM_STRIDE)
+#define SUM_FLOATS (PARTS * RT * 16 * SUM_STRIDE)
 #define SUM_BUFFERS (CT == 1 ? 2 : 1)
 #define PAIRS (RT * 8 * COLUMNS)     // outputs r and r + 8 of a tile go together
 #define FINISHERS (PAIRS / 32 > WARPS ? WARPS : PAIRS / 32)  // warps that finish an item
@@ -152,32 +160,34 @@ __device__ __forceinline__ u32 int8_pair(u32 word, int which) {
 #endif
 
 #if LORA
-// What the adapters add to the items of this block, as one more part of their sums.
-__device__ void add_low_rank(const Product& p, u8* shared_a, float* sums, u64* full, u64* free, int lane) {
-  const int columns = p.k_blocks * BLOCK_K, items = (p.row_tiles + RT - 1) / RT;
-  u16* const shared_ax = (u16*)(shared_a + p.lora.prefetched * LORA_BLOCK);
-  add_down<CT>(p.lora, p.part, p.count, shared_a, lane, [&](int block, int half, int column) {
+// What the adapters add to the items of this block, as one more part of their sums; the warps take tiles in turn.
+__device__ void add_low_rank(const Product& p, const LowRankShared* shared, const u8* shared_a, float* sums, u64* full, u64* free, int thread) {
+  const int columns = p.k_blocks * BLOCK_K, items = (p.row_tiles + RT - 1) / RT, lane = thread & 31;
+  int mine = thread >> 5;  // of the block's tiles, and then every fourth
+  const auto tile_of = [&](int at) { return min(((int)blockIdx.x + at / RT * (int)gridDim.x) * RT + at % RT, p.row_tiles - 1); };
+  Up next = tile_of_b(p.part, shared->groups[0], tile_of(mine), lane);
+  add_down<CT>(p.lora, p.part, p.count, shared, shared_a, thread, [&](int block, int half, int column) {
     const u16* x = p.x + (size_t)column * columns + block * 64 + (lane & 3) * 16 + half * 8;
     return column < p.count ? *(const uint4*)x : make_uint4(0, 0, 0, 0);
   });
-  take_down(p.lora, p.part, p.count, shared_ax, lane);
-  int number = 0;
-  for (int item = blockIdx.x; item < items; item += gridDim.x, number++) {
+  take_down(p.lora, p.part, p.count, shared, thread);
+  for (; (int)blockIdx.x + mine / RT * (int)gridDim.x < items; mine += LORA_WARPS) {
+    const int number = mine / RT, rt = mine % RT, tile = tile_of(mine), head = tile / (p.head_dim / 16);
+    const int of_head = head < p.heads ? 0 : head < p.heads + p.kv_heads ? LORA : 2 * LORA;
+    const int first = p.epilogue == ROTATE_AND_CACHE ? of_head : 0, second = p.epilogue == SILU_TIMES_UP ? LORA : first;
+    float d[CT][4] = {};
+    for (int i = 0; i < shared->count; i++) {
+      const Up up = i ? tile_of_b(p.part, shared->groups[i], tile, lane) : next;
+      multiply_up<CT>(p.lora, shared, up, shared->groups[i].rows, first, second, lane, d);
+    }
+    next = tile_of_b(p.part, shared->groups[0], tile_of(mine + LORA_WARPS), lane);
     const int buffer = SUM_BUFFERS == 2 ? number & 1 : 0, round = SUM_BUFFERS == 2 ? number >> 1 : number;
-    float* const mine = sums + buffer * SUM_FLOATS + WARPS * RT * 16 * SUM_STRIDE;
     if (number >= SUM_BUFFERS) barrier_wait(free + buffer, (round + 1) & 1);
-    for (int rt = 0; rt < RT; rt++) {
-      const int tile = min(item * RT + rt, p.row_tiles - 1), head = tile / (p.head_dim / 16);
-      const int of_head = head < p.heads ? 0 : head < p.heads + p.kv_heads ? LORA : 2 * LORA;
-      const int first = p.epilogue == ROTATE_AND_CACHE ? of_head : 0;
-      float d[CT][4] = {};
-      up<CT>(p.lora, p.part, tile, first, p.epilogue == SILU_TIMES_UP ? LORA : first, p.count, shared_ax, lane, d);
 #pragma unroll
-      for (int ct = 0; ct < CT; ct++) {
-        float* const to = mine + (rt * 16 + (lane >> 2)) * SUM_STRIDE + ct * 8 + 2 * (lane & 3);
-        *(float2*)to = make_float2(d[ct][0], d[ct][1]);
-        *(float2*)(to + 8 * SUM_STRIDE) = make_float2(d[ct][2], d[ct][3]);
-      }
+    for (int ct = 0; ct < CT; ct++) {
+      float* const to = sums + buffer * SUM_FLOATS + ((WARPS * RT + rt) * 16 + (lane >> 2)) * SUM_STRIDE + ct * 8 + 2 * (lane & 3);
+      *(float2*)to = make_float2(d[ct][0], d[ct][1]);
+      *(float2*)(to + 8 * SUM_STRIDE) = make_float2(d[ct][2], d[ct][3]);
     }
     __syncwarp();
     if (lane == 0) barrier_arrive(full + buffer);
@@ -201,7 +211,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
   const int items = (p.row_tiles + RT - 1) / RT;
   const int k0 = warp * (p.k_blocks / BLOCKS) / WARPS * BLOCKS, k1 = (warp + 1) * (p.k_blocks / BLOCKS) / WARPS * BLOCKS;
 #if LORA
-  u8* const shared_a = (u8*)(x_shared + (X_SHARED ? (size_t)p.k_blocks * (BLOCK_K / 8) * p.count : 0));
+  LowRankShared* const low_rank = (LowRankShared*)(x_shared + (X_SHARED ? (size_t)p.k_blocks * (BLOCK_K / 8) * p.count : 0));
+  u8* const shared_a = (u8*)(low_rank + 1);
+  const int low_rank_thread = (int)threadIdx.x - WARPS * 32;  // negative: none of theirs
 #endif
 
   let_next_begin();
@@ -211,7 +223,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
     for (int stage = 0; stage < STAGES - 1; stage++) fetch(p, next, ring, items, k0, k1, lane);
   }
   if (threadIdx.x < 2) {
-    barrier_make(full + threadIdx.x, ALL_WARPS);
+    barrier_make(full + threadIdx.x, ARRIVALS);
     barrier_make(free + threadIdx.x, FINISHERS);
   }
 #if WEIGHTS == NF4
@@ -221,11 +233,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
   }
   for (int i = threadIdx.x; i < 256; i += THREADS) absmax_code[i] = p.code[16 + i];
 #endif
-  __syncthreads();
-  wait_for_previous();
 #if LORA
-  if (warp == WARPS) prefetch_down(p.lora, p.part, p.count, shared_a, lane);
+  if (warp == WARPS) find_groups(p.lora, p.count, low_rank, shared_a + p.lora.prefetched * LORA_BLOCK, COLUMNS, lane);
 #endif
+  __syncthreads();
+#if LORA
+  if (low_rank_thread >= 0) prefetch_down(p.lora, p.part, low_rank, shared_a, low_rank_thread);
+#endif
+  wait_for_previous();
 #if X_SHARED
   if (warp < WARPS) {  // this warp's blocks of x, for itself alone
     constexpr int UNITS = BLOCK_K / 8;  // 16 bytes each, a row and block
@@ -248,7 +263,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
   }
   __syncwarp();
 #if LORA
-  if (warp == WARPS) add_low_rank(p, shared_a, sums, full, free, lane);
+  if (low_rank_thread >= 0) add_low_rank(p, low_rank, shared_a, sums, full, free, low_rank_thread);
 #endif
 
   float squares[LOOPS] = {};
@@ -375,7 +390,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
       const float* from = item_sums + (rt * 16 + r) * SUM_STRIDE + column;
       float v0 = 0.0f, v1 = 0.0f;
 #pragma unroll
-      for (int w = 0; w < ALL_WARPS; w++) {
+      for (int w = 0; w < PARTS; w++) {
         v0 += from[w * RT * 16 * SUM_STRIDE];
         v1 += from[(w * RT * 16 + 8) * SUM_STRIDE];
       }

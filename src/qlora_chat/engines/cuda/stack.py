@@ -13,6 +13,7 @@ import torch
 
 from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.cuda.driver import address
+from qlora_chat.engines.cuda.low_rank import WARPS as LORA_WARPS
 from qlora_chat.engines.cuda.low_rank import LowRank, rank_of
 from qlora_chat.engines.cuda.structures import RowsArguments, layers_arguments
 from qlora_chat.engines.cuda.weights import CudaWeights, divided
@@ -52,8 +53,8 @@ class Stack:
 
     @property
     def threads(self) -> int:
-        """Of a block: one warp more for adapters."""
-        return (WARPS + (self.low_rank is not None)) * 32
+        """Of a block: some more for adapters."""
+        return (WARPS + (LORA_WARPS if self.low_rank else 0)) * 32
 
 
 def stack_for(weights: CudaWeights, low_rank: LowRank | None, rows: int, processors: int, limit: int) -> Stack | None:

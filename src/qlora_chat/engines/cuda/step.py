@@ -23,6 +23,7 @@ from qlora_chat.engines.cuda import driver
 from qlora_chat.engines.cuda.driver import Kernel, address
 from qlora_chat.engines.cuda.geometry import WARPS, Defines, Geometry
 from qlora_chat.engines.cuda.kernels import Kernels, Wanted
+from qlora_chat.engines.cuda.low_rank import WARPS as LORA_WARPS
 from qlora_chat.engines.cuda.low_rank import rank_of
 from qlora_chat.engines.cuda.packing import Packed
 from qlora_chat.engines.cuda.stack import Stack, stack_arguments, stack_for
@@ -359,7 +360,7 @@ class Decoder:
         if low_rank and layout and place:
             arguments.lora, arguments.part = self._lora(layout.share(place[1], blocks)), low_rank.part(*place)
         kernel = self.kernels.get("product.cu", "product", geometry.defines(packed, rank_of(low_rank)))
-        threads = (WARPS + (low_rank is not None)) * 32
+        threads = (WARPS + (LORA_WARPS if low_rank else 0)) * 32
         kernel((blocks, 1, 1), threads, arguments, shared_bytes=geometry.shared_bytes, early=self._early)
         return blocks
 

@@ -26,7 +26,7 @@ class RowsArguments(ctypes.Structure):
 class LowRankArguments(ctypes.Structure):
     """LowRank in lora.cuh."""
 
-    _fields_ = _fields("tiles scales of_rows sums arrived", *_ints("stride prefetched"))
+    _fields_ = _fields("tiles scales of_rows sums", *_ints("stride prefetched"))
 
 
 class LowRankPartArguments(ctypes.Structure):

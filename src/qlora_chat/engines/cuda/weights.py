@@ -36,6 +36,8 @@ class Product:
     packed: Packed
     adapted: tuple[WithAdapter, ...] = ()
     """The model's own unmerged adapter by parts (LoRA, Hu 2021); their own bases are not used."""
+    down: Tensor | None = None
+    """(parts * r, K): the A of all parts, of which theirs are views."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class CudaWeights:
             return None
         layers = [[_matrices(product) for product in layer.products] for layer in self.layers]
         rank = max(len(a) for layer in layers for product in layer for a in product.a if a is not None)
-        found = LowRank(self.layout(filled_up(rank)), len(layers), self.norm.device)
+        found = LowRank(self.layout(filled_up(rank)), self.norm.device)
         found.put(0, found.layout.tiles(layers), first[0].scaling)
         return found
 
@@ -139,7 +141,7 @@ def many_rows(product: Product, unpack: Callable[[Packed], Tensor], tiles: slice
     else:
         packed, adapted = some_tiles(product.packed, tiles), tuple(_some_outputs(part, tiles) for part in product.adapted)
     packed = replace(packed, unpack=unpack)
-    return _Adapted(packed, adapted) if adapted else packed
+    return packed if product.down is None else _Adapted(packed, product.down, adapted)
 
 
 def _some_outputs(part: WithAdapter, tiles: slice) -> WithAdapter:
@@ -148,14 +150,22 @@ def _some_outputs(part: WithAdapter, tiles: slice) -> WithAdapter:
 
 @dataclass(frozen=True)
 class _Adapted:
-    """A product of many rows with its adapter's parts beside it."""
+    """A product of many rows with its adapter's parts added to their outputs: few launches, since a short prompt waits for
+    nothing else."""
 
     base: Linear
+    a: Tensor
+    """(parts * r, K): each part's A, one below the other."""
     parts: tuple[WithAdapter, ...]
 
     def __call__(self, x: Tensor) -> Tensor:
-        beside = [linear(linear(x, part.a), part.b) * part.scaling for part in self.parts]
-        return self.base(x) + torch.cat(beside, dim=-1)
+        y, low_rank, done = self.base(x), linear(x, self.a), 0
+        for index, part in enumerate(self.parts):
+            rank, outputs = len(part.a), len(part.b)
+            columns = y[:, done : done + outputs]
+            columns.addmm_(low_rank[:, index * rank : (index + 1) * rank], part.b.T, alpha=part.scaling)
+            done += outputs
+        return y
 
 
 def _in_8_bits(embeddings: Tensor) -> Embeddings:
@@ -192,7 +202,11 @@ def _product(product: Linear, order: Sequence[int]) -> Product:
     adapted = tuple(part for part in _parts(product) if isinstance(part, WithAdapter))
     if adapted and len(adapted) < len(_parts(product)):
         raise CannotPack("an adapter on some of the projections that are computed together")
-    return Product(pack(_plain(product), order), adapted)
+    if not adapted:
+        return Product(pack(_plain(product), order))
+    down = torch.cat([part.a for part in adapted])
+    parts = zip(adapted, down.split([len(part.a) for part in adapted]), strict=True)
+    return Product(pack(_plain(product), order), tuple(replace(part, a=a) for part, a in parts), down)
 
 
 def _matrices(product: Product) -> Matrices:
