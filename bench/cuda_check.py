@@ -1,10 +1,12 @@
 """The CUDA path against plain arithmetic, on the card: products, attention, sampling, whole steps; then what they take.
 
-    PYTHONPATH=src python3 bench/cuda_check.py [--layers N] [--rows 1,8,32] [--skip-checks]
+    PYTHONPATH=src python3 bench/cuda_check.py [--layers N] [--rows 1,8,32] [--skip-checks] [--kv8]
 
 LLaMA-7B's widths, random NF4 weights. Every check is against float64 or float32 arithmetic on the dequantised weights, on fresh
 random inputs, with outputs poisoned before; a step's logits must be as near to float32 as the plain bf16 pass is, or within
-2e-2 and KL 1e-4. Prints a line of JSON a result; exits with 1 if a check fails.
+2e-2 and KL 1e-4. With --kv8 the cache has 8 bits, which rounds COARSER times as far as bf16 (see benchmark/check.py), and
+nothing else does: so much farther may keys, values and logits be, KL its square. Prints a line of JSON a result; exits with 1
+if a check fails.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ from dataclasses import replace
 import torch
 from torch.nn.functional import kl_div
 
+from qlora_chat.benchmark.check import COARSER
 from qlora_chat.benchmark.shapes import InFloat, RandomTensors, config_of, linears
-from qlora_chat.engines.cache import KVCache
+from qlora_chat.engines.cache import KVCache, slot_bytes
 from qlora_chat.engines.cuda import driver
 from qlora_chat.engines.cuda.low_rank import Matrices
 from qlora_chat.engines.cuda.packing import natural, pack, pack_bf16, pack_int8
@@ -186,28 +189,42 @@ def eager_weights(packed, unpack):
     return LlamaWeights(packed.shape, embeddings, layers, packed.norm, head, embeddings.device, torch.bfloat16)
 
 
-def check_prompts(reader, forward, cache, shape, stream):
+def held(cache, slot, seen):
+    """A slot's keys and values up to a position, (L, K, P, D) float32."""
+    layers = [cache.layer(index).seen(slot, seen) for index in range(len(cache.keys))]
+    return [torch.cat(each).float() for each in zip(*layers, strict=True)]
+
+
+def poison(cache, slots):
+    """What nobody has written gives no numbers."""
+    for each in (cache.keys, cache.values) if cache.key_scales is None else (cache.key_scales, cache.value_scales):
+        each[:, :slots] = float("nan")
+
+
+def check_prompts(reader, cache, forward, plain_cache, shape, stream):
     """Keys and values that the reader leaves against the plain bf16 pass's: several prompts at once, then more of one. The
     first layer's bound is bf16's rounding, which random weights amplify fivefold and more over 32 layers, in either pass."""
     generator = torch.Generator().manual_seed(9)
     ids = [torch.randint(5, shape.vocabulary, (length,), generator=generator).tolist() for length in (70, 300, 33)]
     spans = [[Span(0, 0, ids[0], logits=0), Span(2, 0, ids[1], logits=0)], [Span(2, len(ids[1]), ids[2], logits=0)]]
     kept = []
-    for read in (forward, reader):
-        cache.keys[:, :3], cache.values[:, :3] = float("nan"), float("nan")
+    for read, into in ((forward, plain_cache), (reader, cache)):
+        poison(into, 3)
+        torch.cuda.synchronize()
         with torch.cuda.stream(stream):
             for each in spans:
                 read(each)
         torch.cuda.synchronize()
-        parts = [part[:, slot, :, :seen].float() for part in (cache.keys, cache.values) for slot, seen in ((0, 70), (2, 333))]
-        kept.append(parts)
-    for name, plain, ours in zip(("keys", "keys, two parts", "values", "values, two parts"), *kept, strict=True):
+        kept.append([part for slot, seen in ((0, 70), (2, 333)) for part in held(into, slot, seen)])
+    coarser = COARSER if cache.key_scales is not None else 1
+    for name, plain, ours in zip(("keys", "values", "keys, two parts", "values, two parts"), *kept, strict=True):
         error = relative(ours, plain)
         first = relative(ours[0], plain[0])
-        say(f"prompt's {name}", error < 1e-1 and first < 1e-2, relative=f"{error:.1e}", first_layer=f"{first:.1e}")
+        near = error < 1e-1 * coarser and first < (1e-2 if coarser == 1 else 1.5e-2)
+        say(f"prompt's {name}", near, relative=f"{error:.1e}", first_layer=f"{first:.1e}")
 
 
-def check_step(decoder, forward, tensors, adapter, rows_list):
+def check_step(decoder, reader, forward, tensors, adapter, rows_list):
     """Logits of the graph and of the eager bf16 pass, both against float32 arithmetic on the same dequantised weights."""
     shape = tensors.shape
     generator = torch.Generator().manual_seed(3)
@@ -218,7 +235,10 @@ def check_step(decoder, forward, tensors, adapter, rows_list):
     del exact_weights, exact_forward
     with torch.cuda.stream(decoder.stream):
         eager = torch.cat([forward([Span(slot, 0, ids)]) for slot, ids in enumerate(texts)])
+        if decoder.cache.key_scales is not None:
+            reader([Span(slot, 0, ids[:-1], logits=0) for slot, ids in enumerate(texts)])
     torch.cuda.synchronize()
+    coarser = COARSER if decoder.cache.key_scales is not None else 1
 
     def distance(logits, expected):
         kl = kl_div(logits.log_softmax(-1), expected.log_softmax(-1), log_target=True, reduction="batchmean").item()
@@ -235,7 +255,7 @@ def check_step(decoder, forward, tensors, adapter, rows_list):
         logits = decoder.logits[:count]
         ours, plain = distance(logits, exact[:count]), distance(eager[:count], exact[:count])
         greedy = [decoder.drawn(row, 0) for row in range(count)] == logits.argmax(-1).tolist()
-        near = ours[0] <= max(2e-2, plain[0]) and ours[1] <= max(1e-4, plain[1])
+        near = ours[0] <= coarser * max(2e-2, plain[0]) and ours[1] <= coarser**2 * max(1e-4, plain[1])
         say(f"step rows {rows} against float32", greedy and near, **written(*ours))
     # the last 40 tokens of the longest text as rows of one step: what a prompt beside others does
     ids = texts[-1]
@@ -245,7 +265,7 @@ def check_step(decoder, forward, tensors, adapter, rows_list):
     decoder.finish(decoder.start(40))
     torch.cuda.synchronize()
     ours, plain = distance(decoder.logits[39:40], exact[3:4]), distance(eager[3:4], exact[3:4])
-    say("prompt's tokens as rows", ours[0] <= max(2e-2, plain[0]), **written(*ours))
+    say("prompt's tokens as rows", ours[0] <= coarser * max(2e-2, plain[0]), **written(*ours))
 
 
 def check_adapters(decoder, config):
@@ -348,6 +368,7 @@ def main():
     parser.add_argument("--slots", type=int, default=32)
     parser.add_argument("--rows", default="1,2,4,8,16,32,64")
     parser.add_argument("--adapter", action="store_true", help="with an unmerged adapter of rank 64")
+    parser.add_argument("--kv8", action="store_true", help="keys and values in 8 bits")
     parser.add_argument("--skip-checks", action="store_true")
     parser.add_argument("--window", type=int, default=2048)
     chosen = parser.parse_args()
@@ -364,7 +385,7 @@ def main():
     packed = packed_weights(weights)
     torch.cuda.synchronize()
     packed_at = time.perf_counter()
-    cache = KVCache(weights, chosen.slots)
+    cache = KVCache(weights, chosen.slots, torch.int8 if chosen.kv8 else None)
     decoder = Decoder(packed, cache, None)
     torch.cuda.synchronize()
     ready = time.perf_counter()
@@ -380,13 +401,15 @@ def main():
         arch=driver.architecture(),
         card=torch.cuda.get_device_name(),
         weights_gib=round(tile_bytes(packed) / 2**30, 3),
+        cache_gib_a_slot=round(slot_bytes(weights, cache.dtype) / 2**30, 3),
         allocated_gib=round(torch.cuda.memory_allocated() / 2**30, 3),
     )
     reader = PromptReader(packed, decoder.unpack, cache, decoder.kernels, decoder.turns)
     if not chosen.skip_checks:
-        forward = Forward(eager_weights(packed, decoder.unpack), cache)
-        check_prompts(reader, forward, cache, tensors.shape, decoder.stream)
-        check_step(decoder, forward, tensors, adapter, rows_list)
+        plain_cache = KVCache(weights, 4) if chosen.kv8 else cache
+        forward = Forward(eager_weights(packed, decoder.unpack), plain_cache)
+        check_prompts(reader, cache, forward, plain_cache, tensors.shape, decoder.stream)
+        check_step(decoder, reader, forward, tensors, adapter, rows_list)
         if adapter:
             check_adapters(decoder, config)
         check_sampling(decoder, tensors.shape)
@@ -398,7 +421,7 @@ def main():
     if not chosen.adapter:
         time_products(decoder, packed, [1, 8, 32])
     time_steps(decoder, rows_list, chosen.window, 200)
-    time_steps(decoder, [1, 8], chosen.window, 1900)
+    time_steps(decoder, [1, 8, 32], chosen.window, 1900)
     for length in (128, 512, 2048):
         ids = torch.randint(5, 32000, (length,)).tolist()
         with torch.cuda.stream(decoder.stream), torch.inference_mode():

@@ -89,6 +89,7 @@ def test_a_row_for_every_number_of_chats_and_for_every_context() -> None:
         (["--layers", "2"], "--layers"),
         (["--tokens", "1"], "--tokens"),
         (["--compare", "llama.cpp"], "--compare"),
+        (["--kv-cache-dtype", "fp8"], "--kv-cache-dtype"),
     ],
 )
 def test_an_option_that_means_nothing_is_named(options: list[str], said: str) -> None:

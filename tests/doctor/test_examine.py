@@ -21,7 +21,7 @@ from qlora_chat.doctor.headers import Damaged, read_header
 from qlora_chat.doctor.memory import chat_bytes, load_bytes
 from qlora_chat.models.folders import Base, adapter_bytes
 from qlora_chat.models.hub import Hub
-from qlora_chat.models.machine import GIB, Place
+from qlora_chat.models.machine import GIB, Place, cache_bytes
 from qlora_chat.models.quantise import quantised
 from qlora_chat.models.resolve import BUNDLED
 from qlora_chat.models.shards import write_shards, write_small_files
@@ -222,6 +222,15 @@ def test_old_special_ids_and_an_unknown_licence_are_warnings(make_base: MakeBase
 def test_a_model_that_does_not_fit_is_told_before_it_is_loaded(pair: tuple[Path, Path]) -> None:
     found = examine(str(pair[0]), str(pair[1]), Hub(Path("nowhere"), offline=True), (Place("cpu", 1_000_000),))
     assert any("GiB free" in finding.what and finding.mend for finding in blockers(found))
+
+
+def test_a_card_that_only_8_bit_keys_and_values_fit_is_told_of_them(make_base: MakeBase) -> None:
+    base = make_base(max_position_embeddings=4096)
+    read = Base.read(base)
+    saved = cache_bytes(read, "cuda") - cache_bytes(read, "cuda", "int8")
+    free = chat_bytes(read, "nf4", 0, "cuda") - saved // 2
+    found = examine(str(base), None, Hub(Path("nowhere"), offline=True), (Place("cuda", free),))
+    assert any("--kv-cache-dtype int8" in finding.mend for finding in found.findings)
 
 
 def test_the_command_exits_1_on_a_blocker_and_prints_json_for_machines(pair: tuple[Path, Path], tmp_path: Path) -> None:

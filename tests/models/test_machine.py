@@ -31,6 +31,9 @@ def test_a_7b_is_predicted_to_take_what_it_takes() -> None:
     beside = needed_bytes(llama_7b(), "nf4+adapter", GUANACO_ADAPTER, "cuda")
     assert beside - needed_bytes(llama_7b(), "nf4", GUANACO_ADAPTER, "cuda") == GUANACO_ADAPTER
     assert beside < 6 * GIB  # what `auto` asks of a card
+    saved = needed_bytes(llama_7b(), "nf4", 0, "cuda") - needed_bytes(llama_7b(), "nf4", 0, "cuda", "int8")
+    assert saved / GIB == pytest.approx(0.5 * (1 - 4 / 128), abs=0.01), "a byte of two, but for a scale a head"
+    assert needed_bytes(llama_7b(), "nf4", 0, "cpu", "int8") == needed_bytes(llama_7b(), "nf4", 0, "cpu")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from qlora_chat.settings import Device, Sampling
+from qlora_chat.settings import Device, KVCacheDtype, Sampling
 
 SAMPLING = Sampling(temperature=0.7, top_k=40, top_p=0.9, repetition_penalty=1.1, max_new_tokens=256, seed=1)
 """What every figure is measured with: a page's real sampling, not greedy."""
@@ -32,6 +32,7 @@ class Subject:
     """bf16 or nf4."""
     layers: int | None = None
     """Decoder layers of a shape; None takes all, fewer are a dry run."""
+    kv_cache_dtype: KVCacheDtype = "auto"
 
 
 @dataclass(frozen=True)

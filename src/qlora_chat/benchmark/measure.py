@@ -22,7 +22,7 @@ from qlora_chat.engines.cache import SPARE_BYTES, slot_bytes
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models import LoadedModel
 from qlora_chat.prompt import Prompt
-from qlora_chat.settings import Sampling
+from qlora_chat.settings import KVCacheDtype, Sampling
 from qlora_chat.stopping import Stops
 
 GIB, GB = 1024**3, 1e9
@@ -64,12 +64,14 @@ def ours(subject: Subject, work: Workload) -> list[Row]:
     for chats, context in work.cells():
         if what.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        rows.append(_our_row(what, held, chats, context, work))
+        rows.append(_our_row(what, held, chats, context, work, subject.kv_cache_dtype))
         gc.collect()
     return rows
 
 
-def _our_row(what: Opened, held: list[LoadedModel], chats: int, context: int, work: Workload) -> Row:
+def _our_row(
+    what: Opened, held: list[LoadedModel], chats: int, context: int, work: Workload, kv_cache_dtype: KVCacheDtype
+) -> Row:
     loaded_at = 0.0
 
     def load() -> LoadedModel:
@@ -77,12 +79,12 @@ def _our_row(what: Opened, held: list[LoadedModel], chats: int, context: int, wo
         if not held or what.device.type == "cuda":  # a card's engine lays the weights out anew: they serve one engine
             held.clear()
             held.append(what.ours())
-        _check_memory(held[0], chats)
+        _check_memory(held[0], chats, kv_cache_dtype)
         _wait_for(what.device)
         loaded_at = time.perf_counter()
         return held[0]
 
-    engine = LocalEngine(load, slots=chats)
+    engine = LocalEngine(load, slots=chats, kv_cache_dtype=kv_cache_dtype)
     sampling = replace(SAMPLING, max_new_tokens=work.new)
     try:
         list(engine.stream(Prompt("", what.prompt(context, 0)), replace(sampling, max_new_tokens=1), Stops()))
@@ -165,9 +167,9 @@ def _check_window(what: Opened, work: Workload) -> None:
         )
 
 
-def _check_memory(model: LoadedModel, chats: int) -> None:
+def _check_memory(model: LoadedModel, chats: int, kv_cache_dtype: KVCacheDtype) -> None:
     """Before the cache is made: an engine that dies of it would take the rows before it along."""
-    needed = chats * slot_bytes(model.weights)
+    needed = chats * slot_bytes(model.weights, torch.int8 if kv_cache_dtype == "int8" else None)
     if model.weights.device.type == "cuda":
         free = torch.cuda.mem_get_info(model.weights.device)[0] - SPARE_BYTES
     else:

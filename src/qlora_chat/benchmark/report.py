@@ -31,7 +31,8 @@ def print_table(result: Result) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{result.subject.name}, {result.subject.precision}; {result.hardware}; {result.date}")
+    kept = ", keys and values in int8" if result.subject.kv_cache_dtype == "int8" else ""
+    table = Table(title=f"{result.subject.name}, {result.subject.precision}{kept}; {result.hardware}; {result.date}")
     headings = (
         "path",
         "chats",

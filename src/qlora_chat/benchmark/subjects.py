@@ -58,6 +58,8 @@ def device_of(subject: Subject) -> torch.device:
     if subject.device == "cuda" and not torch.cuda.is_available():
         raise BenchmarkError("--device cuda was asked for, but PyTorch finds no usable graphics card; use --device cpu")
     cuda = subject.device != "cpu" and torch.cuda.is_available()
+    if subject.kv_cache_dtype == "int8" and not cuda:
+        raise BenchmarkError("--kv-cache-dtype int8 is for a graphics card: leave it out where there is none")
     return torch.device("cuda", 0) if cuda else torch.device("cpu")
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from qlora_chat.cli.options import KVCacheDtypeOption
 from qlora_chat.settings import SettingsError
 
 PLOTTED_CHATS = (1, 2, 4, 8, 16, 32)
@@ -24,6 +25,7 @@ def bench(
     tokens: Annotated[int, typer.Option(help="new tokens of each answer")] = 256,
     rounds: Annotated[int, typer.Option(help="timed runs of each row; their medians are shown")] = 3,
     compare: Annotated[str | None, typer.Option(help="original: Transformers' generate with a streamer, beside ours")] = None,
+    kv_cache_dtype: KVCacheDtypeOption = "auto",
     layers: Annotated[int | None, typer.Option(help="with --shape: so many decoder layers, for a dry run")] = None,
     plot: Annotated[Path | None, typer.Option(help="a picture over chats and context, FILE.png")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
@@ -40,12 +42,14 @@ def bench(
     _one_of("device", device, ("auto", "cuda", "cpu"))
     _one_of("precision", precision, (None, "bf16", "nf4"))
     _one_of("compare", compare, (None, "original"))
+    _one_of("kv-cache-dtype", kv_cache_dtype, ("auto", "int8"))
     if layers is not None and (not shape or layers < 1):
         raise SettingsError("--layers is a whole number from 1, and goes with --shape")
     if plot:
         drawing()
     known: Any = device
-    subject = Subject(shape or model, known, precision or ("nf4" if shape else "bf16"), layers)
+    kept: Any = kv_cache_dtype
+    subject = Subject(shape or model, known, precision or ("nf4" if shape else "bf16"), layers, kept)
     work = Workload(
         _numbers("chats", chats) or (PLOTTED_CHATS if plot else (1,)),
         _numbers("context", context) or (_plotted_contexts(shape) if plot else (128,)),

@@ -28,6 +28,10 @@ Format = Annotated[str | None, typer.Option("--format", help="prompt format; def
 Slots = Annotated[
     int | None, typer.Option(help="chats that share one forward pass; default: as many as fit in memory, up to 16")
 ]
+KVCacheDtypeOption = Annotated[
+    str,
+    typer.Option("--kv-cache-dtype", help="auto, or int8: keys and values in 8 bits, half as many bytes a chat, on a card"),
+]
 Engine = Annotated[str, typer.Option(help="local, or http://HOST:PORT/v1 of an OpenAI-compatible server; several with commas")]
 EngineModel = Annotated[str | None, typer.Option(help="the name that the servers know the model by; default: the only one")]
 Temperature = Annotated[float, typer.Option(help="0 (always the likeliest token) to 2")]

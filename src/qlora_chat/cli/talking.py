@@ -22,6 +22,7 @@ from qlora_chat.cli.options import (
     EngineOptions,
     Format,
     History,
+    KVCacheDtypeOption,
     Model,
     ModelOptions,
     PrecisionOption,
@@ -45,6 +46,7 @@ def serve(
     engine: Engine = "local",
     engine_model: EngineModel = None,
     slots: Slots = None,
+    kv_cache_dtype: KVCacheDtypeOption = "auto",
     history: History = None,
     host: Annotated[str, typer.Option(help="address to listen on; beyond this machine needs QLORA_CHAT_TOKEN")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="default: 7860 or the next free one")] = None,
@@ -57,7 +59,8 @@ def serve(
     """Open the page and the OpenAI-compatible API, on one port."""
     settings.quiet_libraries()
     merged, beside = one_or_named(adapter or [])
-    chosen = replace(model_settings(model, base, merged, precision, device, prompt_format, slots), adapters=beside)
+    chosen = model_settings(model, base, merged, precision, device, prompt_format, slots)
+    chosen = replace(chosen, adapters=beside, kv_cache_dtype=kv_cache_dtype)  # type: ignore[arg-type]
     serving = ServeSettings(
         host, port, settings.page_token(), tuple(allow_host or ()), settings.api_tokens(), queue, max_tokens, time_limit,
         log_requests,
@@ -79,12 +82,14 @@ def chat(
     model: ModelOptions,
     engine: EngineOptions,
     sampling: SamplingOptions,
+    kv_cache_dtype: KVCacheDtypeOption = "auto",
     system: System = None,
     history: History = None,
 ) -> None:
     """Talk in the terminal. /help lists what can be typed; Ctrl-C stops an answer."""
     settings.quiet_libraries()
-    chosen, drawn, where = model.settings(), sampling.settings(), engine.settings()
+    chosen = replace(model.settings(), kv_cache_dtype=kv_cache_dtype)  # type: ignore[arg-type]
+    drawn, where = sampling.settings(), engine.settings()
 
     from qlora_chat.terminal import talk
 
@@ -98,13 +103,15 @@ def ask(
     model: ModelOptions,
     engine: EngineOptions,
     sampling: SamplingOptions,
+    kv_cache_dtype: KVCacheDtypeOption = "auto",
     system: System = None,
     history: History = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Ask one question and print the answer."""
     settings.quiet_libraries()
-    chosen, drawn, where = model.settings(), sampling.settings(), engine.settings()
+    chosen = replace(model.settings(), kv_cache_dtype=kv_cache_dtype)  # type: ignore[arg-type]
+    drawn, where = sampling.settings(), engine.settings()
     question = sys.stdin.read() if text == "-" else text
     if not question.strip():
         raise SettingsError("there is nothing to ask: TEXT is empty")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from qlora_chat.doctor import Finding
 from qlora_chat.models.folders import Base
-from qlora_chat.models.machine import GIB, NF4_BYTES, OVERHEAD, Held, Place
+from qlora_chat.models.machine import GIB, NF4_BYTES, OVERHEAD, Held, Place, cache_bytes
 
 ALLOCATOR = 1.01
 """Blocks are rounded up, and each linear has small tensors of its own (code book, offsets)."""
@@ -38,10 +38,7 @@ def load_bytes(base: Base, held: Held, adapter: int) -> int:
 
 def chat_bytes(base: Base, held: Held, adapter: int, device: str) -> int:
     """Peak of one chat over the whole window: a load, keys and values, and what a start reserves beside them."""
-    shape = base.shape
-    value = 4 if device == "cpu" else 2
-    cache = 2 * value * shape.layers * shape.kv_heads * shape.head_dim * shape.window
-    return load_bytes(base, held, adapter) + cache + OVERHEAD[device]
+    return load_bytes(base, held, adapter) + cache_bytes(base, device) + OVERHEAD[device]
 
 
 def needs(base: Base, held: Held, adapter: int, rank: int, device: str) -> list[Need]:
@@ -71,7 +68,8 @@ def check_memory(base: Base, adapter: int, rank: int, places: Sequence[Place]) -
     place = places[0]
     held = _held(base, adapter, place)
     listed = needs(base, held, adapter, rank, place.device)
-    return listed, [_finding(need, place, places) for need in listed]
+    saved = cache_bytes(base, place.device) - cache_bytes(base, place.device, "int8")
+    return listed, [_finding(need, place, places, saved) for need in listed]
 
 
 def _held(base: Base, adapter: int, place: Place) -> Held:
@@ -81,13 +79,17 @@ def _held(base: Base, adapter: int, place: Place) -> Held:
     return "nf4+adapter" if adapter else "nf4"
 
 
-def _finding(need: Need, place: Place, places: Sequence[Place]) -> Finding:
+def _finding(need: Need, place: Place, places: Sequence[Place], saved: int) -> Finding:
+    """`saved`: bytes that keys and values in 8 bits would save a chat."""
     where = "the card" if place.device == "cuda" else "this machine"
     said = f"to {need.doing} ({need.held}) takes {_gib(need.bytes)} GiB, and {where} has {_gib(place.free)} GiB free"
     if need.bytes <= place.free:
         return Finding("fine", said)
     if need.doing.startswith("train"):
         return Finding("warning", said, "training would run out of memory", "use a card with more memory, or a smaller base")
+    if need.doing.startswith("chat") and need.bytes - saved <= place.free:
+        why, mend = "keys and values in 8 bits would fit", "qlora-chat serve --kv-cache-dtype int8"
+        return Finding("warning", said, why, mend)
     if any(need.bytes <= other.free for other in places[1:]):
         return Finding("warning", said, "it would run on the processor, more slowly", "qlora-chat serve --device cpu")
     return Finding("blocker", said, "it would run out of memory", "free some memory, or take a smaller base")

@@ -128,4 +128,4 @@ def open_engine(settings: ModelSettings, notify: Notify, where: EngineSettings |
     from qlora_chat.engines.local import LocalEngine
     from qlora_chat.models import open_model
 
-    return LocalEngine(lambda: open_model(settings, notify), settings.slots, notify)
+    return LocalEngine(lambda: open_model(settings, notify), settings.slots, notify, settings.kv_cache_dtype)

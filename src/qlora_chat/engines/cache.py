@@ -1,6 +1,7 @@
 """Keys and values of every chat, in slots that outlive an answer.
 
-Scope: the tensors, which ids each slot holds, and which slot suits a prompt best. Knows no sampling and no threads.
+Scope: the tensors, which ids each slot holds, and which slot suits a prompt best. Knows no sampling and no threads. An int8
+cache is written by the kernels for cards alone: each head's key or value has a float32 scale of its own.
 
 Shapes: L layers, S slots, K key-value heads, W window, D head dimension.
 """
@@ -33,6 +34,32 @@ class Slot:
     last_used: int = 0
 
 
+@dataclass(frozen=True)
+class CachedLayer:
+    """One layer's keys and values of all slots."""
+
+    keys: torch.Tensor
+    """(S, K, W, D)"""
+    values: torch.Tensor
+    key_scales: torch.Tensor | None
+    """(S, K, W) float32 in an int8 cache: a key is its codes times its scale."""
+    value_scales: torch.Tensor | None
+
+    def seen(self, slot: int, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A slot's keys and values up to a position, (1, K, P, D); bf16 of an int8 cache."""
+        return (
+            _seen(self.keys[slot, :, :positions], self.key_scales, slot, positions),
+            _seen(self.values[slot, :, :positions], self.value_scales, slot, positions),
+        )
+
+
+def _seen(kept: torch.Tensor, scales: torch.Tensor | None, slot: int, positions: int) -> torch.Tensor:
+    if scales is None:
+        return kept.unsqueeze(0)
+    out = torch.empty(kept.shape, dtype=torch.bfloat16, device=kept.device)
+    return torch.mul(kept, scales[slot, :, :positions, None], out=out).unsqueeze(0)
+
+
 class KVCache:
     """Static tensors for a fixed number of slots; a free slot remembers its last conversation until it is needed."""
 
@@ -42,8 +69,16 @@ class KVCache:
         size = (shape.layers, slots, shape.kv_heads, shape.window, shape.head_dim)
         self.keys = torch.zeros(size, device=weights.device, dtype=self.dtype)  # (L, S, K, W, D)
         self.values = torch.zeros_like(self.keys)
+        scales = self.dtype == torch.int8
+        self.key_scales = torch.zeros(size[:-1], device=weights.device) if scales else None  # (L, S, K, W)
+        self.value_scales = torch.zeros(size[:-1], device=weights.device) if scales else None
         self.slots = [Slot(index) for index in range(slots)]
         self._clock = 0
+
+    def layer(self, index: int) -> CachedLayer:
+        """One layer of it."""
+        scales = (each if each is None else each[index] for each in (self.key_scales, self.value_scales))
+        return CachedLayer(self.keys[index], self.values[index], *scales)
 
     def take(self, prompt: Sequence[int], adapter: object = None) -> Slot | None:
         """The free slot that already holds most of the prompt, cut back to what they share; None if all are busy.
@@ -93,9 +128,10 @@ def cache_dtype(weights: LlamaWeights) -> torch.dtype:
 
 
 def slot_bytes(weights: LlamaWeights, dtype: torch.dtype | None = None) -> int:
-    """Bytes that one slot's keys and values take."""
-    shape = weights.shape
-    return 2 * shape.layers * shape.kv_heads * shape.window * shape.head_dim * (dtype or cache_dtype(weights)).itemsize
+    """Bytes that one slot's keys and values take; int8 has scales beside."""
+    shape, dtype = weights.shape, dtype or cache_dtype(weights)
+    each = shape.head_dim * dtype.itemsize + (4 if dtype == torch.int8 else 0)
+    return 2 * shape.layers * shape.kv_heads * shape.window * each
 
 
 def fitting_slots(weights: LlamaWeights, dtype: torch.dtype | None = None) -> int:

@@ -29,7 +29,7 @@ from qlora_chat.models import LoadedModel, ModelError, ModelInfo, Notify
 from qlora_chat.models.tokenizer import ModelTokenizer
 from qlora_chat.models.weights import LlamaWeights
 from qlora_chat.prompt import Prompt
-from qlora_chat.settings import Sampling, cache_folder
+from qlora_chat.settings import KVCacheDtype, Sampling, cache_folder
 from qlora_chat.stopping import Stops
 
 if TYPE_CHECKING:
@@ -43,9 +43,16 @@ class LocalEngine:
     team members than cores libgomp stops spinning between operations: a token then takes 1.4 times as long.
     """
 
-    def __init__(self, load: Callable[[], LoadedModel], slots: int | None = None, notify: Notify = lambda line: None) -> None:
+    def __init__(
+        self,
+        load: Callable[[], LoadedModel],
+        slots: int | None = None,
+        notify: Notify = lambda line: None,
+        kv_cache_dtype: KVCacheDtype = "auto",
+    ) -> None:
         """Load the model and wait for it; whatever `load` raises is raised here."""
         self._notify = notify
+        self._kv_cache_dtype: KVCacheDtype = kv_cache_dtype
         self._changed = threading.Condition()
         self._closing = False
         self._adapters: Adapters | None = None
@@ -199,13 +206,15 @@ class LocalEngine:
         from qlora_chat.engines.cuda.packing import CannotPack
 
         try:
-            return open_cuda(weights, slots, cache_folder())
+            return open_cuda(weights, slots, cache_folder(), self._kv_cache_dtype)
         except (CannotPack, KernelError) as problem:
             self._notify(f"answering without the fast kernels: {problem}")
             return None
 
     def _open_scheduler(self, weights: LlamaWeights, slots: int | None) -> tuple[Scheduler, KVCache]:
         """The compiled pass, or torch's: where there is no compiler, and for several adapters on a card."""
+        if self._kv_cache_dtype == "int8":
+            self._notify("--kv-cache-dtype int8 has no effect: only the fast kernels on a graphics card keep 8 bits")
         costs = PassCosts(EXPECTED_COSTS[weights.device.type])
         if compiled := open_cpu(weights, slots, self._notify):
             return Scheduler(compiled, compiled.cache, costs, compiled.choose), compiled.cache

@@ -41,7 +41,7 @@ def load(
     cache = Cache(cache_folder(), notify)
     places = look(settings.device) if places is None else places
     source = resolve(settings, Hub(hub_cache_folder(), hub_is_offline()), cache, places, notify)
-    ready = prepare(source, settings.precision, places, cache, notify)
+    ready = prepare(source, settings.precision, places, cache, notify, settings.kv_cache_dtype)
     notices = (*source.notices, *ready.notices)
     for line in notices:
         notify(line)

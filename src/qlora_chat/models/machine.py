@@ -11,7 +11,7 @@ from typing import Literal
 
 from qlora_chat.models import ModelError
 from qlora_chat.models.folders import Base
-from qlora_chat.settings import Device, Precision
+from qlora_chat.settings import Device, KVCacheDtype, Precision
 
 GIB = 1024**3
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -61,13 +61,19 @@ def weight_bytes(base: Base, held: Held) -> int:
     return int(2 * (embeddings + head) + inner * (2 if held == "bf16" else NF4_BYTES))
 
 
-def needed_bytes(base: Base, held: Held, adapter_bytes: int, device: str) -> int:
+def cache_bytes(base: Base, device: str, kv_cache_dtype: KVCacheDtype = "auto") -> int:
+    """One chat's keys and values over the whole window: float32 on a CPU; bf16 on a card, or int8 with a float32 scale each."""
+    shape = base.shape
+    each = 4 * shape.head_dim if device == "cpu" else shape.head_dim + 4 if kv_cache_dtype == "int8" else 2 * shape.head_dim
+    return 2 * shape.layers * shape.kv_heads * shape.window * each
+
+
+def needed_bytes(base: Base, held: Held, adapter_bytes: int, device: str, kv_cache_dtype: KVCacheDtype = "auto") -> int:
     """Predicted bytes of weights, of one chat's keys and values over the whole window, and of overhead."""
     shape = base.shape
     relaid_head = 2 * shape.vocabulary * shape.hidden if shape.tied_head and device == "cpu" else 0
     beside = adapter_bytes if held == "nf4+adapter" else 0
-    value_bytes = 4 if device == "cpu" else 2  # the engine keeps them in float32 on a CPU, in bf16 on a card
-    cache = 2 * value_bytes * shape.layers * shape.kv_heads * shape.head_dim * shape.window
+    cache = cache_bytes(base, device, kv_cache_dtype)
     return weight_bytes(base, held) + relaid_head + beside + cache + OVERHEAD[device]
 
 
@@ -80,16 +86,18 @@ def ways_to_hold(precision: Precision, has_adapter: bool) -> tuple[Held, ...]:
     return ("bf16", "nf4+adapter" if has_adapter else "nf4")
 
 
-def choose_plan(base: Base, ways: Sequence[Held], adapter_bytes: int, places: Sequence[Place]) -> Plan:
+def choose_plan(
+    base: Base, ways: Sequence[Held], adapter_bytes: int, places: Sequence[Place], kv_cache_dtype: KVCacheDtype = "auto"
+) -> Plan:
     """The first device, and on it the first way, that fits. ModelError with the bytes needed and free."""
     for place in places:
         for held in ways:
-            if needed_bytes(base, held, adapter_bytes, place.device) <= place.free:
+            if needed_bytes(base, held, adapter_bytes, place.device, kv_cache_dtype) <= place.free:
                 return Plan(place, held)
     least = min(ways, key=lambda held: needed_bytes(base, held, adapter_bytes, "cpu"))
     gaps = [
         f"{_device_name(place)} has {_gib(place.free)} GiB free and it needs "
-        f"{_gib(needed_bytes(base, least, adapter_bytes, place.device))} GiB"
+        f"{_gib(needed_bytes(base, least, adapter_bytes, place.device, kv_cache_dtype))} GiB"
         for place in places
     ]
     cheaper = "" if "nf4" in least else ", or try --precision nf4"

@@ -26,7 +26,7 @@ from qlora_chat.models.special import SpecialIds, special_ids
 from qlora_chat.models.tokenizer import ModelTokenizer
 from qlora_chat.models.tokenizer_files import tokenizer_folder
 from qlora_chat.models.weights import Adapter
-from qlora_chat.settings import Precision
+from qlora_chat.settings import KVCacheDtype, Precision
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,16 @@ class Made:
     loss: Loss | None = None
 
 
-def prepare(source: Source, precision: Precision, places: Sequence[Place], cache: Cache, notify: Notify) -> Ready:
+def prepare(
+    source: Source, precision: Precision, places: Sequence[Place], cache: Cache, notify: Notify,
+    kv_cache_dtype: KVCacheDtype = "auto",
+) -> Ready:  # fmt: skip
     """Choose a plan that fits and make it ready. ModelError says what is in the way."""
     base = check_source(source)
     ways = ways_to_hold(precision, source.adapter is not None)
     if base is None:
-        return _from_kept(source, ways, places, cache, notify)
-    plan = choose_plan(base, ways, _adapter_bytes(source), places)
+        return _from_kept(source, ways, places, cache, notify, kv_cache_dtype)
+    plan = choose_plan(base, ways, _adapter_bytes(source), places, kv_cache_dtype)
     work = _Work(source, base, plan, cache, notify)
     return work.ready()
 
@@ -90,13 +93,15 @@ def _adapter_bytes(source: Source) -> int:
     return adapter_bytes(source.adapter.folder) if source.adapter and source.adapter.folder else 0
 
 
-def _from_kept(source: Source, ways: Sequence[Held], places: Sequence[Place], cache: Cache, notify: Notify) -> Ready:
+def _from_kept(
+    source: Source, ways: Sequence[Held], places: Sequence[Place], cache: Cache, notify: Notify, kv_cache_dtype: KVCacheDtype
+) -> Ready:
     """The base is gone from this machine, but what was made of it is not."""
     kept = kept_entries(cache, source, ways)
     if not kept:
         raise ModelError(f"{source.base.name} is not on this machine, nor is anything that was made of it")
     first = Base.read(next(iter(kept.values())).folder)
-    plan = choose_plan(first, tuple(kept), _adapter_bytes(source), places)
+    plan = choose_plan(first, tuple(kept), _adapter_bytes(source), places, kv_cache_dtype)
     if plan.held == "nf4+adapter" and source.adapter and source.adapter.folder:
         check_adapter(source.adapter.folder, first)
     entry = kept[plan.held]

@@ -141,7 +141,8 @@ class _Finder:
             kept = kept_entries(self.cache, source, ways)
             ways, folder = tuple(kept), next(iter(kept.values())).folder
         adapter = source.adapter.folder if source.adapter else None
-        choose_plan(Base.read(folder), ways, adapter_bytes(adapter) if adapter else 0, places)
+        size = adapter_bytes(adapter) if adapter else 0
+        choose_plan(Base.read(folder), ways, size, places, self.settings.kv_cache_dtype)
 
     def _with_base(self, text: str, adapter: Part | None) -> Source:
         text = self._unaliased(text)

@@ -22,7 +22,7 @@ from qlora_chat.settings.environment import (
 )
 from qlora_chat.settings.keeping import HistorySettings, LogSettings
 from qlora_chat.settings.listening import DEFAULT_PORT, ReceiverSettings, ServeSettings
-from qlora_chat.settings.model import Device, EngineSettings, ModelSettings, Precision
+from qlora_chat.settings.model import Device, EngineSettings, KVCacheDtype, ModelSettings, Precision
 from qlora_chat.settings.sampling import SAMPLING_RANGES, Range, Sampling
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Device",
     "EngineSettings",
     "HistorySettings",
+    "KVCacheDtype",
     "LogSettings",
     "ModelSettings",
     "Precision",

@@ -11,6 +11,7 @@ from qlora_chat.settings.checks import SettingsError, adapter_name, is_loopback,
 
 Precision = Literal["auto", "bf16", "nf4"]
 Device = Literal["auto", "cuda", "cpu"]
+KVCacheDtype = Literal["auto", "int8"]
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,16 @@ class ModelSettings:
     """Chats that share one forward pass; None fits them to memory."""
     adapters: tuple[tuple[str, str], ...] = ()
     """(name, Hub id or folder) of LoRA adapters to keep beside the base, unmerged, for requests to choose from."""
+    kv_cache_dtype: KVCacheDtype = "auto"
+    """int8: keys and values in 8 bits, by the kernels for cards alone; auto: as the forward pass computes them."""
 
     def __post_init__(self) -> None:
         one_of("model", self.model, ("auto", "guanaco-7b", "demo"))
         one_of("precision", self.precision, ("auto", "bf16", "nf4"))
         one_of("device", self.device, ("auto", "cuda", "cpu"))
+        one_of("kv-cache-dtype", self.kv_cache_dtype, ("auto", "int8"))
+        if self.kv_cache_dtype == "int8" and self.device == "cpu":
+            raise SettingsError("--kv-cache-dtype int8 is for a graphics card: leave it out, or take --device cuda")
         if self.adapter and not self.base:
             raise SettingsError(f"--adapter {self.adapter} needs --base, the model it was tuned on")
         if self.adapters and (self.adapter or not self.base):

@@ -130,7 +130,7 @@ def test_the_kernels_arguments_are_declared_alike_in_python_and_in_cuda() -> Non
     from qlora_chat.engines.cuda import structures
     from qlora_chat.engines.cuda.driver import SOURCES
 
-    for name, source in (("Product", "product"), ("Unpack", "product"), ("Attend", "attend"),
+    for name, source in (("Product", "product"), ("Unpack", "product"), ("Attend", "attend"), ("Settle", "attend"),
                          ("Embed", "choose"), ("Choose", "choose"), ("AddNorm", "prompt"), ("Rotate", "prompt"),
                          ("SiluTimesUp", "prompt")):  # fmt: skip
         text = (SOURCES / f"{source}.cu").read_text()

@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from qlora_chat.engines.cuda.scheduler import CudaScheduler
     from qlora_chat.engines.llama import Span
     from qlora_chat.models.weights import LlamaWeights
+    from qlora_chat.settings import KVCacheDtype
 
 
-def open_cuda(weights: LlamaWeights, slots: int | None, cache_folder: Path | None) -> tuple[CudaScheduler, KVCache]:
+def open_cuda(
+    weights: LlamaWeights, slots: int | None, cache_folder: Path | None, kv_cache_dtype: KVCacheDtype = "auto"
+) -> tuple[CudaScheduler, KVCache]:
     """Pack the weights (they cannot be used for anything else afterwards), make a cache for `slots` chats, or as many as
     fit, and the scheduler over both. CannotPack or KernelError if this model or card is not for it."""
     import torch
@@ -30,7 +33,8 @@ def open_cuda(weights: LlamaWeights, slots: int | None, cache_folder: Path | Non
 
     try_kernels(cache_folder)
     packed = packed_weights(weights)
-    cache = KVCache(weights, slots or fitting_slots(weights))
+    dtype = torch.int8 if kv_cache_dtype == "int8" else None
+    cache = KVCache(weights, slots or fitting_slots(weights, dtype), dtype)
     decoder = Decoder(packed, cache, cache_folder)
     reader = PromptReader(packed, decoder.unpack, cache, decoder.kernels, decoder.turns)
 

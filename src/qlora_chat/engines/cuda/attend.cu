@@ -4,35 +4,56 @@
 // one graph serves them all. Softmax runs online (Milakov & Gimelshein 2018); the last block of a row and head to finish joins
 // the splits, in their order, so that the sum does not depend on which that was.
 //
-// Compiled for HEAD_DIM and GROUP (query heads a key-value head).
+// Compiled for HEAD_DIM, GROUP (query heads a key-value head) and KV8 (see kept.cuh).
 #include "common.cuh"
+#include "kept.cuh"
 
 #define WARPS 4
 #define THREADS (WARPS * 32)
-#define WIDTH 8  // elements in a lane's 16 bytes
+#define WIDTH 8                        // elements that a lane reads at once
 #define LANES (HEAD_DIM / WIDTH)       // that hold one position's keys
 #define SIDE (32 / LANES)              // positions a warp reads at once
-#define UNROLL 4
+#define UNROLL (KV8 && GROUP == 1 ? 8 : 4)
 #define TEAMS (WARPS * SIDE)
 #define NONE (-1e30f)
 
 struct Attend {
   const float* queries;  // [R][kv heads * GROUP][HEAD_DIM]
-  const u16* keys;       // this layer's [slot][kv head][window][HEAD_DIM] bf16
-  const u16* values;
+  const Kept* keys;      // this layer's [slot][kv head][window][HEAD_DIM]
+  const Kept* values;
   u16* out;         // [R][kv heads * GROUP][HEAD_DIM] bf16
   float* partials;  // [R][kv heads][splits][GROUP][HEAD_DIM + 2]
   int* arrived;     // [R][kv heads], zero between steps
   Rows rows;
   int kv_heads, window, splits;
   float scale;  // log2(e) / sqrt(HEAD_DIM)
+  const float* key_scales;  // KV8: [slot][kv head][window]
+  const float* value_scales;
 };
 
-__device__ __forceinline__ void unfold(const uint4& packed, float (&v)[WIDTH]) {
-  const u32 words[4] = {packed.x, packed.y, packed.z, packed.w};
-#pragma unroll
-  for (int i = 0; i < 4; i++) v[2 * i] = low_to_float(words[i]), v[2 * i + 1] = high_to_float(words[i]);
+#if KV8
+struct Settle {
+  const Newest* newest;  // [2][most_rows][kv heads][HEAD_DIM]: keys, values
+  Kept* keys;            // as above
+  Kept* values;
+  float* key_scales;
+  float* value_scales;
+  Rows rows;
+  int most_rows, kv_heads, window;
+};
+
+// The keys and values that the product before has left go into the cache. A block a (kv head, row), a warp each.
+extern "C" __global__ void __launch_bounds__(64) settle(const __grid_constant__ Settle p) {
+  const int head = blockIdx.x, row = blockIdx.y, is_value = threadIdx.x >> 5;
+  let_next_begin();
+  wait_for_previous();
+  const int slot = p.rows.slots[row];
+  if (slot < 0) return;
+  const Newest* newest = p.newest + (((size_t)is_value * p.most_rows + row) * p.kv_heads + head) * HEAD_DIM;
+  const size_t at = ((size_t)slot * p.kv_heads + head) * p.window + p.rows.positions[row];
+  keep_newest<HEAD_DIM>(newest, (is_value ? p.values : p.keys) + at * HEAD_DIM, (is_value ? p.value_scales : p.key_scales) + at);
 }
+#endif
 
 extern "C" __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ Attend p) {
   __shared__ float team_max[TEAMS][GROUP], team_sum[TEAMS][GROUP];
@@ -57,12 +78,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) attend(const __grid_consta
     most[j] = NONE, sum[j] = 0.0f;
   }
   for (int first = begin + warp * SIDE * UNROLL; first < end; first += WARPS * SIDE * UNROLL) {
-    uint4 keys[UNROLL], values[UNROLL];
+    Eight keys[UNROLL], values[UNROLL];
 #pragma unroll
     for (int u = 0; u < UNROLL; u++) {
       const size_t at = base + min(first + u * SIDE + side, end - 1);
-      keys[u] = *(const uint4*)(p.keys + at * HEAD_DIM + d);
-      values[u] = *(const uint4*)(p.values + at * HEAD_DIM + d);
+      keys[u] = eight_of<HEAD_DIM>(p.keys, p.key_scales, at, d, false);
+      values[u] = eight_of<HEAD_DIM>(p.values, p.value_scales, at, d, false);
     }
     float score[UNROLL][GROUP];
 #pragma unroll
@@ -76,7 +97,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attend(const __grid_consta
         for (int i = 0; i < WIDTH; i++) dot += q[j][i] * k[i];
 #pragma unroll
         for (int offset = LANES / 2; offset > 0; offset >>= 1) dot += __shfl_xor_sync(0xffffffffu, dot, offset);
-        score[u][j] = first + u * SIDE + side < end ? dot : NONE;
+        score[u][j] = first + u * SIDE + side < end ? dot * scale_of(keys[u]) : NONE;
       }
     }
 #pragma unroll
@@ -99,8 +120,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) attend(const __grid_consta
       for (int j = 0; j < GROUP; j++) {
         const float weight = inside ? exp2f(score[u][j] - most[j]) : 0.0f;
         sum[j] += weight;
+        const float factor = weight * scale_of(values[u]);
 #pragma unroll
-        for (int i = 0; i < WIDTH; i++) out[j][i] += weight * v[i];
+        for (int i = 0; i < WIDTH; i++) out[j][i] += factor * v[i];
       }
     }
   }

@@ -1,7 +1,7 @@
 // What is done with a product's outputs r and r + 8 of a tile, for whoever computed them: `Product` is any struct with these fields.
 
 // What follows the product.
-#define ROTATE_AND_CACHE 0  // queries and keys turned by their position; keys and values into the cache
+#define ROTATE_AND_CACHE 0  // queries and keys turned by their position; keys and values into the cache, or (KV8) on the way to it
 #define ADD_TO_RESIDUAL 1   // and the next norm's weight applied, sums of squares kept
 #define SILU_TIMES_UP 2
 #define STORE 3
@@ -25,9 +25,15 @@ template <class Product> __device__ __forceinline__ void store_rotated(const Pro
     out[d + apart] = v1;
     return;
   }
+#if KV8
+  Newest* newest = (is_value ? p.values : p.keys) + ((size_t)column * p.kv_heads + kv_head) * p.head_dim;
+  newest[d] = v0;
+  newest[d + apart] = v1;
+#else
   u16* cache = (is_value ? p.values : p.keys) + (((size_t)slot * p.kv_heads + kv_head) * p.window + position) * p.head_dim;
   cache[d] = float_to_bf16(v0);
   cache[d + apart] = float_to_bf16(v1);
+#endif
 }
 
 // One pair of outputs of one row. Returns the residual's squares.

@@ -55,10 +55,10 @@ class Geometry:
                 return Geometry(columns, 1, False, stages, size + beside)
         raise KernelError(f"{limit:,} bytes of shared memory a block are too few for a product of {rows} rows")
 
-    def defines(self, packed: Packed, rank: int = 0) -> Defines:
+    def defines(self, packed: Packed, rank: int = 0, *, kv8: bool) -> Defines:
         """What product.cu is compiled for."""
         return (
-            ("CT", self.columns), ("LORA", rank), ("PAIRED", int(packed.paired)), ("RT", self.tiles),
+            ("CT", self.columns), ("KV8", int(kv8)), ("LORA", rank), ("PAIRED", int(packed.paired)), ("RT", self.tiles),
             ("STAGES", self.stages), ("WEIGHTS", KINDS[packed.kind]), ("X_SHARED", int(self.x_shared)),
         )  # fmt: skip
 

@@ -5,9 +5,11 @@
 // those of product.cu and attend.cu; a product's warps share each item (one row tile) by splitting K, two blocks at a time.
 // Unmerged adapters are the work of warps of their own.
 //
-// Compiled for LAYERS, ROWS, STAGES, LORA (rank of the adapters, 0: none) and WIDE (1: the table of pairs has rows of 256 bytes, so
-// that a byte is a lane's address in one instruction). Heads have 128 dimensions, as many key-value heads as query heads. Lane: g = lane / 4, t = lane % 4.
+// Compiled for LAYERS, ROWS, STAGES, LORA (rank of the adapters, 0: none), WIDE (1: the table of pairs has rows of 256 bytes, so
+// that a byte is a lane's address in one instruction) and KV8 (see kept.cuh). Heads have 128 dimensions, as many key-value heads as
+// query heads. Lane: g = lane / 4, t = lane % 4.
 #include "common.cuh"
+#include "kept.cuh"
 #include "epilogue.cuh"
 #if LORA
 #include "lora.cuh"
@@ -37,8 +39,8 @@ struct Layers {
   const float* biases[LAYERS];  // of qkv, or null
   const u16* norms[LAYERS * 2]; // that follow the out and the down product
   const float* code;            // [16] and [256]
-  u16* keys;                    // [LAYERS][slot][head][window][HEAD_DIM]
-  u16* values;
+  Kept* keys;                   // [LAYERS][slot][head][window][HEAD_DIM]
+  Kept* values;
   const float2* turns;
   u16* x;            // [R][H]
   u16* activated;    // [R][F]
@@ -48,10 +50,13 @@ struct Layers {
   float* squares;    // [2][MOST_ROWS][MOST_PARTIALS]: before the first product of a layer, and before the third
   int* arrived;      // of the barrier; zero at the start
   Rows rows;
-  u64 layer_elements;  // of keys
+  u64 layer_positions;  // of all slots and heads
   int row_tiles[4], k_blocks[4];
   int count, heads, window, hidden, feed_forward, splits, first_squares, most_rows, slice_blocks;
   float eps, inverse_hidden, softmax_scale;
+  Newest* newest;     // KV8: [2][most_rows][heads][HEAD_DIM]: keys, values
+  float* key_scales;  // KV8: [LAYERS][slot][head][window]
+  float* value_scales;
 #if LORA
   u64 lora_layer;             // bytes of an adapter's tiles for a layer
   u64 lora_a[4], lora_b[4];   // of each product, in its layer
@@ -71,8 +76,8 @@ struct Now {
   const u16* norm;
   u16* x_out;
   float* out;
-  u16* keys;
-  u16* values;
+  Newest* keys;
+  Newest* values;
   const float2* turns;
   const float* bias;
   Rows rows;
@@ -144,10 +149,24 @@ __device__ __forceinline__ void multiply(float (&d)[4], const uint4& c, const ui
   }
 }
 
+#if KV8
+// Those of this step's keys and values that lie among a unit's positions, into the cache. Units that share a position write the same
+// to it, so that none need wait for another.
+__device__ __forceinline__ void settle(const Layers& p, size_t first, int slot, int head, int begin, int end) {
+  const int row = threadIdx.x >> 6, is_value = threadIdx.x >> 5 & 1;
+  if (row >= ROWS || p.rows.slots[row] != slot) return;
+  const int position = p.rows.positions[row];
+  if (position < begin || position >= end) return;
+  const Newest* newest = p.newest + (((size_t)is_value * p.most_rows + row) * p.heads + head) * HEAD_DIM;
+  const size_t at = first + position;
+  keep_newest<HEAD_DIM>(newest, (is_value ? p.values : p.keys) + at * HEAD_DIM, (is_value ? p.value_scales : p.key_scales) + at);
+}
+#endif
+
 // Softmax-weighted values of a split of one row's and head's positions, all warps together; not yet divided by the weights' sum.
 __device__ void attend(const Layers& p, int layer, float* scratch) {
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, side = lane >> 4, d = (lane & 15) * 8;
-  constexpr int UNROLL = 4, STRIDE = ALL_WARPS * 2 * UNROLL;
+  constexpr int UNROLL = KV8 ? 8 : 4, STRIDE = ALL_WARPS * 2 * UNROLL;
   float* const tops = scratch + ALL_WARPS * HEAD_DIM;
   float* const totals = tops + ALL_WARPS;
   for (int unit = blockIdx.x; unit < ROWS * p.heads * p.splits; unit += gridDim.x) {
@@ -156,7 +175,11 @@ __device__ void attend(const Layers& p, int layer, float* scratch) {
     if (slot < 0) continue;
     const int length = p.rows.positions[row] + 1, chunk = (length + p.splits - 1) / p.splits;
     const int begin = split * chunk, end = min(length, begin + chunk);
-    const size_t base = layer * p.layer_elements + ((size_t)slot * p.heads + head) * p.window * HEAD_DIM;
+    const size_t base = layer * p.layer_positions + ((size_t)slot * p.heads + head) * p.window;
+#if KV8
+    settle(p, base, slot, head, begin, end);
+    __syncthreads();
+#endif
     float q[8], out[8] = {}, top = -1e30f, total = 0.0f;
     const float4* query = (const float4*)(p.queries + ((size_t)row * p.heads + head) * HEAD_DIM + d);
     const float4 q0 = __ldcg(query), q1 = __ldcg(query + 1);
@@ -164,21 +187,24 @@ __device__ void attend(const Layers& p, int layer, float* scratch) {
 #pragma unroll
     for (int i = 0; i < 8; i++) q[i] *= p.softmax_scale;
     for (int first = begin + warp * 2 * UNROLL + side; first - side < end; first += STRIDE) {
-      uint4 k[UNROLL], v[UNROLL];
+      Eight k[UNROLL], v[UNROLL];
 #pragma unroll
       for (int u = 0; u < UNROLL; u++) {
-        const size_t at = base + (size_t)min(first + u * 2, end - 1) * HEAD_DIM + d;
-        k[u] = __ldcg((const uint4*)(p.keys + at));
-        v[u] = __ldcg((const uint4*)(p.values + at));
+        const size_t at = base + min(first + u * 2, end - 1);
+        k[u] = eight_of<HEAD_DIM>(p.keys, p.key_scales, at, d, true);
+        v[u] = eight_of<HEAD_DIM>(p.values, p.value_scales, at, d, true);
       }
       float score[UNROLL], highest = top;
 #pragma unroll
       for (int u = 0; u < UNROLL; u++) {
-        float dot = q[0] * low_to_float(k[u].x) + q[1] * high_to_float(k[u].x) + q[2] * low_to_float(k[u].y) + q[3] * high_to_float(k[u].y) +
-                    q[4] * low_to_float(k[u].z) + q[5] * high_to_float(k[u].z) + q[6] * low_to_float(k[u].w) + q[7] * high_to_float(k[u].w);
+        float key[8];
+        unfold(k[u], key);
+        float dot = q[0] * key[0];
+#pragma unroll
+        for (int i = 1; i < 8; i++) dot += q[i] * key[i];
 #pragma unroll
         for (int offset = 8; offset > 0; offset >>= 1) dot += __shfl_xor_sync(0xffffffffu, dot, offset);
-        score[u] = first + u * 2 < end ? dot : -1e30f;
+        score[u] = first + u * 2 < end ? dot * scale_of(k[u]) : -1e30f;
         highest = fmaxf(highest, score[u]);
       }
       const float shrink = exp2f(top - highest);
@@ -188,11 +214,12 @@ __device__ void attend(const Layers& p, int layer, float* scratch) {
 #pragma unroll
       for (int u = 0; u < UNROLL; u++) {
         const float weight = first + u * 2 < end ? exp2f(score[u] - top) : 0.0f;
+        const float factor = weight * scale_of(v[u]);
+        float value[8];
+        unfold(v[u], value);
         total += weight;
-        out[0] += weight * low_to_float(v[u].x), out[1] += weight * high_to_float(v[u].x);
-        out[2] += weight * low_to_float(v[u].y), out[3] += weight * high_to_float(v[u].y);
-        out[4] += weight * low_to_float(v[u].z), out[5] += weight * high_to_float(v[u].z);
-        out[6] += weight * low_to_float(v[u].w), out[7] += weight * high_to_float(v[u].w);
+#pragma unroll
+        for (int i = 0; i < 8; i++) out[i] += factor * value[i];
       }
     }
     {  // the two sides of a warp had every other position
@@ -270,8 +297,13 @@ __device__ __forceinline__ Now now(const Layers& p, int layer, int kind) {
   n.norm = kind == OUT || kind == DOWN ? p.norms[layer * 2 + (kind == DOWN)] : nullptr;
   n.x_out = kind == GATE_UP ? p.activated : p.x;
   n.out = p.queries;
-  n.keys = p.keys + layer * p.layer_elements;
-  n.values = p.values + layer * p.layer_elements;
+#if KV8
+  n.keys = p.newest;
+  n.values = p.newest + (size_t)p.most_rows * p.heads * HEAD_DIM;
+#else
+  n.keys = p.keys + layer * p.layer_positions * HEAD_DIM;
+  n.values = p.values + layer * p.layer_positions * HEAD_DIM;
+#endif
   n.turns = p.turns;
   n.bias = kind == QKV ? p.biases[layer] : nullptr;
   n.rows = p.rows;

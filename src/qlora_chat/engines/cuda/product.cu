@@ -7,9 +7,10 @@
 // NF4 bytes become pairs of bf16 through a table that has a copy in every bank; sums over a block of 64 are scaled in fp32.
 //
 // Compiled for WEIGHTS (0 NF4, 1 bf16, 2 int8), CT, RT, PAIRED (1: a stage of the ring holds two blocks of K instead of one),
-// X_SHARED (1: x is kept in shared memory), STAGES and LORA (rank of the unmerged adapters, 0: none; they are the work of
-// warps of their own). Lane: g = lane / 4, t = lane % 4.
+// X_SHARED (1: x is kept in shared memory), STAGES, LORA (rank of the unmerged adapters, 0: none; they are the work of
+// warps of their own) and KV8 (see kept.cuh). Lane: g = lane / 4, t = lane % 4.
 #include "common.cuh"
+#include "kept.cuh"
 #include "epilogue.cuh"
 #if LORA
 #include "lora.cuh"
@@ -57,8 +58,8 @@ struct Product {
   const u16* norm;         // [H] weight of the norm that comes next
   u16* x_out;              // [R][outputs] bf16
   float* out;              // [R][outputs]: queries or logits
-  u16* keys;               // this layer's cache [slot][kv head][window][D] bf16
-  u16* values;
+  Newest* keys;            // this layer's cache [slot][kv head][window][D] bf16; KV8: [R][kv head][D]
+  Newest* values;
   const float2* turns;     // [window][D / 2] cos and sin
   Rows rows;
   int row_tiles, k_blocks, outputs, count;  // count: rows in this step

@@ -2,7 +2,10 @@
 //
 // The products themselves are a library's, over weights that product.cu's `unpack` has laid out. A launch for each of these
 // steps, instead of one for each operation of theirs, is what keeps the card busy with short prompts.
+//
+// Compiled for HEAD_DIM and KV8 (see kept.cuh).
 #include "common.cuh"
+#include "kept.cuh"
 
 #define THREADS 256
 #define WARPS (THREADS / 32)
@@ -49,36 +52,45 @@ struct Rotate {
   const u16* qkv;       // [N][(heads + 2 * kv_heads) * D] bf16, in the checkpoint's order
   const float2* turns;  // [window][D / 2] cos and sin
   u16* queries;         // [N][heads * D] bf16
-  u16* keys;            // a layer's cache [slot][kv head][window][D] bf16
-  u16* values;
+  Kept* keys;           // a layer's cache [slot][kv head][window][D]
+  Kept* values;
   Rows rows;
-  int heads, kv_heads, head_dim, window;
+  int heads, kv_heads, window;
+  float* key_scales;    // KV8: [slot][kv head][window]
+  float* value_scales;
 };
 
-// Queries and keys turned by their position (RoFormer, Su 2021; halves of a head as pairs); keys and values into the cache.
+// Queries and keys turned by their position (RoFormer, Su 2021; halves of a head as pairs); keys and values into the cache. A warp a
+// head; a lane's elements are l, 32 + l and so on.
 extern "C" __global__ void __launch_bounds__(THREADS) rotate(const __grid_constant__ Rotate p) {
-  const int half = p.head_dim / 2, width = (p.heads + 2 * p.kv_heads) * p.head_dim;
+  constexpr int EACH = HEAD_DIM / 32, HALF = EACH / 2;
+  const int lane = threadIdx.x % 32, heads = p.heads + 2 * p.kv_heads;
   const int position = p.rows.positions[blockIdx.x], slot = p.rows.slots[blockIdx.x];
-  const u16* const in = p.qkv + (size_t)blockIdx.x * width;
-  for (int i = threadIdx.x; i < width / 2; i += THREADS) {
-    const int head = i / half, d = i % half;
-    float first = bf16_to_float(in[head * p.head_dim + d]), second = bf16_to_float(in[head * p.head_dim + half + d]);
-    if (head < p.heads + p.kv_heads) {
-      const float2 turn = p.turns[(size_t)position * half + d];
-      const float turned = first * turn.x - second * turn.y;
-      second = second * turn.x + first * turn.y;
-      first = turned;
+  for (int head = threadIdx.x / 32; head < heads; head += WARPS) {
+    const u16* const in = p.qkv + ((size_t)blockIdx.x * heads + head) * HEAD_DIM + lane;
+    float v[EACH];
+#pragma unroll
+    for (int i = 0; i < EACH; i++) v[i] = bf16_to_float(in[i * 32]);
+    const bool is_value = head >= p.heads + p.kv_heads;
+#pragma unroll
+    for (int i = 0; i < HALF && !is_value; i++) {
+      const float2 turn = p.turns[(size_t)position * (HEAD_DIM / 2) + i * 32 + lane];
+      const float first = v[i] * turn.x - v[HALF + i] * turn.y;
+      v[HALF + i] = v[HALF + i] * turn.x + v[i] * turn.y;
+      v[i] = first;
     }
-    u16* out;
-    if (head < p.heads) {
-      out = p.queries + ((size_t)blockIdx.x * p.heads + head) * p.head_dim;
-    } else {
-      const bool is_value = head >= p.heads + p.kv_heads;
-      const int kv_head = head - p.heads - (is_value ? p.kv_heads : 0);
-      out = (is_value ? p.values : p.keys) + (((size_t)slot * p.kv_heads + kv_head) * p.window + position) * p.head_dim;
+    const int kv_head = head - p.heads - (is_value ? p.kv_heads : 0);
+    const size_t at = ((size_t)slot * p.kv_heads + kv_head) * p.window + position;
+    Kept* const kept = (is_value ? p.values : p.keys) + at * HEAD_DIM;
+#if KV8
+    if (head >= p.heads) {
+      keep(v, kept, (is_value ? p.value_scales : p.key_scales) + at);
+      continue;
     }
-    out[d] = float_to_bf16(first);
-    out[d + half] = float_to_bf16(second);
+#endif
+    u16* const out = head < p.heads ? p.queries + ((size_t)blockIdx.x * p.heads + head) * HEAD_DIM : (u16*)kept;
+#pragma unroll
+    for (int i = 0; i < EACH; i++) out[i * 32 + lane] = float_to_bf16(v[i]);
   }
 }
 

@@ -61,8 +61,9 @@ class PromptReader:
         """`turns` (window, D / 2, 2) float32: cos and sin. KernelError where the kernels cannot be compiled."""
         self._shape, self._embeddings, self._cache, self._turns = weights.shape, weights.embeddings, cache, turns
         self._layers = [_Layer.of(each, unpack) for each in weights.layers]
+        defines = ("HEAD_DIM", weights.shape.head_dim), ("KV8", int(cache.key_scales is not None))
         self._add_norm, self._rotate, self._silu_times_up = (
-            kernels.get("prompt.cu", name) for name in ("add_norm", "rotate", "silu_times_up")
+            kernels.get("prompt.cu", name, defines) for name in ("add_norm", "rotate", "silu_times_up")
         )
 
     @torch.inference_mode()
@@ -100,26 +101,23 @@ class PromptReader:
 
     def _rotated(self, qkv: Tensor, index: int, rows: RowsArguments) -> Tensor:
         """Keys and values into the cache -> queries (N, Q, D)."""
-        shape = self._shape
+        shape, cache = self._shape, self._cache.layer(index)
         queries = torch.empty((len(qkv), shape.heads, shape.head_dim), dtype=torch.bfloat16, device=qkv.device)
         arguments = RotateArguments(
-            qkv=address(qkv), turns=address(self._turns), queries=address(queries), keys=address(self._cache.keys[index]),
-            values=address(self._cache.values[index]), rows=rows, heads=shape.heads, kv_heads=shape.kv_heads,
-            head_dim=shape.head_dim, window=shape.window,
+            qkv=address(qkv), turns=address(self._turns), queries=address(queries), keys=address(cache.keys),
+            values=address(cache.values), key_scales=address(cache.key_scales), value_scales=address(cache.value_scales),
+            rows=rows, heads=shape.heads, kv_heads=shape.kv_heads, window=shape.window,
         )  # fmt: skip
         self._rotate((len(qkv), 1, 1), THREADS, arguments)
         return queries
 
     def _attended(self, queries: Tensor, index: int, spans: Sequence[Span]) -> Tensor:
         """(N, Q, D) -> (N, Q * D): each span over exactly its own positions."""
-        done, outputs = 0, []
+        done, outputs, cache = 0, [], self._cache.layer(index)
         for span in spans:
             count, seen = len(span.ids), span.start + len(span.ids)
-            outputs.append(_causal(
-                queries[done : done + count].transpose(0, 1).unsqueeze(0),
-                self._cache.keys[index, span.slot, :, :seen].unsqueeze(0),
-                self._cache.values[index, span.slot, :, :seen].unsqueeze(0),
-            )[0].transpose(0, 1))  # fmt: skip
+            mine = queries[done : done + count].transpose(0, 1).unsqueeze(0)
+            outputs.append(_causal(mine, *cache.seen(span.slot, seen))[0].transpose(0, 1))
             done += count
         together = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return together.reshape(len(queries), -1)

@@ -9,7 +9,7 @@ import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
+from torch import Tensor
 
 from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.cuda.driver import address
@@ -42,13 +42,15 @@ class Stack:
     low_rank: LowRank | None
     prefetched: int
     """Blocks of an adapter's A that are fetched ahead."""
+    kv8: bool
+    """The cache has 8 bits."""
 
     @property
     def defines(self) -> tuple[tuple[str, int], ...]:
         """What layers.cu is compiled for."""
         return (
-            ("LAYERS", self.layers), ("LORA", rank_of(self.low_rank)), ("ROWS", self.rows), ("STAGES", self.stages),
-            ("WIDE", int(self.wide)),
+            ("KV8", int(self.kv8)), ("LAYERS", self.layers), ("LORA", rank_of(self.low_rank)), ("ROWS", self.rows),
+            ("STAGES", self.stages), ("WIDE", int(self.wide)),
         )  # fmt: skip
 
     @property
@@ -57,7 +59,9 @@ class Stack:
         return (WARPS + (LORA_WARPS if self.low_rank else 0)) * 32
 
 
-def stack_for(weights: CudaWeights, low_rank: LowRank | None, rows: int, processors: int, limit: int) -> Stack | None:
+def stack_for(
+    weights: CudaWeights, low_rank: LowRank | None, rows: int, processors: int, limit: int, *, kv8: bool
+) -> Stack | None:
     """None where the layers, the rows or the card are not for this kernel, and one kernel a product does it."""
     shape = weights.shape
     products = [product for layer in weights.layers for product in layer.products]
@@ -77,7 +81,7 @@ def stack_for(weights: CudaWeights, low_rank: LowRank | None, rows: int, process
         for stages in range(MOST_STAGES, least - 1, -1):
             size = _shared_bytes(rows, stages, wide, slice_blocks) + beside
             if size <= limit:
-                return Stack(rows, shape.layers, stages, wide, slice_blocks, size, low_rank, prefetched)
+                return Stack(rows, shape.layers, stages, wide, slice_blocks, size, low_rank, prefetched, kv8)
     return None
 
 
@@ -87,10 +91,11 @@ def _shared_bytes(rows: int, stages: int, wide: bool, slice_blocks: int) -> int:
 
 
 def stack_arguments(
-    stack: Stack, weights: CudaWeights, cache: KVCache, buffers: dict[str, torch.Tensor], rows: RowsArguments,
-    lora: ctypes.Structure | None, processors: int,
+    stack: Stack, weights: CudaWeights, cache: KVCache, buffers: dict[str, Tensor | None], rows: RowsArguments,
+    lora: ctypes.Structure | None, processors: int, most_rows: int,
 ) -> ctypes.Structure:  # fmt: skip
-    """The kernel's arguments; `buffers` are those of the fields that have their names, `lora` is LowRank in lora.cuh."""
+    """The kernel's arguments; `buffers`, for `most_rows`, are those of the fields that have their names, `lora` is LowRank in
+    lora.cuh."""
     shape, layers = weights.shape, weights.layers
     made = layers_arguments(stack.layers)()
     products = [product.packed for layer in layers for product in layer.products]
@@ -103,13 +108,14 @@ def stack_arguments(
     for name, buffer in buffers.items():
         setattr(made, name, address(buffer))
     made.rows = rows
-    made.layer_elements = cache.keys[0].numel()
+    made.layer_positions = cache.keys[0].numel() // HEAD_DIM
+    made.key_scales, made.value_scales = address(cache.key_scales), address(cache.value_scales)
     made.row_tiles[:] = [each.row_tiles for each in products[:4]]
     made.k_blocks[:] = [each.blocks for each in products[:4]]
     made.count, made.heads, made.window = stack.rows, shape.heads, shape.window
     made.hidden, made.feed_forward = shape.hidden, weights.feed_forward
     made.splits = max(1, min(16, processors // (shape.heads * stack.rows)))
-    made.first_squares, made.most_rows, made.slice_blocks = 1, buffers["squares"].shape[1], stack.slice_blocks
+    made.first_squares, made.most_rows, made.slice_blocks = 1, most_rows, stack.slice_blocks
     made.eps, made.inverse_hidden = shape.norm_eps, 1.0 / shape.hidden
     made.softmax_scale = 1.4426950408889634 / HEAD_DIM**0.5
     if stack.low_rank and lora:
@@ -119,5 +125,5 @@ def stack_arguments(
     return made
 
 
-def _set(array: ctypes.Array[ctypes.c_void_p], tensors: Sequence[torch.Tensor | None]) -> None:
+def _set(array: ctypes.Array[ctypes.c_void_p], tensors: Sequence[Tensor | None]) -> None:
     array[:] = [address(each) for each in tensors]  # type: ignore[assignment]

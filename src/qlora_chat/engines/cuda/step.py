@@ -37,6 +37,7 @@ from qlora_chat.engines.cuda.structures import (
     EmbedArguments,
     ProductArguments,
     RowsArguments,
+    SettleArguments,
     UnpackArguments,
 )
 from qlora_chat.engines.cuda.weights import CudaLayer, CudaWeights, Product, divided
@@ -96,6 +97,7 @@ class Decoder:
         self._processors = properties.multi_processor_count
         self._shared_limit = properties.shared_memory_per_block_optin
         self._early = properties.major >= 9
+        self._kv8 = cache.key_scales is not None
         self.kernels = Kernels(cache_folder, self._shared_limit)
         self._low_rank = weights.low_rank()
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
@@ -182,7 +184,7 @@ class Decoder:
             row_tiles=packed.row_tiles, k_blocks=packed.blocks,
         )  # fmt: skip
         geometry = Geometry.of(packed, 1, self._shared_limit)
-        kernel = self.kernels.get("product.cu", "unpack", geometry.defines(packed))
+        kernel = self.kernels.get("product.cu", "unpack", geometry.defines(packed, kv8=self._kv8))
         return _Unpacking(packed, kernel, (divided(packed.row_tiles * packed.blocks, 8), 1, 1), arguments, out)
 
     # --- buffers and kernels -------------------------------------------------------------------------------------------
@@ -201,6 +203,7 @@ class Decoder:
         self._queries, self._attended = floats(MOST_ROWS, width), halves(MOST_ROWS, width)
         self._activated = halves(MOST_ROWS, self.weights.feed_forward)
         self._squares = floats(2, MOST_ROWS, MOST_PARTIALS)
+        self._newest = floats(2, MOST_ROWS, shape.kv_heads, shape.head_dim) if self._kv8 else None  # keys and values of a step
         self._logits = floats(MOST_ROWS, shape.vocabulary)
         self._partials = floats(MOST_ROWS * shape.heads * MOST_SPLITS * (shape.head_dim + 2))
         self._arrived = torch.zeros(MOST_ROWS, shape.kv_heads, dtype=torch.int32, device=device)
@@ -238,9 +241,10 @@ class Decoder:
         for product in (*(self.weights.layers[0].products if stack is None else ()), self.weights.head):
             low_rank = None if product is self.weights.head else self._low_rank
             geometry = Geometry.of(product.packed, rows, self._shared_limit, low_rank.layout if low_rank else None)
-            found["product.cu", "product", geometry.defines(product.packed, rank_of(low_rank))] = None
+            found["product.cu", "product", geometry.defines(product.packed, rank_of(low_rank), kv8=self._kv8)] = None
         if rows == 1:
-            found["attend.cu", "attend", self._attend_defines()] = None
+            for name in ("settle", "attend") if self._kv8 else ("attend",):
+                found["attend.cu", name, self._attend_defines()] = None
             for name in ("embed", "choose"):
                 found["choose.cu", name, self._choose_defines()] = None
         return list(found)
@@ -248,7 +252,7 @@ class Decoder:
     def _attend_defines(self) -> Defines:
         shape = self.weights.shape
         group = shape.heads // shape.kv_heads
-        return ("GROUP", group), ("HEAD_DIM", shape.head_dim)
+        return ("GROUP", group), ("HEAD_DIM", shape.head_dim), ("KV8", int(self._kv8))
 
     def _choose_defines(self) -> Defines:
         return (("VOCABULARY", self.weights.shape.vocabulary),)
@@ -278,16 +282,19 @@ class Decoder:
         self._choose(rows)
 
     def _stack(self, rows: int) -> Stack | None:
-        return stack_for(self.weights, self._low_rank, rows, self._processors, self._shared_limit) if self._early else None
+        if not self._early:
+            return None
+        return stack_for(self.weights, self._low_rank, rows, self._processors, self._shared_limit, kv8=self._kv8)
 
     def _run_stack(self, stack: Stack) -> int:
         buffers = {
             "turns": self.turns, "x": self._x, "activated": self._activated, "residual": self._residual,
             "queries": self._queries, "partials": self._partials, "squares": self._squares, "arrived": self._counters,
+            "newest": self._newest,
         }  # fmt: skip
         rows = self._row_arguments()
         lora = self._lora(stack.prefetched)
-        arguments = stack_arguments(stack, self.weights, self.cache, buffers, rows, lora, self._processors)
+        arguments = stack_arguments(stack, self.weights, self.cache, buffers, rows, lora, self._processors, MOST_ROWS)
         kernel = self.kernels.get("layers.cu", "layers", stack.defines)
         kernel((self._processors, 1, 1), stack.threads, arguments, shared_bytes=stack.shared_bytes, early=self._early)
         return self._processors
@@ -306,6 +313,8 @@ class Decoder:
             layer.qkv, rows, ROTATE_AND_CACHE, x=self._x, squares_in=self._squares[0], squares_count=partials,
             out=self._queries, outputs=layer.qkv.packed.outputs, cache_layer=index, place=(index, 0),
         )  # fmt: skip
+        if self._kv8:
+            self._settle(index, rows)
         self._attend(index, rows)
         partials = self._product(
             layer.attention_out, rows, ADD_TO_RESIDUAL, x=self._attended, squares_out=self._squares[1], norm=layer.mlp_norm,
@@ -342,13 +351,13 @@ class Decoder:
         """Launch one product, which is the `place`'s layer's product of that number and may have adapters; returns its
         blocks, each of which leaves a partial sum of squares."""
         packed, shape, low_rank = product.packed, self.weights.shape, self._low_rank if place else None
+        keys, values = self._newest_in(cache_layer)
         arguments = ProductArguments(
             tiles=address(packed.tiles), nested=address(packed.nested), code=address(packed.code),
             row_scales=address(packed.row_scales), bias=address(packed.bias), x=address(x), squares_in=address(squares_in),
             squares_out=address(squares_out), residual=address(self._residual), norm=address(norm),
             x_out=address(self._x if x_out is None else x_out), out=address(out),
-            keys=None if cache_layer is None else address(self.cache.keys[cache_layer]),
-            values=None if cache_layer is None else address(self.cache.values[cache_layer]),
+            keys=address(keys), values=address(values),
             turns=address(self.turns), rows=self._row_arguments(), row_tiles=packed.row_tiles, k_blocks=packed.blocks,
             outputs=outputs, count=rows, squares_count=squares_count, epilogue=epilogue, heads=shape.heads,
             kv_heads=shape.kv_heads, head_dim=shape.head_dim, window=shape.window, eps=shape.norm_eps,
@@ -359,17 +368,37 @@ class Decoder:
         blocks = min(self._processors, divided(packed.row_tiles, geometry.tiles))
         if low_rank and layout and place:
             arguments.lora, arguments.part = self._lora(layout.share(place[1], blocks)), low_rank.part(*place)
-        kernel = self.kernels.get("product.cu", "product", geometry.defines(packed, rank_of(low_rank)))
+        kernel = self.kernels.get("product.cu", "product", geometry.defines(packed, rank_of(low_rank), kv8=self._kv8))
         threads = (WARPS + (LORA_WARPS if low_rank else 0)) * 32
         kernel((blocks, 1, 1), threads, arguments, shared_bytes=geometry.shared_bytes, early=self._early)
         return blocks
 
+    def _newest_in(self, cache_layer: int | None) -> tuple[Tensor | None, Tensor | None]:
+        """Where a product leaves keys and values: in the cache, or where `settle` takes them from."""
+        if cache_layer is None:
+            return None, None
+        if self._newest is not None:
+            return self._newest[0], self._newest[1]
+        return self.cache.keys[cache_layer], self.cache.values[cache_layer]
+
+    def _settle(self, index: int, rows: int) -> None:
+        """A step's keys and values into an 8-bit cache: all of them before anybody attends, as rows may be of one chat."""
+        shape, cache = self.weights.shape, self.cache.layer(index)
+        arguments = SettleArguments(
+            newest=address(self._newest), keys=address(cache.keys), values=address(cache.values),
+            key_scales=address(cache.key_scales), value_scales=address(cache.value_scales), rows=self._row_arguments(),
+            most_rows=MOST_ROWS, kv_heads=shape.kv_heads, window=shape.window,
+        )  # fmt: skip
+        kernel = self.kernels.get("attend.cu", "settle", self._attend_defines())
+        kernel((shape.kv_heads, rows, 1), 64, arguments, early=self._early)
+
     def _attend(self, index: int, rows: int) -> None:
         shape = self.weights.shape
         splits = max(1, min(MOST_SPLITS, divided(2 * self._processors, shape.kv_heads * rows)))
+        cache = self.cache.layer(index)
         arguments = AttendArguments(
-            queries=address(self._queries), keys=address(self.cache.keys[index]), values=address(self.cache.values[index]),
-            out=address(self._attended),
+            queries=address(self._queries), keys=address(cache.keys), values=address(cache.values),
+            key_scales=address(cache.key_scales), value_scales=address(cache.value_scales), out=address(self._attended),
             partials=address(self._partials), arrived=address(self._arrived),
             rows=self._row_arguments(), kv_heads=shape.kv_heads, window=shape.window, splits=splits,
             scale=1.4426950408889634 / shape.head_dim**0.5,

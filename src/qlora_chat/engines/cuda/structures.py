@@ -59,7 +59,16 @@ class AttendArguments(ctypes.Structure):
     _fields_ = _fields(
         "queries keys values out partials arrived",
         ("rows", RowsArguments), *_ints("kv_heads window splits"), ("scale", c_float),
+        *_fields("key_scales value_scales"),
     )  # fmt: skip
+
+
+class SettleArguments(ctypes.Structure):
+    """Settle in attend.cu."""
+
+    _fields_ = _fields(
+        "newest keys values key_scales value_scales", ("rows", RowsArguments), *_ints("most_rows kv_heads window")
+    )
 
 
 class EmbedArguments(ctypes.Structure):
@@ -85,7 +94,10 @@ class AddNormArguments(ctypes.Structure):
 class RotateArguments(ctypes.Structure):
     """Rotate in prompt.cu."""
 
-    _fields_ = _fields("qkv turns queries keys values", ("rows", RowsArguments), *_ints("heads kv_heads head_dim window"))
+    _fields_ = _fields(
+        "qkv turns queries keys values", ("rows", RowsArguments), *_ints("heads kv_heads window"),
+        *_fields("key_scales value_scales"),
+    )  # fmt: skip
 
 
 class SiluTimesUpArguments(ctypes.Structure):
@@ -102,9 +114,10 @@ def layers_arguments(layers: int) -> type[ctypes.Structure]:
             ("tiles", c_void_p * (layers * 4)), ("nested", c_void_p * (layers * 4)), ("biases", c_void_p * layers),
             ("norms", c_void_p * (layers * 2)),
             *_fields("code keys values turns x activated residual queries partials squares arrived"),
-            ("rows", RowsArguments), ("layer_elements", c_uint64), ("row_tiles", c_int * 4), ("k_blocks", c_int * 4),
+            ("rows", RowsArguments), ("layer_positions", c_uint64), ("row_tiles", c_int * 4), ("k_blocks", c_int * 4),
             *_ints("count heads window hidden feed_forward splits first_squares most_rows slice_blocks"),
             ("eps", c_float), ("inverse_hidden", c_float), ("softmax_scale", c_float),
+            *_fields("newest key_scales value_scales"),
             ("lora_layer", c_uint64), ("lora_a", c_uint64 * 4), ("lora_b", c_uint64 * 4), ("lora_outputs", c_int * 4),
             ("lora", LowRankArguments),
         )  # fmt: skip
