@@ -26,18 +26,14 @@ from qlora_chat.benchmark.check import COARSER
 from qlora_chat.benchmark.shapes import InFloat, RandomTensors, config_of, linears
 from qlora_chat.engines.cache import KVCache, slot_bytes
 from qlora_chat.engines.cuda import driver
-from qlora_chat.engines.cuda.low_rank import Matrices
+from qlora_chat.engines.cuda.adapters import CudaAdapters
 from qlora_chat.engines.cuda.packing import natural, pack, pack_bf16, pack_int8
 from qlora_chat.engines.cuda.prompts import PromptReader
 from qlora_chat.engines.cuda.step import BUCKETS, Decoder, Row
-from qlora_chat.engines.cuda.weights import Product, many_rows, packed_weights, tile_bytes
+from qlora_chat.engines.cuda.weights import Product, packed_weights, tile_bytes
 from qlora_chat.engines.llama import Forward, Span
-from qlora_chat.models.weights import NF4, Adapter, Layer, LlamaWeights, build
+from qlora_chat.models.weights import NF4, Adapter, build
 
-FUSED = (
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",),
-    ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",),
-)  # fmt: skip
 failures = []
 
 
@@ -175,18 +171,10 @@ class RandomAdapter(Mapping):
         return len(self._sizes)
 
 
-def eager_weights(packed, unpack):
-    """The packed model for the plain pass, which gives logits for every token; not what the engine reads prompts with."""
-    layers = tuple(
-        Layer(
-            each.attention_norm, many_rows(each.qkv, unpack), many_rows(each.attention_out, unpack), each.mlp_norm,
-            many_rows(each.gate_up, unpack), many_rows(each.mlp_down, unpack),
-        )
-        for each in packed.layers
-    )  # fmt: skip
-    embeddings = packed.embeddings(torch.arange(packed.shape.vocabulary, device="cuda")).bfloat16()
-    head = many_rows(packed.head, unpack)
-    return LlamaWeights(packed.shape, embeddings, layers, packed.norm, head, embeddings.device, torch.bfloat16)
+def in_float(tensors, dtype, adapter):
+    """The values that the decoder computes with, for the plain pass."""
+    values = InFloat(tensors, dtype, ends_in_8_bits=True)
+    return build(values, tensors.shape, torch.device("cuda"), dtype, adapter)
 
 
 def held(cache, slot, seen):
@@ -229,7 +217,7 @@ def check_step(decoder, reader, forward, tensors, adapter, rows_list):
     shape = tensors.shape
     generator = torch.Generator().manual_seed(3)
     texts = [torch.randint(5, shape.vocabulary, (length,), generator=generator).tolist() for length in (3, 40, 131, 300)]
-    exact_weights = build(InFloat(tensors, torch.float32), shape, torch.device("cuda"), torch.float32, adapter)
+    exact_weights = in_float(tensors, torch.float32, adapter)
     exact_forward = Forward(exact_weights, KVCache(exact_weights, len(texts)))
     exact = torch.cat([exact_forward([Span(slot, 0, ids)]) for slot, ids in enumerate(texts)])
     del exact_weights, exact_forward
@@ -268,29 +256,22 @@ def check_step(decoder, reader, forward, tensors, adapter, rows_list):
     say("prompt's tokens as rows", ours[0] <= coarser * max(2e-2, plain[0]), **written(*ours))
 
 
-def check_adapters(decoder, config):
+def check_adapters(decoder, adapters, config):
     """Rows with different adapters in one step: each has the bits that it has where all rows have its own."""
-    second = RandomAdapter(config, 7)
+    random = RandomAdapter(config, 7)
+    names = {name.removeprefix("base_model.model.").rpartition(".lora_")[0] for name in random}
+    pairs = {name: tuple(random[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB") for name in names}
+    second = adapters.hold(pairs, 0.25)
 
-    def matrices(layer, names):
-        both = {
-            side: [second[f"base_model.model.model.layers.{layer}.{name}.lora_{side}.weight"] for name in names]
-            for side in "AB"
-        }
-        return Matrices(tuple(both["A"]), tuple(both["B"]))
-
-    layers = [[matrices(layer, names) for names in FUSED] for layer in range(config["num_hidden_layers"])]
-    decoder._low_rank.put(1, decoder._low_rank.layout.tiles(layers), 0.25)
-
-    def logits(adapters):
-        decoder.put([Row(row, 5, 100 + row, True, adapter=each) for row, each in enumerate(adapters)])
+    def logits(numbers):
+        decoder.put([Row(row, 5, 100 + row, True, adapter=each) for row, each in enumerate(numbers)])
         torch.cuda.synchronize()
-        decoder.finish(decoder.start(len(adapters)))
+        decoder.finish(decoder.start(len(numbers)))
         torch.cuda.synchronize()
-        return decoder.logits[: len(adapters)].clone()
+        return decoder.logits[: len(numbers)].clone()
 
     for rows in (4, 16):
-        mixed = [(0, 1, -1)[row % 3] for row in range(rows)]
+        mixed = [(0, second.number, -1)[row % 3] for row in range(rows)]
         alone = {each: logits([each] * rows) for each in set(mixed)}
         together = logits(mixed)
         same = all(torch.equal(together[row], alone[each][row]) for row, each in enumerate(mixed))
@@ -387,6 +368,7 @@ def main():
     packed_at = time.perf_counter()
     cache = KVCache(weights, chosen.slots, torch.int8 if chosen.kv8 else None)
     decoder = Decoder(packed, cache, None)
+    adapters = CudaAdapters(packed, decoder, cache)
     torch.cuda.synchronize()
     ready = time.perf_counter()
     decoder.put([Row(0, 0, 1, True)])
@@ -404,14 +386,14 @@ def main():
         cache_gib_a_slot=round(slot_bytes(weights, cache.dtype) / 2**30, 3),
         allocated_gib=round(torch.cuda.memory_allocated() / 2**30, 3),
     )
-    reader = PromptReader(packed, decoder.unpack, cache, decoder.kernels, decoder.turns)
+    reader = PromptReader(packed, decoder.unpack, cache, decoder.kernels, decoder.turns, adapters.of)
     if not chosen.skip_checks:
         plain_cache = KVCache(weights, 4) if chosen.kv8 else cache
-        forward = Forward(eager_weights(packed, decoder.unpack), plain_cache)
+        forward = Forward(in_float(tensors, torch.bfloat16, adapter), plain_cache)
         check_prompts(reader, cache, forward, plain_cache, tensors.shape, decoder.stream)
         check_step(decoder, reader, forward, tensors, adapter, rows_list)
         if adapter:
-            check_adapters(decoder, config)
+            check_adapters(decoder, adapters, config)
         check_sampling(decoder, tensors.shape)
         logits = decoder._logits
         if chosen.layers < 8:

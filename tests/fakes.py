@@ -26,6 +26,7 @@ from qlora_chat.stopping import Stops
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qlora_chat.engines.cache import KVCache
     from qlora_chat.engines.llama import Span
 
 SCRIPTED_INFO = ModelInfo(
@@ -395,6 +396,33 @@ class _CompletionsHandler(BaseHTTPRequestHandler):
         self.end_headers()
 
 
+class NumberedAdapters:
+    """Adapters on a card by their numbers alone: a slot's adapter is its number."""
+
+    def __init__(self, cache: KVCache) -> None:
+        self._cache = cache
+
+    def number(self, slot: int) -> int:
+        """Of the slot's adapter; -1: the base alone."""
+        adapter = self._cache.slots[slot].adapter
+        return adapter if isinstance(adapter, int) else -1
+
+
+class AdaptedDecoder:
+    """What adapters on a card ask of the decoder, noted down."""
+
+    def __init__(self) -> None:
+        self.adapted: list[Any] = []
+        """The tables it was given, the newest last."""
+
+    def adapt(self, low_rank: Any) -> None:
+        """Take another table."""
+        self.adapted.append(low_rank)
+
+    def catch_up(self) -> None:
+        """Nothing is under way."""
+
+
 class PlainDecoder:
     """What the CUDA decoder does with its rows, done by the eager pass: tokens, positions and counts go on by themselves from
     step to step, and a step's tokens are there to be read before the host asks for them."""
@@ -408,6 +436,11 @@ class PlainDecoder:
         """Most rows of a step so far."""
         self.fail_at: int | None = None
         """The step that raises."""
+
+    @property
+    def rows(self) -> Sequence[Any]:
+        """What the newest step works on."""
+        return self._rows
 
     def put(self, rows: Sequence[Any]) -> None:
         """What the following steps work on."""

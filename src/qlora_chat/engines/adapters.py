@@ -7,7 +7,7 @@ thread. Knows no prompts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from qlora_chat.engines.cache import KVCache
-from qlora_chat.engines.llama import Span
 from qlora_chat.models import LoadedModel, ModelError
 from qlora_chat.models.folders import Base, adapter_bytes, check_adapter
 from qlora_chat.models.weights import Adapter, LlamaWeights
@@ -26,9 +25,8 @@ SPARE_BYTES = 512 * 2**20
 
 
 class AdaptedPass(Protocol):
-    """A forward pass in which each chat has the adapter that its slot names."""
+    """What computes with adapters: each chat has the one that its slot names."""
 
-    def __call__(self, spans: Sequence[Span]) -> Tensor: ...
     def hold(self, parts: Mapping[str, tuple[Tensor, Tensor]], scaling: float) -> object:
         """What slots name: A (r, in) and B (out, r) by the linear's Hugging Face name. Compared by identity."""
         ...

@@ -133,10 +133,11 @@ class LocalEngine:
         self.info = replace(self.info, adapters=self._adapters.names)
 
     def _adapted_pass(self) -> AdaptedPass:
-        """The compiled pass takes adapters as it is; torch's is made anew, with products that read them beside the base."""
-        if not isinstance(self._scheduler, Scheduler):
-            raise ModelError("this engine was started without adapters; start with --base BASE --adapter NAME=PATH")
+        """The kernels for cards and the compiled pass take adapters as they are; torch's is made anew, with products that read
+        them beside the base."""
         base = base_of(self._model)
+        if not isinstance(self._scheduler, Scheduler):
+            return self._scheduler.adapters
         if isinstance(forward := self._scheduler._forward, CpuForward):
             return forward
         switching = SwitchingForward(self._model.weights, base.feed_forward, self._cache)
@@ -189,8 +190,7 @@ class LocalEngine:
         weights = model.weights
         self.tokenizer: ModelTokenizer = model.tokenizer
         self._vocabulary = weights.shape.vocabulary
-        fast = weights.device.type == "cuda" and not model.beside  # the kernels for cards take one set of weights
-        opened = self._open_cuda(weights, slots) if fast else None
+        opened = self._open_cuda(weights, slots) if weights.device.type == "cuda" else None
         if opened is None:
             opened = self._open_scheduler(model.weights, slots)
         self._scheduler, self._cache = opened

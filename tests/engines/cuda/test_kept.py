@@ -81,6 +81,6 @@ def test_the_arguments_of_the_kernel_of_all_layers_are_declared_alike() -> None:
     text = (SOURCES / "layers.cu").read_text()
     body = re.search(r"^struct Layers {(.*?)^};", text, re.MULTILINE | re.DOTALL)
     assert body
-    declared = re.sub(r"//.*|\[.*?\]", "", body[1])
+    declared = re.sub(r"//.*|#.*|\[.*?\]", "", body[1])
     fields = [field.strip(" *\n").split()[-1].strip("*") for field in re.split("[;,]", declared) if field.strip()]
     assert fields == [field[0] for field in layers_arguments(32)._fields_]

@@ -18,7 +18,7 @@ from qlora_chat.models import LoadedModel
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
-from tests.fakes import PlainDecoder
+from tests.fakes import NumberedAdapters, PlainDecoder
 
 GREEDY = Sampling(temperature=0.0, max_new_tokens=24)
 QUESTIONS = ("What is the capital of France?", "Why do birds fly?", "What is gravity?")
@@ -33,15 +33,19 @@ class Driven:
         self.passes: list[list[int]] = []
         """Tokens of each chat in each pass over prompts."""
         self.decoder = PlainDecoder(forward, Span)
-        self.scheduler = CudaScheduler(self.decoder, self._read, cache)  # type: ignore[arg-type]
+        self.adapters = NumberedAdapters(cache)
+        self.scheduler = CudaScheduler(self.decoder, self._read, cache, self.adapters)  # type: ignore[arg-type]
         self._model = model
 
     def _read(self, spans: Sequence[Span]) -> None:
         self.passes.append([len(span.ids) for span in spans])
         self._forward(spans)
 
-    def ask(self, prompt: Prompt, sampling: Sampling = GREEDY, changes: dict[int, Sampling] | None = None) -> LocalStream:
+    def ask(
+        self, prompt: Prompt, sampling: Sampling = GREEDY, changes: dict[int, Sampling] | None = None, adapter: object = None
+    ) -> LocalStream:
         request = Request(prompt.ids, sampling, Stops(), self._model.info.window, self._model.tokenizer, changes)
+        request.adapter = adapter
         self.scheduler.submit(request)
         return LocalStream(request)
 
@@ -183,6 +187,19 @@ def test_the_next_turn_computes_its_new_tokens_alone(driven: Driven, prompt_for:
     finish = list(again)[-1].finish
     assert finish is not None
     assert finish.cached_tokens == len(first.ids) + len(answer) - 1
+
+
+def test_every_row_of_a_chat_has_the_number_of_its_adapter(driven: Driven, prompt_for: Callable[..., Prompt]) -> None:
+    driven.ask(prompt_for("Why do birds fly?"), GREEDY.changed(max_new_tokens=60))
+    driven.run(4)
+    driven.ask(prompt_for("What is gravity?"), adapter=5)
+    driven.scheduler.step()
+    driven.scheduler.step()
+    base, *others = driven.decoder.rows
+    assert base.adapter == -1
+    assert {row.adapter for row in others} == {5}, "of its prompt"
+    driven.run(6)
+    assert [row.adapter for row in driven.decoder.rows] == [-1, 5], "of its answer"
 
 
 def test_a_slider_acts_on_the_very_next_token(driven: Driven, prompt_for: Callable[..., Prompt]) -> None:

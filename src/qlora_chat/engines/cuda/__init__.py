@@ -26,6 +26,7 @@ def open_cuda(
     import torch
 
     from qlora_chat.engines.cache import KVCache, fitting_slots
+    from qlora_chat.engines.cuda.adapters import CudaAdapters
     from qlora_chat.engines.cuda.prompts import PromptReader
     from qlora_chat.engines.cuda.scheduler import CudaScheduler
     from qlora_chat.engines.cuda.step import Decoder, try_kernels
@@ -36,10 +37,11 @@ def open_cuda(
     dtype = torch.int8 if kv_cache_dtype == "int8" else None
     cache = KVCache(weights, slots or fitting_slots(weights, dtype), dtype)
     decoder = Decoder(packed, cache, cache_folder)
-    reader = PromptReader(packed, decoder.unpack, cache, decoder.kernels, decoder.turns)
+    adapters = CudaAdapters(packed, decoder, cache)
+    reader = PromptReader(packed, decoder.unpack, cache, decoder.kernels, decoder.turns, adapters.of)
 
     def read(spans: Sequence[Span]) -> None:
         with torch.cuda.stream(decoder.stream):
             reader(spans)
 
-    return CudaScheduler(decoder, read, cache), cache
+    return CudaScheduler(decoder, read, cache, adapters), cache

@@ -153,7 +153,7 @@ class LowRank:
 
     def drop(self, number: int) -> None:
         """Forget it; no row of a step that is still to run may have it."""
-        del self._tiles[number]
+        self._tiles.pop(number, None)
 
     def counters(self, rows: int) -> int:
         """Int32 that a step of so many rows sums with, all zero before it."""

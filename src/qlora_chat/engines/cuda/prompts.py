@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from qlora_chat.engines.cache import KVCache
+from qlora_chat.engines.cuda.adapters import OF_DOWN, OF_GATE_UP, OF_OUT, OF_QKV, CudaAdapter
 from qlora_chat.engines.cuda.driver import address
 from qlora_chat.engines.cuda.kernels import Kernels
 from qlora_chat.engines.cuda.packing import Packed
@@ -56,11 +57,21 @@ class PromptReader:
     """Runs spans through the weights, writing keys and values into the cache."""
 
     def __init__(
-        self, weights: CudaWeights, unpack: Callable[[Packed], Tensor], cache: KVCache, kernels: Kernels, turns: Tensor
+        self,
+        weights: CudaWeights,
+        unpack: Callable[[Packed], Tensor],
+        cache: KVCache,
+        kernels: Kernels,
+        turns: Tensor,
+        adapter_of: Callable[[int], CudaAdapter | None] = lambda slot: None,
     ) -> None:
-        """`turns` (window, D / 2, 2) float32: cos and sin. KernelError where the kernels cannot be compiled."""
+        """`turns` (window, D / 2, 2) float32: cos and sin; `adapter_of`: a slot's. KernelError where the kernels cannot be
+        compiled."""
         self._shape, self._embeddings, self._cache, self._turns = weights.shape, weights.embeddings, cache, turns
         self._layers = [_Layer.of(each, unpack) for each in weights.layers]
+        self._adapter_of = adapter_of
+        self._rows: list[tuple[CudaAdapter, slice]] = []
+        """Whose adapter which rows of the pass that is running go through."""
         defines = ("HEAD_DIM", weights.shape.head_dim), ("KV8", int(cache.key_scales is not None))
         self._add_norm, self._rotate, self._silu_times_up = (
             kernels.get("prompt.cu", name, defines) for name in ("add_norm", "rotate", "silu_times_up")
@@ -74,13 +85,36 @@ class PromptReader:
         x = torch.empty_like(residual, dtype=torch.bfloat16)
         rows = RowsArguments(slots=address(slots), positions=address(positions))
         added: Tensor | None = None
+        self._rows = self._adapted(spans)
         for index, layer in enumerate(self._layers):
             self._norm(added, layer.attention_norm, residual, x)
-            queries = self._rotated(layer.qkv(x), index, rows)
+            queries = self._rotated(self._product(layer.qkv, index, OF_QKV, x), index, rows)
             if index == len(self._layers) - 1:
                 return
-            self._norm(layer.attention_out(self._attended(queries, index, spans)), layer.mlp_norm, residual, x)
-            added = layer.mlp_down(self._activated(layer, x))
+            attended = self._attended(queries, index, spans)
+            self._norm(self._product(layer.attention_out, index, OF_OUT, attended), layer.mlp_norm, residual, x)
+            added = self._product(layer.mlp_down, index, OF_DOWN, self._activated(layer, index, x))
+
+    def _product(self, product: Linear, index: int, place: int, x: Tensor) -> Tensor:
+        """With what the rows' adapters add, in layer `index`."""
+        y = product(x)
+        for adapter, rows in self._rows:
+            if added := adapter.added[index][place]:
+                added(x[rows], y[rows])
+        return y
+
+    def _adapted(self, spans: Sequence[Span]) -> list[tuple[CudaAdapter, slice]]:
+        """Neighbours with the same adapter as one run of rows."""
+        found: list[tuple[CudaAdapter, slice]] = []
+        begin = 0
+        for span in spans:
+            adapter, end = self._adapter_of(span.slot), begin + len(span.ids)
+            if adapter and found and found[-1][0] is adapter and found[-1][1].stop == begin:
+                found[-1] = adapter, slice(found[-1][1].start, end)
+            elif adapter:
+                found.append((adapter, slice(begin, end)))
+            begin = end
+        return found
 
     def _laid_out(self, spans: Sequence[Span]) -> tuple[Tensor, Tensor, Tensor]:
         """ids, slots and positions of all tokens, (N,) int32 each, in one copy."""
@@ -122,12 +156,12 @@ class PromptReader:
         together = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return together.reshape(len(queries), -1)
 
-    def _activated(self, layer: _Layer, x: Tensor) -> Tensor:
+    def _activated(self, layer: _Layer, index: int, x: Tensor) -> Tensor:
         """SiLU(gate) * up, (N, F)."""
         out = torch.empty((len(x), layer.feed_forward), dtype=torch.bfloat16, device=x.device)
         done = 0
-        for product in layer.gate_up:
-            gate_up = product(x)  # (N, 2 * some of F)
+        for product, place in zip(layer.gate_up, OF_GATE_UP, strict=True):
+            gate_up = self._product(product, index, place, x)  # (N, 2 * some of F)
             count = gate_up.shape[1] // 2
             arguments = SiluTimesUpArguments(
                 gate_up=address(gate_up), out=address(out[:, done:]), feed_forward=count, stride=layer.feed_forward

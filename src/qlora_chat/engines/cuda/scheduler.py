@@ -19,6 +19,7 @@ from torch import Tensor
 from qlora_chat.engines import EngineError
 from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.chats import Chats
+from qlora_chat.engines.cuda.adapters import CudaAdapters
 from qlora_chat.engines.cuda.step import MOST_ROWS, Decoder, Row
 from qlora_chat.engines.llama import Span
 from qlora_chat.engines.request import Request
@@ -60,9 +61,12 @@ class _Started:
 class CudaScheduler:
     """Moves every request on by one step."""
 
-    def __init__(self, decoder: Decoder, read: Callable[[Sequence[Span]], object], cache: KVCache) -> None:
-        """`read` is the eager pass over the same weights and cache, in the order of the steps."""
+    def __init__(
+        self, decoder: Decoder, read: Callable[[Sequence[Span]], object], cache: KVCache, adapters: CudaAdapters
+    ) -> None:
+        """`read` is the pass over prompts with the same weights, cache and adapters, in the order of the steps."""
         self.decoder = decoder
+        self.adapters = adapters
         self.chats = Chats(cache)
         self._read = read
         self._started: deque[_Started] = deque()
@@ -121,7 +125,8 @@ class CudaScheduler:
         for span in spans:
             if len(span.ids) > 1:
                 self._read([Span(span.slot, span.start, span.ids[:-1], logits=0)])
-        self.decoder.put([Row(span.slot, span.start + len(span.ids) - 1, span.ids[-1]) for span in spans])
+        last = [(span.slot, span.start + len(span.ids) - 1, span.ids[-1]) for span in spans]
+        self.decoder.put([Row(*each, adapter=self.adapters.number(each[0])) for each in last])
         self.decoder.finish(self.decoder.start(len(spans)))
         return self.decoder.logits[: len(spans)]
 
@@ -135,7 +140,7 @@ class CudaScheduler:
 
     def _put(self, requests: Sequence[Request]) -> None:
         self._rows = _asked(requests)
-        self.decoder.put([_newest(each) for each in self._rows])
+        self.decoder.put([self._newest(each) for each in self._rows])
 
     def _start(self) -> None:
         ahead = len(self._started)
@@ -186,12 +191,14 @@ class CudaScheduler:
         """A step that has rows of prompts beside those of the chats that answer."""
         most = next(rows for chats, rows in ROWS_BESIDE.items() if len(decoding) <= chats) if decoding else AS_ROWS
         asked = _asked(decoding)
-        rows, room = [_newest(each) for each in asked], most - len(decoding)
+        rows, room = [self._newest(each) for each in asked], most - len(decoding)
         parts: list[tuple[Request, int]] = []
         for request in reading:
             taken = min(request.pending - 1, room)
             start = len(_cached(request))
-            rows += [Row(_slot(request), at, request.ids[at]) for at in range(start, start + taken)]
+            slot = _slot(request)
+            adapter = self.adapters.number(slot)
+            rows += [Row(slot, at, request.ids[at], adapter=adapter) for at in range(start, start + taken)]
             parts.append((request, taken))
             room -= taken
         self._rows = []
@@ -202,6 +209,14 @@ class CudaScheduler:
             start = len(_cached(request))
             _cached(request).extend(request.ids[start : start + taken])
         self._hand_out(_Started(number, asked))
+
+    def _newest(self, asked: _Asked) -> Row:
+        """The row that chooses a chat's next token."""
+        request, sampling, slot = asked.request, asked.sampling, _slot(asked.request)
+        return Row(
+            slot, len(request.ids) - 1, request.ids[-1], True, request.generated, sampling.temperature, sampling.top_p,
+            sampling.top_k, sampling.repetition_penalty, request.seed, self.adapters.number(slot),
+        )  # fmt: skip
 
     def _hand_out(self, step: _Started) -> None:
         self.decoder.finish(step.number)
@@ -227,15 +242,6 @@ class CudaScheduler:
 def _asked(requests: Sequence[Request]) -> list[_Asked]:
     """A row each, with the settings that are due for its next token."""
     return [_Asked(request, row, request.generated, request.taken_up()) for row, request in enumerate(requests)]
-
-
-def _newest(asked: _Asked) -> Row:
-    """The row that chooses a chat's next token."""
-    request, sampling = asked.request, asked.sampling
-    return Row(
-        _slot(request), len(request.ids) - 1, request.ids[-1], True, request.generated, sampling.temperature, sampling.top_p,
-        sampling.top_k, sampling.repetition_penalty, request.seed,
-    )  # fmt: skip
 
 
 def _slot(request: Request) -> int:

@@ -24,7 +24,7 @@ from qlora_chat.engines.cuda.driver import Kernel, address
 from qlora_chat.engines.cuda.geometry import WARPS, Defines, Geometry
 from qlora_chat.engines.cuda.kernels import Kernels, Wanted
 from qlora_chat.engines.cuda.low_rank import WARPS as LORA_WARPS
-from qlora_chat.engines.cuda.low_rank import rank_of
+from qlora_chat.engines.cuda.low_rank import LowRank, rank_of
 from qlora_chat.engines.cuda.packing import Packed
 from qlora_chat.engines.cuda.stack import Stack, stack_arguments, stack_for
 from qlora_chat.engines.cuda.structures import (
@@ -71,8 +71,8 @@ class Row:
     top_k: int = 0
     penalty: float = 1.0
     seed: int = 0
-    adapter: int = 0
-    """Among the unmerged adapters, where there are any; -1: the base alone."""
+    adapter: int = -1
+    """Number of its unmerged adapter; -1: the base alone."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +99,10 @@ class Decoder:
         self._early = properties.major >= 9
         self._kv8 = cache.key_scales is not None
         self.kernels = Kernels(cache_folder, self._shared_limit)
-        self._low_rank = weights.low_rank()
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._low_rank: LowRank | None = None
+        self._adapted = False
+        """Whether a row has an adapter; steps without any have graphs of their own, which know of none."""
+        self._graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
         self._stream = torch.cuda.Stream(self._device)
         self._events = [torch.cuda.Event() for _ in range(RING)]
         self._steps = 0
@@ -108,6 +110,19 @@ class Decoder:
         self._compile(1)
 
     # --- rows ----------------------------------------------------------------------------------------------------------
+
+    def adapt(self, low_rank: LowRank) -> None:
+        """Let rows have the adapters of this table from the next `put` on; nothing may be under way."""
+        self.wait()
+        now, self._low_rank, self._adapted = self._adapted, low_rank, True
+        self._counters = torch.zeros(BARRIER + self._counted(MOST_ROWS), dtype=torch.int32, device=self._device)
+        self._graphs.clear()  # the counters have moved
+        self._compile(1)
+        self._adapted = now
+
+    def catch_up(self) -> None:
+        """What PyTorch's current stream has been given comes before the steps that follow."""
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
 
     def put(self, rows: Sequence[Row]) -> None:
         """What the following steps work on; the device goes on from there by itself, a token a step."""
@@ -118,6 +133,7 @@ class Decoder:
             columns[:7, at] = row.slot, row.position, row.token, row.count, row.ready, row.top_k, row.adapter
             columns[7:, at] = np.array((row.temperature, row.top_p, row.penalty), dtype=np.float32).view(np.int32)
             seeds[at] = row.seed
+        self._adapted = any(row.adapter >= 0 for row in rows)
         packed = torch.from_numpy(np.concatenate((columns.ravel(), seeds.view(np.int32)))).pin_memory()
         with torch.cuda.stream(self._stream):
             self._rows.copy_(packed, non_blocking=True)
@@ -133,7 +149,7 @@ class Decoder:
     def start(self, count: int) -> int:
         """Begin a step over the first `count` rows; the number to give to `finish`."""
         bucket = next(each for each in BUCKETS if each >= count)
-        graph = self._graphs.get(bucket) or self._capture(bucket)
+        graph = self._graphs.get((bucket, self._adapted)) or self._capture(bucket)
         with torch.cuda.stream(self._stream):
             graph.replay()
         number = self._steps
@@ -215,15 +231,19 @@ class Decoder:
         self.turns = torch.stack((angles.cos(), angles.sin()), dim=-1).to(device).contiguous()  # (W, D / 2, 2)
         self._workspace = halves(0)
         self._unpackings: dict[tuple[int, int], _Unpacking] = {}
-        self._counters = torch.zeros(BARRIER + self._counted(MOST_ROWS), dtype=torch.int32, device=device)
+        self._counters = torch.zeros(BARRIER, dtype=torch.int32, device=device)
 
     def _counted(self, rows: int) -> int:
-        return self._low_rank.counters(rows) if self._low_rank else 0
+        return low_rank.counters(rows) if (low_rank := self._beside) else 0
+
+    @property
+    def _beside(self) -> LowRank | None:
+        return self._low_rank if self._adapted else None
 
     def _lora(self, prefetched: int) -> ctypes.Structure | None:
-        if self._low_rank is None:
+        if (low_rank := self._beside) is None:
             return None
-        return self._low_rank.arguments(self._counters[BARRIER:], self._field("adapters"), prefetched)
+        return low_rank.arguments(self._counters[BARRIER:], self._field("adapters"), prefetched)
 
     def _field(self, name: str) -> int:
         at = len(FIELDS) if name == "seeds" else FIELDS.index(name)
@@ -239,7 +259,7 @@ class Decoder:
         if stack is not None:
             found["layers.cu", "layers", stack.defines] = None
         for product in (*(self.weights.layers[0].products if stack is None else ()), self.weights.head):
-            low_rank = None if product is self.weights.head else self._low_rank
+            low_rank = None if product is self.weights.head else self._beside
             geometry = Geometry.of(product.packed, rows, self._shared_limit, low_rank.layout if low_rank else None)
             found["product.cu", "product", geometry.defines(product.packed, rank_of(low_rank), kv8=self._kv8)] = None
         if rows == 1:
@@ -267,7 +287,7 @@ class Decoder:
             graph.capture_begin(capture_error_mode="thread_local")
             self._launch(rows)
             graph.capture_end()
-        self._graphs[rows] = graph
+        self._graphs[rows, self._adapted] = graph
         return graph
 
     def _launch(self, rows: int) -> None:
@@ -284,7 +304,7 @@ class Decoder:
     def _stack(self, rows: int) -> Stack | None:
         if not self._early:
             return None
-        return stack_for(self.weights, self._low_rank, rows, self._processors, self._shared_limit, kv8=self._kv8)
+        return stack_for(self.weights, self._beside, rows, self._processors, self._shared_limit, kv8=self._kv8)
 
     def _run_stack(self, stack: Stack) -> int:
         buffers = {
@@ -350,7 +370,7 @@ class Decoder:
     ) -> int:  # fmt: skip
         """Launch one product, which is the `place`'s layer's product of that number and may have adapters; returns its
         blocks, each of which leaves a partial sum of squares."""
-        packed, shape, low_rank = product.packed, self.weights.shape, self._low_rank if place else None
+        packed, shape, low_rank = product.packed, self.weights.shape, self._beside if place else None
         keys, values = self._newest_in(cache_layer)
         arguments = ProductArguments(
             tiles=address(packed.tiles), nested=address(packed.nested), code=address(packed.code),

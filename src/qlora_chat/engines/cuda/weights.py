@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
-from qlora_chat.engines.cuda.low_rank import Fused, Layout, LowRank, Matrices, filled_up
+from qlora_chat.engines.cuda.low_rank import Fused, Layout, Matrices
 from qlora_chat.engines.cuda.packing import (
     ROWS,
     CannotPack,
@@ -31,13 +30,11 @@ from qlora_chat.models.weights import NF4, Beside, Dense, Layer, Linear, LlamaSh
 
 @dataclass(frozen=True)
 class Product:
-    """A product and what is added to it."""
+    """A product."""
 
     packed: Packed
-    adapted: tuple[WithAdapter, ...] = ()
-    """The model's own unmerged adapter by parts (LoRA, Hu 2021); their own bases are not used."""
-    down: Tensor | None = None
-    """(parts * r, K): the A of all parts, of which theirs are views."""
+    own: Matrices | None = None
+    """Of the model's own unmerged adapter (LoRA, Hu 2021)."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +80,14 @@ class CudaWeights:
     norm: Tensor
     head: Product
 
-    def low_rank(self) -> LowRank | None:
-        """The model's own unmerged adapter in tiles, as number 0; None without one."""
-        first = self.layers[0].qkv.adapted
-        if not first:
-            return None
-        layers = [[_matrices(product) for product in layer.products] for layer in self.layers]
-        rank = max(len(a) for layer in layers for product in layer for a in product.a if a is not None)
-        found = LowRank(self.layout(filled_up(rank)), self.norm.device)
-        found.put(0, found.layout.tiles(layers), first[0].scaling)
-        return found
+    own_scaling: float = 1.0
+    """Of the model's own unmerged adapter."""
+
+    @property
+    def own(self) -> tuple[tuple[Matrices, ...], ...] | None:
+        """The model's own unmerged adapter, by layer and product; None without one."""
+        layers = tuple(tuple(product.own or Matrices((), ()) for product in layer.products) for layer in self.layers)
+        return layers if any(a is not None for layer in layers for product in layer for a in product.a) else None
 
     def layout(self, rank: int) -> Layout:
         """Of adapters over these weights."""
@@ -130,42 +125,15 @@ def packed_weights(weights: LlamaWeights, *, release: bool = True) -> CudaWeight
         _release(weights.head)
     if release and eight_bits:
         weights.embeddings.untyped_storage().resize_(0)
-    return CudaWeights(shape, feed_forward, embeddings, tuple(layers), weights.norm.bfloat16(), Product(head))
+    scaling = _scaling(weights.layers)
+    return CudaWeights(shape, feed_forward, embeddings, tuple(layers), weights.norm.bfloat16(), Product(head), scaling)
 
 
 def many_rows(product: Product, unpack: Callable[[Packed], Tensor], tiles: slice | None = None) -> Linear:
-    """A product for passes over many rows, which unpacks its weights each time; of some of its tiles alone, where these are
-    named: half of gate and up, with half of each."""
-    if tiles is None:
-        packed, adapted = product.packed, product.adapted
-    else:
-        packed, adapted = some_tiles(product.packed, tiles), tuple(_some_outputs(part, tiles) for part in product.adapted)
-    packed = replace(packed, unpack=unpack)
-    return packed if product.down is None else _Adapted(packed, product.down, adapted)
-
-
-def _some_outputs(part: WithAdapter, tiles: slice) -> WithAdapter:
-    return replace(part, b=part.b[tiles.start * ROWS // 2 : tiles.stop * ROWS // 2])
-
-
-@dataclass(frozen=True)
-class _Adapted:
-    """A product of many rows with its adapter's parts added to their outputs: few launches, since a short prompt waits for
-    nothing else."""
-
-    base: Linear
-    a: Tensor
-    """(parts * r, K): each part's A, one below the other."""
-    parts: tuple[WithAdapter, ...]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        y, low_rank, done = self.base(x), linear(x, self.a), 0
-        for index, part in enumerate(self.parts):
-            rank, outputs = len(part.a), len(part.b)
-            columns = y[:, done : done + outputs]
-            columns.addmm_(low_rank[:, index * rank : (index + 1) * rank], part.b.T, alpha=part.scaling)
-            done += outputs
-        return y
+    """A product for passes over many rows, which unpacks its weights each time, without adapters; of some of its tiles alone,
+    where these are named: half of gate and up, with half of each."""
+    packed = product.packed if tiles is None else some_tiles(product.packed, tiles)
+    return replace(packed, unpack=unpack)
 
 
 def _in_8_bits(embeddings: Tensor) -> Embeddings:
@@ -199,18 +167,23 @@ def _packed_layer(layer: Layer, shape: LlamaShape, feed_forward: int) -> CudaLay
 
 
 def _product(product: Linear, order: Sequence[int]) -> Product:
-    adapted = tuple(part for part in _parts(product) if isinstance(part, WithAdapter))
-    if adapted and len(adapted) < len(_parts(product)):
-        raise CannotPack("an adapter on some of the projections that are computed together")
-    if not adapted:
-        return Product(pack(_plain(product), order))
-    down = torch.cat([part.a for part in adapted])
-    parts = zip(adapted, down.split([len(part.a) for part in adapted]), strict=True)
-    return Product(pack(_plain(product), order), tuple(replace(part, a=a) for part, a in parts), down)
+    return Product(pack(_plain(product), order), _own(product))
 
 
-def _matrices(product: Product) -> Matrices:
-    return Matrices(tuple(each.a for each in product.adapted), tuple(each.b for each in product.adapted))
+def _own(product: Linear) -> Matrices:
+    """Of the adapter that is left beside a product's parts, where one is."""
+    parts = _parts(product)
+    adapted = [part if isinstance(part, WithAdapter) else None for part in parts]
+    return Matrices(tuple(each and each.a for each in adapted), tuple(each and each.b for each in adapted))
+
+
+def _scaling(layers: Sequence[Layer]) -> float:
+    """Of the model's own adapter, the same everywhere. CannotPack if it is not."""
+    products = [each for layer in layers for each in (layer.qkv, layer.attention_out, layer.gate_up, layer.mlp_down)]
+    found = {part.scaling for product in products for part in _parts(product) if isinstance(part, WithAdapter)}
+    if len(found) > 1:
+        raise CannotPack("an adapter that is scaled differently in different places")
+    return found.pop() if found else 1.0
 
 
 def _parts(product: Linear) -> tuple[Linear, ...]:
