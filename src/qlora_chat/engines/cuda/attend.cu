@@ -82,8 +82,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) attend(const __grid_consta
 #pragma unroll
     for (int u = 0; u < UNROLL; u++) {
       const size_t at = base + min(first + u * SIDE + side, end - 1);
-      keys[u] = eight_of<HEAD_DIM>(p.keys, p.key_scales, at, d, false);
-      values[u] = eight_of<HEAD_DIM>(p.values, p.value_scales, at, d, false);
+      keys[u] = eight_of(p.keys + at * HEAD_DIM + d, p.key_scales + at, false);
+      values[u] = eight_of(p.values + at * HEAD_DIM + d, p.value_scales + at, false);
     }
     float score[UNROLL][GROUP];
 #pragma unroll

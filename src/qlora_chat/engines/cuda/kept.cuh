@@ -15,16 +15,14 @@ struct Eight {
 };
 #endif
 
-// Eight elements from `d` on of the position at `at`. `fresh`: other blocks of the same kernel wrote it.
-template <int DIM> __device__ __forceinline__ Eight eight_of(const Kept* kept, const float* scales, size_t at, int d, bool fresh) {
+// Eight elements and their position's scale. `fresh`: other blocks of the same kernel wrote them.
+__device__ __forceinline__ Eight eight_of(const Kept* kept, const float* scale, bool fresh) {
   Eight eight;
 #if KV8
-  const uint2* const from = (const uint2*)(kept + at * DIM + d);
-  eight.codes = fresh ? __ldcg(from) : *from;
-  eight.scale = fresh ? __ldcg(scales + at) : scales[at];
+  eight.codes = fresh ? __ldcg((const uint2*)kept) : *(const uint2*)kept;
+  eight.scale = fresh ? __ldcg(scale) : *scale;
 #else
-  const uint4* const from = (const uint4*)(kept + at * DIM + d);
-  eight.codes = fresh ? __ldcg(from) : *from;
+  eight.codes = fresh ? __ldcg((const uint4*)kept) : *(const uint4*)kept;
 #endif
   return eight;
 }

@@ -50,7 +50,7 @@ struct Layers {
   float* squares;    // [2][MOST_ROWS][MOST_PARTIALS]: before the first product of a layer, and before the third
   int* arrived;      // of the barrier; zero at the start
   Rows rows;
-  u64 layer_positions;  // of all slots and heads
+  u64 layer_elements;  // of keys
   int row_tiles[4], k_blocks[4];
   int count, heads, window, hidden, feed_forward, splits, first_squares, most_rows, slice_blocks;
   float eps, inverse_hidden, softmax_scale;
@@ -166,7 +166,7 @@ __device__ __forceinline__ void settle(const Layers& p, size_t first, int slot, 
 // Softmax-weighted values of a split of one row's and head's positions, all warps together; not yet divided by the weights' sum.
 __device__ void attend(const Layers& p, int layer, float* scratch) {
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, side = lane >> 4, d = (lane & 15) * 8;
-  constexpr int UNROLL = KV8 ? 8 : 4, STRIDE = ALL_WARPS * 2 * UNROLL;
+  constexpr int UNROLL = KV8 && !LORA ? 8 : 4, STRIDE = ALL_WARPS * 2 * UNROLL;
   float* const tops = scratch + ALL_WARPS * HEAD_DIM;
   float* const totals = tops + ALL_WARPS;
   for (int unit = blockIdx.x; unit < ROWS * p.heads * p.splits; unit += gridDim.x) {
@@ -175,9 +175,9 @@ __device__ void attend(const Layers& p, int layer, float* scratch) {
     if (slot < 0) continue;
     const int length = p.rows.positions[row] + 1, chunk = (length + p.splits - 1) / p.splits;
     const int begin = split * chunk, end = min(length, begin + chunk);
-    const size_t base = layer * p.layer_positions + ((size_t)slot * p.heads + head) * p.window;
+    const size_t base = layer * p.layer_elements + ((size_t)slot * p.heads + head) * p.window * HEAD_DIM;
 #if KV8
-    settle(p, base, slot, head, begin, end);
+    settle(p, base / HEAD_DIM, slot, head, begin, end);
     __syncthreads();
 #endif
     float q[8], out[8] = {}, top = -1e30f, total = 0.0f;
@@ -190,9 +190,10 @@ __device__ void attend(const Layers& p, int layer, float* scratch) {
       Eight k[UNROLL], v[UNROLL];
 #pragma unroll
       for (int u = 0; u < UNROLL; u++) {
-        const size_t at = base + min(first + u * 2, end - 1);
-        k[u] = eight_of<HEAD_DIM>(p.keys, p.key_scales, at, d, true);
-        v[u] = eight_of<HEAD_DIM>(p.values, p.value_scales, at, d, true);
+        const int position = min(first + u * 2, end - 1);
+        const size_t at = base + (size_t)position * HEAD_DIM + d, scale = base / HEAD_DIM + position;
+        k[u] = eight_of(p.keys + at, p.key_scales + scale, true);
+        v[u] = eight_of(p.values + at, p.value_scales + scale, true);
       }
       float score[UNROLL], highest = top;
 #pragma unroll
@@ -301,8 +302,8 @@ __device__ __forceinline__ Now now(const Layers& p, int layer, int kind) {
   n.keys = p.newest;
   n.values = p.newest + (size_t)p.most_rows * p.heads * HEAD_DIM;
 #else
-  n.keys = p.keys + layer * p.layer_positions * HEAD_DIM;
-  n.values = p.values + layer * p.layer_positions * HEAD_DIM;
+  n.keys = p.keys + layer * p.layer_elements;
+  n.values = p.values + layer * p.layer_elements;
 #endif
   n.turns = p.turns;
   n.bias = kind == QKV ? p.biases[layer] : nullptr;

@@ -108,7 +108,7 @@ def stack_arguments(
     for name, buffer in buffers.items():
         setattr(made, name, address(buffer))
     made.rows = rows
-    made.layer_positions = cache.keys[0].numel() // HEAD_DIM
+    made.layer_elements = cache.keys[0].numel()
     made.key_scales, made.value_scales = address(cache.key_scales), address(cache.value_scales)
     made.row_tiles[:] = [each.row_tiles for each in products[:4]]
     made.k_blocks[:] = [each.blocks for each in products[:4]]

@@ -114,7 +114,7 @@ def layers_arguments(layers: int) -> type[ctypes.Structure]:
             ("tiles", c_void_p * (layers * 4)), ("nested", c_void_p * (layers * 4)), ("biases", c_void_p * layers),
             ("norms", c_void_p * (layers * 2)),
             *_fields("code keys values turns x activated residual queries partials squares arrived"),
-            ("rows", RowsArguments), ("layer_positions", c_uint64), ("row_tiles", c_int * 4), ("k_blocks", c_int * 4),
+            ("rows", RowsArguments), ("layer_elements", c_uint64), ("row_tiles", c_int * 4), ("k_blocks", c_int * 4),
             *_ints("count heads window hidden feed_forward splits first_squares most_rows slice_blocks"),
             ("eps", c_float), ("inverse_hidden", c_float), ("softmax_scale", c_float),
             *_fields("newest key_scales value_scales"),
