@@ -83,7 +83,7 @@ class CudaAdapters:
 
         def matrices(index: int, names: Sequence[str]) -> Matrices:
             found = [parts.get(f"model.layers.{index}.{name}") for name in names]
-            return Matrices(tuple(each and each[0] for each in found), tuple(each and each[1] for each in found))
+            return Matrices(*(tuple(each and each[side].bfloat16() for each in found) for side in (0, 1)))
 
         layers = tuple(tuple(matrices(index, names) for names in FUSED) for index in range(len(self._weights.layers)))
         try:

@@ -323,13 +323,15 @@ __device__ __forceinline__ LowRankPart low_rank_part(const Layers& p, int produc
   return {layer + p.lora_a[kind], layer + p.lora_b[kind], product, p.lora_outputs[kind], p.k_blocks[kind]};
 }
 
-// What the adapters add to a product's items, as one more part of their sums.
+// What the adapters add to a product's items, as one more part of their sums. A warp has one of the two buffers of sums for good: it
+// has then waited for each time that the buffer became free, of which a barrier can tell apart two in succession only.
 __device__ void add_low_rank(const Layers& p, int product, const uint4* x_of_warps, const LowRankShared* shared, u8* shared_a, float* sums,
                              u64* full, u64* free, int& number, int thread) {
   const LowRankPart part = low_rank_part(p, product);
   const int kind = product & 3, pairs = part.blocks / 2, items = p.row_tiles[kind], lane = thread & 31;
-  int mine = thread >> 5;  // of the block's items, and then every fourth
-  const int item_of_mine = blockIdx.x + mine * gridDim.x;
+  const int warp = thread >> 5;
+  int mine = (warp - number) & 1;  // of the block's items, and then every second
+  const int item_of_mine = warp < 2 ? blockIdx.x + mine * gridDim.x : items;
   Up next = tile_of_b(part, shared->groups[0], min(item_of_mine, items - 1), lane);
   add_down<1>(p.lora, part, ROWS, shared, shared_a, thread, [&](int block, int half, int column) {
     const int warp = min(WARPS - 1, ((block / 2 + 1) * WARPS - 1) / pairs), first = warp * pairs / WARPS * 2;
@@ -338,7 +340,7 @@ __device__ void add_low_rank(const Layers& p, int product, const uint4* x_of_war
   });
   take_down(p.lora, part, ROWS, shared, thread);
   if (product + 1 < LAYERS * 4) prefetch_down(p.lora, low_rank_part(p, product + 1), shared, shared_a, thread);
-  for (int item = item_of_mine; item < items; item += LORA_WARPS * gridDim.x, mine += LORA_WARPS) {
+  for (int item = item_of_mine; item < items; item += 2 * gridDim.x, mine += 2) {
     const int of_head = item / (HEAD_DIM / 16) / p.heads * LORA;  // of q, k or v
     const int first = kind == QKV ? of_head : 0, second = kind == GATE_UP ? LORA : first;
     float d[1][4] = {};
@@ -346,7 +348,7 @@ __device__ void add_low_rank(const Layers& p, int product, const uint4* x_of_war
       const Up up = i ? tile_of_b(part, shared->groups[i], item, lane) : next;
       multiply_up<1>(p.lora, shared, up, shared->groups[i].rows, first, second, lane, d);
     }
-    next = tile_of_b(part, shared->groups[0], min(item + LORA_WARPS * (int)gridDim.x, items - 1), lane);
+    next = tile_of_b(part, shared->groups[0], min(item + 2 * (int)gridDim.x, items - 1), lane);
     const int at = number + mine, buffer = at & 1;
     if (at >= 2) barrier_wait(free + buffer, ((at >> 1) + 1) & 1);
     float* const to = sums + buffer * SUM_FLOATS + WARPS * 16 * COLUMNS + (lane >> 2) * COLUMNS + 2 * (lane & 3);

@@ -161,10 +161,13 @@ __device__ __forceinline__ u32 int8_pair(u32 word, int which) {
 #endif
 
 #if LORA
-// What the adapters add to the items of this block, as one more part of their sums; the warps take tiles in turn.
+#define OWNERS (SUM_BUFFERS * RT)  // warps that have a place in the buffers of sums each, for good: see layers.cu
+
+// What the adapters add to the items of this block, as one more part of their sums.
 __device__ void add_low_rank(const Product& p, const LowRankShared* shared, const u8* shared_a, float* sums, u64* full, u64* free, int thread) {
   const int columns = p.k_blocks * BLOCK_K, items = (p.row_tiles + RT - 1) / RT, lane = thread & 31;
-  int mine = thread >> 5;  // of the block's tiles, and then every fourth
+  const int warp = thread >> 5;
+  int mine = warp < OWNERS ? warp : items * RT;  // of the block's tiles
   const auto tile_of = [&](int at) { return min(((int)blockIdx.x + at / RT * (int)gridDim.x) * RT + at % RT, p.row_tiles - 1); };
   Up next = tile_of_b(p.part, shared->groups[0], tile_of(mine), lane);
   add_down<CT>(p.lora, p.part, p.count, shared, shared_a, thread, [&](int block, int half, int column) {
@@ -172,7 +175,7 @@ __device__ void add_low_rank(const Product& p, const LowRankShared* shared, cons
     return column < p.count ? *(const uint4*)x : make_uint4(0, 0, 0, 0);
   });
   take_down(p.lora, p.part, p.count, shared, thread);
-  for (; (int)blockIdx.x + mine / RT * (int)gridDim.x < items; mine += LORA_WARPS) {
+  for (; (int)blockIdx.x + mine / RT * (int)gridDim.x < items; mine += OWNERS) {
     const int number = mine / RT, rt = mine % RT, tile = tile_of(mine), head = tile / (p.head_dim / 16);
     const int of_head = head < p.heads ? 0 : head < p.heads + p.kv_heads ? LORA : 2 * LORA;
     const int first = p.epilogue == ROTATE_AND_CACHE ? of_head : 0, second = p.epilogue == SILU_TIMES_UP ? LORA : first;
@@ -181,7 +184,7 @@ __device__ void add_low_rank(const Product& p, const LowRankShared* shared, cons
       const Up up = i ? tile_of_b(p.part, shared->groups[i], tile, lane) : next;
       multiply_up<CT>(p.lora, shared, up, shared->groups[i].rows, first, second, lane, d);
     }
-    next = tile_of_b(p.part, shared->groups[0], tile_of(mine + LORA_WARPS), lane);
+    next = tile_of_b(p.part, shared->groups[0], tile_of(mine + OWNERS), lane);
     const int buffer = SUM_BUFFERS == 2 ? number & 1 : 0, round = SUM_BUFFERS == 2 ? number >> 1 : number;
     if (number >= SUM_BUFFERS) barrier_wait(free + buffer, (round + 1) & 1);
 #pragma unroll

@@ -174,7 +174,9 @@ def _own(product: Linear) -> Matrices:
     """Of the adapter that is left beside a product's parts, where one is."""
     parts = _parts(product)
     adapted = [part if isinstance(part, WithAdapter) else None for part in parts]
-    return Matrices(tuple(each and each.a for each in adapted), tuple(each and each.b for each in adapted))
+    return Matrices(
+        tuple(each and each.a.bfloat16() for each in adapted), tuple(each and each.b.bfloat16() for each in adapted)
+    )
 
 
 def _scaling(layers: Sequence[Layer]) -> float:
