@@ -17,6 +17,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.overrides import TorchFunctionMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from qlora_chat.models.folders import Base, read_json
@@ -118,6 +120,17 @@ def read(text: Path, chat: Path, tokenizer: ModelTokenizer, rows: int, length: i
     return Text(ids, starts, sizes, weights, torch.from_numpy(held_out).to(DEVICE), rows, length)
 
 
+class InFloat32(TorchFunctionMode):
+    """Muon's products in float32: bfloat16's take five minutes a step on a CPU that has no instructions for them."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.bfloat16:
+            return args[0].to(torch.float32, copy=True)  # a copy, as the narrowed one is: it is divided in place
+        return func(*args, **(kwargs or {}))
+
+
 def optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     """Muon for the matrices between embeddings and head, AdamW for the rest."""
     matrices = [each for name, each in model.named_parameters() if each.ndim == 2 and "embed" not in name]
@@ -147,6 +160,7 @@ def train(model: LlamaForCausalLM, text: Text, minutes: float, steps: int | None
     full = [[group["lr"] for group in each.param_groups] for each in chosen]
     loss_of(text.batch(0.0)).backward()  # compiled before the clock runs
     model.zero_grad()
+    print(f"step 0: held out {held_out_loss(loss_of, text):.3f}", flush=True)
     begin, step = time.monotonic(), 0
     while (passed := step / steps if steps else (time.monotonic() - begin) / (60 * minutes)) < 1:
         for each, rates in zip(chosen, full, strict=True):
@@ -155,9 +169,10 @@ def train(model: LlamaForCausalLM, text: Text, minutes: float, steps: int | None
         loss = loss_of(text.batch(passed))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for each in chosen:
-            each.step()
-            each.zero_grad(set_to_none=True)
+        with nullcontext() if DEVICE.type == "cuda" else InFloat32():
+            for each in chosen:
+                each.step()
+                each.zero_grad(set_to_none=True)
         step += 1
         if step % 250 == 0 or step == steps:
             print(f"step {step}: loss {loss.item():.3f}, held out {held_out_loss(loss_of, text):.3f}", flush=True)
