@@ -1,0 +1,106 @@
+"""What the pages name is there: commands, their options, scripts with theirs, and environment variables."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from qlora_chat.cli import app
+from tests.deploy.test_compose import DEPLOY, REQUIRED
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "demo" / "README.md", DEPLOY / "compose.yaml"])
+HISTORY = ROOT / "docs" / "decisions.md"
+"""Dated notes: they may name what is no more."""
+PROGRAM: Any = typer.main.get_command(app)
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
+VARIABLE = re.compile(r"\b(?:QLORA_CHAT|LOGGING|OTEL|HF)_[A-Z][A-Z_]*\b")
+OTHERS = {
+    "--tensor-parallel-size", "--enable-lora", "--distributed-executor-backend", "--pipeline-parallel-size", "--port",  # vLLM
+    "--head", "--address",  # Ray
+    "--env-file", "--scale",  # Compose
+}  # fmt: skip
+"""Options of programs that are not ours."""
+
+
+def commands(group: Any = PROGRAM, name: tuple[str, ...] = ()) -> dict[tuple[str, ...], set[str]]:
+    """Every command with all that may be written after it, --help too."""
+    if hasattr(group, "commands"):
+        return {key: value for each, inner in group.commands.items() for key, value in commands(inner, (*name, each)).items()}
+    return {name: {"--help"}.union(*((*each.opts, *each.secondary_opts) for each in group.params))}
+
+
+COMMANDS = commands()
+KNOWN = set.union(*COMMANDS.values())
+
+
+def lines_of_code(page: Path) -> list[str]:
+    """Command lines of `qlora-chat` and of our scripts, in blocks and between backticks; continued lines are one."""
+    text = page.read_text().replace("\\\n", " ")
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+    return [line.split(" #")[0] for each in (*blocks, *spans) for line in each.splitlines()]
+
+
+def words_after(line: str, program: str) -> list[str] | None:
+    begin = re.search(rf"(?:^|\s){re.escape(program)}\s+(?=[a-z-])", line)
+    if not begin:
+        return None
+    lexer = shlex.shlex(re.split(r"\s[|;&>]", line[begin.end() :])[0], posix=True, punctuation_chars=False)
+    lexer.whitespace_split, lexer.quotes, lexer.commenters = True, '"', ""
+    return [word for each in lexer for word in [each.strip("[](),").split("=")[0]] if word]
+
+
+def wrong_in(line: str) -> str | None:
+    """What a line of `qlora-chat ...` asks for that is not there."""
+    words = words_after(line, "qlora-chat")
+    if not words or words[0].startswith("-"):
+        return None
+    choices = [name for name in COMMANDS if all(word in each.split("|") for each, word in zip(words, name, strict=False))]
+    if not choices:
+        return f"no command {' '.join(words[:2])!r}"
+    allowed = set.union(*(COMMANDS[name] for name in choices))
+    unknown = [part for word in words if word.startswith("--") for part in word.split("|") if part not in allowed]
+    return f"{' '.join(choices[0])} has no {unknown[0]}" if unknown else None
+
+
+@pytest.mark.parametrize("page", [each for each in PAGES if each != HISTORY], ids=lambda page: page.name)
+def test_every_command_and_option_is_one_that_the_program_has(page: Path) -> None:
+    wrong = [f"{line.strip()!r}: {found}" for line in lines_of_code(page) if (found := wrong_in(line))]
+    assert not wrong
+    ours = KNOWN | OTHERS | options_of_scripts()
+    assert not sorted(set(OPTION.findall(page.read_text())) - ours)
+
+
+def options_of_scripts() -> set[str]:
+    scripts = [*(ROOT / "bench").glob("*.py"), *(ROOT / "demo").glob("*.py")]
+    return {each for script in scripts for each in re.findall(r'add_argument\("(--[a-z0-9-]+)"', script.read_text())}
+
+
+def test_a_command_or_an_option_that_is_not_there_is_found() -> None:
+    assert wrong_in("qlora-chat serve --engine local --port 1") is None
+    assert wrong_in("QLORA_CHAT_TOKEN=x qlora-chat serve --prot 1") == "serve has no --prot"
+    assert wrong_in("qlora-chat serv --port 1") == "no command 'serv --port'"
+    assert wrong_in("qlora-chat history erase --no-such") == "history erase has no --no-such"
+    assert wrong_in("qlora-chat logs serve --no-such 1") == "logs serve has no --no-such", (
+        "not merely one that some command has"
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_environment_variable_is_one_that_is_read(page: Path) -> None:
+    settings = "".join(each.read_text() for each in (ROOT / "src" / "qlora_chat" / "settings").glob("*.py"))
+    read = set(VARIABLE.findall(settings)) | set(REQUIRED)
+    assert not sorted(set(VARIABLE.findall(page.read_text())) - read)
+
+
+def test_every_variable_of_ours_has_its_place_in_a_page() -> None:
+    settings = "".join(each.read_text() for each in (ROOT / "src" / "qlora_chat" / "settings").glob("*.py"))
+    told = "".join(each.read_text() for each in PAGES)
+    ours = {each for each in VARIABLE.findall(settings) if each.startswith(("QLORA_CHAT_", "LOGGING_"))}
+    assert not sorted(each for each in ours if f"{each}" not in told)
