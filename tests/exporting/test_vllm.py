@@ -34,6 +34,8 @@ GREEDY = Sampling(temperature=0.0, max_new_tokens=64)
 END = Stops(frozenset({2}))
 """vLLM ends at the model's own end whatever it is asked."""
 STOPS = Stops(frozenset({2}), DEFAULT_FORMAT.stop_texts)
+LOGPROB_BOUND = 1e-3
+"""Nats between vLLM's float32 and ours: sums in another order."""
 QUESTIONS = ("What is the capital of France?", "Tell me a short story about a cat and a boat.", "What is 7 plus 5?")
 FIRST, SECOND, BASE = "Llama-Lumi-45M-chat-adapter", "double", "Llama-Lumi-45M"
 
@@ -145,6 +147,26 @@ def test_greedy_answers_are_the_local_engines(
     stopped = list(engine.stream(prompt_for(QUESTIONS[0]), GREEDY, STOPS))
     assert "".join(piece.text for piece in stopped) == " The capital of France is Paris."
     engine.close()
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, GREEDY.changed(repetition_penalty=1.3)], ids=["plain", "penalty"])
+def test_log_probabilities_are_the_local_engines(
+    sampling: Sampling, merged: Serving, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
+) -> None:
+    asked, prompt, engine = sampling.changed(logprobs=5, max_new_tokens=24), prompt_for(QUESTIONS[1]), opened(merged)
+    theirs, ours = (
+        [piece for piece in each.stream(prompt, asked, END) if piece.token_id is not None] for each in (engine, shared_engine)
+    )
+    engine.close()
+    told = [[(piece.token_id, piece.logprob, piece.top_logprobs) for piece in each] for each in (theirs, ours)]
+    kept(f"logprobs-{sampling.repetition_penalty}", {"vllm": told[0], "local": told[1]}, merged)
+    assert [piece.token_id for piece in theirs] == [piece.token_id for piece in ours]
+    for remote, local in zip(theirs, ours, strict=True):
+        assert remote.logprob == pytest.approx(local.logprob, abs=LOGPROB_BOUND), "the model's own, before any penalty"
+        assert len(remote.top_logprobs) == len(local.top_logprobs) == 5
+        values = [[value for _, value in piece.top_logprobs] for piece in (remote, local)]
+        assert values[0] == pytest.approx(values[1], abs=LOGPROB_BOUND)
+        assert remote.top_logprobs[0][0] == local.top_logprobs[0][0]
 
 
 def test_a_slider_acts_in_mid_answer(merged: Serving, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]) -> None:
