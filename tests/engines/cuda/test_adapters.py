@@ -136,3 +136,11 @@ def test_the_models_own_adapter_is_everybodys(demo_fp32: LoadedModel, packed: Cu
     adapters = CudaAdapters(weights, decoder, KVCache(demo_fp32.weights, 2))
     assert [adapters.number(slot) for slot in (0, 1)] == [0, 0]
     assert len(decoder.adapted) == 1
+
+
+def test_weights_that_are_to_be_computed_with_in_float32_are_left_to_the_plain_pass(demo_fp32: LoadedModel) -> None:
+    from qlora_chat.engines.cuda import open_cuda
+    from qlora_chat.engines.cuda.packing import CannotPack
+
+    with pytest.raises(CannotPack, match=r"in torch\.float32; the kernels do so in bfloat16"):
+        open_cuda(demo_fp32.weights, 1, None)

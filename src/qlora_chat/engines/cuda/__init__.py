@@ -27,11 +27,14 @@ def open_cuda(
 
     from qlora_chat.engines.cache import KVCache, fitting_slots
     from qlora_chat.engines.cuda.adapters import CudaAdapters
+    from qlora_chat.engines.cuda.packing import CannotPack
     from qlora_chat.engines.cuda.prompts import PromptReader
     from qlora_chat.engines.cuda.scheduler import CudaScheduler
     from qlora_chat.engines.cuda.step import Decoder, try_kernels
     from qlora_chat.engines.cuda.weights import packed_weights
 
+    if weights.dtype != torch.bfloat16:
+        raise CannotPack(f"its weights are to be computed with in {weights.dtype}; the kernels do so in bfloat16")
     try_kernels(cache_folder)
     packed = packed_weights(weights)
     dtype = torch.int8 if kv_cache_dtype == "int8" else None
