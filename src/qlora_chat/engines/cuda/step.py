@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qlora_chat.engines.cache import KVCache
@@ -86,6 +87,18 @@ class _Unpacking:
     out: Tensor
 
 
+def columns_of(rows: Sequence[Row]) -> NDArray[np.int32]:
+    """FIELDS, a column of 64 rows each, then the seeds of two columns; what is padding has no slot and no adapter."""
+    columns = np.zeros((len(FIELDS), MOST_ROWS), dtype=np.int32)
+    columns[FIELDS.index("slots")] = columns[FIELDS.index("adapters")] = -1
+    seeds = np.zeros(MOST_ROWS, dtype=np.uint64)
+    for at, row in enumerate(rows):
+        columns[:7, at] = row.slot, row.position, row.token, row.count, row.ready, row.top_k, row.adapter
+        columns[7:, at] = np.array((row.temperature, row.top_p, row.penalty), dtype=np.float32).view(np.int32)
+        seeds[at] = row.seed
+    return np.concatenate((columns.ravel(), seeds.view(np.int32)))
+
+
 class Decoder:
     """Runs rows through the weights, writing keys and values into the cache and choosing tokens."""
 
@@ -126,15 +139,8 @@ class Decoder:
 
     def put(self, rows: Sequence[Row]) -> None:
         """What the following steps work on; the device goes on from there by itself, a token a step."""
-        columns = np.zeros((len(FIELDS), MOST_ROWS), dtype=np.int32)
-        columns[0] = -1
-        seeds = np.zeros(MOST_ROWS, dtype=np.uint64)
-        for at, row in enumerate(rows):
-            columns[:7, at] = row.slot, row.position, row.token, row.count, row.ready, row.top_k, row.adapter
-            columns[7:, at] = np.array((row.temperature, row.top_p, row.penalty), dtype=np.float32).view(np.int32)
-            seeds[at] = row.seed
         self._adapted = any(row.adapter >= 0 for row in rows)
-        packed = torch.from_numpy(np.concatenate((columns.ravel(), seeds.view(np.int32)))).pin_memory()
+        packed = torch.from_numpy(columns_of(rows)).pin_memory()
         with torch.cuda.stream(self._stream):
             self._rows.copy_(packed, non_blocking=True)
 
