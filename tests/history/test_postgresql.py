@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,6 +15,7 @@ from qlora_chat.history import Outgoing
 from qlora_chat.history.database import open_database
 from qlora_chat.history.opening import open_history
 from qlora_chat.history.outbox import Outbox
+from qlora_chat.history.sealing import NoSeal, check_seal
 from qlora_chat.history.sql import SqlHistory
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import HistorySettings, LogSettings
@@ -49,6 +51,26 @@ def test_erased_rows_are_gone_and_vacuumed(history: SqlHistory) -> None:
         assert connection.exec_driver_sql("SELECT count(*) FROM turns").scalar() == 0
         assert connection.exec_driver_sql("SELECT pg_relation_size('turns')").scalar() == 0, "vacuumed"
     assert [each.outgoing.kind for each in history.outbox.claim(5)] == ["tombstone"]
+
+
+def test_two_processes_may_open_a_new_database_at_once(history: SqlHistory, other: SqlHistory) -> None:
+    problems: list[Exception] = []
+
+    def open_it() -> None:
+        try:
+            check_seal(other.database, NoSeal())
+        except Exception as problem:
+            problems.append(problem)
+
+    with history.database.write() as connection:
+        connection.exec_driver_sql("DELETE FROM facts WHERE name = 'seal'")
+    opening = threading.Thread(target=open_it)
+    with history.database.write() as connection:
+        connection.exec_driver_sql("INSERT INTO facts VALUES ('seal', 'none')")
+        opening.start()
+        time.sleep(0.3)  # it has looked by now, and waits for this transaction
+    opening.join(20)
+    assert problems == []
 
 
 def test_writers_in_two_processes_keep_their_order(history: SqlHistory, other: SqlHistory) -> None:

@@ -10,7 +10,8 @@ import binascii
 import os
 from typing import TYPE_CHECKING, Protocol
 
-from sqlalchemy import insert, select
+from sqlalchemy import select
+from sqlalchemy.dialects import postgresql, sqlite
 
 from qlora_chat.history import HistoryError
 from qlora_chat.history.tables import FACTS
@@ -118,11 +119,10 @@ def open_text(seal: Seal, text: str) -> str:
 def check_seal(database: Database, seal: Seal) -> None:
     """Hold a database to one way of writing from its first day. HistoryError for another key, a missing or a new one."""
     with database.write() as connection:
-        kept = connection.execute(select(FACTS.c.value).where(FACTS.c.name == "seal")).scalar()
-        if kept is None:
-            value = close_text(seal, CHECK) if seal.sealed else "none"
-            connection.execute(insert(FACTS).values(name="seal", value=value))
-            return
+        make = sqlite.insert if database.sqlite else postgresql.insert
+        first = make(FACTS).values(name="seal", value=close_text(seal, CHECK) if seal.sealed else "none")
+        connection.execute(first.on_conflict_do_nothing())  # another process may open the same new database just now
+        kept = connection.execute(select(FACTS.c.value).where(FACTS.c.name == "seal")).scalar_one()
     check_kept_seal(kept, seal)
 
 
