@@ -98,6 +98,18 @@ def test_langchain_stores_too(keeping: Keeping) -> None:
     assert said(keeping.only()) == ["hi", "An answer."]
 
 
+def test_an_answer_is_kept_whole_before_its_end_is_sent(keeping: Keeping, monkeypatch: pytest.MonkeyPatch) -> None:
+    finish = keeping.history.finish
+
+    def slowly(*arguments: Any) -> None:
+        time.sleep(0.3)
+        finish(*arguments)
+
+    monkeypatch.setattr(keeping.history, "finish", slowly)
+    keeping.post("hi", store=True)
+    assert said(keeping.only()) == ["hi", "An answer."]
+
+
 def test_the_question_is_kept_before_the_answer_begins(keeping: Keeping) -> None:
     keeping.engine.answer, keeping.engine.delay = "one two three four five", 0.2
     with openai.OpenAI(base_url=f"{keeping.url}/v1", api_key="none", max_retries=0) as client:
@@ -125,10 +137,7 @@ def test_a_conversation_goes_on_under_the_name_that_the_client_gives_it(keeping:
     keeping.engine.answer = "Another."
     keeping.post("one", "An answer.", "2", **named)  # the question was edited
     keeping.post("one", "An answer.", "2", **named)  # and asked again
-    until = time.monotonic() + 10
-    while said(kept := keeping.only())[-1] == "":  # an answer is closed in the history as it is sent
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    kept = keeping.only()
     assert said(kept) == ["one", "An answer.", "2", "Another."]
     assert kept.summary.turns == 7, "one, its answer, two, its answer, 2, and both of its answers"
 

@@ -82,11 +82,17 @@ class Reading:
         self.cancel()
 
     def _read(self, index: int, stream: Stream) -> None:
+        last: Piece | Exception | None = None
         try:
             for piece in stream:
-                self._put(index, piece)
+                if piece.finish is None:
+                    self._put(index, piece)
+                else:
+                    last = piece  # handed over once the stream has closed the answer in the history
         except Exception as problem:
-            self._put(index, problem)
+            last = problem
+        if last is not None:
+            self._put(index, last)
 
     def _put(self, index: int, came: Piece | Exception) -> None:
         """Wake the loop once for all that comes before it looks."""
