@@ -336,11 +336,39 @@ def time_steps(decoder, rows_list, window, length):
         say(f"time step rows {rows} at {length}", ms=round(each, 3), tokens_s=round(rows / each * 1e3))
 
 
+def time_prompts(decoder, reader):
+    for length in (128, 512, 2048):
+        ids = torch.randint(5, 32000, (length,)).tolist()
+        with torch.cuda.stream(decoder.stream), torch.inference_mode():
+            reader([Span(0, 0, ids, logits=0)])
+            torch.cuda.synchronize()
+            times = []
+            for _ in range(5):
+                begin = time.perf_counter()
+                reader([Span(0, 0, ids, logits=0)])
+                torch.cuda.synchronize()
+                times.append((time.perf_counter() - begin) * 1e3)
+        say(f"time prompt of {length}", ms=round(sorted(times)[2], 2))
+
+
 def time_copy(device):
     source = torch.randn(2**29, device=device)
     target = torch.empty_like(source)
     copy = timed(lambda: torch.add(source, 0, out=target))
     say("copy", gb_s=round(2 * 2**31 / copy / 1e3))
+
+
+def check_all(decoder, reader, adapters, tensors, adapter, plain_cache, config, rows_list):
+    forward = Forward(in_float(tensors, torch.bfloat16, adapter), plain_cache)
+    check_prompts(reader, decoder.cache, forward, plain_cache, tensors.shape, decoder.stream)
+    check_step(decoder, reader, forward, tensors, adapter, rows_list)
+    if adapter:
+        check_adapters(decoder, adapters, config)
+    check_sampling(decoder, tensors.shape)
+    logits = decoder._logits
+    if tensors.shape.layers < 8:
+        check_products(decoder, tensors, rows_list)
+    decoder._logits = logits
 
 
 def main():
@@ -389,33 +417,13 @@ def main():
     reader = PromptReader(packed, decoder.unpack, cache, decoder.kernels, decoder.turns, adapters.of)
     if not chosen.skip_checks:
         plain_cache = KVCache(weights, 4) if chosen.kv8 else cache
-        forward = Forward(in_float(tensors, torch.bfloat16, adapter), plain_cache)
-        check_prompts(reader, cache, forward, plain_cache, tensors.shape, decoder.stream)
-        check_step(decoder, reader, forward, tensors, adapter, rows_list)
-        if adapter:
-            check_adapters(decoder, adapters, config)
-        check_sampling(decoder, tensors.shape)
-        logits = decoder._logits
-        if chosen.layers < 8:
-            check_products(decoder, tensors, rows_list)
-        decoder._logits = logits
+        check_all(decoder, reader, adapters, tensors, adapter, plain_cache, config, rows_list)
     time_copy(device)
     if not chosen.adapter:
         time_products(decoder, packed, [1, 8, 32])
     time_steps(decoder, rows_list, chosen.window, 200)
     time_steps(decoder, [1, 8, 32], chosen.window, 1900)
-    for length in (128, 512, 2048):
-        ids = torch.randint(5, 32000, (length,)).tolist()
-        with torch.cuda.stream(decoder.stream), torch.inference_mode():
-            reader([Span(0, 0, ids, logits=0)])
-            torch.cuda.synchronize()
-            times = []
-            for _ in range(5):
-                begin = time.perf_counter()
-                reader([Span(0, 0, ids, logits=0)])
-                torch.cuda.synchronize()
-                times.append((time.perf_counter() - begin) * 1e3)
-        say(f"time prompt of {length}", ms=round(sorted(times)[2], 2))
+    time_prompts(decoder, reader)
     say("memory", peak_gib=round(torch.cuda.max_memory_allocated() / 2**30, 3))
     print("FAILED" if failures else "ALL CHECKS PASSED", failures)
     sys.exit(bool(failures))
