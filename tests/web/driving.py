@@ -14,6 +14,8 @@ from .serving import Served
 LONG = " ".join(f"w{index}" for index in range(2000))
 STEP = 0.01
 """Seconds a token in answers that are interrupted."""
+SETTLED = 250
+"""Milliseconds from a slider's being visible to its having its value; on a quiet machine up to 6 were seen."""
 
 
 def opened(context: BrowserContext, server: Served) -> Page:
@@ -52,6 +54,16 @@ def begin_long_answer(page: Page, engine: ScriptedEngine, question: str = "go on
     return engine.streams[-1]
 
 
+def open_options(page: Page) -> None:
+    """Open the sliders. Gradio builds them now, and gives them their values a moment after they are visible: what is typed
+    in between is lost, which no person is quick enough to meet, and a test is."""
+    page.click("text=Advanced options")
+    expect(page.locator("#temperature input[type=number]")).to_be_visible()
+    page.wait_for_timeout(SETTLED)
+
+
 def set_slider(page: Page, name: str, value: str) -> None:
-    page.fill(f"#{name} input[type=number]", value)
-    page.press(f"#{name} input[type=number]", "Tab")
+    field = page.locator(f"#{name} input[type=number]")
+    field.fill(value)
+    field.press("Tab")
+    expect(field).to_have_value(value)

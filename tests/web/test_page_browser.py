@@ -10,7 +10,7 @@ from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.fakes import ScriptedEngine
 
-from .driving import LONG, STEP, answers, begin_long_answer, opened, ready, say, set_slider, wait_for
+from .driving import LONG, STEP, answers, begin_long_answer, open_options, opened, ready, say, set_slider, wait_for
 from .serving import Served
 
 pytestmark = [pytest.mark.browser]
@@ -63,7 +63,7 @@ def test_stop_ends_the_computation_and_keeps_the_part(page: Page, engine: Script
 
 
 def test_a_slider_moved_in_the_middle_of_an_answer_acts_on_it(page: Page, engine: ScriptedEngine) -> None:
-    page.click("text=Advanced options")
+    open_options(page)
     stream = begin_long_answer(page, engine)
     made = len(stream.seen)
     set_slider(page, "temperature", "0")
@@ -116,16 +116,16 @@ def test_clear_wins_every_race_with_the_answer(page: Page, engine: ScriptedEngin
 def test_a_reload_restores_the_conversation_and_the_sliders(page: Page, engine: ScriptedEngine) -> None:
     say(page, "remember me")
     expect(page.locator("#chat .bot")).to_contain_text("scripted answer")
-    page.click("text=Advanced options")
+    open_options(page)
     set_slider(page, "temperature", "1.3")
     set_slider(page, "top_k", "40")
     page.fill("#system textarea", "Be kind.")
-    page.wait_for_function("(localStorage.getItem('qlora-chat.sampling') || '').includes('40')")
+    page.wait_for_function("(localStorage.getItem('qlora-chat.sampling') || '').includes('1.3,0.9,40')")
     page.reload()
     ready(page)
     expect(page.locator("#chat .user")).to_contain_text("remember me")
     expect(page.locator("#chat .bot")).to_contain_text("scripted answer")
-    page.click("text=Advanced options")
+    open_options(page)
     expect(page.locator("#temperature input[type=number]")).to_have_value("1.3")
     expect(page.locator("#system textarea")).to_have_value("Be kind.")
     say(page, "and again")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from .driving import answers, ready, say, set_slider, wait_for
+from .driving import answers, open_options, ready, say, set_slider, wait_for
 
 pytestmark = [pytest.mark.browser]
 
@@ -46,7 +46,7 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
         page = context.new_page()
         page.goto(address)
         ready(page)
-        page.click("text=Advanced options")
+        open_options(page)
         yield page
 
 
@@ -113,5 +113,5 @@ def test_clear_and_reload(page: Page) -> None:
     page.reload()
     expect(page.locator("#chat .bot")).to_contain_text("The capital of France is Paris.")
     expect(page.locator("body")).to_contain_text(re.compile(r"context \d+ of 512"))
-    page.click("text=Advanced options")
+    open_options(page)
     expect(page.locator("#temperature input[type=number]")).to_have_value("0")
