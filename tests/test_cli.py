@@ -55,8 +55,11 @@ def test_ask_as_json_is_one_object(environment: dict[str, str]) -> None:
     assert result["precision"] == "bf16"
     assert result["device"] == "cpu"
     assert "Lumi" in result["model"]
-    again = json.loads(run(environment, "ask", "What is 7 plus 5?", "--json", "--seed", "5", "--model", "demo").stdout)
+    same = ("ask", "What is 7 plus 5?", "--json", "--seed", "5", "--model", "demo")
+    again = json.loads(run(environment, *same).stdout)
     assert again["answer"] == result["answer"], "the same seed"
+    beside = json.loads(run(environment, *same, "--adapter-mode", "exact").stdout)
+    assert beside["precision"] == "nf4+adapter"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Bad settings are refused where they are made, with the field, the value and the range."""
 
 import math
+from typing import Any
 
 import pytest
 
@@ -83,6 +84,20 @@ def test_an_adapter_without_its_base_is_refused() -> None:
         ModelSettings(adapter="a")
     with pytest.raises(SettingsError, match="--precision is 'int3', but must be one of auto, bf16, nf4"):
         ModelSettings(precision="int3")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"base": "b", "adapter": "a", "precision": "bf16"}, "leave out --precision bf16"),
+        ({"base": "b", "adapters": (("one", "a"),)}, "adapters with names are never merged"),
+        ({"base": "b"}, "needs --adapter"),
+        ({"adapter_mode": "merged"}, "--adapter-mode is 'merged', but must be one of auto, exact"),
+    ],
+)
+def test_an_exact_adapter_is_beside_an_nf4_base(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        ModelSettings(**{"adapter_mode": "exact", **given})
 
 
 def test_the_environment_is_read_in_one_place() -> None:

@@ -57,6 +57,11 @@ def test_without_an_adapter_a_small_card_gets_plain_nf4() -> None:
     assert ways_to_hold("auto", has_adapter=False) == ("bf16", "nf4")
 
 
+@pytest.mark.parametrize("precision", ["auto", "nf4"])
+def test_exact_means_an_nf4_base_with_the_adapter_beside_it(precision: Precision) -> None:
+    assert ways_to_hold(precision, has_adapter=True, adapter_mode="exact") == ("nf4+adapter",)
+
+
 def test_what_fits_nowhere_says_both_numbers_for_every_device() -> None:
     places = (Place("cuda", 4 * GIB), Place("cpu", 5 * GIB // 2))
     with pytest.raises(ModelError) as caught:

@@ -118,6 +118,14 @@ def test_a_base_that_is_in_nf4_already_is_read_where_it_is(tmp_path: Path, said:
     assert not (tmp_path / "cache").exists()
 
 
+def test_exact_keeps_the_adapter_beside_an_nf4_base_wherever_there_is_room(tmp_path: Path, said: list[str]) -> None:
+    bundled = {"base": str(BUNDLED / "base"), "adapter": str(BUNDLED / "adapter")}
+    model = load(ModelSettings(**bundled, device="cpu", adapter_mode="exact"), said.append)  # type: ignore[arg-type]
+    assert model.info.precision == "nf4+adapter"
+    assert isinstance(model.weights.layers[0].mlp_down, WithAdapter)
+    assert not (tmp_path / "cache").exists(), "nothing had to be made"
+
+
 def test_merging_into_nf4_from_a_bf16_base_says_the_loss(
     make_base: MakeBase, make_adapter: MakeAdapter, said: list[str]
 ) -> None:
@@ -132,7 +140,7 @@ def test_an_adapter_that_cannot_stay_unmerged_is_refused_before_any_work(
 ) -> None:
     base = make_base()
     adapter = make_adapter(base, alpha_pattern={"q_proj": 4})
-    with pytest.raises(ModelError, match=r"uses alpha_pattern, which needs a merge"):
+    with pytest.raises(ModelError, match=r"uses alpha_pattern, which only a merge can apply"):
         opened_in_little_memory(base, adapter, said)
     assert said == []
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from qlora_chat.chat import Chat
 from qlora_chat.cli import app
-from qlora_chat.cli.replaying import as_text
+from qlora_chat.cli.replaying import _model, as_text
 from qlora_chat.delivery.payload import payload_v2
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.history.memory import MemoryHistory
@@ -164,6 +164,17 @@ def test_a_prompt_of_another_model_is_refused(chat: Chat) -> None:
     data = record_of(ScriptedEngine("one two three"), ["Hi"], GREEDY)
     with pytest.raises(CannotReplay, match="cannot take the recorded prompt"):
         replay(recorded({**data, "prompt_ids": [1, 10**7]}), chat)
+
+
+@pytest.mark.parametrize(
+    ("precision", "held"),
+    [("bf16", ("bf16", "auto")), ("nf4", ("nf4", "auto")), ("nf4+adapter", ("auto", "exact")), ("fp32", ("auto", "auto"))],
+)
+def test_the_model_is_held_as_it_was_where_that_can_be_asked_for(precision: str, held: tuple[str, str]) -> None:
+    data = record_of(ScriptedEngine("one two three"), ["Hi"], GREEDY)
+    record = recorded({**data, "model": {**data["model"], "precision": precision, "base": "b", "adapter": "a"}})
+    chosen = _model(record, None, None, None, "auto", "cpu", None)
+    assert (chosen.base, chosen.adapter, chosen.precision, chosen.adapter_mode) == ("b", "a", *held)
 
 
 def test_one_turn_of_several_is_chosen_by_its_id() -> None:

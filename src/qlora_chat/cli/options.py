@@ -7,7 +7,7 @@ dataclass; a command takes it as one parameter and is wrapped by `expanded`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from inspect import Parameter, signature
 from typing import Annotated, Any, get_type_hints
 
@@ -31,6 +31,13 @@ Slots = Annotated[
 KVCacheDtypeOption = Annotated[
     str,
     typer.Option("--kv-cache-dtype", help="auto, or int8: keys and values in 8 bits, half as many bytes a chat, on a card"),
+]
+AdapterModeOption = Annotated[
+    str,
+    typer.Option(
+        "--adapter-mode",
+        help="auto (merged where memory allows), or exact: beside the base in NF4, unmerged, as it was trained",
+    ),
 ]
 Engine = Annotated[str, typer.Option(help="local, or http://HOST:PORT/v1 of an OpenAI-compatible server; several with commas")]
 EngineModel = Annotated[str | None, typer.Option(help="the name that the servers know the model by; default: the only one")]
@@ -59,11 +66,13 @@ class ModelOptions:
     adapter: Adapter = None
     precision: PrecisionOption = "auto"
     device: DeviceOption = "auto"
+    adapter_mode: AdapterModeOption = "auto"
     prompt_format: Format = None
 
     def settings(self) -> ModelSettings:
         """For a program with one chat. ValueError for an unknown prompt format, SettingsError for what does not go together."""
-        return model_settings(self.model, self.base, self.adapter, self.precision, self.device, self.prompt_format, slots=1)
+        chosen = model_settings(self.model, self.base, self.adapter, self.precision, self.device, self.prompt_format, slots=1)
+        return replace(chosen, adapter_mode=self.adapter_mode)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

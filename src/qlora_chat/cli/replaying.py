@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,14 +84,22 @@ def _model(
     recorded: Recorded, model: str | None, base: str | None, adapter: str | None, precision: str, device: str, form: str | None
 ) -> ModelSettings:
     """The model that is asked for, else the one that is recorded, held as it was where that can be asked for."""
-    was = recorded.model
-    form = form or was.get("prompt_format")
-    if precision == "auto" and was.get("precision") in ("bf16", "nf4"):
-        precision = was["precision"]
+    held = recorded.model.get("precision") if precision == "auto" else None
+    if held in ("bf16", "nf4"):
+        precision = held
+    chosen = _named(recorded, model, base, adapter, precision, device, form or recorded.model.get("prompt_format"))
+    unmerged = held == "nf4+adapter" and (chosen.adapter or not chosen.base)
+    return replace(chosen, adapter_mode="exact") if unmerged else chosen
+
+
+def _named(
+    recorded: Recorded, model: str | None, base: str | None, adapter: str | None, precision: str, device: str, form: str | None
+) -> ModelSettings:
     if model or base:
         return model_settings(model or "auto", base, adapter, precision, device, form, slots=1)
     from qlora_chat.models.resolve import DEMO, GUANACO, GUANACO_ADAPTER, GUANACO_BASE
 
+    was = recorded.model
     named = {DEMO: "demo", GUANACO_BASE: GUANACO if was.get("adapter") == GUANACO_ADAPTER else None}.get(was.get("base", ""))
     if named:
         return model_settings(named, None, None, precision, device, form, slots=1)

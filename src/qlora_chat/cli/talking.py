@@ -14,6 +14,7 @@ import typer
 from qlora_chat import settings
 from qlora_chat.cli.opening import Keeping, notify
 from qlora_chat.cli.options import (
+    AdapterModeOption,
     Adapters,
     Base,
     DeviceOption,
@@ -42,6 +43,7 @@ def serve(
     adapter: Adapters = None,
     precision: PrecisionOption = "auto",
     device: DeviceOption = "auto",
+    adapter_mode: AdapterModeOption = "auto",
     prompt_format: Format = None,
     engine: Engine = "local",
     engine_model: EngineModel = None,
@@ -60,7 +62,7 @@ def serve(
     settings.quiet_libraries()
     merged, beside = one_or_named(adapter or [])
     chosen = model_settings(model, base, merged, precision, device, prompt_format, slots)
-    chosen = replace(chosen, adapters=beside, kv_cache_dtype=kv_cache_dtype)  # type: ignore[arg-type]
+    chosen = replace(chosen, adapters=beside, adapter_mode=adapter_mode, kv_cache_dtype=kv_cache_dtype)  # type: ignore[arg-type]
     serving = ServeSettings(
         host, port, settings.page_token(), tuple(allow_host or ()), settings.api_tokens(), queue, max_tokens, time_limit,
         log_requests,

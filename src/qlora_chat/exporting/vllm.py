@@ -85,7 +85,7 @@ def export_for_vllm(
     wanted = Source(source.name, source.base) if layout == "adapters" else source
     if (base := check_source(source)) is not None:
         _check(plan, base)
-    ready = prepare(wanted, "bf16", places, cache, notify)
+    ready = prepare(wanted, ("bf16",), places, cache, notify)
     with new_folder(folder) as temporary:
         _write(plan, ready, tokenizer_folder(source.base.name, ready.base.folder, cache, notify), temporary)
     return Exported(folder, _command(plan, ready), next(iter(plan.adapters), plan.name))

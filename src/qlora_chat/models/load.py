@@ -17,7 +17,7 @@ from qlora_chat.models import LoadedModel, ModelError, ModelInfo, Notify
 from qlora_chat.models.cache import Cache, weights_sha256
 from qlora_chat.models.folders import RECORD, read_json
 from qlora_chat.models.hub import Hub
-from qlora_chat.models.machine import Place, look
+from qlora_chat.models.machine import Place, look, ways_to_hold
 from qlora_chat.models.prepare import Ready, prepare
 from qlora_chat.models.resolve import Source, resolve, resolve_adapter
 from qlora_chat.models.weights import build
@@ -41,7 +41,8 @@ def load(
     cache = Cache(cache_folder(), notify)
     places = look(settings.device) if places is None else places
     source = resolve(settings, Hub(hub_cache_folder(), hub_is_offline()), cache, places, notify)
-    ready = prepare(source, settings.precision, places, cache, notify, settings.kv_cache_dtype)
+    ways = ways_to_hold(settings.precision, source.adapter is not None, settings.adapter_mode)
+    ready = prepare(source, ways, places, cache, notify, settings.kv_cache_dtype)
     notices = (*source.notices, *ready.notices)
     for line in notices:
         notify(line)

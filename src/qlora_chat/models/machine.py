@@ -11,7 +11,7 @@ from typing import Literal
 
 from qlora_chat.models import ModelError
 from qlora_chat.models.folders import Base
-from qlora_chat.settings import Device, KVCacheDtype, Precision
+from qlora_chat.settings import AdapterMode, Device, KVCacheDtype, Precision
 
 GIB = 1024**3
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -77,8 +77,10 @@ def needed_bytes(base: Base, held: Held, adapter_bytes: int, device: str, kv_cac
     return weight_bytes(base, held) + relaid_head + beside + cache + OVERHEAD[device]
 
 
-def ways_to_hold(precision: Precision, has_adapter: bool) -> tuple[Held, ...]:
+def ways_to_hold(precision: Precision, has_adapter: bool, adapter_mode: AdapterMode = "auto") -> tuple[Held, ...]:
     """Ways that a precision allows, best first. Requantising a merge costs quality, so auto never does."""
+    if has_adapter and adapter_mode == "exact":
+        return ("nf4+adapter",)
     if precision == "bf16":
         return ("bf16",)
     if precision == "nf4":

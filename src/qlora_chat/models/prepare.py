@@ -19,14 +19,14 @@ from qlora_chat.models.cache import Cache, CacheUnusable, Record, fingerprints, 
 from qlora_chat.models.checkpoint import Checkpoint
 from qlora_chat.models.folders import Base, adapter_bytes, check_adapter
 from qlora_chat.models.loss import Loss, compare, own_dialogues
-from qlora_chat.models.machine import Held, Place, Plan, choose_plan, ways_to_hold, weight_bytes
+from qlora_chat.models.machine import Held, Place, Plan, choose_plan, weight_bytes
 from qlora_chat.models.resolve import Part, Source, check_source, kept_entries
 from qlora_chat.models.shards import Named, write_shards, write_small_files
 from qlora_chat.models.special import SpecialIds, special_ids
 from qlora_chat.models.tokenizer import ModelTokenizer
 from qlora_chat.models.tokenizer_files import tokenizer_folder
 from qlora_chat.models.weights import Adapter
-from qlora_chat.settings import KVCacheDtype, Precision
+from qlora_chat.settings import KVCacheDtype
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class Made:
 
 
 def prepare(
-    source: Source, precision: Precision, places: Sequence[Place], cache: Cache, notify: Notify,
+    source: Source, ways: Sequence[Held], places: Sequence[Place], cache: Cache, notify: Notify,
     kv_cache_dtype: KVCacheDtype = "auto",
 ) -> Ready:  # fmt: skip
-    """Choose a plan that fits and make it ready. ModelError says what is in the way."""
+    """Choose a plan that fits, of the ways to hold the weights (best first), and make it ready. ModelError says what is in the
+    way."""
     base = check_source(source)
-    ways = ways_to_hold(precision, source.adapter is not None)
     if base is None:
         return _from_kept(source, ways, places, cache, notify, kv_cache_dtype)
     plan = choose_plan(base, ways, _adapter_bytes(source), places, kv_cache_dtype)

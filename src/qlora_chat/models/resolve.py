@@ -135,7 +135,7 @@ class _Finder:
         return FREE_CARD_BYTES_BF16 if self.settings.precision == "bf16" else FREE_CARD_BYTES
 
     def check_fits(self, source: Source, places: Sequence[Place]) -> None:
-        ways = ways_to_hold(self.settings.precision, source.adapter is not None)
+        ways = self._ways(source.adapter is not None)
         folder = source.base.folder
         if folder is None:
             kept = kept_entries(self.cache, source, ways)
@@ -155,7 +155,7 @@ class _Finder:
         if (here := self._whole_base(text)) is not None:
             return Source(name, Part(text, here.folder, here.revision), adapter)
         kept = Source(name, Part(text, None), adapter)
-        if kept_entries(self.cache, kept, ways_to_hold(self.settings.precision, adapter is not None)):
+        if kept_entries(self.cache, kept, self._ways(adapter is not None)):
             return kept
         fetched = self.hub.fetch(text, base_files, self.notify)
         return Source(name, Part(text, fetched.folder, fetched.revision), adapter)
@@ -203,7 +203,10 @@ class _Finder:
 
     def _kept(self, base: str, adapter: str) -> bool:
         source = Source(base, Part(base, None), Part(adapter, None))
-        return bool(kept_entries(self.cache, source, ways_to_hold(self.settings.precision, has_adapter=True)))
+        return bool(kept_entries(self.cache, source, self._ways(has_adapter=True)))
+
+    def _ways(self, has_adapter: bool) -> tuple[Held, ...]:
+        return ways_to_hold(self.settings.precision, has_adapter, self.settings.adapter_mode)
 
     def _unaliased(self, text: str) -> str:
         if text not in ALIASES:

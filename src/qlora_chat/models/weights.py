@@ -228,7 +228,10 @@ class Adapter:
         if config.get("bias", "none") != "none":
             special.append("bias")
         if special:
-            raise ModelError(f"the adapter uses {', '.join(special)}, which needs a merge: start with --precision nf4 or bf16")
+            raise ModelError(
+                f"the adapter uses {', '.join(special)}, which only a merge can apply: start with --precision nf4 or bf16, and "
+                "without --adapter-mode exact"
+            )
         rank = config["r"]
         scaling = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
         return Adapter(Checkpoint(folder), scaling)

@@ -22,12 +22,13 @@ from qlora_chat.settings.environment import (
 )
 from qlora_chat.settings.keeping import HistorySettings, LogSettings
 from qlora_chat.settings.listening import DEFAULT_PORT, ReceiverSettings, ServeSettings
-from qlora_chat.settings.model import Device, EngineSettings, KVCacheDtype, ModelSettings, Precision
+from qlora_chat.settings.model import AdapterMode, Device, EngineSettings, KVCacheDtype, ModelSettings, Precision
 from qlora_chat.settings.sampling import SAMPLING_RANGES, Range, Sampling
 
 __all__ = [
     "DEFAULT_PORT",
     "SAMPLING_RANGES",
+    "AdapterMode",
     "Device",
     "EngineSettings",
     "HistorySettings",

@@ -12,6 +12,7 @@ from qlora_chat.settings.checks import SettingsError, adapter_name, is_loopback,
 Precision = Literal["auto", "bf16", "nf4"]
 Device = Literal["auto", "cuda", "cpu"]
 KVCacheDtype = Literal["auto", "int8"]
+AdapterMode = Literal["auto", "exact"]
 
 
 @dataclass(frozen=True)
@@ -34,24 +35,37 @@ class ModelSettings:
     """(name, Hub id or folder) of LoRA adapters to keep beside the base, unmerged, for requests to choose from."""
     kv_cache_dtype: KVCacheDtype = "auto"
     """int8: keys and values in 8 bits, by the kernels for cards alone; auto: as the forward pass computes them."""
+    adapter_mode: AdapterMode = "auto"
+    """exact: the base in NF4 and the adapter beside it, unmerged, as training saw them; auto: merged where memory allows."""
 
     def __post_init__(self) -> None:
         one_of("model", self.model, ("auto", "guanaco-7b", "demo"))
         one_of("precision", self.precision, ("auto", "bf16", "nf4"))
         one_of("device", self.device, ("auto", "cuda", "cpu"))
         one_of("kv-cache-dtype", self.kv_cache_dtype, ("auto", "int8"))
+        one_of("adapter-mode", self.adapter_mode, ("auto", "exact"))
         if self.kv_cache_dtype == "int8" and self.device == "cpu":
             raise SettingsError("--kv-cache-dtype int8 is for a graphics card: leave it out, or take --device cuda")
         if self.adapter and not self.base:
             raise SettingsError(f"--adapter {self.adapter} needs --base, the model it was tuned on")
         if self.adapters and (self.adapter or not self.base):
             raise SettingsError("named adapters need --base: --base BASE --adapter NAME=PATH --adapter NAME=PATH")
+        if self.adapter_mode == "exact":
+            self._check_exact()
         for name, _ in self.adapters:
             adapter_name(name)
         if len({name for name, _ in self.adapters}) < len(self.adapters):
             raise SettingsError("two adapters have the same name")
         if self.slots is not None and not 1 <= self.slots <= 256:
             raise SettingsError(f"slots is {self.slots!r}, but must be a whole number from 1 to 256")
+
+    def _check_exact(self) -> None:
+        if self.precision == "bf16":
+            raise SettingsError("--adapter-mode exact keeps the base in NF4, as in training: leave out --precision bf16")
+        if self.adapters:
+            raise SettingsError("adapters with names are never merged: leave out --adapter-mode exact")
+        if self.base and not self.adapter:
+            raise SettingsError("--adapter-mode exact needs --adapter, the one to keep beside the base")
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def find_base(name: str, place: Place, notify: Notify) -> FoundBase:
 
 def prepare_base(found: FoundBase, place: Place, notify: Notify) -> PreparedBase:
     """Its tensors in NF4, its tokenizer and the id that ends a text; a base in 16 bits is quantised first, and kept."""
-    ready = prepare(found.source, "nf4", (place,), Cache(cache_folder(), notify), notify)
+    ready = prepare(found.source, ("nf4",), (place,), Cache(cache_folder(), notify), notify)
     for line in ready.notices:
         notify(line)
     ready.tokenizer.bos_id = ready.special.bos
