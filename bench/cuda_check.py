@@ -29,7 +29,8 @@ from qlora_chat.engines.cuda import driver
 from qlora_chat.engines.cuda.adapters import CudaAdapters
 from qlora_chat.engines.cuda.packing import natural, pack, pack_bf16, pack_int8
 from qlora_chat.engines.cuda.prompts import PromptReader
-from qlora_chat.engines.cuda.step import BUCKETS, Decoder, Row
+from qlora_chat.engines.cuda.rows import BUCKETS, Row
+from qlora_chat.engines.cuda.step import Decoder
 from qlora_chat.engines.cuda.weights import Product, packed_weights, tile_bytes
 from qlora_chat.engines.llama import Forward, Span
 from qlora_chat.models.weights import NF4, Adapter, build

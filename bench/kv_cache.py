@@ -23,8 +23,8 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from qlora_chat.engines.cache import slot_bytes
 from qlora_chat.engines.cuda import open_cuda
+from qlora_chat.engines.cuda.rows import BUCKETS, Row
 from qlora_chat.engines.cuda.scheduler import READ_AT_ONCE, CudaScheduler
-from qlora_chat.engines.cuda.step import BUCKETS, Row
 from qlora_chat.engines.llama import Span
 from qlora_chat.evaluation.held_out import read_text
 from qlora_chat.models.load import load

@@ -20,7 +20,8 @@ from qlora_chat.engines import EngineError
 from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.chats import Chats
 from qlora_chat.engines.cuda.adapters import CudaAdapters
-from qlora_chat.engines.cuda.step import MOST_ROWS, Decoder, Row
+from qlora_chat.engines.cuda.rows import MOST_ROWS, Row
+from qlora_chat.engines.cuda.step import Decoder
 from qlora_chat.engines.llama import Span
 from qlora_chat.engines.request import Request
 from qlora_chat.settings import Sampling

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from qlora_chat.engines.cache import KVCache
@@ -27,6 +26,7 @@ from qlora_chat.engines.cuda.kernels import Kernels, Wanted
 from qlora_chat.engines.cuda.low_rank import WARPS as LORA_WARPS
 from qlora_chat.engines.cuda.low_rank import LowRank, rank_of
 from qlora_chat.engines.cuda.packing import Packed
+from qlora_chat.engines.cuda.rows import BUCKETS, FIELDS, MOST_ROWS, Row, columns_of
 from qlora_chat.engines.cuda.stack import Stack, stack_arguments, stack_for
 from qlora_chat.engines.cuda.structures import (
     ADD_TO_RESIDUAL,
@@ -43,9 +43,6 @@ from qlora_chat.engines.cuda.structures import (
 )
 from qlora_chat.engines.cuda.weights import CudaLayer, CudaWeights, Product, divided
 
-BUCKETS = (1, 2, 4, 8, 16, 32, 64)
-"""Rows of a graph; a step with fewer runs with padding."""
-MOST_ROWS = BUCKETS[-1]
 MOST_PARTIALS = 256
 """As in common.cuh."""
 RING = 64
@@ -53,27 +50,6 @@ RING = 64
 MOST_SPLITS = 16
 BARRIER = 4
 """Int32 before the adapters' counters: the first is the barrier's in layers.cu."""
-FIELDS = ("slots", "positions", "tokens", "counts", "ready", "top_ks", "adapters", "temperatures", "top_ps", "penalties")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One token that goes through the model in a step."""
-
-    slot: int
-    position: int
-    token: int
-    ready: bool = False
-    """Choose the next token from its logits."""
-    count: int = 0
-    """Tokens drawn so far by its chat: the number of the draw."""
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    penalty: float = 1.0
-    seed: int = 0
-    adapter: int = -1
-    """Number of its unmerged adapter; -1: the base alone."""
 
 
 @dataclass(frozen=True)
@@ -85,18 +61,6 @@ class _Unpacking:
     grid: tuple[int, int, int]
     arguments: UnpackArguments
     out: Tensor
-
-
-def columns_of(rows: Sequence[Row]) -> NDArray[np.int32]:
-    """FIELDS, a column of 64 rows each, then the seeds of two columns; what is padding has no slot and no adapter."""
-    columns = np.zeros((len(FIELDS), MOST_ROWS), dtype=np.int32)
-    columns[FIELDS.index("slots")] = columns[FIELDS.index("adapters")] = -1
-    seeds = np.zeros(MOST_ROWS, dtype=np.uint64)
-    for at, row in enumerate(rows):
-        columns[:7, at] = row.slot, row.position, row.token, row.count, row.ready, row.top_k, row.adapter
-        columns[7:, at] = np.array((row.temperature, row.top_p, row.penalty), dtype=np.float32).view(np.int32)
-        seeds[at] = row.seed
-    return np.concatenate((columns.ravel(), seeds.view(np.int32)))
 
 
 class Decoder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qlora_chat.engines.cuda.step import FIELDS, MOST_ROWS, Row, columns_of
+from qlora_chat.engines.cuda.rows import FIELDS, MOST_ROWS, Row, columns_of
 
 
 def test_padding_has_no_slot_and_no_adapter() -> None:
