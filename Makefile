@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
-# what pip would do on one core, on all of them; a package may hold files for other Pythons
-COMPILE := $(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
+# what pip would do on one core, on all of them, but for what is never imported here; a package may hold files for other Pythons
+UNUSED := /(tests?|testing|_inductor|pip|setuptools|sympy|torch/(onnx|ao)|transformers/models/(?!auto|llama))/
+COMPILE := $(BIN)/python -m compileall -q -j 0 -x '$(UNUSED)' $(VENV)/lib >/dev/null 2>&1 || true
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .PHONY: chat setup test test-slow test-vllm check format bench chromium postgres clean
@@ -16,19 +17,22 @@ chat: setup
 setup: $(VENV)/installed
 
 # torch by its exact version first: asked for through another package, pip may take a newer one with gigabytes of CUDA
-$(VENV)/installed: pyproject.toml constraints.txt
+define INSTALL
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 chat") if sys.version_info < (3, 11) else None'
 	@echo "setting up $(VENV) (once; a few minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) '$(TORCH)'
-	@$(PIP) -c constraints.txt -e .
+	@$(PIP) -c constraints.txt -e '.$(1)'
 	@$(COMPILE)
-	@touch $@
+	@touch $(VENV)/installed $@
+endef
 
-$(VENV)/installed-dev: $(VENV)/installed
-	@$(PIP) -c constraints.txt -e '.[dev]'
-	@$(COMPILE)
-	@touch $@
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(call INSTALL)
+
+# all at once: pip takes half a minute to look at what is there already
+$(VENV)/installed-dev: pyproject.toml constraints.txt
+	$(call INSTALL,[dev])
 
 chromium:
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || sh tests/install_debian.sh chromium 'the browser tests'
