@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import socket
 import struct
 import threading
@@ -425,12 +426,16 @@ class AdaptedDecoder:
 
 class PlainDecoder:
     """What the CUDA decoder does with its rows, done by the eager pass: tokens, positions and counts go on by themselves from
-    step to step, and a step's tokens are there to be read before the host asks for them."""
+    step to step, what was said counts for the repetition penalty, and a step's tokens are there to be read before the host asks
+    for them. Rows with guesses choose as if those were right, and leave everything as it is."""
 
     def __init__(self, forward: Callable[[Sequence[Any]], Any], make_span: Callable[..., Any]) -> None:
         self._forward, self._span = forward, make_span
         self._rows: list[Any] = []
         self._drawn: dict[tuple[int, int], int] = {}
+        self._seen: dict[int, set[int]] = {}
+        self.logits: dict[int, Any] = {}
+        """Of the rows of the newest step."""
         self.started = 0
         self.widest = 0
         """Most rows of a step so far."""
@@ -447,22 +452,37 @@ class PlainDecoder:
         self._rows = list(rows)
 
     def see(self, slot: int, tokens: Sequence[int]) -> None:
-        """Greedy answers without a penalty need no memory of what was seen."""
+        """The tokens, and only these, count as said by the chat in a slot."""
+        self._seen[slot] = set(tokens)
 
     def start(self, count: int) -> int:
-        """Run the rows through the model, choose the best token (with a temperature: the second best), go on to the next
-        positions."""
+        """Run the rows through the model, choose their tokens, go on to the next positions."""
         self.started += 1
         if self.started == self.fail_at:
             raise RuntimeError("the card has fallen out")
         self.widest = max(self.widest, count)
         for index, row in enumerate(self._rows[:count]):
-            logits = self._forward([self._span(row.slot, row.position, [row.token])])[0]
-            if row.ready:
-                token = int(logits.topk(2).indices[1 if row.temperature else 0])
-                self._drawn[index, row.count] = token
+            self.logits[index] = self._forward([self._span(row.slot, row.position, [row.token])])[0]
+            if not row.ready:
+                continue
+            self._drawn[index, row.count] = token = self._chosen(index)
+            if row.guessed is None:
+                self._seen[row.slot].add(token)
                 self._rows[index] = replace(row, token=token, position=row.position + 1, count=row.count + 1)
         return self.started
+
+    def _chosen(self, index: int) -> int:
+        import torch
+
+        from qlora_chat.engines.sampling import Choice, choose
+
+        row, logits = self._rows[index], self.logits[index]
+        seen = torch.zeros(len(logits), dtype=torch.bool)
+        guesses = (each.token for each in self._rows[index + 1 - (row.guessed or 0) : index + 1])
+        seen[[*self._seen[row.slot], *guesses]] = True
+        sampling = Sampling(row.temperature, row.top_p, row.top_k, row.penalty)
+        draw = random.Random(f"{row.seed} {row.count}").random()
+        return choose(logits[None], [Choice(sampling, seen if row.penalty != 1.0 else None, draw)])[0]
 
     def finish(self, number: int) -> None:
         """Nothing to wait for."""

@@ -18,7 +18,7 @@ from qlora_chat.engines.chats import Chats
 from qlora_chat.engines.llama import Span
 from qlora_chat.engines.request import Request
 from qlora_chat.engines.sampling import NOT_FINITE, Choice, choose, likely
-from qlora_chat.engines.speculation import PassCosts, lengths
+from qlora_chat.engines.speculation import PassCosts, guesses
 from qlora_chat.settings import Sampling
 
 PREFILL_ALONE = 512
@@ -94,17 +94,11 @@ class Scheduler:
         share = max(1, budget // max(1, reading))
         spans = [_next_span(request, share) for request in requests]
         if self._costs and decoding:
-            guesses = self._guesses(decoding, sum(len(span.ids) for span in spans), self._costs)
-            spans = [_with_guesses(span, guesses.get(request, ())) for request, span in zip(requests, spans, strict=True)]
+            certain = sum(len(span.ids) for span in spans)
+            if guessed := guesses([request.propose() for request in decoding], certain, self._costs):
+                of = dict(zip(decoding, guessed, strict=True))
+                spans = [_with_guesses(span, of.get(request, ())) for request, span in zip(requests, spans, strict=True)]
         return spans
-
-    @staticmethod
-    def _guesses(decoding: Sequence[Request], certain: int, costs: PassCosts) -> dict[Request, tuple[int, ...]]:
-        proposals = [request.propose() for request in decoding]
-        if not any(each.tokens for each in proposals):
-            return {}
-        counts = lengths(proposals, certain, costs)
-        return {request: each.tokens[:n] for request, each, n in zip(decoding, proposals, counts, strict=True)}
 
     def _run(self, spans: Sequence[Span]) -> torch.Tensor:
         self.forwards += 1

@@ -174,10 +174,20 @@ class PassCosts:
 _LEARN, _FORGET = 0.2, 0.003
 
 
-def lengths(proposals: Sequence[Proposal], certain: int, costs: PassCosts) -> list[int]:
-    """How many tokens of each chat's proposal to check in a pass over `certain` other tokens: what makes the expected
-    tokens a second, over all chats, the most. All zero where nothing pays."""
-    offers = sorted(((-gain, row) for row, each in enumerate(proposals) for gain in each.gains))
+def guesses(
+    proposals: Sequence[Proposal], certain: int, costs: PassCosts, room: int | None = None
+) -> list[tuple[int, ...]] | None:
+    """The tokens of each chat's proposal to check in the next pass, as `lengths` says; None where nothing pays."""
+    if not any(each.tokens for each in proposals):
+        return None
+    counts = lengths(proposals, certain, costs, room)
+    return [each.tokens[:count] for each, count in zip(proposals, counts, strict=True)] if any(counts) else None
+
+
+def lengths(proposals: Sequence[Proposal], certain: int, costs: PassCosts, room: int | None = None) -> list[int]:
+    """How many tokens of each chat's proposal to check in a pass over `certain` other tokens, `room` of them at most: what
+    makes the expected tokens a second, over all chats, the most. All zero where nothing pays."""
+    offers = sorted(((-gain, row) for row, each in enumerate(proposals) for gain in each.gains))[:room]
     sure = len(proposals)
     best, chosen, expected = _WORTH_IT * sure / costs(certain), 0, float(sure)
     for count, (minus_gain, _) in enumerate(offers, 1):

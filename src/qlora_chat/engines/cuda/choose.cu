@@ -55,7 +55,8 @@ struct Choose {
   int* positions;       // [R] advanced by one
   int* counts;          // [R] tokens drawn so far by the row's chat
   const int* slots;     // [R]
-  const int* ready;     // [R] 1: choose; 0: the row is a prompt's and only fills the cache
+  const int* ready;     // [R] 0: the row is a prompt's and only fills the cache; 1: choose, and go on from there;
+                        // GUESSED + n: choose, where the tokens of this row and of those before it, n in all, are guesses
   const float* temperatures;
   const float* top_ps;
   const float* penalties;
@@ -64,6 +65,8 @@ struct Choose {
   int* drawn;  // [R][ring] in the host's memory: -1 for logits that are not finite
   int ring;
 };
+
+#define GUESSED 2  // as in rows.py
 
 __device__ __forceinline__ u32 mulhi(u32 a, u32 b) { return __umulhi(a, b); }
 
@@ -221,7 +224,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) choose(const __grid_con
   let_next_begin();
   wait_for_previous();
   const int slot = p.slots[row];
-  if (slot < 0 || !p.ready[row]) return;
+  const int ready = p.ready[row];
+  if (slot < 0 || !ready) return;
   int turn = 0;
   const float penalty = p.penalties[row], temperature = p.temperatures[row], top_p = p.top_ps[row];
   const int top_k = p.top_ks[row] < VOCABULARY ? p.top_ks[row] : 0;
@@ -243,6 +247,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) choose(const __grid_con
     u32 words[(EACH + 31) / 32];
 #pragma unroll
     for (int j = 0; j < (EACH + 31) / 32; j++) words[j] = seen[min((j * 32 + (thread & 31)) * 32 + (thread >> 5), (VOCABULARY - 1) / 32)];
+    for (int n = 0; n < ready - GUESSED; n++) {  // guesses count as seen; nobody writes the tokens of such rows
+      const int guess = p.tokens[row - n], word = guess >> 5, round = word >> 5;
+#pragma unroll
+      for (int j = 0; j < (EACH + 31) / 32; j++)
+        if (round == j * 32 + (thread & 31) && (word & 31) == thread >> 5) words[j] |= 1u << (guess & 31);
+    }
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
       const bool is_seen = __shfl_sync(0xffffffffu, words[i / 32], i % 32) >> (thread & 31) & 1;
@@ -288,11 +298,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) choose(const __grid_con
   }
   if (thread != 0) return;
   const int count = p.counts[row];
-  if (!broken) {
-    p.tokens[row] = token;
-    seen[token >> 5] |= 1u << (token & 31);
+  if (ready < GUESSED) {
+    if (!broken) {
+      p.tokens[row] = token;
+      seen[token >> 5] |= 1u << (token & 31);
+    }
+    p.positions[row]++;
+    p.counts[row] = count + 1;
   }
-  p.positions[row]++;
-  p.counts[row] = count + 1;
   *(volatile int*)(p.drawn + (size_t)row * p.ring + count % p.ring) = token;
 }

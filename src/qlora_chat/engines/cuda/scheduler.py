@@ -4,6 +4,7 @@ Scope: which rows a step has, when the next step may be started before this one'
 read. While the same chats answer with the same settings, a step takes its tokens from the step before on the device, and
 the host hands out one step's tokens while the next one runs. Prompts get at most half of the time while others answer: few
 tokens as rows of the answers' own steps, more of them in passes of their own, each followed by steps for as long as it took.
+Where a chat repeats itself, guesses are checked as further rows of a step, which nothing is started behind.
 Single-threaded, as engines/scheduler.py is.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -24,6 +25,8 @@ from qlora_chat.engines.cuda.rows import MOST_ROWS, Row
 from qlora_chat.engines.cuda.step import Decoder
 from qlora_chat.engines.llama import Span
 from qlora_chat.engines.request import Request
+from qlora_chat.engines.sampling import NOT_ASKED, NOT_FINITE, likely
+from qlora_chat.engines.speculation import PassCosts, guesses
 from qlora_chat.settings import Sampling
 
 READ_AT_ONCE = 1024
@@ -39,6 +42,8 @@ AS_ROWS_BESIDE = 96
 """The same where others answer, whose steps have rows to spare."""
 ROWS_BESIDE = {8: 16, 24: 32, MOST_ROWS: MOST_ROWS}
 """Rows of a step that reads prompts beside up to so many chats that answer: about twice as long as their own step takes."""
+STEP_COSTS = (1.0, 1.04, *[1.1] * 2, *[1.25] * 4, *[1.6] * 8, *[2.7] * 16, *[8.0] * 32)
+"""What a step of 1 to 64 rows takes, relative to one of one row, before an engine has seen its own: a 7B on an H200."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class _Asked:
     row: int
     count: int
     sampling: Sampling
+    guessed: Sequence[int] = ()
+    """The tokens of the rows behind it: what the chat may say next."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +64,27 @@ class _Started:
 
     number: int
     asked: Sequence[_Asked]
+    rows: int
+    began: float
+    """When the host began with it, on the clock of time.perf_counter."""
 
 
 class CudaScheduler:
     """Moves every request on by one step."""
 
     def __init__(
-        self, decoder: Decoder, read: Callable[[Sequence[Span]], object], cache: KVCache, adapters: CudaAdapters
+        self,
+        decoder: Decoder,
+        read: Callable[[Sequence[Span]], object],
+        cache: KVCache,
+        adapters: CudaAdapters,
+        costs: PassCosts | None = None,
     ) -> None:
-        """`read` is the pass over prompts with the same weights, cache and adapters, in the order of the steps."""
+        """`read` is the pass over prompts with the same weights, cache and adapters, in the order of the steps. With `costs`,
+        what chats may say next is guessed, and checked where that pays."""
         self.decoder = decoder
         self.adapters = adapters
+        self.costs = costs
         self.chats = Chats(cache)
         self._read = read
         self._started: deque[_Started] = deque()
@@ -75,6 +92,10 @@ class CudaScheduler:
         """Of the steps that are under way, and that the device goes on from by itself."""
         self._read_since_ready = 0
         """Prompt tokens read while a chat that has been read waits for its first token."""
+        self._behind: set[int] = set()
+        """Slots of chats that have said something else than the device holds against them as repetition."""
+        self._ended = 0.0
+        """When the newest of the steps that are over was seen to be."""
         self._answers_until = 0.0
         """Until then those who answer have the card for themselves, after a pass that they had to wait for."""
         self.forwards = 0
@@ -93,24 +114,20 @@ class CudaScheduler:
         """Drop the cancelled, admit the waiting, start a step, hand out the tokens of the one before."""
         self.chats.drop_cancelled()
         for request in self.chats.admit():
-            assert request.slot is not None
-            self.decoder.see(request.slot.index, request.ids)
+            self._see(request)
         answering = [request for request in self.chats.running if request.pending == 1]
         reading = [request for request in self.chats.running if request.pending > 1]
         reads = bool(reading) and not (answering and time.perf_counter() < self._answers_until)
-        if self._started and (reads or not self._goes_on(answering)):
-            self._hand_out(self._started.popleft())  # those who leave or change are known only now
+        guessed = None if reads else self._guesses(answering)
+        if self._started and (reads or guessed or not self._goes_on(answering)):
+            self._hand_out(self._started.popleft())  # those who leave or change, and what is said, are known only now
             return
         if reads:
             self._read_prompts(answering, reading)
-            return
-        if not answering:
-            return
-        if not self._started:
-            self._put(answering)
-        self._start()
-        if len(self._started) > 1:
-            self._hand_out(self._started.popleft())
+        elif guessed:
+            self._check(answering, guessed)
+        elif answering:
+            self._go_on(answering)
 
     def cancel_all(self) -> None:
         """End every answer here: nobody is left waiting for a piece that will not come."""
@@ -139,16 +156,47 @@ class CudaScheduler:
             for each, request in zip(self._rows, answering, strict=True)
         )
 
-    def _put(self, requests: Sequence[Request]) -> None:
-        self._rows = _asked(requests)
-        self.decoder.put([self._newest(each) for each in self._rows])
+    def _go_on(self, answering: Sequence[Request]) -> None:
+        """Start a step that gives everybody a token, and hand out those of the one before."""
+        began, ahead = time.perf_counter(), len(self._started)
+        if not ahead:
+            self._rows = _asked(answering)
+            self._put([row for each in self._rows for row in self._rows_of(each)], answering)
+        asked = [replace(each, count=each.request.generated + ahead) for each in self._rows]
+        self._started.append(self._start(asked, len(asked), began))
+        if ahead or any(each.sampling.logprobs is not None for each in asked):  # logits are those of the newest step
+            self._hand_out(self._started.popleft())
 
-    def _start(self) -> None:
-        ahead = len(self._started)
-        number = self.decoder.start(len(self._rows))
+    def _guesses(self, answering: Sequence[Request]) -> list[tuple[int, ...]] | None:
+        """What each chat may say next, as far as checking it pays; while a step is under way, as far as is known before it."""
+        if self.costs is None or not answering:
+            return None
+        proposals = [request.propose() for request in answering]
+        return guesses(proposals, len(answering), self.costs, MOST_ROWS - len(answering))
+
+    def _check(self, answering: Sequence[Request], guessed: Sequence[tuple[int, ...]]) -> None:
+        """A step with rows for what chats may say next: they get as many tokens as guesses were right, and one."""
+        began = time.perf_counter()
+        asked = _asked(answering, guessed)
+        rows = [row for each in asked for row in self._rows_of(each)]
+        self._rows = []
+        self._put(rows, answering)
+        self._behind |= {_slot(each.request) for each in asked if each.guessed}
+        self._hand_out(self._start(asked, len(rows), began))
+
+    def _put(self, rows: Sequence[Row], answering: Sequence[Request]) -> None:
+        for request in answering:
+            if _slot(request) in self._behind and request.sampling.repetition_penalty != 1.0:
+                self._see(request)
+        self.decoder.put(rows)
+
+    def _see(self, request: Request) -> None:
+        self.decoder.see(_slot(request), request.ids)
+        self._behind.discard(_slot(request))
+
+    def _start(self, asked: Sequence[_Asked], rows: int, began: float) -> _Started:
         self.forwards += 1
-        asked = [_Asked(each.request, each.row, each.request.generated + ahead, each.sampling) for each in self._rows]
-        self._started.append(_Started(number, asked))
+        return _Started(self.decoder.start(rows), asked, rows, began)
 
     def _read_prompts(self, answering: Sequence[Request], reading: Sequence[Request]) -> None:
         """All but a prompt's last token, which goes with the decode steps and chooses the first token of the answer."""
@@ -190,9 +238,10 @@ class CudaScheduler:
 
     def _read_as_rows(self, decoding: Sequence[Request], reading: Sequence[Request]) -> None:
         """A step that has rows of prompts beside those of the chats that answer."""
+        began = time.perf_counter()
         most = next(rows for chats, rows in ROWS_BESIDE.items() if len(decoding) <= chats) if decoding else AS_ROWS
         asked = _asked(decoding)
-        rows, room = [self._newest(each) for each in asked], most - len(decoding)
+        rows, room = [row for each in asked for row in self._rows_of(each)], most - len(decoding)
         parts: list[tuple[Request, int]] = []
         for request in reading:
             taken = min(request.pending - 1, room)
@@ -203,46 +252,69 @@ class CudaScheduler:
             parts.append((request, taken))
             room -= taken
         self._rows = []
-        self.decoder.put(rows)
-        number = self.decoder.start(len(rows))
-        self.forwards += 1
+        self._put(rows, decoding)
+        started = self._start(asked, len(rows), began)
         for request, taken in parts:
             start = len(_cached(request))
             _cached(request).extend(request.ids[start : start + taken])
-        self._hand_out(_Started(number, asked))
+        self._hand_out(started)
 
-    def _newest(self, asked: _Asked) -> Row:
-        """The row that chooses a chat's next token."""
+    def _rows_of(self, asked: _Asked) -> list[Row]:
+        """The row that chooses a chat's next token, and those behind it for its guesses, which choose the tokens after them."""
         request, sampling, slot = asked.request, asked.sampling, _slot(asked.request)
-        return Row(
+        newest = Row(
             slot, len(request.ids) - 1, request.ids[-1], True, request.generated, sampling.temperature, sampling.top_p,
             sampling.top_k, sampling.repetition_penalty, request.seed, self.adapters.number(slot),
+            guessed=0 if asked.guessed else None,
         )  # fmt: skip
+        return [newest, *(
+            replace(newest, position=newest.position + n, token=token, count=newest.count + n, guessed=n)
+            for n, token in enumerate(asked.guessed, 1)
+        )]  # fmt: skip
 
     def _hand_out(self, step: _Started) -> None:
+        """Wait for a step, and give each chat its token; with guesses, one more for each that was right."""
         self.decoder.finish(step.number)
+        began, self._ended = max(step.began, self._ended), time.perf_counter()
+        if self.costs:
+            self.costs.note(step.rows, self._ended - began)
         for each in step.asked:
-            request = each.request
-            if request.cancelled or request not in self.chats.running or request.sampling is not each.sampling:
-                continue  # its token was chosen for settings, or an answer, that are no more
-            if request.generated != each.count:
-                continue  # a token before it was not taken
-            _cached(request).append(request.ids[len(_cached(request))])
-            self._accept(request, self.decoder.drawn(each.row, each.count))
+            for index in range(1 + len(each.guessed)):
+                if not self._takes(each, index):
+                    self._behind.add(_slot(each.request))  # where what is not taken counts as said
+                    break
+                self._accept(each, index)
 
-    def _accept(self, request: Request, token: int) -> None:
+    def _takes(self, asked: _Asked, index: int) -> bool:
+        """Whether the chat's next token is the one that was chosen so many rows behind its newest."""
+        request = asked.request
+        if request.cancelled or request not in self.chats.running or not request.keeps(asked.sampling):
+            return False  # it was chosen for settings, or an answer, that are no more
+        if request.generated != asked.count + index:
+            return False  # a token before it was not taken
+        return not index or request.ids[-1] == asked.guessed[index - 1]
+
+    def _accept(self, asked: _Asked, index: int) -> None:
+        request, row = asked.request, asked.row + index
+        token = self.decoder.drawn(row, asked.count + index)
+        _cached(request).append(request.ids[len(_cached(request))])
         try:
-            if token < 0:
+            if token == NOT_FINITE:
                 raise EngineError("the model's output is not a number: its weights or its adapter are damaged")
-            if request.accept(token):
+            asked_for = asked.sampling.logprobs is not None
+            if request.accept(token, likely(self.decoder.logits[row], token, asked.sampling) if asked_for else NOT_ASKED):
                 self.chats.leave(request)
         except Exception as problem:
             self.chats.fail(request, problem)
 
 
-def _asked(requests: Sequence[Request]) -> list[_Asked]:
-    """A row each, with the settings that are due for its next token."""
-    return [_Asked(request, row, request.generated, request.taken_up()) for row, request in enumerate(requests)]
+def _asked(requests: Sequence[Request], guessed: Sequence[Sequence[int]] | None = None) -> list[_Asked]:
+    """A row each, with the settings that are due for its next token, and further rows for what is guessed."""
+    found, row = [], 0
+    for request, tokens in zip(requests, guessed or [()] * len(requests), strict=True):
+        found.append(_Asked(request, row, request.generated, request.taken_up(), tokens))
+        row += 1 + len(tokens)
+    return found
 
 
 def _slot(request: Request) -> int:
