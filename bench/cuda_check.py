@@ -31,6 +31,7 @@ from qlora_chat.engines.cuda.packing import natural, pack, pack_bf16, pack_int8
 from qlora_chat.engines.cuda.prompts import PromptReader
 from qlora_chat.engines.cuda.rows import BUCKETS, Row
 from qlora_chat.engines.cuda.step import Decoder
+from qlora_chat.engines.cuda.structures import STORE
 from qlora_chat.engines.cuda.weights import Product, packed_weights, tile_bytes
 from qlora_chat.engines.llama import Forward, Span
 from qlora_chat.models.weights import NF4, Adapter, build
@@ -100,8 +101,6 @@ def timed(run, repeats=20):
 
 
 def check_products(decoder, tensors, rows_list):
-    from qlora_chat.engines.cuda.step import STORE
-
     for outputs, inputs in ((4096, 4096), (4096, 11008), (22016, 4096)):
         part = random_nf4(min(outputs, 11008), inputs, tensors)
         truth = dequantised(part)
@@ -118,19 +117,17 @@ def check_products(decoder, tensors, rows_list):
             say(f"unpack {kind} {part.outputs}x{inputs}", exact, relative=f"{error:.1e}")
             for rows in rows_list:
                 x = torch.randn(64, inputs, device="cuda").bfloat16()
-                decoder._logits = torch.full((64, part.outputs), float("nan"), device="cuda")
+                out = torch.full((64, part.outputs), float("nan"), device="cuda")
                 decoder.put([Row(r, 5, 0) for r in range(rows)])
                 with torch.cuda.stream(decoder.stream):
-                    decoder._product(Product(packed), rows, STORE, x=x, out=decoder._logits, outputs=part.outputs)
+                    decoder.launches(rows).product(Product(packed), STORE, x=x, out=out, outputs=part.outputs)
                 torch.cuda.synchronize()
                 expected = x[:rows].double() @ (unpacked if kind == "int8" else truth).T
-                error = relative(decoder._logits[:rows], expected)
+                error = relative(out[:rows], expected)
                 say(f"product {kind} {part.outputs}x{inputs} rows {rows}", error < 3e-3, relative=f"{error:.1e}")
 
 
 def time_products(decoder, weights, rows_list):
-    from qlora_chat.engines.cuda.step import STORE
-
     out = torch.zeros(64 * 32000, device="cuda")
     for rows in rows_list:
         total = 0.0
@@ -139,10 +136,11 @@ def time_products(decoder, weights, rows_list):
             x = torch.randn(64, products[0].packed.inputs, device="cuda").bfloat16()
             decoder.put([Row(r % len(decoder.cache.slots), 5, 0) for r in range(rows)])
             torch.cuda.synchronize()
+            launches = decoder.launches(rows)
 
-            def run(products=products, rows=rows, x=x):
+            def run(products=products, launches=launches, x=x):
                 for product in products:
-                    decoder._product(product, rows, STORE, x=x, out=out, outputs=product.packed.outputs)
+                    launches.product(product, STORE, x=x, out=out, outputs=product.packed.outputs)
 
             each = timed(run) / len(products)
             size = products[0].packed.tiles.numel()
@@ -237,7 +235,7 @@ def check_step(decoder, reader, forward, tensors, adapter, rows_list):
     for rows in rows_list:
         count = min(rows, len(texts))
         decoder.put([Row(slot, len(ids) - 1, ids[-1], True, seed=slot, adapter=0) for slot, ids in enumerate(texts[:count])])
-        decoder._logits.fill_(float("nan"))
+        decoder.logits.fill_(float("nan"))
         torch.cuda.synchronize()
         decoder.finish(decoder.start(rows))
         torch.cuda.synchronize()
@@ -288,7 +286,7 @@ def check_sampling(decoder, shape):
     for temperature, top_k, top_p in ((0.7, 40, 0.9), (1.0, 0, 0.8), (1.3, 5, 1.0), (0.7, 0, 1.0), (0.5, 3, 0.0)):
         torch.manual_seed(1)
         logits = torch.randn(shape.vocabulary, device="cuda") * 4
-        decoder._logits[:] = logits
+        decoder.logits[:] = logits
         kept = kept_candidates((logits / temperature)[None], [Sampling(temperature, top_p, top_k)], shape.vocabulary)
         expected = torch.zeros(shape.vocabulary, device="cuda")
         expected[kept.tokens[0]] = kept.logits[0].softmax(-1)
@@ -298,7 +296,7 @@ def check_sampling(decoder, shape):
             rows = [Row(0, 5, 0, True, trial, temperature, top_p, top_k, 1.0, seed=row * 77 + 5) for row in range(64)]
             decoder.put(rows)
             with torch.cuda.stream(decoder.stream):
-                decoder._choose(64)
+                decoder.launches(64).choose()
             torch.cuda.synchronize()
             for row in range(64):
                 counts[decoder.drawn(row, trial)] += 1
@@ -315,10 +313,10 @@ def check_sampling(decoder, shape):
             outside=outside,
             seconds=round(time.perf_counter() - begin, 2),
         )
-    decoder._logits[0, 77] = float("nan")
+    decoder.logits[0, 77] = float("nan")
     decoder.put([Row(0, 5, 0, True)])
     with torch.cuda.stream(decoder.stream):
-        decoder._choose(1)
+        decoder.launches(1).choose()
     torch.cuda.synchronize()
     say("a row that is not a number", decoder.drawn(0, 0) == -1)
 
@@ -366,10 +364,8 @@ def check_all(decoder, reader, adapters, tensors, adapter, plain_cache, config, 
     if adapter:
         check_adapters(decoder, adapters, config)
     check_sampling(decoder, tensors.shape)
-    logits = decoder._logits
     if tensors.shape.layers < 8:
         check_products(decoder, tensors, rows_list)
-    decoder._logits = logits
 
 
 def main():

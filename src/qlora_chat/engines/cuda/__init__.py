@@ -27,10 +27,11 @@ def open_cuda(
 
     from qlora_chat.engines.cache import KVCache, fitting_slots
     from qlora_chat.engines.cuda.adapters import CudaAdapters
+    from qlora_chat.engines.cuda.kernels import try_kernels
     from qlora_chat.engines.cuda.packing import CannotPack
     from qlora_chat.engines.cuda.prompts import PromptReader
     from qlora_chat.engines.cuda.scheduler import CudaScheduler
-    from qlora_chat.engines.cuda.step import Decoder, try_kernels
+    from qlora_chat.engines.cuda.step import Decoder
     from qlora_chat.engines.cuda.weights import packed_weights
 
     if weights.dtype != torch.bfloat16:

@@ -18,6 +18,17 @@ TILE_BYTES = {"nf4": 528, "bf16": 1024, "int8": 1024}
 
 
 @dataclass(frozen=True)
+class Card:
+    """What the kernels of a step are cut for."""
+
+    processors: int
+    shared_limit: int
+    """Most shared memory of a block, in bytes."""
+    early: bool
+    """A kernel may take its place before the one before has ended (Hopper and newer)."""
+
+
+@dataclass(frozen=True)
 class Geometry:
     """How a product is cut for a number of rows and this card's shared memory."""
 

@@ -55,3 +55,8 @@ class Kernels:
         if (source, defines) not in self._codes:
             self._codes[source, defines] = driver.compiled(source, dict(defines), driver.architecture(), self._folder)
         return self._codes[source, defines]
+
+
+def try_kernels(cache_folder: Path | None) -> None:
+    """Compile and load a small kernel. KernelError where this machine cannot; nothing has been changed then."""
+    Kernels(cache_folder, 0).get("choose.cu", "embed", (("VOCABULARY", 1024),))

@@ -1,6 +1,6 @@
 """All decoder layers of a narrow step in one kernel: for whom, with which parts of shared memory, with what arguments.
 
-Scope: layers.cu's geometry and arguments. The order of a step's kernels is step.py's.
+Scope: layers.cu's geometry and arguments. The order of a step's kernels is launches.py's.
 """
 
 from __future__ import annotations
