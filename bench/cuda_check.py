@@ -1,11 +1,12 @@
 """The CUDA path against plain arithmetic, on the card: products, attention, sampling, whole steps; then what they take.
 
-    PYTHONPATH=src python3 bench/cuda_check.py [--layers N] [--rows 1,8,32] [--skip-checks] [--kv8]
+    PYTHONPATH=src python3 bench/cuda_check.py [--layers N] [--rows 1,8,32] [--skip-checks] [--kv8] [--shared 99]
 
 LLaMA-7B's widths, random NF4 weights. Every check is against float64 or float32 arithmetic on the dequantised weights, on fresh
 random inputs, with outputs poisoned before; a step's logits must be as near to float32 as the plain bf16 pass is, or within
 2e-2 and KL 1e-4. With --kv8 the cache has 8 bits, which rounds COARSER times as far as bf16 (see benchmark/check.py), and
-nothing else does: so much farther may keys, values and logits be, KL its square. Prints a line of JSON a result; exits with 1
+nothing else does: so much farther may keys, values and logits be, KL its square. With --shared 99 the kernels are cut as for an
+RTX card: blocks of 99 KiB, a kernel a product. Prints a line of JSON a result; exits with 1
 if a check fails.
 """
 
@@ -18,6 +19,7 @@ import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 
 import torch
 from torch.nn.functional import kl_div
@@ -368,6 +370,14 @@ def check_all(decoder, reader, adapters, tensors, adapter, plain_cache, config, 
         check_products(decoder, tensors, rows_list)
 
 
+def be_smaller(shared):
+    """Cut kernels as for a card of an earlier kind with so many bytes of shared memory a block."""
+    whole = torch.cuda.get_device_properties
+    torch.cuda.get_device_properties = lambda device: SimpleNamespace(
+        multi_processor_count=whole(device).multi_processor_count, shared_memory_per_block_optin=shared, major=8
+    )
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--layers", type=int, default=32)
@@ -376,10 +386,13 @@ def main():
     parser.add_argument("--adapter", action="store_true", help="with an unmerged adapter of rank 64")
     parser.add_argument("--kv8", action="store_true", help="keys and values in 8 bits")
     parser.add_argument("--skip-checks", action="store_true")
+    parser.add_argument("--shared", type=int, help="KiB of shared memory a block, as if the card had no more")
     parser.add_argument("--window", type=int, default=2048)
     chosen = parser.parse_args()
     rows_list = [int(each) for each in chosen.rows.split(",")]
     assert set(rows_list) <= set(BUCKETS)
+    if chosen.shared:
+        be_smaller(chosen.shared * 1024)
     device = torch.device("cuda")
     begin = time.perf_counter()
     config = config_of("7b", chosen.layers)
@@ -394,6 +407,7 @@ def main():
     cache = KVCache(weights, chosen.slots, torch.int8 if chosen.kv8 else None)
     decoder = Decoder(packed, cache, None)
     adapters = CudaAdapters(packed, decoder, cache)
+    rows_list = [each for each in rows_list if each <= decoder.most_rows]
     torch.cuda.synchronize()
     ready = time.perf_counter()
     decoder.put([Row(0, 0, 1, True)])
@@ -409,6 +423,7 @@ def main():
         card=torch.cuda.get_device_name(),
         weights_gib=round(tile_bytes(packed) / 2**30, 3),
         cache_gib_a_slot=round(slot_bytes(weights, cache.dtype) / 2**30, 3),
+        most_rows=decoder.most_rows,
         allocated_gib=round(torch.cuda.memory_allocated() / 2**30, 3),
     )
     reader = PromptReader(packed, decoder.unpack, cache, decoder.kernels, decoder.turns, adapters.of)
@@ -419,7 +434,7 @@ def main():
     if not chosen.adapter:
         time_products(decoder, packed, [1, 8, 32])
     time_steps(decoder, rows_list, chosen.window, 200)
-    time_steps(decoder, [1, 8, 32], chosen.window, 1900)
+    time_steps(decoder, [each for each in (1, 8, 32) if each <= decoder.most_rows], chosen.window, 1900)
     time_prompts(decoder, reader)
     say("memory", peak_gib=round(torch.cuda.max_memory_allocated() / 2**30, 3))
     print("FAILED" if failures else "ALL CHECKS PASSED", failures)

@@ -441,6 +441,8 @@ class PlainDecoder:
         """Most rows of a step so far."""
         self.fail_at: int | None = None
         """The step that raises."""
+        self.most_rows = 64
+        """Of a step on this card."""
 
     @property
     def rows(self) -> Sequence[Any]:

@@ -179,37 +179,43 @@ class LocalEngine:
 
     def _live(self, load: Callable[[], LoadedModel], slots: int | None) -> None:
         try:
-            self._open(load(), slots)
+            self._open(load, slots)
         except BaseException as problem:
             self._ready.set_exception(problem)
             return
         self._ready.set_result(None)
         self._work()
 
-    def _open(self, model: LoadedModel, slots: int | None) -> None:
-        weights = model.weights
-        self.tokenizer: ModelTokenizer = model.tokenizer
-        self._vocabulary = weights.shape.vocabulary
-        opened = self._open_cuda(weights, slots) if weights.device.type == "cuda" else None
+    def _open(self, load: Callable[[], LoadedModel], slots: int | None) -> None:
+        model = load()
+        opened = None
+        if model.weights.device.type == "cuda":
+            opened, spent = self._open_cuda(model.weights, slots)
+            if spent:
+                del model  # what is left of it, before it is there twice
+                model = load()
         if opened is None:
             opened = self._open_scheduler(model.weights, slots)
+        self.tokenizer: ModelTokenizer = model.tokenizer
+        self._vocabulary = model.weights.shape.vocabulary
         self._scheduler, self._cache = opened
         self.info: ModelInfo = replace(model.info, computed_by=_pass_name(self._scheduler))
         self._model = model
         for name, folder in model.beside:
             self._load_adapter(name, folder)
 
-    def _open_cuda(self, weights: LlamaWeights, slots: int | None) -> tuple[CudaScheduler, KVCache] | None:
-        """The kernels made for cards; None where this model or card is not for them, and the eager pass serves."""
-        from qlora_chat.engines.cuda import open_cuda
+    def _open_cuda(self, weights: LlamaWeights, slots: int | None) -> tuple[tuple[CudaScheduler, KVCache] | None, bool]:
+        """The kernels made for cards; None where this model or card is not for them, and the eager pass serves. And whether
+        the weights cannot be used any more without them."""
+        from qlora_chat.engines.cuda import WeightsSpent, open_cuda
         from qlora_chat.engines.cuda.driver import KernelError
         from qlora_chat.engines.cuda.packing import CannotPack
 
         try:
-            return open_cuda(weights, slots, cache_folder(), self._kv_cache_dtype)
-        except (CannotPack, KernelError) as problem:
+            return open_cuda(weights, slots, cache_folder(), self._kv_cache_dtype), False
+        except (CannotPack, KernelError, WeightsSpent) as problem:
             self._notify(f"answering without the fast kernels: {problem}")
-            return None
+            return None, isinstance(problem, WeightsSpent)
 
     def _open_scheduler(self, weights: LlamaWeights, slots: int | None) -> tuple[Scheduler, KVCache]:
         """The compiled pass, or torch's: where there is no compiler, and for several adapters on a card."""

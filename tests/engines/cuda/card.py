@@ -45,6 +45,8 @@ class NotedCard:
 
     major: int
     """Of its compute capability: 9 is a Hopper."""
+    shared_bytes: int = SHARED_BYTES
+    """Of shared memory a block."""
     did: list[str] = field(default_factory=list)
     """In order: compile, begin, launch, end (of a graph's capture), replay."""
     launches: list[Launch] = field(default_factory=list)
@@ -69,7 +71,9 @@ class NotedCard:
         return [each.name for each in self.launches]
 
     def _properties(self) -> SimpleNamespace:
-        return SimpleNamespace(multi_processor_count=PROCESSORS, shared_memory_per_block_optin=SHARED_BYTES, major=self.major)
+        return SimpleNamespace(
+            multi_processor_count=PROCESSORS, shared_memory_per_block_optin=self.shared_bytes, major=self.major
+        )
 
     def _compiled(self, source: str, defines: Mapping[str, int], arch: str, folder: Path | None) -> bytes:
         self.did.append(f"compile {source}")

@@ -11,9 +11,14 @@ from torch.nn.functional import linear
 
 from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.cuda.adapters import FUSED, OF_DOWN, OF_GATE_UP, OF_OUT, OF_QKV, CudaAdapters
-from qlora_chat.engines.cuda.low_rank import TABLE
+from qlora_chat.engines.cuda.driver import KernelError
+from qlora_chat.engines.cuda.low_rank import TABLE, LowRank
 from qlora_chat.engines.cuda.weights import CudaWeights, packed_weights
+from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models import LoadedModel, ModelError
+from qlora_chat.prompt import Prompt
+from qlora_chat.settings import Sampling
+from qlora_chat.stopping import Stops
 from tests.fakes import AdaptedDecoder
 
 Parts = dict[str, tuple[Tensor, Tensor]]
@@ -144,3 +149,37 @@ def test_weights_that_are_to_be_computed_with_in_float32_are_left_to_the_plain_p
 
     with pytest.raises(CannotPack, match=r"in torch\.float32; the kernels do so in bfloat16"):
         open_cuda(demo_fp32.weights, 1, None)
+
+
+def test_one_that_this_card_has_no_room_for_is_refused_in_words(
+    packed: CudaWeights, adapters: CudaAdapters, decoder: AdaptedDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_few(low_rank: LowRank) -> None:
+        raise KernelError("40,960 bytes of shared memory a block are too few for a step of one row")
+
+    held = adapters.hold(made_up(packed, rank=8), 1.0)
+    monkeypatch.setattr(decoder, "adapt", too_few)
+    with pytest.raises(ModelError, match="cannot be held beside this model: 40,960 bytes of shared memory"):
+        adapters.hold(made_up(packed, rank=20), 1.0)
+    monkeypatch.undo()
+    assert adapters.hold(made_up(packed, rank=8), 1.0).number != held.number, "those that fit still do"
+
+
+def test_what_the_kernels_could_not_have_after_all_is_read_again(
+    demo_fp32: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    from qlora_chat.engines import cuda
+
+    def spends(*_: object) -> None:
+        raise cuda.WeightsSpent("its adapter is scaled differently in different places")
+
+    on_a_card = replace(demo_fp32, weights=replace(demo_fp32.weights, device=torch.device("cuda")))
+    models, said = [on_a_card, demo_fp32], []
+    monkeypatch.setattr(cuda, "open_cuda", spends)
+    engine = LocalEngine(lambda: models.pop(0), slots=1, notify=said.append)
+    pieces = list(engine.stream(Prompt("", (1, 5, 6)), Sampling(temperature=0.0, max_new_tokens=3), Stops()))
+    engine.close()
+    assert len(pieces) == 3
+    assert "without the fast kernels: its adapter is scaled differently" in said[0]

@@ -75,6 +75,14 @@ def test_a_step_never_has_more_rows_than_the_largest_graph() -> None:
     assert 50 < answered(requests, FREE, slots=50).widest <= MOST_ROWS
 
 
+def test_a_guess_takes_no_row_that_the_card_does_not_have() -> None:
+    requests = [ask(SAMPLINGS[0].changed(max_new_tokens=30)) for _ in range(2)]
+    card = Card(FREE)
+    card.decoder.most_rows = 4
+    card.run(requests)
+    assert card.decoder.widest == 4
+
+
 def test_where_a_wider_step_takes_what_its_tokens_take_nothing_is_guessed() -> None:
     plain, request = (ask(Sampling(temperature=1.0, max_new_tokens=60, seed=1)) for _ in range(2))
     expected = answered([plain], None)

@@ -177,6 +177,23 @@ def test_a_chat_that_has_been_read_does_not_wait_for_every_prompt_behind_it(
     driven.run()
 
 
+@pytest.mark.parametrize("most_rows", [1, 2, 8])
+def test_where_a_step_has_few_rows_chats_take_turns_and_all_of_them_answer(
+    most_rows: int, driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
+) -> None:
+    driven.decoder.most_rows = most_rows
+    streams = [driven.ask(prompt_for(text)) for text in QUESTIONS]
+    driven.run(60)
+    made = [stream._request.generated for stream in streams]
+    assert max(made) - min(made) <= 2, "nobody waits for the others to end"
+    late = driven.ask(prompt_for("What is a river?"))
+    driven.run()
+    assert driven.decoder.widest <= most_rows
+    expected = [ids_of(shared_engine.stream(prompt_for(text), GREEDY, Stops())) for text in QUESTIONS]  # type: ignore[arg-type]
+    assert [ids_of(stream) for stream in streams] == expected
+    assert len(ids_of(late)) == GREEDY.max_new_tokens
+
+
 def test_the_next_turn_computes_its_new_tokens_alone(driven: Driven, prompt_for: Callable[..., Prompt]) -> None:
     first = prompt_for("What is gravity?")
     stream = driven.ask(first)

@@ -1,7 +1,7 @@
 """The CUDA path of the in-process engine: weights in tiles, a decode step that is one graph, sampling on the device.
 
-Scope: opening it. Anything that it cannot hold or compile raises CannotPack or KernelError, before the weights it was given
-are touched, and the engine goes on with the eager pass.
+Scope: opening it. What it cannot hold or compile raises CannotPack or KernelError before the weights it was given are touched,
+and WeightsSpent after that; the engine goes on with the eager pass.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     from qlora_chat.engines.cache import KVCache
     from qlora_chat.engines.cuda.scheduler import CudaScheduler
     from qlora_chat.engines.llama import Span
@@ -18,28 +20,46 @@ if TYPE_CHECKING:
     from qlora_chat.settings import KVCacheDtype
 
 
+class WeightsSpent(RuntimeError):
+    """The kernels cannot have this model, and part of what they were given has been freed: it has to be read again."""
+
+
 def open_cuda(
     weights: LlamaWeights, slots: int | None, cache_folder: Path | None, kv_cache_dtype: KVCacheDtype = "auto"
 ) -> tuple[CudaScheduler, KVCache]:
     """Pack the weights (they cannot be used for anything else afterwards), make a cache for `slots` chats, or as many as
-    fit, and the scheduler over both. CannotPack or KernelError if this model or card is not for it."""
+    fit, and the scheduler over both. CannotPack, KernelError or WeightsSpent if this model or card is not for it."""
+    import torch
+
+    from qlora_chat.engines.cuda.driver import KernelError
+    from qlora_chat.engines.cuda.kernels import try_kernels
+    from qlora_chat.engines.cuda.packing import CannotPack
+    from qlora_chat.engines.cuda.weights import check
+
+    if weights.dtype != torch.bfloat16:
+        raise CannotPack(f"its weights are to be computed with in {weights.dtype}; the kernels do so in bfloat16")
+    check(weights)
+    try_kernels(cache_folder)
+    try:
+        return _opened(weights, slots, cache_folder, torch.int8 if kv_cache_dtype == "int8" else None)
+    except (CannotPack, KernelError) as problem:
+        raise WeightsSpent(str(problem)) from problem
+
+
+def _opened(
+    weights: LlamaWeights, slots: int | None, cache_folder: Path | None, cache_dtype: torch.dtype | None
+) -> tuple[CudaScheduler, KVCache]:
     import torch
 
     from qlora_chat.engines.cache import KVCache, fitting_slots
     from qlora_chat.engines.cuda.adapters import CudaAdapters
-    from qlora_chat.engines.cuda.kernels import try_kernels
-    from qlora_chat.engines.cuda.packing import CannotPack
     from qlora_chat.engines.cuda.prompts import PromptReader
     from qlora_chat.engines.cuda.scheduler import CudaScheduler
     from qlora_chat.engines.cuda.step import Decoder
     from qlora_chat.engines.cuda.weights import packed_weights
 
-    if weights.dtype != torch.bfloat16:
-        raise CannotPack(f"its weights are to be computed with in {weights.dtype}; the kernels do so in bfloat16")
-    try_kernels(cache_folder)
     packed = packed_weights(weights)
-    dtype = torch.int8 if kv_cache_dtype == "int8" else None
-    cache = KVCache(weights, slots or fitting_slots(weights, dtype), dtype)
+    cache = KVCache(weights, slots or fitting_slots(weights, cache_dtype), cache_dtype)
     decoder = Decoder(packed, cache, cache_folder)
     adapters = CudaAdapters(packed, decoder, cache)
     reader = PromptReader(packed, decoder.unpack, cache, decoder.kernels, decoder.turns, adapters.of)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from qlora_chat.engines.cache import KVCache
+from qlora_chat.engines.cuda.driver import KernelError
 from qlora_chat.engines.cuda.low_rank import TABLE, Fused, LowRank, Matrices, filled_up
 from qlora_chat.engines.cuda.packing import ROWS, CannotPack
 from qlora_chat.engines.cuda.weights import CudaWeights
@@ -64,7 +65,10 @@ class CudaAdapter:
 class Adapting(Protocol):
     """Of the Decoder, what adapters need."""
 
-    def adapt(self, low_rank: LowRank) -> None: ...
+    def adapt(self, low_rank: LowRank) -> None:
+        """KernelError if this card cannot."""
+        ...
+
     def catch_up(self) -> None: ...
 
 
@@ -88,7 +92,7 @@ class CudaAdapters:
         layers = tuple(tuple(matrices(index, names) for names in FUSED) for index in range(len(self._weights.layers)))
         try:
             return self._kept(layers, scaling)
-        except CannotPack as problem:
+        except (CannotPack, KernelError) as problem:
             raise ModelError(f"the adapter cannot be held beside this model: {problem}") from problem
 
     def of(self, slot: int) -> CudaAdapter | None:

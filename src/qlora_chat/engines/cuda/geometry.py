@@ -13,7 +13,10 @@ from qlora_chat.engines.cuda.packing import KINDS, ROWS, Packed
 
 Defines = tuple[tuple[str, int], ...]
 """What a source is compiled for."""
-WARPS = 16
+WARPS = (16, 8)
+"""That multiply with the weights; fewer where their sums would leave no room for what they fetch, as on cards with 99 KiB."""
+LEAST_STAGES, MOST_STAGES = (4, 3), (10, 6)
+"""Of a warp's ring, for tiles in ones and in pairs; the most with the most warps."""
 TILE_BYTES = {"nf4": 528, "bf16": 1024, "int8": 1024}
 
 
@@ -41,42 +44,54 @@ class Geometry:
     stages: int
     """What each warp has on its way, and one more."""
     shared_bytes: int
+    warps: int
+    """That multiply with the weights."""
 
     @staticmethod
     def of(packed: Packed, rows: int, limit: int, low_rank: Layout | None = None) -> Geometry:
         """The first that fits in `limit` bytes of shared memory a block. KernelError if none does."""
         columns = max(1, rows // 8)
-        warps = WARPS + (low_rank is not None)
         beside = low_rank.shared_bytes(rows, MOST_PREFETCHED) if low_rank else 0
         limit -= beside
-        least, most = (3, 6) if packed.paired else (4, 10)
         tries: list[tuple[int, bool]] = []
         if columns == 1:
             tries = [(1, True)]
         tries += [(2, False)] if columns <= (2 if low_rank else 4) else []  # more warps leave fewer registers for each
         tries += [(1, False)]
-        for tiles, x_shared in tries:
-            for stages in range(most, least - 1, -1):
-                size = _shared_bytes(packed, rows, columns, warps, tiles, x_shared, stages)
-                if limit // 2 - 1024 < size <= limit or (size <= limit and stages == most):
-                    return Geometry(columns, tiles, x_shared, stages, size + beside)
-        for stages in range(least - 1, 1, -1):
-            size = _shared_bytes(packed, rows, columns, warps, 1, False, stages)
-            if size <= limit:
-                return Geometry(columns, 1, False, stages, size + beside)
+
+        def cut(warps: int, tiles: int, x_shared: bool, stages: int) -> Geometry:
+            size = _shared_bytes(packed, rows, columns, warps, low_rank is not None, tiles, x_shared, stages)
+            return Geometry(columns, tiles, x_shared, stages, size + beside, warps)
+
+        least = LEAST_STAGES[packed.paired]
+        for warps in WARPS:
+            most = MOST_STAGES[packed.paired] * WARPS[0] // warps
+            for tiles, x_shared in tries:
+                for stages in range(most, least - 1, -1):
+                    found = cut(warps, tiles, x_shared, stages)
+                    size = found.shared_bytes - beside
+                    if limit // 2 - 1024 < size <= limit or (size <= limit and stages == most):
+                        return found
+        for warps in WARPS:
+            for stages in range(least - 1, 1, -1):
+                found = cut(warps, 1, False, stages)
+                if found.shared_bytes - beside <= limit:
+                    return found
         raise KernelError(f"{limit:,} bytes of shared memory a block are too few for a product of {rows} rows")
 
     def defines(self, packed: Packed, rank: int = 0, *, kv8: bool) -> Defines:
         """What product.cu is compiled for."""
         return (
             ("CT", self.columns), ("KV8", int(kv8)), ("LORA", rank), ("PAIRED", int(packed.paired)), ("RT", self.tiles),
-            ("STAGES", self.stages), ("WEIGHTS", KINDS[packed.kind]), ("X_SHARED", int(self.x_shared)),
+            ("STAGES", self.stages), ("WARPS", self.warps), ("WEIGHTS", KINDS[packed.kind]), ("X_SHARED", int(self.x_shared)),
         )  # fmt: skip
 
 
-def _shared_bytes(packed: Packed, rows: int, columns: int, warps: int, tiles: int, x_shared: bool, stages: int) -> int:
+def _shared_bytes(
+    packed: Packed, rows: int, columns: int, warps: int, adapted: bool, tiles: int, x_shared: bool, stages: int
+) -> int:
     table = 32_768 + 1024 if packed.kind == "nf4" else 0
-    ring = WARPS * stages * tiles * TILE_BYTES[packed.kind] * (2 if packed.paired else 1)
+    ring = warps * stages * tiles * TILE_BYTES[packed.kind] * (2 if packed.paired else 1)
     stride = columns * 8 + (8 if columns > 1 else 0)
-    sums = warps * tiles * ROWS * stride * 4 * (2 if columns == 1 else 1)
+    sums = (warps + adapted) * tiles * ROWS * stride * 4 * (2 if columns == 1 else 1)
     return table + ring + sums + columns * 8 * 4 + 32 + (rows * packed.inputs * 2 if x_shared else 0)

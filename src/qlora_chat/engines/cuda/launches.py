@@ -14,8 +14,8 @@ from torch import Tensor
 
 from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.cuda.buffers import BARRIER, MOST_SPLITS, RING, Buffers
-from qlora_chat.engines.cuda.driver import address
-from qlora_chat.engines.cuda.geometry import WARPS, Card, Defines, Geometry
+from qlora_chat.engines.cuda.driver import KernelError, address
+from qlora_chat.engines.cuda.geometry import Card, Defines, Geometry
 from qlora_chat.engines.cuda.kernels import Kernels, Wanted
 from qlora_chat.engines.cuda.low_rank import WARPS as LORA_WARPS
 from qlora_chat.engines.cuda.low_rank import LowRank, rank_of
@@ -54,6 +54,13 @@ class Launches:
     def prepare(self) -> None:
         """Compile all that `run` launches, side by side. What is the same for any number of rows comes with one row's."""
         self.kernels.prepare(self._wanted())
+
+    def fit(self) -> bool:
+        """Whether this card's shared memory has room for all of them."""
+        try:
+            return bool(self._wanted())
+        except KernelError:
+            return False
 
     def run(self) -> None:
         """Every kernel of a step, in order."""
@@ -195,7 +202,7 @@ class Launches:
         if low_rank and place:
             arguments.lora = self._lora(low_rank.layout.share(place[1], blocks))
             arguments.part = low_rank.part(*place)
-        threads = (WARPS + (LORA_WARPS if low_rank else 0)) * 32
+        threads = (geometry.warps + (LORA_WARPS if low_rank else 0)) * 32
         kernel = self.kernels.get("product.cu", "product", defines)
         kernel((blocks, 1, 1), threads, arguments, shared_bytes=geometry.shared_bytes, early=self.card.early)
         return blocks

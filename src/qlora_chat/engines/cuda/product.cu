@@ -1,14 +1,15 @@
 // y = W x for 1 to 64 rows, W in tiles of 16 outputs, with what follows a product in a decoder layer done in the same kernel.
 //
-// A persistent block an SM. Its 16 warps share each item (RT tiles) by splitting K, each fetching its own part of the tiles
-// through its own ring in shared memory, which runs on across items and is filled before the kernel before has ended. Warps do
-// not wait for each other: each leaves its sums and goes on, and a few of them, in turn, add up an item and finish it.
+// A persistent block an SM. Its 16 warps (8 where shared memory is small) share each item (RT tiles) by splitting K, each fetching
+// its own part of the tiles through its own ring in shared memory, which runs on across items and is filled before the kernel
+// before has ended. Warps do not wait for each other: each leaves its sums and goes on, and a few of them, in turn, add up an
+// item and finish it.
 // The weights are the mma's 16-row operand, the rows of x its 8 columns (CT times), so eight chats cost what one does.
 // NF4 bytes become pairs of bf16 through a table that has a copy in every bank; sums over a block of 64 are scaled in fp32.
 //
 // Compiled for WEIGHTS (0 NF4, 1 bf16, 2 int8), CT, RT, PAIRED (1: a stage of the ring holds two blocks of K instead of one),
-// X_SHARED (1: x is kept in shared memory), STAGES, LORA (rank of the unmerged adapters, 0: none; they are the work of
-// warps of their own) and KV8 (see kept.cuh). Lane: g = lane / 4, t = lane % 4.
+// X_SHARED (1: x is kept in shared memory), STAGES, WARPS (that multiply with the weights), LORA (rank of the unmerged adapters, 0:
+// none; they are the work of warps of their own) and KV8 (see kept.cuh). Lane: g = lane / 4, t = lane % 4.
 #include "common.cuh"
 #include "kept.cuh"
 #include "epilogue.cuh"
@@ -20,7 +21,6 @@
 #define BF16 1
 #define INT8 2
 
-#define WARPS 16                          // that multiply with the weights
 #if LORA
 #define ALL_WARPS (WARPS + LORA_WARPS)
 #define PARTS (WARPS + 1)                 // of an item's sums: the adapters' is one more

@@ -40,6 +40,8 @@ AS_ROWS = 32
 """Prompts of so few tokens go through the graph of the decode step: unpacking the weights for them would take longer."""
 AS_ROWS_BESIDE = 96
 """The same where others answer, whose steps have rows to spare."""
+LEAST_BESIDE = 8
+"""Rows that a step must have to spare for a prompt to be read in them."""
 ROWS_BESIDE = {8: 16, 24: 32, MOST_ROWS: MOST_ROWS}
 """Rows of a step that reads prompts beside up to so many chats that answer: about twice as long as their own step takes."""
 STEP_COSTS = (1.0, 1.04, *[1.1] * 2, *[1.25] * 4, *[1.6] * 8, *[2.7] * 16, *[8.0] * 32)
@@ -96,6 +98,8 @@ class CudaScheduler:
         """Slots of chats that have said something else than the device holds against them as repetition."""
         self._ended = 0.0
         """When the newest of the steps that are over was seen to be."""
+        self._turn = 0
+        """Whose turn it is, where more chats answer than a step has rows."""
         self._answers_until = 0.0
         """Until then those who answer have the card for themselves, after a pass that they had to wait for."""
         self.forwards = 0
@@ -115,7 +119,7 @@ class CudaScheduler:
         self.chats.drop_cancelled()
         for request in self.chats.admit():
             self._see(request)
-        answering = [request for request in self.chats.running if request.pending == 1]
+        answering = self._in_turn([request for request in self.chats.running if request.pending == 1])
         reading = [request for request in self.chats.running if request.pending > 1]
         reads = bool(reading) and not (answering and time.perf_counter() < self._answers_until)
         guessed = None if reads else self._guesses(answering)
@@ -156,6 +160,14 @@ class CudaScheduler:
             for each, request in zip(self._rows, answering, strict=True)
         )
 
+    def _in_turn(self, answering: list[Request]) -> list[Request]:
+        """As many as a step of this card has rows for: all of them, but where shared memory is small and adapters are wide."""
+        most = self.decoder.most_rows
+        if len(answering) <= most:
+            return answering
+        first = self._turn % len(answering)
+        return (answering[first:] + answering[:first])[:most]
+
     def _go_on(self, answering: Sequence[Request]) -> None:
         """Start a step that gives everybody a token, and hand out those of the one before."""
         began, ahead = time.perf_counter(), len(self._started)
@@ -172,7 +184,7 @@ class CudaScheduler:
         if self.costs is None or not answering:
             return None
         proposals = [request.propose() for request in answering]
-        return guesses(proposals, len(answering), self.costs, MOST_ROWS - len(answering))
+        return guesses(proposals, len(answering), self.costs, self.decoder.most_rows - len(answering))
 
     def _check(self, answering: Sequence[Request], guessed: Sequence[tuple[int, ...]]) -> None:
         """A step with rows for what chats may say next: they get as many tokens as guesses were right, and one."""
@@ -196,6 +208,7 @@ class CudaScheduler:
 
     def _start(self, asked: Sequence[_Asked], rows: int, began: float) -> _Started:
         self.forwards += 1
+        self._turn += len(asked)
         return _Started(self.decoder.start(rows), asked, rows, began)
 
     def _read_prompts(self, answering: Sequence[Request], reading: Sequence[Request]) -> None:
@@ -208,7 +221,8 @@ class CudaScheduler:
             return
         waited_enough = self._read_since_ready >= READ_BEFORE_FIRST  # then this step has the first tokens
         self._read_since_ready = 0
-        if waiting > AS_ROWS_BESIDE and not waited_enough:
+        room = self.decoder.most_rows - len(answering)
+        if (waiting > AS_ROWS_BESIDE or room < LEAST_BESIDE) and not waited_enough:
             self._read_beside(reading)
             return
         self._read_as_rows(answering, reading)
@@ -240,6 +254,7 @@ class CudaScheduler:
         """A step that has rows of prompts beside those of the chats that answer."""
         began = time.perf_counter()
         most = next(rows for chats, rows in ROWS_BESIDE.items() if len(decoding) <= chats) if decoding else AS_ROWS
+        most = min(most, self.decoder.most_rows)
         asked = _asked(decoding)
         rows, room = [row for each in asked for row in self._rows_of(each)], most - len(decoding)
         parts: list[tuple[Request, int]] = []

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.cuda.buffers import RING, Buffers
+from qlora_chat.engines.cuda.driver import KernelError
 from qlora_chat.engines.cuda.geometry import Card
 from qlora_chat.engines.cuda.kernels import Kernels
 from qlora_chat.engines.cuda.launches import Launches
@@ -51,15 +52,19 @@ class Decoder:
         self._drawn = self._buffers.drawn.numpy()
         self.unpack = Unpacker(self.kernels, self._card, self._device, kv8=cache.key_scales is not None)
         """One matrix as bf16, for reading prompts."""
+        self.most_rows = self._most_rows(None)
+        """Of a step on this card, with the adapters there are."""
         self.launches(1).prepare()
 
     def adapt(self, low_rank: LowRank) -> None:
-        """Let rows have the adapters of this table from the next `put` on; nothing may be under way."""
+        """Let rows have the adapters of this table from the next `put` on; nothing may be under way. KernelError if this card
+        cannot; nothing has been changed then."""
         self.wait()
-        self._low_rank = low_rank
+        most_rows = self._most_rows(low_rank)
+        self._launches(1, low_rank).prepare()
+        self._low_rank, self.most_rows = low_rank, most_rows
         self._buffers.make_counters(low_rank.counters(MOST_ROWS))
         self._graphs.clear()  # the counters have moved
-        self._launches(1, low_rank).prepare()
 
     def catch_up(self) -> None:
         """What PyTorch's current stream has been given comes before the steps that follow."""
@@ -121,6 +126,12 @@ class Decoder:
     def launches(self, rows: int) -> Launches:
         """Of a step over so many rows, with adapters if a row that was put last has one."""
         return self._launches(rows, self._low_rank if self._adapted else None)
+
+    def _most_rows(self, low_rank: LowRank | None) -> int:
+        found = next((rows for rows in reversed(BUCKETS) if self._launches(rows, low_rank).fit()), None)
+        if found is None:
+            raise KernelError(f"{self._card.shared_limit:,} bytes of shared memory a block are too few for a step of one row")
+        return found
 
     def _launches(self, rows: int, low_rank: LowRank | None) -> Launches:
         return Launches(self.weights, self.cache, self._buffers, self.kernels, self._card, rows, low_rank)

@@ -98,6 +98,16 @@ class CudaWeights:
         return Layout(rank, tuple(Fused(each, packed.inputs, packed.row_of) for each, packed in products))
 
 
+def check(weights: LlamaWeights) -> None:
+    """CannotPack for what can be seen to be wrong before anything is packed."""
+    _check_shape(weights.shape)
+    _weight_of(weights.head)
+    _scaling(weights.layers)
+    for layer in weights.layers:
+        for product in _products(layer):
+            _plain(product)
+
+
 def packed_weights(weights: LlamaWeights, *, release: bool = True) -> CudaWeights:
     """All products of a model in tiles. CannotPack says what the tiles cannot hold.
 
@@ -107,8 +117,8 @@ def packed_weights(weights: LlamaWeights, *, release: bool = True) -> CudaWeight
     With `release`, what has been packed is freed, layer by layer, wherever else it is referred to: the card never holds the
     weights twice, and `weights` cannot be used any more.
     """
+    check(weights)
     shape = weights.shape
-    _check(shape)
     down = _plain(weights.layers[0].mlp_down)[0]
     eight_bits = isinstance(down, NF4)
     feed_forward = down.inputs if isinstance(down, NF4) else down.weight.shape[1]
@@ -116,7 +126,7 @@ def packed_weights(weights: LlamaWeights, *, release: bool = True) -> CudaWeight
     for layer in weights.layers:
         layers.append(_packed_layer(layer, shape, feed_forward))
         if release:
-            for product in (layer.qkv, layer.attention_out, layer.gate_up, layer.mlp_down):
+            for product in _products(layer):
                 _release(product)
     row_of = torch.tensor(natural(shape.vocabulary), dtype=torch.int32, device=weights.device)
     head = (pack_int8 if eight_bits else pack_bf16)(_weight_of(weights.head), row_of)
@@ -145,7 +155,7 @@ def _in_8_bits(embeddings: Tensor) -> Embeddings:
     return Embeddings(codes, scales)
 
 
-def _check(shape: LlamaShape) -> None:
+def _check_shape(shape: LlamaShape) -> None:
     if shape.head_dim not in (64, 128):
         raise CannotPack(f"heads of {shape.head_dim} dimensions; the attention kernel is made for 64 and 128")
     if shape.heads % shape.kv_heads or shape.heads // shape.kv_heads > 8:
@@ -161,8 +171,7 @@ def _packed_layer(layer: Layer, shape: LlamaShape, feed_forward: int) -> CudaLay
         interleaved(feed_forward),
         natural(shape.hidden),
     )
-    linears = (layer.qkv, layer.attention_out, layer.gate_up, layer.mlp_down)
-    qkv, out, gate_up, down = (_product(each, order) for each, order in zip(linears, orders, strict=True))
+    qkv, out, gate_up, down = (_product(each, order) for each, order in zip(_products(layer), orders, strict=True))
     return CudaLayer(layer.attention_norm.bfloat16(), qkv, out, layer.mlp_norm.bfloat16(), gate_up, down)
 
 
@@ -181,11 +190,15 @@ def _own(product: Linear) -> Matrices:
 
 def _scaling(layers: Sequence[Layer]) -> float:
     """Of the model's own adapter, the same everywhere. CannotPack if it is not."""
-    products = [each for layer in layers for each in (layer.qkv, layer.attention_out, layer.gate_up, layer.mlp_down)]
+    products = [each for layer in layers for each in _products(layer)]
     found = {part.scaling for product in products for part in _parts(product) if isinstance(part, WithAdapter)}
     if len(found) > 1:
         raise CannotPack("an adapter that is scaled differently in different places")
     return found.pop() if found else 1.0
+
+
+def _products(layer: Layer) -> tuple[Linear, ...]:
+    return layer.qkv, layer.attention_out, layer.gate_up, layer.mlp_down
 
 
 def _parts(product: Linear) -> tuple[Linear, ...]:
