@@ -44,7 +44,7 @@ LEAST_BESIDE = 8
 """Rows that a step must have to spare for a prompt to be read in them."""
 ROWS_BESIDE = {8: 16, 24: 32, MOST_ROWS: MOST_ROWS}
 """Rows of a step that reads prompts beside up to so many chats that answer: about twice as long as their own step takes."""
-STEP_COSTS = (1.0, 1.04, *[1.1] * 2, *[1.25] * 4, *[1.6] * 8, *[2.7] * 16, *[8.0] * 32)
+STEP_COSTS = (1.0, 1.04, *[1.17] * 2, *[1.26] * 4, *[1.72] * 8, *[2.85] * 16, *[8.1] * 32)
 """What a step of 1 to 64 rows takes, relative to one of one row, before an engine has seen its own: a 7B on an H200."""
 
 
