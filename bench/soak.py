@@ -91,7 +91,7 @@ def main() -> None:
             "minutes": minutes,
             "requests": outcomes.total(),
             "outcomes": dict(outcomes),
-            "memory after the first minute and at the end, MiB": [round(readings[5][1]), round(readings[-1][1])],
+            "memory by minute, MiB": [round(memory) for _, memory in readings[5::6]],
             "grown, MiB a minute": round(grown, 2),
             "descriptors after the first minute and at the end": files,
         },

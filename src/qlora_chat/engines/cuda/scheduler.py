@@ -174,17 +174,18 @@ class CudaScheduler:
         if not ahead:
             self._rows = _asked(answering)
             self._put([row for each in self._rows for row in self._rows_of(each)], answering)
-        asked = [replace(each, count=each.request.generated + ahead) for each in self._rows]
+        asked = [_Asked(each.request, each.row, each.request.generated + ahead, each.sampling) for each in self._rows]
         self._started.append(self._start(asked, len(asked), began))
         if ahead or any(each.sampling.logprobs is not None for each in asked):  # logits are those of the newest step
             self._hand_out(self._started.popleft())
 
     def _guesses(self, answering: Sequence[Request]) -> list[tuple[int, ...]] | None:
         """What each chat may say next, as far as checking it pays; while a step is under way, as far as is known before it."""
-        if self.costs is None or not answering:
-            return None
+        rows = len(answering)
+        if self.costs is None or not rows or self.costs(rows + 1) > 2 * self.costs(rows):
+            return None  # not even looked for: where steps are wide, looking takes longer than a row
         proposals = [request.propose() for request in answering]
-        return guesses(proposals, len(answering), self.costs, self.decoder.most_rows - len(answering))
+        return guesses(proposals, rows, self.costs, self.decoder.most_rows - rows)
 
     def _check(self, answering: Sequence[Request], guessed: Sequence[tuple[int, ...]]) -> None:
         """A step with rows for what chats may say next: they get as many tokens as guesses were right, and one."""
