@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from qlora_chat.engines import Piece
+from qlora_chat.engines import OutOfMemory, Piece
 from qlora_chat.engines.request import Request
 from qlora_chat.engines.scheduler import Scheduler
 from qlora_chat.prompt import DEFAULT_FORMAT
@@ -84,3 +84,10 @@ def test_the_repetition_penalty_counts_the_guesses_before_a_token_and_takes_none
     again = asked.choices([], 12, torch.device("cpu"))[0].seen
     assert again is not None
     assert set(again.nonzero().flatten().tolist()) == {1, 5}
+
+
+@pytest.mark.parametrize("said", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"])
+def test_memory_that_is_short_is_called_so_whoever_ran_out_of_it(said: str) -> None:
+    asked = request(5)
+    asked.fail(RuntimeError(said))
+    assert isinstance(asked.pieces.get(), OutOfMemory)

@@ -179,9 +179,17 @@ class Request:
         self.pieces.put(Piece(text, token_id, finish, likely.logprob, likely.top))
 
 
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether memory was short; not all who run out of it say so by their type."""
+    if isinstance(problem, MemoryError | torch.OutOfMemoryError):
+        return True
+    # torch on a CPU; the CUDA driver, for what it allocates by itself; cuBLAS
+    signs = "can't allocate memory", "out of memory", "ALLOC_FAILED"
+    return isinstance(problem, RuntimeError) and any(sign in str(problem) for sign in signs)
+
+
 def _explained(problem: BaseException) -> EngineError:
-    out_of_memory = isinstance(problem, MemoryError | torch.OutOfMemoryError)
-    if out_of_memory or (isinstance(problem, RuntimeError) and "can't allocate memory" in str(problem)):  # torch, on a CPU
+    if is_out_of_memory(problem):
         return OutOfMemory(
             "not enough memory for this answer; shorten the conversation, or start with fewer slots or --precision nf4"
         )

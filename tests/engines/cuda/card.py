@@ -50,6 +50,8 @@ class NotedCard:
     did: list[str] = field(default_factory=list)
     """In order: compile, begin, launch, end (of a graph's capture), replay."""
     launches: list[Launch] = field(default_factory=list)
+    fails: list[tuple[str, Exception]] = field(default_factory=list)
+    """What raises once, as `did` has it, and with what."""
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         """Be the card of this test."""
@@ -66,6 +68,12 @@ class NotedCard:
         patch.setattr(driver, "compiled", self._compiled)
         patch.setattr(kernels, "Kernel", lambda code, name, shared: _Kernel(code, name, self))
 
+    def do(self, what: str) -> None:
+        """Note it, and fail where this test wants that."""
+        self.did.append(what)
+        if self.fails and self.fails[0][0] == what:
+            raise self.fails.pop(0)[1]
+
     def names(self) -> list[str]:
         """Of the kernels launched so far."""
         return [each.name for each in self.launches]
@@ -76,7 +84,7 @@ class NotedCard:
         )
 
     def _compiled(self, source: str, defines: Mapping[str, int], arch: str, folder: Path | None) -> bytes:
-        self.did.append(f"compile {source}")
+        self.do(f"compile {source}")
         return " ".join(f"{name}={value}" for name, value in defines.items()).encode()
 
 
@@ -95,7 +103,7 @@ class _Kernel:
         shared_bytes: int = 0,
         early: bool = False,
     ) -> None:
-        self.card.did.append(f"launch {self.name}")
+        self.card.do(f"launch {self.name}")
         copy = type(arguments).from_buffer_copy(arguments)
         self.card.launches.append(Launch(self.name, self.code.decode(), grid, threads, early, copy))
 

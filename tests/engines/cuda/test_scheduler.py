@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import pytest
+import torch
 
-from qlora_chat.engines import EngineError
+from qlora_chat.engines import EngineError, OutOfMemory
 from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.cuda import scheduler
 from qlora_chat.engines.cuda.scheduler import AS_ROWS, CudaScheduler
@@ -32,6 +33,8 @@ class Driven:
         self._forward = forward = Forward(model.weights, cache)
         self.passes: list[list[int]] = []
         """Tokens of each chat in each pass over prompts."""
+        self.memory_for = 10_000
+        """Tokens of a pass."""
         self.decoder = PlainDecoder(forward, Span)
         self.adapters = NumberedAdapters(cache)
         self.scheduler = CudaScheduler(self.decoder, self._read, cache, self.adapters)  # type: ignore[arg-type]
@@ -39,6 +42,8 @@ class Driven:
 
     def _read(self, spans: Sequence[Span]) -> None:
         self.passes.append([len(span.ids) for span in spans])
+        if sum(self.passes[-1]) > self.memory_for:
+            raise torch.OutOfMemoryError("CUDA out of memory")
         self._forward(spans)
 
     def ask(
@@ -262,3 +267,30 @@ def test_a_step_that_fails_fails_those_who_run_and_nobody_else(driven: Driven, p
     after = driven.ask(prompt_for("What is gravity?"))
     driven.run()
     assert len(ids_of(after)) == GREEDY.max_new_tokens
+
+
+def test_a_prompt_that_there_is_no_memory_for_at_once_is_read_in_smaller_parts(
+    driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
+) -> None:
+    driven.memory_for = 70
+    prompt = prompt_for("What do you know of " + "lakes and forests and " * 50)
+    stream = driven.ask(prompt)
+    driven.run()
+    assert ids_of(stream) == ids_of(shared_engine.stream(prompt, GREEDY, Stops()))  # type: ignore[arg-type]
+    tried = [sum(each) for each in driven.passes]
+    too_many = [each for each in tried if each > 70]
+    assert too_many
+    assert tried[: len(too_many)] == too_many, "what there is memory for is known from then on"
+
+
+def test_a_prompt_that_there_is_no_memory_for_at_all_costs_nobody_elses_answer(
+    driven: Driven, prompt_for: Callable[..., Prompt]
+) -> None:
+    answer = driven.ask(prompt_for("Why do birds fly?"), GREEDY.changed(max_new_tokens=60))
+    driven.run(6)
+    driven.memory_for = 0
+    failing = driven.ask(prompt_for("What do you know of " + "lakes and forests and " * 50))
+    driven.run()
+    assert len(ids_of(answer)) == 60
+    with pytest.raises(OutOfMemory, match="shorten the conversation"):
+        list(failing)

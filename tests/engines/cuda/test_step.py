@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from qlora_chat.engines.cache import KVCache
+from qlora_chat.engines.cuda.driver import KernelError
 from qlora_chat.engines.cuda.low_rank import LowRank
 from qlora_chat.engines.cuda.rows import Row
 from qlora_chat.engines.cuda.step import Decoder
@@ -205,3 +206,41 @@ def test_matrices_share_a_workspace_when_they_are_unpacked(make: Make, card: Not
     assert [each.tiles for each in unpacks] == [each.tiles.data_ptr() for each in (small, large, small, large)]
     assert len({each.out for each in unpacks[1:]}) == 1, "as large as the largest so far"
     assert decoder.unpack(small).data_ptr() == unpacks[-1].out
+
+
+def test_a_step_that_cannot_be_recorded_runs_all_the_same(make: Make, card: NotedCard) -> None:
+    """And what follows is not recorded into it: a stream goes on recording until it is told to end."""
+    decoder = make()
+    card.fails = [("launch choose", torch.OutOfMemoryError("CUDA out of memory"))]
+    for _ in range(2):
+        step(decoder, 1)
+    kernels = ["launch embed", "launch layers", "launch product", "launch choose"]
+    assert [each for each in card.did if "compile" not in each] == ["begin 0", *kernels, "end 0", *kernels, *kernels]
+    step(decoder, 2)
+    assert card.did[-2:] == ["end 1", "replay 1"], "others have their graphs"
+
+
+def test_a_width_that_cannot_be_compiled_is_not_asked_for_again(make: Make, card: NotedCard) -> None:
+    decoder = make()
+    card.fails = [("compile product.cu", KernelError("NVRTC cannot compile product.cu"))]
+    with pytest.raises(KernelError):
+        step(decoder, 16)
+    assert decoder.most_rows == 8
+    step(decoder, 8)
+
+
+def test_a_table_whose_sums_have_no_memory_changes_nothing(
+    make: Make, card: NotedCard, weights: CudaWeights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = make()
+    decoder.adapt(table(weights, 16))
+    step(decoder, 1, adapter=0)
+
+    def none_left(adapters: int) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(decoder._buffers, "make_counters", none_left)
+    with pytest.raises(torch.OutOfMemoryError):
+        decoder.adapt(table(weights, 64))
+    step(decoder, 2, adapter=0)
+    assert "LORA=16" in card.launches[-3].defines, "sums of 64 would be written beyond the counters there are"

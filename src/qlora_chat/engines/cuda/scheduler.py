@@ -24,7 +24,7 @@ from qlora_chat.engines.cuda.adapters import CudaAdapters
 from qlora_chat.engines.cuda.rows import MOST_ROWS, Row
 from qlora_chat.engines.cuda.step import Decoder
 from qlora_chat.engines.llama import Span
-from qlora_chat.engines.request import Request
+from qlora_chat.engines.request import Request, is_out_of_memory
 from qlora_chat.engines.sampling import NOT_ASKED, NOT_FINITE, likely
 from qlora_chat.engines.speculation import PassCosts, guesses
 from qlora_chat.settings import Sampling
@@ -36,6 +36,8 @@ READ_BEFORE_FIRST = 4096
 answer together, at the full rate from the beginning."""
 READ_BESIDE = 512
 """Prompt tokens of a pass while others answer: 17 ms of an H200 for a 7B, which is as long as their next token waits."""
+LEAST_AT_ONCE = 32
+"""Prompt tokens of a pass, where there is no memory for more."""
 AS_ROWS = 32
 """Prompts of so few tokens go through the graph of the decode step: unpacking the weights for them would take longer."""
 AS_ROWS_BESIDE = 96
@@ -92,6 +94,8 @@ class CudaScheduler:
         self._started: deque[_Started] = deque()
         self._rows: list[_Asked] = []
         """Of the steps that are under way, and that the device goes on from by itself."""
+        self._room = READ_AT_ONCE
+        """Prompt tokens of a pass that there has been memory for."""
         self._read_since_ready = 0
         """Prompt tokens read while a chat that has been read waits for its first token."""
         self._behind: set[int] = set()
@@ -237,17 +241,20 @@ class CudaScheduler:
         self._answers_until = ended + (ended - began)
 
     def _read_together(self, reading: Sequence[Request], room: int) -> None:
-        """A pass over up to so many tokens of as many prompts as it takes, in the order of their arrival."""
-        spans = []
-        for request in reading:
-            start = len(_cached(request))
-            ids = request.ids[start : min(start + room, len(request.ids) - 1)]
-            spans.append(Span(_slot(request), start, ids, logits=0))
-            room -= len(ids)
-            if not room:
-                break
-        self._read(spans)
+        """A pass over up to so many tokens of as many prompts as it takes, in the order of their arrival. Where it fails, those
+        who answer go on: less is read at once where memory was short, and only then those who were read hear of it."""
+        spans = _spans(reading, min(room, self._room))
+        size = sum(len(span.ids) for span in spans)
         self.forwards += 1
+        try:
+            self._read(spans)
+        except Exception as problem:
+            if is_out_of_memory(problem) and size > LEAST_AT_ONCE:
+                self._room = max(LEAST_AT_ONCE, size // 2)
+                return  # the next step reads so many
+            for request, _ in zip(reading, spans, strict=False):
+                self.chats.fail(request, problem)
+            return
         for request, span in zip(reading, spans, strict=False):
             _cached(request).extend(span.ids)
 
@@ -322,6 +329,19 @@ class CudaScheduler:
                 self.chats.leave(request)
         except Exception as problem:
             self.chats.fail(request, problem)
+
+
+def _spans(reading: Sequence[Request], room: int) -> list[Span]:
+    """Of up to so many tokens, all but each prompt's last."""
+    spans = []
+    for request in reading:
+        start = len(_cached(request))
+        ids = request.ids[start : min(start + room, len(request.ids) - 1)]
+        spans.append(Span(_slot(request), start, ids, logits=0))
+        room -= len(ids)
+        if not room:
+            break
+    return spans
 
 
 def _asked(requests: Sequence[Request], guessed: Sequence[Sequence[int]] | None = None) -> list[_Asked]:

@@ -7,7 +7,8 @@ no text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,8 @@ class Decoder:
         self._low_rank: LowRank | None = None
         self._adapted = False
         """Whether a row has an adapter; steps without any have graphs of their own, which know of none."""
-        self._graphs: dict[tuple[int, bool], torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[tuple[int, bool], Callable[[], None]] = {}
+        """What runs a step of so many rows: a graph's replay, or its launches one by one where there could be no graph."""
         self._stream = torch.cuda.Stream(self._device)
         self._events = [torch.cuda.Event() for _ in range(RING)]
         self._steps = 0
@@ -62,8 +64,8 @@ class Decoder:
         self.wait()
         most_rows = self._most_rows(low_rank)
         self._launches(1, low_rank).prepare()
+        self._buffers.make_counters(low_rank.counters(MOST_ROWS))  # first: for the rows of a table there must be enough
         self._low_rank, self.most_rows = low_rank, most_rows
-        self._buffers.make_counters(low_rank.counters(MOST_ROWS))
         self._graphs.clear()  # the counters have moved
 
     def catch_up(self) -> None:
@@ -88,9 +90,9 @@ class Decoder:
     def start(self, count: int) -> int:
         """Begin a step over the first `count` rows; the number to give to `finish`."""
         bucket = next(each for each in BUCKETS if each >= count)
-        graph = self._graphs.get((bucket, self._adapted)) or self._capture(bucket)
+        run = self._graphs.get((bucket, self._adapted)) or self._capture(bucket)
         with torch.cuda.stream(self._stream):
-            graph.replay()
+            run()
         number = self._steps
         self._events[number % RING].record(self._stream)
         self._steps += 1
@@ -136,14 +138,31 @@ class Decoder:
     def _launches(self, rows: int, low_rank: LowRank | None) -> Launches:
         return Launches(self.weights, self.cache, self._buffers, self.kernels, self._card, rows, low_rank)
 
-    def _capture(self, rows: int) -> torch.cuda.CUDAGraph:
+    def _capture(self, rows: int) -> Callable[[], None]:
+        """A graph of a step; where there is no memory for one, its launches, which take the host longer."""
         launches = self.launches(rows)
-        launches.prepare()
+        try:
+            launches.prepare()
+        except KernelError:
+            self.most_rows = max(1, min(self.most_rows, rows // 2))  # who is answered next has narrower steps
+            raise
+        try:
+            run = self._recorded(launches)
+        except RuntimeError:
+            run = launches.run
+        self._graphs[rows, self._adapted] = run
+        return run
+
+    def _recorded(self, launches: Launches) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self._device)
         with torch.cuda.stream(self._stream):
             graph.capture_begin(capture_error_mode="thread_local")
-            launches.run()
+            try:
+                launches.run()
+            except BaseException:
+                with contextlib.suppress(RuntimeError):
+                    graph.capture_end()  # or whatever follows on this stream would be recorded instead of run
+                raise
             graph.capture_end()
-        self._graphs[rows, self._adapted] = graph
-        return graph
+        return graph.replay
