@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from qlora_chat.models import ModelError, open_model
 from qlora_chat.models.load import load
-from qlora_chat.models.machine import look
+from qlora_chat.models.machine import GIB, Place, look
 from qlora_chat.models.resolve import BUNDLED
 from qlora_chat.settings import ModelSettings, SettingsError
 
@@ -126,3 +126,10 @@ def test_an_adapter_alone_is_refused_in_the_settings() -> None:
 def test_cuda_without_a_card_is_a_clear_error() -> None:
     with pytest.raises(ModelError, match="no usable graphics card; use --device cpu or auto"):
         look("cuda")
+
+
+def test_a_start_on_the_processor_beside_a_card_that_is_full_says_why(said: list[str]) -> None:
+    settings = ModelSettings(base=str(BUNDLED / "base"), precision="nf4")
+    model = load(settings, said.append, places=(Place("cuda", 0), Place("cpu", 8 * GIB)))
+    assert model.info.device == "cpu"
+    assert any("the graphics card has 0.0 GiB free and it needs" in line for line in said)

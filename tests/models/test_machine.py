@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from qlora_chat.models import ModelError
 from qlora_chat.models.folders import Base
-from qlora_chat.models.machine import GIB, Place, choose_plan, needed_bytes, ways_to_hold
+from qlora_chat.models.machine import GIB, Place, choose_plan, look, needed_bytes, passed_over, ways_to_hold
 from qlora_chat.models.weights import LlamaShape
 from qlora_chat.settings import Precision
 
@@ -71,3 +72,27 @@ def test_what_fits_nowhere_says_both_numbers_for_every_device() -> None:
     assert "this machine's memory has 2.5 GiB free and it needs 6.4 GiB" in message
     with pytest.raises(ModelError, match="try --precision nf4"):
         choose_plan(llama_7b(), ("bf16",), 0, (Place("cpu", 8 * GIB),))
+
+
+def test_a_card_that_is_full_has_nothing_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even to ask, CUDA needs some hundred MB of it."""
+    import torch
+
+    def full() -> tuple[int, int]:
+        raise torch.OutOfMemoryError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", full)
+    assert [(place.device, place.free > 0) for place in look("auto")] == [("cuda", False), ("cpu", True)]
+
+
+@pytest.mark.parametrize(
+    ("card", "said"), [(5.4, "5.4 GiB free and it needs 5.6 GiB there; .* --kv-cache-dtype int8"), (2, "2.0 GiB free")]
+)
+def test_a_card_that_is_passed_over_is_said_to_be(card: float, said: str) -> None:
+    places, ways = (Place("cuda", int(card * GIB)), Place("cpu", 64 * GIB)), ways_to_hold("auto", has_adapter=True)
+    plan = choose_plan(llama_7b(), ways, GUANACO_ADAPTER, places)
+    line = passed_over(plan, llama_7b(), ways, GUANACO_ADAPTER, places, "auto")
+    assert re.search(f"runs on the processor.*{said}", line or "")
+    assert ("int8" in (line or "")) == (card > 5)
+    assert passed_over(plan, llama_7b(), ways, GUANACO_ADAPTER, places[1:], "auto") is None

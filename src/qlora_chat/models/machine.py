@@ -45,12 +45,22 @@ def look(device: Device) -> tuple[Place, ...]:
 
     places: list[Place] = []
     if device in ("auto", "cuda") and torch.cuda.is_available():
-        places.append(Place("cuda", torch.cuda.mem_get_info()[0]))
+        places.append(Place("cuda", _free_on_card()))
     if device == "cuda" and not places:
         raise ModelError("--device cuda was asked for, but PyTorch finds no usable graphics card; use --device cpu or auto")
     if device in ("auto", "cpu"):
         places.append(Place("cpu", psutil.virtual_memory().available))
     return tuple(places)
+
+
+def _free_on_card() -> int:
+    """0 where others have left too little to ask even that."""
+    import torch
+
+    try:
+        return torch.cuda.mem_get_info()[0]
+    except RuntimeError:
+        return 0
 
 
 def weight_bytes(base: Base, held: Held) -> int:
@@ -105,6 +115,22 @@ def choose_plan(
     cheaper = "" if "nf4" in least else ", or try --precision nf4"
     raise ModelError(
         f"the model does not fit as {least}: {'; '.join(gaps)}. Free some memory, or take a smaller model{cheaper}"
+    )
+
+
+def passed_over(
+    plan: Plan, base: Base, ways: Sequence[Held], adapter_bytes: int, places: Sequence[Place], kv_cache_dtype: KVCacheDtype
+) -> str | None:
+    """What to say where there is a card and the model goes to the processor."""
+    card = next((place for place in places if place.device == "cuda"), None)
+    if card is None or plan.place.device == "cuda":
+        return None
+    needed = min(needed_bytes(base, held, adapter_bytes, "cuda", kv_cache_dtype) for held in ways)
+    eight = min(needed_bytes(base, held, adapter_bytes, "cuda", "int8") for held in ways)
+    cheaper = f", or add --kv-cache-dtype int8, with which it needs {_gib(eight)} GiB" if eight <= card.free else ""
+    return (
+        f"the model runs on the processor, more slowly: the graphics card has {_gib(card.free)} GiB free and it needs "
+        f"{_gib(needed)} GiB there; close what else uses the card{cheaper}"
     )
 
 

@@ -19,7 +19,7 @@ from qlora_chat.models.cache import Cache, CacheUnusable, Record, fingerprints, 
 from qlora_chat.models.checkpoint import Checkpoint
 from qlora_chat.models.folders import Base, adapter_bytes, check_adapter
 from qlora_chat.models.loss import Loss, compare, own_dialogues
-from qlora_chat.models.machine import Held, Place, Plan, choose_plan, weight_bytes
+from qlora_chat.models.machine import Held, Place, Plan, choose_plan, passed_over, weight_bytes
 from qlora_chat.models.resolve import Part, Source, check_source, kept_entries
 from qlora_chat.models.shards import Named, write_shards, write_small_files
 from qlora_chat.models.special import SpecialIds, special_ids
@@ -61,7 +61,7 @@ def prepare(
     base = check_source(source)
     if base is None:
         return _from_kept(source, ways, places, cache, notify, kv_cache_dtype)
-    plan = choose_plan(base, ways, _adapter_bytes(source), places, kv_cache_dtype)
+    plan = _planned(base, ways, source, places, notify, kv_cache_dtype)
     work = _Work(source, base, plan, cache, notify)
     return work.ready()
 
@@ -93,6 +93,16 @@ def _adapter_bytes(source: Source) -> int:
     return adapter_bytes(source.adapter.folder) if source.adapter and source.adapter.folder else 0
 
 
+def _planned(
+    base: Base, ways: Sequence[Held], source: Source, places: Sequence[Place], notify: Notify, kv_cache_dtype: KVCacheDtype
+) -> Plan:
+    beside = _adapter_bytes(source)
+    plan = choose_plan(base, ways, beside, places, kv_cache_dtype)
+    if said := passed_over(plan, base, ways, beside, places, kv_cache_dtype):
+        notify(said)
+    return plan
+
+
 def _from_kept(
     source: Source, ways: Sequence[Held], places: Sequence[Place], cache: Cache, notify: Notify, kv_cache_dtype: KVCacheDtype
 ) -> Ready:
@@ -101,7 +111,7 @@ def _from_kept(
     if not kept:
         raise ModelError(f"{source.base.name} is not on this machine, nor is anything that was made of it")
     first = Base.read(next(iter(kept.values())).folder)
-    plan = choose_plan(first, tuple(kept), _adapter_bytes(source), places, kv_cache_dtype)
+    plan = _planned(first, tuple(kept), source, places, notify, kv_cache_dtype)
     if plan.held == "nf4+adapter" and source.adapter and source.adapter.folder:
         check_adapter(source.adapter.folder, first)
     entry = kept[plan.held]

@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from qlora_chat.engines.cuda.packing import CannotPack, Packed, interleaved, natural, pack, pack_bf16, pack_int8, rotary
+from qlora_chat.engines.cuda.packing import (
+    CannotPack,
+    Packed,
+    check_parts,
+    interleaved,
+    natural,
+    pack,
+    pack_bf16,
+    pack_int8,
+    rotary,
+)
 from qlora_chat.models.resolve import BUNDLED
 from qlora_chat.models.weights import NF4, Checkpoint, Dense
 
@@ -141,3 +151,12 @@ def test_the_kernels_arguments_are_declared_alike_in_python_and_in_cuda() -> Non
         names = [field.split()[-1].strip("*") for field in fields]
         structure: type[ctypes.Structure] = getattr(structures, f"{name}Arguments")
         assert names == [field[0] for field in structure._fields_], name
+
+
+def test_what_is_too_wide_for_the_tiles_is_found_before_anything_is_packed(stored: NF4) -> None:
+    """A 33B's last product: the others of its layer would be packed, and given up, before it."""
+    from dataclasses import replace
+
+    check_parts([stored])
+    with pytest.raises(CannotPack, match="17920 inputs in NF4 are not whole tiles, or wider than 16384"):
+        check_parts([replace(stored, inputs=17_920)])

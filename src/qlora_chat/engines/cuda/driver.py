@@ -20,6 +20,8 @@ from typing import Any
 import torch
 
 SOURCES = Path(__file__).parent
+ELF = b"\x7fELF"
+"""How machine code begins."""
 PROGRAMMATIC_SERIALIZATION = 6
 MOST_SHARED_BYTES = 8
 """Attributes of a launch and of a function, by their numbers in cuda.h."""
@@ -82,8 +84,8 @@ def compiled(source: str, defines: Mapping[str, int], arch: str, cache_folder: P
     _nvrtc().nvrtcVersion(*map(ctypes.byref, version))
     made_of = repr((text, headers, options, [each.value for each in version])).encode()
     kept = cache_folder / f"{hashlib.sha256(made_of).hexdigest()}.cubin" if cache_folder else None
-    if kept and kept.is_file():
-        return kept.read_bytes()
+    if kept and kept.is_file() and (code := kept.read_bytes()).startswith(ELF):
+        return code  # a power cut leaves files of zeros
     code = _compile(source, text, headers, options)
     if kept:
         _keep(kept, code)

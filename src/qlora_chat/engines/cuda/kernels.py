@@ -9,10 +9,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch
+
 from qlora_chat.engines.cuda import driver
-from qlora_chat.engines.cuda.driver import Kernel
+from qlora_chat.engines.cuda.driver import Kernel, KernelError
 from qlora_chat.engines.cuda.geometry import Defines
 
+LEAST_CAPABILITY = (8, 0)
+"""The first with bf16 in its tensor cores."""
 Wanted = tuple[str, str, Defines]
 """Source file, function, and what the source is compiled for."""
 WITH_ALL_SHARED_MEMORY = ("product", "layers")
@@ -59,4 +63,8 @@ class Kernels:
 
 def try_kernels(cache_folder: Path | None) -> None:
     """Compile and load a small kernel. KernelError where this machine cannot; nothing has been changed then."""
+    capability = torch.cuda.get_device_capability()
+    if capability < LEAST_CAPABILITY:
+        least, has = (".".join(map(str, each)) for each in (LEAST_CAPABILITY, capability))
+        raise KernelError(f"they are for cards of compute capability {least} and newer (RTX 30, A100); this one has {has}")
     Kernels(cache_folder, 0).get("choose.cu", "embed", (("VOCABULARY", 1024),))

@@ -102,15 +102,28 @@ def interleaved(feed_forward: int) -> list[int]:
     return order
 
 
+def check_parts(parts: Sequence[NF4 | Dense]) -> None:
+    """CannotPack for what the tiles cannot hold of a product, before anything is packed."""
+    kinds = {type(part) for part in parts}
+    if len(kinds) > 1:
+        raise CannotPack("NF4 and dense weights in one product")
+    inputs = _inputs(parts[0])
+    if kinds == {Dense} and inputs % BLOCK_INPUTS["bf16"]:
+        raise CannotPack(f"{inputs} inputs are not whole blocks of {BLOCK_INPUTS['bf16']}")
+    if kinds == {NF4} and (inputs % 64 or inputs // 64 > MOST_NF4_BLOCKS):
+        raise CannotPack(f"{inputs} inputs in NF4 are not whole tiles, or wider than {MOST_NF4_BLOCKS * 64}")
+    if any(isinstance(part, NF4) and (part.nested_absmax is None or part.nested_code is None) for part in parts):
+        raise CannotPack("the weights are in NF4 without double quantisation")
+
+
 def pack(parts: Sequence[NF4 | Dense], order: Sequence[int]) -> Packed:
     """Parts of one product, one below the other, in the given order of outputs. CannotPack says why not."""
+    check_parts(parts)
     row_of = torch.tensor(order, dtype=torch.int32, device=_weight(parts[0]).device)
     if all(isinstance(part, NF4) for part in parts):
         packed = _pack_nf4([part for part in parts if isinstance(part, NF4)], row_of)
-    elif all(isinstance(part, Dense) for part in parts):
-        packed = pack_bf16(torch.cat([part.weight for part in parts if isinstance(part, Dense)]), row_of)
     else:
-        raise CannotPack("NF4 and dense weights in one product")
+        packed = pack_bf16(torch.cat([part.weight for part in parts if isinstance(part, Dense)]), row_of)
     return _with_bias(packed, parts)
 
 
@@ -165,10 +178,8 @@ def _part(tensor: Tensor | None, rows: slice) -> Tensor | None:
 
 def _pack_nf4(parts: Sequence[NF4], row_of: Tensor) -> Packed:
     inputs, blocks, outputs = parts[0].inputs, parts[0].inputs // 64, sum(part.outputs for part in parts)
-    if inputs % 64 or blocks > MOST_NF4_BLOCKS or len(row_of) != outputs:
-        raise CannotPack(f"{outputs} x {inputs} in NF4 are not whole tiles, or wider than {MOST_NF4_BLOCKS * 64}")
-    if any(part.nested_absmax is None or part.nested_code is None for part in parts):
-        raise CannotPack("the weights are in NF4 without double quantisation")
+    if len(row_of) != outputs:
+        raise CannotPack(f"{outputs} outputs in NF4 are not whole tiles")
     packed = torch.cat([part.packed.view(part.outputs, inputs // 2) for part in parts])[row_of.long()]
     tiles, paired = len(row_of) // ROWS, pairs_up(blocks)
     together = 2 if paired else 1
@@ -210,6 +221,10 @@ def _rows(matrix: Tensor, row_of: Tensor) -> Tensor:
 
 def _weight(part: NF4 | Dense) -> Tensor:
     return part.packed if isinstance(part, NF4) else part.weight
+
+
+def _inputs(part: NF4 | Dense) -> int:
+    return part.inputs if isinstance(part, NF4) else part.weight.shape[1]
 
 
 def _outputs(part: NF4 | Dense) -> int:

@@ -17,6 +17,7 @@ from qlora_chat.engines.cuda.packing import (
     ROWS,
     CannotPack,
     Packed,
+    check_parts,
     interleaved,
     natural,
     pack,
@@ -105,7 +106,7 @@ def check(weights: LlamaWeights) -> None:
     _scaling(weights.layers)
     for layer in weights.layers:
         for product in _products(layer):
-            _plain(product)
+            check_parts(_plain(product))
 
 
 def packed_weights(weights: LlamaWeights, *, release: bool = True) -> CudaWeights:
