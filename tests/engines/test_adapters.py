@@ -149,3 +149,16 @@ def test_an_adapter_that_memory_has_no_room_for_is_refused(host: LocalEngine, mo
     monkeypatch.setattr(psutil, "virtual_memory", lambda: little)
     with pytest.raises(ModelError, match="MiB are free"):
         host.load_adapter("more", BUNDLED / "adapter")
+
+
+@pytest.mark.parametrize("problem", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_an_adapter_that_memory_runs_out_over_is_refused_in_words(
+    host: LocalEngine, monkeypatch: pytest.MonkeyPatch, problem: Exception
+) -> None:
+    def full(*_: object) -> None:
+        raise problem
+
+    assert host._adapters
+    monkeypatch.setattr(host._adapters._pass, "hold", full)
+    with pytest.raises(ModelError, match="there is no memory for adapter 'more'; unload another first"):
+        host.load_adapter("more", BUNDLED / "adapter")

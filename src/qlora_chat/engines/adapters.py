@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-import psutil
 import torch
 from torch import Tensor
 
-from qlora_chat.engines.cache import KVCache
+from qlora_chat.engines.cache import KVCache, free_bytes
 from qlora_chat.models import LoadedModel, ModelError
 from qlora_chat.models.folders import Base, adapter_bytes, check_adapter
 from qlora_chat.models.weights import Adapter, LlamaWeights
@@ -26,6 +25,11 @@ SPARE_BYTES = 512 * 2**20
 
 class AdaptedPass(Protocol):
     """What computes with adapters: each chat has the one that its slot names."""
+
+    @property
+    def copies(self) -> float:
+        """What it holds of an adapter, as a multiple of the adapter's own bytes."""
+        ...
 
     def hold(self, parts: Mapping[str, tuple[Tensor, Tensor]], scaling: float) -> object:
         """What slots name: A (r, in) and B (out, r) by the linear's Hugging Face name. Compared by identity."""
@@ -57,10 +61,10 @@ class Adapters:
         check_adapter(folder, self._base)
         self._check_memory(name, folder)
         adapter = Adapter.read(folder)
-        parts = _parts(name, adapter, self._model.weights)
         try:
+            parts = _parts(name, adapter, self._model.weights)
             self._loaded[name] = self._pass.hold(parts, adapter.scaling)
-        except MemoryError as problem:
+        except (MemoryError, torch.OutOfMemoryError) as problem:
             raise ModelError(f"there is no memory for adapter {name!r}; unload another first") from problem
 
     def unload(self, name: str) -> None:
@@ -75,9 +79,8 @@ class Adapters:
 
     def _check_memory(self, name: str, folder: Path) -> None:
         weights = self._model.weights
-        needed = adapter_bytes(folder) * weights.dtype.itemsize // 2
-        on_card = weights.device.type == "cuda"
-        free = torch.cuda.mem_get_info(weights.device)[0] if on_card else psutil.virtual_memory().available
+        needed = int(self._pass.copies * adapter_bytes(folder)) * weights.dtype.itemsize // 2
+        free = free_bytes(weights.device)
         if needed + SPARE_BYTES > free:
             raise ModelError(
                 f"adapter {name!r} takes {needed / 2**20:,.0f} MiB, and {max(0, free - SPARE_BYTES) / 2**20:,.0f} MiB are free "

@@ -134,11 +134,16 @@ def slot_bytes(weights: LlamaWeights, dtype: torch.dtype | None = None) -> int:
     return 2 * shape.layers * shape.kv_heads * shape.window * each
 
 
-def fitting_slots(weights: LlamaWeights, dtype: torch.dtype | None = None) -> int:
-    """How many chats' full windows fit beside the weights: 1 to 16. A CPU gives at most a quarter of its free memory."""
-    each = slot_bytes(weights, dtype)
-    if weights.device.type == "cuda":
-        free = torch.cuda.mem_get_info(weights.device)[0] - SPARE_BYTES
-    else:
-        free = psutil.virtual_memory().available // 4
+def free_bytes(device: torch.device) -> int:
+    """What may still be allocated; of a card, also what PyTorch keeps of what was freed."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def fitting_slots(weights: LlamaWeights, dtype: torch.dtype | None = None, beside: int = 0) -> int:
+    """How many chats' full windows fit beside the weights: 1 to 16. A CPU gives at most a quarter of its free memory, a card
+    all but what is spared and `beside`: bytes that are still to come, as of adapters."""
+    each, free = slot_bytes(weights, dtype), free_bytes(weights.device)
+    free = free - SPARE_BYTES - beside if weights.device.type == "cuda" else free // 4
     return max(1, min(MOST_SLOTS, free // each))

@@ -6,6 +6,7 @@ arithmetic in llama.py and sampling.py.
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -26,6 +27,7 @@ from qlora_chat.engines.scheduler import Scheduler
 from qlora_chat.engines.speculation import EXPECTED_COSTS, PassCosts
 from qlora_chat.engines.switching import SwitchingForward
 from qlora_chat.models import LoadedModel, ModelError, ModelInfo, Notify
+from qlora_chat.models.folders import adapter_bytes
 from qlora_chat.models.tokenizer import ModelTokenizer
 from qlora_chat.models.weights import LlamaWeights
 from qlora_chat.prompt import Prompt
@@ -55,6 +57,8 @@ class LocalEngine:
         self._kv_cache_dtype: KVCacheDtype = kv_cache_dtype
         self._changed = threading.Condition()
         self._closing = False
+        self._lost: str | None = None
+        """Why nothing can be computed any more."""
         self._adapters: Adapters | None = None
         self._work_to_do: SimpleQueue[tuple[Callable[[], None], Future[None]]] = SimpleQueue()
         self._ready: Future[None] = Future()
@@ -97,6 +101,8 @@ class LocalEngine:
         with self._changed:
             if self._closing:
                 raise EngineError("the engine is closed")
+            if self._lost:
+                raise EngineError(self._lost)
             self._scheduler.submit(request)
             self._changed.notify()
         return LocalStream(request)
@@ -180,6 +186,9 @@ class LocalEngine:
     def _live(self, load: Callable[[], LoadedModel], slots: int | None) -> None:
         try:
             self._open(load, slots)
+        except torch.OutOfMemoryError as problem:
+            self._ready.set_exception(_does_not_fit(problem))
+            return
         except BaseException as problem:
             self._ready.set_exception(problem)
             return
@@ -188,14 +197,16 @@ class LocalEngine:
 
     def _open(self, load: Callable[[], LoadedModel], slots: int | None) -> None:
         model = load()
-        opened = None
+        opened, beside = None, sum(adapter_bytes(folder) for _, folder in model.beside)
         if model.weights.device.type == "cuda":
-            opened, spent = self._open_cuda(model.weights, slots)
+            opened, spent = self._open_cuda(model.weights, slots, beside)
             if spent:
                 del model  # what is left of it, before it is there twice
+                gc.collect()
+                torch.cuda.empty_cache()  # a plan is made by what the driver calls free
                 model = load()
         if opened is None:
-            opened = self._open_scheduler(model.weights, slots)
+            opened = self._open_scheduler(model.weights, slots, beside)
         self.tokenizer: ModelTokenizer = model.tokenizer
         self._vocabulary = model.weights.shape.vocabulary
         self._scheduler, self._cache = opened
@@ -204,27 +215,29 @@ class LocalEngine:
         for name, folder in model.beside:
             self._load_adapter(name, folder)
 
-    def _open_cuda(self, weights: LlamaWeights, slots: int | None) -> tuple[tuple[CudaScheduler, KVCache] | None, bool]:
+    def _open_cuda(
+        self, weights: LlamaWeights, slots: int | None, adapters: int
+    ) -> tuple[tuple[CudaScheduler, KVCache] | None, bool]:
         """The kernels made for cards; None where this model or card is not for them, and the eager pass serves. And whether
-        the weights cannot be used any more without them."""
+        the weights cannot be used any more without them. `adapters`: bytes of those that are still to be read."""
         from qlora_chat.engines.cuda import WeightsSpent, open_cuda
         from qlora_chat.engines.cuda.driver import KernelError
         from qlora_chat.engines.cuda.packing import CannotPack
 
         try:
-            return open_cuda(weights, slots, cache_folder(), self._kv_cache_dtype), False
+            return open_cuda(weights, slots, cache_folder(), self._kv_cache_dtype, adapters), False
         except (CannotPack, KernelError, WeightsSpent) as problem:
             self._notify(f"answering without the fast kernels: {problem}")
             return None, isinstance(problem, WeightsSpent)
 
-    def _open_scheduler(self, weights: LlamaWeights, slots: int | None) -> tuple[Scheduler, KVCache]:
+    def _open_scheduler(self, weights: LlamaWeights, slots: int | None, adapters: int) -> tuple[Scheduler, KVCache]:
         """The compiled pass, or torch's: where there is no compiler, and for several adapters on a card."""
         if self._kv_cache_dtype == "int8":
             self._notify("--kv-cache-dtype int8 has no effect: only the fast kernels on a graphics card keep 8 bits")
         costs = PassCosts(EXPECTED_COSTS[weights.device.type])
         if compiled := open_cpu(weights, slots, self._notify):
             return Scheduler(compiled, compiled.cache, costs, compiled.choose), compiled.cache
-        cache = KVCache(weights, slots or fitting_slots(weights))
+        cache = KVCache(weights, slots or fitting_slots(weights, beside=adapters))
         return Scheduler(Forward(weights, cache), cache, costs), cache
 
     def _work(self) -> None:
@@ -237,12 +250,34 @@ class LocalEngine:
             try:
                 self._scheduler.step()
             except Exception as problem:
-                self._scheduler.fail_all(problem)
+                self._lost = self._lost or _lost_card(self._model.weights.device)
+                self._scheduler.fail_all(EngineError(self._lost) if self._lost else problem)
         self._do_work()
         self._scheduler.cancel_all()
 
     def _something_to_do(self) -> bool:
         return self._closing or not self._work_to_do.empty() or not self._scheduler.idle
+
+
+def _does_not_fit(problem: torch.OutOfMemoryError) -> ModelError:
+    found = ModelError(
+        "the graphics card ran out of memory while the model was opened; close what else uses it, or try --slots 1, "
+        "--precision nf4, --kv-cache-dtype int8 or --device cpu"
+    )
+    found.__cause__ = problem.with_traceback(None)
+    return found
+
+
+def _lost_card(device: torch.device) -> str | None:
+    """What to say where a card computes nothing any more: after some errors CUDA refuses everything until the process ends."""
+    if device.type != "cuda":
+        return None
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as problem:
+        said = str(problem).partition("\n")[0]
+        return f"the graphics card has stopped ({said}); start qlora-chat again, and if it stays so, the computer"
+    return None
 
 
 def _pass_name(scheduler: Scheduler | CudaScheduler) -> str:

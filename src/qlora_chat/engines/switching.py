@@ -67,6 +67,8 @@ class SwitchingForward:
         self.rows = _joined(rows)
         return self._forward(spans)
 
+    copies = 1.0
+
     @staticmethod
     def hold(parts: Mapping[str, tuple[Tensor, Tensor]], scaling: float) -> Lora:
         """An adapter for slots to name; A and B by the linear's Hugging Face name."""

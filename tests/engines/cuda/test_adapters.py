@@ -12,13 +12,9 @@ from torch.nn.functional import linear
 from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.cuda.adapters import FUSED, OF_DOWN, OF_GATE_UP, OF_OUT, OF_QKV, CudaAdapters
 from qlora_chat.engines.cuda.driver import KernelError
-from qlora_chat.engines.cuda.low_rank import TABLE, LowRank
+from qlora_chat.engines.cuda.low_rank import TABLE, Layout, LowRank
 from qlora_chat.engines.cuda.weights import CudaWeights, packed_weights
-from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models import LoadedModel, ModelError
-from qlora_chat.prompt import Prompt
-from qlora_chat.settings import Sampling
-from qlora_chat.stopping import Stops
 from tests.fakes import AdaptedDecoder
 
 Parts = dict[str, tuple[Tensor, Tensor]]
@@ -143,14 +139,6 @@ def test_the_models_own_adapter_is_everybodys(demo_fp32: LoadedModel, packed: Cu
     assert len(decoder.adapted) == 1
 
 
-def test_weights_that_are_to_be_computed_with_in_float32_are_left_to_the_plain_pass(demo_fp32: LoadedModel) -> None:
-    from qlora_chat.engines.cuda import open_cuda
-    from qlora_chat.engines.cuda.packing import CannotPack
-
-    with pytest.raises(CannotPack, match=r"in torch\.float32; the kernels do so in bfloat16"):
-        open_cuda(demo_fp32.weights, 1, None)
-
-
 def test_one_that_this_card_has_no_room_for_is_refused_in_words(
     packed: CudaWeights, adapters: CudaAdapters, decoder: AdaptedDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,21 +153,35 @@ def test_one_that_this_card_has_no_room_for_is_refused_in_words(
     assert adapters.hold(made_up(packed, rank=8), 1.0).number != held.number, "those that fit still do"
 
 
-def test_what_the_kernels_could_not_have_after_all_is_read_again(
-    demo_fp32: LoadedModel, monkeypatch: pytest.MonkeyPatch
+def test_one_that_there_is_no_memory_for_leaves_nothing_behind(
+    packed: CudaWeights, adapters: CudaAdapters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dataclasses import replace
+    held = adapters.hold(made_up(packed), 1.0)
 
-    from qlora_chat.engines import cuda
+    def none_left(*_: object) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
-    def spends(*_: object) -> None:
-        raise cuda.WeightsSpent("its adapter is scaled differently in different places")
+    for module, name in ((Layout, "tiles"), (torch, "cat")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, none_left)
+            with pytest.raises(torch.OutOfMemoryError):
+                adapters.hold(made_up(packed), 1.0)
+        assert adapters._low_rank is not None
+        assert set(adapters._low_rank._tiles) == set(adapters._held) == {held.number}
 
-    on_a_card = replace(demo_fp32, weights=replace(demo_fp32.weights, device=torch.device("cuda")))
-    models, said = [on_a_card, demo_fp32], []
-    monkeypatch.setattr(cuda, "open_cuda", spends)
-    engine = LocalEngine(lambda: models.pop(0), slots=1, notify=said.append)
-    pieces = list(engine.stream(Prompt("", (1, 5, 6)), Sampling(temperature=0.0, max_new_tokens=3), Stops()))
-    engine.close()
-    assert len(pieces) == 3
-    assert "without the fast kernels: its adapter is scaled differently" in said[0]
+
+def test_an_adapter_takes_as_much_as_it_is_said_to(packed: CudaWeights, adapters: CudaAdapters) -> None:
+    layout = packed.layout(16)
+    parts: Parts = {}
+    for index in range(len(packed.layers)):
+        for names, product in zip(FUSED, layout.products, strict=True):
+            for name, outputs in zip(names, product.outputs, strict=True):
+                pair = torch.zeros(16, product.inputs).bfloat16(), torch.zeros(outputs, 16).bfloat16()
+                parts[f"model.layers.{index}.{name}"] = pair
+    held = adapters.hold(parts, 1.0)
+    assert adapters._low_rank is not None
+    downs = {id(each.down): each.down for layer in held.added for each in layer if each}
+    taken = sum(each.nbytes for pair in parts.values() for each in pair)
+    taken += adapters._low_rank._tiles[held.number].nbytes + sum(each.nbytes for each in downs.values())
+    alone = sum(each.nbytes for pair in parts.values() for each in pair)
+    assert 0.9 * CudaAdapters.copies < taken / alone <= CudaAdapters.copies

@@ -69,6 +69,8 @@ class CpuForward:
             raise MemoryError("no memory for the intermediate results of a forward pass")
         return logits
 
+    copies = 1.0
+
     def hold(self, parts: Mapping[str, AB], scaling: float) -> PackedLora:
         """An adapter, packed, for slots to name; A and B by the linear's Hugging Face name. MemoryError if there is no room."""
         by_product = [[parts.get(name) for name in names] for names in beside_products(self._layers)]

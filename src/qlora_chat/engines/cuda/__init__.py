@@ -25,10 +25,15 @@ class WeightsSpent(RuntimeError):
 
 
 def open_cuda(
-    weights: LlamaWeights, slots: int | None, cache_folder: Path | None, kv_cache_dtype: KVCacheDtype = "auto"
+    weights: LlamaWeights,
+    slots: int | None,
+    cache_folder: Path | None,
+    kv_cache_dtype: KVCacheDtype = "auto",
+    adapters: int = 0,
 ) -> tuple[CudaScheduler, KVCache]:
     """Pack the weights (they cannot be used for anything else afterwards), make a cache for `slots` chats, or as many as
-    fit, and the scheduler over both. CannotPack, KernelError or WeightsSpent if this model or card is not for it."""
+    fit beside `adapters` bytes of adapters that are still to be read, and the scheduler over both. CannotPack, KernelError or
+    WeightsSpent if this model or card is not for it."""
     import torch
 
     from qlora_chat.engines.cuda.driver import KernelError
@@ -41,25 +46,26 @@ def open_cuda(
     check(weights)
     try_kernels(cache_folder)
     try:
-        return _opened(weights, slots, cache_folder, torch.int8 if kv_cache_dtype == "int8" else None)
+        return _opened(weights, slots, cache_folder, torch.int8 if kv_cache_dtype == "int8" else None, adapters)
     except (CannotPack, KernelError) as problem:
         raise WeightsSpent(str(problem)) from problem
 
 
 def _opened(
-    weights: LlamaWeights, slots: int | None, cache_folder: Path | None, cache_dtype: torch.dtype | None
+    weights: LlamaWeights, slots: int | None, cache_folder: Path | None, cache_dtype: torch.dtype | None, adapters_bytes: int
 ) -> tuple[CudaScheduler, KVCache]:
     import torch
 
     from qlora_chat.engines.cache import KVCache, fitting_slots
-    from qlora_chat.engines.cuda.adapters import CudaAdapters
+    from qlora_chat.engines.cuda.adapters import CudaAdapters, own_bytes
     from qlora_chat.engines.cuda.prompts import PromptReader
     from qlora_chat.engines.cuda.scheduler import CudaScheduler
     from qlora_chat.engines.cuda.step import Decoder
     from qlora_chat.engines.cuda.weights import packed_weights
 
     packed = packed_weights(weights)
-    cache = KVCache(weights, slots or fitting_slots(weights, cache_dtype), cache_dtype)
+    to_come = CudaAdapters.copies * adapters_bytes + (CudaAdapters.copies - 1) * own_bytes(packed)
+    cache = KVCache(weights, slots or fitting_slots(weights, cache_dtype, int(to_come)), cache_dtype)
     decoder = Decoder(packed, cache, cache_folder)
     adapters = CudaAdapters(packed, decoder, cache)
     reader = PromptReader(packed, decoder.unpack, cache, decoder.kernels, decoder.turns, adapters.of)

@@ -75,6 +75,9 @@ class Adapting(Protocol):
 class CudaAdapters:
     """All that are held, and the model's own where it came with one unmerged."""
 
+    copies = 2.5
+    """Of an adapter's bytes: its matrices, the same in tiles, and each A once more for prompts."""
+
     def __init__(self, weights: CudaWeights, decoder: Adapting, cache: KVCache) -> None:
         self._weights, self._decoder, self._cache = weights, decoder, cache
         self._held: dict[int, weakref.ref[CudaAdapter]] = {}
@@ -113,10 +116,10 @@ class CudaAdapters:
         low_rank = self._low_rank
         if low_rank is None or low_rank.layout.rank < rank:
             low_rank = self._low_rank = self._with_rank(rank)
-        low_rank.put(number, low_rank.layout.tiles(layers), scaling)
-        self._decoder.catch_up()
         products = low_rank.layout.products
         adapter = CudaAdapter(number, scaling, layers, tuple(_added(layer, products, scaling) for layer in layers))
+        low_rank.put(number, low_rank.layout.tiles(layers), scaling)  # last: what there is no memory for leaves nothing behind
+        self._decoder.catch_up()
         self._held[number] = weakref.ref(adapter)
         weakref.finalize(adapter, self._forget, number)
         return adapter
@@ -135,6 +138,12 @@ class CudaAdapters:
         if self._low_rank is not None:
             self._low_rank.drop(number)
         del self._held[number]
+
+
+def own_bytes(weights: CudaWeights) -> int:
+    """Of the matrices of the model's own adapter."""
+    found = (each for layer in weights.own or () for product in layer for each in (*product.a, *product.b))
+    return sum(each.nbytes for each in found if each is not None)
 
 
 def _added(layer: Sequence[Matrices], products: Sequence[Fused], scaling: float) -> tuple[Added | None, ...]:

@@ -96,11 +96,14 @@ class Layout:
 
     def tiles(self, layers: Sequence[Sequence[Matrices]]) -> Tensor:
         """An adapter's tiles, (bytes,) uint8, from its matrices by layer and product. CannotPack for a larger rank."""
-        parts = []
-        for layer in layers:
-            for product, matrices in zip(self.products, layer, strict=True):
-                parts += [self._down(product, matrices), self._up(product, matrices)]
-        return torch.cat(parts)
+        offsets = self.offsets
+        made = torch.empty(len(layers) * offsets[-1], dtype=torch.uint8, device=self.products[0].row_of.device)
+        for index, layer in enumerate(layers):  # each into its place: a list of them would take as much again
+            of_layer = made[index * offsets[-1] : (index + 1) * offsets[-1]]
+            for kind, (product, matrices) in enumerate(zip(self.products, layer, strict=True)):
+                of_layer[offsets[2 * kind] : offsets[2 * kind + 1]] = self._down(product, matrices)
+                of_layer[offsets[2 * kind + 1] : offsets[2 * kind + 2]] = self._up(product, matrices)
+        return made
 
     def _down(self, product: Fused, matrices: Matrices) -> Tensor:
         device = product.row_of.device
