@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from qlora_chat.engines.cache import KVCache
+from qlora_chat.engines.cuda import adapters as of_cards
 from qlora_chat.engines.cuda.adapters import FUSED, OF_DOWN, OF_GATE_UP, OF_OUT, OF_QKV, CudaAdapters
 from qlora_chat.engines.cuda.driver import KernelError
 from qlora_chat.engines.cuda.low_rank import TABLE, Layout, LowRank
@@ -161,7 +162,7 @@ def test_one_that_there_is_no_memory_for_leaves_nothing_behind(
     def none_left(*_: object) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    for module, name in ((Layout, "tiles"), (torch, "cat")):
+    for module, name in ((Layout, "tiles"), (of_cards, "_added")):
         with monkeypatch.context() as patch:
             patch.setattr(module, name, none_left)
             with pytest.raises(torch.OutOfMemoryError):
