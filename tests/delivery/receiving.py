@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -45,7 +47,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     delay: float = 0.0
     reset: bool = False
-    """Close the connection with no answer."""
+    """Reset the connection with no answer."""
 
 
 class Receiver(ThreadingHTTPServer):
@@ -86,6 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
         time.sleep(reply.delay)
         if reply.reset:
             self.close_connection = True
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed by a RST
             self.connection.close()
             return
         self.send_response(reply.status)
@@ -110,6 +113,40 @@ def receiving(port: int = 0) -> Iterator[Receiver]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def silent(drip: bool) -> Iterator[str]:
+    """A receiver that accepts and never answers, or sends a letter of its headers now and then."""
+    ended = threading.Event()
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def talk(connection: socket.socket) -> None:
+        with connection:
+            if drip:
+                for letter in "HTTP/1.1 200 OK\r\nX: " + "x" * 10_000:
+                    if ended.wait(0.05):
+                        return
+                    try:
+                        connection.sendall(letter.encode())
+                    except OSError:
+                        return
+            ended.wait(60)
+
+    def accept() -> None:
+        while not ended.is_set():
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return
+            threading.Thread(target=talk, args=(connection,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+    finally:
+        ended.set()
+        listening.close()
 
 
 def outbox_in(folder: Path, cap_bytes: int = DEFAULT_CAP_BYTES) -> Outbox:

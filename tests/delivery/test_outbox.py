@@ -9,8 +9,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -207,38 +206,6 @@ def test_the_cap_is_never_passed_and_drops_are_counted(offered: int, cap: int, t
         assert counts.waiting > 0
         assert largest <= cap
         assert len(waiting(outbox)) == counts.waiting
-
-
-@contextmanager
-def small_disk(folder: Path, mebibytes: int) -> Iterator[Path]:
-    """A file system of that size; skipped, loudly, where none may be mounted."""
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"NOT TESTED: a full disk, since mounting is not allowed here ({mounted.stderr.decode().strip()})")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
-
-
-def test_a_full_disk_loses_nothing_uncounted(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk", 8) as disk, receiving() as receiver, closing(outbox_in(disk)) as outbox:
-        made = [record("x" * 40_000 + str(index)) for index in range(300)]
-        for each in made:
-            outbox.put(each)  # never raises: the chat goes on
-        full = outbox.counts()
-        assert full.dropped > 0
-        assert full.waiting + full.dropped == len(made)
-        log = LogSender(outbox, LogSettings(receiver.url), lambda line: None)
-        wait_for(lambda: len({request.key for request in receiver.received}) == full.waiting, 60)
-        wait_for(lambda: outbox.counts().waiting == 0, 60)
-        outbox.put(record("after"))
-        wait_for(lambda: outbox.counts().sent == full.waiting + 1, 60)
-        log.close()
-        assert outbox.counts().dropped == full.dropped
-    delivered = {request.key for request in receiver.received}
-    assert len(delivered) + full.dropped == len(made) + 1
 
 
 def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:

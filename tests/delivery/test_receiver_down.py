@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections import Counter
 from contextlib import closing
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from qlora_chat.delivery.post import Poster
 from qlora_chat.delivery.recorder import LogRecorder
 from qlora_chat.delivery.sender import LogSender
 from qlora_chat.history import About, TurnRecord
@@ -17,7 +19,7 @@ from qlora_chat.history.opening import open_history
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.settings import HistorySettings, LogSettings, Sampling
 
-from .receiving import receiving, wait_for
+from .receiving import receiving, record, silent, wait_for
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,44 @@ def test_turns_made_while_the_receiver_is_down_all_arrive_and_no_chat_waits(
                 wait_for(lambda: outbox.counts().waiting == 0)
                 assert Counter(each.key for each in receiver.received).most_common(1)[0][1] == 1, "each of them once"
     assert sorted(spent)[int(0.99 * turns)] <= most_ms
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["silent", "silent in TLS", "deaf to a long record", "dripping"])
+def test_a_receiver_that_accepts_and_never_answers_ends_each_try_within_ten_seconds_and_no_chat_waits(
+    kind: str, tmp_path: Path
+) -> None:
+    """With the times that ship. Tries are made beside the chat, by the sender and by another over the same minute."""
+    took: list[float] = []
+
+    def one_try(url: str) -> None:
+        began = time.monotonic()
+        verdict = Poster(LogSettings(url))(record("x" * (20_000_000 if "deaf" in kind else 100)))
+        took.append(time.monotonic() - began)
+        assert (verdict.outcome, verdict.receiver_is_down) == ("later", True)
+
+    with silent(drip=kind == "dripping") as plain:
+        url = plain.replace("http:", "https:") if "TLS" in kind else plain
+        settings = LogSettings(url, version=2)
+        with (
+            closing(open_history(HistorySettings(f"sqlite:///{tmp_path / 'chats.db'}"), settings)) as history,
+            closing(open_history(HistorySettings(f"sqlite:///{tmp_path / 'unlogged.db'}"), LogSettings())) as unlogged,
+        ):
+            assert history.outbox is not None
+            log = LogSender(history.outbox, settings, lambda line: None)
+            trying = threading.Thread(target=one_try, args=(url,))
+            trying.start()
+            beside, alone = list[float](), list[float]()
+            while trying.is_alive() or not log.failures or len(beside) < 200:
+                beside.append(kept(history.store, LogRecorder(2), len(beside)))
+                alone.append(kept(unlogged.store, LogRecorder(2), len(alone)))
+                time.sleep(0.01)
+            log.close()
+            assert history.outbox.counts().waiting == len(beside)
+    assert took[0] < 10
+    p99, of_alone = (sorted(each)[int(0.99 * len(each))] for each in (beside, alone))
+    print(f"{kind}: a try took {took[0]:.2f} s; keeping a turn, p99: {p99:.1f} ms, with no log at all {of_alone:.1f} ms")
+    assert p99 <= max(20, 2 * of_alone), "the second where the machine is busy"
 
 
 def kept(store: object, recorder: LogRecorder, number: int) -> float:

@@ -24,7 +24,7 @@ from qlora_chat.history.outbox import Outbox
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.settings import LogSettings, Sampling
 
-from .receiving import Receiver, Reply, Request, outbox_in, receiving, record, wait_for
+from .receiving import Receiver, Reply, Request, outbox_in, receiving, record, silent, wait_for
 
 
 @pytest.fixture
@@ -192,40 +192,6 @@ def test_a_receiver_that_is_down_is_not_asked_for_every_record(outbox: Outbox, m
         time.sleep(0.1)
     assert log.failures == {"ConnectionError": 1}
     assert "20 not sent yet, and kept for the next start" in said[-1]
-
-
-@contextmanager
-def silent(drip: bool) -> Iterator[str]:
-    """A receiver that accepts and never answers, or sends a letter of its headers now and then."""
-    ended = threading.Event()
-    listening = socket.create_server(("127.0.0.1", 0))
-
-    def talk(connection: socket.socket) -> None:
-        with connection:
-            if drip:
-                for letter in "HTTP/1.1 200 OK\r\nX: " + "x" * 10_000:
-                    if ended.wait(0.05):
-                        return
-                    try:
-                        connection.sendall(letter.encode())
-                    except OSError:
-                        return
-            ended.wait(60)
-
-    def accept() -> None:
-        while not ended.is_set():
-            try:
-                connection, _ = listening.accept()
-            except OSError:
-                return
-            threading.Thread(target=talk, args=(connection,), daemon=True).start()
-
-    threading.Thread(target=accept, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
-    finally:
-        ended.set()
-        listening.close()
 
 
 @pytest.mark.parametrize("drip", [False, True])

@@ -6,6 +6,7 @@ Scope: addresses, transactions, errors that people can read. How a file or a ser
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -119,12 +120,15 @@ def _readable() -> Iterator[None]:
         yield
     except DBAPIError as problem:
         raise _explained(problem) from None
+    except sqlite3.Error as problem:  # of a statement that goes past SQLAlchemy, to stay out of its transactions
+        raise _explained(problem) from None
     except SQLAlchemyError as problem:
         raise HistoryUnavailable(f"the history cannot be used just now ({type(problem).__name__})") from None
 
 
-def _explained(problem: DBAPIError) -> HistoryError:
-    said = str(problem.orig).lower()
+def _explained(problem: DBAPIError | sqlite3.Error) -> HistoryError:
+    cause = problem.orig if isinstance(problem, DBAPIError) else problem
+    said = str(cause).lower()
     if "disk is full" in said or "no space left" in said:
         return HistoryUnavailable("the disk is full")
     if "malformed" in said or "not a database" in said or "disk image" in said:
@@ -140,9 +144,9 @@ def _explained(problem: DBAPIError) -> HistoryError:
         return HistoryUnavailable(
             "the database server refuses the password: give it in QLORA_CHAT_HISTORY_PASSWORD, PGPASSWORD or ~/.pgpass"
         )
-    if problem.connection_invalidated or "connect" in said:
+    if "connect" in said or (isinstance(problem, DBAPIError) and problem.connection_invalidated):
         return HistoryUnavailable("the database server cannot be reached")
-    return HistoryUnavailable(f"the history cannot be used just now ({type(problem.orig).__name__})")
+    return HistoryUnavailable(f"the history cannot be used just now ({type(cause).__name__})")
 
 
 def open_database(url: str, password: str | None = None, migrations: Sequence[Migration] = MIGRATIONS) -> Database:

@@ -81,6 +81,8 @@ def _database(settings: HistorySettings, log: LogSettings) -> OpenHistory:
     try:
         check_seal(database, seal)
         outbox = Outbox(database, seal, log.cap_bytes)
+        if log.url:
+            database.keep_reserve()  # now: the disk may be full before a sender first looks
         return OpenHistory(SqlHistory(database, seal, outbox), outbox if log.url else None, durable=True)
     except BaseException:
         database.close()

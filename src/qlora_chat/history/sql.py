@@ -156,12 +156,17 @@ class SqlHistory:
         """Keep what a person thought of an answer; False for a turn that is not kept."""
         said = Feedback(turn_id, rating, edited, comment)
         turn = select(TURNS.c.seq).where(TURNS.c.id == turn_id, TURNS.c.conversation_id == conversation_id)
-        with self.database.write() as connection:
-            if connection.execute(turn).first() is None:
-                return False
-            connection.execute(insert(FEEDBACK).values(self._rows.feedback_values(conversation_id, said)))
+        try:
+            with self.database.write() as connection:
+                if connection.execute(turn).first() is None:
+                    return False
+                connection.execute(insert(FEEDBACK).values(self._rows.feedback_values(conversation_id, said)))
+                if outgoing:
+                    self.outbox.add(connection, outgoing)
+        except Exception:
             if outgoing:
-                self.outbox.add(connection, outgoing)
+                self.outbox.dropped()
+            raise
         self.outbox.added.set()
         return True
 
