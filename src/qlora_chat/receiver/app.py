@@ -116,11 +116,13 @@ def _check_certificate(settings: ReceiverSettings) -> None:
 def _listen(settings: ReceiverSettings) -> socket.socket:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        return socket.create_server((settings.host.strip("[]"), settings.port), family=family)
+        listening = socket.create_server((settings.host.strip("[]"), settings.port), family=family)
     except OSError as problem:
         raise ReceiverError(
             f"cannot listen on {settings.host} port {settings.port} ({problem.strerror or problem}); choose another --port"
         ) from problem
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # for its connections; asyncio leaves it out here
+    return listening
 
 
 def _shown(host: str) -> str:
