@@ -210,6 +210,17 @@ def test_a_receiver_that_never_answers_ends_each_try(drip: bool, outbox: Outbox,
     assert outbox.counts().waiting == 2
 
 
+def test_closing_cuts_a_try_off_and_keeps_its_record(outbox: Outbox) -> None:
+    outbox.put(record())
+    with silent(drip=False) as url:
+        log = LogSender(outbox, LogSettings(url), [].append)
+        time.sleep(0.3)
+        began = time.monotonic()
+        log.close(0.2)
+        assert time.monotonic() - began < min(3, post.ANSWER_SECONDS)
+    assert outbox.counts().waiting == 1
+
+
 def test_a_name_that_is_not_resolved_ends_a_try_as_well(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
 

@@ -31,12 +31,13 @@ def open_chat(
 
 
 class Keeping:
-    """Where turns are kept and sent, opened before the model is loaded; closing it sends what is due."""
+    """Where turns are kept and sent, opened before the model is loaded; closing it sends what is due for `patience` s."""
 
-    def __init__(self, history: HistorySettings, log: LogSettings) -> None:
+    def __init__(self, history: HistorySettings, log: LogSettings, patience: float = 30.0) -> None:
         from qlora_chat.history.opening import open_history
 
         self.recorder: LogRecorder | None = None
+        self._patience = patience
         self._sender: LogSender | None = None
         self._opened = open_history(history, log)
         if outbox := self._opened.outbox:
@@ -73,7 +74,7 @@ class Keeping:
         if self._retention:
             self._retention.close()
         if self._sender:
-            self._sender.close()
+            self._sender.close(self._patience)
         self._opened.close()
 
 

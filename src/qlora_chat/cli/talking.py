@@ -36,6 +36,9 @@ from qlora_chat.cli.options import (
 )
 from qlora_chat.settings import ServeSettings, SettingsError
 
+SENDING_AT_THE_END_SECONDS = 1.5
+"""A server is stopped within 30 s, most of which are for answers; what it has not sent is on the disk, for the next start."""
+
 
 def serve(
     model: Model = "auto",
@@ -71,7 +74,8 @@ def serve(
 
     from qlora_chat.web.app import serve as serve_page
 
-    with closing(Keeping(settings.history_settings(history), settings.log_settings())) as keeping:
+    kept, sent = settings.history_settings(history), settings.log_settings()
+    with closing(Keeping(kept, sent, SENDING_AT_THE_END_SECONDS)) as keeping:
         opened = partial(keeping.chat, chosen, where)
         serve_page(
             opened, serving, notify, logging_on=keeping.logging_on, history_on=keeping.durable,

@@ -92,6 +92,10 @@ class Poster:
 
     def _hang_up(self, overdue: threading.Event) -> None:
         overdue.set()
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """End the try that another thread is at; its record may or may not have arrived."""
         self._adapter.hang_up()
 
     def close(self) -> None:

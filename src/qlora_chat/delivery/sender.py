@@ -62,11 +62,14 @@ class LogSender:
         self._thread.start()
 
     def close(self, seconds: float = 30.0) -> None:
-        """Try what is due for at most that long, then say what waits for the next start."""
+        """Try what is due for at most that long, then cut a try off, and say what waits for the next start."""
         self._deadline = time.monotonic() + seconds
         self._closing.set()
         self._outbox.added.set()
-        self._thread.join(seconds + 10)
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            self._post.hang_up()
+            self._thread.join(10)
         self._post.close()
         try:
             counts = self._outbox.counts()
