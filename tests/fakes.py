@@ -79,6 +79,8 @@ class ScriptedStream:
     failure: str = "the script says that generation fails"
     seen: list[Sampling] = field(default_factory=list)
     """The sampling in force at each token made."""
+    made_at: list[float] = field(default_factory=list)
+    """time.perf_counter() at each."""
     ended_at: float | None = None
     """time.perf_counter() when the last token was made or the answer was cancelled."""
     reason: str | None = None
@@ -109,6 +111,7 @@ class ScriptedStream:
                 self.ended_at, self.reason = time.perf_counter(), "error"
                 raise EngineError(self.failure)
             self.seen.append(self.sampling)
+            self.made_at.append(time.perf_counter())
             yield Piece(token, ids.encode(token)[0] if len(token) == 1 else None)
         yield self._end("stop", began)
 

@@ -1,118 +1,23 @@
-"""Rows 14, 15, 17, 18 and 20 of the reliability list at their full size, against a server in a process of its own."""
+"""Rows 14, 15, 17, 18, 19 and 20 of the reliability list at their full size, against a server in a process of its own."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import random
 import socket
 import statistics
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import ItemsView
 
 import httpx
 import psutil
 import pytest
 
+from .process import CHAT, HELLO, many, server
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-CHAT = "/v1/chat/completions"
-HELLO: dict[str, Any] = {"model": "scripted", "messages": [{"role": "user", "content": "hi"}], "stream": True}
-
-SERVER = """
-import asyncio, collections, json, sys, threading, time
-sys.path.insert(0, sys.argv[1])
-from tests.fakes import ScriptedEngine, scripted_chat
-from qlora_chat.settings import ServeSettings
-from qlora_chat.web import app
-words, delay, slots, failing = int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
-engine = ScriptedEngine("word " * words, delay=delay)
-engine.slots = slots
-engine.streams = collections.deque(maxlen=400)  # what the fake notes of each answer must not be taken for a leak
-if failing:
-    from qlora_chat.engines import OutOfMemory
-    begin, count = engine.stream, 0
-    def stream(*given, **named):
-        global count
-        count += 1
-        if count % failing == 0:
-            raise OutOfMemory("not enough memory for this answer")
-        return begin(*given, **named)
-    engine.stream = stream
-lags = collections.deque(maxlen=20_000)
-async def watch():
-    while True:
-        began = time.perf_counter()
-        await asyncio.sleep(0.01)
-        lags.append(time.perf_counter() - began - 0.01)
-serving = app._serve
-async def watched(*given):
-    task = asyncio.create_task(watch())
-    await serving(*given)
-app._serve = watched
-def tell():
-    for line in sys.stdin:
-        ended = [each for each in engine.streams if each.reason == "cancelled"]
-        print(json.dumps({
-            "lag_p99": sorted(lags)[int(len(lags) * 0.99)] if lags else 0,
-            "threads": sum(each.name == "qlora-chat-read" for each in threading.enumerate()),
-            "cancelled": len(ended), "made": [len(each.seen) for each in ended],
-            "running": sum(each.ended_at is None for each in engine.streams),
-        }), flush=True)
-        lags.clear()
-threading.Thread(target=tell, daemon=True).start()
-app.serve(lambda: scripted_chat(engine), ServeSettings(), lambda line: print(line, flush=True), logging_on=False)
-"""
-
-
-@dataclass(frozen=True)
-class Server:
-    """A server in a process of its own."""
-
-    url: str
-    process: subprocess.Popen[str]
-
-    def facts(self) -> dict[str, Any]:
-        """What the process knows of itself."""
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write("tell\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-
-@contextlib.contextmanager
-def server(words: int = 10, delay: float = 0.01, slots: int = 16, failing: int = 0) -> Iterator[Server]:
-    folder = str(Path(__file__).parents[2])
-    arguments = [sys.executable, "-c", SERVER, folder, str(words), str(delay), str(slots), str(failing)]
-    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        line = process.stdout.readline()
-        assert "ready: http" in line, line
-        try:
-            yield Server(line.split("ready: ")[1].strip(), process)
-        finally:
-            process.kill()
-
-
-async def many(url: str, together: int, total: int, **change: Any) -> list[httpx.Response]:
-    """`total` requests, `together` at a time."""
-    limits = httpx.Limits(max_connections=together)
-    async with httpx.AsyncClient(base_url=url, timeout=120, limits=limits) as client:
-        gate = asyncio.Semaphore(together)
-
-        async def one() -> httpx.Response:
-            async with gate:
-                return await client.post(CHAT, json=HELLO | change)
-
-        return await asyncio.gather(*(one() for _ in range(total)))
 
 
 def test_a_hundred_streams_at_once_a_thousand_requests() -> None:
@@ -123,6 +28,8 @@ def test_a_hundred_streams_at_once_a_thousand_requests() -> None:
         assert Counter(each.status_code for each in answers) == {200: 1000}
         assert all(each.text.endswith("data: [DONE]\n\n") for each in answers)
         overflowing = asyncio.run(many(served.url, together=300, total=300))
+        alone = httpx.post(served.url + CHAT, json=HELLO | {"stream": False}).json()["usage"]
+        metrics = httpx.get(f"{served.url}/metrics").text
     by_status = Counter(each.status_code for each in overflowing)
     assert set(by_status) <= {200, 429}
     assert by_status[429] > 0
@@ -130,28 +37,57 @@ def test_a_hundred_streams_at_once_a_thousand_requests() -> None:
     assert all(each.text.endswith("data: [DONE]\n\n") for each in overflowing if each.status_code == 200)
     assert facts["lag_p99"] < 0.1
     print(json.dumps({"lag_p99_ms": round(facts["lag_p99"] * 1000, 1), "overflow": by_status}))
+    answered = 1001 + by_status[200]
+    assert (
+        counted_in(metrics)
+        >= {
+            'qlora_chat_answers_total{reason="stop"}': answered,
+            f'qlora_chat_http_requests_total{{method="POST",route="{CHAT}",status="200"}}': answered,
+            f'qlora_chat_http_requests_total{{method="POST",route="{CHAT}",status="429"}}': by_status[429],
+            'qlora_chat_errors_total{kind="overloaded"}': by_status[429],
+            "qlora_chat_completion_tokens_total": answered * alone["completion_tokens"],
+            "qlora_chat_prompt_tokens_total": answered * alone["prompt_tokens"],
+            "qlora_chat_time_to_first_token_seconds_count": answered,
+            "qlora_chat_running": 0,
+            "qlora_chat_waiting": 0,
+        }.items()
+    )
+
+
+def counted_in(metrics: str) -> ItemsView[str, float]:
+    """What /metrics says, by name."""
+    lines = (line.rpartition(" ") for line in metrics.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, _, value in lines}.items()
 
 
 def test_two_hundred_clients_leave_in_mid_answer() -> None:
     with server(words=2000, delay=0.02) as served:
 
-        async def leave(client: httpx.AsyncClient) -> None:
-            async with client.stream("POST", CHAT, json=HELLO) as answer:
-                received = 0
+        async def leave(client: httpx.AsyncClient, name: str) -> None:
+            body = HELLO | {"messages": [{"role": "user", "content": name}]}
+            async with client.stream("POST", CHAT, json=body) as answer:
+                received, least = 0, random.randint(2, 12)
                 async for _ in answer.aiter_lines():
                     received += 1
-                    if received > random.randint(2, 12):
-                        return
+                    if received > least:
+                        break
+                left[name] = time.perf_counter()  # the same clock in every process
 
         async def all_leave() -> None:
-            for _ in range(20):
+            for turn in range(20):
                 async with httpx.AsyncClient(base_url=served.url, timeout=60) as client:
-                    await asyncio.gather(*(leave(client) for _ in range(10)))
+                    await asyncio.gather(*(leave(client, f"client {turn}.{index}") for index in range(10)))
 
+        left: dict[str, float] = {}
         asyncio.run(all_leave())
         time.sleep(1.0)
         facts = served.facts()
     assert (facts["cancelled"], facts["running"], facts["threads"]) == (200, 0, 0)
+    made = {prompt.split("### Human: ")[1].split("###")[0]: moments for prompt, moments in facts["made"].items()}
+    further = Counter(sum(moment > left[name] for moment in moments) for name, moments in made.items())
+    print(json.dumps({"further_tokens": dict(sorted(further.items()))}))
+    assert len(made) == 200
+    assert max(further) <= 2
 
 
 def first_token(url: str) -> float:

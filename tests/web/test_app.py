@@ -99,15 +99,18 @@ def test_broken_json_is_a_client_error(page: Served, body: bytes) -> None:
 @pytest.mark.parametrize(
     "change",
     [{"fn_index": 99}, {"fn_index": "1"}, {"fn_index": True}, {"data": []}, {"data": "x"}, {"session_hash": None},
-     {"session_hash": "s" * 65}],
-    ids=str,
+     {"session_hash": "s" * 65}, {"session_hash": "\ud800"}],
+    ids=ascii,
 )  # fmt: skip
-@pytest.mark.parametrize("path", ["queue/join", "run/predict"])
+@pytest.mark.parametrize("path", ["queue/join", "run/predict", "cancel"])
 def test_made_up_events_are_client_errors_without_a_traceback(
     page: Served, path: str, change: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
+    if path == "cancel" and "data" in change:
+        change = {"event_id": [change["data"]]}  # it takes no values, and names what it cancels
     event = {"data": ["hi", "", None, "", True, *SAMPLING], "fn_index": function_index(page, "send"), "session_hash": "made-up"}
-    answer = httpx.post(f"{page.url}/gradio_api/{path}", json=event | change)
+    body = json.dumps({"event_id": "none", **event, **change}).encode()
+    answer = httpx.post(f"{page.url}/gradio_api/{path}", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 422
     assert capfd.readouterr().err == ""
 

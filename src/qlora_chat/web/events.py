@@ -13,7 +13,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-EVENT_PATHS = frozenset({"/gradio_api/queue/join", "/gradio_api/run/predict"})
+CANCEL = "/gradio_api/cancel"
+EVENT_PATHS = frozenset({"/gradio_api/queue/join", "/gradio_api/run/predict", CANCEL})
 LONGEST_NAME = 64
 
 
@@ -28,7 +29,7 @@ class PageEvents:
             await self._app(scope, receive, send)
             return
         body = await Request(scope, receive).body()
-        if problem := self._problem(body):
+        if problem := self._problem(scope["path"], body):
             await PlainTextResponse(problem, status_code=422)(scope, receive, send)
             return
         given = False
@@ -42,7 +43,7 @@ class PageEvents:
 
         await self._app(scope, replay, send)
 
-    def _problem(self, body: bytes) -> str:
+    def _problem(self, path: str, body: bytes) -> str:
         try:
             event = json.loads(body)
         except (ValueError, RecursionError):
@@ -52,8 +53,15 @@ class PageEvents:
         index, data, session = event.get("fn_index"), event.get("data"), event.get("session_hash")
         if type(index) is not int or index not in self._inputs:
             return "fn_index names no event of this page"
-        if not isinstance(data, list) or len(data) != self._inputs[index]:
+        if path == CANCEL and not _is_name(event.get("event_id")):
+            return f"event_id must be a text of 1 to {LONGEST_NAME} characters"
+        if path != CANCEL and (not isinstance(data, list) or len(data) != self._inputs[index]):
             return f"data must be a list of {self._inputs[index]} values"
-        if not isinstance(session, str) or not 0 < len(session) <= LONGEST_NAME:
+        if not _is_name(session):
             return f"session_hash must be a text of 1 to {LONGEST_NAME} characters"
         return ""
+
+
+def _is_name(value: object) -> bool:
+    """Whether it is a short text of whole characters; half of one (a lone surrogate) could not even be quoted in an answer."""
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and not any("\ud800" <= each <= "\udfff" for each in value)
