@@ -44,12 +44,17 @@ def other(history: SqlHistory, postgres_server: Server) -> Iterator[SqlHistory]:
 
 
 def test_erased_rows_are_gone_and_vacuumed(history: SqlHistory) -> None:
-    talk = said(history, Conversation(), "gone", "gone too")
-    history.outbox.put(Outgoing("turn", talk.id, b"gone as well"))
+    talk = said(history, Conversation(system="marmaladesystem"), "marmaladequestion", "marmaladeanswer")
+    history.change(talk.id, title="marmaladetitle", tags=["marmaladetag"])
+    history.feedback(talk.id, talk.messages[-1].id, -1, "marmaladeedit", "marmaladecomment")
+    history.outbox.put(Outgoing("turn", talk.id, b"marmaladebody"))
+    history.outbox.put(Outgoing("turn", talk.id, b"marmaladedead"))
+    history.outbox.settle(dead=[(history.outbox.claim(1)[0].seq, "status 400")])
     assert history.erase([talk.id], [Outgoing("tombstone", talk.id, b"{}")]) == 1
     with history.database.read() as connection:
-        assert connection.exec_driver_sql("SELECT count(*) FROM turns").scalar() == 0
-        assert connection.exec_driver_sql("SELECT pg_relation_size('turns')").scalar() == 0, "vacuumed"
+        for table in ("turns", "conversations", "feedback"):
+            assert connection.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar() == 0
+            assert connection.exec_driver_sql(f"SELECT pg_relation_size('{table}')").scalar() == 0, f"{table} is vacuumed"
     assert [each.outgoing.kind for each in history.outbox.claim(5)] == ["tombstone"]
 
 

@@ -99,6 +99,21 @@ def test_erasing_leaves_no_byte(key: str | None, tmp_path: Path) -> None:
         assert store.outbox.counts().dead == 0
 
 
+def test_an_erasure_whose_old_pages_a_reader_keeps_is_not_said_to_be_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qlora_chat.history.database.BUSY_MS", 200)
+    with closing(sqlite_history(tmp_path / "chats.db")) as store:
+        talk = said(store, Conversation(), "marmalade", "marmalade")
+        with closing(sqlite3.connect(tmp_path / "chats.db", isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT * FROM turns").fetchall()
+            with pytest.raises(HistoryError, match="old pages are still in the file's log"):
+                store.erase([talk.id])
+        assert store.erase([talk.id]) == 0
+        assert not any(b"marmalade" in each.read_bytes() for each in tmp_path.iterdir())
+
+
 def test_sealed_files_hold_no_readable_word_and_open_with_their_key_only(tmp_path: Path) -> None:
     path = tmp_path / "chats.db"
     with closing(sqlite_history(path, KEY)) as store:

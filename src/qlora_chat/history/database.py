@@ -60,12 +60,22 @@ class Database:
         with _readable(), self._engine.connect().execution_options(**{READS_ONLY: True}) as connection:
             yield connection
 
-    def truncate_log(self) -> None:
-        """SQLite: carry the write-ahead log into the file and empty it, so that no old page is left there."""
-        if self.sqlite:
-            with _readable(), self._lock:
-                driver: Any = self._writing().connection.driver_connection
-                driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    def truncate_log(self) -> bool:
+        """SQLite: carry the write-ahead log into the file and empty it, so that no old page is left there; -> whether it is
+        empty, which somebody who reads an older state forbids for as long as BUSY_MS."""
+        if not self.sqlite:
+            return True
+        with _readable(), self._lock:
+            driver: Any = self._writing().connection.driver_connection
+            return not driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+
+    def leave_no_old_page(self) -> None:
+        """After an erasure. HistoryUnavailable where somebody's reading keeps an old page in the log."""
+        if not self.truncate_log():
+            raise HistoryUnavailable(
+                "what was erased is out of the history, but its old pages are still in the file's log, because another program "
+                "has been reading it all the while: end that program, and erase anything, or start this one again"
+            )
 
     def keep_reserve(self) -> None:
         """SQLite: hold some of the disk, so that a full one can still be written to as far as emptying the queue takes."""

@@ -222,7 +222,7 @@ class Outbox:
             self.forget(connection, conversation_ids)
             for tombstone in tombstones:
                 self.add(connection, tombstone)
-        self._database.truncate_log()
+        self._database.leave_no_old_page()
         self.added.set()
 
     def close(self) -> None:

@@ -30,6 +30,12 @@ class Pages:
     def __init__(self, newest: Mapping[int, bytes], all_versions: list[bytes]) -> None:
         self._newest, self._all = newest, all_versions
 
+    @property
+    def cut_short(self) -> bool:
+        """Whether the file's head counts pages that are not there."""
+        head = self._newest.get(1, b"")[28:32]  # section 1.3.8 of the format
+        return int.from_bytes(head, "big") > max(self._newest, default=0) or 0 < len(self._newest.get(1, b"")) < PAGE_BYTES
+
     def versions(self) -> Iterator[bytes]:
         """Every page in every version."""
         yield from self._all

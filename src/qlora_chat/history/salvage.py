@@ -61,7 +61,8 @@ def _sound(path: Path) -> Database | None:
 
 
 def salvaged(path: Path, seal: Seal) -> tuple[list[Outgoing], int]:
-    """Every intact record in a broken file and its log, the oldest first, and how many were found damaged.
+    """Every intact record in a broken file and its log, the oldest first, and how many were found damaged: at least one where
+    the file is cut short, since what was in the rest of it is gone without a trace.
 
     HistoryError where they were sealed with another key: then nothing is known to be broken, and nothing is moved.
     """
@@ -76,6 +77,7 @@ def salvaged(path: Path, seal: Seal) -> tuple[list[Outgoing], int]:
                 damaged += 1
                 continue
             found[outgoing.id] = (created_at, outgoing)
+    damaged = max(damaged, int(pages.cut_short))
     return [outgoing for _, outgoing in sorted(found.values(), key=lambda each: each[0])], damaged
 
 

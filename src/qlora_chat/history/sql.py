@@ -184,7 +184,7 @@ class SqlHistory:
             self._words.compact(connection)
             for tombstone in tombstones:
                 self.outbox.add(connection, tombstone)
-        self.database.truncate_log()
+        self.database.leave_no_old_page()
         self.database.vacuum(("conversations", "turns", "feedback", "outbox", "outbox_bodies"))
         self.outbox.added.set()
         return erased
