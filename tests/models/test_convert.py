@@ -89,6 +89,32 @@ def test_a_hostile_pickle_is_refused_and_its_code_never_runs(layout: str, tmp_pa
         assert canary.exists()
 
 
+def test_a_hostile_pickle_named_as_weights_is_never_read(
+    make_base: MakeBase, make_adapter: MakeAdapter, tmp_path: Path
+) -> None:
+    """As adapter, base, or in place of the safetensors themselves, alone or beside whole ones."""
+    canary, pickled = tmp_path / "canary", pickle.dumps(Hostile(tmp_path / "canary"))
+    base, adapter = make_base(), make_adapter(tmp_path / "tiny-base")
+    for beside in (
+        base / "pytorch_model.bin",
+        base / "training_args.bin",
+        adapter / "adapter_model.bin",
+        adapter / "optimizer.pt",
+    ):
+        beside.write_bytes(pickled)
+    settings = ModelSettings(base=str(base), adapter=str(adapter), device="cpu")
+    open_model(settings, lambda _: None)
+    for weights in (adapter / "adapter_model.safetensors", base / "model.safetensors"):
+        weights.write_bytes(pickled)
+        with pytest.raises(ModelError):
+            open_model(settings, lambda _: None)
+        weights.unlink()
+        with pytest.raises(ModelError, match="pickle"):
+            open_model(settings, lambda _: None)
+        make_adapter(base)
+    assert not canary.exists()
+
+
 @pytest.mark.parametrize(
     ("table", "reason"),
     [
