@@ -1,6 +1,7 @@
 """Imports follow the arrows of docs/architecture.md, and what must start fast imports nothing heavy."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,18 @@ def test_the_environment_is_read_in_settings_only() -> None:
     named = ("os.environ", "import environ", "getenv")
     readers = {file.relative_to(ROOT).as_posix() for file in ROOT.rglob("*.py") if any(n in file.read_text() for n in named)}
     assert readers == {"settings/environment.py"}
+
+
+def test_nobodys_own_code_is_trusted_and_the_page_is_not_shared() -> None:
+    """Whatever loads by a library's from_pretrained says so, for the day that a default changes."""
+    texts = {file.relative_to(ROOT).as_posix(): file.read_text() for file in ROOT.rglob("*.py")}
+    assert not {
+        name for name, text in texts.items() if "trust_remote_code=True" in text or "share=" in text or ".launch(" in text
+    }
+    unpicklers = {
+        name for name, text in texts.items() if re.search(r"^\s*(import|from) pickle|torch\.load\(", text, re.MULTILINE)
+    }
+    assert unpicklers == {"models/unpickle.py"}
 
 
 def loaded_by(statement: str) -> set[str]:

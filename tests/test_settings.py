@@ -72,6 +72,14 @@ def test_addresses_a_log_may_go_to(url: str | None) -> None:
     assert LogSettings(url).url == url
 
 
+def test_what_ships_listens_here_only_bounds_its_queue_and_keeps_and_sends_nothing() -> None:
+    serving = ServeSettings()
+    assert (serving.host, serving.queue, serving.request_seconds) == ("127.0.0.1", 128, 600.0)
+    assert (serving.allowed_hosts, serving.api_tokens, serving.log_requests) == ((), (), False)
+    assert Sampling().max_new_tokens <= 2048
+    assert (settings.log_settings({}).url, settings.history_settings(None, {}).url) == (None, None)
+
+
 def test_listening_beyond_this_machine_needs_a_password() -> None:
     with pytest.raises(SettingsError, match="QLORA_CHAT_TOKEN"):
         ServeSettings("0.0.0.0")

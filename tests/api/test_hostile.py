@@ -20,6 +20,9 @@ HELLO: dict[str, dict[str, Any]] = {
     COMPLETION: {"model": "scripted", "prompt": "hi"},
 }
 NUMBERS = ["temperature", "top_p", "top_k", "repetition_penalty", "max_tokens", "seed", "n"]
+OTHERS = [
+    "max_completion_tokens", "top_logprobs", "logprobs", "stream", "stream_options", "stop", "store", "ignore_eos",
+]  # fmt: skip
 HOSTILE = [
     "NaN",
     "Infinity",
@@ -44,15 +47,16 @@ def post(served: Served, path: str, content: bytes | str | Iterator[bytes], **he
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETION])
-@pytest.mark.parametrize(
-    "name", [*NUMBERS, "max_completion_tokens", "top_logprobs", "logprobs", "stream", "stream_options", "stop"]
-)
+@pytest.mark.parametrize("name", [*NUMBERS, *OTHERS])
 def test_a_hostile_value_is_a_client_error(scripted: Served, path: str, name: str) -> None:
-    if path == COMPLETION and name in ("max_completion_tokens", "top_logprobs"):
+    if path == COMPLETION and name in ("max_completion_tokens", "top_logprobs", "store"):
         pytest.skip("not a field of completions")
-    allowed = {"logprobs": {"true"} if path == CHAT else set(), "stream": {"true"}, "stop": {'"0.5"', '"x"', "[]"}}.get(
-        name, set()
-    )
+    allowed = {
+        "logprobs": {"true"} if path == CHAT else set(),
+        "stream": {"true"},
+        "ignore_eos": {"true"},
+        "stop": {'"0.5"', '"x"', "[]"},
+    }.get(name, set())
     with httpx.Client(base_url=scripted.url, headers={"content-type": "application/json"}) as client:
         for value in HOSTILE:
             if value in allowed:
@@ -62,6 +66,14 @@ def test_a_hostile_value_is_a_client_error(scripted: Served, path: str, name: st
             assert 400 <= answer.status_code < 500, f"{name}: {value[:20]}"
             assert answer.json()["error"]["type"] == "invalid_request_error"
     assert scripted.engine.streams == []
+
+
+def test_every_parameter_of_the_description_is_tried(scripted: Served) -> None:
+    """A field that is added is added here, or above, or is no number."""
+    schemas = httpx.get(f"{scripted.url}/openapi.json").json()["components"]["schemas"]
+    named = set(schemas["ChatRequest"]["properties"]) | set(schemas["CompletionRequest"]["properties"])
+    of_text = {"model", "messages", "prompt", "user", "metadata"}
+    assert named == {*NUMBERS, *OTHERS} | of_text
 
 
 @pytest.mark.parametrize(
@@ -81,6 +93,8 @@ def test_a_hostile_value_is_a_client_error(scripted: Served, path: str, name: st
         (CHAT, {"stop": ["x"] * 17}),
         (CHAT, {"tools": [{"type": "function"}]}),
         (CHAT, {"response_format": {"type": "json_object"}}),
+        (CHAT, {"chat_template": "{{ messages }}"}),
+        (CHAT, {"chat_template_kwargs": {"x": 1}}),
         (CHAT, {"logit_bias": {"5": 100}}),
         (CHAT, {"frequency_penalty": 0.5}),
         (CHAT, {"top_logprobs": 3}),

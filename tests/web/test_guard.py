@@ -188,3 +188,10 @@ def test_only_the_pages_own_inline_scripts_are_named() -> None:
     policy = content_policy(b"<script>one()</script><script src='x.js'></script><script type=module>two()</script>")
     assert policy.count("'sha256-") == 2
     assert "'unsafe-inline'" not in policy.split("script-src")[1].split(";")[0]
+
+
+def test_no_directive_of_the_policy_names_another_place_than_the_page() -> None:
+    directives = dict(each.strip().split(" ", 1) for each in content_policy(b"").split(";"))
+    assert directives["img-src"] == "'self' data:"
+    for name, sources in directives.items():
+        assert set(sources.split()) <= {"'self'", "'none'", "data:", "'unsafe-eval'", "'unsafe-inline'"}, name

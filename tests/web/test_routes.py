@@ -184,6 +184,7 @@ def test_the_page_links_no_other_origin_and_offers_no_api(page: Served) -> None:
     assert info["named_endpoints"] == {}
     config = httpx.get(f"{page.url}/config").json()
     assert config["footer_links"] == []
+    assert [config[each] for each in ("analytics_enabled", "mcp_server", "run_history")] == [False] * 3
     assert "fonts.googleapis" not in httpx.get(f"{page.url}/theme.css").text
 
 
