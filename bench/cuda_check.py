@@ -19,7 +19,6 @@ import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
-from types import SimpleNamespace
 
 import torch
 from torch.nn.functional import kl_div
@@ -27,8 +26,9 @@ from torch.nn.functional import kl_div
 from qlora_chat.benchmark.check import COARSER
 from qlora_chat.benchmark.shapes import InFloat, RandomTensors, config_of, linears
 from qlora_chat.engines.cache import KVCache, slot_bytes
-from qlora_chat.engines.cuda import driver
+from qlora_chat.engines.cuda import driver, step
 from qlora_chat.engines.cuda.adapters import CudaAdapters
+from qlora_chat.engines.cuda.geometry import Card
 from qlora_chat.engines.cuda.packing import natural, pack, pack_bf16, pack_int8
 from qlora_chat.engines.cuda.prompts import PromptReader
 from qlora_chat.engines.cuda.rows import BUCKETS, Row
@@ -371,14 +371,11 @@ def check_all(decoder, reader, adapters, tensors, adapter, plain_cache, config, 
 
 
 def be_smaller(shared):
-    """Cut kernels as for a card of an earlier kind with so many bytes of shared memory a block."""
-    whole = torch.cuda.get_device_properties
-    torch.cuda.get_device_properties = lambda device: SimpleNamespace(
-        multi_processor_count=whole(device).multi_processor_count, shared_memory_per_block_optin=shared, major=8
-    )
+    """Cut kernels as for an earlier card with so many bytes of shared memory a block; they are compiled for this one."""
+    step.Card = lambda processors, _, early: Card(processors, shared, early=False)
 
 
-def main():
+def arguments():
     parser = argparse.ArgumentParser()
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--slots", type=int, default=32)
@@ -388,7 +385,11 @@ def main():
     parser.add_argument("--skip-checks", action="store_true")
     parser.add_argument("--shared", type=int, help="KiB of shared memory a block, as if the card had no more")
     parser.add_argument("--window", type=int, default=2048)
-    chosen = parser.parse_args()
+    return parser.parse_args()
+
+
+def main():
+    chosen = arguments()
     rows_list = [int(each) for each in chosen.rows.split(",")]
     assert set(rows_list) <= set(BUCKETS)
     if chosen.shared:

@@ -442,6 +442,8 @@ class PlainDecoder:
         self.started = 0
         self.widest = 0
         """Most rows of a step so far."""
+        self.choosing = 0
+        """Most that chose a token."""
         self.fail_at: int | None = None
         """The step that raises."""
         self.most_rows = 64
@@ -466,6 +468,7 @@ class PlainDecoder:
         if self.started == self.fail_at:
             raise RuntimeError("the card has fallen out")
         self.widest = max(self.widest, count)
+        self.choosing = max(self.choosing, sum(row.ready for row in self._rows[:count]))
         for index, row in enumerate(self._rows[:count]):
             self.logits[index] = self._forward([self._span(row.slot, row.position, [row.token])])[0]
             if not row.ready:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -21,13 +21,13 @@ from qlora_chat.engines import EngineError
 from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.chats import Chats
 from qlora_chat.engines.cuda.adapters import CudaAdapters
+from qlora_chat.engines.cuda.asking import Asked, asked_of, cached_of, slot_of, spans_of
 from qlora_chat.engines.cuda.rows import MOST_ROWS, Row
 from qlora_chat.engines.cuda.step import Decoder
 from qlora_chat.engines.llama import Span
 from qlora_chat.engines.request import Request, is_out_of_memory
 from qlora_chat.engines.sampling import NOT_ASKED, NOT_FINITE, likely
 from qlora_chat.engines.speculation import PassCosts, guesses
-from qlora_chat.settings import Sampling
 
 READ_AT_ONCE = 1024
 """Prompt tokens of a pass, of one chat or of several, while nobody waits for a next token."""
@@ -51,23 +51,11 @@ STEP_COSTS = (1.0, 1.04, *[1.17] * 2, *[1.26] * 4, *[1.72] * 8, *[2.85] * 16, *[
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """A row of a started step that will give its chat a token."""
-
-    request: Request
-    row: int
-    count: int
-    sampling: Sampling
-    guessed: Sequence[int] = ()
-    """The tokens of the rows behind it: what the chat may say next."""
-
-
-@dataclass(frozen=True)
 class _Started:
     """A step whose tokens have not been handed out."""
 
     number: int
-    asked: Sequence[_Asked]
+    asked: Sequence[Asked]
     rows: int
     began: float
     """When the host began with it, on the clock of time.perf_counter."""
@@ -92,7 +80,7 @@ class CudaScheduler:
         self.chats = Chats(cache)
         self._read = read
         self._started: deque[_Started] = deque()
-        self._rows: list[_Asked] = []
+        self._rows: list[Asked] = []
         """Of the steps that are under way, and that the device goes on from by itself."""
         self._room = READ_AT_ONCE
         """Prompt tokens of a pass that there has been memory for."""
@@ -176,9 +164,9 @@ class CudaScheduler:
         """Start a step that gives everybody a token, and hand out those of the one before."""
         began, ahead = time.perf_counter(), len(self._started)
         if not ahead:
-            self._rows = _asked(answering)
-            self._put([row for each in self._rows for row in self._rows_of(each)], answering)
-        asked = [_Asked(each.request, each.row, each.request.generated + ahead, each.sampling) for each in self._rows]
+            self._rows = asked_of(answering)
+            self._put(self._rows_of(self._rows), answering)
+        asked = [Asked(each.request, each.row, each.request.generated + ahead, each.sampling) for each in self._rows]
         self._started.append(self._start(asked, len(asked), began))
         if ahead or any(each.sampling.logprobs is not None for each in asked):  # logits are those of the newest step
             self._hand_out(self._started.popleft())
@@ -194,24 +182,24 @@ class CudaScheduler:
     def _check(self, answering: Sequence[Request], guessed: Sequence[tuple[int, ...]]) -> None:
         """A step with rows for what chats may say next: they get as many tokens as guesses were right, and one."""
         began = time.perf_counter()
-        asked = _asked(answering, guessed)
-        rows = [row for each in asked for row in self._rows_of(each)]
+        asked = asked_of(answering, guessed)
+        rows = self._rows_of(asked)
         self._rows = []
         self._put(rows, answering)
-        self._behind |= {_slot(each.request) for each in asked if each.guessed}
+        self._behind |= {slot_of(each.request) for each in asked if each.guessed}
         self._hand_out(self._start(asked, len(rows), began))
 
     def _put(self, rows: Sequence[Row], answering: Sequence[Request]) -> None:
         for request in answering:
-            if _slot(request) in self._behind and request.sampling.repetition_penalty != 1.0:
+            if slot_of(request) in self._behind and request.sampling.repetition_penalty != 1.0:
                 self._see(request)
         self.decoder.put(rows)
 
     def _see(self, request: Request) -> None:
-        self.decoder.see(_slot(request), request.ids)
-        self._behind.discard(_slot(request))
+        self.decoder.see(slot_of(request), request.ids)
+        self._behind.discard(slot_of(request))
 
-    def _start(self, asked: Sequence[_Asked], rows: int, began: float) -> _Started:
+    def _start(self, asked: Sequence[Asked], rows: int, began: float) -> _Started:
         self.forwards += 1
         self._turn += len(asked)
         return _Started(self.decoder.start(rows), asked, rows, began)
@@ -243,7 +231,7 @@ class CudaScheduler:
     def _read_together(self, reading: Sequence[Request], room: int) -> None:
         """A pass over up to so many tokens of as many prompts as it takes, in the order of their arrival. Where it fails, those
         who answer go on: less is read at once where memory was short, and only then those who were read hear of it."""
-        spans = _spans(reading, min(room, self._room))
+        spans = spans_of(reading, min(room, self._room))
         size = sum(len(span.ids) for span in spans)
         self.forwards += 1
         try:
@@ -256,20 +244,20 @@ class CudaScheduler:
                 self.chats.fail(request, problem)
             return
         for request, span in zip(reading, spans, strict=False):
-            _cached(request).extend(span.ids)
+            cached_of(request).extend(span.ids)
 
     def _read_as_rows(self, decoding: Sequence[Request], reading: Sequence[Request]) -> None:
         """A step that has rows of prompts beside those of the chats that answer."""
         began = time.perf_counter()
         most = next(rows for chats, rows in ROWS_BESIDE.items() if len(decoding) <= chats) if decoding else AS_ROWS
         most = min(most, self.decoder.most_rows)
-        asked = _asked(decoding)
-        rows, room = [row for each in asked for row in self._rows_of(each)], most - len(decoding)
+        asked = asked_of(decoding)
+        rows, room = self._rows_of(asked), most - len(decoding)
         parts: list[tuple[Request, int]] = []
         for request in reading:
             taken = min(request.pending - 1, room)
-            start = len(_cached(request))
-            slot = _slot(request)
+            start = len(cached_of(request))
+            slot = slot_of(request)
             adapter = self.adapters.number(slot)
             rows += [Row(slot, at, request.ids[at], adapter=adapter) for at in range(start, start + taken)]
             parts.append((request, taken))
@@ -278,22 +266,12 @@ class CudaScheduler:
         self._put(rows, decoding)
         started = self._start(asked, len(rows), began)
         for request, taken in parts:
-            start = len(_cached(request))
-            _cached(request).extend(request.ids[start : start + taken])
+            start = len(cached_of(request))
+            cached_of(request).extend(request.ids[start : start + taken])
         self._hand_out(started)
 
-    def _rows_of(self, asked: _Asked) -> list[Row]:
-        """The row that chooses a chat's next token, and those behind it for its guesses, which choose the tokens after them."""
-        request, sampling, slot = asked.request, asked.sampling, _slot(asked.request)
-        newest = Row(
-            slot, len(request.ids) - 1, request.ids[-1], True, request.generated, sampling.temperature, sampling.top_p,
-            sampling.top_k, sampling.repetition_penalty, request.seed, self.adapters.number(slot),
-            guessed=0 if asked.guessed else None,
-        )  # fmt: skip
-        return [newest, *(
-            replace(newest, position=newest.position + n, token=token, count=newest.count + n, guessed=n)
-            for n, token in enumerate(asked.guessed, 1)
-        )]  # fmt: skip
+    def _rows_of(self, asked: Sequence[Asked]) -> list[Row]:
+        return [row for each in asked for row in each.rows(self.adapters.number(slot_of(each.request)))]
 
     def _hand_out(self, step: _Started) -> None:
         """Wait for a step, and give each chat its token; with guesses, one more for each that was right."""
@@ -304,11 +282,11 @@ class CudaScheduler:
         for each in step.asked:
             for index in range(1 + len(each.guessed)):
                 if not self._takes(each, index):
-                    self._behind.add(_slot(each.request))  # where what is not taken counts as said
+                    self._behind.add(slot_of(each.request))  # where what is not taken counts as said
                     break
                 self._accept(each, index)
 
-    def _takes(self, asked: _Asked, index: int) -> bool:
+    def _takes(self, asked: Asked, index: int) -> bool:
         """Whether the chat's next token is the one that was chosen so many rows behind its newest."""
         request = asked.request
         if request.cancelled or request not in self.chats.running or not request.keeps(asked.sampling):
@@ -317,10 +295,10 @@ class CudaScheduler:
             return False  # a token before it was not taken
         return not index or request.ids[-1] == asked.guessed[index - 1]
 
-    def _accept(self, asked: _Asked, index: int) -> None:
+    def _accept(self, asked: Asked, index: int) -> None:
         request, row = asked.request, asked.row + index
         token = self.decoder.drawn(row, asked.count + index)
-        _cached(request).append(request.ids[len(_cached(request))])
+        cached_of(request).append(request.ids[len(cached_of(request))])
         try:
             if token == NOT_FINITE:
                 raise EngineError("the model's output is not a number: its weights or its adapter are damaged")
@@ -329,35 +307,3 @@ class CudaScheduler:
                 self.chats.leave(request)
         except Exception as problem:
             self.chats.fail(request, problem)
-
-
-def _spans(reading: Sequence[Request], room: int) -> list[Span]:
-    """Of up to so many tokens, all but each prompt's last."""
-    spans = []
-    for request in reading:
-        start = len(_cached(request))
-        ids = request.ids[start : min(start + room, len(request.ids) - 1)]
-        spans.append(Span(_slot(request), start, ids, logits=0))
-        room -= len(ids)
-        if not room:
-            break
-    return spans
-
-
-def _asked(requests: Sequence[Request], guessed: Sequence[Sequence[int]] | None = None) -> list[_Asked]:
-    """A row each, with the settings that are due for its next token, and further rows for what is guessed."""
-    found, row = [], 0
-    for request, tokens in zip(requests, guessed or [()] * len(requests), strict=True):
-        found.append(_Asked(request, row, request.generated, request.taken_up(), tokens))
-        row += 1 + len(tokens)
-    return found
-
-
-def _slot(request: Request) -> int:
-    assert request.slot is not None, "a running request has a slot"
-    return request.slot.index
-
-
-def _cached(request: Request) -> list[int]:
-    assert request.slot is not None, "a running request has a slot"
-    return request.slot.ids
