@@ -119,7 +119,7 @@ def test_every_layer_and_product_finds_its_own_tiles() -> None:
     tiles, low_rank = LAYOUT.tiles(layers), LowRank(LAYOUT, torch.device("cpu"))
     for index, layer in enumerate(layers):
         for kind in range(4):
-            part = low_rank.part(index, kind)
+            part = low_rank.part(index, kind, 8)
             alone = LAYOUT.tiles([layer])[LAYOUT.offsets[2 * kind] :][: LAYOUT.sizes[2 * kind]]
             assert torch.equal(tiles[part.a :][: len(alone)], alone)
             assert part.number == 4 * index + kind

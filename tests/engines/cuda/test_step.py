@@ -82,9 +82,9 @@ def test_each_kernel_reads_what_the_one_before_it_wrote(make: Make, card: NotedC
         assert attend.arguments.queries == qkv.arguments.out
         assert out.arguments.x == attend.arguments.out
         assert (gate_up.arguments.x, gate_up.arguments.squares_in) == (out.arguments.x_out, out.arguments.squares_out)
-        assert gate_up.arguments.squares_count == out.grid[0], "a block leaves a sum of squares each"
+        assert gate_up.arguments.squares_count == out.arguments.row_tiles, "a row tile leaves a sum of squares each"
         assert down.arguments.x == gate_up.arguments.x_out
-        x, squares = down.arguments.x_out, (down.arguments.squares_out, down.grid[0])
+        x, squares = down.arguments.x_out, (down.arguments.squares_out, down.arguments.row_tiles)
     assert (head.arguments.x, head.arguments.squares_in, head.arguments.squares_count) == (x, *squares)
     assert head.arguments.out == choose.arguments.logits == decoder.logits.data_ptr()
 
@@ -102,6 +102,23 @@ def test_each_layer_has_its_own_weights_norms_and_place_in_the_cache(make: Make,
         held = decoder.cache.layer(index)
         assert (products[4 * index].keys, products[4 * index].values) == (held.keys.data_ptr(), held.values.data_ptr())
         assert (attend.keys, attend.values) == (held.keys.data_ptr(), held.values.data_ptr())
+
+
+@pytest.mark.parametrize("adapter", [-1, 0])
+def test_what_is_summed_first_does_not_depend_on_the_rows(
+    make: Make, card: NotedCard, weights: CudaWeights, adapter: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.engines.cuda.card.PROCESSORS", 100)  # more than some products have items
+    decoder = make()
+    decoder.adapt(table(weights, 16))
+    found = set()
+    for rows in (8, 16, 32, 64):
+        card.launches.clear()
+        step(decoder, rows, adapter)
+        attends = {each.arguments.most_splits for each in card.launches if each.name == "attend"}
+        products = [each.arguments for each in card.launches if each.name == "product"]
+        found.add((*attends, *((each.squares_count, each.part.sharing) for each in products)))
+    assert len(found) == 1
 
 
 def test_an_8_bit_cache_is_written_before_anybody_attends(make: Make, card: NotedCard) -> None:

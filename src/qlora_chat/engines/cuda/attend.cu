@@ -1,8 +1,9 @@
 // Attention of each row over its chat's part of the KV cache, read once and from where it lies.
 //
-// One block a (split of the positions, key-value head, row); rows have lengths of their own, which are read on the device, so
-// one graph serves them all. Softmax runs online (Milakov & Gimelshein 2018); the last block of a row and head to finish joins
-// the splits, in their order, so that the sum does not depend on which that was.
+// Rows have lengths of their own, which are read on the device, so one graph serves them all. The positions of a row and key-value
+// head are taken in splits (see splits_of), by one block or by several that take turns. Softmax runs online (Milakov & Gimelshein
+// 2018); the last block of a row and head to finish joins the splits, in their order, so that the sum depends neither on which that
+// was nor on how many blocks there are.
 //
 // Compiled for HEAD_DIM, GROUP (query heads a key-value head) and KV8 (see kept.cuh).
 #include "common.cuh"
@@ -22,10 +23,10 @@ struct Attend {
   const Kept* keys;      // this layer's [slot][kv head][window][HEAD_DIM]
   const Kept* values;
   u16* out;         // [R][kv heads * GROUP][HEAD_DIM] bf16
-  float* partials;  // [R][kv heads][splits][GROUP][HEAD_DIM + 2]
+  float* partials;  // [R][kv heads][most splits][GROUP][HEAD_DIM + 2]
   int* arrived;     // [R][kv heads], zero between steps
   Rows rows;
-  int kv_heads, window, splits;
+  int kv_heads, window, most_splits;
   float scale;  // log2(e) / sqrt(HEAD_DIM)
   const float* key_scales;  // KV8: [slot][kv head][window]
   const float* value_scales;
@@ -59,119 +60,129 @@ extern "C" __global__ void __launch_bounds__(THREADS) attend(const __grid_consta
   __shared__ float team_max[TEAMS][GROUP], team_sum[TEAMS][GROUP];
   __shared__ float team_out[TEAMS][GROUP * HEAD_DIM];
   __shared__ int is_last;
-  const int split = blockIdx.x, head = blockIdx.y, row = blockIdx.z;
+  const int head = blockIdx.y, row = blockIdx.z;
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, side = lane / LANES, d = lane % LANES * WIDTH;
   let_next_begin();
   wait_for_previous();
   const int slot = p.rows.slots[row];
   if (slot < 0) return;
-  const int length = p.rows.positions[row] + 1, chunk = (length + p.splits - 1) / p.splits;
-  const int begin = split * chunk, end = min(length, begin + chunk);
+  const int length = p.rows.positions[row] + 1, splits = splits_of(length, p.most_splits), chunk = (length + splits - 1) / splits;
+  if ((int)blockIdx.x >= splits) return;
   const size_t base = ((size_t)slot * p.kv_heads + head) * p.window;
+  float* const partials = p.partials + ((size_t)row * p.kv_heads + head) * p.most_splits * GROUP * (HEAD_DIM + 2);
 
   float q[GROUP][WIDTH], most[GROUP], sum[GROUP], out[GROUP][WIDTH];
 #pragma unroll
   for (int j = 0; j < GROUP; j++) {
     const float* source = p.queries + (((size_t)row * p.kv_heads + head) * GROUP + j) * HEAD_DIM + d;
 #pragma unroll
-    for (int i = 0; i < WIDTH; i++) q[j][i] = source[i] * p.scale, out[j][i] = 0.0f;
-    most[j] = NONE, sum[j] = 0.0f;
+    for (int i = 0; i < WIDTH; i++) q[j][i] = source[i] * p.scale;
   }
-  for (int first = begin + warp * SIDE * UNROLL; first < end; first += WARPS * SIDE * UNROLL) {
-    Eight keys[UNROLL], values[UNROLL];
-#pragma unroll
-    for (int u = 0; u < UNROLL; u++) {
-      const size_t at = base + min(first + u * SIDE + side, end - 1);
-      keys[u] = eight_of(p.keys + at * HEAD_DIM + d, p.key_scales + at, false);
-      values[u] = eight_of(p.values + at * HEAD_DIM + d, p.value_scales + at, false);
-    }
-    float score[UNROLL][GROUP];
-#pragma unroll
-    for (int u = 0; u < UNROLL; u++) {
-      float k[WIDTH];
-      unfold(keys[u], k);
-#pragma unroll
-      for (int j = 0; j < GROUP; j++) {
-        float dot = 0.0f;
-#pragma unroll
-        for (int i = 0; i < WIDTH; i++) dot += q[j][i] * k[i];
-#pragma unroll
-        for (int offset = LANES / 2; offset > 0; offset >>= 1) dot += __shfl_xor_sync(0xffffffffu, dot, offset);
-        score[u][j] = first + u * SIDE + side < end ? dot * scale_of(keys[u]) : NONE;
-      }
-    }
+  for (int split = blockIdx.x; split < splits; split += gridDim.x) {
+    const int begin = split * chunk, end = min(length, begin + chunk);
 #pragma unroll
     for (int j = 0; j < GROUP; j++) {
-      float top = most[j];
+      most[j] = NONE, sum[j] = 0.0f;
 #pragma unroll
-      for (int u = 0; u < UNROLL; u++) top = fmaxf(top, score[u][j]);
-      const float shrink = exp2f(most[j] - top);
-      most[j] = top;
-      sum[j] *= shrink;
-#pragma unroll
-      for (int i = 0; i < WIDTH; i++) out[j][i] *= shrink;
+      for (int i = 0; i < WIDTH; i++) out[j][i] = 0.0f;
     }
+    for (int first = begin + warp * SIDE * UNROLL; first < end; first += WARPS * SIDE * UNROLL) {
+      Eight keys[UNROLL], values[UNROLL];
 #pragma unroll
-    for (int u = 0; u < UNROLL; u++) {
-      float v[WIDTH];
-      unfold(values[u], v);
-      const bool inside = first + u * SIDE + side < end;
+      for (int u = 0; u < UNROLL; u++) {
+        const size_t at = base + min(first + u * SIDE + side, end - 1);
+        keys[u] = eight_of(p.keys + at * HEAD_DIM + d, p.key_scales + at, false);
+        values[u] = eight_of(p.values + at * HEAD_DIM + d, p.value_scales + at, false);
+      }
+      float score[UNROLL][GROUP];
+#pragma unroll
+      for (int u = 0; u < UNROLL; u++) {
+        float k[WIDTH];
+        unfold(keys[u], k);
+#pragma unroll
+        for (int j = 0; j < GROUP; j++) {
+          float dot = 0.0f;
+#pragma unroll
+          for (int i = 0; i < WIDTH; i++) dot += q[j][i] * k[i];
+#pragma unroll
+          for (int offset = LANES / 2; offset > 0; offset >>= 1) dot += __shfl_xor_sync(0xffffffffu, dot, offset);
+          score[u][j] = first + u * SIDE + side < end ? dot * scale_of(keys[u]) : NONE;
+        }
+      }
 #pragma unroll
       for (int j = 0; j < GROUP; j++) {
-        const float weight = inside ? exp2f(score[u][j] - most[j]) : 0.0f;
-        sum[j] += weight;
-        const float factor = weight * scale_of(values[u]);
+        float top = most[j];
 #pragma unroll
-        for (int i = 0; i < WIDTH; i++) out[j][i] += factor * v[i];
+        for (int u = 0; u < UNROLL; u++) top = fmaxf(top, score[u][j]);
+        const float shrink = exp2f(most[j] - top);
+        most[j] = top;
+        sum[j] *= shrink;
+#pragma unroll
+        for (int i = 0; i < WIDTH; i++) out[j][i] *= shrink;
+      }
+#pragma unroll
+      for (int u = 0; u < UNROLL; u++) {
+        float v[WIDTH];
+        unfold(values[u], v);
+        const bool inside = first + u * SIDE + side < end;
+#pragma unroll
+        for (int j = 0; j < GROUP; j++) {
+          const float weight = inside ? exp2f(score[u][j] - most[j]) : 0.0f;
+          sum[j] += weight;
+          const float factor = weight * scale_of(values[u]);
+#pragma unroll
+          for (int i = 0; i < WIDTH; i++) out[j][i] += factor * v[i];
+        }
       }
     }
-  }
-  const int team = warp * SIDE + side;
+    const int team = warp * SIDE + side;
 #pragma unroll
-  for (int j = 0; j < GROUP; j++) {
-    if (d == 0) team_max[team][j] = most[j], team_sum[team][j] = sum[j];
+    for (int j = 0; j < GROUP; j++) {
+      if (d == 0) team_max[team][j] = most[j], team_sum[team][j] = sum[j];
 #pragma unroll
-    for (int i = 0; i < WIDTH; i++) team_out[team][j * HEAD_DIM + d + i] = out[j][i];
-  }
-  __syncthreads();
-  float* const mine = p.partials + ((((size_t)row * p.kv_heads + head) * p.splits + split) * GROUP) * (HEAD_DIM + 2);
-  for (int index = threadIdx.x; index < GROUP * HEAD_DIM; index += THREADS) {
-    const int j = index / HEAD_DIM, at = index % HEAD_DIM;
-    float top = NONE, total = 0.0f, value = 0.0f;
-#pragma unroll
-    for (int i = 0; i < TEAMS; i++) top = fmaxf(top, team_max[i][j]);
-#pragma unroll
-    for (int i = 0; i < TEAMS; i++) {
-      const float factor = exp2f(team_max[i][j] - top);
-      total += team_sum[i][j] * factor;
-      value += team_out[i][index] * factor;
+      for (int i = 0; i < WIDTH; i++) team_out[team][j * HEAD_DIM + d + i] = out[j][i];
     }
-    if (p.splits == 1) {
-      p.out[((size_t)row * p.kv_heads + head) * GROUP * HEAD_DIM + index] = float_to_bf16(value / total);
-      continue;
+    __syncthreads();
+    float* const mine = partials + split * GROUP * (HEAD_DIM + 2);
+    for (int index = threadIdx.x; index < GROUP * HEAD_DIM; index += THREADS) {
+      const int j = index / HEAD_DIM, at = index % HEAD_DIM;
+      float top = NONE, total = 0.0f, value = 0.0f;
+#pragma unroll
+      for (int i = 0; i < TEAMS; i++) top = fmaxf(top, team_max[i][j]);
+#pragma unroll
+      for (int i = 0; i < TEAMS; i++) {
+        const float factor = exp2f(team_max[i][j] - top);
+        total += team_sum[i][j] * factor;
+        value += team_out[i][index] * factor;
+      }
+      if (splits == 1) {
+        p.out[((size_t)row * p.kv_heads + head) * GROUP * HEAD_DIM + index] = float_to_bf16(value / total);
+        continue;
+      }
+      mine[j * (HEAD_DIM + 2) + at] = value;
+      if (at == 0) mine[j * (HEAD_DIM + 2) + HEAD_DIM] = top, mine[j * (HEAD_DIM + 2) + HEAD_DIM + 1] = total;
     }
-    mine[j * (HEAD_DIM + 2) + at] = value;
-    if (at == 0) mine[j * (HEAD_DIM + 2) + HEAD_DIM] = top, mine[j * (HEAD_DIM + 2) + HEAD_DIM + 1] = total;
+    __syncthreads();  // the teams' places may be taken again
   }
-  if (p.splits == 1) return;
+  if (splits == 1) return;
 
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
     int* const arrived = p.arrived + row * p.kv_heads + head;
-    is_last = atomicAdd(arrived, 1) == p.splits - 1;
+    const int sharing = min((int)gridDim.x, splits);
+    is_last = sharing == 1 || atomicAdd(arrived, 1) == sharing - 1;
     if (is_last) *arrived = 0;
   }
   __syncthreads();
   if (!is_last) return;
   __threadfence();
-  const float* all = p.partials + (((size_t)row * p.kv_heads + head) * p.splits * GROUP) * (HEAD_DIM + 2);
   for (int index = threadIdx.x; index < GROUP * HEAD_DIM; index += THREADS) {
     const int j = index / HEAD_DIM, at = index % HEAD_DIM, stride = GROUP * (HEAD_DIM + 2);
-    const float* of_head = all + j * (HEAD_DIM + 2);
+    const float* of_head = partials + j * (HEAD_DIM + 2);
     float top = NONE, total = 0.0f, value = 0.0f;
-    for (int i = 0; i < p.splits; i++) top = fmaxf(top, __ldcg(of_head + i * stride + HEAD_DIM));
-    for (int i = 0; i < p.splits; i++) {
+    for (int i = 0; i < splits; i++) top = fmaxf(top, __ldcg(of_head + i * stride + HEAD_DIM));
+    for (int i = 0; i < splits; i++) {
       const float factor = exp2f(__ldcg(of_head + i * stride + HEAD_DIM) - top);
       total += __ldcg(of_head + i * stride + HEAD_DIM + 1) * factor;
       value += __ldcg(of_head + i * stride + at) * factor;

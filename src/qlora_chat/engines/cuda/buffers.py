@@ -13,14 +13,12 @@ from torch import Tensor
 
 from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.cuda.rows import FIELDS, MOST_ROWS
-from qlora_chat.engines.cuda.weights import CudaWeights, divided
+from qlora_chat.engines.cuda.weights import MOST_PARTIALS, CudaWeights, divided
 
-MOST_PARTIALS = 256
-"""Blocks of a product, each of which leaves a sum of squares; as in common.cuh."""
 RING = 64
 """Tokens of a row that the host may be behind."""
 MOST_SPLITS = 16
-"""Parts of a chat's past that are attended to side by side."""
+"""Parts in which a chat's past is attended to."""
 BARRIER = 4
 """Int32 before the adapters' counters: the first is the barrier's in layers.cu."""
 

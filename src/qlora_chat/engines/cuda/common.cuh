@@ -5,7 +5,8 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-#define MOST_PARTIALS 256  // blocks that may each leave a partial sum of squares
+#define MOST_PARTIALS 1024  // sums of squares of parts of a row: a row tile's each, or a block's of layers.cu
+#define LEAST_OF_SPLIT 128  // positions
 
 __device__ __forceinline__ float bf16_to_float(u16 v) { return __uint_as_float((u32)v << 16); }
 __device__ __forceinline__ float low_to_float(u32 v) { return __uint_as_float(v << 16); }
@@ -66,6 +67,10 @@ __device__ __forceinline__ void barrier_wait(u64* barrier, u32 parity) {
                  : "memory");
   while (!done);
 }
+
+// Parts in which a row's positions are attended to. What is summed first must not depend on who else is in the step, or a row would
+// round otherwise beside others than alone: so they follow from the row's own length and from what is the same in every step.
+__device__ __forceinline__ int splits_of(int length, int most) { return min(most, (length + LEAST_OF_SPLIT - 1) / LEAST_OF_SPLIT); }
 
 // What a step knows of its rows. A row is one token going through the model: a chat's newest, or one of a prompt.
 struct Rows {

@@ -1,4 +1,6 @@
 // What is done with a product's outputs r and r + 8 of a tile, for whoever computed them: `Product` is any struct with these fields.
+// Roundings are spelt out where a compiler could choose which of two products to fuse with a sum: kernels for other numbers of rows
+// must not choose otherwise.
 
 // What follows the product.
 #define ROTATE_AND_CACHE 0  // queries and keys turned by their position; keys and values into the cache, or (KV8) on the way to it
@@ -14,8 +16,8 @@ template <class Product> __device__ __forceinline__ void store_rotated(const Pro
   const int d = is_value ? within * 16 + r : within * 8 + r, apart = is_value ? 8 : half;  // of the pair, in the head
   if (!is_value) {
     const float2 turn = p.turns[(size_t)position * half + d];
-    const float first = v0 * turn.x - v1 * turn.y;
-    v1 = v1 * turn.x + v0 * turn.y;
+    const float first = __fmaf_rn(v0, turn.x, -__fmul_rn(v1, turn.y));
+    v1 = __fmaf_rn(v1, turn.x, __fmul_rn(v0, turn.y));
     v0 = first;
   }
   const int kv_head = head - p.heads - (is_value ? p.kv_heads : 0);
@@ -38,11 +40,11 @@ template <class Product> __device__ __forceinline__ void store_rotated(const Pro
 
 // One pair of outputs of one row. Returns the residual's squares.
 template <class Product> __device__ __forceinline__ float finish(const Product& p, int tile, int r, int column, float v0, float v1, float scale) {
-  v0 *= scale;
-  v1 *= scale;
+  v0 = __fmul_rn(v0, scale);
+  v1 = __fmul_rn(v1, scale);
   if (p.bias) {
-    v0 += p.bias[tile * 16 + r];
-    v1 += p.bias[tile * 16 + r + 8];
+    v0 = __fadd_rn(v0, p.bias[tile * 16 + r]);
+    v1 = __fadd_rn(v1, p.bias[tile * 16 + r + 8]);
   }
   if (p.epilogue == ROTATE_AND_CACHE) {
     store_rotated(p, tile, r, column, v0, v1);
@@ -65,5 +67,5 @@ template <class Product> __device__ __forceinline__ float finish(const Product& 
   u16* x = p.x_out + (size_t)column * p.outputs;
   x[n] = float_to_bf16(h0 * bf16_to_float(p.norm[n]));
   x[n + 8] = float_to_bf16(h1 * bf16_to_float(p.norm[n + 8]));
-  return h0 * h0 + h1 * h1;
+  return __fmaf_rn(h0, h0, __fmul_rn(h1, h1));
 }

@@ -17,6 +17,8 @@ WARPS = (16, 8)
 """That multiply with the weights; fewer where their sums would leave no room for what they fetch, as on cards with 99 KiB."""
 LEAST_STAGES, MOST_STAGES = (4, 3), (10, 6)
 """Of a warp's ring, for tiles in ones and in pairs; the most with the most warps."""
+MOST_TILES = 2
+"""Row tiles that a block works on at once."""
 TILE_BYTES = {"nf4": 528, "bf16": 1024, "int8": 1024}
 
 
@@ -56,7 +58,7 @@ class Geometry:
         tries: list[tuple[int, bool]] = []
         if columns == 1:
             tries = [(1, True)]
-        tries += [(2, False)] if columns <= (2 if low_rank else 4) else []  # more warps leave fewer registers for each
+        tries += [(MOST_TILES, False)] if columns <= (2 if low_rank else 4) else []  # more warps leave fewer registers for each
         tries += [(1, False)]
 
         def cut(warps: int, tiles: int, x_shared: bool, stages: int) -> Geometry:

@@ -15,7 +15,7 @@ from torch import Tensor
 from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.cuda.buffers import BARRIER, MOST_SPLITS, RING, Buffers
 from qlora_chat.engines.cuda.driver import KernelError, address
-from qlora_chat.engines.cuda.geometry import Card, Defines, Geometry
+from qlora_chat.engines.cuda.geometry import MOST_TILES, Card, Defines, Geometry
 from qlora_chat.engines.cuda.kernels import Kernels, Wanted
 from qlora_chat.engines.cuda.low_rank import WARPS as LORA_WARPS
 from qlora_chat.engines.cuda.low_rank import LowRank, rank_of
@@ -61,6 +61,14 @@ class Launches:
             return bool(self._wanted())
         except KernelError:
             return False
+
+    @property
+    def rounding(self) -> tuple[int, ...]:
+        """How the sums of a row are split, which is how they round: steps where it is equal compute a row alike, to the bit,
+        however many rows they have."""
+        products = () if self._stack else self.weights.layers[0].products
+        cuts = [*((each, self.low_rank) for each in products), (self.weights.head, None)]
+        return int(bool(self._stack)), *(self._cut(each.packed, low_rank)[0].warps for each, low_rank in cuts)
 
     def run(self) -> None:
         """Every kernel of a step, in order."""
@@ -181,8 +189,8 @@ class Launches:
         squares_count: int = 0, squares_out: Tensor | None = None, norm: Tensor | None = None, out: Tensor | None = None,
         x_out: Tensor | None = None, cache_layer: int | None = None, place: tuple[int, int] | None = None,
     ) -> int:  # fmt: skip
-        """Launch one product, which is the `place`'s layer's product of that number and may have adapters; returns its
-        blocks, each of which leaves a partial sum of squares."""
+        """Launch one product, which is the `place`'s layer's product of that number and may have adapters; returns how many
+        partial sums of squares it leaves, if any."""
         packed, shape, buffers = product.packed, self.weights.shape, self.buffers
         keys, values = self._newest_in(cache_layer)
         arguments = ProductArguments(
@@ -200,12 +208,13 @@ class Launches:
         geometry, defines = self._cut(packed, low_rank)
         blocks = min(self.card.processors, divided(packed.row_tiles, geometry.tiles))
         if low_rank and place:
-            arguments.lora = self._lora(low_rank.layout.share(place[1], blocks))
-            arguments.part = low_rank.part(*place)
+            sharing = min(self.card.processors, divided(packed.row_tiles, MOST_TILES))
+            arguments.lora = self._lora(low_rank.layout.share(place[1], sharing))
+            arguments.part = low_rank.part(*place, sharing)
         threads = (geometry.warps + (LORA_WARPS if low_rank else 0)) * 32
         kernel = self.kernels.get("product.cu", "product", defines)
         kernel((blocks, 1, 1), threads, arguments, shared_bytes=geometry.shared_bytes, early=self.card.early)
-        return blocks
+        return packed.row_tiles
 
     def _newest_in(self, cache_layer: int | None) -> tuple[Tensor | None, Tensor | None]:
         """Where a product leaves keys and values: in the cache, or where `settle` takes them from."""
@@ -228,16 +237,20 @@ class Launches:
 
     def _attend(self, index: int) -> None:
         shape, buffers, cache = self.weights.shape, self.buffers, self.cache.layer(index)
-        splits = max(1, min(MOST_SPLITS, divided(2 * self.card.processors, shape.kv_heads * self.rows)))
+        most_splits, blocks = (self._blocks_a_head(shape.kv_heads * rows) for rows in (1, self.rows))
         arguments = AttendArguments(
             queries=address(buffers.queries), keys=address(cache.keys), values=address(cache.values),
             key_scales=address(cache.key_scales), value_scales=address(cache.value_scales), out=address(buffers.attended),
             partials=address(buffers.partials), arrived=address(buffers.arrived),
-            rows=self._row_arguments(), kv_heads=shape.kv_heads, window=shape.window, splits=splits,
+            rows=self._row_arguments(), kv_heads=shape.kv_heads, window=shape.window, most_splits=most_splits,
             scale=1.4426950408889634 / shape.head_dim**0.5,
         )  # fmt: skip
         kernel = self.kernels.get("attend.cu", "attend", self._attend_defines)
-        kernel((splits, shape.kv_heads, self.rows), 128, arguments, early=self.card.early)
+        kernel((blocks, shape.kv_heads, self.rows), 128, arguments, early=self.card.early)
+
+    def _blocks_a_head(self, heads: int) -> int:
+        """That attend to the past of each of so many heads side by side."""
+        return max(1, min(MOST_SPLITS, divided(2 * self.card.processors, heads)))
 
     def choose(self) -> None:
         """From the logits, the next token of the rows that are ready; each row goes on to its next position."""

@@ -46,13 +46,13 @@ struct Layers {
   u16* activated;    // [R][F]
   float* residual;   // [R][H]
   float* queries;    // [R][H]
-  float* partials;   // [R][heads][splits][HEAD_DIM + 2]
+  float* partials;   // [R][heads][most splits][HEAD_DIM + 2]
   float* squares;    // [2][MOST_ROWS][MOST_PARTIALS]: before the first product of a layer, and before the third
   int* arrived;      // of the barrier; zero at the start
   Rows rows;
   u64 layer_elements;  // of keys
   int row_tiles[4], k_blocks[4];
-  int count, heads, window, hidden, feed_forward, splits, first_squares, most_rows, slice_blocks;
+  int count, heads, window, hidden, feed_forward, most_splits, first_squares, most_rows, slice_blocks;
   float eps, inverse_hidden, softmax_scale;
   Newest* newest;     // KV8: [2][most_rows][heads][HEAD_DIM]: keys, values
   float* key_scales;  // KV8: [LAYERS][slot][head][window]
@@ -150,8 +150,8 @@ __device__ __forceinline__ void multiply(float (&d)[4], const uint4& c, const ui
 }
 
 #if KV8
-// Those of this step's keys and values that lie among a unit's positions, into the cache. Units that share a position write the same
-// to it, so that none need wait for another.
+// Those of this step's keys and values that lie in a stretch, into the cache. Stretches that share a position write the same to it, so
+// that none need wait for another.
 __device__ __forceinline__ void settle(const Layers& p, size_t first, int slot, int head, int begin, int end) {
   const int row = threadIdx.x >> 6, is_value = threadIdx.x >> 5 & 1;
   if (row >= ROWS || p.rows.slots[row] != slot) return;
@@ -163,21 +163,37 @@ __device__ __forceinline__ void settle(const Layers& p, size_t first, int slot, 
 }
 #endif
 
-// Softmax-weighted values of a split of one row's and head's positions, all warps together; not yet divided by the weights' sum.
+// What is attended to at once: a split (see splits_of) of one row's and head's positions.
+struct Stretch {
+  int row, slot, head, split, begin, end;  // row: ROWS behind the last
+};
+
+// Of all rows' stretches the one of that number.
+__device__ __forceinline__ Stretch stretch_of(const Layers& p, int number) {
+  for (int row = 0; row < ROWS; row++) {
+    const int slot = p.rows.slots[row], length = p.rows.positions[row] + 1, splits = slot < 0 ? 0 : splits_of(length, p.most_splits);
+    if (number < p.heads * splits) {
+      const int split = number % splits, chunk = (length + splits - 1) / splits, begin = split * chunk;
+      return {row, slot, number / splits, split, begin, min(length, begin + chunk)};
+    }
+    number -= p.heads * splits;
+  }
+  return {ROWS, -1, 0, 0, 0, 0};
+}
+
+// Softmax-weighted values of a stretch, all warps together; not yet divided by the weights' sum.
 __device__ void attend(const Layers& p, int layer, float* scratch) {
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, side = lane >> 4, d = (lane & 15) * 8;
   constexpr int UNROLL = KV8 && !LORA ? 8 : 4, STRIDE = ALL_WARPS * 2 * UNROLL;
   float* const tops = scratch + ALL_WARPS * HEAD_DIM;
   float* const totals = tops + ALL_WARPS;
-  for (int unit = blockIdx.x; unit < ROWS * p.heads * p.splits; unit += gridDim.x) {
-    const int split = unit % p.splits, head = unit / p.splits % p.heads, row = unit / p.splits / p.heads;
-    const int slot = p.rows.slots[row];
-    if (slot < 0) continue;
-    const int length = p.rows.positions[row] + 1, chunk = (length + p.splits - 1) / p.splits;
-    const int begin = split * chunk, end = min(length, begin + chunk);
-    const size_t base = layer * p.layer_elements + ((size_t)slot * p.heads + head) * p.window * HEAD_DIM;
+  for (int number = blockIdx.x;; number += gridDim.x) {
+    const Stretch stretch = stretch_of(p, number);
+    const int row = stretch.row, head = stretch.head, begin = stretch.begin, end = stretch.end;
+    if (row == ROWS) return;
+    const size_t base = layer * p.layer_elements + ((size_t)stretch.slot * p.heads + head) * p.window * HEAD_DIM;
 #if KV8
-    settle(p, base / HEAD_DIM, slot, head, begin, end);
+    settle(p, base / HEAD_DIM, stretch.slot, head, begin, end);
     __syncthreads();
 #endif
     float q[8], out[8] = {}, top = -1e30f, total = 0.0f;
@@ -200,9 +216,9 @@ __device__ void attend(const Layers& p, int layer, float* scratch) {
       for (int u = 0; u < UNROLL; u++) {
         float key[8];
         unfold(k[u], key);
-        float dot = q[0] * key[0];
+        float dot = 0.0f;
 #pragma unroll
-        for (int i = 1; i < 8; i++) dot += q[i] * key[i];
+        for (int i = 0; i < 8; i++) dot += q[i] * key[i];
 #pragma unroll
         for (int offset = 8; offset > 0; offset >>= 1) dot += __shfl_xor_sync(0xffffffffu, dot, offset);
         score[u] = first + u * 2 < end ? dot * scale_of(k[u]) : -1e30f;
@@ -225,11 +241,11 @@ __device__ void attend(const Layers& p, int layer, float* scratch) {
     }
     {  // the two sides of a warp had every other position
       const float other = __shfl_xor_sync(0xffffffffu, top, 16), highest = fmaxf(top, other), mine = exp2f(top - highest);
-      total *= mine;
+      total = __fmul_rn(total, mine);
       total += __shfl_xor_sync(0xffffffffu, total, 16);
 #pragma unroll
       for (int i = 0; i < 8; i++) {
-        out[i] *= mine;
+        out[i] = __fmul_rn(out[i], mine);
         out[i] += __shfl_xor_sync(0xffffffffu, out[i], 16);
       }
       top = highest;
@@ -250,7 +266,7 @@ __device__ void attend(const Layers& p, int layer, float* scratch) {
         sum += totals[w] * factor;
         value += scratch[w * HEAD_DIM + threadIdx.x] * factor;
       }
-      float* const to = p.partials + (size_t)unit * (HEAD_DIM + 2);
+      float* const to = p.partials + (((size_t)row * p.heads + head) * p.most_splits + stretch.split) * (HEAD_DIM + 2);
       to[threadIdx.x] = value;
       if (threadIdx.x == 0) to[HEAD_DIM] = highest, to[HEAD_DIM + 1] = sum;
     }
@@ -260,11 +276,12 @@ __device__ void attend(const Layers& p, int layer, float* scratch) {
 
 // Eight dimensions of what a row attended to, its splits joined in their order.
 __device__ __forceinline__ uint4 attended(const Layers& p, int row, int k) {
+  const int splits = splits_of(p.rows.positions[row] + 1, p.most_splits);
   const int head = k / HEAD_DIM, d = k % HEAD_DIM;
-  const float* from = p.partials + ((size_t)row * p.heads + head) * p.splits * (HEAD_DIM + 2);
+  const float* from = p.partials + ((size_t)row * p.heads + head) * p.most_splits * (HEAD_DIM + 2);
   float highest = -1e30f, sum = 0.0f, value[8] = {};
-  for (int i = 0; i < p.splits; i++) highest = fmaxf(highest, __ldcg(from + i * (HEAD_DIM + 2) + HEAD_DIM));
-  for (int i = 0; i < p.splits; i++) {
+  for (int i = 0; i < splits; i++) highest = fmaxf(highest, __ldcg(from + i * (HEAD_DIM + 2) + HEAD_DIM));
+  for (int i = 0; i < splits; i++) {
     const float* split = from + i * (HEAD_DIM + 2);
     const float factor = exp2f(__ldcg(split + HEAD_DIM) - highest);
     sum += __ldcg(split + HEAD_DIM + 1) * factor;
@@ -284,12 +301,13 @@ __device__ __forceinline__ void fill(const Layers& p, int kind, uint4* x_of_warp
   const u16* source = kind == DOWN ? p.activated : p.x;
   const int columns = p.k_blocks[kind] * 64, units = (k1 - k0) * 8;
 #pragma unroll
-  for (int row = 0; row < ROWS; row++)
+  for (int row = 0; row < ROWS; row++) {
     for (int i = lane; i < units; i += 32) {
       const int k = k0 * 64 + i * 8;
       const uint4 v = kind == OUT ? attended(p, row, k) : __ldcg((const uint4*)(source + (size_t)row * columns + k));
       x_of_warp[((i >> 3) * 2 + (i & 1)) * ROWS * 4 + row * 4 + (i >> 1 & 3)] = v;
     }
+  }
 }
 
 __device__ __forceinline__ Now now(const Layers& p, int layer, int kind) {
@@ -320,7 +338,7 @@ __device__ __forceinline__ Now now(const Layers& p, int layer, int kind) {
 __device__ __forceinline__ LowRankPart low_rank_part(const Layers& p, int product) {
   const int kind = product & 3;
   const size_t layer = (product >> 2) * p.lora_layer;
-  return {layer + p.lora_a[kind], layer + p.lora_b[kind], product, p.lora_outputs[kind], p.k_blocks[kind]};
+  return {layer + p.lora_a[kind], layer + p.lora_b[kind], product, p.lora_outputs[kind], p.k_blocks[kind], (int)gridDim.x};
 }
 
 // What the adapters add to a product's items, as one more part of their sums. A warp has one of the two buffers of sums for good: it

@@ -32,6 +32,7 @@ struct LowRankPart {
   int number;   // of the product in the step
   int outputs;  // of A: the parts of a fused product one below the other
   int blocks;   // of 64 inputs
+  int sharing;  // blocks of threads, of which no launch of the product has fewer, however many rows it has
 };
 
 // Rows that have the same adapter.
@@ -80,11 +81,12 @@ __device__ __forceinline__ void find_groups(const LowRank& l, int count, LowRank
   shared->ax = (u16*)(shared->parts + LORA_WARPS * 16 * columns);
 }
 
-// A unit of A x is a tile of 16 outputs and a share of the inputs: one for each block, or as near to it as it goes.
+// A unit of A x is a tile of 16 outputs and a share of the inputs: one for each block, or as near to it as it goes. Shares round by
+// themselves, so there must be as many for any number of rows.
 struct Unit {
   int tile, first, last;  // blocks of inputs
 };
-__device__ __forceinline__ int shares_of(const LowRankPart& part) { return max(1, (int)gridDim.x / (part.outputs / 16)); }
+__device__ __forceinline__ int shares_of(const LowRankPart& part) { return max(1, part.sharing / (part.outputs / 16)); }
 __device__ __forceinline__ int units_of(const LowRankPart& part) { return part.outputs / 16 * shares_of(part); }
 __device__ __forceinline__ Unit unit_of(const LowRankPart& part, int unit) {
   const int shares = shares_of(part), share = unit % shares;

@@ -169,11 +169,11 @@ class LowRank:
             stride=self.layout.stride, prefetched=prefetched,
         )  # fmt: skip
 
-    def part(self, index: int, kind: int) -> ctypes.Structure:
-        """LowRankPart in lora.cuh, of a product in a layer."""
+    def part(self, index: int, kind: int, sharing: int) -> ctypes.Structure:
+        """LowRankPart in lora.cuh, of a product in a layer, whose A x so many blocks of threads share."""
         offsets, product = self.layout.offsets, self.layout.products[kind]
         layer = index * offsets[-1]
         return LowRankPartArguments(
             a=layer + offsets[2 * kind], b=layer + offsets[2 * kind + 1], number=4 * index + kind,
-            outputs=len(product.outputs) * self.layout.rank, blocks=product.inputs // BLOCK_INPUTS,
+            outputs=len(product.outputs) * self.layout.rank, blocks=product.inputs // BLOCK_INPUTS, sharing=sharing,
         )  # fmt: skip

@@ -53,7 +53,7 @@ struct Product {
   const float* bias;       // [row tiles * 16] or null
   const u16* x;            // [R][K] bf16
   const float* squares_in; // [R][MOST_PARTIALS] partial sums of squares of what x was before its norm; null: no norm
-  float* squares_out;      // the same, of the residual
+  float* squares_out;      // the same, of the residual: a row tile's each, so that no cut of a product sums otherwise than another
   float* residual;         // [R][H]
   const u16* norm;         // [H] weight of the norm that comes next
   u16* x_out;              // [R][outputs] bf16
@@ -86,6 +86,7 @@ extern __shared__ __align__(128) u8 shared[];
 #define RECORD (BLOCKS * TILE_BYTES)  // of one row tile in a stage; NF4: all codes, then all absmax codes
 #define RING_BYTES (WARPS * STAGES * TILES * TILE_BYTES)
 #define SUM_STRIDE (COLUMNS + (CT > 1 ? 8 : 0))
+#define SUM_COLUMN(r, column) ((column) ^ ((r) & 4))  // where in a sum's line, so that eight lines can be read at once
 #define SUM_FLOATS (PARTS * RT * 16 * SUM_STRIDE)
 #define SUM_BUFFERS (CT == 1 ? 2 : 1)
 #define PAIRS (RT * 8 * COLUMNS)     // outputs r and r + 8 of a tile go together
@@ -189,7 +190,8 @@ __device__ void add_low_rank(const Product& p, const LowRankShared* shared, cons
     if (number >= SUM_BUFFERS) barrier_wait(free + buffer, (round + 1) & 1);
 #pragma unroll
     for (int ct = 0; ct < CT; ct++) {
-      float* const to = sums + buffer * SUM_FLOATS + ((WARPS * RT + rt) * 16 + (lane >> 2)) * SUM_STRIDE + ct * 8 + 2 * (lane & 3);
+      float* const line = sums + buffer * SUM_FLOATS + ((WARPS * RT + rt) * 16 + (lane >> 2)) * SUM_STRIDE;
+      float* const to = line + ct * 8 + SUM_COLUMN(lane >> 2, 2 * (lane & 3));
       *(float2*)to = make_float2(d[ct][0], d[ct][1]);
       *(float2*)(to + 8 * SUM_STRIDE) = make_float2(d[ct][2], d[ct][3]);
     }
@@ -270,7 +272,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
   if (low_rank_thread >= 0) add_low_rank(p, low_rank, shared_a, sums, full, free, low_rank_thread);
 #endif
 
-  float squares[LOOPS] = {};
   int stage = 0, number = 0;
 #if WEIGHTS == NF4
   float4 nested[SCALES];
@@ -377,7 +378,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
     for (int rt = 0; rt < RT; rt++)
 #pragma unroll
       for (int ct = 0; ct < CT; ct++) {
-        float* const to = mine + (rt * 16 + g) * SUM_STRIDE + ct * 8 + 2 * t;
+        float* const to = mine + (rt * 16 + g) * SUM_STRIDE + ct * 8 + SUM_COLUMN(g, 2 * t);
         *(float2*)to = make_float2(acc[rt][ct][0], acc[rt][ct][1]);
         *(float2*)(to + 8 * SUM_STRIDE) = make_float2(acc[rt][ct][2], acc[rt][ct][3]);
       }
@@ -388,40 +389,31 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
     barrier_wait(full + buffer, round & 1);
 #pragma unroll
     for (int loop = 0; loop < LOOPS; loop++) {
-      const int pair = (loop * FINISHERS + turn) * 32 + lane;
-      const int column = pair % COLUMNS, r = pair / COLUMNS % 8, rt = pair / COLUMNS / 8, tile = item * RT + rt;
-      if (column >= p.count || tile >= p.row_tiles || p.rows.slots[column] < 0) continue;
-      const float* from = item_sums + (rt * 16 + r) * SUM_STRIDE + column;
-      float v0 = 0.0f, v1 = 0.0f;
+      const int pair = (loop * FINISHERS + turn) * 32 + lane;  // eight lanes have a tile's outputs of a row
+      const int r = pair % 8, column = pair / 8 % COLUMNS, rt = pair / 8 / COLUMNS, tile = item * RT + rt;
+      const bool is_there = column < p.count && tile < p.row_tiles && p.rows.slots[column] >= 0;
+      float square = 0.0f;
+      if (is_there) {
+        const float* from = item_sums + (rt * 16 + r) * SUM_STRIDE + SUM_COLUMN(r, column);
+        float v0 = 0.0f, v1 = 0.0f;
 #pragma unroll
-      for (int w = 0; w < PARTS; w++) {
-        v0 += from[w * RT * 16 * SUM_STRIDE];
-        v1 += from[(w * RT * 16 + 8) * SUM_STRIDE];
-      }
+        for (int w = 0; w < PARTS; w++) {
+          v0 += from[w * RT * 16 * SUM_STRIDE];
+          v1 += from[(w * RT * 16 + 8) * SUM_STRIDE];
+        }
 #if WEIGHTS == INT8
-      v0 *= p.row_scales[tile * 16 + r];
-      v1 *= p.row_scales[tile * 16 + r + 8];
+        v0 *= p.row_scales[tile * 16 + r];
+        v1 *= p.row_scales[tile * 16 + r + 8];
 #endif
-      // a row's squares are summed by whoever finishes its items: kept by its own pair, added up at the end
-      squares[loop] += finish(p, tile, r, column, v0, v1, scales[column]);
+        square = finish(p, tile, r, column, v0, v1, scales[column]);
+      }
+      if (p.epilogue != ADD_TO_RESIDUAL) continue;
+#pragma unroll
+      for (int offset = 4; offset > 0; offset >>= 1) square += __shfl_xor_sync(0xffffffffu, square, offset);
+      if (is_there && r == 0) p.squares_out[column * MOST_PARTIALS + tile] = square;
     }
     __syncwarp();
     if (lane == 0) barrier_arrive(free + buffer);
-  }
-
-  if (p.epilogue != ADD_TO_RESIDUAL) return;
-  float square = 0.0f;  // of this lane's column, which is the same in every item
-#pragma unroll
-  for (int loop = 0; loop < LOOPS; loop++) square += squares[loop];
-#pragma unroll
-  for (int offset = COLUMNS; offset < 32; offset <<= 1) square += __shfl_xor_sync(0xffffffffu, square, offset);
-  __syncthreads();
-  if (warp < WARPS) sums[warp * 32 + lane] = square;
-  __syncthreads();
-  if (threadIdx.x < COLUMNS && threadIdx.x < p.count) {
-    float total = 0.0f;
-    for (int w = COLUMNS > 32 ? threadIdx.x >> 5 : 0; w < WARPS; w += COLUMNS > 32 ? 2 : 1) total += sums[w * 32 + (threadIdx.x & 31)];
-    p.squares_out[threadIdx.x * MOST_PARTIALS + blockIdx.x] = total;
   }
 }
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from qlora_chat.engines.cache import KVCache
+from qlora_chat.engines.cuda.buffers import MOST_SPLITS
 from qlora_chat.engines.cuda.driver import address
 from qlora_chat.engines.cuda.low_rank import WARPS as LORA_WARPS
 from qlora_chat.engines.cuda.low_rank import LowRank, rank_of
@@ -114,12 +115,12 @@ def stack_arguments(
     made.k_blocks[:] = [each.blocks for each in products[:4]]
     made.count, made.heads, made.window = stack.rows, shape.heads, shape.window
     made.hidden, made.feed_forward = shape.hidden, weights.feed_forward
-    made.splits = max(1, min(16, processors // (shape.heads * stack.rows)))
+    made.most_splits = max(1, min(MOST_SPLITS, processors // shape.heads))
     made.first_squares, made.most_rows, made.slice_blocks = 1, most_rows, stack.slice_blocks
     made.eps, made.inverse_hidden = shape.norm_eps, 1.0 / shape.hidden
     made.softmax_scale = 1.4426950408889634 / HEAD_DIM**0.5
     if stack.low_rank and lora:
-        parts, offsets = [stack.low_rank.part(0, kind) for kind in range(4)], stack.low_rank.layout.offsets
+        parts, offsets = [stack.low_rank.part(0, kind, processors) for kind in range(4)], stack.low_rank.layout.offsets
         made.lora, made.lora_layer, made.lora_outputs[:] = lora, offsets[-1], [each.outputs for each in parts]
         made.lora_a[:], made.lora_b[:] = [each.a for each in parts], [each.b for each in parts]
     return made

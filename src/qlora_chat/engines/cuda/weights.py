@@ -28,6 +28,9 @@ from qlora_chat.engines.cuda.packing import (
 )
 from qlora_chat.models.weights import NF4, Beside, Dense, Layer, Linear, LlamaShape, LlamaWeights, WithAdapter
 
+MOST_PARTIALS = 1024
+"""Row tiles that a norm's sum of squares comes in, as in common.cuh."""
+
 
 @dataclass(frozen=True)
 class Product:
@@ -161,8 +164,8 @@ def _check_shape(shape: LlamaShape) -> None:
         raise CannotPack(f"heads of {shape.head_dim} dimensions; the attention kernel is made for 64 and 128")
     if shape.heads % shape.kv_heads or shape.heads // shape.kv_heads > 8:
         raise CannotPack(f"{shape.heads} query heads to {shape.kv_heads} key-value heads; the kernel takes up to 8 to 1")
-    if shape.hidden % ROWS:
-        raise CannotPack(f"a hidden size of {shape.hidden} is not whole tiles of {ROWS}")
+    if shape.hidden % ROWS or shape.hidden > ROWS * MOST_PARTIALS:
+        raise CannotPack(f"a hidden size of {shape.hidden} is not whole tiles of {ROWS}, or wider than {ROWS * MOST_PARTIALS}")
 
 
 def _packed_layer(layer: Layer, shape: LlamaShape, feed_forward: int) -> CudaLayer:
