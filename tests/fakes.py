@@ -448,11 +448,17 @@ class PlainDecoder:
         """The step that raises."""
         self.most_rows = 64
         """Of a step on this card."""
+        self.narrow_rows = 0
+        """Steps of up to so many rows round otherwise than wider ones."""
 
     @property
     def rows(self) -> Sequence[Any]:
         """What the newest step works on."""
         return self._rows
+
+    def most_alike(self, rows: int) -> int:
+        """Most rows of a step that computes a row as a step over so many does."""
+        return self.narrow_rows if rows <= self.narrow_rows else self.most_rows
 
     def put(self, rows: Sequence[Any]) -> None:
         """What the following steps work on."""

@@ -76,6 +76,15 @@ def test_a_decoder_knows_how_many_rows_its_card_has_room_for(geforce: NotedCard)
     assert "WARPS=8" in geforce.launches[1].defines
 
 
+def test_a_decoder_knows_which_steps_compute_a_row_alike(geforce: NotedCard) -> None:
+    made = decoder()
+    assert [made.most_alike(rows) for rows in (1, 8, 9, 64)] == [8, 8, 64, 64], "wider ones have fewer warps, which split sums"
+    made.adapt(LowRank(made.weights.layout(64), torch.device("cpu")))
+    assert [made.most_alike(rows) for rows in (1, 8, 9, 16)] == [8, 8, 16, 16], "with adapters all have fewer, without not"
+    geforce.major, geforce.shared_bytes = 9, H100
+    assert [decoder().most_alike(rows) for rows in (1, 4, 5, 64)] == [4, 4, 64, 64], "one kernel for all layers, or many"
+
+
 def test_adapters_that_a_card_has_no_room_for_change_nothing(geforce: NotedCard) -> None:
     made = decoder()
     made.adapt(LowRank(made.weights.layout(16), torch.device("cpu")))

@@ -27,6 +27,14 @@ def test_a_guess_takes_no_row_that_the_card_does_not_have() -> None:
     assert card.decoder.widest == 4
 
 
+@pytest.mark.parametrize("chats", [1, 3, 4, 5])
+def test_guesses_never_widen_a_step_to_where_a_row_rounds_otherwise(chats: int) -> None:
+    card = Card(FREE, slots=chats)
+    card.decoder.narrow_rows = 4
+    card.run([ask(SAMPLINGS[0].changed(max_new_tokens=30)) for _ in range(chats)])
+    assert card.decoder.choosing == 4 if chats <= 4 else card.decoder.choosing > 2 * chats
+
+
 def test_a_chat_that_does_not_repeat_itself_keeps_its_steps_ahead() -> None:
     request = ask(Sampling(temperature=0.0, max_new_tokens=6), prompt=(1, 2, 3))
     card = Card(STEP_COSTS)

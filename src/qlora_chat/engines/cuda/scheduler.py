@@ -176,8 +176,8 @@ class CudaScheduler:
         rows = len(answering)
         if self.costs is None or not rows or self.costs(rows + 1) > 2 * self.costs(rows):
             return None  # not even looked for: where steps are wide, looking takes longer than a row
-        proposals = [request.propose() for request in answering]
-        return guesses(proposals, rows, self.costs, self.decoder.most_rows - rows)
+        room = self.decoder.most_alike(rows) - rows  # beyond it answers would not be the same to the bit
+        return guesses([request.propose() for request in answering], rows, self.costs, room) if room else None
 
     def _check(self, answering: Sequence[Request], guessed: Sequence[tuple[int, ...]]) -> None:
         """A step with rows for what chats may say next: they get as many tokens as guesses were right, and one."""

@@ -56,6 +56,7 @@ class Decoder:
         """One matrix as bf16, for reading prompts."""
         self.most_rows = self._most_rows(None)
         """Of a step on this card, with the adapters there are."""
+        self._alike = self._alike_of(None, self.most_rows)
         self.launches(1).prepare()
 
     def adapt(self, low_rank: LowRank) -> None:
@@ -63,9 +64,11 @@ class Decoder:
         cannot; nothing has been changed then."""
         self.wait()
         most_rows = self._most_rows(low_rank)
+        alike = [self._alike_of(each, most_rows) for each in (None, low_rank)]
         self._launches(1, low_rank).prepare()
         self._buffers.make_counters(low_rank.counters(MOST_ROWS))  # first: for the rows of a table there must be enough
         self._low_rank, self.most_rows = low_rank, most_rows
+        self._alike = {rows: min(each[rows] for each in alike) for rows in alike[0]}
         self._graphs.clear()  # the counters have moved
 
     def catch_up(self) -> None:
@@ -89,7 +92,7 @@ class Decoder:
 
     def start(self, count: int) -> int:
         """Begin a step over the first `count` rows; the number to give to `finish`."""
-        bucket = next(each for each in BUCKETS if each >= count)
+        bucket = _bucket(count)
         run = self._graphs.get((bucket, self._adapted)) or self._capture(bucket)
         with torch.cuda.stream(self._stream):
             run()
@@ -129,6 +132,18 @@ class Decoder:
         """Of a step over so many rows, with adapters if a row that was put last has one."""
         return self._launches(rows, self._low_rank if self._adapted else None)
 
+    def most_alike(self, rows: int) -> int:
+        """Most rows of a step that computes each row to the bit as a step over so many does, adapters or none."""
+        return min(self.most_rows, self._alike[_bucket(rows)])
+
+    def _alike_of(self, low_rank: LowRank | None, most_rows: int) -> dict[int, int]:
+        """What `most_alike` says, by the rows of the graphs."""
+        found: dict[int, int] = {}
+        roundings = {rows: self._launches(rows, low_rank).rounding for rows in BUCKETS if rows <= most_rows}
+        for rows, wider in zip(reversed(roundings), (0, *reversed(roundings)), strict=False):
+            found[rows] = found[wider] if wider and roundings[wider] == roundings[rows] else rows
+        return found
+
     def _most_rows(self, low_rank: LowRank | None) -> int:
         found = next((rows for rows in reversed(BUCKETS) if self._launches(rows, low_rank).fit()), None)
         if found is None:
@@ -166,3 +181,8 @@ class Decoder:
                 raise
             graph.capture_end()
         return graph.replay
+
+
+def _bucket(rows: int) -> int:
+    """Rows of the graph that a step over so many runs in."""
+    return next(each for each in BUCKETS if each >= rows)
