@@ -247,14 +247,48 @@ def check_step(decoder, reader, forward, tensors, adapter, rows_list):
         near = ours[0] <= coarser * max(2e-2, plain[0]) and ours[1] <= coarser**2 * max(1e-4, plain[1])
         say(f"step rows {rows} against float32", greedy and near, **written(*ours))
     # the last 40 tokens of the longest text as rows of one step: what a prompt beside others does
-    ids = texts[-1]
-    first = len(ids) - 40
+    ids, count = texts[-1], min(40, decoder.most_rows)
+    first = len(ids) - count
     decoder.put([Row(3, at, ids[at], at == len(ids) - 1, adapter=0) for at in range(first, len(ids))])
     torch.cuda.synchronize()
-    decoder.finish(decoder.start(40))
+    decoder.finish(decoder.start(count))
     torch.cuda.synchronize()
-    ours, plain = distance(decoder.logits[39:40], exact[3:4]), distance(eager[3:4], exact[3:4])
+    ours, plain = distance(decoder.logits[count - 1 : count], exact[3:4]), distance(eager[3:4], exact[3:4])
     say("prompt's tokens as rows", ours[0] <= coarser * max(2e-2, plain[0]), **written(*ours))
+
+
+def check_alike(decoder, reader, shape, rows_list):
+    """A row has the same logits to the bit, whoever else is in its step, in all steps that round alike: four chats of several
+    lengths, and one chat's next tokens, as guesses are checked."""
+    generator = torch.Generator().manual_seed(4)
+    texts = [torch.randint(5, shape.vocabulary, (length,), generator=generator).tolist() for length in (90, 129, 700, 1900)]
+    with torch.cuda.stream(decoder.stream):
+        for slot, ids in enumerate(texts):
+            reader([Span(slot, 0, ids[:-4], logits=0)])
+    chats = [Row(slot, len(ids) - 5, ids[-5], True, adapter=0) for slot, ids in enumerate(texts)]
+    fours = {"chats": chats}
+    for slot in (1, 3):
+        at = len(texts[slot]) - 4
+        fours[f"guesses at {at}"] = [Row(slot, at + n, texts[slot][at + n], True, adapter=0, guessed=n) for n in range(4)]
+    others = [Row(4 + n % (len(decoder.cache.slots) - 4), n, 100 + n, True) for n in range(64)]
+
+    def logits(rows, ours):
+        decoder.put([*ours, *others[: rows - len(ours)]])
+        torch.cuda.synchronize()
+        decoder.finish(decoder.start(rows))
+        torch.cuda.synchronize()
+        return decoder.logits[: len(ours)].clone()
+
+    for name, four in fours.items():
+        found = {}
+        for rows in rows_list:
+            for width in {1, 2, 4} if rows >= 4 else {rows}:
+                made = torch.cat([logits(rows, four[at : at + width]) for at in range(0, 4, width)])
+                found.setdefault(decoder.launches(rows).rounding, {})[f"{width} of {rows}"] = made
+        for steps in found.values():
+            first, *_ = steps.values()
+            apart = [step for step, made in steps.items() if not torch.equal(made, first)]
+            say(f"{name} in steps of any width", not apart, steps=list(steps), apart=apart)
 
 
 def check_adapters(decoder, adapters, config):
@@ -271,7 +305,7 @@ def check_adapters(decoder, adapters, config):
         torch.cuda.synchronize()
         return decoder.logits[: len(numbers)].clone()
 
-    for rows in (4, 16):
+    for rows in (4, min(16, decoder.most_rows)):
         mixed = [(0, second.number, -1)[row % 3] for row in range(rows)]
         alone = {each: logits([each] * rows) for each in set(mixed)}
         together = logits(mixed)
@@ -363,6 +397,7 @@ def check_all(decoder, reader, adapters, tensors, adapter, plain_cache, config, 
     forward = Forward(in_float(tensors, torch.bfloat16, adapter), plain_cache)
     check_prompts(reader, decoder.cache, forward, plain_cache, tensors.shape, decoder.stream)
     check_step(decoder, reader, forward, tensors, adapter, rows_list)
+    check_alike(decoder, reader, tensors.shape, rows_list)
     if adapter:
         check_adapters(decoder, adapters, config)
     check_sampling(decoder, tensors.shape)
