@@ -71,6 +71,22 @@ def test_an_older_card_has_a_kernel_a_product_in_every_step_and_launches_none_ea
     assert not any(each.early for each in card.launches)
 
 
+@pytest.mark.parametrize(("dtype", "adapter", "teams", "unroll"), [
+    (torch.bfloat16, -1, 16, 4), (torch.int8, -1, 16, 8), (torch.int8, 0, 20, 4),
+])  # fmt: skip
+def test_narrow_and_wide_steps_split_what_a_row_attends_to_alike(
+    make: Make, card: NotedCard, weights: CudaWeights, dtype: torch.dtype, adapter: int, teams: int, unroll: int
+) -> None:
+    decoder = make(dtype)
+    decoder.adapt(table(weights, 16))
+    for rows in (4, 8):
+        step(decoder, rows, adapter)
+    layers, attend = (next(each for each in card.launches if each.name == name) for name in ("layers", "attend"))
+    assert layers.threads // 32 == teams
+    assert f"TEAMS={teams} UNROLL={unroll}" in attend.defines
+    assert attend.arguments.most_splits == layers.arguments.most_splits
+
+
 def test_each_kernel_reads_what_the_one_before_it_wrote(make: Make, card: NotedCard) -> None:
     decoder = make()
     step(decoder, 8)

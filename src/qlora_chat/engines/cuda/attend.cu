@@ -5,7 +5,8 @@
 // 2018); the last block of a row and head to finish joins the splits, in their order, so that the sum depends neither on which that
 // was nor on how many blocks there are.
 //
-// Compiled for HEAD_DIM, GROUP (query heads a key-value head) and KV8 (see kept.cuh).
+// Compiled for HEAD_DIM, GROUP (query heads a key-value head), TEAMS (that each have some of a split's positions: warps, or what takes
+// turns as if it were one), UNROLL (positions that a side of a warp has at once) and KV8 (see kept.cuh).
 #include "common.cuh"
 #include "kept.cuh"
 
@@ -14,8 +15,6 @@
 #define WIDTH 8                        // elements that a lane reads at once
 #define LANES (HEAD_DIM / WIDTH)       // that hold one position's keys
 #define SIDE (32 / LANES)              // positions a warp reads at once
-#define UNROLL (KV8 && GROUP == 1 ? 8 : 4)
-#define TEAMS (WARPS * SIDE)
 #define NONE (-1e30f)
 
 struct Attend {
@@ -80,67 +79,81 @@ extern "C" __global__ void __launch_bounds__(THREADS) attend(const __grid_consta
   }
   for (int split = blockIdx.x; split < splits; split += gridDim.x) {
     const int begin = split * chunk, end = min(length, begin + chunk);
+    for (int team = warp; team < TEAMS; team += WARPS) {
 #pragma unroll
-    for (int j = 0; j < GROUP; j++) {
-      most[j] = NONE, sum[j] = 0.0f;
+      for (int j = 0; j < GROUP; j++) {
+        most[j] = NONE, sum[j] = 0.0f;
 #pragma unroll
-      for (int i = 0; i < WIDTH; i++) out[j][i] = 0.0f;
-    }
-    for (int first = begin + warp * SIDE * UNROLL; first < end; first += WARPS * SIDE * UNROLL) {
-      Eight keys[UNROLL], values[UNROLL];
-#pragma unroll
-      for (int u = 0; u < UNROLL; u++) {
-        const size_t at = base + min(first + u * SIDE + side, end - 1);
-        keys[u] = eight_of(p.keys + at * HEAD_DIM + d, p.key_scales + at, false);
-        values[u] = eight_of(p.values + at * HEAD_DIM + d, p.value_scales + at, false);
+        for (int i = 0; i < WIDTH; i++) out[j][i] = 0.0f;
       }
-      float score[UNROLL][GROUP];
+      for (int first = begin + team * SIDE * UNROLL; first < end; first += TEAMS * SIDE * UNROLL) {
+        Eight keys[UNROLL], values[UNROLL];
 #pragma unroll
-      for (int u = 0; u < UNROLL; u++) {
-        float k[WIDTH];
-        unfold(keys[u], k);
+        for (int u = 0; u < UNROLL; u++) {
+          const size_t at = base + min(first + u * SIDE + side, end - 1);
+          keys[u] = eight_of(p.keys + at * HEAD_DIM + d, p.key_scales + at, false);
+          values[u] = eight_of(p.values + at * HEAD_DIM + d, p.value_scales + at, false);
+        }
+        float score[UNROLL][GROUP];
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+          float k[WIDTH];
+          unfold(keys[u], k);
+#pragma unroll
+          for (int j = 0; j < GROUP; j++) {
+            float dot = 0.0f;
+#pragma unroll
+            for (int i = 0; i < WIDTH; i++) dot += q[j][i] * k[i];
+#pragma unroll
+            for (int offset = LANES / 2; offset > 0; offset >>= 1) dot += __shfl_xor_sync(0xffffffffu, dot, offset);
+            score[u][j] = first + u * SIDE + side < end ? dot * scale_of(keys[u]) : NONE;
+          }
+        }
 #pragma unroll
         for (int j = 0; j < GROUP; j++) {
-          float dot = 0.0f;
+          float top = most[j];
 #pragma unroll
-          for (int i = 0; i < WIDTH; i++) dot += q[j][i] * k[i];
+          for (int u = 0; u < UNROLL; u++) top = fmaxf(top, score[u][j]);
+          const float shrink = exp2f(most[j] - top);
+          most[j] = top;
+          sum[j] = __fmul_rn(sum[j], shrink);
 #pragma unroll
-          for (int offset = LANES / 2; offset > 0; offset >>= 1) dot += __shfl_xor_sync(0xffffffffu, dot, offset);
-          score[u][j] = first + u * SIDE + side < end ? dot * scale_of(keys[u]) : NONE;
+          for (int i = 0; i < WIDTH; i++) out[j][i] = __fmul_rn(out[j][i], shrink);
+        }
+#pragma unroll
+        for (int u = 0; u < UNROLL; u++) {
+          float v[WIDTH];
+          unfold(values[u], v);
+          const bool inside = first + u * SIDE + side < end;
+#pragma unroll
+          for (int j = 0; j < GROUP; j++) {
+            const float weight = inside ? exp2f(score[u][j] - most[j]) : 0.0f;
+            sum[j] += weight;
+            const float factor = weight * scale_of(values[u]);
+#pragma unroll
+            for (int i = 0; i < WIDTH; i++) out[j][i] = __fmaf_rn(factor, v[i], out[j][i]);
+          }
         }
       }
 #pragma unroll
       for (int j = 0; j < GROUP; j++) {
-        float top = most[j];
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++) top = fmaxf(top, score[u][j]);
-        const float shrink = exp2f(most[j] - top);
-        most[j] = top;
-        sum[j] *= shrink;
+        for (int offset = LANES; offset < 32; offset <<= 1) {  // the sides of a warp had every other position
+          const float other = __shfl_xor_sync(0xffffffffu, most[j], offset), top = fmaxf(most[j], other), mine = exp2f(most[j] - top);
+          sum[j] = __fmul_rn(sum[j], mine);
+          sum[j] += __shfl_xor_sync(0xffffffffu, sum[j], offset);
 #pragma unroll
-        for (int i = 0; i < WIDTH; i++) out[j][i] *= shrink;
-      }
-#pragma unroll
-      for (int u = 0; u < UNROLL; u++) {
-        float v[WIDTH];
-        unfold(values[u], v);
-        const bool inside = first + u * SIDE + side < end;
-#pragma unroll
-        for (int j = 0; j < GROUP; j++) {
-          const float weight = inside ? exp2f(score[u][j] - most[j]) : 0.0f;
-          sum[j] += weight;
-          const float factor = weight * scale_of(values[u]);
-#pragma unroll
-          for (int i = 0; i < WIDTH; i++) out[j][i] += factor * v[i];
+          for (int i = 0; i < WIDTH; i++) {
+            out[j][i] = __fmul_rn(out[j][i], mine);
+            out[j][i] += __shfl_xor_sync(0xffffffffu, out[j][i], offset);
+          }
+          most[j] = top;
         }
+        if (lane == 0) team_max[team][j] = most[j], team_sum[team][j] = sum[j];
+#pragma unroll
+        for (int i = 0; i < WIDTH; i++)
+          if (side == 0) team_out[team][j * HEAD_DIM + d + i] = out[j][i];
       }
-    }
-    const int team = warp * SIDE + side;
-#pragma unroll
-    for (int j = 0; j < GROUP; j++) {
-      if (d == 0) team_max[team][j] = most[j], team_sum[team][j] = sum[j];
-#pragma unroll
-      for (int i = 0; i < WIDTH; i++) team_out[team][j * HEAD_DIM + d + i] = out[j][i];
     }
     __syncthreads();
     float* const mine = partials + split * GROUP * (HEAD_DIM + 2);
@@ -156,7 +169,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attend(const __grid_consta
         value += team_out[i][index] * factor;
       }
       if (splits == 1) {
-        p.out[((size_t)row * p.kv_heads + head) * GROUP * HEAD_DIM + index] = float_to_bf16(value / total);
+        p.out[((size_t)row * p.kv_heads + head) * GROUP * HEAD_DIM + index] = float_to_bf16(value * (1.0f / total));
         continue;
       }
       mine[j * (HEAD_DIM + 2) + at] = value;
@@ -187,6 +200,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) attend(const __grid_consta
       total += __ldcg(of_head + i * stride + HEAD_DIM + 1) * factor;
       value += __ldcg(of_head + i * stride + at) * factor;
     }
-    p.out[((size_t)row * p.kv_heads + head) * GROUP * HEAD_DIM + index] = float_to_bf16(value / total);
+    p.out[((size_t)row * p.kv_heads + head) * GROUP * HEAD_DIM + index] = float_to_bf16(value * (1.0f / total));
   }
 }

@@ -38,6 +38,18 @@ template <class Product> __device__ __forceinline__ void store_rotated(const Pro
 #endif
 }
 
+// Where in a line of an item's sums, of output r, a row's sum lies: so that eight lanes can read those of one row at once.
+#define SUM_COLUMN(r, column) ((column) ^ ((r) & 4))
+
+// Of the eight lanes that finish a row's outputs in a tile: the tile's part of the sum of squares, in an order that never changes.
+template <class Product>
+__device__ __forceinline__ void leave_squares(const Product& p, int tile, int r, int column, bool is_there, float square) {
+  if (p.epilogue != ADD_TO_RESIDUAL) return;
+#pragma unroll
+  for (int offset = 4; offset > 0; offset >>= 1) square += __shfl_xor_sync(0xffffffffu, square, offset);
+  if (is_there && r == 0) p.squares_out[column * MOST_PARTIALS + tile] = square;
+}
+
 // One pair of outputs of one row. Returns the residual's squares.
 template <class Product> __device__ __forceinline__ float finish(const Product& p, int tile, int r, int column, float v0, float v1, float scale) {
   v0 = __fmul_rn(v0, scale);

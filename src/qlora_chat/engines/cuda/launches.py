@@ -21,7 +21,8 @@ from qlora_chat.engines.cuda.low_rank import WARPS as LORA_WARPS
 from qlora_chat.engines.cuda.low_rank import LowRank, rank_of
 from qlora_chat.engines.cuda.packing import Packed
 from qlora_chat.engines.cuda.rows import MOST_ROWS
-from qlora_chat.engines.cuda.stack import Stack, stack_arguments, stack_for
+from qlora_chat.engines.cuda.stack import WARPS as STACK_WARPS
+from qlora_chat.engines.cuda.stack import Attention, Stack, stack_arguments, stack_for
 from qlora_chat.engines.cuda.structures import (
     ADD_TO_RESIDUAL,
     ROTATE_AND_CACHE,
@@ -35,6 +36,9 @@ from qlora_chat.engines.cuda.structures import (
     SettleArguments,
 )
 from qlora_chat.engines.cuda.weights import CudaLayer, CudaWeights, Product, divided
+
+ATTEND_WARPS = 4
+"""Of a block of attend.cu."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,12 @@ class Launches:
 
     @property
     def rounding(self) -> tuple[int, ...]:
-        """How the sums of a row are split, which is how they round: steps where it is equal compute a row alike, to the bit,
-        however many rows they have."""
-        products = () if self._stack else self.weights.layers[0].products
-        cuts = [*((each, self.low_rank) for each in products), (self.weights.head, None)]
-        return int(bool(self._stack)), *(self._cut(each.packed, low_rank)[0].warps for each, low_rank in cuts)
+        """By how many warps each product's sums are split, which is how they round: steps with the same compute a row alike,
+        to the bit, however many rows they have. Nothing else that is summed depends on their number."""
+        head, _ = self._cut(self.weights.head.packed, None)
+        if self._stack:
+            return *(STACK_WARPS,) * 4, head.warps
+        return *(self._cut(each.packed, self.low_rank)[0].warps for each in self.weights.layers[0].products), head.warps
 
     def run(self) -> None:
         """Every kernel of a step, in order."""
@@ -108,8 +113,11 @@ class Launches:
     @property
     def _attend_defines(self) -> Defines:
         shape = self.weights.shape
-        group = shape.heads // shape.kv_heads
-        return ("GROUP", group), ("HEAD_DIM", shape.head_dim), ("KV8", int(self._kv8))
+        attention = self._attention
+        return (
+            ("GROUP", shape.heads // shape.kv_heads), ("HEAD_DIM", shape.head_dim), ("KV8", int(self._kv8)),
+            ("TEAMS", attention.teams), ("UNROLL", attention.unroll),
+        )  # fmt: skip
 
     @property
     def _choose_defines(self) -> Defines:
@@ -119,10 +127,21 @@ class Launches:
 
     @cached_property
     def _stack(self) -> Stack | None:
+        return self._stack_of(self.rows)
+
+    def _stack_of(self, rows: int) -> Stack | None:
         if not self.card.early:
             return None
         card = self.card
-        return stack_for(self.weights, self.low_rank, self.rows, card.processors, card.shared_limit, kv8=self._kv8)
+        return stack_for(self.weights, self.low_rank, rows, card.processors, card.shared_limit, kv8=self._kv8)
+
+    @cached_property
+    def _attention(self) -> Attention:
+        shape = self.weights.shape
+        if of_narrow_steps := self._stack_of(1):
+            return of_narrow_steps.attention(shape.heads, self.card.processors)
+        unroll = 8 if self._kv8 and shape.heads == shape.kv_heads else 4  # more would leave too few registers
+        return Attention(self._blocks_a_head(shape.kv_heads), ATTEND_WARPS, unroll)
 
     def _run_stack(self, stack: Stack) -> int:
         """All layers in one kernel. Returns how many partial sums of squares it leaves, as the layers' products do."""
@@ -136,7 +155,7 @@ class Launches:
         arguments = stack_arguments(stack, self.weights, self.cache, buffers, rows, lora, card.processors, MOST_ROWS)
         kernel = self.kernels.get("layers.cu", "layers", stack.defines)
         kernel((card.processors, 1, 1), stack.threads, arguments, shared_bytes=stack.shared_bytes, early=card.early)
-        return card.processors
+        return self.weights.layers[-1].mlp_down.packed.row_tiles
 
     def _run_layers(self, partials: int) -> int:
         """A kernel a product."""
@@ -237,16 +256,16 @@ class Launches:
 
     def _attend(self, index: int) -> None:
         shape, buffers, cache = self.weights.shape, self.buffers, self.cache.layer(index)
-        most_splits, blocks = (self._blocks_a_head(shape.kv_heads * rows) for rows in (1, self.rows))
+        blocks = self._blocks_a_head(shape.kv_heads * self.rows)
         arguments = AttendArguments(
             queries=address(buffers.queries), keys=address(cache.keys), values=address(cache.values),
             key_scales=address(cache.key_scales), value_scales=address(cache.value_scales), out=address(buffers.attended),
             partials=address(buffers.partials), arrived=address(buffers.arrived),
-            rows=self._row_arguments(), kv_heads=shape.kv_heads, window=shape.window, most_splits=most_splits,
+            rows=self._row_arguments(), kv_heads=shape.kv_heads, window=shape.window, most_splits=self._attention.most_splits,
             scale=1.4426950408889634 / shape.head_dim**0.5,
         )  # fmt: skip
         kernel = self.kernels.get("attend.cu", "attend", self._attend_defines)
-        kernel((blocks, shape.kv_heads, self.rows), 128, arguments, early=self.card.early)
+        kernel((blocks, shape.kv_heads, self.rows), ATTEND_WARPS * 32, arguments, early=self.card.early)
 
     def _blocks_a_head(self, heads: int) -> int:
         """That attend to the past of each of so many heads side by side."""

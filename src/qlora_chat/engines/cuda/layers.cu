@@ -3,7 +3,8 @@
 // One block an SM stays for the whole step. Between products the blocks wait for each other at a barrier in the card's memory,
 // but their rings of weights run on: what comes after a barrier is on its way before it, so that memory never rests. The parts are
 // those of product.cu and attend.cu; a product's warps share each item (one row tile) by splitting K, two blocks at a time.
-// Unmerged adapters are the work of warps of their own.
+// Unmerged adapters are the work of warps of their own. All sums are split as they are there, so that a row is computed alike, to the
+// bit, in wider steps: where one of the two is changed, the other must be.
 //
 // Compiled for LAYERS, ROWS, STAGES, LORA (rank of the adapters, 0: none), WIDE (1: the table of pairs has rows of 256 bytes, so
 // that a byte is a lane's address in one instruction) and KV8 (see kept.cuh). Heads have 128 dimensions, as many key-value heads as
@@ -26,7 +27,6 @@
 #define THREADS (ALL_WARPS * 32)
 #define HEAD_DIM 128
 #define PAIR_BYTES 1056  // two blocks of 64 of a row tile: 1024 bytes of codes, 32 of absmax codes
-#define FINISHERS 2
 #define COLUMNS 8
 #define QKV 0
 #define OUT 1
@@ -47,7 +47,7 @@ struct Layers {
   float* residual;   // [R][H]
   float* queries;    // [R][H]
   float* partials;   // [R][heads][most splits][HEAD_DIM + 2]
-  float* squares;    // [2][MOST_ROWS][MOST_PARTIALS]: before the first product of a layer, and before the third
+  float* squares;    // [2][most_rows][MOST_PARTIALS]: before the first product of a layer, and before the third
   int* arrived;      // of the barrier; zero at the start
   Rows rows;
   u64 layer_elements;  // of keys
@@ -73,6 +73,7 @@ extern __shared__ __align__(128) u8 shared[];
 // What `finish` needs to know of the product at hand.
 struct Now {
   float* residual;
+  float* squares_out;
   const u16* norm;
   u16* x_out;
   float* out;
@@ -225,9 +226,9 @@ __device__ void attend(const Layers& p, int layer, float* scratch) {
         highest = fmaxf(highest, score[u]);
       }
       const float shrink = exp2f(top - highest);
-      top = highest, total *= shrink;
+      top = highest, total = __fmul_rn(total, shrink);
 #pragma unroll
-      for (int i = 0; i < 8; i++) out[i] *= shrink;
+      for (int i = 0; i < 8; i++) out[i] = __fmul_rn(out[i], shrink);
 #pragma unroll
       for (int u = 0; u < UNROLL; u++) {
         const float weight = first + u * 2 < end ? exp2f(score[u] - top) : 0.0f;
@@ -236,7 +237,7 @@ __device__ void attend(const Layers& p, int layer, float* scratch) {
         unfold(v[u], value);
         total += weight;
 #pragma unroll
-        for (int i = 0; i < 8; i++) out[i] += factor * value[i];
+        for (int i = 0; i < 8; i++) out[i] = __fmaf_rn(factor, value[i], out[i]);
       }
     }
     {  // the two sides of a warp had every other position
@@ -313,6 +314,7 @@ __device__ __forceinline__ void fill(const Layers& p, int kind, uint4* x_of_warp
 __device__ __forceinline__ Now now(const Layers& p, int layer, int kind) {
   Now n;
   n.residual = p.residual;
+  n.squares_out = p.squares + (kind == OUT ? (size_t)p.most_rows * MOST_PARTIALS : 0);
   n.norm = kind == OUT || kind == DOWN ? p.norms[layer * 2 + (kind == DOWN)] : nullptr;
   n.x_out = kind == GATE_UP ? p.activated : p.x;
   n.out = p.queries;
@@ -338,7 +340,8 @@ __device__ __forceinline__ Now now(const Layers& p, int layer, int kind) {
 __device__ __forceinline__ LowRankPart low_rank_part(const Layers& p, int product) {
   const int kind = product & 3;
   const size_t layer = (product >> 2) * p.lora_layer;
-  return {layer + p.lora_a[kind], layer + p.lora_b[kind], product, p.lora_outputs[kind], p.k_blocks[kind], (int)gridDim.x};
+  const int sharing = min((int)gridDim.x, (p.row_tiles[kind] + 1) / 2);  // as product.cu has it, whose blocks may take two tiles at once
+  return {layer + p.lora_a[kind], layer + p.lora_b[kind], product, p.lora_outputs[kind], p.k_blocks[kind], sharing};
 }
 
 // What the adapters add to a product's items, as one more part of their sums. A warp has one of the two buffers of sums for good: it
@@ -369,7 +372,7 @@ __device__ void add_low_rank(const Layers& p, int product, const uint4* x_of_war
     next = tile_of_b(part, shared->groups[0], min(item + 2 * (int)gridDim.x, items - 1), lane);
     const int at = number + mine, buffer = at & 1;
     if (at >= 2) barrier_wait(free + buffer, ((at >> 1) + 1) & 1);
-    float* const to = sums + buffer * SUM_FLOATS + WARPS * 16 * COLUMNS + (lane >> 2) * COLUMNS + 2 * (lane & 3);
+    float* const to = sums + buffer * SUM_FLOATS + (WARPS * 16 + (lane >> 2)) * COLUMNS + SUM_COLUMN(lane >> 2, 2 * (lane & 3));
     *(float2*)to = make_float2(d[0][0], d[0][1]);
     *(float2*)(to + 8 * COLUMNS) = make_float2(d[0][2], d[0][3]);
     __syncwarp();
@@ -405,7 +408,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) layers(const __grid_con
   }
   if (threadIdx.x < 2) {
     barrier_make(full + threadIdx.x, PARTS);
-    barrier_make(free + threadIdx.x, FINISHERS);
+    barrier_make(free + threadIdx.x, 1);
   }
   if (threadIdx.x == 0) *zeros = make_uint4(0, 0, 0, 0);
 #if LORA
@@ -438,6 +441,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) layers(const __grid_con
       const bool normed = kind == QKV || kind == GATE_UP;
       const float* partial = p.squares + ((size_t)(kind == GATE_UP ? p.most_rows : 0) + warp) * MOST_PARTIALS;
       if (normed)
+#pragma unroll 8
         for (int i = lane; i < partial_count; i += 32) total += __ldcg(partial + i);
       total = warp_sum(total);
       if (lane == 0) scales[warp] = normed ? rsqrtf(total * p.inverse_hidden + p.eps) : 1.0f;
@@ -450,7 +454,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) layers(const __grid_con
 #endif
     const Now n = now(p, layer, kind);
     const float4* const nested_rows = p.nested[product] + (lane & 15);
-    float squares = 0.0f;
     float4 nested = nested_rows[min((int)blockIdx.x, items - 1) * 16];
     for (int item = warp < WARPS ? blockIdx.x : items; item < items; item += gridDim.x, number++) {
       const float4 nested_later = nested_rows[min(item + (int)gridDim.x, items - 1) * 16];
@@ -480,36 +483,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) layers(const __grid_con
       const int buffer = number & 1, round = number >> 1;
       float* const item_sums = sums + buffer * SUM_FLOATS;
       if (number >= 2) barrier_wait(free + buffer, (round + 1) & 1);
-      float* const to = item_sums + warp * 16 * COLUMNS + g * COLUMNS + 2 * t;
+      float* const to = item_sums + warp * 16 * COLUMNS + g * COLUMNS + SUM_COLUMN(g, 2 * t);
       *(float2*)to = make_float2(acc[0], acc[1]);
       *(float2*)(to + 8 * COLUMNS) = make_float2(acc[2], acc[3]);
       __syncwarp();
       if (lane == 0) barrier_arrive(full + buffer);
-      const int turn = (warp + WARPS - number * FINISHERS % WARPS) % WARPS;
-      if (turn >= FINISHERS) continue;
+      if (warp != number % WARPS) continue;  // the warps finish items in turn
       barrier_wait(full + buffer, round & 1);
-      const int pair = turn * 32 + lane, column = pair % COLUMNS, r = pair / COLUMNS;
-      if (column < ROWS && p.rows.slots[column] >= 0) {
-        const float* from = item_sums + r * COLUMNS + column;
+      const int r = lane % 8, column = lane / 8;  // eight lanes have a row's outputs
+      const bool is_there = column < ROWS && p.rows.slots[column] >= 0;
+      float square = 0.0f;
+      if (is_there) {
+        const float* from = item_sums + r * COLUMNS + SUM_COLUMN(r, column);
         float v0 = 0.0f, v1 = 0.0f;
 #pragma unroll
         for (int w = 0; w < PARTS; w++) v0 += from[w * 16 * COLUMNS], v1 += from[(w * 16 + 8) * COLUMNS];
-        squares += finish(n, item, r, column, v0, v1, scales[column]);
+        square = finish(n, item, r, column, v0, v1, scales[column]);
       }
+      leave_squares(n, item, r, column, is_there, square);
       __syncwarp();
       if (lane == 0) barrier_arrive(free + buffer);
     }
-    if (n.epilogue != ADD_TO_RESIDUAL) continue;
-#pragma unroll
-    for (int offset = COLUMNS; offset < 32; offset <<= 1) squares += __shfl_xor_sync(0xffffffffu, squares, offset);
-    __syncthreads();
-    if (warp < WARPS && lane < COLUMNS) sums[warp * COLUMNS + lane] = squares;
-    __syncthreads();
-    if (threadIdx.x < ROWS) {
-      float total = 0.0f;
-      for (int w = 0; w < WARPS; w++) total += sums[w * COLUMNS + threadIdx.x];
-      p.squares[((size_t)(kind == OUT ? p.most_rows : 0) + threadIdx.x) * MOST_PARTIALS + blockIdx.x] = total;
-    }
-    partial_count = gridDim.x;
+    if (n.epilogue == ADD_TO_RESIDUAL) partial_count = items;
   }
 }

@@ -53,7 +53,7 @@ struct Product {
   const float* bias;       // [row tiles * 16] or null
   const u16* x;            // [R][K] bf16
   const float* squares_in; // [R][MOST_PARTIALS] partial sums of squares of what x was before its norm; null: no norm
-  float* squares_out;      // the same, of the residual: a row tile's each, so that no cut of a product sums otherwise than another
+  float* squares_out;      // the same, of the residual: a row tile's each
   float* residual;         // [R][H]
   const u16* norm;         // [H] weight of the norm that comes next
   u16* x_out;              // [R][outputs] bf16
@@ -86,7 +86,6 @@ extern __shared__ __align__(128) u8 shared[];
 #define RECORD (BLOCKS * TILE_BYTES)  // of one row tile in a stage; NF4: all codes, then all absmax codes
 #define RING_BYTES (WARPS * STAGES * TILES * TILE_BYTES)
 #define SUM_STRIDE (COLUMNS + (CT > 1 ? 8 : 0))
-#define SUM_COLUMN(r, column) ((column) ^ ((r) & 4))  // where in a sum's line, so that eight lines can be read at once
 #define SUM_FLOATS (PARTS * RT * 16 * SUM_STRIDE)
 #define SUM_BUFFERS (CT == 1 ? 2 : 1)
 #define PAIRS (RT * 8 * COLUMNS)     // outputs r and r + 8 of a tile go together
@@ -407,10 +406,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
 #endif
         square = finish(p, tile, r, column, v0, v1, scales[column]);
       }
-      if (p.epilogue != ADD_TO_RESIDUAL) continue;
-#pragma unroll
-      for (int offset = 4; offset > 0; offset >>= 1) square += __shfl_xor_sync(0xffffffffu, square, offset);
-      if (is_there && r == 0) p.squares_out[column * MOST_PARTIALS + tile] = square;
+      leave_squares(p, tile, r, column, is_there, square);
     }
     __syncwarp();
     if (lane == 0) barrier_arrive(free + buffer);

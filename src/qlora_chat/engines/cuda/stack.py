@@ -1,4 +1,5 @@
-"""All decoder layers of a narrow step in one kernel: for whom, with which parts of shared memory, with what arguments.
+"""All decoder layers of a narrow step in one kernel: for whom, with which parts of shared memory, with what arguments; and how
+attention is split, there and in attend.cu, so that steps of any width compute a row alike.
 
 Scope: layers.cu's geometry and arguments. The order of a step's kernels is launches.py's.
 """
@@ -14,6 +15,7 @@ from torch import Tensor
 from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.cuda.buffers import MOST_SPLITS
 from qlora_chat.engines.cuda.driver import address
+from qlora_chat.engines.cuda.geometry import MOST_TILES
 from qlora_chat.engines.cuda.low_rank import WARPS as LORA_WARPS
 from qlora_chat.engines.cuda.low_rank import LowRank, rank_of
 from qlora_chat.engines.cuda.structures import RowsArguments, layers_arguments
@@ -27,6 +29,18 @@ WARPS, PAIR_BYTES, HEAD_DIM = 16, 1056, 128
 LEAST_STAGES, MOST_STAGES = 3, 7
 SUM_BYTES = 2 * 16 * 8 * 4
 """What a warp leaves of two items."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """How the positions of a row and head are split, in steps of any width: what is summed first, and how that rounds."""
+
+    most_splits: int
+    """Of a long row; see splits_of in common.cuh."""
+    teams: int
+    """That a split's positions go round."""
+    unroll: int
+    """Positions that a team takes at once."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,11 @@ class Stack:
         """Of a block: some more for adapters."""
         return (WARPS + (LORA_WARPS if self.low_rank else 0)) * 32
 
+    def attention(self, heads: int, processors: int) -> Attention:
+        """As layers.cu has it: all warps of a block, of which all have something to do."""
+        unroll = 8 if self.kv8 and not self.low_rank else 4
+        return Attention(max(1, min(MOST_SPLITS, processors // heads)), self.threads // 32, unroll)
+
 
 def stack_for(
     weights: CudaWeights, low_rank: LowRank | None, rows: int, processors: int, limit: int, *, kv8: bool
@@ -76,7 +95,8 @@ def stack_for(
     if not fits:
         return None
     slice_blocks = max(divided(each.packed.blocks // 2, WARPS) for each in products) * 2
-    prefetched = max(low_rank.layout.share(kind, processors) for kind in range(4)) if low_rank else 0
+    sharing = [min(processors, divided(each.packed.row_tiles, MOST_TILES)) for each in products[:4]]
+    prefetched = max(map(low_rank.layout.share, range(4), sharing)) if low_rank else 0
     beside = low_rank.layout.shared_bytes(rows, prefetched) + SUM_BYTES if low_rank else 0
     for wide, least in ((True, 5), (False, LEAST_STAGES)):
         for stages in range(MOST_STAGES, least - 1, -1):
@@ -115,7 +135,7 @@ def stack_arguments(
     made.k_blocks[:] = [each.blocks for each in products[:4]]
     made.count, made.heads, made.window = stack.rows, shape.heads, shape.window
     made.hidden, made.feed_forward = shape.hidden, weights.feed_forward
-    made.most_splits = max(1, min(MOST_SPLITS, processors // shape.heads))
+    made.most_splits = stack.attention(shape.heads, processors).most_splits
     made.first_squares, made.most_rows, made.slice_blocks = 1, most_rows, stack.slice_blocks
     made.eps, made.inverse_hidden = shape.norm_eps, 1.0 / shape.hidden
     made.softmax_scale = 1.4426950408889634 / HEAD_DIM**0.5
