@@ -43,8 +43,9 @@ def switch(engine, on: bool) -> None:
     engine._scheduler._costs = PassCosts(EXPECTED_COSTS["cpu"]) if on else None
 
 
-def finishes(engine, prompts: list[Prompt], sampling: Sampling) -> list[Any]:
-    for slot in engine._cache.slots:
+def finishes(engine, prompts: list[Prompt], sampling: Sampling, *, afresh: bool = True) -> list[Any]:
+    """All answers, of chats that come together; nothing is in the cache before, or what an earlier call has left."""
+    for slot in engine._cache.slots if afresh else ():
         slot.ids.clear()
     streams = [engine.stream(prompt, sampling.changed(seed=index), Stops()) for index, prompt in enumerate(prompts)]
     return [[*stream] for stream in streams]

@@ -54,14 +54,16 @@ def check_same(engine: LocalEngine, on: list[list[int]], off: list[list[int]]) -
             sys.exit(f"answer {chat}, token {at}: {ours[at : at + 1]} with guesses, {plain[at : at + 1]} without")
 
 
-def compared(engine: LocalEngine, prompts: list[Prompt], sampling: Sampling) -> dict[str, float | str]:
-    ratios, ons, steps = [], [], 0
+def compared(engine: LocalEngine, prompts: list[Prompt], sampling: Sampling) -> dict[str, float]:
+    """Several prompts are read before: what reading leaves rounds otherwise when others are read at once."""
+    ratios, ons, steps, alone = [], [], 0, len(prompts) == 1
+    finishes(engine, prompts, sampling)
     for number in range(ROUNDS):
         found, said = {}, {}
         for on in (True, False) if number % 2 else (False, True):
             switch(engine, on)
             before = engine.forwards
-            answers = finishes(engine, prompts, sampling)
+            answers = finishes(engine, prompts, sampling, afresh=alone)
             found[on], said[on] = rate(answers), ids_of(answers)
             steps = engine.forwards - before if on else steps
         check_same(engine, said[True], said[False])

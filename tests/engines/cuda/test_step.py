@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from qlora_chat.engines.cuda.driver import KernelError
 from qlora_chat.engines.cuda.low_rank import LowRank
 from qlora_chat.engines.cuda.rows import Row
 from qlora_chat.engines.cuda.step import Decoder
-from qlora_chat.engines.cuda.weights import CudaWeights
+from qlora_chat.engines.cuda.weights import CudaWeights, Product
 from tests.engines.cuda.card import PROCESSORS, NotedCard, weights_of_sizes
 
 LAYER = ["product", "attend", "product", "product", "product"]
@@ -62,6 +63,16 @@ def test_a_narrow_step_on_a_new_card_has_all_layers_in_one_kernel(make: Make, ca
 def test_a_wider_step_has_a_kernel_a_product(make: Make, card: NotedCard) -> None:
     step(make(), 8)
     assert card.names() == ["embed", *LAYER, *LAYER, "product", "choose"]
+
+
+def test_a_bias_that_the_layers_kernel_does_not_know_makes_it_a_kernel_a_product(card: NotedCard, weights: CudaWeights) -> None:
+    packed = weights.layers[1].attention_out.packed
+    biased = replace(weights.layers[1], attention_out=Product(replace(packed, bias=torch.empty(packed.outputs))))
+    like: Any = SimpleNamespace(shape=weights.shape, device=torch.device("cpu"))
+    decoder = Decoder(replace(weights, layers=(weights.layers[0], biased)), KVCache(like, 3), None)
+    step(decoder, 1)
+    assert card.names() == ["embed", *LAYER, *LAYER, "product", "choose"]
+    assert [bool(each.arguments.bias) for each in card.launches if each.name == "product"].index(True) == 5
 
 
 def test_an_older_card_has_a_kernel_a_product_in_every_step_and_launches_none_early(make: Make, card: NotedCard) -> None:

@@ -91,6 +91,7 @@ def stack_for(
         and (shape.head_dim, shape.kv_heads) == (HEAD_DIM, shape.heads)
         and all(each.packed.kind == "nf4" and each.packed.paired for each in products)
         and all(each.packed.row_tiles >= processors for each in products)
+        and all(each.packed.bias is None for layer in weights.layers for each in layer.products[1:])
     )
     if not fits:
         return None
