@@ -59,9 +59,10 @@ def _opened(
     from qlora_chat.engines.cache import KVCache, fitting_slots
     from qlora_chat.engines.cuda.adapters import CudaAdapters, own_bytes
     from qlora_chat.engines.cuda.prompts import PromptReader
-    from qlora_chat.engines.cuda.scheduler import CudaScheduler
+    from qlora_chat.engines.cuda.scheduler import STEP_COSTS, CudaScheduler
     from qlora_chat.engines.cuda.step import Decoder
     from qlora_chat.engines.cuda.weights import packed_weights
+    from qlora_chat.engines.speculation import PassCosts
 
     packed = packed_weights(weights)
     to_come = CudaAdapters.copies * adapters_bytes + (CudaAdapters.copies - 1) * own_bytes(packed)
@@ -74,4 +75,4 @@ def _opened(
         with torch.cuda.stream(decoder.stream):
             reader(spans)
 
-    return CudaScheduler(decoder, read, cache, adapters), cache
+    return CudaScheduler(decoder, read, cache, adapters, PassCosts(STEP_COSTS)), cache
