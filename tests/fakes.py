@@ -427,6 +427,17 @@ class AdaptedDecoder:
         """Nothing is under way."""
 
 
+def in_one_part(read: Callable[[], object]) -> Any:
+    """A pass over prompts on a card, all of which is in `read`."""
+    from qlora_chat.engines.cuda.prompts import Pass
+
+    def parts() -> Iterator[int]:
+        yield 1
+        read()
+
+    return Pass(parts())
+
+
 class PlainDecoder:
     """What the CUDA decoder does with its rows, done by the eager pass: tokens, positions and counts go on by themselves from
     step to step, what was said counts for the repetition penalty, and a step's tokens are there to be read before the host asks
@@ -450,6 +461,11 @@ class PlainDecoder:
         """Of a step on this card."""
         self.narrow_rows = 0
         """Steps of up to so many rows round otherwise than wider ones."""
+        self.clock = 0.0
+        """Seconds of the card's time. Steps take what `seconds` says of their rows; whoever runs a pass adds its own."""
+        self.seconds: Callable[[int], float] = lambda rows: 1.0
+        self.times: list[tuple[float, float]] = []
+        """When each step began and ended."""
 
     @property
     def rows(self) -> Sequence[Any]:
@@ -471,6 +487,8 @@ class PlainDecoder:
     def start(self, count: int) -> int:
         """Run the rows through the model, choose their tokens, go on to the next positions."""
         self.started += 1
+        began, self.clock = self.clock, self.clock + self.seconds(count)
+        self.times.append((began, self.clock))
         if self.started == self.fail_at:
             raise RuntimeError("the card has fallen out")
         self.widest = max(self.widest, count)
@@ -502,8 +520,10 @@ class PlainDecoder:
         """Nothing to wait for."""
         assert number <= self.started
 
-    def wait(self) -> None:
-        """Nothing is under way."""
+    def took(self, number: int) -> tuple[float, float]:
+        """Seconds since the step before, and of a step."""
+        began, ended = self.times[number - 1]
+        return began - (self.times[number - 2][1] if number > 1 else 0.0), ended - began
 
     def drawn(self, row: int, count: int) -> int:
         """The token chosen for a row."""

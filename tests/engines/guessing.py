@@ -17,7 +17,7 @@ from qlora_chat.engines.speculation import PassCosts
 from qlora_chat.models.weights import LlamaShape, LlamaWeights
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
-from tests.fakes import LetterTokenizer, MarkovForward, NumberedAdapters, PlainDecoder
+from tests.fakes import LetterTokenizer, MarkovForward, NumberedAdapters, PlainDecoder, in_one_part
 
 FREE = (1.0, 1.0)
 """A device on which checking costs nothing: every guess that may be right is checked."""
@@ -99,7 +99,7 @@ class Card:
         self.decoder = PlainDecoder(forward, Span)
         self.scheduler = CudaScheduler(
             self.decoder,  # type: ignore[arg-type]
-            lambda spans: forward([replace(span, logits=1) for span in spans]),
+            lambda spans: in_one_part(lambda: forward([replace(span, logits=1) for span in spans])),
             held,
             NumberedAdapters(held),  # type: ignore[arg-type]
             Fixed(costs) if costs else None,

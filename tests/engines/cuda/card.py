@@ -58,7 +58,7 @@ class NotedCard:
         graphs = iter(range(1000))
         patch.setattr(torch.cuda, "get_device_properties", lambda device: self._properties())
         patch.setattr(torch.cuda, "Stream", lambda device: _Anything())
-        patch.setattr(torch.cuda, "Event", _Anything)
+        patch.setattr(torch.cuda, "Event", lambda **_: _Anything())
         patch.setattr(torch.cuda, "CUDAGraph", lambda: _Graph(next(graphs), self.did))
         patch.setattr(torch.cuda, "synchronize", lambda device: None)
         patch.setattr(torch.cuda, "current_stream", lambda device=None: _Anything())

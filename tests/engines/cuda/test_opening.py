@@ -10,6 +10,7 @@ import torch
 
 from qlora_chat.engines import EngineError, cuda
 from qlora_chat.engines.cache import SPARE_BYTES, KVCache, fitting_slots, slot_bytes
+from qlora_chat.engines.cuda.prompts import Pass
 from qlora_chat.engines.cuda.scheduler import CudaScheduler
 from qlora_chat.engines.llama import Forward, Span
 from qlora_chat.engines.local import LocalEngine
@@ -17,7 +18,7 @@ from qlora_chat.models import LoadedModel, ModelError
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
-from tests.fakes import NumberedAdapters, PlainDecoder
+from tests.fakes import NumberedAdapters, PlainDecoder, in_one_part
 
 GREEDY = Sampling(temperature=0.0, max_new_tokens=3)
 
@@ -70,10 +71,10 @@ def decoder(demo_fp32: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> PlainDec
     forward = Forward(demo_fp32.weights, cache)
     decoder = PlainDecoder(forward, Span)
 
-    def read(spans: Sequence[Span]) -> None:
-        forward(spans)
+    def begin(spans: Sequence[Span]) -> Pass:
+        return in_one_part(lambda: forward(spans))
 
-    scheduler = CudaScheduler(decoder, read, cache, NumberedAdapters(cache))  # type: ignore[arg-type]
+    scheduler = CudaScheduler(decoder, begin, cache, NumberedAdapters(cache))  # type: ignore[arg-type]
     monkeypatch.setattr(cuda, "open_cuda", lambda *_: (scheduler, cache))
     return decoder
 

@@ -1,12 +1,66 @@
-"""Attention over a prompt of which a part was read before, on any build of PyTorch."""
+"""A pass over prompts, at once and in parts; attention where a part of a prompt was read before, on any build of PyTorch."""
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from qlora_chat.engines.cuda.prompts import _causal
+from qlora_chat.engines.cache import KVCache
+from qlora_chat.engines.cuda.prompts import PromptReader, _causal
+from qlora_chat.engines.cuda.step import Decoder
+from qlora_chat.engines.llama import Span
+from tests.engines.cuda.card import NotedCard, weights_of_sizes
+
+SPANS = [Span(0, 0, [5, 6, 7, 8], logits=0), Span(2, 3, [9, 10, 11], logits=0)]
+
+
+OTHERS = [Span(1, 0, [4] * 20, logits=0)]
+
+
+def test_a_pass_in_parts_asks_the_same_of_a_card_whatever_goes_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    card, weights, adapted = NotedCard(major=9), weights_of_sizes(), list[tuple[str, int]]()
+    card.install(monkeypatch)
+    like: Any = SimpleNamespace(shape=weights.shape, device=torch.device("cpu"))
+    decoder = Decoder(weights, KVCache(like, 3, torch.bfloat16), None)
+
+    def adapter(name: str) -> Any:
+        def added(x: Tensor, y: Tensor) -> None:
+            adapted.append((name, len(x)))
+
+        return SimpleNamespace(added=[[added] * 5] * 2)
+
+    def noted() -> tuple[list[Any], list[tuple[str, int]]]:
+        """What was asked of the card, and of adapters, since the last time."""
+        asked = [(each.name, each.grid, each.name == "rotate" and each.arguments.keys) for each in card.launches]
+        found = asked, [*adapted]
+        card.launches.clear()
+        adapted.clear()
+        return found
+
+    adapters = {0: adapter("first"), 2: adapter("second")}
+    reader = PromptReader(weights, decoder.unpack, decoder.cache, decoder.kernels, decoder.turns, adapters.get)
+    reader(SPANS)
+    launches, added = noted()
+    assert added[:2] == [("first", 4), ("second", 3)]
+    parts, between, done = reader.begin(SPANS), reader.begin(OTHERS), []
+    while not parts.ended:
+        done.append(parts.run(15_000_000))
+        some, of_adapters = noted()
+        assert (some, of_adapters) == (launches[: len(some)], added[: len(of_adapters)])
+        del launches[: len(some)], added[: len(of_adapters)]
+        between.run(1)
+        noted()
+    assert not launches
+    assert not added
+    assert max(done) <= 15_000_000, "weights that it may multiply with"
+    first, last = weights.layers
+    products = *first.products, last.qkv
+    assert sum(done) == sum(each.packed.outputs * each.packed.inputs for each in products), "nobody reads what would follow"
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2)])

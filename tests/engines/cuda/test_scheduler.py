@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import pytest
 import torch
@@ -11,6 +10,7 @@ import torch
 from qlora_chat.engines import EngineError, OutOfMemory
 from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.cuda import scheduler
+from qlora_chat.engines.cuda.prompts import Pass
 from qlora_chat.engines.cuda.scheduler import AS_ROWS, CudaScheduler
 from qlora_chat.engines.llama import Forward, Span
 from qlora_chat.engines.local import LocalEngine
@@ -19,7 +19,7 @@ from qlora_chat.models import LoadedModel
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
-from tests.fakes import NumberedAdapters, PlainDecoder
+from tests.fakes import NumberedAdapters, PlainDecoder, in_one_part
 
 GREEDY = Sampling(temperature=0.0, max_new_tokens=24, seed=5)
 QUESTIONS = ("What is the capital of France?", "Why do birds fly?", "What is gravity?")
@@ -37,8 +37,11 @@ class Driven:
         """Tokens of a pass."""
         self.decoder = PlainDecoder(forward, Span)
         self.adapters = NumberedAdapters(cache)
-        self.scheduler = CudaScheduler(self.decoder, self._read, cache, self.adapters)  # type: ignore[arg-type]
+        self.scheduler = CudaScheduler(self.decoder, self._begin, cache, self.adapters)  # type: ignore[arg-type]
         self._model = model
+
+    def _begin(self, spans: Sequence[Span]) -> Pass:
+        return in_one_part(lambda: self._read(spans))
 
     def _read(self, spans: Sequence[Span]) -> None:
         self.passes.append([len(span.ids) for span in spans])
@@ -131,28 +134,6 @@ def test_a_short_prompt_beside_an_answer_is_read_in_the_rows_that_its_steps_have
     assert ids_of(beside) == ids_of(shared_engine.stream(prompt, GREEDY, Stops()))  # type: ignore[arg-type]
 
 
-def test_a_long_prompt_beside_an_answer_is_read_in_parts_and_the_answer_goes_on_between_them(
-    driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(scheduler, "READ_BESIDE", 50)
-    answer = driven.ask(prompt_for("Why do birds fly?"), GREEDY.changed(max_new_tokens=100))
-    driven.run(4)
-    driven.passes.clear()
-    prompt = prompt_for("What do you know of " + "lakes and forests and " * 50)
-    beside = driven.ask(prompt)
-    steps = []
-    while not beside._request.generated:
-        known = len(driven.passes)
-        driven.scheduler.step()
-        steps += [driven.decoder.started] if len(driven.passes) > known else []
-    assert len(driven.passes) > 1
-    assert all(sum(each) <= 50 for each in driven.passes)
-    assert all(later > earlier for earlier, later in pairwise(steps)), "steps of the answer after each"
-    driven.run()
-    assert len(ids_of(answer)) == 100
-    assert ids_of(beside) == ids_of(shared_engine.stream(prompt, GREEDY, Stops()))  # type: ignore[arg-type]
-
-
 def test_chats_that_come_together_are_read_together_and_answer_together(
     driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
 ) -> None:
@@ -170,7 +151,6 @@ def test_a_chat_that_has_been_read_does_not_wait_for_every_prompt_behind_it(
 ) -> None:
     monkeypatch.setattr(scheduler, "READ_AT_ONCE", 64)
     monkeypatch.setattr(scheduler, "READ_BEFORE_FIRST", 128)
-    monkeypatch.setattr(scheduler, "READ_BESIDE", 64)
     first = driven.ask(prompt_for("Why do birds fly?"), GREEDY.changed(max_new_tokens=2))
     others = [driven.ask(prompt_for("What do you know of " + "lakes and forests and " * 30)) for _ in range(3)]
     for _ in range(5):

@@ -6,7 +6,6 @@ and WeightsSpent after that; the engine goes on with the eager pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,6 @@ if TYPE_CHECKING:
 
     from qlora_chat.engines.cache import KVCache
     from qlora_chat.engines.cuda.scheduler import CudaScheduler
-    from qlora_chat.engines.llama import Span
     from qlora_chat.models.weights import LlamaWeights
     from qlora_chat.settings import KVCacheDtype
 
@@ -54,8 +52,6 @@ def open_cuda(
 def _opened(
     weights: LlamaWeights, slots: int | None, cache_folder: Path | None, cache_dtype: torch.dtype | None, adapters_bytes: int
 ) -> tuple[CudaScheduler, KVCache]:
-    import torch
-
     from qlora_chat.engines.cache import KVCache, fitting_slots
     from qlora_chat.engines.cuda.adapters import CudaAdapters, own_bytes
     from qlora_chat.engines.cuda.prompts import PromptReader
@@ -69,10 +65,5 @@ def _opened(
     cache = KVCache(weights, slots or fitting_slots(weights, cache_dtype, int(to_come)), cache_dtype)
     decoder = Decoder(packed, cache, cache_folder)
     adapters = CudaAdapters(packed, decoder, cache)
-    reader = PromptReader(packed, decoder.unpack, cache, decoder.kernels, decoder.turns, adapters.of)
-
-    def read(spans: Sequence[Span]) -> None:
-        with torch.cuda.stream(decoder.stream):
-            reader(spans)
-
-    return CudaScheduler(decoder, read, cache, adapters, PassCosts(STEP_COSTS)), cache
+    reader = PromptReader(packed, decoder.unpack, cache, decoder.kernels, decoder.turns, adapters.of, decoder.stream)
+    return CudaScheduler(decoder, reader.begin, cache, adapters, PassCosts(STEP_COSTS)), cache

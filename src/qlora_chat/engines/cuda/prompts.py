@@ -1,7 +1,8 @@
 """Reading prompts on a card: many tokens at once, only for what they leave in the cache.
 
-Scope: the pass over prompts, with one kernel of ours for whatever lies between two products. It gives no logits: a prompt's
-last token goes with the decode steps. What follows the last layer's keys and values would be read by nobody and is left out.
+Scope: the pass over prompts, with one kernel of ours for whatever lies between two products. It can be run in parts, a product
+each, with anything else between them. It gives no logits: a prompt's last token goes with the decode steps. What follows the
+last layer's keys and values would be read by nobody and is left out.
 
 Shapes: N tokens of all spans together, H hidden, F feed-forward, Q and K query and key-value heads, D head dimension, T tokens
 of a span, P positions that it sees.
@@ -9,7 +10,8 @@ of a span, P positions that it sees.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -25,10 +27,11 @@ from qlora_chat.engines.cuda.packing import Packed
 from qlora_chat.engines.cuda.structures import AddNormArguments, RotateArguments, RowsArguments, SiluTimesUpArguments
 from qlora_chat.engines.cuda.weights import CudaLayer, CudaWeights, many_rows
 from qlora_chat.engines.llama import Span
-from qlora_chat.models.weights import Linear
 
 THREADS = 256
 """Of a block, as in prompt.cu."""
+_Adapted = Sequence[tuple[CudaAdapter, slice]]
+"""Whose adapter which rows of a pass go through."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,11 @@ class _Layer:
     """A decoder layer for many rows. Gate and up come in two halves: unpacked as a whole, they would double the workspace."""
 
     attention_norm: Tensor
-    qkv: Linear
-    attention_out: Linear
+    qkv: Packed
+    attention_out: Packed
     mlp_norm: Tensor
-    gate_up: tuple[Linear, Linear]
-    mlp_down: Linear
+    gate_up: tuple[Packed, Packed]
+    mlp_down: Packed
     feed_forward: int
 
     @staticmethod
@@ -54,6 +57,33 @@ class _Layer:
         )  # fmt: skip
 
 
+class Pass:
+    """Spans on their way through the weights: as much of it at a time as the caller likes, with anything on the same stream
+    between. Whoever leaves one unfinished leaves keys and values of some layers behind its spans' beginnings, nothing else."""
+
+    def __init__(self, parts: Iterator[int], stream: torch.cuda.Stream | None = None) -> None:
+        """Before each of its `parts` comes the number of weights that it multiplies with. `stream`: PyTorch's current one
+        where it is not given."""
+        self._parts, self._stream = parts, stream
+        self._next: int | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of it has been launched."""
+        return self._next == 0
+
+    def run(self, weights: float = math.inf) -> int:
+        """Launch parts that multiply with up to so many weights, one part at least; the number that it was."""
+        done = 0
+        with torch.inference_mode(), torch.cuda.stream(self._stream):
+            if self._next is None:
+                self._next = next(self._parts, 0)
+            while self._next and (not done or done + self._next <= weights):
+                done += self._next
+                self._next = next(self._parts, 0)
+        return done
+
+
 class PromptReader:
     """Runs spans through the weights, writing keys and values into the cache."""
 
@@ -65,47 +95,47 @@ class PromptReader:
         kernels: Kernels,
         turns: Tensor,
         adapter_of: Callable[[int], CudaAdapter | None] = lambda slot: None,
+        stream: torch.cuda.Stream | None = None,
     ) -> None:
-        """`turns` (window, D / 2, 2) float32: cos and sin; `adapter_of`: a slot's. KernelError where the kernels cannot be
-        compiled."""
+        """`turns` (window, D / 2, 2) float32: cos and sin; `adapter_of`: a slot's; `stream` as in Pass. KernelError where the
+        kernels cannot be compiled."""
         self._shape, self._embeddings, self._cache, self._turns = weights.shape, weights.embeddings, cache, turns
         self._layers = [_Layer.of(each, unpack) for each in weights.layers]
-        self._adapter_of = adapter_of
+        self._adapter_of, self._stream = adapter_of, stream
         _has_flash(turns.device)  # now, where there is memory for it
-        self._rows: list[tuple[CudaAdapter, slice]] = []
-        """Whose adapter which rows of the pass that is running go through."""
         defines = ("HEAD_DIM", weights.shape.head_dim), ("KV8", int(cache.key_scales is not None))
         self._add_norm, self._rotate, self._silu_times_up = (
             kernels.get("prompt.cu", name, defines) for name in ("add_norm", "rotate", "silu_times_up")
         )
 
-    @torch.inference_mode()
     def __call__(self, spans: Sequence[Span]) -> None:
-        """Read them, on PyTorch's current stream."""
+        """Read them, all at once."""
+        self.begin(spans).run()
+
+    def begin(self, spans: Sequence[Span]) -> Pass:
+        """A pass over them of which nothing has been launched. Their slots' adapters are looked up when it first runs."""
+        return Pass(self._parts(spans), self._stream)
+
+    def _parts(self, spans: Sequence[Span]) -> Iterator[int]:
+        """The pass, with a stop before each product: the number of its weights."""
         ids, slots, positions = self._laid_out(spans)
         residual = self._embeddings(ids)  # (N, H)
         x = torch.empty_like(residual, dtype=torch.bfloat16)
         rows = RowsArguments(slots=address(slots), positions=address(positions))
         added: Tensor | None = None
-        self._rows = self._adapted(spans)
+        adapted = self._adapted(spans)
         for index, layer in enumerate(self._layers):
+            yield _size(layer.qkv)
             self._norm(added, layer.attention_norm, residual, x)
-            queries = self._rotated(self._product(layer.qkv, index, OF_QKV, x), index, rows)
+            queries = self._rotated(_product(layer.qkv, index, OF_QKV, x, adapted), index, rows)
             if index == len(self._layers) - 1:
                 return
+            yield _size(layer.attention_out)
             attended = self._attended(queries, index, spans)
-            self._norm(self._product(layer.attention_out, index, OF_OUT, attended), layer.mlp_norm, residual, x)
-            added = self._product(layer.mlp_down, index, OF_DOWN, self._activated(layer, index, x))
+            self._norm(_product(layer.attention_out, index, OF_OUT, attended, adapted), layer.mlp_norm, residual, x)
+            added = yield from self._fed_forward(layer, index, x, adapted)
 
-    def _product(self, product: Linear, index: int, place: int, x: Tensor) -> Tensor:
-        """With what the rows' adapters add, in layer `index`."""
-        y = product(x)
-        for adapter, rows in self._rows:
-            if added := adapter.added[index][place]:
-                added(x[rows], y[rows])
-        return y
-
-    def _adapted(self, spans: Sequence[Span]) -> list[tuple[CudaAdapter, slice]]:
+    def _adapted(self, spans: Sequence[Span]) -> _Adapted:
         """Neighbours with the same adapter as one run of rows."""
         found: list[tuple[CudaAdapter, slice]] = []
         begin = 0
@@ -158,19 +188,34 @@ class PromptReader:
         together = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return together.reshape(len(queries), -1)
 
-    def _activated(self, layer: _Layer, index: int, x: Tensor) -> Tensor:
-        """SiLU(gate) * up, (N, F)."""
-        out = torch.empty((len(x), layer.feed_forward), dtype=torch.bfloat16, device=x.device)
+    def _fed_forward(self, layer: _Layer, index: int, x: Tensor, adapted: _Adapted) -> Generator[int, None, Tensor]:
+        """(N, H) -> (N, H), with the same stops."""
+        activated = torch.empty((len(x), layer.feed_forward), dtype=torch.bfloat16, device=x.device)
         done = 0
         for product, place in zip(layer.gate_up, OF_GATE_UP, strict=True):
-            gate_up = self._product(product, index, place, x)  # (N, 2 * some of F)
+            yield _size(product)
+            gate_up = _product(product, index, place, x, adapted)  # (N, 2 * some of F)
             count = gate_up.shape[1] // 2
             arguments = SiluTimesUpArguments(
-                gate_up=address(gate_up), out=address(out[:, done:]), feed_forward=count, stride=layer.feed_forward
+                gate_up=address(gate_up), out=address(activated[:, done:]), feed_forward=count, stride=layer.feed_forward
             )
             self._silu_times_up((-(-count // (2 * THREADS)), len(x), 1), THREADS, arguments)
             done += count
-        return out
+        yield _size(layer.mlp_down)
+        return _product(layer.mlp_down, index, OF_DOWN, activated, adapted)
+
+
+def _size(product: Packed) -> int:
+    return product.outputs * product.inputs
+
+
+def _product(product: Packed, index: int, place: int, x: Tensor, adapted: _Adapted) -> Tensor:
+    """With what the rows' adapters add, in layer `index`."""
+    y = product(x)
+    for adapter, rows in adapted:
+        if added := adapter.added[index][place]:
+            added(x[rows], y[rows])
+    return y
 
 
 def _causal(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -2,14 +2,16 @@
 
 Scope: which rows a step has, when the next step may be started before this one's tokens are known, and how prompts are
 read. While the same chats answer with the same settings, a step takes its tokens from the step before on the device, and
-the host hands out one step's tokens while the next one runs. Prompts get at most half of the time while others answer: few
-tokens as rows of the answers' own steps, more of them in passes of their own, each followed by steps for as long as it took.
+the host hands out one step's tokens while the next one runs. While others answer, prompts get at most half of the time, and
+every token of an answer comes within twice a step's time of the one before: few tokens of a prompt go as rows of the answers'
+own steps, more of them through a pass of their own, a slice (slices.py) of which runs before each step.
 Where a chat repeats itself, guesses are checked as further rows of a step, which nothing is started behind.
 Single-threaded, as engines/scheduler.py is.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,7 +24,9 @@ from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.chats import Chats
 from qlora_chat.engines.cuda.adapters import CudaAdapters
 from qlora_chat.engines.cuda.asking import Asked, asked_of, cached_of, slot_of, spans_of
-from qlora_chat.engines.cuda.rows import MOST_ROWS, Row
+from qlora_chat.engines.cuda.prompts import Pass
+from qlora_chat.engines.cuda.rows import BUCKETS, Row
+from qlora_chat.engines.cuda.slices import Slice, Slices
 from qlora_chat.engines.cuda.step import Decoder
 from qlora_chat.engines.llama import Span
 from qlora_chat.engines.request import Request, is_out_of_memory
@@ -30,12 +34,11 @@ from qlora_chat.engines.sampling import NOT_ASKED, NOT_FINITE, likely
 from qlora_chat.engines.speculation import PassCosts, guesses
 
 READ_AT_ONCE = 1024
-"""Prompt tokens of a pass, of one chat or of several, while nobody waits for a next token."""
+"""Prompt tokens of a pass, of one chat or of several. More would save little: every weight is unpacked once a pass, which is a
+fifth of its time for so many tokens on an H200."""
 READ_BEFORE_FIRST = 4096
 """Prompt tokens of others that a chat which has been read may wait for before its first token: those who come together then
 answer together, at the full rate from the beginning."""
-READ_BESIDE = 512
-"""Prompt tokens of a pass while others answer: 17 ms of an H200 for a 7B, which is as long as their next token waits."""
 LEAST_AT_ONCE = 32
 """Prompt tokens of a pass, where there is no memory for more."""
 AS_ROWS = 32
@@ -44,10 +47,10 @@ AS_ROWS_BESIDE = 96
 """The same where others answer, whose steps have rows to spare."""
 LEAST_BESIDE = 8
 """Rows that a step must have to spare for a prompt to be read in them."""
-ROWS_BESIDE = {8: 16, 24: 32, MOST_ROWS: MOST_ROWS}
-"""Rows of a step that reads prompts beside up to so many chats that answer: about twice as long as their own step takes."""
 STEP_COSTS = (1.0, 1.04, *[1.17] * 2, *[1.26] * 4, *[1.72] * 8, *[2.85] * 16, *[8.1] * 32)
 """What a step of 1 to 64 rows takes, relative to one of one row, before an engine has seen its own: a 7B on an H200."""
+ROWS_BESIDE = {chats: max(rows for rows in BUCKETS if STEP_COSTS[rows - 1] <= 2 * STEP_COSTS[chats - 1]) for chats in BUCKETS}
+"""Rows of a step that reads prompts beside up to so many chats that answer: it takes at most twice as long as their own."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,21 @@ class _Started:
     rows: int
     began: float
     """When the host began with it, on the clock of time.perf_counter."""
+    read: Slice | None
+    """What of a pass over prompts was run before it."""
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A pass over prompts that is under way."""
+
+    requests: Sequence[Request]
+    spans: Sequence[Span]
+    rest: Pass
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(span.ids) for span in self.spans)
 
 
 class CudaScheduler:
@@ -67,21 +85,25 @@ class CudaScheduler:
     def __init__(
         self,
         decoder: Decoder,
-        read: Callable[[Sequence[Span]], object],
+        begin: Callable[[Sequence[Span]], Pass],
         cache: KVCache,
         adapters: CudaAdapters,
         costs: PassCosts | None = None,
     ) -> None:
-        """`read` is the pass over prompts with the same weights, cache and adapters, in the order of the steps. With `costs`,
+        """`begin` gives a pass over prompts with the same weights, cache and adapters, in the order of the steps. With `costs`,
         what chats may say next is guessed, and checked where that pays."""
         self.decoder = decoder
         self.adapters = adapters
         self.costs = costs
         self.chats = Chats(cache)
-        self._read = read
+        self.begin = begin
         self._started: deque[_Started] = deque()
         self._rows: list[Asked] = []
         """Of the steps that are under way, and that the device goes on from by itself."""
+        self._reading: _Reading | None = None
+        self._slices = Slices(STEP_COSTS)
+        self._sliced: Slice | None = None
+        """What was run of a pass since the newest step was started: no second one goes before the next step."""
         self._room = READ_AT_ONCE
         """Prompt tokens of a pass that there has been memory for."""
         self._read_since_ready = 0
@@ -92,8 +114,6 @@ class CudaScheduler:
         """When the newest of the steps that are over was seen to be."""
         self._turn = 0
         """Whose turn it is, where more chats answer than a step has rows."""
-        self._answers_until = 0.0
-        """Until then those who answer have the card for themselves, after a pass that they had to wait for."""
         self.forwards = 0
         """Steps and passes over prompts so far."""
 
@@ -111,14 +131,14 @@ class CudaScheduler:
         self.chats.drop_cancelled()
         for request in self.chats.admit():
             self._see(request)
-        answering = self._in_turn([request for request in self.chats.running if request.pending == 1])
-        reading = [request for request in self.chats.running if request.pending > 1]
-        reads = bool(reading) and not (answering and time.perf_counter() < self._answers_until)
-        guessed = None if reads else self._guesses(answering)
-        if self._started and (reads or guessed or not self._goes_on(answering)):
+        self._read_beside()
+        answering = self._answering()
+        reading = [] if self._reading else self._to_be_read()
+        guessed = None if reading else self._guesses(answering)
+        if self._started and (reading or guessed or not self._goes_on(answering)):
             self._hand_out(self._started.popleft())  # those who leave or change, and what is said, are known only now
             return
-        if reads:
+        if reading:
             self._read_prompts(answering, reading)
         elif guessed:
             self._check(answering, guessed)
@@ -127,18 +147,20 @@ class CudaScheduler:
 
     def cancel_all(self) -> None:
         """End every answer here: nobody is left waiting for a piece that will not come."""
+        self._reading = None
         self.chats.cancel_all()
 
     def fail_all(self, problem: BaseException) -> None:
         """Something is wrong with the engine itself: everyone who runs hears of it, and those who wait go on."""
         self._started.clear()
+        self._reading = self._sliced = None
         self.chats.fail_all(problem)
 
     def _forward(self, spans: Sequence[Span]) -> Tensor:
         """Logits after the last token of each span, (R, V) float32, by the graph: for checks, where nothing is generated."""
         for span in spans:
             if len(span.ids) > 1:
-                self._read([Span(span.slot, span.start, span.ids[:-1], logits=0)])
+                self.begin([Span(span.slot, span.start, span.ids[:-1], logits=0)]).run()
         last = [(span.slot, span.start + len(span.ids) - 1, span.ids[-1]) for span in spans]
         self.decoder.put([Row(*each, adapter=self.adapters.number(each[0])) for each in last])
         self.decoder.finish(self.decoder.start(len(spans)))
@@ -152,8 +174,12 @@ class CudaScheduler:
             for each, request in zip(self._rows, answering, strict=True)
         )
 
-    def _in_turn(self, answering: list[Request]) -> list[Request]:
+    def _to_be_read(self) -> list[Request]:
+        return [request for request in self.chats.running if request.pending > 1]
+
+    def _answering(self) -> list[Request]:
         """As many as a step of this card has rows for: all of them, but where shared memory is small and adapters are wide."""
+        answering = [request for request in self.chats.running if request.pending == 1]
         most = self.decoder.most_rows
         if len(answering) <= most:
             return answering
@@ -202,57 +228,83 @@ class CudaScheduler:
     def _start(self, asked: Sequence[Asked], rows: int, began: float) -> _Started:
         self.forwards += 1
         self._turn += len(asked)
-        return _Started(self.decoder.start(rows), asked, rows, began)
+        read, self._sliced = self._sliced, None
+        return _Started(self.decoder.start(rows), asked, rows, began, read)
+
+    def _read_beside(self) -> None:
+        """Where somebody waits for a next token: a slice of a pass over prompts, if none was run since the newest step. Where
+        nobody does any more, the rest of the pass."""
+        if self._reading and any(request not in self.chats.running for request in self._reading.requests):
+            self._reading = None  # who left may have left the slot to another: those who remain begin again
+        answering, reading, waits = self._answering(), self._to_be_read(), self._somebody_waits()
+        if not self._reading and waits and reading and self._wants_pass(answering, reading, AS_ROWS_BESIDE):
+            self._read_since_ready = 0
+            self._begin_with(reading)
+        if not waits:
+            self._sliced = None
+        if self._reading and not waits:
+            self._go_on_reading()
+        elif self._reading and not self._sliced:
+            tokens = self._reading.tokens
+            self._sliced = Slice(self._go_on_reading(self._slices.weights(len(answering), tokens)), tokens)
+
+    def _somebody_waits(self) -> bool:
+        """For a token that is not the first of an answer."""
+        return any(request.generated for request in self.chats.running)
+
+    def _wants_pass(self, answering: Sequence[Request], reading: Sequence[Request], as_rows: int) -> bool:
+        """Whether so few tokens are too many for rows of steps, or the steps have none to spare."""
+        return sum(request.pending - 1 for request in reading) > as_rows or self._to_spare(answering) < LEAST_BESIDE
+
+    def _to_spare(self, answering: Sequence[Request]) -> int:
+        """Rows for prompts in a step of those who answer."""
+        chats = len(answering)
+        most = next(rows for up_to, rows in ROWS_BESIDE.items() if chats <= up_to) if chats else AS_ROWS
+        return min(most, self.decoder.most_rows) - chats
 
     def _read_prompts(self, answering: Sequence[Request], reading: Sequence[Request]) -> None:
         """All but a prompt's last token, which goes with the decode steps and chooses the first token of the answer."""
-        waiting = sum(request.pending - 1 for request in reading)
-        patient = not any(request.generated for request in answering) and self._read_since_ready < READ_BEFORE_FIRST
-        if patient and waiting > AS_ROWS:
-            self._read_together(reading, READ_AT_ONCE)
+        patient = not self._somebody_waits() and self._read_since_ready < READ_BEFORE_FIRST
+        if patient and self._wants_pass(answering, reading, AS_ROWS):
+            self._begin_with(reading)
+            self._go_on_reading()
             self._read_since_ready += READ_AT_ONCE if answering else 0
             return
-        waited_enough = self._read_since_ready >= READ_BEFORE_FIRST  # then this step has the first tokens
-        self._read_since_ready = 0
-        room = self.decoder.most_rows - len(answering)
-        if (waiting > AS_ROWS_BESIDE or room < LEAST_BESIDE) and not waited_enough:
-            self._read_beside(reading)
-            return
+        self._read_since_ready = 0  # whoever has waited enough gets a first token from this step
         self._read_as_rows(answering, reading)
 
-    def _read_beside(self, reading: Sequence[Request]) -> None:
-        """A pass that those who answer wait for; they then have as long for themselves."""
-        began = time.perf_counter()
-        self._read_together(reading, READ_BESIDE)
-        self.decoder.wait()
-        ended = time.perf_counter()
-        self._answers_until = ended + (ended - began)
-
-    def _read_together(self, reading: Sequence[Request], room: int) -> None:
-        """A pass over up to so many tokens of as many prompts as it takes, in the order of their arrival. Where it fails, those
-        who answer go on: less is read at once where memory was short, and only then those who were read hear of it."""
-        spans = spans_of(reading, min(room, self._room))
-        size = sum(len(span.ids) for span in spans)
+    def _begin_with(self, reading: Sequence[Request]) -> None:
+        """A pass over as many prompts as it takes, in the order of their arrival."""
         self.forwards += 1
+        spans = spans_of(reading, min(READ_AT_ONCE, self._room))
+        self._reading = _Reading(reading[: len(spans)], spans, self.begin(spans))
+
+    def _go_on_reading(self, weights: float = math.inf) -> int:
+        """With the pass that is under way: with how many weights it was. Where it fails, those who answer go on: less is read
+        at once where memory was short, and only then those who were read hear of it."""
+        reading = self._reading
+        assert reading, "a pass is under way"
         try:
-            self._read(spans)
+            done = reading.rest.run(weights)
         except Exception as problem:
-            if is_out_of_memory(problem) and size > LEAST_AT_ONCE:
-                self._room = max(LEAST_AT_ONCE, size // 2)
-                return  # the next step reads so many
-            for request, _ in zip(reading, spans, strict=False):
+            self._reading = None
+            if is_out_of_memory(problem) and reading.tokens > LEAST_AT_ONCE:
+                self._room = max(LEAST_AT_ONCE, reading.tokens // 2)
+                return 0  # the next pass reads so many
+            for request in reading.requests:
                 self.chats.fail(request, problem)
-            return
-        for request, span in zip(reading, spans, strict=False):
-            cached_of(request).extend(span.ids)
+            return 0
+        if reading.rest.ended:
+            self._reading = None
+            for request, span in zip(reading.requests, reading.spans, strict=True):
+                cached_of(request).extend(span.ids)
+        return done
 
     def _read_as_rows(self, decoding: Sequence[Request], reading: Sequence[Request]) -> None:
         """A step that has rows of prompts beside those of the chats that answer."""
         began = time.perf_counter()
-        most = next(rows for chats, rows in ROWS_BESIDE.items() if len(decoding) <= chats) if decoding else AS_ROWS
-        most = min(most, self.decoder.most_rows)
         asked = asked_of(decoding)
-        rows, room = self._rows_of(asked), most - len(decoding)
+        rows, room = self._rows_of(asked), self._to_spare(decoding)
         parts: list[tuple[Request, int]] = []
         for request in reading:
             taken = min(request.pending - 1, room)
@@ -277,7 +329,8 @@ class CudaScheduler:
         """Wait for a step, and give each chat its token; with guesses, one more for each that was right."""
         self.decoder.finish(step.number)
         began, self._ended = max(step.began, self._ended), time.perf_counter()
-        if self.costs:
+        self._slices.note(step.rows, *self.decoder.took(step.number), step.read)
+        if self.costs and not step.read:
             self.costs.note(step.rows, self._ended - began)
         for each in step.asked:
             for index in range(1 + len(each.guessed)):

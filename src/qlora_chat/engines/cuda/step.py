@@ -48,7 +48,7 @@ class Decoder:
         self._graphs: dict[tuple[int, bool], Callable[[], None]] = {}
         """What runs a step of so many rows: a graph's replay, or its launches one by one where there could be no graph."""
         self._stream = torch.cuda.Stream(self._device)
-        self._events = [torch.cuda.Event() for _ in range(RING)]
+        self._begun, self._ended = ([torch.cuda.Event(enable_timing=True) for _ in range(RING)] for _ in range(2))
         self._steps = 0
         self._buffers = Buffers(weights, cache)
         self._drawn = self._buffers.drawn.numpy()
@@ -94,16 +94,23 @@ class Decoder:
         """Begin a step over the first `count` rows; the number to give to `finish`."""
         bucket = _bucket(count)
         run = self._graphs.get((bucket, self._adapted)) or self._capture(bucket)
+        number = self._steps
+        self._begun[number % RING].record(self._stream)
         with torch.cuda.stream(self._stream):
             run()
-        number = self._steps
-        self._events[number % RING].record(self._stream)
+        self._ended[number % RING].record(self._stream)
         self._steps += 1
         return number
 
     def finish(self, number: int) -> None:
         """Wait until a step has ended."""
-        self._events[number % RING].synchronize()
+        self._ended[number % RING].synchronize()
+
+    def took(self, number: int) -> tuple[float, float]:
+        """Seconds of the card's time from the end of the step before a finished one to its beginning, and those of its own."""
+        begun, ended = self._begun[number % RING], self._ended[number % RING]
+        before = self._ended[(number - 1) % RING].elapsed_time(begun) if number else 0.0
+        return before / 1000, begun.elapsed_time(ended) / 1000
 
     def wait(self) -> None:
         """Wait until everything that was begun on `stream` has ended, prompts included."""

@@ -143,7 +143,7 @@ def packed_weights(weights: LlamaWeights, *, release: bool = True) -> CudaWeight
     return CudaWeights(shape, feed_forward, embeddings, tuple(layers), weights.norm.bfloat16(), Product(head), scaling)
 
 
-def many_rows(product: Product, unpack: Callable[[Packed], Tensor], tiles: slice | None = None) -> Linear:
+def many_rows(product: Product, unpack: Callable[[Packed], Tensor], tiles: slice | None = None) -> Packed:
     """A product for passes over many rows, which unpacks its weights each time, without adapters; of some of its tiles alone,
     where these are named: half of gate and up, with half of each."""
     packed = product.packed if tiles is None else some_tiles(product.packed, tiles)
