@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 import zlib
@@ -213,6 +214,28 @@ def check_prompts(reader, cache, forward, plain_cache, shape, stream):
         say(f"prompt's {name}", near, relative=f"{error:.1e}", first_layer=f"{first:.1e}")
 
 
+def check_parts(decoder, reader, shape):
+    """A pass in parts, with steps of another chat between them, leaves what it leaves at once, to the bit."""
+    ids = torch.randint(5, shape.vocabulary, (300,), generator=torch.Generator().manual_seed(10)).tolist()
+    kept, took = [], (0.0, 0.0)
+    for weights in (math.inf, 50_000_000):
+        poison(decoder.cache, 3)
+        torch.cuda.synchronize()
+        decoder.put([Row(1, 0, 7, True)])
+        parts = reader.begin([Span(0, 0, ids[:200], logits=0), Span(2, 0, ids[200:], logits=0)])
+        while not parts.ended:
+            with torch.cuda.stream(decoder.stream):
+                parts.run(weights)
+            number = decoder.start(1)
+            decoder.finish(number)
+            took = decoder.took(number)
+        torch.cuda.synchronize()
+        kept.append([part for slot, seen in ((0, 200), (2, 100)) for part in held(decoder.cache, slot, seen)])
+    same = all(torch.equal(at_once, in_parts) for at_once, in_parts in zip(*kept, strict=True))
+    before, own = (round(each * 1e3, 3) for each in took)
+    say("prompt in parts between steps", same and min(took) > 0, last_part_ms=before, step_ms=own)
+
+
 def check_step(decoder, reader, forward, tensors, adapter, rows_list):
     """Logits of the graph and of the eager bf16 pass, both against float32 arithmetic on the same dequantised weights."""
     shape = tensors.shape
@@ -396,6 +419,7 @@ def time_copy(device):
 def check_all(decoder, reader, adapters, tensors, adapter, plain_cache, config, rows_list):
     forward = Forward(in_float(tensors, torch.bfloat16, adapter), plain_cache)
     check_prompts(reader, decoder.cache, forward, plain_cache, tensors.shape, decoder.stream)
+    check_parts(decoder, reader, tensors.shape)
     check_step(decoder, reader, forward, tensors, adapter, rows_list)
     check_alike(decoder, reader, tensors.shape, rows_list)
     if adapter:

@@ -51,7 +51,7 @@ def answer_logits(scheduler: CudaScheduler, passage: Passage, rows: int) -> Tens
             if counts:
                 found.append(row_logits(scheduler, inputs, part))
             else:
-                scheduler._read([Span(0, part[0], [inputs[at] for at in part], logits=0)])
+                scheduler.begin([Span(0, part[0], [inputs[at] for at in part], logits=0)]).run()
     return torch.cat(found)
 
 
