@@ -332,9 +332,12 @@ def check_adapters(decoder, adapters, config):
         mixed = [(0, second.number, -1)[row % 3] for row in range(rows)]
         alone = {each: logits([each] * rows) for each in set(mixed)}
         together = logits(mixed)
-        same = all(torch.equal(together[row], alone[each][row]) for row, each in enumerate(mixed))
+        same = all(torch.equal(together[row], alone[each][row]) for row, each in enumerate(mixed) if each >= 0)
+        # without adapters a step has other kernels, which round otherwise: the base among adapters is what another base row is
+        base = max(relative(together[row], alone[-1][row]) for row, each in enumerate(mixed) if each < 0)
         apart = relative(alone[0], alone[-1])
-        say(f"adapters of {rows} rows beside each other", same and apart > 1e-2, base_to_adapter=f"{apart:.1e}")
+        near = same and base < 2e-2 < apart
+        say(f"adapters of {rows} rows beside each other", near, base_to_base=f"{base:.1e}", base_to_adapter=f"{apart:.1e}")
 
 
 def check_sampling(decoder, shape):

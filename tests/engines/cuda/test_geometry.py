@@ -10,7 +10,7 @@ import torch
 
 from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.cuda.driver import KernelError
-from qlora_chat.engines.cuda.geometry import Geometry
+from qlora_chat.engines.cuda.geometry import Card, Geometry
 from qlora_chat.engines.cuda.low_rank import Fused, Layout, LowRank
 from qlora_chat.engines.cuda.rows import BUCKETS, Row
 from qlora_chat.engines.cuda.step import Decoder
@@ -23,18 +23,18 @@ OF_7B = {"qkv": ((HIDDEN,) * 3, HIDDEN), "out": ((HIDDEN,), HIDDEN), "gate_up": 
          "down": ((HIDDEN,), FEED_FORWARD)}  # fmt: skip
 
 
-def sizes(kind: str, inputs: int) -> Any:
-    return SimpleNamespace(kind=kind, inputs=inputs, paired=kind == "nf4")
+def sizes(kind: str, inputs: int, outputs: int) -> Any:
+    return SimpleNamespace(kind=kind, inputs=inputs, paired=kind == "nf4", row_tiles=outputs // 16)
 
 
 def widest(limit: int, rank: int = 0) -> int:
     """Most rows of a step of a 7B in NF4 with adapters of a rank."""
     layout = Layout(rank, tuple(Fused(outputs, inputs, torch.zeros(0)) for outputs, inputs in OF_7B.values())) if rank else None
-    found = 0
+    found, card = 0, Card(132, limit, early=True)
     for rows in BUCKETS:
         try:
-            cuts = [Geometry.of(sizes("nf4", inputs), rows, limit, layout) for _, inputs in OF_7B.values()]
-            cuts.append(Geometry.of(sizes("int8", HIDDEN), rows, limit))
+            cuts = [Geometry.of(sizes("nf4", inputs, sum(outputs)), rows, card, layout) for outputs, inputs in OF_7B.values()]
+            cuts.append(Geometry.of(sizes("int8", HIDDEN, VOCABULARY), rows, card))
         except KernelError:
             break
         assert all(each.shared_bytes <= limit for each in cuts)
@@ -78,11 +78,23 @@ def test_a_decoder_knows_how_many_rows_its_card_has_room_for(geforce: NotedCard)
 
 def test_a_decoder_knows_which_steps_compute_a_row_alike(geforce: NotedCard) -> None:
     made = decoder()
-    assert [made.most_alike(rows) for rows in (1, 8, 9, 64)] == [8, 8, 64, 64], "wider ones have fewer warps, which split sums"
+    assert [made.most_alike(rows) for rows in (1, 8, 9, 64)] == [8, 8, 64, 64], "wider ones split their sums otherwise"
     made.adapt(LowRank(made.weights.layout(64), torch.device("cpu")))
-    assert [made.most_alike(rows) for rows in (1, 8, 9, 16)] == [8, 8, 16, 16], "with adapters all have fewer, without not"
+    assert [made.most_alike(rows) for rows in (1, 8, 9, 16)] == [8, 8, 16, 16]
     geforce.major, geforce.shared_bytes = 9, H100
-    assert [decoder().most_alike(rows) for rows in (1, 64)] == [64, 64], "in one kernel for all layers, or in many"
+    made = decoder()
+    assert [made.most_alike(rows) for rows in (1, 64)] == [8, 64]
+    made.adapt(LowRank(made.weights.layout(64), torch.device("cpu")))
+    assert [made.most_alike(rows) for rows in (1, 8, 64)] == [2, 8, 64], (
+        "beside adapters one or two have one kernel for all layers"
+    )
+
+
+def test_rows_are_cut_so_that_no_processor_has_a_round_more_than_another() -> None:
+    """132 of them: tiles a processor in turns of so many."""
+    card = Card(132, H100, early=True)
+    tiles = {name: Geometry.of(sizes("nf4", inputs, sum(outputs)), 16, card).tiles for name, (outputs, inputs) in OF_7B.items()}
+    assert tiles == {"qkv": 3, "out": 2, "gate_up": 4, "down": 2}
 
 
 def test_adapters_that_a_card_has_no_room_for_change_nothing(geforce: NotedCard) -> None:

@@ -5,8 +5,7 @@
 // 2018); the last block of a row and head to finish joins the splits, in their order, so that the sum depends neither on which that
 // was nor on how many blocks there are.
 //
-// Compiled for HEAD_DIM, GROUP (query heads a key-value head), TEAMS (that each have some of a split's positions: warps, or what takes
-// turns as if it were one), UNROLL (positions that a side of a warp has at once) and KV8 (see kept.cuh).
+// Compiled for HEAD_DIM, GROUP (query heads a key-value head) and KV8 (see kept.cuh).
 #include "common.cuh"
 #include "kept.cuh"
 
@@ -15,6 +14,7 @@
 #define WIDTH 8                        // elements that a lane reads at once
 #define LANES (HEAD_DIM / WIDTH)       // that hold one position's keys
 #define SIDE (32 / LANES)              // positions a warp reads at once
+#define UNROLL (KV8 && GROUP == 1 ? 8 : 4)  // positions that a side of a warp has at once
 #define NONE (-1e30f)
 
 struct Attend {
@@ -56,8 +56,8 @@ extern "C" __global__ void __launch_bounds__(64) settle(const __grid_constant__ 
 #endif
 
 extern "C" __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ Attend p) {
-  __shared__ float team_max[TEAMS][GROUP], team_sum[TEAMS][GROUP];
-  __shared__ float team_out[TEAMS][GROUP * HEAD_DIM];
+  __shared__ float warp_max[WARPS][GROUP], warp_sums[WARPS][GROUP];
+  __shared__ float warp_out[WARPS][GROUP * HEAD_DIM];
   __shared__ int is_last;
   const int head = blockIdx.y, row = blockIdx.z;
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, side = lane / LANES, d = lane % LANES * WIDTH;
@@ -79,81 +79,79 @@ extern "C" __global__ void __launch_bounds__(THREADS) attend(const __grid_consta
   }
   for (int split = blockIdx.x; split < splits; split += gridDim.x) {
     const int begin = split * chunk, end = min(length, begin + chunk);
-    for (int team = warp; team < TEAMS; team += WARPS) {
 #pragma unroll
-      for (int j = 0; j < GROUP; j++) {
-        most[j] = NONE, sum[j] = 0.0f;
+    for (int j = 0; j < GROUP; j++) {
+      most[j] = NONE, sum[j] = 0.0f;
 #pragma unroll
-        for (int i = 0; i < WIDTH; i++) out[j][i] = 0.0f;
+      for (int i = 0; i < WIDTH; i++) out[j][i] = 0.0f;
+    }
+    for (int first = begin + warp * SIDE * UNROLL; first < end; first += WARPS * SIDE * UNROLL) {
+      Eight keys[UNROLL], values[UNROLL];
+#pragma unroll
+      for (int u = 0; u < UNROLL; u++) {
+        const size_t at = base + min(first + u * SIDE + side, end - 1);
+        keys[u] = eight_of(p.keys + at * HEAD_DIM + d, p.key_scales + at, false);
+        values[u] = eight_of(p.values + at * HEAD_DIM + d, p.value_scales + at, false);
       }
-      for (int first = begin + team * SIDE * UNROLL; first < end; first += TEAMS * SIDE * UNROLL) {
-        Eight keys[UNROLL], values[UNROLL];
+      float score[UNROLL][GROUP];
 #pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-          const size_t at = base + min(first + u * SIDE + side, end - 1);
-          keys[u] = eight_of(p.keys + at * HEAD_DIM + d, p.key_scales + at, false);
-          values[u] = eight_of(p.values + at * HEAD_DIM + d, p.value_scales + at, false);
-        }
-        float score[UNROLL][GROUP];
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-          float k[WIDTH];
-          unfold(keys[u], k);
-#pragma unroll
-          for (int j = 0; j < GROUP; j++) {
-            float dot = 0.0f;
-#pragma unroll
-            for (int i = 0; i < WIDTH; i++) dot += q[j][i] * k[i];
-#pragma unroll
-            for (int offset = LANES / 2; offset > 0; offset >>= 1) dot += __shfl_xor_sync(0xffffffffu, dot, offset);
-            score[u][j] = first + u * SIDE + side < end ? dot * scale_of(keys[u]) : NONE;
-          }
-        }
+      for (int u = 0; u < UNROLL; u++) {
+        float k[WIDTH];
+        unfold(keys[u], k);
 #pragma unroll
         for (int j = 0; j < GROUP; j++) {
-          float top = most[j];
+          float dot = 0.0f;
 #pragma unroll
-          for (int u = 0; u < UNROLL; u++) top = fmaxf(top, score[u][j]);
-          const float shrink = exp2f(most[j] - top);
-          most[j] = top;
-          sum[j] = __fmul_rn(sum[j], shrink);
+          for (int i = 0; i < WIDTH; i++) dot += q[j][i] * k[i];
 #pragma unroll
-          for (int i = 0; i < WIDTH; i++) out[j][i] = __fmul_rn(out[j][i], shrink);
-        }
-#pragma unroll
-        for (int u = 0; u < UNROLL; u++) {
-          float v[WIDTH];
-          unfold(values[u], v);
-          const bool inside = first + u * SIDE + side < end;
-#pragma unroll
-          for (int j = 0; j < GROUP; j++) {
-            const float weight = inside ? exp2f(score[u][j] - most[j]) : 0.0f;
-            sum[j] += weight;
-            const float factor = weight * scale_of(values[u]);
-#pragma unroll
-            for (int i = 0; i < WIDTH; i++) out[j][i] = __fmaf_rn(factor, v[i], out[j][i]);
-          }
+          for (int offset = LANES / 2; offset > 0; offset >>= 1) dot += __shfl_xor_sync(0xffffffffu, dot, offset);
+          score[u][j] = first + u * SIDE + side < end ? dot * scale_of(keys[u]) : NONE;
         }
       }
 #pragma unroll
       for (int j = 0; j < GROUP; j++) {
+        float top = most[j];
 #pragma unroll
-        for (int offset = LANES; offset < 32; offset <<= 1) {  // the sides of a warp had every other position
-          const float other = __shfl_xor_sync(0xffffffffu, most[j], offset), top = fmaxf(most[j], other), mine = exp2f(most[j] - top);
-          sum[j] = __fmul_rn(sum[j], mine);
-          sum[j] += __shfl_xor_sync(0xffffffffu, sum[j], offset);
+        for (int u = 0; u < UNROLL; u++) top = fmaxf(top, score[u][j]);
+        const float shrink = exp2f(most[j] - top);
+        most[j] = top;
+        sum[j] = __fmul_rn(sum[j], shrink);
 #pragma unroll
-          for (int i = 0; i < WIDTH; i++) {
-            out[j][i] = __fmul_rn(out[j][i], mine);
-            out[j][i] += __shfl_xor_sync(0xffffffffu, out[j][i], offset);
-          }
-          most[j] = top;
-        }
-        if (lane == 0) team_max[team][j] = most[j], team_sum[team][j] = sum[j];
-#pragma unroll
-        for (int i = 0; i < WIDTH; i++)
-          if (side == 0) team_out[team][j * HEAD_DIM + d + i] = out[j][i];
+        for (int i = 0; i < WIDTH; i++) out[j][i] = __fmul_rn(out[j][i], shrink);
       }
+#pragma unroll
+      for (int u = 0; u < UNROLL; u++) {
+        float v[WIDTH];
+        unfold(values[u], v);
+        const bool inside = first + u * SIDE + side < end;
+#pragma unroll
+        for (int j = 0; j < GROUP; j++) {
+          const float weight = inside ? exp2f(score[u][j] - most[j]) : 0.0f;
+          sum[j] += weight;
+          const float factor = weight * scale_of(values[u]);
+#pragma unroll
+          for (int i = 0; i < WIDTH; i++) out[j][i] = __fmaf_rn(factor, v[i], out[j][i]);
+        }
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < GROUP; j++) {
+#pragma unroll
+      for (int offset = LANES; offset < 32; offset <<= 1) {  // the sides of a warp had every other position
+        const float other = __shfl_xor_sync(0xffffffffu, most[j], offset), top = fmaxf(most[j], other), mine = exp2f(most[j] - top);
+        sum[j] = __fmul_rn(sum[j], mine);
+        sum[j] += __shfl_xor_sync(0xffffffffu, sum[j], offset);
+#pragma unroll
+        for (int i = 0; i < WIDTH; i++) {
+          out[j][i] = __fmul_rn(out[j][i], mine);
+          out[j][i] += __shfl_xor_sync(0xffffffffu, out[j][i], offset);
+        }
+        most[j] = top;
+      }
+      if (lane == 0) warp_max[warp][j] = most[j], warp_sums[warp][j] = sum[j];
+#pragma unroll
+      for (int i = 0; i < WIDTH; i++)
+        if (side == 0) warp_out[warp][j * HEAD_DIM + d + i] = out[j][i];
     }
     __syncthreads();
     float* const mine = partials + split * GROUP * (HEAD_DIM + 2);
@@ -161,12 +159,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) attend(const __grid_consta
       const int j = index / HEAD_DIM, at = index % HEAD_DIM;
       float top = NONE, total = 0.0f, value = 0.0f;
 #pragma unroll
-      for (int i = 0; i < TEAMS; i++) top = fmaxf(top, team_max[i][j]);
+      for (int i = 0; i < WARPS; i++) top = fmaxf(top, warp_max[i][j]);
 #pragma unroll
-      for (int i = 0; i < TEAMS; i++) {
-        const float factor = exp2f(team_max[i][j] - top);
-        total += team_sum[i][j] * factor;
-        value += team_out[i][index] * factor;
+      for (int i = 0; i < WARPS; i++) {
+        const float factor = exp2f(warp_max[i][j] - top);
+        total += warp_sums[i][j] * factor;
+        value += warp_out[i][index] * factor;
       }
       if (splits == 1) {
         p.out[((size_t)row * p.kv_heads + head) * GROUP * HEAD_DIM + index] = float_to_bf16(value * (1.0f / total));
@@ -175,7 +173,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attend(const __grid_consta
       mine[j * (HEAD_DIM + 2) + at] = value;
       if (at == 0) mine[j * (HEAD_DIM + 2) + HEAD_DIM] = top, mine[j * (HEAD_DIM + 2) + HEAD_DIM + 1] = total;
     }
-    __syncthreads();  // the teams' places may be taken again
+    __syncthreads();  // the warps' places may be taken again
   }
   if (splits == 1) return;
 

@@ -6,7 +6,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define MOST_PARTIALS 1024  // sums of squares of parts of a row: a row tile's each, or a block's of layers.cu
-#define LEAST_OF_SPLIT 128  // positions
+#define LEAST_OF_SPLIT 64  // positions
 
 __device__ __forceinline__ float bf16_to_float(u16 v) { return __uint_as_float((u32)v << 16); }
 __device__ __forceinline__ float low_to_float(u32 v) { return __uint_as_float(v << 16); }
@@ -61,7 +61,11 @@ __device__ __forceinline__ void barrier_arrive(u64* barrier) {
 __device__ __forceinline__ void barrier_wait(u64* barrier, u32 parity) {
   u32 done;
   do
+#if __CUDA_ARCH__ >= 900  // sleeps for a while instead of taking turns from those who have something to do
+    asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+#else
     asm volatile("{.reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+#endif
                  : "=r"(done)
                  : "r"((u32)__cvta_generic_to_shared(barrier)), "r"(parity)
                  : "memory");

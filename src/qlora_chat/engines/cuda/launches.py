@@ -6,7 +6,6 @@ they read and write. Knows no graphs, no requests and no host's rows.
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,14 +14,14 @@ from torch import Tensor
 from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.cuda.buffers import BARRIER, MOST_SPLITS, RING, Buffers
 from qlora_chat.engines.cuda.driver import KernelError, address
-from qlora_chat.engines.cuda.geometry import MOST_TILES, Card, Defines, Geometry
+from qlora_chat.engines.cuda.geometry import Card, Defines, Geometry
 from qlora_chat.engines.cuda.kernels import Kernels, Wanted
 from qlora_chat.engines.cuda.low_rank import WARPS as LORA_WARPS
-from qlora_chat.engines.cuda.low_rank import LowRank, rank_of
+from qlora_chat.engines.cuda.low_rank import LowRank, rank_of, sharing_of
 from qlora_chat.engines.cuda.packing import Packed
 from qlora_chat.engines.cuda.rows import MOST_ROWS
-from qlora_chat.engines.cuda.stack import WARPS as STACK_WARPS
-from qlora_chat.engines.cuda.stack import Attention, Stack, stack_arguments, stack_for
+from qlora_chat.engines.cuda.stack import THREADS as STACK_THREADS
+from qlora_chat.engines.cuda.stack import Stack, stack_arguments, stack_for
 from qlora_chat.engines.cuda.structures import (
     ADD_TO_RESIDUAL,
     ROTATE_AND_CACHE,
@@ -39,6 +38,8 @@ from qlora_chat.engines.cuda.weights import CudaLayer, CudaWeights, Product, div
 
 ATTEND_WARPS = 4
 """Of a block of attend.cu."""
+FEW_ROWS = 8
+"""What a product multiplies at once: steps of more split their sums otherwise."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,13 @@ class Launches:
 
     @property
     def rounding(self) -> tuple[int, ...]:
-        """By how many warps each product's sums are split, which is how they round: steps with the same compute a row alike,
-        to the bit, however many rows they have. Nothing else that is summed depends on their number."""
-        head, _ = self._cut(self.weights.head.packed, None)
+        """How what is summed is split, which is how it rounds: steps where this is equal compute a row alike, to the bit.
+        Nothing else that is summed depends on the rows' number."""
+        head = self._cut(self.weights.head.packed, None)[0].warps
         if self._stack:
-            return *(STACK_WARPS,) * 4, head.warps
-        return *(self._cut(each.packed, self.low_rank)[0].warps for each in self.weights.layers[0].products), head.warps
+            return 0, head
+        products = self.weights.layers[0].products
+        return self._most_splits, *(self._cut(each.packed, self.low_rank)[0].warps for each in products), head
 
     def run(self) -> None:
         """Every kernel of a step, in order."""
@@ -103,7 +105,7 @@ class Launches:
         return list(found)
 
     def _cut(self, packed: Packed, low_rank: LowRank | None) -> tuple[Geometry, Defines]:
-        geometry = Geometry.of(packed, self.rows, self.card.shared_limit, low_rank.layout if low_rank else None)
+        geometry = Geometry.of(packed, self.rows, self.card, low_rank.layout if low_rank else None)
         return geometry, geometry.defines(packed, rank_of(low_rank), kv8=self._kv8)
 
     @property
@@ -113,11 +115,7 @@ class Launches:
     @property
     def _attend_defines(self) -> Defines:
         shape = self.weights.shape
-        attention = self._attention
-        return (
-            ("GROUP", shape.heads // shape.kv_heads), ("HEAD_DIM", shape.head_dim), ("KV8", int(self._kv8)),
-            ("TEAMS", attention.teams), ("UNROLL", attention.unroll),
-        )  # fmt: skip
+        return ("GROUP", shape.heads // shape.kv_heads), ("HEAD_DIM", shape.head_dim), ("KV8", int(self._kv8))
 
     @property
     def _choose_defines(self) -> Defines:
@@ -127,21 +125,17 @@ class Launches:
 
     @cached_property
     def _stack(self) -> Stack | None:
-        return self._stack_of(self.rows)
-
-    def _stack_of(self, rows: int) -> Stack | None:
-        if not self.card.early:
-            return None
+        """For narrow steps beside adapters; without, a kernel a product takes no longer."""
         card = self.card
-        return stack_for(self.weights, self.low_rank, rows, card.processors, card.shared_limit, kv8=self._kv8)
+        if not card.early or self.low_rank is None:
+            return None
+        return stack_for(self.weights, self.low_rank, self.rows, card.processors, card.shared_limit, kv8=self._kv8)
 
-    @cached_property
-    def _attention(self) -> Attention:
-        shape = self.weights.shape
-        if of_narrow_steps := self._stack_of(1):
-            return of_narrow_steps.attention(shape.heads, self.card.processors)
-        unroll = 8 if self._kv8 and shape.heads == shape.kv_heads else 4  # more would leave too few registers
-        return Attention(self._blocks_a_head(shape.kv_heads), ATTEND_WARPS, unroll)
+    @property
+    def _most_splits(self) -> int:
+        """In which a head's past is attended to: many where few rows leave processors idle, the same for all of a kind."""
+        few = self.rows <= FEW_ROWS
+        return self._blocks_a_head(self.weights.shape.kv_heads * (1 if few else 2 * FEW_ROWS))
 
     def _run_stack(self, stack: Stack) -> int:
         """All layers in one kernel. Returns how many partial sums of squares it leaves, as the layers' products do."""
@@ -151,10 +145,10 @@ class Launches:
             "queries": of_step.queries, "partials": of_step.partials, "squares": of_step.squares,
             "arrived": of_step.counters, "newest": of_step.newest,
         }  # fmt: skip
-        rows, lora = self._row_arguments(), self._lora(stack.prefetched)
+        rows, lora = self._row_arguments(), stack.low_rank.arguments(*self._of_adapters, stack.prefetched)
         arguments = stack_arguments(stack, self.weights, self.cache, buffers, rows, lora, card.processors, MOST_ROWS)
         kernel = self.kernels.get("layers.cu", "layers", stack.defines)
-        kernel((card.processors, 1, 1), stack.threads, arguments, shared_bytes=stack.shared_bytes, early=card.early)
+        kernel((card.processors, 1, 1), STACK_THREADS, arguments, shared_bytes=stack.shared_bytes, early=card.early)
         return self.weights.layers[-1].mlp_down.packed.row_tiles
 
     def _run_layers(self, partials: int) -> int:
@@ -227,8 +221,8 @@ class Launches:
         geometry, defines = self._cut(packed, low_rank)
         blocks = min(self.card.processors, divided(packed.row_tiles, geometry.tiles))
         if low_rank and place:
-            sharing = min(self.card.processors, divided(packed.row_tiles, MOST_TILES))
-            arguments.lora = self._lora(low_rank.layout.share(place[1], sharing))
+            sharing = sharing_of(packed, self.card.processors)
+            arguments.lora = low_rank.arguments(*self._of_adapters, low_rank.layout.share(place[1], sharing))
             arguments.part = low_rank.part(*place, sharing)
         threads = (geometry.warps + (LORA_WARPS if low_rank else 0)) * 32
         kernel = self.kernels.get("product.cu", "product", defines)
@@ -261,7 +255,7 @@ class Launches:
             queries=address(buffers.queries), keys=address(cache.keys), values=address(cache.values),
             key_scales=address(cache.key_scales), value_scales=address(cache.value_scales), out=address(buffers.attended),
             partials=address(buffers.partials), arrived=address(buffers.arrived),
-            rows=self._row_arguments(), kv_heads=shape.kv_heads, window=shape.window, most_splits=self._attention.most_splits,
+            rows=self._row_arguments(), kv_heads=shape.kv_heads, window=shape.window, most_splits=self._most_splits,
             scale=1.4426950408889634 / shape.head_dim**0.5,
         )  # fmt: skip
         kernel = self.kernels.get("attend.cu", "attend", self._attend_defines)
@@ -285,7 +279,7 @@ class Launches:
     def _row_arguments(self) -> RowsArguments:
         return RowsArguments(slots=self.buffers.field("slots"), positions=self.buffers.field("positions"))
 
-    def _lora(self, prefetched: int) -> ctypes.Structure | None:
-        if self.low_rank is None:
-            return None
-        return self.low_rank.arguments(self.buffers.counters[BARRIER:], self.buffers.field("adapters"), prefetched)
+    @property
+    def _of_adapters(self) -> tuple[Tensor, int]:
+        """What a step sums with, and the rows' numbers."""
+        return self.buffers.counters[BARRIER:], self.buffers.field("adapters")

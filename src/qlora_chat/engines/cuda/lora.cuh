@@ -1,4 +1,4 @@
-// Unmerged adapters in a step (LoRA, Hu 2021): y = W x + s B (A x), by four warps more a block. The base's products wait for nothing.
+// Unmerged adapters in a step (LoRA, Hu 2021): y = W x + s B (A x), by a few warps more a block. The base's products wait for nothing.
 //
 // A x needs all of x, and with it all blocks: each multiplies some columns of one tile of A and adds the result to sums in the
 // card's memory. These are whole numbers of 2^-28, so that the order of the additions changes nothing, and their lowest bits count
@@ -6,8 +6,7 @@
 // part, like the parts of K that the other warps have. Rows may have different adapters; the tiles of each are read once for all
 // of its rows.
 //
-// Compiled for LORA, the rank: a multiple of 16.
-#define LORA_WARPS 4
+// Compiled for LORA, the rank: a multiple of 16; LORA_WARPS is its user's.
 #define LORA_THREADS (LORA_WARPS * 32)
 #define LORA_STEPS (LORA / 16)
 #define LORA_BLOCK 2048           // bytes of A: 16 outputs by 64 inputs, lane by lane, in the order of a lane's inputs in an NF4 tile
@@ -41,9 +40,22 @@ struct Group {
   u64 rows;
 };
 
+// A unit of A x is a tile of 16 outputs and a share of the inputs: one for each block, or as near to it as it goes.
+struct Unit {
+  int tile, first, last;  // blocks of inputs
+};
+
+// What a block has to do of a product's A x; worked out ahead, since it takes a dozen divisions.
+struct Share {
+  Unit unit;   // the first; a small card's blocks have more
+  int units;   // of all blocks
+  u32 shares;  // of the inputs, each of which adds to every sum once
+};
+
 // In shared memory, before the blocks of A.
 struct __align__(16) LowRankShared {
   Group groups[LORA_ROWS];
+  Share shares[4];          // of this block in a layer's products
   float scales[LORA_ROWS];  // of the rows, and of a sum's unit; 0: the row has no adapter
   int count;                // of groups
   float* parts;             // [LORA_WARPS][16][columns]
@@ -81,25 +93,24 @@ __device__ __forceinline__ void find_groups(const LowRank& l, int count, LowRank
   shared->ax = (u16*)(shared->parts + LORA_WARPS * 16 * columns);
 }
 
-// A unit of A x is a tile of 16 outputs and a share of the inputs: one for each block, or as near to it as it goes. Shares round by
-// themselves, so there must be as many for any number of rows.
-struct Unit {
-  int tile, first, last;  // blocks of inputs
-};
 __device__ __forceinline__ int shares_of(const LowRankPart& part) { return max(1, part.sharing / (part.outputs / 16)); }
-__device__ __forceinline__ int units_of(const LowRankPart& part) { return part.outputs / 16 * shares_of(part); }
 __device__ __forceinline__ Unit unit_of(const LowRankPart& part, int unit) {
   const int shares = shares_of(part), share = unit % shares;
   return {unit / shares, share * part.blocks / shares, (share + 1) * part.blocks / shares};
+}
+__device__ __forceinline__ Share share_of(const LowRankPart& part) {
+  const int shares = shares_of(part);
+  return {unit_of(part, blockIdx.x), part.outputs / 16 * shares, (u32)shares};
 }
 __device__ __forceinline__ const u8* tiles_of_unit(const LowRankPart& part, const Unit& unit, const Group& group) {
   return group.tiles + part.a + ((size_t)unit.tile * part.blocks + unit.first) * LORA_BLOCK;
 }
 
 // Begin to fetch this block's share of a product's A, of the first group; what does not fit stays where it is.
-__device__ __forceinline__ void prefetch_down(const LowRank& l, const LowRankPart& part, const LowRankShared* shared, u8* shared_a, int thread) {
-  if (shared->count && (int)blockIdx.x < units_of(part)) {
-    const Unit unit = unit_of(part, blockIdx.x);
+__device__ __forceinline__ void prefetch_down(const LowRank& l, const LowRankPart& part, const Share& share, const LowRankShared* shared,
+                                              u8* shared_a, int thread) {
+  if (shared->count && (int)blockIdx.x < share.units) {
+    const Unit unit = share.unit;
     const u8* source = tiles_of_unit(part, unit, shared->groups[0]);
     const u32 target = (u32)__cvta_generic_to_shared(shared_a);
     const int bytes = min(l.prefetched, unit.last - unit.first) * LORA_BLOCK;
@@ -108,85 +119,120 @@ __device__ __forceinline__ void prefetch_down(const LowRank& l, const LowRankPar
   commit_copies();
 }
 
+// `parts`: how many warps' sums that is, by which it counts.
+__device__ __forceinline__ void add_to_sum(u64* sum, float more, int parts) {
+  atomicAdd(sum, (u64)(__float2ll_rn(more * LORA_ONE) << LORA_COUNT_BITS) + parts);
+}
+
 // This block's share of A x, added to the sums. x_of(block, half, column): 8 inputs of a lane, as an NF4 tile's order has them.
 template <int GROUPS, class X>
-__device__ __forceinline__ void add_down(const LowRank& l, const LowRankPart& part, int count, const LowRankShared* shared, const u8* shared_a,
-                                         int thread, X x_of) {
+__device__ __forceinline__ void add_down(const LowRank& l, const LowRankPart& part, const Share& share, int count, const LowRankShared* shared,
+                                         const u8* shared_a, int thread, X x_of) {
   constexpr int COLUMNS_OF_PARTS = GROUPS * 8;
+  constexpr int AHEAD = GROUPS == 1 ? 3 : 1, HALVES = GROUPS == 1 ? 2 : 1;  // whose x is read at once: one trip instead of six
   const int warp = thread >> 5, lane = thread & 31, g = lane >> 2, t = lane & 3;
   u64* const sums = l.sums + (size_t)(part.number % LORA_BUFFERS) * count * l.stride;
   u64* const zeros = l.sums + (size_t)((part.number + 1) % LORA_BUFFERS) * count * l.stride;
+  Unit unit = share.unit;
   wait_copies_but<0>();
   wait_for_low_rank_warps();
-  for (int at = blockIdx.x; at < units_of(part); at += gridDim.x) {
-    const Unit unit = unit_of(part, at);
+  for (int at = blockIdx.x; at < share.units;) {
     for (int i = 0; i < shared->count; i++) {
       const Group group = shared->groups[i];
       const u8* const source = tiles_of_unit(part, unit, group) + lane * 16;
       float d[GROUPS][4] = {};
-      for (int block = unit.first + warp; block < unit.last; block += LORA_WARPS) {
-        const int of_unit = block - unit.first;
-        const bool is_here = at == blockIdx.x && i == 0 && of_unit < l.prefetched;
-        const u8* const tile = is_here ? shared_a + of_unit * LORA_BLOCK + lane * 16 : source + of_unit * LORA_BLOCK;
+      for (int first = unit.first + warp; first < unit.last; first += LORA_WARPS * AHEAD) {
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-          const uint4 a0 = *(const uint4*)(tile + half * 1024), a1 = *(const uint4*)(tile + half * 1024 + 512);
+        for (int half = 0; half < 2; half += HALVES) {
+          uint4 x[AHEAD][HALVES][GROUPS];
 #pragma unroll
-          for (int eight = 0; eight < GROUPS; eight++) {
-            const uint4 x = x_of(block, half, eight * 8 + g);
-            mma_16x8x16(d[eight], a0.x, a0.y, a0.z, a0.w, x.x, x.y);
-            mma_16x8x16(d[eight], a1.x, a1.y, a1.z, a1.w, x.z, x.w);
+          for (int j = 0; j < AHEAD * HALVES * GROUPS; j++) {
+            const int ahead = j / GROUPS / HALVES, block = first + ahead * LORA_WARPS;
+            x[ahead][j / GROUPS % HALVES][j % GROUPS] =
+                block < unit.last ? x_of(block, half + j / GROUPS % HALVES, j % GROUPS * 8 + g) : make_uint4(0, 0, 0, 0);
+          }
+#pragma unroll
+          for (int j = 0; j < AHEAD * HALVES; j++) {
+            const int ahead = j / HALVES, of_unit = first + ahead * LORA_WARPS - unit.first;
+            if (unit.first + of_unit >= unit.last) break;
+            const bool is_here = at == blockIdx.x && i == 0 && of_unit < l.prefetched;
+            const u8* const tile = (is_here ? shared_a + lane * 16 : source) + of_unit * LORA_BLOCK + (half + j % HALVES) * 1024;
+            const uint4 a0 = *(const uint4*)tile, a1 = *(const uint4*)(tile + 512);
+#pragma unroll
+            for (int eight = 0; eight < GROUPS; eight++) {
+              const uint4 v = x[ahead][j % HALVES][eight];
+              mma_16x8x16(d[eight], a0.x, a0.y, a0.z, a0.w, v.x, v.y);
+              mma_16x8x16(d[eight], a1.x, a1.y, a1.z, a1.w, v.z, v.w);
+            }
           }
         }
       }
+      if constexpr (GROUPS == 1) {  // each warp adds its own part: the others' would be waited for
 #pragma unroll
-      for (int eight = 0; eight < GROUPS; eight++) {
-        float* const to = shared->parts + (warp * 16 + g) * COLUMNS_OF_PARTS + eight * 8 + 2 * t;
-        *(float2*)to = make_float2(d[eight][0], d[eight][1]);
-        *(float2*)(to + 8 * COLUMNS_OF_PARTS) = make_float2(d[eight][2], d[eight][3]);
-      }
-      wait_for_low_rank_warps();
-      for (int j = thread; j < 16 * COLUMNS_OF_PARTS; j += LORA_THREADS) {
-        const int column = j / 16, output = j % 16;
-        if (column >= count || !(group.rows >> column & 1)) continue;
-        float sum = 0.0f;
+        for (int j = 0; j < 4; j++) {
+          const int column = 2 * t + j % 2;
+          if (column < count && (group.rows >> column & 1))
+            add_to_sum(sums + column * l.stride + unit.tile * 16 + j / 2 * 8 + g, d[0][j], 1);
+        }
+      } else {
 #pragma unroll
-        for (int w = 0; w < LORA_WARPS; w++) sum += shared->parts[(w * 16 + output) * COLUMNS_OF_PARTS + column];
-        atomicAdd(sums + column * l.stride + unit.tile * 16 + output, (u64)(__float2ll_rn(sum * LORA_ONE) << LORA_COUNT_BITS) + 1);
+        for (int eight = 0; eight < GROUPS; eight++) {
+          float* const to = shared->parts + (warp * 16 + g) * COLUMNS_OF_PARTS + eight * 8 + 2 * t;
+          *(float2*)to = make_float2(d[eight][0], d[eight][1]);
+          *(float2*)(to + 8 * COLUMNS_OF_PARTS) = make_float2(d[eight][2], d[eight][3]);
+        }
+        wait_for_low_rank_warps();
+        for (int j = thread; j < 16 * count; j += LORA_THREADS) {
+          const int column = j / 16, output = j % 16;
+          if (!(group.rows >> column & 1)) continue;
+          float sum = 0.0f;
+#pragma unroll
+          for (int w = 0; w < LORA_WARPS; w++) sum += shared->parts[(w * 16 + output) * COLUMNS_OF_PARTS + column];
+          add_to_sum(sums + column * l.stride + unit.tile * 16 + output, sum, LORA_WARPS);
+        }
+        wait_for_low_rank_warps();
       }
-      wait_for_low_rank_warps();
     }
+    at += gridDim.x;
+    if (at < share.units) unit = unit_of(part, at);
   }
   for (int i = blockIdx.x * LORA_THREADS + thread; i < count * l.stride; i += gridDim.x * LORA_THREADS) zeros[i] = 0;
 }
 
 // s A x in bf16 to shared memory, as soon as all blocks have added theirs.
-__device__ __forceinline__ void take_down(const LowRank& l, const LowRankPart& part, int count, const LowRankShared* shared, int thread) {
+__device__ __forceinline__ void take_down(const LowRank& l, const LowRankPart& part, const Share& share, int count, const LowRankShared* shared,
+                                          int thread) {
   constexpr int AT_ONCE = 4;
   const u64* const sums = l.sums + (size_t)(part.number % LORA_BUFFERS) * count * l.stride;
-  const u32 whole = shares_of(part), of_count = (1u << LORA_COUNT_BITS) - 1;
-  const int size = count * part.outputs;
-  for (int first = thread; first < size; first += LORA_THREADS * AT_ONCE) {
+  const u32 of_count = (1u << LORA_COUNT_BITS) - 1;
+  int row = 0, output = thread;  // stepped through: a division takes as long as a hundred additions
+  const auto into_a_row = [&] {
+    while (output >= part.outputs) output -= part.outputs, row++;
+  };
+  into_a_row();
+  while (row < count) {
+    int rows[AT_ONCE], outputs[AT_ONCE];
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; i++) {
+      const bool inside = row < count;
+      rows[i] = inside ? row : rows[0], outputs[i] = inside ? output : outputs[0];
+      output += LORA_THREADS;
+      into_a_row();
+    }
     u64 found[AT_ONCE];
     bool all;
     do {
       all = true;
 #pragma unroll
-      for (int i = 0; i < AT_ONCE; i++) {
-        const int at = min(first + i * LORA_THREADS, size - 1), row = at / part.outputs;
-        asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(found[i]) : "l"(sums + row * l.stride + at % part.outputs) : "memory");
-      }
+      for (int i = 0; i < AT_ONCE; i++)
+        asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(found[i]) : "l"(sums + rows[i] * l.stride + outputs[i]) : "memory");
 #pragma unroll
-      for (int i = 0; i < AT_ONCE; i++) {
-        const int row = min(first + i * LORA_THREADS, size - 1) / part.outputs;
-        all &= shared->scales[row] == 0.0f || ((u32)found[i] & of_count) == whole;
-      }
+      for (int i = 0; i < AT_ONCE; i++) all &= shared->scales[rows[i]] == 0.0f || ((u32)found[i] & of_count) == share.shares * LORA_WARPS;
     } while (!all);
 #pragma unroll
     for (int i = 0; i < AT_ONCE; i++) {
-      const int at = min(first + i * LORA_THREADS, size - 1), row = at / part.outputs;
-      const float ax = __ll2float_rn((long long)found[i] >> LORA_COUNT_BITS) * shared->scales[row];
-      shared->ax[row * l.stride + at % part.outputs] = float_to_bf16(ax);
+      const float ax = __ll2float_rn((long long)found[i] >> LORA_COUNT_BITS) * shared->scales[rows[i]];
+      shared->ax[rows[i] * l.stride + outputs[i]] = float_to_bf16(ax);
     }
   }
   wait_for_low_rank_warps();

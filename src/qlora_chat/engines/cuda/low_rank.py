@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qlora_chat.engines.cuda.driver import address
-from qlora_chat.engines.cuda.packing import ROWS, CannotPack
+from qlora_chat.engines.cuda.packing import ROWS, CannotPack, Packed
 from qlora_chat.engines.cuda.structures import LowRankArguments, LowRankPartArguments
 
 STEP = 16
@@ -26,8 +26,10 @@ BLOCK_INPUTS, BLOCK_BYTES = 64, 2048
 MOST_PREFETCHED = 6
 """Blocks of A that shared memory is given room for: what a block of threads has of any product of a 7B."""
 MOST_RANK = 256
-WARPS, GROUPS_BYTES = 4, 1312
+WARPS, GROUPS_BYTES = 4, 1392
 """Of a block of threads, for adapters, and what LowRankShared in lora.cuh takes."""
+SHARED_TILES = 2
+"""Row tiles of a product for each block that shares its A x, at the least; as in layers.cu."""
 BUFFERS = 3
 """Of sums, as in lora.cuh."""
 TABLE = 32
@@ -138,6 +140,11 @@ def filled_up(rank: int) -> int:
 def rank_of(low_rank: LowRank | None) -> int:
     """What kernels are compiled for; 0 without adapters."""
     return low_rank.layout.rank if low_rank else 0
+
+
+def sharing_of(packed: Packed, processors: int) -> int:
+    """Blocks of threads that share a product's A x, however the product is cut: shares round by themselves."""
+    return min(processors, -(-packed.row_tiles // SHARED_TILES))
 
 
 class LowRank:

@@ -1,6 +1,6 @@
 // y = W x for 1 to 64 rows, W in tiles of 16 outputs, with what follows a product in a decoder layer done in the same kernel.
 //
-// A persistent block an SM. Its 16 warps (8 where shared memory is small) share each item (RT tiles) by splitting K, each fetching
+// A persistent block an SM. Its WARPS share each item (RT tiles) by splitting K, each fetching
 // its own part of the tiles through its own ring in shared memory, which runs on across items and is filled before the kernel
 // before has ended. Warps do not wait for each other: each leaves its sums and goes on, and a few of them, in turn, add up an
 // item and finish it.
@@ -8,12 +8,14 @@
 // NF4 bytes become pairs of bf16 through a table that has a copy in every bank; sums over a block of 64 are scaled in fp32.
 //
 // Compiled for WEIGHTS (0 NF4, 1 bf16, 2 int8), CT, RT, PAIRED (1: a stage of the ring holds two blocks of K instead of one),
-// X_SHARED (1: x is kept in shared memory), STAGES, WARPS (that multiply with the weights), LORA (rank of the unmerged adapters, 0:
-// none; they are the work of warps of their own) and KV8 (see kept.cuh). Lane: g = lane / 4, t = lane % 4.
+// X_SHARED (1: x is kept in shared memory), READ_AHEAD (1: it is not, and is read a block ahead), STAGES, BUFFERS (of items' sums),
+// WIDE (1: NF4's table of pairs has rows of 256 bytes, see layers.cu), WARPS (that multiply with the weights), LORA (rank of the unmerged
+// adapters, 0: none; they are the work of warps of their own) and KV8 (see kept.cuh). Lane: g = lane / 4, t = lane % 4.
 #include "common.cuh"
 #include "kept.cuh"
 #include "epilogue.cuh"
 #if LORA
+#define LORA_WARPS 4
 #include "lora.cuh"
 #endif
 
@@ -75,7 +77,7 @@ struct Product {
 extern __shared__ __align__(128) u8 shared[];
 
 #if WEIGHTS == NF4
-#define TABLE_BYTES 32768
+#define TABLE_BYTES (WIDE ? 65536 : 32768)
 #define CODE_BYTES 1024
 #else
 #define TABLE_BYTES 0
@@ -87,10 +89,9 @@ extern __shared__ __align__(128) u8 shared[];
 #define RING_BYTES (WARPS * STAGES * TILES * TILE_BYTES)
 #define SUM_STRIDE (COLUMNS + (CT > 1 ? 8 : 0))
 #define SUM_FLOATS (PARTS * RT * 16 * SUM_STRIDE)
-#define SUM_BUFFERS (CT == 1 ? 2 : 1)
 #define PAIRS (RT * 8 * COLUMNS)     // outputs r and r + 8 of a tile go together
 #define FINISHERS (PAIRS / 32 > WARPS ? WARPS : PAIRS / 32)  // warps that finish an item
-#define LOOPS (PAIRS / 32 / FINISHERS)
+#define LOOPS ((PAIRS / 32 + FINISHERS - 1) / FINISHERS)
 
 // Where a warp is in what it fetches: its blocks of an item, then those of the block's next item.
 struct Cursor {
@@ -137,17 +138,19 @@ struct Operand {
 };
 
 #if WEIGHTS == NF4
+__device__ __forceinline__ u32 pair_of(const u8* table, u32 word, int which, u32 lane_offset) {
+#if WIDE
+  return *(const u32*)(table + __byte_perm(word, lane_offset, 0x5504 | which << 4));
+#else
+  const u32 shifted = which == 0 ? word << 7 : word >> (8 * which - 7);
+  return *(const u32*)(table + ((shifted & 0x7f80u) | lane_offset));
+#endif
+}
 __device__ __forceinline__ Operand operand(const uint4& c, int step, const u8* table, u32 lane_offset) {
-  const u32 first = step < 2 ? c.x : c.y, second = step < 2 ? c.z : c.w;
-  const bool upper = step & 1;
-  const u32 i0 = upper ? first >> 9 : first << 7, i2 = upper ? first >> 17 : first >> 1;
-  const u32 i1 = upper ? second >> 9 : second << 7, i3 = upper ? second >> 17 : second >> 1;
-  Operand o;
-  o.a[0] = *(const u32*)(table + ((i0 & 0x7f80u) | lane_offset));
-  o.a[1] = *(const u32*)(table + ((i1 & 0x7f80u) | lane_offset));
-  o.a[2] = *(const u32*)(table + ((i2 & 0x7f80u) | lane_offset));
-  o.a[3] = *(const u32*)(table + ((i3 & 0x7f80u) | lane_offset));
-  return o;
+  const u32 upper = step < 2 ? c.x : c.y, lower = step < 2 ? c.z : c.w;
+  const int byte = (step & 1) * 2;
+  return {pair_of(table, upper, byte, lane_offset), pair_of(table, lower, byte, lane_offset), pair_of(table, upper, byte + 1, lane_offset),
+          pair_of(table, lower, byte + 1, lane_offset)};
 }
 #elif WEIGHTS == INT8
 // Two int8 of `word` (bytes `which`, `which + 1`) as bf16: 128 + low seven bits, less 128 or, where the sign bit is set, 256.
@@ -161,22 +164,20 @@ __device__ __forceinline__ u32 int8_pair(u32 word, int which) {
 #endif
 
 #if LORA
-#define OWNERS (SUM_BUFFERS * RT)  // warps that have a place in the buffers of sums each, for good: see layers.cu
-
-// What the adapters add to the items of this block, as one more part of their sums.
+// What the adapters add to the items of this block, as one more part of their sums; the first RT warps have one tile of each item.
 __device__ void add_low_rank(const Product& p, const LowRankShared* shared, const u8* shared_a, float* sums, u64* full, u64* free, int thread) {
-  const int columns = p.k_blocks * BLOCK_K, items = (p.row_tiles + RT - 1) / RT, lane = thread & 31;
-  const int warp = thread >> 5;
-  int mine = warp < OWNERS ? warp : items * RT;  // of the block's tiles
-  const auto tile_of = [&](int at) { return min(((int)blockIdx.x + at / RT * (int)gridDim.x) * RT + at % RT, p.row_tiles - 1); };
-  Up next = tile_of_b(p.part, shared->groups[0], tile_of(mine), lane);
-  add_down<CT>(p.lora, p.part, p.count, shared, shared_a, thread, [&](int block, int half, int column) {
+  const int columns = p.k_blocks * BLOCK_K, items = (p.row_tiles + RT - 1) / RT, lane = thread & 31, rt = thread >> 5;
+  const auto tile_of = [&](int item) { return min(item * RT + rt, p.row_tiles - 1); };
+  Up next = tile_of_b(p.part, shared->groups[0], tile_of(blockIdx.x), lane);
+  add_down<CT>(p.lora, p.part, shared->shares[0], p.count, shared, shared_a, thread, [&](int block, int half, int column) {
     const u16* x = p.x + (size_t)column * columns + block * 64 + (lane & 3) * 16 + half * 8;
     return column < p.count ? *(const uint4*)x : make_uint4(0, 0, 0, 0);
   });
-  take_down(p.lora, p.part, p.count, shared, thread);
-  for (; (int)blockIdx.x + mine / RT * (int)gridDim.x < items; mine += OWNERS) {
-    const int number = mine / RT, rt = mine % RT, tile = tile_of(mine), head = tile / (p.head_dim / 16);
+  take_down(p.lora, p.part, shared->shares[0], p.count, shared, thread);
+  if (rt >= RT) return;
+  int number = 0;
+  for (int item = blockIdx.x; item < items; item += gridDim.x, number++) {
+    const int tile = tile_of(item), head = tile / (p.head_dim / 16);
     const int of_head = head < p.heads ? 0 : head < p.heads + p.kv_heads ? LORA : 2 * LORA;
     const int first = p.epilogue == ROTATE_AND_CACHE ? of_head : 0, second = p.epilogue == SILU_TIMES_UP ? LORA : first;
     float d[CT][4] = {};
@@ -184,9 +185,9 @@ __device__ void add_low_rank(const Product& p, const LowRankShared* shared, cons
       const Up up = i ? tile_of_b(p.part, shared->groups[i], tile, lane) : next;
       multiply_up<CT>(p.lora, shared, up, shared->groups[i].rows, first, second, lane, d);
     }
-    next = tile_of_b(p.part, shared->groups[0], tile_of(mine + OWNERS), lane);
-    const int buffer = SUM_BUFFERS == 2 ? number & 1 : 0, round = SUM_BUFFERS == 2 ? number >> 1 : number;
-    if (number >= SUM_BUFFERS) barrier_wait(free + buffer, (round + 1) & 1);
+    next = tile_of_b(p.part, shared->groups[0], tile_of(item + gridDim.x), lane);
+    const int buffer = number % BUFFERS;
+    if (number >= BUFFERS) barrier_wait(free + buffer, (number / BUFFERS + 1) & 1);
 #pragma unroll
     for (int ct = 0; ct < CT; ct++) {
       float* const line = sums + buffer * SUM_FLOATS + ((WARPS * RT + rt) * 16 + (lane >> 2)) * SUM_STRIDE;
@@ -200,6 +201,29 @@ __device__ void add_low_rank(const Product& p, const LowRankShared* shared, cons
 }
 #endif
 
+// A block of K of all rows, as the mma's 8 columns, CT times.
+struct Inputs {
+  u32 x[CT][2 * MMA_STEPS];
+};
+__device__ __forceinline__ void read_inputs(const Product& p, const uint4* x_shared, int block, Inputs& inputs, int g, int t) {
+#pragma unroll
+  for (int ct = 0; ct < CT; ct++) {
+    const int column = ct * 8 + g;
+#pragma unroll
+    for (int i = 0; i < MMA_STEPS / 2; i++) {
+      uint4 v = make_uint4(0, 0, 0, 0);
+      if (column < p.count) {
+#if X_SHARED
+        v = x_shared[((block * (MMA_STEPS / 2) + i) * p.count + column) * 4 + t];
+#else
+        v = ((const uint4*)(p.x + ((size_t)column * p.k_blocks + block) * BLOCK_K + t * (BLOCK_K / 4)))[i];
+#endif
+      }
+      inputs.x[ct][4 * i] = v.x, inputs.x[ct][4 * i + 1] = v.y, inputs.x[ct][4 * i + 2] = v.z, inputs.x[ct][4 * i + 3] = v.w;
+    }
+  }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_constant__ Product p) {
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #if WEIGHTS == NF4
@@ -209,10 +233,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
   u8* const ring_bytes = shared + TABLE_BYTES + CODE_BYTES + (size_t)warp * STAGES * TILES * TILE_BYTES;
   const u32 ring = (u32)__cvta_generic_to_shared(ring_bytes);
   float* const sums = (float*)(shared + TABLE_BYTES + CODE_BYTES + RING_BYTES);
-  float* const scales = sums + SUM_BUFFERS * SUM_FLOATS;  // [COLUMNS] 1 / rms of each row
-  u64* const full = (u64*)(scales + COLUMNS);             // [2] all warps have left their sums of an item
-  u64* const free = full + 2;                             // [2] the item has been finished
-  uint4* const x_shared = (uint4*)(free + 2);             // [k blocks][2][rows][4] 16 bytes, as the lanes take them
+  float* const scales = sums + BUFFERS * SUM_FLOATS;  // [COLUMNS] 1 / rms of each row
+  u64* const full = (u64*)(scales + COLUMNS);             // [BUFFERS] all warps have left their sums of an item
+  u64* const free = full + BUFFERS;                       // [BUFFERS] the item has been finished
+  uint4* const x_shared = (uint4*)(free + BUFFERS);             // [k blocks][2][rows][4] 16 bytes, as the lanes take them
   const int items = (p.row_tiles + RT - 1) / RT;
   const int k0 = warp * (p.k_blocks / BLOCKS) / WARPS * BLOCKS, k1 = (warp + 1) * (p.k_blocks / BLOCKS) / WARPS * BLOCKS;
 #if LORA
@@ -227,23 +251,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
 #pragma unroll
     for (int stage = 0; stage < STAGES - 1; stage++) fetch(p, next, ring, items, k0, k1, lane);
   }
-  if (threadIdx.x < 2) {
+  if (threadIdx.x < BUFFERS) {
     barrier_make(full + threadIdx.x, ARRIVALS);
     barrier_make(free + threadIdx.x, FINISHERS);
   }
 #if WEIGHTS == NF4
   for (int i = threadIdx.x; i < 2048; i += THREADS) {
     const u32 pair = floats_to_bf16x2(p.code[i >> 7], p.code[(i >> 3) & 15]);
-    ((uint4*)table)[i] = make_uint4(pair, pair, pair, pair);
+    *(uint4*)(table + (i >> 3) * (WIDE ? 256 : 128) + (i & 7) * 16) = make_uint4(pair, pair, pair, pair);
   }
   for (int i = threadIdx.x; i < 256; i += THREADS) absmax_code[i] = p.code[16 + i];
 #endif
 #if LORA
-  if (warp == WARPS) find_groups(p.lora, p.count, low_rank, shared_a + p.lora.prefetched * LORA_BLOCK, COLUMNS, lane);
+  if (warp == WARPS) {
+    find_groups(p.lora, p.count, low_rank, shared_a + p.lora.prefetched * LORA_BLOCK, COLUMNS, lane);
+    if (lane == 0) low_rank->shares[0] = share_of(p.part);
+  }
 #endif
   __syncthreads();
 #if LORA
-  if (low_rank_thread >= 0) prefetch_down(p.lora, p.part, low_rank, shared_a, low_rank_thread);
+  if (low_rank_thread >= 0) prefetch_down(p.lora, p.part, low_rank->shares[0], low_rank, shared_a, low_rank_thread);
 #endif
   wait_for_previous();
 #if X_SHARED
@@ -272,6 +299,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
 #endif
 
   int stage = 0, number = 0;
+  Inputs inputs[BLOCKS];
+#if READ_AHEAD
+  if (warp < WARPS) read_inputs(p, x_shared, k0, inputs[0], g, t);
+#endif
 #if WEIGHTS == NF4
   float4 nested[SCALES];
 #pragma unroll
@@ -299,24 +330,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
 #endif
 #pragma unroll
       for (int further = 0; further < BLOCKS; further++) {
-        const int block = first_block + further;
-        u32 b[CT][2 * MMA_STEPS];
-#pragma unroll
-        for (int ct = 0; ct < CT; ct++) {
-          const int column = ct * 8 + g;
-#pragma unroll
-          for (int i = 0; i < MMA_STEPS / 2; i++) {
-            uint4 v = make_uint4(0, 0, 0, 0);
-            if (column < p.count) {
-#if X_SHARED
-              v = x_shared[((block * (MMA_STEPS / 2) + i) * p.count + column) * 4 + t];
+        Inputs& b = inputs[further];
+#if READ_AHEAD  // what comes next is on its way meanwhile
+        const int next_block = first_block + further + 1;
+        read_inputs(p, x_shared, next_block < k1 ? next_block : k0, inputs[1 - further], g, t);
 #else
-              v = ((const uint4*)(p.x + ((size_t)column * p.k_blocks + block) * BLOCK_K + t * (BLOCK_K / 4)))[i];
+        read_inputs(p, x_shared, first_block + further, b, g, t);
 #endif
-            }
-            b[ct][4 * i] = v.x, b[ct][4 * i + 1] = v.y, b[ct][4 * i + 2] = v.z, b[ct][4 * i + 3] = v.w;
-          }
-        }
 #pragma unroll
         for (int rt = 0; rt < RT; rt++) {
 #if WEIGHTS == NF4
@@ -329,7 +349,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
           for (int step = 0; step < MMA_STEPS; step++) {
             const Operand o = operand(codes, step, table, lane * 4);
 #pragma unroll
-            for (int ct = 0; ct < CT; ct++) mma_16x8x16(d[ct], o.a[0], o.a[1], o.a[2], o.a[3], b[ct][2 * step], b[ct][2 * step + 1]);
+            for (int ct = 0; ct < CT; ct++) mma_16x8x16(d[ct], o.a[0], o.a[1], o.a[2], o.a[3], b.x[ct][2 * step], b.x[ct][2 * step + 1]);
           }
 #pragma unroll
           for (int ct = 0; ct < CT; ct++) {
@@ -342,7 +362,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
           for (int step = 0; step < MMA_STEPS; step++) {
             const uint4 a = *(const uint4*)(mine + step * 512 + lane * 16);
 #pragma unroll
-            for (int ct = 0; ct < CT; ct++) mma_16x8x16(acc[rt][ct], a.x, a.y, a.z, a.w, b[ct][2 * step], b[ct][2 * step + 1]);
+            for (int ct = 0; ct < CT; ct++) mma_16x8x16(acc[rt][ct], a.x, a.y, a.z, a.w, b.x[ct][2 * step], b.x[ct][2 * step + 1]);
           }
 #else
           const u8* const mine = at + rt * RECORD + further * TILE_BYTES;
@@ -355,7 +375,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
               const u32 a0 = int8_pair(first, 0), a2 = int8_pair(first, 1), a1 = int8_pair(second, 0), a3 = int8_pair(second, 1);
 #pragma unroll
               for (int ct = 0; ct < CT; ct++)
-                mma_16x8x16(acc[rt][ct], a0, a1, a2, a3, b[ct][4 * half + 2 * step], b[ct][4 * half + 2 * step + 1]);
+                mma_16x8x16(acc[rt][ct], a0, a1, a2, a3, b.x[ct][4 * half + 2 * step], b.x[ct][4 * half + 2 * step + 1]);
             }
           }
 #endif
@@ -369,10 +389,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
     for (int i = 0; i < SCALES; i++) nested[i] = nested_later[i];
 #endif
 
-    const int buffer = SUM_BUFFERS == 2 ? number & 1 : 0, round = SUM_BUFFERS == 2 ? number >> 1 : number;
+    const int buffer = number % BUFFERS, round = number / BUFFERS;
     float* const item_sums = sums + buffer * SUM_FLOATS;
     float* const mine = item_sums + warp * RT * 16 * SUM_STRIDE;
-    if (number >= SUM_BUFFERS) barrier_wait(free + buffer, (round + 1) & 1);
+    if (number >= BUFFERS) barrier_wait(free + buffer, (round + 1) & 1);
 #pragma unroll
     for (int rt = 0; rt < RT; rt++)
 #pragma unroll
@@ -390,7 +410,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
     for (int loop = 0; loop < LOOPS; loop++) {
       const int pair = (loop * FINISHERS + turn) * 32 + lane;  // eight lanes have a tile's outputs of a row
       const int r = pair % 8, column = pair / 8 % COLUMNS, rt = pair / 8 / COLUMNS, tile = item * RT + rt;
-      const bool is_there = column < p.count && tile < p.row_tiles && p.rows.slots[column] >= 0;
+      const bool is_there = rt < RT && column < p.count && tile < p.row_tiles && p.rows.slots[column] >= 0;
       float square = 0.0f;
       if (is_there) {
         const float* from = item_sums + (rt * 16 + r) * SUM_STRIDE + SUM_COLUMN(r, column);

@@ -47,7 +47,7 @@ AS_ROWS_BESIDE = 96
 """The same where others answer, whose steps have rows to spare."""
 LEAST_BESIDE = 8
 """Rows that a step must have to spare for a prompt to be read in them."""
-STEP_COSTS = (1.0, 1.04, *[1.17] * 2, *[1.26] * 4, *[1.72] * 8, *[2.85] * 16, *[8.1] * 32)
+STEP_COSTS = (1.0, 1.03, *[1.1] * 2, *[1.22] * 4, *[1.75] * 8, *[2.75] * 16, *[5.2] * 32)
 """What a step of 1 to 64 rows takes, relative to one of one row, before an engine has seen its own: a 7B on an H200."""
 ROWS_BESIDE = {chats: max(rows for rows in BUCKETS if STEP_COSTS[rows - 1] <= 2 * STEP_COSTS[chats - 1]) for chats in BUCKETS}
 """Rows of a step that reads prompts beside up to so many chats that answer: it takes at most twice as long as their own."""

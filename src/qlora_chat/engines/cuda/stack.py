@@ -1,5 +1,5 @@
-"""All decoder layers of a narrow step in one kernel: for whom, with which parts of shared memory, with what arguments; and how
-attention is split, there and in attend.cu, so that steps of any width compute a row alike.
+"""All decoder layers of a narrow step beside adapters in one kernel: for whom, with which parts of shared memory, with what
+arguments.
 
 Scope: layers.cu's geometry and arguments. The order of a step's kernels is launches.py's.
 """
@@ -15,32 +15,20 @@ from torch import Tensor
 from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.cuda.buffers import MOST_SPLITS
 from qlora_chat.engines.cuda.driver import address
-from qlora_chat.engines.cuda.geometry import MOST_TILES
-from qlora_chat.engines.cuda.low_rank import WARPS as LORA_WARPS
-from qlora_chat.engines.cuda.low_rank import LowRank, rank_of
+from qlora_chat.engines.cuda.low_rank import LowRank, sharing_of
 from qlora_chat.engines.cuda.structures import RowsArguments, layers_arguments
 from qlora_chat.engines.cuda.weights import CudaWeights, divided
 
-MOST_ROWS = 4
-"""Beyond these, what the rows take of shared memory leaves too little for the ring."""
+MOST_ROWS = 2
+"""What more rows take of shared memory leaves too little for the ring: four take longer than eight in a kernel a product."""
 MOST_LAYERS = 40
 """Their addresses are the kernel's arguments, which may have 4 KiB."""
-WARPS, PAIR_BYTES, HEAD_DIM = 16, 1056, 128
-LEAST_STAGES, MOST_STAGES = 3, 7
-SUM_BYTES = 2 * 16 * 8 * 4
-"""What a warp leaves of two items."""
-
-
-@dataclass(frozen=True)
-class Attention:
-    """How the positions of a row and head are split, in steps of any width: what is summed first, and how that rounds."""
-
-    most_splits: int
-    """Of a long row; see splits_of in common.cuh."""
-    teams: int
-    """That a split's positions go round."""
-    unroll: int
-    """Positions that a team takes at once."""
+WARPS, TILES, PAIR_BYTES, HEAD_DIM = 8, 2, 1056, 128
+THREADS = (WARPS + TILES) * 32
+"""Of a block: an adapters' warp for each tile of an item."""
+LEAST_STAGES, MOST_STAGES, WIDE_STAGES = 3, 7, 4
+"""Of a warp's ring; with fewer than the last, the narrow table's room is worth more."""
+SUM_BUFFERS = 4
 
 
 @dataclass(frozen=True)
@@ -51,10 +39,10 @@ class Stack:
     layers: int
     stages: int
     wide: bool
-    slice_blocks: int
-    """Most blocks of inputs that one warp has."""
+    most_blocks: int
+    """Of inputs, in any product."""
     shared_bytes: int
-    low_rank: LowRank | None
+    low_rank: LowRank
     prefetched: int
     """Blocks of an adapter's A that are fetched ahead."""
     kv8: bool
@@ -64,24 +52,12 @@ class Stack:
     def defines(self) -> tuple[tuple[str, int], ...]:
         """What layers.cu is compiled for."""
         return (
-            ("KV8", int(self.kv8)), ("LAYERS", self.layers), ("LORA", rank_of(self.low_rank)), ("ROWS", self.rows),
+            ("KV8", int(self.kv8)), ("LAYERS", self.layers), ("LORA", self.low_rank.layout.rank), ("ROWS", self.rows),
             ("STAGES", self.stages), ("WIDE", int(self.wide)),
         )  # fmt: skip
 
-    @property
-    def threads(self) -> int:
-        """Of a block: some more for adapters."""
-        return (WARPS + (LORA_WARPS if self.low_rank else 0)) * 32
 
-    def attention(self, heads: int, processors: int) -> Attention:
-        """As layers.cu has it: all warps of a block, of which all have something to do."""
-        unroll = 8 if self.kv8 and not self.low_rank else 4
-        return Attention(max(1, min(MOST_SPLITS, processors // heads)), self.threads // 32, unroll)
-
-
-def stack_for(
-    weights: CudaWeights, low_rank: LowRank | None, rows: int, processors: int, limit: int, *, kv8: bool
-) -> Stack | None:
+def stack_for(weights: CudaWeights, low_rank: LowRank, rows: int, processors: int, limit: int, *, kv8: bool) -> Stack | None:
     """None where the layers, the rows or the card are not for this kernel, and one kernel a product does it."""
     shape = weights.shape
     products = [product for layer in weights.layers for product in layer.products]
@@ -95,26 +71,28 @@ def stack_for(
     )
     if not fits:
         return None
-    slice_blocks = max(divided(each.packed.blocks // 2, WARPS) for each in products) * 2
-    sharing = [min(processors, divided(each.packed.row_tiles, MOST_TILES)) for each in products[:4]]
-    prefetched = max(map(low_rank.layout.share, range(4), sharing)) if low_rank else 0
-    beside = low_rank.layout.shared_bytes(rows, prefetched) + SUM_BYTES if low_rank else 0
-    for wide, least in ((True, 5), (False, LEAST_STAGES)):
+    most_blocks = max(each.packed.blocks for each in products)
+    prefetched = max(low_rank.layout.share(kind, sharing_of(each.packed, processors)) for kind, each in enumerate(products[:4]))
+    beside = low_rank.layout.shared_bytes(rows, prefetched)
+    for wide, least in ((True, WIDE_STAGES), (False, LEAST_STAGES)):
         for stages in range(MOST_STAGES, least - 1, -1):
-            size = _shared_bytes(rows, stages, wide, slice_blocks) + beside
+            size = _shared_bytes(rows, stages, wide, most_blocks) + beside
             if size <= limit:
-                return Stack(rows, shape.layers, stages, wide, slice_blocks, size, low_rank, prefetched, kv8)
+                return Stack(rows, shape.layers, stages, wide, most_blocks, size, low_rank, prefetched, kv8)
     return None
 
 
-def _shared_bytes(rows: int, stages: int, wide: bool, slice_blocks: int) -> int:
-    table, sums = 65_536 if wide else 32_768, WARPS * SUM_BYTES
-    return table + 1024 + WARPS * stages * PAIR_BYTES + sums + 8 * 4 + 32 + 16 + WARPS * slice_blocks * 128 * rows
+def _shared_bytes(rows: int, stages: int, wide: bool, most_blocks: int) -> int:
+    table = 65_536 if wide else 32_768
+    sums = SUM_BUFFERS * (WARPS + 1) * TILES * 16 * MOST_ROWS * 4
+    attention = divided(THREADS // 32 * (HEAD_DIM + 2), 4) * 16
+    ring = WARPS * stages * TILES * PAIR_BYTES
+    return table + 1024 + ring + max(sums, attention) + 16 + 32 + 2 * SUM_BUFFERS * 8 + 16 + most_blocks * 128 * rows
 
 
 def stack_arguments(
     stack: Stack, weights: CudaWeights, cache: KVCache, buffers: dict[str, Tensor | None], rows: RowsArguments,
-    lora: ctypes.Structure | None, processors: int, most_rows: int,
+    lora: ctypes.Structure, processors: int, most_rows: int,
 ) -> ctypes.Structure:  # fmt: skip
     """The kernel's arguments; `buffers`, for `most_rows`, are those of the fields that have their names, `lora` is LowRank in
     lora.cuh."""
@@ -136,14 +114,13 @@ def stack_arguments(
     made.k_blocks[:] = [each.blocks for each in products[:4]]
     made.count, made.heads, made.window = stack.rows, shape.heads, shape.window
     made.hidden, made.feed_forward = shape.hidden, weights.feed_forward
-    made.most_splits = stack.attention(shape.heads, processors).most_splits
-    made.first_squares, made.most_rows, made.slice_blocks = 1, most_rows, stack.slice_blocks
+    made.most_splits = max(1, min(MOST_SPLITS, processors // shape.heads))
+    made.first_squares, made.most_rows, made.most_blocks = 1, most_rows, stack.most_blocks
     made.eps, made.inverse_hidden = shape.norm_eps, 1.0 / shape.hidden
     made.softmax_scale = 1.4426950408889634 / HEAD_DIM**0.5
-    if stack.low_rank and lora:
-        parts, offsets = [stack.low_rank.part(0, kind, processors) for kind in range(4)], stack.low_rank.layout.offsets
-        made.lora, made.lora_layer, made.lora_outputs[:] = lora, offsets[-1], [each.outputs for each in parts]
-        made.lora_a[:], made.lora_b[:] = [each.a for each in parts], [each.b for each in parts]
+    parts = [stack.low_rank.part(0, kind, sharing_of(each, processors)) for kind, each in enumerate(products[:4])]
+    made.lora, made.lora_layer, made.lora_outputs[:] = lora, stack.low_rank.layout.offsets[-1], [each.outputs for each in parts]
+    made.lora_a[:], made.lora_b[:] = [each.a for each in parts], [each.b for each in parts]
     return made
 
 

@@ -60,6 +60,6 @@ class Unpacker:
             row_scales=address(packed.row_scales), row_of=address(packed.row_of), out=address(out),
             row_tiles=packed.row_tiles, k_blocks=packed.blocks,
         )  # fmt: skip
-        geometry = Geometry.of(packed, 1, self._card.shared_limit)
+        geometry = Geometry.of(packed, 1, self._card)
         kernel = self._kernels.get("product.cu", "unpack", geometry.defines(packed, kv8=self._kv8))
         return _Unpacking(packed, kernel, (divided(packed.row_tiles * packed.blocks, 8), 1, 1), arguments, out)
