@@ -9,7 +9,7 @@ by drawing each position with the chat's own next random number, so that the ans
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 EXPECTED_COSTS = {
@@ -175,7 +175,7 @@ _LEARN, _FORGET = 0.2, 0.003
 
 
 def guesses(
-    proposals: Sequence[Proposal], certain: int, costs: PassCosts, room: int | None = None
+    proposals: Sequence[Proposal], certain: int, costs: Callable[[int], float], room: int | None = None
 ) -> list[tuple[int, ...]] | None:
     """The tokens of each chat's proposal to check in the next pass, as `lengths` says; None where nothing pays."""
     if not any(each.tokens for each in proposals):
@@ -184,9 +184,9 @@ def guesses(
     return [each.tokens[:count] for each, count in zip(proposals, counts, strict=True)] if any(counts) else None
 
 
-def lengths(proposals: Sequence[Proposal], certain: int, costs: PassCosts, room: int | None = None) -> list[int]:
+def lengths(proposals: Sequence[Proposal], certain: int, costs: Callable[[int], float], room: int | None = None) -> list[int]:
     """How many tokens of each chat's proposal to check in a pass over `certain` other tokens, `room` of them at most: what
-    makes the expected tokens a second, over all chats, the most. All zero where nothing pays."""
+    makes the expected tokens a second, over all chats, the most. All zero where nothing pays. `costs` as PassCosts has them."""
     offers = sorted(((-gain, row) for row, each in enumerate(proposals) for gain in each.gains))[:room]
     sure = len(proposals)
     best, chosen, expected = _WORTH_IT * sure / costs(certain), 0, float(sure)

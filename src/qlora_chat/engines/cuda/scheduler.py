@@ -45,12 +45,18 @@ AS_ROWS = 32
 """Prompts of so few tokens go through the graph of the decode step: unpacking the weights for them would take longer."""
 AS_ROWS_BESIDE = 96
 """The same where others answer, whose steps have rows to spare."""
-LEAST_BESIDE = 8
+LEAST_BESIDE = 4
 """Rows that a step must have to spare for a prompt to be read in them."""
 STEP_COSTS = (1.0, 1.03, *[1.1] * 2, *[1.22] * 4, *[1.75] * 8, *[2.75] * 16, *[5.2] * 32)
 """What a step of 1 to 64 rows takes, relative to one of one row, before an engine has seen its own: a 7B on an H200."""
-ROWS_BESIDE = {chats: max(rows for rows in BUCKETS if STEP_COSTS[rows - 1] <= 2 * STEP_COSTS[chats - 1]) for chats in BUCKETS}
-"""Rows of a step that reads prompts beside up to so many chats that answer: it takes at most twice as long as their own."""
+WIDER = 1.7
+"""Times its own that a step may take with rows of prompts: it is not started ahead, which takes the rest of twice."""
+ROWS_BESIDE = {
+    chats: max(rows for rows in BUCKETS if STEP_COSTS[rows - 1] <= WIDER * STEP_COSTS[chats - 1]) for chats in BUCKETS
+}
+"""Rows of a step that reads prompts beside up to so many chats that answer."""
+MOST_LATE, LEARN_LATE = 0.002, 0.2
+"""Seconds that the host takes to start a step, beyond which it had to make the step first; and what the newest counts."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,8 @@ class CudaScheduler:
         self._slices = Slices(STEP_COSTS)
         self._sliced: Slice | None = None
         """What was run of a pass since the newest step was started: no second one goes before the next step."""
+        self._just_read: Sequence[Request] = ()
+        """Whose pass has ended since then, while others waited."""
         self._room = READ_AT_ONCE
         """Prompt tokens of a pass that there has been memory for."""
         self._read_since_ready = 0
@@ -112,6 +120,9 @@ class CudaScheduler:
         """Slots of chats that have said something else than the device holds against them as repetition."""
         self._ended = 0.0
         """When the newest of the steps that are over was seen to be."""
+        self._late = 0.0
+        """Seconds for which the device waits for a step that is not started ahead of the one before it: the price of checking
+        guesses, besides the rows."""
         self._turn = 0
         """Whose turn it is, where more chats answer than a step has rows."""
         self.forwards = 0
@@ -154,6 +165,7 @@ class CudaScheduler:
         """Something is wrong with the engine itself: everyone who runs hears of it, and those who wait go on."""
         self._started.clear()
         self._reading = self._sliced = None
+        self._just_read = ()
         self.chats.fail_all(problem)
 
     def _forward(self, spans: Sequence[Span]) -> Tensor:
@@ -178,8 +190,10 @@ class CudaScheduler:
         return [request for request in self.chats.running if request.pending > 1]
 
     def _answering(self) -> list[Request]:
-        """As many as a step of this card has rows for: all of them, but where shared memory is small and adapters are wide."""
+        """As many as a step of this card has rows for: all of them, but where shared memory is small and adapters are wide. Who
+        has been read since the newest step joins after the next: what it has to wait for is enough."""
         answering = [request for request in self.chats.running if request.pending == 1]
+        answering = [each for each in answering if each not in self._just_read] or answering
         most = self.decoder.most_rows
         if len(answering) <= most:
             return answering
@@ -203,7 +217,10 @@ class CudaScheduler:
         if self.costs is None or not rows or self.costs(rows + 1) > 2 * self.costs(rows):
             return None  # not even looked for: where steps are wide, looking takes longer than a row
         room = self.decoder.most_alike(rows) - rows  # beyond it answers would not be the same to the bit
-        return guesses([request.propose() for request in answering], rows, self.costs, room) if room else None
+        if not room:
+            return None
+        costs, late = self.costs, self._late
+        return guesses([each.propose() for each in answering], rows, lambda wide: costs(wide) + late * (wide > rows), room)
 
     def _check(self, answering: Sequence[Request], guessed: Sequence[tuple[int, ...]]) -> None:
         """A step with rows for what chats may say next: they get as many tokens as guesses were right, and one."""
@@ -228,8 +245,11 @@ class CudaScheduler:
     def _start(self, asked: Sequence[Asked], rows: int, began: float) -> _Started:
         self.forwards += 1
         self._turn += len(asked)
-        read, self._sliced = self._sliced, None
-        return _Started(self.decoder.start(rows), asked, rows, began, read)
+        read, self._sliced, self._just_read = self._sliced, None, ()
+        number = self.decoder.start(rows)
+        if not self._started:
+            self._late += LEARN_LATE * (min(time.perf_counter() - began, MOST_LATE) - self._late)
+        return _Started(number, asked, rows, began, read)
 
     def _read_beside(self) -> None:
         """Where somebody waits for a next token: a slice of a pass over prompts, if none was run since the newest step. Where
@@ -245,8 +265,9 @@ class CudaScheduler:
         if self._reading and not waits:
             self._go_on_reading()
         elif self._reading and not self._sliced:
-            tokens = self._reading.tokens
-            self._sliced = Slice(self._go_on_reading(self._slices.weights(len(answering), tokens)), tokens)
+            tokens, began = self._reading.tokens, time.perf_counter()
+            done = self._go_on_reading(self._slices.weights(len(answering), tokens))
+            self._sliced = Slice(done, tokens, time.perf_counter() - began)
 
     def _somebody_waits(self) -> bool:
         """For a token that is not the first of an answer."""
@@ -295,7 +316,7 @@ class CudaScheduler:
                 self.chats.fail(request, problem)
             return 0
         if reading.rest.ended:
-            self._reading = None
+            self._reading, self._just_read = None, reading.requests if self._somebody_waits() else ()
             for request, span in zip(reading.requests, reading.spans, strict=True):
                 cached_of(request).extend(span.ids)
         return done

@@ -10,11 +10,12 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-SHARE = 0.9
+SHARE = 0.85
 """Of a step's time, for a slice before it: what is left of twice a token's time is for clocks and hosts that are not even."""
 NEWEST = 3
 """Steps of which the shortest counts: a slice is not to grow with one that something else held up."""
-LEARN = 0.5
+SLICES = 4
+"""The newest slices, of which the slowest counts: products differ in what a weight takes, and the host may be late."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Slice:
     """That were multiplied with."""
     tokens: int
     """Of the whole pass: each weight was multiplied with so many."""
+    launched: float = 0.0
+    """Seconds that the host took for it: where that is longer, the device would wait for the step behind it."""
 
 
 class Slices:
@@ -34,8 +37,8 @@ class Slices:
         """`costs`: what steps of 1, 2, 3, ... rows take, relative to each other, while a step of so many was not seen."""
         self._costs = costs
         self._steps: deque[tuple[int, float]] = deque(maxlen=NEWEST)
-        self._pace, self._tokens = 0.0, 1
-        """Seconds a weight, of a pass of so many tokens."""
+        self._paces: deque[tuple[int, float]] = deque(maxlen=SLICES)
+        """Seconds a weight, of passes of so many tokens."""
 
     def weights(self, rows: int, tokens: int) -> float:
         """That a pass over so many tokens may multiply with before a step of so many rows; 0 while nothing is known of it."""
@@ -47,9 +50,8 @@ class Slices:
         beginning, with what was `done` of a pass in that time."""
         self._steps.append((rows, own))
         if done and done.weights:
-            known, seen = self._pace_of(done.tokens), before / done.weights
-            self._pace = known + LEARN * (min(seen, 2 * known) - known) if known else seen
-            self._tokens = done.tokens
+            known, seen = self._pace_of(done.tokens), max(before, done.launched) / done.weights
+            self._paces.append((done.tokens, min(seen, 2 * known) if known else seen))
 
     def _step(self, rows: int) -> float:
         """Seconds; of a wider one than was seen, no more than was seen."""
@@ -58,4 +60,4 @@ class Slices:
 
     def _pace_of(self, tokens: int) -> float:
         """Of a longer pass than the newest, as if all of its time went with the tokens; of a shorter one, as if none did."""
-        return self._pace * max(1.0, tokens / self._tokens)
+        return max((pace * max(1.0, tokens / seen) for seen, pace in self._paces), default=0.0)
