@@ -104,8 +104,8 @@ def timed(run, repeats=20):
 
 
 def check_products(decoder, tensors, rows_list):
-    for outputs, inputs in ((4096, 4096), (4096, 11008), (22016, 4096)):
-        part = random_nf4(min(outputs, 11008), inputs, tensors)
+    for outputs, inputs in ((4096, 4096), (4096, 11008), (22016, 4096), (1728, 576), (17_920, 1536)):
+        part = random_nf4(outputs if inputs < 4096 else min(outputs, 11008), inputs, tensors)
         truth = dequantised(part)
         row_of = torch.tensor(natural(part.outputs), dtype=torch.int32, device="cuda")
         kinds = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +14,7 @@ from qlora_chat.engines.cache import KVCache
 from qlora_chat.engines.cuda.driver import KernelError
 from qlora_chat.engines.cuda.geometry import Card, Geometry
 from qlora_chat.engines.cuda.low_rank import Fused, Layout, LowRank
+from qlora_chat.engines.cuda.packing import pairs_up
 from qlora_chat.engines.cuda.rows import BUCKETS, Row
 from qlora_chat.engines.cuda.step import Decoder
 from tests.engines.cuda.card import NotedCard, weights_of_sizes
@@ -24,7 +27,7 @@ OF_7B = {"qkv": ((HIDDEN,) * 3, HIDDEN), "out": ((HIDDEN,), HIDDEN), "gate_up": 
 
 
 def sizes(kind: str, inputs: int, outputs: int) -> Any:
-    return SimpleNamespace(kind=kind, inputs=inputs, paired=kind == "nf4", row_tiles=outputs // 16)
+    return SimpleNamespace(kind=kind, inputs=inputs, paired=kind == "nf4" and pairs_up(inputs // 64), row_tiles=outputs // 16)
 
 
 def widest(limit: int, rank: int = 0) -> int:
@@ -88,6 +91,17 @@ def test_a_decoder_knows_which_steps_compute_a_row_alike(geforce: NotedCard) -> 
     assert [made.most_alike(rows) for rows in (1, 8, 64)] == [2, 8, 64], (
         "beside adapters one or two have one kernel for all layers"
     )
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(1728, 576), (17_920, 1536)])
+def test_what_comes_in_single_blocks_is_not_cut_as_if_they_were_pairs(outputs: int, inputs: int) -> None:
+    """The bundled demo, and a 1.5B: there are scales for two tiles a stage, and no other block of a pair to read ahead."""
+    layout = Layout(64, (Fused((outputs,), inputs, torch.zeros(0)),))
+    for processors, limit, rows, low_rank in product((28, 108, 132), (GEFORCE, H100), BUCKETS[:-1], (None, layout)):
+        with contextlib.suppress(KernelError):
+            cut = Geometry.of(sizes("nf4", inputs, outputs), rows, Card(processors, limit, early=True), low_rank)
+            assert cut.tiles <= 2
+            assert not cut.ahead
 
 
 def test_rows_are_cut_so_that_no_processor_has_a_round_more_than_another() -> None:

@@ -265,6 +265,20 @@ def test_a_prompt_longer_than_a_pass_is_read_by_several(card: Sliced, monkeypatc
     assert (ids_of(answer), ids_of(beside)) == (alone(SHORT, 60), alone(LONG))
 
 
+def test_a_short_prompt_that_waits_for_a_pass_is_not_read_in_the_step_behind_its_last_slice(card: Sliced) -> None:
+    card.answering()
+    card.pace = 12 / (PASS * len(LONG))
+    before = card.decoder.started
+    beside = card.ask(LONG)
+    card.scheduler.step()
+    card.scheduler.step()
+    other = card.ask(LONG[5:45])
+    while not (beside.generated and other.generated):
+        card.scheduler.step()
+    ends = [ended for _, ended in card.decoder.times[before - 1 :]]
+    assert max(b - a for a, b in pairwise(ends)) <= 2
+
+
 @pytest.mark.parametrize("chats", [1, 8, 9, 24, 25, 31, 33])
 def test_a_short_prompt_makes_no_step_take_more_than_twice_as_long(chats: int) -> None:
     card = Card(None, slots=chats + 1)

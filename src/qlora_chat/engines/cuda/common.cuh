@@ -5,7 +5,7 @@ typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-#define MOST_PARTIALS 1024  // sums of squares of parts of a row: a row tile's each, or a block's of layers.cu
+#define MOST_PARTIALS 1024  // sums of squares of a row, one of each row tile
 #define LEAST_OF_SPLIT 64  // positions
 
 __device__ __forceinline__ float bf16_to_float(u16 v) { return __uint_as_float((u32)v << 16); }

@@ -104,6 +104,8 @@ def _nf4_cuts(packed: Packed, rows: int, card: Card, low_rank: Layout | None) ->
     """The best first. What is not taken of shared memory is first-level cache, where the rows are."""
     columns = max(1, rows // 8)
     way = (WAYS_BESIDE_ADAPTERS if low_rank else WAYS)[columns]
+    if not packed.paired:  # a lane works out scales of two tiles at most, and a block ahead is the other one of a pair
+        way = replace(way, most_tiles=min(2, way.most_tiles), ahead=False)
 
     def cost(tiles: int) -> float:
         """Of the busiest processor: its tiles, and what each item takes beside them."""

@@ -75,7 +75,8 @@ class Launches:
         if self._stack:
             return 0, head
         products = self.weights.layers[0].products
-        return self._most_splits, *(self._cut(each.packed, self.low_rank)[0].warps for each in products), head
+        few = self.low_rank is not None and self.rows <= FEW_ROWS  # A x is added up by each warp, or by all together
+        return self._most_splits, few, *(self._cut(each.packed, self.low_rank)[0].warps for each in products), head
 
     def run(self) -> None:
         """Every kernel of a step, in order."""

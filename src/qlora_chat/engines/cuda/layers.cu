@@ -349,7 +349,7 @@ __device__ __forceinline__ void fill_attended(const Layers& p, uint4* x, int k0,
 
 // This warp's blocks of x.
 __device__ __forceinline__ void fill(const Layers& p, int kind, uint4* x, int k0, int k1, int lane) {
-  constexpr int AT_ONCE = ROWS == 1 ? 3 : ROWS == 2 ? 2 : 1;
+  constexpr int AT_ONCE = ROWS == 1 ? 3 : 2;
   if (kind == OUT) return fill_attended(p, x, k0, k1, lane);
   const uint4* const source = (const uint4*)(kind == DOWN ? p.activated : p.x);
   const int stride = p.k_blocks[kind] * 8;

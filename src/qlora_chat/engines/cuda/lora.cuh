@@ -31,7 +31,7 @@ struct LowRankPart {
   int number;   // of the product in the step
   int outputs;  // of A: the parts of a fused product one below the other
   int blocks;   // of 64 inputs
-  int sharing;  // blocks of threads, of which no launch of the product has fewer, however many rows it has
+  int sharing;  // blocks of threads that A x is divided among, however many rows it has; a launch of fewer takes turns
 };
 
 // Rows that have the same adapter.

@@ -124,6 +124,9 @@ __device__ __forceinline__ void fetch(const Product& p, Cursor& next, u32 ring, 
 }
 
 #if WEIGHTS == NF4
+#if !PAIRED && (RT > 2 || READ_AHEAD)
+#error "single blocks have scales for two tiles, and no block to read ahead"
+#endif
 #define SCALES ((TILES + 1) / 2)  // that a lane works out in a stage
 // What turns absmax codes into scales, for this lane's row of an item.
 __device__ __forceinline__ float4 nested_of(const Product& p, int item, int i, int lane) {

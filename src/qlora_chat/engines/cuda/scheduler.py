@@ -66,8 +66,6 @@ class _Started:
     number: int
     asked: Sequence[Asked]
     rows: int
-    began: float
-    """When the host began with it, on the clock of time.perf_counter."""
     read: Slice | None
     """What of a pass over prompts was run before it."""
 
@@ -118,8 +116,6 @@ class CudaScheduler:
         """Prompt tokens read while a chat that has been read waits for its first token."""
         self._behind: set[int] = set()
         """Slots of chats that have said something else than the device holds against them as repetition."""
-        self._ended = 0.0
-        """When the newest of the steps that are over was seen to be."""
         self._late = 0.0
         """Seconds for which the device waits for a step that is not started ahead of the one before it: the price of checking
         guesses, besides the rows."""
@@ -144,7 +140,7 @@ class CudaScheduler:
             self._see(request)
         self._read_beside()
         answering = self._answering()
-        reading = [] if self._reading else self._to_be_read()
+        reading = [] if self._reading or self._sliced else self._to_be_read()
         guessed = None if reading else self._guesses(answering)
         if self._started and (reading or guessed or not self._goes_on(answering)):
             self._hand_out(self._started.popleft())  # those who leave or change, and what is said, are known only now
@@ -158,15 +154,18 @@ class CudaScheduler:
 
     def cancel_all(self) -> None:
         """End every answer here: nobody is left waiting for a piece that will not come."""
-        self._reading = None
+        self._forget_reading()
         self.chats.cancel_all()
 
     def fail_all(self, problem: BaseException) -> None:
         """Something is wrong with the engine itself: everyone who runs hears of it, and those who wait go on."""
         self._started.clear()
+        self._forget_reading()
+        self.chats.fail_all(problem)
+
+    def _forget_reading(self) -> None:
         self._reading = self._sliced = None
         self._just_read = ()
-        self.chats.fail_all(problem)
 
     def _forward(self, spans: Sequence[Span]) -> Tensor:
         """Logits after the last token of each span, (R, V) float32, by the graph: for checks, where nothing is generated."""
@@ -249,7 +248,7 @@ class CudaScheduler:
         number = self.decoder.start(rows)
         if not self._started:
             self._late += LEARN_LATE * (min(time.perf_counter() - began, MOST_LATE) - self._late)
-        return _Started(number, asked, rows, began, read)
+        return _Started(number, asked, rows, read)
 
     def _read_beside(self) -> None:
         """Where somebody waits for a next token: a slice of a pass over prompts, if none was run since the newest step. Where
@@ -349,10 +348,10 @@ class CudaScheduler:
     def _hand_out(self, step: _Started) -> None:
         """Wait for a step, and give each chat its token; with guesses, one more for each that was right."""
         self.decoder.finish(step.number)
-        began, self._ended = max(step.began, self._ended), time.perf_counter()
-        self._slices.note(step.rows, *self.decoder.took(step.number), step.read)
-        if self.costs and not step.read:
-            self.costs.note(step.rows, self._ended - began)
+        before, own = self.decoder.took(step.number)
+        self._slices.note(step.rows, before, own, step.read)
+        if self.costs:
+            self.costs.note(step.rows, own)
         for each in step.asked:
             for index in range(1 + len(each.guessed)):
                 if not self._takes(each, index):
