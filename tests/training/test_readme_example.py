@@ -1,4 +1,4 @@
-"""The README's example, as it stands there: shortened in every run, whole in the slow ones."""
+"""The README's example, as it stands there: shortened, and whole."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def train_line(out: Path) -> list[str]:
     return [sys.executable, "-m", "qlora_chat", *words, "--out", str(out)]
 
 
+@pytest.mark.slow
 def test_the_example_begins_and_leaves_an_adapter_that_describes_itself(tmp_path: Path) -> None:
     out = tmp_path / "my-adapter"
     line = [*train_line(out), "--steps", "1", "--batch", "2", "--held-out", "0.005"]

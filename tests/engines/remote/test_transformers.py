@@ -24,7 +24,10 @@ from qlora_chat.settings import ModelSettings, Sampling, engine_settings
 SERVE = "import sys; from transformers.cli.transformers import main; sys.argv[0] = 'transformers'; main()"
 GREEDY = Sampling(temperature=0.0, max_new_tokens=60)
 
-pytestmark = pytest.mark.timeout(240)  # the first of them waits for the server, which takes a minute on a busy machine
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(240),
+]  # the first of them waits for the server, which takes a minute on a busy machine
 
 
 @pytest.fixture(scope="module")
