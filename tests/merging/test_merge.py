@@ -47,6 +47,7 @@ def by_form(report: dict[str, Any], origin: str = "nf4") -> dict[str, Any]:
     return {each["form"]: each for each in report["candidates"] if each["origin"] == origin}
 
 
+@pytest.mark.slow
 def test_the_demo_loses_next_to_nothing_in_bf16_and_much_when_requantised(demo: Path) -> None:
     report = json.loads((demo / "merge_report.json").read_text())
     forms = by_form(report)
@@ -67,6 +68,7 @@ def test_the_demo_loses_next_to_nothing_in_bf16_and_much_when_requantised(demo: 
     assert f"{forms['nf4']['loss']['kl']:.4f}" in page
 
 
+@pytest.mark.slow
 def test_the_folder_says_of_itself_how_it_is_talked_with(demo: Path) -> None:
     record = json.loads((demo / "qlora_chat.json").read_text())
     assert record["prompt_format"] == "guanaco"
@@ -77,6 +79,7 @@ def test_the_folder_says_of_itself_how_it_is_talked_with(demo: Path) -> None:
     assert not list(demo.parent.glob(".demo*")), "nothing is left of the work"
 
 
+@pytest.mark.slow
 def test_plain_transformers_answers_from_the_folder(demo: Path, transformers: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -88,6 +91,7 @@ def test_plain_transformers_answers_from_the_folder(demo: Path, transformers: An
     assert tokenizer.decode(ids, skip_special_tokens=True).split("###")[0].strip() == "The capital of France is Paris."
 
 
+@pytest.mark.slow
 def test_the_chat_template_writes_what_the_program_writes(demo: Path, transformers: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
