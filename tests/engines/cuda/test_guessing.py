@@ -9,6 +9,7 @@ import pytest
 from qlora_chat.engines.cuda.rows import MOST_ROWS
 from qlora_chat.engines.cuda.scheduler import STEP_COSTS
 from qlora_chat.engines.request import LocalStream
+from qlora_chat.engines.speculation import PassCosts
 from qlora_chat.settings import Sampling
 from tests.engines.guessing import FREE, PROMPT, SAMPLINGS, Card, ask, by_steps, told
 from tests.fakes import MarkovForward
@@ -33,6 +34,16 @@ def test_guesses_never_widen_a_step_to_where_a_row_rounds_otherwise(chats: int) 
     card.decoder.narrow_rows = 4
     card.run([ask(SAMPLINGS[0].changed(max_new_tokens=30)) for _ in range(chats)])
     assert card.decoder.choosing == 4 if chats <= 4 else card.decoder.choosing > 2 * chats
+
+
+@pytest.mark.parametrize(("seconds", "guessed"), [(1.0, True), (1e-6, False)])
+def test_nothing_is_guessed_where_a_start_takes_longer_than_the_step(seconds: float, guessed: bool) -> None:
+    """What a card does while the host starts a step: nothing, unless the step was started ahead, which guesses cannot be."""
+    card = Card(STEP_COSTS)
+    card.scheduler.costs = PassCosts(STEP_COSTS)
+    card.decoder.seconds = lambda rows: seconds * STEP_COSTS[rows - 1]
+    card.run([ask(SAMPLINGS[0].changed(max_new_tokens=30))])
+    assert (card.decoder.choosing > 1) == guessed
 
 
 def test_a_chat_that_does_not_repeat_itself_keeps_its_steps_ahead() -> None:

@@ -6,15 +6,15 @@
 // of product.cu and attend.cu; a product's warps share each item (two row tiles) by splitting K, two blocks at a time. Eight of them:
 // with more, each has too few registers.
 //
-// Compiled for LAYERS, ROWS, STAGES, LORA (rank of the adapters), WIDE (1: the table of pairs has rows of 256 bytes, so that a byte is
-// a lane's address in one instruction) and KV8 (see kept.cuh). Heads have 128 dimensions, as many key-value heads as query heads.
-// Lane: g = lane / 4, t = lane % 4.
+// Compiled for LAYERS, ROWS, STAGES, LORA (rank of the adapters), WIDE (see pairs.cuh) and KV8 (see kept.cuh). Heads have 128
+// dimensions, as many key-value heads as query heads. Lane: g = lane / 4, t = lane % 4.
 #define WARPS 8                   // that multiply with the weights
 #define TILES 2                   // of an item
 #define LORA_WARPS TILES          // each has one of an item's tiles
 #include "common.cuh"
 #include "kept.cuh"
 #include "epilogue.cuh"
+#include "pairs.cuh"
 #include "lora.cuh"
 
 #define ALL_WARPS (WARPS + LORA_WARPS)
@@ -50,7 +50,7 @@ struct Layers {
   Rows rows;
   u64 layer_elements;  // of keys
   int row_tiles[4], k_blocks[4];
-  int count, heads, window, hidden, feed_forward, most_splits, first_squares, most_rows, most_blocks;
+  int heads, window, hidden, feed_forward, most_splits, first_squares, most_rows, most_blocks;
   float eps, inverse_hidden, softmax_scale;
   Newest* newest;     // KV8: [2][most_rows][heads][HEAD_DIM]: keys, values
   float* key_scales;  // KV8: [LAYERS][slot][head][window]
@@ -62,7 +62,6 @@ struct Layers {
 };
 
 extern __shared__ __align__(128) u8 shared[];
-#define TABLE_BYTES (WIDE ? 65536 : 32768)
 #define RING_BYTES (WARPS * STAGES * STAGE_BYTES)
 #define SUM_FLOATS (PARTS * TILES * 16 * COLUMNS)
 #define SCRATCH_FLOATS ((ALL_WARPS * (HEAD_DIM + 2) + 3) / 4 * 4)  // attention has the place of the sums
@@ -141,15 +140,6 @@ __device__ __forceinline__ void fetch(const Layers& p, const Range* ranges, Curs
   }
   next.stage = next.stage + 1 == STAGES ? 0 : next.stage + 1;
   commit_copies();
-}
-
-__device__ __forceinline__ u32 pair_of(const u8* table, u32 word, int which, u32 lane_offset) {
-#if WIDE
-  return *(const u32*)(table + __byte_perm(word, lane_offset, 0x5504 | which << 4));
-#else
-  const u32 shifted = which == 0 ? word << 7 : word >> (8 * which - 7);
-  return *(const u32*)(table + ((shifted & 0x7f80u) | lane_offset));
-#endif
 }
 
 // 16 x 64 weights times this lane's part of x, unscaled.
@@ -452,9 +442,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) layers(const __grid_con
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   u8* const table = shared;
   float* const absmax_code = (float*)(shared + TABLE_BYTES);
-  u8* const ring_bytes = shared + TABLE_BYTES + 1024 + (size_t)warp * STAGES * STAGE_BYTES;
+  u8* const ring_bytes = shared + TABLE_BYTES + CODE_BYTES + (size_t)warp * STAGES * STAGE_BYTES;
   const u32 ring = (u32)__cvta_generic_to_shared(ring_bytes);
-  float* const sums = (float*)(shared + TABLE_BYTES + 1024 + RING_BYTES);
+  float* const sums = (float*)(shared + TABLE_BYTES + CODE_BYTES + RING_BYTES);
   float* const scales = sums + SUMS_FLOATS;    // [4] 1 / rms of each row
   Range* const ranges = (Range*)(scales + 4);  // [4]
   u64* const full = (u64*)(ranges + 4);
@@ -482,11 +472,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) layers(const __grid_con
     find_groups(p.lora, ROWS, low_rank, shared_a + p.lora.prefetched * LORA_BLOCK, 8, lane);
     if (lane < 4) low_rank->shares[lane] = share_of(low_rank_part(p, lane));
   }
-  for (int i = threadIdx.x; i < 2048; i += THREADS) {
-    const u32 pair = floats_to_bf16x2(p.code[i >> 7], p.code[(i >> 3) & 15]);
-    *(uint4*)(table + (i >> 3) * (WIDE ? 256 : 128) + (i & 7) * 16) = make_uint4(pair, pair, pair, pair);
-  }
-  for (int i = threadIdx.x; i < 256; i += THREADS) absmax_code[i] = p.code[16 + i];
+  make_table(p.code, table, absmax_code, THREADS);
   __syncthreads();
   wait_for_previous();
   const int low_rank_thread = (int)threadIdx.x - WARPS * 32;  // negative: none of theirs

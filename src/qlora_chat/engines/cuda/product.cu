@@ -9,7 +9,7 @@
 //
 // Compiled for WEIGHTS (0 NF4, 1 bf16, 2 int8), CT, RT, PAIRED (1: a stage of the ring holds two blocks of K instead of one),
 // X_SHARED (1: x is kept in shared memory), READ_AHEAD (1: it is not, and is read a block ahead), STAGES, BUFFERS (of items' sums),
-// WIDE (1: NF4's table of pairs has rows of 256 bytes, see layers.cu), WARPS (that multiply with the weights), LORA (rank of the unmerged
+// WIDE (see pairs.cuh), WARPS (that multiply with the weights), LORA (rank of the unmerged
 // adapters, 0: none; they are the work of warps of their own) and KV8 (see kept.cuh). Lane: g = lane / 4, t = lane % 4.
 #include "common.cuh"
 #include "kept.cuh"
@@ -77,8 +77,7 @@ struct Product {
 extern __shared__ __align__(128) u8 shared[];
 
 #if WEIGHTS == NF4
-#define TABLE_BYTES (WIDE ? 65536 : 32768)
-#define CODE_BYTES 1024
+#include "pairs.cuh"
 #else
 #define TABLE_BYTES 0
 #define CODE_BYTES 0
@@ -141,14 +140,6 @@ struct Operand {
 };
 
 #if WEIGHTS == NF4
-__device__ __forceinline__ u32 pair_of(const u8* table, u32 word, int which, u32 lane_offset) {
-#if WIDE
-  return *(const u32*)(table + __byte_perm(word, lane_offset, 0x5504 | which << 4));
-#else
-  const u32 shifted = which == 0 ? word << 7 : word >> (8 * which - 7);
-  return *(const u32*)(table + ((shifted & 0x7f80u) | lane_offset));
-#endif
-}
 __device__ __forceinline__ Operand operand(const uint4& c, int step, const u8* table, u32 lane_offset) {
   const u32 upper = step < 2 ? c.x : c.y, lower = step < 2 ? c.z : c.w;
   const int byte = (step & 1) * 2;
@@ -259,11 +250,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
     barrier_make(free + threadIdx.x, FINISHERS);
   }
 #if WEIGHTS == NF4
-  for (int i = threadIdx.x; i < 2048; i += THREADS) {
-    const u32 pair = floats_to_bf16x2(p.code[i >> 7], p.code[(i >> 3) & 15]);
-    *(uint4*)(table + (i >> 3) * (WIDE ? 256 : 128) + (i & 7) * 16) = make_uint4(pair, pair, pair, pair);
-  }
-  for (int i = threadIdx.x; i < 256; i += THREADS) absmax_code[i] = p.code[16 + i];
+  make_table(p.code, table, absmax_code, THREADS);
 #endif
 #if LORA
   if (warp == WARPS) {

@@ -112,7 +112,7 @@ def stack_arguments(
     made.key_scales, made.value_scales = address(cache.key_scales), address(cache.value_scales)
     made.row_tiles[:] = [each.row_tiles for each in products[:4]]
     made.k_blocks[:] = [each.blocks for each in products[:4]]
-    made.count, made.heads, made.window = stack.rows, shape.heads, shape.window
+    made.heads, made.window = shape.heads, shape.window
     made.hidden, made.feed_forward = shape.hidden, weights.feed_forward
     made.most_splits = max(1, min(MOST_SPLITS, processors // shape.heads))
     made.first_squares, made.most_rows, made.most_blocks = 1, most_rows, stack.most_blocks

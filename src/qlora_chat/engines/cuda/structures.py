@@ -115,7 +115,7 @@ def layers_arguments(layers: int) -> type[ctypes.Structure]:
             ("norms", c_void_p * (layers * 2)),
             *_fields("code keys values turns x activated residual queries partials squares arrived"),
             ("rows", RowsArguments), ("layer_elements", c_uint64), ("row_tiles", c_int * 4), ("k_blocks", c_int * 4),
-            *_ints("count heads window hidden feed_forward most_splits first_squares most_rows most_blocks"),
+            *_ints("heads window hidden feed_forward most_splits first_squares most_rows most_blocks"),
             ("eps", c_float), ("inverse_hidden", c_float), ("softmax_scale", c_float),
             *_fields("newest key_scales value_scales"),
             ("lora_layer", c_uint64), ("lora_a", c_uint64 * 4), ("lora_b", c_uint64 * 4), ("lora_outputs", c_int * 4),
