@@ -12,7 +12,7 @@ from schemathesis.specs.openapi.checks import content_type_conformance, response
 
 from tests.web.serving import Served
 
-FEW, MANY = 10, 500
+FEW, MANY = 6, 500
 """Requests a route and kind (valid and invalid): in every run, and in the slow one."""
 ROUTES = [
     "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model}", "/v1/load_lora_adapter",

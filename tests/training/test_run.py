@@ -50,7 +50,7 @@ def killed(line: list[str], out: Path, step: int, chance: random.Random) -> str:
 
 
 @pytest.mark.parametrize(
-    ("kills", "steps"), [pytest.param(4, 40, id="4 times"), pytest.param(50, 400, id="50 times", marks=pytest.mark.slow)]
+    ("kills", "steps"), [pytest.param(2, 40, id="twice"), pytest.param(50, 400, id="50 times", marks=pytest.mark.slow)]
 )
 @pytest.mark.timeout(500)
 def test_a_run_that_is_killed_and_damaged_ends_with_the_very_same_adapter(
