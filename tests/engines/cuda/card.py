@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,6 +107,9 @@ class _Kernel:
         copy = type(arguments).from_buffer_copy(arguments)
         self.card.launches.append(Launch(self.name, self.code.decode(), grid, threads, early, copy))
 
+    def bound(self, threads: int, arguments: ctypes.Structure) -> Callable[[tuple[int, int, int], int], None]:
+        return lambda grid, stream: self(grid, threads, arguments)
+
 
 @dataclass(frozen=True)
 class _Graph:
@@ -125,6 +128,8 @@ class _Graph:
 
 class _Anything:
     """A stream or an event: nothing is ever under way."""
+
+    cuda_stream = 0
 
     def synchronize(self) -> None: ...
     def record(self, stream: _Anything) -> None: ...

@@ -69,6 +69,32 @@ class Kernel:
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         _check(_driver().cuLaunchKernelEx(ctypes.byref(config), self._function, parameters, None), f"launching {self.name}")
 
+    def bound(self, threads: int, arguments: ctypes.Structure) -> Launch:
+        """The kernel with its block and arguments, to be launched many times."""
+        return Launch(self.name, self._function, threads, arguments)
+
+
+class Launch:
+    """A kernel with all but its grid, made once: whoever launches hundreds would spend most of the time making them.
+
+    Arguments are copied at each launch, so their fields may be set anew for the next one.
+    """
+
+    def __init__(self, name: str, function: ctypes.c_void_p, threads: int, arguments: ctypes.Structure) -> None:
+        self._name, self._arguments = name, arguments
+        self._config = _LaunchConfig(1, 1, 1, threads, 1, 1, 0, None, None, 0)
+        self._parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
+        self._ready = ctypes.byref(self._config), function, self._parameters, None
+        self._launch = _driver().cuLaunchKernelEx
+
+    def __call__(self, grid: tuple[int, int, int], stream: int) -> None:
+        """Launch on the stream with this handle of the driver's."""
+        config = self._config
+        config.grid_x, config.grid_y, config.grid_z = grid
+        config.stream = stream
+        if result := self._launch(*self._ready):
+            _check(result, f"launching {self._name}")
+
 
 def architecture() -> str:
     """The current device's, as NVRTC names it: sm_90 on an H100."""

@@ -9,7 +9,7 @@ Shapes: N outputs, K inputs, T row tiles of 16, B blocks of inputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,7 +34,7 @@ class CannotPack(ValueError):
 
 @dataclass(frozen=True)
 class Packed:
-    """One matrix in tiles. Called with x (M, K), it unpacks the tiles and multiplies: the way for many rows."""
+    """One matrix in tiles."""
 
     kind: str
     outputs: int
@@ -53,8 +53,6 @@ class Packed:
     """(T * 16,) float32, in the tiles' order."""
     paired: bool = False
     """Two blocks of inputs lie together: both codes, then both absmax codes; a warp fetches them as one."""
-    unpack: Callable[[Packed], Tensor] | None = None
-    """To (N, K) bf16, in a workspace that the next call overwrites."""
 
     @property
     def row_tiles(self) -> int:
@@ -65,14 +63,6 @@ class Packed:
     def blocks(self) -> int:
         """B."""
         return self.inputs // BLOCK_INPUTS[self.kind]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        assert self.unpack is not None, "packed for decoding only"
-        bias = None
-        if self.bias is not None:
-            bias = torch.empty(self.outputs, dtype=x.dtype, device=x.device)
-            bias[self.row_of[self.row_of >= 0].long()] = self.bias[self.row_of >= 0].to(x.dtype)
-        return torch.nn.functional.linear(x, self.unpack(self), bias)
 
 
 def natural(outputs: int) -> list[int]:

@@ -6,8 +6,8 @@ Scope: from LlamaWeights to Packed, a layer at a time, and an adapter's tensors 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -24,7 +24,6 @@ from qlora_chat.engines.cuda.packing import (
     pack_bf16,
     pack_int8,
     rotary,
-    some_tiles,
 )
 from qlora_chat.models.weights import NF4, Beside, Dense, Layer, Linear, LlamaShape, LlamaWeights, WithAdapter
 
@@ -141,13 +140,6 @@ def packed_weights(weights: LlamaWeights, *, release: bool = True) -> CudaWeight
         weights.embeddings.untyped_storage().resize_(0)
     scaling = _scaling(weights.layers)
     return CudaWeights(shape, feed_forward, embeddings, tuple(layers), weights.norm.bfloat16(), Product(head), scaling)
-
-
-def many_rows(product: Product, unpack: Callable[[Packed], Tensor], tiles: slice | None = None) -> Packed:
-    """A product for passes over many rows, which unpacks its weights each time, without adapters; of some of its tiles alone,
-    where these are named: half of gate and up, with half of each."""
-    packed = product.packed if tiles is None else some_tiles(product.packed, tiles)
-    return replace(packed, unpack=unpack)
 
 
 def _in_8_bits(embeddings: Tensor) -> Embeddings:
