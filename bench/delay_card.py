@@ -5,7 +5,7 @@
 So many chats answer all the time. In turns they are left alone for some tokens, and somebody asks with a prompt of nearly the
 window, of 128 tokens (a pass over prompts), or of 40 (rows of the answers' own steps). Gaps are those between two tokens of a
 chat as the engine hands them out; "beside" are those from the question to its first token, as multiples of the median gap just
-before. Then the same prompts while nobody answers. A first round is not counted: it makes what steps of new widths need.
+before. Then the same prompts while nobody answers. It begins when the engine has prepared what it prepares while nobody asks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from engine import SETTINGS
 
 from qlora_chat.benchmark import Subject
 from qlora_chat.benchmark.subjects import Opened, opened
-from qlora_chat.engines.cuda.scheduler import CudaScheduler
+from qlora_chat.engines.cuda.scheduler import ROWS_AT_ONCE, CudaScheduler
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.engines.request import LocalStream, Request
 from qlora_chat.prompt import Prompt
@@ -70,6 +70,15 @@ class Asking:
         return finish.ttft_ms
 
 
+def wait_until_prepared(scheduler: CudaScheduler) -> None:
+    """Compiled, where this machine has no kernels yet, and captured: until then a width of steps that is new costs its time."""
+    began = time.perf_counter()
+    while scheduler.decoder.missing(ROWS_AT_ONCE, scheduler.adapters.used):
+        if time.perf_counter() - began > 60:
+            sys.exit("the engine prepares its steps for more than a minute")
+        time.sleep(0.1)
+
+
 def wait_for(requests: Sequence[Request], more: int) -> None:
     """Until each has so many more tokens."""
     until, began = [len(TOKENS[each]) + more for each in requests], time.perf_counter()
@@ -100,7 +109,7 @@ def watched(asking: Asking, chats: int, lengths: Sequence[int], window: int, rou
     streams = [asking.ask(PROMPT, window - PROMPT - 1) for _ in range(chats)]
     requests = [each._request for each in streams]
     wait_for(requests, LEFT_ALONE)
-    found = [{length: one_round(asking, requests, length) for length in lengths} for _ in range(1 + rounds)][1:]
+    found = [{length: one_round(asking, requests, length) for length in lengths} for _ in range(rounds)]
     for stream in streams:
         stream.cancel()
         list(stream)
@@ -134,6 +143,7 @@ def main() -> None:
     what = opened(Subject("7b", "cuda", "nf4", chosen.layers))
     engine = LocalEngine(what.ours, slots=max(chats) + 1)
     assert isinstance(engine._scheduler, CudaScheduler), "the fast kernels did not take this model"
+    wait_until_prepared(engine._scheduler)
     note_tokens()
     window = what.shape.window
     lengths = window - 2, 128, 40

@@ -319,3 +319,18 @@ def test_a_card_or_a_cpu_is_given_the_slots_that_fit(demo_fp32: LoadedModel) -> 
     engine = LocalEngine(lambda: demo_fp32)
     assert engine.slots == 16
     engine.close()
+
+
+def test_logits_that_another_thread_asks_for_are_computed_on_the_engines(
+    shared_engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where something may be under way: a card's graphs, or OpenMP's team."""
+    threads = list[str]()
+
+    def forward(spans: object) -> torch.Tensor:
+        threads.append(threading.current_thread().name)
+        return torch.zeros(1, 4)
+
+    monkeypatch.setattr(shared_engine._scheduler, "_forward", forward)
+    assert shared_engine.forward([]).shape == (1, 4)
+    assert threads == ["qlora-chat-engine"]

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -36,6 +36,10 @@ from qlora_chat.stopping import Stops
 
 if TYPE_CHECKING:
     from qlora_chat.engines.cuda.scheduler import CudaScheduler
+
+T = TypeVar("T")
+POLL = 0.02
+"""Seconds between two looks at what is to be prepared: whoever asks waits for no more than one thing that is."""
 
 
 class LocalEngine:
@@ -60,7 +64,7 @@ class LocalEngine:
         self._lost: str | None = None
         """Why nothing can be computed any more."""
         self._adapters: Adapters | None = None
-        self._work_to_do: SimpleQueue[tuple[Callable[[], None], Future[None]]] = SimpleQueue()
+        self._work_to_do: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
         self._ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._live, args=(load, slots), name="qlora-chat-engine", daemon=True)
         self._thread.start()
@@ -83,8 +87,8 @@ class LocalEngine:
 
     @property
     def forward(self) -> Callable[[Sequence[Span]], torch.Tensor]:
-        """The pass itself, to check its logits; only where nothing is generated, and not in a process that takes times."""
-        return self._scheduler._forward
+        """The pass itself, to check its logits; only where nothing is generated."""
+        return lambda spans: self._on_thread(lambda: self._scheduler._forward(spans))
 
     def stream(self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None) -> Stream:
         """Begin an answer; it joins the batch at the next step. ValueError for a prompt or adapter it cannot take."""
@@ -156,15 +160,15 @@ class LocalEngine:
         self._adapters.unload(name)
         self.info = replace(self.info, adapters=self._adapters.names)
 
-    def _on_thread(self, work: Callable[[], None]) -> None:
+    def _on_thread(self, work: Callable[[], T]) -> T:
         """Do it between two steps, on the thread that computes; whatever it raises is raised here."""
-        done: Future[None] = Future()
+        done: Future[T] = Future()
         with self._changed:
             if self._closing:
                 raise EngineError("the engine is closed")
             self._work_to_do.put((work, done))
             self._changed.notify()
-        done.result()
+        return done.result()
 
     def _do_work(self) -> None:
         while not self._work_to_do.empty():
@@ -241,12 +245,17 @@ class LocalEngine:
         return Scheduler(Forward(weights, cache), cache, costs), cache
 
     def _work(self) -> None:
+        preparing = True
         while True:
             with self._changed:
-                self._changed.wait_for(self._something_to_do)
+                self._changed.wait_for(self._something_to_do, POLL if preparing else None)
                 if self._closing:
                     break
             self._do_work()
+            if self._scheduler.idle:
+                preparing = self._prepare()
+                continue
+            preparing = True  # an adapter or a width of steps may have come
             try:
                 self._scheduler.step()
             except Exception as problem:
@@ -254,6 +263,14 @@ class LocalEngine:
                 self._scheduler.fail_all(EngineError(self._lost) if self._lost else problem)
         self._do_work()
         self._scheduler.cancel_all()
+
+    def _prepare(self) -> bool:
+        """Make something that answers would have to wait for; whether there may be more. What goes wrong with it is told to
+        whoever needs it."""
+        try:
+            return self._scheduler.prepare()
+        except Exception:
+            return False
 
     def _something_to_do(self) -> bool:
         return self._closing or not self._work_to_do.empty() or not self._scheduler.idle

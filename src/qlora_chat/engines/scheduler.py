@@ -51,6 +51,10 @@ class Scheduler:
         """Whether there is nothing to do."""
         return self._chats.idle
 
+    def prepare(self) -> bool:
+        """Make something that a later step would have to make first: nothing is, here."""
+        return False
+
     def compute_with(self, forward: Callable[[Sequence[Span]], torch.Tensor]) -> None:
         """Use another pass over the same cache from the next step on."""
         self._forward = forward

@@ -51,9 +51,9 @@ def test_a_chat_that_does_not_repeat_itself_keeps_its_steps_ahead() -> None:
     card = Card(STEP_COSTS)
     card.scheduler.submit(request)
     card.scheduler.step()
-    while not request.generated:
+    while request.generated < 2:
         card.scheduler.step()
-    assert card.decoder.started == 1 + request.generated + 1, "the prompt's, and one is under way"
+    assert card.decoder.started == request.generated + 1, "one is under way"
 
 
 def test_a_next_turn_finds_in_the_cache_only_what_was_said() -> None:

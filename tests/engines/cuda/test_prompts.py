@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from qlora_chat.engines.cache import KVCache
+from qlora_chat.engines.cuda.prompt_rows import filled_up
 from qlora_chat.engines.cuda.prompts import PromptReader, _causal
 from qlora_chat.engines.cuda.step import Decoder
 from qlora_chat.engines.llama import Span
@@ -61,6 +62,12 @@ def test_a_pass_in_parts_asks_the_same_of_a_card_whatever_goes_between_them(monk
     first, last = weights.layers
     products = *first.products, last.qkv
     assert sum(done) == sum(each.packed.outputs * each.packed.inputs for each in products), "nobody reads what would follow"
+
+
+def test_products_meet_few_numbers_of_rows_whatever_the_lengths_of_prompts() -> None:
+    rows = {filled_up(tokens) for tokens in range(1, 1025)}
+    assert len(rows) == 10
+    assert all(tokens <= filled_up(tokens) < tokens + 128 for tokens in range(1, 1025))
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2)])

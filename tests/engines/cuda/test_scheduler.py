@@ -88,7 +88,7 @@ def test_a_step_is_started_before_the_tokens_of_the_one_before_are_handed_out(
     stream = driven.ask(prompt_for("Why do birds fly?"))
     driven.run()
     assert len(ids_of(stream)) == GREEDY.max_new_tokens
-    assert driven.decoder.started <= GREEDY.max_new_tokens + 3, "the prompt, the tokens, and one step that nobody needed"
+    assert driven.decoder.started <= GREEDY.max_new_tokens + 1, "the first by the prompt's own step, and one for nobody"
 
 
 def test_chats_that_join_and_leave_change_nothing_for_the_others(
@@ -107,6 +107,20 @@ def test_chats_that_join_and_leave_change_nothing_for_the_others(
     assert ids_of(first) == alone
     assert len(ids_of(second)) == 5
     assert list(third)[-1].finish.reason == "cancelled"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("tokens", "steps"), [(8, 1), (32, 1), (40, 2), (64, 2)])
+def test_a_short_prompts_first_token_comes_with_the_step_that_reads_its_end(
+    driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt], tokens: int, steps: int
+) -> None:
+    long = prompt_for("Tell me about " + "rivers and mountains and " * 30)
+    prompt = Prompt("", long.ids[:tokens])
+    stream = driven.ask(prompt)
+    while not stream._request.generated:
+        driven.scheduler.step()
+    assert (driven.passes, driven.decoder.started) == ([], steps)
+    driven.run()
+    assert ids_of(stream) == ids_of(shared_engine.stream(prompt, GREEDY, Stops()))  # type: ignore[arg-type]
 
 
 def test_a_long_prompt_is_read_in_one_pass_when_nobody_waits(

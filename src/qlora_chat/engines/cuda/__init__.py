@@ -54,8 +54,9 @@ def _opened(
 ) -> tuple[CudaScheduler, KVCache]:
     from qlora_chat.engines.cache import KVCache, fitting_slots
     from qlora_chat.engines.cuda.adapters import CudaAdapters, own_bytes
+    from qlora_chat.engines.cuda.preparing import Preparing
     from qlora_chat.engines.cuda.prompts import PromptReader
-    from qlora_chat.engines.cuda.scheduler import STEP_COSTS, CudaScheduler
+    from qlora_chat.engines.cuda.scheduler import ROWS_AT_ONCE, STEP_COSTS, CudaScheduler
     from qlora_chat.engines.cuda.step import Decoder
     from qlora_chat.engines.cuda.weights import packed_weights
     from qlora_chat.engines.speculation import PassCosts
@@ -66,4 +67,5 @@ def _opened(
     decoder = Decoder(packed, cache, cache_folder)
     adapters = CudaAdapters(packed, decoder, cache)
     reader = PromptReader(packed, decoder.unpack, cache, decoder.kernels, decoder.turns, adapters.of, decoder.stream)
-    return CudaScheduler(decoder, reader.begin, cache, adapters, PassCosts(STEP_COSTS)), cache
+    preparing = Preparing(decoder, reader, cache, adapters, max(ROWS_AT_ONCE, len(cache.slots)))
+    return CudaScheduler(decoder, reader.begin, cache, adapters, PassCosts(STEP_COSTS), preparing), cache

@@ -103,6 +103,14 @@ class CudaAdapters:
         adapter = self._cache.slots[slot].adapter
         return adapter if isinstance(adapter, CudaAdapter) else self._own
 
+    @property
+    def used(self) -> tuple[bool, ...]:
+        """Whether the rows of steps may have an adapter: every chat has where the model came with its own, some where others
+        are held."""
+        if self._own:
+            return (True,)
+        return (False, True) if self._held else (False,)
+
     def number(self, slot: int) -> int:
         """The same for a step's row; -1: the base alone."""
         adapter = self.of(slot)

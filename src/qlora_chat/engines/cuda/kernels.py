@@ -42,17 +42,27 @@ class Kernels:
         return self._loaded[key]
 
     def prepare(self, wanted: Sequence[Wanted]) -> None:
-        """Compile those that are missing side by side: NVRTC leaves the interpreter alone."""
-        missing = {
-            (source, defines): (source, name, defines)
-            for source, name, defines in wanted
-            if (source, defines) not in self._codes
-        }
+        """Compile those that are missing side by side, and load them."""
+        missing = self._missing(wanted)
         if missing:
             with ThreadPoolExecutor(len(missing)) as pool:
-                list(pool.map(self._machine_code, missing.values()))
+                list(pool.map(self._machine_code, missing))
         for key in wanted:
             self.get(*key)
+
+    def compiled(self, wanted: Sequence[Wanted]) -> bool:
+        """Whether nothing of this has to be compiled."""
+        return not self._missing(wanted)
+
+    def compile(self, wanted: Sequence[Wanted]) -> None:
+        """One after the other, on any thread: NVRTC leaves the interpreter alone."""
+        for key in self._missing(wanted):
+            self._machine_code(key)
+
+    def _missing(self, wanted: Sequence[Wanted]) -> list[Wanted]:
+        """A source that several functions are wanted of comes once."""
+        missing = {(source, defines): (source, name, defines) for source, name, defines in wanted}
+        return [key for code, key in missing.items() if code not in self._codes]
 
     def _machine_code(self, key: Wanted) -> bytes:
         source, _, defines = key

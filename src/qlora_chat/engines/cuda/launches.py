@@ -60,6 +60,15 @@ class Launches:
         """Compile all that `run` launches, side by side. What is the same for any number of rows comes with one row's."""
         self.kernels.prepare(self._wanted())
 
+    @property
+    def compiled(self) -> bool:
+        """Whether all of them have been."""
+        return self.kernels.compiled(self._wanted())
+
+    def compile(self) -> None:
+        """What `prepare` does, but for loading: on any thread, one at a time."""
+        self.kernels.compile(self._wanted())
+
     def fit(self) -> bool:
         """Whether this card's shared memory has room for all of them."""
         try:

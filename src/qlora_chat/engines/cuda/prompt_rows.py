@@ -3,11 +3,13 @@
 Scope: everything a pass computes itself but attention; products are given views to read and to write. What Python makes for a
 launch is made once a pass, not once a layer: a short prompt would take the host longer than the card.
 
-Shapes: N tokens of all spans together, H hidden, F feed-forward, Q and K query and key-value heads, D head dimension.
+Shapes: N tokens of all spans together, M rows of buffers, N and what it is filled up with, H hidden, F feed-forward, Q and K
+query and key-value heads, D head dimension.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +24,15 @@ from qlora_chat.models.weights import LlamaShape
 
 THREADS = 256
 """Of a block, as in prompt.cu."""
+MULTIPLES = (64, 256), (128, math.inf)
+"""Of rows, up to so many: products over as many rows as a prompt happens to have would be new to cuBLAS nearly every time, and
+what it loads for new ones takes 7 to 25 ms. The card takes hardly longer for the rows in between."""
+
+
+def filled_up(tokens: int) -> int:
+    """The rows that so many tokens are given."""
+    multiple = next(each for each, most in MULTIPLES if tokens <= most)
+    return divided(tokens, multiple) * multiple
 
 
 class PromptKernels:
@@ -45,18 +56,24 @@ class PromptRows:
     ) -> None:
         """`residual` (N, H) float32, the embeddings; `slots` and `positions` (N,) int32; `widest`: most outputs that `wide` is
         asked for; `stream`: the driver's handle of PyTorch's current one."""
-        shape, device = kernels.shape, residual.device
-        self._kernels, self._stream, self._count = kernels, stream, len(residual)
-        self._rows = residual, slots, positions  # whose addresses the kernels have
-        self.x = _empty(self._count, shape.hidden, device)
-        """(N, H): what the last norm gave."""
-        self.added = torch.empty_like(self.x)
-        """(N, H), for a product: what the next norm adds to the residual."""
-        self.queries = _empty(self._count, shape.heads * shape.head_dim, device).view(-1, shape.heads, shape.head_dim)
+        shape, count, rows = kernels.shape, len(residual), filled_up(len(residual))
+        self._kernels, self._stream, self._count, self._rows = kernels, stream, count, rows
+        self._kept = residual, slots, positions  # whose addresses the kernels have
+
+        def empty(rows: int, *columns: int) -> Tensor:
+            return torch.empty((rows, *columns), dtype=torch.bfloat16, device=residual.device)
+
+        self.x = empty(rows, shape.hidden)
+        """(M, H): what the last norm gave. Here and below, rows from N on hold anything."""
+        self.added = empty(rows, shape.hidden)
+        """(M, H), for a product: what the next norm adds to the residual."""
+        self.queries = empty(count, shape.heads, shape.head_dim)
         """(N, Q, D): what `rotate` gave."""
-        self.activated = _empty(self._count, kernels.feed_forward, device)
-        """(N, F): what `silu_times_up` gave."""
-        self._wide = _empty(self._count, widest, device).flatten()
+        self.attended = empty(rows, shape.heads * shape.head_dim)
+        """(M, Q * D), for attention."""
+        self.activated = empty(rows, kernels.feed_forward)
+        """(M, F): what `silu_times_up` gave."""
+        self._wide = empty(rows * widest)
         self._norm_arguments = AddNormArguments(
             residual=address(residual), x=address(self.x), hidden=shape.hidden, eps=shape.norm_eps
         )
@@ -71,8 +88,8 @@ class PromptRows:
         self._silu_times_up = kernels.silu_times_up.bound(THREADS, self._silu_arguments)
 
     def wide(self, outputs: int) -> Tensor:
-        """(N, outputs), for the product that `rotate` or `silu_times_up` follows."""
-        return self._wide[: self._count * outputs].view(self._count, outputs)
+        """(M, outputs), for the product that `rotate` or `silu_times_up` follows."""
+        return self._wide[: self._rows * outputs].view(self._rows, outputs)
 
     def norm(self, weight: Tensor, *, add: bool) -> None:
         """residual += added, where that is asked for; x becomes its norm."""
@@ -92,7 +109,3 @@ class PromptRows:
         self._silu_arguments.out = self.activated.data_ptr() + 2 * first
         self._silu_arguments.feed_forward = count
         self._silu_times_up((divided(count, 2 * THREADS), self._count, 1), self._stream)
-
-
-def _empty(rows: int, columns: int, device: torch.device) -> Tensor:
-    return torch.empty((rows, columns), dtype=torch.bfloat16, device=device)

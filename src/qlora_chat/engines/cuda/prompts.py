@@ -4,8 +4,8 @@ Scope: the pass over prompts: which product follows which, and attention; what l
 It can be run in parts, a product each, with anything else between them. It gives no logits: a prompt's last token goes with the
 decode steps. What follows the last layer's keys and values would be read by nobody and is left out.
 
-Shapes: N tokens of all spans together, H hidden, F feed-forward, Q and K query and key-value heads, D head dimension, T tokens
-of a span, P positions that it sees.
+Shapes: N tokens of all spans together, M rows of the products (see prompt_rows.py), Q and K query and key-value heads, D head
+dimension, T tokens of a span, P positions that it sees.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class _Product:
         return _Product(Unpacking(packed, unpacker), packed.outputs, packed.outputs * packed.inputs, bias)
 
     def __call__(self, x: Tensor, y: Tensor, stream: int) -> None:
-        """y (N, outputs) = the product with x (N, inputs)."""
+        """y (M, outputs) = the product with x (M, inputs)."""
         weight = self.unpack(stream)
         if self.bias is None:
             torch.mm(x, weight, out=y)
@@ -164,7 +164,8 @@ class PromptReader:
             if index == len(self._layers) - 1:
                 return
             yield layer.attention_out.weights
-            multiply(layer.attention_out, OF_OUT, self._attended(rows.queries, index, spans), rows.added)
+            self._attend(rows, index, spans)
+            multiply(layer.attention_out, OF_OUT, rows.attended, rows.added)
             rows.norm(layer.mlp_norm, add=True)
             done = 0
             for product, place in zip(layer.gate_up, OF_GATE_UP, strict=True):
@@ -198,16 +199,14 @@ class PromptReader:
         first, second, third = torch.from_numpy(together).pin_memory().to(self._device, non_blocking=True)
         return first, second, third
 
-    def _attended(self, queries: Tensor, index: int, spans: Sequence[Span]) -> Tensor:
-        """(N, Q, D) -> (N, Q * D): each span over exactly its own positions."""
-        done, outputs, layer = 0, [], self._kernels.layers[index]
+    def _attend(self, rows: PromptRows, index: int, spans: Sequence[Span]) -> None:
+        """Each span over exactly its own positions."""
+        done, layer, heads = 0, self._kernels.layers[index], rows.queries.shape[1:]
         for span in spans:
-            count, seen = len(span.ids), span.start + len(span.ids)
-            mine = queries[done : done + count].transpose(0, 1).unsqueeze(0)
-            outputs.append(_causal(mine, *layer.seen(span.slot, seen))[0].transpose(0, 1))
-            done += count
-        together = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-        return together.reshape(len(queries), -1)
+            mine = slice(done, done := done + len(span.ids))
+            queries = rows.queries[mine].transpose(0, 1).unsqueeze(0)
+            found = _causal(queries, *layer.seen(span.slot, span.start + len(span.ids)))
+            rows.attended[mine].unflatten(1, heads).copy_(found[0].transpose(0, 1))
 
 
 def _causal(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

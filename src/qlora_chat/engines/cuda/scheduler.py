@@ -41,8 +41,10 @@ READ_BEFORE_FIRST = 4096
 answer together, at the full rate from the beginning."""
 LEAST_AT_ONCE = 32
 """Prompt tokens of a pass, where there is no memory for more."""
-AS_ROWS = 32
-"""Prompts of so few tokens go through the graph of the decode step: unpacking the weights for them would take longer."""
+AS_ROWS = 64
+"""Prompts of so few tokens go through the graphs of the decode steps: unpacking the weights for them would take longer."""
+ROWS_AT_ONCE = 32
+"""Of these in a step, where nobody answers."""
 AS_ROWS_BESIDE = 96
 """The same where others answer, whose steps have rows to spare."""
 LEAST_BESIDE = 4
@@ -93,14 +95,17 @@ class CudaScheduler:
         cache: KVCache,
         adapters: CudaAdapters,
         costs: PassCosts | None = None,
+        prepare: Callable[[], bool] = lambda: False,
     ) -> None:
         """`begin` gives a pass over prompts with the same weights, cache and adapters, in the order of the steps. With `costs`,
-        what chats may say next is guessed, and checked where that pays."""
+        what chats may say next is guessed, and checked where that pays. `prepare` makes one thing that a later step would have
+        to make first, where nothing is to be done; False: nothing is missing."""
         self.decoder = decoder
         self.adapters = adapters
         self.costs = costs
         self.chats = Chats(cache)
         self.begin = begin
+        self.prepare = prepare
         self._started: deque[_Started] = deque()
         self._rows: list[Asked] = []
         """Of the steps that are under way, and that the device goes on from by itself."""
@@ -279,7 +284,7 @@ class CudaScheduler:
     def _to_spare(self, answering: Sequence[Request]) -> int:
         """Rows for prompts in a step of those who answer."""
         chats = len(answering)
-        most = next(rows for up_to, rows in ROWS_BESIDE.items() if chats <= up_to) if chats else AS_ROWS
+        most = next(rows for up_to, rows in ROWS_BESIDE.items() if chats <= up_to) if chats else ROWS_AT_ONCE
         return min(most, self.decoder.most_rows) - chats
 
     def _read_prompts(self, answering: Sequence[Request], reading: Sequence[Request]) -> None:
@@ -321,19 +326,22 @@ class CudaScheduler:
         return done
 
     def _read_as_rows(self, decoding: Sequence[Request], reading: Sequence[Request]) -> None:
-        """A step that has rows of prompts beside those of the chats that answer."""
+        """A step that has rows of prompts beside those of the chats that answer, with a first token for those who end in it."""
         began = time.perf_counter()
         asked = asked_of(decoding)
         rows, room = self._rows_of(asked), self._to_spare(decoding)
         parts: list[tuple[Request, int]] = []
         for request in reading:
-            taken = min(request.pending - 1, room)
-            start = len(cached_of(request))
-            slot = slot_of(request)
+            taken, start, slot = min(request.pending - 1, room), len(cached_of(request)), slot_of(request)
             adapter = self.adapters.number(slot)
             rows += [Row(slot, at, request.ids[at], adapter=adapter) for at in range(start, start + taken)]
             parts.append((request, taken))
             room -= taken
+            if room and taken == request.pending - 1:  # its last token is there, too: it is answered by this very step
+                last = Asked(request, len(rows), request.generated, request.taken_up())
+                asked.append(last)
+                rows += last.rows(adapter)
+                room -= 1
         self._rows = []
         self._put(rows, decoding)
         started = self._start(asked, len(rows), began)

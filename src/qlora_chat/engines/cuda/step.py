@@ -26,6 +26,9 @@ from qlora_chat.engines.cuda.rows import BUCKETS, MOST_ROWS, Row, columns_of
 from qlora_chat.engines.cuda.unpacking import Unpacker
 from qlora_chat.engines.cuda.weights import CudaWeights
 
+Graph = tuple[int, bool]
+"""Of how many rows, and whether these may have adapters."""
+
 
 class Decoder:
     """Runs rows through the weights, writing keys and values into the cache and choosing tokens.
@@ -45,7 +48,7 @@ class Decoder:
         self._low_rank: LowRank | None = None
         self._adapted = False
         """Whether a row has an adapter; steps without any have graphs of their own, which know of none."""
-        self._graphs: dict[tuple[int, bool], Callable[[], None]] = {}
+        self._graphs: dict[Graph, Callable[[], None]] = {}
         """What runs a step of so many rows: a graph's replay, or its launches one by one where there could be no graph."""
         self._stream = torch.cuda.Stream(self._device)
         self._begun, self._ended = ([torch.cuda.Event(enable_timing=True) for _ in range(RING)] for _ in range(2))
@@ -93,7 +96,7 @@ class Decoder:
     def start(self, count: int) -> int:
         """Begin a step over the first `count` rows; the number to give to `finish`."""
         bucket = _bucket(count)
-        run = self._graphs.get((bucket, self._adapted)) or self._capture(bucket)
+        run = self._graphs.get((bucket, self._adapted)) or self.capture(bucket, self._adapted)
         number = self._steps
         self._begun[number % RING].record(self._stream)
         with torch.cuda.stream(self._stream):
@@ -137,7 +140,22 @@ class Decoder:
 
     def launches(self, rows: int) -> Launches:
         """Of a step over so many rows, with adapters if a row that was put last has one."""
-        return self._launches(rows, self._low_rank if self._adapted else None)
+        return self._of((rows, self._adapted))
+
+    def missing(self, most: int, adapted: Sequence[bool]) -> list[Graph]:
+        """What has not been captured of all that steps of up to so many rows need, with adapters or without as named; narrow
+        ones first."""
+        widest = _bucket(min(most, self.most_rows))
+        wanted = [(rows, each) for rows in BUCKETS if rows <= widest for each in adapted]
+        return [each for each in wanted if each not in self._graphs]
+
+    def compiled(self, graph: Graph) -> bool:
+        """Whether all of its kernels have been compiled."""
+        return self._of(graph).compiled
+
+    def compile(self, graph: Graph) -> None:
+        """What `compiled` asks for; on any thread. KernelError says why it cannot be."""
+        self._of(graph).compile()
 
     def most_alike(self, rows: int) -> int:
         """Most rows of a step that computes each row to the bit as a step over so many does, adapters or none."""
@@ -160,9 +178,9 @@ class Decoder:
     def _launches(self, rows: int, low_rank: LowRank | None) -> Launches:
         return Launches(self.weights, self.cache, self._buffers, self.kernels, self._card, rows, low_rank)
 
-    def _capture(self, rows: int) -> Callable[[], None]:
+    def capture(self, rows: int, adapted: bool) -> Callable[[], None]:
         """A graph of a step; where there is no memory for one, its launches, which take the host longer."""
-        launches = self.launches(rows)
+        launches = self._of((rows, adapted))
         try:
             launches.prepare()
         except KernelError:
@@ -172,8 +190,12 @@ class Decoder:
             run = self._recorded(launches)
         except RuntimeError:
             run = launches.run
-        self._graphs[rows, self._adapted] = run
+        self._graphs[rows, adapted] = run
         return run
+
+    def _of(self, graph: Graph) -> Launches:
+        rows, adapted = graph
+        return self._launches(rows, self._low_rank if adapted else None)
 
     def _recorded(self, launches: Launches) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
