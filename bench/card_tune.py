@@ -17,7 +17,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from cuda_check import RandomAdapter, relative, timed
+from cuda_check import RandomAdapter
+from cuda_checking import relative, timed
 
 from qlora_chat.benchmark.shapes import RandomTensors, config_of
 from qlora_chat.engines.cache import KVCache

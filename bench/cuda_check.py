@@ -13,8 +13,6 @@ if a check fails.
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import sys
 import time
 import zlib
@@ -22,6 +20,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
+from cuda_checking import failures, relative, say, timed, written
+from cuda_prompts import check_reading, time_prompts
 from torch.nn.functional import kl_div
 
 from qlora_chat.benchmark.check import COARSER
@@ -38,22 +38,6 @@ from qlora_chat.engines.cuda.structures import STORE
 from qlora_chat.engines.cuda.weights import Product, packed_weights, tile_bytes
 from qlora_chat.engines.llama import Forward, Span
 from qlora_chat.models.weights import NF4, Adapter, build
-
-failures = []
-
-
-def say(name, ok=None, **values):
-    print(json.dumps({"what": name, **({} if ok is None else {"ok": bool(ok)}), **values}), flush=True)
-    if ok is False:
-        failures.append(name)
-
-
-def relative(value, expected):
-    return ((value.double() - expected.double()).norm() / expected.double().norm()).item()
-
-
-def written(error, kl):
-    return {"relative": f"{error:.1e}", "kl": f"{kl:.1e}"}
 
 
 def dequantised(part: NF4) -> torch.Tensor:
@@ -78,29 +62,6 @@ def random_nf4(outputs, inputs, tensors):
         whole, outputs=outputs, inputs=inputs, packed=whole.packed.flatten()[: outputs * inputs // 2],
         absmax=whole.absmax[:blocks], nested_absmax=factors,
     )  # fmt: skip
-
-
-def timed(run, repeats=20):
-    """Median microseconds of a graph's replay."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        run()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        graph.capture_begin()
-        run()
-        graph.capture_end()
-        graph.replay()
-        torch.cuda.synchronize()
-        times = []
-        for _ in range(repeats):
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            times.append(begin.elapsed_time(end) * 1e3)
-    return sorted(times)[len(times) // 2]
 
 
 def check_products(decoder, tensors, rows_list):
@@ -177,63 +138,6 @@ def in_float(tensors, dtype, adapter):
     """The values that the decoder computes with, for the plain pass."""
     values = InFloat(tensors, dtype, ends_in_8_bits=True)
     return build(values, tensors.shape, torch.device("cuda"), dtype, adapter)
-
-
-def held(cache, slot, seen):
-    """A slot's keys and values up to a position, (L, K, P, D) float32."""
-    layers = [cache.layer(index).seen(slot, seen) for index in range(len(cache.keys))]
-    return [torch.cat(each).float() for each in zip(*layers, strict=True)]
-
-
-def poison(cache, slots):
-    """What nobody has written gives no numbers."""
-    for each in (cache.keys, cache.values) if cache.key_scales is None else (cache.key_scales, cache.value_scales):
-        each[:, :slots] = float("nan")
-
-
-def check_prompts(reader, cache, forward, plain_cache, shape, stream):
-    """Keys and values that the reader leaves against the plain bf16 pass's: several prompts at once, then more of one. The
-    first layer's bound is bf16's rounding, which random weights amplify fivefold and more over 32 layers, in either pass."""
-    generator = torch.Generator().manual_seed(9)
-    ids = [torch.randint(5, shape.vocabulary, (length,), generator=generator).tolist() for length in (70, 300, 33)]
-    spans = [[Span(0, 0, ids[0], logits=0), Span(2, 0, ids[1], logits=0)], [Span(2, len(ids[1]), ids[2], logits=0)]]
-    kept = []
-    for read, into in ((forward, plain_cache), (reader, cache)):
-        poison(into, 3)
-        torch.cuda.synchronize()
-        with torch.cuda.stream(stream):
-            for each in spans:
-                read(each)
-        torch.cuda.synchronize()
-        kept.append([part for slot, seen in ((0, 70), (2, 333)) for part in held(into, slot, seen)])
-    coarser = COARSER if cache.key_scales is not None else 1
-    for name, plain, ours in zip(("keys", "values", "keys, two parts", "values, two parts"), *kept, strict=True):
-        error = relative(ours, plain)
-        first = relative(ours[0], plain[0])
-        near = error < 1e-1 * coarser and first < (1e-2 if coarser == 1 else 1.5e-2)
-        say(f"prompt's {name}", near, relative=f"{error:.1e}", first_layer=f"{first:.1e}")
-
-
-def check_parts(decoder, reader, shape):
-    """A pass in parts, with steps of another chat between them, leaves what it leaves at once, to the bit."""
-    ids = torch.randint(5, shape.vocabulary, (300,), generator=torch.Generator().manual_seed(10)).tolist()
-    kept, took = [], (0.0, 0.0)
-    for weights in (math.inf, 50_000_000):
-        poison(decoder.cache, 3)
-        torch.cuda.synchronize()
-        decoder.put([Row(1, 0, 7, True)])
-        parts = reader.begin([Span(0, 0, ids[:200], logits=0), Span(2, 0, ids[200:], logits=0)])
-        while not parts.ended:
-            with torch.cuda.stream(decoder.stream):
-                parts.run(weights)
-            number = decoder.start(1)
-            decoder.finish(number)
-            took = decoder.took(number)
-        torch.cuda.synchronize()
-        kept.append([part for slot, seen in ((0, 200), (2, 100)) for part in held(decoder.cache, slot, seen)])
-    same = all(torch.equal(at_once, in_parts) for at_once, in_parts in zip(*kept, strict=True))
-    before, own = (round(each * 1e3, 3) for each in took)
-    say("prompt in parts between steps", same and min(took) > 0, last_part_ms=before, step_ms=own)
 
 
 def check_step(decoder, reader, forward, tensors, adapter, rows_list):
@@ -397,21 +301,6 @@ def time_steps(decoder, rows_list, window, length):
         say(f"time step rows {rows} at {length}", ms=round(each, 3), tokens_s=round(rows / each * 1e3))
 
 
-def time_prompts(decoder, reader):
-    for length in (128, 512, 2048):
-        ids = torch.randint(5, 32000, (length,)).tolist()
-        with torch.cuda.stream(decoder.stream), torch.inference_mode():
-            reader([Span(0, 0, ids, logits=0)])
-            torch.cuda.synchronize()
-            times = []
-            for _ in range(5):
-                begin = time.perf_counter()
-                reader([Span(0, 0, ids, logits=0)])
-                torch.cuda.synchronize()
-                times.append((time.perf_counter() - begin) * 1e3)
-        say(f"time prompt of {length}", ms=round(sorted(times)[2], 2))
-
-
 def time_copy(device):
     source = torch.randn(2**29, device=device)
     target = torch.empty_like(source)
@@ -421,8 +310,7 @@ def time_copy(device):
 
 def check_all(decoder, reader, adapters, tensors, adapter, plain_cache, config, rows_list):
     forward = Forward(in_float(tensors, torch.bfloat16, adapter), plain_cache)
-    check_prompts(reader, decoder.cache, forward, plain_cache, tensors.shape, decoder.stream)
-    check_parts(decoder, reader, tensors.shape)
+    check_reading(decoder, reader, plain_cache, forward, random_nf4(4096, 4096, tensors))
     check_step(decoder, reader, forward, tensors, adapter, rows_list)
     check_alike(decoder, reader, tensors.shape, rows_list)
     if adapter:
