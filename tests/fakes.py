@@ -464,8 +464,11 @@ class PlainDecoder:
         self.clock = 0.0
         """Seconds of the card's time. Steps take what `seconds` says of their rows; whoever runs a pass adds its own."""
         self.seconds: Callable[[int], float] = lambda rows: 1.0
+        self.late = 0.0
+        """Seconds that the host takes to start a step once it has seen the newest one's end."""
         self.times: list[tuple[float, float]] = []
         """When each step began and ended."""
+        self._finished = 0
 
     @property
     def rows(self) -> Sequence[Any]:
@@ -486,8 +489,9 @@ class PlainDecoder:
 
     def start(self, count: int) -> int:
         """Run the rows through the model, choose their tokens, go on to the next positions."""
+        began = self.clock + (self.late if self._finished == self.started else 0.0)
         self.started += 1
-        began, self.clock = self.clock, self.clock + self.seconds(count)
+        self.clock = began + self.seconds(count)
         self.times.append((began, self.clock))
         if self.started == self.fail_at:
             raise RuntimeError("the card has fallen out")
@@ -519,6 +523,7 @@ class PlainDecoder:
     def finish(self, number: int) -> None:
         """Nothing to wait for."""
         assert number <= self.started
+        self._finished = number
 
     def took(self, number: int) -> tuple[float, float]:
         """Seconds since the step before, and of a step."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -40,11 +39,17 @@ class Idle:
         card.install(monkeypatch)
         self.card, self.weights = card, weights_of_sizes()
         like: Any = SimpleNamespace(shape=self.weights.shape, device=torch.device("cpu"))
-        self.cache = KVCache(like, 2, torch.bfloat16)
-        self.decoder = Decoder(self.weights, self.cache, None)
-        self.read: list[Sequence[Span]] = []
+        self.decoder = Decoder(self.weights, KVCache(like, 2, torch.bfloat16), None)
+        self.rehearsed: list[int] = []
+        self.memory_for = 1000
+        """Tokens of a prompt."""
         self.adapters: Any = SimpleNamespace(used=(False,))
-        self.preparing = Preparing(self.decoder, self.read.append, self.cache, self.adapters, ROWS)
+        self.preparing = Preparing(self.decoder, self.adapters, ROWS, self.rehearse, (64, 128))
+
+    def rehearse(self, tokens: int) -> None:
+        if tokens > self.memory_for:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.rehearsed.append(tokens)
 
     def prepare(self) -> int:
         """Until nothing is missing; how many graphs were made."""
@@ -96,19 +101,16 @@ def test_kernels_are_compiled_beside_whatever_else_the_engine_does(idle: Idle, m
     assert idle.prepare()
 
 
-def test_an_empty_slot_is_read_into_once_for_what_libraries_load(idle: Idle) -> None:
-    idle.cache.slots[0].ids.extend((1, 5, 6))
+def test_what_libraries_load_for_prompts_is_loaded_before_anybody_asks(idle: Idle) -> None:
     idle.prepare()
-    ((span,),) = idle.read
-    assert (span.slot, span.start) == (1, 0), "what the other holds stays"
-    assert not idle.cache.slots[1].ids
+    idle.prepare()
+    assert idle.rehearsed == [64, 128]
 
 
-def test_nothing_is_read_where_every_slot_holds_a_conversation(idle: Idle) -> None:
-    for slot in idle.cache.slots:
-        slot.ids.append(1)
-    idle.prepare()
-    assert not idle.read
+def test_where_memory_is_short_for_long_prompts_the_rest_is_prepared_all_the_same(idle: Idle) -> None:
+    idle.memory_for = 100
+    assert idle.prepare() == 4
+    assert not idle.preparing()
 
 
 def test_adapters_that_come_have_steps_of_their_own(idle: Idle) -> None:

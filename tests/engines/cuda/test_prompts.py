@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from qlora_chat.engines.cache import KVCache
-from qlora_chat.engines.cuda.prompt_rows import filled_up
+from qlora_chat.engines.cuda.prompt_rows import filled_up, filled_up_to
 from qlora_chat.engines.cuda.prompts import PromptReader, _causal
 from qlora_chat.engines.cuda.step import Decoder
 from qlora_chat.engines.llama import Span
@@ -64,9 +64,19 @@ def test_a_pass_in_parts_asks_the_same_of_a_card_whatever_goes_between_them(monk
     assert sum(done) == sum(each.packed.outputs * each.packed.inputs for each in products), "nobody reads what would follow"
 
 
+def test_a_rehearsal_unpacks_what_one_layer_has_and_leaves_the_cache_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    card, weights = NotedCard(major=9), weights_of_sizes()
+    card.install(monkeypatch)
+    like: Any = SimpleNamespace(shape=weights.shape, device=torch.device("cpu"))
+    decoder = Decoder(weights, KVCache(like, 3, torch.bfloat16), None)
+    reader = PromptReader(weights, decoder.unpack, decoder.cache, decoder.kernels, decoder.turns)
+    reader.rehearse(64)
+    assert card.names() == ["unpack"] * 5, "gate and up by halves"
+    assert not decoder.cache.keys.any()
+
+
 def test_products_meet_few_numbers_of_rows_whatever_the_lengths_of_prompts() -> None:
-    rows = {filled_up(tokens) for tokens in range(1, 1025)}
-    assert len(rows) == 10
+    assert filled_up_to(1024) == [64, 128, 192, 256, 384, 512, 640, 768, 896, 1024]
     assert all(tokens <= filled_up(tokens) < tokens + 128 for tokens in range(1, 1025))
 
 

@@ -55,8 +55,9 @@ def _opened(
     from qlora_chat.engines.cache import KVCache, fitting_slots
     from qlora_chat.engines.cuda.adapters import CudaAdapters, own_bytes
     from qlora_chat.engines.cuda.preparing import Preparing
+    from qlora_chat.engines.cuda.prompt_rows import filled_up_to
     from qlora_chat.engines.cuda.prompts import PromptReader
-    from qlora_chat.engines.cuda.scheduler import ROWS_AT_ONCE, STEP_COSTS, CudaScheduler
+    from qlora_chat.engines.cuda.scheduler import READ_AT_ONCE, ROWS_AT_ONCE, STEP_COSTS, CudaScheduler
     from qlora_chat.engines.cuda.step import Decoder
     from qlora_chat.engines.cuda.weights import packed_weights
     from qlora_chat.engines.speculation import PassCosts
@@ -67,5 +68,6 @@ def _opened(
     decoder = Decoder(packed, cache, cache_folder)
     adapters = CudaAdapters(packed, decoder, cache)
     reader = PromptReader(packed, decoder.unpack, cache, decoder.kernels, decoder.turns, adapters.of, decoder.stream)
-    preparing = Preparing(decoder, reader, cache, adapters, max(ROWS_AT_ONCE, len(cache.slots)))
+    widest, lengths = max(ROWS_AT_ONCE, len(cache.slots)), filled_up_to(min(READ_AT_ONCE, weights.shape.window))
+    preparing = Preparing(decoder, adapters, widest, reader.rehearse, lengths)
     return CudaScheduler(decoder, reader.begin, cache, adapters, PassCosts(STEP_COSTS), preparing), cache

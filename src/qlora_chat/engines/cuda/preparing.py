@@ -7,28 +7,31 @@ these are compiled beside, since the compiler leaves the interpreter alone. Belo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from qlora_chat.engines.cache import KVCache
+import torch
+
 from qlora_chat.engines.cuda.adapters import CudaAdapters
 from qlora_chat.engines.cuda.driver import KernelError
 from qlora_chat.engines.cuda.step import Decoder
-from qlora_chat.engines.llama import Span
-
-FIRST_PROMPT = 64
-"""Tokens of a prompt that nobody asked: enough to be read in a pass."""
 
 
 class Preparing:
     """Called while nothing is under way, it makes one thing; whether there may be more to make."""
 
     def __init__(
-        self, decoder: Decoder, read: Callable[[Sequence[Span]], None], cache: KVCache, adapters: CudaAdapters, rows: int
+        self,
+        decoder: Decoder,
+        adapters: CudaAdapters,
+        rows: int,
+        rehearse: Callable[[int], None],
+        lengths: Iterable[int],
     ) -> None:
-        """`read`: a pass over prompts; `rows`: of the widest step that is likely."""
-        self._decoder, self._read, self._cache, self._adapters, self._rows = decoder, read, cache, adapters, rows
-        self._has_read = False
+        """`rows`: of the widest step that is likely; `rehearse`: what libraries are asked for by prompts of the `lengths`."""
+        self._decoder, self._adapters, self._rows = decoder, adapters, rows
+        self._rehearse, self._lengths = rehearse, deque(lengths)
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="qlora-chat-compiler")
         self._compiling: Future[None] | None = None
         """One set of kernels at a time: a process that ends waits for no more than that."""
@@ -39,9 +42,8 @@ class Preparing:
         if compiling and not compiling.done():
             self._compiling = compiling
             return True
-        if not self._has_read:
-            self._has_read = True
-            self._read_something()
+        if self._lengths:
+            self._rehearse_next()
             return True
         missing = self._decoder.missing(self._rows, self._adapters.used)
         if not missing:
@@ -52,13 +54,11 @@ class Preparing:
             self._compiling = self._compiler.submit(self._decoder.compile, missing[0])
         return True
 
-    def _read_something(self) -> None:
-        """Into a slot that holds nothing: what the first pass loads takes up to a second. Whoever takes it writes over that."""
-        free = next((slot for slot in self._cache.slots if not slot.ids and not slot.busy), None)
-        if free is not None:
-            length = min(FIRST_PROMPT, self._cache.keys.shape[3])
-            self._read([Span(free.index, 0, [0] * length, logits=0)])
-            self._decoder.wait()
+    def _rehearse_next(self) -> None:
+        try:
+            self._rehearse(self._lengths.popleft())
+        except torch.OutOfMemoryError:
+            self._lengths.clear()  # prompts are read in smaller parts, then
 
     def _capture(self, missing: tuple[int, bool]) -> None:
         try:

@@ -35,6 +35,11 @@ def filled_up(tokens: int) -> int:
     return divided(tokens, multiple) * multiple
 
 
+def filled_up_to(most: int) -> list[int]:
+    """All numbers of rows that up to so many tokens are given."""
+    return sorted({filled_up(tokens) for tokens in range(1, most + 1)})
+
+
 class PromptKernels:
     """The kernels of prompt.cu, compiled for a model and its cache."""
 

@@ -58,7 +58,8 @@ ROWS_BESIDE = {
 }
 """Rows of a step that reads prompts beside up to so many chats that answer."""
 MOST_LATE, LEARN_LATE = 0.002, 0.2
-"""Seconds that the host takes to start a step, beyond which it had to make the step first; and what the newest counts."""
+"""Seconds that the card waits for a step, beyond which it was not the host's work for this step alone; and what the newest
+counts."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class _Started:
     number: int
     asked: Sequence[Asked]
     rows: int
+    ahead: bool
+    """Whether it was started before the step before it had ended."""
     read: Slice | None
     """What of a pass over prompts was run before it."""
 
@@ -121,7 +124,7 @@ class CudaScheduler:
         """Prompt tokens read while a chat that has been read waits for its first token."""
         self._behind: set[int] = set()
         """Slots of chats that have said something else than the device holds against them as repetition."""
-        self._late = 0.0
+        self._late: float | None = None
         """Seconds for which the device waits for a step that is not started ahead of the one before it: the price of checking
         guesses, besides the rows."""
         self._turn = 0
@@ -206,12 +209,12 @@ class CudaScheduler:
 
     def _go_on(self, answering: Sequence[Request]) -> None:
         """Start a step that gives everybody a token, and hand out those of the one before."""
-        began, ahead = time.perf_counter(), len(self._started)
+        ahead = len(self._started)
         if not ahead:
             self._rows = asked_of(answering)
             self._put(self._rows_of(self._rows), answering)
         asked = [Asked(each.request, each.row, each.request.generated + ahead, each.sampling) for each in self._rows]
-        self._started.append(self._start(asked, len(asked), began))
+        self._started.append(self._start(asked, len(asked)))
         if ahead or any(each.sampling.logprobs is not None for each in asked):  # logits are those of the newest step
             self._hand_out(self._started.popleft())
 
@@ -223,18 +226,19 @@ class CudaScheduler:
         room = self.decoder.most_alike(rows) - rows  # beyond it answers would not be the same to the bit
         if not room:
             return None
-        costs, late = self.costs, self._late
+        costs, late = self.costs, self._late or 0.0
+        if self._started:
+            late *= 2  # for this step, and for the one behind it
         return guesses([each.propose() for each in answering], rows, lambda wide: costs(wide) + late * (wide > rows), room)
 
     def _check(self, answering: Sequence[Request], guessed: Sequence[tuple[int, ...]]) -> None:
         """A step with rows for what chats may say next: they get as many tokens as guesses were right, and one."""
-        began = time.perf_counter()
         asked = asked_of(answering, guessed)
         rows = self._rows_of(asked)
         self._rows = []
         self._put(rows, answering)
         self._behind |= {slot_of(each.request) for each in asked if each.guessed}
-        self._hand_out(self._start(asked, len(rows), began))
+        self._hand_out(self._start(asked, len(rows)))
 
     def _put(self, rows: Sequence[Row], answering: Sequence[Request]) -> None:
         for request in answering:
@@ -246,14 +250,11 @@ class CudaScheduler:
         self.decoder.see(slot_of(request), request.ids)
         self._behind.discard(slot_of(request))
 
-    def _start(self, asked: Sequence[Asked], rows: int, began: float) -> _Started:
+    def _start(self, asked: Sequence[Asked], rows: int) -> _Started:
         self.forwards += 1
         self._turn += len(asked)
         read, self._sliced, self._just_read = self._sliced, None, ()
-        number = self.decoder.start(rows)
-        if not self._started:
-            self._late += LEARN_LATE * (min(time.perf_counter() - began, MOST_LATE) - self._late)
-        return _Started(number, asked, rows, read)
+        return _Started(self.decoder.start(rows), asked, rows, bool(self._started), read)
 
     def _read_beside(self) -> None:
         """Where somebody waits for a next token: a slice of a pass over prompts, if none was run since the newest step. Where
@@ -327,7 +328,6 @@ class CudaScheduler:
 
     def _read_as_rows(self, decoding: Sequence[Request], reading: Sequence[Request]) -> None:
         """A step that has rows of prompts beside those of the chats that answer, with a first token for those who end in it."""
-        began = time.perf_counter()
         asked = asked_of(decoding)
         rows, room = self._rows_of(asked), self._to_spare(decoding)
         parts: list[tuple[Request, int]] = []
@@ -344,7 +344,7 @@ class CudaScheduler:
                 room -= 1
         self._rows = []
         self._put(rows, decoding)
-        started = self._start(asked, len(rows), began)
+        started = self._start(asked, len(rows))
         for request, taken in parts:
             start = len(cached_of(request))
             cached_of(request).extend(request.ids[start : start + taken])
@@ -360,6 +360,8 @@ class CudaScheduler:
         self._slices.note(step.rows, before, own, step.read)
         if self.costs:
             self.costs.note(step.rows, own)
+        if not step.ahead and not step.read and before < MOST_LATE:
+            self._late = before if self._late is None else self._late + LEARN_LATE * (before - self._late)
         for each in step.asked:
             for index in range(1 + len(each.guessed)):
                 if not self._takes(each, index):
