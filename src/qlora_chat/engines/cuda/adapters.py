@@ -40,14 +40,14 @@ class Added:
     down: Tensor
     """(the parts' r together, K): each part's A, one below the other."""
     parts: tuple[tuple[slice, slice, Tensor], ...]
-    """Columns of the output, columns of A x, and B (outputs, r)."""
+    """Columns of the output, columns of A x, and B^T (r, outputs)."""
     scaling: float
 
     def __call__(self, x: Tensor, y: Tensor) -> None:
         """y (N, outputs) += scaling * (x A^T) B^T, x (N, K). Few launches: a short prompt waits for nothing else."""
         low_rank = linear(x, self.down)
         for columns, ranks, b in self.parts:
-            y[:, columns].addmm_(low_rank[:, ranks], b.T, alpha=self.scaling)
+            y[:, columns].addmm_(low_rank[:, ranks], b, alpha=self.scaling)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +170,7 @@ def _added_to(product: Matrices, outputs: Sequence[int], scaling: float) -> Adde
     if not present:
         return None
     ranks = pairwise(accumulate((len(a) for _, a, _ in present), initial=0))
-    parts = tuple((columns, slice(*rank), b) for (columns, _, b), rank in zip(present, ranks, strict=True))
+    parts = tuple((columns, slice(*rank), b.T) for (columns, _, b), rank in zip(present, ranks, strict=True))
     return Added(torch.cat([a for _, a, _ in present]), parts, scaling)
 
 
@@ -179,6 +179,6 @@ def _half(gate_up: Added | None, feed_forward: int, half: slice) -> Added | None
     if gate_up is None:
         return None
     size = len(range(feed_forward)[half])
-    parts = tuple((slice(0, size) if columns.start == 0 else slice(size, 2 * size), ranks, b[half])
+    parts = tuple((slice(0, size) if columns.start == 0 else slice(size, 2 * size), ranks, b[:, half])
                   for columns, ranks, b in gate_up.parts)  # fmt: skip
     return Added(gate_up.down, parts, gate_up.scaling)

@@ -29,8 +29,8 @@ from qlora_chat.engines.cuda.unpacking import Unpacker, Unpacking
 from qlora_chat.engines.cuda.weights import CudaLayer, CudaWeights
 from qlora_chat.engines.llama import Span
 
-_Adapted = Sequence[tuple[CudaAdapter, slice]]
-"""Whose adapter which rows of a pass go through."""
+_Adapted = Sequence[tuple[CudaAdapter, slice | None]]
+"""Whose adapter which rows of a pass go through; None: all of them, as in most passes: slicing takes the host its time."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class PromptReader:
             product(x, y, stream)
             for adapter, some in adapted:
                 if added := adapter.added[index][place]:
-                    added(x[some], y[some])
+                    added(*(x, y) if some is None else (x[some], y[some]))
 
         for index, layer in enumerate(self._layers):
             yield layer.qkv.weights
@@ -207,7 +207,7 @@ class PromptReader:
             elif adapter:
                 found.append((adapter, slice(begin, end)))
             begin = end
-        return found
+        return [(adapter, None if rows == slice(0, begin) else rows) for adapter, rows in found]
 
     def _laid_out(self, spans: Sequence[Span]) -> tuple[Tensor, Tensor, Tensor]:
         """ids, slots and positions of all tokens, (N,) int32 each, in one copy."""
