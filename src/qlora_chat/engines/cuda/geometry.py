@@ -52,10 +52,15 @@ WAYS = {
 }  # fmt: skip
 """By groups of 8 rows."""
 WAYS_BESIDE_ADAPTERS = {
-    1: _Way(8, 4, wide=True, ahead=False, buffers=2), 2: _Way(8, 3, wide=False, ahead=False, buffers=2),
+    1: _Way(8, 4, wide=True, ahead=True, buffers=2), 2: _Way(8, 3, wide=True, ahead=False, buffers=1),
     4: _Way(8, 3, wide=False, ahead=False, buffers=1), 8: _Way(8, 2, wide=False, ahead=False, buffers=1),
 }  # fmt: skip
 """The same where the adapters' warps leave fewer registers to each."""
+ONE_ITEM_BESIDE_ADAPTERS = {
+    1: _Way(12, 2, wide=True, ahead=False, buffers=2),
+    2: _Way(12, 2, wide=True, ahead=False, buffers=1),
+}
+"""Of these, where a processor has one item of two tiles at most: what it waits for is how long that takes."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,8 @@ def _nf4_cuts(packed: Packed, rows: int, card: Card, low_rank: Layout | None) ->
     """The best first. What is not taken of shared memory is first-level cache, where the rows are."""
     columns = max(1, rows // 8)
     way = (WAYS_BESIDE_ADAPTERS if low_rank else WAYS)[columns]
+    if low_rank and packed.row_tiles <= 2 * card.processors:
+        way = ONE_ITEM_BESIDE_ADAPTERS.get(columns, way)
     if not packed.paired:  # a lane works out scales of two tiles at most, and a block ahead is the other one of a pair
         way = replace(way, most_tiles=min(2, way.most_tiles), ahead=False)
 
