@@ -70,10 +70,10 @@ class Asking:
         return finish.ttft_ms
 
 
-def wait_until_prepared(scheduler: CudaScheduler) -> None:
+def wait_until_prepared(scheduler: CudaScheduler, slots: int) -> None:
     """Compiled, where this machine has no kernels yet, and captured: until then a width of steps that is new costs its time."""
     began = time.perf_counter()
-    while scheduler.decoder.missing(ROWS_AT_ONCE, scheduler.adapters.used):
+    while scheduler.decoder.missing(max(ROWS_AT_ONCE, slots), scheduler.adapters.used):
         if time.perf_counter() - began > 60:
             sys.exit("the engine prepares its steps for more than a minute")
         time.sleep(0.1)
@@ -143,7 +143,7 @@ def main() -> None:
     what = opened(Subject("7b", "cuda", "nf4", chosen.layers))
     engine = LocalEngine(what.ours, slots=max(chats) + 1)
     assert isinstance(engine._scheduler, CudaScheduler), "the fast kernels did not take this model"
-    wait_until_prepared(engine._scheduler)
+    wait_until_prepared(engine._scheduler, engine.slots)
     note_tokens()
     window = what.shape.window
     lengths = window - 2, 128, 40

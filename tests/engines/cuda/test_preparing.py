@@ -13,7 +13,7 @@ import torch
 
 from qlora_chat.engines import cuda
 from qlora_chat.engines.cache import KVCache
-from qlora_chat.engines.cuda import driver
+from qlora_chat.engines.cuda import driver, kernels
 from qlora_chat.engines.cuda.driver import KernelError
 from qlora_chat.engines.cuda.low_rank import LowRank
 from qlora_chat.engines.cuda.preparing import Preparing
@@ -129,6 +129,32 @@ def test_widths_that_the_card_cannot_have_are_done_without(idle: Idle) -> None:
     assert idle.decoder.most_rows < ROWS
     assert not idle.preparing(), "nor tried again"
     idle.step(1)
+
+
+def test_what_a_step_has_made_meanwhile_is_not_taken_for_what_was_compiled_beside(idle: Idle) -> None:
+    idle.preparing._rows = 16
+    while not idle.preparing._compiling:
+        assert idle.preparing()
+    (rows, _), compiling = idle.preparing._compiling
+    compiling.result()
+    idle.step(rows)
+    assert idle.preparing()
+    assert idle.preparing._compiling is not None, "what comes next is compiled beside, too"
+
+
+def test_memory_that_is_short_for_a_moment_costs_no_width(idle: Idle, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, full = kernels.Kernels.get, True
+
+    def get(self: kernels.Kernels, *key: Any) -> Any:
+        if full:
+            raise KernelError("loading product: out of memory")
+        return real(self, *key)
+
+    monkeypatch.setattr(kernels.Kernels, "get", get)
+    assert idle.prepare() == 0
+    assert idle.decoder.most_rows == 64
+    full = False
+    assert idle.prepare() > 0, "after the next answer"
 
 
 def test_a_question_goes_before_what_is_being_prepared(demo_fp32: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:

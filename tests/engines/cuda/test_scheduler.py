@@ -123,6 +123,32 @@ def test_a_short_prompts_first_token_comes_with_the_step_that_reads_its_end(
     assert ids_of(stream) == ids_of(shared_engine.stream(prompt, GREEDY, Stops()))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("tokens", "steps"), [(8, 1), (9, 2), (40, 2), (41, 3)])
+def test_a_first_token_is_chosen_in_the_kind_of_step_that_asking_again_has(
+    driven: Driven, prompt_for: Callable[..., Prompt], tokens: int, steps: int
+) -> None:
+    """Then only the last token is left to compute, and a wider step would round otherwise."""
+    driven.decoder.narrow_rows = 8
+    stream = driven.ask(Prompt("", prompt_for("Tell me about " + "rivers and mountains and " * 30).ids[:tokens]))
+    while not stream._request.generated:
+        driven.scheduler.step()
+    assert driven.decoder.started - steps in (0, 1), "a step that gives a next token may be under way"
+
+
+@pytest.mark.parametrize(("tokens", "steps"), [((12, 20), 1), ((20, 30), 2), ((16, 16, 16, 16), 2)])
+def test_short_prompts_that_come_together_are_answered_together(
+    driven: Driven, prompt_for: Callable[..., Prompt], tokens: Sequence[int], steps: int
+) -> None:
+    """Whoever were answered first would leave the others a few rows of each step."""
+    long = prompt_for("Tell me about " + "rivers and mountains and " * 30).ids
+    prompts = [Prompt("", (chat + 1, *long[1:count])) for chat, count in enumerate(tokens)]
+    streams = [driven.ask(prompt) for prompt in prompts]
+    while not all(stream._request.generated for stream in streams):
+        driven.scheduler.step()
+    assert [stream._request.generated for stream in streams] == [1] * len(tokens)
+    assert (driven.passes, driven.decoder.started) == ([], steps)
+
+
 def test_a_long_prompt_is_read_in_one_pass_when_nobody_waits(
     driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
 ) -> None:

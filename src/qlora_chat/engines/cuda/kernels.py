@@ -55,8 +55,8 @@ class Kernels:
         return not self._missing(wanted)
 
     def compile(self, wanted: Sequence[Wanted]) -> None:
-        """One after the other, on any thread: NVRTC leaves the interpreter alone."""
-        for key in self._missing(wanted):
+        """One of those that are missing, on any thread: NVRTC leaves the interpreter alone."""
+        for key in self._missing(wanted)[:1]:
             self._machine_code(key)
 
     def _missing(self, wanted: Sequence[Wanted]) -> list[Wanted]:

@@ -66,7 +66,7 @@ class Launches:
         return self.kernels.compiled(self._wanted())
 
     def compile(self) -> None:
-        """What `prepare` does, but for loading: on any thread, one at a time."""
+        """One of those that have not been; on any thread."""
         self.kernels.compile(self._wanted())
 
     def fit(self) -> bool:

@@ -15,7 +15,7 @@ import torch
 
 from qlora_chat.engines.cuda.adapters import CudaAdapters
 from qlora_chat.engines.cuda.driver import KernelError
-from qlora_chat.engines.cuda.step import Decoder
+from qlora_chat.engines.cuda.step import Decoder, Graph
 
 
 class Preparing:
@@ -33,25 +33,25 @@ class Preparing:
         self._decoder, self._adapters, self._rows = decoder, adapters, rows
         self._rehearse, self._lengths = rehearse, deque(lengths)
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="qlora-chat-compiler")
-        self._compiling: Future[None] | None = None
-        """One set of kernels at a time: a process that ends waits for no more than that."""
+        self._compiling: tuple[Graph, Future[None]] | None = None
+        """One kernel at a time, and whose: a process that ends waits for no more than that."""
 
     def __call__(self) -> bool:
         """Takes tens of milliseconds at most, but for memory that is short."""
-        compiling, self._compiling = self._compiling, None
-        if compiling and not compiling.done():
-            self._compiling = compiling
+        if self._compiling and not self._compiling[1].done():
             return True
+        compiling, self._compiling = self._compiling, None
         if self._lengths:
             self._rehearse_next()
             return True
         missing = self._decoder.missing(self._rows, self._adapters.used)
         if not missing:
             return False
-        if compiling or self._decoder.compiled(missing[0]):  # what could not be compiled says so again
-            self._capture(missing[0])
-        else:
-            self._compiling = self._compiler.submit(self._decoder.compile, missing[0])
+        graph = missing[0]
+        failed = compiling is not None and compiling[0] == graph and compiling[1].exception() is not None
+        if failed or self._decoder.compiled(graph):
+            return self._capture(graph)
+        self._compiling = graph, self._compiler.submit(self._decoder.compile, graph)
         return True
 
     def _rehearse_next(self) -> None:
@@ -60,8 +60,12 @@ class Preparing:
         except torch.OutOfMemoryError:
             self._lengths.clear()  # prompts are read in smaller parts, then
 
-    def _capture(self, missing: tuple[int, bool]) -> None:
+    def _capture(self, graph: Graph) -> bool:
+        most_rows = self._decoder.most_rows
         try:
-            self._decoder.capture(*missing)
+            self._decoder.capture(*graph)
         except KernelError:
-            return  # the decoder has narrower steps from now on
+            if self._decoder.compiled(graph):
+                self._decoder.most_rows = most_rows  # memory was short, perhaps for a moment: whoever needs it finds out
+                return False
+        return True  # without what cannot be compiled the decoder has narrower steps

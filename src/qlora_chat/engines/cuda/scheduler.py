@@ -44,7 +44,7 @@ LEAST_AT_ONCE = 32
 AS_ROWS = 64
 """Prompts of so few tokens go through the graphs of the decode steps: unpacking the weights for them would take longer."""
 ROWS_AT_ONCE = 32
-"""Of these in a step, where nobody answers."""
+"""Of a step with such rows, where nobody waits for a next token."""
 AS_ROWS_BESIDE = 96
 """The same where others answer, whose steps have rows to spare."""
 LEAST_BESIDE = 4
@@ -284,14 +284,15 @@ class CudaScheduler:
 
     def _to_spare(self, answering: Sequence[Request]) -> int:
         """Rows for prompts in a step of those who answer."""
-        chats = len(answering)
-        most = next(rows for up_to, rows in ROWS_BESIDE.items() if chats <= up_to) if chats else ROWS_AT_ONCE
-        return min(most, self.decoder.most_rows) - chats
+        chats, most = len(answering), ROWS_AT_ONCE
+        if chats and self._somebody_waits():
+            most = next(rows for up_to, rows in ROWS_BESIDE.items() if chats <= up_to)
+        return max(0, min(most, self.decoder.most_rows) - chats)
 
     def _read_prompts(self, answering: Sequence[Request], reading: Sequence[Request]) -> None:
         """All but a prompt's last token, which goes with the decode steps and chooses the first token of the answer."""
         patient = not self._somebody_waits() and self._read_since_ready < READ_BEFORE_FIRST
-        if patient and self._wants_pass(answering, reading, AS_ROWS):
+        if patient and self._wants_pass(answering, reading, min(AS_ROWS, 2 * self.decoder.most_rows)):
             self._begin_with(reading)
             self._go_on_reading()
             self._read_since_ready += READ_AT_ONCE if answering else 0
@@ -327,9 +328,13 @@ class CudaScheduler:
         return done
 
     def _read_as_rows(self, decoding: Sequence[Request], reading: Sequence[Request]) -> None:
-        """A step that has rows of prompts beside those of the chats that answer, with a first token for those who end in it."""
+        """A step that has rows of prompts beside those of the chats that answer. Where all of them end in it, they have their
+        first tokens from it: nobody before the others, as a step has fewer rows for prompts once somebody answers, and not if
+        it is too wide to compute a row as a step with their last tokens alone would, which is what asking again has."""
         asked = asked_of(decoding)
         rows, room = self._rows_of(asked), self._to_spare(decoding)
+        all_of_them = sum(request.pending for request in reading)
+        they_answer = all_of_them <= room and len(rows) + all_of_them <= self.decoder.most_alike(len(decoding) + len(reading))
         parts: list[tuple[Request, int]] = []
         for request in reading:
             taken, start, slot = min(request.pending - 1, room), len(cached_of(request)), slot_of(request)
@@ -337,7 +342,7 @@ class CudaScheduler:
             rows += [Row(slot, at, request.ids[at], adapter=adapter) for at in range(start, start + taken)]
             parts.append((request, taken))
             room -= taken
-            if room and taken == request.pending - 1:  # its last token is there, too: it is answered by this very step
+            if they_answer:
                 last = Asked(request, len(rows), request.generated, request.taken_up())
                 asked.append(last)
                 rows += last.rows(adapter)
@@ -360,7 +365,7 @@ class CudaScheduler:
         self._slices.note(step.rows, before, own, step.read)
         if self.costs:
             self.costs.note(step.rows, own)
-        if not step.ahead and not step.read and before < MOST_LATE:
+        if not step.ahead and not step.read and 0.0 < before < MOST_LATE:  # the first of all has none before it
             self._late = before if self._late is None else self._late + LEARN_LATE * (before - self._late)
         for each in step.asked:
             for index in range(1 + len(each.guessed)):

@@ -154,7 +154,7 @@ class Decoder:
         return self._of(graph).compiled
 
     def compile(self, graph: Graph) -> None:
-        """What `compiled` asks for; on any thread. KernelError says why it cannot be."""
+        """One kernel of what `compiled` asks for; on any thread. KernelError says why it cannot be."""
         self._of(graph).compile()
 
     def most_alike(self, rows: int) -> int:
