@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-SHARE = 0.8
+SHARE = 0.75
 """Of a step's time, for a slice before it: what is left of twice a token's time is for clocks and hosts that are not even."""
 NEWEST = 3
 """Steps of which the shortest counts: a slice is not to grow with one that something else held up."""
