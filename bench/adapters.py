@@ -47,46 +47,19 @@ def opened(dtype: str = "bfloat16", **settings: Any):
 
 def checked(precision: str, dtype: str = "bfloat16") -> dict[str, Any]:
     """Greedy tokens under an adapter, against the same base and adapter in float32 through torch."""
-    import torch
+    from plain import behind, plain_pass
 
-    from qlora_chat.engines.cache import KVCache
-    from qlora_chat.engines.llama import Forward, Span
-    from qlora_chat.models.weights import NF4, Adapter, Beside, Dense, Layer, LlamaWeights, WithAdapter, build
     from qlora_chat.prompt import Prompt
     from qlora_chat.settings import Sampling
     from qlora_chat.stopping import Stops
-
-    def exact(product: Any) -> Any:
-        match product:
-            case Beside(parts):
-                return Beside(tuple(exact(part) for part in parts))
-            case WithAdapter(base, a, b, scaling):
-                return WithAdapter(exact(base), a.float(), b.float(), scaling)
-            case NF4():
-                return Dense(product.dequantised())
-        return Dense(product.weight.float())
 
     engine = opened(dtype, base=str(BUNDLED / "base"), precision=precision)
     prompt = prompt_ids(engine.tokenizer)
     stream = engine.stream(Prompt("", tuple(prompt)), Sampling(temperature=0.0, max_new_tokens=256), Stops(), NAMES[0])
     said = [piece.token_id for piece in stream if piece.token_id is not None]
-    assert engine._model.base
-    tensors = engine._model.base.folder
     engine.close()
-
-    from qlora_chat.models.checkpoint import Checkpoint
-
-    stored = build(
-        Checkpoint(tensors), engine._model.weights.shape, torch.device("cpu"), adapter=Adapter.read(BUNDLED / "adapter")
-    )
-    layers = tuple(Layer(each.attention_norm.float(), exact(each.qkv), exact(each.attention_out), each.mlp_norm.float(),
-                         exact(each.gate_up), exact(each.mlp_down)) for each in stored.layers)  # fmt: skip
-    plain = LlamaWeights(stored.shape, stored.embeddings.float(), layers, stored.norm.float(), exact(stored.head),
-                         stored.device, torch.float32)  # fmt: skip
-    logits = Forward(plain, KVCache(plain, 1))([Span(0, 0, [*prompt, *said[:-1]], logits=len(said))])
-    best = logits.max(-1)
-    behind = best.values - logits.gather(1, torch.tensor(said)[:, None])[:, 0]
-    return {"equal": int((best.indices == torch.tensor(said)).sum()), "of": len(said), "behind": round(float(behind.max()), 4)}
+    gaps = behind(plain_pass(engine, BUNDLED / "adapter"), prompt, said)
+    return {"equal": int((gaps == 0).sum()), "of": len(said), "behind": round(float(gaps.max()), 4)}
 
 
 def timed(precision: str) -> list[dict[str, float]]:

@@ -22,16 +22,13 @@ import torch
 from adapters import BEHIND, BUNDLED
 from common import report
 from engine import SETTINGS
+from plain import behind, plain_pass
 from safetensors.torch import load_file, save_file
 
 from qlora_chat.benchmark import Subject
 from qlora_chat.benchmark.subjects import Demo
-from qlora_chat.engines.cache import KVCache
-from qlora_chat.engines.llama import Forward, Span
 from qlora_chat.engines.local import LocalEngine
-from qlora_chat.models.checkpoint import Checkpoint
 from qlora_chat.models.load import load
-from qlora_chat.models.weights import NF4, Adapter, Beside, Dense, Layer, LlamaWeights, WithAdapter, build
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import ModelSettings, Sampling, quiet_libraries
 from qlora_chat.stopping import Stops
@@ -54,45 +51,13 @@ def scaled_adapters(folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in STRENGTHS}
 
 
-def exact(product: Any) -> Any:
-    match product:
-        case Beside(parts):
-            return Beside(tuple(exact(part) for part in parts))
-        case WithAdapter(base, a, b, scaling):
-            return WithAdapter(exact(base), a.float(), b.float(), scaling)
-        case NF4():
-            return Dense(product.dequantised().float())
-    return Dense(product.weight.float())
-
-
-def in_float32(engine: LocalEngine, adapter: Path | None) -> Forward:
-    """Torch's pass over the engine's values."""
-    assert engine._model.base
-    held = Adapter.read(adapter) if adapter else None
-    stored = build(
-        Checkpoint(engine._model.base.folder), engine._model.weights.shape, engine._model.weights.device, adapter=held
-    )
-    layers = tuple(Layer(each.attention_norm.float(), exact(each.qkv), exact(each.attention_out), each.mlp_norm.float(),
-                         exact(each.gate_up), exact(each.mlp_down)) for each in stored.layers)  # fmt: skip
-    plain = LlamaWeights(stored.shape, stored.embeddings.float(), layers, stored.norm.float(), exact(stored.head),
-                         stored.device, torch.float32)  # fmt: skip
-    return Forward(plain, KVCache(plain, 1))
-
-
 def answers(engine: LocalEngine, prompts: Sequence[Prompt], names: Sequence[str | None], sampling: Sampling) -> list[list[Any]]:
     streams = [engine.stream(prompt, sampling, Stops(), name) for prompt, name in zip(prompts, names, strict=True)]
     return [list(stream) for stream in streams]
 
 
-def behind(forward: Forward, prompt: Prompt, said: list[int]) -> torch.Tensor:
-    """(tokens,): logits by which each lies behind the best."""
-    logits = forward([Span(0, 0, [*prompt.ids, *said[:-1]], logits=len(said))])
-    chosen = logits.gather(1, torch.tensor(said, device=logits.device)[:, None])[:, 0]
-    return logits.max(-1).values - chosen
-
-
 def compared(engine: LocalEngine, demo: Demo, folders: dict[str, Path], counts: Sequence[int]) -> dict[str, Any]:
-    forwards = {name: in_float32(engine, folders.get(name or "")) for name in (PLACES if folders else (None,))}
+    forwards = {name: plain_pass(engine, folders.get(name or "")) for name in (PLACES if folders else (None,))}
     found, seed = {}, 0
     for count in counts:
         names = [(PLACES if folders else (None,))[(chat + 1) % len(forwards)] for chat in range(count)]
@@ -100,7 +65,7 @@ def compared(engine: LocalEngine, demo: Demo, folders: dict[str, Path], counts: 
         gaps = []
         for prompt, name, pieces in zip(prompts, names, answers(engine, prompts, names, GREEDY), strict=True):
             said = [piece.token_id for piece in pieces if piece.token_id is not None]
-            gaps.append(behind(forwards[name], prompt, said))
+            gaps.append(behind(forwards[name], prompt.ids, said))
         together = torch.cat(gaps)
         timed = answers(engine, prompts, names, CHAT)
         found[f"{count} chats"] = {

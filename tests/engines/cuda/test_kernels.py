@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from qlora_chat.engines.cuda import driver
 from qlora_chat.engines.cuda.driver import KernelError
 from qlora_chat.engines.cuda.kernels import try_kernels
+from qlora_chat.engines.cuda.structures import SiluTimesUpArguments
 
 
 def test_a_card_that_is_too_old_is_told_apart_before_anything_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,3 +47,33 @@ def test_machine_code_that_a_power_cut_has_left_as_zeros_is_made_again(monkeypat
     assert driver.compiled("choose.cu", {"VOCABULARY": 8}, "sm_89", tmp_path) == code
     assert len(made) == 3, "again, and for another card"
     assert kept.read_bytes() == code
+
+
+class Driver:
+    """Notes the streams, grids and arguments of launches."""
+
+    def __init__(self) -> None:
+        self.launched: list[tuple[int, tuple[int, int, int], int]] = []
+        self.answer = 0
+
+    def cuLaunchKernelEx(self, config: Any, function: object, parameters: Any, extra: None) -> int:
+        c, silu = config._obj, ctypes.cast(parameters[0], ctypes.POINTER(SiluTimesUpArguments)).contents
+        self.launched.append((c.stream, (c.grid_x, c.grid_y, c.grid_z), silu.feed_forward))
+        return self.answer
+
+    def cuGetErrorString(self, result: int, said: Any) -> int:
+        said._obj.value = b"out of memory"
+        return 0
+
+
+def test_a_launch_that_is_made_once_takes_what_its_arguments_are_when_it_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    card, arguments = Driver(), SiluTimesUpArguments(feed_forward=5)
+    monkeypatch.setattr(driver, "_driver", lambda: card)
+    launch = driver.Launch("silu_times_up", ctypes.c_void_p(), 256, arguments)
+    launch((1, 2, 1), 7)
+    arguments.feed_forward = 6
+    launch((3, 4, 1), 8)
+    assert card.launched == [(7, (1, 2, 1), 5), (8, (3, 4, 1), 6)]
+    card.answer = 2
+    with pytest.raises(KernelError, match="launching silu_times_up: out of memory"):
+        launch((1, 1, 1), 7)

@@ -75,9 +75,21 @@ def test_a_rehearsal_unpacks_what_one_layer_has_and_leaves_the_cache_alone(monke
     assert not decoder.cache.keys.any()
 
 
-def test_products_meet_few_numbers_of_rows_whatever_the_lengths_of_prompts() -> None:
+def test_products_meet_few_numbers_of_rows_whatever_the_lengths_of_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert filled_up_to(1024) == [64, 128, 192, 256, 384, 512, 640, 768, 896, 1024]
     assert all(tokens <= filled_up(tokens) < tokens + 128 for tokens in range(1, 1025))
+    NotedCard(major=9).install(monkeypatch)
+    weights = weights_of_sizes()
+    like: Any = SimpleNamespace(shape=weights.shape, device=torch.device("cpu"))
+    decoder, rows, mm = Decoder(weights, KVCache(like, 3, torch.bfloat16), None), set[int](), torch.mm
+
+    def noted(x: Tensor, weight: Tensor, out: Tensor) -> Tensor:
+        rows.add(len(x))
+        return mm(x, weight, out=out)
+
+    monkeypatch.setattr(torch, "mm", noted)
+    PromptReader(weights, decoder.unpack, decoder.cache, decoder.kernels, decoder.turns)(SPANS)
+    assert rows == {64}, "of seven tokens"
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2)])
