@@ -100,10 +100,10 @@ def shape() -> list[dict[str, float]]:
     import torch
     from cpu_7b import FEED, HIDDEN, weights
 
-    from qlora_chat.engines.cache import KVCache
+    from qlora_chat.engines.core.kv_cache import KVCache
     from qlora_chat.engines.cpu import compiled_forward
     from qlora_chat.engines.cpu.lora import beside_products
-    from qlora_chat.engines.llama import Span
+    from qlora_chat.engines.eager.forward import Span
 
     stored = weights(LAYERS)
     forward = compiled_forward(stored, KVCache(stored, 4, torch.float16), lambda line: None)

@@ -21,17 +21,17 @@ from cuda_check import RandomAdapter
 from cuda_checking import relative, timed
 
 from qlora_chat.benchmark.shapes import RandomTensors, config_of
-from qlora_chat.engines.cache import KVCache
-from qlora_chat.engines.cuda.adapters import CudaAdapters
-from qlora_chat.engines.cuda.geometry import Geometry, shared_bytes
+from qlora_chat.engines.core.kv_cache import KVCache
+from qlora_chat.engines.cuda.decode.graph import Decoder
+from qlora_chat.engines.cuda.decode.launches import Launches
+from qlora_chat.engines.cuda.decode.rows import Row
 from qlora_chat.engines.cuda.kernels import Wanted
-from qlora_chat.engines.cuda.launches import Launches
-from qlora_chat.engines.cuda.low_rank import MOST_PREFETCHED, LowRank, rank_of
-from qlora_chat.engines.cuda.packing import Packed
-from qlora_chat.engines.cuda.rows import Row
-from qlora_chat.engines.cuda.step import Decoder
-from qlora_chat.engines.cuda.structures import STORE
-from qlora_chat.engines.cuda.weights import packed_weights
+from qlora_chat.engines.cuda.runtime.arguments import STORE
+from qlora_chat.engines.cuda.weights.adapters import CudaAdapters
+from qlora_chat.engines.cuda.weights.lora_tiles import MOST_PREFETCHED, LowRank, rank_of
+from qlora_chat.engines.cuda.weights.model import packed_weights
+from qlora_chat.engines.cuda.weights.packing import Packed
+from qlora_chat.engines.cuda.weights.tiling import Geometry, shared_bytes
 from qlora_chat.models.weights import Adapter, build
 
 NAMES = ("qkv", "attention_out", "gate_up", "mlp_down")
@@ -64,7 +64,7 @@ def cuts(packed: Packed, rows: int, limit: int, low_rank: LowRank | None) -> Ite
 
 
 def wanted(packed: Packed, cut: Geometry, rank: int) -> Wanted:
-    return "product.cu", "product", cut.defines(packed, rank, kv8=False)
+    return "gemv.cu", "product", cut.defines(packed, rank, kv8=False)
 
 
 def said(cut: Geometry) -> str:

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from common import report
 
-from qlora_chat.engines.cache import KVCache
+from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cpu import build, forward
-from qlora_chat.engines.llama import Span
+from qlora_chat.engines.eager.forward import Span
 from qlora_chat.models.checkpoint import Checkpoint
 from qlora_chat.models.folders import Base
 from qlora_chat.models.loss import own_dialogues

@@ -26,17 +26,18 @@ from torch.nn.functional import kl_div
 
 from qlora_chat.benchmark.check import COARSER
 from qlora_chat.benchmark.shapes import InFloat, RandomTensors, config_of, linears
-from qlora_chat.engines.cache import KVCache, slot_bytes
-from qlora_chat.engines.cuda import driver, step
-from qlora_chat.engines.cuda.adapters import CudaAdapters
-from qlora_chat.engines.cuda.geometry import Card
-from qlora_chat.engines.cuda.packing import natural, pack, pack_bf16, pack_int8
-from qlora_chat.engines.cuda.prompts import PromptReader
-from qlora_chat.engines.cuda.rows import BUCKETS, Row
-from qlora_chat.engines.cuda.step import Decoder
-from qlora_chat.engines.cuda.structures import STORE
-from qlora_chat.engines.cuda.weights import Product, packed_weights, tile_bytes
-from qlora_chat.engines.llama import Forward, Span
+from qlora_chat.engines.core.kv_cache import KVCache, slot_bytes
+from qlora_chat.engines.cuda.decode import graph
+from qlora_chat.engines.cuda.decode.graph import Decoder
+from qlora_chat.engines.cuda.decode.rows import BUCKETS, Row
+from qlora_chat.engines.cuda.prefill.reader import PromptReader
+from qlora_chat.engines.cuda.runtime import driver
+from qlora_chat.engines.cuda.runtime.arguments import STORE
+from qlora_chat.engines.cuda.weights.adapters import CudaAdapters
+from qlora_chat.engines.cuda.weights.model import Product, packed_weights, tile_bytes
+from qlora_chat.engines.cuda.weights.packing import natural, pack, pack_bf16, pack_int8
+from qlora_chat.engines.cuda.weights.tiling import Card
+from qlora_chat.engines.eager.forward import Forward, Span
 from qlora_chat.models.weights import NF4, Adapter, build
 
 
@@ -245,8 +246,8 @@ def check_adapters(decoder, adapters, config):
 
 
 def check_sampling(decoder, shape):
-    """Frequencies of 64 x 100 draws against the distribution that engines/sampling.py defines."""
-    from qlora_chat.engines.sampling import kept_candidates
+    """Frequencies of 64 x 100 draws against the distribution that engines/core/sampler.py defines."""
+    from qlora_chat.engines.core.sampler import kept_candidates
     from qlora_chat.settings import Sampling
 
     for temperature, top_k, top_p in ((0.7, 40, 0.9), (1.0, 0, 0.8), (1.3, 5, 1.0), (0.7, 0, 1.0), (0.5, 3, 0.0)):
@@ -322,7 +323,7 @@ def check_all(decoder, reader, adapters, tensors, adapter, plain_cache, config, 
 
 def be_smaller(shared):
     """Cut kernels as for an earlier card with so many bytes of shared memory a block; they are compiled for this one."""
-    step.Card = lambda processors, _, early: Card(processors, shared, early=False)
+    graph.Card = lambda processors, _, early: Card(processors, shared, early=False)
 
 
 def arguments():

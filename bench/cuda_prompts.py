@@ -10,10 +10,10 @@ import torch
 from cuda_checking import held, poison, relative, say
 
 from qlora_chat.benchmark.check import COARSER
-from qlora_chat.engines.cuda.packing import natural, pack
-from qlora_chat.engines.cuda.prompts import _causal, _Product
-from qlora_chat.engines.cuda.step import Row
-from qlora_chat.engines.llama import Span
+from qlora_chat.engines.cuda.decode.graph import Row
+from qlora_chat.engines.cuda.prefill.reader import _causal, _Product
+from qlora_chat.engines.cuda.weights.packing import natural, pack
+from qlora_chat.engines.eager.forward import Span
 
 
 def check_reading(decoder, reader, plain_cache, forward, matrix):

@@ -26,9 +26,9 @@ from engine import SETTINGS
 
 from qlora_chat.benchmark import Subject
 from qlora_chat.benchmark.subjects import Opened, opened
+from qlora_chat.engines.core.request import LocalStream, Request
 from qlora_chat.engines.cuda.scheduler import ROWS_AT_ONCE, CudaScheduler
 from qlora_chat.engines.local import LocalEngine
-from qlora_chat.engines.request import LocalStream, Request
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops

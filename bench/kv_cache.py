@@ -21,11 +21,11 @@ from common import report
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from qlora_chat.engines.cache import slot_bytes
+from qlora_chat.engines.core.kv_cache import slot_bytes
 from qlora_chat.engines.cuda import open_cuda
-from qlora_chat.engines.cuda.rows import BUCKETS, Row
+from qlora_chat.engines.cuda.decode.rows import BUCKETS, Row
 from qlora_chat.engines.cuda.scheduler import READ_AT_ONCE, CudaScheduler
-from qlora_chat.engines.llama import Span
+from qlora_chat.engines.eager.forward import Span
 from qlora_chat.evaluation.held_out import read_text
 from qlora_chat.models.load import load
 from qlora_chat.models.loss import HeldOut, Passage, own_dialogues

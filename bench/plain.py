@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from qlora_chat.engines.cache import KVCache
-from qlora_chat.engines.llama import Forward, Span
+from qlora_chat.engines.core.kv_cache import KVCache
+from qlora_chat.engines.eager.forward import Forward, Span
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models.checkpoint import Checkpoint
 from qlora_chat.models.weights import NF4, Adapter, Beside, Dense, Layer, LlamaWeights, WithAdapter, build

@@ -19,7 +19,7 @@ from typing import Any
 from common import report
 from engine import SETTINGS, open_local
 
-from qlora_chat.engines.speculation import EXPECTED_COSTS, PassCosts
+from qlora_chat.engines.core.prompt_lookup import EXPECTED_COSTS, PassCosts
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
@@ -121,7 +121,7 @@ def pass_costs(engine) -> list[float]:
     forward = engine._scheduler._forward
 
     def work() -> list[float]:
-        from qlora_chat.engines.llama import Span
+        from qlora_chat.engines.eager.forward import Span
 
         ids = list(range(5, 200))
         forward([Span(0, 0, ids[:128])])

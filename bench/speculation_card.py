@@ -24,10 +24,10 @@ from speculation import CHAT, GREEDY, NEW, QUESTIONS, asked, finishes, quoting, 
 
 from qlora_chat.benchmark import Subject
 from qlora_chat.benchmark.subjects import opened
+from qlora_chat.engines.core.prompt_lookup import PassCosts, Proposal
+from qlora_chat.engines.core.request import Request
 from qlora_chat.engines.cuda.scheduler import STEP_COSTS, CudaScheduler
 from qlora_chat.engines.local import LocalEngine
-from qlora_chat.engines.request import Request
-from qlora_chat.engines.speculation import PassCosts, Proposal
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import Sampling
 

@@ -27,8 +27,8 @@ from qlora_chat.stopping import Stops
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qlora_chat.engines.cache import KVCache
-    from qlora_chat.engines.llama import Span
+    from qlora_chat.engines.core.kv_cache import KVCache
+    from qlora_chat.engines.eager.forward import Span
 
 SCRIPTED_INFO = ModelInfo(
     name="scripted",
@@ -429,7 +429,7 @@ class AdaptedDecoder:
 
 def in_one_part(read: Callable[[], object]) -> Any:
     """A pass over prompts on a card, all of which is in `read`."""
-    from qlora_chat.engines.cuda.prompts import Pass
+    from qlora_chat.engines.cuda.prefill.reader import Pass
 
     def parts() -> Iterator[int]:
         yield 1
@@ -510,7 +510,7 @@ class PlainDecoder:
     def _chosen(self, index: int) -> int:
         import torch
 
-        from qlora_chat.engines.sampling import Choice, choose
+        from qlora_chat.engines.core.sampler import Choice, choose
 
         row, logits = self._rows[index], self.logits[index]
         seen = torch.zeros(len(logits), dtype=torch.bool)

@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from .process import CHAT, HELLO, many, server
+from tests.api.process import CHAT, HELLO, many, server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

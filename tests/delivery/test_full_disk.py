@@ -17,9 +17,8 @@ from qlora_chat.history.opening import open_history
 from qlora_chat.messages import Conversation
 from qlora_chat.prompt import DEFAULT_FORMAT
 from qlora_chat.settings import HistorySettings, LogSettings, Sampling
+from tests.delivery.receiving import outbox_in, receiving, record, wait_for
 from tests.fakes import ScriptedEngine
-
-from .receiving import outbox_in, receiving, record, wait_for
 
 
 @pytest.fixture

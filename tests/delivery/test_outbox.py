@@ -20,9 +20,8 @@ from qlora_chat.history.outbox import Outbox
 from qlora_chat.history.salvage import open_outbox_file
 from qlora_chat.history.sealing import AesSeal, NoSeal
 from qlora_chat.settings import LogSettings
+from tests.delivery.receiving import outbox_in, receiving, record, wait_for
 from tests.history.conftest import KEY
-
-from .receiving import outbox_in, receiving, record, wait_for
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,8 +18,7 @@ from qlora_chat.history import About, TurnRecord
 from qlora_chat.history.opening import open_history
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.settings import HistorySettings, LogSettings, Sampling
-
-from .receiving import receiving, record, silent, wait_for
+from tests.delivery.receiving import receiving, record, silent, wait_for
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,7 @@ from qlora_chat.history import TurnRecord
 from qlora_chat.history.outbox import Outbox
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.settings import LogSettings, Sampling
-
-from .receiving import Receiver, Reply, Request, outbox_in, receiving, record, silent, wait_for
+from tests.delivery.receiving import Receiver, Reply, Request, outbox_in, receiving, record, silent, wait_for
 
 
 @pytest.fixture

@@ -17,8 +17,7 @@ from cryptography.x509.oid import NameOID
 
 from qlora_chat.delivery.sender import LogSender
 from qlora_chat.settings import LogSettings, SettingsError
-
-from .receiving import Receiver, outbox_in, record, wait_for
+from tests.delivery.receiving import Receiver, outbox_in, record, wait_for
 
 NOW = datetime.datetime.now(datetime.UTC)
 DAY = datetime.timedelta(days=1)

@@ -17,8 +17,7 @@ from qlora_chat.cli import app
 from qlora_chat.history.opening import open_history
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import HistorySettings, LogSettings, SettingsError
-
-from .test_stores import said
+from tests.history.test_stores import said
 
 
 @pytest.fixture(params=["sqlite:///{}/chats.db", "jsonl:{}/chats"], ids=["sqlite", "jsonl"])

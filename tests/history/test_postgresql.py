@@ -20,10 +20,9 @@ from qlora_chat.history.sql import SqlHistory
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import HistorySettings, LogSettings
 from tests.delivery.receiving import Reply, receiving, record, wait_for
+from tests.history.conftest import postgres_history
+from tests.history.test_stores import said
 from tests.postgres import PASSWORD, Server
-
-from .conftest import postgres_history
-from .test_stores import said
 
 
 @pytest.fixture

@@ -15,9 +15,8 @@ from qlora_chat.history.rescue import LOST, TAG, Rescued, rescue
 from qlora_chat.history.sealing import seal_for
 from qlora_chat.history.sql import SqlHistory
 from qlora_chat.messages import Conversation
-
-from .conftest import KEY, sqlite_history
-from .test_stores import opened, said
+from tests.history.conftest import KEY, sqlite_history
+from tests.history.test_stores import opened, said
 
 CAP = 50_000_000
 TALKS, TURNS = 12, 4

@@ -23,9 +23,8 @@ from qlora_chat.history.sql import SqlHistory
 from qlora_chat.history.tables import METADATA
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import HistorySettings, LogSettings
-
-from .conftest import KEY, postgres_history, sqlite_history
-from .test_stores import opened, said
+from tests.history.conftest import KEY, postgres_history, sqlite_history
+from tests.history.test_stores import opened, said
 
 ROOT = Path(__file__).parents[2]
 

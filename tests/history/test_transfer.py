@@ -11,8 +11,7 @@ from qlora_chat.history import HistoryError, HistoryStore
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.history.transfer import export, import_into
 from qlora_chat.messages import Conversation
-
-from .test_stores import said
+from tests.history.test_stores import said
 
 
 @pytest.mark.parametrize("form", ["json", "jsonl"])

@@ -15,8 +15,7 @@ import torch
 from qlora_chat.models import LoadedModel, ModelError, cache, open_model, shards
 from qlora_chat.models.cache import new_folder
 from qlora_chat.settings import ModelSettings
-
-from .conftest import MakeAdapter, MakeBase, Publish, kept, opened
+from tests.models.conftest import MakeAdapter, MakeBase, Publish, kept, opened
 
 
 def test_a_plain_bf16_base_is_read_where_it_is(make_base: MakeBase, tmp_path: Path, said: list[str]) -> None:

@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 from qlora_chat.models import ModelError, open_model
 from qlora_chat.models.convert import convert_adapter
 from qlora_chat.settings import ModelSettings
-
-from .conftest import MakeAdapter, MakeBase
+from tests.models.conftest import MakeAdapter, MakeBase
 
 
 class Hostile:

@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 from qlora_chat.models import ModelError
 from qlora_chat.models.folders import Base, check_adapter, is_complete_base, read_adapter_config, read_json
 from qlora_chat.models.resolve import BUNDLED
-
-from .conftest import MakeAdapter, MakeBase
+from tests.models.conftest import MakeAdapter, MakeBase
 
 
 def change(path: Path, **values: Any) -> None:

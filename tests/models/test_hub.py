@@ -11,8 +11,7 @@ import pytest
 
 from qlora_chat.models import ModelError
 from qlora_chat.models.hub import Hub, adapter_files, adapter_files_or_pickle, base_files, is_hub_id
-
-from .conftest import LocalHub
+from tests.models.conftest import LocalHub
 
 FILES = {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": b"w" * 5_000_000, "pytorch_model.bin": b"pickle"}
 

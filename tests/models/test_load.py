@@ -18,8 +18,7 @@ from qlora_chat.models.load import load
 from qlora_chat.models.machine import GIB, Place, look
 from qlora_chat.models.resolve import BUNDLED
 from qlora_chat.settings import ModelSettings, SettingsError
-
-from .conftest import MakeAdapter, MakeBase, OpenedDemo
+from tests.models.conftest import MakeAdapter, MakeBase, OpenedDemo
 
 SECOND_START = """
 import json, sys, time

@@ -20,8 +20,7 @@ from qlora_chat.models.quantise import quantised
 from qlora_chat.models.resolve import BUNDLED
 from qlora_chat.models.weights import Adapter, Beside, Checkpoint, WithAdapter, build
 from qlora_chat.settings import ModelSettings, Precision
-
-from .conftest import MakeAdapter, MakeBase, kept, opened
+from tests.models.conftest import MakeAdapter, MakeBase, kept, opened
 
 
 def opened_in_little_memory(base: Path, adapter: Path, said: list[str]) -> LoadedModel:

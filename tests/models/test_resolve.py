@@ -14,8 +14,7 @@ from qlora_chat.models.hub import Hub
 from qlora_chat.models.machine import GIB, Place
 from qlora_chat.models.resolve import Source, resolve
 from qlora_chat.settings import ModelSettings, hub_cache_folder
-
-from .conftest import LocalHub, MakeAdapter, MakeBase, Publish
+from tests.models.conftest import LocalHub, MakeAdapter, MakeBase, Publish
 
 BIG_CARD, SMALL_CARD, MEMORY = Place("cuda", 24 * GIB), Place("cuda", 5 * GIB), Place("cpu", 24 * GIB)
 

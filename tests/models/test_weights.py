@@ -13,8 +13,7 @@ from qlora_chat.models import ModelError
 from qlora_chat.models.folders import Base
 from qlora_chat.models.resolve import BUNDLED
 from qlora_chat.models.weights import Adapter, Checkpoint, LlamaShape, build
-
-from .conftest import MakeAdapter, MakeBase
+from tests.models.conftest import MakeAdapter, MakeBase
 
 PLAIN = {"rope_type": "default", "rope_theta": 10_000.0}
 LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}

@@ -19,9 +19,8 @@ from qlora_chat.delivery.signing import sign
 from qlora_chat.receiver import intake
 from qlora_chat.receiver.store import RecordStore, Wanted
 from qlora_chat.settings import ReceiverSettings, SettingsError
-
-from .made import feedback, posted, tombstone, turn_v1, turn_v2
-from .serving import free_port, program, receiving
+from tests.receiver.made import feedback, posted, tombstone, turn_v1, turn_v2
+from tests.receiver.serving import free_port, program, receiving
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qlora_chat.receiver.records import RecordRefused, read_record
-
-from .made import feedback, posted, tombstone, turn_v1, turn_v2
+from tests.receiver.made import feedback, posted, tombstone, turn_v1, turn_v2
 
 
 def test_the_original_payload_needs_no_id_and_the_same_bytes_have_the_same() -> None:

@@ -17,8 +17,7 @@ from qlora_chat.receiver.page import page
 from qlora_chat.receiver.stats import distribution, statistics
 from qlora_chat.receiver.store import RecordStore, Wanted
 from qlora_chat.receiver.turns import turns
-
-from .made import feedback, record, tombstone, turn_v1, turn_v2
+from tests.receiver.made import feedback, record, tombstone, turn_v1, turn_v2
 
 
 def model(adapter: str | None) -> dict[str, Any]:

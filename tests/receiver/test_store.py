@@ -12,8 +12,7 @@ import pytest
 
 from qlora_chat.receiver.database import StoreError
 from qlora_chat.receiver.store import RecordStore, Wanted
-
-from .made import feedback, record, tombstone, turn_v1, turn_v2
+from tests.receiver.made import feedback, record, tombstone, turn_v1, turn_v2
 
 
 def test_a_record_is_kept_as_it_was_sent_and_once(store: RecordStore) -> None:

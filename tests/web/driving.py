@@ -8,8 +8,7 @@ from collections.abc import Callable
 from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.fakes import ScriptedEngine, ScriptedStream
-
-from .serving import Served
+from tests.web.serving import Served
 
 LONG = " ".join(f"w{index}" for index in range(2000))
 STEP = 0.01

@@ -9,9 +9,8 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.fakes import ScriptedEngine, scripted_chat
-
-from .driving import ready, say
-from .serving import serving_chat
+from tests.web.driving import ready, say
+from tests.web.serving import serving_chat
 
 pytestmark = pytest.mark.browser
 

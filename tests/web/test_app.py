@@ -22,8 +22,7 @@ import pytest
 from qlora_chat.settings import ServeSettings
 from qlora_chat.web.app import ServeError, address, listen
 from tests.fakes import ScriptedEngine
-
-from .serving import Served, serving
+from tests.web.serving import Served, serving
 
 SAMPLING = [0.7, 0.9, 0, 1.0, 256]
 

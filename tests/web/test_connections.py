@@ -13,8 +13,7 @@ import pytest
 
 from qlora_chat.web import connections
 from tests.fakes import ScriptedEngine
-
-from .serving import Served, serving
+from tests.web.serving import Served, serving
 
 ASK = {"model": "scripted", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 SECONDS = 1.0

@@ -13,9 +13,8 @@ from qlora_chat.history import Feedback
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.prompt import DEFAULT_FORMAT
 from tests.fakes import ScriptedEngine, ScriptedRecorder
-
-from .driving import LONG, STEP, ready, say
-from .serving import Served, serving_chat
+from tests.web.driving import LONG, STEP, ready, say
+from tests.web.serving import Served, serving_chat
 
 pytestmark = pytest.mark.browser
 

@@ -9,9 +9,8 @@ import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.fakes import ScriptedEngine
-
-from .driving import LONG, STEP, answers, begin_long_answer, open_options, opened, ready, say, set_slider, wait_for
-from .serving import Served
+from tests.web.driving import LONG, STEP, answers, begin_long_answer, open_options, opened, ready, say, set_slider, wait_for
+from tests.web.serving import Served
 
 pytestmark = [pytest.mark.browser]
 

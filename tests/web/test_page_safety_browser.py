@@ -9,9 +9,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from qlora_chat.settings import ServeSettings
 from tests.fakes import ScriptedEngine
-
-from .driving import opened, ready, say
-from .serving import Served, serving
+from tests.web.driving import opened, ready, say
+from tests.web.serving import Served, serving
 
 pytestmark = [pytest.mark.browser]
 

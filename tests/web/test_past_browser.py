@@ -17,10 +17,9 @@ from qlora_chat.web.past import Past
 from qlora_chat.web.session import Asking, Session
 from tests.fakes import ScriptedEngine, ScriptedRecorder, scripted_chat
 from tests.history.conftest import sqlite_history
-
-from .driving import answers, ready, say, wait_for
-from .serving import serving_chat
-from .test_session import ASKING, answered
+from tests.web.driving import answers, ready, say, wait_for
+from tests.web.serving import serving_chat
+from tests.web.test_session import ASKING, answered
 
 SCREENSHOT = os.environ.get("QLORA_CHAT_SCREENSHOT")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from .driving import answers, open_options, ready, say, set_slider, wait_for
+from tests.web.driving import answers, open_options, ready, say, set_slider, wait_for
 
 pytestmark = [pytest.mark.browser]
 

@@ -14,8 +14,7 @@ import pytest
 from qlora_chat.settings import ServeSettings
 from qlora_chat.web import guard
 from tests.fakes import ScriptedEngine
-
-from .serving import Served, serving
+from tests.web.serving import Served, serving
 
 
 @pytest.fixture(scope="module")

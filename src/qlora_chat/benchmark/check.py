@@ -19,8 +19,8 @@ from torch import Tensor
 
 from qlora_chat.benchmark import Check, Subject
 from qlora_chat.benchmark.subjects import Demo, RandomShape, opened
-from qlora_chat.engines.cache import KVCache
-from qlora_chat.engines.llama import Forward, Span
+from qlora_chat.engines.core.kv_cache import KVCache
+from qlora_chat.engines.eager.forward import Forward, Span
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models.weights import LlamaWeights
 from qlora_chat.prompt import Prompt

@@ -18,7 +18,7 @@ import torch
 from qlora_chat.benchmark import SAMPLING, BenchmarkError, Row, Subject, Workload
 from qlora_chat.benchmark.subjects import Opened, opened
 from qlora_chat.engines import Finish
-from qlora_chat.engines.cache import SPARE_BYTES, slot_bytes
+from qlora_chat.engines.core.kv_cache import SPARE_BYTES, slot_bytes
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models import LoadedModel
 from qlora_chat.prompt import Prompt

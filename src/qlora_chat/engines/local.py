@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from qlora_chat.engines import COMPILED, EngineError, Stream
-from qlora_chat.engines.adapters import AdaptedPass, Adapters, base_of
-from qlora_chat.engines.cache import KVCache, fitting_slots, slot_bytes
+from qlora_chat.engines.core.kv_cache import KVCache, fitting_slots, slot_bytes
+from qlora_chat.engines.core.lora_registry import AdaptedPass, Adapters, base_of
+from qlora_chat.engines.core.prompt_lookup import EXPECTED_COSTS, PassCosts
+from qlora_chat.engines.core.request import LocalStream, Request
+from qlora_chat.engines.core.scheduler import Scheduler
 from qlora_chat.engines.cpu import CpuForward, open_cpu
-from qlora_chat.engines.llama import Forward, Span
-from qlora_chat.engines.request import LocalStream, Request
-from qlora_chat.engines.scheduler import Scheduler
-from qlora_chat.engines.speculation import EXPECTED_COSTS, PassCosts
-from qlora_chat.engines.switching import SwitchingForward
+from qlora_chat.engines.eager.forward import Forward, Span
+from qlora_chat.engines.eager.multi_lora import SwitchingForward
 from qlora_chat.models import LoadedModel, ModelError, ModelInfo, Notify
 from qlora_chat.models.folders import adapter_bytes
 from qlora_chat.models.tokenizer import ModelTokenizer
@@ -225,8 +225,8 @@ class LocalEngine:
         """The kernels made for cards; None where this model or card is not for them, and the eager pass serves. And whether
         the weights cannot be used any more without them. `adapters`: bytes of those that are still to be read."""
         from qlora_chat.engines.cuda import WeightsSpent, open_cuda
-        from qlora_chat.engines.cuda.driver import KernelError
-        from qlora_chat.engines.cuda.packing import CannotPack
+        from qlora_chat.engines.cuda.runtime.driver import KernelError
+        from qlora_chat.engines.cuda.weights.packing import CannotPack
 
         try:
             return open_cuda(weights, slots, cache_folder(), self._kv_cache_dtype, adapters), False

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from qlora_chat.engines.cache import KVCache
+from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cpu import CpuForward, compiled_forward
-from qlora_chat.engines.llama import Forward, Span
+from qlora_chat.engines.eager.forward import Forward, Span
 from qlora_chat.models import LoadedModel, Notify
 from qlora_chat.models.loss import HeldOut, Passage
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qlora_chat.engines.cpu import build
-from qlora_chat.engines.llama import Forward
+from qlora_chat.engines.eager.forward import Forward
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models import LoadedModel
 from qlora_chat.prompt import Prompt

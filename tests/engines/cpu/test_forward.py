@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from qlora_chat.engines.cache import KVCache
+from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cpu import compiled_forward
 from qlora_chat.engines.cpu import forward as cpu_forward
 from qlora_chat.engines.cpu.forward import CpuForward
-from qlora_chat.engines.llama import Forward, Span
+from qlora_chat.engines.eager.forward import Forward, Span
 from qlora_chat.models.checkpoint import Checkpoint
 from qlora_chat.models.folders import Base
 from qlora_chat.models.resolve import BUNDLED
@@ -31,8 +31,7 @@ from qlora_chat.models.weights import (
     WithAdapter,
     build,
 )
-
-from ..test_llama import CONFIGS, logits_of
+from tests.engines.eager.test_forward import CONFIGS, logits_of
 
 CPU = torch.device("cpu")
 ODD = {"model_type": "llama", "vocab_size": 101, "hidden_size": 192, "intermediate_size": 43 * 64, "num_hidden_layers": 2,

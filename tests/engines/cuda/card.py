@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 import torch
 
-from qlora_chat.engines.cuda import driver, kernels
-from qlora_chat.engines.cuda.geometry import TILE_BYTES
-from qlora_chat.engines.cuda.packing import BLOCK_INPUTS, Packed, interleaved, natural, pairs_up, rotary
-from qlora_chat.engines.cuda.weights import CudaLayer, CudaWeights, Embeddings, Product
+from qlora_chat.engines.cuda import kernels
+from qlora_chat.engines.cuda.runtime import driver
+from qlora_chat.engines.cuda.weights.model import CudaLayer, CudaWeights, Embeddings, Product
+from qlora_chat.engines.cuda.weights.packing import BLOCK_INPUTS, Packed, interleaved, natural, pairs_up, rotary
+from qlora_chat.engines.cuda.weights.tiling import TILE_BYTES
 from qlora_chat.models.shape import LlamaShape
 
 PROCESSORS, SHARED_BYTES = 16, 232_448

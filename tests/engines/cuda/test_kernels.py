@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from qlora_chat.engines.cuda import driver
-from qlora_chat.engines.cuda.driver import KernelError
 from qlora_chat.engines.cuda.kernels import try_kernels
-from qlora_chat.engines.cuda.structures import SiluTimesUpArguments
+from qlora_chat.engines.cuda.runtime import driver
+from qlora_chat.engines.cuda.runtime.arguments import SiluTimesUpArguments
+from qlora_chat.engines.cuda.runtime.driver import KernelError
 
 
 def test_a_card_that_is_too_old_is_told_apart_before_anything_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,12 +39,12 @@ def test_machine_code_that_a_power_cut_has_left_as_zeros_is_made_again(monkeypat
     monkeypatch.setattr(driver, "_nvrtc", Nvrtc)
     monkeypatch.setattr(driver, "_compile", compile_)
     for _ in range(2):
-        assert driver.compiled("choose.cu", {"VOCABULARY": 8}, "sm_86", tmp_path) == code
+        assert driver.compiled("sampling.cu", {"VOCABULARY": 8}, "sm_86", tmp_path) == code
     assert len(made) == 1, "the second is read"
     (kept,) = tmp_path.iterdir()
     kept.write_bytes(bytes(len(code)))
-    assert driver.compiled("choose.cu", {"VOCABULARY": 8}, "sm_86", tmp_path) == code
-    assert driver.compiled("choose.cu", {"VOCABULARY": 8}, "sm_89", tmp_path) == code
+    assert driver.compiled("sampling.cu", {"VOCABULARY": 8}, "sm_86", tmp_path) == code
+    assert driver.compiled("sampling.cu", {"VOCABULARY": 8}, "sm_89", tmp_path) == code
     assert len(made) == 3, "again, and for another card"
     assert kept.read_bytes() == code
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from qlora_chat.engines import EngineError, cuda
-from qlora_chat.engines.cache import SPARE_BYTES, KVCache, fitting_slots, slot_bytes
-from qlora_chat.engines.cuda.prompts import Pass
+from qlora_chat.engines.core.kv_cache import SPARE_BYTES, KVCache, fitting_slots, slot_bytes
+from qlora_chat.engines.cuda.prefill.reader import Pass
 from qlora_chat.engines.cuda.scheduler import CudaScheduler
-from qlora_chat.engines.llama import Forward, Span
+from qlora_chat.engines.eager.forward import Forward, Span
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models import LoadedModel, ModelError
 from qlora_chat.prompt import Prompt
@@ -127,7 +127,7 @@ def test_slots_leave_room_for_adapters_that_are_still_to_come(demo_fp32: LoadedM
 
 
 def test_weights_that_are_to_be_computed_with_in_float32_are_left_to_the_plain_pass(demo_fp32: LoadedModel) -> None:
-    from qlora_chat.engines.cuda.packing import CannotPack
+    from qlora_chat.engines.cuda.weights.packing import CannotPack
 
     with pytest.raises(CannotPack, match=r"in torch\.float32; the kernels do so in bfloat16"):
         cuda.open_cuda(demo_fp32.weights, 1, None)

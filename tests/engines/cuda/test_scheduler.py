@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from qlora_chat.engines import EngineError, OutOfMemory
-from qlora_chat.engines.cache import KVCache
+from qlora_chat.engines.core.kv_cache import KVCache
+from qlora_chat.engines.core.request import LocalStream, Request
 from qlora_chat.engines.cuda import scheduler
-from qlora_chat.engines.cuda.prompts import Pass
+from qlora_chat.engines.cuda.prefill.reader import Pass
 from qlora_chat.engines.cuda.scheduler import AS_ROWS, CudaScheduler
-from qlora_chat.engines.llama import Forward, Span
+from qlora_chat.engines.eager.forward import Forward, Span
 from qlora_chat.engines.local import LocalEngine
-from qlora_chat.engines.request import LocalStream, Request
 from qlora_chat.models import LoadedModel
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import Sampling

@@ -9,9 +9,8 @@ import pytest
 from qlora_chat.engines.remote.engine import RemoteEngine, open_remote
 from qlora_chat.engines.remote.server import Patience
 from qlora_chat.settings import engine_settings
+from tests.engines.remote.requests import ANSWER, DEMO, QUICK
 from tests.fakes import ScriptedServer
-
-from .asking import ANSWER, DEMO, QUICK
 
 
 @pytest.fixture

@@ -13,9 +13,8 @@ from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation
 from qlora_chat.prompt import DEFAULT_FORMAT, Prompt
 from qlora_chat.settings import Sampling
+from tests.engines.remote.requests import ANSWER, GREEDY, PROMPT, STOPS, TEXT, finish_of, text_of, until
 from tests.fakes import ScriptedServer, demo_tokens
-
-from .asking import ANSWER, GREEDY, PROMPT, STOPS, TEXT, finish_of, text_of, until
 
 
 def test_our_ids_settings_and_stops_go_out_and_tokens_come_back(

@@ -13,9 +13,8 @@ from qlora_chat.engines.remote.engine import RemoteEngine
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation
 from qlora_chat.prompt import DEFAULT_FORMAT
+from tests.engines.remote.requests import ANSWER, GREEDY, PROMPT, STOPS, TEXT, text_of
 from tests.fakes import RESET, Reply, ScriptedServer, Status, sse
-
-from .asking import ANSWER, GREEDY, PROMPT, STOPS, TEXT, text_of
 
 
 def fail_first(reply: Reply, *servers: ScriptedServer) -> None:

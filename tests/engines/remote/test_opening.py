@@ -12,9 +12,8 @@ import pytest
 from qlora_chat.engines import EngineError, open_engine
 from qlora_chat.engines.remote.engine import RemoteEngine
 from qlora_chat.settings import ModelSettings, engine_settings
+from tests.engines.remote.requests import DEMO, GREEDY, PROMPT, STOPS, TEXT, until
 from tests.fakes import ScriptedServer
-
-from .asking import DEMO, GREEDY, PROMPT, STOPS, TEXT, until
 
 
 def test_an_adapter_is_chosen_by_the_name_that_the_servers_list(

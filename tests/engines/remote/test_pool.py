@@ -7,9 +7,8 @@ from collections.abc import Callable
 from qlora_chat.engines.remote.engine import RemoteEngine, open_remote
 from qlora_chat.engines.remote.server import Patience
 from qlora_chat.settings import engine_settings
+from tests.engines.remote.requests import DEMO, GREEDY, PROMPT, QUICK, STOPS, TEXT, text_of, until
 from tests.fakes import RESET, ScriptedServer
-
-from .asking import DEMO, GREEDY, PROMPT, QUICK, STOPS, TEXT, text_of, until
 
 
 def test_the_least_busy_server_is_chosen(

@@ -1,7 +1,7 @@
 """The whole forward pass in C++ on a CPU: no Python between layers, and products made for 4-bit weights.
 
 Scope: whether this machine can have it, and how it comes about. The sources beside this file are compiled once on the
-user's machine (build.py); forward.py calls the result. Elsewhere engines/llama.py computes the same through torch.
+user's machine (build.py); forward.py calls the result. Elsewhere engines/eager/forward.py computes the same through torch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import ctypes
 
 import torch
 
-from qlora_chat.engines.cache import KVCache, fitting_slots
+from qlora_chat.engines.core.kv_cache import KVCache, fitting_slots
 from qlora_chat.engines.cpu.build import library
 from qlora_chat.engines.cpu.forward import CpuForward, takes
 from qlora_chat.models import Notify

@@ -19,7 +19,7 @@ from pathlib import Path
 from qlora_chat.models import Notify
 from qlora_chat.settings import cache_folder
 
-SOURCES = Path(__file__).parent
+SOURCES = Path(__file__).parent / "csrc"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC", "-pthread")
 """No -ffast-math: a NaN must reach the logits. No contraction: scales are decoded as bitsandbytes decodes them."""
 COMPILERS = ("c++", "g++", "clang++")
@@ -55,7 +55,7 @@ def _found_or_made(folder: Path, notify: Notify) -> ctypes.CDLL:
         raise Unbuildable(f"{compiler} could not compile it; what it said is in {failed}")
     with _workplace(folder, notify) as (unfinished, kept):
         made = unfinished / target.name
-        said = _run([compiler, *FLAGS, str(SOURCES / "step.cpp"), "-o", str(made)])
+        said = _run([compiler, *FLAGS, str(SOURCES / "forward.cpp"), "-o", str(made)])
         if not made.exists() and kept:
             failed.write_text(said)
             raise Unbuildable(f"{compiler} could not compile it; what it said is in {failed}")

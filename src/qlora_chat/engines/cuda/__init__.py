@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from qlora_chat.engines.cache import KVCache
+    from qlora_chat.engines.core.kv_cache import KVCache
     from qlora_chat.engines.cuda.scheduler import CudaScheduler
     from qlora_chat.models.weights import LlamaWeights
     from qlora_chat.settings import KVCacheDtype
@@ -34,10 +34,10 @@ def open_cuda(
     WeightsSpent if this model or card is not for it."""
     import torch
 
-    from qlora_chat.engines.cuda.driver import KernelError
     from qlora_chat.engines.cuda.kernels import try_kernels
-    from qlora_chat.engines.cuda.packing import CannotPack
-    from qlora_chat.engines.cuda.weights import check
+    from qlora_chat.engines.cuda.runtime.driver import KernelError
+    from qlora_chat.engines.cuda.weights.model import check
+    from qlora_chat.engines.cuda.weights.packing import CannotPack
 
     if weights.dtype != torch.bfloat16:
         raise CannotPack(f"its weights are to be computed with in {weights.dtype}; the kernels do so in bfloat16")
@@ -52,15 +52,15 @@ def open_cuda(
 def _opened(
     weights: LlamaWeights, slots: int | None, cache_folder: Path | None, cache_dtype: torch.dtype | None, adapters_bytes: int
 ) -> tuple[CudaScheduler, KVCache]:
-    from qlora_chat.engines.cache import KVCache, fitting_slots
-    from qlora_chat.engines.cuda.adapters import CudaAdapters, own_bytes
-    from qlora_chat.engines.cuda.preparing import Preparing
-    from qlora_chat.engines.cuda.prompt_rows import filled_up_to
-    from qlora_chat.engines.cuda.prompts import PromptReader
+    from qlora_chat.engines.core.kv_cache import KVCache, fitting_slots
+    from qlora_chat.engines.core.prompt_lookup import PassCosts
+    from qlora_chat.engines.cuda.decode.graph import Decoder
+    from qlora_chat.engines.cuda.prefill.activations import filled_up_to
+    from qlora_chat.engines.cuda.prefill.reader import PromptReader
     from qlora_chat.engines.cuda.scheduler import READ_AT_ONCE, ROWS_AT_ONCE, STEP_COSTS, CudaScheduler
-    from qlora_chat.engines.cuda.step import Decoder
-    from qlora_chat.engines.cuda.weights import packed_weights
-    from qlora_chat.engines.speculation import PassCosts
+    from qlora_chat.engines.cuda.warmup import Preparing
+    from qlora_chat.engines.cuda.weights.adapters import CudaAdapters, own_bytes
+    from qlora_chat.engines.cuda.weights.model import packed_weights
 
     packed = packed_weights(weights)
     to_come = CudaAdapters.copies * adapters_bytes + (CudaAdapters.copies - 1) * own_bytes(packed)

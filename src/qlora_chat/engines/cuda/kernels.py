@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from qlora_chat.engines.cuda import driver
-from qlora_chat.engines.cuda.driver import Kernel, KernelError
-from qlora_chat.engines.cuda.geometry import Defines
+from qlora_chat.engines.cuda.runtime import driver
+from qlora_chat.engines.cuda.runtime.driver import Kernel, KernelError
+from qlora_chat.engines.cuda.weights.tiling import Defines
 
 LEAST_CAPABILITY = (8, 0)
 """The first with bf16 in its tensor cores."""
@@ -77,4 +77,4 @@ def try_kernels(cache_folder: Path | None) -> None:
     if capability < LEAST_CAPABILITY:
         least, has = (".".join(map(str, each)) for each in (LEAST_CAPABILITY, capability))
         raise KernelError(f"they are for cards of compute capability {least} and newer (RTX 30, A100); this one has {has}")
-    Kernels(cache_folder, 0).get("choose.cu", "embed", (("VOCABULARY", 1024),))
+    Kernels(cache_folder, 0).get("sampling.cu", "embed", (("VOCABULARY", 1024),))

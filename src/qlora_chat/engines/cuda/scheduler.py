@@ -6,7 +6,7 @@ the host hands out one step's tokens while the next one runs. While others answe
 every token of an answer comes within twice a step's time of the one before: few tokens of a prompt go as rows of the answers'
 own steps, more of them through a pass of their own, a slice (slices.py) of which runs before each step.
 Where a chat repeats itself, guesses are checked as further rows of a step, which nothing is started behind.
-Single-threaded, as engines/scheduler.py is.
+Single-threaded, as engines/core/scheduler.py is.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from qlora_chat.engines import EngineError
-from qlora_chat.engines.cache import KVCache
-from qlora_chat.engines.chats import Chats
-from qlora_chat.engines.cuda.adapters import CudaAdapters
-from qlora_chat.engines.cuda.asking import Asked, asked_of, cached_of, slot_of, spans_of
-from qlora_chat.engines.cuda.prompts import Pass
-from qlora_chat.engines.cuda.rows import BUCKETS, Row
-from qlora_chat.engines.cuda.slices import Slice, Slices
-from qlora_chat.engines.cuda.step import Decoder
-from qlora_chat.engines.llama import Span
-from qlora_chat.engines.request import Request, is_out_of_memory
-from qlora_chat.engines.sampling import NOT_ASKED, NOT_FINITE, likely
-from qlora_chat.engines.speculation import PassCosts, guesses
+from qlora_chat.engines.core.kv_cache import KVCache
+from qlora_chat.engines.core.prompt_lookup import PassCosts, guesses
+from qlora_chat.engines.core.request import Request, is_out_of_memory
+from qlora_chat.engines.core.request_queue import Chats
+from qlora_chat.engines.core.sampler import NOT_ASKED, NOT_FINITE, likely
+from qlora_chat.engines.cuda.batch import Asked, asked_of, cached_of, slot_of, spans_of
+from qlora_chat.engines.cuda.decode.graph import Decoder
+from qlora_chat.engines.cuda.decode.rows import BUCKETS, Row
+from qlora_chat.engines.cuda.prefill.reader import Pass
+from qlora_chat.engines.cuda.prefill_budget import Slice, Slices
+from qlora_chat.engines.cuda.weights.adapters import CudaAdapters
+from qlora_chat.engines.eager.forward import Span
 
 READ_AT_ONCE = 1024
 """Prompt tokens of a pass, of one chat or of several. More would save little: every weight is unpacked once a pass, which is a

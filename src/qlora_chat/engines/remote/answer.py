@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from queue import SimpleQueue
 
 from qlora_chat.engines import EngineError, Piece
-from qlora_chat.engines.pieces import Pieces, handed_out
-from qlora_chat.engines.remote.dialect import Dialect
+from qlora_chat.engines.core.pieces import Pieces, handed_out
+from qlora_chat.engines.remote.capabilities import Dialect
 from qlora_chat.engines.remote.pool import Pool
 from qlora_chat.engines.remote.server import Patience, Server, ServerProblem
-from qlora_chat.engines.remote.wire import Chunk
+from qlora_chat.engines.remote.sse import Chunk
 from qlora_chat.engines.remote.writer import Writer
 from qlora_chat.models.identity import Identity
 from qlora_chat.prompt import Prompt

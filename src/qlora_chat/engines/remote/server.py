@@ -15,8 +15,8 @@ from typing import Any
 
 import httpx
 
-from qlora_chat.engines.remote.dialect import Dialect
-from qlora_chat.engines.remote.wire import Chunk, WireError, error_text, read_chunks
+from qlora_chat.engines.remote.capabilities import Dialect
+from qlora_chat.engines.remote.sse import Chunk, WireError, error_text, read_chunks
 from qlora_chat.models.identity import Identity
 from qlora_chat.settings import EngineSettings, Sampling
 from qlora_chat.stopping import Stops

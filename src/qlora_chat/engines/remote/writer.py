@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from qlora_chat.engines import Finish, Piece
-from qlora_chat.engines.detokenizer import Detokenizer
-from qlora_chat.engines.remote.wire import NOT_SCORED, Score
+from qlora_chat.engines.core.detokenizer import Detokenizer
+from qlora_chat.engines.remote.sse import NOT_SCORED, Score
 from qlora_chat.messages import FinishReason
 from qlora_chat.prompt import Tokenizer
 from qlora_chat.settings import Sampling

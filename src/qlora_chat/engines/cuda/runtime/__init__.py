@@ -1,0 +1,1 @@
+"""NVRTC and the CUDA driver through ctypes: compiling, launching, argument layouts."""

@@ -1,0 +1,1 @@
+"""Weights and adapters in the tiles that the decode kernels read."""

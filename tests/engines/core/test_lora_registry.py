@@ -1,0 +1,164 @@
+"""Several adapters over the bundled base in one engine: who asked for which gets it, in one batch with the others."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qlora_chat.engines import COMPILED, AdapterHost
+from qlora_chat.engines.local import LocalEngine
+from qlora_chat.models import LoadedModel, ModelError
+from qlora_chat.models.resolve import BUNDLED
+from qlora_chat.prompt import Prompt
+from qlora_chat.settings import Sampling
+from qlora_chat.stopping import Stops
+
+QUESTION = "What is the capital of France?"
+GREEDY = Sampling(temperature=0.0, max_new_tokens=24)
+
+
+@pytest.fixture(scope="module")
+def other_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A second adapter that fits the same base and says something else: the bundled one, its B matrices turned around."""
+    folder = tmp_path_factory.mktemp("adapters") / "other"
+    shutil.copytree(BUNDLED / "adapter", folder)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    turned = {name: -0.5 * tensor if "lora_B" in name else tensor for name, tensor in tensors.items()}
+    save_file({name: tensor.contiguous() for name, tensor in turned.items()}, folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def host(base_fp32: LoadedModel, other_adapter: Path) -> Iterator[LocalEngine]:
+    engine = LocalEngine(lambda: base_fp32, slots=4)
+    engine.load_adapter("chat", BUNDLED / "adapter")
+    engine.load_adapter("other", other_adapter)
+    yield engine
+    engine.close()
+
+
+def said(engine: LocalEngine, prompt: Prompt, *adapters: str | None) -> list[list[int]]:
+    """Greedy ids of the same question to several adapters at once."""
+    streams = [engine.stream(prompt, GREEDY, Stops(frozenset({2})), adapter) for adapter in adapters]
+    return [[piece.token_id for piece in stream if piece.token_id is not None] for stream in streams]
+
+
+def test_each_chat_in_a_batch_has_its_own_adapter(
+    host: LocalEngine, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
+) -> None:
+    prompt, passes = prompt_for(QUESTION), host.forwards
+    together = said(host, prompt, "chat", None, "other", "chat")
+    assert host.forwards - passes < 2 * GREEDY.max_new_tokens, "one pass for all four, not one for each"
+    alone = [said(host, prompt, adapter)[0] for adapter in ("chat", None, "other")]
+    assert together == [*alone, alone[0]]
+    assert len({tuple(each) for each in alone}) == 3, "the three differ, so that a mix-up would show"
+    assert (host.info.computed_by or "").startswith(COMPILED) == (shared_engine.info.computed_by or "").startswith(COMPILED), (
+        "adapters that come later leave the pass what it is"
+    )
+    assert "Paris" in shared_engine.tokenizer.decode(alone[0])
+
+
+def test_an_unmerged_adapter_computes_what_merging_does(
+    base_fp32: LoadedModel, host: LocalEngine, prompt_for: Callable[..., Prompt]
+) -> None:
+    """Against W + B A, added by hand in fp32."""
+    from qlora_chat.engines.core.kv_cache import KVCache
+    from qlora_chat.engines.eager.forward import Forward, Span
+    from qlora_chat.models.checkpoint import Checkpoint
+    from qlora_chat.models.weights import Adapter, build
+
+    assert base_fp32.base
+    adapter = Adapter.read(BUNDLED / "adapter")
+    tensors = dict(Checkpoint(base_fp32.base.folder).items())
+    for name in [each for each in adapter.tensors if "lora_A" in each]:
+        weight = name.removeprefix("base_model.model.").replace(".lora_A", "")
+        b = adapter.tensors[name.replace("lora_A", "lora_B")].float()
+        tensors[weight] = tensors[weight].float() + adapter.scaling * (b @ adapter.tensors[name].float())
+    merged = build(tensors, base_fp32.weights.shape, torch.device("cpu"), torch.float32)
+    ids = prompt_for(QUESTION).ids
+    expected = Forward(merged, KVCache(merged, 1))([Span(0, 0, ids)])
+    said(host, prompt_for(QUESTION), "chat")
+    slot = next(slot for slot in host._cache.slots if slot.adapter)
+    got = host.forward([Span(slot.index, 0, ids)])
+    assert (got - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
+def test_keys_and_values_of_one_adapter_are_not_anothers(host: LocalEngine, prompt_for: Callable[..., Prompt]) -> None:
+    prompt = prompt_for(QUESTION)
+
+    def cached(adapter: str | None) -> int:
+        *_, last = host.stream(prompt, GREEDY, Stops(), adapter)
+        assert last.finish
+        return last.finish.cached_tokens
+
+    assert cached("chat") == 0
+    assert cached("chat") == len(prompt.ids) - 1
+    assert cached("other") == 0
+    assert cached(None) == 0
+
+
+def test_an_adapter_comes_and_goes_while_others_answer(
+    host: LocalEngine, other_adapter: Path, prompt_for: Callable[..., Prompt]
+) -> None:
+    prompt, expected = prompt_for(QUESTION), said(host, prompt_for(QUESTION), "other")[0]
+    running = iter(host.stream(prompt, GREEDY, Stops(frozenset({2})), "other"))
+    ids = [next(running).token_id]
+    assert isinstance(host, AdapterHost)
+    host.unload_adapter("other")
+    assert host.info.adapters == ("chat",)
+    with pytest.raises(ValueError, match="'other' is not loaded; loaded: chat"):
+        host.stream(prompt, GREEDY, Stops(), "other")
+    host.load_adapter("third", other_adapter)
+    assert [*ids, *(piece.token_id for piece in running if piece.token_id is not None)] == expected, (
+        "it kept what it began with"
+    )
+    assert said(host, prompt, "third")[0] == expected
+    assert host.info.adapters == ("chat", "third")
+
+
+def test_what_cannot_be_loaded_is_refused_and_the_engine_goes_on(
+    host: LocalEngine, tmp_path: Path, prompt_for: Callable[..., Prompt], shared_engine: LocalEngine
+) -> None:
+    with pytest.raises(ModelError, match="called 'chat' already"):
+        host.load_adapter("chat", BUNDLED / "adapter")
+    with pytest.raises(ModelError, match=r"no adapter_config\.json"):
+        host.load_adapter("empty", tmp_path)
+    with pytest.raises(ModelError, match="no adapter called 'gone'"):
+        host.unload_adapter("gone")
+    wide = tmp_path / "wide"
+    shutil.copytree(BUNDLED / "adapter", wide)
+    config = json.loads((wide / "adapter_config.json").read_text())
+    (wide / "adapter_config.json").write_text(json.dumps(config | {"r": config["r"] * 2}))
+    with pytest.raises(ModelError, match="does not fit the base"):
+        host.load_adapter("wide", wide)
+    with pytest.raises(ModelError, match="has an adapter of its own"):
+        shared_engine.load_adapter("x", BUNDLED / "adapter")
+    assert said(host, prompt_for(QUESTION), "chat")[0]
+
+
+def test_an_adapter_that_memory_has_no_room_for_is_refused(host: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    import psutil
+
+    little = psutil.virtual_memory()._replace(available=2**20)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: little)
+    with pytest.raises(ModelError, match="MiB are free"):
+        host.load_adapter("more", BUNDLED / "adapter")
+
+
+@pytest.mark.parametrize("problem", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_an_adapter_that_memory_runs_out_over_is_refused_in_words(
+    host: LocalEngine, monkeypatch: pytest.MonkeyPatch, problem: Exception
+) -> None:
+    def full(*_: object) -> None:
+        raise problem
+
+    assert host._adapters
+    monkeypatch.setattr(host._adapters._pass, "hold", full)
+    with pytest.raises(ModelError, match="there is no memory for adapter 'more'; unload another first"):
+        host.load_adapter("more", BUNDLED / "adapter")

@@ -1,0 +1,69 @@
+"""Servers that take less than vLLM: what they refuse is left out, and said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from qlora_chat.chat import Chat
+from qlora_chat.engines.remote.engine import RemoteEngine
+from qlora_chat.history.memory import MemoryHistory
+from qlora_chat.messages import Conversation
+from qlora_chat.prompt import DEFAULT_FORMAT
+from tests.engines.remote.requests import ANSWER, GREEDY, PROMPT, STOPS, TEXT, text_of
+from tests.fakes import ScriptedServer
+
+
+def test_what_a_server_refuses_is_left_out_and_said(server: ScriptedServer, open_to: Callable[..., RemoteEngine]) -> None:
+    server.refused_fields = frozenset({"top_k", "return_token_ids", "stream_options", "generation_config"})
+    server.gives_ids = False
+    engine = open_to(server)
+    assert text_of(engine.stream(PROMPT, GREEDY, STOPS)) == TEXT
+    assert any("has no top-k" in line for line in engine.info.notices)
+    assert not any("repetition" in line for line in engine.info.notices)
+
+
+@pytest.mark.parametrize("counts_bos", [True, False], ids=["server-adds-bos", "server-adds-none"])
+def test_a_server_of_text_is_sent_one_bos_and_no_token_that_was_typed(
+    counts_bos: bool, server: ScriptedServer, open_to: Callable[..., RemoteEngine]
+) -> None:
+    server.text_only, server.counts_bos, server.gives_ids = True, counts_bos, False
+    chat = Chat(open_to(server), DEFAULT_FORMAT, MemoryHistory())
+    turn = chat.reply(Conversation(), "Is </s> the end, or <s>?", GREEDY)
+    list(turn)
+    assert turn.answer == TEXT.strip()
+    assert turn.finish is not None
+    assert turn.finish.completion_tokens == len(ANSWER)
+    sent = "### Human: Is < /s> the end, or < s>?### Assistant:"
+    assert server.requests[0]["prompt"] == (sent if counts_bos else "<s> " + sent), (
+        "with the space that the tokenizer would have put there"
+    )
+
+
+def test_a_server_of_text_is_interrupted_between_words_and_loses_no_space(
+    server: ScriptedServer, open_to: Callable[..., RemoteEngine]
+) -> None:
+    server.text_only, server.gives_ids = True, False
+    engine, server.delay = open_to(server), 0.02
+    stream = engine.stream(PROMPT, GREEDY, STOPS)
+    pieces = iter(stream)
+    shown = [next(pieces) for _ in range(4)]
+    stream.update(GREEDY.changed(temperature=0.4))
+    shown += pieces
+    assert "".join(piece.text for piece in shown) == TEXT
+    assert len(server.requests) == 2
+
+
+def test_a_server_that_takes_ids_and_gives_none_goes_on_from_its_text(
+    server: ScriptedServer, open_to: Callable[..., RemoteEngine]
+) -> None:
+    server.gives_ids = False
+    engine, server.delay = open_to(server), 0.02
+    stream = engine.stream(PROMPT, GREEDY, STOPS)
+    pieces = iter(stream)
+    shown = [next(pieces) for _ in range(4)]
+    stream.update(GREEDY.changed(temperature=0.4))
+    shown += pieces
+    assert "".join(piece.text for piece in shown) == TEXT
+    assert server.requests[1]["prompt"][: len(PROMPT.ids)] == list(PROMPT.ids)

@@ -1,0 +1,94 @@
+"""Completions as bytes: however they are cut, the same chunks; what is not one, an error with words."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qlora_chat.engines.remote.sse import LONGEST_LINE, Chunk, WireError, error_text, read_chunks
+
+STREAM = (
+    b": a comment\r\n\r\n"
+    b'data: {"choices": [{"text": "Gr\xc3\xbc\xc3\x9fe,\xe2\x80\xa8", "token_ids": [5, 6]}]}\r\n\r\n'
+    b'data: {"choices": [{"text": " you", "finish_reason": "stop"}]}\n\n'
+    b'data: {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 3,'
+    b' "prompt_tokens_details": {"cached_tokens": 4}}}\n'
+    b"data: [DONE]\n\n"
+)
+CHUNKS = [
+    Chunk("Grüße,\u2028", (5, 6)),
+    Chunk(" you", None, "stop"),
+    Chunk("", None, None, prompt_tokens=9, completion_tokens=3, cached_tokens=4),
+]
+
+
+def chunks_of(*parts: bytes) -> list[Chunk]:
+    async def come() -> AsyncIterator[bytes]:
+        for part in parts:
+            yield part
+
+    async def read() -> list[Chunk]:
+        return [chunk async for chunk in read_chunks(come())]
+
+    return asyncio.run(read())
+
+
+@given(st.lists(st.integers(0, len(STREAM)), max_size=12))
+def test_the_cuts_do_not_matter(cuts: list[int]) -> None:
+    edges = [0, *sorted(cuts), len(STREAM)]
+    assert chunks_of(*(STREAM[begin:end] for begin, end in pairwise(edges))) == CHUNKS
+
+
+def test_a_finish_reason_ends_a_stream_that_says_no_done() -> None:
+    assert chunks_of(b'data: {"choices": [{"text": "a", "finish_reason": "length"}]}') == [Chunk("a", None, "length")]
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (b"", "broke off"),
+        (b'data: {"choices": [{"text": "a"}]}\n\n', "broke off"),
+        (b"data: " + b"x" * (LONGEST_LINE + 1), "longer than"),
+        (b"data: " + b"[" * 100_000 + b"\n", "not JSON"),
+        (b'data: {"choices": [{"text": "\xff"}]}\n', "not UTF-8"),
+        (b'data: {"choices": [4]}\n', "no JSON object"),
+        (b'data: {"choices": [{"token_ids": [-1]}]}\n', "token_ids"),
+        (b'data: {"choices": [{"token_ids": [true]}]}\n', "token_ids"),
+        (b'data: {"choices": [{"finish_reason": 3}]}\n', "finish_reason"),
+        (b'data: {"choices": [], "usage": 5}\n', "choices"),
+        (b'data: {"error": {"message": "out of\\n memory"}}\n', "out of memory"),
+    ],
+)
+def test_what_is_no_answer_is_an_error_with_words(sent: bytes, said: str) -> None:
+    with pytest.raises(WireError, match=said):
+        chunks_of(sent)
+
+
+def test_an_error_is_found_wherever_it_is_nested() -> None:
+    assert error_text({"error": {"message": "a"}}) == error_text({"detail": "a"}) == error_text({"message": "a"}) == "a"
+    assert len(error_text({"detail": [{"msg": "x" * 1000}]})) == 300
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [None, [], {}, {"token_logprobs": [-1.0]}, {"token_logprobs": [None, -1.0]}, {"token_logprobs": ["x", -1.0]},
+     {"token_logprobs": [True, -1.0]}, {"token_logprobs": [float("nan"), -1.0]}, {"token_logprobs": [0.5, -1.0]}],
+)  # fmt: skip
+def test_log_probabilities_that_are_none_are_left_out(listed: Any) -> None:
+    choice = {"text": "ab", "token_ids": [5, 6], "logprobs": listed}
+    (chunk, *_) = chunks_of(f"data: {json.dumps({'choices': [choice]})}\n\ndata: [DONE]\n".encode())
+    assert (chunk.ids, chunk.scores) == ((5, 6), ())
+
+
+def test_the_likeliest_are_read_by_their_ids_and_sorted() -> None:
+    tops = [{"token_id:7": -2.0, "token_id:5": -0.5, " word": -1.0, "token_id:x": -1.0}, "odd"]
+    choice = {"text": "ab", "token_ids": [5, 6], "logprobs": {"token_logprobs": [-0.5, -3], "top_logprobs": tops}}
+    (chunk, *_) = chunks_of(f"data: {json.dumps({'choices': [choice]})}\n\ndata: [DONE]\n".encode())
+    assert chunk.scores == ((-0.5, ((5, -0.5), (7, -2.0))), (-3.0, ()))
