@@ -25,9 +25,9 @@ from common import report
 from qlora_chat.delivery.recorder import LogRecorder
 from qlora_chat.delivery.sender import LogSender
 from qlora_chat.history import About, TurnRecord
-from qlora_chat.history.opening import open_history
-from qlora_chat.history.sql import SqlHistory
-from qlora_chat.history.words import index_tokens
+from qlora_chat.history.open import open_history
+from qlora_chat.history.sql.store import SqlHistory
+from qlora_chat.history.text_match import index_tokens
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.settings import HistorySettings, LogSettings, Sampling
 

@@ -22,7 +22,7 @@ from common import report
 from qlora_chat.delivery.recorder import LogRecorder
 from qlora_chat.delivery.sender import LogSender
 from qlora_chat.history import TurnRecord
-from qlora_chat.history.opening import open_history
+from qlora_chat.history.open import open_history
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.receiver.page import page
 from qlora_chat.receiver.stats import statistics

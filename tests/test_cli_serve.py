@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from qlora_chat.history.opening import open_history
+from qlora_chat.history.open import open_history
 from qlora_chat.settings import HistorySettings, LogSettings
 from tests.delivery.receiving import silent
 from tests.test_cli import COMMAND, environment

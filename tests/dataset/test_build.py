@@ -20,7 +20,7 @@ from qlora_chat.dataset.build import AFTER_BAD, CUT_OFF, EMPTY, NOT_RATED, NOTHI
 from qlora_chat.dataset.sources import from_history, from_receiver
 from qlora_chat.dataset.write import write
 from qlora_chat.history.memory import MemoryHistory
-from qlora_chat.history.opening import open_history
+from qlora_chat.history.open import open_history
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.receiver.store import RecordStore
 from qlora_chat.settings import HistorySettings, LogSettings
@@ -182,7 +182,7 @@ def test_the_command_writes_files_and_says_what_it_left_out(store: RecordStore, 
 
 
 def test_the_command_reads_a_chats_own_history(tmp_path: Path) -> None:
-    from qlora_chat.history.opening import open_history
+    from qlora_chat.history.open import open_history
     from qlora_chat.settings import HistorySettings, LogSettings
 
     url = f"sqlite:///{tmp_path}/chats.db"

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from qlora_chat.history import Outgoing
-from qlora_chat.history.outbox import DEFAULT_CAP_BYTES, Outbox
-from qlora_chat.history.salvage import open_outbox_file
-from qlora_chat.history.sealing import NoSeal
+from qlora_chat.history.outbox.queue import DEFAULT_CAP_BYTES, Outbox
+from qlora_chat.history.outbox.recovery import open_outbox_file
+from qlora_chat.history.storage.encryption import NoSeal
 
 
 @dataclass(frozen=True)

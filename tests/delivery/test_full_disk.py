@@ -13,7 +13,7 @@ from qlora_chat.chat import Chat
 from qlora_chat.delivery.recorder import LogRecorder
 from qlora_chat.delivery.sender import LogSender
 from qlora_chat.history import HistoryUnavailable
-from qlora_chat.history.opening import open_history
+from qlora_chat.history.open import open_history
 from qlora_chat.messages import Conversation
 from qlora_chat.prompt import DEFAULT_FORMAT
 from qlora_chat.settings import HistorySettings, LogSettings, Sampling

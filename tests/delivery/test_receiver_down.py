@@ -15,7 +15,7 @@ from qlora_chat.delivery.post import Poster
 from qlora_chat.delivery.recorder import LogRecorder
 from qlora_chat.delivery.sender import LogSender
 from qlora_chat.history import About, TurnRecord
-from qlora_chat.history.opening import open_history
+from qlora_chat.history.open import open_history
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.settings import HistorySettings, LogSettings, Sampling
 from tests.delivery.receiving import receiving, record, silent, wait_for

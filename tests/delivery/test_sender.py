@@ -20,7 +20,7 @@ from qlora_chat.delivery.recorder import LogRecorder
 from qlora_chat.delivery.sender import LogSender
 from qlora_chat.delivery.signing import verify
 from qlora_chat.history import TurnRecord
-from qlora_chat.history.outbox import Outbox
+from qlora_chat.history.outbox.queue import Outbox
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.settings import LogSettings, Sampling
 from tests.delivery.receiving import Receiver, Reply, Request, outbox_in, receiving, record, silent, wait_for

@@ -10,8 +10,8 @@ import pytest
 
 from qlora_chat.history import HistoryStore
 from qlora_chat.history.memory import MemoryHistory
-from qlora_chat.history.opening import open_history
-from qlora_chat.history.sql import SqlHistory
+from qlora_chat.history.open import open_history
+from qlora_chat.history.sql.store import SqlHistory
 from qlora_chat.settings import HistorySettings, LogSettings
 from tests.postgres import PASSWORD, Server
 

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from qlora_chat.cli import app
-from qlora_chat.history.opening import open_history
+from qlora_chat.history.open import open_history
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import HistorySettings, LogSettings, SettingsError
 from tests.history.test_stores import said

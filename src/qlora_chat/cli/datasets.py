@@ -56,7 +56,7 @@ def _from_store(address: str) -> Dataset:
 def _from_history(address: str | None) -> Dataset:
     from qlora_chat.dataset.build import build as build_from
     from qlora_chat.dataset.sources import from_history
-    from qlora_chat.history.opening import open_history
+    from qlora_chat.history.open import open_history
 
     with closing(open_history(settings.history_settings(address), LogSettings())) as opened:
         return build_from(from_history(opened.store))

@@ -55,7 +55,7 @@ def list_conversations(
 @app.command()
 def show(conversation: Id, history: History = None) -> None:
     """Print a conversation as Markdown."""
-    from qlora_chat.history.transfer import markdown
+    from qlora_chat.history.import_export import markdown
 
     with closing(_open(history)) as keeping:
         print(_plain(markdown(_kept(keeping.store, conversation)), lines=True))
@@ -89,7 +89,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="a new file; default: standard output")] = None,
 ) -> None:
     """Write conversations to a file or to standard output."""
-    from qlora_chat.history.transfer import export as exported
+    from qlora_chat.history.import_export import export as exported
 
     with closing(_open(history)) as keeping:
         chosen = conversations or [each.id for each in keeping.store.list()]
@@ -110,7 +110,7 @@ def import_conversations(
     source: Annotated[Path, typer.Argument(help="our export (json, jsonl) or ShareGPT's")], history: History = None
 ) -> None:
     """Add a file's conversations; those that are there already stay as they are."""
-    from qlora_chat.history.transfer import import_into
+    from qlora_chat.history.import_export import import_into
 
     with closing(_open(history, make=True)) as keeping:
         added, there = import_into(keeping.store, source)
@@ -142,9 +142,9 @@ def erase(
 @app.command()
 def rescue(history: History = None) -> None:
     """Bring what can be read of a damaged sqlite:///FILE, and what waits to be delivered, into a new one in its place."""
-    from qlora_chat.history.database import sqlite_file
-    from qlora_chat.history.rescue import rescue as bring_out
-    from qlora_chat.history.sealing import seal_for
+    from qlora_chat.history.sql.recovery import rescue as bring_out
+    from qlora_chat.history.storage.database import sqlite_file
+    from qlora_chat.history.storage.encryption import seal_for
 
     chosen = _chosen_history(history)
     found = bring_out(sqlite_file(chosen.url or ""), seal_for(chosen.key), settings.log_settings().cap_bytes)
@@ -161,7 +161,7 @@ def rescue(history: History = None) -> None:
 
 def _open(history: str | None, *, make: bool = False) -> Keeping:
     """The history that is named; only with `make` one that is not there yet, since a mistyped name must not leave a file."""
-    from qlora_chat.history.opening import file_of
+    from qlora_chat.history.open import file_of
 
     chosen = _chosen_history(history)
     place = file_of(chosen.url or "")

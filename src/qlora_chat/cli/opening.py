@@ -34,7 +34,7 @@ class Keeping:
     """Where turns are kept and sent, opened before the model is loaded; closing it sends what is due for `patience` s."""
 
     def __init__(self, history: HistorySettings, log: LogSettings, patience: float = 30.0) -> None:
-        from qlora_chat.history.opening import open_history
+        from qlora_chat.history.open import open_history
 
         self.recorder: LogRecorder | None = None
         self._patience = patience

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from qlora_chat.delivery.post import Poster, Verdict
 from qlora_chat.history import HistoryError
-from qlora_chat.history.outbox import Later, Outbox, Waiting
+from qlora_chat.history.outbox.queue import Later, Outbox, Waiting
 from qlora_chat.settings import LogSettings
 
 BATCH = 50

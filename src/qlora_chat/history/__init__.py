@@ -8,9 +8,9 @@ shown. Knows nothing of engines, pages or what a receiver is sent.
 from __future__ import annotations
 
 from qlora_chat.history.errors import HistoryError, HistoryUnavailable, StaleConversation
-from qlora_chat.history.kept import About, Feedback, Hit, Kept, StoredTurn, Summary
+from qlora_chat.history.protocols import HistoryStore, Queue, Recorder
 from qlora_chat.history.records import ModelUsed, Outgoing, SettingsChange, Spent, TurnRecord, now
-from qlora_chat.history.store import HistoryStore, Queue, Recorder
+from qlora_chat.history.types import About, Feedback, Hit, Kept, StoredTurn, Summary
 
 __all__ = [
     "About",

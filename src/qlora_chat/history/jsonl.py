@@ -32,16 +32,16 @@ from qlora_chat.history import (
     TurnRecord,
     now,
 )
-from qlora_chat.history.facts import answer_facts
-from qlora_chat.history.growing import Growing
-from qlora_chat.history.lines import append, private, read, with_partial
-from qlora_chat.history.plain import (
+from qlora_chat.history.answer_metadata import answer_facts
+from qlora_chat.history.json_codec import (
     feedback_to_json,
     heading_to_json,
     turn_to_json,
 )
+from qlora_chat.history.jsonl_log import append, private, read, with_partial
+from qlora_chat.history.partial_answers import Growing
 from qlora_chat.history.scan import found, listed
-from qlora_chat.history.words import title_of
+from qlora_chat.history.text_match import title_of
 from qlora_chat.messages import Conversation, Message
 
 try:

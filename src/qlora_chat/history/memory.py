@@ -20,9 +20,9 @@ from qlora_chat.history import (
     TurnRecord,
     now,
 )
-from qlora_chat.history.facts import answer_facts
+from qlora_chat.history.answer_metadata import answer_facts
 from qlora_chat.history.scan import found, listed
-from qlora_chat.history.words import title_of
+from qlora_chat.history.text_match import title_of
 from qlora_chat.messages import Conversation, Message
 
 

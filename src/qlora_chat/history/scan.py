@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from qlora_chat.history.kept import Hit, Kept, Summary
-from qlora_chat.history.words import excerpt, matches
+from qlora_chat.history.text_match import excerpt, matches
+from qlora_chat.history.types import Hit, Kept, Summary
 
 
 def listed(conversations: Iterable[Kept], limit: int | None) -> Sequence[Summary]:

@@ -17,16 +17,16 @@ import pytest
 from sqlalchemy import inspect
 
 from qlora_chat.history import HistoryError, Outgoing
-from qlora_chat.history.opening import open_history
+from qlora_chat.history.open import open_history
 from qlora_chat.history.retention import expire
-from qlora_chat.history.sql import SqlHistory
-from qlora_chat.history.tables import METADATA
+from qlora_chat.history.sql.store import SqlHistory
+from qlora_chat.history.storage.schema import METADATA
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import HistorySettings, LogSettings
 from tests.history.conftest import KEY, postgres_history, sqlite_history
 from tests.history.test_stores import opened, said
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 CHAT = """
 import sys
@@ -101,7 +101,7 @@ def test_erasing_leaves_no_byte(key: str | None, tmp_path: Path) -> None:
 def test_an_erasure_whose_old_pages_a_reader_keeps_is_not_said_to_be_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qlora_chat.history.database.BUSY_MS", 200)
+    monkeypatch.setattr("qlora_chat.history.storage.database.BUSY_MS", 200)
     with closing(sqlite_history(tmp_path / "chats.db")) as store:
         talk = said(store, Conversation(), "marmalade", "marmalade")
         with closing(sqlite3.connect(tmp_path / "chats.db", isolation_level=None)) as reader:

@@ -16,14 +16,14 @@ import pytest
 
 from qlora_chat.delivery.sender import LogSender
 from qlora_chat.history import HistoryError
-from qlora_chat.history.outbox import Outbox
-from qlora_chat.history.salvage import open_outbox_file
-from qlora_chat.history.sealing import AesSeal, NoSeal
+from qlora_chat.history.outbox.queue import Outbox
+from qlora_chat.history.outbox.recovery import open_outbox_file
+from qlora_chat.history.storage.encryption import AesSeal, NoSeal
 from qlora_chat.settings import LogSettings
 from tests.delivery.receiving import outbox_in, receiving, record, wait_for
 from tests.history.conftest import KEY
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def waiting(outbox: Outbox) -> set[str]:
@@ -105,7 +105,7 @@ def test_a_sender_killed_in_the_middle_sends_again_under_the_same_ids(tmp_path: 
         with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             wait_for(lambda: len(receiver.received) > 60, 60)
             process.kill()
-        monkeypatch.setattr("qlora_chat.history.outbox.CLAIM_SECONDS", 0.0)
+        monkeypatch.setattr("qlora_chat.history.outbox.queue.CLAIM_SECONDS", 0.0)
         with closing(outbox_in(tmp_path)) as outbox:
             outbox.release()
             log = LogSender(outbox, LogSettings(receiver.url), lambda line: None)

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qlora_chat.history import HistoryError, HistoryUnavailable, Outgoing
-from qlora_chat.history.database import Database, open_database
-from qlora_chat.history.frames import LEAD_BYTES, MAGIC, DamagedRecord, lead, unframe
-from qlora_chat.history.migrations import OUTBOX_MIGRATIONS
-from qlora_chat.history.outbox import Outbox
-from qlora_chat.history.pages import SUFFIXES, DamagedPage, Pages, read_pages, varint_bytes
-from qlora_chat.history.sealing import Seal
+from qlora_chat.history.outbox.queue import Outbox
+from qlora_chat.history.outbox.record_frame import LEAD_BYTES, MAGIC, DamagedRecord, lead, unframe
+from qlora_chat.history.storage.database import Database, open_database
+from qlora_chat.history.storage.encryption import Seal
+from qlora_chat.history.storage.migrations import OUTBOX_MIGRATIONS
+from qlora_chat.history.storage.sqlite_pages import SUFFIXES, DamagedPage, Pages, read_pages, varint_bytes
 
 
 def open_outbox_file(path: Path, seal: Seal, cap_bytes: int) -> Outbox:

@@ -11,7 +11,7 @@ import zlib
 from dataclasses import dataclass
 
 from qlora_chat.history import HistoryError, Outgoing
-from qlora_chat.history.sealing import Seal
+from qlora_chat.history.storage.encryption import Seal
 
 MAGIC = b"\x93QLCrec\x01"
 _LEAD = struct.Struct(">8sII")

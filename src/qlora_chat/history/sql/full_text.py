@@ -13,9 +13,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, TextClause, select, text, update
 
 from qlora_chat.history import Hit
-from qlora_chat.history.sealing import Seal, open_text
-from qlora_chat.history.tables import CONVERSATIONS, TURNS
-from qlora_chat.history.words import excerpt, index_tokens, matches, query_phrases
+from qlora_chat.history.storage.encryption import Seal, open_text
+from qlora_chat.history.storage.schema import CONVERSATIONS, TURNS
+from qlora_chat.history.text_match import excerpt, index_tokens, matches, query_phrases
 
 INDEXED_LETTERS = 200_000
 """Of one turn in PostgreSQL, whose index refuses more than a megabyte."""

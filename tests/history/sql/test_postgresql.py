@@ -12,11 +12,11 @@ import pytest
 
 from qlora_chat.delivery.sender import LogSender
 from qlora_chat.history import Outgoing
-from qlora_chat.history.database import open_database
-from qlora_chat.history.opening import open_history
-from qlora_chat.history.outbox import Outbox
-from qlora_chat.history.sealing import NoSeal, check_seal
-from qlora_chat.history.sql import SqlHistory
+from qlora_chat.history.open import open_history
+from qlora_chat.history.outbox.queue import Outbox
+from qlora_chat.history.sql.store import SqlHistory
+from qlora_chat.history.storage.database import open_database
+from qlora_chat.history.storage.encryption import NoSeal, check_seal
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import HistorySettings, LogSettings
 from tests.delivery.receiving import Reply, receiving, record, wait_for

@@ -15,7 +15,7 @@ from qlora_chat.history import HistoryError, HistoryStore, Queue
 from qlora_chat.settings import HistorySettings, LogSettings, outbox_file
 
 if TYPE_CHECKING:
-    from qlora_chat.history.outbox import Outbox
+    from qlora_chat.history.outbox.queue import Outbox
 
 ENTRY_POINTS = "qlora_chat.history"
 
@@ -65,16 +65,16 @@ def file_of(url: str) -> Path | None:
         return Path(rest)
     if scheme.partition("+")[0] != "sqlite":
         return None
-    from qlora_chat.history.database import sqlite_file
+    from qlora_chat.history.storage.database import sqlite_file
 
     return sqlite_file(url)
 
 
 def _database(settings: HistorySettings, log: LogSettings) -> OpenHistory:
-    from qlora_chat.history.database import open_database
-    from qlora_chat.history.outbox import Outbox
-    from qlora_chat.history.sealing import check_seal, seal_for
-    from qlora_chat.history.sql import SqlHistory
+    from qlora_chat.history.outbox.queue import Outbox
+    from qlora_chat.history.sql.store import SqlHistory
+    from qlora_chat.history.storage.database import open_database
+    from qlora_chat.history.storage.encryption import check_seal, seal_for
 
     seal = seal_for(settings.key)
     database = open_database(settings.url or "", settings.password)
@@ -90,8 +90,8 @@ def _database(settings: HistorySettings, log: LogSettings) -> OpenHistory:
 
 
 def _own_outbox(settings: HistorySettings, log: LogSettings) -> Outbox:
-    from qlora_chat.history.salvage import open_outbox_file
-    from qlora_chat.history.sealing import seal_for
+    from qlora_chat.history.outbox.recovery import open_outbox_file
+    from qlora_chat.history.storage.encryption import seal_for
 
     return open_outbox_file(outbox_file(log), seal_for(settings.key), log.cap_bytes)
 

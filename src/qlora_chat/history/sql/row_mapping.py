@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 from qlora_chat.history import About, Feedback, Kept, StoredTurn, Summary, TurnRecord
-from qlora_chat.history.facts import answer_facts
-from qlora_chat.history.sealing import Seal, close_text, open_text
-from qlora_chat.history.words import title_of
+from qlora_chat.history.answer_metadata import answer_facts
+from qlora_chat.history.storage.encryption import Seal, close_text, open_text
+from qlora_chat.history.text_match import title_of
 from qlora_chat.messages import Conversation, Message
 
 Row: TypeAlias = Any

@@ -28,13 +28,13 @@ from qlora_chat.history import (
     Summary,
     TurnRecord,
 )
-from qlora_chat.history.database import Database
-from qlora_chat.history.growing import Growing
-from qlora_chat.history.outbox import Outbox
-from qlora_chat.history.rows import Rows
-from qlora_chat.history.sealing import NoSeal, Seal
-from qlora_chat.history.search import WordIndex
-from qlora_chat.history.tables import CONVERSATIONS, FEEDBACK, TURNS
+from qlora_chat.history.outbox.queue import Outbox
+from qlora_chat.history.partial_answers import Growing
+from qlora_chat.history.sql.full_text import WordIndex
+from qlora_chat.history.sql.row_mapping import Rows
+from qlora_chat.history.storage.database import Database
+from qlora_chat.history.storage.encryption import NoSeal, Seal
+from qlora_chat.history.storage.schema import CONVERSATIONS, FEEDBACK, TURNS
 from qlora_chat.messages import Conversation, Message
 
 CHUNK = 500

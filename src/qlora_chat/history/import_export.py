@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from qlora_chat.history import HistoryError, HistoryStore, Kept, StoredTurn, Summary, now
-from qlora_chat.history.plain import kept_from_json, kept_to_json
-from qlora_chat.history.words import title_of
+from qlora_chat.history.json_codec import kept_from_json, kept_to_json
+from qlora_chat.history.text_match import title_of
 from qlora_chat.messages import Conversation, Message
 
 HUMAN = frozenset({"human", "user", "prompter"})

@@ -19,7 +19,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 
 from qlora_chat.databases import FULL, READS_ONLY, postgresql_engine, private_file, sqlite_engine
 from qlora_chat.history import HistoryError, HistoryUnavailable
-from qlora_chat.history.migrations import MIGRATIONS, Migration, migrate
+from qlora_chat.history.storage.migrations import MIGRATIONS, Migration, migrate
 
 BUSY_MS = 30_000
 """How long one process waits for another's transaction before "locked" is an error."""

@@ -18,10 +18,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from qlora_chat.databases import WAL_LIMIT_BYTES
 from qlora_chat.history import HistoryError, HistoryUnavailable, Outgoing
-from qlora_chat.history.database import RESERVE_BYTES, Database
-from qlora_chat.history.frames import DamagedRecord, frame, unframe
-from qlora_chat.history.sealing import NoSeal, Seal
-from qlora_chat.history.tables import BODIES, FACTS, OUTBOX
+from qlora_chat.history.outbox.record_frame import DamagedRecord, frame, unframe
+from qlora_chat.history.storage.database import RESERVE_BYTES, Database
+from qlora_chat.history.storage.encryption import NoSeal, Seal
+from qlora_chat.history.storage.schema import BODIES, FACTS, OUTBOX
 
 PAGE = 4096
 ROW_BYTES = 512

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from qlora_chat.history.kept import About, Feedback, Hit, Kept, Summary
 from qlora_chat.history.records import Outgoing, TurnRecord
+from qlora_chat.history.types import About, Feedback, Hit, Kept, Summary
 from qlora_chat.messages import Conversation, Message
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from qlora_chat.history import HistoryError, HistoryStore
+from qlora_chat.history.import_export import export, import_into
 from qlora_chat.history.memory import MemoryHistory
-from qlora_chat.history.transfer import export, import_into
 from qlora_chat.messages import Conversation
 from tests.history.test_stores import said
 

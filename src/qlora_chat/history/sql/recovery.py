@@ -19,15 +19,15 @@ from typing import Any
 from sqlalchemy import Table, update
 
 from qlora_chat.history import Feedback, HistoryError, Kept, StoredTurn, Summary
-from qlora_chat.history.database import open_database
-from qlora_chat.history.outbox import Outbox
-from qlora_chat.history.pages import SUFFIXES, read_pages
-from qlora_chat.history.rows import Rows
-from qlora_chat.history.salvage import remove_database, salvaged
-from qlora_chat.history.sealing import Seal, check_kept_seal, check_seal
-from qlora_chat.history.sql import SqlHistory
-from qlora_chat.history.tables import CONVERSATIONS, FEEDBACK, TURNS
-from qlora_chat.history.words import title_of
+from qlora_chat.history.outbox.queue import Outbox
+from qlora_chat.history.outbox.recovery import remove_database, salvaged
+from qlora_chat.history.sql.row_mapping import Rows
+from qlora_chat.history.sql.store import SqlHistory
+from qlora_chat.history.storage.database import open_database
+from qlora_chat.history.storage.encryption import Seal, check_kept_seal, check_seal
+from qlora_chat.history.storage.schema import CONVERSATIONS, FEEDBACK, TURNS
+from qlora_chat.history.storage.sqlite_pages import SUFFIXES, read_pages
+from qlora_chat.history.text_match import title_of
 from qlora_chat.messages import Conversation, Message
 
 LOST = "(this turn could not be read)"

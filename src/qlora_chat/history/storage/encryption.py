@@ -14,10 +14,10 @@ from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from qlora_chat.history import HistoryError
-from qlora_chat.history.tables import FACTS
+from qlora_chat.history.storage.schema import FACTS
 
 if TYPE_CHECKING:
-    from qlora_chat.history.database import Database
+    from qlora_chat.history.storage.database import Database
 
 KEY_BYTES = 32
 NONCE_BYTES = 12

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from qlora_chat.history import About, HistoryError, Outgoing
-from qlora_chat.history.pages import PAGE_BYTES
-from qlora_chat.history.rescue import LOST, TAG, Rescued, rescue
-from qlora_chat.history.sealing import seal_for
-from qlora_chat.history.sql import SqlHistory
+from qlora_chat.history.sql.recovery import LOST, TAG, Rescued, rescue
+from qlora_chat.history.sql.store import SqlHistory
+from qlora_chat.history.storage.encryption import seal_for
+from qlora_chat.history.storage.sqlite_pages import PAGE_BYTES
 from qlora_chat.messages import Conversation
 from tests.history.conftest import KEY, sqlite_history
 from tests.history.test_stores import opened, said

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from qlora_chat.history import Feedback, Kept, StoredTurn
-from qlora_chat.history.plain import feedback_from_json, feedback_to_json, kept_from_json, turn_from_json, turn_to_json
+from qlora_chat.history.json_codec import feedback_from_json, feedback_to_json, kept_from_json, turn_from_json, turn_to_json
 
 
 def private(path: str, flags: int) -> int:

@@ -1,0 +1,1 @@
+"""Records that wait for delivery to LOGGING_URL, durable until the receiver has them."""

@@ -1,0 +1,1 @@
+"""SQLite files and PostgreSQL databases: opening, schema, migrations, encryption at rest."""
