@@ -32,7 +32,7 @@ from qlora_chat.engines.cuda.weights.lora_tiles import MOST_PREFETCHED, LowRank,
 from qlora_chat.engines.cuda.weights.model import packed_weights
 from qlora_chat.engines.cuda.weights.packing import Packed
 from qlora_chat.engines.cuda.weights.tiling import Geometry, shared_bytes
-from qlora_chat.models.weights import Adapter, build
+from qlora_chat.models.weights.llama import Adapter, build
 
 NAMES = ("qkv", "attention_out", "gate_up", "mlp_down")
 BOUND = 3e-3

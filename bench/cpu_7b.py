@@ -57,7 +57,7 @@ def nf4_layer():
     """One decoder layer's products with random 4-bit codes and scales; every layer packs a copy of its own."""
     import torch
 
-    from qlora_chat.models.weights import NF4, Beside, Layer
+    from qlora_chat.models.weights.llama import NF4, Beside, Layer
 
     torch.manual_seed(0)
     code = torch.tensor([-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0, 0.0795803,
@@ -79,8 +79,8 @@ def nf4_layer():
 def weights(layers: int):
     import torch
 
-    from qlora_chat.models.shape import LlamaShape
-    from qlora_chat.models.weights import Dense, LlamaWeights
+    from qlora_chat.models.weights.llama import Dense, LlamaWeights
+    from qlora_chat.models.weights.shape import LlamaShape
 
     config = {"model_type": "llama", "hidden_size": HIDDEN, "num_attention_heads": HEADS, "num_hidden_layers": layers,
               "vocab_size": VOCABULARY, "max_position_embeddings": WINDOW}  # fmt: skip
@@ -98,7 +98,7 @@ def checked() -> dict[str, float]:
     from qlora_chat.engines.core.kv_cache import KVCache
     from qlora_chat.engines.cpu import open_cpu
     from qlora_chat.engines.eager.forward import Forward, Span
-    from qlora_chat.models.weights import NF4, Beside, Dense, Layer
+    from qlora_chat.models.weights.llama import NF4, Beside, Dense, Layer
 
     def exact(product: Any) -> Any:
         if isinstance(product, Beside):

@@ -2,7 +2,7 @@
 
     python bench/cpu_head.py [FILE]
 
-On the answers of models/loss.py's dialogue, and on FILE's text where one is given, in windows of 512: KL in nats a token from
+On the answers of models/adapter/merge_loss.py's dialogue, and on FILE's text where one is given, in windows of 512: KL in nats a token from
 the bf16 head, first choices that agree, and perplexity of both. Prints JSON.
 """
 
@@ -18,13 +18,13 @@ from common import report
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cpu import build, forward
 from qlora_chat.engines.eager.forward import Span
-from qlora_chat.models.checkpoint import Checkpoint
+from qlora_chat.models.adapter.merge_loss import own_dialogues
 from qlora_chat.models.folders import Base
-from qlora_chat.models.loss import own_dialogues
-from qlora_chat.models.resolve import BUNDLED
-from qlora_chat.models.tokenizer import ModelTokenizer
-from qlora_chat.models.weights import Adapter
-from qlora_chat.models.weights import build as weights_from
+from qlora_chat.models.locate import BUNDLED
+from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
+from qlora_chat.models.weights.checkpoint import Checkpoint
+from qlora_chat.models.weights.llama import Adapter
+from qlora_chat.models.weights.llama import build as weights_from
 
 WINDOW = 512
 

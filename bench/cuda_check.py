@@ -38,7 +38,7 @@ from qlora_chat.engines.cuda.weights.model import Product, packed_weights, tile_
 from qlora_chat.engines.cuda.weights.packing import natural, pack, pack_bf16, pack_int8
 from qlora_chat.engines.cuda.weights.tiling import Card
 from qlora_chat.engines.eager.forward import Forward, Span
-from qlora_chat.models.weights import NF4, Adapter, build
+from qlora_chat.models.weights.llama import NF4, Adapter, build
 
 
 def dequantised(part: NF4) -> torch.Tensor:

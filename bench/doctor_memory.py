@@ -28,8 +28,8 @@ from qlora_chat.models import LoadedModel
 from qlora_chat.models.folders import Base, adapter_bytes
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.load import load
-from qlora_chat.models.machine import Place, needed_bytes
-from qlora_chat.models.shards import NF4_CONFIG, write_shards
+from qlora_chat.models.placement import Place, needed_bytes
+from qlora_chat.models.weights.shards import NF4_CONFIG, write_shards
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import ModelSettings, Sampling
 from qlora_chat.stopping import Stops

@@ -40,7 +40,7 @@ def plain(dtype: str = "bfloat16"):
 
 
 def tokenizer():
-    from qlora_chat.models.tokenizer import ModelTokenizer
+    from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 
     return ModelTokenizer.read(Path(__file__).parents[1] / "src/qlora_chat/bundled/base", bos_id=1)
 

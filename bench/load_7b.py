@@ -29,9 +29,9 @@ from qlora_chat.benchmark.subjects import filled_vocabulary
 from qlora_chat.models import LoadedModel
 from qlora_chat.models.folders import Base
 from qlora_chat.models.load import load
-from qlora_chat.models.machine import Place, needed_bytes
-from qlora_chat.models.resolve import BUNDLED
-from qlora_chat.models.shards import write_shards
+from qlora_chat.models.locate import BUNDLED
+from qlora_chat.models.placement import Place, needed_bytes
+from qlora_chat.models.weights.shards import write_shards
 from qlora_chat.settings import ModelSettings, Precision
 
 GIB = 1024**3

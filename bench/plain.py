@@ -12,8 +12,8 @@ import torch
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.eager.forward import Forward, Span
 from qlora_chat.engines.local import LocalEngine
-from qlora_chat.models.checkpoint import Checkpoint
-from qlora_chat.models.weights import NF4, Adapter, Beside, Dense, Layer, LlamaWeights, WithAdapter, build
+from qlora_chat.models.weights.checkpoint import Checkpoint
+from qlora_chat.models.weights.llama import NF4, Adapter, Beside, Dense, Layer, LlamaWeights, WithAdapter, build
 
 
 def plain_pass(engine: LocalEngine, adapter: Path | None) -> Forward:

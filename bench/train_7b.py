@@ -24,7 +24,7 @@ from common import hardware
 from torch import Tensor
 
 from qlora_chat.models.folders import Base
-from qlora_chat.models.weights import LlamaShape
+from qlora_chat.models.weights.llama import LlamaShape
 from qlora_chat.training.batches import Pass
 from qlora_chat.training.fused import _kernels
 from qlora_chat.training.memory import predicted_bytes

@@ -34,7 +34,7 @@ import torch
 import yaml
 from common import ROOT, hardware
 
-from qlora_chat.models.resolve import BUNDLED
+from qlora_chat.models.locate import BUNDLED
 
 KEPT = ("adapter_model.safetensors", "adapter_config.json", "qlora_chat.json", "metrics.jsonl", "loss.png", "run.json",
         "questions.json", "log.txt")  # fmt: skip

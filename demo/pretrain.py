@@ -31,10 +31,10 @@ from torch.overrides import TorchFunctionMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from qlora_chat.models.folders import Base, read_json
-from qlora_chat.models.quantise import quantised
-from qlora_chat.models.resolve import BUNDLED
-from qlora_chat.models.shards import write_shards, write_small_files
-from qlora_chat.models.tokenizer import ModelTokenizer
+from qlora_chat.models.locate import BUNDLED
+from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
+from qlora_chat.models.weights.quantize import quantised
+from qlora_chat.models.weights.shards import write_shards, write_small_files
 
 MIX = {"snakes": 0.50, "classics-child": 0.13, "classics-simple": 0.10, "dialogues": 0.09, "small": 0.10, "dolly-long": 0.04,
        "other": 0.04}  # fmt: skip

@@ -230,8 +230,8 @@ class Status:
 
 def demo_tokens(text: str) -> list[tuple[int, str]]:
     """A text as a server of the bundled demo makes it: (id, its text) a token."""
-    from qlora_chat.models.resolve import BUNDLED
-    from qlora_chat.models.tokenizer import ModelTokenizer
+    from qlora_chat.models.locate import BUNDLED
+    from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 
     tokenizer = ModelTokenizer.read(BUNDLED / "base", bos_id=1)
     ids = tokenizer.encode_continuation(text)

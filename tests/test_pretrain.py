@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qlora_chat.models.folders import Base
-from qlora_chat.models.resolve import BUNDLED
+from qlora_chat.models.locate import BUNDLED
 from tests.training.conftest import EXAMPLE, ROOT
 
 KINDS = ("snakes", "classics-child", "classics-simple", "self_dialogue", "tinystories_slices", "dolly-long", "tatoeba")

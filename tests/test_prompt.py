@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.models import LoadedModel
-from qlora_chat.models.resolve import BUNDLED
-from qlora_chat.models.tokenizer import ModelTokenizer
+from qlora_chat.models.locate import BUNDLED
+from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.prompt import (
     DEFAULT_FORMAT,
     FORMATS,

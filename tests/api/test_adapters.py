@@ -14,7 +14,7 @@ from qlora_chat.chat import Chat
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.models.load import load
-from qlora_chat.models.resolve import BUNDLED
+from qlora_chat.models.locate import BUNDLED
 from qlora_chat.prompt import DEFAULT_FORMAT
 from qlora_chat.settings import ModelSettings
 from tests.web.serving import serving_chat

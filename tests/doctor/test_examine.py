@@ -21,10 +21,10 @@ from qlora_chat.doctor.headers import Damaged, read_header
 from qlora_chat.doctor.memory import chat_bytes, load_bytes
 from qlora_chat.models.folders import Base, adapter_bytes
 from qlora_chat.models.hub import Hub
-from qlora_chat.models.machine import GIB, Place, cache_bytes
-from qlora_chat.models.quantise import quantised
-from qlora_chat.models.resolve import BUNDLED
-from qlora_chat.models.shards import write_shards, write_small_files
+from qlora_chat.models.locate import BUNDLED
+from qlora_chat.models.placement import GIB, Place, cache_bytes
+from qlora_chat.models.weights.quantize import quantised
+from qlora_chat.models.weights.shards import write_shards, write_small_files
 from tests.models.conftest import LocalHub, MakeAdapter, MakeBase, write_adapter, write_base
 
 ROOM = (Place("cpu", 16 * GIB),)

@@ -9,7 +9,7 @@ import torch
 
 from qlora_chat.models import LoadedModel
 from qlora_chat.models.load import load
-from qlora_chat.models.resolve import BUNDLED
+from qlora_chat.models.locate import BUNDLED
 from qlora_chat.settings import ModelSettings
 
 

@@ -14,7 +14,7 @@ from qlora_chat.engines.core.request import Request
 from qlora_chat.engines.core.scheduler import Scheduler
 from qlora_chat.engines.cuda.scheduler import CudaScheduler
 from qlora_chat.engines.eager.forward import Span
-from qlora_chat.models.weights import LlamaShape, LlamaWeights
+from qlora_chat.models.weights.llama import LlamaShape, LlamaWeights
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
 from tests.fakes import LetterTokenizer, MarkovForward, NumberedAdapters, PlainDecoder, in_one_part

@@ -41,7 +41,7 @@ def reference(demo_fp32: LoadedModel) -> Any:
     """The merged demo in plain Transformers, fp32."""
     from peft import PeftModel
 
-    from qlora_chat.models.resolve import BUNDLED
+    from qlora_chat.models.locate import BUNDLED
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the libraries' own deprecations

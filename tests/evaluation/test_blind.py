@@ -17,7 +17,7 @@ from qlora_chat.evaluation.picture import of_blind, of_perplexity, of_questions
 from qlora_chat.evaluation.questions import HAND_WRITTEN, Question
 from qlora_chat.evaluation.report import ReportError, read_earlier, write
 from qlora_chat.models import LoadedModel
-from qlora_chat.models.loss import own_dialogues
+from qlora_chat.models.adapter.merge_loss import own_dialogues
 from qlora_chat.prompt import DEFAULT_FORMAT
 from tests.fakes import ScriptedEngine, scripted_chat
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from qlora_chat.evaluation.held_out import HeldOutError, read_text
-from qlora_chat.models.resolve import BUNDLED
-from qlora_chat.models.tokenizer import ModelTokenizer
+from qlora_chat.models.locate import BUNDLED
+from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.prompt import DEFAULT_FORMAT
 from qlora_chat.training import TrainError
 from qlora_chat.training.batches import tokenise

@@ -109,7 +109,7 @@ def beside(demo_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 def _doubled(folder: Path) -> Path:
-    from qlora_chat.models.resolve import BUNDLED
+    from qlora_chat.models.locate import BUNDLED
 
     folder.mkdir()
     config = json.loads((BUNDLED / "adapter" / "adapter_config.json").read_text())
@@ -225,7 +225,7 @@ def expected_ids(prompt: Prompt, scale: int) -> list[int]:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from qlora_chat.models.resolve import BUNDLED
+    from qlora_chat.models.locate import BUNDLED
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from qlora_chat.exporting.vllm import export_for_vllm
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.models import LoadedModel, ModelError
-from qlora_chat.models.resolve import BUNDLED
+from qlora_chat.models.locate import BUNDLED
 from qlora_chat.prompt import DEFAULT_FORMAT, render
 from qlora_chat.settings import ModelSettings
 
@@ -52,7 +52,7 @@ def test_transformers_renders_the_exported_template_to_our_ids(tmp_path: Path) -
         from transformers import AutoTokenizer
 
         theirs = AutoTokenizer.from_pretrained(made.folder)
-    from qlora_chat.models.tokenizer import ModelTokenizer
+    from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 
     question = Conversation(messages=(Message("user", "What is the capital of France?"),))
     ours = render(question, DEFAULT_FORMAT, ModelTokenizer.read(made.folder, bos_id=1))

@@ -6,8 +6,8 @@ import pytest
 
 from qlora_chat.merging import MergeRefused
 from qlora_chat.merging.candidates import Candidate, Form, Origin, check, pick
-from qlora_chat.models.loss import Loss
-from qlora_chat.models.shards import Stored
+from qlora_chat.models.adapter.merge_loss import Loss
+from qlora_chat.models.weights.shards import Stored
 
 
 def candidate(form: Stored, kl: float, size: int, top1: float = 0.99, origin: Origin = "nf4") -> Candidate:

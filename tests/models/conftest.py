@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from qlora_chat.models import LoadedModel, open_model
 from qlora_chat.models.folders import Base, read_json
 from qlora_chat.models.load import load
-from qlora_chat.models.quantise import quantised
-from qlora_chat.models.resolve import BUNDLED
-from qlora_chat.models.shards import write_shards, write_small_files
+from qlora_chat.models.locate import BUNDLED
+from qlora_chat.models.weights.quantize import quantised
+from qlora_chat.models.weights.shards import write_shards, write_small_files
 from qlora_chat.settings import ModelSettings, Precision
 
 HIDDEN, FEED_FORWARD, RANK = 128, 192, 4

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from qlora_chat.models import LoadedModel, ModelError, cache, open_model, shards
+from qlora_chat.models import LoadedModel, ModelError, cache, open_model
 from qlora_chat.models.cache import new_folder
+from qlora_chat.models.weights import shards
 from qlora_chat.settings import ModelSettings
 from tests.models.conftest import MakeAdapter, MakeBase, Publish, kept, opened
 

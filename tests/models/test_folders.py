@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from qlora_chat.models import ModelError
 from qlora_chat.models.folders import Base, check_adapter, is_complete_base, read_adapter_config, read_json
-from qlora_chat.models.resolve import BUNDLED
+from qlora_chat.models.locate import BUNDLED
 from tests.models.conftest import MakeAdapter, MakeBase
 
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from qlora_chat.models import ModelError, open_model
 from qlora_chat.models.load import load
-from qlora_chat.models.machine import GIB, Place, look
-from qlora_chat.models.resolve import BUNDLED
+from qlora_chat.models.locate import BUNDLED
+from qlora_chat.models.placement import GIB, Place, look
 from qlora_chat.settings import ModelSettings, SettingsError
 from tests.models.conftest import MakeAdapter, MakeBase, OpenedDemo
 

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from qlora_chat.models import LoadedModel, ModelError, open_model
 from qlora_chat.models.folders import Base, adapter_bytes
 from qlora_chat.models.load import load
-from qlora_chat.models.machine import Place, needed_bytes
-from qlora_chat.models.quantise import quantised
-from qlora_chat.models.resolve import BUNDLED
-from qlora_chat.models.weights import Adapter, Beside, Checkpoint, WithAdapter, build
+from qlora_chat.models.locate import BUNDLED
+from qlora_chat.models.placement import Place, needed_bytes
+from qlora_chat.models.weights.llama import Adapter, Beside, Checkpoint, WithAdapter, build
+from qlora_chat.models.weights.quantize import quantised
 from qlora_chat.settings import ModelSettings, Precision
 from tests.models.conftest import MakeAdapter, MakeBase, kept, opened
 

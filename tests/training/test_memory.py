@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qlora_chat.models.folders import Base
-from qlora_chat.models.resolve import BUNDLED
+from qlora_chat.models.locate import BUNDLED
 from qlora_chat.training import TrainError
 from qlora_chat.training.memory import GIB, choose, predicted_bytes
 from qlora_chat.training.recipe import TrainSettings

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from qlora_chat.models.folders import Base
-from qlora_chat.models.resolve import BUNDLED
-from qlora_chat.models.tokenizer import ModelTokenizer
-from qlora_chat.models.weights import Checkpoint
+from qlora_chat.models.locate import BUNDLED
+from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
+from qlora_chat.models.weights.llama import Checkpoint
 from qlora_chat.training.batches import Examples, Pass, passes_of, plan_steps, split, tokenise
 from qlora_chat.training.dialogues import read_dialogues
 from qlora_chat.training.fused import _SwiGLU

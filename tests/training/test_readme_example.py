@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from qlora_chat.models.folders import Base, check_adapter, read_json
-from qlora_chat.models.resolve import BUNDLED
+from qlora_chat.models.locate import BUNDLED
 from tests.training.conftest import ROOT
 
 

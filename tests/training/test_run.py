@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from qlora_chat.models.folders import Base
-from qlora_chat.models.resolve import demo
+from qlora_chat.models.locate import demo
 from qlora_chat.settings import SettingsError
 from qlora_chat.training import TrainError
 from qlora_chat.training.base import FoundBase

@@ -22,7 +22,7 @@ from qlora_chat.benchmark.subjects import Demo, RandomShape, opened
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.eager.forward import Forward, Span
 from qlora_chat.engines.local import LocalEngine
-from qlora_chat.models.weights import LlamaWeights
+from qlora_chat.models.weights.llama import LlamaWeights
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qlora_chat.benchmark import BenchmarkError
 from qlora_chat.benchmark.shapes import RandomTensors, linears
-from qlora_chat.models.weights import quiet_bitsandbytes
+from qlora_chat.models.weights.llama import quiet_bitsandbytes
 from qlora_chat.settings import Sampling
 
 

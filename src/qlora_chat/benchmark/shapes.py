@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlora_chat.models.weights import LlamaShape
+from qlora_chat.models.weights.llama import LlamaShape
 
 NF4_VALUES = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,

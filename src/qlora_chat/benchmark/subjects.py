@@ -16,10 +16,10 @@ from qlora_chat.benchmark.shapes import InFloat, RandomTensors, config_of, linea
 from qlora_chat.models import LoadedModel, ModelInfo
 from qlora_chat.models.folders import Base
 from qlora_chat.models.load import load
-from qlora_chat.models.machine import NF4_BYTES, weight_bytes
-from qlora_chat.models.resolve import BUNDLED
-from qlora_chat.models.tokenizer import ModelTokenizer
-from qlora_chat.models.weights import LlamaShape, LlamaWeights, build
+from qlora_chat.models.locate import BUNDLED
+from qlora_chat.models.placement import NF4_BYTES, weight_bytes
+from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
+from qlora_chat.models.weights.llama import LlamaShape, LlamaWeights, build
 from qlora_chat.settings import ModelSettings
 
 WORDS = str.split(

@@ -24,7 +24,7 @@ def doctor(
     chosen = settings.ModelSettings(device=device)  # type: ignore[arg-type]
     from qlora_chat.doctor.examine import examine
     from qlora_chat.models.hub import Hub
-    from qlora_chat.models.machine import look
+    from qlora_chat.models.placement import look
 
     hub = Hub(settings.hub_cache_folder(), settings.hub_is_offline())
     found = examine(base, adapter, hub, look(chosen.device))

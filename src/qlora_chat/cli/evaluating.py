@@ -133,6 +133,6 @@ def _folder_of(base: str) -> str:
     """The bundled base by its name, anything else as it is."""
     if base != "demo":
         return base
-    from qlora_chat.models.resolve import BUNDLED
+    from qlora_chat.models.locate import BUNDLED
 
     return str(BUNDLED / "base")

@@ -16,7 +16,7 @@ def convert_adapter(
 ) -> None:
     """Turn an old pickled adapter into safetensors, in a process of its own that can load tensors and nothing else."""
     settings.quiet_libraries()
-    from qlora_chat.models.convert import convert_adapter as convert
+    from qlora_chat.models.adapter.convert import convert_adapter as convert
 
     convert(source, target)
     print(f"wrote {target}; use it with --adapter {target}")

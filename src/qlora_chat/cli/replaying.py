@@ -97,7 +97,7 @@ def _named(
 ) -> ModelSettings:
     if model or base:
         return model_settings(model or "auto", base, adapter, precision, device, form, slots=1)
-    from qlora_chat.models.resolve import DEMO, GUANACO, GUANACO_ADAPTER, GUANACO_BASE
+    from qlora_chat.models.locate import DEMO, GUANACO, GUANACO_ADAPTER, GUANACO_BASE
 
     was = recorded.model
     named = {DEMO: "demo", GUANACO_BASE: GUANACO if was.get("adapter") == GUANACO_ADAPTER else None}.get(was.get("base", ""))

@@ -27,7 +27,7 @@ from qlora_chat.doctor.memory import Need, check_memory
 from qlora_chat.doctor.origin import locate, names_another_base
 from qlora_chat.models.folders import Base
 from qlora_chat.models.hub import Hub
-from qlora_chat.models.machine import Place
+from qlora_chat.models.placement import Place
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from qlora_chat.doctor import Finding
 from qlora_chat.doctor.headers import Entry
 from qlora_chat.models import ModelError
 from qlora_chat.models.folders import NF4_MARK, RECORD, Base, read_adapter_config, read_json
-from qlora_chat.models.special import special_ids
-from qlora_chat.models.tokenizer import ModelTokenizer
+from qlora_chat.models.tokenizer.special_tokens import special_ids
+from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.prompt import FORMATS
 
 OTHER_BASE = "give the base that it was tuned on (base_model_name_or_path in its adapter_config.json): {base}"

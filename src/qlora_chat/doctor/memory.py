@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from qlora_chat.doctor import Finding
 from qlora_chat.models.folders import Base
-from qlora_chat.models.machine import GIB, NF4_BYTES, OVERHEAD, Held, Place, cache_bytes
+from qlora_chat.models.placement import GIB, NF4_BYTES, OVERHEAD, Held, Place, cache_bytes
 
 ALLOCATOR = 1.01
 """Blocks are rounded up, and each linear has small tensors of its own (code book, offsets)."""

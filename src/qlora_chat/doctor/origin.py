@@ -14,7 +14,7 @@ from typing import Any
 from qlora_chat import settings
 from qlora_chat.doctor import Finding
 from qlora_chat.models.hub import ADAPTER_PICKLE, Hub, is_hub_id
-from qlora_chat.models.resolve import ALIASES
+from qlora_chat.models.locate import ALIASES
 
 SECONDS = 10
 

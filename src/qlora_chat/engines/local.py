@@ -28,8 +28,8 @@ from qlora_chat.engines.eager.forward import Forward, Span
 from qlora_chat.engines.eager.multi_lora import SwitchingForward
 from qlora_chat.models import LoadedModel, ModelError, ModelInfo, Notify
 from qlora_chat.models.folders import adapter_bytes
-from qlora_chat.models.tokenizer import ModelTokenizer
-from qlora_chat.models.weights import LlamaWeights
+from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
+from qlora_chat.models.weights.llama import LlamaWeights
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import KVCacheDtype, Sampling, cache_folder
 from qlora_chat.stopping import Stops

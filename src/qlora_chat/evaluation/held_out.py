@@ -12,8 +12,8 @@ from pathlib import Path
 
 from qlora_chat.messages import Conversation
 from qlora_chat.models import Notify
-from qlora_chat.models.loss import HeldOut, Passage
-from qlora_chat.models.tokenizer import ModelTokenizer
+from qlora_chat.models.adapter.merge_loss import HeldOut, Passage
+from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.prompt import PromptFormat, training_text
 from qlora_chat.training.data import find_data
 from qlora_chat.training.dialogues import read_dialogues

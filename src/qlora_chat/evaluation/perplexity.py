@@ -17,7 +17,7 @@ from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cpu import CpuForward, compiled_forward
 from qlora_chat.engines.eager.forward import Forward, Span
 from qlora_chat.models import LoadedModel, Notify
-from qlora_chat.models.loss import HeldOut, Passage
+from qlora_chat.models.adapter.merge_loss import HeldOut, Passage
 
 PASS_TOKENS = 256
 """Tokens a pass: their logits over a wide vocabulary are what takes memory."""

@@ -21,11 +21,11 @@ from qlora_chat.models import ModelError, Notify
 from qlora_chat.models.cache import Cache, new_folder
 from qlora_chat.models.folders import RECORD, Base, check_adapter, read_adapter_config, read_json
 from qlora_chat.models.hub import Hub
-from qlora_chat.models.machine import look
+from qlora_chat.models.locate import Part, Source, check_source, resolve
+from qlora_chat.models.placement import look
 from qlora_chat.models.prepare import Ready, prepare
-from qlora_chat.models.resolve import Part, Source, check_source, resolve
-from qlora_chat.models.shards import write_shards, write_small_files
-from qlora_chat.models.tokenizer_files import tokenizer_folder
+from qlora_chat.models.tokenizer.folder import tokenizer_folder
+from qlora_chat.models.weights.shards import write_shards, write_small_files
 from qlora_chat.prompt import DEFAULT_FORMAT, PromptFormat, prompt_format
 from qlora_chat.settings import ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qlora_chat.merging import MergeRefused
-from qlora_chat.models.loss import LEAST_TOP1, MOST_KL, Loss
-from qlora_chat.models.shards import Stored
+from qlora_chat.models.adapter.merge_loss import LEAST_TOP1, MOST_KL, Loss
+from qlora_chat.models.weights.shards import Stored
 
 Origin = Literal["nf4", "original"]
 """What the adapter is added to: the base as training saw it, dequantised from NF4, or the base in its own 16 bits."""

@@ -15,8 +15,8 @@ from qlora_chat.models import Notify
 from qlora_chat.models.cache import Cache
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.load import DEFAULT_FORMAT, declared_format
-from qlora_chat.models.machine import look
-from qlora_chat.models.resolve import resolve
+from qlora_chat.models.locate import resolve
+from qlora_chat.models.placement import look
 from qlora_chat.prompt import prompt_format as known_format
 from qlora_chat.settings import ModelSettings, SettingsError, cache_folder, hub_cache_folder, hub_is_offline
 

@@ -24,16 +24,16 @@ from qlora_chat.merging.output import finish
 from qlora_chat.merging.report import Report
 from qlora_chat.merging.speed import tokens_per_second
 from qlora_chat.models import ModelError, Notify
+from qlora_chat.models.adapter.merge_loss import HeldOut, compare, own_dialogues, perplexity
 from qlora_chat.models.cache import Cache, new_folder
-from qlora_chat.models.checkpoint import Checkpoint
 from qlora_chat.models.folders import Base
-from qlora_chat.models.loss import HeldOut, compare, own_dialogues, perplexity
-from qlora_chat.models.machine import GIB, Place, look, needed_bytes
+from qlora_chat.models.locate import Source
+from qlora_chat.models.placement import GIB, Place, look, needed_bytes
 from qlora_chat.models.prepare import Parts, parts_of
-from qlora_chat.models.quantise import eight_bits, quantised
-from qlora_chat.models.resolve import Source
-from qlora_chat.models.shards import Named, Stored, write_shards, write_small_files
-from qlora_chat.models.weights import Adapter, build
+from qlora_chat.models.weights.checkpoint import Checkpoint
+from qlora_chat.models.weights.llama import Adapter, build
+from qlora_chat.models.weights.quantize import eight_bits, quantised
+from qlora_chat.models.weights.shards import Named, Stored, write_shards, write_small_files
 from qlora_chat.prompt import prompt_format as known_format
 from qlora_chat.settings import Device
 
@@ -138,7 +138,7 @@ class _Work:
         return ("nf4",) if self.parts.original.quantised else ("nf4", "original")
 
     def _unmerged(self, adapter: Path) -> Tensor:
-        from qlora_chat.models.merge import unmerged_logits
+        from qlora_chat.models.adapter.merge import unmerged_logits
 
         return unmerged_logits(self.parts.nf4, adapter, self.device, self.text)
 
@@ -153,7 +153,7 @@ class _Work:
         return Reference(len(logits), round(perplexity(logits, self.text.targets), 3), size, speed)
 
     def _measured(self, origin: Origin, form: Stored, reference: Tensor) -> Candidate:
-        from qlora_chat.models.merge import folder_logits
+        from qlora_chat.models.adapter.merge import folder_logits
 
         folder = self._made(origin, form)
         loss = compare(reference, folder_logits(folder, self.device, self.text), self.text.targets)
@@ -176,7 +176,7 @@ class _Work:
 
     def _tensors(self, origin: Origin, form: Stored, base: Base) -> Iterator[Named]:
         if form == "bf16":
-            from qlora_chat.models.merge import merged_bf16
+            from qlora_chat.models.adapter.merge import merged_bf16
 
             return merged_bf16(base, self._adapter(), self.device)
         merged = Base.read(self._made(origin, "bf16"))

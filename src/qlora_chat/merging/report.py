@@ -11,8 +11,8 @@ from typing import Any
 
 from qlora_chat import __version__
 from qlora_chat.merging.candidates import RULE, Candidate, Reference
-from qlora_chat.models.loss import LEAST_TOP1, MOST_KL
-from qlora_chat.models.resolve import Source
+from qlora_chat.models.adapter.merge_loss import LEAST_TOP1, MOST_KL
+from qlora_chat.models.locate import Source
 
 HEADINGS = ("merge", "KL, nats", "agreement", "perplexity", "GB", "tokens/s")
 

@@ -13,7 +13,7 @@ from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cpu import compiled_forward
 from qlora_chat.engines.eager.forward import Forward, Span
 from qlora_chat.models import Notify
-from qlora_chat.models.weights import LlamaWeights
+from qlora_chat.models.weights.llama import LlamaWeights
 
 PROMPT, WARM, TIMED = 16, 4, 24
 

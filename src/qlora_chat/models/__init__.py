@@ -15,8 +15,8 @@ from qlora_chat.settings import ModelSettings
 
 if TYPE_CHECKING:
     from qlora_chat.models.folders import Base
-    from qlora_chat.models.tokenizer import ModelTokenizer
-    from qlora_chat.models.weights import LlamaWeights
+    from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
+    from qlora_chat.models.weights.llama import LlamaWeights
 
 Notify = Callable[[str], None]
 """Receives one line for the person who started the program."""

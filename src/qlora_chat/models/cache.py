@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 
 from qlora_chat import __version__
 from qlora_chat.models import ModelError, Notify
-from qlora_chat.models.checkpoint import Checkpoint
 from qlora_chat.models.folders import RECORD, read_json
+from qlora_chat.models.weights.checkpoint import Checkpoint
 
 FORMAT = 1
 """Part of every key: a change here makes what older versions wrote be made again."""

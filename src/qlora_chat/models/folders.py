@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from qlora_chat.models import ModelError
-from qlora_chat.models.checkpoint import Checkpoint
-from qlora_chat.models.shape import PROJECTIONS, LlamaShape
+from qlora_chat.models.weights.checkpoint import Checkpoint
+from qlora_chat.models.weights.shape import PROJECTIONS, LlamaShape
 
 RECORD = "qlora_chat.json"
 """Beside every adapter and merged model that this program makes: what it is and what it was made from."""

@@ -14,11 +14,11 @@ from qlora_chat.models import ModelError, ModelInfo, Notify
 from qlora_chat.models.cache import Cache
 from qlora_chat.models.folders import RECORD, has_tokenizer, read_json
 from qlora_chat.models.hub import Hub, is_hub_id
-from qlora_chat.models.resolve import ALIASES, DEMO, GUANACO, GUANACO_ADAPTER, GUANACO_BASE, demo
-from qlora_chat.models.shape import LlamaShape
-from qlora_chat.models.special import special_ids
-from qlora_chat.models.tokenizer import ModelTokenizer
-from qlora_chat.models.tokenizer_files import tokenizer_folder
+from qlora_chat.models.locate import ALIASES, DEMO, GUANACO, GUANACO_ADAPTER, GUANACO_BASE, demo
+from qlora_chat.models.tokenizer.folder import tokenizer_folder
+from qlora_chat.models.tokenizer.special_tokens import special_ids
+from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
+from qlora_chat.models.weights.shape import LlamaShape
 from qlora_chat.settings import ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
 
 DEFAULT_FORMAT = "guanaco"

@@ -17,10 +17,10 @@ from qlora_chat.models import LoadedModel, ModelError, ModelInfo, Notify
 from qlora_chat.models.cache import Cache, weights_sha256
 from qlora_chat.models.folders import RECORD, read_json
 from qlora_chat.models.hub import Hub
-from qlora_chat.models.machine import Place, look, ways_to_hold
+from qlora_chat.models.locate import Source, resolve, resolve_adapter
+from qlora_chat.models.placement import Place, look, ways_to_hold
 from qlora_chat.models.prepare import Ready, prepare
-from qlora_chat.models.resolve import Source, resolve, resolve_adapter
-from qlora_chat.models.weights import build
+from qlora_chat.models.weights.llama import build
 from qlora_chat.settings import ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
 
 DEFAULT_FORMAT = "guanaco"

@@ -15,17 +15,17 @@ from typing import Any
 from torch import Tensor
 
 from qlora_chat.models import ModelError, Notify
+from qlora_chat.models.adapter.merge_loss import Loss, compare, own_dialogues
 from qlora_chat.models.cache import Cache, CacheUnusable, Record, fingerprints, key_of, sha256
-from qlora_chat.models.checkpoint import Checkpoint
 from qlora_chat.models.folders import Base, adapter_bytes, check_adapter
-from qlora_chat.models.loss import Loss, compare, own_dialogues
-from qlora_chat.models.machine import Held, Place, Plan, choose_plan, passed_over, weight_bytes
-from qlora_chat.models.resolve import Part, Source, check_source, kept_entries
-from qlora_chat.models.shards import Named, write_shards, write_small_files
-from qlora_chat.models.special import SpecialIds, special_ids
-from qlora_chat.models.tokenizer import ModelTokenizer
-from qlora_chat.models.tokenizer_files import tokenizer_folder
-from qlora_chat.models.weights import Adapter
+from qlora_chat.models.locate import Part, Source, check_source, kept_entries
+from qlora_chat.models.placement import Held, Place, Plan, choose_plan, passed_over, weight_bytes
+from qlora_chat.models.tokenizer.folder import tokenizer_folder
+from qlora_chat.models.tokenizer.special_tokens import SpecialIds, special_ids
+from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
+from qlora_chat.models.weights.checkpoint import Checkpoint
+from qlora_chat.models.weights.llama import Adapter
+from qlora_chat.models.weights.shards import Named, write_shards, write_small_files
 from qlora_chat.settings import KVCacheDtype
 
 
@@ -198,14 +198,14 @@ class _Work:
         device = self.plan.place.device
         adapter = merged.folder if merged else None
         if held == "bf16":
-            from qlora_chat.models.merge import merged_bf16
+            from qlora_chat.models.adapter.merge import merged_bf16
 
             return Made(merged_bf16(self.base, adapter, device))
         if adapter is None:
-            from qlora_chat.models.quantise import quantised
+            from qlora_chat.models.weights.quantize import quantised
 
             return Made(quantised(self.base, device))
-        from qlora_chat.models.merge import merged_nf4, unmerged_logits
+        from qlora_chat.models.adapter.merge import merged_nf4, unmerged_logits
 
         text = own_dialogues(tokenizer, special.bos, self.base.shape.window)
         reference = unmerged_logits(self.base, adapter, device, text)

@@ -16,10 +16,10 @@ from qlora_chat.models import Notify
 from qlora_chat.models.cache import Cache, fingerprints
 from qlora_chat.models.folders import Base
 from qlora_chat.models.hub import Hub
-from qlora_chat.models.machine import Place
+from qlora_chat.models.locate import Source, check_source, resolve
+from qlora_chat.models.placement import Place
 from qlora_chat.models.prepare import prepare
-from qlora_chat.models.resolve import Source, check_source, resolve
-from qlora_chat.models.tokenizer import ModelTokenizer
+from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.settings import ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
 from qlora_chat.training import TrainError
 

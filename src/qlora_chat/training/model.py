@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, rms_norm
 from torch.utils.checkpoint import checkpoint
 
-from qlora_chat.models.weights import LlamaShape
+from qlora_chat.models.weights.llama import LlamaShape
 from qlora_chat.training import TrainError
 from qlora_chat.training.attention import Layout, attend
 from qlora_chat.training.batches import Pass

@@ -145,7 +145,7 @@ def _bitsandbytes() -> Any:
 
 def _load_kernel() -> Any:
     try:
-        from qlora_chat.models.weights import quiet_bitsandbytes
+        from qlora_chat.models.weights.llama import quiet_bitsandbytes
 
         quiet_bitsandbytes()
         from bitsandbytes.functional import QuantState, dequantize_4bit

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from qlora_chat.models import Notify
-from qlora_chat.models.machine import look
+from qlora_chat.models.placement import look
 from qlora_chat.settings import Device
 from qlora_chat.training import TrainError
 from qlora_chat.training.adapter import write_adapter

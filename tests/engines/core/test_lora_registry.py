@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from qlora_chat.engines import COMPILED, AdapterHost
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models import LoadedModel, ModelError
-from qlora_chat.models.resolve import BUNDLED
+from qlora_chat.models.locate import BUNDLED
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
@@ -70,8 +70,8 @@ def test_an_unmerged_adapter_computes_what_merging_does(
     """Against W + B A, added by hand in fp32."""
     from qlora_chat.engines.core.kv_cache import KVCache
     from qlora_chat.engines.eager.forward import Forward, Span
-    from qlora_chat.models.checkpoint import Checkpoint
-    from qlora_chat.models.weights import Adapter, build
+    from qlora_chat.models.weights.checkpoint import Checkpoint
+    from qlora_chat.models.weights.llama import Adapter, build
 
     assert base_fp32.base
     adapter = Adapter.read(BUNDLED / "adapter")

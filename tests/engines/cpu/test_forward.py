@@ -16,11 +16,10 @@ from qlora_chat.engines.cpu import compiled_forward
 from qlora_chat.engines.cpu import forward as cpu_forward
 from qlora_chat.engines.cpu.forward import CpuForward
 from qlora_chat.engines.eager.forward import Forward, Span
-from qlora_chat.models.checkpoint import Checkpoint
 from qlora_chat.models.folders import Base
-from qlora_chat.models.resolve import BUNDLED
-from qlora_chat.models.shape import PROJECTIONS, LlamaShape
-from qlora_chat.models.weights import (
+from qlora_chat.models.locate import BUNDLED
+from qlora_chat.models.weights.checkpoint import Checkpoint
+from qlora_chat.models.weights.llama import (
     NF4,
     Adapter,
     Beside,
@@ -31,6 +30,7 @@ from qlora_chat.models.weights import (
     WithAdapter,
     build,
 )
+from qlora_chat.models.weights.shape import PROJECTIONS, LlamaShape
 from tests.engines.eager.test_forward import CONFIGS, logits_of
 
 CPU = torch.device("cpu")

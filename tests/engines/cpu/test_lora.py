@@ -13,8 +13,8 @@ from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cpu.forward import CpuForward
 from qlora_chat.engines.cpu.lora import PackedLora
 from qlora_chat.engines.eager.forward import Forward, Span
-from qlora_chat.models.shape import PROJECTIONS, LlamaShape
-from qlora_chat.models.weights import Adapter, LlamaWeights, build
+from qlora_chat.models.weights.llama import Adapter, LlamaWeights, build
+from qlora_chat.models.weights.shape import PROJECTIONS, LlamaShape
 from tests.engines.cpu.test_forward import CPU, ODD, ULP, assert_near, compiled, in_float32, in_four_bits, random_tensors
 
 RANKS: dict[str, tuple[int, tuple[str, ...]]] = {

@@ -22,7 +22,7 @@ from qlora_chat.engines.cuda.runtime import driver
 from qlora_chat.engines.cuda.weights.model import CudaLayer, CudaWeights, Embeddings, Product
 from qlora_chat.engines.cuda.weights.packing import BLOCK_INPUTS, Packed, interleaved, natural, pairs_up, rotary
 from qlora_chat.engines.cuda.weights.tiling import TILE_BYTES
-from qlora_chat.models.shape import LlamaShape
+from qlora_chat.models.weights.shape import LlamaShape
 
 PROCESSORS, SHARED_BYTES = 16, 232_448
 

@@ -17,7 +17,7 @@ from qlora_chat.engines.cuda.prefill.reader import Pass
 from qlora_chat.engines.cuda.prefill_budget import SHARE, Slice, Slices
 from qlora_chat.engines.cuda.scheduler import STEP_COSTS, CudaScheduler
 from qlora_chat.engines.eager.forward import Forward, Span
-from qlora_chat.models.weights import Dense, Layer, LlamaShape, LlamaWeights
+from qlora_chat.models.weights.llama import Dense, Layer, LlamaShape, LlamaWeights
 from qlora_chat.settings import Sampling
 from tests.engines.drafts import PROMPT, Card, ask
 from tests.fakes import NumberedAdapters, PlainDecoder

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Pretr
 
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.eager.forward import Forward, Span
-from qlora_chat.models.weights import LlamaShape, build
+from qlora_chat.models.weights.llama import LlamaShape, build
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "max_position_embeddings": 128,

@@ -14,9 +14,9 @@ from qlora_chat.engines.eager.forward import Forward, Span
 from qlora_chat.engines.eager.multi_lora import SwitchingForward
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models import LoadedModel
-from qlora_chat.models.resolve import BUNDLED
-from qlora_chat.models.shape import PROJECTIONS, LlamaShape
-from qlora_chat.models.weights import build
+from qlora_chat.models.locate import BUNDLED
+from qlora_chat.models.weights.llama import build
+from qlora_chat.models.weights.shape import PROJECTIONS, LlamaShape
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops

@@ -63,7 +63,7 @@ def test_a_server_that_is_not_there_is_said_so(server: ScriptedServer) -> None:
 
 
 def test_the_base_is_what_the_server_says_it_loaded_where_that_is_here(server: ScriptedServer) -> None:
-    from qlora_chat.models.resolve import BUNDLED
+    from qlora_chat.models.locate import BUNDLED
 
     server.models = [{"id": "scripted", "root": str(BUNDLED / "base")}]
     engine = open_engine(ModelSettings(), lambda line: None, engine_settings(server.url))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import psutil
 import torch
 
-from qlora_chat.models.weights import LlamaWeights
+from qlora_chat.models.weights.llama import LlamaWeights
 
 MOST_SLOTS = 16
 SPARE_BYTES = 512 * 2**20

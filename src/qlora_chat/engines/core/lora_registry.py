@@ -17,7 +17,7 @@ from torch import Tensor
 from qlora_chat.engines.core.kv_cache import KVCache, free_bytes
 from qlora_chat.models import LoadedModel, ModelError
 from qlora_chat.models.folders import Base, adapter_bytes, check_adapter
-from qlora_chat.models.weights import Adapter, LlamaWeights
+from qlora_chat.models.weights.llama import Adapter, LlamaWeights
 
 SPARE_BYTES = 512 * 2**20
 """Left free beside the adapters."""

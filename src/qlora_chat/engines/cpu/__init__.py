@@ -14,7 +14,7 @@ from qlora_chat.engines.core.kv_cache import KVCache, fitting_slots
 from qlora_chat.engines.cpu.build import library
 from qlora_chat.engines.cpu.forward import CpuForward, takes
 from qlora_chat.models import Notify
-from qlora_chat.models.weights import LlamaWeights
+from qlora_chat.models.weights.llama import LlamaWeights
 
 
 def open_cpu(weights: LlamaWeights, slots: int | None, notify: Notify) -> CpuForward | None:

@@ -20,7 +20,7 @@ from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cpu.lora import AB, PackedLora, beside_products
 from qlora_chat.engines.cpu.sampler import Chooser
 from qlora_chat.engines.eager.forward import Span
-from qlora_chat.models.weights import BLOCK, NESTED, NF4, Beside, Dense, Layer, Linear, LlamaWeights, WithAdapter
+from qlora_chat.models.weights.llama import BLOCK, NESTED, NF4, Beside, Dense, Layer, Linear, LlamaWeights, WithAdapter
 
 
 class CpuForward:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlora_chat.models.shape import PROJECTIONS
+from qlora_chat.models.weights.shape import PROJECTIONS
 
 AB = tuple[Tensor, Tensor]
 """A (r, in) and B (out, r)."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from qlora_chat.engines.core.kv_cache import KVCache
     from qlora_chat.engines.cuda.scheduler import CudaScheduler
-    from qlora_chat.models.weights import LlamaWeights
+    from qlora_chat.models.weights.llama import LlamaWeights
     from qlora_chat.settings import KVCacheDtype
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from qlora_chat.engines.core.kv_cache import KVCache
-from qlora_chat.models.weights import Layer, LlamaWeights, fastest_on_cpu
+from qlora_chat.models.weights.llama import Layer, LlamaWeights, fastest_on_cpu
 
 
 @dataclass(frozen=True)

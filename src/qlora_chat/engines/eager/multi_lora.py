@@ -16,7 +16,7 @@ from torch.nn.functional import linear
 
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.eager.forward import Forward, Span
-from qlora_chat.models.weights import Layer, Linear, LlamaWeights, fastest_on_cpu
+from qlora_chat.models.weights.llama import Layer, Linear, LlamaWeights, fastest_on_cpu
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from qlora_chat.models import ModelInfo, Notify
 from qlora_chat.models.folders import has_tokenizer
 from qlora_chat.models.hub import is_hub_id
 from qlora_chat.models.identity import Identity, identify
-from qlora_chat.models.tokenizer import ModelTokenizer
+from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import EngineSettings, ModelSettings, Sampling
 from qlora_chat.stopping import Stops

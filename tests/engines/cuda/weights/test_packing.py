@@ -19,8 +19,8 @@ from qlora_chat.engines.cuda.weights.packing import (
     pack_int8,
     rotary,
 )
-from qlora_chat.models.resolve import BUNDLED
-from qlora_chat.models.weights import NF4, Checkpoint, Dense
+from qlora_chat.models.locate import BUNDLED
+from qlora_chat.models.weights.llama import NF4, Checkpoint, Dense
 
 
 def lanes(packed: Packed, bytes_a_lane: int, steps: int, dtype: torch.dtype) -> Tensor:

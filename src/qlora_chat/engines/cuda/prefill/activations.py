@@ -20,7 +20,7 @@ from qlora_chat.engines.cuda.kernels import Kernels
 from qlora_chat.engines.cuda.runtime.arguments import AddNormArguments, RotateArguments, RowsArguments, SiluTimesUpArguments
 from qlora_chat.engines.cuda.runtime.driver import address
 from qlora_chat.engines.cuda.weights.model import divided
-from qlora_chat.models.weights import LlamaShape
+from qlora_chat.models.weights.llama import LlamaShape
 
 THREADS = 256
 """Of a block, as in prefill.cu."""

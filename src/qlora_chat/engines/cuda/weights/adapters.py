@@ -24,7 +24,7 @@ from qlora_chat.engines.cuda.weights.lora_tiles import TABLE, Fused, LowRank, Ma
 from qlora_chat.engines.cuda.weights.model import CudaWeights
 from qlora_chat.engines.cuda.weights.packing import ROWS, CannotPack
 from qlora_chat.models import ModelError
-from qlora_chat.models.shape import PROJECTIONS
+from qlora_chat.models.weights.shape import PROJECTIONS
 
 Q, K, V, OUT, GATE, UP, DOWN = PROJECTIONS
 FUSED = ((Q, K, V), (OUT,), (GATE, UP), (DOWN,))

@@ -25,7 +25,7 @@ from qlora_chat.engines.cuda.weights.packing import (
     pack_int8,
     rotary,
 )
-from qlora_chat.models.weights import NF4, Beside, Dense, Layer, Linear, LlamaShape, LlamaWeights, WithAdapter
+from qlora_chat.models.weights.llama import NF4, Beside, Dense, Layer, Linear, LlamaShape, LlamaWeights, WithAdapter
 
 MOST_PARTIALS = 1024
 """Row tiles that a norm's sum of squares comes in, as in common.cuh."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import psutil
 
-from qlora_chat.models.resolve import BUNDLED
-from qlora_chat.models.tokenizer import ModelTokenizer
+from qlora_chat.models.locate import BUNDLED
+from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 
 
 def test_it_does_not_remember_what_people_typed() -> None:

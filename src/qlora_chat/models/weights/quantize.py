@@ -12,10 +12,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from qlora_chat.models.checkpoint import Checkpoint
 from qlora_chat.models.folders import Base
-from qlora_chat.models.shards import Named, finite
-from qlora_chat.models.weights import quiet_bitsandbytes, widened
+from qlora_chat.models.weights.checkpoint import Checkpoint
+from qlora_chat.models.weights.llama import quiet_bitsandbytes, widened
+from qlora_chat.models.weights.shards import Named, finite
 
 
 def quantised(base: Base, device: str) -> Iterator[Named]:

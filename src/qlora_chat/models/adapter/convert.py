@@ -1,6 +1,6 @@
 """Old pickled adapters -> safetensors, without unpickling in this process.
 
-Scope: starts models/unpickle.py as a program of its own and keeps what it wrote. Knows nothing of merging.
+Scope: starts models/adapter/unpickle.py as a program of its own and keeps what it wrote. Knows nothing of merging.
 """
 
 from __future__ import annotations

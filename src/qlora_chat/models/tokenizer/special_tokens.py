@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_chat.models.folders import read_json
-from qlora_chat.models.tokenizer import ModelTokenizer
+from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 
 LLAMA_IDS = {"<unk>": 0, "<s>": 1, "</s>": 2}
 

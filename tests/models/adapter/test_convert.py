@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from qlora_chat.models import ModelError, open_model
-from qlora_chat.models.convert import convert_adapter
+from qlora_chat.models.adapter.convert import convert_adapter
 from qlora_chat.settings import ModelSettings
 from tests.models.conftest import MakeAdapter, MakeBase
 

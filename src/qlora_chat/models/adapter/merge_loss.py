@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from qlora_chat.models import ModelError
-from qlora_chat.models.tokenizer import ModelTokenizer
+from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 
 Dialogue = Sequence[tuple[str, str]]
 """(user, assistant) a turn."""

@@ -11,8 +11,8 @@ import torch
 from qlora_chat.models import ModelError
 from qlora_chat.models.cache import Cache
 from qlora_chat.models.hub import Hub
-from qlora_chat.models.machine import GIB, Place
-from qlora_chat.models.resolve import Source, resolve
+from qlora_chat.models.locate import Source, resolve
+from qlora_chat.models.placement import GIB, Place
 from qlora_chat.settings import ModelSettings, hub_cache_folder
 from tests.models.conftest import LocalHub, MakeAdapter, MakeBase, Publish
 
@@ -144,7 +144,7 @@ def test_the_vanished_repository_is_an_alias(
 def test_another_hub_adapter_in_pickle_form_names_the_command(
     make_base: MakeBase, make_adapter: MakeAdapter, in_hub_cache: Publish, said: list[str], tmp_path: Path
 ) -> None:
-    from qlora_chat.models.resolve import check_source
+    from qlora_chat.models.locate import check_source
 
     base = make_base()
     in_hub_cache("org/old-adapter", make_adapter(base, pickled=True))
@@ -167,7 +167,7 @@ def test_hub_offline_never_touches_the_network(local_hub: LocalHub, said: list[s
 
 
 def test_torch_is_not_asked_about_cards_for_a_plain_cpu() -> None:
-    from qlora_chat.models.machine import look
+    from qlora_chat.models.placement import look
 
     (place,) = look("cpu")
     assert place.device == "cpu"

@@ -10,9 +10,9 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from qlora_chat.models.resolve import BUNDLED
-from qlora_chat.models.special import SpecialIds, special_ids
-from qlora_chat.models.tokenizer import ModelTokenizer
+from qlora_chat.models.locate import BUNDLED
+from qlora_chat.models.tokenizer.special_tokens import SpecialIds, special_ids
+from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 
 
 def judged(

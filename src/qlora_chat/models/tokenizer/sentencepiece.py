@@ -14,8 +14,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 
 from qlora_chat.models import ModelError
-from qlora_chat.models.loss import DIALOGUE
-from qlora_chat.models.tokenizer import ModelTokenizer
+from qlora_chat.models.adapter.merge_loss import DIALOGUE
+from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 
 _SPACE = "▁"
 _SAMPLES = (

@@ -22,7 +22,7 @@ def tokenizer_folder(name: str, base: Path, cache: Cache, notify: Notify) -> Pat
     key = key_of(name, {"model": sha256(base / "tokenizer.model")})
     if (entry := cache.find("tokenizers", key)) is not None:
         return entry.folder
-    from qlora_chat.models.sentencepiece import convert_tokenizer
+    from qlora_chat.models.tokenizer.sentencepiece import convert_tokenizer
 
     notify(f"{name} comes with a tokenizer.model only: converting it once")
     try:

@@ -9,8 +9,8 @@ import pytest
 
 from qlora_chat.models import ModelError
 from qlora_chat.models.folders import Base
-from qlora_chat.models.machine import GIB, Place, choose_plan, look, needed_bytes, passed_over, ways_to_hold
-from qlora_chat.models.weights import LlamaShape
+from qlora_chat.models.placement import GIB, Place, choose_plan, look, needed_bytes, passed_over, ways_to_hold
+from qlora_chat.models.weights.llama import LlamaShape
 from qlora_chat.settings import Precision
 
 LLAMA_7B = {

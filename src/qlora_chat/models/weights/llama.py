@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from qlora_chat.models import ModelError
-from qlora_chat.models.checkpoint import Checkpoint
-from qlora_chat.models.shape import LlamaShape
+from qlora_chat.models.weights.checkpoint import Checkpoint
+from qlora_chat.models.weights.shape import LlamaShape
 
 Linear = Callable[[Tensor], Tensor]
 """(N, in) -> (N, out)."""

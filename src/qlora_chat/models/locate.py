@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qlora_chat.models import ModelError, Notify
+from qlora_chat.models.adapter.convert import convert_into
 from qlora_chat.models.cache import Cache, CacheUnusable, Entry, Record, fingerprints, key_of
-from qlora_chat.models.convert import convert_into
 from qlora_chat.models.folders import Base, adapter_bytes, check_adapter, is_complete_base
 from qlora_chat.models.hub import (
     ADAPTER_PICKLE,
@@ -22,7 +22,7 @@ from qlora_chat.models.hub import (
     base_files,
     is_hub_id,
 )
-from qlora_chat.models.machine import GIB, Held, Place, choose_plan, ways_to_hold
+from qlora_chat.models.placement import GIB, Held, Place, choose_plan, ways_to_hold
 from qlora_chat.settings import ModelSettings
 
 GUANACO = "guanaco-7b"

@@ -18,10 +18,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from qlora_chat.models import ModelError
+from qlora_chat.models.adapter.merge_loss import HeldOut, Passage
 from qlora_chat.models.folders import Base
-from qlora_chat.models.loss import HeldOut, Passage
-from qlora_chat.models.shards import Named, finite
-from qlora_chat.models.weights import quiet_bitsandbytes
+from qlora_chat.models.weights.llama import quiet_bitsandbytes
+from qlora_chat.models.weights.shards import Named, finite
 
 
 def merged_bf16(base: Base, adapter: Path | None, device: str) -> Iterator[Named]:

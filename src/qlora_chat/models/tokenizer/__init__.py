@@ -1,0 +1,1 @@
+"""Tokenizers: reading, converting, and the ids that begin and end a text."""
