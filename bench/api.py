@@ -124,10 +124,10 @@ def served(engine):
     from qlora_chat.chat import Chat
     from qlora_chat.history.memory import MemoryHistory
     from qlora_chat.prompt import DEFAULT_FORMAT
+    from qlora_chat.server.run import build_app, listen
+    from qlora_chat.server.site import Site
+    from qlora_chat.server.slow_clients import TimedConnection
     from qlora_chat.settings import ServeSettings
-    from qlora_chat.web.app import build_app, listen
-    from qlora_chat.web.connections import TimedConnection
-    from qlora_chat.web.site import Site
 
     settings, chat = ServeSettings(), Chat(engine, DEFAULT_FORMAT, MemoryHistory())
     listening = listen(settings)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import uvicorn
 
 from qlora_chat.chat import Chat
+from qlora_chat.server.run import build_app, listen
+from qlora_chat.server.slow_clients import TimedConnection
 from qlora_chat.settings import ServeSettings
-from qlora_chat.web.app import build_app, listen
-from qlora_chat.web.connections import TimedConnection
 from tests.fakes import ScriptedEngine, scripted_chat
 
 

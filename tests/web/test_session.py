@@ -14,7 +14,7 @@ from qlora_chat.history import StaleConversation
 from qlora_chat.messages import Message
 from qlora_chat.prompt import PromptTooLong
 from qlora_chat.settings import Sampling
-from qlora_chat.web.answering import Answering
+from qlora_chat.web.running_answer import Answering
 from qlora_chat.web.session import Asking, Busy, Place, Session
 from qlora_chat.web.sessions import Sessions
 from tests.fakes import ScriptedEngine, ScriptedRecorder, scripted_chat

@@ -17,8 +17,8 @@ from playwright.sync_api import Browser, expect
 
 from tests.fakes import ScriptedServer, demo_tokens
 from tests.postgres import new_database
+from tests.server.proxying import Proxy, proxying
 from tests.web.driving import answers, ready, say
-from tests.web.proxying import Proxy, proxying
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from qlora_chat import __version__
 from qlora_chat.api.errors import ApiError, api_error, error_body, from_validation
 from qlora_chat.api.routes import routes
-from qlora_chat.api.serving import Serving
+from qlora_chat.api.state import Serving
 from qlora_chat.engines import EngineError
 
 OPENAPI = "/openapi.json"

@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from qlora_chat.api.answers import PromptDetails as Details
-from qlora_chat.api.answers import TokenLogprob, TopLogprob, Usage
+from qlora_chat.api.response_schemas import PromptDetails as Details
+from qlora_chat.api.response_schemas import TokenLogprob, TopLogprob, Usage
 from qlora_chat.engines import Finish, Piece
 from qlora_chat.prompt import Tokenizer
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 
 from qlora_chat.engines import EngineError, OutOfMemory
 from qlora_chat.history import HistoryError, StaleConversation
-from qlora_chat.operations.admission import Overloaded
+from qlora_chat.serving.admission import Overloaded
 
 
 class ErrorDetail(BaseModel):

@@ -11,18 +11,18 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from qlora_chat.api.answering import Answer, EventStream, Wanted
-from qlora_chat.api.answers import ChatAnswer, CompletionAnswer, Done, ModelCard, ModelList, Usage
 from qlora_chat.api.errors import ApiError, ErrorBody, invalid
-from qlora_chat.api.keeping import Keeper, Named, owner_of
+from qlora_chat.api.parsing import Asked, asked_of_chat, asked_of_completion
 from qlora_chat.api.reading import Reading
-from qlora_chat.api.rendering import Asked, asked_of_chat, asked_of_completion
-from qlora_chat.api.schemas import ChatRequest, CompletionRequest, LoadAdapter, UnloadAdapter
-from qlora_chat.api.serving import Serving
-from qlora_chat.api.shapes import ChatShape, CompletionShape, Shape
+from qlora_chat.api.request_schemas import ChatRequest, CompletionRequest, LoadAdapter, UnloadAdapter
+from qlora_chat.api.response_schemas import ChatAnswer, CompletionAnswer, Done, ModelCard, ModelList, Usage
+from qlora_chat.api.serializers import ChatShape, CompletionShape, Shape
+from qlora_chat.api.state import Serving
+from qlora_chat.api.stored_turns import Keeper, Named, owner_of
+from qlora_chat.api.streaming import Answer, EventStream, Wanted
 from qlora_chat.chat import Chat
 from qlora_chat.models import ModelError, find_adapter
-from qlora_chat.operations.requests import caller_of, note
+from qlora_chat.serving.request_log import caller_of, note
 from qlora_chat.settings import is_loopback
 
 REFUSALS: dict[int | str, dict[str, Any]] = {

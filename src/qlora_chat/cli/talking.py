@@ -72,7 +72,7 @@ def serve(
     )  # fmt: skip
     where = settings.engine_settings(engine, engine_model)
 
-    from qlora_chat.web.app import serve as serve_page
+    from qlora_chat.server.run import serve as serve_page
 
     kept, sent = settings.history_settings(history), settings.log_settings()
     with closing(Keeping(kept, sent, SENDING_AT_THE_END_SECONDS)) as keeping:

@@ -13,7 +13,7 @@ import gradio as gr
 
 from qlora_chat.history import HistoryError
 from qlora_chat.messages import Message
-from qlora_chat.web import shown
+from qlora_chat.web import render
 from qlora_chat.web.handlers import Handlers
 from qlora_chat.web.parts import Parts
 from qlora_chat.web.sayable import sayable
@@ -75,12 +75,12 @@ class FeedbackHandlers:
         """A thumb was pressed: keep it, and ask for more."""
         session, panel = self._handlers.session(request, place), self._panel
         pressed = event._data if isinstance(event._data, dict) else {}
-        answer = shown.message_at(session.conversation, pressed.get("index"))
+        answer = render.message_at(session.conversation, pressed.get("index"))
         if answer is None or session.answering:
-            return {self._parts.notice: shown.problem("Only an answer that is finished and still shown can be rated.")}
+            return {self._parts.notice: render.problem("Only an answer that is finished and still shown can be rated.")}
         rating = {"True": "up", "False": "down"}.get(str(pressed.get("liked")), "")  # "": pressed again
         if problem := self._keep(session, answer, rating, "", answer.content, logged):
-            return {self._parts.notice: shown.problem(problem)}
+            return {self._parts.notice: render.problem(problem)}
         if not rating:
             return {panel.box: gr.update(visible=False), self._parts.notice: ""}
         return {
@@ -100,10 +100,10 @@ class FeedbackHandlers:
         session = self._handlers.session(request, place)
         answer = next((each for each in session.conversation.messages if each.role == "assistant" and each.id == turn_id), None)
         if answer is None or not isinstance(rating, str) or rating not in RATINGS:
-            return {self._parts.notice: shown.problem("That answer is no longer shown, so nothing was saved.")}
+            return {self._parts.notice: render.problem("That answer is no longer shown, so nothing was saved.")}
         if problem := self._keep(session, answer, rating, comment, edited, logged):
-            return {self._parts.notice: shown.problem(problem)}
-        return {self._panel.box: gr.update(visible=False), self._parts.notice: shown.notice("Saved. Thank you.")}
+            return {self._parts.notice: render.problem(problem)}
+        return {self._panel.box: gr.update(visible=False), self._parts.notice: render.notice("Saved. Thank you.")}
 
     def close(self) -> dict[Any, Any]:
         """Put the panel away; the thumb stays."""

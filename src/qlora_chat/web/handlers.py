@@ -20,12 +20,12 @@ from qlora_chat.engines import EngineError
 from qlora_chat.history import HistoryError, StaleConversation
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import Sampling
-from qlora_chat.web import shown
-from qlora_chat.web.adapters import Chooser
-from qlora_chat.web.answering import Answering
-from qlora_chat.web.keeps import Keeps
+from qlora_chat.web import render
+from qlora_chat.web.adapter_chooser import Chooser
+from qlora_chat.web.features import Keeps
 from qlora_chat.web.parts import SAMPLING_NAMES, Parts
-from qlora_chat.web.past import Past, listed
+from qlora_chat.web.past_conversations import Past, listed
+from qlora_chat.web.running_answer import Answering
 from qlora_chat.web.sayable import sayable
 from qlora_chat.web.session import Asking, Busy, Place, Session
 from qlora_chat.web.sessions import Sessions
@@ -68,7 +68,7 @@ class Handlers:
         """Answer what was typed."""
         text = sayable(text)
         if not text.strip():
-            yield {self._parts.notice: shown.notice("")}
+            yield {self._parts.notice: render.notice("")}
             return
         session = self.session(request, place)
         asked = (adapter, system, logged, values)
@@ -89,7 +89,7 @@ class Handlers:
         typed meanwhile. Where another process was answering and is gone, the page is shown what the history holds."""
         session = self._sessions.find(_name(request))
         if session is None:
-            return {**self._idle(self.session(request, place)), self._parts.notice: shown.problem(GONE)}
+            return {**self._idle(self.session(request, place)), self._parts.notice: render.problem(GONE)}
         returned = session.take_returned()
         return {self._parts.box: returned if returned and not typed else gr.skip()}
 
@@ -103,7 +103,7 @@ class Handlers:
         session = self.session(request, place)
         text = session.undo()
         if text is None:
-            return {self._parts.notice: shown.notice("")}
+            return {self._parts.notice: render.notice("")}
         return {**self._idle(session), self._parts.box: "\n".join(each for each in (text, typed) if each)}
 
     def clear(self, request: gr.Request) -> Shown:
@@ -117,7 +117,7 @@ class Handlers:
         try:
             sampling = _sampling(values)
         except ValueError as problem:
-            return {self._parts.notice: shown.problem(str(problem))}
+            return {self._parts.notice: render.problem(str(problem))}
         if session := self._sessions.find(_name(request)):
             session.update(sampling)
         return {self._parts.notice: gr.skip()}
@@ -132,9 +132,9 @@ class Handlers:
         try:
             title = self._past.open(chosen, session)
         except (Busy, HistoryError) as problem:
-            return {parts.notice: shown.problem(str(problem))}
+            return {parts.notice: render.problem(str(problem))}
         if title is None:
-            return {parts.notice: shown.notice("That conversation is not there any more.")}
+            return {parts.notice: render.notice("That conversation is not there any more.")}
         conversation = session.conversation
         adapter = self._chooser.shown(self._chooser.used_in(conversation))
         return {**self._idle(session), parts.title: title, parts.adapter: adapter, parts.system: conversation.system or ""}
@@ -145,7 +145,7 @@ class Handlers:
         try:
             self._past.rename(chosen, title, session)
         except HistoryError as problem:
-            return {self._parts.notice: shown.problem(str(problem))}
+            return {self._parts.notice: render.problem(str(problem))}
         return self._listed(asked, session, chosen)
 
     def delete_past(self, chosen: Any, asked: Any, request: gr.Request) -> Shown:
@@ -154,8 +154,8 @@ class Handlers:
         try:
             deleted = self._past.delete(chosen, session)
         except (Busy, HistoryError) as problem:
-            return {self._parts.notice: shown.problem(str(problem))}
-        said = shown.notice("Deleted, here and wherever it was sent." if deleted and self._keeps.logged else "Deleted.")
+            return {self._parts.notice: render.problem(str(problem))}
+        said = render.notice("Deleted, here and wherever it was sent." if deleted and self._keeps.logged else "Deleted.")
         told = {self._parts.title: "", **self._idle(session), self._parts.notice: said} if deleted else {}
         return {**self._listed(asked, session), **told}
 
@@ -180,13 +180,13 @@ class Handlers:
         try:
             answering = await asyncio.to_thread(begin)
         except StaleConversation as problem:
-            yield {**self._idle(session), self._parts.notice: shown.problem(str(problem))}
+            yield {**self._idle(session), self._parts.notice: render.problem(str(problem))}
             return
         except (ValueError, EngineError, HistoryError, Busy) as problem:  # PromptTooLong and SettingsError are ValueErrors
-            yield {self._parts.notice: shown.problem(str(problem))}
+            yield {self._parts.notice: render.problem(str(problem))}
             return
         if answering is None:
-            yield {self._parts.notice: shown.notice("There is nothing to retry yet.")}
+            yield {self._parts.notice: render.notice("There is nothing to retry yet.")}
             return
         try:
             async for each in self._watch(session, answering, clear_box):
@@ -196,8 +196,8 @@ class Handlers:
             answering.unwatched.set()
 
     async def _watch(self, session: Session, answering: Answering, clear_box: bool) -> AsyncIterator[Shown]:
-        parts, asked = self._parts, shown.messages(answering.turn.conversation)
-        note = shown.notice(shown.dropped(answering.turn.prompt.dropped, self._info.window))
+        parts, asked = self._parts, render.messages(answering.turn.conversation)
+        note = render.notice(render.dropped(answering.turn.prompt.dropped, self._info.window))
         yield {
             **({parts.box: ""} if clear_box else {}),
             **_buttons(parts, answering=True, empty=False),
@@ -213,7 +213,7 @@ class Handlers:
             if not grown:
                 yield {parts.notice: gr.skip()}
                 continue
-            partial = shown.answer(answering.turn.answer)
+            partial = render.answer(answering.turn.answer)
             yield {parts.chatbot: [*asked, partial] if partial else asked, parts.status: self._status(answering)}
         if session.shows(answering):
             yield {**self._idle(session, answering), parts.notice: _ending(answering, note)}
@@ -225,7 +225,7 @@ class Handlers:
             **_buttons(parts, answering=False, empty=not conversation.messages),
             parts.feedback: gr.update(visible=False),
             parts.chatbot: gr.update(
-                value=shown.messages(conversation), feedback_value=shown.thumbs(conversation, session.ratings())
+                value=render.messages(conversation), feedback_value=render.thumbs(conversation, session.ratings())
             ),
             parts.notice: "",
             parts.status: self._status(answering, conversation),
@@ -234,11 +234,11 @@ class Handlers:
 
     def _status(self, answering: Answering | None, conversation: Conversation | None = None) -> str:
         if answering is None:
-            return shown.status(self._info, used=self._chat.context_used(conversation) if conversation else None)
+            return render.status(self._info, used=self._chat.context_used(conversation) if conversation else None)
         if finish := answering.turn.finish:
             used = finish.prompt_tokens + finish.completion_tokens
-            return shown.status(self._info, used, finish.tokens_per_s, finish.ttft_ms)
-        return shown.status(
+            return render.status(self._info, used, finish.tokens_per_s, finish.ttft_ms)
+        return render.status(
             self._info, len(answering.turn.prompt.ids) + answering.tokens, answering.tokens_per_s, answering.ttft_ms
         )
 
@@ -268,9 +268,9 @@ def _asking(adapter: Any, system: Any, logged: Any, values: tuple[Any, ...]) -> 
 
 def _ending(answering: Answering, note: str) -> str:
     if answering.problem:
-        return shown.problem(answering.problem)
+        return render.problem(answering.problem)
     if answering.turn.unkept:
-        return note + shown.problem(f"This answer is not kept: {answering.turn.unkept}.")
+        return note + render.problem(f"This answer is not kept: {answering.turn.unkept}.")
     return note
 
 

@@ -13,10 +13,10 @@ from gradio import themes
 
 from qlora_chat.chat import Chat
 from qlora_chat.settings import SAMPLING_RANGES
-from qlora_chat.web import shown
+from qlora_chat.web import render
+from qlora_chat.web.features import Keeps
 from qlora_chat.web.feedback import THUMBS, FeedbackHandlers, Panel, lay_out_panel
 from qlora_chat.web.handlers import Handlers
-from qlora_chat.web.keeps import Keeps
 from qlora_chat.web.parts import SAMPLING_NAMES, Parts
 from qlora_chat.web.sessions import Sessions
 
@@ -80,7 +80,7 @@ def inputs_of_events(page: gr.Blocks) -> dict[int, int]:
 
 def _lay_out(chat: Chat, keeps: Keeps) -> tuple[Parts, Panel]:
     info = chat.engine.info
-    gr.HTML(f"<h1>QLoRA Chat</h1>{shown.banner(info)}", elem_id="head", padding=False)
+    gr.HTML(f"<h1>QLoRA Chat</h1>{render.banner(info)}", elem_id="head", padding=False)
     chatbot = gr.Chatbot(
         elem_id="chat", label="Conversation", show_label=False, height="100%", layout="bubble", buttons=["copy"],
         latex_delimiters=[], allow_tags=False, feedback_options=THUMBS, scale=1, placeholder="Say something to begin.",
@@ -101,7 +101,7 @@ def _lay_out(chat: Chat, keeps: Keeps) -> tuple[Parts, Panel]:
         retry = gr.Button("Retry", size="sm", elem_id="retry", scale=0, min_width=72, interactive=False)
         undo = gr.Button("Undo", size="sm", elem_id="undo", scale=0, min_width=72, interactive=False)
         clear = gr.Button("Clear", size="sm", elem_id="clear", scale=0, min_width=72)
-        status = gr.HTML(shown.status(info, used=0), elem_id="status", padding=False)
+        status = gr.HTML(render.status(info, used=0), elem_id="status", padding=False)
     logged = _logging(keeps)
     past = _past(keeps.kept)
     with gr.Accordion("Advanced options", open=False, elem_id="options"):

@@ -13,7 +13,7 @@ from qlora_chat.chat import Chat
 from qlora_chat.history import HistoryUnavailable, StaleConversation
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.settings import Sampling
-from qlora_chat.web.answering import Answering
+from qlora_chat.web.running_answer import Answering
 
 
 class Busy(RuntimeError):

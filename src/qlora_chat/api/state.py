@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from qlora_chat.api.errors import ApiError
 from qlora_chat.chat import Chat
 from qlora_chat.engines import AdapterHost
-from qlora_chat.operations.admission import Gate
-from qlora_chat.operations.engine import SharedEngine, places_of
-from qlora_chat.operations.lifecycle import Lifecycle
-from qlora_chat.operations.metrics import Metrics
+from qlora_chat.serving.admission import Gate
+from qlora_chat.serving.lifecycle import Lifecycle
+from qlora_chat.serving.metrics import Metrics
+from qlora_chat.serving.shared_engine import SharedEngine, places_of
 from qlora_chat.settings import ServeSettings
 
 LOADING_RETRY_SECONDS = 5

@@ -10,7 +10,8 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from qlora_chat.api.answers import (
+from qlora_chat.api.choices import Choice, Grown
+from qlora_chat.api.response_schemas import (
     AnswerMessage,
     ChatAnswer,
     ChatChoice,
@@ -22,7 +23,6 @@ from qlora_chat.api.answers import (
     TokenLogprob,
     Usage,
 )
-from qlora_chat.api.choices import Choice, Grown
 
 Logprobs = Sequence[tuple[TokenLogprob, int]]
 

@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse, Response
 
-from qlora_chat.operations.lifecycle import Lifecycle
-from qlora_chat.operations.metrics import CONTENT_TYPE, Metrics
+from qlora_chat.serving.lifecycle import Lifecycle
+from qlora_chat.serving.metrics import CONTENT_TYPE, Metrics
 
 HEALTH, READY, METRICS = "/health", "/ready", "/metrics"
 NOT_READY: dict[int | str, dict[str, Any]] = {

@@ -18,8 +18,8 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from qlora_chat.operations.metrics import Metrics
-from qlora_chat.operations.tracing import NoTraces, Traces
+from qlora_chat.serving.metrics import Metrics
+from qlora_chat.serving.tracing import NoTraces, Traces
 
 SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "DELETE", "PATCH"})

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from qlora_chat.api.errors import ApiError, invalid
-from qlora_chat.api.schemas import ChatMessage, ChatRequest, CompletionRequest
+from qlora_chat.api.request_schemas import ChatMessage, ChatRequest, CompletionRequest
 from qlora_chat.chat import Chat
 from qlora_chat.engines import Stream
 from qlora_chat.messages import Conversation, Message

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from qlora_chat.operations.admission import Closing, Gate, Overloaded, Place
+from qlora_chat.serving.admission import Closing, Gate, Overloaded, Place
 
 
 def callers(places: list[Place]) -> list[object]:

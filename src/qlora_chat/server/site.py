@@ -16,16 +16,16 @@ from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from qlora_chat.api.app import build_api
-from qlora_chat.api.serving import LOADING_RETRY_SECONDS, Serving
+from qlora_chat.api.state import LOADING_RETRY_SECONDS, Serving
 from qlora_chat.chat import Chat
-from qlora_chat.operations.probes import probes
-from qlora_chat.operations.requests import Requests
-from qlora_chat.operations.tracing import Traces
+from qlora_chat.server.access_control import Guard, route_of
+from qlora_chat.server.security_headers import ContentPolicy
+from qlora_chat.serving.probes import probes
+from qlora_chat.serving.request_log import Requests
+from qlora_chat.serving.tracing import Traces
 from qlora_chat.settings import ServeSettings, quiet_libraries
-from qlora_chat.web.events import PageEvents
-from qlora_chat.web.guard import Guard, route_of
-from qlora_chat.web.keeps import NOTHING, Keeps
-from qlora_chat.web.policy import ContentPolicy
+from qlora_chat.web.event_filter import PageEvents
+from qlora_chat.web.features import NOTHING, Keeps
 from qlora_chat.web.sessions import Sessions
 
 

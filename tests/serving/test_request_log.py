@@ -13,12 +13,12 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.types import ASGIApp
 
-from qlora_chat.operations.metrics import Metrics
-from qlora_chat.operations.requests import Requests, log_requests_to, logger
-from qlora_chat.operations.tracing import OpenTelemetry
+from qlora_chat.server.access_control import route_of
+from qlora_chat.server.site import Site
+from qlora_chat.serving.metrics import Metrics
+from qlora_chat.serving.request_log import Requests, log_requests_to, logger
+from qlora_chat.serving.tracing import OpenTelemetry
 from qlora_chat.settings import ServeSettings
-from qlora_chat.web.guard import route_of
-from qlora_chat.web.site import Site
 from tests.fakes import ScriptedEngine, scripted_chat
 
 SECRET = "my password is swordfish"

@@ -13,7 +13,7 @@ import pytest
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
-from qlora_chat.api.keeping import OURS, Named, owner_of
+from qlora_chat.api.stored_turns import OURS, Named, owner_of
 from qlora_chat.chat import Chat
 from qlora_chat.history import HistoryStore, Kept
 from qlora_chat.history.memory import MemoryHistory

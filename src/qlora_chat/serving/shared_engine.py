@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 from qlora_chat.engines import Engine, EngineError, Finish, OutOfMemory, Piece, Stream
 from qlora_chat.models import ModelInfo
-from qlora_chat.operations.admission import Gate, Overloaded, Place
-from qlora_chat.operations.metrics import Metrics
 from qlora_chat.prompt import Prompt, Tokenizer
+from qlora_chat.serving.admission import Gate, Overloaded, Place
+from qlora_chat.serving.metrics import Metrics
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
 

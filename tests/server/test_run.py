@@ -19,8 +19,8 @@ from typing import Any
 import httpx
 import pytest
 
+from qlora_chat.server.run import ServeError, address, listen
 from qlora_chat.settings import ServeSettings
-from qlora_chat.web.app import ServeError, address, listen
 from tests.fakes import ScriptedEngine
 from tests.web.serving import Served, serving
 
@@ -136,7 +136,7 @@ import sys, time
 sys.path.insert(0, sys.argv[1])
 from tests.fakes import ScriptedEngine, scripted_chat
 from qlora_chat.settings import ServeSettings, quiet_libraries
-from qlora_chat.web.app import serve
+from qlora_chat.server.run import serve
 quiet_libraries()
 engine = ScriptedEngine("word " * 40, delay=0.05)
 serve(lambda: scripted_chat(engine), ServeSettings(), lambda line: print(line, flush=True), logging_on=False)
@@ -215,7 +215,7 @@ import sys, threading
 sys.path.insert(0, sys.argv[1])
 from tests.fakes import ScriptedEngine, scripted_chat
 from qlora_chat.settings import ServeSettings
-from qlora_chat.web.app import serve
+from qlora_chat.server.run import serve
 go_on = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.readline(), go_on.set()), daemon=True).start()
 def load():
@@ -269,7 +269,7 @@ def test_ctrl_c_ends_an_idle_server_at_once_and_quietly() -> None:
 
 def test_a_chat_that_cannot_be_opened_ends_the_start_with_its_error() -> None:
     from qlora_chat.models import ModelError
-    from qlora_chat.web.app import serve
+    from qlora_chat.server.run import serve
 
     def fail() -> Any:
         raise ModelError("no weights here; fetch them first")
@@ -279,6 +279,6 @@ def test_a_chat_that_cannot_be_opened_ends_the_start_with_its_error() -> None:
 
 
 def test_importing_the_server_does_not_import_gradio_or_torch() -> None:
-    code = "import sys, qlora_chat.web.app; print([each for each in ('gradio', 'torch', 'pandas') if each in sys.modules])"
+    code = "import sys, qlora_chat.server.run; print([each for each in ('gradio', 'torch', 'pandas') if each in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ))
     assert done.stdout.strip() == "[]"

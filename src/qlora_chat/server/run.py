@@ -22,12 +22,12 @@ from starlette.types import ASGIApp
 
 from qlora_chat.chat import Chat
 from qlora_chat.models import Notify
-from qlora_chat.operations.requests import log_requests_to
-from qlora_chat.operations.tracing import open_traces
+from qlora_chat.server.site import Site
+from qlora_chat.server.slow_clients import TimedConnection
+from qlora_chat.serving.request_log import log_requests_to
+from qlora_chat.serving.tracing import open_traces
 from qlora_chat.settings import DEFAULT_PORT, ServeSettings, is_loopback, quiet_libraries, traces_endpoint
-from qlora_chat.web.connections import TimedConnection
-from qlora_chat.web.keeps import Keeps
-from qlora_chat.web.site import Site
+from qlora_chat.web.features import Keeps
 
 PORTS_TRIED = 100
 DRAIN_SECONDS = 25.0

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from qlora_chat.web import connections
+from qlora_chat.server import slow_clients
 from tests.fakes import ScriptedEngine
 from tests.web.serving import Served, serving
 
@@ -23,7 +23,7 @@ SECONDS = 1.0
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """A server that is patient for a second, with an answer of ten."""
     for name, value in (("HEAD_SECONDS", SECONDS), ("READING_SECONDS", SECONDS), ("LOOK_SECONDS", 0.1)):
-        monkeypatch.setattr(connections, name, value)
+        monkeypatch.setattr(slow_clients, name, value)
     with serving(ScriptedEngine("word " * 2000, delay=0.005)) as served:
         yield served
 

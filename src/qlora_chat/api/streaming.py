@@ -15,11 +15,11 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from qlora_chat.api.answers import Reason, Usage
 from qlora_chat.api.choices import Choice, usage
 from qlora_chat.api.errors import ApiError, api_error, invalid
 from qlora_chat.api.reading import Event, Reading
-from qlora_chat.api.shapes import Shape
+from qlora_chat.api.response_schemas import Reason, Usage
+from qlora_chat.api.serializers import Shape
 from qlora_chat.engines import Piece
 from qlora_chat.prompt import Tokenizer
 

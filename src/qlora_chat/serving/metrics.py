@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from qlora_chat.engines import Finish
-from qlora_chat.operations.admission import Gate
+from qlora_chat.serving.admission import Gate
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)

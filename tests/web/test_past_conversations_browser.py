@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from qlora_chat.chat import Chat
 from qlora_chat.settings import ServeSettings
-from qlora_chat.web.past import Past
+from qlora_chat.web.past_conversations import Past
 from qlora_chat.web.session import Asking, Session
 from tests.fakes import ScriptedEngine, ScriptedRecorder, scripted_chat
 from tests.history.conftest import sqlite_history
@@ -141,7 +141,7 @@ def test_an_engine_that_refuses_leaves_a_page_that_can_send_again(chat: Chat) ->
 
 
 def test_beyond_this_machine_the_page_is_shared() -> None:
-    from qlora_chat.web.app import _keeps
+    from qlora_chat.server.run import _keeps
 
     assert _keeps(ServeSettings("0.0.0.0", token="t"), False, True).shared
     assert not _keeps(ServeSettings(), False, True).shared

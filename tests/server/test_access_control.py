@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
+from qlora_chat.server.access_control import MOST_BODY_BYTES, Guard
+from qlora_chat.server.security_headers import ContentPolicy, content_policy
 from qlora_chat.settings import ServeSettings
-from qlora_chat.web.guard import MOST_BODY_BYTES, Guard
-from qlora_chat.web.policy import ContentPolicy, content_policy
 
 JOIN = "/gradio_api/queue/join"
 TOKEN = "correct horse"
@@ -97,7 +97,7 @@ def test_a_larger_body_is_refused_when_it_comes_chunked_without_a_length() -> No
 
 
 def test_a_body_that_never_ends_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qlora_chat.web.guard.BODY_SECONDS", 0.05)
+    monkeypatch.setattr("qlora_chat.server.access_control.BODY_SECONDS", 0.05)
 
     async def trickle() -> AsyncIterator[bytes]:
         yield b"x"

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qlora_chat.api.app import OPENAPI
 from qlora_chat.api.errors import error_body
-from qlora_chat.operations.probes import HEALTH, METRICS, READY
+from qlora_chat.serving.probes import HEALTH, METRICS, READY
 from qlora_chat.settings import ServeSettings, is_loopback
 
 MOST_BODY_BYTES = 2 * 2**20

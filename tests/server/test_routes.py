@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+from qlora_chat.server import access_control
 from qlora_chat.settings import ServeSettings
-from qlora_chat.web import guard
 from tests.fakes import ScriptedEngine
 from tests.web.serving import Served, serving
 
@@ -37,8 +37,8 @@ def every_route() -> list[tuple[str, str]]:
     """(method, path) of everything that the site and Gradio would serve, the guard aside: read from the site's own parts."""
     import asyncio
 
-    from qlora_chat.web.keeps import Keeps
-    from qlora_chat.web.site import Site, _build_page
+    from qlora_chat.server.site import Site, _build_page
+    from qlora_chat.web.features import Keeps
     from tests.fakes import scripted_chat
 
     async def build() -> list[tuple[str, str]]:
@@ -110,9 +110,17 @@ def needed_routes() -> list[tuple[str, str]]:
 
 def test_the_list_is_of_routes_that_there_are_and_what_the_guard_lets_through() -> None:
     assert {path for _, path in every_route()} | {"/login"} >= NEEDED, "a route that nobody enumerates is tried by no test"
-    let_through = guard.PAGE_READS | guard.PAGE_WRITES | guard.SERVER_READS | guard.API_WRITES | {guard.MODELS}
+    let_through = (
+        access_control.PAGE_READS
+        | access_control.PAGE_WRITES
+        | access_control.SERVER_READS
+        | access_control.API_WRITES
+        | {access_control.MODELS}
+    )
     assert let_through <= {concrete(path) for path in NEEDED}
-    assert {f"{prefix}x" for prefix in guard.PAGE_PREFIXES} <= {concrete(path) for path in NEEDED} | {"/gradio_api/heartbeat/x"}
+    assert {f"{prefix}x" for prefix in access_control.PAGE_PREFIXES} <= {concrete(path) for path in NEEDED} | {
+        "/gradio_api/heartbeat/x"
+    }
 
 
 def test_every_route_but_health_is_denied_to_strangers(locked: Served) -> None:
