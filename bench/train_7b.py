@@ -25,10 +25,10 @@ from torch import Tensor
 
 from qlora_chat.models.folders import Base
 from qlora_chat.models.weights.llama import LlamaShape
-from qlora_chat.training.batches import Pass
-from qlora_chat.training.fused import _kernels
+from qlora_chat.training.data.batches import Pass
 from qlora_chat.training.memory import predicted_bytes
-from qlora_chat.training.model import GROUPS, Held, LoraShape, TrainableLlama
+from qlora_chat.training.model.elementwise import _kernels
+from qlora_chat.training.model.llama import GROUPS, Held, LoraShape, TrainableLlama
 from qlora_chat.training.optimizer import Optimizer
 from qlora_chat.training.recipe import LINEARS, TrainSettings
 

@@ -53,7 +53,7 @@ def say(line: str) -> None:
 def train_and_score(chosen: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
     """Train into `folder`, or go on with what is there, then ask the questions."""
     from qlora_chat.training.recipe import read_recipe, settings_from
-    from qlora_chat.training.record import read_run
+    from qlora_chat.training.run_record import read_run
     from qlora_chat.training.train import train
 
     flags: dict[str, Any] = {"data": [str(each) for each in chosen.data], "seed": seed, "data_seed": seed + 42}

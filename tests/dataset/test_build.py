@@ -199,7 +199,7 @@ def test_the_command_reads_a_chats_own_history(tmp_path: Path) -> None:
 
 
 def test_train_takes_the_records_as_they_are(tmp_path: Path) -> None:
-    from qlora_chat.training.dialogues import read_dialogues
+    from qlora_chat.training.data.dialogues import read_dialogues
 
     exchanges: Any = (Exchange("Hi", "Hello.", UP), Exchange("And?", "More.\n", Opinion(None, "Less. ")))
     write(build([answered(*exchanges, system="Be brief.")]), tmp_path / "data")

@@ -14,8 +14,8 @@ from qlora_chat.models.locate import BUNDLED
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.prompt import DEFAULT_FORMAT
 from qlora_chat.training import TrainError
-from qlora_chat.training.batches import tokenise
-from qlora_chat.training.dialogues import read_dialogues
+from qlora_chat.training.data.batches import tokenise
+from qlora_chat.training.data.dialogues import read_dialogues
 from qlora_chat.training.recipe import TrainSettings
 
 TURNS = [("user", "What is 7 plus 5?"), ("assistant", "12."), ("user", "And 3?"), ("assistant", "15.")]

@@ -23,10 +23,10 @@ from qlora_chat.settings import SettingsError
 from qlora_chat.training import TrainError
 from qlora_chat.training.base import FoundBase
 from qlora_chat.training.checkpoint import TENSORS, Checkpoints
-from qlora_chat.training.dialogues import Dialogues
-from qlora_chat.training.journal import Metrics
-from qlora_chat.training.record import begin, settings_of
-from qlora_chat.training.watch import WINDOW, Watch
+from qlora_chat.training.data.dialogues import Dialogues
+from qlora_chat.training.divergence import WINDOW, Watch
+from qlora_chat.training.metrics_log import Metrics
+from qlora_chat.training.run_record import begin, settings_of
 from tests.training.conftest import Command
 from tests.training.running import Running, finished
 

@@ -67,7 +67,7 @@ def _run(out: Path, recipe: str | None, given: dict[str, Any], device: Any, *, r
     from qlora_chat.cli.opening import notify
     from qlora_chat.settings import ModelSettings
     from qlora_chat.training.recipe import read_recipe, settings_from
-    from qlora_chat.training.record import settings_of
+    from qlora_chat.training.run_record import settings_of
 
     chosen_device = ModelSettings(device=device).device  # refuses an unknown one
     flags = {**(read_recipe(recipe) if recipe else {}), **{name: value for name, value in given.items() if value is not None}}

@@ -15,8 +15,8 @@ from qlora_chat.models import Notify
 from qlora_chat.models.adapter.merge_loss import HeldOut, Passage
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.prompt import PromptFormat, training_text
-from qlora_chat.training.data import find_data
-from qlora_chat.training.dialogues import read_dialogues
+from qlora_chat.training.data.dialogues import read_dialogues
+from qlora_chat.training.data.sources import find_data
 
 
 class HeldOutError(ValueError):

@@ -18,14 +18,14 @@ from typing import Any
 import torch
 
 from qlora_chat.models import Notify
-from qlora_chat.training.batches import Examples, passes_of
 from qlora_chat.training.checkpoint import Checkpoints
-from qlora_chat.training.journal import Metrics, Screen
+from qlora_chat.training.data.batches import Examples, passes_of
+from qlora_chat.training.divergence import WINDOW, Watch
 from qlora_chat.training.memory import GIB, StepPlan
-from qlora_chat.training.model import TrainableLlama
+from qlora_chat.training.metrics_log import Metrics, Screen
+from qlora_chat.training.model.llama import TrainableLlama
 from qlora_chat.training.optimizer import Optimizer, learning_rate
 from qlora_chat.training.recipe import TrainSettings
-from qlora_chat.training.watch import WINDOW, Watch
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Literal
 from qlora_chat.models.folders import Base
 from qlora_chat.models.placement import weight_bytes
 from qlora_chat.training import TrainError
-from qlora_chat.training.loss import CHUNK_BYTES
+from qlora_chat.training.model.loss import CHUNK_BYTES
 from qlora_chat.training.recipe import TrainSettings
 
 GIB = 1024**3

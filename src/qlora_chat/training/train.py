@@ -20,17 +20,17 @@ from qlora_chat.settings import Device
 from qlora_chat.training import TrainError
 from qlora_chat.training.adapter import write_adapter
 from qlora_chat.training.base import PreparedBase, find_base, prepare_base
-from qlora_chat.training.batches import Examples, plan_steps, split, tokenise
 from qlora_chat.training.checkpoint import Checkpoints
-from qlora_chat.training.data import find_data
-from qlora_chat.training.dialogues import Dialogues, read_dialogues
-from qlora_chat.training.journal import Metrics, draw
+from qlora_chat.training.data.batches import Examples, plan_steps, split, tokenise
+from qlora_chat.training.data.dialogues import Dialogues, read_dialogues
+from qlora_chat.training.data.sources import find_data
 from qlora_chat.training.loop import Loop
 from qlora_chat.training.memory import GIB, StepPlan, choose
-from qlora_chat.training.model import Held, LoraShape, TrainableLlama
+from qlora_chat.training.metrics_log import Metrics, draw
+from qlora_chat.training.model.llama import Held, LoraShape, TrainableLlama
 from qlora_chat.training.optimizer import Optimizer
 from qlora_chat.training.recipe import TrainSettings
-from qlora_chat.training.record import Run, adapter_record, begin
+from qlora_chat.training.run_record import Run, adapter_record, begin
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from qlora_chat.models import Notify
 from qlora_chat.models.hub import is_hub_id
 from qlora_chat.settings import hub_cache_folder, hub_is_offline
 from qlora_chat.training import TrainError
-from qlora_chat.training.dialogues import SUFFIXES
+from qlora_chat.training.data.dialogues import SUFFIXES
 
 
 def find_data(name: str, notify: Notify) -> list[Path]:

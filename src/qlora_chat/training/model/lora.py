@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qlora_chat.training.nf4 import Frozen
+from qlora_chat.training.model.nf4 import Frozen
 
 
 class LoraLinears(nn.Module):

@@ -15,11 +15,11 @@ from qlora_chat.models.folders import Base
 from qlora_chat.models.locate import BUNDLED
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.models.weights.llama import Checkpoint
-from qlora_chat.training.batches import Examples, Pass, passes_of, plan_steps, split, tokenise
-from qlora_chat.training.dialogues import read_dialogues
-from qlora_chat.training.fused import _SwiGLU
-from qlora_chat.training.model import Held, LoraShape, TrainableLlama
-from qlora_chat.training.nf4 import NF4
+from qlora_chat.training.data.batches import Examples, Pass, passes_of, plan_steps, split, tokenise
+from qlora_chat.training.data.dialogues import read_dialogues
+from qlora_chat.training.model.elementwise import _SwiGLU
+from qlora_chat.training.model.llama import Held, LoraShape, TrainableLlama
+from qlora_chat.training.model.nf4 import NF4
 from qlora_chat.training.recipe import LINEARS, TrainSettings
 from tests.training.conftest import EXAMPLE
 

@@ -19,7 +19,7 @@ from qlora_chat.settings import SettingsError
 from qlora_chat.training import TrainError
 from qlora_chat.training.adapter import replace_text
 from qlora_chat.training.base import FoundBase
-from qlora_chat.training.dialogues import Dialogues
+from qlora_chat.training.data.dialogues import Dialogues
 from qlora_chat.training.memory import StepPlan
 from qlora_chat.training.recipe import TrainSettings
 

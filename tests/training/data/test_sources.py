@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qlora_chat.training import TrainError
-from qlora_chat.training.data import find_data
+from qlora_chat.training.data.sources import find_data
 
 
 def in_hub_cache(tmp_path: Path, *names: str) -> Path:

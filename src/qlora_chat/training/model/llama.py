@@ -1,6 +1,6 @@
 """A LLaMA in NF4 with a LoRA to train: dialogues laid end to end in, a loss out.
 
-Scope: layers over training/lora.py's products, and the adapter's tensors by PEFT's names. Written for packed dialogues of
+Scope: layers over training/model/lora.py's products, and the adapter's tensors by PEFT's names. Written for packed dialogues of
 any length, which Transformers' classes would pad or mask. Knows no files, steps or optimisers.
 
 Shapes: N tokens of a pass, H hidden, Q query and K key-value heads, D head dimension, F feed-forward, V vocabulary.
@@ -19,12 +19,12 @@ from torch.utils.checkpoint import checkpoint
 
 from qlora_chat.models.weights.llama import LlamaShape
 from qlora_chat.training import TrainError
-from qlora_chat.training.attention import Layout, attend
-from qlora_chat.training.batches import Pass
-from qlora_chat.training.fused import rotate, swiglu
-from qlora_chat.training.lora import LoraLinears
-from qlora_chat.training.loss import summed_loss
-from qlora_chat.training.nf4 import MARK, NF4, Frozen, stacked_bias
+from qlora_chat.training.data.batches import Pass
+from qlora_chat.training.model.attention import Layout, attend
+from qlora_chat.training.model.elementwise import rotate, swiglu
+from qlora_chat.training.model.lora import LoraLinears
+from qlora_chat.training.model.loss import summed_loss
+from qlora_chat.training.model.nf4 import MARK, NF4, Frozen, stacked_bias
 
 GROUPS = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",),
           ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))  # fmt: skip

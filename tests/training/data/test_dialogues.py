@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qlora_chat.training import TrainError
-from qlora_chat.training.dialogues import BadRecord, parse, read_dialogues
+from qlora_chat.training.data.dialogues import BadRecord, parse, read_dialogues
 
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
 

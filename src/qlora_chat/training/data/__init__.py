@@ -1,0 +1,1 @@
+"""Dialogues for training: finding files, parsing records, batches of token ids."""

@@ -1,0 +1,1 @@
+"""The trainable LLaMA: NF4 base, LoRA, attention, loss."""
