@@ -28,8 +28,8 @@ from qlora_chat.history import Outgoing, TurnRecord
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation
 from qlora_chat.prompt import prompt_format
-from qlora_chat.replay.again import replay
-from qlora_chat.replay.recorded import recorded
+from qlora_chat.replay.record import recorded
+from qlora_chat.replay.replay import replay
 from qlora_chat.settings import ModelSettings, Sampling, quiet_libraries
 
 PEOPLE, TURNS, LONGEST = 8, 5, 120

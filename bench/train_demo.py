@@ -77,9 +77,9 @@ def score(chosen: argparse.Namespace, adapter: Path, folder: Path) -> dict[str, 
     """The hand-written questions, greedily and under each seed; every answer into questions.json."""
     from qlora_chat.chat import Chat
     from qlora_chat.engines import open_engine
-    from qlora_chat.evaluation.asking import ask_all
     from qlora_chat.evaluation.questions import HAND_WRITTEN, read_questions
     from qlora_chat.evaluation.report import write
+    from qlora_chat.evaluation.run import ask_all
     from qlora_chat.history.memory import MemoryHistory
     from qlora_chat.prompt import prompt_format
     from qlora_chat.settings import ModelSettings

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_chat.delivery.post import Poster
+from qlora_chat.delivery.http_post import Poster
 from qlora_chat.delivery.recorder import LogRecorder
 from qlora_chat.delivery.sender import LogSender
 from qlora_chat.history import About, TurnRecord

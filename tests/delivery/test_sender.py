@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from qlora_chat.delivery import post, sender
+from qlora_chat.delivery import http_post, sender
 from qlora_chat.delivery.recorder import LogRecorder
 from qlora_chat.delivery.sender import LogSender
 from qlora_chat.delivery.signing import verify
@@ -150,11 +150,11 @@ def test_retry_after_is_obeyed(receiver: Receiver, outbox: Outbox) -> None:
      ("soon", None), ("-5", None), ("", None), (None, None)],
 )  # fmt: skip
 def test_retry_after_is_a_number_or_a_date(value: str | None, seconds: float | None) -> None:
-    assert post.retry_after(value, now=1_700_000_000) == seconds
+    assert http_post.retry_after(value, now=1_700_000_000) == seconds
 
 
 def test_waits_grow_and_are_scattered(receiver: Receiver, outbox: Outbox) -> None:
-    verdict = post.Verdict("later")
+    verdict = http_post.Verdict("later")
     first, fifth = ([LogSender._wait(verdict, tries) for _ in range(200)] for tries in (0, 2))
     assert max(first) < min(0.05, max(fifth))
     assert len({round(each, 6) for each in first}) > 100
@@ -195,9 +195,9 @@ def test_a_receiver_that_is_down_is_not_asked_for_every_record(outbox: Outbox, m
 
 @pytest.mark.parametrize("drip", [False, True])
 def test_a_receiver_that_never_answers_ends_each_try(drip: bool, outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert max(post.TRY_SECONDS, post.CONNECT_SECONDS + post.ANSWER_SECONDS) < 10
-    monkeypatch.setattr(post, "ANSWER_SECONDS", 0.5)
-    monkeypatch.setattr(post, "TRY_SECONDS", 0.8)
+    assert max(http_post.TRY_SECONDS, http_post.CONNECT_SECONDS + http_post.ANSWER_SECONDS) < 10
+    monkeypatch.setattr(http_post, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(http_post, "TRY_SECONDS", 0.8)
     outbox.put(record())
     with silent(drip) as url, sending(outbox, url) as log:
         began = time.monotonic()
@@ -216,7 +216,7 @@ def test_closing_cuts_a_try_off_and_keeps_its_record(outbox: Outbox) -> None:
         time.sleep(0.3)
         began = time.monotonic()
         log.close(0.2)
-        assert time.monotonic() - began < min(3, post.ANSWER_SECONDS)
+        assert time.monotonic() - began < min(3, http_post.ANSWER_SECONDS)
     assert outbox.counts().waiting == 1
 
 
@@ -228,7 +228,7 @@ def test_a_name_that_is_not_resolved_ends_a_try_as_well(outbox: Outbox, monkeypa
         raise socket.gaierror("Temporary failure in name resolution")
 
     monkeypatch.setattr(socket, "getaddrinfo", no_name_server_answers)
-    monkeypatch.setattr(post, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(http_post, "CONNECT_SECONDS", 0.3)
     outbox.put(record())
     began = time.monotonic()
     with sending(outbox, "https://logs.example.org/") as log:

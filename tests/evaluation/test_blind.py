@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from qlora_chat.evaluation.asking import ask_all
 from qlora_chat.evaluation.blind import BlindError, Pair, answers, blinded, judge, read_choices, read_prompts, sign_test
 from qlora_chat.evaluation.held_out import read_text
 from qlora_chat.evaluation.judging import ask_person, write_sheet
 from qlora_chat.evaluation.perplexity import measure
-from qlora_chat.evaluation.picture import of_blind, of_perplexity, of_questions
+from qlora_chat.evaluation.plots import of_blind, of_perplexity, of_questions
 from qlora_chat.evaluation.questions import HAND_WRITTEN, Question
 from qlora_chat.evaluation.report import ReportError, read_earlier, write
+from qlora_chat.evaluation.run import ask_all
 from qlora_chat.models import LoadedModel
 from qlora_chat.models.adapter.merge_loss import own_dialogues
 from qlora_chat.prompt import DEFAULT_FORMAT

@@ -11,14 +11,14 @@ from typer.testing import CliRunner
 
 from qlora_chat.chat import Chat
 from qlora_chat.cli import app
-from qlora_chat.cli.replaying import _model, as_text
+from qlora_chat.cli.replay import _model, as_text
 from qlora_chat.delivery.payload import payload_v2
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation
 from qlora_chat.prompt import DEFAULT_FORMAT
-from qlora_chat.replay.again import FirstToken, Replayed, replay
-from qlora_chat.replay.recorded import CannotReplay, read_recorded, recorded
+from qlora_chat.replay.record import CannotReplay, read_recorded, recorded
+from qlora_chat.replay.replay import FirstToken, Replayed, replay
 from qlora_chat.settings import Sampling
 from tests.fakes import ScriptedEngine, ScriptedRecorder
 

@@ -10,20 +10,7 @@ import sys
 import typer
 
 from qlora_chat import __version__
-from qlora_chat.cli import (
-    bench,
-    datasets,
-    doctor,
-    evaluating,
-    exporting,
-    history,
-    logs,
-    making,
-    merging,
-    replaying,
-    talking,
-    training,
-)
+from qlora_chat.cli import bench, convert_adapter, dataset, doctor, eval, export, history, logs, merge, replay, serve, train
 
 app = typer.Typer(
     name="qlora-chat",
@@ -34,20 +21,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-app.command()(talking.serve)
-app.command()(talking.chat)
-app.command()(talking.ask)
-app.command("convert-adapter")(making.convert_adapter)
+app.command()(serve.serve)
+app.command()(serve.chat)
+app.command()(serve.ask)
+app.command("convert-adapter")(convert_adapter.convert_adapter)
 app.command()(doctor.doctor)
-app.command()(merging.merge)
-app.command()(exporting.export)
-app.add_typer(evaluating.app)
+app.command()(merge.merge)
+app.command()(export.export)
+app.add_typer(eval.app)
 app.add_typer(history.app, name="history")
 app.add_typer(logs.app, name="logs")
-app.add_typer(datasets.app, name="dataset")
+app.add_typer(dataset.app, name="dataset")
 app.command()(bench.bench)
-app.command()(replaying.replay)
-app.command()(training.train)
+app.command()(replay.replay)
+app.command()(train.train)
 
 
 @app.command()

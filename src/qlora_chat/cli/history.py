@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qlora_chat import settings
-from qlora_chat.cli.opening import Keeping, notify
+from qlora_chat.cli.open import Keeping, notify
 from qlora_chat.cli.options import History
 from qlora_chat.settings import HistorySettings, SettingsError
 

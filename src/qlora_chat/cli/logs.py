@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qlora_chat import settings
-from qlora_chat.cli.opening import notify
+from qlora_chat.cli.open import notify
 from qlora_chat.cli.options import expanded
 from qlora_chat.settings import SettingsError
 
@@ -128,7 +128,7 @@ def export(
 ) -> None:
     """Write turns with their feedback to a Parquet file, one row each."""
     wanted = which.wanted()
-    from qlora_chat.receiver.export import export_parquet
+    from qlora_chat.receiver.parquet_export import export_parquet
     from qlora_chat.receiver.store import RecordStore
     from qlora_chat.receiver.turns import turns
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from qlora_chat.delivery.post import Poster, Verdict
+from qlora_chat.delivery.http_post import Poster, Verdict
 from qlora_chat.history import HistoryError
 from qlora_chat.history.outbox.queue import Later, Outbox, Waiting
 from qlora_chat.settings import LogSettings

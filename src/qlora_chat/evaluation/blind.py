@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qlora_chat.chat import Chat
-from qlora_chat.evaluation.asking import AS_ON_THE_PAGE
+from qlora_chat.evaluation.run import AS_ON_THE_PAGE
 from qlora_chat.messages import Conversation
 
 Choice = Literal["1", "2", "="]

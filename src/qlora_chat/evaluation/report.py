@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qlora_chat.evaluation.asking import QuestionsReport
 from qlora_chat.evaluation.blind import BlindReport
 from qlora_chat.evaluation.questions import KINDS
+from qlora_chat.evaluation.run import QuestionsReport
 
 
 class ReportError(RuntimeError):

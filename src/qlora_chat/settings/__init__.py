@@ -20,10 +20,10 @@ from qlora_chat.settings.environment import (
     receiver_settings,
     traces_endpoint,
 )
-from qlora_chat.settings.keeping import HistorySettings, LogSettings
-from qlora_chat.settings.listening import DEFAULT_PORT, ReceiverSettings, ServeSettings
 from qlora_chat.settings.model import AdapterMode, Device, EngineSettings, KVCacheDtype, ModelSettings, Precision
+from qlora_chat.settings.persistence import HistorySettings, LogSettings
 from qlora_chat.settings.sampling import SAMPLING_RANGES, Range, Sampling
+from qlora_chat.settings.server import DEFAULT_PORT, ReceiverSettings, ServeSettings
 
 __all__ = [
     "DEFAULT_PORT",

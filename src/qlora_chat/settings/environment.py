@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from qlora_chat.settings.checks import SettingsError
-from qlora_chat.settings.keeping import HistorySettings, LogSettings
-from qlora_chat.settings.listening import ReceiverSettings
 from qlora_chat.settings.model import EngineSettings, server_url
+from qlora_chat.settings.persistence import HistorySettings, LogSettings
+from qlora_chat.settings.server import ReceiverSettings
 
 
 def log_settings(environ: Mapping[str, str] = os.environ) -> LogSettings:

@@ -15,7 +15,7 @@ from qlora_chat import __version__
 from qlora_chat.chat import Chat
 from qlora_chat.engines import COMPILED, EngineError, Finish, Punctual, Stream
 from qlora_chat.prompt import Prompt
-from qlora_chat.replay.recorded import CannotReplay, Recorded
+from qlora_chat.replay.record import CannotReplay, Recorded
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
 

@@ -20,7 +20,7 @@ from requests.adapters import HTTPAdapter
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from qlora_chat.delivery.connecting import connect
+from qlora_chat.delivery.connect import connect
 from qlora_chat.delivery.signing import IDEMPOTENCY_HEADER, sign
 from qlora_chat.history import Outgoing
 from qlora_chat.settings import LogSettings

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from qlora_chat import settings
-from qlora_chat.cli.opening import Keeping, notify
+from qlora_chat.cli.open import Keeping, notify
 from qlora_chat.cli.options import (
     AdapterModeOption,
     Adapters,

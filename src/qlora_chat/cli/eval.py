@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from qlora_chat import settings
-from qlora_chat.cli.opening import notify, open_chat
+from qlora_chat.cli.open import notify, open_chat
 from qlora_chat.cli.options import DeviceOption, Format, ModelOptions, PrecisionOption, expanded, model_settings
 
 app = typer.Typer(
@@ -33,9 +33,9 @@ def questions(
 ) -> None:
     """Ask the hand-written questions (facts, sums, memory, no human life, stopping) and score them by exact rules."""
     settings.quiet_libraries()
-    from qlora_chat.evaluation.asking import ask_all
     from qlora_chat.evaluation.questions import HAND_WRITTEN, read_questions
     from qlora_chat.evaluation.report import drawn_into, print_scores, read_earlier, write
+    from qlora_chat.evaluation.run import ask_all
 
     source = file or HAND_WRITTEN
     asked = read_questions(source)
@@ -44,7 +44,7 @@ def questions(
     with closing(chat.engine):
         report = ask_all(chat, asked, source, range(seeds), notify)
     if out:
-        from qlora_chat.evaluation.picture import of_questions
+        from qlora_chat.evaluation.plots import of_questions
 
         write(out, "questions", report.as_json())
         drawn = [("before", earlier), ("after", report.as_json())] if earlier else [(report.model, report.as_json())]
@@ -78,7 +78,7 @@ def perplexity(
     name = Path(data).name
     report = measure(loaded, text, name, notify)
     if out:
-        from qlora_chat.evaluation.picture import of_perplexity
+        from qlora_chat.evaluation.plots import of_perplexity
 
         write(out, "perplexity", report.as_json())
         of_perplexity(report.as_json(), drawn_into(out, "perplexity"))
@@ -122,7 +122,7 @@ def compare(
     choose = (lambda index, pair: choices[index]) if choices else ask_person
     report = judge(pairs, (adapter, against), choose)
     if out:
-        from qlora_chat.evaluation.picture import of_blind
+        from qlora_chat.evaluation.plots import of_blind
 
         write(out, "ab", report.as_json())
         of_blind(report.as_json(), drawn_into(out, "ab"))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from qlora_chat import settings
-from qlora_chat.cli.opening import notify
+from qlora_chat.cli.open import notify
 from qlora_chat.cli.options import Adapter, Base, DeviceOption, Format
 
 FormOption = Annotated[str, typer.Option(help="auto (by the rule), bf16, int8 or nf4")]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from qlora_chat import settings
-from qlora_chat.cli.opening import notify
+from qlora_chat.cli.open import notify
 from qlora_chat.cli.options import Adapter, Base, DeviceOption, Format, Model, model_settings
 from qlora_chat.settings import SettingsError
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qlora_chat import settings
-from qlora_chat.cli.opening import notify
+from qlora_chat.cli.open import notify
 from qlora_chat.cli.options import Adapter, Base, DeviceOption, Format, PrecisionOption, model_settings
 from qlora_chat.settings import ModelSettings, SettingsError
 
 if TYPE_CHECKING:
-    from qlora_chat.replay.again import Replayed
-    from qlora_chat.replay.recorded import Recorded
+    from qlora_chat.replay.record import Recorded
+    from qlora_chat.replay.replay import Replayed
 
 
 WHY_ROUNDED = (
@@ -48,7 +48,7 @@ def replay(
 ) -> None:
     """Make a recorded answer again, and say exactly what differs; exit code 0 if every token is the same."""
     settings.quiet_libraries()
-    from qlora_chat.replay.recorded import read_recorded
+    from qlora_chat.replay.record import read_recorded
 
     recorded = read_recorded(_record_text(record, store), turn)
     chosen = _model(recorded, model, base, adapter, precision, device, prompt_format)
@@ -113,7 +113,7 @@ def _made_again(recorded: Recorded, chosen: ModelSettings) -> Replayed:
     from qlora_chat.engines import open_engine
     from qlora_chat.history.memory import MemoryHistory
     from qlora_chat.prompt import prompt_format
-    from qlora_chat.replay.again import replay as make_again
+    from qlora_chat.replay.replay import replay as make_again
 
     engine = open_engine(chosen, notify)
     with closing(engine):

@@ -64,7 +64,7 @@ def train(
 
 
 def _run(out: Path, recipe: str | None, given: dict[str, Any], device: Any, *, resume: bool, skip_bad: bool) -> None:
-    from qlora_chat.cli.opening import notify
+    from qlora_chat.cli.open import notify
     from qlora_chat.settings import ModelSettings
     from qlora_chat.training.recipe import read_recipe, settings_from
     from qlora_chat.training.run_record import settings_of

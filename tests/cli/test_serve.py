@@ -15,8 +15,8 @@ import pytest
 
 from qlora_chat.history.open import open_history
 from qlora_chat.settings import HistorySettings, LogSettings
+from tests.cli.test_cli import COMMAND, environment
 from tests.delivery.receiving import silent
-from tests.test_cli import COMMAND, environment
 
 __all__ = ["environment"]
 STREAMS = 8
