@@ -247,14 +247,14 @@ def check_adapters(decoder, adapters, config):
 
 def check_sampling(decoder, shape):
     """Frequencies of 64 x 100 draws against the distribution that engines/core/sampler.py defines."""
-    from qlora_chat.engines.core.sampler import kept_candidates
+    from qlora_chat.engines.core.sampler import filter_candidates
     from qlora_chat.settings import Sampling
 
     for temperature, top_k, top_p in ((0.7, 40, 0.9), (1.0, 0, 0.8), (1.3, 5, 1.0), (0.7, 0, 1.0), (0.5, 3, 0.0)):
         torch.manual_seed(1)
         logits = torch.randn(shape.vocabulary, device="cuda") * 4
         decoder.logits[:] = logits
-        kept = kept_candidates((logits / temperature)[None], [Sampling(temperature, top_p, top_k)], shape.vocabulary)
+        kept = filter_candidates((logits / temperature)[None], [Sampling(temperature, top_p, top_k)], shape.vocabulary)
         expected = torch.zeros(shape.vocabulary, device="cuda")
         expected[kept.tokens[0]] = kept.logits[0].softmax(-1)
         counts = torch.zeros(shape.vocabulary)

@@ -28,7 +28,7 @@ from qlora_chat.models import LoadedModel
 from qlora_chat.models.folders import Base, adapter_bytes
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.load import load
-from qlora_chat.models.placement import Place, needed_bytes
+from qlora_chat.models.placement import DeviceMemory, needed_bytes
 from qlora_chat.models.weights.shards import NF4_CONFIG, write_shards
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import ModelSettings, Sampling
@@ -60,7 +60,7 @@ def fresh() -> None:
 
 def opened(base: Path, adapter: Path, room: int) -> LoadedModel:
     """The pair as a card of 8 GB would hold it."""
-    return load(ModelSettings(base=str(base), adapter=str(adapter)), lambda _: None, places=(Place("cuda", room),))
+    return load(ModelSettings(base=str(base), adapter=str(adapter)), lambda _: None, places=(DeviceMemory("cuda", room),))
 
 
 def peak() -> float:
@@ -100,7 +100,7 @@ def run(folder: Path) -> dict[str, Any]:
     tensors = quantised_weights(base_of(LAYERS))
     base, adapter = make_pair(folder, tensors)
     read = Base.read(base)
-    found = examine(str(base), str(adapter), Hub(folder / "hub", offline=True), (Place("cuda", 8 * GIB),))
+    found = examine(str(base), str(adapter), Hub(folder / "hub", offline=True), (DeviceMemory("cuda", 8 * GIB),))
     predicted = [need.bytes for need in needs(read, "nf4+adapter", adapter_bytes(adapter), RANK, "cuda")]
     results: dict[str, Any] = {"blocked": [each.what for each in found.findings if each.level == "blocker"]}
     for dialogues, length in ((1, 512), (1, 1024), (1, 2048), (4, 1024), (16, 512)):

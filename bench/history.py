@@ -24,7 +24,7 @@ from common import report
 
 from qlora_chat.delivery.recorder import LogRecorder
 from qlora_chat.delivery.sender import LogSender
-from qlora_chat.history import About, TurnRecord
+from qlora_chat.history import ConversationInfo, TurnRecord
 from qlora_chat.history.open import open_history
 from qlora_chat.history.sql.store import SqlHistory
 from qlora_chat.history.text_match import index_tokens
@@ -56,7 +56,7 @@ def turn(store, recorder, conversation: Conversation, question: str, answer: str
     """One turn as chat.py keeps it; -> the conversation and the milliseconds that keeping took of it."""
     asked = conversation.adding(Message("user", question)).adding(Message("assistant", "", (), "partial"))
     began = time.perf_counter()
-    kept = store.save(asked, About("bench", None, {"temperature": 0.7}))
+    kept = store.save(asked, ConversationInfo("bench", None, {"temperature": 0.7}))
     spent = time.perf_counter() - began
     done = kept.replacing_last(replace(kept.messages[-1], content=answer, finish_reason="stop"))
     record = TurnRecord(done, question, Sampling(seed=1), prompt_ids=tuple(range(300)), answer_ids=tuple(range(100)))

@@ -30,7 +30,7 @@ from qlora_chat.models import LoadedModel
 from qlora_chat.models.folders import Base
 from qlora_chat.models.load import load
 from qlora_chat.models.locate import BUNDLED
-from qlora_chat.models.placement import Place, needed_bytes
+from qlora_chat.models.placement import DeviceMemory, needed_bytes
 from qlora_chat.models.weights.shards import write_shards
 from qlora_chat.settings import ModelSettings, Precision
 
@@ -103,7 +103,7 @@ class PeakMemory:
             self.peak = max(self.peak, self._process.memory_info().rss)
 
 
-def measured(settings: ModelSettings, place: Place) -> dict[str, Any]:
+def measured(settings: ModelSettings, place: DeviceMemory) -> dict[str, Any]:
     """Open the model once; seconds and bytes, then let go of it."""
     cuda = torch.cuda.is_available()
     if cuda:
@@ -174,10 +174,10 @@ def run(folder: Path, layers: int, device: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def room_for_nf4_only(base: Base, device: str) -> Place:
+def room_for_nf4_only(base: Base, device: str) -> DeviceMemory:
     """A device with room for the NF4 plan and not for bf16, as on a card of 8 GB."""
     free = (needed_bytes(base, "bf16", 0, device) + needed_bytes(base, "nf4", 0, device)) // 2
-    return Place("cuda" if device == "cuda" else "cpu", free)
+    return DeviceMemory("cuda" if device == "cuda" else "cpu", free)
 
 
 def within_limits(results: dict[str, dict[str, Any]]) -> dict[str, bool]:

@@ -24,7 +24,7 @@ from common import report
 from qlora_chat.chat import Chat
 from qlora_chat.delivery.recorder import LogRecorder
 from qlora_chat.engines import local, open_engine
-from qlora_chat.history import Outgoing, TurnRecord
+from qlora_chat.history import OutboxRecord, TurnRecord
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation
 from qlora_chat.prompt import prompt_format
@@ -53,7 +53,7 @@ class Kept(LogRecorder):
         super().__init__(2)
         self.bodies: dict[str, bytes] = {}
 
-    def turn(self, record: TurnRecord) -> Outgoing | None:
+    def turn(self, record: TurnRecord) -> OutboxRecord | None:
         outgoing = super().turn(record)
         assert outgoing
         self.bodies[record.answer.id] = outgoing.body

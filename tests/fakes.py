@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_chat.chat import Chat
 from qlora_chat.engines import EngineError, Finish, Piece
-from qlora_chat.history import About, Feedback, HistoryUnavailable, Outgoing, TurnRecord
+from qlora_chat.history import ConversationInfo, Feedback, HistoryUnavailable, OutboxRecord, TurnRecord
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation
 from qlora_chat.models import ModelInfo
@@ -174,17 +174,17 @@ class ScriptedRecorder:
         self.feedbacks: list[Feedback] = []
         self.tombstones: list[str] = []
 
-    def turn(self, record: TurnRecord) -> Outgoing | None:
+    def turn(self, record: TurnRecord) -> OutboxRecord | None:
         """Note a turn."""
         self.turns.append(record)
         return None
 
-    def feedback(self, conversation_id: str, feedback: Feedback) -> Outgoing | None:
+    def feedback(self, conversation_id: str, feedback: Feedback) -> OutboxRecord | None:
         """Note what a person thought."""
         self.feedbacks.append(feedback)
         return None
 
-    def tombstone(self, conversation_id: str) -> Outgoing | None:
+    def tombstone(self, conversation_id: str) -> OutboxRecord | None:
         """Note what is to be erased."""
         self.tombstones.append(conversation_id)
         return None
@@ -193,11 +193,11 @@ class ScriptedRecorder:
 class FullHistory(MemoryHistory):
     """A store whose disk is full."""
 
-    def save(self, conversation: Conversation, about: About | None = None) -> Conversation:
+    def save(self, conversation: Conversation, about: ConversationInfo | None = None) -> Conversation:
         """Refuse."""
         raise HistoryUnavailable("the disk is full")
 
-    def finish(self, record: TurnRecord, outgoing: Outgoing | None = None) -> None:
+    def finish(self, record: TurnRecord, outgoing: OutboxRecord | None = None) -> None:
         """Refuse."""
         raise HistoryUnavailable("the disk is full")
 
@@ -510,7 +510,7 @@ class PlainDecoder:
     def _chosen(self, index: int) -> int:
         import torch
 
-        from qlora_chat.engines.core.sampler import Choice, choose
+        from qlora_chat.engines.core.sampler import SamplerInput, sample
 
         row, logits = self._rows[index], self.logits[index]
         seen = torch.zeros(len(logits), dtype=torch.bool)
@@ -518,7 +518,7 @@ class PlainDecoder:
         seen[[*self._seen[row.slot], *guesses]] = True
         sampling = Sampling(row.temperature, row.top_p, row.top_k, row.penalty)
         draw = random.Random(f"{row.seed} {row.count}").random()
-        return choose(logits[None], [Choice(sampling, seen if row.penalty != 1.0 else None, draw)])[0]
+        return sample(logits[None], [SamplerInput(sampling, seen if row.penalty != 1.0 else None, draw)])[0]
 
     def finish(self, number: int) -> None:
         """Nothing to wait for."""

@@ -13,15 +13,15 @@ from dataclasses import asdict, dataclass, replace
 
 from qlora_chat.engines import Engine, Finish, Piece, Stream
 from qlora_chat.history import (
-    About,
+    ConversationInfo,
     Feedback,
     HistoryStore,
     HistoryUnavailable,
     ModelUsed,
     Recorder,
     SettingsChange,
-    Spent,
     TurnRecord,
+    Usage,
 )
 from qlora_chat.messages import Conversation, FinishReason, Message
 from qlora_chat.prompt import Prompt, PromptFormat, fit_prompt, kept_ids, render
@@ -85,7 +85,7 @@ class Chat:
         if sampling.seed is None:
             sampling = sampling.changed(seed=secrets.randbits(SEED_BITS))
         used = self._model_used(adapter)
-        opened, unkept = self._open(asked, About(used.name, used.adapter, asdict(sampling), owner), must_be_kept)
+        opened, unkept = self._open(asked, ConversationInfo(used.name, used.adapter, asdict(sampling), owner), must_be_kept)
         try:
             stream = self.engine.stream(prompt, sampling, stops, adapter)
         except BaseException:
@@ -138,7 +138,7 @@ class Chat:
         except HistoryUnavailable:
             return before
 
-    def _open(self, asked: Conversation, about: About, must_be_kept: bool) -> tuple[Conversation, str | None]:
+    def _open(self, asked: Conversation, about: ConversationInfo, must_be_kept: bool) -> tuple[Conversation, str | None]:
         """Question and open answer, kept; or not kept and why: a full disk must not end the chat."""
         opened = asked.adding(Message("assistant", "", (), "partial"))
         try:
@@ -254,7 +254,7 @@ class Turn:
 
     def _record(self) -> TurnRecord:
         finish = self.finish
-        spent = finish and Spent(
+        spent = finish and Usage(
             finish.prompt_tokens, finish.cached_tokens, finish.completion_tokens, finish.ttft_ms, finish.tokens_per_s
         )
         return TurnRecord(

@@ -13,9 +13,9 @@ import pytest
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
-from qlora_chat.api.stored_turns import OURS, Named, owner_of
+from qlora_chat.api.stored_turns import OURS, StoreOptions, owner_of
 from qlora_chat.chat import Chat
-from qlora_chat.history import HistoryStore, Kept
+from qlora_chat.history import HistoryStore, StoredConversation
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.prompt import DEFAULT_FORMAT
 from tests.fakes import FullHistory, ScriptedEngine, ScriptedRecorder
@@ -38,7 +38,7 @@ class Keeping:
         messages = [{"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(texts)]
         return httpx.post(self.url + CHAT, json={"model": "scripted", "messages": messages, **fields}, timeout=30)
 
-    def only(self) -> Kept:
+    def only(self) -> StoredConversation:
         """The one conversation that is kept."""
         (summary,) = self.history.list()
         kept = self.history.read(summary.id)
@@ -63,7 +63,7 @@ def keeping(server: Keeping) -> Keeping:
     return server
 
 
-def said(kept: Kept) -> list[str]:
+def said(kept: StoredConversation) -> list[str]:
     return [message.content for message in kept.conversation().messages]
 
 
@@ -181,11 +181,11 @@ def test_a_turn_that_cannot_be_kept_is_not_begun() -> None:
 
 def test_a_name_means_another_conversation_to_another_owner() -> None:
     named = {"conversation_id": "my chat"}
-    ids = {Named.of(named, owner).id for owner in (None, owner_of("Bearer a"), owner_of("Bearer b"))}
+    ids = {StoreOptions.of(named, owner).id for owner in (None, owner_of("Bearer a"), owner_of("Bearer b"))}
     assert len(ids) == 3
-    drawn = Named.of({}, None)
+    drawn = StoreOptions.of({}, None)
     assert drawn.id == drawn.name
-    assert Named.of({"conversation_id": drawn.id}, owner_of("Bearer a")).id != drawn.id, "knowing an id opens nothing"
+    assert StoreOptions.of({"conversation_id": drawn.id}, owner_of("Bearer a")).id != drawn.id, "knowing an id opens nothing"
 
 
 @pytest.mark.parametrize("metadata", [{"a": 1}, {"a": "x" * 513}, {"": "x"}, {str(n): "" for n in range(17)}, "text", None])

@@ -14,10 +14,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from qlora_chat.history import Outgoing
+from qlora_chat.history import OutboxRecord
 from qlora_chat.history.outbox.queue import DEFAULT_CAP_BYTES, Outbox
 from qlora_chat.history.outbox.recovery import open_outbox_file
-from qlora_chat.history.storage.encryption import NoSeal
+from qlora_chat.history.storage.encryption import PlainCipher
 
 
 @dataclass(frozen=True)
@@ -151,12 +151,12 @@ def silent(drip: bool) -> Iterator[str]:
 
 def outbox_in(folder: Path, cap_bytes: int = DEFAULT_CAP_BYTES) -> Outbox:
     """The outbox of a program without a store."""
-    return open_outbox_file(folder / "outbox.db", NoSeal(), cap_bytes)
+    return open_outbox_file(folder / "outbox.db", PlainCipher(), cap_bytes)
 
 
-def record(text: str = "Hi", conversation_id: str = "an-id") -> Outgoing:
+def record(text: str = "Hi", conversation_id: str = "an-id") -> OutboxRecord:
     """Something to deliver."""
-    return Outgoing("turn", conversation_id, json.dumps({"conversation_id": conversation_id, "messages": text}).encode())
+    return OutboxRecord("turn", conversation_id, json.dumps({"conversation_id": conversation_id, "messages": text}).encode())
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:

@@ -14,7 +14,7 @@ import pytest
 from qlora_chat.delivery.http_post import Poster
 from qlora_chat.delivery.recorder import LogRecorder
 from qlora_chat.delivery.sender import LogSender
-from qlora_chat.history import About, TurnRecord
+from qlora_chat.history import ConversationInfo, TurnRecord
 from qlora_chat.history.open import open_history
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.settings import HistorySettings, LogSettings, Sampling
@@ -87,7 +87,7 @@ def kept(store: object, recorder: LogRecorder, number: int) -> float:
     """One turn as chat.py keeps it; -> milliseconds that keeping took."""
     asked = Conversation(messages=(Message("user", f"question {number}"), Message("assistant", "", (), "partial")))
     began = time.perf_counter()
-    saved = store.save(asked, About("test", None, {}))  # type: ignore[attr-defined]
+    saved = store.save(asked, ConversationInfo("test", None, {}))  # type: ignore[attr-defined]
     answer = saved.replacing_last(Message("assistant", "an answer", (5, 6), "stop", id=saved.messages[-1].id))
     record = TurnRecord(answer, "prompt", Sampling(seed=1), prompt_ids=(1, 2), answer_ids=(5, 6))
     store.finish(record, recorder.turn(record))  # type: ignore[attr-defined]

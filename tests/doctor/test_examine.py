@@ -22,12 +22,12 @@ from qlora_chat.doctor.memory import chat_bytes, load_bytes
 from qlora_chat.models.folders import Base, adapter_bytes
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.locate import BUNDLED
-from qlora_chat.models.placement import GIB, Place, cache_bytes
+from qlora_chat.models.placement import GIB, DeviceMemory, cache_bytes
 from qlora_chat.models.weights.quantize import quantised
 from qlora_chat.models.weights.shards import write_shards, write_small_files
 from tests.models.conftest import LocalHub, MakeAdapter, MakeBase, write_adapter, write_base
 
-ROOM = (Place("cpu", 16 * GIB),)
+ROOM = (DeviceMemory("cpu", 16 * GIB),)
 Break = Callable[[Path, Path], None]
 """(base, adapter) -> spoilt in place."""
 
@@ -220,7 +220,7 @@ def test_old_special_ids_and_an_unknown_licence_are_warnings(make_base: MakeBase
 
 
 def test_a_model_that_does_not_fit_is_told_before_it_is_loaded(pair: tuple[Path, Path]) -> None:
-    found = examine(str(pair[0]), str(pair[1]), Hub(Path("nowhere"), offline=True), (Place("cpu", 1_000_000),))
+    found = examine(str(pair[0]), str(pair[1]), Hub(Path("nowhere"), offline=True), (DeviceMemory("cpu", 1_000_000),))
     assert any("GiB free" in finding.what and finding.mend for finding in blockers(found))
 
 
@@ -229,7 +229,7 @@ def test_a_card_that_only_8_bit_keys_and_values_fit_is_told_of_them(make_base: M
     read = Base.read(base)
     saved = cache_bytes(read, "cuda") - cache_bytes(read, "cuda", "int8")
     free = chat_bytes(read, "nf4", 0, "cuda") - saved // 2
-    found = examine(str(base), None, Hub(Path("nowhere"), offline=True), (Place("cuda", free),))
+    found = examine(str(base), None, Hub(Path("nowhere"), offline=True), (DeviceMemory("cuda", free),))
     assert any("--kv-cache-dtype int8" in finding.mend for finding in found.findings)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from qlora_chat.history import About, HistoryStore, StaleConversation, TurnRecord
+from qlora_chat.history import ConversationInfo, HistoryStore, StaleConversation, TurnRecord
 from qlora_chat.messages import Conversation, FinishReason, Message
 from qlora_chat.settings import Sampling
 
@@ -21,7 +21,7 @@ def said(
     store: HistoryStore, conversation: Conversation, question: str, answer: str, reason: FinishReason = "stop"
 ) -> Conversation:
     """A whole turn, as chat.py makes it."""
-    kept = store.save(opened(conversation, question), About("a-model", "an-adapter", {"temperature": 0.5}))
+    kept = store.save(opened(conversation, question), ConversationInfo("a-model", "an-adapter", {"temperature": 0.5}))
     done = kept.replacing_last(replace(kept.messages[-1], content=answer, ids=(5, 6), finish_reason=reason))
     store.finish(TurnRecord(done, f"### Human: {question}### Assistant:", Sampling(seed=3)))
     return replace(done, head=done.messages[-1].id)
@@ -175,8 +175,8 @@ def test_search_gives_the_newest_first_and_at_most_so_many(store: HistoryStore) 
 
 def test_a_list_can_be_of_one_owner(store: HistoryStore) -> None:
     mine, other = Conversation(), Conversation()
-    store.save(opened(mine, "secret plans"), About(owner="me"))
-    store.save(opened(other, "secret plans too"), About(owner="you"))
+    store.save(opened(mine, "secret plans"), ConversationInfo(owner="me"))
+    store.save(opened(other, "secret plans too"), ConversationInfo(owner="you"))
     assert [each.id for each in store.list(owner="me")] == [mine.id]
     assert len(store.list()) == 2
     assert [hit.conversation_id for hit in store.search("secret", owner="you")] == [other.id]

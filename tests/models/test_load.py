@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from qlora_chat.models import ModelError, open_model
 from qlora_chat.models.load import load
 from qlora_chat.models.locate import BUNDLED
-from qlora_chat.models.placement import GIB, Place, look
+from qlora_chat.models.placement import GIB, DeviceMemory, detect_devices
 from qlora_chat.settings import ModelSettings, SettingsError
 from tests.models.conftest import MakeAdapter, MakeBase, OpenedDemo
 
@@ -124,11 +124,11 @@ def test_an_adapter_alone_is_refused_in_the_settings() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
 def test_cuda_without_a_card_is_a_clear_error() -> None:
     with pytest.raises(ModelError, match="no usable graphics card; use --device cpu or auto"):
-        look("cuda")
+        detect_devices("cuda")
 
 
 def test_a_start_on_the_processor_beside_a_card_that_is_full_says_why(said: list[str]) -> None:
     settings = ModelSettings(base=str(BUNDLED / "base"), precision="nf4")
-    model = load(settings, said.append, places=(Place("cuda", 0), Place("cpu", 8 * GIB)))
+    model = load(settings, said.append, places=(DeviceMemory("cuda", 0), DeviceMemory("cpu", 8 * GIB)))
     assert model.info.device == "cpu"
     assert any("the graphics card has 0.0 GiB free and it needs" in line for line in said)

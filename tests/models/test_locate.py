@@ -12,15 +12,20 @@ from qlora_chat.models import ModelError
 from qlora_chat.models.cache import Cache
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.locate import Source, resolve
-from qlora_chat.models.placement import GIB, Place
+from qlora_chat.models.placement import GIB, DeviceMemory
 from qlora_chat.settings import ModelSettings, hub_cache_folder
 from tests.models.conftest import LocalHub, MakeAdapter, MakeBase, Publish
 
-BIG_CARD, SMALL_CARD, MEMORY = Place("cuda", 24 * GIB), Place("cuda", 5 * GIB), Place("cpu", 24 * GIB)
+BIG_CARD, SMALL_CARD, MEMORY = DeviceMemory("cuda", 24 * GIB), DeviceMemory("cuda", 5 * GIB), DeviceMemory("cpu", 24 * GIB)
 
 
 def resolved(
-    settings: ModelSettings, said: list[str], tmp_path: Path, *places: Place, offline: bool = True, endpoint: str | None = None
+    settings: ModelSettings,
+    said: list[str],
+    tmp_path: Path,
+    *places: DeviceMemory,
+    offline: bool = True,
+    endpoint: str | None = None,
 ) -> Source:
     hub = Hub(hub_cache_folder(), offline, endpoint)
     return resolve(settings, hub, Cache(tmp_path / "cache", said.append), places or (MEMORY,), said.append)
@@ -67,7 +72,7 @@ def test_auto_takes_guanaco_where_it_is_cached_and_fits(
 @pytest.mark.parametrize(
     ("cached", "places", "reason"),
     [
-        (True, (Place("cpu", GIB // 4),), "does not fit"),
+        (True, (DeviceMemory("cpu", GIB // 4),), "does not fit"),
         (False, (MEMORY,), "no graphics card with 6 GiB free"),
         (False, (SMALL_CARD, MEMORY), "no graphics card with 6 GiB free"),
         (False, (BIG_CARD, MEMORY), "HF_HUB_OFFLINE is set"),
@@ -75,7 +80,7 @@ def test_auto_takes_guanaco_where_it_is_cached_and_fits(
 )
 def test_auto_falls_back_to_the_demo_with_one_line_that_says_why_and_how(
     cached: bool,
-    places: tuple[Place, ...],
+    places: tuple[DeviceMemory, ...],
     reason: str,
     make_base: MakeBase,
     make_adapter: MakeAdapter,
@@ -167,9 +172,9 @@ def test_hub_offline_never_touches_the_network(local_hub: LocalHub, said: list[s
 
 
 def test_torch_is_not_asked_about_cards_for_a_plain_cpu() -> None:
-    from qlora_chat.models.placement import look
+    from qlora_chat.models.placement import detect_devices
 
-    (place,) = look("cpu")
+    (place,) = detect_devices("cpu")
     assert place.device == "cpu"
     assert place.free > 0
-    assert len(look("auto")) == 1 + torch.cuda.is_available()
+    assert len(detect_devices("auto")) == 1 + torch.cuda.is_available()

@@ -9,7 +9,15 @@ import pytest
 
 from qlora_chat.models import ModelError
 from qlora_chat.models.folders import Base
-from qlora_chat.models.placement import GIB, Place, choose_plan, look, needed_bytes, passed_over, ways_to_hold
+from qlora_chat.models.placement import (
+    GIB,
+    DeviceMemory,
+    candidate_formats,
+    choose_plan,
+    detect_devices,
+    explain_cpu_fallback,
+    needed_bytes,
+)
 from qlora_chat.models.weights.llama import LlamaShape
 from qlora_chat.settings import Precision
 
@@ -49,29 +57,29 @@ def test_a_7b_is_predicted_to_take_what_it_takes() -> None:
     ],
 )
 def test_the_best_way_that_fits_is_chosen(precision: Precision, card: int, memory: int, expected: tuple[str, str]) -> None:
-    places = (Place("cuda", card * GIB), Place("cpu", memory * GIB))
-    plan = choose_plan(llama_7b(), ways_to_hold(precision, has_adapter=True), GUANACO_ADAPTER, places)
+    places = (DeviceMemory("cuda", card * GIB), DeviceMemory("cpu", memory * GIB))
+    plan = choose_plan(llama_7b(), candidate_formats(precision, has_adapter=True), GUANACO_ADAPTER, places)
     assert (plan.place.device, plan.held) == expected
 
 
 def test_without_an_adapter_a_small_card_gets_plain_nf4() -> None:
-    assert ways_to_hold("auto", has_adapter=False) == ("bf16", "nf4")
+    assert candidate_formats("auto", has_adapter=False) == ("bf16", "nf4")
 
 
 @pytest.mark.parametrize("precision", ["auto", "nf4"])
 def test_exact_means_an_nf4_base_with_the_adapter_beside_it(precision: Precision) -> None:
-    assert ways_to_hold(precision, has_adapter=True, adapter_mode="exact") == ("nf4+adapter",)
+    assert candidate_formats(precision, has_adapter=True, adapter_mode="exact") == ("nf4+adapter",)
 
 
 def test_what_fits_nowhere_says_both_numbers_for_every_device() -> None:
-    places = (Place("cuda", 4 * GIB), Place("cpu", 5 * GIB // 2))
+    places = (DeviceMemory("cuda", 4 * GIB), DeviceMemory("cpu", 5 * GIB // 2))
     with pytest.raises(ModelError) as caught:
         choose_plan(llama_7b(), ("bf16", "nf4+adapter"), GUANACO_ADAPTER, places)
     message = str(caught.value)
     assert "the graphics card has 4.0 GiB free and it needs 5.6 GiB" in message
     assert "this machine's memory has 2.5 GiB free and it needs 6.4 GiB" in message
     with pytest.raises(ModelError, match="try --precision nf4"):
-        choose_plan(llama_7b(), ("bf16",), 0, (Place("cpu", 8 * GIB),))
+        choose_plan(llama_7b(), ("bf16",), 0, (DeviceMemory("cpu", 8 * GIB),))
 
 
 def test_a_card_that_is_full_has_nothing_free(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,16 +91,19 @@ def test_a_card_that_is_full_has_nothing_free(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", full)
-    assert [(place.device, place.free > 0) for place in look("auto")] == [("cuda", False), ("cpu", True)]
+    assert [(place.device, place.free > 0) for place in detect_devices("auto")] == [("cuda", False), ("cpu", True)]
 
 
 @pytest.mark.parametrize(
     ("card", "said"), [(5.4, "5.4 GiB free and it needs 5.6 GiB there; .* --kv-cache-dtype int8"), (2, "2.0 GiB free")]
 )
 def test_a_card_that_is_passed_over_is_said_to_be(card: float, said: str) -> None:
-    places, ways = (Place("cuda", int(card * GIB)), Place("cpu", 64 * GIB)), ways_to_hold("auto", has_adapter=True)
+    places, ways = (
+        (DeviceMemory("cuda", int(card * GIB)), DeviceMemory("cpu", 64 * GIB)),
+        candidate_formats("auto", has_adapter=True),
+    )
     plan = choose_plan(llama_7b(), ways, GUANACO_ADAPTER, places)
-    line = passed_over(plan, llama_7b(), ways, GUANACO_ADAPTER, places, "auto")
+    line = explain_cpu_fallback(plan, llama_7b(), ways, GUANACO_ADAPTER, places, "auto")
     assert re.search(f"runs on the processor.*{said}", line or "")
     assert ("int8" in (line or "")) == (card > 5)
-    assert passed_over(plan, llama_7b(), ways, GUANACO_ADAPTER, places[1:], "auto") is None
+    assert explain_cpu_fallback(plan, llama_7b(), ways, GUANACO_ADAPTER, places[1:], "auto") is None

@@ -16,7 +16,7 @@ from qlora_chat.models import LoadedModel, ModelError, open_model
 from qlora_chat.models.folders import Base, adapter_bytes
 from qlora_chat.models.load import load
 from qlora_chat.models.locate import BUNDLED
-from qlora_chat.models.placement import Place, needed_bytes
+from qlora_chat.models.placement import DeviceMemory, needed_bytes
 from qlora_chat.models.weights.llama import Adapter, Beside, Checkpoint, WithAdapter, build
 from qlora_chat.models.weights.quantize import quantised
 from qlora_chat.settings import ModelSettings, Precision
@@ -28,7 +28,7 @@ def opened_in_little_memory(base: Path, adapter: Path, said: list[str]) -> Loade
     read = Base.read(base)
     room = (needed_bytes(read, "bf16", 0, "cpu") + needed_bytes(read, "nf4+adapter", adapter_bytes(adapter), "cpu")) // 2
     settings = ModelSettings(base=str(base), adapter=str(adapter), device="cpu")
-    return load(settings, said.append, places=(Place("cpu", room),))
+    return load(settings, said.append, places=(DeviceMemory("cpu", room),))
 
 
 # --- requantised merges ----------------------------------------------------------------------------------------------

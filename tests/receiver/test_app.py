@@ -17,7 +17,7 @@ import requests
 
 from qlora_chat.delivery.signing import sign
 from qlora_chat.receiver import intake
-from qlora_chat.receiver.store import RecordStore, Wanted
+from qlora_chat.receiver.store import RecordStore, TurnFilter
 from qlora_chat.settings import ReceiverSettings, SettingsError
 from tests.receiver.made import feedback, posted, tombstone, turn_v1, turn_v2
 from tests.receiver.serving import free_port, program, receiving
@@ -42,7 +42,7 @@ def session() -> Iterator[requests.Session]:
 
 
 def kept(store: RecordStore) -> list[str]:
-    return [row["id"] for row in store.find(Wanted())]
+    return [row["id"] for row in store.find(TurnFilter())]
 
 
 def test_both_payload_versions_are_taken_and_duplicates_dropped(store: RecordStore, session: requests.Session) -> None:

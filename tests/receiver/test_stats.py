@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from qlora_chat.cli import app
 from qlora_chat.receiver.page import page
 from qlora_chat.receiver.stats import distribution, statistics
-from qlora_chat.receiver.store import RecordStore, Wanted
+from qlora_chat.receiver.store import RecordStore, TurnFilter
 from qlora_chat.receiver.turns import turns
 from tests.receiver.made import feedback, record, tombstone, turn_v1, turn_v2
 
@@ -109,7 +109,7 @@ def test_an_empty_store_says_what_to_do(sqlite_url: str) -> None:
 
 def test_turns_are_found_by_words_and_by_what_people_thought(store: RecordStore) -> None:
     def found(**asked: Any) -> list[str | None]:
-        return [turn.row["turn_id"] for turn in turns(store, Wanted(), **asked)]
+        return [turn.row["turn_id"] for turn in turns(store, TurnFilter(), **asked)]
 
     assert found(text="HI THERE") == ["liked"]
     assert found(rating="up") == ["liked"], "the newest counts"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from qlora_chat.receiver.database import StoreError
-from qlora_chat.receiver.store import RecordStore, Wanted
+from qlora_chat.receiver.store import RecordStore, TurnFilter
 from tests.receiver.made import feedback, record, tombstone, turn_v1, turn_v2
 
 
@@ -19,7 +19,7 @@ def test_a_record_is_kept_as_it_was_sent_and_once(store: RecordStore) -> None:
     sent = record(turn_v2(messages="Grüße, 世界 \ud83d\ude00"))
     assert store.keep([sent]) == ["stored"]
     assert store.keep([sent, sent]) == ["duplicate", "duplicate"]
-    (row,) = store.find(Wanted())
+    (row,) = store.find(TurnFilter())
     assert row["body"] == sent.body
     assert (row["id"], row["temperature"], row["ttft_ms"], row["at"]) == (sent.id, 0.5, 40.0, sent.at)
 
@@ -34,22 +34,26 @@ def test_it_is_there_after_the_program_has_ended(url: str) -> None:
     with closing(RecordStore(url, create=True)) as store:
         store.keep([record(turn_v1())])
     with closing(RecordStore(url)) as again:
-        assert len(list(again.find(Wanted()))) == 1
+        assert len(list(again.find(TurnFilter()))) == 1
 
 
 def test_reading_by_what_is_asked_for(store: RecordStore) -> None:
     early = turn_v2(finished_at="2026-11-01T00:00:00+00:00", finish_reason="length")
     late = turn_v2(finished_at="2026-11-02T00:00:00+00:00", conversation_id="other")
     store.keep([record(late), record(early), record(feedback(early, rating=1))])
-    turns = list(store.find(Wanted(kind="turn")))
+    turns = list(store.find(TurnFilter(kind="turn")))
     assert [row["turn_id"] for row in turns] == [early["turn_id"], late["turn_id"]], "in order of time"
-    assert [row["turn_id"] for row in store.find(Wanted(kind="turn"), newest_first=True)] == [
+    assert [row["turn_id"] for row in store.find(TurnFilter(kind="turn"), newest_first=True)] == [
         late["turn_id"],
         early["turn_id"],
     ]
-    for wanted in (Wanted(kind="turn", finish_reason="length"), Wanted(kind="turn", until=turns[1]["at"])):
+    for wanted in (TurnFilter(kind="turn", finish_reason="length"), TurnFilter(kind="turn", until=turns[1]["at"])):
         assert [row["turn_id"] for row in store.find(wanted)] == [early["turn_id"]]
-    for wanted in (Wanted(conversation_id="other"), Wanted(since=turns[1]["at"], kind="turn"), Wanted(turn_id=late["turn_id"])):
+    for wanted in (
+        TurnFilter(conversation_id="other"),
+        TurnFilter(since=turns[1]["at"], kind="turn"),
+        TurnFilter(turn_id=late["turn_id"]),
+    ):
         assert [row["turn_id"] for row in store.find(wanted)] == [late["turn_id"]]
 
 
@@ -60,7 +64,7 @@ def test_a_tombstone_erases_the_conversation_and_keeps_what_is_under_way_out(sto
         [record(gone), record(feedback(gone, comment="x")), record(stays), grave, record(turn_v2(conversation_id="gone"))]
     )
     assert outcomes == ["stored", "stored", "stored", "stored", "erased"]
-    assert [row["conversation_id"] for row in store.find(Wanted())] == ["stays"]
+    assert [row["conversation_id"] for row in store.find(TurnFilter())] == ["stays"]
     assert store.keep([grave]) == ["duplicate"]
     assert store.erased_conversations() == 1
 

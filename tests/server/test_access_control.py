@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from qlora_chat.server.access_control import MOST_BODY_BYTES, Guard
+from qlora_chat.server.access_control import MOST_BODY_BYTES, AccessControl
 from qlora_chat.server.security_headers import ContentPolicy, content_policy
 from qlora_chat.settings import ServeSettings
 
@@ -35,7 +35,7 @@ def ask(
     named = {name.replace("_", "-"): value for name, value in headers.items()}
 
     async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(ContentPolicy(Guard(echo, settings or ServeSettings())))
+        transport = httpx.ASGITransport(ContentPolicy(AccessControl(echo, settings or ServeSettings())))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost:7860") as client:
             return await client.request(method, path, content=content, headers=named)
 

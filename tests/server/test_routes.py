@@ -38,11 +38,11 @@ def every_route() -> list[tuple[str, str]]:
     import asyncio
 
     from qlora_chat.server.site import Site, _build_page
-    from qlora_chat.web.features import Keeps
+    from qlora_chat.web.features import PageFeatures
     from tests.fakes import scripted_chat
 
     async def build() -> list[tuple[str, str]]:
-        _, page, _ = _build_page(scripted_chat(), Keeps())
+        _, page, _ = _build_page(scripted_chat(), PageFeatures())
         mounted = [route for each in page.routes for route in getattr(getattr(each, "app", None), "routes", [])]
         api = Site(ServeSettings()).api.routes
         found = [

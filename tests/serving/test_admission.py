@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
-from qlora_chat.serving.admission import Closing, Gate, Overloaded, Place
+from qlora_chat.serving.admission import AdmissionTicket, Closing, Gate, Overloaded
 
 
-def callers(places: list[Place]) -> list[object]:
+def callers(places: list[AdmissionTicket]) -> list[object]:
     return [place.caller for place in places if place.state == "running"]
 
 

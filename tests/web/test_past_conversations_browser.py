@@ -13,8 +13,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from qlora_chat.chat import Chat
 from qlora_chat.settings import ServeSettings
-from qlora_chat.web.past_conversations import Past
-from qlora_chat.web.session import Asking, Session
+from qlora_chat.web.past_conversations import PastConversations
+from qlora_chat.web.session import AnswerOptions, Session
 from tests.fakes import ScriptedEngine, ScriptedRecorder, scripted_chat
 from tests.history.conftest import sqlite_history
 from tests.web.driving import answers, ready, say, wait_for
@@ -87,7 +87,7 @@ def test_without_a_history_there_is_no_list(context: BrowserContext) -> None:
 
 
 def test_on_a_shared_page_a_browser_sees_its_own_only(chat: Chat) -> None:
-    past, mine, other = Past(chat), Session(chat, "mine"), Session(chat, "other")
+    past, mine, other = PastConversations(chat), Session(chat, "mine"), Session(chat, "other")
     answered(mine, "my secret plans")
     assert [label.split(" · ")[0] for label, _ in past.choices("", "mine")] == ["my secret plans"]
     assert past.choices("", "other") == []
@@ -105,8 +105,8 @@ def test_on_a_shared_page_a_browser_sees_its_own_only(chat: Chat) -> None:
 def test_a_page_that_shows_a_deleted_conversation_does_not_bring_it_back(chat: Chat) -> None:
     first, second = Session(chat), Session(chat)
     answered(first, "to be deleted")
-    assert Past(chat).open(first.conversation.id, second)
-    assert Past(chat).delete(first.conversation.id, second)
+    assert PastConversations(chat).open(first.conversation.id, second)
+    assert PastConversations(chat).delete(first.conversation.id, second)
     with pytest.raises(RuntimeError, match="was deleted there"):
         first.send("still here?", ASKING)
     assert chat.history.list() == []
@@ -116,10 +116,10 @@ def test_a_page_that_shows_a_deleted_conversation_does_not_bring_it_back(chat: C
 def test_a_stale_tab_shows_the_newest_and_can_go_on(chat: Chat) -> None:
     first, second = Session(chat), Session(chat)
     answered(first, "one")
-    Past(chat).open(first.conversation.id, second)
+    PastConversations(chat).open(first.conversation.id, second)
     answered(second, "two")
     with pytest.raises(RuntimeError, match="gone on in another window"):
-        first.send("three", Asking(ASKING.sampling))
+        first.send("three", AnswerOptions(ASKING.sampling))
     assert first.conversation.pairs() == second.conversation.pairs()
     answered(first, "three")
     assert [question for question, _ in first.conversation.pairs()] == ["one", "two", "three"]

@@ -15,11 +15,11 @@ from qlora_chat.messages import Message
 from qlora_chat.prompt import PromptTooLong
 from qlora_chat.settings import Sampling
 from qlora_chat.web.running_answer import Answering
-from qlora_chat.web.session import Asking, Busy, Place, Session
+from qlora_chat.web.session import AnswerOptions, Busy, ConversationRef, Session
 from qlora_chat.web.sessions import Sessions
 from tests.fakes import ScriptedEngine, ScriptedRecorder, scripted_chat
 
-ASKING = Asking(Sampling())
+ASKING = AnswerOptions(Sampling())
 LONG = "word " * 500
 
 
@@ -172,8 +172,8 @@ def test_system_text_and_logging_choice_reach_the_turn() -> None:
     recorder = ScriptedRecorder()
     chat = replace(scripted_chat(), recorder=recorder)
     session = Session(chat)
-    assert session.send("secret", Asking(Sampling(), "Be brief.", logged=False)).wait(5)
-    assert session.send("open", Asking(Sampling(), "Be brief.", logged=True)).wait(5)
+    assert session.send("secret", AnswerOptions(Sampling(), "Be brief.", logged=False)).wait(5)
+    assert session.send("open", AnswerOptions(Sampling(), "Be brief.", logged=True)).wait(5)
     assert session.conversation.system == "Be brief."
     assert [turn.question.content for turn in recorder.turns] == ["open"]
 
@@ -292,7 +292,7 @@ def test_a_tab_goes_on_in_another_process_and_comes_back() -> None:
     here, there = two_processes()
     answered(here, "one")
     for process, text in ((there, "two"), (here, "three"), (there, "four")):
-        process.catch_up(Place.read(str(Place.of((there if process is here else here).conversation))))
+        process.catch_up(ConversationRef.read(str(ConversationRef.of((there if process is here else here).conversation))))
         answered(process, text)
     assert said(there) == ["one", "answer 1", "two", "answer 2", "three", "answer 3", "four", "answer 4"]
 
@@ -300,7 +300,7 @@ def test_a_tab_goes_on_in_another_process_and_comes_back() -> None:
 def test_a_page_that_shows_less_than_the_history_holds_overwrites_nothing() -> None:
     here, there = two_processes()
     answered(here, "one")
-    shown = Place.of(here.conversation)
+    shown = ConversationRef.of(here.conversation)
     there.catch_up(shown)
     answered(there, "two")
     here.catch_up(shown)
@@ -315,7 +315,7 @@ def test_an_answer_cut_off_with_its_process_is_gone_on_from() -> None:
     dying, other = Sessions(chat).open("tab"), Sessions(chat).open("tab")
     answering = dying.send("go on", ASKING)
     wait_for(lambda: answering.tokens >= 3)
-    other.catch_up(Place.of(answering.turn.conversation))
+    other.catch_up(ConversationRef.of(answering.turn.conversation))
     engine.answer, engine.delay = "Hello again.", 0.0
     answered(other, "are you there?")
     texts = said(other)
@@ -326,6 +326,6 @@ def test_an_answer_cut_off_with_its_process_is_gone_on_from() -> None:
 
 @pytest.mark.parametrize("text", [None, "", " ", "a b c", " a", 7])
 def test_what_no_page_wrote_is_no_place(text: object) -> None:
-    assert Place.read(text) == Place()
-    assert Place.read("id head") == Place("id", "head")
-    assert Place.read("id") == Place("id")
+    assert ConversationRef.read(text) == ConversationRef()
+    assert ConversationRef.read("id head") == ConversationRef("id", "head")
+    assert ConversationRef.read("id") == ConversationRef("id")

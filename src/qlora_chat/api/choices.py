@@ -16,7 +16,7 @@ from qlora_chat.prompt import Tokenizer
 
 
 @dataclass(frozen=True)
-class Grown:
+class Delta:
     """What came of a piece."""
 
     text: str
@@ -38,19 +38,19 @@ class Choice:
         self._made = self._out = 0
         self._waiting: deque[tuple[TokenLogprob, int]] = deque()
 
-    def take(self, piece: Piece) -> Grown:
+    def take(self, piece: Piece) -> Delta:
         """What can be sent after this piece."""
         if piece.finish is not None:
             self.finish = piece.finish
         text = self._trim(piece.text) if self._trimmed else piece.text
         self.text += text
         if piece.token_id is None or piece.logprob is None:
-            return Grown(text, self._released(piece))
+            return Delta(text, self._released(piece))
         entry = self._entry(piece.token_id, piece.logprob)
         entry.top_logprobs = [self._entry(token, logprob, TopLogprob) for token, logprob in piece.top_logprobs]
         self._waiting.append((entry, self._made))
         self._made += len(entry.token)
-        return Grown(text, self._released(piece))
+        return Delta(text, self._released(piece))
 
     def _trim(self, text: str) -> str:
         """White space at the beginning goes; other white space waits until something follows it."""

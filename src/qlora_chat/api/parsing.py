@@ -22,7 +22,7 @@ BETWEEN_MERGED = "\n\n"
 
 
 @dataclass(frozen=True)
-class Asked:
+class ParsedRequest:
     """What one request asks of the engine: `choices` answers to each of the prompts."""
 
     prompts: Sequence[Prompt]
@@ -52,22 +52,24 @@ class Asked:
         return self.sampling if seed is None or not index else self.sampling.changed(seed=(seed + index) % 2**63)
 
 
-def asked_of_chat(request: ChatRequest, chat: Chat, adapter: str | None, most_tokens: int | None) -> Asked:
+def parse_chat_request(request: ChatRequest, chat: Chat, adapter: str | None, most_tokens: int | None) -> ParsedRequest:
     """ApiError 400 for messages that are no conversation or leave no room for an answer."""
     said = conversation(request.messages)
     prompt = render(said, chat.form, chat.engine.tokenizer)
     stops = Stops() if request.ignore_eos else chat.stops
     room = _room([prompt], request.most_tokens, chat.engine.info.window, most_tokens, "messages")
-    return Asked([prompt], request.n, _sampling(request, room), _and(stops, request.stops), adapter, said)
+    return ParsedRequest([prompt], request.n, _sampling(request, room), _and(stops, request.stops), adapter, said)
 
 
-def asked_of_completion(request: CompletionRequest, chat: Chat, adapter: str | None, most_tokens: int | None) -> Asked:
+def parse_completion_request(
+    request: CompletionRequest, chat: Chat, adapter: str | None, most_tokens: int | None
+) -> ParsedRequest:
     """ApiError 400 for ids outside the vocabulary or prompts that leave no room. Stops are the model's and the client's
     only: text that is completed is no chat."""
     prompts = [_plain(each, chat) for each in request.prompts]
     stops = Stops() if request.ignore_eos else Stops(chat.stops.token_ids)
     room = _room(prompts, request.most_tokens, chat.engine.info.window, most_tokens, "prompt")
-    return Asked(prompts, request.n, _sampling(request, room), _and(stops, request.stops), adapter)
+    return ParsedRequest(prompts, request.n, _sampling(request, room), _and(stops, request.stops), adapter)
 
 
 def conversation(messages: Sequence[ChatMessage]) -> Conversation:

@@ -12,14 +12,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from qlora_chat.api.errors import ApiError, ErrorBody, invalid
-from qlora_chat.api.parsing import Asked, asked_of_chat, asked_of_completion
+from qlora_chat.api.parsing import ParsedRequest, parse_chat_request, parse_completion_request
 from qlora_chat.api.reading import Reading
 from qlora_chat.api.request_schemas import ChatRequest, CompletionRequest, LoadAdapter, UnloadAdapter
 from qlora_chat.api.response_schemas import ChatAnswer, CompletionAnswer, Done, ModelCard, ModelList, Usage
-from qlora_chat.api.serializers import ChatShape, CompletionShape, Shape
+from qlora_chat.api.serializers import AnswerSerializer, ChatSerializer, CompletionSerializer
 from qlora_chat.api.state import Serving
-from qlora_chat.api.stored_turns import Keeper, Named, owner_of
-from qlora_chat.api.streaming import Answer, EventStream, Wanted
+from qlora_chat.api.stored_turns import StoredTurnWriter, StoreOptions, owner_of
+from qlora_chat.api.streaming import Answer, EventStream, ResponseOptions
 from qlora_chat.chat import Chat
 from qlora_chat.models import ModelError, find_adapter
 from qlora_chat.serving.request_log import caller_of, note
@@ -65,12 +65,12 @@ def routes(serving: Serving) -> APIRouter:
     @router.post("/chat/completions", response_model=ChatAnswer, responses={200: {"content": STREAM}})
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """Answer a conversation's last message."""
-        return await _answer(serving, request, body, asked_of_chat, ChatShape(body.model))
+        return await _answer(serving, request, body, parse_chat_request, ChatSerializer(body.model))
 
     @router.post("/completions", response_model=CompletionAnswer, responses={200: {"content": STREAM}})
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Go on from a text, or from token ids."""
-        return await _answer(serving, request, body, asked_of_completion, CompletionShape(body.model))
+        return await _answer(serving, request, body, parse_completion_request, CompletionSerializer(body.model))
 
     @router.post("/load_lora_adapter", response_model=Done)
     async def load_adapter(body: LoadAdapter) -> Done:
@@ -120,7 +120,7 @@ def _adapter(serving: Serving, model: str) -> str | None:
     return None
 
 
-def _named(serving: Serving, request: Request, body: Body) -> tuple[Named, str | None] | None:
+def _named(serving: Serving, request: Request, body: Body) -> tuple[StoreOptions, str | None] | None:
     """The conversation that the turn is to be kept in, and whose it is; None where it is not to be kept."""
     if not isinstance(body, ChatRequest) or not body.store:
         return None
@@ -129,21 +129,25 @@ def _named(serving: Serving, request: Request, body: Body) -> tuple[Named, str |
         raise invalid(text, "store", "unsupported_parameter")
     shared = not is_loopback(serving.settings.host)
     owner = owner_of(request.headers.get("authorization", "")) if shared else None
-    return Named.of(body.metadata, owner), owner
+    return StoreOptions.of(body.metadata, owner), owner
 
 
 async def _answer(
-    serving: Serving, request: Request, body: Body, ask: Callable[[Body, Chat, str | None, int | None], Asked], shape: Shape
+    serving: Serving,
+    request: Request,
+    body: Body,
+    ask: Callable[[Body, Chat, str | None, int | None], ParsedRequest],
+    shape: AnswerSerializer,
 ) -> Response:
     chat, adapter = serving.chat, _adapter(serving, body.model)
     engine = serving.engine(caller_of(request.scope))
     named = _named(serving, request, body)
 
-    def begin() -> tuple[Asked, list[Any]]:
+    def begin() -> tuple[ParsedRequest, list[Any]]:
         asked = ask(body, chat, adapter, serving.settings.most_tokens)
         if named is None or asked.said is None:
             return asked, asked.begin(lambda prompt, sampling: engine.stream(prompt, sampling, asked.stops, adapter))
-        keeper = Keeper(replace(chat, engine=engine), asked.said, *named, asked.stops, adapter)
+        keeper = StoredTurnWriter(replace(chat, engine=engine), asked.said, *named, asked.stops, adapter)
         return asked, asked.begin(keeper.begin)
 
     asked, streams = await asyncio.to_thread(begin)
@@ -153,7 +157,7 @@ async def _answer(
         counts = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
         note(request.scope, model=body.model, stream=body.stream, finish=reasons, **counts)
 
-    wanted = Wanted(shape, asked.choices, body.alternatives is not None, body.include_usage, ended)
+    wanted = ResponseOptions(shape, asked.choices, body.alternatives is not None, body.include_usage, ended)
     names = {token_id: token for token in chat.form.stop_tokens if (token_id := engine.tokenizer.token_id(token)) is not None}
     answer = Answer(reading, len(streams), engine.tokenizer, names, wanted)
     response = EventStream(answer, await answer.begun()) if body.stream else await answer.whole()

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from qlora_chat.api.choices import Choice, Grown
+from qlora_chat.api.choices import Choice, Delta
 from qlora_chat.api.response_schemas import (
     AnswerMessage,
     ChatAnswer,
@@ -27,7 +27,7 @@ from qlora_chat.api.response_schemas import (
 Logprobs = Sequence[tuple[TokenLogprob, int]]
 
 
-class Shape(Protocol):
+class AnswerSerializer(Protocol):
     """What answering needs to write an answer down."""
 
     trimmed: bool
@@ -37,7 +37,7 @@ class Shape(Protocol):
         """What a streamed choice begins with."""
         ...
 
-    def grown(self, index: int, grown: Grown, logprobs: bool) -> dict[str, Any]:
+    def grown(self, index: int, grown: Delta, logprobs: bool) -> dict[str, Any]:
         """A choice in a chunk that brings text."""
         ...
 
@@ -63,7 +63,7 @@ class _Head:
         return chunk | {"choices": choices} | ({} if usage is None else {"usage": usage.model_dump()})
 
 
-class ChatShape:
+class ChatSerializer:
     """chat.completion and chat.completion.chunk"""
 
     trimmed = True
@@ -75,7 +75,7 @@ class ChatShape:
         """The role."""
         return {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
 
-    def grown(self, index: int, grown: Grown, logprobs: bool) -> dict[str, Any]:
+    def grown(self, index: int, grown: Delta, logprobs: bool) -> dict[str, Any]:
         """Text, and the tokens it consists of where they were asked for."""
         listed = _chat_logprobs(grown.logprobs).model_dump() if logprobs else None
         return {"index": index, "delta": {"content": grown.text}, "logprobs": listed, "finish_reason": None}
@@ -103,7 +103,7 @@ class ChatShape:
         return ChatAnswer(id=head.id, created=head.created, model=head.model, choices=listed, usage=usage)
 
 
-class CompletionShape:
+class CompletionSerializer:
     """text_completion, whole and in chunks"""
 
     trimmed = False
@@ -115,7 +115,7 @@ class CompletionShape:
         """Nothing: the first text is the beginning."""
         return None
 
-    def grown(self, index: int, grown: Grown, logprobs: bool) -> dict[str, Any]:
+    def grown(self, index: int, grown: Delta, logprobs: bool) -> dict[str, Any]:
         """Text, and the tokens it consists of where they were asked for."""
         listed = _completion_logprobs(grown.logprobs).model_dump() if logprobs else None
         return {"index": index, "text": grown.text, "logprobs": listed, "finish_reason": None}

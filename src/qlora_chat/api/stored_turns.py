@@ -25,7 +25,7 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True)
-class Named:
+class StoreOptions:
     """A conversation as a client knows it."""
 
     name: str
@@ -35,12 +35,12 @@ class Named:
     tags: tuple[str, ...]
 
     @staticmethod
-    def of(metadata: Mapping[str, str], owner: str | None) -> Named:
+    def of(metadata: Mapping[str, str], owner: str | None) -> StoreOptions:
         """A name means a conversation of its owner's and nobody else's."""
         name = metadata.get(NAMES_CONVERSATION) or new_id()
         own = owner is None and _UUID.fullmatch(name) is not None
         tags = (f"{key}={value}" for key, value in metadata.items() if key != NAMES_CONVERSATION)
-        return Named(name, name if own else str(uuid.uuid5(uuid.NAMESPACE_OID, f"{owner or ''} {name}")), (OURS, *tags))
+        return StoreOptions(name, name if own else str(uuid.uuid5(uuid.NAMESPACE_OID, f"{owner or ''} {name}")), (OURS, *tags))
 
 
 def owner_of(token: str) -> str:
@@ -48,11 +48,11 @@ def owner_of(token: str) -> str:
     return hashlib.sha256(f"api {token}".encode("utf-8", "replace")).hexdigest()
 
 
-class Keeper:
+class StoredTurnWriter:
     """Begins each of a request's choices as a turn that is kept; several choices are branches after the one question."""
 
     def __init__(
-        self, chat: Chat, said: Conversation, named: Named, owner: str | None, stops: Stops, adapter: str | None
+        self, chat: Chat, said: Conversation, named: StoreOptions, owner: str | None, stops: Stops, adapter: str | None
     ) -> None:
         """`said` ends with the question; what the history holds of it already is not added again."""
         self._chat, self._owner, self._stops, self._adapter = chat, owner, stops, adapter

@@ -19,7 +19,7 @@ from qlora_chat.api.choices import Choice, usage
 from qlora_chat.api.errors import ApiError, api_error, invalid
 from qlora_chat.api.reading import Event, Reading
 from qlora_chat.api.response_schemas import Reason, Usage
-from qlora_chat.api.serializers import Shape
+from qlora_chat.api.serializers import AnswerSerializer
 from qlora_chat.engines import Piece
 from qlora_chat.prompt import Tokenizer
 
@@ -31,10 +31,10 @@ CLIENT_LEFT = 499
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ResponseOptions:
     """How the answer is to be given."""
 
-    shape: Shape
+    shape: AnswerSerializer
     answers_a_prompt: int
     logprobs: bool
     include_usage: bool
@@ -45,7 +45,9 @@ class Wanted:
 class Answer:
     """The choices of one request, growing."""
 
-    def __init__(self, reading: Reading, count: int, tokenizer: Tokenizer, names: Mapping[int, str], wanted: Wanted) -> None:
+    def __init__(
+        self, reading: Reading, count: int, tokenizer: Tokenizer, names: Mapping[int, str], wanted: ResponseOptions
+    ) -> None:
         self.reading, self.wanted = reading, wanted
         self.choices = [Choice(index, tokenizer, names, trimmed=wanted.shape.trimmed) for index in range(count)]
 

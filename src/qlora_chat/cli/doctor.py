@@ -24,10 +24,10 @@ def doctor(
     chosen = settings.ModelSettings(device=device)  # type: ignore[arg-type]
     from qlora_chat.doctor.examine import examine
     from qlora_chat.models.hub import Hub
-    from qlora_chat.models.placement import look
+    from qlora_chat.models.placement import detect_devices
 
     hub = Hub(settings.hub_cache_folder(), settings.hub_is_offline())
-    found = examine(base, adapter, hub, look(chosen.device))
+    found = examine(base, adapter, hub, detect_devices(chosen.device))
     if as_json:
         print(json.dumps(found.as_json(), ensure_ascii=False))
     else:

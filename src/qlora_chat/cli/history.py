@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qlora_chat import settings
-from qlora_chat.cli.open import Keeping, notify
+from qlora_chat.cli.open import Persistence, notify
 from qlora_chat.cli.options import History
 from qlora_chat.settings import HistorySettings, SettingsError
 
 if TYPE_CHECKING:
-    from qlora_chat.history import HistoryStore, Kept
+    from qlora_chat.history import HistoryStore, StoredConversation
 
 app = typer.Typer(help="What is kept: list, show, search, export, import, erase, rescue.", no_args_is_help=True)
 
@@ -140,14 +140,14 @@ def erase(
 
 
 @app.command()
-def rescue(history: History = None) -> None:
+def recover(history: History = None) -> None:
     """Bring what can be read of a damaged sqlite:///FILE, and what waits to be delivered, into a new one in its place."""
-    from qlora_chat.history.sql.recovery import rescue as bring_out
+    from qlora_chat.history.sql.recovery import recover as bring_out
     from qlora_chat.history.storage.database import sqlite_file
-    from qlora_chat.history.storage.encryption import seal_for
+    from qlora_chat.history.storage.encryption import cipher_for
 
     chosen = _chosen_history(history)
-    found = bring_out(sqlite_file(chosen.url or ""), seal_for(chosen.key), settings.log_settings().cap_bytes)
+    found = bring_out(sqlite_file(chosen.url or ""), cipher_for(chosen.key), settings.log_settings().cap_bytes)
     print(
         f"{found.conversations:,} conversations with {found.turns:,} turns, and {found.records:,} records that wait to be sent"
     )
@@ -159,7 +159,7 @@ def rescue(history: History = None) -> None:
     print(f"the damaged file is {found.damaged_file}; no erasure reaches what it holds, so delete it when you are done with it")
 
 
-def _open(history: str | None, *, make: bool = False) -> Keeping:
+def _open(history: str | None, *, make: bool = False) -> Persistence:
     """The history that is named; only with `make` one that is not there yet, since a mistyped name must not leave a file."""
     from qlora_chat.history.open import file_of
 
@@ -167,7 +167,7 @@ def _open(history: str | None, *, make: bool = False) -> Keeping:
     place = file_of(chosen.url or "")
     if not make and place and not place.exists():
         raise SettingsError(f"there is no history at {place}")
-    return Keeping(chosen, settings.log_settings())
+    return Persistence(chosen, settings.log_settings())
 
 
 def _chosen_history(history: str | None) -> HistorySettings:
@@ -184,7 +184,7 @@ def _chosen(store: HistoryStore, conversations: list[str] | None, untouched_days
     return [each.id for each in store.list() if untouched_days is None or each.updated_at < before]
 
 
-def _kept(store: HistoryStore, name: str) -> Kept:
+def _kept(store: HistoryStore, name: str) -> StoredConversation:
     if kept := store.read(name):
         return kept
     beginning = [each.id for each in store.list() if each.id.startswith(name)] if name else []
@@ -199,7 +199,7 @@ def _conversations(count: int) -> str:
     return f"{count:,} conversation{'' if count == 1 else 's'}"
 
 
-def _all(store: HistoryStore, names: list[str]) -> Iterator[Kept]:
+def _all(store: HistoryStore, names: list[str]) -> Iterator[StoredConversation]:
     return (_kept(store, name) for name in names)
 
 

@@ -30,7 +30,7 @@ def open_chat(
     return Chat(engine, prompt_format(engine.info.prompt_format), store or MemoryHistory(), recorder)
 
 
-class Keeping:
+class Persistence:
     """Where turns are kept and sent, opened before the model is loaded; closing it sends what is due for `patience` s."""
 
     def __init__(self, history: HistorySettings, log: LogSettings, patience: float = 30.0) -> None:

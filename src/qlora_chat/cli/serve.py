@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from qlora_chat import settings
-from qlora_chat.cli.open import Keeping, notify
+from qlora_chat.cli.open import Persistence, notify
 from qlora_chat.cli.options import (
     AdapterModeOption,
     Adapters,
@@ -75,7 +75,7 @@ def serve(
     from qlora_chat.server.run import serve as serve_page
 
     kept, sent = settings.history_settings(history), settings.log_settings()
-    with closing(Keeping(kept, sent, SENDING_AT_THE_END_SECONDS)) as keeping:
+    with closing(Persistence(kept, sent, SENDING_AT_THE_END_SECONDS)) as keeping:
         opened = partial(keeping.chat, chosen, where)
         serve_page(
             opened, serving, notify, logging_on=keeping.logging_on, history_on=keeping.durable,
@@ -99,7 +99,7 @@ def chat(
 
     from qlora_chat.terminal import talk
 
-    with closing(Keeping(settings.history_settings(history), settings.log_settings())) as keeping:
+    with closing(Persistence(settings.history_settings(history), settings.log_settings())) as keeping:
         talk(keeping.chat(chosen, where), drawn, system, logging_on=keeping.logging_on)
 
 
@@ -124,7 +124,7 @@ def ask(
 
     from qlora_chat.terminal import ask_once
 
-    with closing(Keeping(settings.history_settings(history), settings.log_settings())) as keeping:
+    with closing(Persistence(settings.history_settings(history), settings.log_settings())) as keeping:
         result = ask_once(keeping.chat(chosen, where), question, drawn, system, show=not as_json)
     if as_json:
         print(json.dumps(result, ensure_ascii=False))

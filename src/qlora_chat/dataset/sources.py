@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qlora_chat.dataset import NOTHING_SAID, Answered, Exchange, Opinion
-from qlora_chat.history import HistoryStore, Kept, StoredTurn
+from qlora_chat.history import HistoryStore, StoredConversation, StoredTurn
 from qlora_chat.prompt import FORMATS
-from qlora_chat.receiver.store import RecordStore, Wanted
+from qlora_chat.receiver.store import RecordStore, TurnFilter
 from qlora_chat.receiver.turns import LoggedTurn, turns
 
 
@@ -22,7 +22,7 @@ def from_history(store: HistoryStore) -> Iterator[Answered]:
             yield from _answers_of(kept)
 
 
-def _answers_of(kept: Kept) -> Iterator[Answered]:
+def _answers_of(kept: StoredConversation) -> Iterator[Answered]:
     by_id = {turn.message.id: turn for turn in kept.turns}
     opinions = {said.turn_id: Opinion(said.rating, said.edited) for said in kept.feedback}
     for turn in kept.turns:
@@ -47,7 +47,7 @@ def from_receiver(store: RecordStore) -> Iterator[Answered]:
     """Every answer that a receiver was sent. Opinions need version 2: nothing names a turn of version 1."""
     parents = {row["turn_id"]: row for row in _parents(store)}
     opinions = {turn_id: row["opinion"] for turn_id, row in parents.items()}
-    for turn in turns(store, Wanted()):
+    for turn in turns(store, TurnFilter()):
         names = _earlier_turns(turn, parents)
         pairs = turn.data["history"]
         exchanges = [
@@ -61,7 +61,7 @@ def from_receiver(store: RecordStore) -> Iterator[Answered]:
 
 def _parents(store: RecordStore) -> Iterator[dict[str, Any]]:
     """Of each turn of version 2: its id, the answer before it, and what was thought of it."""
-    for turn in turns(store, Wanted()):
+    for turn in turns(store, TurnFilter()):
         if turn.row["turn_id"] is not None:
             said = turn.feedback
             opinion = Opinion(said.get("rating"), said.get("edited")) if said else NOTHING_SAID

@@ -22,7 +22,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from qlora_chat.delivery.connect import connect
 from qlora_chat.delivery.signing import IDEMPOTENCY_HEADER, sign
-from qlora_chat.history import Outgoing
+from qlora_chat.history import OutboxRecord
 from qlora_chat.settings import LogSettings
 
 CONNECT_SECONDS, ANSWER_SECONDS = 4.0, 5.0
@@ -64,7 +64,7 @@ class Poster:
         if settings.token:
             self._headers["Authorization"] = f"Bearer {settings.token}"
 
-    def __call__(self, outgoing: Outgoing) -> Verdict:
+    def __call__(self, outgoing: OutboxRecord) -> Verdict:
         """Try once."""
         headers = {**self._headers, IDEMPOTENCY_HEADER: outgoing.id}
         if self._secret:

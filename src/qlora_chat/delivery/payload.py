@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from qlora_chat.history import Feedback, TurnRecord, now
-from qlora_chat.history.answer_metadata import answer_facts, generate_kwargs
+from qlora_chat.history.answer_metadata import answer_metadata, generate_kwargs
 
 TIMESTAMP = "%Y-%m-%dT%H:%M:%S"
 """Local, to the second and without a zone, as the original wrote it; version 2 has finished_at beside it."""
@@ -42,7 +42,7 @@ def payload_v2(turn: TurnRecord, record_id: str) -> dict[str, Any]:
         "prompt_ids": list(turn.prompt_ids),
         "answer": turn.answer.content,
         "tags": list(turn.conversation.tags),
-        **answer_facts(turn),
+        **answer_metadata(turn),
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from qlora_chat.delivery.payload import EMPTY_V1, feedback_v2, payload_v1, payload_v2, tombstone_v2
 from qlora_chat.delivery.redaction import Redact
-from qlora_chat.history import Feedback, Outgoing, TurnRecord
+from qlora_chat.history import Feedback, OutboxRecord, TurnRecord
 from qlora_chat.messages import new_id
 
 logger = logging.getLogger(__name__)
@@ -26,20 +26,20 @@ class LogRecorder:
         self.failures: Counter[str] = Counter()
         self._version, self._redact, self._dropped = version, redact, dropped
 
-    def turn(self, record: TurnRecord) -> Outgoing | None:
+    def turn(self, record: TurnRecord) -> OutboxRecord | None:
         """A turn that has ended."""
         record_id = new_id()
         payload = payload_v1(record) if self._version == 1 else payload_v2(record, record_id)
         return self._outgoing("turn", record.conversation.id, record_id, payload)
 
-    def feedback(self, conversation_id: str, feedback: Feedback) -> Outgoing | None:
+    def feedback(self, conversation_id: str, feedback: Feedback) -> OutboxRecord | None:
         """What a person thought of an answer; version 1 has no word for it."""
         if self._version == 1:
             return None
         record_id = new_id()
         return self._outgoing("feedback", conversation_id, record_id, feedback_v2(conversation_id, feedback, record_id))
 
-    def tombstone(self, conversation_id: str) -> Outgoing | None:
+    def tombstone(self, conversation_id: str) -> OutboxRecord | None:
         """That all that was sent is to be erased. Version 1 has its own fields beside it, empty: its receivers go on."""
         record_id = new_id()
         payload = tombstone_v2(conversation_id, record_id)
@@ -47,7 +47,7 @@ class LogRecorder:
             payload = {**EMPTY_V1, **payload}
         return _encoded("tombstone", conversation_id, record_id, payload)
 
-    def _outgoing(self, kind: str, conversation_id: str, record_id: str, payload: dict[str, Any]) -> Outgoing | None:
+    def _outgoing(self, kind: str, conversation_id: str, record_id: str, payload: dict[str, Any]) -> OutboxRecord | None:
         try:
             if self._redact:
                 payload = self._redact(payload)
@@ -60,7 +60,7 @@ class LogRecorder:
             return None
 
 
-def _encoded(kind: str, conversation_id: str, record_id: str, payload: dict[str, Any]) -> Outgoing:
+def _encoded(kind: str, conversation_id: str, record_id: str, payload: dict[str, Any]) -> OutboxRecord:
     """The bytes that requests.post(url, json=payload) would send."""
     body = json.dumps(payload, allow_nan=False).encode()
-    return Outgoing(kind, conversation_id, body, record_id)
+    return OutboxRecord(kind, conversation_id, body, record_id)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from qlora_chat.delivery.http_post import Poster, Verdict
 from qlora_chat.history import HistoryError
-from qlora_chat.history.outbox.queue import Later, Outbox, Waiting
+from qlora_chat.history.outbox.queue import Later, Outbox, QueuedRecord
 from qlora_chat.settings import LogSettings
 
 BATCH = 50
@@ -34,7 +34,7 @@ class _Outcomes:
     later: list[Later] = field(default_factory=list)
     dead: list[tuple[int, str]] = field(default_factory=list)
 
-    def add(self, waiting: Waiting, verdict: Verdict, wait: float) -> None:
+    def add(self, waiting: QueuedRecord, verdict: Verdict, wait: float) -> None:
         """Note one verdict; `wait` in seconds, for one that is to be tried again."""
         if verdict.outcome == "sent":
             self.sent.append(waiting.seq)
@@ -111,7 +111,7 @@ class LogSender:
             return False
         return time.monotonic() >= self._quiet_until
 
-    def _send(self, claimed: Sequence[Waiting]) -> None:
+    def _send(self, claimed: Sequence[QueuedRecord]) -> None:
         """Try each; strike off what arrived as it goes, so that little is sent twice after a crash."""
         settled_at = time.monotonic()
         for index, waiting in enumerate(claimed):

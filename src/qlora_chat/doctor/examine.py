@@ -27,7 +27,7 @@ from qlora_chat.doctor.memory import Need, check_memory
 from qlora_chat.doctor.origin import locate, names_another_base
 from qlora_chat.models.folders import Base
 from qlora_chat.models.hub import Hub
-from qlora_chat.models.placement import Place
+from qlora_chat.models.placement import DeviceMemory
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Examination:
         return {"usable": not self.blocked, **asdict(self)}
 
 
-def examine(base: str, adapter: str | None, hub: Hub, places: Sequence[Place]) -> Examination:
+def examine(base: str, adapter: str | None, hub: Hub, places: Sequence[DeviceMemory]) -> Examination:
     """Look at a pair of names or folders."""
     of_base, of_adapter = locate(base, "base", hub), locate(adapter, "adapter", hub) if adapter else None
     findings = [*of_base.findings, *(of_adapter.findings if of_adapter else ())]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from qlora_chat.doctor import Finding
 from qlora_chat.models.folders import Base
-from qlora_chat.models.placement import GIB, NF4_BYTES, OVERHEAD, Held, Place, cache_bytes
+from qlora_chat.models.placement import GIB, NF4_BYTES, OVERHEAD, DeviceMemory, Held, cache_bytes
 
 ALLOCATOR = 1.01
 """Blocks are rounded up, and each linear has small tensors of its own (code book, offsets)."""
@@ -63,7 +63,7 @@ def _training(base: Base, rank: int, device: str) -> Iterator[Need]:
             yield Need(f"train on it, {tokens:,} tokens a pass with checkpointing", "nf4+adapter", peak)
 
 
-def check_memory(base: Base, adapter: int, rank: int, places: Sequence[Place]) -> tuple[list[Need], list[Finding]]:
+def check_memory(base: Base, adapter: int, rank: int, places: Sequence[DeviceMemory]) -> tuple[list[Need], list[Finding]]:
     """Predicted needs on the best device, and which of them this machine can serve."""
     place = places[0]
     held = _held(base, adapter, place)
@@ -72,14 +72,14 @@ def check_memory(base: Base, adapter: int, rank: int, places: Sequence[Place]) -
     return listed, [_finding(need, place, places, saved) for need in listed]
 
 
-def _held(base: Base, adapter: int, place: Place) -> Held:
+def _held(base: Base, adapter: int, place: DeviceMemory) -> Held:
     """bf16 where a chat fits so, as `auto` decides; else in 4 bits, the adapter unmerged."""
     if chat_bytes(base, "bf16", adapter, place.device) <= place.free:
         return "bf16"
     return "nf4+adapter" if adapter else "nf4"
 
 
-def _finding(need: Need, place: Place, places: Sequence[Place], saved: int) -> Finding:
+def _finding(need: Need, place: DeviceMemory, places: Sequence[DeviceMemory], saved: int) -> Finding:
     """`saved`: bytes that keys and values in 8 bits would save a chat."""
     where = "the card" if place.device == "cuda" else "this machine"
     said = f"to {need.doing} ({need.held}) takes {_gib(need.bytes)} GiB, and {where} has {_gib(place.free)} GiB free"

@@ -77,7 +77,7 @@ class Stream(Protocol):
 
 
 @runtime_checkable
-class Punctual(Protocol):
+class ReplayableEngine(Protocol):
     """An engine that can take up settings at a given token: what making an answer again needs."""
 
     def stream_with_changes(

@@ -19,13 +19,13 @@ import torch
 
 from qlora_chat.engines import COMPILED, EngineError, Stream
 from qlora_chat.engines.core.kv_cache import KVCache, fitting_slots, slot_bytes
-from qlora_chat.engines.core.lora_registry import AdaptedPass, Adapters, base_of
+from qlora_chat.engines.core.lora_registry import AdaptedPass, LoraRegistry, base_of
 from qlora_chat.engines.core.prompt_lookup import EXPECTED_COSTS, PassCosts
 from qlora_chat.engines.core.request import LocalStream, Request
 from qlora_chat.engines.core.scheduler import Scheduler
 from qlora_chat.engines.cpu import CpuForward, open_cpu
 from qlora_chat.engines.eager.forward import Forward, Span
-from qlora_chat.engines.eager.multi_lora import SwitchingForward
+from qlora_chat.engines.eager.multi_lora import MultiLoraForward
 from qlora_chat.models import LoadedModel, ModelError, ModelInfo, Notify
 from qlora_chat.models.folders import adapter_bytes
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
@@ -63,7 +63,7 @@ class LocalEngine:
         self._closing = False
         self._lost: str | None = None
         """Why nothing can be computed any more."""
-        self._adapters: Adapters | None = None
+        self._adapters: LoraRegistry | None = None
         self._work_to_do: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
         self._ready: Future[None] = Future()
         self._thread = threading.Thread(target=self._live, args=(load, slots), name="qlora-chat-engine", daemon=True)
@@ -138,7 +138,7 @@ class LocalEngine:
 
     def _load_adapter(self, name: str, folder: Path) -> None:
         if self._adapters is None:
-            self._adapters = Adapters(self._model, self._cache, self._adapted_pass())
+            self._adapters = LoraRegistry(self._model, self._cache, self._adapted_pass())
         self._adapters.load(name, folder)
         self.info = replace(self.info, adapters=self._adapters.names)
 
@@ -150,7 +150,7 @@ class LocalEngine:
             return self._scheduler.adapters
         if isinstance(forward := self._scheduler._forward, CpuForward):
             return forward
-        switching = SwitchingForward(self._model.weights, base.feed_forward, self._cache)
+        switching = MultiLoraForward(self._model.weights, base.feed_forward, self._cache)
         self._scheduler.compute_with(switching)
         return switching
 
@@ -224,15 +224,15 @@ class LocalEngine:
     ) -> tuple[tuple[CudaScheduler, KVCache] | None, bool]:
         """The kernels made for cards; None where this model or card is not for them, and the eager pass serves. And whether
         the weights cannot be used any more without them. `adapters`: bytes of those that are still to be read."""
-        from qlora_chat.engines.cuda import WeightsSpent, open_cuda
+        from qlora_chat.engines.cuda import WeightsConsumed, open_cuda
         from qlora_chat.engines.cuda.runtime.driver import KernelError
         from qlora_chat.engines.cuda.weights.packing import CannotPack
 
         try:
             return open_cuda(weights, slots, cache_folder(), self._kv_cache_dtype, adapters), False
-        except (CannotPack, KernelError, WeightsSpent) as problem:
+        except (CannotPack, KernelError, WeightsConsumed) as problem:
             self._notify(f"answering without the fast kernels: {problem}")
-            return None, isinstance(problem, WeightsSpent)
+            return None, isinstance(problem, WeightsConsumed)
 
     def _open_scheduler(self, weights: LlamaWeights, slots: int | None, adapters: int) -> tuple[Scheduler, KVCache]:
         """The compiled pass, or torch's: where there is no compiler, and for several adapters on a card."""

@@ -25,7 +25,7 @@ AS_ON_THE_PAGE = Sampling(max_new_tokens=MAX_NEW_TOKENS)
 
 
 @dataclass(frozen=True)
-class Asked:
+class QuestionResult:
     """One question with all that was said."""
 
     id: str
@@ -42,7 +42,7 @@ class Run:
     """All questions once, under one seed; None is greedy."""
 
     seed: int | None
-    asked: tuple[Asked, ...]
+    asked: tuple[QuestionResult, ...]
     score: Score
 
 
@@ -85,7 +85,7 @@ def _run(chat: Chat, questions: Sequence[Question], seed: int | None) -> Run:
     return Run(seed, tuple(asked), Score.of([(question, each.right) for question, each in zip(questions, asked, strict=True)]))
 
 
-def _ask(chat: Chat, question: Question, sampling: Sampling) -> Asked:
+def _ask(chat: Chat, question: Question, sampling: Sampling) -> QuestionResult:
     """The question's turns one after the other; what the model said to the earlier ones stays in the conversation."""
     conversation = Conversation()
     for text in question.ask:
@@ -98,4 +98,4 @@ def _ask(chat: Chat, question: Question, sampling: Sampling) -> Asked:
     if reason is None:
         raise EngineError(f"question {question.id} was not answered")
     right = question.is_right(Answer(answers[-1].content, reason))
-    return Asked(question.id, question.kind, question.ask, tuple(each.content for each in answers), reason, right)
+    return QuestionResult(question.id, question.kind, question.ask, tuple(each.content for each in answers), reason, right)

@@ -22,8 +22,8 @@ from qlora_chat.models.cache import Cache, new_folder
 from qlora_chat.models.folders import RECORD, Base, check_adapter, read_adapter_config, read_json
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.locate import Part, Source, check_source, resolve
-from qlora_chat.models.placement import look
-from qlora_chat.models.prepare import Ready, prepare
+from qlora_chat.models.placement import detect_devices
+from qlora_chat.models.prepare import PreparedModel, prepare
 from qlora_chat.models.tokenizer.folder import tokenizer_folder
 from qlora_chat.models.weights.shards import write_shards, write_small_files
 from qlora_chat.prompt import DEFAULT_FORMAT, PromptFormat, prompt_format
@@ -78,7 +78,7 @@ def export_for_vllm(
     if more and layout == "merged":
         raise ModelError("a merged model holds one adapter: to serve several over one base, use --layout adapters")
     cache, hub = Cache(cache_folder(), notify), Hub(hub_cache_folder(), hub_is_offline())
-    places = look(settings.device)
+    places = detect_devices(settings.device)
     source = resolve(settings, hub, cache, places, notify)
     adapters = _adapters(settings, source, more or {}, hub, cache, notify) if layout == "adapters" else {}
     plan = _Plan(_name(source, layout), source, adapters, _format(settings, source), cards)
@@ -91,7 +91,7 @@ def export_for_vllm(
     return Exported(folder, _command(plan, ready), next(iter(plan.adapters), plan.name))
 
 
-def _write(plan: _Plan, ready: Ready, tokenizer: Path, folder: Path) -> None:
+def _write(plan: _Plan, ready: PreparedModel, tokenizer: Path, folder: Path) -> None:
     write_shards(ready.tensors.items(), folder)
     config = {**ready.base.config, **ready.special.config}
     write_small_files(folder, config, ready.special.generation, tokenizer, ready.base.folder, stored="bf16")
@@ -110,7 +110,7 @@ def _write(plan: _Plan, ready: Ready, tokenizer: Path, folder: Path) -> None:
         weights.chmod(0o644)  # safetensors writes for its user alone, and a server is often another one
 
 
-def _command(plan: _Plan, ready: Ready) -> tuple[str, ...]:
+def _command(plan: _Plan, ready: PreparedModel) -> tuple[str, ...]:
     command = [
         "vllm", "serve", ".",
         "--served-model-name", plan.name,

@@ -9,26 +9,26 @@ from __future__ import annotations
 
 from qlora_chat.history.errors import HistoryError, HistoryUnavailable, StaleConversation
 from qlora_chat.history.protocols import HistoryStore, Queue, Recorder
-from qlora_chat.history.records import ModelUsed, Outgoing, SettingsChange, Spent, TurnRecord, now
-from qlora_chat.history.types import About, Feedback, Hit, Kept, StoredTurn, Summary
+from qlora_chat.history.records import ModelUsed, OutboxRecord, SettingsChange, TurnRecord, Usage, now
+from qlora_chat.history.types import ConversationInfo, Feedback, SearchHit, StoredConversation, StoredTurn, Summary
 
 __all__ = [
-    "About",
+    "ConversationInfo",
     "Feedback",
     "HistoryError",
     "HistoryStore",
     "HistoryUnavailable",
-    "Hit",
-    "Kept",
     "ModelUsed",
-    "Outgoing",
+    "OutboxRecord",
     "Queue",
     "Recorder",
+    "SearchHit",
     "SettingsChange",
-    "Spent",
     "StaleConversation",
+    "StoredConversation",
     "StoredTurn",
     "Summary",
     "TurnRecord",
+    "Usage",
     "now",
 ]

@@ -12,7 +12,7 @@ from qlora_chat.history import ModelUsed, TurnRecord
 from qlora_chat.settings import Sampling
 
 
-def answer_facts(turn: TurnRecord) -> dict[str, Any]:
+def answer_metadata(turn: TurnRecord) -> dict[str, Any]:
     """How an answer came about, without its words or the prompt's."""
     spent = turn.spent
     return {

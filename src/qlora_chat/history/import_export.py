@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from qlora_chat.history import HistoryError, HistoryStore, Kept, StoredTurn, Summary, now
-from qlora_chat.history.json_codec import kept_from_json, kept_to_json
+from qlora_chat.history import HistoryError, HistoryStore, StoredConversation, StoredTurn, Summary, now
+from qlora_chat.history.json_codec import conversation_from_json, conversation_to_json
 from qlora_chat.history.text_match import title_of
 from qlora_chat.messages import Conversation, Message
 
@@ -20,7 +20,7 @@ HUMAN = frozenset({"human", "user", "prompter"})
 MODEL = frozenset({"gpt", "assistant", "chatgpt", "bard", "bing", "model", "bot"})
 
 
-def markdown(kept: Kept) -> str:
+def markdown(kept: StoredConversation) -> str:
     """A conversation to be read."""
     summary = kept.summary
     lines = [f"# {summary.title or 'Conversation'}", ""]
@@ -35,24 +35,24 @@ def markdown(kept: Kept) -> str:
     return "\n".join(lines)
 
 
-def guanaco(kept: Kept) -> str:
+def guanaco(kept: StoredConversation) -> str:
     """{"text": "### Human: ...### Assistant: ..."}, as the original's training data has it; "" where nothing was answered."""
     told = [message for message in kept.conversation().messages if message.content]
     text = "".join(f"### {'Human' if message.role == 'user' else 'Assistant'}: {message.content}" for message in told)
     return json.dumps({"text": text}, ensure_ascii=False) if any(each.role == "assistant" for each in told) else ""
 
 
-def _json_line(kept: Kept) -> str:
-    return json.dumps(kept_to_json(kept), ensure_ascii=False)
+def _json_line(kept: StoredConversation) -> str:
+    return json.dumps(conversation_to_json(kept), ensure_ascii=False)
 
 
-FORMATS: Mapping[str, Callable[[Kept], str]] = {"markdown": markdown, "jsonl": _json_line, "guanaco": guanaco}
+FORMATS: Mapping[str, Callable[[StoredConversation], str]] = {"markdown": markdown, "jsonl": _json_line, "guanaco": guanaco}
 
 
-def export(conversations: Iterable[Kept], form: str) -> Iterator[str]:
+def export(conversations: Iterable[StoredConversation], form: str) -> Iterator[str]:
     """The conversations as text, piece by piece. HistoryError for an unknown format."""
     if form == "json":
-        yield json.dumps([kept_to_json(kept) for kept in conversations], ensure_ascii=False, indent=1) + "\n"
+        yield json.dumps([conversation_to_json(kept) for kept in conversations], ensure_ascii=False, indent=1) + "\n"
         return
     if form not in FORMATS:
         raise HistoryError(f"--format is {form!r}, but must be one of json, {', '.join(FORMATS)}")
@@ -70,13 +70,13 @@ def import_into(store: HistoryStore, path: Path) -> tuple[int, int]:
     return sum(added), len(added) - sum(added)
 
 
-def read_conversations(path: Path) -> list[Kept]:
+def read_conversations(path: Path) -> list[StoredConversation]:
     """Conversations of a JSON array, a JSON object or JSON lines, each ours or ShareGPT's. HistoryError says what is wrong."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as problem:
         raise HistoryError(f"{path} cannot be read ({getattr(problem, 'strerror', None) or 'it is not UTF-8'})") from None
-    found: list[Kept] = []
+    found: list[StoredConversation] = []
     for place, data in _records(path, text):
         try:
             found.append(_conversation(data))
@@ -105,18 +105,18 @@ def _records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
             raise HistoryError(f"{path}, line {number}: this is not JSON") from None
 
 
-def _conversation(data: Any) -> Kept:
+def _conversation(data: Any) -> StoredConversation:
     if not isinstance(data, dict):
         raise ValueError(f"a record is {type(data).__name__}, but must be an object")
     if "turns" in data:
-        return kept_from_json(data)
+        return conversation_from_json(data)
     turns = data.get("conversations", data.get("items"))
     if not isinstance(turns, list):
         raise ValueError('neither "turns" (our export) nor "conversations" (ShareGPT) is there')
     return _sharegpt(data, turns)
 
 
-def _sharegpt(data: Mapping[str, Any], turns: list[Any]) -> Kept:
+def _sharegpt(data: Mapping[str, Any], turns: list[Any]) -> StoredConversation:
     """{"id", "conversations": [{"from": "human" | "gpt" | "system", "value"}, ...]}; its turns get ids of their own."""
     system: str | None = None
     spoken: list[tuple[str, str]] = []
@@ -138,7 +138,7 @@ def _sharegpt(data: Mapping[str, Any], turns: list[Any]) -> Kept:
     return _told(str(data.get("id") or _fingerprint(turns)), system, spoken)
 
 
-def _told(conversation_id: str, system: str | None, spoken: list[tuple[str, str]]) -> Kept:
+def _told(conversation_id: str, system: str | None, spoken: list[tuple[str, str]]) -> StoredConversation:
     moment = now()
     messages = tuple(
         Message(role, text, finish_reason="stop" if role == "assistant" else None)  # type: ignore[arg-type]
@@ -148,7 +148,7 @@ def _told(conversation_id: str, system: str | None, spoken: list[tuple[str, str]
     turns = tuple(StoredTurn(message, parent, moment) for message, parent in zip(messages, parents, strict=False))
     title = title_of(Conversation(messages=messages))
     summary = Summary(conversation_id, title, ("imported",), None, None, len(turns), moment, moment)
-    return Kept(summary, system, {}, messages[-1].id if messages else None, turns)
+    return StoredConversation(summary, system, {}, messages[-1].id if messages else None, turns)
 
 
 def _fingerprint(turns: list[Any]) -> str:

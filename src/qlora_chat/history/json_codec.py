@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from qlora_chat.history import Feedback, Kept, StoredTurn, Summary
+from qlora_chat.history import Feedback, StoredConversation, StoredTurn, Summary
 from qlora_chat.messages import Message
 
 REASONS = ("stop", "length", "cancelled", "error", "partial")
 
 
-def kept_to_json(kept: Kept) -> dict[str, Any]:
+def conversation_to_json(kept: StoredConversation) -> dict[str, Any]:
     """A whole conversation with every branch."""
     return {
         **heading_to_json(kept),
@@ -26,7 +26,7 @@ def kept_to_json(kept: Kept) -> dict[str, Any]:
     }
 
 
-def heading_to_json(kept: Kept) -> dict[str, Any]:
+def heading_to_json(kept: StoredConversation) -> dict[str, Any]:
     """What is known of a conversation besides its turns."""
     summary = kept.summary
     return {
@@ -66,7 +66,7 @@ def feedback_to_json(said: Feedback) -> dict[str, Any]:
     }
 
 
-def kept_from_json(data: Mapping[str, Any]) -> Kept:
+def conversation_from_json(data: Mapping[str, Any]) -> StoredConversation:
     """A whole conversation. ValueError says what is missing or wrong; a turn must follow its parent."""
     turns = tuple(turn_from_json(each) for each in _list(data, "turns"))
     known: set[str | None] = {None}
@@ -80,7 +80,7 @@ def kept_from_json(data: Mapping[str, Any]) -> Kept:
     if head not in known:
         raise ValueError(f"head_id is {head!r}, which is no turn of the conversation")
     said = tuple(each for each in map(feedback_from_json, data.get("feedback") or ()) if each.turn_id in known)
-    kept = Kept(
+    kept = StoredConversation(
         summary_from_json(data, len(turns)), _text_or_none(data, "system"), _object(data, "settings"), head, turns, said
     )
     kept.conversation()  # ValueError where turns do not alternate

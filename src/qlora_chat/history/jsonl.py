@@ -18,28 +18,28 @@ from pathlib import Path
 from typing import IO, Any
 
 from qlora_chat.history import (
-    About,
+    ConversationInfo,
     Feedback,
     HistoryError,
     HistoryUnavailable,
-    Hit,
-    Kept,
-    Outgoing,
+    OutboxRecord,
     Queue,
+    SearchHit,
     StaleConversation,
+    StoredConversation,
     StoredTurn,
     Summary,
     TurnRecord,
     now,
 )
-from qlora_chat.history.answer_metadata import answer_facts
+from qlora_chat.history.answer_metadata import answer_metadata
 from qlora_chat.history.json_codec import (
     feedback_to_json,
     heading_to_json,
     turn_to_json,
 )
 from qlora_chat.history.jsonl_log import append, private, read, with_partial
-from qlora_chat.history.partial_answers import Growing
+from qlora_chat.history.partial_answers import PartialAnswerWriter
 from qlora_chat.history.scan import found, listed
 from qlora_chat.history.text_match import title_of
 from qlora_chat.messages import Conversation, Message
@@ -63,21 +63,21 @@ class JsonlHistory:
         except OSError as problem:
             raise HistoryError(f"{folder} cannot be used as a folder ({problem.strerror})") from None
         self._lock = threading.RLock()
-        self._read_before: dict[Path, tuple[tuple[int, int], Kept, str | None]] = {}
+        self._read_before: dict[Path, tuple[tuple[int, int], StoredConversation, str | None]] = {}
         self._places: dict[str, str] = {}
         """Conversation of each answer that is open here."""
-        self._growing = Growing(self._write_grown)
+        self._growing = PartialAnswerWriter(self._write_grown)
 
-    def save(self, conversation: Conversation, about: About | None = None) -> Conversation:
+    def save(self, conversation: Conversation, about: ConversationInfo | None = None) -> Conversation:
         """Add what is new and move the head; StaleConversation where it moved elsewhere."""
-        about, moment = about or About(), now()
+        about, moment = about or ConversationInfo(), now()
         with self._appending(conversation.id) as (file, kept):
             lines: list[dict[str, Any]] = []
             if kept is None and conversation.head is not None:
                 raise StaleConversation  # it was erased
             if kept is None:
                 summary = Summary(conversation.id, title_of(conversation), (), about.model, about.adapter, 0, moment, moment)
-                kept = Kept(summary, conversation.system, about.settings, None, ())
+                kept = StoredConversation(summary, conversation.system, about.settings, None, ())
                 lines.append({"type": "conversation", "owner": about.owner, **heading_to_json(kept)})
             elif kept.head_id != conversation.head:
                 raise StaleConversation
@@ -98,7 +98,7 @@ class JsonlHistory:
         self._places.setdefault(answer.id, conversation_id)
         self._growing.note(answer)
 
-    def finish(self, record: TurnRecord, outgoing: Outgoing | None = None) -> None:
+    def finish(self, record: TurnRecord, outgoing: OutboxRecord | None = None) -> None:
         """Queue the answer's record, then close the answer: of the two, a crash in between must not lose the record."""
         answer, conversation = record.answer, record.conversation
         self._growing.forget(answer.id)
@@ -113,7 +113,7 @@ class JsonlHistory:
                     self.save(conversation)
             closing = {
                 "type": "answer",
-                **turn_to_json(StoredTurn(answer, None, record.finished_at, answer_facts(record))),
+                **turn_to_json(StoredTurn(answer, None, record.finished_at, answer_metadata(record))),
                 **_at(),
             }
             with self._appending(conversation.id) as (file, _):
@@ -126,12 +126,12 @@ class JsonlHistory:
         kept = self.read(conversation_id)
         return kept.conversation() if kept else None
 
-    def read(self, conversation_id: str) -> Kept | None:
+    def read(self, conversation_id: str) -> StoredConversation | None:
         """Everything kept of a conversation, or None."""
         there = self._read(self._file(conversation_id))
         return there[0] if there else None
 
-    def restore(self, kept: Kept) -> bool:
+    def restore(self, kept: StoredConversation) -> bool:
         """Add a whole conversation; False where its id is kept already."""
         with self._appending(kept.summary.id) as (file, there):
             if there is not None:
@@ -148,7 +148,7 @@ class JsonlHistory:
         """Conversations with a turn, the newest change first."""
         return listed(self._all(owner), limit)
 
-    def search(self, text: str, *, limit: int = 50, owner: str | None = None) -> Sequence[Hit]:
+    def search(self, text: str, *, limit: int = 50, owner: str | None = None) -> Sequence[SearchHit]:
         """Turns that hold every word, the newest first."""
         return found(self._all(owner), text, limit)
 
@@ -169,7 +169,7 @@ class JsonlHistory:
         edited: str | None = None,
         comment: str | None = None,
         *,
-        outgoing: Outgoing | None = None,
+        outgoing: OutboxRecord | None = None,
     ) -> bool:
         """Keep what a person thought of an answer; False for a turn that is not kept."""
         said = Feedback(turn_id, rating, edited, comment)
@@ -180,7 +180,7 @@ class JsonlHistory:
             self._queue.put(outgoing)
         return self._add_to(conversation_id, {"type": "feedback", **feedback_to_json(said)})
 
-    def erase(self, conversation_ids: Sequence[str], tombstones: Sequence[Outgoing] = ()) -> int:
+    def erase(self, conversation_ids: Sequence[str], tombstones: Sequence[OutboxRecord] = ()) -> int:
         """Remove files, and what waits to be delivered; -> how many there were."""
         erased = 0
         with self._lock:
@@ -210,7 +210,7 @@ class JsonlHistory:
         return self._file(conversation_id).with_suffix(PARTIAL_SUFFIX)
 
     @contextmanager
-    def _appending(self, conversation_id: str) -> Iterator[tuple[IO[bytes], Kept | None]]:
+    def _appending(self, conversation_id: str) -> Iterator[tuple[IO[bytes], StoredConversation | None]]:
         """The conversation's file, held for this thread and process, and what it says now."""
         path = self._file(conversation_id)
         try:
@@ -247,13 +247,13 @@ class JsonlHistory:
                     file.write(json.dumps({"id": answer.id, "content": answer.content}).encode())
                 os.replace(fresh, partial)
 
-    def _all(self, owner: str | None) -> Iterator[Kept]:
+    def _all(self, owner: str | None) -> Iterator[StoredConversation]:
         for path in sorted(self._folder.glob(f"*{SUFFIX}")):
             there = self._read(path)
             if there and (owner is None or there[1] == owner):
                 yield there[0]
 
-    def _read(self, path: Path) -> tuple[Kept, str | None] | None:
+    def _read(self, path: Path) -> tuple[StoredConversation, str | None] | None:
         """The conversation in a file and its owner; None where there is none."""
         partial = path.with_suffix(PARTIAL_SUFFIX)
         try:

@@ -13,8 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from qlora_chat.history import Feedback, Kept, StoredTurn
-from qlora_chat.history.json_codec import feedback_from_json, feedback_to_json, kept_from_json, turn_from_json, turn_to_json
+from qlora_chat.history import Feedback, StoredConversation, StoredTurn
+from qlora_chat.history.json_codec import (
+    conversation_from_json,
+    feedback_from_json,
+    feedback_to_json,
+    turn_from_json,
+    turn_to_json,
+)
 
 
 def private(path: str, flags: int) -> int:
@@ -38,7 +44,7 @@ def append(file: IO[bytes], lines: Sequence[Mapping[str, Any]]) -> None:
         raise
 
 
-def read(lines: Iterable[bytes]) -> tuple[Kept, str | None] | None:
+def read(lines: Iterable[bytes]) -> tuple[StoredConversation, str | None] | None:
     """The conversation that lines come to, and its owner; None where there is none. Broken lines are passed over."""
     return _folded(line for line in map(_parsed, lines) if line)
 
@@ -51,7 +57,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     return data if isinstance(data, dict) else None
 
 
-def _folded(lines: Iterable[dict[str, Any]]) -> tuple[Kept, str | None] | None:
+def _folded(lines: Iterable[dict[str, Any]]) -> tuple[StoredConversation, str | None] | None:
     """What the lines of a file come to. Lines that make no sense are passed over."""
     heading: dict[str, Any] | None = None
     turns: dict[str, StoredTurn] = {}
@@ -78,12 +84,12 @@ def _folded(lines: Iterable[dict[str, Any]]) -> tuple[Kept, str | None] | None:
     heading["turns"] = [turn_to_json(turn) for turn in turns.values()]
     heading["feedback"] = [feedback_to_json(each) for each in said]
     try:
-        return kept_from_json(heading), heading.get("owner")
+        return conversation_from_json(heading), heading.get("owner")
     except ValueError:
         return None
 
 
-def with_partial(kept: Kept, partial: Path) -> Kept:
+def with_partial(kept: StoredConversation, partial: Path) -> StoredConversation:
     """The conversation with as much of its open answer as was written."""
     try:
         grown = json.loads(partial.read_bytes())

@@ -9,18 +9,18 @@ from dataclasses import replace
 from threading import RLock
 
 from qlora_chat.history import (
-    About,
+    ConversationInfo,
     Feedback,
-    Hit,
-    Kept,
-    Outgoing,
+    OutboxRecord,
     Queue,
+    SearchHit,
     StaleConversation,
+    StoredConversation,
     Summary,
     TurnRecord,
     now,
 )
-from qlora_chat.history.answer_metadata import answer_facts
+from qlora_chat.history.answer_metadata import answer_metadata
 from qlora_chat.history.scan import found, listed
 from qlora_chat.history.text_match import title_of
 from qlora_chat.messages import Conversation, Message
@@ -31,15 +31,15 @@ class MemoryHistory:
 
     def __init__(self, limit: int = 1000, queue: Queue | None = None) -> None:
         self._limit, self._queue = limit, queue
-        self._kept: OrderedDict[str, Kept] = OrderedDict()
+        self._kept: OrderedDict[str, StoredConversation] = OrderedDict()
         self._owners: dict[str, str | None] = {}
         self._erased: set[str] = set()
         """What may not come back from a page that still shows it; what went for want of room may."""
         self._lock = RLock()
 
-    def save(self, conversation: Conversation, about: About | None = None) -> Conversation:
+    def save(self, conversation: Conversation, about: ConversationInfo | None = None) -> Conversation:
         """Add what is new and move the head; StaleConversation where it moved elsewhere."""
-        about = about or About()
+        about = about or ConversationInfo()
         with self._lock:
             if conversation.id in self._erased:
                 raise StaleConversation
@@ -57,20 +57,20 @@ class MemoryHistory:
                 updated_at=now(),
             )
             settings = about.settings or kept.settings
-            self._keep(Kept(summary, conversation.system, settings, newest, (*kept.turns, *added), kept.feedback))
+            self._keep(StoredConversation(summary, conversation.system, settings, newest, (*kept.turns, *added), kept.feedback))
             self._owners.setdefault(conversation.id, about.owner)
             return replace(conversation, head=newest)
 
     def grow(self, conversation_id: str, answer: Message) -> None:
         """Nothing: memory does not outlive the answer that is being written."""
 
-    def finish(self, record: TurnRecord, outgoing: Outgoing | None = None) -> None:
+    def finish(self, record: TurnRecord, outgoing: OutboxRecord | None = None) -> None:
         """Close the open answer and queue what is to be delivered."""
         with self._lock:
             kept = self._opened(record)
             if kept is None:
                 return
-            answer, facts = record.answer, answer_facts(record)
+            answer, facts = record.answer, answer_metadata(record)
             turns = tuple(
                 replace(turn, message=answer, details=facts) if turn.message.id == answer.id else turn for turn in kept.turns
             )
@@ -82,12 +82,12 @@ class MemoryHistory:
         kept = self.read(conversation_id)
         return kept.conversation() if kept else None
 
-    def read(self, conversation_id: str) -> Kept | None:
+    def read(self, conversation_id: str) -> StoredConversation | None:
         """Everything kept of a conversation, or None."""
         with self._lock:
             return self._kept.get(conversation_id)
 
-    def restore(self, kept: Kept) -> bool:
+    def restore(self, kept: StoredConversation) -> bool:
         """Add a whole conversation; False where its id is kept already."""
         with self._lock:
             if kept.summary.id in self._kept:
@@ -102,7 +102,7 @@ class MemoryHistory:
             mine = [kept for kept in self._kept.values() if self._is_of(owner, kept.summary.id)]
         return listed(mine, limit)
 
-    def search(self, text: str, *, limit: int = 50, owner: str | None = None) -> Sequence[Hit]:
+    def search(self, text: str, *, limit: int = 50, owner: str | None = None) -> Sequence[SearchHit]:
         """Turns that hold every word, the newest first."""
         with self._lock:
             mine = [kept for kept in self._kept.values() if self._is_of(owner, kept.summary.id)]
@@ -127,7 +127,7 @@ class MemoryHistory:
         edited: str | None = None,
         comment: str | None = None,
         *,
-        outgoing: Outgoing | None = None,
+        outgoing: OutboxRecord | None = None,
     ) -> bool:
         """Keep what a person thought of an answer; False for a turn that is not kept."""
         said = Feedback(turn_id, rating, edited, comment)
@@ -139,7 +139,7 @@ class MemoryHistory:
         self._send(outgoing)
         return True
 
-    def erase(self, conversation_ids: Sequence[str], tombstones: Sequence[Outgoing] = ()) -> int:
+    def erase(self, conversation_ids: Sequence[str], tombstones: Sequence[OutboxRecord] = ()) -> int:
         """Forget conversations."""
         with self._lock:
             self._erased.update(each for each in conversation_ids if each in self._kept)
@@ -153,7 +153,7 @@ class MemoryHistory:
     def close(self) -> None:
         """Nothing is held open."""
 
-    def _opened(self, record: TurnRecord) -> Kept | None:
+    def _opened(self, record: TurnRecord) -> StoredConversation | None:
         """The conversation with the answer in it; None where it was erased meanwhile."""
         conversation = record.conversation
         kept = self._kept.get(conversation.id)
@@ -164,7 +164,7 @@ class MemoryHistory:
                 self.save(conversation)
         return self._kept.get(conversation.id)
 
-    def _keep(self, kept: Kept) -> None:
+    def _keep(self, kept: StoredConversation) -> None:
         self._kept[kept.summary.id] = kept
         self._kept.move_to_end(kept.summary.id)
         while len(self._kept) > self._limit:
@@ -174,11 +174,11 @@ class MemoryHistory:
     def _is_of(self, owner: str | None, conversation_id: str) -> bool:
         return owner is None or self._owners.get(conversation_id) == owner
 
-    def _send(self, outgoing: Outgoing | None) -> None:
+    def _send(self, outgoing: OutboxRecord | None) -> None:
         if outgoing and self._queue:
             self._queue.put(outgoing)
 
 
-def _empty(conversation_id: str) -> Kept:
+def _empty(conversation_id: str) -> StoredConversation:
     moment = now()
-    return Kept(Summary(conversation_id, "", (), None, None, 0, moment, moment), None, {}, None, ())
+    return StoredConversation(Summary(conversation_id, "", (), None, None, 0, moment, moment), None, {}, None, ())

@@ -74,12 +74,12 @@ def _database(settings: HistorySettings, log: LogSettings) -> OpenHistory:
     from qlora_chat.history.outbox.queue import Outbox
     from qlora_chat.history.sql.store import SqlHistory
     from qlora_chat.history.storage.database import open_database
-    from qlora_chat.history.storage.encryption import check_seal, seal_for
+    from qlora_chat.history.storage.encryption import check_cipher, cipher_for
 
-    seal = seal_for(settings.key)
+    seal = cipher_for(settings.key)
     database = open_database(settings.url or "", settings.password)
     try:
-        check_seal(database, seal)
+        check_cipher(database, seal)
         outbox = Outbox(database, seal, log.cap_bytes)
         if log.url:
             database.keep_reserve()  # now: the disk may be full before a sender first looks
@@ -91,9 +91,9 @@ def _database(settings: HistorySettings, log: LogSettings) -> OpenHistory:
 
 def _own_outbox(settings: HistorySettings, log: LogSettings) -> Outbox:
     from qlora_chat.history.outbox.recovery import open_outbox_file
-    from qlora_chat.history.storage.encryption import seal_for
+    from qlora_chat.history.storage.encryption import cipher_for
 
-    return open_outbox_file(outbox_file(log), seal_for(settings.key), log.cap_bytes)
+    return open_outbox_file(outbox_file(log), cipher_for(settings.key), log.cap_bytes)
 
 
 def _installed(scheme: str, url: str, queue: Queue | None) -> HistoryStore:

@@ -15,7 +15,7 @@ from qlora_chat.messages import Message
 INTERVAL_SECONDS = 0.25
 
 
-class Growing:
+class PartialAnswerWriter:
     """Hand it answers as they grow; `write` gets the changed ones together."""
 
     def __init__(self, write: Callable[[Mapping[str, Message]], None]) -> None:

@@ -8,23 +8,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from qlora_chat.history.records import Outgoing, TurnRecord
-from qlora_chat.history.types import About, Feedback, Hit, Kept, Summary
+from qlora_chat.history.records import OutboxRecord, TurnRecord
+from qlora_chat.history.types import ConversationInfo, Feedback, SearchHit, StoredConversation, Summary
 from qlora_chat.messages import Conversation, Message
 
 
 class Recorder(Protocol):
     """Writes what a receiver is sent; None where nothing is to be sent."""
 
-    def turn(self, record: TurnRecord) -> Outgoing | None:
+    def turn(self, record: TurnRecord) -> OutboxRecord | None:
         """A turn that has ended."""
         ...
 
-    def feedback(self, conversation_id: str, feedback: Feedback) -> Outgoing | None:
+    def feedback(self, conversation_id: str, feedback: Feedback) -> OutboxRecord | None:
         """What a person thought of an answer."""
         ...
 
-    def tombstone(self, conversation_id: str) -> Outgoing | None:
+    def tombstone(self, conversation_id: str) -> OutboxRecord | None:
         """That everything sent of a conversation is to be erased."""
         ...
 
@@ -32,11 +32,11 @@ class Recorder(Protocol):
 class Queue(Protocol):
     """Where a store that has no outbox of its own puts what is to be delivered; outbox.Outbox is one."""
 
-    def put(self, outgoing: Outgoing) -> None:
+    def put(self, outgoing: OutboxRecord) -> None:
         """Queue a record, durably; one that cannot be kept is counted."""
         ...
 
-    def erase(self, conversation_ids: Sequence[str], tombstones: Sequence[Outgoing]) -> None:
+    def erase(self, conversation_ids: Sequence[str], tombstones: Sequence[OutboxRecord]) -> None:
         """Remove what waits of these conversations, and queue their tombstones."""
         ...
 
@@ -44,7 +44,7 @@ class Queue(Protocol):
 class HistoryStore(Protocol):
     """Keeps conversations; safe to call from several threads. Any method may raise HistoryUnavailable."""
 
-    def save(self, conversation: Conversation, about: About | None = None) -> Conversation:
+    def save(self, conversation: Conversation, about: ConversationInfo | None = None) -> Conversation:
         """Add the messages that are not kept yet and make the last one the head; -> the conversation with that head.
 
         Durable when it returns. StaleConversation, with nothing written, where the kept head is not `conversation.head`.
@@ -56,7 +56,7 @@ class HistoryStore(Protocol):
         """Note how far an open answer has got. Returns at once; written within half a second, for a crash to find."""
         ...
 
-    def finish(self, record: TurnRecord, outgoing: Outgoing | None = None) -> None:
+    def finish(self, record: TurnRecord, outgoing: OutboxRecord | None = None) -> None:
         """Close the open answer as it now is and queue `outgoing`, both or neither.
 
         A turn that could not be opened is added whole; nothing happens where the conversation was erased meanwhile.
@@ -67,11 +67,11 @@ class HistoryStore(Protocol):
         """The branch that is shown, or None for an id that is not kept."""
         ...
 
-    def read(self, conversation_id: str) -> Kept | None:
+    def read(self, conversation_id: str) -> StoredConversation | None:
         """Everything kept of a conversation, or None."""
         ...
 
-    def restore(self, kept: Kept) -> bool:
+    def restore(self, kept: StoredConversation) -> bool:
         """Add a whole conversation, as `read` gave it; False where its id is kept already, which changes nothing."""
         ...
 
@@ -79,7 +79,7 @@ class HistoryStore(Protocol):
         """Conversations with at least one turn, the newest change first; `owner` None lists everybody's."""
         ...
 
-    def search(self, text: str, *, limit: int = 50, owner: str | None = None) -> Sequence[Hit]:
+    def search(self, text: str, *, limit: int = 50, owner: str | None = None) -> Sequence[SearchHit]:
         """Turns that hold every word of `text`, the last one as a beginning; the newest first."""
         ...
 
@@ -95,12 +95,12 @@ class HistoryStore(Protocol):
         edited: str | None = None,
         comment: str | None = None,
         *,
-        outgoing: Outgoing | None = None,
+        outgoing: OutboxRecord | None = None,
     ) -> bool:
         """Keep what a person thought of an answer, and queue `outgoing`; False for a turn that is not kept."""
         ...
 
-    def erase(self, conversation_ids: Sequence[str], tombstones: Sequence[Outgoing] = ()) -> int:
+    def erase(self, conversation_ids: Sequence[str], tombstones: Sequence[OutboxRecord] = ()) -> int:
         """Remove conversations, their feedback and their waiting records from every copy, and queue tombstones.
 
         -> how many there were. When it returns, no byte of their text is left in the store's files.

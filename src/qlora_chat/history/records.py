@@ -35,7 +35,7 @@ class ModelUsed:
 
 
 @dataclass(frozen=True)
-class Spent:
+class Usage:
     """What an answer took."""
 
     prompt_tokens: int
@@ -70,7 +70,7 @@ class TurnRecord:
     """What the engine made, as it made it."""
     changes: tuple[SettingsChange, ...] = ()
     """In the order they were made."""
-    spent: Spent | None = None
+    spent: Usage | None = None
     """None where the engine never said."""
     model: ModelUsed | None = None
 
@@ -91,7 +91,7 @@ class TurnRecord:
 
 
 @dataclass(frozen=True)
-class Outgoing:
+class OutboxRecord:
     """One record on its way to a receiver: the exact bytes that will be posted, under an id that never changes."""
 
     kind: str

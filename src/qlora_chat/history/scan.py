@@ -8,19 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from qlora_chat.history.text_match import excerpt, matches
-from qlora_chat.history.types import Hit, Kept, Summary
+from qlora_chat.history.types import SearchHit, StoredConversation, Summary
 
 
-def listed(conversations: Iterable[Kept], limit: int | None) -> Sequence[Summary]:
+def listed(conversations: Iterable[StoredConversation], limit: int | None) -> Sequence[Summary]:
     """Those with a turn, the newest change first."""
     summaries = [kept.summary for kept in conversations if kept.turns]
     return sorted(summaries, key=lambda each: each.updated_at, reverse=True)[:limit]
 
 
-def found(conversations: Iterable[Kept], text: str, limit: int) -> Sequence[Hit]:
+def found(conversations: Iterable[StoredConversation], text: str, limit: int) -> Sequence[SearchHit]:
     """Turns that hold every word of `text`, the newest first."""
     hits = [
-        Hit(
+        SearchHit(
             kept.summary.id, kept.summary.title, turn.message.id, turn.message.role, excerpt(turn.message.content, text),
             turn.created_at,
         )

@@ -15,7 +15,7 @@ from qlora_chat.messages import Conversation, Message
 
 
 @dataclass(frozen=True)
-class About:
+class ConversationInfo:
     """What a store is told of a conversation besides its words."""
 
     model: str | None = None
@@ -70,7 +70,7 @@ class Feedback:
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoredConversation:
     """A whole conversation with every branch."""
 
     summary: Summary
@@ -107,7 +107,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Hit:
+class SearchHit:
     """A turn that a search found."""
 
     conversation_id: str

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from qlora_chat.merging.candidates import FORMS
-from qlora_chat.merging.merge import Asked, merge
+from qlora_chat.merging.merge import MergeOptions, merge
 from qlora_chat.merging.report import Report
 from qlora_chat.models import Notify
 from qlora_chat.models.cache import Cache
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.load import DEFAULT_FORMAT, declared_format
 from qlora_chat.models.locate import resolve
-from qlora_chat.models.placement import look
+from qlora_chat.models.placement import detect_devices
 from qlora_chat.prompt import prompt_format as known_format
 from qlora_chat.settings import ModelSettings, SettingsError, cache_folder, hub_cache_folder, hub_is_offline
 
@@ -45,7 +45,7 @@ def merge_command(
         raise SettingsError("a merge needs --adapter, the LoRA to add to --base")
     chosen = ModelSettings(model, base, adapter, "auto", device)
     cache = Cache(cache_folder(), notify)
-    source = resolve(chosen, Hub(hub_cache_folder(), hub_is_offline()), cache, look(device), notify)
+    source = resolve(chosen, Hub(hub_cache_folder(), hub_is_offline()), cache, detect_devices(device), notify)
     name = known_format(prompt_format or declared_format(source) or DEFAULT_FORMAT).name
-    asked = Asked(source, out, form, data, MOST_TOKENS, name, device, force)
+    asked = MergeOptions(source, out, form, data, MOST_TOKENS, name, device, force)
     return merge(asked, cache, notify)

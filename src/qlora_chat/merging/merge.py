@@ -28,7 +28,7 @@ from qlora_chat.models.adapter.merge_loss import HeldOut, compare, own_dialogues
 from qlora_chat.models.cache import Cache, new_folder
 from qlora_chat.models.folders import Base
 from qlora_chat.models.locate import Source
-from qlora_chat.models.placement import GIB, Place, look, needed_bytes
+from qlora_chat.models.placement import GIB, DeviceMemory, detect_devices, needed_bytes
 from qlora_chat.models.prepare import Parts, parts_of
 from qlora_chat.models.weights.checkpoint import Checkpoint
 from qlora_chat.models.weights.llama import Adapter, build
@@ -39,7 +39,7 @@ from qlora_chat.settings import Device
 
 
 @dataclass(frozen=True)
-class Asked:
+class MergeOptions:
     """What is to be merged, and how."""
 
     source: Source
@@ -54,7 +54,7 @@ class Asked:
     force: bool = False
 
 
-def merge(asked: Asked, cache: Cache, notify: Notify) -> Report:
+def merge(asked: MergeOptions, cache: Cache, notify: Notify) -> Report:
     """Measure every merge and write the best to `asked.out`. ModelError (MergeRefused) if nothing can be written."""
     _check_target(asked.out)
     given = read_text(asked.data, notify) if asked.data else None
@@ -69,7 +69,7 @@ def merge(asked: Asked, cache: Cache, notify: Notify) -> Report:
         raise ModelError(f"{asked.out} cannot be written ({problem}); make room, or name another folder") from problem
 
 
-def _text(asked: Asked, given: Text | None, parts: Parts) -> HeldOut:
+def _text(asked: MergeOptions, given: Text | None, parts: Parts) -> HeldOut:
     window = parts.original.shape.window
     if given is None:
         return own_dialogues(parts.tokenizer, parts.special.bos, window)
@@ -81,11 +81,11 @@ def _check_target(out: Path) -> None:
         raise ModelError(f"{out} is there already; name a new folder with --out")
 
 
-def _place(asked: Asked) -> Place:
+def _place(asked: MergeOptions) -> DeviceMemory:
     """Where a merge in bf16 fits."""
     if asked.source.base.folder is None or asked.source.adapter is None or asked.source.adapter.folder is None:
         raise ModelError("a merge needs a base and an adapter on this machine: give --base and --adapter")
-    base, places = Base.read(asked.source.base.folder), look(asked.device)
+    base, places = Base.read(asked.source.base.folder), detect_devices(asked.device)
     for place in places:
         if needed_bytes(base, "bf16", 0, place.device) <= place.free:
             return place
@@ -98,7 +98,7 @@ def _place(asked: Asked) -> Place:
 
 @dataclass
 class _Work:
-    asked: Asked
+    asked: MergeOptions
     parts: Parts
     text: HeldOut
     device: str

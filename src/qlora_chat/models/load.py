@@ -18,8 +18,8 @@ from qlora_chat.models.cache import Cache, weights_sha256
 from qlora_chat.models.folders import RECORD, read_json
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.locate import Source, resolve, resolve_adapter
-from qlora_chat.models.placement import Place, look, ways_to_hold
-from qlora_chat.models.prepare import Ready, prepare
+from qlora_chat.models.placement import DeviceMemory, candidate_formats, detect_devices
+from qlora_chat.models.prepare import PreparedModel, prepare
 from qlora_chat.models.weights.llama import build
 from qlora_chat.settings import ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
 
@@ -32,16 +32,16 @@ def load(
     settings: ModelSettings,
     notify: Notify,
     dtype: torch.dtype = torch.bfloat16,
-    places: Sequence[Place] | None = None,
+    places: Sequence[DeviceMemory] | None = None,
 ) -> LoadedModel:
     """Find, fetch, merge and load. ModelError says what is in the way.
 
     Tests hold bf16 weights in another dtype, and measurements give the places that a smaller machine would have.
     """
     cache = Cache(cache_folder(), notify)
-    places = look(settings.device) if places is None else places
+    places = detect_devices(settings.device) if places is None else places
     source = resolve(settings, Hub(hub_cache_folder(), hub_is_offline()), cache, places, notify)
-    ways = ways_to_hold(settings.precision, source.adapter is not None, settings.adapter_mode)
+    ways = candidate_formats(settings.precision, source.adapter is not None, settings.adapter_mode)
     ready = prepare(source, ways, places, cache, notify, settings.kv_cache_dtype)
     notices = (*source.notices, *ready.notices)
     for line in notices:
@@ -64,11 +64,11 @@ def adapter_folder(text: str, notify: Notify) -> Path:
     return folder
 
 
-def _device(ready: Ready) -> torch.device:
+def _device(ready: PreparedModel) -> torch.device:
     return torch.device("cuda", 0) if ready.plan.place.device == "cuda" else torch.device("cpu")
 
 
-def _info(settings: ModelSettings, source: Source, ready: Ready, dtype: torch.dtype) -> ModelInfo:
+def _info(settings: ModelSettings, source: Source, ready: PreparedModel, dtype: torch.dtype) -> ModelInfo:
     held = ready.plan.held
     return ModelInfo(
         name=source.name,

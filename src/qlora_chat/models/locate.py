@@ -22,7 +22,7 @@ from qlora_chat.models.hub import (
     base_files,
     is_hub_id,
 )
-from qlora_chat.models.placement import GIB, Held, Place, choose_plan, ways_to_hold
+from qlora_chat.models.placement import GIB, DeviceMemory, Held, candidate_formats, choose_plan
 from qlora_chat.settings import ModelSettings
 
 GUANACO = "guanaco-7b"
@@ -64,7 +64,7 @@ class Source:
     notices: tuple[str, ...] = ()
 
 
-def resolve(settings: ModelSettings, hub: Hub, cache: Cache, places: Sequence[Place], notify: Notify) -> Source:
+def resolve(settings: ModelSettings, hub: Hub, cache: Cache, places: Sequence[DeviceMemory], notify: Notify) -> Source:
     """The parts that the settings name, fetched where they are not here. ModelError says what is in the way."""
     finder = _Finder(settings, hub, cache, notify)
     if settings.base:
@@ -88,7 +88,7 @@ def demo(why: str | None = None) -> Source:
     return Source(f"{DEMO} (demo)", base, adapter, notices)
 
 
-def _auto(finder: _Finder, places: Sequence[Place]) -> Source:
+def _auto(finder: _Finder, places: Sequence[DeviceMemory]) -> Source:
     """guanaco-7b where it is here and fits, or can be fetched for a card; else the demo, with the reason."""
     try:
         source = finder.guanaco_here()
@@ -122,7 +122,7 @@ class _Finder:
         base_here = self._whole_base(GUANACO_BASE) or self._kept(GUANACO_BASE, GUANACO_ADAPTER)
         return self.guanaco() if adapter_here and base_here else None
 
-    def check_worth_fetching(self, places: Sequence[Place]) -> None:
+    def check_worth_fetching(self, places: Sequence[DeviceMemory]) -> None:
         """ModelError unless a card has room and the Hub answers."""
         if not any(place.device == "cuda" and place.free >= self._worth_bytes() for place in places):
             room = f"{self._worth_bytes() // GIB} GiB"
@@ -134,7 +134,7 @@ class _Finder:
     def _worth_bytes(self) -> int:
         return FREE_CARD_BYTES_BF16 if self.settings.precision == "bf16" else FREE_CARD_BYTES
 
-    def check_fits(self, source: Source, places: Sequence[Place]) -> None:
+    def check_fits(self, source: Source, places: Sequence[DeviceMemory]) -> None:
         ways = self._ways(source.adapter is not None)
         folder = source.base.folder
         if folder is None:
@@ -206,7 +206,7 @@ class _Finder:
         return bool(kept_entries(self.cache, source, self._ways(has_adapter=True)))
 
     def _ways(self, has_adapter: bool) -> tuple[Held, ...]:
-        return ways_to_hold(self.settings.precision, has_adapter, self.settings.adapter_mode)
+        return candidate_formats(self.settings.precision, has_adapter, self.settings.adapter_mode)
 
     def _unaliased(self, text: str) -> str:
         if text not in ALIASES:

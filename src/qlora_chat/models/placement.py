@@ -23,7 +23,7 @@ Held = Literal["bf16", "nf4", "nf4+adapter"]
 
 
 @dataclass(frozen=True)
-class Place:
+class DeviceMemory:
     """A device and its free bytes."""
 
     device: Literal["cuda", "cpu"]
@@ -34,22 +34,22 @@ class Place:
 class Plan:
     """Where a model will be held, and in which precision."""
 
-    place: Place
+    place: DeviceMemory
     held: Held
 
 
-def look(device: Device) -> tuple[Place, ...]:
+def detect_devices(device: Device) -> tuple[DeviceMemory, ...]:
     """Usable devices, best first. ModelError for cuda where there is none."""
     import psutil
     import torch
 
-    places: list[Place] = []
+    places: list[DeviceMemory] = []
     if device in ("auto", "cuda") and torch.cuda.is_available():
-        places.append(Place("cuda", _free_on_card()))
+        places.append(DeviceMemory("cuda", _free_on_card()))
     if device == "cuda" and not places:
         raise ModelError("--device cuda was asked for, but PyTorch finds no usable graphics card; use --device cpu or auto")
     if device in ("auto", "cpu"):
-        places.append(Place("cpu", psutil.virtual_memory().available))
+        places.append(DeviceMemory("cpu", psutil.virtual_memory().available))
     return tuple(places)
 
 
@@ -87,7 +87,7 @@ def needed_bytes(base: Base, held: Held, adapter_bytes: int, device: str, kv_cac
     return weight_bytes(base, held) + relaid_head + beside + cache + OVERHEAD[device]
 
 
-def ways_to_hold(precision: Precision, has_adapter: bool, adapter_mode: AdapterMode = "auto") -> tuple[Held, ...]:
+def candidate_formats(precision: Precision, has_adapter: bool, adapter_mode: AdapterMode = "auto") -> tuple[Held, ...]:
     """Ways that a precision allows, best first. Requantising a merge costs quality, so auto never does."""
     if has_adapter and adapter_mode == "exact":
         return ("nf4+adapter",)
@@ -99,7 +99,7 @@ def ways_to_hold(precision: Precision, has_adapter: bool, adapter_mode: AdapterM
 
 
 def choose_plan(
-    base: Base, ways: Sequence[Held], adapter_bytes: int, places: Sequence[Place], kv_cache_dtype: KVCacheDtype = "auto"
+    base: Base, ways: Sequence[Held], adapter_bytes: int, places: Sequence[DeviceMemory], kv_cache_dtype: KVCacheDtype = "auto"
 ) -> Plan:
     """The first device, and on it the first way, that fits. ModelError with the bytes needed and free."""
     for place in places:
@@ -118,8 +118,13 @@ def choose_plan(
     )
 
 
-def passed_over(
-    plan: Plan, base: Base, ways: Sequence[Held], adapter_bytes: int, places: Sequence[Place], kv_cache_dtype: KVCacheDtype
+def explain_cpu_fallback(
+    plan: Plan,
+    base: Base,
+    ways: Sequence[Held],
+    adapter_bytes: int,
+    places: Sequence[DeviceMemory],
+    kv_cache_dtype: KVCacheDtype,
 ) -> str | None:
     """What to say where there is a card and the model goes to the processor."""
     card = next((place for place in places if place.device == "cuda"), None)
@@ -134,7 +139,7 @@ def passed_over(
     )
 
 
-def _device_name(place: Place) -> str:
+def _device_name(place: DeviceMemory) -> str:
     return "the graphics card" if place.device == "cuda" else "this machine's memory"
 
 

@@ -19,7 +19,7 @@ from qlora_chat.models.adapter.merge_loss import Loss, compare, own_dialogues
 from qlora_chat.models.cache import Cache, CacheUnusable, Record, fingerprints, key_of, sha256
 from qlora_chat.models.folders import Base, adapter_bytes, check_adapter
 from qlora_chat.models.locate import Part, Source, check_source, kept_entries
-from qlora_chat.models.placement import Held, Place, Plan, choose_plan, passed_over, weight_bytes
+from qlora_chat.models.placement import DeviceMemory, Held, Plan, choose_plan, explain_cpu_fallback, weight_bytes
 from qlora_chat.models.tokenizer.folder import tokenizer_folder
 from qlora_chat.models.tokenizer.special_tokens import SpecialIds, special_ids
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
@@ -30,7 +30,7 @@ from qlora_chat.settings import KVCacheDtype
 
 
 @dataclass(frozen=True)
-class Ready:
+class PreparedModel:
     """What a model is read from."""
 
     plan: Plan
@@ -53,9 +53,9 @@ class Made:
 
 
 def prepare(
-    source: Source, ways: Sequence[Held], places: Sequence[Place], cache: Cache, notify: Notify,
+    source: Source, ways: Sequence[Held], places: Sequence[DeviceMemory], cache: Cache, notify: Notify,
     kv_cache_dtype: KVCacheDtype = "auto",
-) -> Ready:  # fmt: skip
+) -> PreparedModel:  # fmt: skip
     """Choose a plan that fits, of the ways to hold the weights (best first), and make it ready. ModelError says what is in the
     way."""
     base = check_source(source)
@@ -78,7 +78,7 @@ class Parts:
     special: SpecialIds
 
 
-def parts_of(source: Source, place: Place, cache: Cache, notify: Notify) -> Parts:
+def parts_of(source: Source, place: DeviceMemory, cache: Cache, notify: Notify) -> Parts:
     """Base as it is and in NF4, quantised once and kept, with its tokenizer. ModelError says what is in the way."""
     base = check_source(source)
     if base is None:
@@ -94,18 +94,28 @@ def _adapter_bytes(source: Source) -> int:
 
 
 def _planned(
-    base: Base, ways: Sequence[Held], source: Source, places: Sequence[Place], notify: Notify, kv_cache_dtype: KVCacheDtype
+    base: Base,
+    ways: Sequence[Held],
+    source: Source,
+    places: Sequence[DeviceMemory],
+    notify: Notify,
+    kv_cache_dtype: KVCacheDtype,
 ) -> Plan:
     beside = _adapter_bytes(source)
     plan = choose_plan(base, ways, beside, places, kv_cache_dtype)
-    if said := passed_over(plan, base, ways, beside, places, kv_cache_dtype):
+    if said := explain_cpu_fallback(plan, base, ways, beside, places, kv_cache_dtype):
         notify(said)
     return plan
 
 
 def _from_kept(
-    source: Source, ways: Sequence[Held], places: Sequence[Place], cache: Cache, notify: Notify, kv_cache_dtype: KVCacheDtype
-) -> Ready:
+    source: Source,
+    ways: Sequence[Held],
+    places: Sequence[DeviceMemory],
+    cache: Cache,
+    notify: Notify,
+    kv_cache_dtype: KVCacheDtype,
+) -> PreparedModel:
     """The base is gone from this machine, but what was made of it is not."""
     kept = kept_entries(cache, source, ways)
     if not kept:
@@ -119,12 +129,12 @@ def _from_kept(
     return _read_entry(plan, entry.folder, entry.record, source)
 
 
-def _read_entry(plan: Plan, folder: Path, record: Record, source: Source) -> Ready:
+def _read_entry(plan: Plan, folder: Path, record: Record, source: Source) -> PreparedModel:
     base = Base.read(folder)
     tokenizer = ModelTokenizer.read(folder, None)
     special = special_ids(source.base.name, folder, base.config, tokenizer, folder)
     notices = tuple(str(line) for line in record.get("notices", ()))
-    return Ready(plan, base, Checkpoint(folder), tokenizer, special, _beside(plan, source), notices)
+    return PreparedModel(plan, base, Checkpoint(folder), tokenizer, special, _beside(plan, source), notices)
 
 
 def _beside(plan: Plan, source: Source) -> Adapter | None:
@@ -143,7 +153,7 @@ class _Work:
     earlier: tuple[str, ...] = ()
     """What was said of the base when it was quantised, and holds for what is made of that."""
 
-    def ready(self) -> Ready:
+    def ready(self) -> PreparedModel:
         beside = _beside(self.plan, self.source)  # refused here, before minutes of work, if it cannot stay unmerged
         merged = None if beside else self.source.adapter
         held = "bf16" if self.plan.held == "bf16" else "nf4"
@@ -153,12 +163,12 @@ class _Work:
             return self._kept_or_made(held, merged)
         return self._requantised(merged)
 
-    def _as_it_is(self, adapter: Adapter | None) -> Ready:
+    def _as_it_is(self, adapter: Adapter | None) -> PreparedModel:
         """The source's own weights will do."""
         tokenizer, special = self._tokenizer()
-        return Ready(self.plan, self.base, Checkpoint(self.base.folder), tokenizer, special, adapter, special.notices)
+        return PreparedModel(self.plan, self.base, Checkpoint(self.base.folder), tokenizer, special, adapter, special.notices)
 
-    def _requantised(self, merged: Part) -> Ready:
+    def _requantised(self, merged: Part) -> PreparedModel:
         """Merged into NF4, for which the base must be in NF4 on disk first."""
         key = self._key("nf4", merged)
         if not self.base.quantised and self.cache.find("merged", key) is None:
@@ -177,7 +187,7 @@ class _Work:
             raise ModelError(f"{self.cache.root} needs room for the base in NF4; set QLORA_CHAT_CACHE to another folder")
         return ready.base, ready.notices
 
-    def _kept_or_made(self, held: Held, merged: Part | None, key: str | None = None) -> Ready:
+    def _kept_or_made(self, held: Held, merged: Part | None, key: str | None = None) -> PreparedModel:
         key = key or self._key(held, merged)
         if (entry := self.cache.find("merged", key)) is not None:
             return _read_entry(self.plan, entry.folder, entry.record, self.source)
@@ -191,7 +201,9 @@ class _Work:
             self.notify(f"nothing is kept for the next start: {problem}; QLORA_CHAT_CACHE names another folder")
             made = make()
             notices = self._lines(special, made.loss)
-            return Ready(self.plan, self.base, dict(made.tensors), tokenizer, special, _beside(self.plan, self.source), notices)
+            return PreparedModel(
+                self.plan, self.base, dict(made.tensors), tokenizer, special, _beside(self.plan, self.source), notices
+            )
         return _read_entry(self.plan, entry.folder, entry.record, self.source)
 
     def _make(self, held: Held, merged: Part | None, tokenizer: ModelTokenizer, special: SpecialIds) -> Made:

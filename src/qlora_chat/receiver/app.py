@@ -19,7 +19,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from qlora_chat.receiver.intake import HEALTH, Guard, Intake
+from qlora_chat.receiver.intake import HEALTH, Intake, IntakeGuard
 from qlora_chat.receiver.stats import statistics
 from qlora_chat.receiver.store import RecordStore
 from qlora_chat.receiver.writer import Writer
@@ -62,7 +62,7 @@ def build_app(store: RecordStore, settings: ReceiverSettings) -> ASGIApp:
         Route("/stats.json", numbers),
         Route(HEALTH, health),
     ]
-    return Guard(Starlette(routes=routes, lifespan=lifespan), settings)
+    return IntakeGuard(Starlette(routes=routes, lifespan=lifespan), settings)
 
 
 def _page(store: RecordStore) -> str:

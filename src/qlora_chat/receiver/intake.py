@@ -39,7 +39,7 @@ _SAFE = {
 }
 
 
-class Guard:
+class IntakeGuard:
     """Wraps an ASGI app; what is not allowed goes no further."""
 
     def __init__(self, app: ASGIApp, settings: ReceiverSettings) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qlora_chat.receiver.store import RecordStore, Wanted
+from qlora_chat.receiver.store import RecordStore, TurnFilter
 
 BINS = 24
 TEMPERATURE_STEP = 0.05
@@ -40,8 +40,10 @@ def statistics(store: RecordStore) -> dict[str, Any]:
     Of several pieces of feedback to a turn the newest counts. measures: count, mean, percentiles and a histogram up to
     the 99th percentile, in tokens, characters, ms and tokens/s.
     """
-    turns = list(store.columns(_TURN_COLUMNS, Wanted(kind="turn")))
-    said = {row["turn_id"]: row for row in store.columns(("turn_id", "rating", "edited", "commented"), Wanted(kind="feedback"))}
+    turns = list(store.columns(_TURN_COLUMNS, TurnFilter(kind="turn")))
+    said = {
+        row["turn_id"]: row for row in store.columns(("turn_id", "rating", "edited", "commented"), TurnFilter(kind="feedback"))
+    }
     return {
         "turns": len(turns),
         "conversations": len({row["conversation_id"] for row in turns}),

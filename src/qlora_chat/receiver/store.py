@@ -93,7 +93,7 @@ MIGRATIONS = (lambda connection: _metadata.create_all(connection),)
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TurnFilter:
     """Which records to read; None is any."""
 
     kind: str | None = None
@@ -134,11 +134,11 @@ class RecordStore:
             raise unusable(problem) from problem
         return outcomes
 
-    def find(self, wanted: Wanted, *, newest_first: bool = False) -> Iterator[dict[str, Any]]:
+    def find(self, wanted: TurnFilter, *, newest_first: bool = False) -> Iterator[dict[str, Any]]:
         """Rows in the order of `at`, as dicts of the columns of `records`."""
         yield from self.columns(tuple(column.name for column in records.columns), wanted, newest_first=newest_first)
 
-    def columns(self, names: Sequence[str], wanted: Wanted, *, newest_first: bool = False) -> Iterator[dict[str, Any]]:
+    def columns(self, names: Sequence[str], wanted: TurnFilter, *, newest_first: bool = False) -> Iterator[dict[str, Any]]:
         """The same, of some columns only."""
         order = (records.c.at, records.c.number)
         query = select(*(records.c[name] for name in names)).where(*_conditions(wanted))
@@ -230,7 +230,7 @@ class RecordStore:
             connection.close()
 
 
-def _conditions(wanted: Wanted) -> list[Any]:
+def _conditions(wanted: TurnFilter) -> list[Any]:
     equal = ("kind", "conversation_id", "turn_id", "adapter", "finish_reason")
     found: list[Any] = [records.c[name] == value for name in equal if (value := getattr(wanted, name)) is not None]
     if wanted.since is not None:

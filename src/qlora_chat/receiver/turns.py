@@ -10,7 +10,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qlora_chat.receiver.store import RecordStore, Wanted
+from qlora_chat.receiver.store import RecordStore, TurnFilter
 
 Rating = Literal["up", "down", "edited", "commented"]
 
@@ -42,12 +42,12 @@ class LoggedTurn:
 
 
 def turns(
-    store: RecordStore, wanted: Wanted, *, text: str | None = None, rating: Rating | None = None, newest_first: bool = False
+    store: RecordStore, wanted: TurnFilter, *, text: str | None = None, rating: Rating | None = None, newest_first: bool = False
 ) -> Generator[LoggedTurn]:
     """Turns in order of time; `text` keeps those whose question or answer holds it, in any case."""
     said = feedback(store, wanted.conversation_id)
     needle = text.casefold() if text else ""
-    for row in store.find(Wanted(**{**vars(wanted), "kind": "turn"}), newest_first=newest_first):
+    for row in store.find(TurnFilter(**{**vars(wanted), "kind": "turn"}), newest_first=newest_first):
         turn = LoggedTurn(row, json.loads(row.pop("body")), said.get(row["turn_id"]))
         if needle and needle not in turn.question.casefold() and needle not in turn.answer.casefold():
             continue
@@ -57,7 +57,7 @@ def turns(
 
 def feedback(store: RecordStore, conversation_id: str | None = None) -> dict[str, dict[str, Any]]:
     """The newest feedback to each turn, by turn id."""
-    wanted = Wanted(kind="feedback", conversation_id=conversation_id)
+    wanted = TurnFilter(kind="feedback", conversation_id=conversation_id)
     rows = store.columns(("turn_id", "body"), wanted)
     return {row["turn_id"]: json.loads(row["body"])["feedback"] for row in rows}
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from qlora_chat import __version__
 from qlora_chat.chat import Chat
-from qlora_chat.engines import COMPILED, EngineError, Finish, Punctual, Stream
+from qlora_chat.engines import COMPILED, EngineError, Finish, ReplayableEngine, Stream
 from qlora_chat.prompt import Prompt
 from qlora_chat.replay.record import CannotReplay, Recorded
 from qlora_chat.settings import Sampling
@@ -115,7 +115,7 @@ def _begun(recorded: Recorded, sampling: Sampling, chat: Chat) -> Stream:
     try:
         if not changes:
             return engine.stream(prompt, sampling, chat.stops)
-        if isinstance(engine, Punctual):
+        if isinstance(engine, ReplayableEngine):
             return engine.stream_with_changes(prompt, sampling, chat.stops, changes)
     except ValueError as problem:
         raise CannotReplay(f"this model cannot take the recorded prompt: {problem}") from problem

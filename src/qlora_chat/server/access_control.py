@@ -51,7 +51,7 @@ def route_of(path: str) -> str:
     return "page" if path in PAGE_READS or path in PAGE_WRITES or path.startswith(PAGE_PREFIXES) else "other"
 
 
-class Guard:
+class AccessControl:
     """Wraps an ASGI app. Refusals: 421 host, 403 origin, 404 path, 405 method, 413 and 408 body, 401 password."""
 
     def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:

@@ -27,7 +27,7 @@ from qlora_chat.server.slow_clients import TimedConnection
 from qlora_chat.serving.request_log import log_requests_to
 from qlora_chat.serving.tracing import open_traces
 from qlora_chat.settings import DEFAULT_PORT, ServeSettings, is_loopback, quiet_libraries, traces_endpoint
-from qlora_chat.web.features import Keeps
+from qlora_chat.web.features import PageFeatures
 
 PORTS_TRIED = 100
 DRAIN_SECONDS = 25.0
@@ -57,8 +57,8 @@ def build_app(chat: Chat, settings: ServeSettings, *, logging_on: bool, history_
     return site.app
 
 
-def _keeps(settings: ServeSettings, logging_on: bool, history_on: bool) -> Keeps:
-    return Keeps(logging_on, history_on, shared=not is_loopback(settings.host))
+def _keeps(settings: ServeSettings, logging_on: bool, history_on: bool) -> PageFeatures:
+    return PageFeatures(logging_on, history_on, shared=not is_loopback(settings.host))
 
 
 def serve(

@@ -18,21 +18,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from qlora_chat.api.app import build_api
 from qlora_chat.api.state import LOADING_RETRY_SECONDS, Serving
 from qlora_chat.chat import Chat
-from qlora_chat.server.access_control import Guard, route_of
+from qlora_chat.server.access_control import AccessControl, route_of
 from qlora_chat.server.security_headers import ContentPolicy
 from qlora_chat.serving.probes import probes
 from qlora_chat.serving.request_log import Requests
 from qlora_chat.serving.tracing import Traces
 from qlora_chat.settings import ServeSettings, quiet_libraries
 from qlora_chat.web.event_filter import PageEvents
-from qlora_chat.web.features import NOTHING, Keeps
+from qlora_chat.web.features import NOTHING, PageFeatures
 from qlora_chat.web.sessions import Sessions
 
 
 class Site:
     """One server's parts. `app` answers from the beginning; `open` brings the model and the page."""
 
-    def __init__(self, settings: ServeSettings, *, keeps: Keeps = NOTHING, traces: Traces | None = None) -> None:
+    def __init__(self, settings: ServeSettings, *, keeps: PageFeatures = NOTHING, traces: Traces | None = None) -> None:
         self.serving = Serving(settings, keeps.kept or keeps.logged)
         self._keeps = keeps
         self._page: ASGIApp = _loading
@@ -40,7 +40,7 @@ class Site:
         metrics = self.serving.metrics
         self.api = build_api(self.serving, [probes(self.serving.lifecycle, metrics)])
         self.api.mount("/", self._current_page)
-        guarded = Guard(self.api, settings)
+        guarded = AccessControl(self.api, settings)
         self.app: ASGIApp = ContentPolicy(Requests(guarded, metrics, route_of, log=settings.log_requests, traces=traces))
 
     @contextlib.asynccontextmanager
@@ -66,7 +66,7 @@ class Site:
         await self._page(scope, receive, send)
 
 
-def _build_page(chat: Chat, keeps: Keeps) -> tuple[Sessions, Any, ASGIApp]:
+def _build_page(chat: Chat, keeps: PageFeatures) -> tuple[Sessions, Any, ASGIApp]:
     """Sessions, the page's app for its lifespan, and the same app behind a check of what it is sent. Call it in the event
     loop: Gradio makes one otherwise."""
     quiet_libraries()

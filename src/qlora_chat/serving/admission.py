@@ -37,7 +37,7 @@ class Closing(EngineError):
         super().__init__("The server is shutting down. Send this again in a moment.")
 
 
-class Place:
+class AdmissionTicket:
     """One answer's place: in the queue first, then among those being written. Leave it once, whatever happens."""
 
     def __init__(self, gate: Gate, caller: Hashable) -> None:
@@ -77,8 +77,8 @@ class Gate:
         self.closed = False
         """Whether nobody is let in any more; those who are in stay."""
         self._lock = threading.Lock()
-        self._running: list[Place] = []
-        self._waiting: list[Place] = []
+        self._running: list[AdmissionTicket] = []
+        self._waiting: list[AdmissionTicket] = []
         self._served: dict[Hashable, float] = {}
         self._seconds = FIRST_GUESS_SECONDS
 
@@ -92,11 +92,11 @@ class Gate:
         """Requests in the queue."""
         return len(self._waiting)
 
-    def enter(self, caller: Hashable) -> Place:
+    def enter(self, caller: Hashable) -> AdmissionTicket:
         """A place, at once or in the queue. Overloaded where there is room in neither, Closing at the server's end."""
         if self.closed:
             raise Closing
-        place = Place(self, caller)
+        place = AdmissionTicket(self, caller)
         with self._lock:
             if len(self._running) < self.places and not self._waiting:
                 self._begin(place)
@@ -106,7 +106,7 @@ class Gate:
             self._waiting.append(place)
         return place
 
-    def leave(self, place: Place) -> None:
+    def leave(self, place: AdmissionTicket) -> None:
         """Free a place, and let in whoever is next."""
         with self._lock:
             if place in self._waiting:
@@ -126,14 +126,14 @@ class Gate:
         seconds = math.ceil(ahead * self._seconds / self.places)
         return Overloaded(self.waiting, max(1, min(LONGEST_RETRY_SECONDS, seconds)))
 
-    def _begin(self, place: Place) -> None:
+    def _begin(self, place: AdmissionTicket) -> None:
         if place in self._waiting:
             self._waiting.remove(place)
         place.began = self._served[place.caller] = time.perf_counter()
         self._running.append(place)
         place.change("running")
 
-    def _next(self) -> Place:
+    def _next(self) -> AdmissionTicket:
         writing = Counter(place.caller for place in self._running)
         self._served = {each.caller: self._served.get(each.caller, 0.0) for each in (*self._waiting, *self._running)}
         return min(self._waiting, key=lambda place: (writing[place.caller], self._served[place.caller], place.entered))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from qlora_chat.engines import Engine, EngineError, Finish, OutOfMemory, Piece, Stream
 from qlora_chat.models import ModelInfo
 from qlora_chat.prompt import Prompt, Tokenizer
-from qlora_chat.serving.admission import Gate, Overloaded, Place
+from qlora_chat.serving.admission import AdmissionTicket, Gate, Overloaded
 from qlora_chat.serving.metrics import Metrics
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
@@ -79,7 +79,7 @@ class SharedStream:
     """One answer, from the queue on."""
 
     def __init__(
-        self, start: Callable[[Sampling], Stream], place: Place, sampling: Sampling, prompt: Prompt, metrics: Metrics
+        self, start: Callable[[Sampling], Stream], place: AdmissionTicket, sampling: Sampling, prompt: Prompt, metrics: Metrics
     ) -> None:
         self._start, self._place, self._sampling, self._prompt, self._metrics = start, place, sampling, prompt, metrics
         self._stream: Stream | None = None

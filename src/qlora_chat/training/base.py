@@ -17,7 +17,7 @@ from qlora_chat.models.cache import Cache, fingerprints
 from qlora_chat.models.folders import Base
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.locate import Source, check_source, resolve
-from qlora_chat.models.placement import Place
+from qlora_chat.models.placement import DeviceMemory
 from qlora_chat.models.prepare import prepare
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.settings import ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
@@ -44,7 +44,7 @@ class PreparedBase:
     """What ends a dialogue; None where the tokenizer names none."""
 
 
-def find_base(name: str, place: Place, notify: Notify) -> FoundBase:
+def find_base(name: str, place: DeviceMemory, notify: Notify) -> FoundBase:
     """Resolve a name and check the headers. ModelError or TrainError for what cannot be trained on."""
     cache = Cache(cache_folder(), notify)
     source = resolve(ModelSettings(base=name), Hub(hub_cache_folder(), hub_is_offline()), cache, (place,), notify)
@@ -56,7 +56,7 @@ def find_base(name: str, place: Place, notify: Notify) -> FoundBase:
     return FoundBase(source, {"name": part.name, "revision": part.revision, "files": fingerprints(source.base.folder)})
 
 
-def prepare_base(found: FoundBase, place: Place, notify: Notify) -> PreparedBase:
+def prepare_base(found: FoundBase, place: DeviceMemory, notify: Notify) -> PreparedBase:
     """Its tensors in NF4, its tokenizer and the id that ends a text; a base in 16 bits is quantised first, and kept."""
     ready = prepare(found.source, ("nf4",), (place,), Cache(cache_folder(), notify), notify)
     for line in ready.notices:

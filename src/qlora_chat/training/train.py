@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from qlora_chat.models import Notify
-from qlora_chat.models.placement import look
+from qlora_chat.models.placement import detect_devices
 from qlora_chat.settings import Device
 from qlora_chat.training import TrainError
 from qlora_chat.training.adapter import write_adapter
@@ -55,7 +55,7 @@ def train(
     """
     dialogues = read_dialogues([path for name in settings.data for path in find_data(name, notify)], skip_bad=skip_bad)
     _tell(dialogues, notify)
-    place = look(device)[0]
+    place = detect_devices(device)[0]
     found = find_base(settings.base, place, notify)
     run = begin(out, settings, dialogues, found, resume=resume, notify=notify)
     base = prepare_base(found, place, notify)

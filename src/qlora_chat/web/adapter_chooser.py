@@ -14,7 +14,7 @@ from qlora_chat.history import HistoryError
 from qlora_chat.messages import Conversation
 
 
-class Chooser:
+class AdapterChooser:
     """Adapters may come and go while the program runs, so every page that opens asks anew."""
 
     def __init__(self, chat: Chat) -> None:

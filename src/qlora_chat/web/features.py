@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Keeps:
+class PageFeatures:
     """Fixed when the page is built."""
 
     logged: bool = False
@@ -17,4 +17,4 @@ class Keeps:
     """People on other machines can reach the page: then each browser lists only what was said in it."""
 
 
-NOTHING = Keeps()
+NOTHING = PageFeatures()

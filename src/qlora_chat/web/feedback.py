@@ -16,7 +16,7 @@ from qlora_chat.messages import Message
 from qlora_chat.web import render
 from qlora_chat.web.handlers import Handlers
 from qlora_chat.web.parts import Parts
-from qlora_chat.web.sayable import sayable
+from qlora_chat.web.sayable import replace_surrogates
 from qlora_chat.web.session import Session
 
 THUMBS = ("Like", "Dislike")
@@ -111,7 +111,7 @@ class FeedbackHandlers:
 
     def _keep(self, session: Session, answer: Message, rating: str, comment: Any, edited: Any, logged: Any) -> str | None:
         """Why it could not be kept; None if it is. An edit that changes nothing is none."""
-        better, said = sayable(edited).strip(), sayable(comment).strip()
+        better, said = replace_surrogates(edited).strip(), replace_surrogates(comment).strip()
         changed = better if better and better != answer.content.strip() else None
         try:
             kept = session.feedback(answer.id, RATINGS[rating], changed, said or None, logged=logged is not False)

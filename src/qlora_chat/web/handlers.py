@@ -21,13 +21,13 @@ from qlora_chat.history import HistoryError, StaleConversation
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import Sampling
 from qlora_chat.web import render
-from qlora_chat.web.adapter_chooser import Chooser
-from qlora_chat.web.features import Keeps
+from qlora_chat.web.adapter_chooser import AdapterChooser
+from qlora_chat.web.features import PageFeatures
 from qlora_chat.web.parts import SAMPLING_NAMES, Parts
-from qlora_chat.web.past_conversations import Past, listed
+from qlora_chat.web.past_conversations import PastConversations, listed
 from qlora_chat.web.running_answer import Answering
-from qlora_chat.web.sayable import sayable
-from qlora_chat.web.session import Asking, Busy, Place, Session
+from qlora_chat.web.sayable import replace_surrogates
+from qlora_chat.web.session import AnswerOptions, Busy, ConversationRef, Session
 from qlora_chat.web.sessions import Sessions
 
 Shown = dict[Any, Any]
@@ -38,16 +38,16 @@ GONE = "The process that was answering is gone. What it had written is kept; Ret
 class Handlers:
     """One method an event. `parts` are the outputs that every method may set."""
 
-    def __init__(self, chat: Chat, sessions: Sessions, parts: Parts, keeps: Keeps) -> None:
-        self._chat, self._keeps, self._past = chat, keeps, Past(chat)
-        self._info, self._chooser = chat.engine.info, Chooser(chat)
+    def __init__(self, chat: Chat, sessions: Sessions, parts: Parts, keeps: PageFeatures) -> None:
+        self._chat, self._keeps, self._past = chat, keeps, PastConversations(chat)
+        self._info, self._chooser = chat.engine.info, AdapterChooser(chat)
         self._sessions = sessions
         self._parts = parts
 
     def load(self, remembered: str, request: gr.Request) -> Shown:
         """A page was opened or reloaded: go on where its tab was."""
         memory = _read_memory(remembered)
-        place, reloaded = Place.read(memory.get("conversation")), memory.get("reloaded") is True
+        place, reloaded = ConversationRef.read(memory.get("conversation")), memory.get("reloaded") is True
         session = self._sessions.open(_name(request), place.conversation_id, reloaded)
         if self._keeps.shared:
             session.owner = _owner(memory.get("browser"))
@@ -66,7 +66,7 @@ class Handlers:
         self, text: str, place: str, adapter: Any, system: str, logged: bool, request: gr.Request, *values: Any
     ) -> AsyncIterator[Shown]:
         """Answer what was typed."""
-        text = sayable(text)
+        text = replace_surrogates(text)
         if not text.strip():
             yield {self._parts.notice: render.notice("")}
             return
@@ -169,7 +169,7 @@ class Handlers:
 
     def session(self, request: gr.Request, place: str = "") -> Session:
         """The tab that an event came from, at the place that its page shows; "" where that does not matter."""
-        shows = Place.read(place)
+        shows = ConversationRef.read(place)
         session = self._sessions.open(_name(request), shows.conversation_id, reloaded=True)
         if self._keeps.shared and session.owner is None:
             session.owner = _owner(None)  # a page that was loaded from another process: it lists nothing here
@@ -205,7 +205,7 @@ class Handlers:
             parts.chatbot: asked,
             parts.notice: note,
             parts.status: self._status(answering),
-            parts.conversation: str(Place.of(answering.turn.conversation)),
+            parts.conversation: str(ConversationRef.of(answering.turn.conversation)),
         }
         async for grown in answering.changes():
             if not session.shows(answering):
@@ -229,7 +229,7 @@ class Handlers:
             ),
             parts.notice: "",
             parts.status: self._status(answering, conversation),
-            parts.conversation: str(Place.of(conversation)),
+            parts.conversation: str(ConversationRef.of(conversation)),
         }
 
     def _status(self, answering: Answering | None, conversation: Conversation | None = None) -> str:
@@ -261,9 +261,9 @@ def _sampling(values: tuple[Any, ...]) -> Sampling:
     return Sampling(**dict(zip(SAMPLING_NAMES, values, strict=True)))
 
 
-def _asking(adapter: Any, system: Any, logged: Any, values: tuple[Any, ...]) -> Asking:
-    text = sayable(system).strip() if isinstance(system, str) else ""
-    return Asking(_sampling(values), text or None, logged is not False, Chooser.asked(adapter))
+def _asking(adapter: Any, system: Any, logged: Any, values: tuple[Any, ...]) -> AnswerOptions:
+    text = replace_surrogates(system).strip() if isinstance(system, str) else ""
+    return AnswerOptions(_sampling(values), text or None, logged is not False, AdapterChooser.asked(adapter))
 
 
 def _ending(answering: Answering, note: str) -> str:

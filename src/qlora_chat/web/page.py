@@ -14,7 +14,7 @@ from gradio import themes
 from qlora_chat.chat import Chat
 from qlora_chat.settings import SAMPLING_RANGES
 from qlora_chat.web import render
-from qlora_chat.web.features import Keeps
+from qlora_chat.web.features import PageFeatures
 from qlora_chat.web.feedback import THUMBS, FeedbackHandlers, Panel, lay_out_panel
 from qlora_chat.web.handlers import Handlers
 from qlora_chat.web.parts import SAMPLING_NAMES, Parts
@@ -55,7 +55,7 @@ def theme() -> themes.Base:
     )
 
 
-def build_page(chat: Chat, sessions: Sessions, keeps: Keeps) -> gr.Blocks:
+def build_page(chat: Chat, sessions: Sessions, keeps: PageFeatures) -> gr.Blocks:
     """The whole page as Blocks, ready to be mounted."""
     with gr.Blocks(title="QLoRA Chat", analytics_enabled=False, fill_height=True) as page:
         parts, panel = _lay_out(chat, keeps)
@@ -78,7 +78,7 @@ def inputs_of_events(page: gr.Blocks) -> dict[int, int]:
     }
 
 
-def _lay_out(chat: Chat, keeps: Keeps) -> tuple[Parts, Panel]:
+def _lay_out(chat: Chat, keeps: PageFeatures) -> tuple[Parts, Panel]:
     info = chat.engine.info
     gr.HTML(f"<h1>QLoRA Chat</h1>{render.banner(info)}", elem_id="head", padding=False)
     chatbot = gr.Chatbot(
@@ -139,7 +139,7 @@ def _past(on: bool) -> tuple[gr.Textbox, gr.Radio, gr.Textbox, gr.Button, gr.But
     return find, found, title, rename, delete, past
 
 
-def _logging(keeps: Keeps) -> gr.Checkbox:
+def _logging(keeps: PageFeatures) -> gr.Checkbox:
     kept = "kept and logged" if keeps.kept else "logged"
     with gr.Row(elem_id="logging", visible=keeps.logged):
         gr.HTML(f'<p class="notice">Conversations on this page are {kept} by whoever runs it.</p>', padding=False)

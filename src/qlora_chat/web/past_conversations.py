@@ -12,14 +12,14 @@ import gradio as gr
 
 from qlora_chat.chat import Chat
 from qlora_chat.history import HistoryError, Summary
-from qlora_chat.web.sayable import sayable
+from qlora_chat.web.sayable import replace_surrogates
 from qlora_chat.web.session import Busy, Session
 
 MOST_SHOWN = 200
 MOST_TITLE_LETTERS = 200
 
 
-class Past:
+class PastConversations:
     """What the panel asks of the history, for one owner at a time."""
 
     def __init__(self, chat: Chat) -> None:
@@ -27,7 +27,7 @@ class Past:
 
     def choices(self, asked: Any, owner: str | None) -> list[tuple[str, str]]:
         """(label, id) of what a search finds, or of the newest; [] where the history cannot be read just now."""
-        text = sayable(asked).strip()
+        text = replace_surrogates(asked).strip()
         try:
             summaries = self._chat.history.list(owner=owner, limit=None if text else MOST_SHOWN)
             if not text:
@@ -50,7 +50,7 @@ class Past:
 
     def rename(self, conversation_id: Any, title: Any, session: Session) -> bool:
         """Give it another name."""
-        summary, name = self._mine(conversation_id, session), " ".join(sayable(title).split())[:MOST_TITLE_LETTERS]
+        summary, name = self._mine(conversation_id, session), " ".join(replace_surrogates(title).split())[:MOST_TITLE_LETTERS]
         return bool(summary and name and self._chat.history.change(summary.id, title=name))
 
     def delete(self, conversation_id: Any, session: Session) -> bool:

@@ -5,6 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 
-def sayable(text: Any) -> str:
+def replace_surrogates(text: Any) -> str:
     """Text without lone surrogates, which no response could carry back; "" for what is no text."""
     return text.encode("utf-8", "replace").decode() if isinstance(text, str) else ""

@@ -21,29 +21,29 @@ class Busy(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Place:
+class ConversationRef:
     """What a page shows: a conversation, up to a turn. The browser holds it, for the next event may reach another process."""
 
     conversation_id: str = ""
     head: str | None = None
 
     @staticmethod
-    def read(text: object) -> Place:
+    def read(text: object) -> ConversationRef:
         """From what `str` wrote; nothing where it is something else."""
         words = text.split(" ") if isinstance(text, str) else []
-        return Place(*words) if 0 < len(words) <= 2 and all(words) else Place()
+        return ConversationRef(*words) if 0 < len(words) <= 2 and all(words) else ConversationRef()
 
     @staticmethod
-    def of(conversation: Conversation) -> Place:
+    def of(conversation: Conversation) -> ConversationRef:
         """The newest turn that the history has of it."""
-        return Place(conversation.id, conversation.head)
+        return ConversationRef(conversation.id, conversation.head)
 
     def __str__(self) -> str:
         return f"{self.conversation_id} {self.head}" if self.head else self.conversation_id
 
 
 @dataclass(frozen=True)
-class Asking:
+class AnswerOptions:
     """What a person sends besides the text."""
 
     sampling: Sampling
@@ -81,13 +81,13 @@ class Session:
         """The answer being written."""
         return self._answering
 
-    def send(self, text: str, asking: Asking) -> Answering:
+    def send(self, text: str, asking: AnswerOptions) -> Answering:
         """Begin the answer to `text`. Busy, ValueError or PromptTooLong before anything is kept or computed."""
         with self._lock:
             self._expect_idle()
             return self._begin(self._conversation, text, asking)
 
-    def retry(self, asking: Asking) -> Answering | None:
+    def retry(self, asking: AnswerOptions) -> Answering | None:
         """Drop the last answer and begin another to the same text; None where nothing was asked yet."""
         with self._lock:
             self._expect_idle()
@@ -135,11 +135,11 @@ class Session:
             text, self._returned = self._returned, None
             return text
 
-    def catch_up(self, place: Place) -> None:
+    def catch_up(self, place: ConversationRef) -> None:
         """Go on from what the page shows, where that is not what this process last saw of it: the turns since were made by
         another process. Where the history has gone on from there in its turn, the next turn is refused as stale."""
         with self._lock:
-            if self._answering or self._closed or place in (Place(), Place.of(self._conversation)):
+            if self._answering or self._closed or place in (ConversationRef(), ConversationRef.of(self._conversation)):
                 return
             if kept := self._chat.history.load(place.conversation_id):
                 self._conversation = replace(mended(kept), head=place.head)
@@ -188,7 +188,7 @@ class Session:
             raise Busy("This page was closed. Reload it to go on.")
 
     def _begin(
-        self, conversation: Conversation, text: str, asking: Asking, instead_of: Conversation | None = None
+        self, conversation: Conversation, text: str, asking: AnswerOptions, instead_of: Conversation | None = None
     ) -> Answering:
         asked = replace(conversation, system=asking.system)
         try:

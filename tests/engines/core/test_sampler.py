@@ -10,11 +10,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from qlora_chat.engines.core.sampler import HEAD, NOT_FINITE, Choice, kept_candidates
-from qlora_chat.engines.core.sampler import choose as choose_in_torch
+from qlora_chat.engines.core.sampler import HEAD, NOT_FINITE, SamplerInput, filter_candidates
+from qlora_chat.engines.core.sampler import sample as choose_in_torch
 from qlora_chat.engines.core.scheduler import Choose
 from qlora_chat.engines.cpu.build import library
-from qlora_chat.engines.cpu.sampler import Chooser
+from qlora_chat.engines.cpu.sampler import CpuSampler
 from qlora_chat.settings import Sampling
 
 VOCABULARY = 1000
@@ -31,14 +31,14 @@ SETTINGS = [
 
 
 @pytest.fixture(params=["torch", "compiled"])
-def choose(request: pytest.FixtureRequest) -> Choose:
+def sample(request: pytest.FixtureRequest) -> Choose:
     """The two that must choose alike."""
     if request.param == "torch":
         return choose_in_torch
     compiled = library(lambda line: None)
     if compiled is None:
         pytest.skip("no compiler or no AVX2 here")
-    return Chooser(compiled)
+    return CpuSampler(compiled)
 
 
 def theirs(logits: torch.Tensor, ids: list[int], sampling: Sampling) -> torch.Tensor:
@@ -52,38 +52,38 @@ def theirs(logits: torch.Tensor, ids: list[int], sampling: Sampling) -> torch.Te
     return steps(torch.tensor([ids]), logits[None].clone())[0].softmax(-1)  # type: ignore[arg-type]
 
 
-def ours(choose: Choose, logits: torch.Tensor, ids: list[int], sampling: Sampling, draws: int) -> torch.Tensor:
+def ours(sample: Choose, logits: torch.Tensor, ids: list[int], sampling: Sampling, draws: int) -> torch.Tensor:
     """How often each token is chosen over evenly spaced draws: exact up to 1 / draws."""
     seen = torch.zeros(VOCABULARY, dtype=torch.bool)
     seen[ids] = True
-    choices = [Choice(sampling, seen, (index + 0.5) / draws) for index in range(draws)]
-    tokens = choose(logits.expand(draws, -1), choices)
+    choices = [SamplerInput(sampling, seen, (index + 0.5) / draws) for index in range(draws)]
+    tokens = sample(logits.expand(draws, -1), choices)
     return torch.bincount(torch.tensor(tokens), minlength=VOCABULARY) / draws
 
 
 @pytest.mark.parametrize("sampling", SETTINGS)
 @pytest.mark.parametrize("spread", [0.3, 4.0])
-def test_the_distribution_is_transformers_own(sampling: Sampling, spread: float, choose: Choose) -> None:
+def test_the_distribution_is_transformers_own(sampling: Sampling, spread: float, sample: Choose) -> None:
     generator = torch.Generator().manual_seed(7)
     logits = torch.randn(VOCABULARY, generator=generator) * spread
     ids = torch.randint(0, VOCABULARY, (50,), generator=generator).tolist()
     expected, draws = theirs(logits, ids, sampling), 4_000
-    chosen = ours(choose, logits, ids, sampling, draws)
+    chosen = ours(sample, logits, ids, sampling, draws)
     assert (chosen - expected).abs().max() <= 1.5 / draws
     assert chosen[expected == 0].sum() == 0, "a token that Transformers rules out is never drawn"
 
 
-def test_temperature_zero_takes_the_best_and_ignores_the_draw(choose: Choose) -> None:
+def test_temperature_zero_takes_the_best_and_ignores_the_draw(sample: Choose) -> None:
     logits = torch.randn(3, VOCABULARY)
-    greedy = [Choice(Sampling(temperature=0), None, draw) for draw in (0.0, 0.5, 0.999)]
-    assert choose(logits, greedy) == logits.argmax(-1).tolist()
+    greedy = [SamplerInput(Sampling(temperature=0), None, draw) for draw in (0.0, 0.5, 0.999)]
+    assert sample(logits, greedy) == logits.argmax(-1).tolist()
 
 
-def test_each_row_has_settings_of_its_own_and_company_changes_nothing(choose: Choose) -> None:
+def test_each_row_has_settings_of_its_own_and_company_changes_nothing(sample: Choose) -> None:
     logits = torch.randn(len(SETTINGS), VOCABULARY)
-    choices = [Choice(sampling, None, 0.37) for sampling in SETTINGS]
-    alone = [choose(logits[row : row + 1], [choice])[0] for row, choice in enumerate(choices)]
-    assert choose(logits, choices) == alone
+    choices = [SamplerInput(sampling, None, 0.37) for sampling in SETTINGS]
+    alone = [sample(logits[row : row + 1], [choice])[0] for row, choice in enumerate(choices)]
+    assert sample(logits, choices) == alone
 
 
 def test_both_choose_the_same_token_for_the_same_draw() -> None:
@@ -93,22 +93,22 @@ def test_both_choose_the_same_token_for_the_same_draw() -> None:
     generator = torch.Generator().manual_seed(11)
     logits = 5 * torch.randn(200, 2 * VOCABULARY + 7, generator=generator)  # fills no vector
     draws = torch.rand(200, generator=generator).tolist()
-    choices = [Choice(SETTINGS[row % len(SETTINGS)], None, draw) for row, draw in enumerate(draws)]
-    same = [a == b for a, b in zip(Chooser(compiled)(logits, choices), choose_in_torch(logits, choices), strict=True)]
+    choices = [SamplerInput(SETTINGS[row % len(SETTINGS)], None, draw) for row, draw in enumerate(draws)]
+    same = [a == b for a, b in zip(CpuSampler(compiled)(logits, choices), choose_in_torch(logits, choices), strict=True)]
     assert sum(same) >= 199, "apart only where a draw falls on the border between two tokens"
 
 
 def test_the_quick_way_says_when_it_has_not_seen_enough() -> None:
     flat, peaked = torch.zeros(VOCABULARY), torch.zeros(VOCABULARY).index_fill(0, torch.tensor([5]), 50.0)
     samplings = [Sampling(temperature=1.0, top_p=0.9)] * 2
-    candidates = kept_candidates(torch.stack([flat, peaked]), samplings, HEAD)
+    candidates = filter_candidates(torch.stack([flat, peaked]), samplings, HEAD)
     assert candidates.complete.tolist() == [False, True]
 
 
-def test_logits_that_are_no_numbers_are_reported_for_their_row_only(choose: Choose) -> None:
+def test_logits_that_are_no_numbers_are_reported_for_their_row_only(sample: Choose) -> None:
     logits = torch.randn(3, VOCABULARY)
     logits[1, 17] = torch.nan
-    tokens = choose(logits, [Choice(Sampling(temperature=t), None, 0.5) for t in (0.0, 0.7, 0.7)])
+    tokens = sample(logits, [SamplerInput(Sampling(temperature=t), None, 0.5) for t in (0.0, 0.7, 0.7)])
     assert tokens[1] == NOT_FINITE
     assert tokens[0] == logits[0].argmax().item()
     assert tokens[2] >= 0

@@ -38,7 +38,7 @@ def test_what_the_kernels_could_not_have_after_all_is_read_again(
     models, did, said = [on_a_card, demo_fp32], [], []
 
     def spends(*_: object) -> None:
-        raise cuda.WeightsSpent("its adapter is scaled differently in different places")
+        raise cuda.WeightsConsumed("its adapter is scaled differently in different places")
 
     def load() -> LoadedModel:
         did.append("load")

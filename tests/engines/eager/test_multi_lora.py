@@ -11,7 +11,7 @@ import torch
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cpu import build as cpu_build
 from qlora_chat.engines.eager.forward import Forward, Span
-from qlora_chat.engines.eager.multi_lora import SwitchingForward
+from qlora_chat.engines.eager.multi_lora import MultiLoraForward
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models import LoadedModel
 from qlora_chat.models.locate import BUNDLED
@@ -32,7 +32,7 @@ def test_each_row_gets_its_own_adapter() -> None:
         random_adapter(rank, modules, tensors, torch.float32) for rank, modules in ((8, PROJECTIONS), (3, PROJECTIONS[2:4]))
     ]
     cache = KVCache(plain, 4)
-    switching = SwitchingForward(plain, ODD["intermediate_size"], cache)
+    switching = MultiLoraForward(plain, ODD["intermediate_size"], cache)
     held = [switching.hold(halves(adapter), adapter.scaling) for adapter in adapters]
     for slot, lora in enumerate((held[0], None, held[1], held[0])):
         cache.slots[slot].adapter = lora

@@ -18,7 +18,7 @@ from qlora_chat.delivery.sender import LogSender
 from qlora_chat.history import HistoryError
 from qlora_chat.history.outbox.queue import Outbox
 from qlora_chat.history.outbox.recovery import open_outbox_file
-from qlora_chat.history.storage.encryption import AesSeal, NoSeal
+from qlora_chat.history.storage.encryption import AesCipher, PlainCipher
 from qlora_chat.settings import LogSettings
 from tests.delivery.receiving import outbox_in, receiving, record, wait_for
 from tests.history.conftest import KEY
@@ -168,13 +168,13 @@ def test_flips_and_truncations_cost_only_the_records_they_hit(trials: int, tmp_p
 
 def test_another_key_is_an_error_and_not_damage(tmp_path: Path) -> None:
     path = tmp_path / "outbox.db"
-    with closing(open_outbox_file(path, AesSeal(KEY), 10**7)) as outbox:
+    with closing(open_outbox_file(path, AesCipher(KEY), 10**7)) as outbox:
         made = record("a very secret word")
         outbox.put(made)
     assert b"secret word" not in path.read_bytes()
-    with closing(open_outbox_file(path, NoSeal(), 10**7)) as outbox:
+    with closing(open_outbox_file(path, PlainCipher(), 10**7)) as outbox:
         assert waiting(outbox) == set()
-    with closing(open_outbox_file(path, AesSeal(KEY), 10**7)) as outbox:
+    with closing(open_outbox_file(path, AesCipher(KEY), 10**7)) as outbox:
         outbox.revive()
         assert waiting(outbox) == {made.id}
 

@@ -11,12 +11,12 @@ from contextlib import closing
 import pytest
 
 from qlora_chat.delivery.sender import LogSender
-from qlora_chat.history import Outgoing
+from qlora_chat.history import OutboxRecord
 from qlora_chat.history.open import open_history
 from qlora_chat.history.outbox.queue import Outbox
 from qlora_chat.history.sql.store import SqlHistory
 from qlora_chat.history.storage.database import open_database
-from qlora_chat.history.storage.encryption import NoSeal, check_seal
+from qlora_chat.history.storage.encryption import PlainCipher, check_cipher
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import HistorySettings, LogSettings
 from tests.delivery.receiving import Reply, receiving, record, wait_for
@@ -46,10 +46,10 @@ def test_erased_rows_are_gone_and_vacuumed(history: SqlHistory) -> None:
     talk = said(history, Conversation(system="marmaladesystem"), "marmaladequestion", "marmaladeanswer")
     history.change(talk.id, title="marmaladetitle", tags=["marmaladetag"])
     history.feedback(talk.id, talk.messages[-1].id, -1, "marmaladeedit", "marmaladecomment")
-    history.outbox.put(Outgoing("turn", talk.id, b"marmaladebody"))
-    history.outbox.put(Outgoing("turn", talk.id, b"marmaladedead"))
+    history.outbox.put(OutboxRecord("turn", talk.id, b"marmaladebody"))
+    history.outbox.put(OutboxRecord("turn", talk.id, b"marmaladedead"))
     history.outbox.settle(dead=[(history.outbox.claim(1)[0].seq, "status 400")])
-    assert history.erase([talk.id], [Outgoing("tombstone", talk.id, b"{}")]) == 1
+    assert history.erase([talk.id], [OutboxRecord("tombstone", talk.id, b"{}")]) == 1
     with history.database.read() as connection:
         for table in ("turns", "conversations", "feedback"):
             assert connection.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar() == 0
@@ -62,7 +62,7 @@ def test_two_processes_may_open_a_new_database_at_once(history: SqlHistory, othe
 
     def open_it() -> None:
         try:
-            check_seal(other.database, NoSeal())
+            check_cipher(other.database, PlainCipher())
         except Exception as problem:
             problems.append(problem)
 
@@ -123,7 +123,7 @@ def test_the_cap_holds_for_all_processes_together(history: SqlHistory, postgres_
         database = open_database(postgres_server.network_url, PASSWORD)
         with closing(Outbox(database, cap_bytes=5_000_000)) as outbox:
             for _ in range(15):
-                outbox.put(Outgoing("turn", "talk", b"x" * 50_000))
+                outbox.put(OutboxRecord("turn", "talk", b"x" * 50_000))
     counts = history.outbox.counts()
     assert counts.waiting + counts.dropped == 30
     assert 0 < counts.waiting < 30

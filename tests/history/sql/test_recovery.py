@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from qlora_chat.history import About, HistoryError, Outgoing
-from qlora_chat.history.sql.recovery import LOST, TAG, Rescued, rescue
+from qlora_chat.history import ConversationInfo, HistoryError, OutboxRecord
+from qlora_chat.history.sql.recovery import LOST, TAG, Recovered, recover
 from qlora_chat.history.sql.store import SqlHistory
-from qlora_chat.history.storage.encryption import seal_for
+from qlora_chat.history.storage.encryption import cipher_for
 from qlora_chat.history.storage.sqlite_pages import PAGE_BYTES
 from qlora_chat.messages import Conversation
 from tests.history.conftest import KEY, sqlite_history
@@ -35,14 +35,14 @@ def filled(path: Path, key: str | None = None) -> dict[str, list[str]]:
     with closing(store):
         for number in range(TALKS):
             talk = Conversation(f"talk-{number}", system=f"system {number}")
-            store.save(talk, About(owner=f"owner-{number}"))
+            store.save(talk, ConversationInfo(owner=f"owner-{number}"))
             for turn in range(TURNS):
                 answer = f"answer {number}.{turn} " + "long " * (3000 if turn == 1 else 20)
                 talk = said(store, talk, f"question {number}.{turn}", answer)
             store.feedback(talk.id, talk.messages[-1].id, 1, None, f"comment {number}")
             told[talk.id] = [message.content for message in talk.messages]
         for number in range(5):
-            store.outbox.put(Outgoing("turn", f"talk-{number}", b'{"kept": true}' * 50, f"record-{number}"))
+            store.outbox.put(OutboxRecord("turn", f"talk-{number}", b'{"kept": true}' * 50, f"record-{number}"))
     return told
 
 
@@ -55,8 +55,8 @@ def damaged(path: Path, where: Callable[[int], bool]) -> None:
     path.write_bytes(data)
 
 
-def rescued(path: Path, key: str | None = None) -> tuple[Rescued, SqlHistory]:
-    report = rescue(path, seal_for(key), CAP)
+def rescued(path: Path, key: str | None = None) -> tuple[Recovered, SqlHistory]:
+    report = recover(path, cipher_for(key), CAP)
     store = sqlite_history(path, key)
     assert isinstance(store, SqlHistory)
     return report, store
@@ -149,14 +149,14 @@ def test_a_sound_history_and_one_of_another_key_are_left_alone(path: Path) -> No
     filled(path, KEY)
     before = path.read_bytes()
     with pytest.raises(HistoryError, match="is not damaged"):
-        rescue(path, seal_for(KEY), CAP)
+        recover(path, cipher_for(KEY), CAP)
     assert path.read_bytes() == before
     damaged(path, lambda page: page == 1)
     wrecked = path.read_bytes()
     for other in (None, KEY.replace("M", "N", 1)):
         with pytest.raises(HistoryError, match="key|KEY"):
-            rescue(path, seal_for(other), CAP)
+            recover(path, cipher_for(other), CAP)
     assert path.read_bytes() == wrecked
     assert not [each.name for each in path.parent.iterdir() if "damaged" in each.name or "new" in each.name]
     with pytest.raises(HistoryError, match="there is no history"):
-        rescue(path.with_name("none.db"), seal_for(None), CAP)
+        recover(path.with_name("none.db"), cipher_for(None), CAP)

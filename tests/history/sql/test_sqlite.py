@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import inspect
 
-from qlora_chat.history import HistoryError, Outgoing
+from qlora_chat.history import HistoryError, OutboxRecord
 from qlora_chat.history.open import open_history
 from qlora_chat.history.retention import expire
 from qlora_chat.history.sql.store import SqlHistory
@@ -84,11 +84,11 @@ def test_erasing_leaves_no_byte(key: str | None, tmp_path: Path) -> None:
         store.change(talk.id, title="marmaladetitle", tags=["marmaladetag"])
         store.feedback(talk.id, talk.messages[-1].id, -1, "marmaladeedit", "marmaladecomment")
         with store.database.write() as connection:
-            store.outbox.add(connection, Outgoing("turn", talk.id, b"marmaladebody" * 1000))
-            store.outbox.add(connection, Outgoing("turn", talk.id, b"marmaladedead" * 1000))
+            store.outbox.add(connection, OutboxRecord("turn", talk.id, b"marmaladebody" * 1000))
+            store.outbox.add(connection, OutboxRecord("turn", talk.id, b"marmaladedead" * 1000))
         store.outbox.settle(dead=[(store.outbox.claim(1)[0].seq, "status 400")])
         assert key or any(b"marmalade" in each.read_bytes() for each in tmp_path.iterdir()), "else this proves nothing"
-        assert store.erase([talk.id], [Outgoing("tombstone", talk.id, b"{}")]) == 1
+        assert store.erase([talk.id], [OutboxRecord("tombstone", talk.id, b"{}")]) == 1
         for each in tmp_path.iterdir():
             data = each.read_bytes()
             for word in (b"marmal", b"Marmal", b"adequestion", b"adeanswer", b"arm\x00"):

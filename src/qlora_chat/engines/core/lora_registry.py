@@ -36,7 +36,7 @@ class AdaptedPass(Protocol):
         ...
 
 
-class Adapters:
+class LoraRegistry:
     """The adapters that are loaded over one model."""
 
     def __init__(self, model: LoadedModel, cache: KVCache, computing: AdaptedPass) -> None:

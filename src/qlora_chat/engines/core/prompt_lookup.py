@@ -174,7 +174,7 @@ class PassCosts:
 _LEARN, _FORGET = 0.2, 0.003
 
 
-def guesses(
+def draft_tokens(
     proposals: Sequence[Proposal], certain: int, costs: Callable[[int], float], room: int | None = None
 ) -> list[tuple[int, ...]] | None:
     """The tokens of each chat's proposal to check in the next pass, as `lengths` says; None where nothing pays."""

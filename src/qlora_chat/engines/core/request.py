@@ -18,7 +18,7 @@ from qlora_chat.engines.core.detokenizer import Detokenizer
 from qlora_chat.engines.core.kv_cache import Slot
 from qlora_chat.engines.core.pieces import Pieces, handed_out
 from qlora_chat.engines.core.prompt_lookup import NOTHING, Proposal, Speculator
-from qlora_chat.engines.core.sampler import NOT_ASKED, Choice, Likely
+from qlora_chat.engines.core.sampler import NO_LOGPROBS, SamplerInput, TokenLogprobs
 from qlora_chat.messages import FinishReason
 from qlora_chat.prompt import Tokenizer
 from qlora_chat.settings import Sampling
@@ -86,19 +86,19 @@ class Request:
         left = min(self.sampling.max_new_tokens - self.generated, self._window - len(self.ids))
         return self._speculator.propose(left - 1) if left > 1 else NOTHING
 
-    def choices(self, drafted: Sequence[int], vocabulary: int, device: torch.device) -> list[Choice]:
+    def choices(self, drafted: Sequence[int], vocabulary: int, device: torch.device) -> list[SamplerInput]:
         """The settings of this very moment, for the next token and for those after each of the drafted ones."""
         sampling = self.taken_up()
         while len(self._draws) <= len(drafted):
             self._draws.append(self._random.random())
         if sampling.repetition_penalty == 1.0:
-            return [Choice(sampling, None, self._draws[index]) for index in range(len(drafted) + 1)]
+            return [SamplerInput(sampling, None, self._draws[index]) for index in range(len(drafted) + 1)]
         seen = self._seen_tokens(vocabulary, device)
-        found = [Choice(sampling, seen, self._draws[0])]
+        found = [SamplerInput(sampling, seen, self._draws[0])]
         for index, token in enumerate(drafted, 1):
             seen = seen.clone()
             seen[token] = True
-            found.append(Choice(sampling, seen, self._draws[index]))
+            found.append(SamplerInput(sampling, seen, self._draws[index]))
         return found
 
     def keeps(self, sampling: Sampling, ahead: int = 0) -> bool:
@@ -121,7 +121,7 @@ class Request:
             self._seen[torch.tensor(self.ids, device=device)] = True
         return self._seen
 
-    def accept(self, token_id: int, likely: Likely = NOT_ASKED) -> bool:
+    def accept(self, token_id: int, likely: TokenLogprobs = NO_LOGPROBS) -> bool:
         """Take a token, tell the caller, and return whether the answer ends with it."""
         self._note_time()
         self.ids.append(token_id)
@@ -165,7 +165,7 @@ class Request:
         if not self._first_token_at:
             self._first_token_at = self._last_token_at
 
-    def _end(self, reason: FinishReason, text: str, token_id: int | None = None, likely: Likely = NOT_ASKED) -> None:
+    def _end(self, reason: FinishReason, text: str, token_id: int | None = None, likely: TokenLogprobs = NO_LOGPROBS) -> None:
         count, elapsed = self.generated, self._last_token_at - self._first_token_at
         finish = Finish(
             reason,

@@ -13,7 +13,7 @@ from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.core.request import Request
 
 
-class Chats:
+class RequestQueue:
     """Requests by state, and the slots of those that run."""
 
     def __init__(self, cache: KVCache) -> None:

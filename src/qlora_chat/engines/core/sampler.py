@@ -18,7 +18,7 @@ from qlora_chat.settings import Sampling
 
 
 @dataclass(frozen=True)
-class Choice:
+class SamplerInput:
     """What one row needs to choose its token."""
 
     sampling: Sampling
@@ -33,7 +33,7 @@ NOT_FINITE = -1
 
 
 @dataclass(frozen=True)
-class Likely:
+class TokenLogprobs:
     """How likely a token was to the model itself; empty where nobody asked."""
 
     logprob: float | None = None
@@ -41,19 +41,19 @@ class Likely:
     """(token, log probability) of the likeliest, best first."""
 
 
-NOT_ASKED = Likely()
+NO_LOGPROBS = TokenLogprobs()
 
 
-def likely(logits: Tensor, token: int, sampling: Sampling) -> Likely:
+def token_logprobs(logits: Tensor, token: int, sampling: Sampling) -> TokenLogprobs:
     """Log probabilities from a row's logits (V,) as they left the model: before penalty, temperature and cuts."""
     if sampling.logprobs is None:
-        return NOT_ASKED
+        return NO_LOGPROBS
     logprobs = logits.log_softmax(dim=-1)
     values, tokens = logprobs.topk(min(sampling.logprobs, len(logprobs)))
-    return Likely(float(logprobs[token]), tuple(zip(tokens.tolist(), values.tolist(), strict=True)))
+    return TokenLogprobs(float(logprobs[token]), tuple(zip(tokens.tolist(), values.tolist(), strict=True)))
 
 
-def choose(logits: Tensor, choices: Sequence[Choice]) -> list[int]:
+def sample(logits: Tensor, choices: Sequence[SamplerInput]) -> list[int]:
     """The next token of each row of logits (R, V) float32, or NOT_FINITE."""
     logits = _penalised(logits, choices)
     best, tokens = logits.max(dim=-1)
@@ -63,7 +63,7 @@ def choose(logits: Tensor, choices: Sequence[Choice]) -> list[int]:
     return tokens.masked_fill(~best.isfinite(), NOT_FINITE).tolist()
 
 
-def _penalised(logits: Tensor, choices: Sequence[Choice]) -> Tensor:
+def _penalised(logits: Tensor, choices: Sequence[SamplerInput]) -> Tensor:
     rows = [row for row, choice in enumerate(choices) if choice.seen is not None]
     if not rows:
         return logits
@@ -75,20 +75,20 @@ def _penalised(logits: Tensor, choices: Sequence[Choice]) -> Tensor:
     return logits
 
 
-def _sample(logits: Tensor, choices: Sequence[Choice]) -> Tensor:
+def _sample(logits: Tensor, choices: Sequence[SamplerInput]) -> Tensor:
     """Draw from what temperature, top-k and top-p leave. -> (R,)."""
     scaled = logits / _column([choice.sampling.temperature for choice in choices], logits)
-    candidates = kept_candidates(scaled, [choice.sampling for choice in choices], HEAD)
+    candidates = filter_candidates(scaled, [choice.sampling for choice in choices], HEAD)
     drawn = _draw(candidates, choices)
     wide = (~candidates.complete).nonzero().flatten().tolist()
     if wide:
         chosen = [choices[row] for row in wide]
-        everything = kept_candidates(scaled[wide], [choice.sampling for choice in chosen], scaled.shape[-1])
+        everything = filter_candidates(scaled[wide], [choice.sampling for choice in chosen], scaled.shape[-1])
         drawn[wide] = _draw(everything, chosen)
     return drawn
 
 
-def _draw(candidates: Candidates, choices: Sequence[Choice]) -> Tensor:
+def _draw(candidates: Candidates, choices: Sequence[SamplerInput]) -> Tensor:
     """Invert each row's cumulative distribution at its own draw. -> (R,)."""
     cumulative = candidates.logits.softmax(dim=-1).double().cumsum(dim=-1)
     target = _column([choice.draw for choice in choices], cumulative) * cumulative[:, -1:]
@@ -113,7 +113,7 @@ class Candidates:
     """(R,) bool: everything that top-k and top-p keep is among them."""
 
 
-def kept_candidates(scaled: Tensor, samplings: Sequence[Sampling], size: int) -> Candidates:
+def filter_candidates(scaled: Tensor, samplings: Sequence[Sampling], size: int) -> Candidates:
     """What top-k and then top-p keep of logits over temperature (R, V), looking at the best `size` tokens."""
     vocabulary = scaled.shape[-1]
     size = min(size, vocabulary)

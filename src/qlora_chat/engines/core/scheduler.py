@@ -14,10 +14,10 @@ import torch
 
 from qlora_chat.engines import EngineError
 from qlora_chat.engines.core.kv_cache import KVCache
-from qlora_chat.engines.core.prompt_lookup import PassCosts, guesses
+from qlora_chat.engines.core.prompt_lookup import PassCosts, draft_tokens
 from qlora_chat.engines.core.request import Request
-from qlora_chat.engines.core.request_queue import Chats
-from qlora_chat.engines.core.sampler import NOT_FINITE, Choice, choose, likely
+from qlora_chat.engines.core.request_queue import RequestQueue
+from qlora_chat.engines.core.sampler import NOT_FINITE, SamplerInput, sample, token_logprobs
 from qlora_chat.engines.eager.forward import Span
 from qlora_chat.settings import Sampling
 
@@ -25,7 +25,7 @@ PREFILL_ALONE = 512
 """Prompt tokens a pass when nobody waits for a next token: enough to keep the hardware busy, few enough to cancel soon."""
 PREFILL_BESIDE = 64
 """Prompt tokens a pass while others are answering: their next token must not wait for a long prompt."""
-Choose = Callable[[torch.Tensor, Sequence[Choice]], list[int]]
+Choose = Callable[[torch.Tensor, Sequence[SamplerInput]], list[int]]
 """Logits (R, V) and each row's settings -> the rows' tokens."""
 
 
@@ -37,12 +37,12 @@ class Scheduler:
         forward: Callable[[Sequence[Span]], torch.Tensor],
         cache: KVCache,
         costs: PassCosts | None = None,
-        choose: Choose = choose,
+        sample: Choose = sample,
     ) -> None:
         """With `costs`, what chats may say next is guessed, and checked in the same pass where that pays. `choose` picks
         tokens as sampling.choose does."""
-        self._forward, self._costs, self._choose = forward, costs, choose
-        self._chats = Chats(cache)
+        self._forward, self._costs, self._choose = forward, costs, sample
+        self._chats = RequestQueue(cache)
         self.forwards = 0
         """Forward passes so far."""
 
@@ -99,7 +99,7 @@ class Scheduler:
         spans = [_next_span(request, share) for request in requests]
         if self._costs and decoding:
             certain = sum(len(span.ids) for span in spans)
-            if guessed := guesses([request.propose() for request in decoding], certain, self._costs):
+            if guessed := draft_tokens([request.propose() for request in decoding], certain, self._costs):
                 of = dict(zip(decoding, guessed, strict=True))
                 spans = [_with_guesses(span, of.get(request, ())) for request, span in zip(requests, spans, strict=True)]
         return spans
@@ -176,7 +176,7 @@ class Scheduler:
         try:
             if token == NOT_FINITE:
                 raise EngineError("the model's output is not a number: its weights or its adapter are damaged")
-            ended = request.accept(token, likely(logits, token, request.sampling))
+            ended = request.accept(token, token_logprobs(logits, token, request.sampling))
         except Exception as problem:
             self._chats.fail(request, problem)
             return False
@@ -203,8 +203,8 @@ class _Run:
     sampling: Sampling
 
 
-def _with_guesses(span: Span, guesses: Sequence[int]) -> Span:
-    return Span(span.slot, span.start, [*span.ids, *guesses], logits=1 + len(guesses)) if guesses else span
+def _with_guesses(span: Span, draft_tokens: Sequence[int]) -> Span:
+    return Span(span.slot, span.start, [*span.ids, *draft_tokens], logits=1 + len(draft_tokens)) if draft_tokens else span
 
 
 def _next_span(request: Request, share: int) -> Span:

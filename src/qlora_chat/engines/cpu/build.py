@@ -27,7 +27,7 @@ NEEDED = {"avx2", "fma", "f16c"}
 SECONDS = 300
 
 
-class Unbuildable(RuntimeError):
+class BuildError(RuntimeError):
     """Why the compiled path cannot be had here."""
 
 
@@ -36,31 +36,31 @@ def library(notify: Notify, folder: Path | None = None) -> ctypes.CDLL | None:
     folder = folder or cache_folder() / "kernels"
     try:
         return _found_or_made(folder, notify)
-    except (Unbuildable, OSError) as problem:
+    except (BuildError, OSError) as problem:
         _say_once(folder, str(problem), notify)
         return None
 
 
 def _found_or_made(folder: Path, notify: Notify) -> ctypes.CDLL:
     if not _cpu_features():
-        raise Unbuildable("this system does not tell what its CPU can (there is no x86 /proc/cpuinfo)")
+        raise BuildError("this system does not tell what its CPU can (there is no x86 /proc/cpuinfo)")
     if missing := NEEDED - _cpu_features():
-        raise Unbuildable(f"this CPU lacks {', '.join(sorted(missing))}")
+        raise BuildError(f"this CPU lacks {', '.join(sorted(missing))}")
     compiler = _compiler()
     target = folder / f"cpu-{_key(compiler)}.so"
     if target.exists():
         return ctypes.CDLL(str(target))
     failed = target.with_suffix(".failed")
     if failed.exists():
-        raise Unbuildable(f"{compiler} could not compile it; what it said is in {failed}")
+        raise BuildError(f"{compiler} could not compile it; what it said is in {failed}")
     with _workplace(folder, notify) as (unfinished, kept):
         made = unfinished / target.name
         said = _run([compiler, *FLAGS, str(SOURCES / "forward.cpp"), "-o", str(made)])
         if not made.exists() and kept:
             failed.write_text(said)
-            raise Unbuildable(f"{compiler} could not compile it; what it said is in {failed}")
+            raise BuildError(f"{compiler} could not compile it; what it said is in {failed}")
         if not made.exists():
-            raise Unbuildable(f"{compiler} could not compile it: {(said.strip().splitlines() or ['it said nothing'])[0]}")
+            raise BuildError(f"{compiler} could not compile it: {(said.strip().splitlines() or ['it said nothing'])[0]}")
         if kept:
             made = made.replace(target)  # whole, whoever else makes it at the same time
         return ctypes.CDLL(str(made))  # stays loaded when the folder is gone
@@ -94,7 +94,7 @@ def _run(command: list[str]) -> str:
 def _compiler() -> str:
     found = next((path for name in COMPILERS if (path := shutil.which(name))), None)
     if found is None:
-        raise Unbuildable(f"no C++ compiler found (looked for {', '.join(COMPILERS)}); installing g++ brings it")
+        raise BuildError(f"no C++ compiler found (looked for {', '.join(COMPILERS)}); installing g++ brings it")
     return found
 
 

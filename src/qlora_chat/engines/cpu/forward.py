@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cpu.lora import AB, PackedLora, beside_products
-from qlora_chat.engines.cpu.sampler import Chooser
+from qlora_chat.engines.cpu.sampler import CpuSampler
 from qlora_chat.engines.eager.forward import Span
 from qlora_chat.models.weights.llama import BLOCK, NESTED, NF4, Beside, Dense, Layer, Linear, LlamaWeights, WithAdapter
 
@@ -32,7 +32,7 @@ class CpuForward:
     def __init__(self, library: ctypes.CDLL, weights: LlamaWeights, cache: KVCache, threads: int | None = None) -> None:
         """Packs the weights, which need not be kept afterwards. MemoryError if there is no room."""
         self._library, self.cache, self._kept = _declared(library), cache, []
-        self.choose = Chooser(library)
+        self.choose = CpuSampler(library)
         """Chooses tokens from the logits."""
         self.bytes_packed = 0
         """Of the weights as the library holds them."""

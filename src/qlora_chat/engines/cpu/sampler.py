@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qlora_chat.engines.core.sampler import Choice
+from qlora_chat.engines.core.sampler import SamplerInput
 
 
 class _Choice(ctypes.Structure):
@@ -28,7 +28,7 @@ class _Choice(ctypes.Structure):
     )
 
 
-class Chooser:
+class CpuSampler:
     """sampling.choose without torch: its threads would go on spinning on the core that the next pass wants."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
@@ -36,7 +36,7 @@ class Chooser:
         pointer, whole = ctypes.c_void_p, ctypes.c_int
         self._choose.restype, self._choose.argtypes = whole, [whole, whole, pointer, pointer, pointer]
 
-    def __call__(self, logits: Tensor, choices: Sequence[Choice]) -> list[int]:
+    def __call__(self, logits: Tensor, choices: Sequence[SamplerInput]) -> list[int]:
         """The next token of each row of logits (R, V), or NOT_FINITE. MemoryError if there is no room."""
         logits = logits.to("cpu", torch.float32).contiguous()
         rows, vocabulary = logits.shape
@@ -47,7 +47,7 @@ class Chooser:
         return tokens.tolist()
 
 
-def _packed(choice: Choice) -> _Choice:
+def _packed(choice: SamplerInput) -> _Choice:
     sampling = choice.sampling
     seen = None if choice.seen is None else choice.seen.data_ptr()
     return _Choice(

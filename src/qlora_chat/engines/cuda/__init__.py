@@ -1,7 +1,7 @@
 """The CUDA path of the in-process engine: weights in tiles, a decode step that is one graph, sampling on the device.
 
 Scope: opening it. What it cannot hold or compile raises CannotPack or KernelError before the weights it was given are touched,
-and WeightsSpent after that; the engine goes on with the eager pass.
+and WeightsConsumed after that; the engine goes on with the eager pass.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qlora_chat.settings import KVCacheDtype
 
 
-class WeightsSpent(RuntimeError):
+class WeightsConsumed(RuntimeError):
     """The kernels cannot have this model, and part of what they were given has been freed: it has to be read again."""
 
 
@@ -31,7 +31,7 @@ def open_cuda(
 ) -> tuple[CudaScheduler, KVCache]:
     """Pack the weights (they cannot be used for anything else afterwards), make a cache for `slots` chats, or as many as
     fit beside `adapters` bytes of adapters that are still to be read, and the scheduler over both. CannotPack, KernelError or
-    WeightsSpent if this model or card is not for it."""
+    WeightsConsumed if this model or card is not for it."""
     import torch
 
     from qlora_chat.engines.cuda.kernels import try_kernels
@@ -46,7 +46,7 @@ def open_cuda(
     try:
         return _opened(weights, slots, cache_folder, torch.int8 if kv_cache_dtype == "int8" else None, adapters)
     except (CannotPack, KernelError) as problem:
-        raise WeightsSpent(str(problem)) from problem
+        raise WeightsConsumed(str(problem)) from problem
 
 
 def _opened(

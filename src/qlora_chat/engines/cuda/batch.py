@@ -15,7 +15,7 @@ from qlora_chat.settings import Sampling
 
 
 @dataclass(frozen=True)
-class Asked:
+class ScheduledRow:
     """A row of a started step that will give its chat a token."""
 
     request: Request
@@ -55,11 +55,11 @@ def spans_of(reading: Sequence[Request], room: int) -> list[Span]:
     return spans
 
 
-def asked_of(requests: Sequence[Request], guessed: Sequence[Sequence[int]] | None = None) -> list[Asked]:
+def asked_of(requests: Sequence[Request], guessed: Sequence[Sequence[int]] | None = None) -> list[ScheduledRow]:
     """A row each, with the settings that are due for its next token, and further rows for what is guessed."""
     found, row = [], 0
     for request, tokens in zip(requests, guessed or [()] * len(requests), strict=True):
-        found.append(Asked(request, row, request.generated, request.taken_up(), tokens))
+        found.append(ScheduledRow(request, row, request.generated, request.taken_up(), tokens))
         row += 1 + len(tokens)
     return found
 

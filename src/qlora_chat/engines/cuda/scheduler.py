@@ -21,11 +21,11 @@ from torch import Tensor
 
 from qlora_chat.engines import EngineError
 from qlora_chat.engines.core.kv_cache import KVCache
-from qlora_chat.engines.core.prompt_lookup import PassCosts, guesses
+from qlora_chat.engines.core.prompt_lookup import PassCosts, draft_tokens
 from qlora_chat.engines.core.request import Request, is_out_of_memory
-from qlora_chat.engines.core.request_queue import Chats
-from qlora_chat.engines.core.sampler import NOT_ASKED, NOT_FINITE, likely
-from qlora_chat.engines.cuda.batch import Asked, asked_of, cached_of, slot_of, spans_of
+from qlora_chat.engines.core.request_queue import RequestQueue
+from qlora_chat.engines.core.sampler import NO_LOGPROBS, NOT_FINITE, token_logprobs
+from qlora_chat.engines.cuda.batch import ScheduledRow, asked_of, cached_of, slot_of, spans_of
 from qlora_chat.engines.cuda.decode.graph import Decoder
 from qlora_chat.engines.cuda.decode.rows import BUCKETS, Row
 from qlora_chat.engines.cuda.prefill.reader import Pass
@@ -67,7 +67,7 @@ class _Started:
     """A step whose tokens have not been handed out."""
 
     number: int
-    asked: Sequence[Asked]
+    asked: Sequence[ScheduledRow]
     rows: int
     ahead: bool
     """Whether it was started before the step before it had ended."""
@@ -106,11 +106,11 @@ class CudaScheduler:
         self.decoder = decoder
         self.adapters = adapters
         self.costs = costs
-        self.chats = Chats(cache)
+        self.chats = RequestQueue(cache)
         self.begin = begin
         self.prepare = prepare
         self._started: deque[_Started] = deque()
-        self._rows: list[Asked] = []
+        self._rows: list[ScheduledRow] = []
         """Of the steps that are under way, and that the device goes on from by itself."""
         self._reading: _Reading | None = None
         self._slices = Slices(STEP_COSTS)
@@ -213,7 +213,7 @@ class CudaScheduler:
         if not ahead:
             self._rows = asked_of(answering)
             self._put(self._rows_of(self._rows), answering)
-        asked = [Asked(each.request, each.row, each.request.generated + ahead, each.sampling) for each in self._rows]
+        asked = [ScheduledRow(each.request, each.row, each.request.generated + ahead, each.sampling) for each in self._rows]
         self._started.append(self._start(asked, len(asked)))
         if ahead or any(each.sampling.logprobs is not None for each in asked):  # logits are those of the newest step
             self._hand_out(self._started.popleft())
@@ -229,7 +229,7 @@ class CudaScheduler:
         costs, late = self.costs, self._late or 0.0
         if self._started:
             late *= 2  # for this step, and for the one behind it
-        return guesses([each.propose() for each in answering], rows, lambda wide: costs(wide) + late * (wide > rows), room)
+        return draft_tokens([each.propose() for each in answering], rows, lambda wide: costs(wide) + late * (wide > rows), room)
 
     def _check(self, answering: Sequence[Request], guessed: Sequence[tuple[int, ...]]) -> None:
         """A step with rows for what chats may say next: they get as many tokens as guesses were right, and one."""
@@ -250,7 +250,7 @@ class CudaScheduler:
         self.decoder.see(slot_of(request), request.ids)
         self._behind.discard(slot_of(request))
 
-    def _start(self, asked: Sequence[Asked], rows: int) -> _Started:
+    def _start(self, asked: Sequence[ScheduledRow], rows: int) -> _Started:
         self.forwards += 1
         self._turn += len(asked)
         read, self._sliced, self._just_read = self._sliced, None, ()
@@ -343,7 +343,7 @@ class CudaScheduler:
             parts.append((request, taken))
             room -= taken
             if they_answer:
-                last = Asked(request, len(rows), request.generated, request.taken_up())
+                last = ScheduledRow(request, len(rows), request.generated, request.taken_up())
                 asked.append(last)
                 rows += last.rows(adapter)
                 room -= 1
@@ -355,7 +355,7 @@ class CudaScheduler:
             cached_of(request).extend(request.ids[start : start + taken])
         self._hand_out(started)
 
-    def _rows_of(self, asked: Sequence[Asked]) -> list[Row]:
+    def _rows_of(self, asked: Sequence[ScheduledRow]) -> list[Row]:
         return [row for each in asked for row in each.rows(self.adapters.number(slot_of(each.request)))]
 
     def _hand_out(self, step: _Started) -> None:
@@ -374,7 +374,7 @@ class CudaScheduler:
                     break
                 self._accept(each, index)
 
-    def _takes(self, asked: Asked, index: int) -> bool:
+    def _takes(self, asked: ScheduledRow, index: int) -> bool:
         """Whether the chat's next token is the one that was chosen so many rows behind its newest."""
         request = asked.request
         if request.cancelled or request not in self.chats.running or not request.keeps(asked.sampling):
@@ -383,7 +383,7 @@ class CudaScheduler:
             return False  # a token before it was not taken
         return not index or request.ids[-1] == asked.guessed[index - 1]
 
-    def _accept(self, asked: Asked, index: int) -> None:
+    def _accept(self, asked: ScheduledRow, index: int) -> None:
         request, row = asked.request, asked.row + index
         token = self.decoder.drawn(row, asked.count + index)
         cached_of(request).append(request.ids[len(cached_of(request))])
@@ -391,7 +391,9 @@ class CudaScheduler:
             if token == NOT_FINITE:
                 raise EngineError("the model's output is not a number: its weights or its adapter are damaged")
             asked_for = asked.sampling.logprobs is not None
-            if request.accept(token, likely(self.decoder.logits[row], token, asked.sampling) if asked_for else NOT_ASKED):
+            if request.accept(
+                token, token_logprobs(self.decoder.logits[row], token, asked.sampling) if asked_for else NO_LOGPROBS
+            ):
                 self.chats.leave(request)
         except Exception as problem:
             self.chats.fail(request, problem)

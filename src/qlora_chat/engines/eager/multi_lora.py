@@ -34,7 +34,7 @@ class Switched:
     base: Linear
     parts: tuple[tuple[str, slice], ...]
     """(name, its columns of the output)."""
-    switching: SwitchingForward
+    switching: MultiLoraForward
 
     def __call__(self, x: Tensor) -> Tensor:
         y = self.base(x)
@@ -45,7 +45,7 @@ class Switched:
         return y
 
 
-class SwitchingForward:
+class MultiLoraForward:
     """The plain pass, each chat through the adapter that its slot names."""
 
     def __init__(self, weights: LlamaWeights, wide: int, cache: KVCache) -> None:
@@ -86,7 +86,7 @@ def _joined(rows: Sequence[tuple[Lora, slice]]) -> list[tuple[Lora, slice]]:
     return joined
 
 
-def _switchable(weights: LlamaWeights, wide: int, switching: SwitchingForward) -> LlamaWeights:
+def _switchable(weights: LlamaWeights, wide: int, switching: MultiLoraForward) -> LlamaWeights:
     """The same weights with every layer's products open to adapters; `wide` is the feed-forward size."""
     shape = weights.shape
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim

@@ -14,7 +14,7 @@ from queue import SimpleQueue
 
 from qlora_chat.engines import EngineError, Piece
 from qlora_chat.engines.core.pieces import Pieces, handed_out
-from qlora_chat.engines.remote.capabilities import Dialect
+from qlora_chat.engines.remote.capabilities import Capabilities
 from qlora_chat.engines.remote.pool import Pool
 from qlora_chat.engines.remote.server import Patience, Server, ServerProblem
 from qlora_chat.engines.remote.sse import Chunk
@@ -31,7 +31,7 @@ TOLD_APART_BY = 16
 
 
 @dataclass(frozen=True)
-class Asked:
+class RemoteRequest:
     """What an answer is to be the answer to."""
 
     prompt: Prompt
@@ -40,10 +40,10 @@ class Asked:
     window: int
 
 
-class Answer:
+class RemoteAnswer:
     """State of one answer, and the task that writes it."""
 
-    def __init__(self, asked: Asked, sampling: Sampling, identity: Identity, pool: Pool, patience: Patience) -> None:
+    def __init__(self, asked: RemoteRequest, sampling: Sampling, identity: Identity, pool: Pool, patience: Patience) -> None:
         self.pieces: Pieces = SimpleQueue()
         self._asked, self._identity, self._pool, self._patience = asked, identity, pool, patience
         self._sampling, self._seed = sampling, sampling.seed
@@ -182,7 +182,7 @@ class Answer:
             raise ServerProblem(f"ended the answer with {chunk.finish[:40]!r}")
         writer.end(chunk.finish)
 
-    def _prompt(self, dialect: Dialect) -> str | list[int]:
+    def _prompt(self, dialect: Capabilities) -> str | list[int]:
         """The prompt and the answer so far, as ids or as text with exactly one BOS."""
         prompt, writer, tokenizer = self._asked.prompt, self._writer, self._identity.tokenizer
         if dialect.takes_ids:
@@ -201,7 +201,7 @@ class Answer:
 class RemoteStream:
     """The caller's handle on an answer; safe from any thread."""
 
-    def __init__(self, answer: Answer, on_loop: Callable[..., None]) -> None:
+    def __init__(self, answer: RemoteAnswer, on_loop: Callable[..., None]) -> None:
         self._answer, self._on_loop = answer, on_loop
 
     def __iter__(self) -> Iterator[Piece]:

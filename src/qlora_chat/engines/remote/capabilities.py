@@ -25,7 +25,7 @@ LACKS = {
 
 
 @dataclass(frozen=True)
-class Dialect:
+class Capabilities:
     """What a server takes and gives; the first guess is everything."""
 
     fields: frozenset[str] = OPTIONAL
@@ -40,7 +40,7 @@ class Dialect:
     strips_space: bool = False
     """Whether an answer in text loses the space that it begins with (a decoder that sees no text before it)."""
 
-    def without(self, refusal: str) -> Dialect | None:
+    def without(self, refusal: str) -> Capabilities | None:
         """What to try after the server refused with these words; None where nothing is left to leave out."""
         if named := {field for field in self.fields if field in refusal}:
             return replace(self, fields=self.fields - named)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qlora_chat.engines import EngineError, Stream
-from qlora_chat.engines.remote.answer import Answer, Asked, RemoteStream
+from qlora_chat.engines.remote.answer import RemoteAnswer, RemoteRequest, RemoteStream
 from qlora_chat.engines.remote.pool import Pool
 from qlora_chat.engines.remote.server import Card, Patience, Server, ServerProblem
 from qlora_chat.models import ModelInfo, Notify
@@ -62,7 +62,7 @@ class RemoteEngine:
         self.pool = pool
         self._loop, self._identity, self._model, self._patience = loop, identity, model, patience
         self._models: set[str] = {model}
-        self._answers: set[Answer] = set()
+        self._answers: set[RemoteAnswer] = set()
         self._closed = False
         self._note(cards)
         loop.call(pool.watch, self._look_again)
@@ -76,8 +76,8 @@ class RemoteEngine:
         self._check(prompt.ids)
         if self._closed:
             raise EngineError("the engine is closed")
-        asked = Asked(prompt, stops, model, self.info.window)
-        answer = Answer(asked, sampling, self._identity, self.pool, self._patience)
+        asked = RemoteRequest(prompt, stops, model, self.info.window)
+        answer = RemoteAnswer(asked, sampling, self._identity, self.pool, self._patience)
         self._loop.call(self._begin, answer)
         return RemoteStream(answer, self._loop.call)
 
@@ -89,7 +89,7 @@ class RemoteEngine:
         self._loop.run(self._end())
         self._loop.close()
 
-    def _begin(self, answer: Answer) -> None:
+    def _begin(self, answer: RemoteAnswer) -> None:
         self._answers.add(answer)
         task = asyncio.get_running_loop().create_task(answer.write())
         task.add_done_callback(lambda _: self._answers.discard(answer))

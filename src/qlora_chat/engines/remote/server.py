@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from qlora_chat.engines.remote.capabilities import Dialect
+from qlora_chat.engines.remote.capabilities import Capabilities
 from qlora_chat.engines.remote.sse import Chunk, WireError, error_text, read_chunks
 from qlora_chat.models.identity import Identity
 from qlora_chat.settings import EngineSettings, Sampling
@@ -80,7 +80,7 @@ class Server:
         self.waiting: set[asyncio.Task[None]] = set()
         """Those of them without a first token: they go elsewhere when it stops answering."""
         self._patience = patience
-        self._dialect: Dialect | None = None
+        self._dialect: Capabilities | None = None
         self._learning = asyncio.Lock()
         authority = ssl.create_default_context(cafile=settings.ca_file) if settings.ca_file else True
         self._client = httpx.AsyncClient(
@@ -178,7 +178,7 @@ class Server:
 
     # --- what it takes -------------------------------------------------------------------------------------------------
 
-    async def dialect(self, model: str, identity: Identity) -> Dialect:
+    async def dialect(self, model: str, identity: Identity) -> Capabilities:
         """What it takes, found once by asking for a few tokens. ServerProblem if it does not answer in any way known."""
         async with self._learning:
             if self._dialect is None:
@@ -189,8 +189,8 @@ class Server:
         """Ask again before the next request: it refused one, so it may have become another server."""
         self._dialect = None
 
-    async def _learn(self, model: str, identity: Identity) -> Dialect:
-        dialect: Dialect | None = Dialect()
+    async def _learn(self, model: str, identity: Identity) -> Capabilities:
+        dialect: Capabilities | None = Capabilities()
         while True:
             try:
                 heard = await self._try(dialect, model, identity)
@@ -205,7 +205,7 @@ class Server:
             dialect = await self._nested(dialect, model, identity)
         return dialect if dialect.takes_ids else await self._in_text(dialect, model, identity)
 
-    async def _nested(self, dialect: Dialect, model: str, identity: Identity) -> Dialect:
+    async def _nested(self, dialect: Capabilities, model: str, identity: Identity) -> Capabilities:
         """Whether it takes Transformers' own settings instead of those that it refused."""
         nested = replace(dialect, nested=True)
         try:
@@ -216,7 +216,7 @@ class Server:
             return dialect
         return nested
 
-    async def _in_text(self, dialect: Dialect, model: str, identity: Identity) -> Dialect:
+    async def _in_text(self, dialect: Capabilities, model: str, identity: Identity) -> Capabilities:
         """Who begins a text with BOS, seen from the tokens it counts, and whether an answer keeps its first space."""
         heard = await self._try(dialect, model, identity)
         counted = next((chunk.prompt_tokens for chunk in heard if chunk.prompt_tokens is not None), None)
@@ -224,7 +224,7 @@ class Server:
         text = "".join(chunk.text for chunk in heard)
         return replace(dialect, adds_bos=not bare, strips_space=bool(text) and not text[0].isspace())
 
-    async def _try(self, dialect: Dialect, model: str, identity: Identity) -> list[Chunk]:
+    async def _try(self, dialect: Capabilities, model: str, identity: Identity) -> list[Chunk]:
         ids = identity.tokenizer.encode(PROBE)
         start = [] if identity.tokenizer.bos_id is None else [identity.tokenizer.bos_id]
         prompt = [*start, *ids] if dialect.takes_ids else PROBE

@@ -17,10 +17,10 @@ from sqlalchemy import BigInteger, Connection, Row, Text, cast, delete, func, in
 from sqlalchemy.dialects import postgresql, sqlite
 
 from qlora_chat.databases import WAL_LIMIT_BYTES
-from qlora_chat.history import HistoryError, HistoryUnavailable, Outgoing
+from qlora_chat.history import HistoryError, HistoryUnavailable, OutboxRecord
 from qlora_chat.history.outbox.record_frame import DamagedRecord, frame, unframe
 from qlora_chat.history.storage.database import RESERVE_BYTES, Database
-from qlora_chat.history.storage.encryption import NoSeal, Seal
+from qlora_chat.history.storage.encryption import Cipher, PlainCipher
 from qlora_chat.history.storage.schema import BODIES, FACTS, OUTBOX
 
 PAGE = 4096
@@ -36,12 +36,12 @@ DEFAULT_CAP_BYTES = 50_000_000
 
 
 @dataclass(frozen=True)
-class Waiting:
+class QueuedRecord:
     """A record that is due."""
 
     seq: int
     """What `settle` knows it by."""
-    outgoing: Outgoing
+    outgoing: OutboxRecord
     attempts: int
     """Tries so far."""
 
@@ -77,15 +77,15 @@ class Counts:
 class Outbox:
     """The queue over one database, its own or the history's. Safe to call from several threads and processes."""
 
-    def __init__(self, database: Database, seal: Seal | None = None, cap_bytes: int = DEFAULT_CAP_BYTES) -> None:
+    def __init__(self, database: Database, seal: Cipher | None = None, cap_bytes: int = DEFAULT_CAP_BYTES) -> None:
         self.added = threading.Event()
         """Set when a record of this process is there to be sent."""
-        self._database, self._seal, self._cap = database, seal or NoSeal(), cap_bytes
+        self._database, self._seal, self._cap = database, seal or PlainCipher(), cap_bytes
         self._unwritten: Counter[str] = Counter()
         """Counts that could not be written yet, because the disk is full."""
         self._lock, self._counting = threading.Lock(), threading.Lock()
 
-    def put(self, outgoing: Outgoing) -> None:
+    def put(self, outgoing: OutboxRecord) -> None:
         """Queue a record in a transaction of its own; one that cannot be written is counted as dropped."""
         try:
             with self._database.write() as connection:
@@ -94,7 +94,7 @@ class Outbox:
             self.dropped()
         self.added.set()
 
-    def add(self, connection: Connection, outgoing: Outgoing) -> None:
+    def add(self, connection: Connection, outgoing: OutboxRecord) -> None:
         """Queue a record in the caller's transaction; beyond the cap it is counted as dropped instead."""
         moment = time.time()
         data = frame(outgoing, moment, self._seal)
@@ -116,7 +116,7 @@ class Outbox:
         with self._lock:
             self._unwritten["dropped"] += count
 
-    def claim(self, limit: int) -> Sequence[Waiting]:
+    def claim(self, limit: int) -> Sequence[QueuedRecord]:
         """Take records that are due, the oldest first, for CLAIM_SECONDS; broken ones are counted and put aside."""
         self._database.keep_reserve()
         moment = time.time()
@@ -202,7 +202,7 @@ class Outbox:
             connection.execute(delete(FACTS).where(FACTS.c.name == "outbox bytes"))
             self._count(connection, "bytes", total)
 
-    def take_over(self, records: Sequence[Outgoing], damaged: int) -> None:
+    def take_over(self, records: Sequence[OutboxRecord], damaged: int) -> None:
         """Queue what was brought out of a broken file, and count what was not."""
         with self._database.write() as connection:
             for outgoing in records:
@@ -216,7 +216,7 @@ class Outbox:
         rows = connection.execute(select(OUTBOX.c.seq).where(OUTBOX.c.conversation_id.in_(conversation_ids)))
         self._remove(connection, list(rows.scalars()))
 
-    def erase(self, conversation_ids: Sequence[str], tombstones: Sequence[Outgoing]) -> None:
+    def erase(self, conversation_ids: Sequence[str], tombstones: Sequence[OutboxRecord]) -> None:
         """For an outbox in a file of its own: forget conversations, queue their tombstones, leave no old page."""
         with self._database.write() as connection:
             self.forget(connection, conversation_ids)
@@ -232,7 +232,7 @@ class Outbox:
                 pass
         self._database.close()
 
-    def _read(self, connection: Connection, seq: int, attempts: int, data: bytes | None) -> Waiting | None:
+    def _read(self, connection: Connection, seq: int, attempts: int, data: bytes | None) -> QueuedRecord | None:
         try:
             outgoing, _ = unframe(data or b"", self._seal)
         except DamagedRecord:
@@ -241,7 +241,7 @@ class Outbox:
         except HistoryError:
             reason = "sealed with another key"
         else:
-            return Waiting(seq, outgoing, attempts)
+            return QueuedRecord(seq, outgoing, attempts)
         connection.execute(update(OUTBOX).where(OUTBOX.c.seq == seq).values(state="dead", reason=reason))
         return None
 

@@ -10,8 +10,8 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from qlora_chat.history import HistoryError, Outgoing
-from qlora_chat.history.storage.encryption import Seal
+from qlora_chat.history import HistoryError, OutboxRecord
+from qlora_chat.history.storage.encryption import Cipher
 
 MAGIC = b"\x93QLCrec\x01"
 _LEAD = struct.Struct(">8sII")
@@ -33,7 +33,7 @@ class Lead:
     checksum: int
 
 
-def frame(outgoing: Outgoing, created_at: float, seal: Seal) -> bytes:
+def frame(outgoing: OutboxRecord, created_at: float, seal: Cipher) -> bytes:
     """A record as bytes."""
     heading = json.dumps(
         {"id": outgoing.id, "kind": outgoing.kind, "conversation_id": outgoing.conversation_id, "created_at": created_at}
@@ -52,7 +52,7 @@ def lead(data: bytes) -> Lead:
     return Lead(length, checksum)
 
 
-def unframe(data: bytes, seal: Seal) -> tuple[Outgoing, float]:
+def unframe(data: bytes, seal: Cipher) -> tuple[OutboxRecord, float]:
     """The record and when it was made (Unix seconds). DamagedRecord where a bit differs from what was written."""
     began = lead(data)
     payload = data[LEAD_BYTES : LEAD_BYTES + began.length]
@@ -63,4 +63,4 @@ def unframe(data: bytes, seal: Seal) -> tuple[Outgoing, float]:
         told = json.loads(heading)
     except ValueError:  # what was written is whole, so it was written with a key
         raise HistoryError("a record was sealed with a key, which is not given") from None
-    return Outgoing(told["kind"], told["conversation_id"], body, told["id"]), told["created_at"]
+    return OutboxRecord(told["kind"], told["conversation_id"], body, told["id"]), told["created_at"]

@@ -11,16 +11,16 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from qlora_chat.history import HistoryError, HistoryUnavailable, Outgoing
+from qlora_chat.history import HistoryError, HistoryUnavailable, OutboxRecord
 from qlora_chat.history.outbox.queue import Outbox
 from qlora_chat.history.outbox.record_frame import LEAD_BYTES, MAGIC, DamagedRecord, lead, unframe
 from qlora_chat.history.storage.database import Database, open_database
-from qlora_chat.history.storage.encryption import Seal
+from qlora_chat.history.storage.encryption import Cipher
 from qlora_chat.history.storage.migrations import OUTBOX_MIGRATIONS
 from qlora_chat.history.storage.sqlite_pages import SUFFIXES, DamagedPage, Pages, read_pages, varint_bytes
 
 
-def open_outbox_file(path: Path, seal: Seal, cap_bytes: int) -> Outbox:
+def open_outbox_file(path: Path, seal: Cipher, cap_bytes: int) -> Outbox:
     """The outbox in that file, made where it is missing. The intact records of a broken one go into a new one."""
     database = _sound(path)
     if database:
@@ -60,14 +60,14 @@ def _sound(path: Path) -> Database | None:
     return None
 
 
-def salvaged(path: Path, seal: Seal) -> tuple[list[Outgoing], int]:
+def salvaged(path: Path, seal: Cipher) -> tuple[list[OutboxRecord], int]:
     """Every intact record in a broken file and its log, the oldest first, and how many were found damaged: at least one where
     the file is cut short, since what was in the rest of it is gone without a trace.
 
     HistoryError where they were sealed with another key: then nothing is known to be broken, and nothing is moved.
     """
     pages = read_pages(path, committed=False)
-    found: dict[str, tuple[float, Outgoing]] = {}
+    found: dict[str, tuple[float, OutboxRecord]] = {}
     damaged = 0
     for data in pages.versions():
         for at in _occurrences(data):

@@ -12,8 +12,8 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, TextClause, select, text, update
 
-from qlora_chat.history import Hit
-from qlora_chat.history.storage.encryption import Seal, open_text
+from qlora_chat.history import SearchHit
+from qlora_chat.history.storage.encryption import Cipher, decrypt_text
 from qlora_chat.history.storage.schema import CONVERSATIONS, TURNS
 from qlora_chat.history.text_match import excerpt, index_tokens, matches, query_phrases
 
@@ -25,7 +25,7 @@ SCAN_ROWS = 500
 class WordIndex:
     """The index beside the turns; every method works in the caller's transaction."""
 
-    def __init__(self, sqlite: bool, seal: Seal) -> None:
+    def __init__(self, sqlite: bool, seal: Cipher) -> None:
         self._sqlite, self._seal = sqlite, seal
 
     def add(self, connection: Connection, seq: int, content: str) -> None:
@@ -70,7 +70,7 @@ class WordIndex:
         if self._sqlite and not self._seal.sealed:
             connection.execute(text("INSERT INTO turns_words(turns_words) VALUES('optimize')"))
 
-    def find(self, connection: Connection, asked: str, limit: int, owner: str | None) -> list[Hit]:
+    def find(self, connection: Connection, asked: str, limit: int, owner: str | None) -> list[SearchHit]:
         """Turns that hold every word, the last one as a beginning; the newest first."""
         phrases = query_phrases(asked)
         if not phrases:
@@ -86,10 +86,10 @@ class WordIndex:
         rows = connection.execute(found, {"query": query, "owner": owner, "most": limit}).all()
         return [self._hit(row, asked) for row in rows]
 
-    def _scan(self, connection: Connection, asked: str, limit: int, owner: str | None) -> list[Hit]:
-        hits: list[Hit] = []
+    def _scan(self, connection: Connection, asked: str, limit: int, owner: str | None) -> list[SearchHit]:
+        hits: list[SearchHit] = []
         for row in self._newest_first(connection, owner):
-            if matches(open_text(self._seal, row.content), asked):
+            if matches(decrypt_text(self._seal, row.content), asked):
                 hits.append(self._hit(row, asked))
                 if len(hits) == limit:
                     break
@@ -98,10 +98,10 @@ class WordIndex:
     def _newest_first(self, connection: Connection, owner: str | None) -> Iterator[Any]:
         yield from connection.execution_options(yield_per=SCAN_ROWS).execute(_owned(_columns(), owner))
 
-    def _hit(self, row: Any, asked: str) -> Hit:
+    def _hit(self, row: Any, asked: str) -> SearchHit:
         moment = datetime.fromtimestamp(row.created_at).astimezone()
-        content, title = open_text(self._seal, row.content), open_text(self._seal, row.title)
-        return Hit(row.conversation_id, title, row.id, row.role, excerpt(content, asked), moment)
+        content, title = decrypt_text(self._seal, row.content), decrypt_text(self._seal, row.title)
+        return SearchHit(row.conversation_id, title, row.id, row.role, excerpt(content, asked), moment)
 
 
 def _joined(content: str) -> str:

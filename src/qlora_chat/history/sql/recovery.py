@@ -18,13 +18,13 @@ from typing import Any
 
 from sqlalchemy import Table, update
 
-from qlora_chat.history import Feedback, HistoryError, Kept, StoredTurn, Summary
+from qlora_chat.history import Feedback, HistoryError, StoredConversation, StoredTurn, Summary
 from qlora_chat.history.outbox.queue import Outbox
 from qlora_chat.history.outbox.recovery import remove_database, salvaged
 from qlora_chat.history.sql.row_mapping import Rows
 from qlora_chat.history.sql.store import SqlHistory
 from qlora_chat.history.storage.database import open_database
-from qlora_chat.history.storage.encryption import Seal, check_kept_seal, check_seal
+from qlora_chat.history.storage.encryption import Cipher, check_cipher, check_kept_seal
 from qlora_chat.history.storage.schema import CONVERSATIONS, FEEDBACK, TURNS
 from qlora_chat.history.storage.sqlite_pages import SUFFIXES, read_pages
 from qlora_chat.history.text_match import title_of
@@ -36,7 +36,7 @@ TAG = "rescued"
 
 
 @dataclass(frozen=True)
-class Rescued:
+class Recovered:
     """What came out of a damaged file."""
 
     conversations: int
@@ -55,7 +55,7 @@ class Rescued:
 class _Found:
     """Rows by table, as far as they make sense."""
 
-    headings: dict[str, tuple[Kept, str | None]] = field(default_factory=dict)
+    headings: dict[str, tuple[StoredConversation, str | None]] = field(default_factory=dict)
     """Conversations without their turns, and whose they are, by id."""
     turns: dict[str, tuple[int, str, StoredTurn]] = field(default_factory=dict)
     """(order, conversation, turn) by the turn's id."""
@@ -65,7 +65,7 @@ class _Found:
     unreadable: int = 0
 
 
-def rescue(path: Path, seal: Seal, cap_bytes: int) -> Rescued:
+def recover(path: Path, seal: Cipher, cap_bytes: int) -> Recovered:
     """Make a new history in the place of a damaged one, which is kept beside it under another name.
 
     HistoryError where the file is sound or missing, or sealed with another key; then nothing is changed.
@@ -88,7 +88,7 @@ def rescue(path: Path, seal: Seal, cap_bytes: int) -> Rescued:
     os.replace(fresh, path)
     turns = [turn for kept in conversations for turn in kept.turns]
     gaps = sum(turn.message.content == LOST for turn in turns)
-    return Rescued(len(conversations), len(turns) - gaps, gaps, found.unreadable, len(records), kept_as)
+    return Recovered(len(conversations), len(turns) - gaps, gaps, found.unreadable, len(records), kept_as)
 
 
 def _is_sound(path: Path) -> bool:
@@ -100,9 +100,9 @@ def _is_sound(path: Path) -> bool:
         return False
 
 
-def _new_history(path: Path, seal: Seal, cap_bytes: int) -> SqlHistory:
+def _new_history(path: Path, seal: Cipher, cap_bytes: int) -> SqlHistory:
     database = open_database(f"sqlite:///{path}")
-    check_seal(database, seal)
+    check_cipher(database, seal)
     return SqlHistory(database, seal, Outbox(database, seal, cap_bytes))
 
 
@@ -125,7 +125,7 @@ def _aside(path: Path) -> Path:
 # --- rows ----------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path, seal: Seal) -> _Found:
+def _read(path: Path, seal: Cipher) -> _Found:
     found, rows = _Found(), Rows(seal)
     for each in read_pages(path, committed=True).rows():
         try:
@@ -165,7 +165,7 @@ def _named(table: Table, values: Sequence[Any]) -> SimpleNamespace:
 # --- conversations -------------------------------------------------------------------------------------------------
 
 
-def _conversations(found: _Found) -> Iterator[Kept]:
+def _conversations(found: _Found) -> Iterator[StoredConversation]:
     """One for each that has a turn, the gaps in it closed."""
     mine: dict[str, list[tuple[int, StoredTurn]]] = {}
     for order, conversation, turn in found.turns.values():
@@ -209,7 +209,7 @@ def _without_gaps(turns: Sequence[StoredTurn]) -> tuple[StoredTurn, ...]:
     return tuple(placed.values())
 
 
-def _kept(name: str, turns: tuple[StoredTurn, ...], found: _Found) -> Kept:
+def _kept(name: str, turns: tuple[StoredTurn, ...], found: _Found) -> StoredConversation:
     known, newest = {turn.message.id for turn in turns}, turns[-1].message.id
     said = tuple(each for conversation, each in found.feedback if conversation == name and each.turn_id in known)
     if name in found.headings:
@@ -218,4 +218,4 @@ def _kept(name: str, turns: tuple[StoredTurn, ...], found: _Found) -> Kept:
         return replace(heading, head_id=head, turns=turns, feedback=said)
     title = title_of(Conversation(messages=tuple(turn.message for turn in turns if turn.message.role == "user")[:1]))
     summary = Summary(name, title, (TAG,), None, None, len(turns), turns[0].created_at, turns[-1].created_at)
-    return Kept(summary, None, {}, newest, turns, said)
+    return StoredConversation(summary, None, {}, newest, turns, said)

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
-from qlora_chat.history import About, Feedback, Kept, StoredTurn, Summary, TurnRecord
-from qlora_chat.history.answer_metadata import answer_facts
-from qlora_chat.history.storage.encryption import Seal, close_text, open_text
+from qlora_chat.history import ConversationInfo, Feedback, StoredConversation, StoredTurn, Summary, TurnRecord
+from qlora_chat.history.answer_metadata import answer_metadata
+from qlora_chat.history.storage.encryption import Cipher, decrypt_text, encrypt_text
 from qlora_chat.history.text_match import title_of
 from qlora_chat.messages import Conversation, Message
 
@@ -24,12 +24,12 @@ Row: TypeAlias = Any
 class Rows:
     """Both ways, under one seal."""
 
-    def __init__(self, seal: Seal) -> None:
+    def __init__(self, seal: Cipher) -> None:
         self._seal = seal
 
     # --- to rows ---------------------------------------------------------------------------------------------------
 
-    def new_conversation(self, conversation: Conversation, about: About) -> dict[str, Any]:
+    def new_conversation(self, conversation: Conversation, about: ConversationInfo) -> dict[str, Any]:
         """One that begins now, without its turns."""
         moment = time.time()
         return {
@@ -39,7 +39,7 @@ class Rows:
             "updated_at": moment,
         }  # fmt: skip
 
-    def restored(self, kept: Kept) -> dict[str, Any]:
+    def restored(self, kept: StoredConversation) -> dict[str, Any]:
         """One that was kept before, without its turns."""
         summary = kept.summary
         return {
@@ -65,7 +65,7 @@ class Rows:
         answer = record.answer
         return {
             "content": self.closed(answer.content), "token_ids": self.closed(" ".join(map(str, answer.ids))),
-            "finish_reason": answer.finish_reason, "details": self.closed(json.dumps(answer_facts(record))),
+            "finish_reason": answer.finish_reason, "details": self.closed(json.dumps(answer_metadata(record))),
         }  # fmt: skip
 
     def feedback_values(self, conversation_id: str, said: Feedback) -> dict[str, Any]:
@@ -82,7 +82,7 @@ class Rows:
 
     def closed(self, text: str) -> str:
         """Text as it is written."""
-        return close_text(self._seal, storable(text))
+        return encrypt_text(self._seal, storable(text))
 
     def closed_or_none(self, text: str | None) -> str | None:
         """The same, for a column that may be empty."""
@@ -90,26 +90,28 @@ class Rows:
 
     # --- from rows -------------------------------------------------------------------------------------------------
 
-    def kept(self, conversation: Row, turns: Sequence[Row], feedback: Sequence[Row]) -> Kept:
+    def kept(self, conversation: Row, turns: Sequence[Row], feedback: Sequence[Row]) -> StoredConversation:
         """A whole conversation."""
         row, settings = conversation, json.loads(conversation.settings)
         summary = self.line(row.id, row.title, row.tags, row.model, row.adapter, row.turns, row.created_at, row.updated_at)
         said = tuple(self.feedback(each) for each in feedback)
-        return Kept(summary, self._opened(row.system), settings, row.head_id, tuple(self.turn(each) for each in turns), said)
+        return StoredConversation(
+            summary, self._opened(row.system), settings, row.head_id, tuple(self.turn(each) for each in turns), said
+        )
 
     def line(self, name: Any, title: str, tags: str, *rest: Any) -> Summary:
         """By position: ten thousand of these are listed at once, and names cost more than the row."""
         model, adapter, turns, created, updated = rest
         if self._seal.sealed:
-            title, tags = open_text(self._seal, title), open_text(self._seal, tags)
+            title, tags = decrypt_text(self._seal, title), decrypt_text(self._seal, tags)
         told = tuple(json.loads(tags)) if tags != "[]" else ()
         return Summary(name, title, told, model, adapter, turns, _moment(created), _moment(updated))
 
     def turn(self, row: Row) -> StoredTurn:
         """A turn and its place."""
-        ids = tuple(map(int, open_text(self._seal, row.token_ids).split()))
-        message = Message(row.role, open_text(self._seal, row.content), ids, row.finish_reason, row.id)
-        details: Mapping[str, Any] = json.loads(open_text(self._seal, row.details))
+        ids = tuple(map(int, decrypt_text(self._seal, row.token_ids).split()))
+        message = Message(row.role, decrypt_text(self._seal, row.content), ids, row.finish_reason, row.id)
+        details: Mapping[str, Any] = json.loads(decrypt_text(self._seal, row.details))
         return StoredTurn(message, row.parent_id, _moment(row.created_at), details)
 
     def feedback(self, row: Row) -> Feedback:
@@ -117,7 +119,7 @@ class Rows:
         return Feedback(row.turn_id, row.rating, self._opened(row.edited), self._opened(row.comment), _moment(row.created_at))
 
     def _opened(self, text: str | None) -> str | None:
-        return None if text is None else open_text(self._seal, text)
+        return None if text is None else decrypt_text(self._seal, text)
 
 
 def storable(text: str) -> str:

@@ -18,22 +18,22 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from qlora_chat.databases import NORMAL
 from qlora_chat.history import (
-    About,
+    ConversationInfo,
     Feedback,
-    Hit,
-    Kept,
-    Outgoing,
+    OutboxRecord,
+    SearchHit,
     StaleConversation,
+    StoredConversation,
     StoredTurn,
     Summary,
     TurnRecord,
 )
 from qlora_chat.history.outbox.queue import Outbox
-from qlora_chat.history.partial_answers import Growing
+from qlora_chat.history.partial_answers import PartialAnswerWriter
 from qlora_chat.history.sql.full_text import WordIndex
 from qlora_chat.history.sql.row_mapping import Rows
 from qlora_chat.history.storage.database import Database
-from qlora_chat.history.storage.encryption import NoSeal, Seal
+from qlora_chat.history.storage.encryption import Cipher, PlainCipher
 from qlora_chat.history.storage.schema import CONVERSATIONS, FEEDBACK, TURNS
 from qlora_chat.messages import Conversation, Message
 
@@ -44,19 +44,19 @@ CHUNK = 500
 class SqlHistory:
     """A HistoryStore over a database; `outbox` is the queue that lives in the same one."""
 
-    def __init__(self, database: Database, seal: Seal | None = None, outbox: Outbox | None = None) -> None:
-        self.database, self.seal = database, seal or NoSeal()
+    def __init__(self, database: Database, seal: Cipher | None = None, outbox: Outbox | None = None) -> None:
+        self.database, self.seal = database, seal or PlainCipher()
         self.outbox = outbox or Outbox(database, self.seal)
         self._rows = Rows(self.seal)
         self._words = WordIndex(database.sqlite, self.seal)
-        self._growing = Growing(self._write_grown)
+        self._growing = PartialAnswerWriter(self._write_grown)
         with database.write() as connection:
             self._words.add_left_open(connection)
 
-    def save(self, conversation: Conversation, about: About | None = None) -> Conversation:
+    def save(self, conversation: Conversation, about: ConversationInfo | None = None) -> Conversation:
         """Add what is new and move the head, in one transaction; StaleConversation where it moved elsewhere."""
         with self.database.write() as connection:
-            head = self._append(connection, conversation, about or About())
+            head = self._append(connection, conversation, about or ConversationInfo())
             if head is _STALE:
                 raise StaleConversation
         return replace(conversation, head=conversation.messages[-1].id if conversation.messages else None)
@@ -65,7 +65,7 @@ class SqlHistory:
         """Note how far an open answer has got."""
         self._growing.note(answer)
 
-    def finish(self, record: TurnRecord, outgoing: Outgoing | None = None) -> None:
+    def finish(self, record: TurnRecord, outgoing: OutboxRecord | None = None) -> None:
         """Close the open answer and queue its record, both or neither."""
         answer = record.answer
         self._growing.forget(answer.id)
@@ -87,7 +87,7 @@ class SqlHistory:
         kept = self.read(conversation_id)
         return kept.conversation() if kept else None
 
-    def read(self, conversation_id: str) -> Kept | None:
+    def read(self, conversation_id: str) -> StoredConversation | None:
         """Everything kept of a conversation, or None."""
         with self.database.read() as connection:
             row = connection.execute(select(CONVERSATIONS).where(CONVERSATIONS.c.id == conversation_id)).first()
@@ -101,7 +101,7 @@ class SqlHistory:
             ).all()
         return self._rows.kept(row, turns, said)
 
-    def restore(self, kept: Kept) -> bool:
+    def restore(self, kept: StoredConversation) -> bool:
         """Add a whole conversation, as `read` gave it; False where its id is kept already."""
         with self.database.write() as connection:
             if self._head(connection, kept.summary.id) is not _ABSENT:
@@ -125,7 +125,7 @@ class SqlHistory:
             found = connection.execute(rows.limit(limit)).all()
         return [self._rows.line(*each) for each in found]
 
-    def search(self, text: str, *, limit: int = 50, owner: str | None = None) -> Sequence[Hit]:
+    def search(self, text: str, *, limit: int = 50, owner: str | None = None) -> Sequence[SearchHit]:
         """Turns that hold every word, the newest first."""
         with self.database.read() as connection:
             return self._words.find(connection, text, limit, owner)
@@ -151,7 +151,7 @@ class SqlHistory:
         edited: str | None = None,
         comment: str | None = None,
         *,
-        outgoing: Outgoing | None = None,
+        outgoing: OutboxRecord | None = None,
     ) -> bool:
         """Keep what a person thought of an answer; False for a turn that is not kept."""
         said = Feedback(turn_id, rating, edited, comment)
@@ -170,7 +170,7 @@ class SqlHistory:
         self.outbox.added.set()
         return True
 
-    def erase(self, conversation_ids: Sequence[str], tombstones: Sequence[Outgoing] = ()) -> int:
+    def erase(self, conversation_ids: Sequence[str], tombstones: Sequence[OutboxRecord] = ()) -> int:
         """Remove conversations from tables, index, queue and the database's log; -> how many there were."""
         erased = 0
         with self.database.write() as connection:
@@ -197,7 +197,7 @@ class SqlHistory:
 
     # --- writing ---------------------------------------------------------------------------------------------------
 
-    def _append(self, connection: Connection, conversation: Conversation, about: About) -> str | None:
+    def _append(self, connection: Connection, conversation: Conversation, about: ConversationInfo) -> str | None:
         """Add messages that are not there, move the head; -> the head before, or _STALE with nothing written."""
         head = self._head(connection, conversation.id, lock=True)
         if head is _ABSENT and conversation.head is not None:
@@ -228,7 +228,7 @@ class SqlHistory:
             if known == answer.id or (known is not None and self._head(connection, record.conversation.id) is _ABSENT):
                 return False
             # It could not be opened: the turn is added whole. Where the conversation has gone on elsewhere, as a branch.
-            if self._append(connection, record.conversation, About()) is _STALE:
+            if self._append(connection, record.conversation, ConversationInfo()) is _STALE:
                 self._insert_turns(connection, record.conversation.id, self._missing(connection, record.conversation))
             row = connection.execute(select(TURNS.c.seq).where(TURNS.c.id == answer.id)).one()
         self._words.remove_turn(connection, row.seq)

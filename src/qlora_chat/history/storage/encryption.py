@@ -25,7 +25,7 @@ CHECK = "qlora-chat history"
 """Sealed and kept in the database, to tell a wrong key before anything is read or written."""
 
 
-class Seal(Protocol):
+class Cipher(Protocol):
     """How what people said is written into files."""
 
     @property
@@ -42,7 +42,7 @@ class Seal(Protocol):
         ...
 
 
-class NoSeal:
+class PlainCipher:
     """Everything as it is."""
 
     sealed = False
@@ -56,7 +56,7 @@ class NoSeal:
         return data
 
 
-class AesSeal:
+class AesCipher:
     """AES-256-GCM, a fresh nonce in front of each value."""
 
     sealed = True
@@ -101,32 +101,32 @@ def _key_bytes(key: str) -> bytes:
     return decoded
 
 
-def seal_for(key: str | None) -> Seal:
+def cipher_for(key: str | None) -> Cipher:
     """Encryption under a key, or none."""
-    return AesSeal(key) if key else NoSeal()
+    return AesCipher(key) if key else PlainCipher()
 
 
-def close_text(seal: Seal, text: str) -> str:
+def encrypt_text(seal: Cipher, text: str) -> str:
     """Text for a text column."""
     return base64.b64encode(seal.close(text.encode())).decode() if seal.sealed else text
 
 
-def open_text(seal: Seal, text: str) -> str:
+def decrypt_text(seal: Cipher, text: str) -> str:
     """Text as it was given."""
     return seal.open(base64.b64decode(text)).decode() if seal.sealed else text
 
 
-def check_seal(database: Database, seal: Seal) -> None:
+def check_cipher(database: Database, seal: Cipher) -> None:
     """Hold a database to one way of writing from its first day. HistoryError for another key, a missing or a new one."""
     with database.write() as connection:
         make = sqlite.insert if database.sqlite else postgresql.insert
-        first = make(FACTS).values(name="seal", value=close_text(seal, CHECK) if seal.sealed else "none")
+        first = make(FACTS).values(name="seal", value=encrypt_text(seal, CHECK) if seal.sealed else "none")
         connection.execute(first.on_conflict_do_nothing())  # another process may open the same new database just now
         kept = connection.execute(select(FACTS.c.value).where(FACTS.c.name == "seal")).scalar_one()
     check_kept_seal(kept, seal)
 
 
-def check_kept_seal(kept: str, seal: Seal) -> None:
+def check_kept_seal(kept: str, seal: Cipher) -> None:
     """The same, against what a database says of itself."""
     if kept == "none" and seal.sealed:
         raise HistoryError(
@@ -135,5 +135,5 @@ def check_kept_seal(kept: str, seal: Seal) -> None:
         )
     if kept != "none" and not seal.sealed:
         raise HistoryError("this history is encrypted: set QLORA_CHAT_HISTORY_KEY to its key")
-    if kept != "none" and open_text(seal, kept) != CHECK:
+    if kept != "none" and decrypt_text(seal, kept) != CHECK:
         raise HistoryError("QLORA_CHAT_HISTORY_KEY is not the key of this history")
