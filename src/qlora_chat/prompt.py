@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from qlora_chat.errors import UserError
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.settings import SettingsError
 
@@ -101,10 +102,8 @@ class Prompt:
     """Indices into the conversation's messages that had to go for the prompt to fit, oldest first."""
 
 
-class PromptTooLong(ValueError):
+class PromptTooLong(UserError, ValueError):
     """The newest message and the system text alone do not fit the window."""
-
-    for_people = True
 
     def __init__(self, tokens: int, limit: int, window: int) -> None:
         super().__init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from qlora_chat.errors import UserError
 from qlora_chat.merging import MergeRefused
 from qlora_chat.merging.candidates import Candidate, Form, Origin, check, pick
 from qlora_chat.models.adapter.merge_loss import Loss
@@ -40,5 +41,5 @@ def test_what_is_within_both_limits_is_written(form: Form) -> None:
 def test_either_limit_refuses_with_its_figure_and_force_overrides(bad: Candidate) -> None:
     with pytest.raises(MergeRefused, match=rf"KL {bad.loss.kl} .*{bad.loss.top1:.1%}.*--force") as refused:
         check(bad, force=False)
-    assert getattr(refused.value, "for_people", False)
+    assert isinstance(refused.value, UserError)
     check(bad, force=True)

@@ -13,6 +13,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from qlora_chat.cli import app
+from qlora_chat.errors import UserError
 from qlora_chat.receiver.page import page
 from qlora_chat.receiver.stats import distribution, statistics
 from qlora_chat.receiver.store import RecordStore, TurnFilter
@@ -169,4 +170,4 @@ def test_what_cannot_be_done_is_one_clear_line(
     done = run(*(sqlite_url if each == "STORE" else each for each in arguments))
     assert done.exit_code == 1
     assert said in str(done.exception)
-    assert getattr(done.exception, "for_people", False)
+    assert isinstance(done.exception, UserError)

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from qlora_chat.engines import EngineError, OutOfMemory
+from qlora_chat.errors import UserError
 from qlora_chat.history import HistoryError, StaleConversation
 from qlora_chat.serving.admission import Overloaded
 
@@ -84,7 +85,7 @@ def api_error(problem: BaseException) -> ApiError:
         case HistoryError():
             text = f"The turn cannot be kept, so it was not begun: {problem}. Send it again, or without store."
             return ApiError(503, text, "not_stored", "store", retry_after=5)
-        case ValueError() if getattr(problem, "for_people", False):
+        case UserError() if isinstance(problem, ValueError):
             return invalid(str(problem))
         case _:  # its message may quote the conversation
             return ApiError(500, f"The answer could not be finished ({type(problem).__name__}).", "internal_error")

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from qlora_chat.errors import UserError
 from qlora_chat.settings import Device, KVCacheDtype, Sampling
 
 SAMPLING = Sampling(temperature=0.7, top_k=40, top_p=0.9, repetition_penalty=1.1, max_new_tokens=256, seed=1)
 """What every figure is measured with: a page's real sampling, not greedy."""
 
 
-class BenchmarkError(RuntimeError):
+class BenchmarkError(UserError, RuntimeError):
     """Nothing can be measured, or what was measured is not to be believed; the message says what to do."""
-
-    for_people = True
 
 
 @dataclass(frozen=True)

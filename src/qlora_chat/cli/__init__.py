@@ -11,6 +11,7 @@ import typer
 
 from qlora_chat import __version__
 from qlora_chat.cli import bench, convert_adapter, dataset, doctor, eval, export, history, logs, merge, replay, serve, train
+from qlora_chat.errors import UserError
 
 app = typer.Typer(
     name="qlora-chat",
@@ -49,8 +50,6 @@ def main() -> None:
         app()
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception as problem:
-        if not getattr(problem, "for_people", False):
-            raise
+    except UserError as problem:
         print(f"qlora-chat: {problem}", file=sys.stderr)
         sys.exit(1)

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qlora_chat.errors import UserError
 from qlora_chat.messages import FinishReason
 
 
-class DatasetError(RuntimeError):
+class DatasetError(UserError, RuntimeError):
     """A data set cannot be built or written; the message is fit to be shown."""
-
-    for_people = True
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import hmac
 import time
 from collections.abc import Mapping
 
+from qlora_chat.errors import UserError
+
 ID_HEADER = "X-QLoRA-Chat-Id"
 TIMESTAMP_HEADER = "X-QLoRA-Chat-Timestamp"
 SIGNATURE_HEADER = "X-QLoRA-Chat-Signature"
@@ -17,10 +19,8 @@ TOLERANCE_SECONDS = 300
 """How far a receiver's clock may be from the sender's; an older request may be a recorded one that is played again."""
 
 
-class BadSignature(ValueError):
+class BadSignature(UserError, ValueError):
     """A request that the holder of the secret did not sign, or signed too long ago; the message says which."""
-
-    for_people = True
 
 
 def signature(secret: str, record_id: str, timestamp: int, body: bytes) -> str:

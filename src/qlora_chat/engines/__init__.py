@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from qlora_chat.errors import UserError
 from qlora_chat.messages import FinishReason
 from qlora_chat.models import ModelInfo, Notify
 from qlora_chat.prompt import Prompt, Tokenizer
@@ -53,10 +54,8 @@ class Piece:
     """(token id, log probability) of the likeliest tokens, best first; as many as the sampling asks for."""
 
 
-class EngineError(RuntimeError):
+class EngineError(UserError, RuntimeError):
     """Generation failed; the message is fit to be shown."""
-
-    for_people = True
 
 
 class OutOfMemory(EngineError):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qlora_chat.chat import Chat
+from qlora_chat.errors import UserError
 from qlora_chat.evaluation.run import AS_ON_THE_PAGE
 from qlora_chat.messages import Conversation
 
@@ -21,10 +22,8 @@ Choice = Literal["1", "2", "="]
 CHOICES: tuple[Choice, ...] = ("1", "2", "=")
 
 
-class BlindError(ValueError):
+class BlindError(UserError, ValueError):
     """Prompts or choices that cannot be used; the message says which."""
-
-    for_people = True
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from qlora_chat.errors import UserError
 from qlora_chat.messages import Conversation
 from qlora_chat.models import Notify
 from qlora_chat.models.adapter.merge_loss import HeldOut, Passage
@@ -19,10 +20,8 @@ from qlora_chat.training.data.dialogues import read_dialogues
 from qlora_chat.training.data.sources import find_data
 
 
-class HeldOutError(ValueError):
+class HeldOutError(UserError, ValueError):
     """Text that cannot be measured on; the message says what arrived and what to give."""
-
-    for_people = True
 
 
 @dataclass(frozen=True)

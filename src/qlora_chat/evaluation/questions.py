@@ -20,6 +20,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from qlora_chat.errors import UserError
 from qlora_chat.messages import FinishReason
 
 Kind = Literal["fact", "sum", "memory", "human", "stopping"]
@@ -27,10 +28,8 @@ KINDS: tuple[Kind, ...] = ("fact", "sum", "memory", "human", "stopping")
 HAND_WRITTEN = Path(__file__).with_name("questions.jsonl")
 
 
-class QuestionsError(ValueError):
+class QuestionsError(UserError, ValueError):
     """A file of questions cannot be used; the message names the line."""
-
-    for_people = True
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qlora_chat.errors import UserError
 from qlora_chat.evaluation.blind import BlindReport
 from qlora_chat.evaluation.questions import KINDS
 from qlora_chat.evaluation.run import QuestionsReport
 
 
-class ReportError(RuntimeError):
+class ReportError(UserError, RuntimeError):
     """A report cannot be written; the message says where and why."""
-
-    for_people = True
 
 
 def write(folder: Path, name: str, report: Mapping[str, Any]) -> Path:

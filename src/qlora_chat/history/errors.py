@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from qlora_chat.errors import UserError
 
-class HistoryError(RuntimeError):
+
+class HistoryError(UserError, RuntimeError):
     """A store cannot do what was asked; the message is fit to be shown and quotes no conversation."""
-
-    for_people = True
 
 
 class StaleConversation(HistoryError):

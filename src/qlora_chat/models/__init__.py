@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qlora_chat.errors import UserError
 from qlora_chat.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -22,10 +23,8 @@ Notify = Callable[[str], None]
 """Receives one line for the person who started the program."""
 
 
-class ModelError(RuntimeError):
+class ModelError(UserError, RuntimeError):
     """A model cannot be used; the message says what arrived, what was expected, and what to do next."""
-
-    for_people = True
 
 
 @dataclass(frozen=True)

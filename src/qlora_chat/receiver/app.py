@@ -19,6 +19,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from qlora_chat.errors import UserError
 from qlora_chat.receiver.intake import HEALTH, Intake, IntakeGuard
 from qlora_chat.receiver.stats import statistics
 from qlora_chat.receiver.store import RecordStore
@@ -31,10 +32,8 @@ MOST_REQUESTS = 500
 END_SECONDS = 10
 
 
-class ReceiverError(RuntimeError):
+class ReceiverError(UserError, RuntimeError):
     """The receiver cannot be started; the message is fit to be shown."""
-
-    for_people = True
 
 
 def build_app(store: RecordStore, settings: ReceiverSettings) -> ASGIApp:

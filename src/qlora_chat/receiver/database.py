@@ -14,6 +14,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from qlora_chat.databases import postgresql_engine, private_file, sqlite_engine
+from qlora_chat.errors import UserError
 
 BUSY_SECONDS = 10
 """How long a writer of SQLite waits for another one."""
@@ -21,10 +22,8 @@ BUSY_SECONDS = 10
 Migration = Callable[[Connection], None]
 
 
-class StoreError(RuntimeError):
+class StoreError(UserError, RuntimeError):
     """A store cannot be opened or used; the message says what arrived, what was expected and what to do next."""
-
-    for_people = True
 
 
 def open_database(address: str, *, create: bool) -> Engine:

@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qlora_chat.errors import UserError
 from qlora_chat.settings import Sampling, SettingsError
 
 
-class CannotReplay(ValueError):
+class CannotReplay(UserError, ValueError):
     """The record does not say enough, or something else; the message says what is missing and what to do."""
-
-    for_people = True
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from qlora_chat.chat import Chat
+from qlora_chat.errors import UserError
 from qlora_chat.models import Notify
 from qlora_chat.server.site import Site
 from qlora_chat.server.slow_clients import TimedConnection
@@ -38,10 +39,8 @@ KEEP_ALIVE_SECONDS = 75
 POLL_SECONDS = 0.05
 
 
-class ServeError(RuntimeError):
+class ServeError(UserError, RuntimeError):
     """The page cannot be served; the message is fit to be shown."""
-
-    for_people = True
 
 
 def build_app(chat: Chat, settings: ServeSettings, *, logging_on: bool, history_on: bool = False) -> ASGIApp:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 
 from qlora_chat.engines import Engine, EngineError, Finish, OutOfMemory, Piece, Stream
+from qlora_chat.errors import UserError
 from qlora_chat.models import ModelInfo
 from qlora_chat.prompt import Prompt, Tokenizer
 from qlora_chat.serving.admission import AdmissionTicket, Gate, Overloaded
@@ -22,10 +23,8 @@ PLACES_ELSEWHERE = 64
 """Answers at once for an engine that does not say how many it can write: a server does its own queueing."""
 
 
-class PromptRefused(ValueError):
+class PromptRefused(UserError, ValueError):
     """The engine cannot take this prompt or adapter; the message says why."""
-
-    for_people = True
 
 
 @dataclass(frozen=True)

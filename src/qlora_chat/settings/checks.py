@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from ipaddress import ip_address
 
+from qlora_chat.errors import UserError
 
-class SettingsError(ValueError):
+
+class SettingsError(UserError, ValueError):
     """A setting that cannot be used; the message says which, what arrived and what is allowed."""
-
-    for_people = True
 
 
 def adapter_name(name: str) -> str:

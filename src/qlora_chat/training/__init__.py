@@ -4,8 +4,8 @@ Scope: the second flow of the program; train.py holds all of it on one screen. I
 Knows nothing of pages, engines or chats; what it makes is a PEFT adapter folder.
 """
 
+from qlora_chat.errors import UserError
 
-class TrainError(RuntimeError):
+
+class TrainError(UserError, RuntimeError):
     """A run cannot begin or go on; the message says what arrived, what was expected, and what to do next."""
-
-    for_people = True
