@@ -18,6 +18,8 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qlora_chat.server.run import ServeError, address, listen
 from qlora_chat.settings import ServeSettings
@@ -114,6 +116,54 @@ def test_made_up_events_are_client_errors_without_a_traceback(
     assert capfd.readouterr().err == ""
 
 
+STRANGE = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=30),
+    st.sampled_from(['{"conversation": {}, "adapter": {"path": "/etc/passwd"}, "sampling": [{}]}', "[" * 500, '"', "a b"]),
+)  # fmt: skip
+"""Values that a part of the page could not have, beside those that it could."""
+
+
+def test_no_value_of_an_event_is_an_error_of_the_server(page: Served, capfd: pytest.CaptureFixture[str]) -> None:
+    config = httpx.get(f"{page.url}/config").json()
+    events = [
+        each for each in config["dependencies"] if each["backend_fn"] and not any(t[1] == "unload" for t in each["targets"])
+    ]
+    assert len(events) > 14
+    with httpx.Client(base_url=page.url) as client:
+
+        @settings(max_examples=150, deadline=None)
+        @given(st.data())
+        def ask(drawn: st.DataObject) -> None:
+            event = drawn.draw(st.sampled_from(events))
+            data = [drawn.draw(STRANGE) for _ in event["inputs"]]
+            liked = {"index": drawn.draw(STRANGE), "liked": drawn.draw(STRANGE)}
+            body = {
+                "fn_index": event["id"],
+                "data": data,
+                "session_hash": "strange",
+                "event_data": drawn.draw(st.sampled_from([None, liked])),
+            }
+            path = "queue/join" if event["queue"] else "run/predict"
+            answer = client.post(f"/gradio_api/{path}", content=json.dumps(body), headers={"content-type": "application/json"})
+            assert answer.status_code in (200, 422), answer.text
+            if path == "queue/join" and answer.status_code == 200:
+                assert '"success":false' not in client.get("/gradio_api/queue/data", params={"session_hash": "strange"}).text
+
+        ask()
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["", "unknown", "s" * 65, "\0", "\x1b[31m", "../../x", "é"], ids=ascii)
+def test_the_events_of_no_session_are_a_whole_answer_and_no_error(
+    page: Served, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    answer = httpx.get(f"{page.url}/gradio_api/queue/data", params={"session_hash": name})
+    assert answer.status_code == 422 or '"session_not_found": true' in answer.text
+    assert httpx.get(f"{page.url}/gradio_api/queue/data").status_code == 422
+    assert httpx.get(f"{page.url}/gradio_api/heartbeat/{'s' * 65}").status_code == 422
+    assert capfd.readouterr().err == ""
+
+
 # --- ports, start and end --------------------------------------------------------------------------------------------
 
 
@@ -145,10 +195,10 @@ print("closed" if engine.closed else "left open", engine.streams[0].reason if en
 
 
 @contextlib.contextmanager
-def server_process() -> Iterator[tuple[subprocess.Popen[str], Served]]:
-    folder = str(Path(__file__).parents[2])
+def server_process(**environment: str) -> Iterator[tuple[subprocess.Popen[str], Served]]:
+    folder, environ = str(Path(__file__).parents[2]), {**os.environ, **environment}
     with subprocess.Popen(
-        [sys.executable, "-c", SERVER, folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", SERVER, folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ
     ) as process:
         assert process.stdout
         line = process.stdout.readline()

@@ -74,7 +74,7 @@ def _build_page(chat: Chat, keeps: PageFeatures) -> tuple[Sessions, Any, ASGIApp
     from fastapi.responses import FileResponse
     from gradio.routes import App, mount_gradio_app
 
-    from qlora_chat.web.page import CSS, JS, build_page, inputs_of_events, theme
+    from qlora_chat.web.page import CSS, JS, build_page, events_of, theme
 
     sessions = Sessions(chat)
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
@@ -91,7 +91,11 @@ def _build_page(chat: Chat, keeps: PageFeatures) -> tuple[Sessions, Any, ASGIApp
     mounted = (getattr(route, "app", None) for route in app.routes)
     # Pages hold connections open only to be noticed when they close; this event ends them.
     app.state.release = next(each for each in mounted if isinstance(each, App)).stop_event.set
-    return sessions, app, PageEvents(app, inputs_of_events(page))
+
+    def has_session(name: str) -> bool:
+        return name in page._queue.pending_messages_per_session
+
+    return sessions, app, PageEvents(app, events_of(page), has_session)
 
 
 async def _loading(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,67 +1,223 @@
-"""Lets through to Gradio only what its page sends: a known event, its number of values, a session's name.
+"""Lets through to Gradio only what its page sends: known events, plain values of known types and lengths, session names.
 
-Scope: the shape of a request's JSON. What the values mean is checked where they are used. Without this, a made-up
-event is an internal error with a traceback in the terminal.
+Scope: the shape of a request, and the size of what is in it. What a value means is checked where it is used. Gradio gets a
+body that is built anew from what was checked, so nothing else that a client wrote reaches it: an object in an event's values
+could name a file or an address, and a made-up event is an internal error with a traceback in the terminal.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-CANCEL = "/gradio_api/cancel"
-EVENT_PATHS = frozenset({"/gradio_api/queue/join", "/gradio_api/run/predict", CANCEL})
+from qlora_chat.web.sayable import replace_surrogates
+
+JOIN, RUN, CANCEL = "/gradio_api/queue/join", "/gradio_api/run/predict", "/gradio_api/cancel"
+QUEUE_DATA, HEARTBEAT = "/gradio_api/queue/data", "/gradio_api/heartbeat/"
+EVENT_KEYS = frozenset({"fn_index", "data", "session_hash", "event_data", "trigger_id"})
+CANCEL_KEYS = frozenset({"fn_index", "session_hash", "event_id"})
+THUMB_KEYS = frozenset({"index", "value", "liked"})
 LONGEST_NAME = 64
+LARGEST_NUMBER = 1e9
+LARGEST_INDEX = 2**31
+
+_NO_SESSION = {"msg": "unexpected_error", "event_id": None, "message": "404: Session not found.", "session_not_found": True,
+               "success": False}  # fmt: skip
+"""The message by which Gradio's page learns that the server no longer knows it."""
 
 
-class PageEvents:
-    """Wraps an ASGI app; `inputs` says for each event's number how many values it takes."""
+@dataclass(frozen=True)
+class Field:
+    """The values that one part of the page may send. A part may also send null, for nothing."""
 
-    def __init__(self, app: ASGIApp, inputs: Mapping[int, int]) -> None:
-        self._app, self._inputs = app, inputs
+    label: str
+    """The name that a person knows it by."""
+    kind: Literal["text", "number", "switch"]
+    longest: int = 0
+    """Characters, of a text."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] not in EVENT_PATHS:
-            await self._app(scope, receive, send)
-            return
-        body = await Request(scope, receive).body()
-        if problem := self._problem(scope["path"], body):
-            await PlainTextResponse(problem, status_code=422)(scope, receive, send)
-            return
-        given = False
+    def problem(self, value: object) -> str:
+        """The reason why the value is refused, or "". It quotes no text."""
+        if value is None:
+            return ""
+        if self.kind == "text":
+            return self._problem_of_text(value)
+        if self.kind == "switch":
+            return "" if isinstance(value, bool) else f"{self.label} is {_kind(value)}, but must be true or false"
+        return self._problem_of_number(value)
 
-        async def replay() -> Message:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
+    def _problem_of_number(self, value: object) -> str:
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+            return f"{self.label} is {_kind(value)}, but must be a finite number"
+        if abs(value) > LARGEST_NUMBER:  # infinity, and whole numbers that no float can hold, among them
+            return f"{self.label} is out of range, but must be between {-LARGEST_NUMBER:,.0f} and {LARGEST_NUMBER:,.0f}"
+        return ""
 
-        await self._app(scope, replay, send)
-
-    def _problem(self, path: str, body: bytes) -> str:
-        try:
-            event = json.loads(body)
-        except (ValueError, RecursionError):
-            return "the request is not JSON"
-        if not isinstance(event, dict):
-            return f"the request is a {type(event).__name__}; an object was expected"
-        index, data, session = event.get("fn_index"), event.get("data"), event.get("session_hash")
-        if type(index) is not int or index not in self._inputs:
-            return "fn_index names no event of this page"
-        if path == CANCEL and not _is_name(event.get("event_id")):
-            return f"event_id must be a text of 1 to {LONGEST_NAME} characters"
-        if path != CANCEL and (not isinstance(data, list) or len(data) != self._inputs[index]):
-            return f"data must be a list of {self._inputs[index]} values"
-        if not _is_name(session):
-            return f"session_hash must be a text of 1 to {LONGEST_NAME} characters"
+    def _problem_of_text(self, value: object) -> str:
+        if not isinstance(value, str):
+            return f"{self.label} is {_kind(value)}, but must be a text"
+        if len(value) > self.longest:
+            return f"{self.label} has {len(value):,} characters, but at most {self.longest:,} can be sent. Please shorten it."
         return ""
 
 
+@dataclass(frozen=True)
+class Event:
+    """One event of the page."""
+
+    fields: tuple[Field, ...]
+    is_thumb: bool = False
+    """Only a thumb comes with data of its own that a handler reads: which message, and liked or not."""
+
+
+class _Refused(ValueError):
+    """A request that the page does not send. `per_value` says for each value what is wrong with it, or ""."""
+
+    def __init__(self, message: str, per_value: list[str] | None = None) -> None:
+        super().__init__(message)
+        self.per_value = per_value
+
+
+class PageEvents:
+    """Wraps Gradio's app; `events` are those that a browser may send, and `has_session` tells which sessions there are."""
+
+    def __init__(self, app: ASGIApp, events: Mapping[int, Event], has_session: Callable[[str], bool]) -> None:
+        self._app, self._events, self._has_session = app, events, has_session
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"] if scope["type"] == "http" else ""
+        if path in (JOIN, RUN, CANCEL):
+            await self._check_event(scope, receive, send)
+        elif path == QUEUE_DATA and (answer := self._refusal_of_stream(scope)):
+            await answer(scope, receive, send)
+        elif path.startswith(HEARTBEAT) and not _is_name(path.removeprefix(HEARTBEAT)):
+            await PlainTextResponse(_NAME_EXPECTED, 422)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _check_event(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await Request(scope, receive).body()
+        try:
+            checked = self._checked(scope["path"], body)
+        except _Refused as problem:
+            await _refusal(problem)(scope, receive, send)
+            return
+        await self._app(scope, _replaying(json.dumps(checked).encode(), receive), send)
+
+    def _refusal_of_stream(self, scope: Scope) -> ASGIApp | None:
+        """The answer to a browser that asks for the events of a session that there is not. Gradio's own ends in an error."""
+        name = Request(scope).query_params.get("session_hash")
+        if not _is_name(name):
+            return PlainTextResponse(_NAME_EXPECTED, 422)
+        if not self._has_session(str(name)):
+            return PlainTextResponse(f"data: {json.dumps(_NO_SESSION)}\n\n", media_type="text/event-stream")
+        return None
+
+    def _checked(self, path: str, body: bytes) -> dict[str, Any]:
+        """What Gradio is to get. _Refused with the reason."""
+        request = _parsed(body, CANCEL_KEYS if path == CANCEL else EVENT_KEYS)
+        index, session = request.get("fn_index"), request.get("session_hash")
+        if type(index) is not int or index not in self._events:
+            raise _Refused("fn_index names no event of this page")
+        if not _is_name(session):
+            raise _Refused(_NAME_EXPECTED)
+        known: dict[str, Any] = {"fn_index": index, "session_hash": session}
+        if path == CANCEL:
+            if not _is_name(request.get("event_id")):
+                raise _Refused(f"event_id must be a text of 1 to {LONGEST_NAME} characters")
+            return {**known, "event_id": request["event_id"]}
+        event = self._events[index]
+        data = _checked_values(event, request.get("data"))
+        if request.get("trigger_id") is not None and not _is_index(request["trigger_id"]):
+            raise _Refused("trigger_id must be the number of a part of this page")
+        # Which part triggered an event matters to no handler, so trigger_id goes no further.
+        return {**known, "data": data, "event_data": _checked_event_data(event, request.get("event_data"))}
+
+
+def _parsed(body: bytes, keys: frozenset[str]) -> dict[str, Any]:
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError):
+        raise _Refused("the request is not JSON") from None
+    if not isinstance(request, dict):
+        raise _Refused(f"the request is {_kind(request)}; an object was expected")
+    if not request.keys() <= keys:
+        raise _Refused(f"the request has keys that the page does not send; it sends {', '.join(sorted(keys))}")
+    return request
+
+
+def _checked_values(event: Event, data: object) -> list[Any]:
+    if not isinstance(data, list) or len(data) != len(event.fields):
+        raise _Refused(f"data must be a list of {len(event.fields)} values")
+    problems = [field.problem(value) for field, value in zip(event.fields, data, strict=True)]
+    if any(problems):
+        raise _Refused(" ".join(each for each in problems if each), problems)
+    return [replace_surrogates(value) if isinstance(value, str) else value for value in data]
+
+
+def _checked_event_data(event: Event, sent: object) -> dict[str, Any] | None:
+    """A thumb's message and direction. What other events send, the text of a box that changed, is in `data` as well."""
+    if sent is None:
+        return None
+    if event.is_thumb:
+        return _checked_thumb(sent)
+    if not any(field.kind == "text" and not field.problem(sent) for field in event.fields):
+        raise _Refused("event_data must be null, or the text of a box that changed")
+    return None
+
+
+def _checked_thumb(sent: object) -> dict[str, Any]:
+    if not isinstance(sent, dict) or not sent.keys() <= THUMB_KEYS:
+        raise _Refused(f"event_data must be an object with no other keys than {', '.join(sorted(THUMB_KEYS))}")
+    index, liked, value = sent.get("index"), sent.get("liked"), sent.get("value")
+    if not _is_index(index):
+        raise _Refused("index in event_data must be the number of a message")
+    if not isinstance(liked, bool) and liked != "":
+        raise _Refused('liked in event_data must be true, false or ""')
+    pieces = value if isinstance(value, list) else [value]  # the answer as it is shown, which the server has
+    if not all(each is None or isinstance(each, str) for each in pieces):
+        raise _Refused("value in event_data must be a text, or a list of texts")
+    return {"index": index, "liked": liked}
+
+
+def _refusal(problem: _Refused) -> JSONResponse:
+    """A refusal as Gradio's page shows it: under the part that it is about, or as a message where it is about none.
+
+    The page reads `error` after a run and `detail` after a join.
+    """
+    shown = [{"is_valid": not each, "message": each} for each in problem.per_value] if problem.per_value else str(problem)
+    return JSONResponse({"error": shown, "detail": shown}, 422)
+
+
+def _replaying(body: bytes, receive: Receive) -> Receive:
+    """A receive that gives this body once, then whatever the client does next."""
+    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replay
+
+
+def _kind(value: object) -> str:
+    """The type of a JSON value, in words; never the value, which may be long or private."""
+    names = {bool: "a truth value", str: "a text", list: "a list", dict: "an object", type(None): "null"}
+    return names.get(type(value), "no number" if value != value else "a number")
+
+
+def _is_index(value: object) -> bool:
+    return type(value) is int and 0 <= value < LARGEST_INDEX
+
+
 def _is_name(value: object) -> bool:
-    """Whether it is a short text of whole characters; half of one (a lone surrogate) could not even be quoted in an answer."""
-    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and not any("\ud800" <= each <= "\udfff" for each in value)
+    """True for a short text of characters that can be shown; half of one (a lone surrogate) could not even be sent back."""
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isprintable()
+
+
+_NAME_EXPECTED = f"session_hash must be a text of 1 to {LONGEST_NAME} characters"

@@ -53,7 +53,8 @@ def lay_out_panel() -> Panel:
         with gr.Row():
             save = gr.Button("Save", size="sm", variant="primary", elem_id="feedback-save", scale=0, min_width=88)
             close = gr.Button("Close", size="sm", elem_id="feedback-close", scale=0, min_width=88)
-    return Panel(box, about, comment, edited, save, close, gr.Textbox(visible=False), gr.Textbox(visible=False))
+    turn, rating = gr.Textbox(elem_id="turn", visible=False), gr.Textbox(elem_id="rating", visible=False)
+    return Panel(box, about, comment, edited, save, close, turn, rating)
 
 
 class FeedbackHandlers:

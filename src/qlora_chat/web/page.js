@@ -5,6 +5,8 @@ const CONVERSATION = "qlora-chat.conversation";
 const TAB = "qlora-chat.tab";
 const BROWSER = "qlora-chat.browser";
 const SAMPLING = "qlora-chat.sampling";
+// The server refuses a longer system text, in a message as in what a tab remembers: a tab that kept it could not be reloaded.
+const LONGEST_SYSTEM = 20000;
 
 function read(store, key) {
   try {
@@ -55,7 +57,8 @@ export function rememberConversation(id) {
 }
 
 export function rememberTab(adapter, system, logged) {
-  write(sessionStorage, TAB, { adapter, system, logged });
+  const sendable = (system ?? "").length <= LONGEST_SYSTEM;
+  write(sessionStorage, TAB, { adapter, system: sendable ? system : "", logged });
 }
 
 export function rememberSampling(...values) {

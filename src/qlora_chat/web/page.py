@@ -14,10 +14,11 @@ from gradio import themes
 from qlora_chat.chat import Chat
 from qlora_chat.settings import SAMPLING_RANGES
 from qlora_chat.web import render
-from qlora_chat.web.features import PageFeatures
+from qlora_chat.web.event_filter import Event, Field
 from qlora_chat.web.feedback import THUMBS, FeedbackHandlers, Panel, lay_out_panel
 from qlora_chat.web.handlers import Handlers
-from qlora_chat.web.parts import SAMPLING_NAMES, Parts
+from qlora_chat.web.features import PageFeatures
+from qlora_chat.web.parts import LONGEST, SAMPLING_NAMES, Parts
 from qlora_chat.web.sessions import Sessions
 
 CSS = Path(__file__).with_name("page.css")
@@ -70,12 +71,24 @@ def build_page(chat: Chat, sessions: Sessions, keeps: PageFeatures) -> gr.Blocks
     return page
 
 
-def inputs_of_events(page: gr.Blocks) -> dict[int, int]:
-    """How many values each event takes that a browser may send; events that run in the browser alone are not among them."""
-    called = {index: event for index, event in page.fns.items() if event.fn is not None}
-    return {
-        index: len(event.inputs) for index, event in called.items() if not any(name == "unload" for _, name in event.targets)
-    }
+def events_of(page: gr.Blocks) -> dict[int, Event]:
+    """What each event takes that a browser may send; events that run in the browser alone are not among them."""
+    found: dict[int, Event] = {}
+    for index, event in page.fns.items():
+        triggers = {name for _, name in event.targets}
+        if event.fn is not None and "unload" not in triggers:
+            found[index] = Event(tuple(_field(each) for each in event.inputs), is_thumb="like" in triggers)
+    return found
+
+
+def _field(part: Any) -> Field:
+    """The values of one part. KeyError where LONGEST has no limit for a part that holds text."""
+    label = str(part.label or part.elem_id)
+    if isinstance(part, gr.Slider):
+        return Field(label, "number")
+    if isinstance(part, gr.Checkbox):
+        return Field(label, "switch")
+    return Field(label, "text", LONGEST[part.elem_id])
 
 
 def _lay_out(chat: Chat, keeps: PageFeatures) -> tuple[Parts, Panel]:
@@ -113,8 +126,8 @@ def _lay_out(chat: Chat, keeps: PageFeatures) -> tuple[Parts, Panel]:
             placeholder=chat.form.default_system or "none: the model was tuned without one",
         )  # fmt: skip
     gr.HTML(f'<p class="disclaimer">{DISCLAIMER}</p>', elem_id="foot", padding=False)
-    conversation = gr.Textbox(visible=False)
-    memory = gr.Textbox(visible=False)
+    conversation = gr.Textbox(elem_id="conversation", visible=False)
+    memory = gr.Textbox(elem_id="memory", visible=False)
     parts = Parts(
         chatbot, notice, box, send, stop, retry, undo, clear, sliders, adapter, system, logged, *past, status, panel.box,
         conversation, memory,
@@ -126,13 +139,13 @@ def _past(on: bool) -> tuple[gr.Textbox, gr.Radio, gr.Textbox, gr.Button, gr.But
     with gr.Accordion("Past conversations", open=False, elem_id="past", visible=on) as past:
         find = gr.Textbox(
             elem_id="find", label="Search past conversations", show_label=False, placeholder="Search titles and words",
-            container=False, lines=1, max_lines=1,
+            container=False, lines=1, max_lines=1, max_length=LONGEST["find"],
         )  # fmt: skip
         found = gr.Radio([], label="Past conversations", show_label=False, elem_id="found", container=False)
         with gr.Row(elem_id="past-actions"):
             title = gr.Textbox(
                 elem_id="title", label="Title", show_label=False, placeholder="Title of the chosen conversation",
-                container=False, lines=1, max_lines=1, scale=1,
+                container=False, lines=1, max_lines=1, max_length=LONGEST["title"], scale=1,
             )  # fmt: skip
             rename = gr.Button("Rename", size="sm", elem_id="rename", scale=0, min_width=72)
             delete = gr.Button("Delete", size="sm", variant="stop", elem_id="delete", scale=0, min_width=72)

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import gradio as gr
 
 SAMPLING_NAMES = ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens")
 """Sampling's fields that have a slider, in the order of the sliders."""
+LONGEST: Mapping[str, int] = {
+    "box": 200_000,
+    "system": 20_000,
+    "adapter": 200,
+    "find": 200,
+    "found": 100,
+    "title": 200,
+    "comment": 10_000,
+    "edited": 200_000,
+    "conversation": 200,
+    "memory": 130_000,
+    "turn": 100,
+    "rating": 10,
+}
+"""The most characters that a browser may send of each part that holds text, by elem_id.
+
+`edited` begins as an answer, `memory` holds the system text as JSON, in which a character takes up to six.
+"""
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import gradio as gr
 
 from qlora_chat.chat import Chat
 from qlora_chat.history import HistoryError, Summary
+from qlora_chat.web.parts import LONGEST
 from qlora_chat.web.sayable import replace_surrogates
 from qlora_chat.web.session import Busy, Session
 
 MOST_SHOWN = 200
-MOST_TITLE_LETTERS = 200
 
 
 class PastConversations:
@@ -50,7 +50,7 @@ class PastConversations:
 
     def rename(self, conversation_id: Any, title: Any, session: Session) -> bool:
         """Give it another name."""
-        summary, name = self._mine(conversation_id, session), " ".join(replace_surrogates(title).split())[:MOST_TITLE_LETTERS]
+        summary, name = self._mine(conversation_id, session), " ".join(replace_surrogates(title).split())[: LONGEST["title"]]
         return bool(summary and name and self._chat.history.change(summary.id, title=name))
 
     def delete(self, conversation_id: Any, session: Session) -> bool:
