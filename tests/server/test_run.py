@@ -306,6 +306,17 @@ def test_while_the_model_loads_the_server_says_so_and_then_answers() -> None:
             process.kill()
 
 
+def test_a_start_leaves_nothing_in_the_temporary_folder_whoever_owns_gradio_there(tmp_path: Path) -> None:
+    """Gradio's own folder is /tmp/gradio for everybody; a file of that name stands for another user's folder, for root too."""
+    (tmp_path / "gradio").write_text("another user's")
+    with server_process(TMPDIR=str(tmp_path), GRADIO_TEMP_DIR=str(tmp_path / "gradio")) as (process, page):
+        assert "gradio" in httpx.get(page.url).text
+        assert os.listdir(tmp_path) == ["gradio"]
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20)[1] == ""
+    assert os.listdir(tmp_path) == ["gradio"]
+
+
 def test_ctrl_c_ends_an_idle_server_at_once_and_quietly() -> None:
     with server_process() as (process, _):
         began = time.monotonic()

@@ -74,6 +74,7 @@ def _build_page(chat: Chat, keeps: PageFeatures) -> tuple[Sessions, Any, ASGIApp
     from fastapi.responses import FileResponse
     from gradio.routes import App, mount_gradio_app
 
+    from qlora_chat.web.files import leave_files_alone, private_folder
     from qlora_chat.web.page import CSS, JS, build_page, events_of, theme
 
     sessions = Sessions(chat)
@@ -83,11 +84,13 @@ def _build_page(chat: Chat, keeps: PageFeatures) -> tuple[Sessions, Any, ASGIApp
     async def page_js() -> FileResponse:
         return FileResponse(JS, media_type="text/javascript", headers={"cache-control": "no-cache"})
 
-    page = build_page(chat, sessions, keeps)
-    mount_gradio_app(
-        app, page, path="/", footer_links=[], run_history=False, ssr_mode=False, enable_monitoring=False, pwa=False,
-        mcp_server=False, theme=theme(), css=CSS.read_text(), show_error=True,
-    )  # fmt: skip
+    leave_files_alone()
+    with private_folder():
+        page = build_page(chat, sessions, keeps)
+        mount_gradio_app(
+            app, page, path="/", footer_links=[], run_history=False, ssr_mode=False, enable_monitoring=False, pwa=False,
+            mcp_server=False, theme=theme(), css=CSS.read_text(), show_error=True,
+        )  # fmt: skip
     mounted = (getattr(route, "app", None) for route in app.routes)
     # Pages hold connections open only to be noticed when they close; this event ends them.
     app.state.release = next(each for each in mounted if isinstance(each, App)).stop_event.set

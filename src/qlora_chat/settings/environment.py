@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from qlora_chat.settings.checks import SettingsError
 from qlora_chat.settings.model import EngineSettings, server_url
 from qlora_chat.settings.persistence import HistorySettings, LogSettings
 from qlora_chat.settings.server import ReceiverSettings
+
+_GRADIO_FOLDER = f"qlora-chat-{secrets.token_hex(16)}"
 
 
 def log_settings(environ: Mapping[str, str] = os.environ) -> LogSettings:
@@ -125,11 +128,20 @@ def hub_token_is_set(environ: Mapping[str, str] = os.environ) -> bool:
     return bool(environ.get("HF_TOKEN")) or (home / "token").is_file()
 
 
+def gradio_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """The path of this process's own folder for Gradio; web/files.py creates and removes it.
+
+    Gradio's own choice is /tmp/gradio, which another user can own, fill or read. Nobody can guess this name.
+    """
+    return Path(environ.get("TMPDIR") or "/tmp") / _GRADIO_FOLDER
+
+
 def quiet_libraries(environ: Any = os.environ) -> None:
     """Turn off what Gradio and the Hub client would send or print on their own; call before importing them."""
     environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1000000000"  # else it builds a table of all past events after each one
     environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
+    environ["GRADIO_TEMP_DIR"] = str(gradio_folder(environ))
     environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,0 +1,62 @@
+"""Keeps Gradio away from files and addresses: no event of the page has to do with either.
+
+Scope: the two things that Gradio does with files and has no switch for. It opens, or fetches, and copies whatever a value
+describes as a file, before a handler sees the value and whether or not the handler wants it preprocessed; and it creates a
+folder when an app is built. Knows nothing of the page.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from gradio import processing_utils
+from gradio.data_classes import GradioModel, GradioRootModel
+
+from qlora_chat.settings import gradio_folder
+
+_MOVER = "async_move_files_to_cache"
+"""The function of processing_utils by which Gradio's Blocks handle the files in an event's inputs and outputs."""
+_building = threading.Lock()
+
+
+class FolderError(RuntimeError):
+    """Gradio's folder cannot be created; the message is fit to be shown."""
+
+    for_people = True
+
+
+def leave_files_alone() -> None:
+    """Make Gradio pass values on as they are, in this process. RuntimeError where a new Gradio moves files in another way."""
+    if not hasattr(processing_utils, _MOVER):
+        raise RuntimeError(f"this Gradio has no {_MOVER}; find out how it moves files before the page is served with it")
+    setattr(processing_utils, _MOVER, _unmoved)
+
+
+async def _unmoved(data: Any, *_: Any, **__: Any) -> Any:
+    """The value itself, as plain JSON."""
+    return data.model_dump() if isinstance(data, (GradioModel, GradioRootModel)) else data
+
+
+@contextlib.contextmanager
+def private_folder() -> Iterator[None]:
+    """Gradio's folder, mode 0700, for as long as the block runs. FolderError where it cannot be created.
+
+    Gradio creates a subfolder when an app is built and needs neither afterwards: a server that is killed leaves nothing behind.
+    """
+    folder = gradio_folder()
+    with _building:
+        try:
+            folder.mkdir(mode=0o700)
+        except OSError as problem:
+            raise FolderError(
+                f"the page needs a temporary folder to start, but {folder} cannot be created ({problem.strerror or problem}); "
+                "set TMPDIR to a folder that you may write to"
+            ) from problem
+        try:
+            yield
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
