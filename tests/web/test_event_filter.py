@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from qlora_chat.web import events
+from qlora_chat.web import event_filter
 from qlora_chat.web.event_filter import CANCEL, JOIN, LARGEST_NUMBER, RUN, Event, Field, PageEvents
 from qlora_chat.web.parts import LONGEST
 
@@ -147,11 +147,11 @@ def test_a_session_has_a_short_name_that_can_be_shown(path: str, name: object) -
 
 
 def test_the_events_of_a_session_that_there_is_are_gradios_business() -> None:
-    assert ask("GET", f"{events.QUEUE_DATA}?session_hash=tab").json() is None
-    assert "session_not_found" in ask("GET", f"{events.QUEUE_DATA}?session_hash=other").text
-    assert ask("GET", f"{events.QUEUE_DATA}?session_hash=%00").status_code == 422
-    assert ask("GET", f"{events.HEARTBEAT}tab").status_code == 200
-    assert ask("GET", f"{events.HEARTBEAT}{'s' * 65}").status_code == 422
+    assert ask("GET", f"{event_filter.QUEUE_DATA}?session_hash=tab").json() is None
+    assert "session_not_found" in ask("GET", f"{event_filter.QUEUE_DATA}?session_hash=other").text
+    assert ask("GET", f"{event_filter.QUEUE_DATA}?session_hash=%00").status_code == 422
+    assert ask("GET", f"{event_filter.HEARTBEAT}tab").status_code == 200
+    assert ask("GET", f"{event_filter.HEARTBEAT}{'s' * 65}").status_code == 422
 
 
 LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=120), st.just(FILE))
@@ -184,6 +184,6 @@ def test_any_bytes_are_refused(body: bytes) -> None:
 
 
 def test_the_page_does_not_remember_a_system_text_that_the_server_would_refuse() -> None:
-    script = Path(events.__file__).with_name("page.js").read_text()
+    script = Path(event_filter.__file__).with_name("page.js").read_text()
     assert re.findall(r"const LONGEST_SYSTEM = (\d+);", script) == [str(LONGEST["system"])]
     assert 6 * LONGEST["system"] < LONGEST["memory"], "a character takes up to six as JSON"

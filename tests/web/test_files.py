@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from qlora_chat.settings import gradio_folder
-from qlora_chat.web.events import PageEvents
+from qlora_chat.web.event_filter import PageEvents
 from qlora_chat.web.files import FolderError, leave_files_alone, private_folder
 from tests.fakes import ScriptedEngine
 

@@ -15,9 +15,9 @@ from qlora_chat.chat import Chat
 from qlora_chat.settings import SAMPLING_RANGES
 from qlora_chat.web import render
 from qlora_chat.web.event_filter import Event, Field
+from qlora_chat.web.features import PageFeatures
 from qlora_chat.web.feedback import THUMBS, FeedbackHandlers, Panel, lay_out_panel
 from qlora_chat.web.handlers import Handlers
-from qlora_chat.web.features import PageFeatures
 from qlora_chat.web.parts import LONGEST, SAMPLING_NAMES, Parts
 from qlora_chat.web.sessions import Sessions
 

@@ -140,9 +140,9 @@ def test_the_kernels_arguments_are_declared_alike_in_python_and_in_cuda() -> Non
     from qlora_chat.engines.cuda.runtime import arguments
     from qlora_chat.engines.cuda.runtime.driver import SOURCES
 
-    for name, source in (("Product", "product"), ("Unpack", "product"), ("Attend", "attend"), ("Settle", "attend"),
-                         ("Embed", "choose"), ("Choose", "choose"), ("AddNorm", "prompt"), ("Rotate", "prompt"),
-                         ("SiluTimesUp", "prompt")):  # fmt: skip
+    for name, source in (("Product", "gemv"), ("Unpack", "gemv"), ("Attend", "attention"), ("Settle", "attention"),
+                         ("Embed", "sampling"), ("Choose", "sampling"), ("AddNorm", "prefill"), ("Rotate", "prefill"),
+                         ("SiluTimesUp", "prefill")):  # fmt: skip
         text = (SOURCES / f"{source}.cu").read_text()
         body = re.search(rf"^struct {name} {{(.*?)^}};", text, re.MULTILINE | re.DOTALL)
         assert body, name
