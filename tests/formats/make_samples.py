@@ -64,8 +64,8 @@ class Maker:
         """Nothing of the user's."""
         known = {name: os.environ[name] for name in ("PATH", "LANG", "LD_LIBRARY_PATH", "PYTHONPATH") if name in os.environ}
         return {
-            **known, "PYTHONPATH": str(ROOT / "src"), "HOME": str(self.scratch), "HF_HOME": str(self.scratch / "hf"), "TZ": "UTC",
-            "HF_HUB_OFFLINE": "1", "QLORA_CHAT_CACHE": str(self.scratch / "cache"), **more,
+            **known, "PYTHONPATH": str(ROOT / "src"), "HOME": str(self.scratch), "HF_HOME": str(self.scratch / "hf"),
+            "TZ": "UTC", "HF_HUB_OFFLINE": "1", "QLORA_CHAT_CACHE": str(self.scratch / "cache"), **more,
         }  # fmt: skip
 
     def start(self, *arguments: str, **more: str) -> subprocess.Popen[str]:
@@ -161,8 +161,9 @@ def make_models(maker: Maker) -> None:
     short = [line for line in lines if len(json.loads(line)["messages"]) == 2]
     (folder / "dialogues.jsonl").write_text("\n".join(short[:16]) + "\n")
     tuned = [
-        "train", "--base", "base", "--data", "dialogues.jsonl", "--r", "4", "--alpha", "8", "--batch", "4", "--max-length", "64",
-        "--steps", "30", "--save-every", "2", "--eval-every", "10", "--held-out", "0.2", "--learning-rate", "0.002",
+        "train", "--base", "base", "--data", "dialogues.jsonl", "--r", "4", "--alpha", "8", "--batch", "4",
+        "--max-length", "64", "--steps", "30", "--save-every", "2", "--eval-every", "10", "--held-out", "0.2",
+        "--learning-rate", "0.002",
         "--device", "cpu",
     ]  # fmt: skip
     maker.run(*tuned, "--out", "adapter")
@@ -315,7 +316,8 @@ def make_histories(maker: Maker) -> None:
 
         maker.run("chat", *there, *database[:1], "sqlite:///sealed.db", typed="Is this secret?\n/exit",
                   QLORA_CHAT_HISTORY_KEY=HISTORY_KEY, **waits)  # fmt: skip
-        maker.run("chat", *there, "--history", "jsonl:plain", typed="Plain files, please.\nWhere is the lighthouse?\n/retry\n/exit",
+        typed = ["Plain files, please.", "Where is the lighthouse?", "/retry", "/exit"]
+        maker.run("chat", *there, "--history", "jsonl:plain", typed="\n".join(typed),
                   LOGGING_OUTBOX="outbox.db", **waits)  # fmt: skip
     rate(maker)
     erase_one(maker, database, waits)
@@ -397,8 +399,9 @@ def rate(maker: Maker) -> None:
     with closing(keeping):
         for _ in chat.reply(Conversation(), "Whose is this?", Sampling(seed=5), owner="f" * 64):
             pass
+        thanks = {"rating": 1, "edited": "On the north coast, above the harbour.", "comment": "Nearly: schön!"}
         for title, said in (
-            ("Where is the lighthouse?", {"rating": 1, "edited": "On the north coast, above the harbour.", "comment": "Nearly: schön!"}),
+            ("Where is the lighthouse?", thanks),
             ("Say hello", {"rating": -1}),
         ):  # fmt: skip
             found = next(each["id"] for each in listed if each["title"].startswith(title))
