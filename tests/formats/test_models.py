@@ -159,7 +159,9 @@ def test_a_merged_model_is_talked_with(run: Run) -> None:
 
 
 def test_a_merge_now_writes_the_files_of_the_sample(run: Run, samples: Path) -> None:
-    run("merge", *BOTH, "--out", "again", "--form", "bf16", "--data", "dialogues.jsonl", "--force")
+    dialogues = (samples / "dialogues.jsonl").read_text().splitlines(keepends=True)
+    (samples / "few.jsonl").write_text("".join(dialogues[:2]))
+    run("merge", *BOTH, "--out", "again", "--form", "bf16", "--data", "few.jsonl", "--force")
     again, before = samples / "again", samples / "merged"
     assert {path.name for path in again.iterdir()} == {path.name for path in before.iterdir()}
     assert stable(read(again / RECORD)) == stable(read(before / RECORD))
