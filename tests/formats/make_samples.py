@@ -378,11 +378,11 @@ def cut_off(maker: Maker, server: ScriptedServer, options: tuple[str, ...]) -> N
 def opened(maker: Maker, url: str) -> Any:
     """A chat over the history, as the page has it."""
     from qlora_chat.chat import Chat
-    from qlora_chat.cli.opening import Keeping
+    from qlora_chat.cli.open import Persistence
     from qlora_chat.prompt import DEFAULT_FORMAT
     from qlora_chat.settings import HistorySettings, LogSettings
 
-    keeping = Keeping(HistorySettings(url), LogSettings(url=NOBODY_LISTENS, version=2), patience=1.0)
+    keeping = Persistence(HistorySettings(url), LogSettings(url=NOBODY_LISTENS, version=2), patience=1.0)
     return keeping, Chat(ScriptedEngine("Mine alone."), DEFAULT_FORMAT, keeping.store, keeping.recorder)
 
 
