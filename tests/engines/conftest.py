@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
+from qlora_chat.engines.cpu.build import available_isas
 from qlora_chat.models import LoadedModel
 from qlora_chat.models.load import load
 from qlora_chat.models.locate import BUNDLED
 from qlora_chat.settings import ModelSettings
+
+ISAS = ("native", *available_isas())
+"""Variants of the CPU backend that this machine can run: all that the CPU has, and each QLORA_CHAT_CPU_ISA below that."""
+
+
+@contextmanager
+def assumed(isa: str) -> Iterator[str]:
+    """The CPU backend restricted to a variant, whatever the environment says."""
+    with pytest.MonkeyPatch.context() as patch:
+        if isa == "native":
+            patch.delenv("QLORA_CHAT_CPU_ISA", raising=False)
+        else:
+            patch.setenv("QLORA_CHAT_CPU_ISA", isa)
+        yield isa
+
+
+@pytest.fixture(scope="module", params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each variant of the CPU backend in turn, torch's pass among them."""
+    with assumed(request.param) as isa:
+        yield isa
+
+
+@pytest.fixture(scope="module", params=[each for each in ISAS if each != "plain"])
+def compiled_isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each variant in C++."""
+    with assumed(request.param) as isa:
+        yield isa
 
 
 @pytest.fixture(scope="session")

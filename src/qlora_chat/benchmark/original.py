@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qlora_chat.benchmark import BenchmarkError
 from qlora_chat.benchmark.shapes import RandomTensors, linears
-from qlora_chat.models.weights.llama import quiet_bitsandbytes
+from qlora_chat.models.weights.llama import choose_cpu_product, quiet_bitsandbytes
 from qlora_chat.settings import Sampling
 
 
@@ -50,6 +50,7 @@ def _four_bit(tensors: Mapping[str, Tensor], name: str, device: torch.device) ->
     out_features, in_features = weight.quant_state.shape
     linear = Linear4bit(in_features, out_features, bias=False, compute_dtype=torch.bfloat16, device="meta")
     linear.weight = weight
+    choose_cpu_product(linear)
     return linear
 
 

@@ -8,6 +8,7 @@ from qlora_chat.settings.checks import SettingsError, adapter_name, is_loopback
 from qlora_chat.settings.environment import (
     api_tokens,
     cache_folder,
+    cpu_isa,
     engine_settings,
     gradio_folder,
     history_settings,
@@ -21,15 +22,26 @@ from qlora_chat.settings.environment import (
     receiver_settings,
     traces_endpoint,
 )
-from qlora_chat.settings.model import AdapterMode, Device, EngineSettings, KVCacheDtype, ModelSettings, Precision
+from qlora_chat.settings.model import (
+    CPU_ISAS,
+    AdapterMode,
+    CpuIsa,
+    Device,
+    EngineSettings,
+    KVCacheDtype,
+    ModelSettings,
+    Precision,
+)
 from qlora_chat.settings.persistence import HistorySettings, LogSettings
 from qlora_chat.settings.sampling import SAMPLING_RANGES, Range, Sampling
 from qlora_chat.settings.server import DEFAULT_PORT, ReceiverSettings, ServeSettings
 
 __all__ = [
+    "CPU_ISAS",
     "DEFAULT_PORT",
     "SAMPLING_RANGES",
     "AdapterMode",
+    "CpuIsa",
     "Device",
     "EngineSettings",
     "HistorySettings",
@@ -45,6 +57,7 @@ __all__ = [
     "adapter_name",
     "api_tokens",
     "cache_folder",
+    "cpu_isa",
     "engine_settings",
     "gradio_folder",
     "history_settings",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_chat.settings.checks import SettingsError
-from qlora_chat.settings.model import EngineSettings, server_url
+from qlora_chat.settings.model import CPU_ISAS, CpuIsa, EngineSettings, server_url
 from qlora_chat.settings.persistence import HistorySettings, LogSettings
 from qlora_chat.settings.server import ReceiverSettings
 
@@ -106,6 +106,18 @@ def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
     if own := environ.get("QLORA_CHAT_CACHE"):
         return Path(own).expanduser()
     return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qlora-chat"
+
+
+def cpu_isa(environ: Mapping[str, str] = os.environ) -> CpuIsa | None:
+    """The instructions that the CPU backend may assume, from QLORA_CHAT_CPU_ISA; None for all that the CPU has.
+
+    SettingsError for an unknown name. Whether the CPU has them is for the backend to say.
+    """
+    text = environ.get("QLORA_CHAT_CPU_ISA", "").strip().lower()
+    named = next((each for each in CPU_ISAS if each == text), None)
+    if text and named is None:
+        raise SettingsError(f"QLORA_CHAT_CPU_ISA is {text[:80]!r}, but must be one of {', '.join(CPU_ISAS)}, or unset")
+    return named
 
 
 def hub_cache_folder(environ: Mapping[str, str] = os.environ) -> Path:

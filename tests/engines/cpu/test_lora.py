@@ -81,7 +81,7 @@ class Host:
 
 
 @pytest.fixture(scope="module", params=["four bits", "bf16", "float32"])
-def host(request: pytest.FixtureRequest) -> Host:
+def host(request: pytest.FixtureRequest, compiled_isa: str) -> Host:
     return Host(request.param)
 
 

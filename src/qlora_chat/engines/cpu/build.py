@@ -2,6 +2,7 @@
 
 Scope: compiler, flags, cache. A library is named by everything it was made of (sources, flags, compiler, CPU), written
 under another name and renamed when whole. A machine on which it cannot be made is told so once, and remembered.
+QLORA_CHAT_CPU_ISA restricts the instructions, so that every variant can be tested on a machine that has more.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ from functools import cache
 from pathlib import Path
 
 from qlora_chat.models import Notify
-from qlora_chat.settings import cache_folder
+from qlora_chat.settings import CPU_ISAS, CpuIsa, SettingsError, cache_folder, cpu_isa
 
 SOURCES = Path(__file__).parent / "csrc"
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC", "-pthread")
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-shared", "-fPIC", "-pthread")
 """No -ffast-math: a NaN must reach the logits. No contraction: scales are decoded as bitsandbytes decodes them."""
 COMPILERS = ("c++", "g++", "clang++")
-NEEDED = {"avx2", "fma", "f16c"}
+AVX2 = ("avx2", "fma", "f16c")
+AVX512 = (*AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq")
+INSTRUCTIONS: dict[CpuIsa | None, tuple[str, ...]] = {None: AVX2, "avx512": AVX512, "avx2": AVX2, "plain": ()}
+"""The CPU features that a library for each QLORA_CHAT_CPU_ISA needs, as /proc/cpuinfo and compilers name them."""
 SECONDS = 300
 
 
@@ -32,22 +36,47 @@ class BuildError(RuntimeError):
 
 
 def library(notify: Notify, folder: Path | None = None) -> ctypes.CDLL | None:
-    """The compiled library, made now if need be; None where it cannot be had, which is said once for each reason."""
+    """The compiled library, made now if need be; None where it cannot be had, which is said once for each reason, and
+    where QLORA_CHAT_CPU_ISA is plain. SettingsError where that variable names instructions that this CPU lacks."""
+    isa = cpu_isa()
+    if isa == "plain":
+        return None
+    if isa and isa not in available_isas():
+        raise SettingsError(
+            f"QLORA_CHAT_CPU_ISA is {isa!r}, but this CPU lacks {', '.join(_lacking(isa))}: "
+            f"set it to {' or '.join(available_isas())}, or unset it"
+        )
     folder = folder or cache_folder() / "kernels"
     try:
-        return _found_or_made(folder, notify)
+        return _found_or_made(folder, isa, notify)
     except (BuildError, OSError) as problem:
         _say_once(folder, str(problem), notify)
         return None
 
 
-def _found_or_made(folder: Path, notify: Notify) -> ctypes.CDLL:
+def available_isas() -> tuple[CpuIsa, ...]:
+    """The values of QLORA_CHAT_CPU_ISA that this CPU can run."""
+    return tuple(each for each in CPU_ISAS if not _lacking(each))
+
+
+def _lacking(isa: CpuIsa | None) -> list[str]:
+    return [each for each in INSTRUCTIONS[isa] if each not in _cpu_features()]
+
+
+def _flags(isa: CpuIsa | None) -> tuple[str, ...]:
+    """All that the CPU has, or nothing beyond the named instructions."""
+    if isa is None:
+        return (*FLAGS, "-march=native")
+    return (*FLAGS, "-march=x86-64", "-mtune=native", *(f"-m{each}" for each in INSTRUCTIONS[isa]))
+
+
+def _found_or_made(folder: Path, isa: CpuIsa | None, notify: Notify) -> ctypes.CDLL:
     if not _cpu_features():
         raise BuildError("this system does not tell what its CPU can (there is no x86 /proc/cpuinfo)")
-    if missing := NEEDED - _cpu_features():
-        raise BuildError(f"this CPU lacks {', '.join(sorted(missing))}")
+    if missing := _lacking(isa):
+        raise BuildError(f"this CPU lacks {', '.join(missing)}")
     compiler = _compiler()
-    target = folder / f"cpu-{_key(compiler)}.so"
+    target = folder / f"cpu-{_key(compiler, isa)}.so"
     if target.exists():
         return ctypes.CDLL(str(target))
     failed = target.with_suffix(".failed")
@@ -55,7 +84,7 @@ def _found_or_made(folder: Path, notify: Notify) -> ctypes.CDLL:
         raise BuildError(f"{compiler} could not compile it; what it said is in {failed}")
     with _workplace(folder, notify) as (unfinished, kept):
         made = unfinished / target.name
-        said = _run([compiler, *FLAGS, str(SOURCES / "forward.cpp"), "-o", str(made)])
+        said = _run([compiler, *_flags(isa), str(SOURCES / "forward.cpp"), "-o", str(made)])
         if not made.exists() and kept:
             failed.write_text(said)
             raise BuildError(f"{compiler} could not compile it; what it said is in {failed}")
@@ -98,12 +127,12 @@ def _compiler() -> str:
     return found
 
 
-def _key(compiler: str) -> str:
+def _key(compiler: str, isa: CpuIsa | None = None) -> str:
     """Of everything that the result depends on."""
     made_of = hashlib.sha256()
     for source in sorted((*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp"))):
         made_of.update(source.read_bytes())
-    made_of.update(" ".join((*FLAGS, compiler, _run([compiler, "--version"]))).encode())
+    made_of.update(" ".join((*_flags(isa), compiler, _run([compiler, "--version"]))).encode())
     made_of.update(" ".join(sorted(_cpu_features())).encode() + _cpu_name().encode())
     return made_of.hexdigest()[:20]
 

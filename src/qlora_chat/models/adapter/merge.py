@@ -20,7 +20,7 @@ from torch import Tensor
 from qlora_chat.models import ModelError
 from qlora_chat.models.adapter.merge_loss import HeldOut, Passage
 from qlora_chat.models.folders import Base
-from qlora_chat.models.weights.llama import quiet_bitsandbytes
+from qlora_chat.models.weights.llama import BLOCK, choose_cpu_product, quiet_bitsandbytes
 from qlora_chat.models.weights.shards import Named, finite
 
 
@@ -74,7 +74,7 @@ def folder_logits(folder: Path, device: str, text: HeldOut) -> Tensor:
 def _load(folder: Path, device: str) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.bfloat16,
         device_map={"": device},
@@ -82,6 +82,27 @@ def _load(folder: Path, device: str) -> Any:
         local_files_only=True,
         trust_remote_code=False,
     )
+    if device == "cpu":
+        _prepare_for_cpu(model, folder)
+    return model
+
+
+def _prepare_for_cpu(model: Any, folder: Path) -> None:
+    """Let every 4-bit product compute on any CPU. ModelError where bitsandbytes would misread the weights there."""
+    for name, module in model.named_modules():
+        if not _in_four_bits(module):
+            continue
+        if module.in_features % BLOCK:
+            raise ModelError(
+                f"{name} of {folder} has rows of {module.in_features} weights, and bitsandbytes reads NF4 on a CPU in rows of "
+                f"whole blocks of {BLOCK} only: merge on a card, or serve the adapter unmerged (--adapter-mode exact)"
+            )
+        choose_cpu_product(module)
+
+
+def _in_four_bits(module: Any) -> bool:
+    """Whether it is bitsandbytes' 4-bit linear."""
+    return hasattr(module, "compute_dtype")
 
 
 def _with_adapter(model: Any, adapter: Path) -> Any:
@@ -142,7 +163,7 @@ def _widened(model: Any) -> Iterator[None]:
     """
     hooks: list[Any] = []
     for module in model.modules():
-        if hasattr(module, "compute_dtype"):  # bitsandbytes' 4-bit linear
+        if _in_four_bits(module):
             module.compute_dtype = torch.float32
         if any(each.dtype == torch.bfloat16 for each in module.parameters(recurse=False)):
             hooks.append(module.register_forward_pre_hook(lambda at, _: _convert(at, torch.bfloat16, torch.float32)))

@@ -24,6 +24,7 @@ from torch import Tensor
 from qlora_chat.models import ModelError
 from qlora_chat.models.weights.checkpoint import Checkpoint
 from qlora_chat.models.weights.shape import LlamaShape
+from qlora_chat.settings import cpu_isa
 
 Linear = Callable[[Tensor], Tensor]
 """(N, in) -> (N, out)."""
@@ -125,7 +126,8 @@ class NF4:
     """x W^T + b with W in 4 bits as bitsandbytes stores it (QLoRA, Dettmers 2023): blocks of 64, double quantisation.
 
     Kernels of our own read the tensors; called, it is bitsandbytes' product, which may lay them out anew for its own use:
-    read them before the first call. bitsandbytes is imported at the first call.
+    read them before the first call. bitsandbytes is imported at the first call. On a CPU bitsandbytes misreads rows that are
+    no whole number of blocks; these are dequantised here.
     """
 
     outputs: int
@@ -165,16 +167,18 @@ class NF4:
 
     def dequantised(self) -> Tensor:
         """(outputs, inputs) float32: exactly code times absmax, in the order of bitsandbytes' own roundings."""
-        both = self.packed.flatten().int()
-        values = self.code[torch.stack((both >> 4, both & 15), dim=-1).flatten()]
+        both, count = self.packed.flatten().int(), self.outputs * self.inputs
+        values = self.code[torch.stack((both >> 4, both & 15), dim=-1).flatten()][:count]
         absmax = self.absmax
         if self.nested_absmax is not None and self.nested_code is not None:
             factors = self.nested_absmax.repeat_interleave(NESTED)[: len(absmax)]
             absmax = self.nested_code[absmax.int()] * factors + self.offset
-        return (values.view(-1, BLOCK) * absmax[:, None]).view(self.outputs, self.inputs)
+        return (values * absmax.repeat_interleave(BLOCK)[:count]).view(self.outputs, self.inputs)
 
     @cached_property
     def _linear(self) -> Linear:
+        if self.packed.device.type == "cpu" and self.inputs % BLOCK:
+            return lambda x: torch.nn.functional.linear(x, self.dequantised().to(x.dtype), self.bias)
         quiet_bitsandbytes()
         from bitsandbytes.nn.modules import Linear4bit, Params4bit
 
@@ -182,6 +186,7 @@ class NF4:
         weight: Any = Params4bit.from_prequantized(self.packed, parts, device=str(self.packed.device))
         linear = Linear4bit(self.inputs, self.outputs, bias=False, compute_dtype=self.dtype, device="meta")
         linear.weight = weight
+        choose_cpu_product(linear)
         if self.bias is not None:
             linear.bias = torch.nn.Parameter(self.bias, requires_grad=False)
         return linear.eval()
@@ -235,6 +240,13 @@ class Adapter:
         rank = config["r"]
         scaling = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
         return Adapter(Checkpoint(folder), scaling)
+
+
+def choose_cpu_product(linear: Any) -> None:
+    """Keep a Linear4bit of bitsandbytes from its product for avx512_bf16 where that asserts (outputs that are no multiple of
+    32), and where QLORA_CHAT_CPU_ISA forbids those instructions. It then dequantises and multiplies, as on any other CPU."""
+    if linear.out_features % 32 or cpu_isa():
+        linear.support_avx512bf16_for_cpu = False
 
 
 def quiet_bitsandbytes() -> None:
