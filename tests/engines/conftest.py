@@ -16,32 +16,30 @@ from qlora_chat.models.locate import BUNDLED
 from qlora_chat.settings import ModelSettings
 
 ISAS = ("native", *available_isas())
-"""Variants of the CPU backend that this machine can run: all that the CPU has, and each QLORA_CHAT_CPU_ISA below that."""
+"""Variants of the CPU backend that this machine can run: all that the CPU has, and each QLORA_CHAT_CPU_ISA."""
 
 
 @contextmanager
-def assumed(isa: str) -> Iterator[str]:
-    """The CPU backend restricted to a variant, whatever the environment says."""
+def assume_isa(isa: str) -> Iterator[None]:
+    """Restrict the CPU backend to one of ISAS, whatever the environment says."""
     with pytest.MonkeyPatch.context() as patch:
         if isa == "native":
             patch.delenv("QLORA_CHAT_CPU_ISA", raising=False)
         else:
             patch.setenv("QLORA_CHAT_CPU_ISA", isa)
-        yield isa
+        yield
 
 
 @pytest.fixture(scope="module", params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each variant of the CPU backend in turn, torch's pass among them."""
-    with assumed(request.param) as isa:
-        yield isa
+def isa(request: pytest.FixtureRequest) -> str:
+    """Each variant of the CPU backend in turn, torch's pass (plain) among them."""
+    return request.param
 
 
 @pytest.fixture(scope="module", params=[each for each in ISAS if each != "plain"])
-def compiled_isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each variant in C++."""
-    with assumed(request.param) as isa:
-        yield isa
+def compiled_isa(request: pytest.FixtureRequest) -> str:
+    """Each variant in C++ in turn."""
+    return request.param
 
 
 @pytest.fixture(scope="session")

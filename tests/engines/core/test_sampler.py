@@ -16,6 +16,7 @@ from qlora_chat.engines.core.scheduler import Choose
 from qlora_chat.engines.cpu.build import library
 from qlora_chat.engines.cpu.sampler import CpuSampler
 from qlora_chat.settings import Sampling
+from tests.engines.conftest import assume_isa
 
 VOCABULARY = 1000
 
@@ -35,7 +36,12 @@ def sample(isa: str) -> Choose:
     """The variants that must choose alike."""
     if isa == "plain":
         return choose_in_torch
-    compiled = library(lambda line: None)
+    return compiled_chooser(isa)
+
+
+def compiled_chooser(isa: str) -> CpuSampler:
+    with assume_isa(isa):
+        compiled = library(lambda line: None)
     if compiled is None:
         pytest.skip("no compiler or no AVX2 here")
     return CpuSampler(compiled)
@@ -87,14 +93,12 @@ def test_each_row_has_settings_of_its_own_and_company_changes_nothing(sample: Ch
 
 
 def test_both_choose_the_same_token_for_the_same_draw(compiled_isa: str) -> None:
-    compiled = library(lambda line: None)
-    if compiled is None:
-        pytest.skip("no compiler or no AVX2 here")
+    compiled = compiled_chooser(compiled_isa)
     generator = torch.Generator().manual_seed(11)
     logits = 5 * torch.randn(200, 2 * VOCABULARY + 7, generator=generator)  # fills no vector
     draws = torch.rand(200, generator=generator).tolist()
     choices = [SamplerInput(SETTINGS[row % len(SETTINGS)], None, draw) for row, draw in enumerate(draws)]
-    same = [a == b for a, b in zip(CpuSampler(compiled)(logits, choices), choose_in_torch(logits, choices), strict=True)]
+    same = [a == b for a, b in zip(compiled(logits, choices), choose_in_torch(logits, choices), strict=True)]
     assert sum(same) >= 199, "apart only where a draw falls on the border between two tokens"
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ from qlora_chat.engines.eager.forward import Forward
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models import LoadedModel
 from qlora_chat.prompt import Prompt
-from qlora_chat.settings import Sampling, cache_folder
+from qlora_chat.settings import Sampling, SettingsError, cache_folder
 from qlora_chat.stopping import Stops
 
 START = """
@@ -95,7 +97,7 @@ def test_it_compiles_for_a_cpu_with_avx512_too(cpu: str) -> None:
     gcc = shutil.which("g++")
     if gcc is None:
         pytest.skip("no g++ here")
-    flags = [flag for flag in build.FLAGS if flag not in ("-march=native", "-shared")]
+    flags = [flag for flag in build.FLAGS if flag != "-shared"]
     command = [gcc, *flags, "-fsyntax-only", "-Wall", "-Werror", f"-march={cpu}", str(build.SOURCES / "step.cpp")]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert (run.returncode, run.stderr) == (0, "")
@@ -104,21 +106,50 @@ def test_it_compiles_for_a_cpu_with_avx512_too(cpu: str) -> None:
 def test_other_sources_another_compiler_or_another_cpu_make_another_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = {build._key("c++")}
+    keys = {build._key("c++"), build._key("c++", "avx2")}
     monkeypatch.setattr(build, "_cpu_name", lambda: "another")
     keys.add(build._key("c++"))
     keys.add(build._key(compiler(tmp_path, "echo version 99")))
     (tmp_path / "step.cpp").write_text("// changed")
     monkeypatch.setattr(build, "SOURCES", tmp_path)
     keys.add(build._key("c++"))
-    assert len(keys) == 4
+    assert len(keys) == 5
+
+
+def lanes(library: Any) -> str:
+    library.cpu_lanes.restype = ctypes.c_char_p
+    return library.cpu_lanes().decode()
+
+
+@pytest.mark.parametrize("isa", [each for each in build.available_isas() if each != "plain"])
+def test_fewer_instructions_can_be_assumed_than_the_cpu_has(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QLORA_CHAT_CPU_ISA", isa)
+    restricted = build.library(lambda line: None)
+    if restricted is None:
+        pytest.skip("no compiler here")
+    assert lanes(restricted) == isa
+    monkeypatch.delenv("QLORA_CHAT_CPU_ISA")
+    assert lanes(build.library(lambda line: None)).startswith("avx512" if "avx512" in build.available_isas() else "avx2")
+
+
+def test_plain_compiles_nothing_and_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
+    monkeypatch.setenv("QLORA_CHAT_CPU_ISA", "plain")
+    assert build.library(said.append, tmp_path) is None
+    assert said == list(tmp_path.iterdir()) == []
+
+
+def test_instructions_that_the_cpu_lacks_are_refused_with_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "_cpu_features", lambda: {*build.AVX2, "avx512f"})
+    monkeypatch.setenv("QLORA_CHAT_CPU_ISA", "avx512")
+    with pytest.raises(SettingsError, match="is 'avx512', but this CPU lacks avx512bw, avx512vl, avx512dq: .* avx2 or plain"):
+        build.library(lambda line: None)
 
 
 def test_a_compiler_that_fails_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
     counted = tmp_path / "count"
     failing = compiler(tmp_path, f'case "$1" in --version) exit;; esac; echo x >> {counted}; echo no such header >&2; exit 1')
     monkeypatch.setattr(build, "_compiler", lambda: failing)
-    monkeypatch.setattr(build, "_cpu_features", lambda: build.NEEDED)
+    monkeypatch.setattr(build, "_cpu_features", lambda: set(build.AVX2))
     folder = tmp_path / "kernels"
     for _ in range(2):
         assert build.library(said.append, folder) is None
@@ -133,7 +164,7 @@ def test_a_half_written_library_is_never_used(tmp_path: Path, monkeypatch: pytes
     """The compiler dies with its output begun: the name that a start looks for does not appear."""
     begun = compiler(tmp_path, 'case "$1" in --version) exit;; esac; kill -9 $$')
     monkeypatch.setattr(build, "_compiler", lambda: begun)
-    monkeypatch.setattr(build, "_cpu_features", lambda: build.NEEDED)
+    monkeypatch.setattr(build, "_cpu_features", lambda: set(build.AVX2))
     assert build.library(said.append, tmp_path / "kernels") is None
     assert not list((tmp_path / "kernels").glob("*.so"))
 

@@ -31,6 +31,7 @@ from qlora_chat.models.weights.llama import (
     build,
 )
 from qlora_chat.models.weights.shape import PROJECTIONS, LlamaShape
+from tests.engines.conftest import assume_isa
 from tests.engines.eager.test_forward import CONFIGS, logits_of
 
 CPU = torch.device("cpu")
@@ -42,16 +43,19 @@ CLOSE = 0.05
 """Two best logits nearer than this may change places between 4-bit weights in our arithmetic and in float32."""
 
 
-def compiled(weights: LlamaWeights, slots: int = 4) -> CpuForward:
-    made = compiled_forward(weights, KVCache(weights, slots), lambda line: None)
+def compiled(weights: LlamaWeights, slots: int = 4, isa: str = "native") -> CpuForward:
+    with assume_isa(isa):
+        made = compiled_forward(weights, KVCache(weights, slots), lambda line: None)
     if made is None:
         pytest.skip("no compiler or no AVX2 here")
     return made
 
 
-def pass_over(weights: LlamaWeights, isa: str, slots: int = 4) -> CpuForward | Forward:
-    """The pass that chats go through where the CPU backend is restricted so."""
-    return Forward(weights, KVCache(weights, slots)) if isa == "plain" else compiled(weights, slots)
+def logits_under(isa: str, weights: LlamaWeights, spans: list[Span]) -> Tensor:
+    """Logits of the pass that chats go through where the CPU backend is restricted so."""
+    with assume_isa(isa):
+        forward = Forward(weights, KVCache(weights, 4)) if isa == "plain" else compiled(weights, isa=isa)
+        return forward(spans)
 
 
 def in_float32(weights: LlamaWeights) -> LlamaWeights:
@@ -140,7 +144,7 @@ def pair(request: pytest.FixtureRequest, compiled_isa: str) -> tuple[torch.nn.Mo
         if "norm" in name or "bias" in name:
             torch.nn.init.normal_(parameter, 1.0, 0.2)  # ones and zeros would hide a norm or bias left out
     shape = LlamaShape.from_config(CONFIGS[request.param].to_dict())
-    return model, compiled(build(model.state_dict(), shape, CPU, torch.float32))
+    return model, compiled(build(model.state_dict(), shape, CPU, torch.float32), isa=compiled_isa)
 
 
 def test_every_family_gives_transformers_logits_in_any_chunks(pair: tuple[torch.nn.Module, CpuForward]) -> None:
@@ -172,10 +176,9 @@ def test_four_bits_are_read_as_bitsandbytes_wrote_them(
     stored = in_four_bits(random_tensors(ODD, bias), nested)
     weights = build(stored, LlamaShape.from_config(ODD), CPU)
     values = in_float32(weights)
-    ours = pass_over(weights, isa)
     spans = [Span(0, 0, torch.randint(0, 101, (150,)).tolist(), logits=20)]
     expected = Forward(values, KVCache(values, 4))(spans)
-    got = ours(spans)
+    got = logits_under(isa, weights, spans)
     assert_near(got, expected, 0.15 if isa == "plain" else 0.03)
     if isa != "plain":
         rounded = in_bf16(values)
@@ -187,7 +190,7 @@ def four_bits(compiled_isa: str) -> tuple[Forward, CpuForward]:
     """Random 4-bit weights of odd sizes: in float32, and compiled."""
     torch.manual_seed(2)
     weights = build(in_four_bits(random_tensors(ODD)), LlamaShape.from_config(ODD), CPU)
-    return Forward(in_float32(weights), KVCache(weights, 17)), compiled(weights, 17)
+    return Forward(in_float32(weights), KVCache(weights, 17)), compiled(weights, 17, compiled_isa)
 
 
 @pytest.mark.parametrize("count", [*range(1, 10), 16, 17])
@@ -206,10 +209,10 @@ def any_kind(request: pytest.FixtureRequest, compiled_isa: str) -> CpuForward:
     torch.manual_seed(5)
     tensors, shape = random_tensors(ODD), LlamaShape.from_config(ODD)
     if request.param == "float32":
-        return compiled(build(tensors, shape, CPU, torch.float32), 33)
+        return compiled(build(tensors, shape, CPU, torch.float32), 33, compiled_isa)
     if request.param == "bf16":
-        return compiled(build(tensors, shape, CPU), 33)
-    return compiled(build(in_four_bits(tensors), shape, CPU), 33)
+        return compiled(build(tensors, shape, CPU), 33, compiled_isa)
+    return compiled(build(in_four_bits(tensors), shape, CPU), 33, compiled_isa)
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 6, 7, 9, 16, 32])
@@ -239,7 +242,7 @@ def test_rows_of_any_length_and_number_are_computed(hidden: int, feed_forward: i
     torch.manual_seed(3)
     weights = build(in_four_bits(random_tensors(config)), LlamaShape.from_config(config), CPU)
     spans = [Span(0, 0, list(range(12)))]
-    got, exact = pass_over(weights, isa)(spans), Forward(in_float32(weights), KVCache(weights, 1))(spans)
+    got, exact = logits_under(isa, weights, spans), Forward(in_float32(weights), KVCache(weights, 1))(spans)
     assert_near(got, exact, 0.15 if isa == "plain" else 0.03)
 
 
@@ -248,7 +251,7 @@ def test_damage_shows_in_its_own_chat_only(bad: float, compiled_isa: str) -> Non
     torch.manual_seed(4)
     tensors = random_tensors(ODD)
     tensors["model.embed_tokens.weight"][7, 3] = bad
-    forward = compiled(build(in_four_bits(tensors), LlamaShape.from_config(ODD), CPU))
+    forward = compiled(build(in_four_bits(tensors), LlamaShape.from_config(ODD), CPU), isa=compiled_isa)
     healthy = [Span(0, 0, [1, 2, 3]), Span(1, 0, [4, 5])]
     alone = forward(healthy)
     logits = forward([*healthy, Span(2, 0, [6, 7])])
@@ -263,10 +266,10 @@ def demo(adapter: Adapter | None) -> LlamaWeights:
 
 
 @pytest.mark.parametrize("adapted", [pytest.param(False, marks=pytest.mark.slow), True])
-def test_greedy_tokens_are_those_of_float32(adapted: bool, prompt_for: Callable[..., Any]) -> None:
+def test_greedy_tokens_are_those_of_float32(adapted: bool, compiled_isa: str, prompt_for: Callable[..., Any]) -> None:
     """256 tokens of the demo in 4 bits, its adapter left beside it: another choice only where the two best are CLOSE."""
     weights = demo(Adapter.read(BUNDLED / "adapter") if adapted else None)
-    exact, ours = Forward(in_float32(weights), KVCache(weights, 1)), compiled(weights)
+    exact, ours = Forward(in_float32(weights), KVCache(weights, 1)), compiled(weights, isa=compiled_isa)
     ids = list(prompt_for("Tell me a short story about a cat and a boat.").ids)
     said, start = len(ids), 0
     for _ in range(256):

@@ -52,7 +52,7 @@ def held(forward: CpuForward, adapter: Adapter) -> PackedLora:
 class Host:
     """Odd sizes in one form of weights, compiled, with every adapter of RANKS and the reference of each in float32."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, isa: str) -> None:
         torch.manual_seed(6)
         tensors, shape = random_tensors(ODD), LlamaShape.from_config(ODD)
         dtype = torch.float32 if kind == "float32" else torch.bfloat16
@@ -63,7 +63,7 @@ class Host:
             return build(stored, shape, CPU, dtype, adapter)
 
         self.within = {"float32": ULP * 5, "bf16": 0.03, "four bits": 0.08}[kind]  # adapters as strong as the base, in 8 bits
-        self.forward = compiled(weights(None), 33)
+        self.forward = compiled(weights(None), 33, isa)
         self.exact: dict[str | None, Forward] = {
             name: Forward(in_float32(weights(adapter)), KVCache(weights(None), 1))
             for name, adapter in [(None, None), *adapters.items()]
@@ -82,7 +82,7 @@ class Host:
 
 @pytest.fixture(scope="module", params=["four bits", "bf16", "float32"])
 def host(request: pytest.FixtureRequest, compiled_isa: str) -> Host:
-    return Host(request.param)
+    return Host(request.param, compiled_isa)
 
 
 def texts_of(count: int, least: int = 3) -> list[list[int]]:
