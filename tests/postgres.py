@@ -68,7 +68,7 @@ def postgres() -> Iterator[Server]:
                 yield Server(by_socket, f"postgresql://postgres@127.0.0.1:{port}/postgres")
             finally:
                 server.send_signal(signal.SIGINT)  # without waiting for clients to leave
-                server.wait(20)
+                server.wait(60)
 
 
 def new_database(server: Server) -> str:
@@ -88,7 +88,7 @@ def _free_port() -> int:
 
 
 def _wait(binaries: Path, folder: Path, port: int) -> None:
-    until = time.monotonic() + 30
+    until = time.monotonic() + 60
     while subprocess.run([binaries / "pg_isready", "-q", "-h", folder, "-p", str(port), "-U", "postgres"]).returncode != 0:
         assert time.monotonic() < until, (folder / "server.log").read_text()
         time.sleep(0.05)

@@ -108,6 +108,14 @@ def test_an_exact_adapter_is_beside_an_nf4_base(given: dict[str, Any], said: str
         ModelSettings(**{"adapter_mode": "exact", **given})
 
 
+def test_fewer_cpu_instructions_are_one_of_the_named_sets_or_unset() -> None:
+    named = [settings.cpu_isa({"QLORA_CHAT_CPU_ISA": text}) for text in ("avx512", " AVX2 ", "plain", "")]
+    assert named == ["avx512", "avx2", "plain", None]
+    assert settings.cpu_isa({}) is None
+    with pytest.raises(SettingsError, match="QLORA_CHAT_CPU_ISA is 'native', but must be one of avx512, avx2, plain"):
+        settings.cpu_isa({"QLORA_CHAT_CPU_ISA": "native"})
+
+
 def test_the_environment_is_read_in_one_place() -> None:
     assert settings.log_settings({}).url is None
     assert settings.log_settings({"LOGGING_URL": ""}).url is None

@@ -194,7 +194,7 @@ def test_langchain_invokes_streams_and_counts(demo_url: str, model: str) -> None
 
 def test_open_webui_lists_models_and_streams_with_its_extra_fields(demo_url: str) -> None:
     headers = {"authorization": "Bearer none", "x-openwebui-user-name": "Ada", "x-openwebui-user-id": "1"}
-    listed = httpx.get(f"{demo_url}/v1/models", headers=headers).json()
+    listed = httpx.get(f"{demo_url}/v1/models", headers=headers, timeout=60).json()
     assert listed["object"] == "list"
     body: dict[str, Any] = {
         "model": listed["data"][0]["id"],
@@ -206,7 +206,7 @@ def test_open_webui_lists_models_and_streams_with_its_extra_fields(demo_url: str
         "chat_id": "c", "id": "m", "background_tasks": {"title_generation": True}, "tool_servers": [], "filter_ids": [],
         "metadata": {"features": {"web_search": False}},
     }  # fmt: skip
-    with httpx.stream("POST", f"{demo_url}/v1/chat/completions", json=body, headers=headers) as answer:
+    with httpx.stream("POST", f"{demo_url}/v1/chat/completions", json=body, headers=headers, timeout=60) as answer:
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/event-stream")
         assert {"chat_id", "metadata"} <= set(answer.headers["x-ignored-fields"].split(", ")), "what is not used is said"

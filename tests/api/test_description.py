@@ -39,7 +39,7 @@ def drive(served: Served, route: str, mode: schemathesis.GenerationMode, cases: 
     def send(case: schemathesis.Case) -> None:
         if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
             case.body["model"] = "scripted"  # a random name would never get further than 404
-        case.call_and_validate(checks=CHECKS, timeout=30)
+        case.call_and_validate(checks=CHECKS, timeout=60)
 
     send()
 

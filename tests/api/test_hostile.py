@@ -43,7 +43,7 @@ HOSTILE = [
 
 def post(served: Served, path: str, content: bytes | str | Iterator[bytes], **headers: str) -> httpx.Response:
     named = {"content-type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
-    return httpx.post(served.url + path, content=content, headers=named, timeout=30)
+    return httpx.post(served.url + path, content=content, headers=named, timeout=60)
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETION])
@@ -57,7 +57,7 @@ def test_a_hostile_value_is_a_client_error(scripted: Served, path: str, name: st
         "ignore_eos": {"true"},
         "stop": {'"0.5"', '"x"', "[]"},
     }.get(name, set())
-    with httpx.Client(base_url=scripted.url, headers={"content-type": "application/json"}) as client:
+    with httpx.Client(base_url=scripted.url, headers={"content-type": "application/json"}, timeout=60) as client:
         for value in HOSTILE:
             if value in allowed:
                 continue
@@ -70,7 +70,7 @@ def test_a_hostile_value_is_a_client_error(scripted: Served, path: str, name: st
 
 def test_every_parameter_of_the_description_is_tried(scripted: Served) -> None:
     """A field that is added is added here, or above, or is no number."""
-    schemas = httpx.get(f"{scripted.url}/openapi.json").json()["components"]["schemas"]
+    schemas = httpx.get(f"{scripted.url}/openapi.json", timeout=60).json()["components"]["schemas"]
     named = set(schemas["ChatRequest"]["properties"]) | set(schemas["CompletionRequest"]["properties"])
     of_text = {"model", "messages", "prompt", "user", "metadata"}
     assert named == {*NUMBERS, *OTHERS} | of_text

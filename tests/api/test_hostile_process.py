@@ -64,7 +64,7 @@ def test_hostile_bodies_cost_no_error_and_little_memory_and_are_escaped_in_the_l
         peak = next(
             int(line.split()[1]) for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "VmHWM" in line
         )
-        assert httpx.post(served.url + CHAT, json=HELLO).status_code == 200
+        assert httpx.post(served.url + CHAT, json=HELLO, timeout=60).status_code == 200
         served.written.seek(0)
         lines = served.written.read().splitlines()
     grown = peak / 2**10 - before / 2**20

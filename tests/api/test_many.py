@@ -28,8 +28,8 @@ def test_a_hundred_streams_at_once_a_thousand_requests() -> None:
         assert Counter(each.status_code for each in answers) == {200: 1000}
         assert all(each.text.endswith("data: [DONE]\n\n") for each in answers)
         overflowing = asyncio.run(many(served.url, together=300, total=300))
-        alone = httpx.post(served.url + CHAT, json=HELLO | {"stream": False}).json()["usage"]
-        metrics = httpx.get(f"{served.url}/metrics").text
+        alone = httpx.post(served.url + CHAT, json=HELLO | {"stream": False}, timeout=60).json()["usage"]
+        metrics = httpx.get(f"{served.url}/metrics", timeout=60).text
     by_status = Counter(each.status_code for each in overflowing)
     assert set(by_status) <= {200, 429}
     assert by_status[429] > 0
@@ -92,7 +92,7 @@ def test_two_hundred_clients_leave_in_mid_answer() -> None:
 
 def first_token(url: str) -> float:
     """Seconds to the first text of a stream, on a connection of its own."""
-    with httpx.Client(timeout=30, verify=False) as client:  # no certificates are read for what speaks plain HTTP
+    with httpx.Client(timeout=60, verify=False) as client:  # no certificates are read for what speaks plain HTTP
         began = time.perf_counter()
         with client.stream("POST", url + CHAT, json=HELLO) as answer:
             for line in answer.iter_lines():
@@ -133,7 +133,7 @@ def test_dawdling_clients_are_closed_and_others_do_not_notice() -> None:
 
 
 def test_every_tenth_generation_runs_out_of_memory() -> None:
-    with server(failing=10) as served, httpx.Client(base_url=served.url, timeout=30) as client:
+    with server(failing=10) as served, httpx.Client(base_url=served.url, timeout=60) as client:
         statuses = [client.post(CHAT, json=HELLO | {"stream": index % 2 == 0}).status_code for index in range(60)]
     assert statuses == ([200] * 9 + [503]) * 6
 

@@ -87,6 +87,13 @@ def test_what_cannot_be_done_is_one_clear_line(environment: dict[str, str], argu
     assert done.stdout == ""
 
 
+def test_a_cpu_instruction_set_that_does_not_exist_is_one_clear_line(environment: dict[str, str]) -> None:
+    done = run({**environment, "QLORA_CHAT_CPU_ISA": "sse9"}, "ask", "hi", "--model", "demo")
+    assert done.returncode == 1
+    assert "QLORA_CHAT_CPU_ISA is 'sse9', but must be one of avx512, avx2, plain, or unset" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_log_address_that_is_not_safe_stops_the_program_before_anything_is_loaded(environment: dict[str, str]) -> None:
     done = run({**environment, "LOGGING_URL": "http://example.com/log"}, "ask", "hi")
     assert done.returncode == 1

@@ -37,7 +37,7 @@ def test_a_server_that_is_stopped_finishes_its_streams_and_leaves_every_turn_on_
                 said = process.stderr.readline()
                 assert said, "it ended before it was ready"
             address = said.split("ready: ")[1].strip()
-            with ThreadPoolExecutor(STREAMS) as pool, httpx.Client(base_url=address) as probe:
+            with ThreadPoolExecutor(STREAMS) as pool, httpx.Client(base_url=address, timeout=60) as probe:
                 model = probe.get("/v1/models").json()["data"][0]["id"]
                 running = [pool.submit(stream, address, model, index) for index in range(STREAMS)]
                 while "qlora_chat_running 8.0" not in probe.get("/metrics").text:
@@ -48,7 +48,7 @@ def test_a_server_that_is_stopped_finishes_its_streams_and_leaves_every_turn_on_
                     pass
                 unready = time.monotonic() - asked
                 answers = [each.result() for each in running]
-            assert process.wait(30) == 0
+            assert process.wait(60) == 0
             gone = time.monotonic() - asked
             rest = process.stderr.read()
     assert all(each.endswith("data: [DONE]\n\n") and '"finish_reason":"length"' in each for each in answers)

@@ -159,7 +159,7 @@ def record(text: str = "Hi", conversation_id: str = "an-id") -> OutboxRecord:
     return OutboxRecord("turn", conversation_id, json.dumps({"conversation_id": conversation_id, "messages": text}).encode())
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Until it holds."""
     until = time.monotonic() + seconds
     while not condition():

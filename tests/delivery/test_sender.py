@@ -224,7 +224,7 @@ def test_a_name_that_is_not_resolved_ends_a_try_as_well(outbox: Outbox, monkeypa
     released = threading.Event()
 
     def no_name_server_answers(*_: object, **__: object) -> list[Any]:
-        released.wait(30)
+        released.wait(60)
         raise socket.gaierror("Temporary failure in name resolution")
 
     monkeypatch.setattr(socket, "getaddrinfo", no_name_server_answers)

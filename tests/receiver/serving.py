@@ -31,7 +31,7 @@ def receiving(store: RecordStore, settings: ReceiverSettings | None = None) -> I
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
     thread.start()
     try:
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while not server.started:
             assert thread.is_alive(), "the server did not start"
             assert time.monotonic() < until
@@ -39,7 +39,7 @@ def receiving(store: RecordStore, settings: ReceiverSettings | None = None) -> I
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(20)
+        thread.join(60)
         listening.close()
 
 
@@ -53,7 +53,7 @@ class Program:
     def kill(self) -> None:
         """As if the power went."""
         self.process.kill()
-        self.process.wait(20)
+        self.process.wait(60)
 
 
 @contextlib.contextmanager
@@ -71,7 +71,7 @@ def program(*arguments: str | Path, code: str | None = None, environ: dict[str, 
         yield Program(process, found.group(1))
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
         process.stderr.close()
 
 

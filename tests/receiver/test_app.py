@@ -204,7 +204,7 @@ def test_killed_between_storing_and_answering_it_keeps_the_record_once(sqlite_ur
     with program(sqlite_url, str(free_port()), code=KILLED_BETWEEN_STORING_AND_ANSWERING) as dying:
         with pytest.raises(requests.ConnectionError):
             session.post(f"{dying.url}/log", json=data)
-        assert dying.process.wait(20) == -9
+        assert dying.process.wait(60) == -9
     with program("--store", sqlite_url, "--port", str(free_port())) as living:
         assert session.post(f"{living.url}/log", json=data).json()["status"] == "duplicate"
         assert session.get(f"{living.url}/stats.json").json()["turns"] == 1
@@ -238,7 +238,7 @@ def test_killed_at_random_it_has_all_that_it_acknowledged_and_nothing_twice(sqli
 def test_sigterm_ends_it_cleanly(sqlite_url: str) -> None:
     with program("--store", sqlite_url, "--port", str(free_port())) as receiver:
         receiver.process.terminate()
-        assert receiver.process.wait(20) == 0
+        assert receiver.process.wait(60) == 0
 
 
 @pytest.fixture(scope="module")

@@ -91,9 +91,9 @@ def proxying(ports: Sequence[int]) -> Iterator[Proxy]:
     proxy, started = Proxy(ports), threading.Event()
     thread = threading.Thread(target=asyncio.run, args=(proxy.serve(started),), daemon=True)
     thread.start()
-    assert started.wait(10)
+    assert started.wait(60)
     try:
         yield proxy
     finally:
         proxy.stop()
-        thread.join(10)
+        thread.join(60)

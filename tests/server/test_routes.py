@@ -72,7 +72,7 @@ def test_every_route_that_the_page_does_not_need_is_denied(page: Served) -> None
         if path in NEEDED:
             continue
         concrete = path.replace("{path:path}", "x").replace("{", "").replace("}", "").replace(":path", "")
-        answer = httpx.request(method, page.url + concrete)
+        answer = httpx.request(method, page.url + concrete, timeout=60)
         assert answer.status_code in (404, 405), f"{method} {path} answered {answer.status_code}"
 
 
@@ -125,7 +125,7 @@ def test_the_list_is_of_routes_that_there_are_and_what_the_guard_lets_through() 
 
 def test_every_route_but_health_is_denied_to_strangers(locked: Served) -> None:
     """Row by row: a route that is needed and not in the list above fails here, or in the test before."""
-    with httpx.Client(base_url=locked.url) as client:
+    with httpx.Client(base_url=locked.url, timeout=60) as client:
         for method, path in [*needed_routes(), ("POST", "/login")]:
             right = {"authorization": "Bearer correct horse"}
             foreign = [
@@ -147,14 +147,14 @@ def test_every_route_but_health_is_denied_to_strangers(locked: Served) -> None:
 
 @pytest.mark.parametrize("token", ["first", "second"])
 def test_an_api_token_opens_the_api_and_nothing_else(locked: Served, token: str) -> None:
-    with httpx.Client(base_url=locked.url, headers={"authorization": f"Bearer {token}"}) as client:
+    with httpx.Client(base_url=locked.url, headers={"authorization": f"Bearer {token}"}, timeout=60) as client:
         assert client.get("/v1/models").status_code == 200
         body = {"model": "scripted", "prompt": "hi"}
         assert client.post("/v1/completions", json=body).json()["choices"][0]["text"] == "Hello there."
         for path in ("/", "/metrics", "/ready", "/config", "/openapi.json"):
             assert client.get(path).status_code == 403
         assert client.post("/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": "/nowhere"}).status_code == 403
-    missing = httpx.post(f"{locked.url}/v1/completions", json=body)
+    missing = httpx.post(f"{locked.url}/v1/completions", json=body, timeout=60)
     assert missing.status_code == 401
     assert missing.json()["error"]["type"] == "authentication_error"
 
@@ -187,13 +187,13 @@ def _answer(answers: Any, method: str) -> tuple[int, bytes]:
 
 
 def test_the_page_links_no_other_origin_and_offers_no_api(page: Served) -> None:
-    info = httpx.get(f"{page.url}/gradio_api/info").json()
+    info = httpx.get(f"{page.url}/gradio_api/info", timeout=60).json()
     assert info["named_endpoints"] == {}
-    config = httpx.get(f"{page.url}/config").json()
+    config = httpx.get(f"{page.url}/config", timeout=60).json()
     assert config["footer_links"] == []
     assert [config[each] for each in ("analytics_enabled", "mcp_server", "run_history")] == [False] * 3
-    assert "fonts.googleapis" not in httpx.get(f"{page.url}/theme.css").text
+    assert "fonts.googleapis" not in httpx.get(f"{page.url}/theme.css", timeout=60).text
 
 
 def test_the_servers_name_and_version_are_not_told(page: Served) -> None:
-    assert httpx.get(f"{page.url}/health").text == "ok"
+    assert httpx.get(f"{page.url}/health", timeout=60).text == "ok"

@@ -38,7 +38,7 @@ def page() -> Iterator[Served]:
 @cache
 def function_index(page: Served, name: str) -> int:
     """The number of the event that the element of that id triggers."""
-    config = httpx.get(f"{page.url}/config").json()
+    config = httpx.get(f"{page.url}/config", timeout=60).json()
     elements = {each["id"]: each["props"].get("elem_id") for each in config["components"]}
     for each in config["dependencies"]:
         if any(elements.get(target) == name for target, _ in each["targets"]):
@@ -50,10 +50,12 @@ def send(page: Served, text: Any, sampling: list[Any], session: str) -> str:
     """Press Send as a hostile client may; what the page would be told, as text."""
     data = [text, "", None, "", True, *sampling]
     body = json.dumps({"data": data, "fn_index": function_index(page, "send"), "session_hash": session})
-    joined = httpx.post(f"{page.url}/gradio_api/queue/join", content=body, headers={"content-type": "application/json"})
+    joined = httpx.post(
+        f"{page.url}/gradio_api/queue/join", content=body, headers={"content-type": "application/json"}, timeout=60
+    )
     if joined.status_code != 200:
         return f"{joined.status_code}: {joined.text}"
-    return httpx.get(f"{page.url}/gradio_api/queue/data", params={"session_hash": session}, timeout=20).text
+    return httpx.get(f"{page.url}/gradio_api/queue/data", params={"session_hash": session}, timeout=60).text
 
 
 def test_a_message_is_answered(page: Served) -> None:
@@ -93,7 +95,9 @@ def test_strange_text_gets_an_answer_or_a_clear_refusal(page: Served, text: str)
     ids=["empty", "deep", "bytes", "digits", "null"],
 )
 def test_broken_json_is_a_client_error(page: Served, body: bytes) -> None:
-    answer = httpx.post(f"{page.url}/gradio_api/queue/join", content=body, headers={"content-type": "application/json"})
+    answer = httpx.post(
+        f"{page.url}/gradio_api/queue/join", content=body, headers={"content-type": "application/json"}, timeout=60
+    )
     assert 400 <= answer.status_code < 500
 
 
@@ -111,7 +115,7 @@ def test_made_up_events_are_client_errors_without_a_traceback(
         change = {"event_id": [change["data"]]}  # it takes no values, and names what it cancels
     event = {"data": ["hi", "", None, "", True, *SAMPLING], "fn_index": function_index(page, "send"), "session_hash": "made-up"}
     body = json.dumps({"event_id": "none", **event, **change}).encode()
-    answer = httpx.post(f"{page.url}/gradio_api/{path}", content=body, headers={"content-type": "application/json"})
+    answer = httpx.post(f"{page.url}/gradio_api/{path}", content=body, headers={"content-type": "application/json"}, timeout=60)
     assert answer.status_code == 422
     assert capfd.readouterr().err == ""
 
@@ -214,16 +218,16 @@ def test_sigterm_lets_the_running_answer_finish_and_closes_the_engine() -> None:
     with server_process() as (process, page):
         index = function_index(page, "send")
         body = {"data": ["hi", "", None, "", True, *SAMPLING], "fn_index": index, "session_hash": "draining"}
-        assert httpx.post(f"{page.url}/gradio_api/queue/join", json=body).status_code == 200
+        assert httpx.post(f"{page.url}/gradio_api/queue/join", json=body, timeout=60).status_code == 200
         with (
-            httpx.stream("GET", f"{page.url}/gradio_api/heartbeat/draining", timeout=30),
-            httpx.stream("GET", f"{page.url}/gradio_api/queue/data", params={"session_hash": "draining"}, timeout=30) as stream,
+            httpx.stream("GET", f"{page.url}/gradio_api/heartbeat/draining", timeout=60),
+            httpx.stream("GET", f"{page.url}/gradio_api/queue/data", params={"session_hash": "draining"}, timeout=60) as stream,
         ):
             time.sleep(0.5)
             process.send_signal(signal.SIGTERM)
             told = "".join(stream.iter_text())
         assert "process_completed" in told
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
         assert "Finishing 1 answer" in out
         assert "closed stop" in out
         assert "Traceback" not in err
@@ -235,10 +239,10 @@ def test_sigterm_is_told_at_once_and_running_streams_finish() -> None:
     with server_process() as (process, page), ThreadPoolExecutor(8) as pool:
 
         def stream(_: int) -> str:
-            return httpx.post(f"{page.url}/v1/completions", json=body, timeout=30).text
+            return httpx.post(f"{page.url}/v1/completions", json=body, timeout=60).text
 
         running = [pool.submit(stream, index) for index in range(8)]
-        with httpx.Client(base_url=page.url) as probe:
+        with httpx.Client(base_url=page.url, timeout=60) as probe:
             assert probe.get("/ready").status_code == 200
             time.sleep(0.5)
             process.send_signal(signal.SIGTERM)
@@ -253,7 +257,7 @@ def test_sigterm_is_told_at_once_and_running_streams_finish() -> None:
         for each in running:
             assert each.result().endswith("data: [DONE]\n\n")
             assert '"finish_reason":"stop"' in each.result()
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=60)
         assert time.monotonic() - asked < 30
         assert "closed stop" in out
         assert err == ""
@@ -287,7 +291,7 @@ def test_while_the_model_loads_the_server_says_so_and_then_answers() -> None:
         assert process.stdout
         try:
             process.stdout.readline()
-            with httpx.Client(transport=httpx.HTTPTransport(retries=8), base_url=url, timeout=20) as client:
+            with httpx.Client(transport=httpx.HTTPTransport(retries=8), base_url=url, timeout=60) as client:
                 assert client.get("/health").text == "ok"
                 assert (client.get("/ready").status_code, client.get("/ready").text) == (503, "loading")
                 early = client.post("/v1/completions", json={"model": "scripted", "prompt": "hi"})
@@ -321,7 +325,7 @@ def test_ctrl_c_ends_an_idle_server_at_once_and_quietly() -> None:
     with server_process() as (process, _):
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
         assert time.monotonic() - began < 12, "well below what answers are waited for"
         assert "closed" in out
         assert err == ""

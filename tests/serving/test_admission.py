@@ -113,6 +113,6 @@ def test_many_threads_never_share_a_place() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert most <= 3
     assert (gate.running, gate.waiting) == (0, 0)

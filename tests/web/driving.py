@@ -39,7 +39,7 @@ def answers(page: Page) -> list[str]:
     return [text.strip() for text in page.locator("#chat .bot .message-content").all_inner_texts()]
 
 
-def wait_for(page: Page, condition: Callable[[], object], seconds: float = 5.0) -> None:
+def wait_for(page: Page, condition: Callable[[], object], seconds: float = 60.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "it did not happen"

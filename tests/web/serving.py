@@ -62,7 +62,7 @@ def serving_chat(
     thread.start()
     try:
         assert started.wait(60), "the page was not built"
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while not server[0].started:
             assert thread.is_alive(), "the server did not start"
             assert time.monotonic() < until
@@ -71,4 +71,4 @@ def serving_chat(
     finally:
         if server:
             server[0].should_exit = True
-        thread.join(20)
+        thread.join(60)

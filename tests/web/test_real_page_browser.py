@@ -37,7 +37,7 @@ def address(demo_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     process.send_signal(signal.SIGTERM)
     process.stderr.read()
     process.stderr.close()
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
 
 
 @pytest.fixture

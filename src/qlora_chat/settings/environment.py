@@ -114,10 +114,12 @@ def cpu_isa(environ: Mapping[str, str] = os.environ) -> CpuIsa | None:
     SettingsError for an unknown name. Whether the CPU has them is for the backend to say.
     """
     text = environ.get("QLORA_CHAT_CPU_ISA", "").strip().lower()
-    named = next((each for each in CPU_ISAS if each == text), None)
-    if text and named is None:
-        raise SettingsError(f"QLORA_CHAT_CPU_ISA is {text[:80]!r}, but must be one of {', '.join(CPU_ISAS)}, or unset")
-    return named
+    if not text:
+        return None
+    for isa in CPU_ISAS:
+        if isa == text:
+            return isa
+    raise SettingsError(f"QLORA_CHAT_CPU_ISA is {text[:80]!r}, but must be one of {', '.join(CPU_ISAS)}, or unset")
 
 
 def hub_cache_folder(environ: Mapping[str, str] = os.environ) -> Path:

@@ -48,7 +48,7 @@ def url(demo_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield f"http://127.0.0.1:{port}/v1", str(folder)
     finally:
         server.terminate()
-        server.wait(20)
+        server.wait(60)
 
 
 def _await(address: str, server: subprocess.Popen[bytes]) -> None:

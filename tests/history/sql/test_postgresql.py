@@ -73,7 +73,7 @@ def test_two_processes_may_open_a_new_database_at_once(history: SqlHistory, othe
         connection.exec_driver_sql("INSERT INTO facts VALUES ('seal', 'none')")
         opening.start()
         time.sleep(0.3)  # it has looked by now, and waits for this transaction
-    opening.join(20)
+    opening.join(60)
     assert problems == []
 
 
