@@ -77,6 +77,9 @@ class ScriptedStream:
     stops: Stops
     fails_after: int | None = None
     failure: str = "the script says that generation fails"
+    pauses_after: int | None = None
+    go_on: threading.Event = field(default_factory=threading.Event)
+    """Set to go on after a pause."""
     seen: list[Sampling] = field(default_factory=list)
     """The sampling in force at each token made."""
     made_at: list[float] = field(default_factory=list)
@@ -104,6 +107,8 @@ class ScriptedStream:
         began = time.perf_counter()
         ids = LetterTokenizer()
         for index, token in enumerate(self.tokens):
+            while index == self.pauses_after and not self.cancelled and not self.go_on.wait(0.01):
+                pass
             if self._cancelled.wait(self.delay) if self.delay else self.cancelled:
                 yield self._end("cancelled", began)
                 return
@@ -127,7 +132,8 @@ class ScriptedStream:
 class ScriptedEngine:
     """An Engine that answers as it is told. `answer` is a text (a word is a token) or makes one from the prompt.
 
-    Change `answer`, `delay`, `fails_after` or `failure` at any time; they hold for the answers begun afterwards.
+    Change `answer`, `delay`, `fails_after`, `failure` or `pauses_after` at any time; they hold for the answers begun
+    afterwards. An answer that pauses after some tokens goes on when `go_on` is set.
     """
 
     def __init__(
@@ -140,6 +146,8 @@ class ScriptedEngine:
     ) -> None:
         self.answer, self.delay, self.fails_after = answer, delay, fails_after
         self.failure = "the script says that generation fails"
+        self.pauses_after: int | None = None
+        self.go_on = threading.Event()
         self.info = replace(info, window=window)
         self.tokenizer = LetterTokenizer()
         self.streams: list[ScriptedStream] = []
@@ -156,6 +164,7 @@ class ScriptedEngine:
         self.adapters_asked.append(adapter)
         text = self.answer if isinstance(self.answer, str) else self.answer(prompt)
         stream = ScriptedStream(_words(text), self.delay, prompt, sampling, stops, self.fails_after, self.failure)
+        stream.pauses_after, stream.go_on = self.pauses_after, self.go_on
         self.streams.append(stream)
         return stream
 

@@ -200,6 +200,27 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(environment: dict[str, str]
     assert process.returncode == 0, errors
 
 
+HELP = """
+import contextlib, sys
+from qlora_chat.cli import main
+sys.argv = ["qlora-chat", "--help"]
+with contextlib.suppress(SystemExit):
+    main()
+print([each for each in ("torch", "gradio", "transformers", "sqlalchemy", "fastapi") if each in sys.modules])
+"""
+
+
+def test_help_waits_for_no_large_library(environment: dict[str, str]) -> None:
+    code = (
+        "import sys; from qlora_chat.cli import main; sys.argv = ['qlora-chat', '--help']\ntry: main()\nexcept SystemExit: pass"
+    )
+    told = "\nprint([each for each in ('torch', 'gradio', 'transformers', 'sqlalchemy', 'fastapi') if each in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code + told], capture_output=True, text=True, env=environment, timeout=60)
+    assert "ask" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.slow
 def test_help_answers_at_once(environment: dict[str, str]) -> None:
     times = []
     for _ in range(10):

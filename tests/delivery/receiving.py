@@ -116,8 +116,8 @@ def receiving(port: int = 0) -> Iterator[Receiver]:
 
 
 @contextmanager
-def silent(drip: bool) -> Iterator[str]:
-    """A receiver that accepts and never answers, or sends a letter of its headers now and then."""
+def silent(drip: bool, accepted: threading.Event | None = None) -> Iterator[str]:
+    """A receiver that accepts, which sets `accepted`, and never answers, or sends a letter of its headers now and then."""
     ended = threading.Event()
     listening = socket.create_server(("127.0.0.1", 0))
 
@@ -131,7 +131,7 @@ def silent(drip: bool) -> Iterator[str]:
                         connection.sendall(letter.encode())
                     except OSError:
                         return
-            ended.wait(60)
+            ended.wait(600)
 
     def accept() -> None:
         while not ended.is_set():
@@ -139,6 +139,8 @@ def silent(drip: bool) -> Iterator[str]:
                 connection, _ = listening.accept()
             except OSError:
                 return
+            if accepted:
+                accepted.set()
             threading.Thread(target=talk, args=(connection,), daemon=True).start()
 
     threading.Thread(target=accept, daemon=True).start()

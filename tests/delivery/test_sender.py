@@ -200,41 +200,38 @@ def test_a_receiver_that_never_answers_ends_each_try(drip: bool, outbox: Outbox,
     monkeypatch.setattr(http_post, "TRY_SECONDS", 0.8)
     outbox.put(record())
     with silent(drip) as url, sending(outbox, url) as log:
-        began = time.monotonic()
         wait_for(lambda: log.failures.total() >= 2)
-        assert time.monotonic() - began < 5
-        began = time.perf_counter()
-        outbox.put(record())
-        assert time.perf_counter() - began < 1, "the chat goes on meanwhile"
-    assert outbox.counts().waiting == 2
-
-
-def test_closing_cuts_a_try_off_and_keeps_its_record(outbox: Outbox) -> None:
-    outbox.put(record())
-    with silent(drip=False) as url:
-        log = LogSender(outbox, LogSettings(url), [].append)
-        time.sleep(0.3)
-        began = time.monotonic()
-        log.close(0.2)
-        assert time.monotonic() - began < min(3, http_post.ANSWER_SECONDS)
     assert outbox.counts().waiting == 1
+
+
+def test_closing_cuts_a_try_off_and_keeps_its_record(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A try that could last for ten minutes; nor does the chat, which keeps another record meanwhile, wait for it."""
+    for limit in ("CONNECT_SECONDS", "ANSWER_SECONDS", "TRY_SECONDS"):
+        monkeypatch.setattr(post, limit, 600.0)
+    trying = threading.Event()
+    outbox.put(record())
+    with silent(drip=False, accepted=trying) as url:
+        log = LogSender(outbox, LogSettings(url), [].append)
+        assert trying.wait(60)
+        outbox.put(record())
+        log.close(0.2)
+        assert log.failures.total() == 0
+    assert outbox.counts().waiting == 2
 
 
 def test_a_name_that_is_not_resolved_ends_a_try_as_well(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
 
     def no_name_server_answers(*_: object, **__: object) -> list[Any]:
-        released.wait(60)
+        released.wait(600)
         raise socket.gaierror("Temporary failure in name resolution")
 
     monkeypatch.setattr(socket, "getaddrinfo", no_name_server_answers)
     monkeypatch.setattr(http_post, "CONNECT_SECONDS", 0.3)
     outbox.put(record())
-    began = time.monotonic()
     with sending(outbox, "https://logs.example.org/") as log:
         wait_for(lambda: log.failures.total() >= 2)
         released.set()
-    assert time.monotonic() - began < 15, "two tries and what lies between them, and no resolver waited for"
     assert outbox.counts().waiting == 1
 
 

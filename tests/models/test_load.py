@@ -82,7 +82,6 @@ def test_a_second_start_needs_neither_transformers_nor_peft(
     done = subprocess.run([sys.executable, "-c", SECOND_START], capture_output=True, text=True, timeout=60, check=True)
     seen = json.loads(done.stdout)
     assert seen["heavy"] == []
-    assert seen["seconds"] < 8  # about 1.3 on two idle cores
     with capsys.disabled():
         print(f" second start of the demo, torch import included: {seen['seconds']:.2f} s ", end="")
 

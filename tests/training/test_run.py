@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import random
+import shutil
 import signal
 import time
 from collections import Counter
@@ -37,16 +38,21 @@ def digest(out: Path) -> str:
 
 def killed(line: list[str], out: Path, step: int, chance: random.Random) -> str:
     """Start, and kill -9 after the checkpoint of a step: some time later, or in the midst of the next save. -> which."""
-    process = Running(line, out.with_name("told"))
     where = chance.choice(["anywhere", "in a save"])
-    while process.alive and newest_step(out) < step:
-        time.sleep(0.001)
-    while where == "in a save" and process.alive and not saving(out):
-        time.sleep(0.0002)
-    time.sleep(chance.uniform(0, 0.05) if where == "anywhere" else chance.uniform(0, 0.003))
-    assert process.alive, out.with_name("told").read_text()
-    process.kill()
-    return "in a save" if saving(out) else "anywhere"
+    for _ in range(5):
+        process = Running(line, out.with_name("told"))
+        while process.alive and newest_step(out) < step:
+            time.sleep(0.001)
+        while where == "in a save" and process.alive and not saving(out):
+            time.sleep(0.0002)
+        time.sleep(chance.uniform(0, 0.05) if where == "anywhere" else chance.uniform(0, 0.003))
+        if process.alive:
+            process.kill()
+            return "in a save" if saving(out) else "anywhere"
+        ended = process.ended()
+        assert ended.code == 0, ended.told
+        shutil.rmtree(out)  # this process slept too long, and the run came to its end
+    pytest.fail("five runs in a row ended before they could be killed")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Playwright, Request, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Playwright, Request, expect, sync_playwright
 
 from tests.fakes import ScriptedEngine
 from tests.web.driving import opened
@@ -17,6 +17,8 @@ FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
     "--no-first-run",
 )  # fmt: skip
+
+expect.set_options(timeout=60_000)  # ends a hang, and judges no speed
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,7 @@ def engine(server: Served) -> ScriptedEngine:
 def context(browser: Browser, server: Served) -> Iterator[BrowserContext]:
     """A browser with empty storage, in which every request must go to the page's own origin."""
     context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.set_default_timeout(60_000)
     elsewhere: list[str] = []
 
     def note(request: Request) -> None:

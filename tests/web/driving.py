@@ -10,7 +10,7 @@ from playwright.sync_api import BrowserContext, Page, expect
 from tests.fakes import ScriptedEngine, ScriptedStream
 from tests.web.serving import Served
 
-LONG = " ".join(f"w{index}" for index in range(2000))
+LONG = " ".join(f"w{index}" for index in range(10_000))
 STEP = 0.01
 """Seconds a token in answers that are interrupted."""
 SETTLED = 250

@@ -169,7 +169,9 @@ def test_the_page_fits_a_phone_and_works_by_keyboard(context: BrowserContext, se
     expect(page.locator("#chat .bot")).to_have_count(1)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     for control in ("#box textarea", "#send", "#clear"):
-        assert page.locator(control).bounding_box()["x"] >= 0  # type: ignore[index]
+        expect(page.locator(control)).to_be_in_viewport(ratio=1)
+    for button in ("#send", "#retry", "#undo"):
+        expect(page.locator(button)).to_be_enabled()
     page.focus("#box textarea")
     reached = set()
     for _ in range(6):
