@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +20,14 @@ from qlora_chat.settings import ModelSettings, quiet_libraries
 from tests.postgres import Server, postgres, programs
 
 quiet_libraries()
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+"""Processes that run tests side by side, each with its share of the cores."""
+if WORKERS > 1:
+    threads = max(1, (os.cpu_count() or 1) // WORKERS)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for the programs that tests start
+    torch.set_num_threads(threads)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background would hand that on to what it starts
 hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )  # neither says anything of the program
@@ -26,8 +36,9 @@ hypothesis.settings.load_profile("any machine")
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The session's cache folder: what is merged and compiled in it is made once, and the user's own is left alone."""
-    folder = tmp_path_factory.mktemp("cache")
+    """The run's cache folder: what is merged and compiled in it is made once, and the user's own is left alone."""
+    folder = tmp_path_factory.getbasetemp().parent / "cache" if WORKERS > 1 else tmp_path_factory.mktemp("cache")
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QLORA_CHAT_CACHE", str(folder))
         yield folder

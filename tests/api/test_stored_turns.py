@@ -58,7 +58,7 @@ def keeping(server: Keeping) -> Keeping:
     """The server as new."""
     server.history.erase([each.id for each in server.history.list()])
     server.recorder.turns.clear()
-    server.engine.answer, server.engine.delay = "An answer.", 0.0
+    server.engine.answer, server.engine.delay, server.engine.pauses_after = "An answer.", 0.0, None
     server.engine.streams.clear()
     return server
 
@@ -111,14 +111,16 @@ def test_an_answer_is_kept_whole_before_its_end_is_sent(keeping: Keeping, monkey
 
 
 def test_the_question_is_kept_before_the_answer_begins(keeping: Keeping) -> None:
-    keeping.engine.answer, keeping.engine.delay = "one two three four five", 0.2
+    keeping.engine.answer, keeping.engine.pauses_after = "one two three four five", 1
     with openai.OpenAI(base_url=f"{keeping.url}/v1", api_key="none", max_retries=0) as client:
         stream = client.chat.completions.create(
             model="scripted", messages=[{"role": "user", "content": "hi"}], store=True, stream=True
         )
         next(iter(stream))
         messages = keeping.only().conversation().messages
-        assert [(each.content, each.finish_reason) for each in messages] == [("hi", None), ("", "partial")]
+        assert [(each.role, each.finish_reason) for each in messages] == [("user", None), ("assistant", "partial")]
+        assert messages[0].content == "hi"
+        assert messages[1].content in ("", "one")
         stream.close()  # the client leaves
     until = time.monotonic() + 60
     while (answer := keeping.only().conversation().messages[1]).finish_reason == "partial":

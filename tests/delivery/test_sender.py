@@ -215,7 +215,6 @@ def test_closing_cuts_a_try_off_and_keeps_its_record(outbox: Outbox, monkeypatch
         assert trying.wait(60)
         outbox.put(record())
         log.close(0.2)
-        assert log.failures.total() == 0
     assert outbox.counts().waiting == 2
 
 
