@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from qlora_chat.chat import Chat
 from qlora_chat.engines import EngineError, Finish, Piece, Stream
+from qlora_chat.engines.eager.forward import Span
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation
@@ -100,22 +101,48 @@ def test_eight_chats_together_say_what_each_says_alone(shared_engine: LocalEngin
     assert [ids_of(stream) for stream in streams] == alone
 
 
-def test_one_forward_a_step_serves_all(engine: LocalEngine, prompt_for: Callable[..., Prompt]) -> None:
+class Held:
+    """An engine whose passes from a given one on wait for `go_on`, and a note of what goes through each."""
+
+    def __init__(self, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch, before: int) -> None:
+        self.reached, self.go_on = threading.Event(), threading.Event()
+        self.passes: list[list[Span]] = []
+        scheduler = engine._scheduler
+        forward = scheduler._forward
+
+        def held(spans: list[Span]) -> torch.Tensor:
+            self.passes.append(spans)
+            if len(self.passes) == before:
+                self.reached.set()
+                assert self.go_on.wait(60)
+            return forward(spans)
+
+        monkeypatch.setattr(scheduler, "_forward", held)
+
+
+def test_one_forward_a_step_serves_all(
+    engine: LocalEngine, prompt_for: Callable[..., Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
     length, sampling = 40, Sampling(temperature=0.0, max_new_tokens=40)
+    held = Held(engine, monkeypatch, before=1)
     streams = [engine.stream(prompt_for(question), sampling, Stops()) for question in QUESTIONS]
+    held.go_on.set()
     for stream in streams:
         assert finish_of(stream).completion_tokens == length
     assert engine.forwards <= length + 12, "eight chats of 40 tokens take about 40 passes, not 320"
 
 
-def test_a_new_chat_joins_within_a_step(engine: LocalEngine, prompt_for: Callable[..., Prompt]) -> None:
-    first = iter(engine.stream(prompt_for(QUESTIONS[1]), Sampling(temperature=0.0, max_new_tokens=200), Stops()))
-    for _ in range(5):
-        next(first)
-    before = engine.forwards
-    second = iter(engine.stream(prompt_for(QUESTIONS[0]), GREEDY, Stops()))
-    next(second)
-    assert engine.forwards - before <= 4, "one pass under way, one for its prompt, and what ran while we looked"
+def test_a_new_chat_joins_within_a_step(
+    engine: LocalEngine, prompt_for: Callable[..., Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held(engine, monkeypatch, before=6)
+    first = engine.stream(prompt_for(QUESTIONS[1]), Sampling(temperature=0.0, max_new_tokens=100), Stops())
+    assert held.reached.wait(60)
+    second = engine.stream(prompt_for(QUESTIONS[0]), GREEDY, Stops())
+    held.go_on.set()
+    assert finish_of(first).completion_tokens == 100
+    assert finish_of(second).completion_tokens == 64
+    assert [len(spans) for spans in held.passes[:7]] == [1, 1, 1, 1, 1, 1, 2], "in the pass after the one under way"
 
 
 def test_an_answer_ends_where_it_should(shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]) -> None:
@@ -150,22 +177,23 @@ def test_the_same_seed_gives_the_same_answer(shared_engine: LocalEngine, prompt_
 
 
 def test_settings_changed_in_mid_answer_act_from_the_next_token(
-    shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
+    shared_engine: LocalEngine, prompt_for: Callable[..., Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From wild sampling to greedy: what follows is what greedy says after the tokens so far."""
     prompt = prompt_for(QUESTIONS[1])
+    held = Held(shared_engine, monkeypatch, before=21)
     stream = shared_engine.stream(prompt, Sampling(temperature=1.5, seed=3, max_new_tokens=80), Stops())
-    pieces = iter(stream)
-    ids = [next(pieces).token_id or 0 for _ in range(20)]
+    assert held.reached.wait(60)
     stream.update(Sampling(temperature=0.0, max_new_tokens=80))
-    rest = [piece.token_id or 0 for piece in pieces]
-    late = 4  # tokens that may have been made while this thread was between two lines
-    for overlap in range(late + 1):
-        begun = (*prompt.ids, *ids, *rest[:overlap])
-        again = ids_of(shared_engine.stream(Prompt("", begun), Sampling(temperature=0.0, max_new_tokens=60 - overlap), Stops()))
-        if again == rest[overlap:]:
-            return
-    pytest.fail("the answer did not become greedy")
+    held.go_on.set()
+    ids = ids_of(stream)
+    wild = held.passes[20][0].start + 1 - len(prompt.ids)
+    begun = (*prompt.ids, *ids[:wild])
+    assert wild >= 20
+    assert (
+        ids_of(shared_engine.stream(Prompt("", begun), Sampling(temperature=0.0, max_new_tokens=80 - wild), Stops()))
+        == ids[wild:]
+    )
 
 
 def test_cancel_ends_within_a_token_and_frees_the_place(demo_fp32: LoadedModel, prompt_for: Callable[..., Prompt]) -> None:
