@@ -2,7 +2,8 @@
 
     python bench/cpu_head.py [FILE]
 
-On the answers of models/adapter/merge_loss.py's dialogue, and on FILE's text where one is given, in windows of 512: KL in nats a token from
+On the answers of models/adapter/merge_loss.py's dialogue, and on FILE's text where one is given, in windows of 512:
+KL in nats a token from
 the bf16 head, first choices that agree, and perplexity of both. Prints JSON.
 """
 

@@ -4,7 +4,8 @@
 
 Teacher-forced: what people say is read as a prompt is, each token of an answer goes through the decode graph, as many a step
 as --rows says. Both models see the same tokens, so that no luck is in the difference. Prints JSON; exits with 1 where 8 bits
-make perplexity differ by more than 0.5 %. Without --data the text is models/adapter/merge_loss.py's dialogues, which no model was trained on.
+make perplexity differ by more than 0.5 %. Without --data the text is models/adapter/merge_loss.py's dialogues, which no
+model was trained on.
 """
 
 from __future__ import annotations
@@ -108,7 +109,8 @@ def main() -> None:
     ok = abs(figures["relative difference"]) <= MOST_DIFFERENCE
     report("kv_cache", {
         "card": torch.cuda.get_device_name(), "model": info.name, "precision": info.precision, "rows a step": chosen.rows,
-        "text": chosen.data or "models/adapter/merge_loss.py", "cache bytes a chat": {"16 bits": sizes[0], "8 bits": sizes[1]}, **figures,
+        "text": chosen.data or "models/adapter/merge_loss.py",
+        "cache bytes a chat": {"16 bits": sizes[0], "8 bits": sizes[1]}, **figures,
         "within 0.5 %": ok,
     })  # fmt: skip
     sys.exit(not ok)

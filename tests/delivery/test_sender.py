@@ -207,7 +207,7 @@ def test_a_receiver_that_never_answers_ends_each_try(drip: bool, outbox: Outbox,
 def test_closing_cuts_a_try_off_and_keeps_its_record(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """A try that could last for ten minutes; nor does the chat, which keeps another record meanwhile, wait for it."""
     for limit in ("CONNECT_SECONDS", "ANSWER_SECONDS", "TRY_SECONDS"):
-        monkeypatch.setattr(post, limit, 600.0)
+        monkeypatch.setattr(http_post, limit, 600.0)
     trying = threading.Event()
     outbox.put(record())
     with silent(drip=False, accepted=trying) as url:
