@@ -98,7 +98,7 @@ def test_it_compiles_for_a_cpu_with_avx512_too(cpu: str) -> None:
     if gcc is None:
         pytest.skip("no g++ here")
     flags = [flag for flag in build.FLAGS if flag != "-shared"]
-    command = [gcc, *flags, "-fsyntax-only", "-Wall", "-Werror", f"-march={cpu}", str(build.SOURCES / "step.cpp")]
+    command = [gcc, *flags, "-fsyntax-only", "-Wall", "-Werror", f"-march={cpu}", str(build.SOURCES / "forward.cpp")]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert (run.returncode, run.stderr) == (0, "")
 
@@ -110,7 +110,7 @@ def test_other_sources_another_compiler_or_another_cpu_make_another_library(
     monkeypatch.setattr(build, "_cpu_name", lambda: "another")
     keys.add(build._key("c++"))
     keys.add(build._key(compiler(tmp_path, "echo version 99")))
-    (tmp_path / "step.cpp").write_text("// changed")
+    (tmp_path / "forward.cpp").write_text("// changed")
     monkeypatch.setattr(build, "SOURCES", tmp_path)
     keys.add(build._key("c++"))
     assert len(keys) == 5
