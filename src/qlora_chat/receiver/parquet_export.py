@@ -5,15 +5,16 @@ Scope: columns and writing. Needs pyarrow, which is an extra.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from qlora_chat.private_files import private_opener
 from qlora_chat.receiver.database import StoreError
 from qlora_chat.receiver.turns import LoggedTurn
+from qlora_chat.text import replace_surrogates
 
 ROWS_A_GROUP = 2000
 _TEXTS = (
@@ -47,7 +48,7 @@ def export_parquet(turns: Iterable[LoggedTurn], file: Path) -> int:
     count, rows = 0, map(_row, turns)
     try:
         with (
-            os.fdopen(os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "wb") as target,
+            open(part, "wb", opener=private_opener) as target,
             parquet.ParquetWriter(target, schema, compression="zstd") as writer,
         ):
             while group := list(islice(rows, ROWS_A_GROUP)):
@@ -84,8 +85,7 @@ def _row(turn: LoggedTurn) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str | None:
-    """Parquet holds UTF-8, in which lone surrogates cannot be written."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else None
+    return replace_surrogates(value) if isinstance(value, str) else None
 
 
 def _whole(value: float | None) -> int | None:

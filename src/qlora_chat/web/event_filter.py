@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from qlora_chat.web.sayable import replace_surrogates
+from qlora_chat.text import replace_surrogates
 
 JOIN, RUN, CANCEL = "/gradio_api/queue/join", "/gradio_api/run/predict", "/gradio_api/cancel"
 QUEUE_DATA, HEARTBEAT = "/gradio_api/queue/data", "/gradio_api/heartbeat/"

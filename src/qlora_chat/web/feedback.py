@@ -13,10 +13,10 @@ import gradio as gr
 
 from qlora_chat.history import HistoryError
 from qlora_chat.messages import Message
+from qlora_chat.text import replace_surrogates
 from qlora_chat.web import render
 from qlora_chat.web.handlers import Handlers
 from qlora_chat.web.parts import Parts
-from qlora_chat.web.sayable import replace_surrogates
 from qlora_chat.web.session import Session
 
 THUMBS = ("Like", "Dislike")

@@ -20,13 +20,13 @@ from qlora_chat.engines import EngineError
 from qlora_chat.history import HistoryError, StaleConversation
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import Sampling
+from qlora_chat.text import replace_surrogates
 from qlora_chat.web import render
 from qlora_chat.web.adapter_chooser import AdapterChooser
 from qlora_chat.web.features import PageFeatures
 from qlora_chat.web.parts import SAMPLING_NAMES, Parts
 from qlora_chat.web.past_conversations import PastConversations, listed
 from qlora_chat.web.running_answer import Answering
-from qlora_chat.web.sayable import replace_surrogates
 from qlora_chat.web.session import AnswerOptions, Busy, ConversationRef, Session
 from qlora_chat.web.sessions import Sessions
 
@@ -262,7 +262,7 @@ def _sampling(values: tuple[Any, ...]) -> Sampling:
 
 
 def _asking(adapter: Any, system: Any, logged: Any, values: tuple[Any, ...]) -> AnswerOptions:
-    text = replace_surrogates(system).strip() if isinstance(system, str) else ""
+    text = replace_surrogates(system).strip()
     return AnswerOptions(_sampling(values), text or None, logged is not False, AdapterChooser.asked(adapter))
 
 

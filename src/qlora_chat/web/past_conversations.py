@@ -12,8 +12,8 @@ import gradio as gr
 
 from qlora_chat.chat import Chat
 from qlora_chat.history import HistoryError, Summary
+from qlora_chat.text import replace_surrogates
 from qlora_chat.web.parts import LONGEST
-from qlora_chat.web.sayable import replace_surrogates
 from qlora_chat.web.session import Busy, Session
 
 MOST_SHOWN = 200

@@ -12,6 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from qlora_chat.models import ModelError
+from qlora_chat.text import replace_surrogates
 
 _SENTINELS = ("\n", "\x01", ".")
 _REMEMBERED = 256
@@ -45,11 +46,11 @@ class ModelTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of text that begins a sequence, without BOS."""
-        return self._tokenizer.encode(_sayable(text), add_special_tokens=False).ids
+        return self._tokenizer.encode(replace_surrogates(text), add_special_tokens=False).ids
 
     def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids of text that begins a sequence, without BOS, and the characters (begin, end) that each stands for."""
-        encoded = self._tokenizer.encode(_sayable(text), add_special_tokens=False)
+        encoded = self._tokenizer.encode(replace_surrogates(text), add_special_tokens=False)
         return encoded.ids, encoded.offsets
 
     def encode_continuation(self, text: str) -> list[int]:
@@ -89,8 +90,3 @@ class ModelTokenizer:
         """How the special tokens are written, longest first: other tokenizers may read them out of text."""
         added = self._tokenizer.get_added_tokens_decoder().values()
         return tuple(sorted((each.content for each in added if each.special), key=len, reverse=True))
-
-
-def _sayable(text: str) -> str:
-    """Text without lone surrogates, which have no bytes and so no ids."""
-    return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,0 +1,30 @@
+"""Files and folders that only the user who runs the program can read: they hold conversations.
+
+Scope: permissions. Knows nothing of what the files hold.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def private_opener(path: str, flags: int) -> int:
+    """Opener for open(): a file it creates gets mode 0600."""
+    return os.open(path, flags, 0o600)
+
+
+def make_private_folder(folder: Path) -> None:
+    """Create a folder, and its missing parents, with mode 0700; existing ones stay unchanged. OSError if that fails."""
+    for each in reversed((folder, *folder.parents)):
+        each.mkdir(mode=0o700, exist_ok=True)
+
+
+def make_private_file(path: Path) -> None:
+    """Create a file if it is missing, in a private folder, and set its mode to 0600. OSError if it cannot be written.
+
+    SQLite gives its log files the mode of the database file.
+    """
+    make_private_folder(path.parent)
+    with open(path, "ab", opener=private_opener):
+        path.chmod(0o600)
