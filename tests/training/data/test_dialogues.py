@@ -1,77 +1,17 @@
-"""The four forms of dialogues, and what is said of records that are none."""
+"""Files of dialogues: bad records named by line, folders, compressed files, unanswered questions."""
 
 from __future__ import annotations
 
 import json
 import lzma
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from qlora_chat.training import TrainError
-from qlora_chat.training.data.dialogues import BadRecord, parse, read_dialogues
+from qlora_chat.training.data.dialogues import read_dialogues
 
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
-
-
-def texts(record: Any) -> list[tuple[str, str]]:
-    return [(message.role, message.content) for message in parse(record)[1].messages]
-
-
-@pytest.mark.parametrize(
-    ("form", "record"),
-    [
-        ("messages", {"messages": TURNS}),
-        ("sharegpt", {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}),
-        ("alpaca", {"instruction": "Hi", "input": "", "output": "Hello."}),
-        ("guanaco", {"text": "### Human: Hi### Assistant: Hello."}),
-    ],
-)
-def test_each_form_is_recognised(form: str, record: Any) -> None:
-    assert parse(record)[0] == form
-    assert texts(record) == [("user", "Hi"), ("assistant", "Hello.")]
-
-
-def test_system_texts_are_kept() -> None:
-    system = {"role": "system", "content": "Be brief."}
-    assert parse({"messages": [system, *TURNS]})[1].system == "Be brief."
-    assert (
-        parse({"system": "S", "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]})[1].system
-        == "S"
-    )
-    assert parse({"text": "S\n### Human: a### Assistant: b"})[1].system == "S"
-
-
-def test_an_instruction_and_its_input_are_one_question() -> None:
-    assert texts({"instruction": "Sum up:", "input": "A text.", "output": "T."})[0] == ("user", "Sum up:\n\nA text.")
-
-
-def test_guanaco_text_with_several_turns_and_an_open_marker() -> None:
-    record = {"text": "### Human: a### Assistant: b ### sub ### Human: c### Assistant: d### Human:"}
-    assert texts(record) == [("user", "a"), ("assistant", "b ### sub"), ("user", "c"), ("assistant", "d")]
-
-
-@pytest.mark.parametrize(
-    ("record", "problem"),
-    [
-        (3, "is a number, but must be an object"),
-        ({"prompt": "x"}, "has 'prompt', but must have 'messages'"),
-        ({"messages": []}, "'messages' is empty"),
-        ({"messages": [{"role": "user"}]}, r"messages\[0\]: 'content' is missing"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, "'role' is 'robot'"),
-        ({"messages": [TURNS[1]]}, "a dialogue begins with the user"),
-        ({"messages": [TURNS[0], TURNS[0]]}, r"messages\[1\] is the user's, but must be the assistant's: turns alternate"),
-        ({"messages": [TURNS[0], {"role": "assistant", "content": "  "}]}, "the assistant's text is empty"),
-        ({"messages": [*TURNS, {"role": "system", "content": "x"}]}, "can only come first"),
-        ({"messages": [{"role": "system", "content": "x"}]}, "no turn of a user"),
-        ({"instruction": "x", "output": None}, "'output' is null"),
-        ({"text": "Once upon a time"}, "holds no '### Human:'"),
-    ],
-)
-def test_what_is_wrong_with_a_record_is_said(record: Any, problem: str) -> None:
-    with pytest.raises(BadRecord, match=problem):
-        parse(record)
 
 
 def test_bad_records_are_named_by_file_and_line(tmp_path: Path) -> None:
