@@ -220,7 +220,7 @@ class Turn:
                 if piece.finish is not None:
                     self.finish, reason = piece.finish, piece.finish.reason
                 elif piece.text:
-                    self._chat.history.grow(self.conversation.id, self._written("partial", ()))
+                    self._chat.history.update_partial(self.conversation.id, self._written("partial", ()))
                 yield piece
         except GeneratorExit:
             reason = "cancelled"
@@ -254,7 +254,7 @@ class Turn:
 
     def _record(self) -> TurnRecord:
         finish = self.finish
-        spent = finish and Usage(
+        usage = finish and Usage(
             finish.prompt_tokens, finish.cached_tokens, finish.completion_tokens, finish.ttft_ms, finish.tokens_per_s
         )
         return TurnRecord(
@@ -264,6 +264,6 @@ class Turn:
             prompt_ids=self.prompt.ids,
             answer_ids=tuple(self._ids),
             changes=self._taken_up(),
-            spent=spent,
+            usage=usage,
             model=self._model,
         )

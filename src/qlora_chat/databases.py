@@ -1,52 +1,82 @@
-"""SQLite files and PostgreSQL servers as this program opens them: private, and on the disk when a commit returns.
+"""SQLite files and PostgreSQL servers: their URLs, connections that are durable and private, and migrations.
 
-Scope: engines of SQLAlchemy. Knows no table, no address as people give it, and not whose database it is.
+Scope: SQLAlchemy engines. Knows no table, and not whose database it is: callers put their own subject before its messages.
 """
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.engine import URL
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+from qlora_chat.errors import UserError
 
 WAL_LIMIT_BYTES = 2**20
 FULL, NORMAL = 2, 1
-"""SQLite's `synchronous`: FULL survives a power cut; NORMAL a crash of the program, which is all a half answer asks for."""
+"""SQLite's `synchronous`: FULL survives a power cut; NORMAL survives a crash of the program."""
 READS_ONLY = "reads_only"
-"""Execution option of a connection that will write nothing: it sees one state of the database, and waits for no writer."""
+"""Execution option of a connection that writes nothing: it sees one state of the database and waits for no writer."""
 
 _PRAGMAS = (
     "PRAGMA journal_mode=WAL",
     f"PRAGMA synchronous={FULL}",
     "PRAGMA foreign_keys=ON",
-    "PRAGMA secure_delete=ON",  # what is deleted is overwritten with zeros
+    "PRAGMA secure_delete=ON",  # deleted rows are overwritten with zeros
     "PRAGMA temp_store=MEMORY",  # no sorted copy of a conversation in a temporary file
     f"PRAGMA wal_autocheckpoint={WAL_LIMIT_BYTES // 4096}",
     f"PRAGMA journal_size_limit={WAL_LIMIT_BYTES}",
 )
 
 
+class DatabaseError(UserError, RuntimeError):
+    """A database that cannot be opened; the message is a clause that says why and what to do."""
+
+
+def parse_url(url: str) -> URL:
+    """Parsed sqlite:///FILE or postgresql://USER@HOST/NAME. DatabaseError for any other URL and for one with a password."""
+    expected = "must be sqlite:///FILE or postgresql://USER@HOST/NAME"
+    try:
+        parsed = make_url(url)
+        backend = parsed.get_backend_name()
+    except (ArgumentError, NoSuchModuleError, ValueError):
+        raise DatabaseError(f"its URL names no database, but {expected}") from None
+    if backend not in ("sqlite", "postgresql"):
+        raise DatabaseError(f"its URL begins with {parsed.drivername}://, but {expected}")
+    if parsed.password is not None:
+        raise DatabaseError(
+            "its URL holds a password, which every user of this machine can read in the list of processes: leave it out and "
+            "set PGPASSWORD"
+        )
+    if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise DatabaseError("its URL names no file; sqlite:///FILE needs a file")
+    return parsed
+
+
 def sqlite_engine(file: Path, busy_ms: int) -> Engine:
-    """Over one file; `busy_ms` is how long a writer waits for another process's transaction. Its connections may be used by any
-    thread, one at a time."""
+    """Engine of one file; `busy_ms` is how long a writer waits for the transaction of another process.
+
+    Any thread may use its connections, one thread at a time.
+    """
     url = URL.create("sqlite+pysqlite", database=str(file))
     engine = create_engine(url, hide_parameters=True, connect_args={"check_same_thread": False})
 
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _: object) -> None:
-        connection.isolation_level = None  # transactions begin where we say so, not where the driver guesses
+        connection.isolation_level = None  # the `begin` below starts transactions, not the driver
         connection.execute(f"PRAGMA busy_timeout={busy_ms}")
         for pragma in _PRAGMAS:
             _execute_when_free(connection, pragma, busy_ms / 1000)
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        # a transaction that reads first and writes later could find itself "locked" in between
+        # a transaction that reads first and writes later could fail as "locked" in between
         reads_only = connection.get_execution_options().get(READS_ONLY, False)
         connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")
 
@@ -54,38 +84,59 @@ def sqlite_engine(file: Path, busy_ms: int) -> Engine:
 
 
 def _execute_when_free(connection: sqlite3.Connection, pragma: str, seconds: float) -> None:
-    """Changing a new file to WAL fails at once, whatever the busy timeout, while another does the same."""
-    until = time.monotonic() + seconds
+    """Retry a pragma while the file is locked: the busy timeout does not cover the change of a new file to WAL."""
+    deadline = time.monotonic() + seconds
     while True:
         try:
             connection.execute(pragma).fetchall()
             return
         except sqlite3.OperationalError as problem:
-            if "locked" not in str(problem) or time.monotonic() > until:
+            if "locked" not in str(problem) or time.monotonic() > deadline:
                 raise
         time.sleep(0.01)
 
 
 def postgresql_engine(url: URL, password: str | None = None) -> Engine:
-    """Over a server. ModuleNotFoundError where its driver is not installed."""
-    import psycopg  # noqa: F401
-
+    """Engine of a server. DatabaseError if its driver is not installed."""
+    try:
+        import psycopg  # noqa: F401
+    except ModuleNotFoundError:
+        raise DatabaseError("postgresql:// needs the psycopg package: pip install 'qlora-chat[postgres]'") from None
     url = url.set(drivername="postgresql+psycopg")
     if password:
         url = url.set(password=password)
     return create_engine(url, hide_parameters=True, pool_pre_ping=True, pool_size=10, max_overflow=20)
 
 
-def private_folder(folder: Path) -> None:
-    """Make a folder that only this user can enter; one that is there stays as it is."""
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    for each in reversed(missing):
-        each.mkdir(mode=0o700, exist_ok=True)
+@dataclass(frozen=True)
+class Migration:
+    """One step from a version of the tables to the next. A released step is never edited."""
+
+    number: int
+    """1, 2, 3, ..."""
+    name: str
+    apply: Callable[[Connection], None]
 
 
-def private_file(path: Path) -> None:
-    """A file that only this user can read, made where it is missing; SQLite gives the same mode to what it puts beside it.
-    OSError where it cannot be written."""
-    private_folder(path.parent)
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    path.chmod(0o600)
+def migrate(connection: Connection, migrations: Sequence[Migration], *, table: str, columns: str, lock: int) -> None:
+    """Apply the missing migrations in the caller's transaction, forward only.
+
+    `table` lists those applied: the first of its `columns` (SQL, separated by ", ") is the number; name and applied_at (Unix
+    seconds) are optional. `lock` is PostgreSQL's advisory lock, which makes processes that start at once take turns.
+    DatabaseError if a newer version of the program has migrated the database.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({lock})")
+    connection.exec_driver_sql(f"CREATE TABLE IF NOT EXISTS {table} ({columns})")
+    names = [column.split()[0] for column in columns.split(", ")]
+    applied = connection.exec_driver_sql(f"SELECT max({names[0]}) FROM {table}").scalar() or 0
+    newest = migrations[-1].number
+    if applied > newest:
+        raise DatabaseError(
+            f"a newer version of this program has changed its tables (version {applied}; this one knows {newest}): "
+            "update this program"
+        )
+    added = text(f"INSERT INTO {table} VALUES ({', '.join(f':{name}' for name in names)})")
+    for migration in migrations[applied:]:
+        migration.apply(connection)
+        connection.execute(added, {names[0]: migration.number, "name": migration.name, "applied_at": time.time()})

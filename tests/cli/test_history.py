@@ -17,7 +17,7 @@ from qlora_chat.cli import app
 from qlora_chat.history.open import open_history
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import HistorySettings, LogSettings, SettingsError
-from tests.history.test_stores import said
+from tests.history.conftest import add_turn
 
 
 @pytest.fixture(params=["sqlite:///{}/chats.db", "jsonl:{}/chats"], ids=["sqlite", "jsonl"])
@@ -27,9 +27,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("QLORA_CHAT_HISTORY", address)
     monkeypatch.setenv("QLORA_CHAT_CACHE", str(tmp_path / "cache"))
     with closing(open_history(HistorySettings(address), LogSettings()).store) as store:
-        trip = said(store, Conversation("aaaa-trip"), "Where is the lighthouse?", "On the north coast.")
-        said(store, trip.without_last_exchange(), "Where is the old lighthouse?", "It fell into the sea.")
-        said(store, Conversation("bbbb-menu"), "What is for dinner?", "Soup \x1b[31mred.")
+        trip = add_turn(store, Conversation("aaaa-trip"), "Where is the lighthouse?", "On the north coast.")
+        add_turn(store, trip.without_last_exchange(), "Where is the old lighthouse?", "It fell into the sea.")
+        add_turn(store, Conversation("bbbb-menu"), "What is for dinner?", "Soup \x1b[31mred.")
         store.change("bbbb-menu", tags=["food"])
     return address
 
@@ -150,7 +150,7 @@ STORE = """
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation, Message
 
-def opened(url, queue):
+def with_open_answer(url, queue):
     store = MemoryHistory(queue=queue)
     store.save(Conversation("from-my-own", (Message("user", "kept in " + url),)))
     return store

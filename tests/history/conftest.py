@@ -1,18 +1,20 @@
-"""Stores of every kind, each with its own empty place."""
+"""An empty store of every kind, and turns to put into it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from qlora_chat.history import HistoryStore
+from qlora_chat.history import ConversationInfo, HistoryStore, TurnRecord
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.history.open import open_history
 from qlora_chat.history.sql.store import SqlHistory
-from qlora_chat.settings import HistorySettings, LogSettings
+from qlora_chat.messages import Conversation, FinishReason, Message
+from qlora_chat.settings import HistorySettings, LogSettings, Sampling
 from tests.postgres import PASSWORD, Server
 
 KEY = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
@@ -26,7 +28,7 @@ OPENERS: dict[str, Callable[[Path], HistoryStore]] = {
     "memory": lambda folder: MemoryHistory(),
     "sqlite": lambda folder: sqlite_history(folder / "chats.db"),
     "jsonl": lambda folder: open_history(HistorySettings(f"jsonl:{folder / 'chats'}"), LogSettings()).store,
-    "sealed": lambda folder: sqlite_history(folder / "chats.db", KEY),
+    "encrypted": lambda folder: sqlite_history(folder / "chats.db", KEY),
 }
 
 
@@ -49,3 +51,20 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[HistorySto
         opened = OPENERS[request.param](tmp_path)
     with closing(opened):
         yield opened
+
+
+def with_open_answer(conversation: Conversation, question: str) -> Conversation:
+    """The conversation with a question and an answer that has not begun."""
+    return conversation.adding(Message("user", question)).adding(Message("assistant", "", (), "partial"))
+
+
+def add_turn(
+    store: HistoryStore, conversation: Conversation, question: str, answer: str, reason: FinishReason = "stop"
+) -> Conversation:
+    """Store a whole turn as chat.py does. Returns the conversation with its new head."""
+    saved = store.save(
+        with_open_answer(conversation, question), ConversationInfo("a-model", "an-adapter", {"temperature": 0.5})
+    )
+    done = saved.replacing_last(replace(saved.messages[-1], content=answer, ids=(5, 6), finish_reason=reason))
+    store.finish(TurnRecord(done, f"### Human: {question}### Assistant:", Sampling(seed=3)))
+    return replace(done, head=done.messages[-1].id)

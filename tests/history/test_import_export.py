@@ -11,13 +11,13 @@ from qlora_chat.history import HistoryError, HistoryStore
 from qlora_chat.history.import_export import export, import_into
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation
-from tests.history.test_stores import said
+from tests.history.conftest import add_turn
 
 
 @pytest.mark.parametrize("form", ["json", "jsonl"])
-def test_our_own_export_comes_back_with_every_branch(form: str, store: HistoryStore, tmp_path: Path) -> None:
-    talk = said(store, Conversation(system="s"), "one", "1")
-    said(store, talk.without_last_exchange(), "edited", "2")
+def test_an_export_is_imported_with_every_branch(form: str, store: HistoryStore, tmp_path: Path) -> None:
+    talk = add_turn(store, Conversation(system="s"), "one", "1")
+    add_turn(store, talk.without_last_exchange(), "edited", "2")
     kept = store.read(talk.id)
     assert kept
     path, other = tmp_path / "out", MemoryHistory()
@@ -27,7 +27,7 @@ def test_our_own_export_comes_back_with_every_branch(form: str, store: HistorySt
     assert import_into(other, path) == (0, 1), "a second time changes nothing"
 
 
-def test_sharegpt_is_read_and_guanaco_written(tmp_path: Path) -> None:
+def test_sharegpt_is_imported_and_guanaco_exported(tmp_path: Path) -> None:
     store, path = MemoryHistory(), tmp_path / "sharegpt.json"
     turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]
     path.write_text(json.dumps([{"id": "a", "conversations": turns}]))
@@ -39,9 +39,9 @@ def test_sharegpt_is_read_and_guanaco_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "problem"),
-    [("{", "not JSON"), ('{"conversations": [{"from": "alien", "value": "x"}]}', "from 'alien'"),
-     ("[1]", "record 1: a record is int"),
-     ('{"x": 1}', "neither")],
+    [("{", "not JSON"), ('{"conversations": [{"from": "alien", "value": "x"}]}', "'from' is 'alien'"),
+     ("[1]", "record 1: is a number, but must be an object"),
+     ('{"x": 1}', "has 'x', but must have")],
 )  # fmt: skip
 def test_a_bad_record_is_named_and_changes_nothing(line: str, problem: str, tmp_path: Path) -> None:
     store, path = MemoryHistory(), tmp_path / "bad.jsonl"

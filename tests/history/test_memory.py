@@ -4,7 +4,7 @@ from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation, Message
 
 
-def test_what_is_saved_is_loaded_and_what_is_deleted_is_gone() -> None:
+def test_a_saved_conversation_is_loaded_and_an_erased_one_is_gone() -> None:
     history, conversation = MemoryHistory(), Conversation(messages=(Message("user", "a"),))
     history.save(conversation)
     assert history.load(conversation.id) == conversation
@@ -12,7 +12,7 @@ def test_what_is_saved_is_loaded_and_what_is_deleted_is_gone() -> None:
     assert history.load(conversation.id) is None
 
 
-def test_the_one_longest_untouched_goes_first() -> None:
+def test_the_least_recently_changed_conversation_is_evicted_first() -> None:
     history = MemoryHistory(limit=2)
     for name in ("a", "b", "a", "c"):
         history.save(Conversation(id=name))

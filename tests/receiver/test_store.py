@@ -120,7 +120,7 @@ def test_several_writers_lose_nothing(url: str) -> None:
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        ("nonsense", "a store is sqlite:///FILE or postgresql://USER@HOST/NAME"),
+        ("nonsense", "must be sqlite:///FILE or postgresql://USER@HOST/NAME"),
         ("mysql://host/x", "begins with mysql://"),
         ("postgresql://me:hunter2@host/x", "PGPASSWORD"),
         ("sqlite://", "names no file"),

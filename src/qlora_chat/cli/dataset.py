@@ -37,7 +37,7 @@ def build(
     """Write sft.jsonl, which `train --data` takes, preferences.jsonl, and what was left out and why."""
     if (store is None) == (history is None):
         raise SettingsError("which chats? give --store, a receiver's store, or --history, a chat's own")
-    from qlora_chat.dataset.write import write
+    from qlora_chat.dataset.build import write
 
     built = _from_store(store) if store else _from_history(history)
     write(built, out)

@@ -90,6 +90,7 @@ def export(
 ) -> None:
     """Write conversations to a file or to standard output."""
     from qlora_chat.history.import_export import export as exported
+    from qlora_chat.private_files import private_opener
 
     with closing(_open(history)) as keeping:
         chosen = conversations or [each.id for each in keeping.store.list()]
@@ -99,7 +100,7 @@ def export(
                 sys.stdout.write(text)
             return
         try:
-            with open(out, "x", encoding="utf-8", opener=_private) as file:
+            with open(out, "x", encoding="utf-8", opener=private_opener) as file:
                 file.writelines(texts)
         except FileExistsError:
             raise SettingsError(f"{out} is there already; choose another --out") from None
@@ -161,10 +162,10 @@ def rescue(history: History = None) -> None:
 
 def _open(history: str | None, *, make: bool = False) -> Persistence:
     """The history that is named; only with `make` one that is not there yet, since a mistyped name must not leave a file."""
-    from qlora_chat.history.open import file_of
+    from qlora_chat.history.open import history_path
 
     chosen = _chosen_history(history)
-    place = file_of(chosen.url or "")
+    place = history_path(chosen.url or "")
     if not make and place and not place.exists():
         raise SettingsError(f"there is no history at {place}")
     return Persistence(chosen, settings.log_settings())
@@ -207,9 +208,3 @@ def _plain(text: str, lines: bool = False) -> str:
     """Text that cannot steer a terminal: control characters as their pictures."""
     kept = "\n\t" if lines else ""
     return "".join(each if each.isprintable() or each in kept else "\ufffd" for each in text)
-
-
-def _private(path: str, flags: int) -> int:
-    import os
-
-    return os.open(path, flags, 0o600)

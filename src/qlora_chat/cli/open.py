@@ -42,10 +42,10 @@ class Persistence:
         self._opened = open_history(history, log)
         if outbox := self._opened.outbox:
             from qlora_chat.delivery.recorder import LogRecorder
-            from qlora_chat.delivery.redaction import redaction
+            from qlora_chat.delivery.redaction import load_redaction
             from qlora_chat.delivery.sender import LogSender
 
-            self.recorder = LogRecorder(log.version, redaction(log.redact), outbox.dropped)
+            self.recorder = LogRecorder(log.version, load_redaction(log.redact), outbox.count_dropped)
             self._sender = LogSender(outbox, log, notify)
         self.store = self._opened.store
         self.durable = self._opened.durable

@@ -17,8 +17,8 @@ from qlora_chat.cli.options import Adapter, Base, DeviceOption, Format, Precisio
 from qlora_chat.settings import ModelSettings, SettingsError
 
 if TYPE_CHECKING:
-    from qlora_chat.replay.record import Recorded
-    from qlora_chat.replay.replay import Replayed
+    from qlora_chat.replay.record import RecordedAnswer
+    from qlora_chat.replay.replay import ReplayResult
 
 
 WHY_ROUNDED = (
@@ -48,9 +48,9 @@ def replay(
 ) -> None:
     """Make a recorded answer again, and say exactly what differs; exit code 0 if every token is the same."""
     settings.quiet_libraries()
-    from qlora_chat.replay.record import read_recorded
+    from qlora_chat.replay.record import read_recorded_answer
 
-    recorded = read_recorded(_record_text(record, store), turn)
+    recorded = read_recorded_answer(_record_text(record, store), turn)
     chosen = _model(recorded, model, base, adapter, precision, device, prompt_format)
     replayed = _made_again(recorded, chosen)
     print(_as_json(recorded, replayed) if as_json else as_text(recorded, replayed))
@@ -81,7 +81,13 @@ def _from_store(turn_id: str, store: str) -> str:
 
 
 def _model(
-    recorded: Recorded, model: str | None, base: str | None, adapter: str | None, precision: str, device: str, form: str | None
+    recorded: RecordedAnswer,
+    model: str | None,
+    base: str | None,
+    adapter: str | None,
+    precision: str,
+    device: str,
+    form: str | None,
 ) -> ModelSettings:
     """The model that is asked for, else the one that is recorded, held as it was where that can be asked for."""
     held = recorded.model.get("precision") if precision == "auto" else None
@@ -93,7 +99,13 @@ def _model(
 
 
 def _named(
-    recorded: Recorded, model: str | None, base: str | None, adapter: str | None, precision: str, device: str, form: str | None
+    recorded: RecordedAnswer,
+    model: str | None,
+    base: str | None,
+    adapter: str | None,
+    precision: str,
+    device: str,
+    form: str | None,
 ) -> ModelSettings:
     if model or base:
         return model_settings(model or "auto", base, adapter, precision, device, form, slots=1)
@@ -108,7 +120,7 @@ def _named(
     return model_settings("auto", was["base"], adapter or was.get("adapter"), precision, device, form, slots=1)
 
 
-def _made_again(recorded: Recorded, chosen: ModelSettings) -> Replayed:
+def _made_again(recorded: RecordedAnswer, chosen: ModelSettings) -> ReplayResult:
     from qlora_chat.chat import Chat
     from qlora_chat.engines import open_engine
     from qlora_chat.history.memory import MemoryHistory
@@ -120,7 +132,7 @@ def _made_again(recorded: Recorded, chosen: ModelSettings) -> Replayed:
         return make_again(recorded, Chat(engine, prompt_format(engine.info.prompt_format), MemoryHistory()))
 
 
-def _as_json(recorded: Recorded, replayed: Replayed) -> str:
+def _as_json(recorded: RecordedAnswer, replayed: ReplayResult) -> str:
     found: dict[str, Any] = {
         "turn_id": recorded.turn_id,
         "identical": replayed.identical,
@@ -130,7 +142,7 @@ def _as_json(recorded: Recorded, replayed: Replayed) -> str:
     return json.dumps(found, ensure_ascii=False)
 
 
-def as_text(recorded: Recorded, replayed: Replayed) -> str:
+def as_text(recorded: RecordedAnswer, replayed: ReplayResult) -> str:
     """What came out, in lines for a person."""
     tokens = len(recorded.answer_ids)
     lines = []

@@ -1,6 +1,6 @@
-"""How an answer came about, as plain JSON: kept beside the answer, and part of what version 2 of the log sends.
+"""Metadata of an answer as plain JSON: stored with the answer, and part of payload version 2.
 
-Scope: numbers and names; no words of question, prompt or answer, though an answer's ids can be turned into them.
+Scope: numbers and names. No text of question, prompt or answer, though the answer's token ids can be decoded into it.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from qlora_chat.settings import Sampling
 
 
 def answer_metadata(turn: TurnRecord) -> dict[str, Any]:
-    """How an answer came about, without its words or the prompt's."""
-    spent = turn.spent
+    """Settings, token ids and counts, times and model of an answer."""
+    usage = turn.usage
     return {
         "answer_ids": list(turn.answer_ids),
         "finish_reason": turn.answer.finish_reason,
         "seed": turn.sampling.seed,
         "max_new_tokens": turn.sampling.max_new_tokens,
-        "prompt_tokens": spent.prompt_tokens if spent else len(turn.prompt_ids),
-        "cached_tokens": spent.cached_tokens if spent else None,
-        "completion_tokens": spent.completion_tokens if spent else len(turn.answer_ids),
-        "ttft_ms": _rounded(spent.ttft_ms) if spent else None,
-        "tokens_per_s": _rounded(spent.tokens_per_s) if spent else None,
+        "prompt_tokens": usage.prompt_tokens if usage else len(turn.prompt_ids),
+        "cached_tokens": usage.cached_tokens if usage else None,
+        "completion_tokens": usage.completion_tokens if usage else len(turn.answer_ids),
+        "ttft_ms": _rounded(usage.ttft_ms) if usage else None,
+        "tokens_per_s": _rounded(usage.tokens_per_s) if usage else None,
         "settings_changes": [
             {
                 "at_token": change.at_token,
@@ -38,7 +38,7 @@ def answer_metadata(turn: TurnRecord) -> dict[str, Any]:
 
 
 def generate_kwargs(sampling: Sampling) -> dict[str, Any]:
-    """The four settings that the original logged."""
+    """The four sampling settings that the original demo logged, under its names."""
     return {
         "top_k": sampling.top_k,
         "top_p": sampling.top_p,

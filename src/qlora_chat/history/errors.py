@@ -1,4 +1,4 @@
-"""What a store says when it cannot do what was asked."""
+"""Errors of history stores."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ from qlora_chat.errors import UserError
 
 
 class HistoryError(UserError, RuntimeError):
-    """A store cannot do what was asked; the message is fit to be shown and quotes no conversation."""
+    """A store cannot do what it was called for; the message quotes no conversation."""
 
 
 class StaleConversation(HistoryError):
-    """The conversation has gone on elsewhere; nothing was written."""
+    """The conversation has another head by now, or was deleted; nothing was written."""
 
     def __init__(self) -> None:
         super().__init__(
             "This conversation has gone on in another window, or was deleted there. "
-            "Here it is as it now is; your message was not sent."
+            "It is shown here as it is now; your message was not sent."
         )
 
 
 class HistoryUnavailable(HistoryError):
-    """Nothing can be written just now: a full disk, a server that is away."""
+    """The store cannot be read or written at the moment: a full disk, an unreachable server."""
+
+
+class HistoryDamaged(HistoryUnavailable):
+    """The store's file is no intact database."""

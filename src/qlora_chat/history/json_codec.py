@@ -1,48 +1,48 @@
-"""Conversations as plain JSON: what the jsonl store writes, and what exports and imports carry.
+"""Conversations as plain JSON, for the jsonl store, exports and imports.
 
-Scope: from values to dicts and back. Times are ISO 8601 with their zone.
+Scope: values to dicts and back. Times are ISO 8601 with their zone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 
 from qlora_chat.history import Feedback, StoredConversation, StoredTurn, Summary
-from qlora_chat.messages import Message
+from qlora_chat.messages import FinishReason, Message
 
-REASONS = ("stop", "length", "cancelled", "error", "partial")
+FINISH_REASONS = get_args(FinishReason)
 
 
-def conversation_to_json(kept: StoredConversation) -> dict[str, Any]:
+def conversation_to_json(conversation: StoredConversation) -> dict[str, Any]:
     """A whole conversation with every branch."""
     return {
-        **heading_to_json(kept),
-        "head_id": kept.head_id,
-        "updated_at": kept.summary.updated_at.isoformat(),
-        "turns": [turn_to_json(turn) for turn in kept.turns],
-        "feedback": [feedback_to_json(said) for said in kept.feedback],
+        **heading_to_json(conversation),
+        "head_id": conversation.head_id,
+        "updated_at": conversation.summary.updated_at.isoformat(),
+        "turns": [turn_to_json(turn) for turn in conversation.turns],
+        "feedback": [feedback_to_json(each) for each in conversation.feedback],
     }
 
 
-def heading_to_json(kept: StoredConversation) -> dict[str, Any]:
-    """What is known of a conversation besides its turns."""
-    summary = kept.summary
+def heading_to_json(conversation: StoredConversation) -> dict[str, Any]:
+    """Metadata of a conversation, without turns and feedback."""
+    summary = conversation.summary
     return {
         "id": summary.id,
         "title": summary.title,
         "tags": list(summary.tags),
         "model": summary.model,
         "adapter": summary.adapter,
-        "system": kept.system,
-        "settings": dict(kept.settings),
+        "system": conversation.system,
+        "settings": dict(conversation.settings),
         "created_at": summary.created_at.isoformat(),
     }
 
 
 def turn_to_json(turn: StoredTurn) -> dict[str, Any]:
-    """A turn and its place."""
+    """A turn with the id of its parent."""
     return {
         "id": turn.message.id,
         "parent_id": turn.parent_id,
@@ -55,19 +55,19 @@ def turn_to_json(turn: StoredTurn) -> dict[str, Any]:
     }
 
 
-def feedback_to_json(said: Feedback) -> dict[str, Any]:
-    """What a person thought of an answer."""
+def feedback_to_json(feedback: Feedback) -> dict[str, Any]:
+    """A user's feedback on an answer."""
     return {
-        "turn_id": said.turn_id,
-        "rating": said.rating,
-        "edited": said.edited,
-        "comment": said.comment,
-        "created_at": said.created_at.isoformat(),
+        "turn_id": feedback.turn_id,
+        "rating": feedback.rating,
+        "edited": feedback.edited,
+        "comment": feedback.comment,
+        "created_at": feedback.created_at.isoformat(),
     }
 
 
 def conversation_from_json(data: Mapping[str, Any]) -> StoredConversation:
-    """A whole conversation. ValueError says what is missing or wrong; a turn must follow its parent."""
+    """A whole conversation. ValueError says what is missing or wrong; a turn must come after its parent."""
     turns = tuple(turn_from_json(each) for each in _list(data, "turns"))
     known: set[str | None] = {None}
     for turn in turns:
@@ -79,43 +79,34 @@ def conversation_from_json(data: Mapping[str, Any]) -> StoredConversation:
     head = data.get("head_id")
     if head not in known:
         raise ValueError(f"head_id is {head!r}, which is no turn of the conversation")
-    said = tuple(each for each in map(feedback_from_json, data.get("feedback") or ()) if each.turn_id in known)
-    kept = StoredConversation(
-        summary_from_json(data, len(turns)), _text_or_none(data, "system"), _object(data, "settings"), head, turns, said
+    feedback = tuple(each for each in map(feedback_from_json, data.get("feedback") or ()) if each.turn_id in known)
+    conversation = StoredConversation(
+        _summary_from_json(data, len(turns)), _text_or_none(data, "system"), _object(data, "settings"), head, turns, feedback
     )
-    kept.conversation()  # ValueError where turns do not alternate
-    return kept
+    conversation.conversation()  # ValueError if turns do not alternate
+    return conversation
 
 
-def summary_from_json(data: Mapping[str, Any], turns: int) -> Summary:
-    """A conversation's line in a list."""
+def _summary_from_json(data: Mapping[str, Any], turns: int) -> Summary:
     tags = data.get("tags") or ()
     if not isinstance(tags, list | tuple) or not all(isinstance(each, str) for each in tags):
         raise ValueError("tags is not a list of texts")
     created = _time(data, "created_at")
     updated = _time(data, "updated_at") if data.get("updated_at") else created
-    title = _text_or_none(data, "title") or ""
-    return Summary(
-        _text(data, "id"),
-        title,
-        tuple(tags),
-        _text_or_none(data, "model"),
-        _text_or_none(data, "adapter"),
-        turns,
-        created,
-        updated,
-    )
+    name, title = _text(data, "id"), _text_or_none(data, "title") or ""
+    model, adapter = _text_or_none(data, "model"), _text_or_none(data, "adapter")
+    return Summary(name, title, tuple(tags), model, adapter, turns, created, updated)
 
 
 def turn_from_json(data: Mapping[str, Any]) -> StoredTurn:
-    """A turn and its place."""
+    """A turn with the id of its parent. ValueError says what is missing or wrong."""
     if not isinstance(data, Mapping):
         raise ValueError(f"a turn is {type(data).__name__}, but must be an object")
     role, reason = data.get("role"), data.get("finish_reason")
     if role not in ("user", "assistant"):
         raise ValueError(f"role is {role!r}, but must be user or assistant")
-    if reason is not None and reason not in REASONS:
-        raise ValueError(f"finish_reason is {reason!r}, but must be one of {', '.join(REASONS)}")
+    if reason is not None and reason not in FINISH_REASONS:
+        raise ValueError(f"finish_reason is {reason!r}, but must be one of {', '.join(FINISH_REASONS)}")
     ids = data.get("token_ids") or ()
     if not isinstance(ids, list | tuple) or not all(type(each) is int for each in ids):
         raise ValueError("token_ids is not a list of whole numbers")
@@ -124,7 +115,7 @@ def turn_from_json(data: Mapping[str, Any]) -> StoredTurn:
 
 
 def feedback_from_json(data: Mapping[str, Any]) -> Feedback:
-    """What a person thought of an answer."""
+    """A user's feedback on an answer. ValueError says what is missing or wrong."""
     if not isinstance(data, Mapping):
         raise ValueError("feedback is not a list of objects")
     moment = _time(data, "created_at")

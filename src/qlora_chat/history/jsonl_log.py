@@ -1,4 +1,4 @@
-"""A conversation as lines in a file: added at the end, all of a change or none of it, and read back into what they come to.
+"""One conversation as a log of JSON lines: appending all lines of a change or none, and replaying them.
 
 Scope: one file. Knows no folder and no lock.
 """
@@ -23,18 +23,13 @@ from qlora_chat.history.json_codec import (
 )
 
 
-def private(path: str, flags: int) -> int:
-    """An opener: for this user alone."""
-    return os.open(path, flags, 0o600)
-
-
 def append(file: IO[bytes], lines: Sequence[Mapping[str, Any]]) -> None:
-    """Write all of them or, where the disk is full, none; on the disk when it returns."""
+    """Append all lines, which are on disk on return. OSError, with none of them written, if the disk is full."""
     size = file.seek(0, os.SEEK_END)
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode("utf-8", "replace")
     try:
         if size and os.pread(file.fileno(), 1, size - 1) != b"\n":
-            text = b"\n" + text  # a crash cut the line before this one off
+            text = b"\n" + text  # a crash cut off the line before this one
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -45,24 +40,11 @@ def append(file: IO[bytes], lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read(lines: Iterable[bytes]) -> tuple[StoredConversation, str | None] | None:
-    """The conversation that lines come to, and its owner; None where there is none. Broken lines are passed over."""
-    return _folded(line for line in map(_parsed, lines) if line)
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    try:
-        data = json.loads(line)
-    except ValueError:
-        return None
-    return data if isinstance(data, dict) else None
-
-
-def _folded(lines: Iterable[dict[str, Any]]) -> tuple[StoredConversation, str | None] | None:
-    """What the lines of a file come to. Lines that make no sense are passed over."""
+    """(conversation, owner) that the lines add up to; None if they hold none. Broken lines are ignored."""
     heading: dict[str, Any] | None = None
     turns: dict[str, StoredTurn] = {}
-    said: list[Feedback] = []
-    for line in lines:
+    feedback: list[Feedback] = []
+    for line in filter(None, map(_parsed, lines)):
         kind = line.get("type")
         with suppress(ValueError, KeyError):
             if kind == "conversation":
@@ -78,27 +60,35 @@ def _folded(lines: Iterable[dict[str, Any]]) -> tuple[StoredConversation, str | 
                 if heading is not None:
                     heading["updated_at"] = line["updated_at"]
             elif kind == "feedback":
-                said.append(feedback_from_json(line))
+                feedback.append(feedback_from_json(line))
     if heading is None:
         return None
     heading["turns"] = [turn_to_json(turn) for turn in turns.values()]
-    heading["feedback"] = [feedback_to_json(each) for each in said]
+    heading["feedback"] = [feedback_to_json(each) for each in feedback]
     try:
         return conversation_from_json(heading), heading.get("owner")
     except ValueError:
         return None
 
 
-def with_partial(kept: StoredConversation, partial: Path) -> StoredConversation:
-    """The conversation with as much of its open answer as was written."""
+def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
-        grown = json.loads(partial.read_bytes())
+        data = json.loads(line)
+    except ValueError:
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def with_partial(conversation: StoredConversation, file: Path) -> StoredConversation:
+    """Conversation whose open answer has the text of the partial-answer file, if there is one."""
+    try:
+        partial = json.loads(file.read_bytes())
     except (OSError, ValueError):
-        return kept
+        return conversation
     turns = tuple(
-        replace(turn, message=replace(turn.message, content=grown["content"]))
-        if turn.message.id == grown["id"] and turn.message.finish_reason == "partial"
+        replace(turn, message=replace(turn.message, content=partial["content"]))
+        if turn.message.id == partial["id"] and turn.message.finish_reason == "partial"
         else turn
-        for turn in kept.turns
+        for turn in conversation.turns
     )
-    return replace(kept, turns=turns)
+    return replace(conversation, turns=turns)

@@ -1,4 +1,4 @@
-"""Conversations in this process's memory: the default. No file appears, and ending the program forgets them."""
+"""Conversations in memory, the default: nothing is written to disk, and all is lost when the process ends."""
 
 from __future__ import annotations
 
@@ -21,102 +21,99 @@ from qlora_chat.history import (
     now,
 )
 from qlora_chat.history.answer_metadata import answer_metadata
-from qlora_chat.history.scan import found, listed
-from qlora_chat.history.text_match import title_of
+from qlora_chat.history.text_match import list_conversations, search_conversations, title_of
 from qlora_chat.messages import Conversation, Message
 
 
 class MemoryHistory:
-    """The newest `limit` conversations; the one longest untouched goes first. Records to deliver go to `queue`."""
+    """HistoryStore of the `limit` most recently changed conversations; records to deliver go to `queue`."""
 
     def __init__(self, limit: int = 1000, queue: Queue | None = None) -> None:
         self._limit, self._queue = limit, queue
-        self._kept: OrderedDict[str, StoredConversation] = OrderedDict()
+        self._conversations: OrderedDict[str, StoredConversation] = OrderedDict()
+        """By id, the least recently changed first."""
         self._owners: dict[str, str | None] = {}
         self._erased: set[str] = set()
-        """What may not come back from a page that still shows it; what went for want of room may."""
+        """Ids that a page which still shows them must not bring back; those evicted by `limit` may come back."""
         self._lock = RLock()
 
-    def save(self, conversation: Conversation, about: ConversationInfo | None = None) -> Conversation:
-        """Add what is new and move the head; StaleConversation where it moved elsewhere."""
-        about = about or ConversationInfo()
+    def save(self, conversation: Conversation, info: ConversationInfo | None = None) -> Conversation:
+        """Add new messages and move the head; StaleConversation if the stored head is another."""
+        info = info or ConversationInfo()
         with self._lock:
             if conversation.id in self._erased:
                 raise StaleConversation
-            kept = self._kept.get(conversation.id) or _empty(conversation.id)
-            if kept.head_id != conversation.head and kept.turns:
+            stored = self._conversations.get(conversation.id) or _empty(conversation.id)
+            if stored.head_id != conversation.head and stored.turns:
                 raise StaleConversation
-            added = kept.missing(conversation)
-            newest = conversation.messages[-1].id if conversation.messages else None
+            added = stored.new_turns(conversation)
+            head = conversation.messages[-1].id if conversation.messages else None
             summary = replace(
-                kept.summary,
-                title=kept.summary.title or title_of(conversation),
-                model=about.model or kept.summary.model,
-                adapter=about.adapter or kept.summary.adapter,
-                turns=len(kept.turns) + len(added),
+                stored.summary,
+                title=stored.summary.title or title_of(conversation),
+                model=info.model or stored.summary.model,
+                adapter=info.adapter or stored.summary.adapter,
+                turns=len(stored.turns) + len(added),
                 updated_at=now(),
             )
-            settings = about.settings or kept.settings
-            self._keep(StoredConversation(summary, conversation.system, settings, newest, (*kept.turns, *added), kept.feedback))
-            self._owners.setdefault(conversation.id, about.owner)
-            return replace(conversation, head=newest)
+            settings, turns = info.settings or stored.settings, (*stored.turns, *added)
+            self._put(StoredConversation(summary, conversation.system, settings, head, turns, stored.feedback))
+            self._owners.setdefault(conversation.id, info.owner)
+            return replace(conversation, head=head)
 
-    def grow(self, conversation_id: str, answer: Message) -> None:
-        """Nothing: memory does not outlive the answer that is being written."""
+    def update_partial(self, conversation_id: str, answer: Message) -> None:
+        """Do nothing: memory does not survive a crash."""
 
     def finish(self, record: TurnRecord, outgoing: OutboxRecord | None = None) -> None:
-        """Close the open answer and queue what is to be delivered."""
+        """Close the open answer and queue its record."""
         with self._lock:
-            kept = self._opened(record)
-            if kept is None:
+            stored = self._with_open_answer(record)
+            if stored is None:
                 return
-            answer, facts = record.answer, answer_metadata(record)
+            answer, details = record.answer, answer_metadata(record)
             turns = tuple(
-                replace(turn, message=answer, details=facts) if turn.message.id == answer.id else turn for turn in kept.turns
+                replace(turn, message=answer, details=details) if turn.message.id == answer.id else turn
+                for turn in stored.turns
             )
-            self._keep(replace(kept, turns=turns, summary=replace(kept.summary, updated_at=now())))
+            self._put(replace(stored, turns=turns, summary=replace(stored.summary, updated_at=now())))
         self._send(outgoing)
 
     def load(self, conversation_id: str) -> Conversation | None:
-        """The branch that is shown, or None."""
-        kept = self.read(conversation_id)
-        return kept.conversation() if kept else None
+        """Active branch, or None."""
+        stored = self.read(conversation_id)
+        return stored.conversation() if stored else None
 
     def read(self, conversation_id: str) -> StoredConversation | None:
-        """Everything kept of a conversation, or None."""
+        """Conversation with all branches and feedback, or None."""
         with self._lock:
-            return self._kept.get(conversation_id)
+            return self._conversations.get(conversation_id)
 
-    def restore(self, kept: StoredConversation) -> bool:
-        """Add a whole conversation; False where its id is kept already."""
+    def restore(self, conversation: StoredConversation) -> bool:
+        """Add a whole conversation; False if its id exists."""
         with self._lock:
-            if kept.summary.id in self._kept:
+            if conversation.summary.id in self._conversations:
                 return False
-            self._erased.discard(kept.summary.id)
-            self._keep(kept)
+            self._erased.discard(conversation.summary.id)
+            self._put(conversation)
             return True
 
     def list(self, *, limit: int | None = None, owner: str | None = None) -> Sequence[Summary]:
-        """The newest change first."""
-        with self._lock:
-            mine = [kept for kept in self._kept.values() if self._is_of(owner, kept.summary.id)]
-        return listed(mine, limit)
+        """Summaries, the most recently changed first."""
+        return list_conversations(self._owned(owner), limit)
 
     def search(self, text: str, *, limit: int = 50, owner: str | None = None) -> Sequence[SearchHit]:
-        """Turns that hold every word, the newest first."""
-        with self._lock:
-            mine = [kept for kept in self._kept.values() if self._is_of(owner, kept.summary.id)]
-        return found(mine, text, limit)
+        """Turns that have every word, the newest first."""
+        return search_conversations(self._owned(owner), text, limit)
 
     def change(self, conversation_id: str, *, title: str | None = None, tags: Iterable[str] | None = None) -> bool:
-        """Rename or tag."""
+        """Set title or tags."""
         with self._lock:
-            kept = self._kept.get(conversation_id)
-            if kept is None:
+            stored = self._conversations.get(conversation_id)
+            if stored is None:
                 return False
-            title = kept.summary.title if title is None else title
-            summary = replace(kept.summary, title=title, tags=kept.summary.tags if tags is None else tuple(tags))
-            self._kept[conversation_id] = replace(kept, summary=summary)
+            title = stored.summary.title if title is None else title
+            summary = replace(stored.summary, title=title, tags=stored.summary.tags if tags is None else tuple(tags))
+            self._conversations[conversation_id] = replace(stored, summary=summary)
             return True
 
     def feedback(
@@ -129,21 +126,21 @@ class MemoryHistory:
         *,
         outgoing: OutboxRecord | None = None,
     ) -> bool:
-        """Keep what a person thought of an answer; False for a turn that is not kept."""
-        said = Feedback(turn_id, rating, edited, comment)
+        """Store feedback on an answer; False for an unknown turn."""
+        feedback = Feedback(turn_id, rating, edited, comment)
         with self._lock:
-            kept = self._kept.get(conversation_id)
-            if kept is None or not kept.has(turn_id):
+            stored = self._conversations.get(conversation_id)
+            if stored is None or not stored.has_turn(turn_id):
                 return False
-            self._kept[conversation_id] = replace(kept, feedback=(*kept.feedback, said))
+            self._conversations[conversation_id] = replace(stored, feedback=(*stored.feedback, feedback))
         self._send(outgoing)
         return True
 
     def erase(self, conversation_ids: Sequence[str], tombstones: Sequence[OutboxRecord] = ()) -> int:
-        """Forget conversations."""
+        """Delete conversations. Returns how many existed."""
         with self._lock:
-            self._erased.update(each for each in conversation_ids if each in self._kept)
-            erased = [self._kept.pop(each) for each in conversation_ids if each in self._kept]
+            erased = [each for each in conversation_ids if self._conversations.pop(each, None)]
+            self._erased.update(erased)
             for each in conversation_ids:
                 self._owners.pop(each, None)
         if self._queue:
@@ -151,28 +148,29 @@ class MemoryHistory:
         return len(erased)
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing."""
 
-    def _opened(self, record: TurnRecord) -> StoredConversation | None:
-        """The conversation with the answer in it; None where it was erased meanwhile."""
+    def _with_open_answer(self, record: TurnRecord) -> StoredConversation | None:
+        """Conversation with the record's answer in it, added if need be; None if it has been erased meanwhile."""
         conversation = record.conversation
-        kept = self._kept.get(conversation.id)
-        if kept is None and conversation.head is not None:
+        stored = self._conversations.get(conversation.id)
+        if stored is None and conversation.head is not None:
             return None
-        if kept is None or not kept.has(record.answer.id):
+        if stored is None or not stored.has_turn(record.answer.id):
             with suppress(StaleConversation):
                 self.save(conversation)
-        return self._kept.get(conversation.id)
+        return self._conversations.get(conversation.id)
 
-    def _keep(self, kept: StoredConversation) -> None:
-        self._kept[kept.summary.id] = kept
-        self._kept.move_to_end(kept.summary.id)
-        while len(self._kept) > self._limit:
-            gone, _ = self._kept.popitem(last=False)
-            self._owners.pop(gone, None)
+    def _put(self, conversation: StoredConversation) -> None:
+        self._conversations[conversation.summary.id] = conversation
+        self._conversations.move_to_end(conversation.summary.id)
+        while len(self._conversations) > self._limit:
+            evicted, _ = self._conversations.popitem(last=False)
+            self._owners.pop(evicted, None)
 
-    def _is_of(self, owner: str | None, conversation_id: str) -> bool:
-        return owner is None or self._owners.get(conversation_id) == owner
+    def _owned(self, owner: str | None) -> Sequence[StoredConversation]:
+        with self._lock:
+            return [each for name, each in self._conversations.items() if owner is None or self._owners.get(name) == owner]
 
     def _send(self, outgoing: OutboxRecord | None) -> None:
         if outgoing and self._queue:

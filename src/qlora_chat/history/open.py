@@ -1,11 +1,12 @@
-"""From an address to a store: in memory, a database, plain files, or one that a developer has installed.
+"""Opens the history that a URL names: in memory, a database, plain files, or a store that a package provides.
 
-Scope: which module is imported, and where the outbox lives. A store of one's own is a Python entry point in the group
-`qlora_chat.history`, named by the scheme of its address; it is called with (url, queue) and returns a HistoryStore.
+Scope: which module is imported, and which outbox a store gets. A package provides a store as an entry point in the group
+`qlora_chat.history`, named after the URL's scheme: a callable (url, queue) -> HistoryStore.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -18,89 +19,101 @@ if TYPE_CHECKING:
     from qlora_chat.history.outbox.queue import Outbox
 
 ENTRY_POINTS = "qlora_chat.history"
+DATABASES = ("sqlite", "postgresql")
 
 
 @dataclass(frozen=True)
 class OpenHistory:
-    """A store and the outbox beside or inside it."""
+    """A store and its outbox."""
 
     store: HistoryStore
     outbox: Outbox | None
-    """None where nothing is delivered."""
+    """None if nothing is delivered."""
     durable: bool
-    """Whether conversations outlive the program."""
+    """True if conversations survive the process."""
 
     def close(self) -> None:
-        """Write what is pending and let go of files and connections."""
+        """Write pending changes and close files and connections."""
         self.store.close()
         if self.outbox:
             self.outbox.close()
 
 
 def open_history(settings: HistorySettings, log: LogSettings) -> OpenHistory:
-    """Open what --history names. HistoryError for what cannot be opened. Memory and no log: no file appears."""
-    scheme = (settings.url or "").partition(":")[0].partition("+")[0]
-    if scheme in ("sqlite", "postgresql"):
-        return _database(settings, log)
-    outbox = _own_outbox(settings, log) if log.url else None
-    if settings.url is None:
-        from qlora_chat.history.memory import MemoryHistory
-
-        return OpenHistory(MemoryHistory(queue=outbox), outbox, durable=False)
-    if settings.key:
+    """Open the history of --history. HistoryError if it cannot be opened. Memory without a log creates no file."""
+    scheme = _scheme(settings.url)
+    if scheme in DATABASES:
+        return _open_database(settings, log)
+    if settings.url and settings.key:
         raise HistoryError(
-            f"{scheme}: keeps plain files; unset QLORA_CHAT_HISTORY_KEY, or use sqlite:///FILE, which it encrypts"
+            f"{scheme}: stores plain files; unset QLORA_CHAT_HISTORY_KEY, or use sqlite:///FILE, which is encrypted with it"
         )
+    make_store = _store_factory(scheme, settings.url)
+    outbox = _open_outbox_file(settings, log) if log.url else None
+    return OpenHistory(make_store(outbox), outbox, durable=settings.url is not None)
+
+
+def history_path(url: str) -> Path | None:
+    """File or folder of a history URL; None for a database server or a store of another package."""
+    scheme = _scheme(url)
     if scheme == "jsonl":
-        from qlora_chat.history.jsonl import JsonlHistory
-
-        return OpenHistory(JsonlHistory(Path(settings.url.partition(":")[2]), outbox), outbox, durable=True)
-    return OpenHistory(_installed(scheme, settings.url, outbox), outbox, durable=True)
-
-
-def file_of(url: str) -> Path | None:
-    """The file or folder that an address names; None for a server, or a kind of one's own."""
-    scheme, _, rest = url.partition(":")
-    if scheme == "jsonl":
-        return Path(rest)
-    if scheme.partition("+")[0] != "sqlite":
+        return _jsonl_folder(url)
+    if scheme != "sqlite":
         return None
     from qlora_chat.history.storage.database import sqlite_file
 
     return sqlite_file(url)
 
 
-def _database(settings: HistorySettings, log: LogSettings) -> OpenHistory:
+def _scheme(url: str | None) -> str:
+    return (url or "").partition(":")[0].partition("+")[0]
+
+
+def _jsonl_folder(url: str) -> Path:
+    return Path(url.partition(":")[2])
+
+
+def _open_database(settings: HistorySettings, log: LogSettings) -> OpenHistory:
     from qlora_chat.history.outbox.queue import Outbox
     from qlora_chat.history.sql.store import SqlHistory
     from qlora_chat.history.storage.database import open_database
     from qlora_chat.history.storage.encryption import check_cipher, cipher_for
 
-    seal = cipher_for(settings.key)
+    cipher = cipher_for(settings.key)
     database = open_database(settings.url or "", settings.password)
     try:
-        check_cipher(database, seal)
-        outbox = Outbox(database, seal, log.cap_bytes)
+        check_cipher(database, cipher)
+        outbox = Outbox(database, cipher, log.cap_bytes)
         if log.url:
-            database.keep_reserve()  # now: the disk may be full before a sender first looks
-        return OpenHistory(SqlHistory(database, seal, outbox), outbox if log.url else None, durable=True)
+            database.ensure_reserve()  # now: the disk may be full before the sender's first claim
+        return OpenHistory(SqlHistory(database, cipher, outbox), outbox if log.url else None, durable=True)
     except BaseException:
         database.close()
         raise
 
 
-def _own_outbox(settings: HistorySettings, log: LogSettings) -> Outbox:
+def _open_outbox_file(settings: HistorySettings, log: LogSettings) -> Outbox:
     from qlora_chat.history.outbox.recovery import open_outbox_file
     from qlora_chat.history.storage.encryption import cipher_for
 
     return open_outbox_file(outbox_file(log), cipher_for(settings.key), log.cap_bytes)
 
 
-def _installed(scheme: str, url: str, queue: Queue | None) -> HistoryStore:
-    found = {each.name: each for each in entry_points(group=ENTRY_POINTS)}
-    if scheme not in found:
-        others = "".join(f", {name}:..." for name in sorted(found))
+def _store_factory(scheme: str, url: str | None) -> Callable[[Queue | None], HistoryStore]:
+    """Constructor of a store without a database, which takes the outbox. HistoryError for an unknown scheme."""
+    if url is None:
+        from qlora_chat.history.memory import MemoryHistory
+
+        return lambda queue: MemoryHistory(queue=queue)
+    if scheme == "jsonl":
+        from qlora_chat.history.jsonl import JsonlHistory
+
+        return lambda queue: JsonlHistory(_jsonl_folder(url), queue)
+    provided = {each.name: each for each in entry_points(group=ENTRY_POINTS)}
+    if scheme not in provided:
+        others = "".join(f", {name}:..." for name in sorted(provided))
         raise HistoryError(
             f"{scheme!r} is no kind of history; known: sqlite:///FILE, postgresql://USER@HOST/DATABASE, jsonl:FOLDER{others}"
         )
-    return found[scheme].load()(url, queue)
+    open_store = provided[scheme].load()
+    return lambda queue: open_store(url, queue)

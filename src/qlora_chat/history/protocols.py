@@ -1,6 +1,6 @@
-"""What every store answers to, and what stands beside one: who writes records, and where a store without an outbox puts them.
+"""Protocols of a history store and of the two parts it works with: the recorder and the queue.
 
-Scope: protocols.
+Scope: signatures and what callers may rely on.
 """
 
 from __future__ import annotations
@@ -8,83 +8,90 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from qlora_chat.history.records import OutboxRecord, TurnRecord
-from qlora_chat.history.types import ConversationInfo, Feedback, SearchHit, StoredConversation, Summary
+from qlora_chat.history.types import (
+    ConversationInfo,
+    Feedback,
+    OutboxRecord,
+    SearchHit,
+    StoredConversation,
+    Summary,
+    TurnRecord,
+)
 from qlora_chat.messages import Conversation, Message
 
 
 class Recorder(Protocol):
-    """Writes what a receiver is sent; None where nothing is to be sent."""
+    """Builds the records for a receiver; None if a record is not to be sent."""
 
     def turn(self, record: TurnRecord) -> OutboxRecord | None:
-        """A turn that has ended."""
+        """Record of a finished turn."""
         ...
 
     def feedback(self, conversation_id: str, feedback: Feedback) -> OutboxRecord | None:
-        """What a person thought of an answer."""
+        """Record of a user's feedback on an answer."""
         ...
 
     def tombstone(self, conversation_id: str) -> OutboxRecord | None:
-        """That everything sent of a conversation is to be erased."""
+        """Record that tells the receiver to erase a conversation."""
         ...
 
 
 class Queue(Protocol):
-    """Where a store that has no outbox of its own puts what is to be delivered; outbox.Outbox is one."""
+    """Outbox of a store that has none in its own database; outbox.queue.Outbox is one."""
 
     def put(self, outgoing: OutboxRecord) -> None:
-        """Queue a record, durably; one that cannot be kept is counted."""
+        """Queue a record durably; one that cannot be written is counted as dropped."""
         ...
 
     def erase(self, conversation_ids: Sequence[str], tombstones: Sequence[OutboxRecord]) -> None:
-        """Remove what waits of these conversations, and queue their tombstones."""
+        """Delete the queued records of these conversations, and queue their tombstones."""
         ...
 
 
 class HistoryStore(Protocol):
-    """Keeps conversations; safe to call from several threads. Any method may raise HistoryUnavailable."""
+    """Store of conversations, safe to call from several threads. Any method may raise HistoryUnavailable."""
 
-    def save(self, conversation: Conversation, about: ConversationInfo | None = None) -> Conversation:
-        """Add the messages that are not kept yet and make the last one the head; -> the conversation with that head.
+    def save(self, conversation: Conversation, info: ConversationInfo | None = None) -> Conversation:
+        """Add the messages that are not stored yet and make the last one the head. Returns the conversation with that head.
 
-        Durable when it returns. StaleConversation, with nothing written, where the kept head is not `conversation.head`.
-        A newest answer whose finish_reason is "partial" is open: `grow` and `finish` may still fill it.
+        Durable on return. StaleConversation, with nothing written, if the stored head is not `conversation.head`.
+        A newest answer with finish_reason "partial" stays open for `update_partial` and `finish`.
         """
         ...
 
-    def grow(self, conversation_id: str, answer: Message) -> None:
-        """Note how far an open answer has got. Returns at once; written within half a second, for a crash to find."""
+    def update_partial(self, conversation_id: str, answer: Message) -> None:
+        """Note the current text of an open answer. Returns at once; written within half a second, in case of a crash."""
         ...
 
     def finish(self, record: TurnRecord, outgoing: OutboxRecord | None = None) -> None:
-        """Close the open answer as it now is and queue `outgoing`, both or neither.
+        """Close the open answer with its final text and queue `outgoing`, both or neither.
 
-        A turn that could not be opened is added whole; nothing happens where the conversation was erased meanwhile.
+        Adds the whole turn if it could not be opened. Does nothing if the conversation has been erased meanwhile.
         """
         ...
 
     def load(self, conversation_id: str) -> Conversation | None:
-        """The branch that is shown, or None for an id that is not kept."""
+        """Active branch of a conversation; None for an unknown id."""
         ...
 
     def read(self, conversation_id: str) -> StoredConversation | None:
-        """Everything kept of a conversation, or None."""
+        """Conversation with all branches and feedback; None for an unknown id."""
         ...
 
-    def restore(self, kept: StoredConversation) -> bool:
-        """Add a whole conversation, as `read` gave it; False where its id is kept already, which changes nothing."""
+    def restore(self, conversation: StoredConversation) -> bool:
+        """Add a whole conversation, as returned by `read`. False, with nothing changed, if its id exists."""
         ...
 
     def list(self, *, limit: int | None = None, owner: str | None = None) -> Sequence[Summary]:
-        """Conversations with at least one turn, the newest change first; `owner` None lists everybody's."""
+        """Conversations with at least one turn, the most recently changed first; `owner` None lists those of all users."""
         ...
 
     def search(self, text: str, *, limit: int = 50, owner: str | None = None) -> Sequence[SearchHit]:
-        """Turns that hold every word of `text`, the last one as a beginning; the newest first."""
+        """Turns that have every word of `text`, the last one as a prefix; the newest first."""
         ...
 
     def change(self, conversation_id: str, *, title: str | None = None, tags: Iterable[str] | None = None) -> bool:
-        """Rename or tag; None leaves a part as it is. False for an id that is not kept."""
+        """Set title or tags; None leaves them unchanged. False for an unknown id."""
         ...
 
     def feedback(
@@ -97,16 +104,16 @@ class HistoryStore(Protocol):
         *,
         outgoing: OutboxRecord | None = None,
     ) -> bool:
-        """Keep what a person thought of an answer, and queue `outgoing`; False for a turn that is not kept."""
+        """Store a user's feedback on an answer, and queue `outgoing`. False for an unknown turn."""
         ...
 
     def erase(self, conversation_ids: Sequence[str], tombstones: Sequence[OutboxRecord] = ()) -> int:
-        """Remove conversations, their feedback and their waiting records from every copy, and queue tombstones.
+        """Delete conversations with their feedback and queued records, and queue tombstones. Returns how many existed.
 
-        -> how many there were. When it returns, no byte of their text is left in the store's files.
+        On return, no byte of their text is left in the store's files.
         """
         ...
 
     def close(self) -> None:
-        """Write what is pending and let go of files and connections."""
+        """Write pending changes and close files and connections."""
         ...

@@ -1,6 +1,6 @@
-"""Erases conversations that nobody has touched for longer than they are to be kept.
+"""Erases conversations that have not changed for longer than the retention period.
 
-Scope: which, and when to look. It erases here and from the outbox; what a receiver has is under the receiver's own rule.
+Scope: the history and its outbox. Records at a receiver are subject to the receiver's own rules.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from datetime import timedelta
 
 from qlora_chat.history import HistoryError, HistoryStore, now
 
-LOOK_SECONDS = 3600.0
+CHECK_SECONDS = 3600.0
 
 
 class Retention:
-    """Looks at the start and every hour, from a thread of its own that ends with the program."""
+    """Expires conversations at the start and every hour, in a daemon thread."""
 
     def __init__(self, store: HistoryStore, days: float, notify: Callable[[str], None]) -> None:
         self._store, self._days, self._notify = store, days, notify
-        self._ended = threading.Event()
+        self._closed = threading.Event()
         threading.Thread(target=self._work, name="qlora-chat-retention", daemon=True).start()
 
     def close(self) -> None:
-        """Look no more."""
-        self._ended.set()
+        """Stop checking."""
+        self._closed.set()
 
     def _work(self) -> None:
         while True:
@@ -32,12 +32,12 @@ class Retention:
                 expire(self._store, self._days)
             except HistoryError as problem:
                 self._notify(f"history: old conversations could not be erased ({problem})")
-            if self._ended.wait(LOOK_SECONDS):
+            if self._closed.wait(CHECK_SECONDS):
                 return
 
 
 def expire(store: HistoryStore, days: float) -> int:
-    """Erase what nobody has touched for so many days; -> how many conversations."""
+    """Erase conversations that have not changed for so many days. Returns how many."""
     before = now() - timedelta(days=days)
     old = [summary.id for summary in store.list() if summary.updated_at < before]
     return store.erase(old) if old else 0

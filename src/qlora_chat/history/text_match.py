@@ -1,35 +1,40 @@
-"""Words in conversations: titles, searching without an index, excerpts. Pure functions of text."""
+"""Titles, excerpts, and word search over text: tokens for an index, and scanning conversations without one.
+
+Scope: pure functions. Knows no store.
+"""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections import deque
+from collections.abc import Iterable, Sequence
 
+from qlora_chat.history.types import SearchHit, StoredConversation, Summary
 from qlora_chat.messages import Conversation
 
 TITLE_LETTERS = 60
 EXCERPT_LETTERS = 160
-NEAR_LETTERS = 30
-"""How far before an excerpt a space is looked for, to begin with a word."""
+WORD_BOUNDARY_LETTERS = 30
+"""Excerpts start at a word boundary if one lies within this many letters."""
 _UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"  # Thai, Lao, Burmese, Khmer
     "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"  # kana
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"  # Han
 )
-"""Scripts that put no space between words: each of their letters is a token, and a search for several a phrase."""
+"""Scripts without spaces between words: each letter is a token, and a word of several letters is searched as a phrase."""
 _WORD = re.compile(r"\w+")
 _TOKEN = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 
 def title_of(conversation: Conversation) -> str:
-    """A conversation's first words, to call it by until a person renames it; "" before anything was said."""
+    """Title made of the first user message, up to TITLE_LETTERS; "" for an empty conversation."""
     first = next((message.content for message in conversation.messages if message.role == "user"), "")
     return shortened(" ".join(first.split()), TITLE_LETTERS)
 
 
 def shortened(text: str, letters: int) -> str:
-    """At most that many letters, cut between words where one is near."""
+    """Text of at most that many letters, cut between words if possible and ended with "…"."""
     if len(text) <= letters:
         return text
     cut = text[: letters - 1]
@@ -37,8 +42,8 @@ def shortened(text: str, letters: int) -> str:
     return (cut[:space] if space > letters // 2 else cut).rstrip() + "…"
 
 
-def folded(text: str) -> str:
-    """Text as search compares it: without case, accents, and the signs above and below letters that other scripts have."""
+def normalized(text: str) -> str:
+    """Text without case, accents and combining marks, as search compares it."""
     if text.isascii():
         return text.casefold()
     decomposed = unicodedata.normalize("NFKD", text).casefold()
@@ -46,42 +51,62 @@ def folded(text: str) -> str:
 
 
 def index_tokens(content: str) -> list[str]:
-    """What an index holds of a text, in order. A change here makes every index that was built before it wrong."""
-    return _TOKEN.findall(folded(content))
+    """Tokens of a text for a search index, in order. Any change here invalidates every existing index."""
+    return _TOKEN.findall(normalized(content))
 
 
-def query_phrases(text: str) -> list[list[str]]:
-    """The words that a search asks for, each as the tokens that stand for it in an index; [] where there are none."""
-    return [tokens for word in _WORD.findall(folded(text)) if (tokens := _TOKEN.findall(word))]
+def query_phrases(query: str) -> list[list[str]]:
+    """Words of a query, each as the sequence of its index tokens; [] if it has none."""
+    return [tokens for word in _WORD.findall(normalized(query)) if (tokens := _TOKEN.findall(word))]
 
 
-def matches(content: str, text: str) -> bool:
-    """Whether content holds every word of `text`, the last one as a beginning; false for no words."""
-    asked = query_phrases(text)
-    if not asked:
+def matches(content: str, query: str) -> bool:
+    """True if content has every word of the query, the last one as a prefix; False for a query without words."""
+    phrases = query_phrases(query)
+    if not phrases:
         return False
-    held = f" {' '.join(index_tokens(content))} "
-    return all(f" {' '.join(phrase)} " in held for phrase in asked[:-1]) and f" {' '.join(asked[-1])}" in held
+    text = f" {' '.join(index_tokens(content))} "
+    return all(f" {' '.join(phrase)} " in text for phrase in phrases[:-1]) and f" {' '.join(phrases[-1])}" in text
 
 
-def excerpt(content: str, text: str) -> str:
-    """About EXCERPT_LETTERS of content on one line, around the first word that was asked for."""
+def excerpt(content: str, query: str) -> str:
+    """About EXCERPT_LETTERS of content on one line, around the first match."""
     line = " ".join(content.split())
-    start = max(0, _first_place(line, query_phrases(text)) - EXCERPT_LETTERS // 3)
+    start = max(0, _first_match(line, query_phrases(query)) - EXCERPT_LETTERS // 3)
     if start:
-        space = line.rfind(" ", max(0, start - NEAR_LETTERS), start)
+        space = line.rfind(" ", max(0, start - WORD_BOUNDARY_LETTERS), start)
         start = space + 1 if space >= 0 else start
     return ("…" if start else "") + shortened(line[start:], EXCERPT_LETTERS)
 
 
-def _first_place(line: str, asked: list[list[str]]) -> int:
-    """Where the first word that was asked for stands; 0 where it is spelt otherwise."""
-    passed: deque[tuple[int, str]] = deque(maxlen=max(map(len, asked), default=0))
-    for place in _TOKEN.finditer(line):
-        passed.append((place.start(), folded(place.group())))
-        for phrase in asked:
-            here = [*passed][-len(phrase) :]
-            spelt = [token for _, token in here]
-            if len(here) == len(phrase) and spelt[:-1] == phrase[:-1] and spelt[-1].startswith(phrase[-1]):
-                return here[0][0]
+def _first_match(line: str, phrases: list[list[str]]) -> int:
+    """Offset of the first match of any phrase; 0 if normalization hides it."""
+    recent: deque[tuple[int, str]] = deque(maxlen=max(map(len, phrases), default=0))
+    for token in _TOKEN.finditer(line):
+        recent.append((token.start(), normalized(token.group())))
+        for phrase in phrases:
+            window = [*recent][-len(phrase) :]
+            words = [word for _, word in window]
+            if len(window) == len(phrase) and words[:-1] == phrase[:-1] and words[-1].startswith(phrase[-1]):
+                return window[0][0]
     return 0
+
+
+def list_conversations(conversations: Iterable[StoredConversation], limit: int | None) -> Sequence[Summary]:
+    """Summaries of the conversations with at least one turn, the most recently changed first."""
+    summaries = [each.summary for each in conversations if each.turns]
+    return sorted(summaries, key=lambda each: each.updated_at, reverse=True)[:limit]
+
+
+def search_conversations(conversations: Iterable[StoredConversation], query: str, limit: int) -> Sequence[SearchHit]:
+    """Turns that match a query, the newest first."""
+    hits = [
+        SearchHit(
+            each.summary.id, each.summary.title, turn.message.id, turn.message.role, excerpt(turn.message.content, query),
+            turn.created_at,
+        )
+        for each in conversations
+        for turn in each.turns
+        if matches(turn.message.content, query)
+    ]  # fmt: skip
+    return sorted(hits, key=lambda hit: hit.created_at, reverse=True)[:limit]

@@ -1,6 +1,6 @@
-"""What a store keeps of a conversation: its turns as a tree, its line in a list, what people thought of answers.
+"""Values that cross the border of a store: turns as they are recorded, and conversations as they are stored.
 
-Scope: values. Knows no store.
+Scope: frozen values. Knows no store and no payload.
 """
 
 from __future__ import annotations
@@ -10,25 +10,120 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from qlora_chat.history.records import now
-from qlora_chat.messages import Conversation, Message
+from qlora_chat.messages import Conversation, Message, new_id
+from qlora_chat.settings import Sampling
+
+
+def now() -> datetime:
+    """Current time in the local zone, which it carries."""
+    return datetime.now().astimezone()
+
+
+# --- recorded turns ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelUsed:
+    """Model that wrote an answer, and how it was loaded."""
+
+    name: str
+    base: str
+    adapter: str | None
+    precision: str
+    device: str
+    prompt_format: str
+    base_sha256: str | None = None
+    """None if unknown."""
+    adapter_sha256: str | None = None
+    computed_by: str | None = None
+    """Name of the forward pass."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens and times of one answer."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    ttft_ms: float | None
+    tokens_per_s: float | None
+
+
+@dataclass(frozen=True)
+class SettingsChange:
+    """New sampling settings in the middle of an answer, in force from the token after `at_token` of its tokens."""
+
+    at_token: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class TurnRecord:
+    """A finished turn, as it is stored and delivered."""
+
+    conversation: Conversation
+    """Up to and including the answer."""
+    prompt_text: str
+    """Full text that the model continued."""
+    sampling: Sampling
+    """Settings at the first token, with the seed that was used, drawn if the user set none."""
+    finished_at: datetime = field(default_factory=now)
+    prompt_ids: tuple[int, ...] = ()
+    answer_ids: tuple[int, ...] = ()
+    """Token ids exactly as the engine sampled them."""
+    changes: tuple[SettingsChange, ...] = ()
+    """In the order they were made."""
+    usage: Usage | None = None
+    """None if the engine reported none."""
+    model: ModelUsed | None = None
+
+    @property
+    def answer(self) -> Message:
+        """Newest message."""
+        return self.conversation.messages[-1]
+
+    @property
+    def question(self) -> Message:
+        """User message before the answer."""
+        return self.conversation.messages[-2]
+
+    @property
+    def parent_id(self) -> str | None:
+        """Id of the turn that the question follows; None for the first question."""
+        return self.conversation.messages[-3].id if len(self.conversation.messages) > 2 else None
+
+
+@dataclass(frozen=True)
+class OutboxRecord:
+    """One record for the receiver: the exact bytes to post, under an id that never changes."""
+
+    kind: str
+    """turn, feedback or tombstone."""
+    conversation_id: str
+    body: bytes
+    id: str = field(default_factory=new_id)
+    """Idempotency key, by which a receiver recognises a record it already has."""
+
+
+# --- stored conversations ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class ConversationInfo:
-    """What a store is told of a conversation besides its words."""
+    """Metadata stored with a conversation."""
 
     model: str | None = None
     adapter: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Sampling's fields as they were at the newest question."""
+    """Fields of Sampling at the newest question."""
     owner: str | None = None
-    """Whose list it appears in; None for a store that one person uses."""
+    """User whose list shows it; None in a store with a single user."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """A conversation's line in a list."""
+    """A conversation's entry in a list."""
 
     id: str
     title: str
@@ -36,31 +131,31 @@ class Summary:
     model: str | None
     adapter: str | None
     turns: int
-    """Turns ever added, branches included."""
+    """Number of turns ever added, on all branches."""
     created_at: datetime
     updated_at: datetime
 
 
 @dataclass(frozen=True)
 class StoredTurn:
-    """A turn and its place in the tree."""
+    """A message and its parent in the tree of turns."""
 
     message: Message
     parent_id: str | None
     created_at: datetime
     details: Mapping[str, Any] = field(default_factory=dict)
-    """For an answer: seed, settings, changes, counts, timings, model, as payload version 2 names them."""
+    """answer_metadata of an answer: seed, settings changes, token counts, times, model; {} for a question."""
 
 
 @dataclass(frozen=True)
 class Feedback:
-    """What a person thought of an answer. The newest of a turn holds; None leaves a part unsaid."""
+    """A user's opinion of an answer. The newest one of a turn counts; None leaves a field unset."""
 
     turn_id: str
     rating: int | None = None
     """1 or -1."""
     edited: str | None = None
-    """The answer as it should have been."""
+    """The answer as the user would have it."""
     comment: str | None = None
     created_at: datetime = field(default_factory=now)
 
@@ -78,37 +173,37 @@ class StoredConversation:
     settings: Mapping[str, Any]
     head_id: str | None
     turns: tuple[StoredTurn, ...]
-    """In the order they were added; a turn's parent comes before it."""
+    """In the order they were added; a parent comes before its children."""
     feedback: tuple[Feedback, ...] = ()
 
     def conversation(self) -> Conversation:
-        """The branch that is shown."""
+        """Active branch: the turns from the root to the head."""
         by_id = {turn.message.id: turn for turn in self.turns}
         messages: list[Message] = []
-        at = self.head_id
-        while at is not None:
-            messages.append(by_id[at].message)
-            at = by_id[at].parent_id
+        turn_id = self.head_id
+        while turn_id is not None:
+            messages.append(by_id[turn_id].message)
+            turn_id = by_id[turn_id].parent_id
         return Conversation(self.summary.id, tuple(reversed(messages)), self.system, self.head_id, self.summary.tags)
 
-    def has(self, turn_id: str) -> bool:
-        """Whether it is a turn of this conversation, on whatever branch."""
+    def has_turn(self, turn_id: str) -> bool:
+        """True if any branch has this turn."""
         return any(turn.message.id == turn_id for turn in self.turns)
 
-    def missing(self, conversation: Conversation) -> list[StoredTurn]:
-        """The messages that are not kept yet, each with the turn that it follows."""
-        known = {turn.message.id for turn in self.turns}
+    def new_turns(self, conversation: Conversation) -> list[StoredTurn]:
+        """Messages of `conversation` that are not stored yet, each with its parent."""
+        stored = {turn.message.id for turn in self.turns}
         parents = [None, *(message.id for message in conversation.messages)]
         return [
             StoredTurn(message, parent, now())
             for message, parent in zip(conversation.messages, parents, strict=False)
-            if message.id not in known
+            if message.id not in stored
         ]
 
 
 @dataclass(frozen=True)
 class SearchHit:
-    """A turn that a search found."""
+    """A turn that matches a search."""
 
     conversation_id: str
     title: str

@@ -35,7 +35,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
-from qlora_chat.databases import READS_ONLY
+from qlora_chat.databases import READS_ONLY, Migration
 from qlora_chat.receiver.database import BUSY_SECONDS, StoreError, migrate, open_database, unusable
 from qlora_chat.receiver.records import LONGEST_NAME, Record
 
@@ -89,7 +89,7 @@ erased = Table(
 )  # fmt: skip
 """Conversations that must not come back with a record that was under way."""
 
-MIGRATIONS = (lambda connection: _metadata.create_all(connection),)
+MIGRATIONS = (Migration(1, "records", _metadata.create_all),)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ def waiting(outbox: Outbox) -> set[str]:
     return found
 
 
-def test_files_are_the_users_own_and_absent_until_needed(tmp_path: Path) -> None:
+def test_files_are_private_to_the_user(tmp_path: Path) -> None:
     with closing(outbox_in(tmp_path / "state" / "app")) as outbox:
         outbox.put(record())
         for path in (tmp_path / "state" / "app").iterdir():
@@ -108,7 +108,7 @@ def test_a_sender_killed_in_the_middle_sends_again_under_the_same_ids(tmp_path: 
             process.kill()
         monkeypatch.setattr("qlora_chat.history.outbox.queue.CLAIM_SECONDS", 0.0)
         with closing(outbox_in(tmp_path)) as outbox:
-            outbox.release()
+            outbox.release_claims()
             log = LogSender(outbox, LogSettings(receiver.url), lambda line: None)
             wait_for(lambda: outbox.counts().waiting == 0, 60)
             log.close()
@@ -129,7 +129,7 @@ def bodies_in(data: bytes, made: dict[str, bytes]) -> dict[str, tuple[int, int]]
 
 
 @pytest.mark.parametrize("trials", [25, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
-def test_flips_and_truncations_cost_only_the_records_they_hit(trials: int, tmp_path: Path) -> None:
+def test_bit_flips_and_truncations_lose_only_the_records_they_hit(trials: int, tmp_path: Path) -> None:
     drawn, path = random.Random(trials), tmp_path / "outbox.db"
     with closing(outbox_in(tmp_path)) as outbox:
         made = {}
@@ -167,7 +167,7 @@ def test_flips_and_truncations_cost_only_the_records_they_hit(trials: int, tmp_p
     assert hit_something > trials // 10
 
 
-def test_another_key_is_an_error_and_not_damage(tmp_path: Path) -> None:
+def test_another_key_is_not_reported_as_damage(tmp_path: Path) -> None:
     path = tmp_path / "outbox.db"
     with closing(open_outbox_file(path, AesCipher(KEY), 10**7)) as outbox:
         made = record("a very secret word")
@@ -176,7 +176,7 @@ def test_another_key_is_an_error_and_not_damage(tmp_path: Path) -> None:
     with closing(open_outbox_file(path, PlainCipher(), 10**7)) as outbox:
         assert waiting(outbox) == set()
     with closing(open_outbox_file(path, AesCipher(KEY), 10**7)) as outbox:
-        outbox.revive()
+        outbox.requeue_dead_letters()
         assert waiting(outbox) == {made.id}
 
 
@@ -191,7 +191,7 @@ def size_of(folder: Path) -> int:
     ("offered", "cap"),
     [(16_000_000, 8_000_000), pytest.param(200_000_000, 50_000_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
 )
-def test_the_cap_is_never_passed_and_drops_are_counted(offered: int, cap: int, tmp_path: Path) -> None:
+def test_the_cap_is_never_exceeded_and_drops_are_counted(offered: int, cap: int, tmp_path: Path) -> None:
     drawn, made, largest = random.Random(1), 0, 0
     with closing(outbox_in(tmp_path, cap)) as outbox:
         while offered > 0:
@@ -208,7 +208,7 @@ def test_the_cap_is_never_passed_and_drops_are_counted(offered: int, cap: int, t
         assert len(waiting(outbox)) == counts.waiting
 
 
-def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(HistoryError, match="cannot be opened for writing"):
         outbox_in(tmp_path / "file" / "below")
@@ -219,10 +219,10 @@ def test_erased_conversations_leave_no_byte_in_queue_or_dead_letters(tmp_path: P
         outbox.put(record("marmalade one", "gone"))
         outbox.put(record("marmalade two", "gone"))
         outbox.put(record("kept", "stays"))
-        outbox.settle(dead=[(outbox.claim(1)[0].seq, "status 400")])
+        outbox.ack(dead=[(outbox.claim(1)[0].seq, "status 400")])
         outbox.erase(["gone"], [record("tombstone", "gone")])
         for path in tmp_path.iterdir():
             assert b"marmalade" not in path.read_bytes(), path.name
-        outbox.release()
+        outbox.release_claims()
         assert len(waiting(outbox)) == 2, "what stays, and the tombstone"
     assert sorted(os.listdir(tmp_path)) == ["outbox.db", "outbox.db-reserve"]

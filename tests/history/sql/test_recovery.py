@@ -15,8 +15,7 @@ from qlora_chat.history.sql.store import SqlHistory
 from qlora_chat.history.storage.encryption import cipher_for
 from qlora_chat.history.storage.sqlite_pages import PAGE_BYTES
 from qlora_chat.messages import Conversation
-from tests.history.conftest import KEY, sqlite_history
-from tests.history.test_stores import opened, said
+from tests.history.conftest import KEY, add_turn, sqlite_history, with_open_answer
 
 CAP = 50_000_000
 TALKS, TURNS = 12, 4
@@ -38,7 +37,7 @@ def filled(path: Path, key: str | None = None) -> dict[str, list[str]]:
             store.save(talk, ConversationInfo(owner=f"owner-{number}"))
             for turn in range(TURNS):
                 answer = f"answer {number}.{turn} " + "long " * (3000 if turn == 1 else 20)
-                talk = said(store, talk, f"question {number}.{turn}", answer)
+                talk = add_turn(store, talk, f"question {number}.{turn}", answer)
             store.feedback(talk.id, talk.messages[-1].id, 1, None, f"comment {number}")
             told[talk.id] = [message.content for message in talk.messages]
         for number in range(5):
@@ -62,7 +61,7 @@ def rescued(path: Path, key: str | None = None) -> tuple[Recovered, SqlHistory]:
     return report, store
 
 
-def test_the_message_of_a_damaged_history_names_the_command_that_mends_it(path: Path) -> None:
+def test_the_error_of_a_damaged_history_names_the_recovery_command(path: Path) -> None:
     filled(path)
     damaged(path, lambda page: page == 1)
     with pytest.raises(HistoryError, match="damaged: `qlora-chat history rescue`"):
@@ -92,7 +91,7 @@ def test_without_its_first_page_nothing_is_lost(key: str | None, path: Path) -> 
     assert report.damaged_file.read_bytes() == wrecked, "kept beside it as it was"
 
 
-def test_of_lost_pages_the_rest_comes_out_and_the_gaps_are_marked(path: Path) -> None:
+def test_lost_pages_leave_placeholders_and_the_rest_is_recovered(path: Path) -> None:
     told = filled(path)
     everything = {text for texts in told.values() for text in texts}
     draw = random.Random(7)
@@ -107,14 +106,14 @@ def test_of_lost_pages_the_rest_comes_out_and_the_gaps_are_marked(path: Path) ->
         for summary in store.list():
             conversation = store.load(summary.id)
             assert conversation
-            goes_on = said(store, conversation, "Are you well again?", "Yes.")
+            goes_on = add_turn(store, conversation, "Are you well again?", "Yes.")
             assert store.load(goes_on.id) == goes_on
 
 
-def test_a_conversation_whose_heading_is_lost_is_found_by_its_turns(path: Path) -> None:
+def test_a_conversation_without_its_heading_is_recovered_from_its_turns(path: Path) -> None:
     with closing(sqlite_history(path)) as store:
         assert isinstance(store, SqlHistory)
-        talk = said(store, Conversation(), "A question without a heading", "answer")
+        talk = add_turn(store, Conversation(), "A question without a heading", "answer")
         with store.database.write() as connection:
             connection.exec_driver_sql("UPDATE conversations SET settings = 'no JSON any more'")
     damaged(path, lambda page: page == 1)
@@ -125,10 +124,10 @@ def test_a_conversation_whose_heading_is_lost_is_found_by_its_turns(path: Path) 
         assert report.unreadable >= 1
 
 
-def test_an_answer_that_was_being_written_when_it_crashed_comes_out_of_the_log(path: Path) -> None:
+def test_an_open_answer_is_recovered_from_the_log_after_a_crash(path: Path) -> None:
     store = sqlite_history(path)
     assert isinstance(store, SqlHistory)
-    kept = store.save(opened(Conversation(), "Hi"))
+    kept = store.save(with_open_answer(Conversation(), "Hi"))
     log, main = bytearray(Path(f"{path}-wal").read_bytes()), path.read_bytes()
     assert kept.id.encode() in log, "the log holds it, and the file does not yet"
     assert kept.id.encode() not in main
@@ -145,7 +144,7 @@ def test_an_answer_that_was_being_written_when_it_crashed_comes_out_of_the_log(p
         assert [(message.content, message.finish_reason) for message in found.messages] == [("Hi", None), ("", "partial")]
 
 
-def test_a_sound_history_and_one_of_another_key_are_left_alone(path: Path) -> None:
+def test_an_intact_history_and_one_with_another_key_stay_unchanged(path: Path) -> None:
     filled(path, KEY)
     before = path.read_bytes()
     with pytest.raises(HistoryError, match="is not damaged"):

@@ -1,6 +1,6 @@
-"""Records on their way to a receiver: added in the transaction that adds the turn, taken out when they have arrived.
+"""Queue of records for a receiver: each is added in the transaction that adds its turn, and removed once it is acknowledged.
 
-Scope: the queue, its cap, its dead letters and its counts. Knows nothing of payloads or HTTP.
+Scope: the queue, its cap, its dead letters and its counters. Knows nothing of payloads or HTTP.
 """
 
 from __future__ import annotations
@@ -20,86 +20,85 @@ from qlora_chat.databases import WAL_LIMIT_BYTES
 from qlora_chat.history import HistoryError, HistoryUnavailable, OutboxRecord
 from qlora_chat.history.outbox.record_frame import DamagedRecord, frame, unframe
 from qlora_chat.history.storage.database import RESERVE_BYTES, Database
-from qlora_chat.history.storage.encryption import Cipher, PlainCipher
+from qlora_chat.history.storage.encryption import Cipher
 from qlora_chat.history.storage.schema import BODIES, FACTS, OUTBOX
+from qlora_chat.history.storage.sqlite_pages import PAGE_BYTES
 
-PAGE = 4096
 ROW_BYTES = 512
-"""What a record takes in the tables and indexes beside its body."""
+"""Size of a record in tables and indexes, without its body."""
 CLAIM_SECONDS = 120.0
-"""A record handed to one sender is not handed to another for this long, unless it is given back."""
+"""Time for which a claimed record is hidden from other senders, unless it is released."""
 CLAIM_BYTES = WAL_LIMIT_BYTES // 2
-"""Most that is claimed at once: striking records off overwrites them with zeros, by way of the log."""
+"""Most that is claimed at once: acknowledged records are overwritten with zeros, which goes through the log."""
 OVERHEAD_BYTES = RESERVE_BYTES + 2 * WAL_LIMIT_BYTES
-"""Of the cap: what the file's log and the room kept for emptying a full disk take."""
-DEFAULT_CAP_BYTES = 50_000_000
+"""Part of the cap for the file's log and the reserved disk space."""
 
 
 @dataclass(frozen=True)
 class QueuedRecord:
-    """A record that is due."""
+    """A claimed record."""
 
     seq: int
-    """What `settle` knows it by."""
+    """Its number for `ack`."""
     outgoing: OutboxRecord
     attempts: int
-    """Tries so far."""
+    """Attempts so far."""
 
 
 @dataclass(frozen=True)
-class Later:
-    """A record that is to be tried again."""
+class Retry:
+    """A claimed record to be sent again."""
 
     seq: int
     due_at: float
     """Unix seconds."""
     reason: str
-    tried: bool = True
-    """False gives a record back that there was no time for."""
+    attempted: bool = True
+    """False releases a record that was claimed and not sent."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Where every record that was ever made is now."""
+    """Number of records in each state."""
 
     waiting: int
     dead: int
-    """Refused by the receiver for good; kept until erased."""
+    """Rejected by the receiver; stored until erased."""
     bytes: int
-    """Counted against the cap."""
+    """Size counted against the cap."""
     sent: int
     dropped: int
-    """For want of room or because a redaction failed; never sent."""
+    """Never sent: the outbox was full, or the redaction failed."""
     damaged: int
-    """Found broken in the file."""
+    """Found damaged in the file."""
 
 
 class Outbox:
-    """The queue over one database, its own or the history's. Safe to call from several threads and processes."""
+    """Queue in one database, its own or the history's. Safe to call from several threads and processes."""
 
-    def __init__(self, database: Database, seal: Cipher | None = None, cap_bytes: int = DEFAULT_CAP_BYTES) -> None:
+    def __init__(self, database: Database, cipher: Cipher, cap_bytes: int) -> None:
         self.added = threading.Event()
-        """Set when a record of this process is there to be sent."""
-        self._database, self._seal, self._cap = database, seal or PlainCipher(), cap_bytes
+        """Set when this process has added a record."""
+        self._database, self._cipher, self._cap = database, cipher, cap_bytes
         self._unwritten: Counter[str] = Counter()
-        """Counts that could not be written yet, because the disk is full."""
-        self._lock, self._counting = threading.Lock(), threading.Lock()
+        """Increments of counters that a full disk has kept from being written."""
+        self._unwritten_lock, self._flush_lock = threading.Lock(), threading.Lock()
 
     def put(self, outgoing: OutboxRecord) -> None:
-        """Queue a record in a transaction of its own; one that cannot be written is counted as dropped."""
+        """Add a record in a transaction of its own; one that cannot be written is counted as dropped."""
         try:
             with self._database.write() as connection:
                 self.add(connection, outgoing)
         except HistoryUnavailable:
-            self.dropped()
+            self.count_dropped()
         self.added.set()
 
     def add(self, connection: Connection, outgoing: OutboxRecord) -> None:
-        """Queue a record in the caller's transaction; beyond the cap it is counted as dropped instead."""
+        """Add a record in the caller's transaction; one that exceeds the cap is counted as dropped instead."""
         moment = time.time()
-        data = frame(outgoing, moment, self._seal)
+        data = frame(outgoing, moment, self._cipher)
         cost = _cost(len(data))
-        # the log holds a record once more, for a while
+        # twice the cost: the log holds a second copy until the next checkpoint
         if self._value(connection, "bytes") + 2 * cost > self._cap - OVERHEAD_BYTES:
             self._count(connection, "dropped", 1)
             return
@@ -111,14 +110,14 @@ class Outbox:
         connection.execute(insert(BODIES).values(seq=seq, frame=data))
         self._count(connection, "bytes", cost)
 
-    def dropped(self, count: int = 1) -> None:
-        """Count records that were made and cannot be kept; written when something can be written again."""
-        with self._lock:
+    def count_dropped(self, count: int = 1) -> None:
+        """Count records that cannot be queued; written with the next successful write."""
+        with self._unwritten_lock:
             self._unwritten["dropped"] += count
 
     def claim(self, limit: int) -> Sequence[QueuedRecord]:
-        """Take records that are due, the oldest first, for CLAIM_SECONDS; broken ones are counted and put aside."""
-        self._database.keep_reserve()
+        """Claim due records for CLAIM_SECONDS, the oldest first. Damaged ones are counted and become dead letters."""
+        self._database.ensure_reserve()
         moment = time.time()
         due = (
             select(OUTBOX.c.seq)
@@ -132,64 +131,64 @@ class Outbox:
         if not self._database.sqlite:
             due = due.with_for_update(skip_locked=True)
         with self._write() as connection:
-            seqs = _first_few(connection.execute(due.add_columns(OUTBOX.c.cost)).all())
+            seqs = _within_claim_bytes(connection.execute(due.add_columns(OUTBOX.c.cost)).all())
             rows = select(OUTBOX.c.seq, OUTBOX.c.attempts, BODIES.c.frame).outerjoin(BODIES, BODIES.c.seq == OUTBOX.c.seq)
-            found = connection.execute(rows.where(OUTBOX.c.seq.in_(seqs)).order_by(OUTBOX.c.seq)).all()
-            claimed = [each for each in (self._read(connection, *row) for row in found) if each]
+            claimed_rows = connection.execute(rows.where(OUTBOX.c.seq.in_(seqs)).order_by(OUTBOX.c.seq)).all()
+            claimed = [each for each in (self._read(connection, *row) for row in claimed_rows) if each]
             connection.execute(update(OUTBOX).where(OUTBOX.c.seq.in_(seqs)).values(due_at=moment + CLAIM_SECONDS))
         return claimed
 
-    def settle(self, sent: Sequence[int] = (), later: Sequence[Later] = (), dead: Sequence[tuple[int, str]] = ()) -> None:
-        """What became of claimed records: arrived; to be tried again; refused for good, and why."""
+    def ack(self, sent: Sequence[int] = (), retries: Sequence[Retry] = (), dead: Sequence[tuple[int, str]] = ()) -> None:
+        """Record the outcome of claimed records: seqs that have arrived, retries, and (seq, reason) of those rejected."""
         with self._write() as connection:
             if sent:
                 self._remove(connection, sent)
                 self._count(connection, "sent", len(sent))
-            for each in later:
-                tried = {"due_at": each.due_at, "reason": each.reason, "attempts": OUTBOX.c.attempts + each.tried}
-                connection.execute(update(OUTBOX).where(OUTBOX.c.seq == each.seq).values(tried))
+            for each in retries:
+                values = {"due_at": each.due_at, "reason": each.reason, "attempts": OUTBOX.c.attempts + each.attempted}
+                connection.execute(update(OUTBOX).where(OUTBOX.c.seq == each.seq).values(values))
             for seq, reason in dead:
-                buried = {"state": "dead", "reason": reason, "attempts": OUTBOX.c.attempts + 1}
-                connection.execute(update(OUTBOX).where(OUTBOX.c.seq == seq).values(buried))
+                values = {"state": "dead", "reason": reason, "attempts": OUTBOX.c.attempts + 1}
+                connection.execute(update(OUTBOX).where(OUTBOX.c.seq == seq).values(values))
 
     def counts(self) -> Counts:
-        """Where every record is; sent, dropped and damaged count from the beginning."""
+        """Number of records in each state; sent, dropped and damaged are totals since the outbox was created."""
         with self._database.read() as connection:
             rows = connection.execute(select(OUTBOX.c.state, func.count()).group_by(OUTBOX.c.state))
             states = {row[0]: row[1] for row in rows}
-            facts = {name: self._value(connection, name) for name in ("bytes", "sent", "dropped", "damaged")}
-        with self._lock:
-            facts["dropped"] += self._unwritten["dropped"]
-        return Counts(states.get("waiting", 0), states.get("dead", 0), **facts)
+            totals = {name: self._value(connection, name) for name in ("bytes", "sent", "dropped", "damaged")}
+        with self._unwritten_lock:
+            totals["dropped"] += self._unwritten["dropped"]
+        return Counts(states.get("waiting", 0), states.get("dead", 0), **totals)
 
     def dead_letters(self) -> Sequence[tuple[str, str]]:
-        """(id, why) of records that the receiver refused for good."""
+        """(id, reason) of each dead letter, the oldest first."""
         with self._database.read() as connection:
             rows = connection.execute(
                 select(OUTBOX.c.id, OUTBOX.c.reason).where(OUTBOX.c.state == "dead").order_by(OUTBOX.c.seq)
             )
             return [(row.id, row.reason or "") for row in rows]
 
-    def release(self) -> None:
-        """Give back what a sender that is no more had claimed. For a program that is alone with its outbox."""
+    def release_claims(self) -> None:
+        """Release the claims of a sender that has crashed. Only for a process that uses the outbox alone."""
         claimed = (OUTBOX.c.state == "waiting", OUTBOX.c.due_at > time.time(), OUTBOX.c.attempts == 0)
         with self._database.write() as connection:
             connection.execute(update(OUTBOX).where(*claimed).values(due_at=time.time()))
         self.added.set()
 
-    def revive(self) -> int:
-        """Try dead letters again; -> how many there were."""
+    def requeue_dead_letters(self) -> int:
+        """Queue all dead letters again. Returns how many."""
         with self._database.write() as connection:
-            alive = {"state": "waiting", "due_at": time.time(), "attempts": 0}
-            done = connection.execute(update(OUTBOX).where(OUTBOX.c.state == "dead").values(alive))
+            values = {"state": "waiting", "due_at": time.time(), "attempts": 0}
+            requeued = connection.execute(update(OUTBOX).where(OUTBOX.c.state == "dead").values(values))
         self.added.set()
-        return done.rowcount
+        return requeued.rowcount
 
-    def tidy(self) -> None:
-        """Put right what a flipped bit may have left in numbers that no index checks."""
+    def repair_counters(self) -> None:
+        """Recompute attempts, costs and the byte count, which a flipped bit may have changed without any index noticing."""
         with self._database.write() as connection:
-            odd = func.typeof(OUTBOX.c.attempts) != "integer"
-            connection.execute(update(OUTBOX).where(odd).values(attempts=0))
+            invalid = func.typeof(OUTBOX.c.attempts) != "integer"
+            connection.execute(update(OUTBOX).where(invalid).values(attempts=0))
             costs = connection.execute(
                 select(OUTBOX.c.seq, func.length(BODIES.c.frame)).join(BODIES, BODIES.c.seq == OUTBOX.c.seq)
             )
@@ -202,8 +201,8 @@ class Outbox:
             connection.execute(delete(FACTS).where(FACTS.c.name == "outbox bytes"))
             self._count(connection, "bytes", total)
 
-    def take_over(self, records: Sequence[OutboxRecord], damaged: int) -> None:
-        """Queue what was brought out of a broken file, and count what was not."""
+    def import_recovered(self, records: Sequence[OutboxRecord], damaged: int) -> None:
+        """Add the records of a damaged file, and count those that were lost."""
         with self._database.write() as connection:
             for outgoing in records:
                 self.add(connection, outgoing)
@@ -211,22 +210,22 @@ class Outbox:
                 self._count(connection, "damaged", damaged)
         self.added.set()
 
-    def forget(self, connection: Connection, conversation_ids: Sequence[str]) -> None:
-        """Remove what waits, and the dead letters, of conversations that are being erased."""
+    def delete_for(self, connection: Connection, conversation_ids: Sequence[str]) -> None:
+        """Delete the records of these conversations, dead letters included, in the caller's transaction."""
         rows = connection.execute(select(OUTBOX.c.seq).where(OUTBOX.c.conversation_id.in_(conversation_ids)))
         self._remove(connection, list(rows.scalars()))
 
     def erase(self, conversation_ids: Sequence[str], tombstones: Sequence[OutboxRecord]) -> None:
-        """For an outbox in a file of its own: forget conversations, queue their tombstones, leave no old page."""
+        """Delete the records of conversations and queue their tombstones, for an outbox in a file of its own."""
         with self._database.write() as connection:
-            self.forget(connection, conversation_ids)
+            self.delete_for(connection, conversation_ids)
             for tombstone in tombstones:
                 self.add(connection, tombstone)
-        self._database.leave_no_old_page()
+        self._database.purge_old_pages()
         self.added.set()
 
     def close(self) -> None:
-        """Write counts that are still in memory, and let go of the file."""
+        """Write pending counters and close the file."""
         if self._unwritten:
             with suppress(HistoryUnavailable), self._write():
                 pass
@@ -234,12 +233,12 @@ class Outbox:
 
     def _read(self, connection: Connection, seq: int, attempts: int, data: bytes | None) -> QueuedRecord | None:
         try:
-            outgoing, _ = unframe(data or b"", self._seal)
+            outgoing, _ = unframe(data or b"", self._cipher)
         except DamagedRecord:
             self._count(connection, "damaged", 1)
             reason = "damaged in the file"
         except HistoryError:
-            reason = "sealed with another key"
+            reason = "encrypted with another key"
         else:
             return QueuedRecord(seq, outgoing, attempts)
         connection.execute(update(OUTBOX).where(OUTBOX.c.seq == seq).values(state="dead", reason=reason))
@@ -254,9 +253,9 @@ class Outbox:
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
-        """A transaction that also writes the counts which are still in memory.
+        """A transaction that also writes pending counters.
 
-        The first that a full disk refuses frees the room that was kept for it; the next then goes through.
+        If the disk is full it fails and frees the reserved space, so that the next one succeeds.
         """
         try:
             with self._write_once() as connection:
@@ -268,14 +267,14 @@ class Outbox:
 
     @contextmanager
     def _write_once(self) -> Iterator[Connection]:
-        with self._counting:
+        with self._flush_lock:
             with self._database.write() as connection:
-                with self._lock:
+                with self._unwritten_lock:
                     counts = Counter(self._unwritten)
                 for name, count in counts.items():
                     self._count(connection, name, count)
                 yield connection
-            with self._lock:
+            with self._unwritten_lock:
                 self._unwritten -= counts
 
     @staticmethod
@@ -284,23 +283,24 @@ class Outbox:
         return int(value) if value.lstrip("-").isdecimal() else 0
 
     def _count(self, connection: Connection, name: str, count: int) -> None:
-        make = sqlite.insert if self._database.sqlite else postgresql.insert
-        summed = cast(cast(FACTS.c.value, BigInteger) + count, Text)
-        added = make(FACTS).values(name=f"outbox {name}", value=str(count))
-        connection.execute(added.on_conflict_do_update(index_elements=["name"], set_={"value": summed}))
+        """Add to a counter."""
+        make_insert = sqlite.insert if self._database.sqlite else postgresql.insert
+        total = cast(cast(FACTS.c.value, BigInteger) + count, Text)
+        added = make_insert(FACTS).values(name=f"outbox {name}", value=str(count))
+        connection.execute(added.on_conflict_do_update(index_elements=["name"], set_={"value": total}))
 
 
-def _first_few(rows: Sequence[Row[*tuple[Any, ...]]]) -> list[int]:
-    """The seq of each row up to CLAIM_BYTES of cost, and of one at least."""
-    taken, total = [], 0
+def _within_claim_bytes(rows: Sequence[Row[*tuple[Any, ...]]]) -> list[int]:
+    """Seqs of the first (seq, cost) rows, at least one, up to a total cost of CLAIM_BYTES."""
+    seqs, total = [], 0
     for seq, cost in rows:
         total += cost
-        if taken and total > CLAIM_BYTES:
+        if seqs and total > CLAIM_BYTES:
             break
-        taken.append(seq)
-    return taken
+        seqs.append(seq)
+    return seqs
 
 
 def _cost(size: int) -> int:
-    """Bytes on disk, counted high: whole pages for the body, a row's share of tables and indexes."""
-    return (size // PAGE + 1) * PAGE + ROW_BYTES
+    """Upper bound of a record's bytes on disk: whole pages for the body, plus its rows."""
+    return (size // PAGE_BYTES + 1) * PAGE_BYTES + ROW_BYTES

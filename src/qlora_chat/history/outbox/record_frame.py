@@ -1,6 +1,6 @@
-"""A record as it lies in a file: self-describing and checked, so that it can be found in a file that is otherwise broken.
+"""A record as bytes in a file: self-describing and checksummed, so that it can be found in a damaged file.
 
-Scope: bytes. MAGIC, length and CRC-32 of what follows, then (sealed or not) a JSON heading, a line break and the body.
+Scope: bytes. MAGIC, length and CRC-32 of the payload; then the payload, encrypted or not: JSON heading, line feed, body.
 """
 
 from __future__ import annotations
@@ -14,53 +14,53 @@ from qlora_chat.history import HistoryError, OutboxRecord
 from qlora_chat.history.storage.encryption import Cipher
 
 MAGIC = b"\x93QLCrec\x01"
-_LEAD = struct.Struct(">8sII")
-LEAD_BYTES = _LEAD.size
-LARGEST = 64 * 2**20
-"""A length beyond this is not believed."""
+_HEADER = struct.Struct(">8sII")
+HEADER_BYTES = _HEADER.size
+MAX_PAYLOAD_BYTES = 64 * 2**20
+"""A header with a greater length is damaged."""
 
 
 class DamagedRecord(ValueError):
-    """Bytes that are not, or no longer, a record."""
+    """Bytes that are no intact record."""
 
 
 @dataclass(frozen=True)
-class Lead:
-    """What a frame says of itself before it can be read."""
+class Header:
+    """Header of a frame."""
 
     length: int
-    """Of what follows, in bytes."""
+    """Of the payload, in bytes."""
     checksum: int
 
 
-def frame(outgoing: OutboxRecord, created_at: float, seal: Cipher) -> bytes:
-    """A record as bytes."""
+def frame(outgoing: OutboxRecord, created_at: float, cipher: Cipher) -> bytes:
+    """A record as bytes; `created_at` in Unix seconds."""
     heading = json.dumps(
         {"id": outgoing.id, "kind": outgoing.kind, "conversation_id": outgoing.conversation_id, "created_at": created_at}
     )
-    payload = seal.close(heading.encode() + b"\n" + outgoing.body)
-    return _LEAD.pack(MAGIC, len(payload), zlib.crc32(payload)) + payload
+    payload = cipher.encrypt(heading.encode() + b"\n" + outgoing.body)
+    return _HEADER.pack(MAGIC, len(payload), zlib.crc32(payload)) + payload
 
 
-def lead(data: bytes) -> Lead:
-    """The lead of a frame that begins here. DamagedRecord where none does."""
-    if len(data) < LEAD_BYTES:
-        raise DamagedRecord("cut off")
-    magic, length, checksum = _LEAD.unpack_from(data)
-    if magic != MAGIC or length > LARGEST:
+def read_header(data: bytes) -> Header:
+    """Header at the beginning of `data`. DamagedRecord if there is none."""
+    if len(data) < HEADER_BYTES:
+        raise DamagedRecord("the header is cut off")
+    magic, length, checksum = _HEADER.unpack_from(data)
+    if magic != MAGIC or length > MAX_PAYLOAD_BYTES:
         raise DamagedRecord("no record begins here")
-    return Lead(length, checksum)
+    return Header(length, checksum)
 
 
-def unframe(data: bytes, seal: Cipher) -> tuple[OutboxRecord, float]:
-    """The record and when it was made (Unix seconds). DamagedRecord where a bit differs from what was written."""
-    began = lead(data)
-    payload = data[LEAD_BYTES : LEAD_BYTES + began.length]
-    if len(payload) != began.length or zlib.crc32(payload) != began.checksum:
-        raise DamagedRecord("its checksum is wrong")
-    heading, _, body = seal.open(payload).partition(b"\n")
+def unframe(data: bytes, cipher: Cipher) -> tuple[OutboxRecord, float]:
+    """The record and its creation time (Unix seconds). DamagedRecord if any bit has changed; HistoryError for another key."""
+    header = read_header(data)
+    payload = data[HEADER_BYTES : HEADER_BYTES + header.length]
+    if len(payload) != header.length or zlib.crc32(payload) != header.checksum:
+        raise DamagedRecord("the checksum is wrong")
+    heading, _, body = cipher.decrypt(payload).partition(b"\n")
     try:
-        told = json.loads(heading)
-    except ValueError:  # what was written is whole, so it was written with a key
-        raise HistoryError("a record was sealed with a key, which is not given") from None
-    return OutboxRecord(told["kind"], told["conversation_id"], body, told["id"]), told["created_at"]
+        fields = json.loads(heading)
+    except ValueError:  # the payload is intact, so it is encrypted
+        raise HistoryError("a record is encrypted: set QLORA_CHAT_HISTORY_KEY to its key") from None
+    return OutboxRecord(fields["kind"], fields["conversation_id"], body, fields["id"]), fields["created_at"]

@@ -1,1 +1,1 @@
-"""Conversations in a SQL database: the store, its rows, full-text search, recovery of damaged files."""
+"""Conversations in SQLite or PostgreSQL: the store, its rows, full-text search, recovery of damaged files."""

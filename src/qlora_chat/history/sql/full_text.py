@@ -1,12 +1,12 @@
-"""Finding words in turns: FTS5 in SQLite, a GIN index over tsvector in PostgreSQL, and scanning where turns are sealed.
+"""Word search over turns: FTS5 in SQLite, a GIN index over tsvector in PostgreSQL, a scan if the turns are encrypted.
 
-Scope: keeping the index true to the turns, and asking it. Both hold the tokens of words.py, not the text: no case, no accents,
-and letters for words in scripts without spaces, so that a word is found wherever it stands.
+Scope: updating and querying the index. It holds the tokens of text_match.py instead of the text (no case, no accents, single
+letters in scripts without spaces), so that a word is found anywhere in a sentence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -18,19 +18,19 @@ from qlora_chat.history.storage.schema import CONVERSATIONS, TURNS
 from qlora_chat.history.text_match import excerpt, index_tokens, matches, query_phrases
 
 INDEXED_LETTERS = 200_000
-"""Of one turn in PostgreSQL, whose index refuses more than a megabyte."""
+"""Indexed part of a turn in PostgreSQL, which rejects a tsvector above 1 MB."""
 SCAN_ROWS = 500
 
 
 class WordIndex:
-    """The index beside the turns; every method works in the caller's transaction."""
+    """Search index of the turns; every method works in the caller's transaction."""
 
-    def __init__(self, sqlite: bool, seal: Cipher) -> None:
-        self._sqlite, self._seal = sqlite, seal
+    def __init__(self, sqlite: bool, cipher: Cipher) -> None:
+        self._sqlite, self._cipher = sqlite, cipher
 
     def add(self, connection: Connection, seq: int, content: str) -> None:
-        """Index a turn's words as they now are."""
-        if self._seal.sealed:
+        """Index the current content of a turn."""
+        if self._cipher.encrypts:
             return
         if self._sqlite:
             connection.execute(_FTS_ADD, {"seq": seq, "tokens": _joined(content)})
@@ -38,92 +38,85 @@ class WordIndex:
         else:
             connection.execute(_TSV_ADD, {"seq": seq, "words": _joined(content[:INDEXED_LETTERS])})
 
-    def add_left_open(self, connection: Connection) -> None:
-        """Index answers that a crash has left open, as far as they got, and all turns after a migration of the index."""
-        if self._seal.sealed:
+    def add_missing(self, connection: Connection) -> None:
+        """Index answers that a crash has left open, and all turns after a migration of the index."""
+        if self._cipher.encrypts:
             return
-        left = select(TURNS.c.seq).where(TURNS.c.indexed == 0, TURNS.c.content != "")
-        for seq in connection.execute(left).scalars().all():
+        missing = select(TURNS.c.seq).where(TURNS.c.indexed == 0, TURNS.c.content != "")
+        for seq in connection.execute(missing).scalars().all():
             content = connection.execute(select(TURNS.c.content).where(TURNS.c.seq == seq)).scalar_one()
             self.add(connection, seq, content)
 
     def remove_turn(self, connection: Connection, seq: int) -> None:
-        """Take a turn out, before its content changes."""
-        if self._sqlite and not self._seal.sealed:
-            self._take_out(connection, TURNS.c.seq == seq)
+        """Remove a turn; call it before its content changes."""
+        self._remove(connection, TURNS.c.seq == seq)
 
-    def remove(self, connection: Connection, conversation_ids: Sequence[str]) -> None:
-        """Take conversations out, before they are deleted."""
-        if not self._sqlite or self._seal.sealed:
+    def remove_conversations(self, connection: Connection, conversation_ids: Sequence[str]) -> None:
+        """Remove the turns of conversations; call it before they are deleted."""
+        self._remove(connection, TURNS.c.conversation_id.in_(conversation_ids))
+
+    def _remove(self, connection: Connection, condition: ColumnElement[bool]) -> None:
+        """Remove turns from FTS5, which stores no text and so needs the indexed tokens. PostgreSQL's index is a column."""
+        if not self._sqlite or self._cipher.encrypts:
             return
-        self._take_out(connection, TURNS.c.conversation_id.in_(conversation_ids))
-
-    @staticmethod
-    def _take_out(connection: Connection, which: ColumnElement[bool]) -> None:
-        """The index keeps no text, so that it must be told what it held."""
-        held = select(TURNS.c.seq, TURNS.c.content).where(which, TURNS.c.indexed == 1)
-        for seq, content in connection.execute(held).all():
+        indexed = select(TURNS.c.seq, TURNS.c.content).where(condition, TURNS.c.indexed == 1)
+        for seq, content in connection.execute(indexed).all():
             connection.execute(_FTS_REMOVE, {"seq": seq, "tokens": _joined(content)})
 
     def compact(self, connection: Connection) -> None:
-        """Rewrite the index without what was taken out: FTS5 marks words as gone and keeps them until it merges."""
-        if self._sqlite and not self._seal.sealed:
+        """Rewrite the FTS5 index without removed words, which it only marks as removed until then."""
+        if self._sqlite and not self._cipher.encrypts:
             connection.execute(text("INSERT INTO turns_words(turns_words) VALUES('optimize')"))
 
-    def find(self, connection: Connection, asked: str, limit: int, owner: str | None) -> list[SearchHit]:
-        """Turns that hold every word, the last one as a beginning; the newest first."""
-        phrases = query_phrases(asked)
+    def find(self, connection: Connection, query: str, limit: int, owner: str | None) -> list[SearchHit]:
+        """Turns that have every word, the last one as a prefix; the newest first."""
+        phrases = query_phrases(query)
         if not phrases:
             return []
-        if self._seal.sealed:
-            return self._scan(connection, asked, limit, owner)
+        if self._cipher.encrypts:
+            return self._scan(connection, query, limit, owner)
         if self._sqlite:
-            query = " ".join(f'"{" ".join(phrase)}"' for phrase in phrases) + "*"
-            found = _FTS_FIND if owner is None else _FTS_FIND_OWNED
+            expression = " ".join(f'"{" ".join(phrase)}"' for phrase in phrases) + "*"
+            statement = _FTS_FIND if owner is None else _FTS_FIND_OWNED
         else:
-            query = " & ".join(" <-> ".join(f"'{token}'" for token in phrase) for phrase in phrases) + ":*"
-            found = _owned(_columns().where(text("turns.words @@ to_tsquery('simple', :query)")), owner).limit(limit)
-        rows = connection.execute(found, {"query": query, "owner": owner, "most": limit}).all()
-        return [self._hit(row, asked) for row in rows]
+            expression = " & ".join(" <-> ".join(f"'{token}'" for token in phrase) for phrase in phrases) + ":*"
+            statement = _newest_first(owner).where(text("turns.words @@ to_tsquery('simple', :query)")).limit(limit)
+        rows = connection.execute(statement, {"query": expression, "owner": owner, "most": limit}).all()
+        return [self._hit(row, query) for row in rows]
 
-    def _scan(self, connection: Connection, asked: str, limit: int, owner: str | None) -> list[SearchHit]:
+    def _scan(self, connection: Connection, query: str, limit: int, owner: str | None) -> list[SearchHit]:
         hits: list[SearchHit] = []
-        for row in self._newest_first(connection, owner):
-            if matches(decrypt_text(self._seal, row.content), asked):
-                hits.append(self._hit(row, asked))
+        for row in connection.execution_options(yield_per=SCAN_ROWS).execute(_newest_first(owner)):
+            if matches(decrypt_text(self._cipher, row.content), query):
+                hits.append(self._hit(row, query))
                 if len(hits) == limit:
                     break
         return hits
 
-    def _newest_first(self, connection: Connection, owner: str | None) -> Iterator[Any]:
-        yield from connection.execution_options(yield_per=SCAN_ROWS).execute(_owned(_columns(), owner))
-
-    def _hit(self, row: Any, asked: str) -> SearchHit:
-        moment = datetime.fromtimestamp(row.created_at).astimezone()
-        content, title = decrypt_text(self._seal, row.content), decrypt_text(self._seal, row.title)
-        return SearchHit(row.conversation_id, title, row.id, row.role, excerpt(content, asked), moment)
+    def _hit(self, row: Any, query: str) -> SearchHit:
+        created_at = datetime.fromtimestamp(row.created_at).astimezone()
+        content, title = decrypt_text(self._cipher, row.content), decrypt_text(self._cipher, row.title)
+        return SearchHit(row.conversation_id, title, row.id, row.role, excerpt(content, query), created_at)
 
 
 def _joined(content: str) -> str:
     return " ".join(index_tokens(content))
 
 
-def _columns() -> Select[*tuple[Any, ...]]:
-    table = TURNS.c
-    rows = select(table.id, table.conversation_id, table.role, table.content, table.created_at, CONVERSATIONS.c.title)
-    return rows.join(CONVERSATIONS, CONVERSATIONS.c.id == table.conversation_id).order_by(table.seq.desc())
-
-
-def _owned(rows: Select[*tuple[Any, ...]], owner: str | None) -> Select[*tuple[Any, ...]]:
+def _newest_first(owner: str | None) -> Select[*tuple[Any, ...]]:
+    """Turns of an owner, or of all, with the titles of their conversations."""
+    turn = TURNS.c
+    rows = select(turn.id, turn.conversation_id, turn.role, turn.content, turn.created_at, CONVERSATIONS.c.title)
+    rows = rows.join(CONVERSATIONS, CONVERSATIONS.c.id == turn.conversation_id).order_by(turn.seq.desc())
     return rows if owner is None else rows.where(CONVERSATIONS.c.owner == owner)
 
 
-def _fts_find(owned: str) -> TextClause:
-    """In the index's own order, backwards, so that a common word costs no more than a rare one."""
+def _fts_find(owner_condition: str) -> TextClause:
+    """Query in the descending order of the index, so that a common word costs no more than a rare one."""
     return text(
         "SELECT t.id, t.conversation_id, t.role, t.content, t.created_at, c.title FROM turns_words w "
         "JOIN turns t ON t.seq = w.rowid JOIN conversations c ON c.id = t.conversation_id "
-        f"WHERE turns_words MATCH :query {owned} ORDER BY w.rowid DESC LIMIT :most"
+        f"WHERE turns_words MATCH :query {owner_condition} ORDER BY w.rowid DESC LIMIT :most"
     )
 
 

@@ -1,6 +1,6 @@
-"""Conversations, turns and feedback as rows of the tables, and back; what people said sealed where the history is.
+"""Conversations, turns and feedback as rows, and rows as values; text columns are encrypted if the history is.
 
-Scope: values. Knows no connection and no order of writing.
+Scope: values. Knows no connection and no statement.
 """
 
 from __future__ import annotations
@@ -16,117 +16,116 @@ from qlora_chat.history.answer_metadata import answer_metadata
 from qlora_chat.history.storage.encryption import Cipher, decrypt_text, encrypt_text
 from qlora_chat.history.text_match import title_of
 from qlora_chat.messages import Conversation, Message
+from qlora_chat.text import replace_surrogates
 
 Row: TypeAlias = Any
 """A row of one of the tables, its columns as attributes."""
 
 
-class Rows:
-    """Both ways, under one seal."""
+class RowMapper:
+    """Mapping in both directions with one cipher."""
 
-    def __init__(self, seal: Cipher) -> None:
-        self._seal = seal
+    def __init__(self, cipher: Cipher) -> None:
+        self._cipher = cipher
 
     # --- to rows ---------------------------------------------------------------------------------------------------
 
-    def new_conversation(self, conversation: Conversation, about: ConversationInfo) -> dict[str, Any]:
-        """One that begins now, without its turns."""
+    def new_conversation(self, conversation: Conversation, info: ConversationInfo) -> dict[str, Any]:
+        """Row of a conversation that begins now; its turns are added later."""
         moment = time.time()
         return {
-            "id": conversation.id, "owner": about.owner, "title": self.closed(title_of(conversation)),
-            "tags": self.closed("[]"), "model": about.model, "adapter": about.adapter, "system": None,
-            "settings": json.dumps(dict(about.settings)), "head_id": None, "turns": 0, "created_at": moment,
+            "id": conversation.id, "owner": info.owner, "title": self.text_column(title_of(conversation)),
+            "tags": self.tags_column(()), "model": info.model, "adapter": info.adapter, "system": None,
+            "settings": json.dumps(dict(info.settings)), "head_id": None, "turns": 0, "created_at": moment,
             "updated_at": moment,
         }  # fmt: skip
 
-    def restored(self, kept: StoredConversation) -> dict[str, Any]:
-        """One that was kept before, without its turns."""
-        summary = kept.summary
+    def restored_conversation(self, conversation: StoredConversation) -> dict[str, Any]:
+        """Row of an existing conversation."""
+        summary = conversation.summary
         return {
-            "id": summary.id, "owner": None, "title": self.closed(summary.title),
-            "tags": self.tags(summary.tags), "model": summary.model, "adapter": summary.adapter,
-            "system": self.closed_or_none(kept.system), "settings": json.dumps(dict(kept.settings)),
-            "head_id": kept.head_id, "turns": len(kept.turns), "created_at": summary.created_at.timestamp(),
-            "updated_at": summary.updated_at.timestamp(),
+            "id": summary.id, "owner": None, "title": self.text_column(summary.title),
+            "tags": self.tags_column(summary.tags), "model": summary.model, "adapter": summary.adapter,
+            "system": self.optional_column(conversation.system), "settings": json.dumps(dict(conversation.settings)),
+            "head_id": conversation.head_id, "turns": len(conversation.turns),
+            "created_at": summary.created_at.timestamp(), "updated_at": summary.updated_at.timestamp(),
         }  # fmt: skip
 
-    def turn_values(self, conversation_id: str, turn: StoredTurn) -> dict[str, Any]:
-        """A turn that is added."""
+    def new_turn(self, conversation_id: str, turn: StoredTurn) -> dict[str, Any]:
+        """Row of a turn."""
         message = turn.message
         return {
             "id": message.id, "conversation_id": conversation_id, "parent_id": turn.parent_id, "role": message.role,
-            "content": self.closed(message.content), "token_ids": self.closed(" ".join(map(str, message.ids))),
-            "finish_reason": message.finish_reason, "details": self.closed(json.dumps(dict(turn.details))),
-            "indexed": 0, "created_at": turn.created_at.timestamp(),
+            **self._message_columns(message, turn.details), "indexed": 0, "created_at": turn.created_at.timestamp(),
         }  # fmt: skip
 
-    def answer_values(self, record: TurnRecord) -> dict[str, Any]:
-        """What an open answer becomes when it ends."""
-        answer = record.answer
+    def finished_answer(self, record: TurnRecord) -> dict[str, Any]:
+        """Columns that change when an open answer ends."""
+        return self._message_columns(record.answer, answer_metadata(record))
+
+    def _message_columns(self, message: Message, details: Mapping[str, Any]) -> dict[str, Any]:
         return {
-            "content": self.closed(answer.content), "token_ids": self.closed(" ".join(map(str, answer.ids))),
-            "finish_reason": answer.finish_reason, "details": self.closed(json.dumps(answer_metadata(record))),
+            "content": self.text_column(message.content), "token_ids": self.text_column(" ".join(map(str, message.ids))),
+            "finish_reason": message.finish_reason, "details": self.text_column(json.dumps(dict(details))),
         }  # fmt: skip
 
-    def feedback_values(self, conversation_id: str, said: Feedback) -> dict[str, Any]:
-        """What a person thought of an answer."""
+    def new_feedback(self, conversation_id: str, feedback: Feedback) -> dict[str, Any]:
+        """Row of a user's feedback."""
         return {
-            "conversation_id": conversation_id, "turn_id": said.turn_id, "rating": said.rating,
-            "edited": self.closed_or_none(said.edited), "comment": self.closed_or_none(said.comment),
-            "created_at": said.created_at.timestamp(),
+            "conversation_id": conversation_id, "turn_id": feedback.turn_id, "rating": feedback.rating,
+            "edited": self.optional_column(feedback.edited), "comment": self.optional_column(feedback.comment),
+            "created_at": feedback.created_at.timestamp(),
         }  # fmt: skip
 
-    def tags(self, tags: Sequence[str]) -> str:
-        """As a JSON list."""
-        return self.closed(json.dumps(list(tags)))
+    def tags_column(self, tags: Sequence[str]) -> str:
+        """Tags as a JSON list."""
+        return self.text_column(json.dumps(list(tags)))
 
-    def closed(self, text: str) -> str:
-        """Text as it is written."""
-        return encrypt_text(self._seal, storable(text))
+    def text_column(self, text: str) -> str:
+        """Text that every database accepts: without lone surrogates, and with a symbol for NUL, which PostgreSQL rejects."""
+        return encrypt_text(self._cipher, replace_surrogates(text).replace("\0", "\u2400"))
 
-    def closed_or_none(self, text: str | None) -> str | None:
-        """The same, for a column that may be empty."""
-        return None if text is None else self.closed(text)
+    def optional_column(self, text: str | None) -> str | None:
+        """Text of a nullable column."""
+        return None if text is None else self.text_column(text)
 
     # --- from rows -------------------------------------------------------------------------------------------------
 
-    def kept(self, conversation: Row, turns: Sequence[Row], feedback: Sequence[Row]) -> StoredConversation:
-        """A whole conversation."""
-        row, settings = conversation, json.loads(conversation.settings)
-        summary = self.line(row.id, row.title, row.tags, row.model, row.adapter, row.turns, row.created_at, row.updated_at)
-        said = tuple(self.feedback(each) for each in feedback)
+    def conversation(self, row: Row, turns: Sequence[Row], feedback: Sequence[Row]) -> StoredConversation:
+        """A whole conversation. ValueError for unreadable columns; HistoryError for altered encrypted ones."""
+        summary = self.summary(row.id, row.title, row.tags, row.model, row.adapter, row.turns, row.created_at, row.updated_at)
         return StoredConversation(
-            summary, self._opened(row.system), settings, row.head_id, tuple(self.turn(each) for each in turns), said
+            summary,
+            self._decrypted(row.system),
+            json.loads(row.settings),
+            row.head_id,
+            tuple(map(self.turn, turns)),
+            tuple(map(self.feedback, feedback)),
         )
 
-    def line(self, name: Any, title: str, tags: str, *rest: Any) -> Summary:
-        """By position: ten thousand of these are listed at once, and names cost more than the row."""
-        model, adapter, turns, created, updated = rest
-        if self._seal.sealed:
-            title, tags = decrypt_text(self._seal, title), decrypt_text(self._seal, tags)
-        told = tuple(json.loads(tags)) if tags != "[]" else ()
-        return Summary(name, title, told, model, adapter, turns, _moment(created), _moment(updated))
+    def summary(self, name: Any, title: str, tags: str, *rest: Any) -> Summary:
+        """Entry of a list, from columns by position: access by name would double the time of listing 10,000 of them."""
+        model, adapter, turns, created_at, updated_at = rest
+        if self._cipher.encrypts:
+            title, tags = decrypt_text(self._cipher, title), decrypt_text(self._cipher, tags)
+        parsed_tags = tuple(json.loads(tags)) if tags != "[]" else ()
+        return Summary(name, title, parsed_tags, model, adapter, turns, _utc(created_at), _utc(updated_at))
 
     def turn(self, row: Row) -> StoredTurn:
-        """A turn and its place."""
-        ids = tuple(map(int, decrypt_text(self._seal, row.token_ids).split()))
-        message = Message(row.role, decrypt_text(self._seal, row.content), ids, row.finish_reason, row.id)
-        details: Mapping[str, Any] = json.loads(decrypt_text(self._seal, row.details))
-        return StoredTurn(message, row.parent_id, _moment(row.created_at), details)
+        """A turn with the id of its parent."""
+        ids = tuple(map(int, decrypt_text(self._cipher, row.token_ids).split()))
+        message = Message(row.role, decrypt_text(self._cipher, row.content), ids, row.finish_reason, row.id)
+        return StoredTurn(message, row.parent_id, _utc(row.created_at), json.loads(decrypt_text(self._cipher, row.details)))
 
     def feedback(self, row: Row) -> Feedback:
-        """What a person thought of an answer."""
-        return Feedback(row.turn_id, row.rating, self._opened(row.edited), self._opened(row.comment), _moment(row.created_at))
+        """A user's feedback."""
+        edited, comment = self._decrypted(row.edited), self._decrypted(row.comment)
+        return Feedback(row.turn_id, row.rating, edited, comment, _utc(row.created_at))
 
-    def _opened(self, text: str | None) -> str | None:
-        return None if text is None else decrypt_text(self._seal, text)
-
-
-def storable(text: str) -> str:
-    """Text that every database takes: lone surrogates as "?", and NUL, which PostgreSQL refuses, as its picture."""
-    return text.encode("utf-8", "replace").decode().replace("\0", "\u2400")
+    def _decrypted(self, text: str | None) -> str | None:
+        return None if text is None else decrypt_text(self._cipher, text)
 
 
-def _moment(seconds: float) -> datetime:
-    """In UTC: the local zone is looked up where a time is shown, since that takes longer than reading the row."""
+def _utc(seconds: float) -> datetime:
+    """Time in UTC; the page converts to the local zone, which takes longer than reading the row."""
     return datetime.fromtimestamp(seconds, UTC)

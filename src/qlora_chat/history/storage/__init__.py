@@ -1,1 +1,1 @@
-"""SQLite files and PostgreSQL databases: opening, schema, migrations, encryption at rest."""
+"""SQLite files and PostgreSQL databases: transactions, schema, migrations, encryption at rest, damaged files."""

@@ -1,6 +1,6 @@
-"""Encryption at rest: text and bytes sealed with AES-256-GCM under a key of the operator, or left as they are.
+"""Encryption at rest: text and bytes under AES-256-GCM with the operator's key, or unchanged.
 
-Scope: two functions each way, and a check that a database is always written with the same key.
+Scope: both ciphers, and a check that a database is always opened with the same key.
 """
 
 from __future__ import annotations
@@ -21,45 +21,47 @@ if TYPE_CHECKING:
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
-CHECK = "qlora-chat history"
-"""Sealed and kept in the database, to tell a wrong key before anything is read or written."""
+CHECK_FACT = "seal"
+"""Name of the row in `facts` that holds the encrypted CHECK_TEXT, or UNENCRYPTED."""
+CHECK_TEXT = "qlora-chat history"
+UNENCRYPTED = "none"
 
 
 class Cipher(Protocol):
-    """How what people said is written into files."""
+    """How conversation text is written into files."""
 
     @property
-    def sealed(self) -> bool:
-        """Whether files are unreadable without the key; then no index can help a search."""
+    def encrypts(self) -> bool:
+        """True if files are unreadable without the key; then there is no search index."""
         ...
 
-    def close(self, data: bytes) -> bytes:
-        """As it is written."""
+    def encrypt(self, data: bytes) -> bytes:
+        """Bytes as they are written."""
         ...
 
-    def open(self, data: bytes) -> bytes:
-        """As it was given. HistoryError where it was altered or the key is another."""
+    def decrypt(self, data: bytes) -> bytes:
+        """Bytes as they were before encryption. HistoryError for altered bytes or another key."""
         ...
 
 
 class PlainCipher:
-    """Everything as it is."""
+    """No encryption."""
 
-    sealed = False
+    encrypts = False
 
-    def close(self, data: bytes) -> bytes:
-        """The same."""
+    def encrypt(self, data: bytes) -> bytes:
+        """The same bytes."""
         return data
 
-    def open(self, data: bytes) -> bytes:
-        """The same."""
+    def decrypt(self, data: bytes) -> bytes:
+        """The same bytes."""
         return data
 
 
 class AesCipher:
-    """AES-256-GCM, a fresh nonce in front of each value."""
+    """AES-256-GCM with a random nonce for each value."""
 
-    sealed = True
+    encrypts = True
 
     def __init__(self, key: str) -> None:
         try:
@@ -68,22 +70,22 @@ class AesCipher:
             raise HistoryError(
                 "QLORA_CHAT_HISTORY_KEY needs the cryptography package: pip install 'qlora-chat[encryption]'"
             ) from None
-        self._cipher = AESGCM(_key_bytes(key))
+        self._aes = AESGCM(_key_bytes(key))
 
-    def close(self, data: bytes) -> bytes:
-        """nonce, then ciphertext and tag."""
+    def encrypt(self, data: bytes) -> bytes:
+        """Nonce, then ciphertext and tag."""
         nonce = os.urandom(NONCE_BYTES)
-        return nonce + self._cipher.encrypt(nonce, data, None)
+        return nonce + self._aes.encrypt(nonce, data, None)
 
-    def open(self, data: bytes) -> bytes:
-        """HistoryError where it was altered or the key is another."""
+    def decrypt(self, data: bytes) -> bytes:
+        """Bytes as they were before encryption. HistoryError for altered bytes or another key."""
         from cryptography.exceptions import InvalidTag
 
         try:
-            return self._cipher.decrypt(data[:NONCE_BYTES], data[NONCE_BYTES:], None)
+            return self._aes.decrypt(data[:NONCE_BYTES], data[NONCE_BYTES:], None)
         except (InvalidTag, ValueError):
             raise HistoryError(
-                "an encrypted value cannot be opened: QLORA_CHAT_HISTORY_KEY is another, or it was altered"
+                "an encrypted value cannot be decrypted: QLORA_CHAT_HISTORY_KEY is not its key, or it was altered"
             ) from None
 
 
@@ -102,38 +104,40 @@ def _key_bytes(key: str) -> bytes:
 
 
 def cipher_for(key: str | None) -> Cipher:
-    """Encryption under a key, or none."""
+    """Cipher of a key; without one, no encryption."""
     return AesCipher(key) if key else PlainCipher()
 
 
-def encrypt_text(seal: Cipher, text: str) -> str:
-    """Text for a text column."""
-    return base64.b64encode(seal.close(text.encode())).decode() if seal.sealed else text
+def encrypt_text(cipher: Cipher, text: str) -> str:
+    """Value of a text column: base64 of the encrypted text, or the text itself."""
+    return base64.b64encode(cipher.encrypt(text.encode())).decode() if cipher.encrypts else text
 
 
-def decrypt_text(seal: Cipher, text: str) -> str:
-    """Text as it was given."""
-    return seal.open(base64.b64decode(text)).decode() if seal.sealed else text
+def decrypt_text(cipher: Cipher, text: str) -> str:
+    """Text of a text column. HistoryError for an altered value or another key."""
+    return cipher.decrypt(base64.b64decode(text)).decode() if cipher.encrypts else text
 
 
-def check_cipher(database: Database, seal: Cipher) -> None:
-    """Hold a database to one way of writing from its first day. HistoryError for another key, a missing or a new one."""
+def check_cipher(database: Database, cipher: Cipher) -> None:
+    """Store the check value of a new database, and compare that of an existing one. HistoryError if the key is not its own."""
     with database.write() as connection:
-        make = sqlite.insert if database.sqlite else postgresql.insert
-        first = make(FACTS).values(name="seal", value=encrypt_text(seal, CHECK) if seal.sealed else "none")
-        connection.execute(first.on_conflict_do_nothing())  # another process may open the same new database just now
-        kept = connection.execute(select(FACTS.c.value).where(FACTS.c.name == "seal")).scalar_one()
-    check_kept_seal(kept, seal)
+        insert = sqlite.insert if database.sqlite else postgresql.insert
+        value = encrypt_text(cipher, CHECK_TEXT) if cipher.encrypts else UNENCRYPTED
+        first = insert(FACTS).values(name=CHECK_FACT, value=value)
+        connection.execute(first.on_conflict_do_nothing())  # another process may open the same new database
+        stored = connection.execute(select(FACTS.c.value).where(FACTS.c.name == CHECK_FACT)).scalar_one()
+    check_key(stored, cipher)
 
 
-def check_kept_seal(kept: str, seal: Cipher) -> None:
-    """The same, against what a database says of itself."""
-    if kept == "none" and seal.sealed:
+def check_key(stored: str, cipher: Cipher) -> None:
+    """Compare a database's check value. HistoryError for another key, a missing one, or one for an unencrypted database."""
+    encrypted = stored != UNENCRYPTED
+    if cipher.encrypts and not encrypted:
         raise HistoryError(
             "this history was begun without QLORA_CHAT_HISTORY_KEY, and its old text would stay readable: "
             "export it, and import it into a new one"
         )
-    if kept != "none" and not seal.sealed:
+    if encrypted and not cipher.encrypts:
         raise HistoryError("this history is encrypted: set QLORA_CHAT_HISTORY_KEY to its key")
-    if kept != "none" and decrypt_text(seal, kept) != CHECK:
+    if encrypted and decrypt_text(cipher, stored) != CHECK_TEXT:
         raise HistoryError("QLORA_CHAT_HISTORY_KEY is not the key of this history")

@@ -1,65 +1,74 @@
-"""Makes a database's tables, and brings older ones up to date: numbered steps, forward only, each in a transaction.
+"""Migrations of a history's database and of an outbox in a file of its own.
 
-Scope: DDL. A step that has shipped is never edited; a change is a new step at the end.
+Scope: DDL for SQLite and PostgreSQL. The applied migrations are listed in the table `migrations`.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from qlora_chat.history import HistoryError
+from qlora_chat import databases
+from qlora_chat.databases import Migration
 
 ADVISORY_LOCK = 7_860_001
-"""PostgreSQL: two processes that start at once take turns."""
 
 
-@dataclass(frozen=True)
-class Migration:
-    """A step; `statements` takes the dialect's name, sqlite or postgresql."""
-
-    number: int
-    name: str
-    statements: Callable[[str], Sequence[str]]
+def migrate(connection: Connection, migrations: Sequence[Migration]) -> None:
+    """Apply the missing migrations in the caller's transaction. DatabaseError if a newer program has migrated the database."""
+    real = _column_types(connection.dialect.name)[1]
+    columns = f"number INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at {real} NOT NULL"
+    databases.migrate(connection, migrations, table="migrations", columns=columns, lock=ADVISORY_LOCK)
 
 
-def _first(dialect: str) -> Sequence[str]:
-    sqlite = dialect == "sqlite"
-    seq = "INTEGER PRIMARY KEY AUTOINCREMENT" if sqlite else "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY"
-    real = "REAL" if sqlite else "DOUBLE PRECISION"
-    turns_of = "TEXT NOT NULL REFERENCES conversations(id) ON DELETE CASCADE"
-    shared = (
+def _executing(statements: Callable[[str], Sequence[str]]) -> Callable[[Connection], None]:
+    """Step that executes the statements for the connection's dialect."""
+
+    def apply(connection: Connection) -> None:
+        for statement in statements(connection.dialect.name):
+            connection.exec_driver_sql(statement)
+
+    return apply
+
+
+def _column_types(dialect: str) -> tuple[str, str, str]:
+    """(growing integer key, double, bytes)."""
+    if dialect == "sqlite":
+        return "INTEGER PRIMARY KEY AUTOINCREMENT", "REAL", "BLOB"
+    return "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY", "DOUBLE PRECISION", "BYTEA"
+
+
+def _conversations(dialect: str) -> Sequence[str]:
+    seq, real, _ = _column_types(dialect)
+    conversation = "TEXT NOT NULL REFERENCES conversations(id) ON DELETE CASCADE"
+    tables = (
         f"""CREATE TABLE conversations (
             id TEXT PRIMARY KEY, owner TEXT, title TEXT NOT NULL, tags TEXT NOT NULL, model TEXT, adapter TEXT, system TEXT,
             settings TEXT NOT NULL, head_id TEXT, turns INTEGER NOT NULL, created_at {real} NOT NULL,
             updated_at {real} NOT NULL)""",
         "CREATE INDEX conversations_by_change ON conversations(updated_at)",
         f"""CREATE TABLE turns (
-            seq {seq}, id TEXT NOT NULL UNIQUE, conversation_id {turns_of}, parent_id TEXT, role TEXT NOT NULL,
+            seq {seq}, id TEXT NOT NULL UNIQUE, conversation_id {conversation}, parent_id TEXT, role TEXT NOT NULL,
             content TEXT NOT NULL, token_ids TEXT NOT NULL, finish_reason TEXT, details TEXT NOT NULL,
             indexed INTEGER NOT NULL, created_at {real} NOT NULL)""",
         "CREATE INDEX turns_by_conversation ON turns(conversation_id, seq)",
         f"""CREATE TABLE feedback (
-            seq {seq}, conversation_id {turns_of}, turn_id TEXT NOT NULL, rating INTEGER, edited TEXT, comment TEXT,
+            seq {seq}, conversation_id {conversation}, turn_id TEXT NOT NULL, rating INTEGER, edited TEXT, comment TEXT,
             created_at {real} NOT NULL)""",
         "CREATE INDEX feedback_by_conversation ON feedback(conversation_id, seq)",
     )
-    if sqlite:
+    if dialect == "sqlite":
         return (
-            *shared,
+            *tables,
             "CREATE VIRTUAL TABLE turns_words USING fts5(content, content='turns', content_rowid='seq', "
             "tokenize='unicode61 remove_diacritics 2')",
         )
-    return (*shared, "ALTER TABLE turns ADD COLUMN words tsvector", "CREATE INDEX turns_words ON turns USING gin(words)")
+    return (*tables, "ALTER TABLE turns ADD COLUMN words tsvector", "CREATE INDEX turns_words ON turns USING gin(words)")
 
 
 def _outbox(dialect: str) -> Sequence[str]:
-    sqlite = dialect == "sqlite"
-    seq = "INTEGER PRIMARY KEY AUTOINCREMENT" if sqlite else "BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY"
-    real, blob = ("REAL", "BLOB") if sqlite else ("DOUBLE PRECISION", "BYTEA")
+    seq, real, blob = _column_types(dialect)
     return (
         "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
         f"""CREATE TABLE outbox (
@@ -67,12 +76,12 @@ def _outbox(dialect: str) -> Sequence[str]:
             state TEXT NOT NULL, attempts INTEGER NOT NULL, due_at {real} NOT NULL, reason TEXT, created_at {real} NOT NULL)""",
         "CREATE INDEX outbox_by_due ON outbox(state, due_at)",
         "CREATE INDEX outbox_by_conversation ON outbox(conversation_id)",
-        f"CREATE TABLE outbox_bodies (seq {'INTEGER' if sqlite else 'BIGINT'} PRIMARY KEY, frame {blob} NOT NULL)",
+        f"CREATE TABLE outbox_bodies (seq {'INTEGER' if dialect == 'sqlite' else 'BIGINT'} PRIMARY KEY, frame {blob} NOT NULL)",
     )
 
 
-def _tokens(dialect: str) -> Sequence[str]:
-    """An index of tokens instead of one of the text; WordIndex.add_left_open fills it from the turns."""
+def _token_index(dialect: str) -> Sequence[str]:
+    """Replace the index of the text with one of tokens, which WordIndex.add_missing fills from the turns."""
     if dialect == "sqlite":
         return (
             "DROP TABLE turns_words",
@@ -82,40 +91,10 @@ def _tokens(dialect: str) -> Sequence[str]:
     return ("UPDATE turns SET indexed = 0",)
 
 
-OUTBOX_MIGRATIONS = (Migration(1, "outbox", _outbox),)
+OUTBOX_MIGRATIONS = (Migration(1, "outbox", _executing(_outbox)),)
 """For an outbox in a file of its own."""
 MIGRATIONS = (
     *OUTBOX_MIGRATIONS,
-    Migration(2, "conversations", _first),
-    Migration(3, "an index of tokens", _tokens),
+    Migration(2, "conversations", _executing(_conversations)),
+    Migration(3, "an index of tokens", _executing(_token_index)),
 )
-
-
-def migrate(connection: Connection, migrations: Sequence[Migration] = MIGRATIONS) -> int:
-    """Bring a database up to date inside the caller's transaction; -> its version.
-
-    HistoryError where a newer program has changed it already.
-    """
-    dialect = connection.dialect.name
-    if dialect == "postgresql":
-        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})")
-    real = "REAL" if dialect == "sqlite" else "DOUBLE PRECISION"
-    connection.exec_driver_sql(
-        f"CREATE TABLE IF NOT EXISTS migrations (number INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at {real} NOT NULL)"
-    )
-    done = connection.exec_driver_sql("SELECT max(number) FROM migrations").scalar() or 0
-    newest = migrations[-1].number
-    if done > newest:
-        raise HistoryError(
-            f"the history has been changed by a newer version of this program (step {done}; this one knows {newest}): update it"
-        )
-    for migration in migrations:
-        if migration.number <= done:
-            continue
-        for statement in migration.statements(dialect):
-            connection.exec_driver_sql(statement)
-        mark = "?" if dialect == "sqlite" else "%s"
-        connection.exec_driver_sql(
-            f"INSERT INTO migrations VALUES ({mark}, {mark}, {mark})", (migration.number, migration.name, time.time())
-        )
-    return newest

@@ -1,4 +1,4 @@
-"""The tables, as queries name them. What makes and changes them is migrations.py; a test holds the two together."""
+"""Tables as queries name them; migrations.py creates them, and a test compares the two."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TURNS = Table(
     Column("token_ids", Text, nullable=False),  # decimal, with spaces between
     Column("finish_reason", Text),
     Column("details", Text, nullable=False),  # JSON object
-    Column("indexed", Integer, nullable=False),  # 1: the search index holds the content as it now is
+    Column("indexed", Integer, nullable=False),  # 1 if the search index has the current content
     Column("created_at", Float, nullable=False),
 )
 
@@ -70,7 +70,7 @@ BODIES = Table(
     "outbox_bodies",
     METADATA,
     Column("seq", BigInteger, primary_key=True),
-    Column("frame", LargeBinary, nullable=False),  # the only column, so that salvage.py knows where it lies in a page
+    Column("frame", LargeBinary, nullable=False),  # the only column, so that recovery.py can find it in a page
 )
 
 FACTS = Table(
@@ -79,4 +79,4 @@ FACTS = Table(
     Column("name", Text, primary_key=True),
     Column("value", Text, nullable=False),
 )
-"""Counts that outlive the process, and how to tell the right key."""
+"""Counters of the outbox, and the check value of the encryption key."""

@@ -1,7 +1,7 @@
-"""The pages of an SQLite file that SQLite itself may refuse: the newest version of each, chains of them, rows in table leaves.
+"""Pages and rows of a damaged SQLite file.
 
-Scope: the file format, as far as reading rows out of leaves takes (https://sqlite.org/fileformat2.html). Neither the tree above
-a leaf nor the header of the file need be whole. Knows no table.
+Scope: as much of the file format (https://sqlite.org/fileformat2.html) as it takes to read rows from table leaves: the newest
+version of each page, overflow chains, records. The tree above a leaf and the file header may be damaged. Knows no table.
 """
 
 from __future__ import annotations
@@ -12,38 +12,40 @@ from pathlib import Path
 from typing import Any
 
 PAGE_BYTES = 4096
-"""What SQLite takes where nothing else is asked of it, and nothing is."""
-WAL_HEAD_BYTES, WAL_FRAME_HEAD_BYTES = 32, 24
+"""SQLite's default page size, which this program leaves as it is."""
+WAL_HEADER_BYTES, FRAME_HEADER_BYTES = 32, 24
 SUFFIXES = ("", "-wal", "-shm")
-FILE_HEAD_BYTES = 100
+FILE_HEADER_BYTES = 100
 LEAF = 0x0D
-MOST_PAYLOAD = 2**30
+MAX_PAYLOAD_BYTES = 2**30
 
 
 class DamagedPage(ValueError):
-    """Bytes that are no row, or whose next page is gone."""
+    """Bytes that are no row, or that continue on a lost page."""
 
 
 class Pages:
-    """The pages of a file, the newest version of each, and older versions that its log still holds."""
+    """Newest version of each page, and the older versions that are still in the log."""
 
     def __init__(self, newest: Mapping[int, bytes], all_versions: list[bytes]) -> None:
         self._newest, self._all = newest, all_versions
 
     @property
     def cut_short(self) -> bool:
-        """Whether the file's head counts pages that are not there."""
-        head = self._newest.get(1, b"")[28:32]  # section 1.3.8 of the format
-        return int.from_bytes(head, "big") > max(self._newest, default=0) or 0 < len(self._newest.get(1, b"")) < PAGE_BYTES
+        """True if the file header counts more pages than there are."""
+        page_count = self._newest.get(1, b"")[28:32]  # section 1.3.8 of the format
+        return (
+            int.from_bytes(page_count, "big") > max(self._newest, default=0) or 0 < len(self._newest.get(1, b"")) < PAGE_BYTES
+        )
 
     def versions(self) -> Iterator[bytes]:
-        """Every page in every version."""
+        """All versions of all pages."""
         yield from self._all
 
     def payload(self, page: bytes, at: int, size: int, before: int = 0) -> bytes:
-        """`size` bytes of a row's payload that begin at `at`, overflow pages followed; `before` of its bytes lie before them.
+        """`size` bytes of a row's payload from offset `at` of the page on, through its overflow pages.
 
-        DamagedPage where they are gone.
+        `before` is the number of payload bytes in front of them. DamagedPage if an overflow page is lost.
         """
         local = _local_bytes(before + size) - before
         data = bytearray(page[at : at + min(local, size)])
@@ -51,20 +53,20 @@ class Pages:
         while len(data) < size:
             overflow = self._newest.get(int.from_bytes(following, "big")) if len(following) == 4 else None
             if not overflow:
-                raise DamagedPage("its next page is gone")
+                raise DamagedPage("its overflow page is lost")
             following = overflow[:4]
             data += overflow[4 : 4 + size - len(data)]
         return bytes(data)
 
     def rows(self) -> Iterator[tuple[int, list[Any]] | None]:
-        """(row id, columns) of every row in the newest leaves; None for each that cannot be read."""
+        """(row id, columns) of every row in the newest leaves; None for each unreadable row."""
         for number, page in sorted(self._newest.items()):
-            head = FILE_HEAD_BYTES if number == 1 else 0
-            if len(page) < PAGE_BYTES or page[head] != LEAF:
+            header = FILE_HEADER_BYTES if number == 1 else 0
+            if len(page) < PAGE_BYTES or page[header] != LEAF:
                 continue
-            (cells,) = struct.unpack_from(">H", page, head + 3)
+            (cells,) = struct.unpack_from(">H", page, header + 3)
             for index in range(min(cells, PAGE_BYTES // 4)):
-                (at,) = struct.unpack_from(">H", page, head + 8 + 2 * index)
+                (at,) = struct.unpack_from(">H", page, header + 8 + 2 * index)
                 try:
                     yield self._row(page, at)
                 except (ValueError, IndexError, struct.error):
@@ -73,27 +75,29 @@ class Pages:
     def _row(self, page: bytes, at: int) -> tuple[int, list[Any]]:
         size, at = _varint(page, at)
         row_id, at = _varint(page, at)
-        if size > MOST_PAYLOAD:
-            raise DamagedPage("no row is so long")
+        if size > MAX_PAYLOAD_BYTES:
+            raise DamagedPage("no row is that long")
         return row_id, _columns(self.payload(page, at, size))
 
 
 def read_pages(path: Path, *, committed: bool) -> Pages:
-    """The pages of a database file and of its write-ahead log: as far as that was `committed`, or all that it holds, where what
-    is read from them is checked by other means."""
+    """Pages of a database file and its write-ahead log.
+
+    `committed` ignores log frames that were not committed; otherwise all are read, and the caller verifies what it finds.
+    """
     whole = path.read_bytes() if path.exists() else b""
     newest = {1 + at // PAGE_BYTES: whole[at : at + PAGE_BYTES] for at in range(0, len(whole), PAGE_BYTES)}
     versions = list(newest.values())
     wal = Path(f"{path}-wal")
     log = wal.read_bytes() if wal.exists() else b""
-    step, salts = WAL_FRAME_HEAD_BYTES + PAGE_BYTES, (log[16:24], log[WAL_HEAD_BYTES + 8 : WAL_HEAD_BYTES + 16])
+    step, salts = FRAME_HEADER_BYTES + PAGE_BYTES, (log[16:24], log[WAL_HEADER_BYTES + 8 : WAL_HEADER_BYTES + 16])
     uncommitted: dict[int, bytes] = {}
-    for at in range(WAL_HEAD_BYTES, len(log) - WAL_FRAME_HEAD_BYTES, step):
+    for at in range(WAL_HEADER_BYTES, len(log) - FRAME_HEADER_BYTES, step):
         number, commit = struct.unpack_from(">II", log, at)
-        page = log[at + WAL_FRAME_HEAD_BYTES : at + step]
+        page = log[at + FRAME_HEADER_BYTES : at + step]
         versions.append(page)
         if committed and log[at + 8 : at + 16] not in salts:
-            continue  # of an earlier round of the log: the file has it, or something newer
+            continue  # from before the last checkpoint: the file has this version or a newer one
         uncommitted[number] = page
         if commit or not committed:
             newest |= uncommitted
@@ -102,12 +106,12 @@ def read_pages(path: Path, *, committed: bool) -> Pages:
 
 
 def varint_bytes(value: int) -> int:
-    """Bytes of SQLite's variable-length integer."""
+    """Length in bytes of SQLite's variable-length integer."""
     return max(1, (value.bit_length() + 6) // 7)
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """The integer there, and where the next thing begins."""
+    """(integer at this offset, offset behind it)."""
     value = 0
     for index in range(8):
         byte = data[at + index]
@@ -117,23 +121,23 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     return value << 8 | data[at + 8], at + 9
 
 
-_WHOLE_BYTES = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
+_INTEGER_BYTES = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
 
 
 def _columns(record: bytes) -> list[Any]:
-    """The values of a record: section 2.1 of the format. ValueError where it is none."""
+    """Values of a record (section 2.1 of the format). ValueError if it is none."""
     head_bytes, at = _varint(record, 0)
     kinds: list[int] = []
     while at < head_bytes:
         kind, at = _varint(record, at)
         kinds.append(kind)
-    found: list[Any] = []
+    values: list[Any] = []
     for kind in kinds:
         value, at = _value(record, kind, at)
-        found.append(value)
+        values.append(value)
     if at != len(record):
-        raise DamagedPage("its length is not that of its columns")
-    return found
+        raise DamagedPage("its length differs from that of its columns")
+    return values
 
 
 def _value(record: bytes, kind: int, at: int) -> tuple[Any, int]:
@@ -141,17 +145,17 @@ def _value(record: bytes, kind: int, at: int) -> tuple[Any, int]:
         return (None, 0, 1)[max(0, kind - 7)], at
     if kind == 7:
         return struct.unpack_from(">d", record, at)[0], at + 8
-    size = _WHOLE_BYTES.get(kind) or (kind - 12) // 2
+    size = _INTEGER_BYTES.get(kind) or (kind - 12) // 2
     data = record[at : at + size]
     if kind in (10, 11) or len(data) != size:
         raise DamagedPage("no such column")
-    if kind in _WHOLE_BYTES:
+    if kind in _INTEGER_BYTES:
         return int.from_bytes(data, "big", signed=True), at + size
     return (data if kind % 2 == 0 else data.decode()), at + size
 
 
 def _local_bytes(payload: int) -> int:
-    """How much of a row's payload lies in its leaf page: sections 1.6 and 2.3.3.1 of the format."""
+    """Bytes of a row's payload in its leaf page (sections 1.6 and 2.3.3.1 of the format)."""
     usable = PAGE_BYTES
     if payload <= usable - 35:
         return payload

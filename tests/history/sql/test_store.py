@@ -23,8 +23,7 @@ from qlora_chat.history.sql.store import SqlHistory
 from qlora_chat.history.storage.schema import METADATA
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import HistorySettings, LogSettings
-from tests.history.conftest import KEY, postgres_history, sqlite_history
-from tests.history.test_stores import opened, said
+from tests.history.conftest import KEY, add_turn, postgres_history, sqlite_history, with_open_answer
 
 ROOT = Path(__file__).parents[3]
 
@@ -77,7 +76,7 @@ def test_an_answer_cut_off_by_kill_9_is_there_and_marked(kills: int, tmp_path: P
                 assert answer.content.startswith("word word")
             if answer.content:
                 assert store.search("word")[0].turn_id == answer.id, "what was written of it is found"
-            follow = said(store, found, "still there?", "yes")
+            follow = add_turn(store, found, "still there?", "yes")
             store.save(follow.without_last_exchange())
 
 
@@ -86,14 +85,14 @@ def test_erasing_leaves_no_byte(key: str | None, tmp_path: Path) -> None:
     path = tmp_path / "chats.db"
     with closing(sqlite_history(path, key)) as store:
         assert isinstance(store, SqlHistory)
-        talk = said(store, Conversation(system="marmaladesystem"), "marmaladequestion " * 300, "marmaladeanswer " * 2000)
-        said(store, Conversation(), "other", "stays")
+        talk = add_turn(store, Conversation(system="marmaladesystem"), "marmaladequestion " * 300, "marmaladeanswer " * 2000)
+        add_turn(store, Conversation(), "other", "stays")
         store.change(talk.id, title="marmaladetitle", tags=["marmaladetag"])
         store.feedback(talk.id, talk.messages[-1].id, -1, "marmaladeedit", "marmaladecomment")
         with store.database.write() as connection:
             store.outbox.add(connection, OutboxRecord("turn", talk.id, b"marmaladebody" * 1000))
             store.outbox.add(connection, OutboxRecord("turn", talk.id, b"marmaladedead" * 1000))
-        store.outbox.settle(dead=[(store.outbox.claim(1)[0].seq, "status 400")])
+        store.outbox.ack(dead=[(store.outbox.claim(1)[0].seq, "status 400")])
         assert key or any(b"marmalade" in each.read_bytes() for each in tmp_path.iterdir()), "else this proves nothing"
         assert store.erase([talk.id], [OutboxRecord("tombstone", talk.id, b"{}")]) == 1
         for each in tmp_path.iterdir():
@@ -105,12 +104,10 @@ def test_erasing_leaves_no_byte(key: str | None, tmp_path: Path) -> None:
         assert store.outbox.counts().dead == 0
 
 
-def test_an_erasure_whose_old_pages_a_reader_keeps_is_not_said_to_be_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_erasure_fails_while_a_reader_keeps_old_pages_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qlora_chat.history.storage.database.BUSY_MS", 200)
     with closing(sqlite_history(tmp_path / "chats.db")) as store:
-        talk = said(store, Conversation(), "marmalade", "marmalade")
+        talk = add_turn(store, Conversation(), "marmalade", "marmalade")
         with closing(sqlite3.connect(tmp_path / "chats.db", isolation_level=None)) as reader:
             reader.execute("BEGIN")
             reader.execute("SELECT * FROM turns").fetchall()
@@ -120,17 +117,17 @@ def test_an_erasure_whose_old_pages_a_reader_keeps_is_not_said_to_be_whole(
         assert not any(b"marmalade" in each.read_bytes() for each in tmp_path.iterdir())
 
 
-def test_sealed_files_hold_no_readable_word_and_open_with_their_key_only(tmp_path: Path) -> None:
+def test_encrypted_files_hold_no_readable_word_and_open_with_their_key_only(tmp_path: Path) -> None:
     path = tmp_path / "chats.db"
     with closing(sqlite_history(path, KEY)) as store:
-        talk = said(store, Conversation(system="confidential"), "confidential question", "confidential answer")
+        talk = add_turn(store, Conversation(system="confidential"), "confidential question", "confidential answer")
         store.change(talk.id, title="confidential", tags=["confidential"])
         for each in tmp_path.iterdir():
             assert b"confidential" not in each.read_bytes()
         assert [hit.turn_id for hit in store.search("confidential ans")] == [talk.messages[1].id]
     other = KEY.replace("M", "N", 1)
     for wrong, said_so in ((other, "not the key"), (None, "is encrypted"), ("short", "32 random bytes")):
-        with pytest.raises(HistoryError, match=said_so if wrong != other else "cannot be opened|not the key"):
+        with pytest.raises(HistoryError, match=said_so if wrong != other else "cannot be decrypted|not the key"):
             sqlite_history(path, wrong)
     with closing(sqlite_history(tmp_path / "plain.db")):
         pass
@@ -140,14 +137,14 @@ def test_sealed_files_hold_no_readable_word_and_open_with_their_key_only(tmp_pat
 
 def test_files_are_for_their_owner_only(tmp_path: Path) -> None:
     with closing(sqlite_history(tmp_path / "new" / "chats.db")) as store:
-        said(store, Conversation(), "a", "b")
+        add_turn(store, Conversation(), "a", "b")
         for each in (tmp_path / "new").iterdir():
             assert stat.S_IMODE(each.stat().st_mode) == 0o600, each.name
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_the_migrations_make_the_tables_that_queries_name(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_the_migrations_create_the_tables_that_queries_name(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     made = (
         sqlite_history(tmp_path / "c.db") if kind == "sqlite" else postgres_history(request.getfixturevalue("postgres_server"))
     )
@@ -180,13 +177,13 @@ def test_a_history_of_a_newer_program_is_refused(tmp_path: Path) -> None:
         ("postgresql://nobody@127.0.0.1:9/x", "cannot be reached"),
     ],
 )
-def test_an_address_that_cannot_be_used_is_one_clear_line(url: str, problem: str) -> None:
+def test_an_unusable_url_is_one_clear_error(url: str, problem: str) -> None:
     with pytest.raises(HistoryError, match=problem) as raised:
         open_history(HistorySettings(url), LogSettings())
     assert "secret" not in str(raised.value)
 
 
-def test_a_file_that_is_no_database_is_named_as_damaged(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_reported_as_damaged(tmp_path: Path) -> None:
     (tmp_path / "chats.db").write_bytes(b"not a database at all" * 100)
     with pytest.raises(HistoryError, match="damaged"):
         sqlite_history(tmp_path / "chats.db")
@@ -196,7 +193,7 @@ def test_a_file_that_is_no_database_is_named_as_damaged(tmp_path: Path) -> None:
 def test_old_conversations_expire(tmp_path: Path) -> None:
     with closing(sqlite_history(tmp_path / "chats.db")) as store:
         assert isinstance(store, SqlHistory)
-        old, new = said(store, Conversation(), "old", "1"), said(store, Conversation(), "new", "2")
+        old, new = add_turn(store, Conversation(), "old", "1"), add_turn(store, Conversation(), "new", "2")
         with store.database.write() as connection:
             connection.exec_driver_sql("UPDATE conversations SET updated_at = updated_at - 86400 * 31 WHERE id = ?", (old.id,))
         assert expire(store, 30) == 1
@@ -213,7 +210,7 @@ def test_many_writers_keep_their_order(writers: int, each: int, tmp_path: Path) 
             talk = Conversation(f"writer-{number}")
             try:
                 for index in range(each // 2):
-                    talk = said(one if number % 2 else other, talk, f"{index}", "ok")
+                    talk = add_turn(one if number % 2 else other, talk, f"{index}", "ok")
             except Exception as problem:
                 problems.append(problem)
 
@@ -232,12 +229,12 @@ def test_many_writers_keep_their_order(writers: int, each: int, tmp_path: Path) 
             assert connection.exec_driver_sql("SELECT count(*) FROM turns").scalar() == writers * each
 
 
-def test_an_open_answer_is_kept_while_it_grows(tmp_path: Path) -> None:
+def test_an_open_answer_is_written_while_it_is_generated(tmp_path: Path) -> None:
     with closing(sqlite_history(tmp_path / "chats.db")) as store:
-        kept = store.save(opened(Conversation(), "Hi"))
+        kept = store.save(with_open_answer(Conversation(), "Hi"))
         grown = kept.messages[-1]
         for count in range(1, 4):
-            store.grow(kept.id, replace(grown, content="word " * count))
+            store.update_partial(kept.id, replace(grown, content="word " * count))
         until = time.monotonic() + 60
         while (found := store.load(kept.id)) and found.messages[-1].content != "word " * 3:
             assert time.monotonic() < until

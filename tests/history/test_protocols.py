@@ -1,4 +1,4 @@
-"""What every store does alike: a tree of turns, a head that is compared and set, lists, search, erasure."""
+"""Behaviour of every store: a tree of turns, a head that is compared and set, lists, search, erasure."""
 
 from __future__ import annotations
 
@@ -8,23 +8,9 @@ from dataclasses import replace
 import pytest
 
 from qlora_chat.history import ConversationInfo, HistoryStore, StaleConversation, TurnRecord
-from qlora_chat.messages import Conversation, FinishReason, Message
+from qlora_chat.messages import Conversation
 from qlora_chat.settings import Sampling
-
-
-def opened(conversation: Conversation, question: str) -> Conversation:
-    asked = conversation.adding(Message("user", question))
-    return asked.adding(Message("assistant", "", (), "partial"))
-
-
-def said(
-    store: HistoryStore, conversation: Conversation, question: str, answer: str, reason: FinishReason = "stop"
-) -> Conversation:
-    """A whole turn, as chat.py makes it."""
-    kept = store.save(opened(conversation, question), ConversationInfo("a-model", "an-adapter", {"temperature": 0.5}))
-    done = kept.replacing_last(replace(kept.messages[-1], content=answer, ids=(5, 6), finish_reason=reason))
-    store.finish(TurnRecord(done, f"### Human: {question}### Assistant:", Sampling(seed=3)))
-    return replace(done, head=done.messages[-1].id)
+from tests.history.conftest import add_turn, with_open_answer
 
 
 def loaded(store: HistoryStore, conversation: Conversation) -> Conversation:
@@ -33,10 +19,10 @@ def loaded(store: HistoryStore, conversation: Conversation) -> Conversation:
     return found
 
 
-def test_a_conversation_comes_back_as_it_was(store: HistoryStore) -> None:
+def test_a_saved_conversation_is_loaded_unchanged(store: HistoryStore) -> None:
     start = Conversation(system="Be brief. Grüße!")
-    talk = said(store, start, "Hi\0 there \U0001f600", "Hello.\n```\ncode\n```")
-    talk = said(store, talk, "More?", "No.")
+    talk = add_turn(store, start, "Hi\0 there \U0001f600", "Hello.\n```\ncode\n```")
+    talk = add_turn(store, talk, "More?", "No.")
     found = loaded(store, talk)
     assert [message.content.replace("\u2400", "\0") for message in found.messages] == [m.content for m in talk.messages]
     assert [message.id for message in found.messages] == [message.id for message in talk.messages]
@@ -45,15 +31,15 @@ def test_a_conversation_comes_back_as_it_was(store: HistoryStore) -> None:
     assert (found.system, found.head) == ("Be brief. Grüße!", talk.messages[-1].id)
 
 
-def test_the_question_is_there_before_the_answer_which_is_marked(store: HistoryStore) -> None:
-    kept = store.save(opened(Conversation(), "Hi"))
+def test_the_question_is_stored_before_the_answer_which_is_marked_as_partial(store: HistoryStore) -> None:
+    kept = store.save(with_open_answer(Conversation(), "Hi"))
     found = loaded(store, kept)
     assert [(message.content, message.finish_reason) for message in found.messages] == [("Hi", None), ("", "partial")]
 
 
 def test_an_edit_is_a_branch_and_nothing_is_lost(store: HistoryStore) -> None:
-    talk = said(store, Conversation(), "one", "first answer")
-    edited = said(store, talk.without_last_exchange(), "one, edited", "second answer")
+    talk = add_turn(store, Conversation(), "one", "first answer")
+    edited = add_turn(store, talk.without_last_exchange(), "one, edited", "second answer")
     assert loaded(store, talk).pairs() == [["one, edited", "second answer"]]
     tree = store.read(talk.id)
     assert tree is not None
@@ -63,10 +49,10 @@ def test_an_edit_is_a_branch_and_nothing_is_lost(store: HistoryStore) -> None:
 
 
 def test_a_stale_page_overwrites_nothing(store: HistoryStore) -> None:
-    talk = said(store, Conversation(), "one", "1")
-    newer = said(store, talk, "two", "2")
+    talk = add_turn(store, Conversation(), "one", "1")
+    newer = add_turn(store, talk, "two", "2")
     with pytest.raises(StaleConversation):
-        store.save(opened(talk, "from an old page"))
+        store.save(with_open_answer(talk, "from an old page"))
     with pytest.raises(StaleConversation):
         store.save(talk.without_last_exchange())
     assert loaded(store, talk).pairs() == newer.pairs()
@@ -75,13 +61,13 @@ def test_a_stale_page_overwrites_nothing(store: HistoryStore) -> None:
     assert len(tree.turns) == 4, "not even as a branch"
 
 
-def test_of_two_pages_that_go_on_at_once_one_wins(store: HistoryStore) -> None:
-    talk = said(store, Conversation(), "one", "1")
+def test_one_of_several_concurrent_pages_wins(store: HistoryStore) -> None:
+    talk = add_turn(store, Conversation(), "one", "1")
     outcomes: list[str] = []
 
     def go_on(text: str) -> None:
         try:
-            store.save(opened(talk, text))
+            store.save(with_open_answer(talk, text))
             outcomes.append(text)
         except StaleConversation:
             outcomes.append("stale")
@@ -97,15 +83,15 @@ def test_of_two_pages_that_go_on_at_once_one_wins(store: HistoryStore) -> None:
 
 
 def test_a_turn_that_could_not_be_opened_is_added_whole(store: HistoryStore) -> None:
-    talk = said(store, Conversation(), "one", "1")
-    unopened = opened(talk, "two")
+    talk = add_turn(store, Conversation(), "one", "1")
+    unopened = with_open_answer(talk, "two")
     done = unopened.replacing_last(replace(unopened.messages[-1], content="2", finish_reason="stop"))
     store.finish(TurnRecord(done, "prompt", Sampling()))
     assert loaded(store, talk).pairs() == [["one", "1"], ["two", "2"]]
 
 
-def test_an_answer_that_ends_after_the_erasure_does_not_bring_anything_back(store: HistoryStore) -> None:
-    kept = store.save(opened(Conversation(), "Hi"))
+def test_an_answer_that_ends_after_the_erasure_restores_nothing(store: HistoryStore) -> None:
+    kept = store.save(with_open_answer(Conversation(), "Hi"))
     assert store.erase([kept.id]) == 1
     done = kept.replacing_last(replace(kept.messages[-1], content="late", finish_reason="stop"))
     store.finish(TurnRecord(done, "prompt", Sampling()))
@@ -114,10 +100,10 @@ def test_an_answer_that_ends_after_the_erasure_does_not_bring_anything_back(stor
 
 
 def test_lists_show_the_newest_change_first(store: HistoryStore) -> None:
-    first = said(store, Conversation(), "What is   the capital\nof France?", "Paris.")
-    second = said(store, Conversation(), "x" * 100, "y")
+    first = add_turn(store, Conversation(), "What is   the capital\nof France?", "Paris.")
+    second = add_turn(store, Conversation(), "x" * 100, "y")
     assert [each.id for each in store.list()] == [second.id, first.id]
-    said(store, first, "And of Spain?", "Madrid.")
+    add_turn(store, first, "And of Spain?", "Madrid.")
     listed = store.list()
     assert [each.id for each in listed] == [first.id, second.id]
     assert listed[0].title == "What is the capital of France?"
@@ -126,20 +112,20 @@ def test_lists_show_the_newest_change_first(store: HistoryStore) -> None:
     assert len(store.list(limit=1)) == 1
 
 
-def test_renaming_and_tagging(store: HistoryStore) -> None:
-    talk = said(store, Conversation(), "one", "1")
+def test_title_and_tags_can_be_changed(store: HistoryStore) -> None:
+    talk = add_turn(store, Conversation(), "one", "1")
     assert store.change(talk.id, title="Mine", tags=["work", "Ärger"])
     assert not store.change("nobody", title="x")
     summary = store.list()[0]
     assert (summary.title, summary.tags) == ("Mine", ("work", "Ärger"))
-    said(store, talk, "two", "2")
+    add_turn(store, talk, "two", "2")
     assert store.list()[0].title == "Mine"
     assert loaded(store, talk).tags == ("work", "Ärger")
 
 
-def test_search_finds_words_whatever_case_and_accents_and_beginnings(store: HistoryStore) -> None:
-    talk = said(store, Conversation(), "Where is the Café in Zürich?", "It closed. " * 50 + "The lighthouse remains.")
-    said(store, Conversation(), "unrelated", "words")
+def test_search_ignores_case_and_accents_and_matches_prefixes(store: HistoryStore) -> None:
+    talk = add_turn(store, Conversation(), "Where is the Café in Zürich?", "It closed. " * 50 + "The lighthouse remains.")
+    add_turn(store, Conversation(), "unrelated", "words")
     for asked in ("cafe", "ZURICH café", "zür", "is where", "lightho"):
         assert [hit.conversation_id for hit in store.search(asked)] == [talk.id], asked
     hit = store.search("lighthouse")[0]
@@ -150,11 +136,11 @@ def test_search_finds_words_whatever_case_and_accents_and_beginnings(store: Hist
         assert store.search(nothing) == [], nothing
 
 
-def test_search_finds_words_of_scripts_without_spaces_wherever_they_stand(store: HistoryStore) -> None:
-    chinese = said(store, Conversation(), "北京的天气怎么样", "今天很冷" * 60 + "。明天会下雪")
-    japanese = said(store, Conversation(), "東京タワーの高さは", "333メートル")
-    thai = said(store, Conversation(), "กรุงเทพอยู่ที่ไหน", "ok")
-    hindi = said(store, Conversation(), "हिन्दी में", "ok")
+def test_search_finds_words_anywhere_in_scripts_without_spaces(store: HistoryStore) -> None:
+    chinese = add_turn(store, Conversation(), "北京的天气怎么样", "今天很冷" * 60 + "。明天会下雪")
+    japanese = add_turn(store, Conversation(), "東京タワーの高さは", "333メートル")
+    thai = add_turn(store, Conversation(), "กรุงเทพอยู่ที่ไหน", "ok")
+    hindi = add_turn(store, Conversation(), "हिन्दी में", "ok")
     for asked, talk in (
         ("天气", chinese), ("气怎么", chinese), ("下雪 明天", chinese), ("タワー", japanese), ("高さ", japanese),
         ("メートル 333", japanese), ("ﾀﾜｰ", japanese), ("อยู่", thai), ("ที่ไหน", thai), ("हिन्दी", hindi),
@@ -163,27 +149,27 @@ def test_search_finds_words_of_scripts_without_spaces_wherever_they_stand(store:
     assert "下雪" in store.search("下雪")[0].excerpt, "deep in a text without a space"
     for nothing in ("气天", "京天", "高タ", "ไหนอยู่"):
         assert store.search(nothing) == [], "its letters, but not in that order"
-    said(store, chinese, "还有呢", "没有")
+    add_turn(store, chinese, "还有呢", "没有")
     assert store.erase([chinese.id]) == 1
     assert store.search("天气") == []
 
 
-def test_search_gives_the_newest_first_and_at_most_so_many(store: HistoryStore) -> None:
-    talks = [said(store, Conversation(), f"common number{index}", "ok") for index in range(5)]
+def test_search_returns_the_newest_turns_up_to_the_limit(store: HistoryStore) -> None:
+    talks = [add_turn(store, Conversation(), f"common number{index}", "ok") for index in range(5)]
     assert [hit.conversation_id for hit in store.search("common", limit=3)] == [each.id for each in talks[:1:-1]]
 
 
-def test_a_list_can_be_of_one_owner(store: HistoryStore) -> None:
+def test_list_and_search_can_be_limited_to_an_owner(store: HistoryStore) -> None:
     mine, other = Conversation(), Conversation()
-    store.save(opened(mine, "secret plans"), ConversationInfo(owner="me"))
-    store.save(opened(other, "secret plans too"), ConversationInfo(owner="you"))
+    store.save(with_open_answer(mine, "secret plans"), ConversationInfo(owner="me"))
+    store.save(with_open_answer(other, "secret plans too"), ConversationInfo(owner="you"))
     assert [each.id for each in store.list(owner="me")] == [mine.id]
     assert len(store.list()) == 2
     assert [hit.conversation_id for hit in store.search("secret", owner="you")] == [other.id]
 
 
 def test_feedback_stays_with_its_turn(store: HistoryStore) -> None:
-    talk = said(store, Conversation(), "one", "1")
+    talk = add_turn(store, Conversation(), "one", "1")
     turn_id = talk.messages[-1].id
     assert store.feedback(talk.id, turn_id, 1)
     assert store.feedback(talk.id, turn_id, -1, "better", "too short")
@@ -199,9 +185,9 @@ def test_feedback_stays_with_its_turn(store: HistoryStore) -> None:
         store.feedback(talk.id, turn_id, 5)
 
 
-def test_what_was_read_can_be_restored_elsewhere(store: HistoryStore) -> None:
-    talk = said(store, Conversation(system="s"), "one", "1")
-    said(store, talk.without_last_exchange(), "other", "2")
+def test_a_read_conversation_can_be_restored(store: HistoryStore) -> None:
+    talk = add_turn(store, Conversation(system="s"), "one", "1")
+    add_turn(store, talk.without_last_exchange(), "other", "2")
     store.feedback(talk.id, talk.messages[-1].id, 1)
     kept = store.read(talk.id)
     assert kept is not None
@@ -214,8 +200,8 @@ def test_what_was_read_can_be_restored_elsewhere(store: HistoryStore) -> None:
     assert [hit.turn_id for hit in store.search("other")] == [kept.turns[2].message.id]
 
 
-def test_erasing_says_how_many_there_were(store: HistoryStore) -> None:
-    talks = [said(store, Conversation(), f"word{index}", "ok") for index in range(3)]
+def test_erase_returns_how_many_conversations_existed(store: HistoryStore) -> None:
+    talks = [add_turn(store, Conversation(), f"word{index}", "ok") for index in range(3)]
     assert store.erase([talks[0].id, talks[1].id, "nobody"]) == 2
     assert [each.id for each in store.list()] == [talks[2].id]
     assert store.search("word0") == []
@@ -223,8 +209,8 @@ def test_erasing_says_how_many_there_were(store: HistoryStore) -> None:
     assert store.read(talks[0].id) is None
 
 
-def test_the_settings_and_facts_of_an_answer_are_kept(store: HistoryStore) -> None:
-    talk = said(store, Conversation(), "one", "1")
+def test_settings_and_answer_metadata_are_stored(store: HistoryStore) -> None:
+    talk = add_turn(store, Conversation(), "one", "1")
     kept = store.read(talk.id)
     assert kept is not None
     assert kept.settings == {"temperature": 0.5}

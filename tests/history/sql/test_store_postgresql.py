@@ -20,8 +20,7 @@ from qlora_chat.history.storage.encryption import PlainCipher, check_cipher
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import HistorySettings, LogSettings
 from tests.delivery.receiving import Reply, receiving, record, wait_for
-from tests.history.conftest import postgres_history
-from tests.history.test_stores import said
+from tests.history.conftest import add_turn, postgres_history
 from tests.postgres import PASSWORD, Server
 
 
@@ -43,12 +42,12 @@ def other(history: SqlHistory, postgres_server: Server) -> Iterator[SqlHistory]:
 
 
 def test_erased_rows_are_gone_and_vacuumed(history: SqlHistory) -> None:
-    talk = said(history, Conversation(system="marmaladesystem"), "marmaladequestion", "marmaladeanswer")
+    talk = add_turn(history, Conversation(system="marmaladesystem"), "marmaladequestion", "marmaladeanswer")
     history.change(talk.id, title="marmaladetitle", tags=["marmaladetag"])
     history.feedback(talk.id, talk.messages[-1].id, -1, "marmaladeedit", "marmaladecomment")
     history.outbox.put(OutboxRecord("turn", talk.id, b"marmaladebody"))
     history.outbox.put(OutboxRecord("turn", talk.id, b"marmaladedead"))
-    history.outbox.settle(dead=[(history.outbox.claim(1)[0].seq, "status 400")])
+    history.outbox.ack(dead=[(history.outbox.claim(1)[0].seq, "status 400")])
     assert history.erase([talk.id], [OutboxRecord("tombstone", talk.id, b"{}")]) == 1
     with history.database.read() as connection:
         for table in ("turns", "conversations", "feedback"):
@@ -84,7 +83,7 @@ def test_writers_in_two_processes_keep_their_order(history: SqlHistory, other: S
         talk = Conversation(f"writer-{number}")
         try:
             for index in range(5):
-                talk = said(other if number % 2 else history, talk, f"{index}", "ok")
+                talk = add_turn(other if number % 2 else history, talk, f"{index}", "ok")
         except Exception as problem:
             problems.append(problem)
 
@@ -100,7 +99,7 @@ def test_writers_in_two_processes_keep_their_order(history: SqlHistory, other: S
         assert [message.content for message in kept.messages[::2]] == [f"{index}" for index in range(5)]
 
 
-def test_two_senders_deliver_each_record_once_and_set_the_same_aside(history: SqlHistory, other: SqlHistory) -> None:
+def test_two_senders_deliver_each_record_once_and_share_dead_letters(history: SqlHistory, other: SqlHistory) -> None:
     for number in range(60):
         history.outbox.put(record("refused" if number % 10 == 0 else "welcome", f"talk-{number}"))
     with receiving() as receiver:
@@ -115,13 +114,13 @@ def test_two_senders_deliver_each_record_once_and_set_the_same_aside(history: Sq
     assert len(times) == 60
     counts = history.outbox.counts()
     assert (counts.sent, counts.dead) == (54, 6)
-    assert history.outbox.revive() == 6
+    assert history.outbox.requeue_dead_letters() == 6
 
 
 def test_the_cap_holds_for_all_processes_together(history: SqlHistory, postgres_server: Server) -> None:
     for _ in range(2):
         database = open_database(postgres_server.network_url, PASSWORD)
-        with closing(Outbox(database, cap_bytes=5_000_000)) as outbox:
+        with closing(Outbox(database, PlainCipher(), 5_000_000)) as outbox:
             for _ in range(15):
                 outbox.put(OutboxRecord("turn", "talk", b"x" * 50_000))
     counts = history.outbox.counts()
