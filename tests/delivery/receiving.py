@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from qlora_chat.history import OutboxRecord
-from qlora_chat.history.outbox.queue import DEFAULT_CAP_BYTES, Outbox
+from qlora_chat.history.outbox.queue import Outbox
 from qlora_chat.history.outbox.recovery import open_outbox_file
 from qlora_chat.history.storage.encryption import PlainCipher
+from qlora_chat.settings import LogSettings
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def silent(drip: bool, accepted: threading.Event | None = None) -> Iterator[str]
         listening.close()
 
 
-def outbox_in(folder: Path, cap_bytes: int = DEFAULT_CAP_BYTES) -> Outbox:
+def outbox_in(folder: Path, cap_bytes: int = LogSettings().cap_bytes) -> Outbox:
     """The outbox of a program without a store."""
     return open_outbox_file(folder / "outbox.db", PlainCipher(), cap_bytes)
 

@@ -55,7 +55,7 @@ def test_a_full_disk_loses_nothing_uncounted(disk: Path) -> None:
 @pytest.mark.parametrize(
     "kind", ["sqlite", pytest.param("jsonl", marks=pytest.mark.slow), pytest.param("memory", marks=pytest.mark.slow)]
 )
-def test_the_chat_goes_on_over_a_full_disk_and_its_turns_and_thumbs_are_all_accounted_for(kind: str, disk: Path) -> None:
+def test_the_chat_goes_on_over_a_full_disk_and_all_its_records_are_counted(kind: str, disk: Path) -> None:
     url = {"sqlite": f"sqlite:///{disk / 'chats.db'}", "jsonl": f"jsonl:{disk / 'chats'}", "memory": None}[kind]
     engine, made, first = ScriptedEngine("x" * 60_000), 0, None
     with receiving() as receiver:

@@ -25,7 +25,7 @@ from tests.delivery.receiving import receiving, record, silent, wait_for
     ("turns", "down_seconds", "most_ms"),
     [(40, 0.0, None), pytest.param(1000, 60.0, 20.0, marks=[pytest.mark.slow, pytest.mark.timeout(300)])],
 )
-def test_turns_made_while_the_receiver_is_down_all_arrive_and_no_chat_waits(
+def test_turns_finished_while_the_receiver_is_down_all_arrive_and_no_chat_waits(
     turns: int, down_seconds: float, most_ms: float | None, tmp_path: Path
 ) -> None:
     """`most_ms`: p99 of what keeping a turn, its log record included, takes of it, where that is measured."""
@@ -36,7 +36,7 @@ def test_turns_made_while_the_receiver_is_down_all_arrive_and_no_chat_waits(
         outbox = history.outbox
         assert outbox is not None
         with closing(LogSender(outbox, settings, lambda line: None)) as log:
-            spent = [kept(history.store, LogRecorder(2), number) for number in range(turns)]
+            spent = [save_turn(history.store, LogRecorder(2), number) for number in range(turns)]
             time.sleep(max(0.0, down_seconds - (time.monotonic() - began)))
             wait_for(lambda: log.failures)
             with receiving(port) as receiver:
@@ -48,17 +48,17 @@ def test_turns_made_while_the_receiver_is_down_all_arrive_and_no_chat_waits(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["silent", "silent in TLS", "deaf to a long record", "dripping"])
-def test_a_receiver_that_accepts_and_never_answers_ends_each_try_within_ten_seconds_and_no_chat_waits(
+def test_an_attempt_ends_within_ten_seconds_if_the_receiver_never_responds_and_no_chat_waits(
     kind: str, tmp_path: Path
 ) -> None:
     """With the times that ship. Tries are made beside the chat, by the sender and by another over the same minute."""
     took: list[float] = []
 
-    def one_try(url: str) -> None:
+    def one_attempt(url: str) -> None:
         began = time.monotonic()
-        verdict = Poster(LogSettings(url))(record("x" * (20_000_000 if "deaf" in kind else 100)))
+        result = Poster(LogSettings(url))(record("x" * (20_000_000 if "deaf" in kind else 100)))
         took.append(time.monotonic() - began)
-        assert (verdict.outcome, verdict.receiver_is_down) == ("later", True)
+        assert (result.outcome, result.receiver_is_down) == ("retry", True)
 
     with silent(drip=kind == "dripping") as plain:
         url = plain.replace("http:", "https:") if "TLS" in kind else plain
@@ -69,12 +69,12 @@ def test_a_receiver_that_accepts_and_never_answers_ends_each_try_within_ten_seco
         ):
             assert history.outbox is not None
             log = LogSender(history.outbox, settings, lambda line: None)
-            trying = threading.Thread(target=one_try, args=(url,))
+            trying = threading.Thread(target=one_attempt, args=(url,))
             trying.start()
             beside, alone = list[float](), list[float]()
             while trying.is_alive() or not log.failures or len(beside) < 200:
-                beside.append(kept(history.store, LogRecorder(2), len(beside)))
-                alone.append(kept(unlogged.store, LogRecorder(2), len(alone)))
+                beside.append(save_turn(history.store, LogRecorder(2), len(beside)))
+                alone.append(save_turn(unlogged.store, LogRecorder(2), len(alone)))
                 time.sleep(0.01)
             log.close()
             assert history.outbox.counts().waiting == len(beside)
@@ -84,8 +84,8 @@ def test_a_receiver_that_accepts_and_never_answers_ends_each_try_within_ten_seco
     assert p99 <= max(20, 2 * of_alone), "the second where the machine is busy"
 
 
-def kept(store: object, recorder: LogRecorder, number: int) -> float:
-    """One turn as chat.py keeps it; -> milliseconds that keeping took."""
+def save_turn(store: object, recorder: LogRecorder, number: int) -> float:
+    """Save one turn as chat.py does. Returns milliseconds."""
     asked = Conversation(messages=(Message("user", f"question {number}"), Message("assistant", "", (), "partial")))
     began = time.perf_counter()
     saved = store.save(asked, ConversationInfo("test", None, {}))  # type: ignore[attr-defined]

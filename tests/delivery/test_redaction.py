@@ -1,11 +1,11 @@
-"""What a redaction takes out, what it leaves, and that a failing one sends nothing."""
+"""Redaction: what it removes, what it leaves, and that a failing one sends nothing."""
 
 from __future__ import annotations
 
 import pytest
 
 from qlora_chat.delivery.recorder import LogRecorder
-from qlora_chat.delivery.redaction import redact, redacted
+from qlora_chat.delivery.redaction import redact, redact_text
 from qlora_chat.history import TurnRecord
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.settings import Sampling
@@ -17,11 +17,11 @@ from qlora_chat.settings import Sampling
      ("call +49 170 1234567", "call [phone]"), ("password: hunter2345", "password: [key]"),
      ("the year 2024 had 366 days, 3.14159 is pi", "the year 2024 had 366 days, 3.14159 is pi")],
 )  # fmt: skip
-def test_patterns(text: str, expected: str) -> None:
-    assert redacted(text) == expected
+def test_personal_data_and_keys_are_redacted(text: str, expected: str) -> None:
+    assert redact_text(text) == expected
 
 
-def test_ids_go_where_text_was_changed_and_a_failure_writes_nothing() -> None:
+def test_token_ids_are_removed_with_redacted_text_and_a_failure_drops_the_record() -> None:
     assert redact({"messages": "a@b.example", "prompt_ids": [1]}) == {"messages": "[e-mail]", "prompt_ids": []}
     assert redact({"messages": "fine", "prompt_ids": [1]}) == {"messages": "fine", "prompt_ids": [1]}
     turn = TurnRecord(Conversation("c", (Message("user", "a"), Message("assistant", "b"))), "p", Sampling())

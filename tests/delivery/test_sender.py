@@ -1,4 +1,4 @@
-"""The log against a real receiver: what arrives, what is tried again, and what is set aside."""
+"""The sender and a real receiver: delivery, retries, dead letters."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def outbox(tmp_path: Path) -> Iterator[Outbox]:
 
 
 @pytest.fixture(autouse=True)
-def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits short enough for a test."""
-    monkeypatch.setattr(sender, "FIRST_WAIT_SECONDS", 0.02)
-    monkeypatch.setattr(sender, "MOST_WAIT_SECONDS", 0.2)
-    monkeypatch.setattr(sender, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(sender, "FIRST_BACKOFF_SECONDS", 0.02)
+    monkeypatch.setattr(sender, "MAX_BACKOFF_SECONDS", 0.2)
+    monkeypatch.setattr(sender, "POLL_SECONDS", 0.02)
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def test_token_and_signature_go_with_the_exact_bytes(receiver: Receiver, outbox:
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_a_failure_and_the_second_host_hears_nothing(status: int, receiver: Receiver, outbox: Outbox) -> None:
+def test_a_redirect_is_a_failure_and_the_second_host_receives_nothing(status: int, receiver: Receiver, outbox: Outbox) -> None:
     with receiving() as second_host:
         receiver.reply = lambda request: Reply(status, {"Location": second_host.url})
         outbox.put(record())
@@ -105,7 +105,7 @@ def test_a_redirect_is_a_failure_and_the_second_host_hears_nothing(status: int, 
     assert outbox.counts().waiting == 1, "kept for when the address is put right"
 
 
-def test_a_mix_of_failures_is_tried_again_and_what_is_refused_blocks_nobody(receiver: Receiver, outbox: Outbox) -> None:
+def test_failures_are_retried_and_rejected_records_do_not_delay_others(receiver: Receiver, outbox: Outbox) -> None:
     tries: Counter[str] = Counter()
     script = {"a": [500, 200], "b": [429, 200], "c": [408, 503, 200], "d": [400], "e": [413], "f": [200], "g": [401, 200]}
 
@@ -129,7 +129,7 @@ def test_a_mix_of_failures_is_tried_again_and_what_is_refused_blocks_nobody(rece
     assert "2 refused by the receiver and set aside" in said[-1]
 
 
-def test_retry_after_is_obeyed(receiver: Receiver, outbox: Outbox) -> None:
+def test_retry_after_is_respected(receiver: Receiver, outbox: Outbox) -> None:
     times: list[float] = []
 
     def reply(request: Request) -> Reply:
@@ -153,15 +153,15 @@ def test_retry_after_is_a_number_or_a_date(value: str | None, seconds: float | N
     assert http_post.retry_after(value, now=1_700_000_000) == seconds
 
 
-def test_waits_grow_and_are_scattered(receiver: Receiver, outbox: Outbox) -> None:
-    verdict = http_post.Verdict("later")
-    first, fifth = ([LogSender._wait(verdict, tries) for _ in range(200)] for tries in (0, 2))
+def test_backoff_is_exponential_with_jitter(receiver: Receiver, outbox: Outbox) -> None:
+    result = http_post.PostResult("retry")
+    first, fifth = ([LogSender._backoff(result, tries) for _ in range(200)] for tries in (0, 2))
     assert max(first) < min(0.05, max(fifth))
     assert len({round(each, 6) for each in first}) > 100
-    assert max(LogSender._wait(verdict, 1000) for _ in range(50)) <= 0.2 * 1.5
+    assert max(LogSender._backoff(result, 1000) for _ in range(50)) <= 0.2 * 1.5
 
 
-def test_a_receiver_that_takes_the_record_and_drops_the_connection_gets_it_once_by_id(
+def test_a_receiver_that_drops_connections_gets_each_record_under_one_id(
     receiver: Receiver, outbox: Outbox
 ) -> None:
     count = 0
@@ -181,8 +181,8 @@ def test_a_receiver_that_takes_the_record_and_drops_the_connection_gets_it_once_
     assert len(receiver.received) > 60, "some came twice, under the same id"
 
 
-def test_a_receiver_that_is_down_is_not_asked_for_every_record(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sender, "FIRST_WAIT_SECONDS", 30.0)
+def test_a_receiver_that_is_down_is_not_tried_with_every_record(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender, "FIRST_BACKOFF_SECONDS", 30.0)
     for _ in range(20):
         outbox.put(record())
     said: list[str] = []
@@ -194,19 +194,19 @@ def test_a_receiver_that_is_down_is_not_asked_for_every_record(outbox: Outbox, m
 
 
 @pytest.mark.parametrize("drip", [False, True])
-def test_a_receiver_that_never_answers_ends_each_try(drip: bool, outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert max(http_post.TRY_SECONDS, http_post.CONNECT_SECONDS + http_post.ANSWER_SECONDS) < 10
-    monkeypatch.setattr(http_post, "ANSWER_SECONDS", 0.5)
-    monkeypatch.setattr(http_post, "TRY_SECONDS", 0.8)
+def test_an_attempt_ends_if_the_receiver_never_responds(drip: bool, outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert max(http_post.ATTEMPT_SECONDS, http_post.CONNECT_SECONDS + http_post.READ_SECONDS) < 10
+    monkeypatch.setattr(http_post, "READ_SECONDS", 0.5)
+    monkeypatch.setattr(http_post, "ATTEMPT_SECONDS", 0.8)
     outbox.put(record())
     with silent(drip) as url, sending(outbox, url) as log:
         wait_for(lambda: log.failures.total() >= 2)
     assert outbox.counts().waiting == 1
 
 
-def test_closing_cuts_a_try_off_and_keeps_its_record(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_aborts_an_attempt_and_keeps_its_record(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     """A try that could last for ten minutes; nor does the chat, which keeps another record meanwhile, wait for it."""
-    for limit in ("CONNECT_SECONDS", "ANSWER_SECONDS", "TRY_SECONDS"):
+    for limit in ("CONNECT_SECONDS", "READ_SECONDS", "ATTEMPT_SECONDS"):
         monkeypatch.setattr(http_post, limit, 600.0)
     trying = threading.Event()
     outbox.put(record())
@@ -218,7 +218,7 @@ def test_closing_cuts_a_try_off_and_keeps_its_record(outbox: Outbox, monkeypatch
     assert outbox.counts().waiting == 2
 
 
-def test_a_name_that_is_not_resolved_ends_a_try_as_well(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attempt_ends_if_the_name_is_not_resolved(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
 
     def no_name_server_answers(*_: object, **__: object) -> list[Any]:
@@ -234,7 +234,7 @@ def test_a_name_that_is_not_resolved_ends_a_try_as_well(outbox: Outbox, monkeypa
     assert outbox.counts().waiting == 1
 
 
-def test_of_several_addresses_one_that_answers_is_enough(
+def test_one_working_address_of_several_is_enough(
     receiver: Receiver, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = socket.getaddrinfo
@@ -249,7 +249,7 @@ def test_of_several_addresses_one_that_answers_is_enough(
     assert receiver.received[0].headers["Host"] == f"localhost:{receiver.server_port}"
 
 
-def test_failures_are_told_by_count_and_reason_and_never_with_text(receiver: Receiver, outbox: Outbox) -> None:
+def test_failures_are_reported_by_count_and_reason_without_text(receiver: Receiver, outbox: Outbox) -> None:
     receiver.reply = lambda request: Reply(500)
     said: list[str] = []
     for _ in range(3):
@@ -263,7 +263,7 @@ def test_failures_are_told_by_count_and_reason_and_never_with_text(receiver: Rec
     assert receiver.url not in " ".join(said), "an address may carry a key"
 
 
-def test_what_waits_is_sent_by_the_next_start_under_the_same_id(receiver: Receiver, tmp_path: Path) -> None:
+def test_waiting_records_are_sent_by_the_next_start_under_the_same_id(receiver: Receiver, tmp_path: Path) -> None:
     made = record("kept")
     with closing(outbox_in(tmp_path)) as outbox:
         outbox.put(made)
@@ -287,13 +287,13 @@ def test_no_proxy_from_the_environment_sees_a_record(
         assert proxy.received == []
 
 
-def test_dead_letters_can_be_tried_again(receiver: Receiver, outbox: Outbox) -> None:
+def test_dead_letters_can_be_requeued(receiver: Receiver, outbox: Outbox) -> None:
     receiver.reply = lambda request: Reply(400)
     outbox.put(record())
     with sending(outbox, receiver.url):
         wait_for(lambda: outbox.counts().dead)
         receiver.reply = lambda request: Reply()
-        assert outbox.revive() == 1
+        assert outbox.requeue_dead_letters() == 1
         wait_for(lambda: outbox.counts().sent)
 
 

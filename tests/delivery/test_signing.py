@@ -10,7 +10,7 @@ from qlora_chat.delivery.signing import BadSignature, sign, verify
 BODY = '{"history": [["Grüß Gott", "Hello."]]}'.encode()
 
 
-def test_what_was_signed_is_verified_whatever_the_case_of_the_headers() -> None:
+def test_a_signature_is_verified_with_headers_in_any_case() -> None:
     headers = sign("s3cret", "an-id", BODY)
     assert verify("s3cret", headers, BODY) == "an-id"
     assert verify("s3cret", {name.lower(): value for name, value in headers.items()}, BODY) == "an-id"
@@ -54,7 +54,7 @@ def test_changed_bytes_another_secret_and_a_missing_header_are_refused() -> None
         verify("s3cret", {key: value for key, value in headers.items() if not key.endswith("Signature")}, BODY)
 
 
-def test_an_old_request_played_again_is_refused() -> None:
+def test_an_old_request_is_refused() -> None:
     headers = sign("s3cret", "an-id", BODY, timestamp=1_700_000_000)
     assert verify("s3cret", headers, BODY, now=1_700_000_299)
     with pytest.raises(BadSignature, match="signed 301 s ago"):

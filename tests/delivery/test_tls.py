@@ -58,7 +58,7 @@ def pem(*parts: x509.Certificate | ec.EllipticCurvePrivateKey) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["good", "expired", "another host", "self-signed"])
-def test_only_a_receiver_with_a_good_certificate_hears_anything(kind: str, tmp_path: Path) -> None:
+def test_only_a_receiver_with_a_valid_certificate_receives_anything(kind: str, tmp_path: Path) -> None:
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     authority = certificate("our-ca", ca_key, "our-ca", ca_key, authority=True)
     name = "192.0.2.1" if kind == "another host" else "127.0.0.1"
@@ -86,6 +86,6 @@ def test_only_a_receiver_with_a_good_certificate_hears_anything(kind: str, tmp_p
         assert ("certificate is not good" in said[0]) if kind != "good" else said == []
 
 
-def test_plain_http_is_for_this_machine_only() -> None:
+def test_plain_http_is_accepted_for_loopback_only() -> None:
     with pytest.raises(SettingsError, match="unencrypted: use https"):
         LogSettings("http://example.com/log")

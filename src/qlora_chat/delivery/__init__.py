@@ -1,4 +1,4 @@
-"""Posting finished turns to LOGGING_URL.
+"""Delivery of finished turns to LOGGING_URL.
 
-Scope: the payload and the sender. Reads what history records; knows no engine and no page.
+Scope: payload, redaction, signature, sender. Knows no engine and no page.
 """

@@ -1,7 +1,7 @@
-"""A connection to a host by its name, within a time: resolving the name included.
+"""Connecting to a host by name within a time limit that includes name resolution.
 
-Scope: names, addresses and sockets. The system's resolver cannot be interrupted and may take half a minute where no name
-server answers, so it is asked in a thread that is left behind. Knows no HTTP.
+Scope: names, addresses and sockets. The system's resolver cannot be interrupted and may take half a minute if no name server
+answers, so it runs in a thread that is abandoned at the limit. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -16,41 +16,39 @@ from urllib3.util.connection import create_connection
 
 
 def connect(host: str, port: int, seconds: float, **options: Any) -> socket.socket:
-    """A connected socket; every address of the host is tried, all within `seconds`. OSError where none answers in time.
+    """Connected socket, after trying every address of the host within `seconds`. OSError if none answers in time.
 
     `options` are create_connection's: source_address, socket_options.
     """
-    ends = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     problem: OSError = TimeoutError(f"no address of {host} answered within {seconds} s")
     for address in _addresses(host, port, seconds):
-        left = ends - time.monotonic()
-        if left <= 0:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
             break
         try:
-            connected = create_connection((address, port), timeout=left, **options)
-        except OSError as refused:
-            problem = refused
-        else:
-            return connected
+            return create_connection((address, port), timeout=remaining, **options)
+        except OSError as refusal:
+            problem = refusal
     raise problem
 
 
 def _addresses(host: str, port: int, seconds: float) -> Sequence[str]:
-    """A host's addresses as numbers, in the resolver's order."""
-    found: list[str] = []
+    """Numeric addresses of a host, in the resolver's order. OSError if it has none or they are not found in time."""
+    addresses: list[str] = []
     problems: list[OSError] = []
 
-    def ask() -> None:
+    def resolve() -> None:
         try:
-            found.extend(str(each[4][0]) for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+            addresses.extend(str(each[4][0]) for each in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
         except OSError as problem:
             problems.append(problem)
 
-    asking = threading.Thread(target=ask, name="qlora-chat-resolve", daemon=True)
-    asking.start()
-    asking.join(seconds)
-    if asking.is_alive():
+    resolver = threading.Thread(target=resolve, name="qlora-chat-resolve", daemon=True)
+    resolver.start()
+    resolver.join(seconds)
+    if resolver.is_alive():
         raise TimeoutError(f"the name {host} was not resolved within {seconds} s")
     if problems:
         raise problems[0]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(addresses))

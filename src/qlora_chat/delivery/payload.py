@@ -1,6 +1,6 @@
-"""What a receiver is sent: payload version 1, field for field what the original demo posted, and version 2, which adds.
+"""Payloads for a receiver: version 1, with exactly the fields of the original demo, and version 2, which adds to them.
 
-Scope: from records to JSON objects. Knows nothing of sending.
+Scope: records to JSON objects. Knows nothing of sending.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from qlora_chat.history import Feedback, TurnRecord, now
 from qlora_chat.history.answer_metadata import answer_metadata, generate_kwargs
 
 TIMESTAMP = "%Y-%m-%dT%H:%M:%S"
-"""Local, to the second and without a zone, as the original wrote it; version 2 has finished_at beside it."""
-
+"""Local time in seconds without a zone, as in the original; version 2 adds finished_at."""
 
 EMPTY_V1: dict[str, Any] = {"history": [], "messages": "", "generate_kwargs": {}}
 
 
 def payload_v1(turn: TurnRecord) -> dict[str, Any]:
-    """conversation_id, timestamp, history, messages (the prompt's text), generate_kwargs (as the answer began)."""
+    """conversation_id, timestamp, history, messages (the prompt's text), generate_kwargs (at the first token)."""
     return {
         "conversation_id": turn.conversation.id,
         "timestamp": turn.finished_at.strftime(TIMESTAMP),
@@ -29,7 +28,7 @@ def payload_v1(turn: TurnRecord) -> dict[str, Any]:
 
 
 def payload_v2(turn: TurnRecord, record_id: str) -> dict[str, Any]:
-    """Version 1's fields unchanged, and what it takes to make the same answer again."""
+    """Fields of version 1, and all that it takes to replay the answer."""
     return {
         **payload_v1(turn),
         "version": 2,
@@ -47,7 +46,7 @@ def payload_v2(turn: TurnRecord, record_id: str) -> dict[str, Any]:
 
 
 def feedback_v2(conversation_id: str, feedback: Feedback, record_id: str) -> dict[str, Any]:
-    """What a person thought of an answer."""
+    """A user's feedback on an answer."""
     return {
         **_heading(conversation_id, record_id, "feedback"),
         "turn_id": feedback.turn_id,
@@ -56,7 +55,7 @@ def feedback_v2(conversation_id: str, feedback: Feedback, record_id: str) -> dic
 
 
 def tombstone_v2(conversation_id: str, record_id: str) -> dict[str, Any]:
-    """That the receiver must erase all it has of a conversation."""
+    """Request to erase all records of a conversation."""
     return _heading(conversation_id, record_id, "tombstone")
 
 

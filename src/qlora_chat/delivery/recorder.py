@@ -1,6 +1,6 @@
-"""Writes records for a receiver: the payload of the version asked for, redacted, as the bytes that will be posted.
+"""Builds the records for a receiver: the payload in the configured version, redacted, as the bytes to post.
 
-Scope: from values to bytes. Knows no queue and no HTTP; what it makes goes into the outbox as it is.
+Scope: values to bytes. Knows no queue and no HTTP.
 """
 
 from __future__ import annotations
@@ -20,47 +20,48 @@ logger = logging.getLogger(__name__)
 
 
 class LogRecorder:
-    """A history.Recorder. A record whose redaction fails is not written, and counted in `failures`."""
+    """A history.Recorder. A record whose redaction fails is dropped and counted in `failures`."""
 
-    def __init__(self, version: int = 1, redact: Redact | None = None, dropped: Callable[[], None] | None = None) -> None:
+    def __init__(self, version: int = 1, redact: Redact | None = None, count_dropped: Callable[[], None] | None = None) -> None:
         self.failures: Counter[str] = Counter()
-        self._version, self._redact, self._dropped = version, redact, dropped
+        """Failed redactions by exception class."""
+        self._version, self._redact, self._count_dropped = version, redact, count_dropped
 
     def turn(self, record: TurnRecord) -> OutboxRecord | None:
-        """A turn that has ended."""
+        """Record of a finished turn."""
         record_id = new_id()
         payload = payload_v1(record) if self._version == 1 else payload_v2(record, record_id)
-        return self._outgoing("turn", record.conversation.id, record_id, payload)
+        return self._redacted("turn", record.conversation.id, record_id, payload)
 
     def feedback(self, conversation_id: str, feedback: Feedback) -> OutboxRecord | None:
-        """What a person thought of an answer; version 1 has no word for it."""
+        """Record of a user's feedback; None in version 1, which has none."""
         if self._version == 1:
             return None
         record_id = new_id()
-        return self._outgoing("feedback", conversation_id, record_id, feedback_v2(conversation_id, feedback, record_id))
+        return self._redacted("feedback", conversation_id, record_id, feedback_v2(conversation_id, feedback, record_id))
 
     def tombstone(self, conversation_id: str) -> OutboxRecord | None:
-        """That all that was sent is to be erased. Version 1 has its own fields beside it, empty: its receivers go on."""
+        """Record that a conversation is to be erased. Version 1 adds its own fields, empty, for receivers that require them."""
         record_id = new_id()
         payload = tombstone_v2(conversation_id, record_id)
         if self._version == 1:
             payload = {**EMPTY_V1, **payload}
         return _encoded("tombstone", conversation_id, record_id, payload)
 
-    def _outgoing(self, kind: str, conversation_id: str, record_id: str, payload: dict[str, Any]) -> OutboxRecord | None:
+    def _redacted(self, kind: str, conversation_id: str, record_id: str, payload: dict[str, Any]) -> OutboxRecord | None:
         try:
             if self._redact:
                 payload = self._redact(payload)
             return _encoded(kind, conversation_id, record_id, payload)
         except Exception as problem:  # its message may quote the conversation
             self.failures[type(problem).__name__] += 1
-            logger.error("a record was not written: the redaction failed with %s", type(problem).__name__)
-            if self._dropped:
-                self._dropped()
+            logger.error("a record was dropped: its redaction failed with %s", type(problem).__name__)
+            if self._count_dropped:
+                self._count_dropped()
             return None
 
 
 def _encoded(kind: str, conversation_id: str, record_id: str, payload: dict[str, Any]) -> OutboxRecord:
-    """The bytes that requests.post(url, json=payload) would send."""
+    """Record with the bytes that requests.post(url, json=payload) would send."""
     body = json.dumps(payload, allow_nan=False).encode()
     return OutboxRecord(kind, conversation_id, body, record_id)

@@ -1,6 +1,6 @@
-"""Takes out of a record what must not leave the machine; one that is ready, or a function of the operator's own.
+"""Redaction of records before they leave the machine: a built-in one, or a function of the operator's.
 
-Scope: from a record to a record. A redaction that fails gives none, and the caller then sends nothing.
+Scope: record to record. If a redaction raises, the caller must send nothing.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 from qlora_chat.settings import SettingsError
 
 Redact = Callable[[dict[str, Any]], dict[str, Any]]
-"""From a record (payload version 1 or 2) to what may be sent in its place. Whatever it raises, nothing is sent."""
+"""Takes a record (payload version 1 or 2) and returns what may be sent. If it raises, nothing is sent."""
 
 TEXT_FIELDS = ("history", "messages", "answer", "feedback", "tags")
-"""Where a record holds what people and the model said."""
+"""Fields with text of users and the model."""
 ID_FIELDS = ("prompt_ids", "answer_ids")
-"""Token ids can be turned into text again, so they go where the text was changed."""
+"""Fields with token ids, which can be decoded into text and so are emptied if any text is redacted."""
 
 _KEY_NAMES = r"(?:api[_-]?key|secret|token|password|passwd|pwd)"
 PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
@@ -34,56 +34,56 @@ PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
 )  # fmt: skip
 
 
-def redaction(name: str | None) -> Redact | None:
-    """standard, or MODULE:FUNCTION. SettingsError where it cannot be found."""
+def load_redaction(name: str | None) -> Redact | None:
+    """Redaction named `standard` or MODULE:FUNCTION; None without a name. SettingsError if it cannot be loaded."""
     if name is None:
         return None
     if name == "standard":
         return redact
     module, _, function = name.partition(":")
     try:
-        found = getattr(import_module(module), function)
+        redaction = getattr(import_module(module), function)
     except (ImportError, AttributeError, ValueError) as problem:
         raise SettingsError(f"LOGGING_REDACT is {name!r}, which cannot be loaded ({problem})") from None
-    if not callable(found):
-        raise SettingsError(f"LOGGING_REDACT is {name!r}, which is no function")
-    return found  # type: ignore[return-value]
+    if not callable(redaction):
+        raise SettingsError(f"LOGGING_REDACT is {name!r}, which is not a function")
+    return redaction  # type: ignore[return-value]
 
 
 def redact(record: dict[str, Any]) -> dict[str, Any]:
-    """E-mail addresses, telephone and card numbers and keys as [e-mail], [phone], [card], [key]."""
-    cleaned = {name: _cleaned(value) if name in TEXT_FIELDS else value for name, value in record.items()}
-    if any(cleaned.get(name) != record.get(name) for name in TEXT_FIELDS):
-        cleaned |= {name: [] for name in ID_FIELDS if name in record}
-    return cleaned
+    """Replace e-mail addresses, telephone and card numbers and keys with [e-mail], [phone], [card], [key]."""
+    redacted = {name: _redact_value(value) if name in TEXT_FIELDS else value for name, value in record.items()}
+    if any(redacted.get(name) != record.get(name) for name in TEXT_FIELDS):
+        redacted |= {name: [] for name in ID_FIELDS if name in record}
+    return redacted
 
 
-def redacted(text: str) -> str:
-    """One text without them."""
+def redact_text(text: str) -> str:
+    """Redact one text."""
     for label, pattern in PATTERNS:
-        text = pattern.sub(lambda found, label=label: _replacement(found, label), text)
+        text = pattern.sub(lambda match, label=label: _replacement(match, label), text)
     return text
 
 
-def _replacement(found: re.Match[str], label: str) -> str:
-    if label == "card" and not _is_card(found.group()):
-        return found.group()
-    lead = found.group(1) if found.re.groups else ""
-    return f"{lead}[{label}]"
+def _replacement(match: re.Match[str], label: str) -> str:
+    if label == "card" and not _is_card(match.group()):
+        return match.group()
+    prefix = match.group(1) if match.re.groups else ""
+    return f"{prefix}[{label}]"
 
 
 def _is_card(digits: str) -> bool:
-    """Luhn's check, which every payment card passes and nine of ten other numbers do not."""
+    """True if the digits pass the Luhn check, as every payment card does and one in ten other numbers."""
     numbers = [int(each) for each in reversed(digits) if each.isdigit()]
     doubled = (sum(divmod(2 * each, 10)) for each in numbers[1::2])
     return (sum(numbers[::2]) + sum(doubled)) % 10 == 0
 
 
-def _cleaned(value: Any) -> Any:
+def _redact_value(value: Any) -> Any:
     if isinstance(value, str):
-        return redacted(value)
+        return redact_text(value)
     if isinstance(value, Mapping):
-        return {name: _cleaned(each) for name, each in value.items()}
+        return {name: _redact_value(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_cleaned(each) for each in value]
+        return [_redact_value(each) for each in value]
     return value

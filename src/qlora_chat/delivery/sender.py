@@ -1,7 +1,7 @@
-"""Empties the outbox into a receiver, off the chat's path, until everything has arrived.
+"""Sends the outbox's records to a receiver, in a thread of its own, until all have arrived.
 
-Scope: when to try what. One thread, records in the order they were made; a record that has to wait does not hold up the
-next, a receiver that is down holds up all. Says how many did not arrive and why, never what was in them.
+Scope: the order and times of attempts. Records are sent in the order they were made; one that has to wait does not delay the
+next, a receiver that is down pauses all. Messages say how many records did not arrive and why, never their content.
 """
 
 from __future__ import annotations
@@ -13,62 +13,62 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from qlora_chat.delivery.http_post import Poster, Verdict
+from qlora_chat.delivery.http_post import Poster, PostResult
 from qlora_chat.history import HistoryError
-from qlora_chat.history.outbox.queue import Later, Outbox, QueuedRecord
+from qlora_chat.history.outbox.queue import Outbox, QueuedRecord, Retry
 from qlora_chat.settings import LogSettings
 
 BATCH = 50
-SETTLE_SECONDS = 0.25
-"""What has arrived is struck off at least this often; a crash in between sends it twice, under the same id."""
-LOOK_SECONDS = 1.0
-"""How often the outbox is looked into without being called, for what waits and what other processes add."""
-FIRST_WAIT_SECONDS, MOST_WAIT_SECONDS = 0.5, 60.0
+ACK_SECONDS = 0.25
+"""Longest time before a sent record is acknowledged; after a crash in between it is sent twice, under the same id."""
+POLL_SECONDS = 1.0
+"""Interval at which the outbox is checked for retries and for records of other processes."""
+FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 60.0
 
 
 @dataclass
 class _Outcomes:
-    """What became of records, until it is written."""
+    """Outcomes of records that are not acknowledged yet."""
 
     sent: list[int] = field(default_factory=list)
-    later: list[Later] = field(default_factory=list)
+    retries: list[Retry] = field(default_factory=list)
     dead: list[tuple[int, str]] = field(default_factory=list)
 
-    def add(self, waiting: QueuedRecord, verdict: Verdict, wait: float) -> None:
-        """Note one verdict; `wait` in seconds, for one that is to be tried again."""
-        if verdict.outcome == "sent":
-            self.sent.append(waiting.seq)
-        elif verdict.outcome == "refused":
-            self.dead.append((waiting.seq, verdict.reason))
+    def add(self, record: QueuedRecord, result: PostResult, backoff: float) -> None:
+        """Add one result; `backoff` is the time before a retry, in seconds."""
+        if result.outcome == "sent":
+            self.sent.append(record.seq)
+        elif result.outcome == "rejected":
+            self.dead.append((record.seq, result.reason))
         else:
-            self.later.append(Later(waiting.seq, time.time() + wait, verdict.reason))
+            self.retries.append(Retry(record.seq, time.time() + backoff, result.reason))
 
 
 class LogSender:
-    """Runs from the start until `close`, which tries what is due once more."""
+    """Sender that runs from its creation until `close`."""
 
     def __init__(self, outbox: Outbox, settings: LogSettings, notify: Callable[[str], None]) -> None:
         self.sent = 0
         self.failures: Counter[str] = Counter()
-        """Tries that came to nothing, by reason."""
+        """Failed attempts by reason."""
         self._outbox, self._notify = outbox, notify
         self._post = Poster(settings)
-        self._down_for = 0
-        self._quiet_until = 0.0
-        self._settled = _Outcomes()
+        self._consecutive_outages = 0
+        self._paused_until = 0.0
+        self._outcomes = _Outcomes()
         self._closing = threading.Event()
         self._deadline = float("inf")
         self._thread = threading.Thread(target=self._work, name="qlora-chat-log", daemon=True)
         self._thread.start()
 
     def close(self, seconds: float = 30.0) -> None:
-        """Try what is due for at most that long, then cut a try off, and say what waits for the next start."""
+        """Send due records for at most that long, then abort, and report what is left for the next start."""
         self._deadline = time.monotonic() + seconds
         self._closing.set()
         self._outbox.added.set()
         self._thread.join(seconds)
         if self._thread.is_alive():
-            self._post.hang_up()
+            self._post.abort()
             self._thread.join(10)
         self._post.close()
         try:
@@ -76,17 +76,17 @@ class LogSender:
         except HistoryError as problem:
             self._notify(f"log: {problem}")
             return
-        told = {
+        states = {
             "not sent yet, and kept for the next start": counts.waiting,
             "refused by the receiver and set aside": counts.dead,
             "dropped for want of room or because their redaction failed": counts.dropped,
             "found damaged": counts.damaged,
         }
-        said = "; ".join(f"{count:,} {what}" for what, count in told.items() if count)
-        if said:
-            self._notify(f"log: {said}{self._why()}")
+        report = "; ".join(f"{count:,} {state}" for state, count in states.items() if count)
+        if report:
+            self._notify(f"log: {report}{self._reasons()}")
 
-    def _why(self) -> str:
+    def _reasons(self) -> str:
         reasons = ", ".join(f"{count:,} x {reason}" for reason, count in self.failures.most_common(5))
         return f" ({reasons})" if reasons else ""
 
@@ -94,65 +94,63 @@ class LogSender:
         while True:
             self._outbox.added.clear()
             try:
-                self._settle()
-                claimed = self._outbox.claim(BATCH) if self._may_try() else ()
+                self._ack()
+                claimed = self._outbox.claim(BATCH) if self._may_send() else ()
                 if claimed:
                     self._send(claimed)
                     continue
             except HistoryError as problem:
-                self._failed(str(problem))
+                self._count_failure(str(problem))
             if self._closing.is_set():
                 return
-            self._outbox.added.wait(LOOK_SECONDS)
+            self._outbox.added.wait(POLL_SECONDS)
 
-    def _may_try(self) -> bool:
-        """Not while the receiver asked for quiet; at the end once more, but only if the last try was not in vain."""
-        if self._closing.is_set() and (self._down_for or time.monotonic() > self._deadline):
+    def _may_send(self) -> bool:
+        """False during a pause; while closing also after the deadline, and if the receiver was down at the last attempt."""
+        if self._closing.is_set() and (self._consecutive_outages or time.monotonic() > self._deadline):
             return False
-        return time.monotonic() >= self._quiet_until
+        return time.monotonic() >= self._paused_until
 
     def _send(self, claimed: Sequence[QueuedRecord]) -> None:
-        """Try each; strike off what arrived as it goes, so that little is sent twice after a crash."""
-        settled_at = time.monotonic()
-        for index, waiting in enumerate(claimed):
-            if not self._may_try():
-                self._settled.later += [Later(each.seq, time.time(), "", tried=False) for each in claimed[index:]]
+        acked_at = time.monotonic()
+        for index, record in enumerate(claimed):
+            if not self._may_send():
+                self._outcomes.retries += [Retry(each.seq, time.time(), "", attempted=False) for each in claimed[index:]]
                 break
-            verdict = self._post(waiting.outgoing)
-            self._note(verdict)
-            self._settled.add(waiting, verdict, self._wait(verdict, waiting.attempts))
-            if time.monotonic() - settled_at > SETTLE_SECONDS:
-                self._settle()
-                settled_at = time.monotonic()
-        self._settle()
+            result = self._post(record.outgoing)
+            self._note(result)
+            self._outcomes.add(record, result, self._backoff(result, record.attempts))
+            if time.monotonic() - acked_at > ACK_SECONDS:
+                self._ack()
+                acked_at = time.monotonic()
+        self._ack()
 
-    def _settle(self) -> None:
-        """Write what became of records. While a full disk forbids it nothing more is claimed, so nothing is sent again."""
-        outcomes = self._settled
-        if outcomes.sent or outcomes.later or outcomes.dead:
-            self._outbox.settle(outcomes.sent, outcomes.later, outcomes.dead)
-            self._settled = _Outcomes()
+    def _ack(self) -> None:
+        """Write outcomes to the outbox. If a full disk prevents that, nothing more is claimed, so nothing is sent twice."""
+        outcomes = self._outcomes
+        if outcomes.sent or outcomes.retries or outcomes.dead:
+            self._outbox.ack(outcomes.sent, outcomes.retries, outcomes.dead)
+            self._outcomes = _Outcomes()
 
-    def _note(self, verdict: Verdict) -> None:
-        if verdict.outcome == "sent":
+    def _note(self, result: PostResult) -> None:
+        if result.outcome == "sent":
             self.sent += 1
-            self._down_for = 0
+            self._consecutive_outages = 0
             return
-        self._failed(verdict.reason)
-        if verdict.receiver_is_down:
-            self._down_for += 1
-            self._quiet_until = time.monotonic() + self._wait(verdict, self._down_for - 1)
+        self._count_failure(result.reason)
+        if result.receiver_is_down:
+            self._consecutive_outages += 1
+            self._paused_until = time.monotonic() + self._backoff(result, self._consecutive_outages - 1)
         else:
-            self._down_for = 0
+            self._consecutive_outages = 0
 
     @staticmethod
-    def _wait(verdict: Verdict, attempts: int) -> float:
-        """Seconds to the next try: what the receiver asks for, else twice as long each time; scattered, so that many
-        senders do not come back together."""
-        backoff = min(MOST_WAIT_SECONDS, FIRST_WAIT_SECONDS * 2 ** min(attempts, 20))
-        return (verdict.wait or 0.0) + backoff * random.uniform(0.5, 1.5)
+    def _backoff(result: PostResult, attempts: int) -> float:
+        """Seconds to the next attempt: the receiver's Retry-After plus exponential backoff with jitter."""
+        backoff = min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(attempts, 20))
+        return (result.retry_after or 0.0) + backoff * random.uniform(0.5, 1.5)
 
-    def _failed(self, reason: str) -> None:
+    def _count_failure(self, reason: str) -> None:
         self.failures[reason] += 1
         if self.failures[reason] == 1:
             self._notify(f"log: a record did not arrive at LOGGING_URL ({reason}); it is kept and tried again")

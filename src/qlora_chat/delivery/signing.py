@@ -1,6 +1,6 @@
-"""Signs what is posted, and verifies what was received: HMAC-SHA256 over id, timestamp and the exact bytes.
+"""Signatures of posted records: HMAC-SHA256 over id, timestamp and the exact bytes.
 
-Scope: headers and arithmetic, the same for sender and receiver. Knows no HTTP library and no payload.
+Scope: headers of sender and receiver. Knows no HTTP library and no payload.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ TIMESTAMP_HEADER = "X-QLoRA-Chat-Timestamp"
 SIGNATURE_HEADER = "X-QLoRA-Chat-Signature"
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 TOLERANCE_SECONDS = 300
-"""How far a receiver's clock may be from the sender's; an older request may be a recorded one that is played again."""
+"""Greatest difference between the clocks of sender and receiver; an older request may be a replay attack."""
 
 
 class BadSignature(UserError, ValueError):
-    """A request that the holder of the secret did not sign, or signed too long ago; the message says which."""
+    """Request with a missing, wrong or old signature; the message says which."""
 
 
 def signature(secret: str, record_id: str, timestamp: int, body: bytes) -> str:
@@ -30,7 +30,7 @@ def signature(secret: str, record_id: str, timestamp: int, body: bytes) -> str:
 
 
 def sign(secret: str, record_id: str, body: bytes, timestamp: int | None = None) -> dict[str, str]:
-    """The headers that prove who sent `body`, and when; timestamp None is now."""
+    """Signature headers of `body`; timestamp in Unix seconds, None for now."""
     moment = int(time.time()) if timestamp is None else timestamp
     return {
         ID_HEADER: record_id,
@@ -42,13 +42,13 @@ def sign(secret: str, record_id: str, body: bytes, timestamp: int | None = None)
 def verify(
     secret: str, headers: Mapping[str, str], body: bytes, *, now: float | None = None, tolerance: float = TOLERANCE_SECONDS
 ) -> str:
-    """The id that was signed. BadSignature where a header is missing or wrong, or the request is older than `tolerance`.
+    """Signed id of a request. BadSignature if a header is missing or wrong, or the request is older than `tolerance` seconds.
 
-    Header names are compared without regard to case; comparing the signature takes the same time however wrong it is.
+    Header names are case-insensitive; the signature is compared in constant time.
     """
-    given = {name.lower(): value for name, value in headers.items()}
+    values = {name.lower(): value for name, value in headers.items()}
     try:
-        record_id, stamp, proof = (given[name.lower()] for name in (ID_HEADER, TIMESTAMP_HEADER, SIGNATURE_HEADER))
+        record_id, stamp, proof = (values[name.lower()] for name in (ID_HEADER, TIMESTAMP_HEADER, SIGNATURE_HEADER))
     except KeyError as missing:
         raise BadSignature(f"the request is not signed: the header {missing} is missing") from None
     if not (stamp.isascii() and stamp.isdigit() and len(stamp) < 16):
