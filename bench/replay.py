@@ -28,7 +28,7 @@ from qlora_chat.history import OutboxRecord, TurnRecord
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation
 from qlora_chat.prompt import prompt_format
-from qlora_chat.replay.record import recorded
+from qlora_chat.replay.record import parse_recorded_answer
 from qlora_chat.replay.replay import replay
 from qlora_chat.settings import ModelSettings, Sampling, quiet_libraries
 
@@ -137,7 +137,7 @@ def make_again(kinds: dict[str, tuple[str, ...]], recorder: Kept) -> dict[str, A
     for turn_id, body in recorder.bodies.items():
         for slot in engine._cache.slots:
             slot.ids.clear()
-        found = replay(recorded(json.loads(body)), chat)
+        found = replay(parse_recorded_answer(json.loads(body)), chat)
         for kind in ("all", *kinds[turn_id]):
             counts[kind]["identical" if found.identical else "different"] += 1
         if not found.identical:

@@ -1,4 +1,4 @@
-"""What is learnt from rated chats, what is preferred to what, and that every answer is accounted for."""
+"""Rated chats as training data: what is learnt, what is preferred, and counts that add up."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ import pytest
 from typer.testing import CliRunner
 
 from qlora_chat.cli import app
-from qlora_chat.dataset import Answered, DatasetError, Exchange, Opinion
-from qlora_chat.dataset.build import AFTER_BAD, CUT_OFF, EMPTY, NOT_RATED, NOTHING_BETTER, RATED_DOWN, Dataset, build
+from qlora_chat.dataset import DatasetError, Example, Exchange, Opinion
+from qlora_chat.dataset.build import AFTER_BAD, CUT_OFF, EMPTY, NOT_RATED, NOTHING_BETTER, RATED_DOWN, Dataset, build, write
 from qlora_chat.dataset.sources import from_history, from_receiver
-from qlora_chat.dataset.write import write
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.history.open import open_history
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.receiver.store import RecordStore
 from qlora_chat.settings import HistorySettings, LogSettings
-from tests.history.test_stores import said
+from tests.history.conftest import add_turn
 from tests.models.conftest import make_base, own_folders
 from tests.receiver.made import feedback, record, turn_v1, turn_v2
 
@@ -33,22 +32,22 @@ __all__ = ["make_base", "own_folders"]
 UP, DOWN = Opinion(1), Opinion(-1)
 
 
-def answered(*exchanges: Exchange, finish: str = "stop", system: str | None = None, chat: str = "c") -> Answered:
-    return Answered(chat, exchanges[:-1], exchanges[-1], finish, system)
+def example(*exchanges: Exchange, finish: str = "stop", system: str | None = None, chat: str = "c") -> Example:
+    return Example(chat, exchanges[:-1], exchanges[-1], finish, system)
 
 
-def told(dataset: Dataset) -> list[list[str]]:
+def texts(dataset: Dataset) -> list[list[str]]:
     """The texts of each SFT record."""
     return [[message["content"] for message in each["messages"]] for each in dataset.sft]
 
 
-def accounted(dataset: Dataset) -> bool:
+def adds_up(dataset: Dataset) -> bool:
     report = dataset.report
     return report["answers"] == report["learnt"] + sum(report["left_out"].values())
 
 
-def test_a_liked_answer_is_learnt_with_what_came_before_it() -> None:
-    dataset = build([answered(Exchange("Hi", "Hello."), Exchange("And?", "More.", UP), system="Be brief.")])
+def test_a_liked_answer_is_learnt_with_its_context() -> None:
+    dataset = build([example(Exchange("Hi", "Hello."), Exchange("And?", "More.", UP), system="Be brief.")])
     assert dataset.sft == (
         {
             "messages": [
@@ -63,9 +62,9 @@ def test_a_liked_answer_is_learnt_with_what_came_before_it() -> None:
     assert dataset.preferences == ()
 
 
-def test_an_edited_answer_is_learnt_as_edited_and_preferred_to_what_it_was() -> None:
-    dataset = build([answered(Exchange("Capital?", "Lyon.", Opinion(-1, "Paris.")))])
-    assert told(dataset) == [["Capital?", "Paris."]]
+def test_an_edit_is_learnt_and_preferred_to_the_answer() -> None:
+    dataset = build([example(Exchange("Capital?", "Lyon.", Opinion(-1, "Paris.")))])
+    assert texts(dataset) == [["Capital?", "Paris."]]
     assert dataset.preferences == (
         {
             "prompt": [{"role": "user", "content": "Capital?"}],
@@ -75,53 +74,53 @@ def test_an_edited_answer_is_learnt_as_edited_and_preferred_to_what_it_was() -> 
     )
 
 
-def test_of_two_tries_the_liked_one_is_preferred() -> None:
-    tries = [answered(Exchange("Joke?", text, opinion)) for text, opinion in (("Meh.", DOWN), ("Ha!", UP), ("Hm.", Opinion()))]
+def test_the_liked_one_of_two_answers_is_preferred() -> None:
+    tries = [example(Exchange("Joke?", text, opinion)) for text, opinion in (("Meh.", DOWN), ("Ha!", UP), ("Hm.", Opinion()))]
     dataset = build(tries)
     (pair,) = dataset.preferences
     assert (pair["chosen"][0]["content"], pair["rejected"][0]["content"]) == ("Ha!", "Meh.")
     assert dataset.report["left_out"] == {RATED_DOWN: 1, NOT_RATED: 1}
-    assert accounted(dataset)
+    assert adds_up(dataset)
 
 
 def test_the_same_question_in_another_chat_is_another_question() -> None:
-    bad, good = answered(Exchange("Joke?", "Meh.", DOWN), chat="a"), answered(Exchange("Joke?", "Ha!", UP), chat="b")
+    bad, good = example(Exchange("Joke?", "Meh.", DOWN), chat="a"), example(Exchange("Joke?", "Ha!", UP), chat="b")
     dataset = build([bad, good])
     assert dataset.preferences == ()
     assert dataset.report["not_in_a_pair"] == {NOTHING_BETTER: 1}
 
 
-def test_a_longer_dialogue_holds_its_beginnings() -> None:
+def test_a_dialogue_that_is_a_prefix_of_another_is_left_out() -> None:
     first, second = Exchange("One", "1", UP), Exchange("Two", "2", UP)
-    dataset = build([answered(first), answered(first, second), answered(first, second)])
-    assert told(dataset) == [["One", "1", "Two", "2"]]
+    dataset = build([example(first), example(first, second), example(first, second)])
+    assert texts(dataset) == [["One", "1", "Two", "2"]]
     assert (dataset.report["learnt"], dataset.report["sft_records"]) == (3, 1)
-    assert accounted(dataset)
+    assert adds_up(dataset)
 
 
 @pytest.mark.parametrize(
     ("each", "reason"),
     [
-        (answered(Exchange("Q", "A")), NOT_RATED),
-        (answered(Exchange("Q", "A", DOWN)), RATED_DOWN),
-        (answered(Exchange("Q", "A", UP), finish="length"), CUT_OFF),
-        (answered(Exchange("Q", "A", UP), finish="partial"), CUT_OFF),
-        (answered(Exchange("Q", "  ", UP)), EMPTY),
-        (answered(Exchange("Q", "A", Opinion(1, "  ")), finish="cancelled"), CUT_OFF),
-        (answered(Exchange("Bad?", "Yes", DOWN), Exchange("Q", "A", UP)), AFTER_BAD),
-        (answered(Exchange("Nothing?", ""), Exchange("Q", "A", UP)), EMPTY),
+        (example(Exchange("Q", "A")), NOT_RATED),
+        (example(Exchange("Q", "A", DOWN)), RATED_DOWN),
+        (example(Exchange("Q", "A", UP), finish="length"), CUT_OFF),
+        (example(Exchange("Q", "A", UP), finish="partial"), CUT_OFF),
+        (example(Exchange("Q", "  ", UP)), EMPTY),
+        (example(Exchange("Q", "A", Opinion(1, "  ")), finish="cancelled"), CUT_OFF),
+        (example(Exchange("Bad?", "Yes", DOWN), Exchange("Q", "A", UP)), AFTER_BAD),
+        (example(Exchange("Nothing?", ""), Exchange("Q", "A", UP)), EMPTY),
     ],
 )  # fmt: skip
-def test_what_is_left_out_is_counted_by_its_reason(each: Answered, reason: str) -> None:
+def test_answers_left_out_are_counted_by_reason(each: Example, reason: str) -> None:
     dataset = build([each])
     assert dataset.sft == ()
     assert dataset.report["left_out"] == {reason: 1}
 
 
-def test_an_edit_mends_a_cut_off_answer_and_the_context_of_later_ones() -> None:
+def test_an_edit_replaces_a_cut_off_answer_also_in_later_contexts() -> None:
     mended = Exchange("Q", "Ba", Opinion(-1, "Better."))
-    dataset = build([answered(mended, finish="length"), answered(mended, Exchange("More", "Yes.", UP))])
-    assert told(dataset) == [["Q", "Better.", "More", "Yes."]]
+    dataset = build([example(mended, finish="length"), example(mended, Exchange("More", "Yes.", UP))])
+    assert texts(dataset) == [["Q", "Better.", "More", "Yes."]]
 
 
 @pytest.fixture
@@ -143,11 +142,11 @@ def test_from_a_receivers_store(store: RecordStore) -> None:
     said = [feedback(first, edited="Hi!"), feedback(second, rating=1), feedback(second, rating=-1), feedback(retried, rating=1)]
     store.keep([record(each) for each in [*sent, *said]])
     dataset = build(from_receiver(store))
-    assert told(dataset) == [["Be brief.", "Hi", "Hi!", "Capital?", "Paris."]]
+    assert texts(dataset) == [["Be brief.", "Hi", "Hi!", "Capital?", "Paris."]]
     chosen = {(each["chosen"][0]["content"], each["rejected"][0]["content"]) for each in dataset.preferences}
     assert chosen == {("Hi!", "Hello."), ("Paris.", "Lyon.")}
     assert dataset.report["left_out"] == {RATED_DOWN: 1, NOT_RATED: 1}
-    assert accounted(dataset)
+    assert adds_up(dataset)
 
 
 def test_from_a_history_with_its_branches() -> None:
@@ -159,12 +158,12 @@ def test_from_a_history_with_its_branches() -> None:
     history.feedback(bad.id, good.messages[-1].id, rating=-1)
     history.feedback(bad.id, good.messages[-1].id, rating=1)
     dataset = build(from_history(history))
-    assert told(dataset) == [["Joke?", "Ha!"]]
+    assert texts(dataset) == [["Joke?", "Ha!"]]
     (pair,) = dataset.preferences
     assert pair["rejected"][0]["content"] == "Meh."
 
 
-def test_the_command_writes_files_and_says_what_it_left_out(store: RecordStore, tmp_path: Path) -> None:
+def test_the_command_writes_files_and_reports_what_it_left_out(store: RecordStore, tmp_path: Path) -> None:
     liked = turn_v2(history=[["Wie heißt du?", "Lumi. \ud800"]])
     store.keep([record(each) for each in (liked, feedback(liked, rating=1), turn_v2())])
     out = tmp_path / "new" / "data"
@@ -198,13 +197,13 @@ def test_the_command_reads_a_chats_own_history(tmp_path: Path) -> None:
     assert "which chats?" in str(neither.exception)
 
 
-def test_train_takes_the_records_as_they_are(tmp_path: Path) -> None:
+def test_train_reads_the_records(tmp_path: Path) -> None:
     from qlora_chat.training.data.dialogues import read_dialogues
 
     exchanges: Any = (Exchange("Hi", "Hello.", UP), Exchange("And?", "More.\n", Opinion(None, "Less. ")))
-    write(build([answered(*exchanges, system="Be brief.")]), tmp_path / "data")
+    write(build([example(*exchanges, system="Be brief.")]), tmp_path / "data")
     pair = Exchange("Why?", "No reason.", Opinion(None, "Because it is so."))
-    write(build([answered(pair, system="Be brief.")]), tmp_path / "pairs")
+    write(build([example(pair, system="Be brief.")]), tmp_path / "pairs")
     preferred = read_dialogues([tmp_path / "pairs" / "preferences.jsonl"])
     assert preferred.forms == {"preference": 1}
     assert [message.content for message in preferred.conversations[0].messages] == ["Why?", "Because it is so."]
@@ -220,7 +219,7 @@ def test_an_adapter_is_trained_on_rated_chats(tmp_path: Path, make_base: Callabl
     url, data, out = f"sqlite:///{tmp_path}/chats.db", tmp_path / "data", tmp_path / "adapter"
     with closing(open_history(HistorySettings(url), LogSettings())) as opened:
         for number in range(8):
-            talk = said(opened.store, Conversation(), f"What is {number} plus one?", f"It is {number + 1}.")
+            talk = add_turn(opened.store, Conversation(), f"What is {number} plus one?", f"It is {number + 1}.")
             opened.store.feedback(talk.id, talk.messages[-1].id, 1)
     assert CliRunner().invoke(app, ["dataset", "build", "--history", url, "--out", str(data)]).exit_code == 0
     small = ["--r", "4", "--alpha", "8", "--batch", "4", "--max-length", "48", "--steps", "2", "--device", "cpu"]

@@ -17,8 +17,8 @@ from qlora_chat.engines.local import LocalEngine
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation
 from qlora_chat.prompt import DEFAULT_FORMAT
-from qlora_chat.replay.record import CannotReplay, read_recorded, recorded
-from qlora_chat.replay.replay import FirstToken, Replayed, replay
+from qlora_chat.replay.record import CannotReplay, parse_recorded_answer, read_recorded_answer
+from qlora_chat.replay.replay import FirstToken, ReplayResult, replay
 from qlora_chat.settings import Sampling
 from tests.fakes import ScriptedEngine, ScriptedRecorder
 
@@ -46,49 +46,49 @@ def record_of(engine: Any, questions: list[str], sampling: Sampling, *, moved_to
     return json.loads(json.dumps(payload_v2(recorder.turns[-1], "an-id")))
 
 
-def test_a_greedy_answer_is_the_same_again(shared_engine: LocalEngine, chat: Chat) -> None:
+def test_a_greedy_answer_is_replayed_identically(shared_engine: LocalEngine, chat: Chat) -> None:
     data = record_of(shared_engine, ["What is the capital of France?"], GREEDY)
-    again = replay(recorded(data), chat)
+    again = replay(parse_recorded_answer(data), chat)
     assert again.identical
     assert again.answer == data["answer"] == "The capital of France is Paris."
     assert again.differences == ()
 
 
 @pytest.mark.parametrize("seed", [None, 2])
-def test_a_sampled_answer_is_the_same_again_with_the_seed_that_was_used(
+def test_a_sampled_answer_is_replayed_identically_with_its_seed(
     seed: int | None, shared_engine: LocalEngine, chat: Chat
 ) -> None:
     data = record_of(shared_engine, ["Tell me a story about a fox.", "And then?"], WARM.changed(seed=seed))
     assert len(data["answer_ids"]) > (10 if seed else 0), "of a seed that nobody chose, the length is anybody's guess"
     assert data["cached_tokens"] > 0, "recorded from a cache that the replay does not have"
-    again = replay(recorded(data), chat)
+    again = replay(parse_recorded_answer(data), chat)
     assert (again.first, again.answer) == (None, data["answer"])
-    other = replay(recorded({**data, "seed": (data["seed"] + 1) % 2**53}), chat)
+    other = replay(parse_recorded_answer({**data, "seed": (data["seed"] + 1) % 2**53}), chat)
     assert not other.identical, "the seed decides"
 
 
-def test_sliders_moved_in_mid_answer_are_moved_at_the_same_token(shared_engine: LocalEngine, chat: Chat) -> None:
+def test_settings_changes_are_replayed_at_the_same_token(shared_engine: LocalEngine, chat: Chat) -> None:
     data = record_of(
         shared_engine, ["Tell me a story about a fox."], WARM.changed(seed=4), moved_to=WARM.changed(temperature=0.3)
     )
     (change,) = data["settings_changes"]
     assert change["at_token"] >= 5
-    again = replay(recorded(data), chat)
+    again = replay(parse_recorded_answer(data), chat)
     assert again.identical
     late = {**change, "at_token": change["at_token"] + 15}
-    without = replay(recorded({**data, "settings_changes": [late]}), chat)
+    without = replay(parse_recorded_answer({**data, "settings_changes": [late]}), chat)
     assert without.first is not None, "the moment matters"
     assert without.first.index >= change["at_token"]
 
 
-def test_an_answer_that_was_stopped_is_made_as_far_as_it_was(shared_engine: LocalEngine, chat: Chat) -> None:
+def test_a_cancelled_answer_is_replayed_up_to_its_length(shared_engine: LocalEngine, chat: Chat) -> None:
     whole = record_of(shared_engine, ["Tell me a story about a fox."], GREEDY)
-    again = replay(recorded({**whole, "finish_reason": "cancelled", "answer_ids": whole["answer_ids"][:9]}), chat)
+    again = replay(parse_recorded_answer({**whole, "finish_reason": "cancelled", "answer_ids": whole["answer_ids"][:9]}), chat)
     assert again.identical
     assert len(again.answer_ids) == 9
 
 
-def test_the_first_token_that_differs_is_named_with_what_is_different(shared_engine: LocalEngine, chat: Chat) -> None:
+def test_the_first_different_token_and_the_model_differences_are_reported(shared_engine: LocalEngine, chat: Chat) -> None:
     data = record_of(shared_engine, ["What is the capital of France?"], GREEDY)
     paris = data["answer_ids"][5]
     assert chat.engine.tokenizer.decode(data["answer_ids"][:6]).endswith("Paris")
@@ -97,7 +97,7 @@ def test_the_first_token_that_differs_is_named_with_what_is_different(shared_eng
         "answer_ids": [*data["answer_ids"][:5], paris + 1, *data["answer_ids"][6:]],
         "model": {**data["model"], "adapter": "another", "adapter_sha256": "ab" * 32, "precision": "nf4"},
     }
-    again = replay(recorded(changed), chat)
+    again = replay(parse_recorded_answer(changed), chat)
     assert not again.identical
     assert again.first
     assert (again.first.index, again.first.here_id, again.first.here_text.strip()) == (5, paris, "Paris")
@@ -108,10 +108,10 @@ def test_the_first_token_that_differs_is_named_with_what_is_different(shared_eng
 
 
 @pytest.mark.parametrize(("independent", "why"), [(False, "adds up in another order"), (True, "as if it were alone")])
-def test_where_nothing_else_differs_the_reason_is_that_of_the_pass(independent: bool, why: str) -> None:
+def test_without_other_differences_the_forward_pass_is_the_reason(independent: bool, why: str) -> None:
     data = record_of(ScriptedEngine("one two three"), ["Hi"], GREEDY)
     first = FirstToken(1, 4, " fox", 5, " cat", "a red", 0.4213, 0.4209)
-    told = as_text(recorded(data), Replayed("a red cat", (3, 5), "stop", first, (), independent))
+    told = as_text(parse_recorded_answer(data), ReplayResult("a red cat", (3, 5), "stop", first, (), independent))
     assert "differs from token 2 of" in told
     assert "the model gives them 42.130% and 42.090% here" in told
     assert why in told
@@ -119,26 +119,26 @@ def test_where_nothing_else_differs_the_reason_is_that_of_the_pass(independent: 
 
 def test_an_answer_that_ends_elsewhere_is_different(shared_engine: LocalEngine, chat: Chat) -> None:
     data = record_of(shared_engine, ["What is the capital of France?"], GREEDY)
-    longer = replay(recorded({**data, "answer_ids": [*data["answer_ids"], 5]}), chat)
+    longer = replay(parse_recorded_answer({**data, "answer_ids": [*data["answer_ids"], 5]}), chat)
     assert longer.first
     assert longer.first.here_id is None
-    ended = replay(recorded({**data, "finish_reason": "length"}), chat)
+    ended = replay(parse_recorded_answer({**data, "finish_reason": "length"}), chat)
     assert [each.what for each in ended.differences] == ["finish_reason"]
     assert not ended.identical
 
 
-def test_the_record_says_which_weights_answered(shared_engine: LocalEngine) -> None:
+def test_the_record_identifies_base_and_adapter(shared_engine: LocalEngine) -> None:
     model = record_of(shared_engine, ["Hi"], GREEDY)["model"]
     assert len(model["base_sha256"]) == len(model["adapter_sha256"]) == 64
     assert model["base_sha256"] != model["adapter_sha256"]
 
 
-def test_an_engine_that_cannot_change_settings_at_a_token_says_so() -> None:
+def test_an_engine_without_replay_refuses_settings_changes() -> None:
     engine = ScriptedEngine("one two three")
     data = record_of(engine, ["Hi"], WARM.changed(seed=1))
     change = {"at_token": 1, "generate_kwargs": {"temperature": 0.0}}
     with pytest.raises(CannotReplay, match="cannot change them at a given token"):
-        replay(recorded({**data, "settings_changes": [change]}), Chat(engine, DEFAULT_FORMAT, MemoryHistory()))
+        replay(parse_recorded_answer({**data, "settings_changes": [change]}), Chat(engine, DEFAULT_FORMAT, MemoryHistory()))
 
 
 @pytest.mark.parametrize(
@@ -154,40 +154,40 @@ def test_an_engine_that_cannot_change_settings_at_a_token_says_so() -> None:
         ({"settings_changes": [{"at_token": -1}]}, "at_token must be a whole number"),
     ],
 )  # fmt: skip
-def test_a_record_that_does_not_say_enough_says_what_is_missing(changed: dict[str, Any], said: str) -> None:
+def test_the_error_of_an_incomplete_record_says_what_is_missing(changed: dict[str, Any], said: str) -> None:
     data = record_of(ScriptedEngine("one two three"), ["Hi"], GREEDY)
     with pytest.raises(CannotReplay, match=said):
-        recorded({**data, **changed})
+        parse_recorded_answer({**data, **changed})
 
 
 def test_a_prompt_of_another_model_is_refused(chat: Chat) -> None:
     data = record_of(ScriptedEngine("one two three"), ["Hi"], GREEDY)
     with pytest.raises(CannotReplay, match="cannot take the recorded prompt"):
-        replay(recorded({**data, "prompt_ids": [1, 10**7]}), chat)
+        replay(parse_recorded_answer({**data, "prompt_ids": [1, 10**7]}), chat)
 
 
 @pytest.mark.parametrize(
     ("precision", "held"),
     [("bf16", ("bf16", "auto")), ("nf4", ("nf4", "auto")), ("nf4+adapter", ("auto", "exact")), ("fp32", ("auto", "auto"))],
 )
-def test_the_model_is_held_as_it_was_where_that_can_be_asked_for(precision: str, held: tuple[str, str]) -> None:
+def test_the_model_is_loaded_in_the_recorded_precision(precision: str, held: tuple[str, str]) -> None:
     data = record_of(ScriptedEngine("one two three"), ["Hi"], GREEDY)
-    record = recorded({**data, "model": {**data["model"], "precision": precision, "base": "b", "adapter": "a"}})
+    record = parse_recorded_answer({**data, "model": {**data["model"], "precision": precision, "base": "b", "adapter": "a"}})
     chosen = _model(record, None, None, None, "auto", "cpu", None)
     assert (chosen.base, chosen.adapter, chosen.precision, chosen.adapter_mode) == ("b", "a", *held)
 
 
-def test_one_turn_of_several_is_chosen_by_its_id() -> None:
+def test_one_turn_of_several_is_selected_by_its_id() -> None:
     lines = [record_of(ScriptedEngine("one two three"), ["Hi"], GREEDY) for _ in range(2)]
     text = "\n".join(json.dumps(each) for each in lines)
-    assert read_recorded(text, lines[1]["turn_id"]).turn_id == lines[1]["turn_id"]
+    assert read_recorded_answer(text, lines[1]["turn_id"]).turn_id == lines[1]["turn_id"]
     with pytest.raises(CannotReplay, match="holds 2 turns; choose one with --turn"):
-        read_recorded(text)
+        read_recorded_answer(text)
     with pytest.raises(CannotReplay, match="line 1 is not JSON"):
-        read_recorded("nonsense")
+        read_recorded_answer("nonsense")
 
 
-def test_the_command_makes_it_again_from_the_receivers_store(
+def test_the_command_replays_a_turn_of_a_receivers_store(
     shared_engine: LocalEngine, demo_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from contextlib import closing

@@ -1,6 +1,6 @@
-"""Chats that people rated and edited -> what a model can learn from them.
+"""Training data from conversations with feedback.
 
-Scope: the values that both sources give and the builder takes. Knows no training and no model.
+Scope: the values that sources yield and the builder takes. Knows no training and no model.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from qlora_chat.messages import FinishReason
 
 
 class DatasetError(UserError, RuntimeError):
-    """A data set cannot be built or written; the message is fit to be shown."""
+    """A dataset that cannot be built or written."""
 
 
 @dataclass(frozen=True)
 class Opinion:
-    """What somebody thought of an answer, as it was last said."""
+    """Newest feedback on an answer."""
 
     rating: int | None = None
     """1 or -1."""
     edited: str | None = None
-    """The answer as it should have been."""
+    """The answer as the user would have it."""
 
 
-NOTHING_SAID = Opinion()
+NO_OPINION = Opinion()
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,17 @@ class Exchange:
 
     question: str
     answer: str
-    opinion: Opinion = NOTHING_SAID
+    opinion: Opinion = NO_OPINION
 
 
 @dataclass(frozen=True)
-class Answered:
-    """One answer with everything that was said before it on its branch."""
+class Example:
+    """One answer with all earlier exchanges of its branch."""
 
     conversation_id: str
     earlier: tuple[Exchange, ...]
     exchange: Exchange
     finish_reason: FinishReason | str | None
-    """Why it ended; None where that is not recorded."""
+    """None if it is not recorded."""
     system: str | None = None
-    """None: the prompt format's own."""
+    """None for the prompt format's default."""

@@ -1,20 +1,25 @@
-"""Which answers are learnt from, which are preferred to which, and why the others are left out.
+"""Builds and writes a dataset: which answers to learn from, which are preferred to which, and why the others are left out.
 
-Scope: rules, from values to records; every answer is counted exactly once. Knows no files and no stores.
+Scope: rules, and the files sft.jsonl, preferences.jsonl and report.json. Each answer is counted exactly once. Knows no stores.
 
-    edited                        -> learnt as edited; the edit is preferred to the answer
-    thumbs up, ended by itself    -> learnt as it was
-    thumbs down                   -> never learnt; what is learnt of the same question is preferred to it
+    edited                            -> the edit is learnt, and preferred to the answer
+    thumbs up, finish reason "stop"   -> the answer is learnt
+    thumbs down                       -> never learnt; the learnt answers to the same question are preferred to it
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from qlora_chat.dataset import Answered, Exchange
+from qlora_chat.dataset import DatasetError, Example, Exchange
+from qlora_chat.private_files import make_private_folder, private_opener
+
+SFT, PREFERENCES, REPORT = "sft.jsonl", "preferences.jsonl", "report.json"
 
 NOT_RATED = "neither rated nor edited"
 RATED_DOWN = "rated down, and not edited"
@@ -29,7 +34,7 @@ Messages = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Dataset:
-    """Records as they are written, and the counts of the answers they came from."""
+    """Records of both files, and the counts of the answers they come from."""
 
     sft: tuple[dict[str, Any], ...]
     """{"messages": [...]}, each ending with a good answer."""
@@ -39,49 +44,49 @@ class Dataset:
     """answers = learnt + the sum of left_out."""
 
 
-def build(answers: Iterable[Answered]) -> Dataset:
-    """Both kinds of records, in the order in which the answers came."""
-    answered = list(answers)
+def build(examples: Iterable[Example]) -> Dataset:
+    """Build both kinds of records, in the order of the answers."""
+    answers = list(examples)
     left_out: Counter[str] = Counter()
     dialogues: list[Messages] = []
-    for each in answered:
-        if reason := _unfit(each):
+    for each in answers:
+        if reason := _reason_to_leave_out(each):
             left_out[reason] += 1
         else:
-            dialogues.append((*_learnt_context(each), ("assistant", _good_text(each) or "")))
-    longest = _without_beginnings(dialogues)
-    pairs, unpaired = _preferences(answered)
+            dialogues.append((*_learnt_context(each), ("assistant", _learnt_text(each) or "")))
+    longest = _without_prefixes(dialogues)
+    pairs, unpaired = _preferences(answers)
     report = {
-        "answers": len(answered),
+        "answers": len(answers),
         "learnt": len(dialogues),
         "sft_records": len(longest),
         "preference_pairs": len(pairs),
         "left_out": dict(left_out.most_common()),
         "not_in_a_pair": {NOTHING_BETTER: unpaired} if unpaired else {},
     }
-    return Dataset(tuple({"messages": _listed(each)} for each in longest), tuple(pairs), report)
+    return Dataset(tuple({"messages": _as_json(each)} for each in longest), tuple(pairs), report)
 
 
-def _unfit(answered: Answered) -> str | None:
-    """Why an answer is not learnt from; None if it is."""
-    opinion = answered.exchange.opinion
-    if _good_text(answered) is None:
+def _reason_to_leave_out(example: Example) -> str | None:
+    """Reason not to learn from an answer; None if it is learnt."""
+    opinion = example.exchange.opinion
+    if _learnt_text(example) is None:
         if opinion.rating == -1:
             return RATED_DOWN
         if opinion.rating is None:
             return NOT_RATED
-        return CUT_OFF if answered.exchange.answer.strip() else EMPTY
-    if not answered.exchange.question.strip() or not all(map(_is_whole, answered.earlier)):
+        return CUT_OFF if example.exchange.answer.strip() else EMPTY
+    if not example.exchange.question.strip() or not all(map(_is_whole, example.earlier)):
         return EMPTY
-    return AFTER_BAD if any(map(_is_bad, answered.earlier)) else None
+    return AFTER_BAD if any(map(_is_bad, example.earlier)) else None
 
 
-def _good_text(answered: Answered) -> str | None:
-    """What should have been answered; None where nobody said so."""
-    exchange, opinion = answered.exchange, answered.exchange.opinion
+def _learnt_text(example: Example) -> str | None:
+    """Text that should have been the answer; None without an edit or a thumbs up."""
+    exchange, opinion = example.exchange, example.exchange.opinion
     if opinion.edited is not None and opinion.edited.strip():
         return opinion.edited.strip()
-    ended = answered.finish_reason in ("stop", None)
+    ended = example.finish_reason in ("stop", None)
     return exchange.answer.strip() if opinion.rating == 1 and ended and exchange.answer.strip() else None
 
 
@@ -93,51 +98,72 @@ def _is_whole(exchange: Exchange) -> bool:
     return bool(exchange.question.strip() and (exchange.answer.strip() or (exchange.opinion.edited or "").strip()))
 
 
-def _learnt_context(answered: Answered) -> Messages:
-    """What comes before a learnt answer. Earlier answers are under the loss as well, so edited ones come as edited."""
-    found: list[tuple[str, str]] = [("system", answered.system)] if answered.system else []
-    for each in answered.earlier:
+def _learnt_context(example: Example) -> Messages:
+    """Messages before a learnt answer. Earlier answers contribute to the loss too, so their edits are used."""
+    messages: list[tuple[str, str]] = [("system", example.system)] if example.system else []
+    for each in example.earlier:
         edited = (each.opinion.edited or "").strip()
-        found += [("user", each.question.strip()), ("assistant", edited or each.answer.strip())]
-    return (*found, ("user", answered.exchange.question.strip()))
+        messages += [("user", each.question.strip()), ("assistant", edited or each.answer.strip())]
+    return (*messages, ("user", example.exchange.question.strip()))
 
 
-def _shown_context(answered: Answered) -> Messages:
-    """What an answer was really given to."""
-    found: list[tuple[str, str]] = [("system", answered.system)] if answered.system else []
-    for each in answered.earlier:
-        found += [("user", each.question), ("assistant", each.answer)]
-    return (*found, ("user", answered.exchange.question))
+def _shown_context(example: Example) -> Messages:
+    """Messages before an answer, as they were shown."""
+    messages: list[tuple[str, str]] = [("system", example.system)] if example.system else []
+    for each in example.earlier:
+        messages += [("user", each.question), ("assistant", each.answer)]
+    return (*messages, ("user", example.exchange.question))
 
 
-def _without_beginnings(dialogues: Sequence[Messages]) -> list[Messages]:
-    """Dialogues that are not the beginning of a longer one, and each once: nothing is learnt twice."""
-    beginnings = {dialogue[:end] for dialogue in dialogues for end in range(1, len(dialogue))}
-    return [dialogue for dialogue in dict.fromkeys(dialogues) if dialogue not in beginnings]
+def _without_prefixes(dialogues: Sequence[Messages]) -> list[Messages]:
+    """Distinct dialogues that are no prefix of a longer one, so that nothing is learnt twice."""
+    prefixes = {dialogue[:end] for dialogue in dialogues for end in range(1, len(dialogue))}
+    return [dialogue for dialogue in dict.fromkeys(dialogues) if dialogue not in prefixes]
 
 
-def _preferences(answered: Sequence[Answered]) -> tuple[list[dict[str, Any]], int]:
-    """Pairs, and how many answers that were rated down are in none."""
-    groups: dict[tuple[str, Messages], list[Answered]] = defaultdict(list)
-    for each in answered:
+def _preferences(examples: Sequence[Example]) -> tuple[list[dict[str, Any]], int]:
+    """(pairs, number of answers rated down that are in none)."""
+    groups: dict[tuple[str, Messages], list[Example]] = defaultdict(list)
+    for each in examples:
         groups[each.conversation_id, _shown_context(each)].append(each)
     pairs: dict[tuple[Messages, str, str], None] = {}
     unpaired = 0
     for (_, context), group in groups.items():
-        good = [text for each in group if (text := _good_text(each))]
+        learnt = [text for each in group if (text := _learnt_text(each))]
         for each in group:
             answer, opinion = each.exchange.answer.strip(), each.exchange.opinion
-            better = good if opinion.rating == -1 else [opinion.edited.strip()] if opinion.edited else []
-            found = [(context, text, answer) for text in better if answer and text and text != answer]
-            pairs.update(dict.fromkeys(found))
-            unpaired += opinion.rating == -1 and not found
+            better = learnt if opinion.rating == -1 else [opinion.edited.strip()] if opinion.edited else []
+            preferred = [(context, text, answer) for text in better if answer and text and text != answer]
+            pairs.update(dict.fromkeys(preferred))
+            unpaired += opinion.rating == -1 and not preferred
     return [_pair(*each) for each in pairs], unpaired
 
 
 def _pair(context: Messages, chosen: str, rejected: str) -> dict[str, Any]:
-    answers = {"chosen": (("assistant", chosen),), "rejected": (("assistant", rejected),)}
-    return {"prompt": _listed(context), **{name: _listed(messages) for name, messages in answers.items()}}
+    answers = {name: _as_json([("assistant", text)]) for name, text in (("chosen", chosen), ("rejected", rejected))}
+    return {"prompt": _as_json(context), **answers}
 
 
-def _listed(messages: Messages) -> list[dict[str, str]]:
+def _as_json(messages: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in messages]
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def write(dataset: Dataset, folder: Path) -> None:
+    """Write the three files, readable by their owner alone. DatasetError if the folder is not empty or cannot be written."""
+    try:
+        make_private_folder(folder)
+        if any(folder.iterdir()):
+            raise DatasetError(f"--out {folder} is not empty; name a new folder, so that nothing is overwritten")
+        _write_lines(folder / SFT, dataset.sft)
+        _write_lines(folder / PREFERENCES, dataset.preferences)
+        _write_lines(folder / REPORT, [dataset.report])
+    except OSError as problem:
+        raise DatasetError(f"--out {folder} cannot be written ({problem.strerror or problem})") from problem
+
+
+def _write_lines(file: Path, records: Iterable[dict[str, Any]]) -> None:
+    with open(file, "x", encoding="utf-8", errors="replace", opener=private_opener) as target:
+        target.writelines(json.dumps(each, ensure_ascii=False) + "\n" for each in records)
