@@ -202,7 +202,7 @@ class ScriptedRecorder:
 class FullHistory(MemoryHistory):
     """A store whose disk is full."""
 
-    def save(self, conversation: Conversation, about: ConversationInfo | None = None) -> Conversation:
+    def save(self, conversation: Conversation, info: ConversationInfo | None = None) -> Conversation:
         """Refuse."""
         raise HistoryUnavailable("the disk is full")
 

@@ -48,9 +48,7 @@ def test_turns_finished_while_the_receiver_is_down_all_arrive_and_no_chat_waits(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["silent", "silent in TLS", "deaf to a long record", "dripping"])
-def test_an_attempt_ends_within_ten_seconds_if_the_receiver_never_responds_and_no_chat_waits(
-    kind: str, tmp_path: Path
-) -> None:
+def test_an_attempt_ends_within_ten_seconds_if_the_receiver_never_responds_and_no_chat_waits(kind: str, tmp_path: Path) -> None:
     """With the times that ship. Tries are made beside the chat, by the sender and by another over the same minute."""
     took: list[float] = []
 

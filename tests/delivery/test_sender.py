@@ -161,9 +161,7 @@ def test_backoff_is_exponential_with_jitter(receiver: Receiver, outbox: Outbox) 
     assert max(LogSender._backoff(result, 1000) for _ in range(50)) <= 0.2 * 1.5
 
 
-def test_a_receiver_that_drops_connections_gets_each_record_under_one_id(
-    receiver: Receiver, outbox: Outbox
-) -> None:
+def test_a_receiver_that_drops_connections_gets_each_record_under_one_id(receiver: Receiver, outbox: Outbox) -> None:
     count = 0
 
     def reply(request: Request) -> Reply:
@@ -234,9 +232,7 @@ def test_an_attempt_ends_if_the_name_is_not_resolved(outbox: Outbox, monkeypatch
     assert outbox.counts().waiting == 1
 
 
-def test_one_working_address_of_several_is_enough(
-    receiver: Receiver, outbox: Outbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_working_address_of_several_is_enough(receiver: Receiver, outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = socket.getaddrinfo
 
     def two_addresses(host: str, port: int, *rest: Any, **named: Any) -> list[Any]:
