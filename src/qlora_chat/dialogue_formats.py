@@ -122,7 +122,7 @@ def _guanaco(text: Any) -> tuple[str | None, Turns]:
     before, *parts = _GUANACO_MARKER.split(text)
     if not parts:
         raise BadRecord("'text' holds no '### Human:' and '### Assistant:'")
-    turns = [(ROLES[marker.lower()], said.strip()) for marker, said in zip(parts[::2], parts[1::2], strict=True)]
+    turns = [(ROLES[marker.lower()], content.strip()) for marker, content in zip(parts[::2], parts[1::2], strict=True)]
     if not turns[-1][1]:
         turns.pop()  # an empty marker closes many of these texts
     return before.strip() or None, [(f"turn {number} of 'text'", *turn) for number, turn in enumerate(turns, start=1)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from ipaddress import ip_address
+from urllib.parse import SplitResult, urlsplit
 
 from qlora_chat.errors import UserError
 
@@ -17,6 +18,18 @@ def adapter_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise SettingsError(f"{name[:80]!a} is no name for an adapter: up to 64 letters, digits, dots, hyphens, underscores")
     return name
+
+
+def http_url(url: str, message: str) -> SplitResult:
+    """Parts of an http:// or https:// URL with a host. SettingsError with `message` for anything else."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # validated on access only
+    except ValueError:
+        raise SettingsError(message) from None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise SettingsError(message)
+    return parts
 
 
 def is_loopback(host: str) -> bool:

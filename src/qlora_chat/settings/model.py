@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from qlora_chat.settings.checks import SettingsError, adapter_name, is_loopback, one_of
+from qlora_chat.settings.checks import SettingsError, adapter_name, http_url, is_loopback, one_of
 
 Precision = Literal["auto", "bf16", "nf4"]
 Device = Literal["auto", "cuda", "cpu"]
@@ -100,14 +100,10 @@ class EngineSettings:
 
 def server_url(text: str) -> str:
     """An address without a slash at its end, "/v1" where it has no path. SettingsError for what is not one."""
-    problem = SettingsError(f"--engine is {text!r}, but must be local, or http://HOST:PORT/v1 (several with commas between)")
-    try:
-        parts = urlsplit(text)
-        _ = parts.port  # checked only when it is read
-    except ValueError:
-        raise problem from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise problem
+    message = f"--engine is {text!r}, but must be local, or http://HOST:PORT/v1 (several with commas between)"
+    parts = http_url(text, message)
+    if parts.query or parts.fragment:
+        raise SettingsError(message)
     if parts.username or parts.password:
         raise SettingsError("--engine holds a password, which every user of this machine can read: set QLORA_CHAT_ENGINE_KEY")
     return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/') or '/v1'}"

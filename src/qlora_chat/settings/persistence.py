@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from qlora_chat.settings.checks import SettingsError, is_loopback
+from qlora_chat.settings.checks import SettingsError, http_url, is_loopback
 
 
 @dataclass(frozen=True)
@@ -64,15 +63,8 @@ class LogSettings:
             raise SettingsError("LOGGING_OUTBOX_MB must be a number from 8 to 1,000,000")
         if self.url is None:
             return
-        problem = SettingsError("LOGGING_URL must look like https://host/path")
-        try:
-            parts = urlsplit(self.url)
-            _ = parts.port  # checked only when it is read
-        except ValueError:
-            raise problem from None
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise problem
-        if parts.scheme == "http" and not is_loopback(parts.hostname):
+        parts = http_url(self.url, "LOGGING_URL must look like https://host/path")
+        if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
             raise SettingsError(
                 f"LOGGING_URL would send conversations to {parts.hostname} unencrypted: use https (http is for loopback only)"
             )

@@ -1,4 +1,4 @@
-"""SQLite for real: what a crash leaves, what erasing leaves, who may read, which keys and versions open it."""
+"""The store over SQLite: crashes, erasure, file permissions, concurrent writers."""
 
 from __future__ import annotations
 
@@ -14,16 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import inspect
 
 from qlora_chat.history import HistoryError, OutboxRecord
-from qlora_chat.history.open import open_history
-from qlora_chat.history.retention import expire
 from qlora_chat.history.sql.store import SqlHistory
-from qlora_chat.history.storage.schema import METADATA
 from qlora_chat.messages import Conversation
-from qlora_chat.settings import HistorySettings, LogSettings
-from tests.history.conftest import KEY, add_turn, postgres_history, sqlite_history, with_open_answer
+from tests.history.conftest import KEY, add_turn, sqlite_history, with_open_answer
 
 ROOT = Path(__file__).parents[3]
 
@@ -117,87 +112,12 @@ def test_an_erasure_fails_while_a_reader_keeps_old_pages_in_the_log(tmp_path: Pa
         assert not any(b"marmalade" in each.read_bytes() for each in tmp_path.iterdir())
 
 
-def test_encrypted_files_hold_no_readable_word_and_open_with_their_key_only(tmp_path: Path) -> None:
-    path = tmp_path / "chats.db"
-    with closing(sqlite_history(path, KEY)) as store:
-        talk = add_turn(store, Conversation(system="confidential"), "confidential question", "confidential answer")
-        store.change(talk.id, title="confidential", tags=["confidential"])
-        for each in tmp_path.iterdir():
-            assert b"confidential" not in each.read_bytes()
-        assert [hit.turn_id for hit in store.search("confidential ans")] == [talk.messages[1].id]
-    other = KEY.replace("M", "N", 1)
-    for wrong, said_so in ((other, "not the key"), (None, "is encrypted"), ("short", "32 random bytes")):
-        with pytest.raises(HistoryError, match=said_so if wrong != other else "cannot be decrypted|not the key"):
-            sqlite_history(path, wrong)
-    with closing(sqlite_history(tmp_path / "plain.db")):
-        pass
-    with pytest.raises(HistoryError, match="begun without"):
-        sqlite_history(tmp_path / "plain.db", KEY)
-
-
 def test_files_are_for_their_owner_only(tmp_path: Path) -> None:
     with closing(sqlite_history(tmp_path / "new" / "chats.db")) as store:
         add_turn(store, Conversation(), "a", "b")
         for each in (tmp_path / "new").iterdir():
             assert stat.S_IMODE(each.stat().st_mode) == 0o600, each.name
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
-
-
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_the_migrations_create_the_tables_that_queries_name(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    made = (
-        sqlite_history(tmp_path / "c.db") if kind == "sqlite" else postgres_history(request.getfixturevalue("postgres_server"))
-    )
-    assert isinstance(made, SqlHistory)
-    with closing(made) as store, store.database.read() as connection:
-        found = inspect(connection)
-        for table in METADATA.sorted_tables:
-            columns = {column["name"] for column in found.get_columns(table.name)} - {"words"}
-            assert columns == {column.name for column in table.columns}, table.name
-
-
-def test_a_history_of_a_newer_program_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "chats.db"
-    sqlite_history(path).close()
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute("INSERT INTO migrations VALUES (999, 'from the future', 0)")
-        connection.commit()
-    with pytest.raises(HistoryError, match="newer version"):
-        sqlite_history(path)
-
-
-@pytest.mark.parametrize(
-    ("url", "problem"),
-    [
-        ("postgresql://me:secret@host/db", "every user of this machine can read"),
-        ("mysql://host/db", "is no kind of history"),
-        ("nonsense:x", "is no kind of history"),
-        ("sqlite://", "needs a file"),
-        ("sqlite:////proc/none/chats.db", "cannot be opened for writing"),
-        ("postgresql://nobody@127.0.0.1:9/x", "cannot be reached"),
-    ],
-)
-def test_an_unusable_url_is_one_clear_error(url: str, problem: str) -> None:
-    with pytest.raises(HistoryError, match=problem) as raised:
-        open_history(HistorySettings(url), LogSettings())
-    assert "secret" not in str(raised.value)
-
-
-def test_a_file_that_is_no_database_is_reported_as_damaged(tmp_path: Path) -> None:
-    (tmp_path / "chats.db").write_bytes(b"not a database at all" * 100)
-    with pytest.raises(HistoryError, match="damaged"):
-        sqlite_history(tmp_path / "chats.db")
-    assert (tmp_path / "chats.db").read_bytes().startswith(b"not a database"), "and is left as it is"
-
-
-def test_old_conversations_expire(tmp_path: Path) -> None:
-    with closing(sqlite_history(tmp_path / "chats.db")) as store:
-        assert isinstance(store, SqlHistory)
-        old, new = add_turn(store, Conversation(), "old", "1"), add_turn(store, Conversation(), "new", "2")
-        with store.database.write() as connection:
-            connection.exec_driver_sql("UPDATE conversations SET updated_at = updated_at - 86400 * 31 WHERE id = ?", (old.id,))
-        assert expire(store, 30) == 1
-        assert [each.id for each in store.list()] == [new.id]
 
 
 @pytest.mark.parametrize(("writers", "each"), [(16, 6), pytest.param(16, 500, marks=pytest.mark.slow)])

@@ -81,7 +81,7 @@ class Outbox:
         """Set when this process has added a record."""
         self._database, self._cipher, self._cap = database, cipher, cap_bytes
         self._unwritten: Counter[str] = Counter()
-        """Increments of counters that a full disk has kept from being written."""
+        """Increments of counters that could not be written to a full disk."""
         self._unwritten_lock, self._flush_lock = threading.Lock(), threading.Lock()
 
     def put(self, outgoing: OutboxRecord) -> None:

@@ -23,7 +23,7 @@ from qlora_chat.history.storage.migrations import MIGRATIONS, migrate
 from qlora_chat.private_files import make_private_file, private_opener
 
 BUSY_MS = 30_000
-"""How long a process waits for the transaction of another before "locked" is an error."""
+"""Time that a process waits for the transaction of another before "locked" is an error."""
 RESERVE_BYTES = 2 * 2**20
 """Disk space held back, so that the outbox can still be emptied when the disk is full."""
 
@@ -74,7 +74,7 @@ class Database:
             return not driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
 
     def purge_old_pages(self) -> None:
-        """Remove erased rows from SQLite's log. HistoryUnavailable if a reader keeps an old page there."""
+        """Remove erased rows from SQLite's log. HistoryUnavailable if a reader prevents that."""
         if not self.checkpoint():
             raise HistoryUnavailable(
                 "the conversations are erased from the history, but their old pages are still in the file's log, because "

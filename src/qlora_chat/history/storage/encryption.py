@@ -28,7 +28,7 @@ UNENCRYPTED = "none"
 
 
 class Cipher(Protocol):
-    """How conversation text is written into files."""
+    """Encryption of what is written into files."""
 
     @property
     def encrypts(self) -> bool:
@@ -50,11 +50,11 @@ class PlainCipher:
     encrypts = False
 
     def encrypt(self, data: bytes) -> bytes:
-        """The same bytes."""
+        """Return the same bytes."""
         return data
 
     def decrypt(self, data: bytes) -> bytes:
-        """The same bytes."""
+        """Return the same bytes."""
         return data
 
 
