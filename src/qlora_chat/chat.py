@@ -118,7 +118,7 @@ class Chat:
         """Keep what a person thought of an answer, and queue it for the receiver; False where the history lacks the answer."""
         said = Feedback(turn_id, rating, edited, comment)
         outgoing = self.recorder.feedback(conversation_id, said) if self.recorder and logged else None
-        return self.history.feedback(conversation_id, turn_id, rating, edited, comment, outgoing=outgoing)
+        return self.history.add_feedback(conversation_id, said, outgoing)
 
     def ratings(self, conversation_id: str) -> dict[str, int]:
         """The newest thumb (1 or -1) of each answer of a conversation that has one, by the answer's id."""

@@ -18,6 +18,7 @@ from qlora_chat.cli import app
 from qlora_chat.dataset import DatasetError, Example, Exchange, Opinion
 from qlora_chat.dataset.build import AFTER_BAD, CUT_OFF, EMPTY, NOT_RATED, NOTHING_BETTER, RATED_DOWN, Dataset, build, write
 from qlora_chat.dataset.sources import from_history, from_receiver
+from qlora_chat.history import Feedback
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.history.open import open_history
 from qlora_chat.messages import Conversation, Message
@@ -154,9 +155,9 @@ def test_from_a_history_with_its_branches() -> None:
     asked = Conversation(messages=(Message("user", "Joke?"),))
     bad = history.save(asked.adding(Message("assistant", "Meh.", (), "stop")))
     good = history.save(Conversation(bad.id, (*asked.messages, Message("assistant", "Ha!", (), "stop")), head=bad.head))
-    history.feedback(bad.id, bad.messages[-1].id, rating=-1)
-    history.feedback(bad.id, good.messages[-1].id, rating=-1)
-    history.feedback(bad.id, good.messages[-1].id, rating=1)
+    history.add_feedback(bad.id, Feedback(bad.messages[-1].id, rating=-1))
+    history.add_feedback(bad.id, Feedback(good.messages[-1].id, rating=-1))
+    history.add_feedback(bad.id, Feedback(good.messages[-1].id, rating=1))
     dataset = build(from_history(history))
     assert texts(dataset) == [["Joke?", "Ha!"]]
     (pair,) = dataset.preferences
@@ -188,7 +189,7 @@ def test_the_command_reads_a_chats_own_history(tmp_path: Path) -> None:
     with closing(open_history(HistorySettings(url), LogSettings())) as opened:
         said = (Message("user", "Capital?"), Message("assistant", "Lyon.", (), "stop"))
         kept = opened.store.save(Conversation(messages=said))
-        opened.store.feedback(kept.id, said[1].id, rating=-1, edited="Paris.")
+        opened.store.add_feedback(kept.id, Feedback(said[1].id, rating=-1, edited="Paris."))
     out = tmp_path / "data"
     done = CliRunner().invoke(app, ["dataset", "build", "--history", url, "--out", str(out), "--json"])
     assert json.loads(done.stdout)["preference_pairs"] == 1
@@ -220,7 +221,7 @@ def test_an_adapter_is_trained_on_rated_chats(tmp_path: Path, make_base: Callabl
     with closing(open_history(HistorySettings(url), LogSettings())) as opened:
         for number in range(8):
             talk = add_turn(opened.store, Conversation(), f"What is {number} plus one?", f"It is {number + 1}.")
-            opened.store.feedback(talk.id, talk.messages[-1].id, 1)
+            opened.store.add_feedback(talk.id, Feedback(talk.messages[-1].id, 1))
     assert CliRunner().invoke(app, ["dataset", "build", "--history", url, "--out", str(data)]).exit_code == 0
     small = ["--r", "4", "--alpha", "8", "--batch", "4", "--max-length", "48", "--steps", "2", "--device", "cpu"]
     command = ["train", "--base", str(make_base()), "--data", str(data), "--out", str(out), *small]

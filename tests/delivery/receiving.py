@@ -17,7 +17,7 @@ from typing import Any
 from qlora_chat.history import OutboxRecord
 from qlora_chat.history.outbox.queue import Outbox
 from qlora_chat.history.outbox.recovery import open_outbox_file
-from qlora_chat.history.storage.encryption import PlainCipher
+from qlora_chat.history.storage.encryption import Cipher
 from qlora_chat.settings import LogSettings
 
 
@@ -154,7 +154,7 @@ def silent(drip: bool, accepted: threading.Event | None = None) -> Iterator[str]
 
 def outbox_in(folder: Path, cap_bytes: int = LogSettings().cap_bytes) -> Outbox:
     """The outbox of a program without a store."""
-    return open_outbox_file(folder / "outbox.db", PlainCipher(), cap_bytes)
+    return open_outbox_file(folder / "outbox.db", Cipher(None), cap_bytes)
 
 
 def record(text: str = "Hi", conversation_id: str = "an-id") -> OutboxRecord:

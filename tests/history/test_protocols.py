@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from qlora_chat.history import ConversationInfo, HistoryStore, StaleConversation, TurnRecord
+from qlora_chat.history import ConversationInfo, Feedback, HistoryStore, StaleConversation, TurnRecord
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import Sampling
 from tests.history.conftest import add_turn, with_open_answer
@@ -171,10 +171,10 @@ def test_list_and_search_can_be_limited_to_an_owner(store: HistoryStore) -> None
 def test_feedback_stays_with_its_turn(store: HistoryStore) -> None:
     talk = add_turn(store, Conversation(), "one", "1")
     turn_id = talk.messages[-1].id
-    assert store.feedback(talk.id, turn_id, 1)
-    assert store.feedback(talk.id, turn_id, -1, "better", "too short")
-    assert not store.feedback(talk.id, "nobody", 1)
-    assert not store.feedback("nobody", turn_id, 1)
+    assert store.add_feedback(talk.id, Feedback(turn_id, 1))
+    assert store.add_feedback(talk.id, Feedback(turn_id, -1, "better", "too short"))
+    assert not store.add_feedback(talk.id, Feedback("nobody", 1))
+    assert not store.add_feedback("nobody", Feedback(turn_id, 1))
     tree = store.read(talk.id)
     assert tree is not None
     assert [(each.turn_id, each.rating, each.edited, each.comment) for each in tree.feedback] == [
@@ -182,13 +182,13 @@ def test_feedback_stays_with_its_turn(store: HistoryStore) -> None:
         (turn_id, -1, "better", "too short"),
     ]
     with pytest.raises(ValueError, match="rating is 5"):
-        store.feedback(talk.id, turn_id, 5)
+        store.add_feedback(talk.id, Feedback(turn_id, 5))
 
 
 def test_a_read_conversation_can_be_restored(store: HistoryStore) -> None:
     talk = add_turn(store, Conversation(system="s"), "one", "1")
     add_turn(store, talk.without_last_exchange(), "other", "2")
-    store.feedback(talk.id, talk.messages[-1].id, 1)
+    store.add_feedback(talk.id, Feedback(talk.messages[-1].id, 1))
     kept = store.read(talk.id)
     assert kept is not None
     assert not store.restore(kept), "it is there already"

@@ -145,10 +145,10 @@ def rescue(history: History = None) -> None:
     """Bring what can be read of a damaged sqlite:///FILE, and what waits to be delivered, into a new one in its place."""
     from qlora_chat.history.sql.recovery import recover
     from qlora_chat.history.storage.database import sqlite_file
-    from qlora_chat.history.storage.encryption import cipher_for
+    from qlora_chat.history.storage.encryption import Cipher
 
     chosen = _chosen_history(history)
-    found = recover(sqlite_file(chosen.url or ""), cipher_for(chosen.key), settings.log_settings().cap_bytes)
+    found = recover(sqlite_file(chosen.url or ""), Cipher(chosen.key), settings.log_settings().cap_bytes)
     print(
         f"{found.conversations:,} conversations with {found.turns:,} turns, and {found.records:,} records that wait to be sent"
     )

@@ -24,6 +24,11 @@ class Opinion:
     edited: str | None = None
     """The answer as the user would have it."""
 
+    @property
+    def edit(self) -> str:
+        """Edited answer without surrounding space; "" if there is none."""
+        return (self.edited or "").strip()
+
 
 NO_OPINION = Opinion()
 

@@ -83,36 +83,36 @@ def _reason_to_leave_out(example: Example) -> str | None:
 
 def _learnt_text(example: Example) -> str | None:
     """Text that should have been the answer; None without an edit or a thumbs up."""
-    exchange, opinion = example.exchange, example.exchange.opinion
-    if opinion.edited is not None and opinion.edited.strip():
-        return opinion.edited.strip()
-    ended = example.finish_reason in ("stop", None)
-    return exchange.answer.strip() if opinion.rating == 1 and ended and exchange.answer.strip() else None
+    answer, opinion = example.exchange.answer.strip(), example.exchange.opinion
+    if opinion.edit:
+        return opinion.edit
+    return answer if opinion.rating == 1 and example.finish_reason in ("stop", None) and answer else None
 
 
 def _is_bad(exchange: Exchange) -> bool:
-    return exchange.opinion.rating == -1 and not (exchange.opinion.edited or "").strip()
+    return exchange.opinion.rating == -1 and not exchange.opinion.edit
 
 
 def _is_whole(exchange: Exchange) -> bool:
-    return bool(exchange.question.strip() and (exchange.answer.strip() or (exchange.opinion.edited or "").strip()))
+    return bool(exchange.question.strip() and (exchange.answer.strip() or exchange.opinion.edit))
 
 
 def _learnt_context(example: Example) -> Messages:
     """Messages before a learnt answer. Earlier answers contribute to the loss too, so their edits are used."""
-    messages: list[tuple[str, str]] = [("system", example.system)] if example.system else []
-    for each in example.earlier:
-        edited = (each.opinion.edited or "").strip()
-        messages += [("user", each.question.strip()), ("assistant", edited or each.answer.strip())]
-    return (*messages, ("user", example.exchange.question.strip()))
+    earlier = [(each.question.strip(), each.opinion.edit or each.answer.strip()) for each in example.earlier]
+    return _context(example.system, earlier, example.exchange.question.strip())
 
 
 def _shown_context(example: Example) -> Messages:
     """Messages before an answer, as they were shown."""
-    messages: list[tuple[str, str]] = [("system", example.system)] if example.system else []
-    for each in example.earlier:
-        messages += [("user", each.question), ("assistant", each.answer)]
-    return (*messages, ("user", example.exchange.question))
+    return _context(example.system, [(each.question, each.answer) for each in example.earlier], example.exchange.question)
+
+
+def _context(system: str | None, earlier: Sequence[tuple[str, str]], question: str) -> Messages:
+    messages = [("system", system)] if system else []
+    for earlier_question, answer in earlier:
+        messages += [("user", earlier_question), ("assistant", answer)]
+    return (*messages, ("user", question))
 
 
 def _without_prefixes(dialogues: Sequence[Messages]) -> list[Messages]:
@@ -132,7 +132,7 @@ def _preferences(examples: Sequence[Example]) -> tuple[list[dict[str, Any]], int
         learnt = [text for each in group if (text := _learnt_text(each))]
         for each in group:
             answer, opinion = each.exchange.answer.strip(), each.exchange.opinion
-            better = learnt if opinion.rating == -1 else [opinion.edited.strip()] if opinion.edited else []
+            better = learnt if opinion.rating == -1 else [opinion.edit] if opinion.edit else []
             preferred = [(context, text, answer) for text in better if answer and text and text != answer]
             pairs.update(dict.fromkeys(preferred))
             unpaired += opinion.rating == -1 and not preferred

@@ -154,7 +154,7 @@ class _Adapter(HTTPAdapter):
         self._open: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
         open_connections = self._open
 
-        class Plain(HTTPConnection):
+        class Tracked(HTTPConnection):
             def connect(self) -> None:
                 open_connections.add(self)
                 super().connect()
@@ -162,16 +162,10 @@ class _Adapter(HTTPAdapter):
             def _new_conn(self) -> socket.socket:
                 return _socket(self)
 
-        class Secure(HTTPSConnection):
-            def connect(self) -> None:
-                open_connections.add(self)
-                super().connect()
-
-            def _new_conn(self) -> socket.socket:
-                return _socket(self)
+        class Secure(Tracked, HTTPSConnection): ...
 
         class PlainPool(HTTPConnectionPool):
-            ConnectionCls = Plain  # type: ignore[assignment]
+            ConnectionCls = Tracked  # type: ignore[assignment]
 
         class SecurePool(HTTPSConnectionPool):
             ConnectionCls = Secure  # type: ignore[assignment]

@@ -5,10 +5,11 @@ Scope: numbers and names. No text of question, prompt or answer, though the answ
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from qlora_chat import __version__
-from qlora_chat.history import ModelUsed, TurnRecord
+from qlora_chat.history import TurnRecord
 from qlora_chat.settings import Sampling
 
 
@@ -33,7 +34,7 @@ def answer_metadata(turn: TurnRecord) -> dict[str, Any]:
             }
             for change in turn.changes
         ],
-        "model": _model(turn.model),
+        "model": turn.model and {**asdict(turn.model), "version": __version__},
     }
 
 
@@ -44,23 +45,6 @@ def generate_kwargs(sampling: Sampling) -> dict[str, Any]:
         "top_p": sampling.top_p,
         "temperature": sampling.temperature,
         "repetition_penalty": sampling.repetition_penalty,
-    }
-
-
-def _model(model: ModelUsed | None) -> dict[str, Any] | None:
-    if model is None:
-        return None
-    return {
-        "name": model.name,
-        "base": model.base,
-        "adapter": model.adapter,
-        "precision": model.precision,
-        "device": model.device,
-        "prompt_format": model.prompt_format,
-        "base_sha256": model.base_sha256,
-        "adapter_sha256": model.adapter_sha256,
-        "computed_by": model.computed_by,
-        "version": __version__,
     }
 
 

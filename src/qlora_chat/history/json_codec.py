@@ -5,7 +5,7 @@ Scope: values to dicts and back. Times are ISO 8601 with their zone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, get_args
 
@@ -67,8 +67,16 @@ def feedback_to_json(feedback: Feedback) -> dict[str, Any]:
 
 
 def conversation_from_json(data: Mapping[str, Any]) -> StoredConversation:
-    """A whole conversation. ValueError says what is missing or wrong; a turn must come after its parent."""
-    turns = tuple(turn_from_json(each) for each in _list(data, "turns"))
+    """A whole conversation. ValueError says what is missing or wrong."""
+    turns = [turn_from_json(each) for each in _list(data, "turns")]
+    return assembled(data, turns, [feedback_from_json(each) for each in data.get("feedback") or ()])
+
+
+def assembled(heading: Mapping[str, Any], turns: Sequence[StoredTurn], feedback: Sequence[Feedback]) -> StoredConversation:
+    """Conversation from heading_to_json's fields, head_id and updated_at, and its turns, each after its parent.
+
+    ValueError says what is missing or wrong. Feedback on unknown turns is left out.
+    """
     known: set[str | None] = {None}
     for turn in turns:
         if turn.parent_id not in known:
@@ -76,13 +84,12 @@ def conversation_from_json(data: Mapping[str, Any]) -> StoredConversation:
         if turn.message.id in known:
             raise ValueError(f"turn {turn.message.id!r} comes twice")
         known.add(turn.message.id)
-    head = data.get("head_id")
+    head = heading.get("head_id")
     if head not in known:
         raise ValueError(f"head_id is {head!r}, which is no turn of the conversation")
-    feedback = tuple(each for each in map(feedback_from_json, data.get("feedback") or ()) if each.turn_id in known)
-    conversation = StoredConversation(
-        _summary_from_json(data, len(turns)), _text_or_none(data, "system"), _object(data, "settings"), head, turns, feedback
-    )
+    summary, system = _summary_from_json(heading, len(turns)), _text_or_none(heading, "system")
+    on_turns = tuple(each for each in feedback if each.turn_id in known)
+    conversation = StoredConversation(summary, system, _object(heading, "settings"), head, tuple(turns), on_turns)
     conversation.conversation()  # ValueError if turns do not alternate
     return conversation
 

@@ -150,20 +150,10 @@ class JsonlHistory:
             changed["tags"] = [*tags]
         return self._add_to(conversation_id, {"type": "change", **changed})
 
-    def feedback(
-        self,
-        conversation_id: str,
-        turn_id: str,
-        rating: int | None = None,
-        edited: str | None = None,
-        comment: str | None = None,
-        *,
-        outgoing: OutboxRecord | None = None,
-    ) -> bool:
+    def add_feedback(self, conversation_id: str, feedback: Feedback, outgoing: OutboxRecord | None = None) -> bool:
         """Store feedback on an answer; False for an unknown turn."""
-        feedback = Feedback(turn_id, rating, edited, comment)
         stored = self.read(conversation_id)
-        if stored is None or not stored.has_turn(turn_id):
+        if stored is None or not stored.has_turn(feedback.turn_id):
             return False
         if outgoing and self._queue:
             self._queue.put(outgoing)

@@ -14,13 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from qlora_chat.history import Feedback, StoredConversation, StoredTurn
-from qlora_chat.history.json_codec import (
-    conversation_from_json,
-    feedback_from_json,
-    feedback_to_json,
-    turn_from_json,
-    turn_to_json,
-)
+from qlora_chat.history.json_codec import assembled, feedback_from_json, turn_from_json
 
 
 def append(file: IO[bytes], lines: Sequence[Mapping[str, Any]]) -> None:
@@ -63,10 +57,8 @@ def read(lines: Iterable[bytes]) -> tuple[StoredConversation, str | None] | None
                 feedback.append(feedback_from_json(line))
     if heading is None:
         return None
-    heading["turns"] = [turn_to_json(turn) for turn in turns.values()]
-    heading["feedback"] = [feedback_to_json(each) for each in feedback]
     try:
-        return conversation_from_json(heading), heading.get("owner")
+        return assembled(heading, [*turns.values()], feedback), heading.get("owner")
     except ValueError:
         return None
 

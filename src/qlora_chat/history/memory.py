@@ -116,21 +116,11 @@ class MemoryHistory:
             self._conversations[conversation_id] = replace(stored, summary=summary)
             return True
 
-    def feedback(
-        self,
-        conversation_id: str,
-        turn_id: str,
-        rating: int | None = None,
-        edited: str | None = None,
-        comment: str | None = None,
-        *,
-        outgoing: OutboxRecord | None = None,
-    ) -> bool:
+    def add_feedback(self, conversation_id: str, feedback: Feedback, outgoing: OutboxRecord | None = None) -> bool:
         """Store feedback on an answer; False for an unknown turn."""
-        feedback = Feedback(turn_id, rating, edited, comment)
         with self._lock:
             stored = self._conversations.get(conversation_id)
-            if stored is None or not stored.has_turn(turn_id):
+            if stored is None or not stored.has_turn(feedback.turn_id):
                 return False
             self._conversations[conversation_id] = replace(stored, feedback=(*stored.feedback, feedback))
         self._send(outgoing)

@@ -77,9 +77,9 @@ def _open_database(settings: HistorySettings, log: LogSettings) -> OpenHistory:
     from qlora_chat.history.outbox.queue import Outbox
     from qlora_chat.history.sql.store import SqlHistory
     from qlora_chat.history.storage.database import open_database
-    from qlora_chat.history.storage.encryption import check_cipher, cipher_for
+    from qlora_chat.history.storage.encryption import Cipher, check_cipher
 
-    cipher = cipher_for(settings.key)
+    cipher = Cipher(settings.key)
     database = open_database(settings.url or "", settings.password)
     try:
         check_cipher(database, cipher)
@@ -94,9 +94,9 @@ def _open_database(settings: HistorySettings, log: LogSettings) -> OpenHistory:
 
 def _open_outbox_file(settings: HistorySettings, log: LogSettings) -> Outbox:
     from qlora_chat.history.outbox.recovery import open_outbox_file
-    from qlora_chat.history.storage.encryption import cipher_for
+    from qlora_chat.history.storage.encryption import Cipher
 
-    return open_outbox_file(outbox_file(log), cipher_for(settings.key), log.cap_bytes)
+    return open_outbox_file(outbox_file(log), Cipher(settings.key), log.cap_bytes)
 
 
 def _store_factory(scheme: str, url: str | None) -> Callable[[Queue | None], HistoryStore]:

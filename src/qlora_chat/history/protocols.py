@@ -94,16 +94,7 @@ class HistoryStore(Protocol):
         """Set title or tags; None leaves them unchanged. False for an unknown id."""
         ...
 
-    def feedback(
-        self,
-        conversation_id: str,
-        turn_id: str,
-        rating: int | None = None,
-        edited: str | None = None,
-        comment: str | None = None,
-        *,
-        outgoing: OutboxRecord | None = None,
-    ) -> bool:
+    def add_feedback(self, conversation_id: str, feedback: Feedback, outgoing: OutboxRecord | None = None) -> bool:
         """Store a user's feedback on an answer, and queue `outgoing`. False for an unknown turn."""
         ...
 

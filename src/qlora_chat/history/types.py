@@ -24,7 +24,7 @@ def now() -> datetime:
 
 @dataclass(frozen=True)
 class ModelUsed:
-    """Model that wrote an answer, and how it was loaded."""
+    """Model that wrote an answer, and how it was loaded. Field names and their order are those of payload version 2."""
 
     name: str
     base: str

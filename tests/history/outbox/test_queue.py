@@ -18,7 +18,7 @@ from qlora_chat.delivery.sender import LogSender
 from qlora_chat.history import HistoryError
 from qlora_chat.history.outbox.queue import Outbox
 from qlora_chat.history.outbox.recovery import open_outbox_file
-from qlora_chat.history.storage.encryption import AesCipher, PlainCipher
+from qlora_chat.history.storage.encryption import Cipher
 from qlora_chat.settings import LogSettings
 from tests.delivery.receiving import outbox_in, receiving, record, wait_for
 from tests.history.conftest import KEY
@@ -169,13 +169,13 @@ def test_bit_flips_and_truncations_lose_only_the_records_they_hit(trials: int, t
 
 def test_another_key_is_not_reported_as_damage(tmp_path: Path) -> None:
     path = tmp_path / "outbox.db"
-    with closing(open_outbox_file(path, AesCipher(KEY), 10**7)) as outbox:
+    with closing(open_outbox_file(path, Cipher(KEY), 10**7)) as outbox:
         made = record("a very secret word")
         outbox.put(made)
     assert b"secret word" not in path.read_bytes()
-    with closing(open_outbox_file(path, PlainCipher(), 10**7)) as outbox:
+    with closing(open_outbox_file(path, Cipher(None), 10**7)) as outbox:
         assert waiting(outbox) == set()
-    with closing(open_outbox_file(path, AesCipher(KEY), 10**7)) as outbox:
+    with closing(open_outbox_file(path, Cipher(KEY), 10**7)) as outbox:
         outbox.requeue_dead_letters()
         assert waiting(outbox) == {made.id}
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from qlora_chat.history import ConversationInfo, HistoryError, OutboxRecord
+from qlora_chat.history import ConversationInfo, Feedback, HistoryError, OutboxRecord
 from qlora_chat.history.sql.recovery import LOST, TAG, Recovered, recover
 from qlora_chat.history.sql.store import SqlHistory
-from qlora_chat.history.storage.encryption import cipher_for
+from qlora_chat.history.storage.encryption import Cipher
 from qlora_chat.history.storage.sqlite_pages import PAGE_BYTES
 from qlora_chat.messages import Conversation
 from tests.history.conftest import KEY, add_turn, sqlite_history, with_open_answer
@@ -38,7 +38,7 @@ def filled(path: Path, key: str | None = None) -> dict[str, list[str]]:
             for turn in range(TURNS):
                 answer = f"answer {number}.{turn} " + "long " * (3000 if turn == 1 else 20)
                 talk = add_turn(store, talk, f"question {number}.{turn}", answer)
-            store.feedback(talk.id, talk.messages[-1].id, 1, None, f"comment {number}")
+            store.add_feedback(talk.id, Feedback(talk.messages[-1].id, 1, None, f"comment {number}"))
             told[talk.id] = [message.content for message in talk.messages]
         for number in range(5):
             store.outbox.put(OutboxRecord("turn", f"talk-{number}", b'{"kept": true}' * 50, f"record-{number}"))
@@ -55,7 +55,7 @@ def damaged(path: Path, where: Callable[[int], bool]) -> None:
 
 
 def rescued(path: Path, key: str | None = None) -> tuple[Recovered, SqlHistory]:
-    report = recover(path, cipher_for(key), CAP)
+    report = recover(path, Cipher(key), CAP)
     store = sqlite_history(path, key)
     assert isinstance(store, SqlHistory)
     return report, store
@@ -148,14 +148,14 @@ def test_an_intact_history_and_one_with_another_key_stay_unchanged(path: Path) -
     filled(path, KEY)
     before = path.read_bytes()
     with pytest.raises(HistoryError, match="is not damaged"):
-        recover(path, cipher_for(KEY), CAP)
+        recover(path, Cipher(KEY), CAP)
     assert path.read_bytes() == before
     damaged(path, lambda page: page == 1)
     wrecked = path.read_bytes()
     for other in (None, KEY.replace("M", "N", 1)):
         with pytest.raises(HistoryError, match="key|KEY"):
-            recover(path, cipher_for(other), CAP)
+            recover(path, Cipher(other), CAP)
     assert path.read_bytes() == wrecked
     assert not [each.name for each in path.parent.iterdir() if "damaged" in each.name or "new" in each.name]
     with pytest.raises(HistoryError, match="there is no history"):
-        recover(path.with_name("none.db"), cipher_for(None), CAP)
+        recover(path.with_name("none.db"), Cipher(None), CAP)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_chat.history import HistoryError, OutboxRecord
+from qlora_chat.history import Feedback, HistoryError, OutboxRecord
 from qlora_chat.history.sql.store import SqlHistory
 from qlora_chat.messages import Conversation
 from tests.history.conftest import KEY, add_turn, sqlite_history, with_open_answer
@@ -83,7 +83,7 @@ def test_erasing_leaves_no_byte(key: str | None, tmp_path: Path) -> None:
         talk = add_turn(store, Conversation(system="marmaladesystem"), "marmaladequestion " * 300, "marmaladeanswer " * 2000)
         add_turn(store, Conversation(), "other", "stays")
         store.change(talk.id, title="marmaladetitle", tags=["marmaladetag"])
-        store.feedback(talk.id, talk.messages[-1].id, -1, "marmaladeedit", "marmaladecomment")
+        store.add_feedback(talk.id, Feedback(talk.messages[-1].id, -1, "marmaladeedit", "marmaladecomment"))
         with store.database.write() as connection:
             store.outbox.add(connection, OutboxRecord("turn", talk.id, b"marmaladebody" * 1000))
             store.outbox.add(connection, OutboxRecord("turn", talk.id, b"marmaladedead" * 1000))

@@ -11,12 +11,12 @@ from contextlib import closing
 import pytest
 
 from qlora_chat.delivery.sender import LogSender
-from qlora_chat.history import OutboxRecord
+from qlora_chat.history import Feedback, OutboxRecord
 from qlora_chat.history.open import open_history
 from qlora_chat.history.outbox.queue import Outbox
 from qlora_chat.history.sql.store import SqlHistory
 from qlora_chat.history.storage.database import open_database
-from qlora_chat.history.storage.encryption import PlainCipher, check_cipher
+from qlora_chat.history.storage.encryption import Cipher, check_cipher
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import HistorySettings, LogSettings
 from tests.delivery.receiving import Reply, receiving, record, wait_for
@@ -44,7 +44,7 @@ def other(history: SqlHistory, postgres_server: Server) -> Iterator[SqlHistory]:
 def test_erased_rows_are_gone_and_vacuumed(history: SqlHistory) -> None:
     talk = add_turn(history, Conversation(system="marmaladesystem"), "marmaladequestion", "marmaladeanswer")
     history.change(talk.id, title="marmaladetitle", tags=["marmaladetag"])
-    history.feedback(talk.id, talk.messages[-1].id, -1, "marmaladeedit", "marmaladecomment")
+    history.add_feedback(talk.id, Feedback(talk.messages[-1].id, -1, "marmaladeedit", "marmaladecomment"))
     history.outbox.put(OutboxRecord("turn", talk.id, b"marmaladebody"))
     history.outbox.put(OutboxRecord("turn", talk.id, b"marmaladedead"))
     history.outbox.ack(dead=[(history.outbox.claim(1)[0].seq, "status 400")])
@@ -61,7 +61,7 @@ def test_two_processes_may_open_a_new_database_at_once(history: SqlHistory, othe
 
     def open_it() -> None:
         try:
-            check_cipher(other.database, PlainCipher())
+            check_cipher(other.database, Cipher(None))
         except Exception as problem:
             problems.append(problem)
 
@@ -120,7 +120,7 @@ def test_two_senders_deliver_each_record_once_and_share_dead_letters(history: Sq
 def test_the_cap_holds_for_all_processes_together(history: SqlHistory, postgres_server: Server) -> None:
     for _ in range(2):
         database = open_database(postgres_server.network_url, PASSWORD)
-        with closing(Outbox(database, PlainCipher(), 5_000_000)) as outbox:
+        with closing(Outbox(database, Cipher(None), 5_000_000)) as outbox:
             for _ in range(15):
                 outbox.put(OutboxRecord("turn", "talk", b"x" * 50_000))
     counts = history.outbox.counts()

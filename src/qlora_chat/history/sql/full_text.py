@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, TextClause, select, text, update
 
 from qlora_chat.history import SearchHit
-from qlora_chat.history.storage.encryption import Cipher, decrypt_text
+from qlora_chat.history.storage.encryption import Cipher
 from qlora_chat.history.storage.schema import CONVERSATIONS, TURNS
 from qlora_chat.history.text_match import excerpt, index_tokens, matches, query_phrases
 
@@ -87,7 +87,7 @@ class WordIndex:
     def _scan(self, connection: Connection, query: str, limit: int, owner: str | None) -> list[SearchHit]:
         hits: list[SearchHit] = []
         for row in connection.execution_options(yield_per=SCAN_ROWS).execute(_newest_first(owner)):
-            if matches(decrypt_text(self._cipher, row.content), query):
+            if matches(self._cipher.decrypt_text(row.content), query):
                 hits.append(self._hit(row, query))
                 if len(hits) == limit:
                     break
@@ -95,7 +95,7 @@ class WordIndex:
 
     def _hit(self, row: Any, query: str) -> SearchHit:
         created_at = datetime.fromtimestamp(row.created_at).astimezone()
-        content, title = decrypt_text(self._cipher, row.content), decrypt_text(self._cipher, row.title)
+        content, title = self._cipher.decrypt_text(row.content), self._cipher.decrypt_text(row.title)
         return SearchHit(row.conversation_id, title, row.id, row.role, excerpt(content, query), created_at)
 
 

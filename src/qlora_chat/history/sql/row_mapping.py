@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from qlora_chat.history import ConversationInfo, Feedback, StoredConversation, StoredTurn, Summary, TurnRecord
 from qlora_chat.history.answer_metadata import answer_metadata
-from qlora_chat.history.storage.encryption import Cipher, decrypt_text, encrypt_text
+from qlora_chat.history.storage.encryption import Cipher
 from qlora_chat.history.text_match import title_of
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.text import replace_surrogates
@@ -83,7 +83,7 @@ class RowMapper:
 
     def text_column(self, text: str) -> str:
         """Text that every database accepts: without lone surrogates, and with a symbol for NUL, which PostgreSQL rejects."""
-        return encrypt_text(self._cipher, replace_surrogates(text).replace("\0", "\u2400"))
+        return self._cipher.encrypt_text(replace_surrogates(text).replace("\0", "\u2400"))
 
     def optional_column(self, text: str | None) -> str | None:
         """Text of a nullable column."""
@@ -107,15 +107,15 @@ class RowMapper:
         """Entry of a list, from columns by position: access by name would double the time of listing 10,000 of them."""
         model, adapter, turns, created_at, updated_at = rest
         if self._cipher.encrypts:
-            title, tags = decrypt_text(self._cipher, title), decrypt_text(self._cipher, tags)
+            title, tags = self._cipher.decrypt_text(title), self._cipher.decrypt_text(tags)
         parsed_tags = tuple(json.loads(tags)) if tags != "[]" else ()
         return Summary(name, title, parsed_tags, model, adapter, turns, _utc(created_at), _utc(updated_at))
 
     def turn(self, row: Row) -> StoredTurn:
         """A turn with the id of its parent."""
-        ids = tuple(map(int, decrypt_text(self._cipher, row.token_ids).split()))
-        message = Message(row.role, decrypt_text(self._cipher, row.content), ids, row.finish_reason, row.id)
-        return StoredTurn(message, row.parent_id, _utc(row.created_at), json.loads(decrypt_text(self._cipher, row.details)))
+        ids = tuple(map(int, self._cipher.decrypt_text(row.token_ids).split()))
+        message = Message(row.role, self._cipher.decrypt_text(row.content), ids, row.finish_reason, row.id)
+        return StoredTurn(message, row.parent_id, _utc(row.created_at), json.loads(self._cipher.decrypt_text(row.details)))
 
     def feedback(self, row: Row) -> Feedback:
         """A user's feedback."""
@@ -123,7 +123,7 @@ class RowMapper:
         return Feedback(row.turn_id, row.rating, edited, comment, _utc(row.created_at))
 
     def _decrypted(self, text: str | None) -> str | None:
-        return None if text is None else decrypt_text(self._cipher, text)
+        return None if text is None else self._cipher.decrypt_text(text)
 
 
 def _utc(seconds: float) -> datetime:

@@ -127,19 +127,9 @@ class SqlHistory:
                 return self._exists(connection, conversation_id)
             return connection.execute(changed.values(values)).rowcount > 0
 
-    def feedback(
-        self,
-        conversation_id: str,
-        turn_id: str,
-        rating: int | None = None,
-        edited: str | None = None,
-        comment: str | None = None,
-        *,
-        outgoing: OutboxRecord | None = None,
-    ) -> bool:
+    def add_feedback(self, conversation_id: str, feedback: Feedback, outgoing: OutboxRecord | None = None) -> bool:
         """Store feedback on an answer, and queue its record; False for an unknown turn."""
-        feedback = Feedback(turn_id, rating, edited, comment)
-        turn = select(TURNS.c.seq).where(TURNS.c.id == turn_id, TURNS.c.conversation_id == conversation_id)
+        turn = select(TURNS.c.seq).where(TURNS.c.id == feedback.turn_id, TURNS.c.conversation_id == conversation_id)
         with self._queueing(outgoing) as connection:
             if connection.execute(turn).first() is None:
                 return False
