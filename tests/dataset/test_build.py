@@ -140,8 +140,13 @@ def test_from_a_receivers_store(store: RecordStore) -> None:
         history=[["Hi", "Hello."], ["Capital?", "Paris."]], parent_id=first["turn_id"], messages=second["messages"]
     )
     sent = [first, second, retried, turn_v1(conversation_id="old")]
-    said = [feedback(first, edited="Hi!"), feedback(second, rating=1), feedback(second, rating=-1), feedback(retried, rating=1)]
-    store.keep([record(each) for each in [*sent, *said]])
+    opinions = [
+        feedback(first, edited="Hi!"),
+        feedback(second, rating=1),
+        feedback(second, rating=-1),
+        feedback(retried, rating=1),
+    ]
+    store.keep([record(each) for each in [*sent, *opinions]])
     dataset = build(from_receiver(store))
     assert texts(dataset) == [["Be brief.", "Hi", "Hi!", "Capital?", "Paris."]]
     chosen = {(each["chosen"][0]["content"], each["rejected"][0]["content"]) for each in dataset.preferences}
@@ -187,9 +192,9 @@ def test_the_command_reads_a_chats_own_history(tmp_path: Path) -> None:
 
     url = f"sqlite:///{tmp_path}/chats.db"
     with closing(open_history(HistorySettings(url), LogSettings())) as opened:
-        said = (Message("user", "Capital?"), Message("assistant", "Lyon.", (), "stop"))
-        kept = opened.store.save(Conversation(messages=said))
-        opened.store.add_feedback(kept.id, Feedback(said[1].id, rating=-1, edited="Paris."))
+        messages = (Message("user", "Capital?"), Message("assistant", "Lyon.", (), "stop"))
+        saved = opened.store.save(Conversation(messages=messages))
+        opened.store.add_feedback(saved.id, Feedback(messages[1].id, rating=-1, edited="Paris."))
     out = tmp_path / "data"
     done = CliRunner().invoke(app, ["dataset", "build", "--history", url, "--out", str(out), "--json"])
     assert json.loads(done.stdout)["preference_pairs"] == 1

@@ -35,12 +35,12 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_loses_nothing_uncounted(disk: Path) -> None:
     with receiving() as receiver, closing(outbox_in(disk)) as outbox:
-        made = [record("x" * 40_000 + str(index)) for index in range(180)]
-        for each in made:
+        record_count = [record("x" * 40_000 + str(index)) for index in range(180)]
+        for each in record_count:
             outbox.put(each)  # never raises: the chat goes on
         full = outbox.counts()
         assert full.dropped > 0
-        assert full.waiting + full.dropped == len(made)
+        assert full.waiting + full.dropped == len(record_count)
         log = LogSender(outbox, LogSettings(receiver.url), lambda line: None)
         wait_for(lambda: len({request.key for request in receiver.received}) == full.waiting, 60)
         wait_for(lambda: outbox.counts().waiting == 0, 60)
@@ -49,7 +49,7 @@ def test_a_full_disk_loses_nothing_uncounted(disk: Path) -> None:
         log.close()
         assert outbox.counts().dropped == full.dropped
     delivered = {request.key for request in receiver.received}
-    assert len(delivered) + full.dropped == len(made) + 1
+    assert len(delivered) + full.dropped == len(record_count) + 1
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_full_disk_loses_nothing_uncounted(disk: Path) -> None:
 )
 def test_the_chat_goes_on_over_a_full_disk_and_all_its_records_are_counted(kind: str, disk: Path) -> None:
     url = {"sqlite": f"sqlite:///{disk / 'chats.db'}", "jsonl": f"jsonl:{disk / 'chats'}", "memory": None}[kind]
-    engine, made, first = ScriptedEngine("x" * 60_000), 0, None
+    engine, record_count, first = ScriptedEngine("x" * 60_000), 0, None
     with receiving() as receiver:
         settings = LogSettings(receiver.url, outbox=disk / "outbox.db")
         with closing(open_history(HistorySettings(url), settings)) as history:
@@ -67,18 +67,18 @@ def test_the_chat_goes_on_over_a_full_disk_and_all_its_records_are_counted(kind:
             for number in range(60):
                 list(turn := chat.reply(Conversation(), "go on", Sampling()))
                 assert turn.answer == engine.answer
-                first, made = first or turn.conversation, made + 1
+                first, record_count = first or turn.conversation, record_count + 1
                 if number % 6 == 0:
-                    made += _thumb(chat, first)
+                    record_count += _thumb(chat, first)
             full = history.outbox.counts()
             assert full.dropped > 0, "the disk was not full"
             assert full.waiting > 0
-            assert full.waiting + full.dropped == made
+            assert full.waiting + full.dropped == record_count
             with closing(LogSender(history.outbox, settings, lambda line: None)):
                 wait_for(lambda: history.outbox is not None and history.outbox.counts().waiting == 0, 60)
             after = history.outbox.counts()
     assert len({request.key for request in receiver.received}) == after.sent == full.waiting
-    assert after.sent + after.dropped == made
+    assert after.sent + after.dropped == record_count
 
 
 def _thumb(chat: Chat, conversation: Conversation) -> bool:

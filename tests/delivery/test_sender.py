@@ -47,8 +47,8 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def sending(outbox: Outbox, url: str, said: list[str] | None = None, **settings: Any) -> Iterator[LogSender]:
-    log = LogSender(outbox, LogSettings(url, **settings), (said if said is not None else []).append)
+def sending(outbox: Outbox, url: str, notices: list[str] | None = None, **settings: Any) -> Iterator[LogSender]:
+    log = LogSender(outbox, LogSettings(url, **settings), (notices if notices is not None else []).append)
     try:
         yield log
     finally:
@@ -62,8 +62,8 @@ def test_a_turn_arrives_as_the_original_posted_it(receiver: Receiver, outbox: Ou
     outgoing = LogRecorder().turn(turn)
     assert outgoing
     outbox.put(outgoing)
-    said: list[str] = []
-    with sending(outbox, receiver.url, said):
+    notices: list[str] = []
+    with sending(outbox, receiver.url, notices):
         wait_for(lambda: receiver.received)
     request = receiver.received[0]
     assert request.method == "POST"
@@ -79,7 +79,7 @@ def test_a_turn_arrives_as_the_original_posted_it(receiver: Receiver, outbox: Ou
     assert request.key == outgoing.id
     assert outbox.counts().waiting == 0
     assert outbox.counts().sent == 1
-    assert said == []
+    assert notices == []
 
 
 def test_token_and_signature_go_with_the_exact_bytes(receiver: Receiver, outbox: Outbox) -> None:
@@ -118,15 +118,15 @@ def test_failures_are_retried_and_rejected_records_do_not_delay_others(receiver:
     receiver.reply = reply
     for name in script:
         outbox.put(record(name))
-    said: list[str] = []
-    with sending(outbox, receiver.url, said):
+    notices: list[str] = []
+    with sending(outbox, receiver.url, notices):
         wait_for(lambda: outbox.counts().waiting == 0)
     counts = outbox.counts()
     assert (counts.sent, counts.dead) == (5, 2)
     assert tries == {"a": 2, "b": 2, "c": 3, "d": 1, "e": 1, "f": 1, "g": 2}
     assert {reason for _, reason in outbox.dead_letters()} == {"status 400", "status 413"}
     assert len({request.key for request in receiver.received}) == len(script), "a try again carries the same id"
-    assert "2 refused by the receiver and set aside" in said[-1]
+    assert "2 refused by the receiver and set aside" in notices[-1]
 
 
 def test_retry_after_is_respected(receiver: Receiver, outbox: Outbox) -> None:
@@ -183,12 +183,12 @@ def test_a_receiver_that_is_down_is_not_tried_with_every_record(outbox: Outbox, 
     monkeypatch.setattr(sender, "FIRST_BACKOFF_SECONDS", 30.0)
     for _ in range(20):
         outbox.put(record())
-    said: list[str] = []
-    with sending(outbox, "http://127.0.0.1:9/", said) as log:
+    notices: list[str] = []
+    with sending(outbox, "http://127.0.0.1:9/", notices) as log:
         wait_for(lambda: log.failures)
         time.sleep(0.1)
     assert log.failures == {"ConnectionError": 1}
-    assert "20 not sent yet, and kept for the next start" in said[-1]
+    assert "20 not sent yet, and kept for the next start" in notices[-1]
 
 
 @pytest.mark.parametrize("drip", [False, True])
@@ -233,10 +233,13 @@ def test_an_attempt_ends_if_the_name_is_not_resolved(outbox: Outbox, monkeypatch
 
 
 def test_one_working_address_of_several_is_enough(receiver: Receiver, outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = socket.getaddrinfo
+    resolve = socket.getaddrinfo
 
     def two_addresses(host: str, port: int, *rest: Any, **named: Any) -> list[Any]:
-        return [*asked("127.0.0.2" if host == "localhost" else host, port, *rest, **named), *asked("127.0.0.1", port, **named)]
+        return [
+            *resolve("127.0.0.2" if host == "localhost" else host, port, *rest, **named),
+            *resolve("127.0.0.1", port, **named),
+        ]
 
     monkeypatch.setattr(socket, "getaddrinfo", two_addresses)
     outbox.put(record())
@@ -247,16 +250,16 @@ def test_one_working_address_of_several_is_enough(receiver: Receiver, outbox: Ou
 
 def test_failures_are_reported_by_count_and_reason_without_text(receiver: Receiver, outbox: Outbox) -> None:
     receiver.reply = lambda request: Reply(500)
-    said: list[str] = []
+    notices: list[str] = []
     for _ in range(3):
         outbox.put(record("my secret"))
-    with sending(outbox, receiver.url, said) as log:
+    with sending(outbox, receiver.url, notices) as log:
         wait_for(lambda: log.failures["status 500"] >= 6)
-    assert len(said) == 2, "once when it begins, once in the end"
-    assert "3 not sent yet, and kept for the next start" in said[-1]
-    assert "x status 500" in said[-1]
-    assert "secret" not in " ".join(said)
-    assert receiver.url not in " ".join(said), "an address may carry a key"
+    assert len(notices) == 2, "once when it begins, once in the end"
+    assert "3 not sent yet, and kept for the next start" in notices[-1]
+    assert "x status 500" in notices[-1]
+    assert "secret" not in " ".join(notices)
+    assert receiver.url not in " ".join(notices), "an address may carry a key"
 
 
 def test_waiting_records_are_sent_by_the_next_start_under_the_same_id(receiver: Receiver, tmp_path: Path) -> None:

@@ -75,15 +75,15 @@ def test_only_a_receiver_with_a_valid_certificate_receives_anything(kind: str, t
         thread.start()
         outbox.put(record("confidential"))
         settings = LogSettings(f"https://127.0.0.1:{receiver.server_port}/", certificates=tmp_path / "ca.pem")
-        said: list[str] = []
-        log = LogSender(outbox, settings, said.append)
+        notices: list[str] = []
+        log = LogSender(outbox, settings, notices.append)
         wait_for(lambda: log.sent or log.failures)
         log.close()
         receiver.shutdown()
         thread.join()
         assert len(receiver.received) == (kind == "good")
         assert outbox.counts().waiting == (kind != "good")
-        assert ("certificate is not good" in said[0]) if kind != "good" else said == []
+        assert ("certificate is not good" in notices[0]) if kind != "good" else notices == []
 
 
 def test_plain_http_is_accepted_for_loopback_only() -> None:

@@ -14,16 +14,16 @@ from qlora_chat.messages import Conversation
 from tests.history.conftest import add_turn
 
 
-@pytest.mark.parametrize("form", ["json", "jsonl"])
-def test_an_export_is_imported_with_every_branch(form: str, store: HistoryStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file_format", ["json", "jsonl"])
+def test_an_export_is_imported_with_every_branch(file_format: str, store: HistoryStore, tmp_path: Path) -> None:
     talk = add_turn(store, Conversation(system="s"), "one", "1")
     add_turn(store, talk.without_last_exchange(), "edited", "2")
-    kept = store.read(talk.id)
-    assert kept
+    stored = store.read(talk.id)
+    assert stored
     path, other = tmp_path / "out", MemoryHistory()
-    path.write_text("".join(export([kept], form)))
+    path.write_text("".join(export([stored], file_format)))
     assert import_into(other, path) == (1, 0)
-    assert other.read(talk.id) == kept
+    assert other.read(talk.id) == stored
     assert import_into(other, path) == (0, 1), "a second time changes nothing"
 
 
@@ -32,9 +32,9 @@ def test_sharegpt_is_imported_and_guanaco_exported(tmp_path: Path) -> None:
     turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]
     path.write_text(json.dumps([{"id": "a", "conversations": turns}]))
     assert import_into(store, path) == (1, 0)
-    kept = store.read("a")
-    assert kept
-    assert json.loads("".join(export([kept], "guanaco"))) == {"text": "### Human: Hi### Assistant: Hello."}
+    stored = store.read("a")
+    assert stored
+    assert json.loads("".join(export([stored], "guanaco"))) == {"text": "### Human: Hi### Assistant: Hello."}
 
 
 @pytest.mark.parametrize(

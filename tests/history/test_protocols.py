@@ -14,27 +14,27 @@ from tests.history.conftest import add_turn, with_open_answer
 
 
 def loaded(store: HistoryStore, conversation: Conversation) -> Conversation:
-    found = store.load(conversation.id)
-    assert found is not None
-    return found
+    current = store.load(conversation.id)
+    assert current is not None
+    return current
 
 
 def test_a_saved_conversation_is_loaded_unchanged(store: HistoryStore) -> None:
     start = Conversation(system="Be brief. Grüße!")
     talk = add_turn(store, start, "Hi\0 there \U0001f600", "Hello.\n```\ncode\n```")
     talk = add_turn(store, talk, "More?", "No.")
-    found = loaded(store, talk)
-    assert [message.content.replace("\u2400", "\0") for message in found.messages] == [m.content for m in talk.messages]
-    assert [message.id for message in found.messages] == [message.id for message in talk.messages]
-    assert found.messages[1].ids == (5, 6)
-    assert found.messages[1].finish_reason == "stop"
-    assert (found.system, found.head) == ("Be brief. Grüße!", talk.messages[-1].id)
+    current = loaded(store, talk)
+    assert [message.content.replace("\u2400", "\0") for message in current.messages] == [m.content for m in talk.messages]
+    assert [message.id for message in current.messages] == [message.id for message in talk.messages]
+    assert current.messages[1].ids == (5, 6)
+    assert current.messages[1].finish_reason == "stop"
+    assert (current.system, current.head) == ("Be brief. Grüße!", talk.messages[-1].id)
 
 
 def test_the_question_is_stored_before_the_answer_which_is_marked_as_partial(store: HistoryStore) -> None:
-    kept = store.save(with_open_answer(Conversation(), "Hi"))
-    found = loaded(store, kept)
-    assert [(message.content, message.finish_reason) for message in found.messages] == [("Hi", None), ("", "partial")]
+    stored = store.save(with_open_answer(Conversation(), "Hi"))
+    current = loaded(store, stored)
+    assert [(message.content, message.finish_reason) for message in current.messages] == [("Hi", None), ("", "partial")]
 
 
 def test_an_edit_is_a_branch_and_nothing_is_lost(store: HistoryStore) -> None:
@@ -91,11 +91,11 @@ def test_a_turn_that_could_not_be_opened_is_added_whole(store: HistoryStore) -> 
 
 
 def test_an_answer_that_ends_after_the_erasure_restores_nothing(store: HistoryStore) -> None:
-    kept = store.save(with_open_answer(Conversation(), "Hi"))
-    assert store.erase([kept.id]) == 1
-    done = kept.replacing_last(replace(kept.messages[-1], content="late", finish_reason="stop"))
+    stored = store.save(with_open_answer(Conversation(), "Hi"))
+    assert store.erase([stored.id]) == 1
+    done = stored.replacing_last(replace(stored.messages[-1], content="late", finish_reason="stop"))
     store.finish(TurnRecord(done, "prompt", Sampling()))
-    assert store.load(kept.id) is None
+    assert store.load(stored.id) is None
     assert store.search("late") == []
 
 
@@ -126,8 +126,8 @@ def test_title_and_tags_can_be_changed(store: HistoryStore) -> None:
 def test_search_ignores_case_and_accents_and_matches_prefixes(store: HistoryStore) -> None:
     talk = add_turn(store, Conversation(), "Where is the Café in Zürich?", "It closed. " * 50 + "The lighthouse remains.")
     add_turn(store, Conversation(), "unrelated", "words")
-    for asked in ("cafe", "ZURICH café", "zür", "is where", "lightho"):
-        assert [hit.conversation_id for hit in store.search(asked)] == [talk.id], asked
+    for query in ("cafe", "ZURICH café", "zür", "is where", "lightho"):
+        assert [hit.conversation_id for hit in store.search(query)] == [talk.id], query
     hit = store.search("lighthouse")[0]
     assert "lighthouse" in hit.excerpt
     assert len(hit.excerpt) < 200
@@ -141,11 +141,11 @@ def test_search_finds_words_anywhere_in_scripts_without_spaces(store: HistorySto
     japanese = add_turn(store, Conversation(), "東京タワーの高さは", "333メートル")
     thai = add_turn(store, Conversation(), "กรุงเทพอยู่ที่ไหน", "ok")
     hindi = add_turn(store, Conversation(), "हिन्दी में", "ok")
-    for asked, talk in (
+    for query, talk in (
         ("天气", chinese), ("气怎么", chinese), ("下雪 明天", chinese), ("タワー", japanese), ("高さ", japanese),
         ("メートル 333", japanese), ("ﾀﾜｰ", japanese), ("อยู่", thai), ("ที่ไหน", thai), ("हिन्दी", hindi),
     ):  # fmt: skip
-        assert [hit.conversation_id for hit in store.search(asked)] == [talk.id], asked
+        assert [hit.conversation_id for hit in store.search(query)] == [talk.id], query
     assert "下雪" in store.search("下雪")[0].excerpt, "deep in a text without a space"
     for nothing in ("气天", "京天", "高タ", "ไหนอยู่"):
         assert store.search(nothing) == [], "its letters, but not in that order"
@@ -189,15 +189,15 @@ def test_a_read_conversation_can_be_restored(store: HistoryStore) -> None:
     talk = add_turn(store, Conversation(system="s"), "one", "1")
     add_turn(store, talk.without_last_exchange(), "other", "2")
     store.add_feedback(talk.id, Feedback(talk.messages[-1].id, 1))
-    kept = store.read(talk.id)
-    assert kept is not None
-    assert not store.restore(kept), "it is there already"
+    stored = store.read(talk.id)
+    assert stored is not None
+    assert not store.restore(stored), "it is there already"
     store.erase([talk.id])
-    assert store.restore(kept)
+    assert store.restore(stored)
     again = store.read(talk.id)
     assert again is not None
-    assert again == kept
-    assert [hit.turn_id for hit in store.search("other")] == [kept.turns[2].message.id]
+    assert again == stored
+    assert [hit.turn_id for hit in store.search("other")] == [stored.turns[2].message.id]
 
 
 def test_erase_returns_how_many_conversations_existed(store: HistoryStore) -> None:
@@ -211,7 +211,7 @@ def test_erase_returns_how_many_conversations_existed(store: HistoryStore) -> No
 
 def test_settings_and_answer_metadata_are_stored(store: HistoryStore) -> None:
     talk = add_turn(store, Conversation(), "one", "1")
-    kept = store.read(talk.id)
-    assert kept is not None
-    assert kept.settings == {"temperature": 0.5}
-    assert kept.turns[1].details["seed"] == 3
+    stored = store.read(talk.id)
+    assert stored is not None
+    assert stored.settings == {"temperature": 0.5}
+    assert stored.turns[1].details["seed"] == 3

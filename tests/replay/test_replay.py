@@ -111,10 +111,10 @@ def test_the_first_different_token_and_the_model_differences_are_reported(shared
 def test_without_other_differences_the_forward_pass_is_the_reason(independent: bool, why: str) -> None:
     data = record_of(ScriptedEngine("one two three"), ["Hi"], GREEDY)
     first = FirstToken(1, 4, " fox", 5, " cat", "a red", 0.4213, 0.4209)
-    told = as_text(parse_recorded_answer(data), ReplayResult("a red cat", (3, 5), "stop", first, (), independent))
-    assert "differs from token 2 of" in told
-    assert "the model gives them 42.130% and 42.090% here" in told
-    assert why in told
+    text = as_text(parse_recorded_answer(data), ReplayResult("a red cat", (3, 5), "stop", first, (), independent))
+    assert "differs from token 2 of" in text
+    assert "the model gives them 42.130% and 42.090% here" in text
+    assert why in text
 
 
 def test_an_answer_that_ends_elsewhere_is_different(shared_engine: LocalEngine, chat: Chat) -> None:
@@ -167,14 +167,14 @@ def test_a_prompt_of_another_model_is_refused(chat: Chat) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "held"),
+    ("precision", "loaded"),
     [("bf16", ("bf16", "auto")), ("nf4", ("nf4", "auto")), ("nf4+adapter", ("auto", "exact")), ("fp32", ("auto", "auto"))],
 )
-def test_the_model_is_loaded_in_the_recorded_precision(precision: str, held: tuple[str, str]) -> None:
+def test_the_model_is_loaded_in_the_recorded_precision(precision: str, loaded: tuple[str, str]) -> None:
     data = record_of(ScriptedEngine("one two three"), ["Hi"], GREEDY)
     record = parse_recorded_answer({**data, "model": {**data["model"], "precision": precision, "base": "b", "adapter": "a"}})
     chosen = _model(record, None, None, None, "auto", "cpu", None)
-    assert (chosen.base, chosen.adapter, chosen.precision, chosen.adapter_mode) == ("b", "a", *held)
+    assert (chosen.base, chosen.adapter, chosen.precision, chosen.adapter_mode) == ("b", "a", *loaded)
 
 
 def test_one_turn_of_several_is_selected_by_its_id() -> None:

@@ -58,7 +58,7 @@ for number in range(100_000):
 """
 
 
-def killed_writer(folder: Path, seconds: float) -> set[str]:
+def ids_of_killed_writer(folder: Path, seconds: float) -> set[str]:
     """Ids that a program acknowledged before it was killed so many seconds after the first of them."""
     with subprocess.Popen([sys.executable, "-c", WRITER, str(ROOT), str(folder)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
@@ -72,9 +72,9 @@ def killed_writer(folder: Path, seconds: float) -> set[str]:
 
 @pytest.mark.parametrize("kills", [3, pytest.param(100, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 def test_nothing_acknowledged_is_lost_by_kill_9(kills: int, tmp_path: Path) -> None:
-    drawn, acknowledged = random.Random(kills), set[str]()
+    draw, acknowledged = random.Random(kills), set[str]()
     for _ in range(kills):
-        acknowledged |= killed_writer(tmp_path, drawn.uniform(0.0, 0.4))
+        acknowledged |= ids_of_killed_writer(tmp_path, draw.uniform(0.0, 0.4))
     assert acknowledged, "the writers never got to write"
     with closing(outbox_in(tmp_path, 2**30)) as outbox, receiving() as receiver:
         log = LogSender(outbox, LogSettings(receiver.url), lambda line: None)
@@ -130,11 +130,11 @@ def bodies_in(data: bytes, made: dict[str, bytes]) -> dict[str, tuple[int, int]]
 
 @pytest.mark.parametrize("trials", [25, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_bit_flips_and_truncations_lose_only_the_records_they_hit(trials: int, tmp_path: Path) -> None:
-    drawn, path = random.Random(trials), tmp_path / "outbox.db"
+    draw, path = random.Random(trials), tmp_path / "outbox.db"
     with closing(outbox_in(tmp_path)) as outbox:
         made = {}
         for index in range(60):
-            each = record(f"{index}:" + drawn.randbytes(drawn.choice([20, 400, 1200, 9000])).hex())
+            each = record(f"{index}:" + draw.randbytes(draw.choice([20, 400, 1200, 9000])).hex())
             outbox.put(each)
             made[each.id] = each.body
     sound = path.read_bytes()
@@ -144,12 +144,12 @@ def test_bit_flips_and_truncations_lose_only_the_records_they_hit(trials: int, t
     for _ in range(trials):
         data = bytearray(sound)
         cut = len(data)
-        if drawn.random() < 0.3:
-            cut = drawn.randrange(len(data))
+        if draw.random() < 0.3:
+            cut = draw.randrange(len(data))
             del data[cut:]
-        hits = [drawn.randrange(max(1, len(data))) for _ in range(drawn.choice([1, 3, 20]))] if data else []
+        hits = [draw.randrange(max(1, len(data))) for _ in range(draw.choice([1, 3, 20]))] if data else []
         for at in hits:
-            data[at] ^= 1 << drawn.randrange(8)
+            data[at] ^= 1 << draw.randrange(8)
         for suffix in ("-wal", "-shm"):
             Path(f"{path}{suffix}").unlink(missing_ok=True)
         path.write_bytes(data)
@@ -158,12 +158,12 @@ def test_bit_flips_and_truncations_lose_only_the_records_they_hit(trials: int, t
         }
         with closing(outbox_in(tmp_path)) as outbox:
             found = waiting(outbox)
-            told = outbox.counts()
+            counts = outbox.counts()
         assert intact <= found, "an intact record was not kept"
         assert found <= set(made), "a broken record was taken for one"
         lost = len(made) - len(found)
         hit_something += lost > 0
-        assert lost == 0 or cut == 0 or told.damaged > 0, "what was lost was not reported"
+        assert lost == 0 or cut == 0 or counts.damaged > 0, "what was lost was not reported"
     assert hit_something > trials // 10
 
 
@@ -192,10 +192,10 @@ def size_of(folder: Path) -> int:
     [(16_000_000, 8_000_000), pytest.param(200_000_000, 50_000_000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])],
 )
 def test_the_cap_is_never_exceeded_and_drops_are_counted(offered: int, cap: int, tmp_path: Path) -> None:
-    drawn, made, largest = random.Random(1), 0, 0
+    draw, made, largest = random.Random(1), 0, 0
     with closing(outbox_in(tmp_path, cap)) as outbox:
         while offered > 0:
-            each = record("x" * drawn.choice([500, 5_000, 50_000, 200_000]))
+            each = record("x" * draw.choice([500, 5_000, 50_000, 200_000]))
             offered -= len(each.body)
             outbox.put(each)
             made += 1

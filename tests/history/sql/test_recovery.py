@@ -30,7 +30,7 @@ def filled(path: Path, key: str | None = None) -> dict[str, list[str]]:
     """A history of several conversations, long answers among them, and five records that wait; -> the texts by conversation."""
     store = sqlite_history(path, key)
     assert isinstance(store, SqlHistory)
-    told: dict[str, list[str]] = {}
+    texts_by_id: dict[str, list[str]] = {}
     with closing(store):
         for number in range(TALKS):
             talk = Conversation(f"talk-{number}", system=f"system {number}")
@@ -39,10 +39,10 @@ def filled(path: Path, key: str | None = None) -> dict[str, list[str]]:
                 answer = f"answer {number}.{turn} " + "long " * (3000 if turn == 1 else 20)
                 talk = add_turn(store, talk, f"question {number}.{turn}", answer)
             store.add_feedback(talk.id, Feedback(talk.messages[-1].id, 1, None, f"comment {number}"))
-            told[talk.id] = [message.content for message in talk.messages]
+            texts_by_id[talk.id] = [message.content for message in talk.messages]
         for number in range(5):
             store.outbox.put(OutboxRecord("turn", f"talk-{number}", b'{"kept": true}' * 50, f"record-{number}"))
-    return told
+    return texts_by_id
 
 
 def damaged(path: Path, where: Callable[[int], bool]) -> None:
@@ -54,7 +54,7 @@ def damaged(path: Path, where: Callable[[int], bool]) -> None:
     path.write_bytes(data)
 
 
-def rescued(path: Path, key: str | None = None) -> tuple[Recovered, SqlHistory]:
+def recovered(path: Path, key: str | None = None) -> tuple[Recovered, SqlHistory]:
     report = recover(path, Cipher(key), CAP)
     store = sqlite_history(path, key)
     assert isinstance(store, SqlHistory)
@@ -68,39 +68,39 @@ def test_the_error_of_a_damaged_history_names_the_recovery_command(path: Path) -
         sqlite_history(path)
 
 
-@pytest.mark.parametrize("key", [None, KEY], ids=["plain", "sealed"])
+@pytest.mark.parametrize("key", [None, KEY], ids=["plain", "encrypted"])
 def test_without_its_first_page_nothing_is_lost(key: str | None, path: Path) -> None:
-    told = filled(path, key)
+    texts_by_id = filled(path, key)
     before = path.read_bytes()
     damaged(path, lambda page: page == 1)
     wrecked = path.read_bytes()
     assert wrecked != before
-    report, store = rescued(path, key)
+    report, store = recovered(path, key)
     with closing(store):
         assert (report.conversations, report.turns, report.gaps) == (TALKS, TALKS * TURNS * 2, 0)
-        for name, texts in told.items():
-            kept = store.read(name)
-            assert kept
-            assert [message.content for message in kept.conversation().messages] == texts
+        for name, texts in texts_by_id.items():
+            stored = store.read(name)
+            assert stored
+            assert [message.content for message in stored.conversation().messages] == texts
             number = name.removeprefix("talk-")
-            assert (kept.system, kept.feedback[0].comment) == (f"system {number}", f"comment {number}")
+            assert (stored.system, stored.feedback[0].comment) == (f"system {number}", f"comment {number}")
             assert [each.id for each in store.list(owner=f"owner-{number}")] == [name], "still its owner's alone"
         assert store.search("question 3.2")
         assert report.records == 5
         assert {each.outgoing.id for each in store.outbox.claim(10)} == {f"record-{number}" for number in range(5)}
-    assert report.damaged_file.read_bytes() == wrecked, "kept beside it as it was"
+    assert report.damaged_file.read_bytes() == wrecked, "renamed and unchanged"
 
 
 def test_lost_pages_leave_placeholders_and_the_rest_is_recovered(path: Path) -> None:
-    told = filled(path)
-    everything = {text for texts in told.values() for text in texts}
+    texts_by_id = filled(path)
+    everything = {text for texts in texts_by_id.values() for text in texts}
     draw = random.Random(7)
     pages = path.stat().st_size // PAGE_BYTES
     lost = set(draw.sample(range(2, pages + 1), pages // 8))
     damaged(path, lambda page: page in lost)
-    report, store = rescued(path)
+    report, store = recovered(path)
     with closing(store):
-        found = [turn.message.content for each in store.list() if (kept := store.read(each.id)) for turn in kept.turns]
+        found = [turn.message.content for each in store.list() if (stored := store.read(each.id)) for turn in stored.turns]
         assert set(found) <= everything | {LOST}
         assert report.turns == len([text for text in found if text != LOST]) > len(everything) * 0.5
         for summary in store.list():
@@ -117,7 +117,7 @@ def test_a_conversation_without_its_heading_is_recovered_from_its_turns(path: Pa
         with store.database.write() as connection:
             connection.exec_driver_sql("UPDATE conversations SET settings = 'no JSON any more'")
     damaged(path, lambda page: page == 1)
-    report, store = rescued(path)
+    report, store = recovered(path)
     with closing(store):
         (summary,) = store.list()
         assert (summary.id, summary.title, summary.tags) == (talk.id, "A question without a heading", (TAG,))
@@ -127,19 +127,19 @@ def test_a_conversation_without_its_heading_is_recovered_from_its_turns(path: Pa
 def test_an_open_answer_is_recovered_from_the_log_after_a_crash(path: Path) -> None:
     store = sqlite_history(path)
     assert isinstance(store, SqlHistory)
-    kept = store.save(with_open_answer(Conversation(), "Hi"))
+    stored = store.save(with_open_answer(Conversation(), "Hi"))
     log, main = bytearray(Path(f"{path}-wal").read_bytes()), path.read_bytes()
-    assert kept.id.encode() in log, "the log holds it, and the file does not yet"
-    assert kept.id.encode() not in main
+    assert stored.id.encode() in log, "the log holds it, and the file does not yet"
+    assert stored.id.encode() not in main
     store.close()
     for frame in range(32, len(log), 24 + PAGE_BYTES):
         if int.from_bytes(log[frame : frame + 4], "big") == 1:
             log[frame + 24 : frame + 24 + PAGE_BYTES] = bytes(PAGE_BYTES)
     path.write_bytes(bytes(PAGE_BYTES) + main[PAGE_BYTES:])
     Path(f"{path}-wal").write_bytes(log)
-    _, again = rescued(path)
+    _, again = recovered(path)
     with closing(again):
-        found = again.load(kept.id)
+        found = again.load(stored.id)
         assert found
         assert [(message.content, message.finish_reason) for message in found.messages] == [("Hi", None), ("", "partial")]
 

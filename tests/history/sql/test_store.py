@@ -49,14 +49,14 @@ for piece in turn:
 
 @pytest.mark.parametrize("kills", [3, pytest.param(50, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])])
 def test_an_answer_cut_off_by_kill_9_is_there_and_marked(kills: int, tmp_path: Path) -> None:
-    path, drawn = tmp_path / "chats.db", random.Random(kills)
+    path, draw = tmp_path / "chats.db", random.Random(kills)
     for number in range(kills):
         arguments = [sys.executable, "-c", CHAT, str(ROOT), str(path), "talk", str(number)]
         with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout
             assert process.stdout.readline() == "began\n"
             if number:
-                time.sleep(drawn.uniform(0.0, 1.5))
+                time.sleep(draw.uniform(0.0, 1.5))
             else:
                 assert process.stdout.readline() == "kept\n"
             process.kill()
@@ -75,7 +75,7 @@ def test_an_answer_cut_off_by_kill_9_is_there_and_marked(kills: int, tmp_path: P
             store.save(follow.without_last_exchange())
 
 
-@pytest.mark.parametrize("key", [None, KEY], ids=["plain", "sealed"])
+@pytest.mark.parametrize("key", [None, KEY], ids=["plain", "encrypted"])
 def test_erasing_leaves_no_byte(key: str | None, tmp_path: Path) -> None:
     path = tmp_path / "chats.db"
     with closing(sqlite_history(path, key)) as store:
@@ -141,9 +141,9 @@ def test_many_writers_keep_their_order(writers: int, each: int, tmp_path: Path) 
             thread.join()
         assert problems == []
         for number in range(writers):
-            kept = one.load(f"writer-{number}")
-            assert kept is not None
-            assert [message.content for message in kept.messages[::2]] == [f"{index}" for index in range(each // 2)]
+            stored = one.load(f"writer-{number}")
+            assert stored is not None
+            assert [message.content for message in stored.messages[::2]] == [f"{index}" for index in range(each // 2)]
         with one.database.read() as connection:
             assert connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
             assert connection.exec_driver_sql("SELECT count(*) FROM turns").scalar() == writers * each
@@ -151,11 +151,11 @@ def test_many_writers_keep_their_order(writers: int, each: int, tmp_path: Path) 
 
 def test_an_open_answer_is_written_while_it_is_generated(tmp_path: Path) -> None:
     with closing(sqlite_history(tmp_path / "chats.db")) as store:
-        kept = store.save(with_open_answer(Conversation(), "Hi"))
-        grown = kept.messages[-1]
+        stored = store.save(with_open_answer(Conversation(), "Hi"))
+        answer = stored.messages[-1]
         for count in range(1, 4):
-            store.update_partial(kept.id, replace(grown, content="word " * count))
+            store.update_partial(stored.id, replace(answer, content="word " * count))
         until = time.monotonic() + 60
-        while (found := store.load(kept.id)) and found.messages[-1].content != "word " * 3:
+        while (found := store.load(stored.id)) and found.messages[-1].content != "word " * 3:
             assert time.monotonic() < until
             time.sleep(0.02)

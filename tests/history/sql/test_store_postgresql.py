@@ -94,9 +94,9 @@ def test_writers_in_two_processes_keep_their_order(history: SqlHistory, other: S
         thread.join()
     assert problems == []
     for number in range(8):
-        kept = history.load(f"writer-{number}")
-        assert kept
-        assert [message.content for message in kept.messages[::2]] == [f"{index}" for index in range(5)]
+        stored = history.load(f"writer-{number}")
+        assert stored
+        assert [message.content for message in stored.messages[::2]] == [f"{index}" for index in range(5)]
 
 
 def test_two_senders_deliver_each_record_once_and_share_dead_letters(history: SqlHistory, other: SqlHistory) -> None:
