@@ -124,27 +124,24 @@ def served(engine):
     from qlora_chat.chat import Chat
     from qlora_chat.history.memory import MemoryHistory
     from qlora_chat.prompt import DEFAULT_FORMAT
-    from qlora_chat.server.run import build_app, listen
+    from qlora_chat.server.listener import listen, uvicorn_config
     from qlora_chat.server.site import Site
-    from qlora_chat.server.slow_clients import TimedConnection
     from qlora_chat.settings import ServeSettings
 
     settings, chat = ServeSettings(), Chat(engine, DEFAULT_FORMAT, MemoryHistory())
-    listening = listen(settings)
+    listening = listen(settings.host, settings.port)
     servers = []
 
     async def run() -> None:
+        site = Site(settings)
+        config = uvicorn_config(site.app, shutdown_timeout_s=3, log_level="error", lifespan="off")
+        servers.append(uvicorn.Server(config))
         if importlib.util.find_spec("gradio"):
-            app = build_app(chat, settings, logging_on=False)
+            async with site.open(chat):
+                await servers[0].serve(sockets=[listening])
         else:
-            site = Site(settings)
-            site.serving.open(chat)
-            app = site.app
-        lifespan = "on" if importlib.util.find_spec("gradio") else "off"
-        servers.append(
-            uvicorn.Server(uvicorn.Config(app, http=TimedConnection, log_level="error", lifespan=lifespan, ws="none"))
-        )
-        await servers[0].serve(sockets=[listening])
+            site.state.open(chat)
+            await servers[0].serve(sockets=[listening])
 
     thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
     thread.start()

@@ -12,13 +12,13 @@ ROOT = Path(qlora_chat.__file__).parent
 
 ARROWS: dict[str, set[str]] = {
     "__init__": set(),
-    "databases": {"errors"},
-    "private_files": set(),
-    "text": set(),
     "errors": set(),
     "messages": set(),
-    "dialogue_formats": {"messages"},
+    "private_files": set(),
     "stopping": set(),
+    "text": set(),
+    "databases": {"errors"},
+    "dialogue_formats": {"messages"},
     "settings": {"errors"},
     "history": {"databases", "dialogue_formats", "errors", "messages", "private_files", "settings", "text"},
     "models": {"errors", "settings", "text"},
@@ -37,7 +37,7 @@ ARROWS: dict[str, set[str]] = {
     "evaluation": {"chat", "engines", "errors", "messages", "models", "prompt", "settings", "training"},
     "replay": {"chat", "engines", "errors", "prompt", "settings", "stopping", "text"},
     "terminal": {"chat", "engines", "history", "messages", "prompt", "settings"},
-    "web": {"chat", "engines", "history", "messages", "models", "settings", "text"},
+    "web": {"chat", "engines", "history", "messages", "models", "serving", "settings", "text"},
     "merging": {"engines", "evaluation", "exporting", "models", "prompt", "settings"},
     "server": {"api", "chat", "errors", "models", "serving", "settings", "web"},
     "cli": {

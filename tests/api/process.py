@@ -23,20 +23,20 @@ import asyncio, collections, json, sys, threading, time
 sys.path.insert(0, sys.argv[1])
 from tests.fakes import ScriptedEngine, scripted_chat
 from qlora_chat.settings import ServeSettings
-from qlora_chat.web import app
+from qlora_chat.server import run
 words, delay, slots, failing = int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
 engine = ScriptedEngine("word " * words, delay=delay)
 engine.slots = slots
-engine.streams = collections.deque(maxlen=400)  # what the fake notes of each answer must not be taken for a leak
+engine.streams = collections.deque(maxlen=400)  # what the fake records of each answer must not look like a leak
 if failing:
     from qlora_chat.engines import OutOfMemory
     begin, count = engine.stream, 0
-    def stream(*given, **named):
+    def stream(*arguments, **options):
         global count
         count += 1
         if count % failing == 0:
             raise OutOfMemory("not enough memory for this answer")
-        return begin(*given, **named)
+        return begin(*arguments, **options)
     engine.stream = stream
 lags = collections.deque(maxlen=20_000)
 async def watch():
@@ -44,24 +44,24 @@ async def watch():
         began = time.perf_counter()
         await asyncio.sleep(0.01)
         lags.append(time.perf_counter() - began - 0.01)
-serving = app._serve
-async def watched(*given):
+serving = run._serve
+async def watched(*arguments):
     task = asyncio.create_task(watch())
-    await serving(*given)
-app._serve = watched
+    await serving(*arguments)
+run._serve = watched
 def tell():
     for line in sys.stdin:
         ended = [each for each in engine.streams if each.reason == "cancelled"]
         print(json.dumps({
             "lag_p99": sorted(lags)[int(len(lags) * 0.99)] if lags else 0,
             "threads": sum(each.name == "qlora-chat-read" for each in threading.enumerate()),
-            "cancelled": len(ended), "made": {each.prompt.text: each.made_at for each in ended},
+            "cancelled": len(ended), "generated": {each.prompt.text: each.made_at for each in ended},
             "running": sum(each.ended_at is None for each in engine.streams),
         }), flush=True)
         lags.clear()
 threading.Thread(target=tell, daemon=True).start()
 settings = ServeSettings(log_requests=True)
-app.serve(lambda: scripted_chat(engine), settings, lambda line: print(line, flush=True), logging_on=False)
+run.serve(lambda: scripted_chat(engine), settings, lambda line: print(line, flush=True), logging_on=False)
 """
 
 

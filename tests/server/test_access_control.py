@@ -1,4 +1,4 @@
-"""What reaches the page, and what does not: tried on the guard alone, around an app that would answer anything."""
+"""Requests that reach the page, and those that do not: access control around an app that would answer anything."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import httpx
 import pytest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
-from qlora_chat.server.access_control import MOST_BODY_BYTES, AccessControl
-from qlora_chat.server.security_headers import ContentPolicy, content_policy
+from qlora_chat.server import site_access
+from qlora_chat.server.request_body import BodyLimit
+from qlora_chat.server.security_headers import SecurityHeaders, page_policy
+from qlora_chat.server.site_access import BODY_LIMIT, protect
 from qlora_chat.settings import ServeSettings
 
 JOIN = "/gradio_api/queue/join"
 TOKEN = "correct horse"
+GUARDED = ServeSettings(token=TOKEN)
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
@@ -31,11 +34,11 @@ def ask(
     content: bytes | AsyncIterator[bytes] | None = None,
     **headers: str,
 ) -> httpx.Response:
-    """One request to the guard, with Host localhost unless told otherwise."""
+    """One request; its Host is localhost unless another is passed."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
 
     async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(ContentPolicy(AccessControl(echo, settings or ServeSettings())))
+        transport = httpx.ASGITransport(SecurityHeaders(protect(echo, settings or ServeSettings()), page_policy))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost:7860") as client:
             return await client.request(method, path, content=content, headers=named)
 
@@ -81,29 +84,56 @@ def test_a_browser_that_names_another_site_is_refused() -> None:
 
 
 def test_a_body_of_exactly_the_limit_arrives_whole() -> None:
-    assert ask("POST", JOIN, content=b"x" * MOST_BODY_BYTES).text == f"{MOST_BODY_BYTES} bytes"
+    assert ask("POST", JOIN, content=b"x" * BODY_LIMIT.size).text == f"{BODY_LIMIT.size} bytes"
 
 
 def test_a_larger_body_is_refused() -> None:
-    assert ask("POST", JOIN, content=b"x" * (MOST_BODY_BYTES + 1)).status_code == 413
+    assert ask("POST", JOIN, content=b"x" * (BODY_LIMIT.size + 1)).status_code == 413
 
 
 def test_a_larger_body_is_refused_when_it_comes_chunked_without_a_length() -> None:
     async def chunks() -> AsyncIterator[bytes]:
-        for _ in range(MOST_BODY_BYTES // 65536 + 1):
+        for _ in range(BODY_LIMIT.size // 65536 + 1):
             yield b"x" * 65536
 
     assert ask("POST", JOIN, content=chunks()).status_code == 413
 
 
 def test_a_body_that_never_ends_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qlora_chat.server.access_control.BODY_SECONDS", 0.05)
+    monkeypatch.setattr(site_access, "BODY_LIMIT", BodyLimit(BODY_LIMIT.size, seconds=0.05))
 
     async def trickle() -> AsyncIterator[bytes]:
         yield b"x"
         await asyncio.sleep(5)
 
     assert ask("POST", JOIN, content=trickle()).status_code == 408
+
+
+def test_a_body_that_is_cut_off_does_not_reach_the_app() -> None:
+    messages: list[Message] = [{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}]
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return messages.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": JOIN, "headers": [(b"host", b"localhost")]}
+
+    async def request() -> None:
+        await protect(echo, ServeSettings())(scope, receive, send)
+
+    asyncio.run(request())
+    assert sent[0]["status"] == 400
+
+
+def test_the_password_is_checked_before_any_of_the_body_is_read() -> None:
+    async def unread() -> AsyncIterator[bytes]:
+        raise AssertionError("the body was read")
+        yield b""
+
+    assert ask("POST", JOIN, GUARDED, content=unread()).status_code == 401
 
 
 @pytest.mark.parametrize(
@@ -123,8 +153,6 @@ def test_other_methods_are_refused(method: str, path: str) -> None:
 
 
 # --- the password ----------------------------------------------------------------------------------------------------
-
-GUARDED = ServeSettings(token=TOKEN)
 
 
 def test_health_needs_no_password_and_everything_else_does() -> None:
@@ -185,13 +213,13 @@ def test_every_answer_carries_the_security_headers() -> None:
 
 
 def test_only_the_pages_own_inline_scripts_are_named() -> None:
-    policy = content_policy(b"<script>one()</script><script src='x.js'></script><script type=module>two()</script>")
+    policy = page_policy(b"<script>one()</script><script src='x.js'></script><script type=module>two()</script>")
     assert policy.count("'sha256-") == 2
     assert "'unsafe-inline'" not in policy.split("script-src")[1].split(";")[0]
 
 
-def test_no_directive_of_the_policy_names_another_place_than_the_page() -> None:
-    directives = dict(each.strip().split(" ", 1) for each in content_policy(b"").split(";"))
+def test_no_directive_of_the_policy_allows_another_origin() -> None:
+    directives = dict(each.strip().split(" ", 1) for each in page_policy(b"").split(";"))
     assert directives["img-src"] == "'self' data:"
     for name, sources in directives.items():
         assert set(sources.split()) <= {"'self'", "'none'", "data:", "'unsafe-eval'", "'unsafe-inline'"}, name

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from qlora_chat.server import access_control
+from qlora_chat.server import site_access
 from qlora_chat.settings import ServeSettings
 from tests.fakes import ScriptedEngine
 from tests.web.serving import Served, serving
@@ -34,7 +34,7 @@ NEEDED = {
 
 @cache
 def every_route() -> list[tuple[str, str]]:
-    """(method, path) of everything that the site and Gradio would serve, the guard aside: read from the site's own parts."""
+    """(method, path) of everything that the site and Gradio would serve, access control aside; from its own parts."""
     import asyncio
 
     from qlora_chat.server.site import Site, _build_page
@@ -45,12 +45,12 @@ def every_route() -> list[tuple[str, str]]:
         _, page, _ = _build_page(scripted_chat(), PageFeatures())
         mounted = [route for each in page.routes for route in getattr(getattr(each, "app", None), "routes", [])]
         api = Site(ServeSettings()).api.routes
-        found = [
+        routes = [
             (method, route.path)
             for route in _flat([*page.routes, *mounted, *api])
             for method in getattr(route, "methods", None) or []
         ]
-        return sorted(set(found))
+        return sorted(set(routes))
 
     return asyncio.run(build())
 
@@ -104,21 +104,21 @@ def concrete(path: str) -> str:
 
 
 def needed_routes() -> list[tuple[str, str]]:
-    """(method, path to ask for) of every route that the guard lets through to those who may."""
+    """(method, path to ask for) of every route that access control lets through with the right credentials."""
     return [(method, concrete(path)) for method, path in every_route() if path in NEEDED and method in ("GET", "HEAD", "POST")]
 
 
-def test_the_list_is_of_routes_that_there_are_and_what_the_guard_lets_through() -> None:
+def test_the_list_has_existing_routes_and_all_that_access_control_lets_through() -> None:
     assert {path for _, path in every_route()} | {"/login"} >= NEEDED, "a route that nobody enumerates is tried by no test"
     let_through = (
-        access_control.PAGE_READS
-        | access_control.PAGE_WRITES
-        | access_control.SERVER_READS
-        | access_control.API_WRITES
-        | {access_control.MODELS}
+        site_access.PAGE_READS
+        | site_access.PAGE_WRITES
+        | site_access.SERVER_READS
+        | site_access.API_WRITES
+        | {site_access.MODELS}
     )
     assert let_through <= {concrete(path) for path in NEEDED}
-    assert {f"{prefix}x" for prefix in access_control.PAGE_PREFIXES} <= {concrete(path) for path in NEEDED} | {
+    assert {f"{prefix}x" for prefix in site_access.PAGE_PREFIXES} <= {concrete(path) for path in NEEDED} | {
         "/gradio_api/heartbeat/x"
     }
 
@@ -195,5 +195,5 @@ def test_the_page_links_no_other_origin_and_offers_no_api(page: Served) -> None:
     assert "fonts.googleapis" not in httpx.get(f"{page.url}/theme.css", timeout=60).text
 
 
-def test_the_servers_name_and_version_are_not_told(page: Served) -> None:
+def test_the_health_probe_says_ok_only(page: Served) -> None:
     assert httpx.get(f"{page.url}/health", timeout=60).text == "ok"

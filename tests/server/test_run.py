@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlora_chat.server.run import ServeError, address, listen
+from qlora_chat.server.listener import ServeError, listen, url_of
 from qlora_chat.settings import ServeSettings
 from tests.fakes import ScriptedEngine
 from tests.web.serving import Served, serving
@@ -47,7 +47,7 @@ def function_index(page: Served, name: str) -> int:
 
 
 def send(page: Served, text: Any, sampling: list[Any], session: str) -> str:
-    """Press Send as a hostile client may; what the page would be told, as text."""
+    """Press Send as a hostile client may; the events for the page, as text."""
     data = [text, "", None, "", True, *sampling]
     body = json.dumps({"data": data, "fn_index": function_index(page, "send"), "session_hash": session})
     joined = httpx.post(
@@ -59,8 +59,8 @@ def send(page: Served, text: Any, sampling: list[Any], session: str) -> str:
 
 
 def test_a_message_is_answered(page: Served) -> None:
-    told = send(page, "hi", SAMPLING, "good")
-    assert "Hello there." in told
+    events = send(page, "hi", SAMPLING, "good")
+    assert "Hello there." in events
     assert page.engine.streams[-1].sampling.max_new_tokens == 256
 
 
@@ -74,9 +74,9 @@ def test_a_hostile_sampling_value_is_refused_and_the_engine_not_called(
     sampling: list[Any] = list(SAMPLING)
     sampling[index] = value
     before = len(page.engine.streams)
-    told = send(page, "hi", sampling, f"hostile-{index}-{value!r}"[:40].replace(" ", ""))
-    assert len(page.engine.streams) == before, told
-    assert "but must be" in told, told
+    events = send(page, "hi", sampling, f"hostile-{index}-{value!r}"[:40].replace(" ", ""))
+    assert len(page.engine.streams) == before, events
+    assert "but must be" in events, events
     assert capfd.readouterr().err == ""
 
 
@@ -84,9 +84,9 @@ def test_a_hostile_sampling_value_is_refused_and_the_engine_not_called(
     "text", ["\ud800 lone", "\0", "\x1b[31mred", "‮reversed", "a" * 10_000], ids=["surrogate", "nul", "ansi", "bidi", "long"]
 )
 def test_strange_text_gets_an_answer_or_a_clear_refusal(page: Served, text: str) -> None:
-    told = send(page, text, SAMPLING, f"strange-{len(text)}-{ord(text[0])}")
-    assert "Hello there." in told or "too long" in told
-    assert "Traceback" not in told
+    events = send(page, text, SAMPLING, f"strange-{len(text)}-{ord(text[0])}")
+    assert "Hello there." in events or "too long" in events
+    assert "Traceback" not in events
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ STRANGE = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=30),
     st.sampled_from(['{"conversation": {}, "adapter": {"path": "/etc/passwd"}, "sampling": [{}]}', "[" * 500, '"', "a b"]),
 )  # fmt: skip
-"""Values that a part of the page could not have, beside those that it could."""
+"""Values that a part of the page could not have, and some that it could."""
 
 
 def test_no_value_of_an_event_is_an_error_of_the_server(page: Served, capfd: pytest.CaptureFixture[str]) -> None:
@@ -171,18 +171,18 @@ def test_the_events_of_no_session_are_a_whole_answer_and_no_error(
 # --- ports, start and end --------------------------------------------------------------------------------------------
 
 
-def test_a_given_port_that_is_taken_is_an_error() -> None:
-    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as taken:
-        port = taken.getsockname()[1]
+def test_a_port_that_is_in_use_is_an_error() -> None:
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as used:
+        port = used.getsockname()[1]
         with pytest.raises(ServeError, match=f"port {port} .*choose another --port"):
-            listen(ServeSettings(port=port))
+            listen("127.0.0.1", port)
 
 
 def test_without_a_port_the_next_free_one_is_taken() -> None:
-    with contextlib.closing(listen(ServeSettings())) as first, contextlib.closing(listen(ServeSettings())) as second:
+    with contextlib.closing(listen("127.0.0.1", None)) as first, contextlib.closing(listen("127.0.0.1", None)) as second:
         assert second.getsockname()[1] > first.getsockname()[1] >= 7860
-        assert address("127.0.0.1", first) == f"http://127.0.0.1:{first.getsockname()[1]}"
-        assert address("::1", first).startswith("http://[::1]:")
+        assert url_of(first, "127.0.0.1") == f"http://127.0.0.1:{first.getsockname()[1]}"
+        assert url_of(first, "::1").startswith("http://[::1]:")
 
 
 SERVER = """
@@ -190,20 +190,20 @@ import sys, threading
 sys.path.insert(0, sys.argv[1])
 from tests.fakes import ScriptedEngine, scripted_chat
 from qlora_chat.settings import ServeSettings, quiet_libraries
-from qlora_chat.web import app
+from qlora_chat.server import run
 quiet_libraries()
 engine = ScriptedEngine("word " * 40)
 engine.pauses_after = 20
 threading.Thread(target=lambda: (sys.stdin.readline(), engine.go_on.set()), daemon=True).start()
-app.DRAIN_SECONDS = 600
-app.serve(lambda: scripted_chat(engine), ServeSettings(), lambda line: print(line, flush=True), logging_on=False)
+run.DRAIN_S = 600
+run.serve(lambda: scripted_chat(engine), ServeSettings(), lambda line: print(line, flush=True), logging_on=False)
 print("closed" if engine.closed else "left open", engine.streams[0].reason if engine.streams else "", flush=True)
 """
 
 
 @contextlib.contextmanager
 def server_process(**environment: str) -> Iterator[tuple[subprocess.Popen[str], Served]]:
-    """A server in a process of its own; its answers pause in the middle until it is told to `go_on`."""
+    """A server in a process of its own; its answers pause in the middle until `go_on` is called."""
     folder, environ = str(Path(__file__).parents[2]), {**os.environ, **environment}
     with subprocess.Popen(
         [sys.executable, "-c", SERVER, folder],
@@ -247,15 +247,15 @@ def test_sigterm_lets_the_running_answer_finish_and_closes_the_engine() -> None:
             assert process.stdout
             assert "Finishing 1 answer" in process.stdout.readline()
             go_on(process)
-            told = "".join(stream.iter_text())
-        assert "process_completed" in told
+            events = "".join(stream.iter_text())
+        assert "process_completed" in events
         out, err = process.communicate(timeout=60)
         assert "closed stop" in out
         assert "Traceback" not in err
         assert process.returncode == 0
 
 
-def test_sigterm_is_told_before_running_streams_end_and_running_streams_finish() -> None:
+def test_sigterm_shows_in_ready_before_running_streams_end_and_they_finish() -> None:
     body = {"model": "scripted", "prompt": "hi", "max_tokens": 100, "stream": True}
     with server_process() as (process, page), ThreadPoolExecutor(8) as pool:
 

@@ -1,4 +1,4 @@
-"""Clients that dawdle are let go of, whatever the kernel would still take for them; those that read are not."""
+"""Connections of slow clients are closed, whatever the kernel would still buffer for them; those of readers are not."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SECONDS = 1.0
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """A server that is patient for a second, with an answer of ten."""
-    for name, value in (("HEAD_SECONDS", SECONDS), ("READING_SECONDS", SECONDS), ("LOOK_SECONDS", 0.1)):
+    for name, value in (("HEAD_S", SECONDS), ("READ_STALL_S", SECONDS), ("CHECK_INTERVAL_S", 0.1)):
         monkeypatch.setattr(slow_clients, name, value)
     with serving(ScriptedEngine("word " * 2000, delay=0.005)) as served:
         yield served
@@ -44,7 +44,7 @@ def ask(client: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET", b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"])
-def test_a_request_that_is_half_sent_is_let_go_of(served: Served, sent: bytes) -> None:
+def test_a_connection_with_half_a_request_is_closed(served: Served, sent: bytes) -> None:
     with connected(served) as client:
         client.sendall(sent)
         began = time.monotonic()
@@ -53,8 +53,8 @@ def test_a_request_that_is_half_sent_is_let_go_of(served: Served, sent: bytes) -
         assert time.monotonic() - began > SECONDS * 0.8
 
 
-@pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="only Linux says what a client has taken")
-def test_a_client_that_takes_nothing_is_let_go_of_long_before_buffers_are_full(served: Served) -> None:
+@pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="only Linux reports what a client has read")
+def test_a_client_that_reads_nothing_is_closed_long_before_buffers_are_full(served: Served) -> None:
     with connected(served, receive_buffer=4096) as client:
         ask(client)
         until = time.monotonic() + 60

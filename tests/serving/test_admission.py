@@ -1,4 +1,4 @@
-"""Places and the queue: who is let in, who waits, who is turned away."""
+"""Slots and the queue: requests that run, wait, or are refused."""
 
 from __future__ import annotations
 
@@ -6,108 +6,108 @@ import threading
 
 import pytest
 
-from qlora_chat.serving.admission import AdmissionTicket, Closing, Gate, Overloaded
+from qlora_chat.serving.admission import AdmissionTicket, Gate, Overloaded, ShuttingDown
 
 
-def callers(places: list[AdmissionTicket]) -> list[object]:
-    return [place.caller for place in places if place.state == "running"]
+def callers(tickets: list[AdmissionTicket]) -> list[object]:
+    return [ticket.caller for ticket in tickets if ticket.state == "running"]
 
 
-def test_a_free_place_is_had_at_once() -> None:
-    gate = Gate(places=2, queue=0)
-    place = gate.enter("a")
-    assert place.wait()
+def test_a_free_slot_is_used_at_once() -> None:
+    gate = Gate(slots=2, queue_limit=0)
+    ticket = gate.admit("a")
+    assert ticket.wait()
     assert (gate.running, gate.waiting) == (1, 0)
-    place.leave()
-    place.leave()
+    ticket.release()
+    ticket.release()
     assert gate.running == 0
 
 
-def test_who_waits_is_let_in_by_another_thread_that_leaves() -> None:
-    gate = Gate(places=1, queue=1)
-    first, second = gate.enter("a"), gate.enter("b")
-    threading.Timer(0.05, first.leave).start()
+def test_a_waiting_request_starts_when_another_thread_releases_its_slot() -> None:
+    gate = Gate(slots=1, queue_limit=1)
+    first, second = gate.admit("a"), gate.admit("b")
+    threading.Timer(0.05, first.release).start()
     assert second.wait()
     assert (gate.running, gate.waiting) == (1, 0)
 
 
 def test_a_caller_with_many_requests_does_not_hold_up_one_with_few() -> None:
-    gate = Gate(places=2, queue=20)
-    greedy = [gate.enter("greedy") for _ in range(10)]
-    modest = [gate.enter("modest") for _ in range(2)]
-    for place in greedy[:2]:
-        place.leave()
-    assert modest[0].state == "running", "its turn comes with the first place, not after eight others"
+    gate = Gate(slots=2, queue_limit=20)
+    greedy = [gate.admit("greedy") for _ in range(10)]
+    modest = [gate.admit("modest") for _ in range(2)]
+    for ticket in greedy[:2]:
+        ticket.release()
+    assert modest[0].state == "running", "it gets the first free slot, not the ninth"
     assert callers(greedy) == ["greedy"]
-    modest[0].leave()
+    modest[0].release()
     assert modest[1].state == "running"
 
 
 def test_equals_take_turns() -> None:
-    gate = Gate(places=1, queue=20)
-    places = [gate.enter(caller) for caller in ("a", "a", "a", "b", "b", "c")]
+    gate = Gate(slots=1, queue_limit=20)
+    tickets = [gate.admit(caller) for caller in ("a", "a", "a", "b", "b", "c")]
     served = []
-    while running := [place for place in places if place.state == "running"]:
+    while running := [ticket for ticket in tickets if ticket.state == "running"]:
         served.append(running[0].caller)
-        running[0].leave()
+        running[0].release()
     assert served == ["a", "b", "c", "a", "b", "a"]
 
 
-def test_a_full_queue_turns_away_with_a_time_to_come_back() -> None:
-    gate = Gate(places=1, queue=2)
+def test_a_full_queue_refuses_with_a_time_to_retry() -> None:
+    gate = Gate(slots=1, queue_limit=2)
     for _ in range(3):
-        gate.enter("a")
+        gate.admit("a")
     with pytest.raises(Overloaded, match="2 requests are waiting already") as problem:
-        gate.enter("a")
+        gate.admit("a")
     assert 1 <= problem.value.retry_after <= 60
 
 
-def test_a_full_queue_makes_room_for_someone_who_has_less_in_it() -> None:
-    gate = Gate(places=1, queue=3)
-    greedy = [gate.enter("greedy") for _ in range(4)]
-    modest = gate.enter("modest")
-    assert [place.state for place in greedy] == ["running", "waiting", "waiting", "turned away"]
+def test_a_full_queue_evicts_for_a_caller_with_fewer_requests_in_it() -> None:
+    gate = Gate(slots=1, queue_limit=3)
+    greedy = [gate.admit("greedy") for _ in range(4)]
+    modest = gate.admit("modest")
+    assert [ticket.state for ticket in greedy] == ["running", "waiting", "waiting", "evicted"]
     with pytest.raises(Overloaded):
         greedy[-1].wait()
     assert modest.state == "waiting"
-    gate.enter("third")
+    gate.admit("third")
     with pytest.raises(Overloaded):
-        gate.enter("modest")
+        gate.admit("modest")
 
 
-def test_leaving_the_queue_frees_its_place_and_wakes_who_waited() -> None:
-    gate = Gate(places=1, queue=1)
-    gate.enter("a")
-    waiting = gate.enter("b")
-    threading.Timer(0.05, waiting.leave).start()
+def test_releasing_a_waiting_ticket_leaves_the_queue_and_wakes_its_thread() -> None:
+    gate = Gate(slots=1, queue_limit=1)
+    gate.admit("a")
+    waiting = gate.admit("b")
+    threading.Timer(0.05, waiting.release).start()
     assert not waiting.wait()
     assert gate.waiting == 0
 
 
-def test_a_closed_gate_lets_nobody_in_and_those_inside_go_on() -> None:
-    gate = Gate(places=1, queue=5)
-    first, second = gate.enter("a"), gate.enter("b")
+def test_a_closed_gate_admits_nobody_and_admitted_requests_go_on() -> None:
+    gate = Gate(slots=1, queue_limit=5)
+    first, second = gate.admit("a"), gate.admit("b")
     gate.closed = True
-    with pytest.raises(Closing):
-        gate.enter("c")
-    first.leave()
+    with pytest.raises(ShuttingDown):
+        gate.admit("c")
+    first.release()
     assert second.wait()
 
 
-def test_many_threads_never_share_a_place() -> None:
-    gate = Gate(places=3, queue=200)
+def test_many_threads_never_exceed_the_slots() -> None:
+    gate = Gate(slots=3, queue_limit=200)
     most, now, lock = 0, 0, threading.Lock()
 
     def visit(caller: int) -> None:
         nonlocal most, now
-        place = gate.enter(caller % 5)
-        assert place.wait()
+        ticket = gate.admit(caller % 5)
+        assert ticket.wait()
         with lock:
             now += 1
             most = max(most, now)
         with lock:
             now -= 1
-        place.leave()
+        ticket.release()
 
     threads = [threading.Thread(target=visit, args=(index,)) for index in range(150)]
     for thread in threads:

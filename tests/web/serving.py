@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import uvicorn
 
 from qlora_chat.chat import Chat
-from qlora_chat.server.run import build_app, listen
-from qlora_chat.server.slow_clients import TimedConnection
+from qlora_chat.server.listener import listen, uvicorn_config
+from qlora_chat.server.site import Site
 from qlora_chat.settings import ServeSettings
 from tests.fakes import ScriptedEngine, scripted_chat
 
@@ -46,18 +46,17 @@ def serving_chat(
 ) -> Iterator[str]:
     """Serve page and API over a chat on a free port until the block ends. -> the address."""
     settings = settings or ServeSettings()
-    listening = listen(settings)
+    listening = listen(settings.host, settings.port)
     started = threading.Event()
     server: list[uvicorn.Server] = []
 
     async def run() -> None:
-        app = build_app(chat, settings, logging_on=logging_on, history_on=history_on)
-        config = uvicorn.Config(
-            app, http=TimedConnection, log_level="critical", lifespan="on", ws="none", timeout_graceful_shutdown=0
-        )
-        server.append(uvicorn.Server(config))
-        started.set()
-        await server[0].serve(sockets=[listening])
+        site = Site(settings, logging_on=logging_on, history_on=history_on)
+        config = uvicorn_config(site.app, shutdown_timeout_s=0, log_level="critical", lifespan="off")
+        async with site.open(chat):
+            server.append(uvicorn.Server(config))
+            started.set()
+            await server[0].serve(sockets=[listening])
 
     thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)
     thread.start()

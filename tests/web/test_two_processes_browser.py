@@ -19,7 +19,7 @@ from sqlalchemy import NullPool, create_engine, select
 from qlora_chat.history.storage.schema import TURNS
 from tests.fakes import ScriptedServer, demo_tokens
 from tests.postgres import new_database
-from tests.server.proxying import Proxy, proxying
+from tests.server.proxy import Proxy, proxying
 from tests.web.driving import answers, ready, say, wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]

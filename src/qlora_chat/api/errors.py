@@ -1,13 +1,14 @@
-"""Errors in the shape OpenAI's clients expect, whatever went wrong.
+"""Errors in OpenAI's format.
 
 Scope: exceptions to status, type and code. A message says what arrived and what to do; it never quotes a conversation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
@@ -18,22 +19,22 @@ from qlora_chat.serving.admission import Overloaded
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong."""
+    """Reason of a failure."""
 
     message: str
     type: str = Field(description="invalid_request_error, authentication_error, rate_limit_error or server_error")
-    param: str | None = Field(description="the request's field that is at fault")
-    code: str | None = Field(description="the same for machines, such as context_length_exceeded")
+    param: str | None = Field(description="the field of the request that caused it")
+    code: str | None = Field(description="machine-readable reason, such as context_length_exceeded")
 
 
 class ErrorBody(BaseModel):
-    """Every answer that is not a success."""
+    """Body of every response that is not a success."""
 
     error: ErrorDetail
 
 
 class ApiError(Exception):
-    """A request that gets an error instead of an answer."""
+    """A request that is answered with an error."""
 
     def __init__(
         self, status: int, message: str, code: str | None = None, param: str | None = None, retry_after: int | None = None
@@ -43,17 +44,17 @@ class ApiError(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        """As JSON."""
+        """JSON body."""
         return error_body(self.status, self.message, self.code, self.param)
 
     def response(self) -> JSONResponse:
-        """As an HTTP response."""
+        """HTTP response."""
         headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
         return JSONResponse(self.body, self.status, headers)
 
 
 def error_body(status: int, message: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
-    """The body of an error with that status."""
+    """Body of an error with this status."""
     if status >= 500:
         kind = "server_error"
     else:
@@ -62,15 +63,17 @@ def error_body(status: int, message: str, code: str | None = None, param: str | 
 
 
 def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
-    """400: the request cannot be served as it is."""
+    """400: the request is invalid, or not supported."""
     return ApiError(400, message, code, param)
 
 
 def api_error(problem: BaseException) -> ApiError:
-    """What a client is told of a problem that came up while an answer was made."""
+    """Error for the client of an exception that occurred while its request was handled."""
     match problem:
         case ApiError():
             return problem
+        case RequestValidationError():
+            return _validation_error(problem.errors())
         case Overloaded():
             return ApiError(429, str(problem), "rate_limit_exceeded", retry_after=problem.retry_after)
         case OutOfMemory():
@@ -78,12 +81,10 @@ def api_error(problem: BaseException) -> ApiError:
         case EngineError():
             return ApiError(503, str(problem), "generation_failed", retry_after=1)
         case StaleConversation():
-            text = (
-                "The conversation that metadata.conversation_id names was changed or deleted meanwhile. Send the request again."
-            )
+            text = "The conversation of metadata.conversation_id was changed or deleted meanwhile. Send the request again."
             return ApiError(409, text, "conversation_changed", "metadata.conversation_id")
         case HistoryError():
-            text = f"The turn cannot be kept, so it was not begun: {problem}. Send it again, or without store."
+            text = f"The turn cannot be stored, so it was not started: {problem}. Send it again, or without store."
             return ApiError(503, text, "not_stored", "store", retry_after=5)
         case UserError() if isinstance(problem, ValueError):
             return invalid(str(problem))
@@ -91,18 +92,18 @@ def api_error(problem: BaseException) -> ApiError:
             return ApiError(500, f"The answer could not be finished ({type(problem).__name__}).", "internal_error")
 
 
-def from_validation(errors: list[Mapping[str, Any]]) -> ApiError:
-    """The first of pydantic's findings, in words. What was sent is named by its place and kind, not quoted."""
+def _validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """Error 400 of pydantic's first finding. The value is described by its field and type, not quoted."""
     first = errors[0] if errors else {}
-    place = [str(each) for each in first.get("loc", ()) if each not in ("body", "query", "path")]
-    param = ".".join(place) or None
+    param = ".".join(str(each) for each in first.get("loc", ()) if each not in ("body", "query", "path")) or None
     if first.get("type") == "json_invalid":
         return invalid("the request's body is not valid JSON")
-    got = first.get("input")
-    arrived = "null" if got is None else f"{got!r}" if isinstance(got, bool | int | float) else f"a {type(got).__name__}"
-    missing = first.get("type") == "missing"
-    said = str(first.get("msg", "is not valid")).encode("ascii", "replace").decode()[:300]
-    detail = (
-        "is missing" if missing else f"is {arrived[:60]}: {said}" + (" (leave it out for the default)" if got is None else "")
+    if first.get("type") == "missing":
+        return invalid(f"{param or 'the request'} is missing", param)
+    value = first.get("input")
+    arrived = (
+        "null" if value is None else f"{value!r}" if isinstance(value, bool | int | float) else f"a {type(value).__name__}"
     )
-    return invalid(f"{param or 'the request'} {detail}", param)
+    reason = str(first.get("msg", "is not valid")).encode("ascii", "replace").decode()[:300]
+    hint = " (leave it out for the default)" if value is None else ""
+    return invalid(f"{param or 'the request'} is {arrived[:60]}: {reason}{hint}", param)

@@ -1,8 +1,8 @@
-"""What a client may send, checked by pydantic; /openapi.json is made from the same classes.
+"""Request bodies, checked by pydantic; /openapi.json is generated from the same classes.
 
-Scope: shapes and ranges. Values are taken as they are: no text for a number, no boolean for one, no null for a field that
-can be left out. Fields of other servers that would change an answer are refused, not dropped; all other unknown fields
-(clients send many) are let through and named in a response header.
+Scope: fields and ranges. Types are strict: no text or boolean for a number, no null for a field that can be left out.
+Fields of other servers that would change an answer are refused, not dropped; all other unknown fields (clients send many)
+are ignored and listed in a response header.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from qlora_chat.api.errors import invalid
 from qlora_chat.settings import SAMPLING_RANGES
 
-MOST_CHOICES = 16
-MOST_PROMPTS = 64
-MOST_STOPS = 16
-LONGEST_STOP = 256
-LONGEST_NAME = 256
-MOST_METADATA, LONGEST_KEY, LONGEST_VALUE = 16, 64, 512
-"""As OpenAI limits them."""
+MAX_CHOICES = 16
+MAX_PROMPTS = 64
+MAX_STOPS = 16
+MAX_STOP_LENGTH = 256
+MAX_NAME_LENGTH = 256
+MAX_METADATA, MAX_KEY_LENGTH, MAX_VALUE_LENGTH = 16, 64, 512
+"""OpenAI's limits."""
 DEFAULT_COMPLETION_TOKENS = 16
-"""What OpenAI and vLLM generate for /v1/completions where nothing is said."""
+"""Default of OpenAI and vLLM for /v1/completions."""
 
 NO_EFFECT: dict[str, tuple[Any, ...]] = {
     "tools": ([],), "functions": ([],), "tool_choice": ("none", "auto"), "function_call": ("none", "auto"),
@@ -34,7 +34,7 @@ NO_EFFECT: dict[str, tuple[Any, ...]] = {
     "stop_token_ids": ([],), "chat_template": (), "chat_template_kwargs": ({},), "documents": ([],),
     "add_generation_prompt": (True,), "continue_final_message": (False,), "web_search_options": (),
 }  # fmt: skip
-"""Fields that other servers know and this one does not, with the values that ask for nothing (null is another)."""
+"""Fields of other servers that this one lacks, with the values that have no effect (as null has none)."""
 
 
 def _within(name: str) -> Any:
@@ -44,8 +44,8 @@ def _within(name: str) -> Any:
     return Field(ge=allowed.minimum, le=allowed.maximum, allow_inf_nan=False)
 
 
-def _sayable(text: str) -> str:
-    """JSON can spell half a character, which no tokenizer reads and no answer could carry back."""
+def _refuse_surrogates(text: str) -> str:
+    """ValueError for half a character, which JSON can express and no tokenizer or response can."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -53,54 +53,56 @@ def _sayable(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_sayable)]
+Text = Annotated[str, AfterValidator(_refuse_surrogates)]
 Temperature = Annotated[float, _within("temperature")]
 TopP = Annotated[float, _within("top_p")]
 TopK = Annotated[int, _within("top_k")]
 RepetitionPenalty = Annotated[float, _within("repetition_penalty")]
 Seed = Annotated[int, _within("seed")]
 MaxTokens = Annotated[int, _within("max_new_tokens")]
-Alternatives = Annotated[int, _within("logprobs")]
-Stop = Annotated[Text, Field(min_length=1, max_length=LONGEST_STOP)]
+LogprobCount = Annotated[int, _within("logprobs")]
+Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 
 
 Metadata = TypeAdapter(
     Annotated[
-        dict[Annotated[Text, Field(min_length=1, max_length=LONGEST_KEY)], Annotated[Text, Field(max_length=LONGEST_VALUE)]],
-        Field(max_length=MOST_METADATA),
+        dict[
+            Annotated[Text, Field(min_length=1, max_length=MAX_KEY_LENGTH)], Annotated[Text, Field(max_length=MAX_VALUE_LENGTH)]
+        ],
+        Field(max_length=MAX_METADATA),
     ],
     config=ConfigDict(strict=True),
 )
 
 
 class StreamOptions(BaseModel):
-    """Of a streamed answer."""
+    """Options of a streamed answer."""
 
     model_config = ConfigDict(strict=True)
-    include_usage: bool = Field(False, description="end with a chunk that holds the token counts")
+    include_usage: bool = Field(False, description="end with a chunk that has the token counts")
 
 
 class _Request(BaseModel):
-    """What chats and completions have in common."""
+    """Fields that chats and completions share."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
-    model: Annotated[Text, Field(min_length=1, max_length=LONGEST_NAME)]
-    temperature: Temperature = Field(SAMPLING_RANGES["temperature"].default, description="0 always takes the likeliest token")
+    model: Annotated[Text, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
+    temperature: Temperature = Field(SAMPLING_RANGES["temperature"].default, description="0 always takes the most likely token")
     top_p: TopP = SAMPLING_RANGES["top_p"].default
     top_k: TopK = Field(0, description="0 is off")
     repetition_penalty: RepetitionPenalty = 1.0
     seed: Seed = Field(None, description="same seed, same prompt, same device: same answer")  # type: ignore[assignment]
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
-    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] = Field([])
-    ignore_eos: bool = Field(False, description="go on to max_tokens whatever the model says; for measurements")
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] = Field([])
+    ignore_eos: bool = Field(False, description="ignore stop tokens and go on to max_tokens; for measurements")
     stream: bool = False
     stream_options: StreamOptions = Field(None)  # type: ignore[assignment]
-    user: Annotated[Text, Field(max_length=LONGEST_NAME)] = ""
+    user: Annotated[Text, Field(max_length=MAX_NAME_LENGTH)] = ""
 
     @model_validator(mode="after")
-    def _refuse_what_would_be_dropped(self) -> Any:
+    def _refuse_unsupported(self) -> Any:
         for name, value in (self.model_extra or {}).items():
             if name in NO_EFFECT and value is not None and value not in NO_EFFECT[name]:
                 raise invalid(f"{name} is not supported by this server; leave it out", name, "unsupported_parameter")
@@ -110,22 +112,22 @@ class _Request(BaseModel):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Stop texts, one or many."""
+        """Stop texts."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @property
     def include_usage(self) -> bool:
-        """Whether a stream ends with its token counts."""
+        """True if a stream ends with its token counts."""
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
     def ignored(self) -> list[str]:
-        """Names of fields that nothing here knows."""
+        """Names of unknown fields."""
         return [name for name in self.model_extra or {} if name not in NO_EFFECT]
 
 
 class TextPart(BaseModel):
-    """A part of a message."""
+    """Text part of a message."""
 
     model_config = ConfigDict(strict=True)
     type: Literal["text"]
@@ -133,7 +135,7 @@ class TextPart(BaseModel):
 
 
 class ChatMessage(BaseModel):
-    """One message; what else a client puts into it is not read."""
+    """One message; further fields are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
     role: Literal["system", "developer", "user", "assistant"]
@@ -141,7 +143,7 @@ class ChatMessage(BaseModel):
 
     @property
     def text(self) -> str:
-        """The parts as one text."""
+        """All parts as one text."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
@@ -150,47 +152,41 @@ class ChatRequest(_Request):
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
     max_tokens: MaxTokens = Field(None, description="older name of max_completion_tokens")  # type: ignore[assignment]
-    max_completion_tokens: MaxTokens = Field(None, description="default: what is left of the window")  # type: ignore[assignment]
-    store: bool = Field(False, description="keep the turn in the history, and send it where turns are sent, as the page's are")
+    max_completion_tokens: MaxTokens = Field(None, description="default: the rest of the window")  # type: ignore[assignment]
+    store: bool = Field(False, description="store the turn in the history and send it to the log, as the page's are")
     metadata: Any = Field(
         {},
-        description="with store: up to 16 texts by name, kept as tags; conversation_id says which one the turn goes on with",
+        description="with store: up to 16 texts by name, stored as tags; conversation_id is the conversation to continue",
     )
     logprobs: bool = False
-    top_logprobs: Alternatives = Field(0, description="needs logprobs to be true")
+    top_logprobs: LogprobCount = Field(0, description="needs logprobs to be true")
 
     @model_validator(mode="after")
-    def _top_needs_logprobs(self) -> Any:
+    def _check_dependent_fields(self) -> Any:
         if self.top_logprobs and not self.logprobs:
             raise invalid("top_logprobs needs logprobs to be true", "top_logprobs")
-        return self
-
-    @model_validator(mode="after")
-    def _what_is_kept_can_be(self) -> Any:
-        """Without store nobody reads the metadata, and clients put what they like into it (Open WebUI: nested objects)."""
-        if not self.store:
-            return self
         try:
-            Metadata.validate_python(self.metadata)
+            if self.store:  # nothing reads metadata otherwise, and clients send what they like (Open WebUI: objects)
+                Metadata.validate_python(self.metadata)
         except ValidationError as problem:
             first = problem.errors()[0]
-            where = ".".join(["metadata", *map(str, first["loc"])])
-            raise invalid(f"{where}: {first['msg']}", where) from None
+            param = ".".join(["metadata", *map(str, first["loc"])])
+            raise invalid(f"{param}: {first['msg']}", param) from None
         return self
 
     @property
     def ignored(self) -> list[str]:
-        """Names of fields that nothing here reads."""
+        """Names of unknown fields, and metadata without store."""
         return [*super().ignored, *(["metadata"] if self.metadata and not self.store else [])]
 
     @property
-    def most_tokens(self) -> int | None:
-        """Longest answer asked for."""
+    def answer_limit(self) -> int | None:
+        """Longest answer requested, in tokens; None for the rest of the window."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
-    def alternatives(self) -> int | None:
-        """How many likely tokens to report beside each; None for no log probabilities at all."""
+    def reported_logprobs(self) -> int | None:
+        """Number of most likely tokens to report at each position; None for no log probabilities."""
         return self.top_logprobs if self.logprobs else None
 
 
@@ -199,27 +195,27 @@ class CompletionRequest(_Request):
 
     prompt: (
         Text
-        | Annotated[list[Text], Field(min_length=1, max_length=MOST_PROMPTS)]
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
         | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MOST_PROMPTS)]
+        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MAX_PROMPTS)]
     ) = Field(description="text, or token ids with their BOS; or several of either")
     max_tokens: MaxTokens = DEFAULT_COMPLETION_TOKENS
-    logprobs: Alternatives = Field(None, description="likeliest tokens to report")  # type: ignore[assignment]
+    logprobs: LogprobCount = Field(None, description="number of most likely tokens to report")  # type: ignore[assignment]
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """One or many, each a text or its ids."""
+        """Prompts, each a text or its ids."""
         several = isinstance(self.prompt, list) and isinstance(self.prompt[0], str | list)
         return self.prompt if several else [self.prompt]  # type: ignore[return-value]
 
     @property
-    def most_tokens(self) -> int:
-        """Longest answer asked for."""
+    def answer_limit(self) -> int:
+        """Longest answer requested, in tokens."""
         return self.max_tokens
 
     @property
-    def alternatives(self) -> int | None:
-        """How many likely tokens to report beside each."""
+    def reported_logprobs(self) -> int | None:
+        """Number of most likely tokens to report at each position; None for no log probabilities."""
         return self.logprobs
 
 
@@ -227,7 +223,7 @@ AdapterName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 
 
 class LoadAdapter(BaseModel):
-    """POST /v1/load_lora_adapter, as vLLM has it."""
+    """POST /v1/load_lora_adapter, as in vLLM."""
 
     model_config = ConfigDict(strict=True)
     lora_name: AdapterName = Field(description="the name that requests give as their model")

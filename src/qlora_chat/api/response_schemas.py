@@ -1,4 +1,4 @@
-"""What is sent back: the shapes of chats, completions and models, as OpenAI documents them."""
+"""Response bodies of chats, completions and models, as OpenAI documents them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Reason = Literal["stop", "length"]
 
 
 class PromptDetails(BaseModel):
-    """Of the prompt's tokens."""
+    """Details of the prompt's tokens."""
 
     cached_tokens: int
 
 
 class Usage(BaseModel):
-    """Token counts; a prompt that several choices answer counts once."""
+    """Token counts; the prompt of several choices counts once."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -33,19 +33,19 @@ class TopLogprob(BaseModel):
 
 
 class TokenLogprob(TopLogprob):
-    """A token of the answer, with the likeliest ones in its place."""
+    """A token of the answer, with the most likely tokens at its position."""
 
     top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(BaseModel):
-    """One entry a token."""
+    """One entry per token."""
 
     content: list[TokenLogprob]
 
 
 class CompletionLogprobs(BaseModel):
-    """Lists of equal length, one entry a token."""
+    """Lists of equal length, one entry per token."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -54,7 +54,7 @@ class CompletionLogprobs(BaseModel):
 
 
 class AnswerMessage(BaseModel):
-    """What the model said."""
+    """The model's message."""
 
     role: Literal["assistant"] = "assistant"
     content: str
@@ -102,7 +102,7 @@ class CompletionAnswer(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """A base, a merged model or an adapter that requests can name."""
+    """A base, a merged model or an adapter, by the name that requests use."""
 
     id: str
     object: Literal["model"] = "model"
@@ -114,7 +114,7 @@ class ModelCard(BaseModel):
 
 
 class Done(BaseModel):
-    """What was asked for is done."""
+    """Confirmation."""
 
     message: str
 

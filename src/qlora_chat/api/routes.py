@@ -1,10 +1,10 @@
-"""The routes under /v1, and what their description says of them."""
+"""Routes under /v1, and their OpenAPI responses."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -13,16 +13,17 @@ from starlette.responses import Response
 
 from qlora_chat.api.errors import ApiError, ErrorBody, invalid
 from qlora_chat.api.parsing import ParsedRequest, parse_chat_request, parse_completion_request
-from qlora_chat.api.reading import Reading
 from qlora_chat.api.request_schemas import ChatRequest, CompletionRequest, LoadAdapter, UnloadAdapter
 from qlora_chat.api.response_schemas import ChatAnswer, CompletionAnswer, Done, ModelCard, ModelList, Usage
 from qlora_chat.api.serializers import AnswerSerializer, ChatSerializer, CompletionSerializer
-from qlora_chat.api.state import Serving
+from qlora_chat.api.state import ServerState
 from qlora_chat.api.stored_turns import StoredTurnWriter, StoreOptions, owner_of
 from qlora_chat.api.streaming import Answer, EventStream, ResponseOptions
 from qlora_chat.chat import Chat
+from qlora_chat.engines import Stream
 from qlora_chat.models import ModelError, find_adapter
-from qlora_chat.serving.request_log import caller_of, note
+from qlora_chat.serving.request_log import add_log_fields, caller_of
+from qlora_chat.serving.stream_reader import StreamReader
 from qlora_chat.settings import is_loopback
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -39,130 +40,130 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     503: {"model": ErrorBody, "description": "loading, shutting down, or out of memory for this answer"},
 }
 EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}, "description": "one event"}
-"""Its data is a chunk as JSON, and [DONE] at the end."""
+"""Data of an event: a chunk as JSON, and [DONE] at the end."""
 STREAM = {"text/event-stream": {"schema": EVENT}}
 Body = TypeVar("Body", ChatRequest, CompletionRequest)
-LABEL = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+FIELD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
-def routes(serving: Serving) -> APIRouter:
-    """Models, chats and completions."""
+def routes(state: ServerState) -> APIRouter:
+    """Router of models, chats, completions and adapters."""
     router = APIRouter(prefix="/v1", responses=REFUSALS)
 
     @router.get("/models")
     async def list_models() -> ModelList:
-        """The models that a request can name."""
-        return ModelList(data=_cards(serving))
+        """List the models that requests can use."""
+        return ModelList(data=_cards(state))
 
     @router.get("/models/{model:path}")
     async def get_model(model: str) -> ModelCard:
-        """One model."""
-        card = next((card for card in _cards(serving) if card.id == model), None)
+        """Get one model."""
+        card = next((card for card in _cards(state) if card.id == model), None)
         if card is None:
-            raise _unknown(serving)
+            raise _unknown(state)
         return card
 
     @router.post("/chat/completions", response_model=ChatAnswer, responses={200: {"content": STREAM}})
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """Answer a conversation's last message."""
-        return await _answer(serving, request, body, parse_chat_request, ChatSerializer(body.model))
+        return await _answer(state, request, body, parse_chat_request, ChatSerializer(body.model))
 
     @router.post("/completions", response_model=CompletionAnswer, responses={200: {"content": STREAM}})
     async def completions(request: Request, body: CompletionRequest) -> Response:
-        """Go on from a text, or from token ids."""
-        return await _answer(serving, request, body, parse_completion_request, CompletionSerializer(body.model))
+        """Continue a text, or token ids."""
+        return await _answer(state, request, body, parse_completion_request, CompletionSerializer(body.model))
 
     @router.post("/load_lora_adapter", response_model=Done)
     async def load_adapter(body: LoadAdapter) -> Done:
-        """Keep one more LoRA beside the base; from then on requests can name it. Needs the page's own token."""
-        await asyncio.to_thread(_load, serving, body)
+        """Load a LoRA adapter, which requests can use from then on. Needs the page's own token."""
+        await asyncio.to_thread(_load, state, body)
         return Done(message=f"adapter {body.lora_name} is loaded")
 
     @router.post("/unload_lora_adapter", response_model=Done)
     async def unload_adapter(body: UnloadAdapter) -> Done:
-        """Take no more requests for a LoRA; answers being written go on. Needs the page's own token."""
-        if body.lora_name not in serving.chat.engine.info.adapters:
-            raise _unknown(serving)
-        await asyncio.to_thread(serving.adapters.unload_adapter, body.lora_name)
+        """Unload a LoRA adapter; running answers go on. Needs the page's own token."""
+        if body.lora_name not in state.chat.engine.info.adapters:
+            raise _unknown(state)
+        await asyncio.to_thread(state.adapters.unload_adapter, body.lora_name)
         return Done(message=f"adapter {body.lora_name} is unloaded")
 
     return router
 
 
-def _load(serving: Serving, body: LoadAdapter) -> None:
+def _load(state: ServerState, body: LoadAdapter) -> None:
     try:
-        serving.adapters.load_adapter(body.lora_name, find_adapter(body.lora_path, lambda line: None))
+        state.adapters.load_adapter(body.lora_name, find_adapter(body.lora_path, lambda line: None))
     except ModelError as problem:
         raise invalid(str(problem), "lora_path", "adapter_not_loaded") from None
 
 
-def _cards(serving: Serving) -> list[ModelCard]:
-    info = serving.chat.engine.info
+def _cards(state: ServerState) -> list[ModelCard]:
+    info = state.chat.engine.info
 
     def card(name: str, root: str, parent: str | None) -> ModelCard:
-        return ModelCard(id=name, created=serving.started, root=root, parent=parent, max_model_len=info.window)
+        return ModelCard(id=name, created=state.started, root=root, parent=parent, max_model_len=info.window)
 
     return [card(info.name, info.base, None), *(card(name, name, info.name) for name in info.adapters)]
 
 
-def _unknown(serving: Serving) -> ApiError:
-    known = ", ".join(card.id for card in _cards(serving))
+def _unknown(state: ServerState) -> ApiError:
+    known = ", ".join(card.id for card in _cards(state))
     return ApiError(404, f"There is no such model here. There is: {known}", "model_not_found", "model")
 
 
-def _adapter(serving: Serving, model: str) -> str | None:
-    """The adapter that a model's name stands for; None for the model as it was opened."""
-    info = serving.chat.engine.info
+def _adapter(state: ServerState, model: str) -> str | None:
+    """Adapter of a model's name; None for the model as it was opened. ApiError 404 for an unknown name."""
+    info = state.chat.engine.info
     if model in info.adapters:
         return model
     if model != info.name:
-        raise _unknown(serving)
+        raise _unknown(state)
     return None
 
 
-def _named(serving: Serving, request: Request, body: Body) -> tuple[StoreOptions, str | None] | None:
-    """The conversation that the turn is to be kept in, and whose it is; None where it is not to be kept."""
+def _store_options(state: ServerState, request: Request, body: Body) -> StoreOptions | None:
+    """Conversation to store the turn in; None if the client does not ask for that."""
     if not isinstance(body, ChatRequest) or not body.store:
         return None
-    if not serving.keeps_turns:
-        text = "this server keeps no turns: start it with --history or LOGGING_URL, or leave store out"
+    if not state.can_store:
+        text = "this server stores no turns: start it with --history or LOGGING_URL, or leave store out"
         raise invalid(text, "store", "unsupported_parameter")
-    shared = not is_loopback(serving.settings.host)
-    owner = owner_of(request.headers.get("authorization", "")) if shared else None
-    return StoreOptions.of(body.metadata, owner), owner
+    is_shared = not is_loopback(state.settings.host)
+    owner = owner_of(request.headers.get("authorization", "")) if is_shared else None
+    return StoreOptions.of(body.metadata, owner)
 
 
 async def _answer(
-    serving: Serving,
+    state: ServerState,
     request: Request,
     body: Body,
-    ask: Callable[[Body, Chat, str | None, int | None], ParsedRequest],
-    shape: AnswerSerializer,
+    parse: Callable[[Body, Chat, int | None], ParsedRequest],
+    serializer: AnswerSerializer,
 ) -> Response:
-    chat, adapter = serving.chat, _adapter(serving, body.model)
-    engine = serving.engine(caller_of(request.scope))
-    named = _named(serving, request, body)
+    chat, adapter = state.chat, _adapter(state, body.model)
+    engine = state.engine(caller_of(request.scope))
+    store = _store_options(state, request, body)
 
-    def begin() -> tuple[ParsedRequest, list[Any]]:
-        asked = ask(body, chat, adapter, serving.settings.most_tokens)
-        if named is None or asked.said is None:
-            return asked, asked.begin(lambda prompt, sampling: engine.stream(prompt, sampling, asked.stops, adapter))
-        keeper = StoredTurnWriter(replace(chat, engine=engine), asked.said, *named, asked.stops, adapter)
-        return asked, asked.begin(keeper.begin)
+    def start() -> tuple[ParsedRequest, Sequence[Stream]]:
+        parsed = parse(body, chat, state.settings.most_tokens)
+        if store is None or parsed.conversation is None:
+            return parsed, parsed.start(lambda prompt, sampling: engine.stream(prompt, sampling, parsed.stops, adapter))
+        writer = StoredTurnWriter(replace(chat, engine=engine), parsed.conversation, store, parsed.stops, adapter)
+        return parsed, parsed.start(writer.start)
 
-    asked, streams = await asyncio.to_thread(begin)
-    reading = Reading(streams, request.receive, serving.settings.request_seconds)
-
-    def ended(usage: Usage, reasons: str) -> None:
+    def on_end(usage: Usage, reasons: str) -> None:
         counts = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}
-        note(request.scope, model=body.model, stream=body.stream, finish=reasons, **counts)
+        add_log_fields(request.scope, model=body.model, stream=body.stream, finish=reasons, **counts)
 
-    wanted = ResponseOptions(shape, asked.choices, body.alternatives is not None, body.include_usage, ended)
-    names = {token_id: token for token in chat.form.stop_tokens if (token_id := engine.tokenizer.token_id(token)) is not None}
-    answer = Answer(reading, len(streams), engine.tokenizer, names, wanted)
-    response = EventStream(answer, await answer.begun()) if body.stream else await answer.whole()
-    if named:
-        response.headers["x-conversation-id"] = named[0].name.encode("ascii", "replace").decode()
-    if ignored := [name for name in body.ignored if LABEL.fullmatch(name)][:20]:
+    parsed, streams = await asyncio.to_thread(start)
+    reader = StreamReader(streams, request.receive, state.settings.request_seconds)
+    options = ResponseOptions(serializer, parsed.choices, body.reported_logprobs is not None, body.include_usage, on_end)
+    tokenizer = engine.tokenizer
+    special_tokens = {token_id: token for token in chat.form.stop_tokens if (token_id := tokenizer.token_id(token)) is not None}
+    answer = Answer(reader, len(streams), tokenizer, special_tokens, options)
+    response = EventStream(answer, await answer.first_events()) if body.stream else await answer.whole()
+    if store:
+        response.headers["x-conversation-id"] = store.name.encode("ascii", "replace").decode()
+    if ignored := [name for name in body.ignored if FIELD_NAME.fullmatch(name)][:20]:
         response.headers["x-ignored-fields"] = ", ".join(ignored)
     return response

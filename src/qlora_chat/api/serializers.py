@@ -1,6 +1,6 @@
-"""How chats and completions are written down: whole, and in chunks.
+"""JSON of chats and completions, whole and in chunks.
 
-Scope: two shapes with the same methods, so that answering need not know which it serves.
+Scope: two formats with the same methods, so that streaming.py need not know which it sends.
 """
 
 from __future__ import annotations
@@ -28,68 +28,54 @@ Logprobs = Sequence[tuple[TokenLogprob, int]]
 
 
 class AnswerSerializer(Protocol):
-    """What answering needs to write an answer down."""
+    """Format of an answer."""
 
     trimmed: bool
-    """Whether white space around an answer is left out."""
+    """True if white space around an answer is left out."""
 
     def opening(self, index: int) -> dict[str, Any] | None:
-        """What a streamed choice begins with."""
+        """First entry of a streamed choice, if the format has one."""
         ...
 
-    def grown(self, index: int, grown: Delta, logprobs: bool) -> dict[str, Any]:
-        """A choice in a chunk that brings text."""
+    def delta(self, index: int, delta: Delta, logprobs: bool) -> dict[str, Any]:
+        """Entry with new text, and with its tokens if `logprobs`."""
         ...
 
-    def ended(self, index: int, reason: Reason) -> dict[str, Any]:
-        """A choice in the chunk that ends it."""
+    def end(self, index: int, reason: Reason) -> dict[str, Any]:
+        """Last entry of a streamed choice."""
         ...
 
-    def chunk(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> dict[str, Any]:
-        """A chunk around choices."""
+    def chunk(self, entries: list[dict[str, Any]], usage: Usage | None = None) -> dict[str, Any]:
+        """Chunk with these entries."""
         ...
 
-    def whole(self, choices: list[tuple[Choice, Reason]], usage: Usage, logprobs: bool) -> ChatAnswer | CompletionAnswer:
-        """The answer to a request that does not stream."""
+    def whole(self, choices: Sequence[tuple[Choice, Reason]], usage: Usage, logprobs: bool) -> ChatAnswer | CompletionAnswer:
+        """Answer to a request that does not stream."""
         ...
-
-
-class _Head:
-    def __init__(self, prefix: str, model: str) -> None:
-        self.id, self.created, self.model = f"{prefix}-{uuid.uuid4().hex}", int(time.time()), model
-
-    def around(self, kind: str, choices: list[dict[str, Any]], usage: Usage | None) -> dict[str, Any]:
-        chunk: dict[str, Any] = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
-        return chunk | {"choices": choices} | ({} if usage is None else {"usage": usage.model_dump()})
 
 
 class ChatSerializer:
-    """chat.completion and chat.completion.chunk"""
+    """chat.completion and chat.completion.chunk; see AnswerSerializer."""
 
     trimmed = True
 
     def __init__(self, model: str) -> None:
-        self._head = _Head("chatcmpl", model)
+        self._head = _head("chatcmpl", model)
 
     def opening(self, index: int) -> dict[str, Any] | None:
-        """The role."""
         return {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
 
-    def grown(self, index: int, grown: Delta, logprobs: bool) -> dict[str, Any]:
-        """Text, and the tokens it consists of where they were asked for."""
-        listed = _chat_logprobs(grown.logprobs).model_dump() if logprobs else None
-        return {"index": index, "delta": {"content": grown.text}, "logprobs": listed, "finish_reason": None}
+    def delta(self, index: int, delta: Delta, logprobs: bool) -> dict[str, Any]:
+        tokens = _chat_logprobs(delta.logprobs).model_dump() if logprobs else None
+        return {"index": index, "delta": {"content": delta.text}, "logprobs": tokens, "finish_reason": None}
 
-    def ended(self, index: int, reason: Reason) -> dict[str, Any]:
-        """Why it ended."""
+    def end(self, index: int, reason: Reason) -> dict[str, Any]:
         return {"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}
 
-    def chunk(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> dict[str, Any]:
-        """chat.completion.chunk"""
-        return self._head.around("chat.completion.chunk", choices, usage)
+    def chunk(self, entries: list[dict[str, Any]], usage: Usage | None = None) -> dict[str, Any]:
+        return _chunk("chat.completion.chunk", self._head, entries, usage)
 
-    def whole(self, choices: list[tuple[Choice, Reason]], usage: Usage, logprobs: bool) -> ChatAnswer:
-        """chat.completion"""
+    def whole(self, choices: Sequence[tuple[Choice, Reason]], usage: Usage, logprobs: bool) -> ChatAnswer:
         listed = [
             ChatChoice(
                 index=choice.index,
@@ -99,37 +85,31 @@ class ChatSerializer:
             )
             for choice, reason in choices
         ]
-        head = self._head
-        return ChatAnswer(id=head.id, created=head.created, model=head.model, choices=listed, usage=usage)
+        return ChatAnswer(**self._head, choices=listed, usage=usage)
 
 
 class CompletionSerializer:
-    """text_completion, whole and in chunks"""
+    """text_completion, whole and in chunks; see AnswerSerializer."""
 
     trimmed = False
 
     def __init__(self, model: str) -> None:
-        self._head = _Head("cmpl", model)
+        self._head = _head("cmpl", model)
 
     def opening(self, index: int) -> dict[str, Any] | None:
-        """Nothing: the first text is the beginning."""
         return None
 
-    def grown(self, index: int, grown: Delta, logprobs: bool) -> dict[str, Any]:
-        """Text, and the tokens it consists of where they were asked for."""
-        listed = _completion_logprobs(grown.logprobs).model_dump() if logprobs else None
-        return {"index": index, "text": grown.text, "logprobs": listed, "finish_reason": None}
+    def delta(self, index: int, delta: Delta, logprobs: bool) -> dict[str, Any]:
+        tokens = _completion_logprobs(delta.logprobs).model_dump() if logprobs else None
+        return {"index": index, "text": delta.text, "logprobs": tokens, "finish_reason": None}
 
-    def ended(self, index: int, reason: Reason) -> dict[str, Any]:
-        """Why it ended."""
+    def end(self, index: int, reason: Reason) -> dict[str, Any]:
         return {"index": index, "text": "", "logprobs": None, "finish_reason": reason}
 
-    def chunk(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> dict[str, Any]:
-        """text_completion"""
-        return self._head.around("text_completion", choices, usage)
+    def chunk(self, entries: list[dict[str, Any]], usage: Usage | None = None) -> dict[str, Any]:
+        return _chunk("text_completion", self._head, entries, usage)
 
-    def whole(self, choices: list[tuple[Choice, Reason]], usage: Usage, logprobs: bool) -> CompletionAnswer:
-        """text_completion"""
+    def whole(self, choices: Sequence[tuple[Choice, Reason]], usage: Usage, logprobs: bool) -> CompletionAnswer:
         listed = [
             CompletionChoice(
                 index=choice.index,
@@ -139,9 +119,16 @@ class CompletionSerializer:
             )
             for choice, reason in choices
         ]
-        return CompletionAnswer(
-            id=self._head.id, created=self._head.created, model=self._head.model, choices=listed, usage=usage
-        )
+        return CompletionAnswer(**self._head, choices=listed, usage=usage)
+
+
+def _head(prefix: str, model: str) -> dict[str, Any]:
+    return {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+
+
+def _chunk(kind: str, head: dict[str, Any], entries: list[dict[str, Any]], usage: Usage | None) -> dict[str, Any]:
+    chunk = {"id": head["id"], "object": kind, **head, "choices": entries}
+    return chunk if usage is None else chunk | {"usage": usage.model_dump()}
 
 
 def _chat_logprobs(entries: Logprobs) -> ChatLogprobs:

@@ -1,7 +1,7 @@
-"""From running streams to an HTTP answer: whole, or as server-sent events.
+"""Running streams as an HTTP response: whole, or as server-sent events.
 
 Scope: status and bytes. Until the first token an error is a status of its own; after it, an event in the stream, which
-still ends with [DONE]. A client that leaves ends its answers at their next token.
+still ends with [DONE]. A client that leaves cancels its answers at their next token.
 """
 
 from __future__ import annotations
@@ -17,150 +17,151 @@ from starlette.types import Receive, Scope, Send
 
 from qlora_chat.api.choices import Choice, usage
 from qlora_chat.api.errors import ApiError, api_error, invalid
-from qlora_chat.api.reading import Event, Reading
 from qlora_chat.api.response_schemas import Reason, Usage
 from qlora_chat.api.serializers import AnswerSerializer
 from qlora_chat.engines import Piece
 from qlora_chat.prompt import Tokenizer
+from qlora_chat.serving.request_log import CLIENT_LEFT
+from qlora_chat.serving.stream_reader import Event, StreamReader
 
 DONE = b"data: [DONE]\n\n"
 COMPACT = json.JSONEncoder(separators=(",", ":"))
-"""Kept: json.dumps makes one for every chunk where it is told the separators."""
-CLIENT_LEFT = 499
-"""What a client that left is answered, and logs and metrics show: nginx's number for it."""
+"""Shared: json.dumps creates an encoder for every call with separators."""
 
 
 @dataclass(frozen=True)
 class ResponseOptions:
-    """How the answer is to be given."""
+    """Format and extent of a response."""
 
-    shape: AnswerSerializer
-    answers_a_prompt: int
+    serializer: AnswerSerializer
+    answers_per_prompt: int
     logprobs: bool
     include_usage: bool
-    ended: Callable[[Usage, str], None]
-    """Told the counts and the reasons when it is over."""
+    on_end: Callable[[Usage, str], None]
+    """Called with the token counts and the finish reasons when all answers have ended."""
 
 
 class Answer:
-    """The choices of one request, growing."""
+    """The choices of one request while they are generated."""
 
     def __init__(
-        self, reading: Reading, count: int, tokenizer: Tokenizer, names: Mapping[int, str], wanted: ResponseOptions
+        self,
+        reader: StreamReader,
+        count: int,
+        tokenizer: Tokenizer,
+        special_tokens: Mapping[int, str],
+        options: ResponseOptions,
     ) -> None:
-        self.reading, self.wanted = reading, wanted
-        self.choices = [Choice(index, tokenizer, names, trimmed=wanted.shape.trimmed) for index in range(count)]
+        self.reader, self.options = reader, options
+        trimmed = options.serializer.trimmed
+        self.choices = [Choice(index, tokenizer, special_tokens, trimmed=trimmed) for index in range(count)]
 
-    async def begun(self) -> Sequence[Event]:
-        """The first pieces. ApiError where there is an error instead."""
-        events = await self.reading.next()
-        self._raise(events)
-        made = [came for _, came in events if isinstance(came, Piece) and came.token_id is not None]
-        if self.wanted.logprobs and any(piece.logprob is None for piece in made):
-            self.reading.close()
+    async def first_events(self) -> Sequence[Event]:
+        """The first pieces. ApiError if there is an error instead."""
+        events = await self.reader.next()
+        self._raise_error(events)
+        tokens = [item for _, item in events if isinstance(item, Piece) and item.token_id is not None]
+        if self.options.logprobs and any(piece.logprob is None for piece in tokens):
+            self.reader.close()
             raise invalid("this engine reports no log probabilities; leave logprobs out", "logprobs", "unsupported_parameter")
         return events
 
     async def whole(self) -> Response:
-        """One JSON object when all is done."""
-        events = await self.begun()
+        """One JSON object, when all choices have ended."""
+        events = await self.first_events()
         while True:
-            for index, came in events:
-                if isinstance(came, Piece):
-                    self.choices[index].take(came)
-            if not self.reading.live:
+            for index, item in events:
+                if isinstance(item, Piece):
+                    self.choices[index].add(item)
+            if not self.reader.live:
                 break
-            events = await self.reading.next()
-            self._raise(events)
-        self.reading.close()
-        counts = self._close()
+            events = await self.reader.next()
+            self._raise_error(events)
+        counts = self.close()
         choices: list[tuple[Choice, Reason]] = [(choice, self.reason(choice)) for choice in self.choices]
-        return JSONResponse(self.wanted.shape.whole(choices, counts, self.wanted.logprobs).model_dump())
+        return JSONResponse(self.options.serializer.whole(choices, counts, self.options.logprobs).model_dump())
 
     def reason(self, choice: Choice) -> Reason:
-        """Why a choice ended, as OpenAI names it. ApiError where it was cut off by the server or its client."""
+        """OpenAI's finish reason of a choice. ApiError if the server or its client cut it off."""
         reason = choice.finish.reason if choice.finish else "error"
         if reason == "stop" or reason == "length":
             return reason
-        if self.reading.gone:
+        if self.reader.disconnected:
             raise ApiError(CLIENT_LEFT, "the client left")
-        if not self.reading.timed_out:
+        if not self.reader.timed_out:
             raise ApiError(503, "The server is shutting down. Send the request again.", "shutting_down", retry_after=5)
         if not any(each.text for each in self.choices):
             raise ApiError(503, "The answer did not begin within the server's time limit.", "time_limit", retry_after=5)
         return "length"
 
-    def grown(self, events: Sequence[Event]) -> list[dict[str, Any]]:
-        """What the events add to a stream, one entry a choice that grew or ended."""
-        shape, entries = self.wanted.shape, []
-        for index, came in events:
-            if isinstance(came, Exception):
-                raise came
+    def chunk_entries(self, events: Sequence[Event]) -> list[dict[str, Any]]:
+        """Entries that the events add to a stream: one per delta and one per end of a choice."""
+        serializer, entries = self.options.serializer, []
+        for index, item in events:
+            if isinstance(item, Exception):
+                raise item
             choice = self.choices[index]
-            grown = choice.take(came)
-            if grown.text or grown.logprobs:
-                entries.append(shape.grown(index, grown, self.wanted.logprobs))
+            delta = choice.add(item)
+            if delta.text or delta.logprobs:
+                entries.append(serializer.delta(index, delta, self.options.logprobs))
             if choice.finish:
-                entries.append(shape.ended(index, self.reason(choice)))
+                entries.append(serializer.end(index, self.reason(choice)))
         return entries
 
-    def _raise(self, events: Sequence[Event]) -> None:
-        problem = next((came for _, came in events if isinstance(came, Exception)), None)
-        if problem is not None:
-            self.reading.close()
-            raise api_error(problem)
-
-    def _close(self) -> Usage:
-        counts = usage(self.choices, self.wanted.answers_a_prompt)
-        self.wanted.ended(counts, ",".join(choice.finish.reason for choice in self.choices if choice.finish))
+    def close(self) -> Usage:
+        """Stop what still runs; returns the token counts, and reports them to `on_end`."""
+        self.reader.close()
+        counts = usage(self.choices, self.options.answers_per_prompt)
+        self.options.on_end(counts, ",".join(choice.finish.reason for choice in self.choices if choice.finish))
         return counts
 
-    def close(self) -> Usage:
-        """End what still runs, and count."""
-        self.reading.close()
-        return self._close()
+    def _raise_error(self, events: Sequence[Event]) -> None:
+        problem = next((item for _, item in events if isinstance(item, Exception)), None)
+        if problem is not None:
+            self.reader.close()
+            raise api_error(problem)
 
 
 class EventStream(Response):
-    """Server-sent events; `begun` are the pieces that came before the status was known."""
+    """Server-sent events of an answer; `events` are the pieces that came before the status was known."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, answer: Answer, begun: Sequence[Event]) -> None:
+    def __init__(self, answer: Answer, events: Sequence[Event]) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"}, media_type=self.media_type)
         del self.headers["content-length"]
-        self._answer, self._events = answer, begun
+        self._answer, self._events = answer, events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the answer as it grows."""
+        """Send the answer while it is generated."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
             await self._send_all(send)
         finally:
-            self._answer.reading.close()
+            self._answer.reader.close()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_all(self, send: Send) -> None:
-        answer, shape = self._answer, self._answer.wanted.shape
-        openings = [opening for choice in answer.choices if (opening := shape.opening(choice.index))]
-        waiting = b"".join(_event(shape.chunk([each])) for each in openings)
+        answer, serializer = self._answer, self._answer.options.serializer
+        openings = [opening for choice in answer.choices if (opening := serializer.opening(choice.index))]
+        unsent = b"".join(_event(serializer.chunk([each])) for each in openings)
         try:
             while True:
-                entries = answer.grown(self._events)
-                waiting += b"".join(_event(shape.chunk([each])) for each in entries)
-                if not answer.reading.live:
+                entries = answer.chunk_entries(self._events)
+                unsent += b"".join(_event(serializer.chunk([each])) for each in entries)
+                if not answer.reader.live:
                     break
-                if waiting:
-                    await _write(send, waiting)
-                    waiting = b""
-                self._events = await answer.reading.next()
+                if unsent:
+                    await _write(send, unsent)
+                    unsent = b""
+                self._events = await answer.reader.next()
         except Exception as problem:
             answer.close()
-            await _write(send, waiting + _event(api_error(problem).body) + DONE)
+            await _write(send, unsent + _event(api_error(problem).body) + DONE)
             return
         counts = answer.close()
-        ending = _event(shape.chunk([], counts)) if answer.wanted.include_usage else b""
-        await _write(send, waiting + ending + DONE)
+        last = _event(serializer.chunk([], counts)) if answer.options.include_usage else b""
+        await _write(send, unsent + last + DONE)
 
 
 def _event(content: dict[str, Any]) -> bytes:

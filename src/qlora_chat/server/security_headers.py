@@ -1,7 +1,7 @@
-"""Security headers on every response, and a content policy that names the page's own inline scripts by their hash.
+"""Security headers on every response, and the page's content policy, which lists its own inline scripts by their hash.
 
-Scope: what a browser is told it may do with our responses. Knows nothing of what they say. Script that reaches the
-page in any other way - a message, an answer, an injected tag - has no hash and does not run.
+Scope: what browsers may do with responses. Knows nothing of their content. A script that reaches the page in any other way
+(a message, an answer, an injected tag) has no hash and does not run.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Callable
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,29 +27,33 @@ _HEADERS = {
 }
 
 
-class ContentPolicy:
+ContentPolicy = Callable[[bytes], str]
+"""Content-Security-Policy of an HTML document; of an empty one for every other response."""
+
+
+class SecurityHeaders:
     """Wraps an ASGI app."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, policy: ContentPolicy) -> None:
+        self._app, self._policy = app, policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         if scope["path"] == "/":
-            # The scripts in a compressed page could not be hashed.
+            # Scripts in a compressed page could not be hashed.
             scope = {**scope, "headers": [each for each in scope["headers"] if each[0].lower() != b"accept-encoding"]}
-        await self._app(scope, receive, _Labelled(send))
+        await self._app(scope, receive, _HeaderWriter(send, self._policy))
 
 
-class _Labelled:
-    """A send that adds the headers; a page of HTML is held back until it is whole, for its hashes."""
+class _HeaderWriter:
+    """A send channel that adds the headers; an HTML document is held back until it is whole, for its hashes."""
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    def __init__(self, send: Send, policy: ContentPolicy) -> None:
+        self._send, self._policy = send, policy
         self._start: Message | None = None
-        self._body = b""
+        self._html = b""
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -57,12 +62,12 @@ class _Labelled:
         if self._start is None or message["type"] != "http.response.body":
             await self._send(message)
             return
-        self._body += message.get("body", b"")
+        self._html += message.get("body", b"")
         if message.get("more_body"):
             return
-        MutableHeaders(raw=self._start["headers"])["content-security-policy"] = content_policy(self._body)
+        MutableHeaders(raw=self._start["headers"])["content-security-policy"] = self._policy(self._html)
         await self._send(self._start)
-        await self._send({"type": "http.response.body", "body": self._body})
+        await self._send({"type": "http.response.body", "body": self._html})
 
     async def _begin(self, message: Message) -> None:
         message["headers"] = list(message.get("headers", ()))
@@ -72,15 +77,15 @@ class _Labelled:
             headers["cache-control"] = "no-store"
             self._start = message
             return
-        headers["content-security-policy"] = content_policy(b"")
+        headers["content-security-policy"] = self._policy(b"")
         await self._send(message)
 
 
-def content_policy(html: bytes) -> str:
-    """Content-Security-Policy for a page: everything from its own origin, and its inline scripts as they are now.
+def page_policy(html: bytes) -> str:
+    """Content policy of the page: its own origin only, and exactly the inline scripts that it has.
 
-    Gradio compiles the small functions that the page attaches to events, hence 'unsafe-eval'; it styles elements one
-    by one, hence inline styles.
+    Gradio compiles the small functions that the page attaches to events, hence 'unsafe-eval'; it styles single elements,
+    hence inline styles.
     """
     scripts = " ".join(f"'sha256-{_hash(script)}'" for script in _INLINE_SCRIPT.findall(html))
     return "; ".join(

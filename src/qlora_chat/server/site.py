@@ -1,9 +1,9 @@
-"""Everything behind one port: the API and the probes from the first moment, the page once the model is there.
+"""Everything behind one port: API and probes from the first moment, the page once the model is loaded.
 
-    guard -> /v1, /health, /ready, /metrics -> the page, or a note that the model is being loaded
+    security headers -> request log -> access control -> /v1 and probes -> the page (or: loading)
 
 Scope: puts the parts together. Gradio is imported only when a page is built: it takes as long as the model takes to load,
-and the two go on side by side.
+and both load in parallel.
 """
 
 from __future__ import annotations
@@ -16,37 +16,40 @@ from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from qlora_chat.api.app import build_api
-from qlora_chat.api.state import LOADING_RETRY_SECONDS, Serving
+from qlora_chat.api.state import LOADING_RETRY_S, ServerState
 from qlora_chat.chat import Chat
-from qlora_chat.server.access_control import AccessControl, route_of
-from qlora_chat.server.security_headers import ContentPolicy
+from qlora_chat.server.security_headers import SecurityHeaders, page_policy
+from qlora_chat.server.site_access import protect, route_of
 from qlora_chat.serving.probes import probes
-from qlora_chat.serving.request_log import Requests
-from qlora_chat.serving.tracing import Traces
-from qlora_chat.settings import ServeSettings, quiet_libraries
+from qlora_chat.serving.request_log import RequestLog
+from qlora_chat.serving.tracing import Tracer
+from qlora_chat.settings import ServeSettings, is_loopback, quiet_libraries
 from qlora_chat.web.event_filter import PageEvents
-from qlora_chat.web.features import NOTHING, PageFeatures
+from qlora_chat.web.features import PageFeatures
 from qlora_chat.web.sessions import Sessions
 
 
 class Site:
-    """One server's parts. `app` answers from the beginning; `open` brings the model and the page."""
+    """One server's parts. `app` responds from the beginning; `open` adds the model and the page."""
 
-    def __init__(self, settings: ServeSettings, *, keeps: PageFeatures = NOTHING, traces: Traces | None = None) -> None:
-        self.serving = Serving(settings, keeps.kept or keeps.logged)
-        self._keeps = keeps
+    def __init__(
+        self, settings: ServeSettings, *, logging_on: bool = False, history_on: bool = False, tracer: Tracer | None = None
+    ) -> None:
+        """`logging_on`: turns are sent to a receiver; `history_on`: conversations outlive the process."""
+        self.state = ServerState(settings, can_store=logging_on or history_on)
+        self.features = PageFeatures(logging_on, history_on, shared=not is_loopback(settings.host))
         self._page: ASGIApp = _loading
         self._sessions: Sessions | None = None
-        metrics = self.serving.metrics
-        self.api = build_api(self.serving, [probes(self.serving.lifecycle, metrics)])
+        metrics = self.state.metrics
+        self.api = build_api(self.state, [probes(self.state.lifecycle, metrics)])
         self.api.mount("/", self._current_page)
-        guarded = AccessControl(self.api, settings)
-        self.app: ASGIApp = ContentPolicy(Requests(guarded, metrics, route_of, log=settings.log_requests, traces=traces))
+        logged = RequestLog(protect(self.api, settings), metrics, route_of, log=settings.log_requests, tracer=tracer)
+        self.app: ASGIApp = SecurityHeaders(logged, page_policy)
 
     @contextlib.asynccontextmanager
     async def open(self, chat: Chat) -> AsyncIterator[None]:
-        """From now on the model is there. At the end, what is still being written is cut off and the pages let go."""
-        sessions, page, gradio = _build_page(self.serving.open(chat), self._keeps)
+        """Take requests to the model until the block ends; answers that still run then are cut off, and the pages closed."""
+        sessions, page, gradio = _build_page(self.state.open(chat), self.features)
         self._sessions = sessions
         async with page.router.lifespan_context(page):
             self._page = gradio
@@ -58,17 +61,18 @@ class Site:
 
     @property
     def unfinished(self) -> int:
-        """Answers that are not at their end, the page's and the API's."""
-        pages = self._sessions.answering if self._sessions else 0
-        return max(self.serving.unfinished, pages)
+        """Number of answers of page and API that run or wait."""
+        return max(self.state.unfinished, self._sessions.answering if self._sessions else 0)
 
     async def _current_page(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._page(scope, receive, send)
 
 
-def _build_page(chat: Chat, keeps: PageFeatures) -> tuple[Sessions, Any, ASGIApp]:
-    """Sessions, the page's app for its lifespan, and the same app behind a check of what it is sent. Call it in the event
-    loop: Gradio makes one otherwise."""
+def _build_page(chat: Chat, features: PageFeatures) -> tuple[Sessions, Any, ASGIApp]:
+    """Sessions, the page's app for its lifespan, and the same app behind a filter of its events.
+
+    Must run in the event loop: Gradio creates one otherwise.
+    """
     quiet_libraries()
     from fastapi import FastAPI
     from fastapi.responses import FileResponse
@@ -86,13 +90,13 @@ def _build_page(chat: Chat, keeps: PageFeatures) -> tuple[Sessions, Any, ASGIApp
 
     leave_files_alone()
     with private_folder():
-        page = build_page(chat, sessions, keeps)
+        page = build_page(chat, sessions, features)
         mount_gradio_app(
             app, page, path="/", footer_links=[], run_history=False, ssr_mode=False, enable_monitoring=False, pwa=False,
             mcp_server=False, theme=theme(), css=CSS.read_text(), show_error=True,
         )  # fmt: skip
     mounted = (getattr(route, "app", None) for route in app.routes)
-    # Pages hold connections open only to be noticed when they close; this event ends them.
+    # Each page holds a connection open so that its closing is noticed; this event ends them.
     app.state.release = next(each for each in mounted if isinstance(each, App)).stop_event.set
 
     def has_session(name: str) -> bool:
@@ -102,8 +106,8 @@ def _build_page(chat: Chat, keeps: PageFeatures) -> tuple[Sessions, Any, ASGIApp
 
 
 async def _loading(scope: Scope, receive: Receive, send: Send) -> None:
-    """What stands in for the page until it is there."""
-    headers = {"retry-after": str(LOADING_RETRY_SECONDS)}
+    """Stand in for the page until it is built."""
+    headers = {"retry-after": str(LOADING_RETRY_S)}
     if scope["path"] == "/":
         answer: Any = HTMLResponse(_LOADING_PAGE, 503, headers)
     else:
@@ -118,5 +122,5 @@ _LOADING_PAGE = """<!doctype html>
 :root { color-scheme: light dark; font-family: system-ui, sans-serif; }
 body { display: grid; min-height: 90vh; place-items: center; margin: 0; }
 </style></head>
-<body><p role="status">The model is being loaded. This page goes on by itself.</p></body></html>
+<body><p role="status">The model is being loaded. This page continues by itself.</p></body></html>
 """

@@ -1,4 +1,4 @@
-"""What keeps a server for many people in order: admission, counting, readiness, request logs, traces.
+"""Operation of a server for many people: admission, metrics, readiness, request logs, traces.
 
 Scope: wraps engines and ASGI apps from the outside. Knows no routes' meaning, no prompts' text and no page.
 """

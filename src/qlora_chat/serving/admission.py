@@ -1,7 +1,7 @@
-"""Who may be answered now, who waits, and who is turned away.
+"""Admission of requests to the engine: run now, wait in a bounded queue, or be refused.
 
-Scope: places and a bounded queue, fair between callers whatever each of them sends. Blocking, since whoever reads an
-answer has a thread for it. Knows no HTTP and no engine.
+Scope: slots and a queue, fair between callers whatever each of them sends. Blocking, since every answer is read by a thread
+of its own. Knows no HTTP and no engine.
 """
 
 from __future__ import annotations
@@ -15,136 +15,137 @@ from typing import Literal
 
 from qlora_chat.engines import EngineError
 
-LONGEST_RETRY_SECONDS = 60
-FIRST_GUESS_SECONDS = 5.0
-"""How long an answer takes, until some have been seen."""
-NEWEST_SHARE = 0.2
-"""Weight of the newest answer in the running mean of how long answers take."""
+MAX_RETRY_S = 60
+INITIAL_ANSWER_S = 5.0
+"""Assumed duration of an answer until some have been measured."""
+NEWEST_WEIGHT = 0.2
+"""Weight of the newest answer in the moving average of durations."""
 
 
 class Overloaded(EngineError):
-    """The queue is full. `retry_after` says in how many seconds it is worth trying again."""
+    """The queue is full. `retry_after` is the number of seconds until another try makes sense."""
 
     def __init__(self, waiting: int, retry_after: int) -> None:
         super().__init__(f"The server is busy: {waiting} requests are waiting already. Try again in {retry_after} s.")
         self.retry_after = retry_after
 
 
-class Closing(EngineError):
-    """The server is about to end."""
+class ShuttingDown(EngineError):
+    """The server takes no new requests."""
 
     def __init__(self) -> None:
         super().__init__("The server is shutting down. Send this again in a moment.")
 
 
 class AdmissionTicket:
-    """One answer's place: in the queue first, then among those being written. Leave it once, whatever happens."""
+    """One answer's admission: waiting, then running. Release it once, whatever happens."""
 
     def __init__(self, gate: Gate, caller: Hashable) -> None:
         self.caller = caller
-        self.state: Literal["waiting", "running", "left", "turned away"] = "waiting"
+        self.state: Literal["waiting", "running", "released", "evicted"] = "waiting"
         self.entered = time.perf_counter()
-        self.began = 0.0
+        self.started = 0.0
         self._gate = gate
         self._changed = threading.Event()
 
     def wait(self) -> bool:
-        """Block until the answer may begin; False if its place was left meanwhile. Overloaded if it had to make room."""
+        """Block until the answer may start; False if it was released before. Overloaded if it was evicted from the queue."""
         self._changed.wait()
-        if self.state == "turned away":
+        if self.state == "evicted":
             raise self._gate.overloaded()
         return self.state == "running"
 
-    def leave(self) -> None:
-        """Give the place up; safe from any thread, and more than once."""
-        self._gate.leave(self)
+    def release(self) -> None:
+        """Free the slot or leave the queue; safe from any thread, and more than once."""
+        self._gate.release(self)
 
-    def change(self, state: Literal["running", "left", "turned away"]) -> None:
-        """What the gate decided."""
+    def set_state(self, state: Literal["running", "released", "evicted"]) -> None:
+        """Record the gate's decision and wake who waits."""
         self.state = state
         self._changed.set()
 
 
 class Gate:
-    """`places` answers at once and `queue` waiting behind them, for any number of threads.
+    """`slots` answers at once and `queue_limit` waiting requests, for any number of threads.
 
-    The next place goes to the caller with the fewest answers being written, and among equals to the one served longest
-    ago. A full queue takes another caller's request by turning away the newest one of whoever has most in it.
+    The next slot goes to the caller with the fewest running answers, and among equals to the one served longest ago. A full
+    queue takes another caller's request by evicting the newest one of the caller with the most requests in it.
     """
 
-    def __init__(self, places: int, queue: int) -> None:
-        self.places, self.queue = places, queue
+    def __init__(self, slots: int, queue_limit: int) -> None:
+        self.slots, self.queue_limit = slots, queue_limit
         self.closed = False
-        """Whether nobody is let in any more; those who are in stay."""
+        """True if new requests are refused; admitted ones go on."""
         self._lock = threading.Lock()
         self._running: list[AdmissionTicket] = []
         self._waiting: list[AdmissionTicket] = []
-        self._served: dict[Hashable, float] = {}
-        self._seconds = FIRST_GUESS_SECONDS
+        self._last_start: dict[Hashable, float] = {}
+        self._answer_s = INITIAL_ANSWER_S
 
     @property
     def running(self) -> int:
-        """Answers being written."""
+        """Number of running answers."""
         return len(self._running)
 
     @property
     def waiting(self) -> int:
-        """Requests in the queue."""
+        """Number of requests in the queue."""
         return len(self._waiting)
 
-    def enter(self, caller: Hashable) -> AdmissionTicket:
-        """A place, at once or in the queue. Overloaded where there is room in neither, Closing at the server's end."""
+    def admit(self, caller: Hashable) -> AdmissionTicket:
+        """Ticket that runs at once or waits. Overloaded if the queue is full, ShuttingDown once the gate is closed."""
         if self.closed:
-            raise Closing
-        place = AdmissionTicket(self, caller)
+            raise ShuttingDown
+        ticket = AdmissionTicket(self, caller)
         with self._lock:
-            if len(self._running) < self.places and not self._waiting:
-                self._begin(place)
-                return place
-            if len(self._waiting) >= self.queue:
-                self._make_room(caller)
-            self._waiting.append(place)
-        return place
+            if len(self._running) < self.slots and not self._waiting:
+                self._start(ticket)
+                return ticket
+            if len(self._waiting) >= self.queue_limit:
+                self._evict_for(caller)
+            self._waiting.append(ticket)
+        return ticket
 
-    def leave(self, place: AdmissionTicket) -> None:
-        """Free a place, and let in whoever is next."""
+    def release(self, ticket: AdmissionTicket) -> None:
+        """Free a ticket's slot, and start who is next."""
         with self._lock:
-            if place in self._waiting:
-                self._waiting.remove(place)
-                place.change("left")
-            if place not in self._running:
+            if ticket in self._waiting:
+                self._waiting.remove(ticket)
+                ticket.set_state("released")
+            if ticket not in self._running:
                 return
-            self._running.remove(place)
-            place.state = "left"
-            self._seconds += NEWEST_SHARE * (time.perf_counter() - place.began - self._seconds)
-            while self._waiting and len(self._running) < self.places:
-                self._begin(self._next())
+            self._running.remove(ticket)
+            ticket.state = "released"
+            self._answer_s += NEWEST_WEIGHT * (time.perf_counter() - ticket.started - self._answer_s)
+            while self._waiting and len(self._running) < self.slots:
+                self._start(self._next())
 
     def overloaded(self) -> Overloaded:
-        """What someone who cannot be served is told: by when half of those who wait should have been served."""
+        """Refusal with the time in which half of the waiting requests should have run."""
         ahead = max(1, self.waiting // 2)
-        seconds = math.ceil(ahead * self._seconds / self.places)
-        return Overloaded(self.waiting, max(1, min(LONGEST_RETRY_SECONDS, seconds)))
+        seconds = math.ceil(ahead * self._answer_s / self.slots)
+        return Overloaded(self.waiting, max(1, min(MAX_RETRY_S, seconds)))
 
-    def _begin(self, place: AdmissionTicket) -> None:
-        if place in self._waiting:
-            self._waiting.remove(place)
-        place.began = self._served[place.caller] = time.perf_counter()
-        self._running.append(place)
-        place.change("running")
+    def _start(self, ticket: AdmissionTicket) -> None:
+        if ticket in self._waiting:
+            self._waiting.remove(ticket)
+        ticket.started = self._last_start[ticket.caller] = time.perf_counter()
+        self._running.append(ticket)
+        ticket.set_state("running")
 
     def _next(self) -> AdmissionTicket:
-        writing = Counter(place.caller for place in self._running)
-        self._served = {each.caller: self._served.get(each.caller, 0.0) for each in (*self._waiting, *self._running)}
-        return min(self._waiting, key=lambda place: (writing[place.caller], self._served[place.caller], place.entered))
+        running = Counter(ticket.caller for ticket in self._running)
+        last_start = self._last_start
+        self._last_start = {each.caller: last_start.get(each.caller, 0.0) for each in (*self._waiting, *self._running)}
+        return min(self._waiting, key=lambda each: (running[each.caller], self._last_start[each.caller], each.entered))
 
-    def _make_room(self, caller: Hashable) -> None:
+    def _evict_for(self, caller: Hashable) -> None:
         if not self._waiting:
             raise self.overloaded()
-        counts = Counter(place.caller for place in self._waiting)
+        counts = Counter(ticket.caller for ticket in self._waiting)
         greediest, most = counts.most_common(1)[0]
         if most <= counts[caller] + 1:
             raise self.overloaded()
-        newest = next(place for place in reversed(self._waiting) if place.caller == greediest)
+        newest = next(ticket for ticket in reversed(self._waiting) if ticket.caller == greediest)
         self._waiting.remove(newest)
-        newest.change("turned away")
+        newest.set_state("evicted")

@@ -1,7 +1,6 @@
-"""An engine that many share: behind the gate, and counted.
+"""An engine shared by many callers: behind the gate, and counted.
 
-Scope: wraps any Engine and is one. Page and API both go through it, so that what is counted is everything. Knows no
-HTTP and no page.
+Scope: wraps any Engine and is one. Page and API both use it, so metrics cover everything. Knows no HTTP and no page.
 """
 
 from __future__ import annotations
@@ -19,54 +18,54 @@ from qlora_chat.serving.metrics import Metrics
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
 
-PLACES_ELSEWHERE = 64
-"""Answers at once for an engine that does not say how many it can write: a server does its own queueing."""
+DEFAULT_SLOTS = 64
+"""Concurrent answers of an engine that does not report its slots: a remote server does its own queueing."""
 
 
 class PromptRefused(UserError, ValueError):
-    """The engine cannot take this prompt or adapter; the message says why."""
+    """The engine refuses this prompt or adapter; the message says why."""
 
 
 @dataclass(frozen=True)
 class SharedEngine:
-    """See the Engine protocol; `stream` raises Overloaded where the queue is full."""
+    """See the Engine protocol; `stream` raises Overloaded if the queue is full."""
 
     inner: Engine
     gate: Gate
     metrics: Metrics
     caller: Hashable = None
-    """Whose answers these are; None makes every answer its own caller's (a tab of the page has one at a time)."""
-    first: bool = False
-    """Whether the first of several adapters answers where a caller names none; else it is the model as it was opened."""
+    """Caller of these answers; None makes each answer a caller of its own (a tab of the page has one at a time)."""
+    defaults_to_first: bool = False
+    """True if the first of several adapters answers when a caller names none; else the model as it was opened does."""
 
     @property
     def info(self) -> ModelInfo:
         """The model, and the adapter that answers."""
         info = self.inner.info
-        return replace(info, adapter=info.adapters[0]) if self.first and info.adapters else info
+        return replace(info, adapter=info.adapters[0]) if self.defaults_to_first and info.adapters else info
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
         return self.inner.tokenizer
 
-    def by(self, caller: Hashable) -> SharedEngine:
-        """The same engine for one caller, who names adapters himself."""
-        return replace(self, caller=caller, first=False)
+    def for_caller(self, caller: Hashable) -> SharedEngine:
+        """The same engine for one caller, who names adapters itself."""
+        return replace(self, caller=caller, defaults_to_first=False)
 
     def stream(self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None) -> Stream:
-        """Begin an answer, or queue it; the model's own name for `adapter` asks for it without one. Whoever gets the stream
-        must iterate it to its end, or close the iterator."""
+        """Start an answer, or queue it; `adapter` may be the model's own name, for the model without an adapter. The stream
+        must be iterated to its end, or its iterator closed."""
         try:
-            place = self.gate.enter(object() if self.caller is None else self.caller)
+            ticket = self.gate.admit(object() if self.caller is None else self.caller)
         except Overloaded:
             self.metrics.errors.labels("overloaded").inc()
             raise
         info = self.info
-        chosen = None if adapter == info.name else adapter or (info.adapter if self.first else None)
-        stream = SharedStream(lambda now: self.inner.stream(prompt, now, stops, chosen), place, sampling, prompt, self.metrics)
-        if place.state == "running":
-            stream.begin()
+        used = None if adapter == info.name else adapter or (info.adapter if self.defaults_to_first else None)
+        stream = SharedStream(lambda now: self.inner.stream(prompt, now, stops, used), ticket, sampling, prompt, self.metrics)
+        if ticket.state == "running":
+            stream.start()
         return stream
 
     def close(self) -> None:
@@ -75,22 +74,22 @@ class SharedEngine:
 
 
 class SharedStream:
-    """One answer, from the queue on."""
+    """One answer, its wait in the queue included."""
 
     def __init__(
-        self, start: Callable[[Sampling], Stream], place: AdmissionTicket, sampling: Sampling, prompt: Prompt, metrics: Metrics
+        self, begin: Callable[[Sampling], Stream], ticket: AdmissionTicket, sampling: Sampling, prompt: Prompt, metrics: Metrics
     ) -> None:
-        self._start, self._place, self._sampling, self._prompt, self._metrics = start, place, sampling, prompt, metrics
+        self._begin, self._ticket, self._sampling, self._prompt, self._metrics = begin, ticket, sampling, prompt, metrics
         self._stream: Stream | None = None
         self._cancelled = False
 
-    def begin(self) -> None:
-        """Start the engine's own stream. Its place is left if that fails, with PromptRefused where the prompt is why."""
-        self._metrics.began(time.perf_counter() - self._place.entered)
+    def start(self) -> None:
+        """Start the engine's own stream. The ticket is released if that fails; PromptRefused if the prompt is the reason."""
+        self._metrics.queue_seconds.observe(time.perf_counter() - self._ticket.entered)
         try:
-            self._stream = self._start(self._sampling)
+            self._stream = self._begin(self._sampling)
         except BaseException as problem:
-            self._place.leave()
+            self._ticket.release()
             if type(problem) is ValueError:
                 raise PromptRefused(str(problem)) from problem
             raise
@@ -98,23 +97,23 @@ class SharedStream:
             self._stream.cancel()
 
     def __iter__(self) -> Iterator[Piece]:
-        """The engine's pieces. EngineError if generation fails, Overloaded if another caller's request came first."""
+        """Yield the engine's pieces. EngineError if generation fails, Overloaded if the request was evicted from the queue."""
         try:
-            if not self._place.wait():
+            if not self._ticket.wait():
                 finish = Finish("cancelled", len(self._prompt.ids), 0, 0, None, None)
-                self._metrics.ended(finish)
+                self._metrics.finished(finish)
                 yield Piece("", None, finish)
                 return
             if self._stream is None:
-                self.begin()
+                self.start()
             yield from self._counted()
         except Exception as problem:
-            self._metrics.failed(kind_of(problem))
+            self._metrics.failed(error_kind(problem))
             raise
         finally:
             if self._stream:
                 self._stream.cancel()
-            self._place.leave()
+            self._ticket.release()
 
     def _counted(self) -> Iterator[Piece]:
         assert self._stream
@@ -122,10 +121,10 @@ class SharedStream:
         for piece in self._stream:
             if first and (piece.finish is None or piece.finish.completion_tokens):
                 first = False
-                self._metrics.first_token(time.perf_counter() - self._place.entered)
+                self._metrics.first_token_seconds.observe(time.perf_counter() - self._ticket.entered)
             if piece.finish:
-                self._place.leave()  # before the caller hears of the end: its next request finds the place free
-                self._metrics.ended(piece.finish)
+                self._ticket.release()  # before the caller sees the end, so that the slot is free for its next request
+                self._metrics.finished(piece.finish)
             yield piece
 
     def update(self, sampling: Sampling) -> None:
@@ -135,16 +134,16 @@ class SharedStream:
             self._stream.update(sampling)
 
     def cancel(self) -> None:
-        """End the answer at the next token, or take it out of the queue."""
+        """End the answer at the next token, or remove it from the queue."""
         self._cancelled = True
         if self._stream:
             self._stream.cancel()
-        elif self._place.state == "waiting":
-            self._place.leave()
+        elif self._ticket.state == "waiting":
+            self._ticket.release()
 
 
-def kind_of(problem: BaseException) -> str:
-    """The kind under which an error is counted."""
+def error_kind(problem: BaseException) -> str:
+    """Label of an error in the metrics."""
     match problem:
         case Overloaded():
             return "overloaded"
@@ -158,6 +157,6 @@ def kind_of(problem: BaseException) -> str:
             return "internal"
 
 
-def places_of(engine: Engine) -> int:
-    """Answers that an engine can write at once."""
-    return int(getattr(engine, "slots", PLACES_ELSEWHERE))
+def slots_of(engine: Engine) -> int:
+    """Number of answers that an engine can generate at once."""
+    return int(getattr(engine, "slots", DEFAULT_SLOTS))

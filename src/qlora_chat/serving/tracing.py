@@ -1,57 +1,28 @@
-"""OpenTelemetry traces, where the extra is installed and settings name an endpoint; nothing otherwise.
+"""OpenTelemetry traces, if the extra is installed and the settings have an endpoint.
 
-Scope: a span a request, with the names of OpenTelemetry's conventions for HTTP and generative AI. Spans carry ids, counts
-and times, never text. Nothing is sent unless OTEL_EXPORTER_OTLP_ENDPOINT (or its traces variant) says where to.
+Scope: one span per request, with the names of OpenTelemetry's conventions for HTTP and generative AI. Spans have ids, counts
+and times, never text. Nothing is sent unless OTEL_EXPORTER_OTLP_ENDPOINT (or its traces variant) says where.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
 from starlette.types import Scope
 
 from qlora_chat import __version__
 from qlora_chat.settings import SettingsError
 
-FACTS = {
+ATTRIBUTES = {
     "model": "gen_ai.request.model", "prompt_tokens": "gen_ai.usage.input_tokens",
     "completion_tokens": "gen_ai.usage.output_tokens", "finish": "gen_ai.response.finish_reasons",
 }  # fmt: skip
 
 
-class Trace(Protocol):
-    """One request's."""
-
-    def end(self, status: int, request_id: str, facts: Mapping[str, Any]) -> None:
-        """What became of it."""
-        ...
-
-
-class Traces(Protocol):
-    """Makes a trace a request."""
-
-    def request(self, name: str, scope: Scope) -> AbstractContextManager[Trace]:
-        """Around a request."""
-        ...
-
-
-class NoTraces:
-    """Traces nothing."""
-
-    @contextlib.contextmanager
-    def request(self, name: str, scope: Scope) -> Iterator[NoTraces]:
-        """Around a request: nothing."""
-        yield self
-
-    def end(self, status: int, request_id: str, facts: Mapping[str, Any]) -> None:
-        """Forget it."""
-
-
-class OpenTelemetry:
-    """Traces to an OpenTelemetry tracer provider."""
+class Tracer:
+    """One span per request, by an OpenTelemetry tracer provider."""
 
     def __init__(self, provider: Any) -> None:
         from opentelemetry.trace import SpanKind
@@ -61,36 +32,33 @@ class OpenTelemetry:
         self._propagator, self._server = TraceContextTextMapPropagator(), SpanKind.SERVER
 
     @contextlib.contextmanager
-    def request(self, name: str, scope: Scope) -> Iterator[_Span]:
-        """A server span; a traceparent header makes it a child of the client's."""
+    def request(self, name: str, scope: Scope) -> Iterator[Any]:
+        """Server span; a traceparent header makes it a child of the client's."""
         headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
         parent = self._propagator.extract(headers)
         with self._tracer.start_as_current_span(name, parent, self._server, record_exception=False) as span:
             method, _, route = name.partition(" ")
             span.set_attributes({"http.request.method": method, "http.route": route})
-            yield _Span(span)
+            yield span
 
 
-class _Span:
-    def __init__(self, span: Any) -> None:
-        self._span = span
+def set_outcome(span: Any, status: int, request_id: str, fields: Mapping[str, Any]) -> None:
+    """Add a request's outcome to its span; `fields` are those of its log line."""
+    from opentelemetry.trace import Status, StatusCode
 
-    def end(self, status: int, request_id: str, facts: Mapping[str, Any]) -> None:
-        from opentelemetry.trace import Status, StatusCode
-
-        self._span.set_attributes({"http.response.status_code": status, "qlora_chat.request_id": request_id})
-        self._span.set_attributes({FACTS[name]: value for name, value in facts.items() if name in FACTS})
-        if status >= 500:
-            self._span.set_status(Status(StatusCode.ERROR))
+    span.set_attributes({"http.response.status_code": status, "qlora_chat.request_id": request_id})
+    span.set_attributes({ATTRIBUTES[name]: value for name, value in fields.items() if name in ATTRIBUTES})
+    if status >= 500:
+        span.set_status(Status(StatusCode.ERROR))
 
 
-def open_traces(endpoint: str | None) -> Traces:
-    """Traces to the endpoint that OpenTelemetry's own variables name (the exporter reads them itself); none without one.
+def open_tracer(endpoint: str | None) -> Tracer | None:
+    """Tracer for the endpoint of OpenTelemetry's own variables (the exporter reads them itself); None without one.
 
-    SettingsError where an endpoint is set and the extra is not installed.
+    SettingsError if an endpoint is set and the extra is not installed.
     """
     if endpoint is None:
-        return NoTraces()
+        return None
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
@@ -102,4 +70,4 @@ def open_traces(endpoint: str | None) -> Traces:
         ) from None
     provider = TracerProvider(resource=Resource.create({"service.name": "qlora-chat", "service.version": __version__}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    return OpenTelemetry(provider)
+    return Tracer(provider)

@@ -1,6 +1,6 @@
 """One answer on its way from the engine to a page.
 
-Scope: reading it to its end in a thread, and telling an event loop when it has grown. Knows no Gradio, no tab and no model.
+Scope: reading it to its end in a thread, and waking an event loop when there is more text. Knows no Gradio, tab or model.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import AsyncIterator
 
 from qlora_chat.chat import Turn
 from qlora_chat.engines import EngineError
+from qlora_chat.serving.stream_reader import Wakeup
 
-FIRST_TEXT_POLL_SECONDS = 0.005
 UPDATE_SECONDS = 0.1
 """Tokens that come within this go to the page together: every update costs the CPU that the model is running on."""
 QUIET_SECONDS = 0.2
@@ -42,6 +42,7 @@ class Answering:
         self.unwatched = threading.Event()
         """Set when the page's event has handed on all that it ever will of this answer."""
         self._done = threading.Event()
+        self._wakeup: Wakeup | None = None
 
     @property
     def done(self) -> bool:
@@ -71,6 +72,8 @@ class Answering:
                 if piece.token_id is not None or piece.text:
                     self.tokens += 1
                     self.first_at = self.first_at or time.perf_counter()
+                if piece.text and (wakeup := self._wakeup):
+                    wakeup.notify()
         except EngineError as problem:
             self.problem = str(problem)
         except Exception as problem:
@@ -81,15 +84,24 @@ class Answering:
     def end(self) -> None:
         """Say that nothing more will come."""
         self._done.set()
+        if wakeup := self._wakeup:
+            wakeup.notify(now=True)
 
     async def changes(self) -> AsyncIterator[bool]:
-        """True when the answer has grown: at its first text, then at most 10 times a second. False as a sign of life."""
-        shown, wait, quiet_since = "", FIRST_TEXT_POLL_SECONDS, time.perf_counter()
-        while not self.done:
-            await asyncio.sleep(wait)
-            if self.turn.answer != shown:
-                shown, wait, quiet_since = self.turn.answer, UPDATE_SECONDS, time.perf_counter()
-                yield True
-            elif time.perf_counter() - quiet_since > QUIET_SECONDS:
-                quiet_since = time.perf_counter()
-                yield False
+        """True when there is more text: at the first text, then at most 10 times a second. False as a sign of life."""
+        shown = ""
+        wakeup = self._wakeup = Wakeup(UPDATE_SECONDS)
+        try:
+            while not self.done:
+                if self.turn.answer != shown:
+                    shown = self.turn.answer
+                    wakeup.start_interval()
+                    yield True
+                try:
+                    async with asyncio.timeout(QUIET_SECONDS):
+                        await wakeup.wait()
+                except TimeoutError:
+                    yield False
+        finally:
+            self._wakeup = None
+            wakeup.close()

@@ -1,4 +1,4 @@
-"""A small proxy in front of several page processes: browsers go round in turn, and each keeps to its process by a cookie."""
+"""A small proxy in front of several page processes: browsers are distributed in turn, and a cookie pins each to its process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Proxy:
         """Which process took each request, by its index."""
 
     async def serve(self, started: threading.Event) -> None:
-        """Listen until told to stop; what is still open then is cut off."""
+        """Listen until `stop` is called; what is still open then is cut off."""
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
         self.stop = lambda: loop.call_soon_threadsafe(ended.set)
         server = await asyncio.start_server(self._take, "127.0.0.1", 0, limit=1 << 20)

@@ -23,7 +23,7 @@ HELLO: dict[str, Any] = {"model": "scripted", "messages": [{"role": "user", "con
 
 @pytest.fixture
 def served() -> Iterator[Served]:
-    """A server of the test's own: two places, three may wait."""
+    """A server for this test: two slots, a queue of three."""
     engine = ScriptedEngine("one two three four")
     engine.slots = 2
     with serving(engine, ServeSettings(queue=3, most_tokens=100)) as served:
@@ -48,13 +48,13 @@ def readers() -> int:
     return sum(thread.name == "qlora-chat-read" for thread in threading.enumerate())
 
 
-def test_overflow_is_told_when_to_come_back_and_the_rest_is_answered(served: Served) -> None:
+def test_overflow_gets_a_time_to_retry_and_the_rest_is_answered(served: Served) -> None:
     served.engine.pauses_after = 1
     with httpx.Client(base_url=served.url, timeout=60) as client, ThreadPoolExecutor(12) as pool:
-        asked = [pool.submit(client.post, CHAT, json=HELLO) for _ in range(12)]
-        assert until(lambda: sum(each.done() for each in asked) == 7), "all but two that run and three that wait"
+        requests = [pool.submit(client.post, CHAT, json=HELLO) for _ in range(12)]
+        assert until(lambda: sum(each.done() for each in requests) == 7), "all but two that run and three that wait"
         served.engine.go_on.set()
-        answers = [each.result() for each in asked]
+        answers = [each.result() for each in requests]
     by_status = {status: [each for each in answers if each.status_code == status] for status in (200, 429)}
     assert (len(by_status[200]), len(by_status[429])) == (5, 7)
     for each in by_status[429]:
@@ -88,7 +88,7 @@ def test_an_error_in_mid_stream_is_an_event_and_the_stream_still_ends(served: Se
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_frees_its_place_at_once(served: Served, stream: bool) -> None:
+def test_a_client_that_leaves_frees_its_slot_at_once(served: Served, stream: bool) -> None:
     served.engine.answer, served.engine.pauses_after = "word " * 500, 3
     patience = httpx.Timeout(60, read=60 if stream else 0.5)
     for _ in range(4):
@@ -103,7 +103,7 @@ def test_a_client_that_leaves_frees_its_place_at_once(served: Served, stream: bo
     assert metrics(served)["qlora_chat_running"] == 0
 
 
-def test_who_leaves_the_queue_is_never_computed(served: Served) -> None:
+def test_a_request_that_leaves_the_queue_is_never_computed(served: Served) -> None:
     served.engine.answer, served.engine.pauses_after = "word " * 40, 3
     with ThreadPoolExecutor(2) as pool:
         running = [pool.submit(httpx.post, served.url + CHAT, json=HELLO, timeout=60) for _ in range(2)]
@@ -116,7 +116,7 @@ def test_who_leaves_the_queue_is_never_computed(served: Served) -> None:
     assert len(served.engine.streams) == 2
 
 
-def test_a_request_for_more_than_the_server_gives_is_refused(served: Served) -> None:
+def test_a_request_beyond_the_servers_token_limit_is_refused(served: Served) -> None:
     answer = httpx.post(served.url + CHAT, json=HELLO | {"max_tokens": 101}, timeout=60)
     assert answer.status_code == 400
     assert "at most 100" in answer.json()["error"]["message"]
@@ -138,7 +138,7 @@ def test_the_time_limit_ends_an_answer_where_it_is() -> None:
     assert 5 < answer["usage"]["completion_tokens"] < 60
 
 
-def test_an_adapter_is_a_model_that_a_request_names() -> None:
+def test_an_adapter_is_a_model_by_its_own_name() -> None:
     engine = ScriptedEngine()
     engine.info = replace(engine.info, adapter=None, adapters=("guanaco", "pirate"))
     with serving(engine) as served:

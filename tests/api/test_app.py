@@ -1,4 +1,4 @@
-"""/openapi.json says what is served: made-up requests, valid and not, get what it promises. No 5xx, whatever is sent."""
+"""/openapi.json is accurate: generated requests, valid and invalid, get the responses that it describes, and no 5xx."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def operations_of(served: Served) -> dict[str, Any]:
 
 
 def drive(served: Served, route: str, mode: schemathesis.GenerationMode, cases: int) -> None:
-    """Send made-up requests to a route and compare what comes with the description."""
+    """Send generated requests to a route and compare the responses with the description."""
     operation = operations_of(served)[route]
 
     @settings(
@@ -51,7 +51,7 @@ def modes_of(route: str) -> list[schemathesis.GenerationMode]:
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_made_up_requests_get_what_is_described(scripted: Served, route: str) -> None:
+def test_generated_requests_get_what_is_described(scripted: Served, route: str) -> None:
     for mode in modes_of(route):
         drive(scripted, route, mode, FEW)
     assert not route.endswith("completions") or scripted.engine.streams, "some of them were answered"
@@ -60,7 +60,7 @@ def test_made_up_requests_get_what_is_described(scripted: Served, route: str) ->
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("route", ROUTES)
-def test_a_thousand_made_up_requests_get_what_is_described(scripted: Served, route: str) -> None:
+def test_a_thousand_generated_requests_get_what_is_described(scripted: Served, route: str) -> None:
     for mode in modes_of(route):
         drive(scripted, route, mode, 2 * MANY // len(modes_of(route)))
 

@@ -32,7 +32,7 @@ def bomb() -> bytes:
 def hostile_bodies() -> dict[str, bytes | list[bytes]]:
     """By what is wrong with it; a list is sent in chunks, without a length."""
     megabyte = b" " * 2**20
-    said = {"model": "scripted", "messages": [{"role": "user", "content": STRANGE}], "prompt": STRANGE, "user": STRANGE}
+    fields = {"model": "scripted", "messages": [{"role": "user", "content": STRANGE}], "prompt": STRANGE, "user": STRANGE}
     return {
         "a byte too many": megabyte * 2 + b" ",
         "without length": [megabyte] * 40,
@@ -42,9 +42,9 @@ def hostile_bodies() -> dict[str, bytes | list[bytes]]:
         "deep where text belongs": b'{"model": "scripted", "prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
         "bad utf-8": b'{"model": "\xff\xfe", "prompt": "\xc3\x28"}',
         "lone surrogates": b'{"model": "scripted", "prompt": "\\ud800", "messages": [{"role": "user", "content": "\\udfff"}]}',
-        "control characters": json.dumps(said).encode(),
+        "control characters": json.dumps(fields).encode(),
         "control characters in the name": json.dumps(
-            said | {"model": STRANGE, "lora_name": STRANGE, "lora_path": STRANGE}
+            fields | {"model": STRANGE, "lora_name": STRANGE, "lora_path": STRANGE}
         ).encode(),
     }
 

@@ -1,4 +1,4 @@
-"""What the API does with input that no client should send: a client error, and the engine is not asked."""
+"""Input that no client should send is a client error, and does not reach the engine."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_what_cannot_be_served_is_refused_by_name(scripted: Served, path: str, c
      gzip.compress(b"0" * 10**7)],
     ids=["empty", "deep", "deep-objects", "bytes", "bad-utf8", "null", "list", "text", "gzip"],
 )  # fmt: skip
-def test_a_body_that_is_no_request_is_a_client_error(scripted: Served, path: str, body: bytes) -> None:
+def test_a_body_that_is_not_a_request_is_a_client_error(scripted: Served, path: str, body: bytes) -> None:
     assert 400 <= post(scripted, path, body).status_code < 500
     assert 400 <= post(scripted, path, body, content_encoding="gzip").status_code < 500
     assert scripted.engine.streams == []

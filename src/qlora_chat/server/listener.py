@@ -1,0 +1,69 @@
+"""Listening socket, address and uvicorn settings of every server in this program.
+
+Scope: one port. Knows no routes, and of settings only the host and the port.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from qlora_chat.errors import UserError
+from qlora_chat.server.slow_clients import TimedConnection
+from qlora_chat.settings import DEFAULT_PORT
+
+PORTS_TRIED = 100
+BACKLOG = 2048
+KEEP_ALIVE_S = 75
+
+
+class ServeError(UserError, RuntimeError):
+    """A server cannot be started; the message says what to change."""
+
+
+def listen(host: str, port: int | None) -> socket.socket:
+    """Listening socket on the port; None takes 7860 or the next free one. ServeError if the port cannot be used."""
+    if port is not None:
+        return _listen(host, port)
+    for candidate in range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED):
+        with contextlib.suppress(ServeError):
+            return _listen(host, candidate)
+    return _listen(host, DEFAULT_PORT)
+
+
+def url_of(listening: socket.socket, host: str, scheme: str = "http") -> str:
+    """URL by which a client on this machine reaches the socket."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host).strip("[]")
+    return f"{scheme}://{f'[{name}]' if ':' in name else name}:{listening.getsockname()[1]}"
+
+
+def uvicorn_config(app: ASGIApp, *, shutdown_timeout_s: int, **options: Any) -> uvicorn.Config:
+    """Settings of a server whose connections are timed; `shutdown_timeout_s` is how long they may take to finish."""
+    return uvicorn.Config(
+        app,
+        http=TimedConnection,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=shutdown_timeout_s,
+        server_header=False,
+        access_log=False,
+        ws="none",
+        **{"log_level": "warning", **options},
+    )
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host.strip("[]"), port), family=family, backlog=BACKLOG)
+    except OSError as problem:
+        raise ServeError(
+            f"cannot listen on {host} port {port} ({problem.strerror or problem}); choose another --port"
+        ) from problem
+    # Connections inherit it. asyncio sets it only on sockets whose protocol is named; without it, what follows the head of a
+    # response waits 40 ms for the client's acknowledgement, on every connection that is reused.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening

@@ -1,0 +1,106 @@
+"""Routes that the page and the API need, and the credentials that each of them takes.
+
+Scope: the site's part of access control. Paths that Gradio would serve and the page does not need (uploads, files, proxies,
+monitoring) are absent from the lists, and so refused. Knows no Gradio and no chat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Scope
+
+from qlora_chat.api.app import OPENAPI
+from qlora_chat.api.errors import error_body
+from qlora_chat.server.access_control import AccessControl, bearer_token, tokens_equal
+from qlora_chat.server.login import LOGIN, LoginForm, Password, login_page
+from qlora_chat.server.request_body import BodyLimit, Refused
+from qlora_chat.serving.probes import HEALTH, METRICS, READY
+from qlora_chat.settings import ServeSettings
+
+BODY_LIMIT = BodyLimit(size=2 * 2**20, seconds=10.0)
+
+API = "/v1/"
+MODELS = "/v1/models"
+ONE_MODEL = f"{MODELS}/"
+ADMIN_WRITES = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+API_WRITES = frozenset({"/v1/chat/completions", "/v1/completions"}) | ADMIN_WRITES
+SERVER_READS = frozenset({HEALTH, READY, METRICS, OPENAPI})
+PAGE_READS = frozenset(
+    {"/", "/page.js", "/theme.css", "/favicon.ico", "/gradio_api/startup-events", "/gradio_api/queue/data",
+     "/gradio_api/app_id", "/gradio_api/info", "/config", "/gradio_api/theme.css"}
+)  # fmt: skip
+PAGE_PREFIXES = ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/")
+PAGE_WRITES = frozenset({"/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/run/predict", LOGIN})
+
+READS = PAGE_READS | SERVER_READS | {MODELS}
+READ_PREFIXES = (*PAGE_PREFIXES, ONE_MODEL)
+WRITES = PAGE_WRITES | API_WRITES
+
+
+def route_of(path: str) -> str:
+    """Route of a path for metrics and logs: one of a fixed set, whatever a client requests."""
+    if path in SERVER_READS or path in API_WRITES or path == MODELS:
+        return path
+    if path.startswith(ONE_MODEL):
+        return f"{ONE_MODEL}{{model}}"
+    return "page" if path in PAGE_READS or path in PAGE_WRITES or path.startswith(PAGE_PREFIXES) else "other"
+
+
+def protect(app: ASGIApp, settings: ServeSettings) -> ASGIApp:
+    """Access control around the site's app, and the login form if there is a password."""
+    password = Password(settings.token) if settings.token else None
+    policy = SitePolicy(password, settings.api_tokens)
+    return AccessControl(LoginForm(app, password) if password else app, policy, settings.host, settings.allowed_hosts)
+
+
+class SitePolicy:
+    """Access policy of the page and the API. Refuses with 404 (path), 405 (method), 401 or 403 (credentials)."""
+
+    allow_links = True
+
+    def __init__(self, password: Password | None, api_tokens: Sequence[str]) -> None:
+        self.body_limit = BODY_LIMIT
+        self._password, self._api_tokens = password, api_tokens
+
+    async def authorize(self, scope: Scope, headers: Headers) -> None:
+        """Check the route, then the credentials; their name goes into the scope's state, for logs and fairness."""
+        path = scope["path"]
+        _check_route(scope["method"], path)
+        if self._password is None and path == LOGIN:
+            raise Refused(404, "There is no password to enter.")
+        if self._password is None or path in (HEALTH, LOGIN):
+            return
+        if self._password.opens(headers):
+            token_name = "token"
+        elif number := self._api_token_number(bearer_token(headers)):
+            if path in ADMIN_WRITES or not path.startswith(API):
+                raise Refused(403, "This token is for chats and completions under /v1 only.")
+            token_name = f"api-token-{number}"
+        else:
+            raise Refused(401, "A password is needed.", {"www-authenticate": "Bearer"})
+        scope.setdefault("state", {})["token"] = token_name
+
+    def response(self, scope: Scope, refused: Refused) -> Response:
+        """OpenAI's error format under /v1, the login form for the page, plain text elsewhere."""
+        path, status = scope["path"], refused.status
+        if path.startswith(API):
+            return JSONResponse(error_body(status, refused.message), status, refused.headers)
+        if path == "/" and status == 401:
+            return HTMLResponse(login_page(), status)
+        return PlainTextResponse(refused.message, status, refused.headers)
+
+    def _api_token_number(self, token: str) -> int:
+        """Number of this API token, counted from 1; 0 if it is none. All are compared, so timing reveals nothing."""
+        matches = [number for number, each in enumerate(self._api_tokens, 1) if tokens_equal(token, each)]
+        return matches[0] if matches else 0
+
+
+def _check_route(method: str, path: str) -> None:
+    readable, writable = path in READS or path.startswith(READ_PREFIXES), path in WRITES
+    if ".." in path.split("/") or "\\" in path or "\0" in path or "//" in path or not (readable or writable):
+        raise Refused(404, "Not found.")
+    if not (readable if method in ("GET", "HEAD") else writable and method == "POST"):
+        raise Refused(405, f"{method[:20]} is not allowed here.", {"allow": "POST" if writable else "GET, HEAD"})
