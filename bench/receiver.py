@@ -26,7 +26,7 @@ from qlora_chat.history.open import open_history
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.receiver.page import page
 from qlora_chat.receiver.stats import statistics
-from qlora_chat.receiver.store import RecordStore, TurnFilter
+from qlora_chat.receiver.store import RecordFilter, RecordStore
 from qlora_chat.settings import HistorySettings, LogSettings, Sampling
 
 RECORDS = 200 if "--quick" in sys.argv else 5_000
@@ -59,7 +59,7 @@ def main() -> None:
             process.terminate()
             process.wait(20)
         with closing(RecordStore(store)) as received:
-            kept = sum(1 for _ in received.columns(("id",), TurnFilter()))
+            kept = sum(1 for _ in received.rows(RecordFilter(), ("id",)))
             assert kept == RECORDS, f"{kept} of {RECORDS} arrived"
             began = time.perf_counter()
             counted = statistics(received)

@@ -26,7 +26,7 @@ from qlora_chat.receiver.store import RecordStore
 from qlora_chat.settings import HistorySettings, LogSettings
 from tests.history.conftest import add_turn
 from tests.models.conftest import make_base, own_folders
-from tests.receiver.made import feedback, record, turn_v1, turn_v2
+from tests.receiver.payloads import feedback, record, turn_v1, turn_v2
 
 __all__ = ["make_base", "own_folders"]
 
@@ -146,7 +146,7 @@ def test_from_a_receivers_store(store: RecordStore) -> None:
         feedback(second, rating=-1),
         feedback(retried, rating=1),
     ]
-    store.keep([record(each) for each in [*sent, *opinions]])
+    store.add([record(each) for each in [*sent, *opinions]])
     dataset = build(from_receiver(store))
     assert texts(dataset) == [["Be brief.", "Hi", "Hi!", "Capital?", "Paris."]]
     chosen = {(each["chosen"][0]["content"], each["rejected"][0]["content"]) for each in dataset.preferences}
@@ -171,7 +171,7 @@ def test_from_a_history_with_its_branches() -> None:
 
 def test_the_command_writes_files_and_reports_what_it_left_out(store: RecordStore, tmp_path: Path) -> None:
     liked = turn_v2(history=[["Wie heißt du?", "Lumi. \ud800"]])
-    store.keep([record(each) for each in (liked, feedback(liked, rating=1), turn_v2())])
+    store.add([record(each) for each in (liked, feedback(liked, rating=1), turn_v2())])
     out = tmp_path / "new" / "data"
     arguments = ["dataset", "build", "--store", f"sqlite:///{tmp_path}/logs.db", "--out", str(out)]
     done = CliRunner().invoke(app, arguments)

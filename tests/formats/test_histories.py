@@ -15,7 +15,7 @@ from tests.fakes import ScriptedServer
 from tests.formats.conftest import Run, receiving
 from tests.formats.golden import read
 from tests.postgres import Server, new_database
-from tests.receiver.serving import free_port, program
+from tests.receiver.server import free_port, program
 
 CHATS = ("--history", "sqlite:///chats.db")
 KEY = "c2FtcGxlLWtleS1mb3ItdGVzdHMtb25seS0wMDAwMDA="

@@ -22,7 +22,7 @@ from qlora_chat.cli import app
 from tests.fakes import ScriptedEngine, ScriptedServer
 from tests.formats.conftest import Run, receiving
 from tests.formats.golden import check, read, shape, without_chance
-from tests.receiver.serving import free_port, program
+from tests.receiver.server import free_port, program
 from tests.web.serving import Served, serving
 
 MEASURED = ("ttft_ms", "tokens_per_s")

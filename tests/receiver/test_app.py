@@ -8,7 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ import requests
 
 from qlora_chat.delivery.signing import sign
 from qlora_chat.receiver import intake
-from qlora_chat.receiver.store import RecordStore, TurnFilter
+from qlora_chat.receiver.store import RecordFilter, RecordStore
+from qlora_chat.server import slow_clients
+from qlora_chat.server.request_body import BodyLimit
 from qlora_chat.settings import ReceiverSettings, SettingsError
-from tests.receiver.made import feedback, posted, tombstone, turn_v1, turn_v2
-from tests.receiver.serving import free_port, program, receiving
+from tests.receiver.payloads import feedback, posted, tombstone, turn_v1, turn_v2
+from tests.receiver.server import free_port, program, receiving
 
 
 @pytest.fixture
@@ -41,8 +43,12 @@ def session() -> Iterator[requests.Session]:
         yield session
 
 
-def kept(store: RecordStore) -> list[str]:
-    return [row["id"] for row in store.find(TurnFilter())]
+def connected(url: str) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=60)
+
+
+def stored_ids(store: RecordStore) -> list[str]:
+    return [row["id"] for row in store.rows(RecordFilter())]
 
 
 def test_both_payload_versions_are_taken_and_duplicates_dropped(store: RecordStore, session: requests.Session) -> None:
@@ -54,20 +60,20 @@ def test_both_payload_versions_are_taken_and_duplicates_dropped(store: RecordSto
         assert session.post(f"{url}/log", json=tombstone("conversation-1")).json()["status"] == "stored"
         late = session.post(f"{url}/log", json=turn_v2())
     assert (late.status_code, late.json()["status"]) == (200, "erased")
-    assert kept(store) == []
+    assert stored_ids(store) == []
 
 
 def test_an_idempotency_key_makes_a_version_1_record_one(store: RecordStore, session: requests.Session) -> None:
     with receiving(store) as url:
         for moment in ("2026-11-24T09:08:07", "2026-11-24T09:08:08"):
             session.post(f"{url}/log", json=turn_v1(timestamp=moment), headers={"Idempotency-Key": "one"})
-    assert kept(store) == ["one"]
+    assert stored_ids(store) == ["one"]
 
 
 def test_with_a_token_nothing_is_written_or_shown_without_it(
     store: RecordStore, session: requests.Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "WRONG_TOKEN_SECONDS", 0.01)
+    monkeypatch.setattr(intake, "WRONG_CREDENTIALS_DELAY_S", 0.01)
     bearer = {"Authorization": "Bearer open-sesame"}
     with receiving(store, ReceiverSettings(token="open-sesame")) as url:
         for headers in (
@@ -79,12 +85,12 @@ def test_with_a_token_nothing_is_written_or_shown_without_it(
             assert session.post(f"{url}/log", json=turn_v1(), headers=headers).status_code == 401
             assert session.get(f"{url}/", headers=headers).status_code == 401
             assert session.get(f"{url}/stats.json", headers=headers).status_code == 401
-        assert kept(store) == []
+        assert stored_ids(store) == []
         assert session.post(f"{url}/log", json=turn_v1(), headers=bearer).status_code == 200
         assert session.get(f"{url}/stats.json", headers=bearer).json()["turns"] == 1
         assert session.get(f"{url}/stats.json", auth=("anyone", "open-sesame")).status_code == 200
         sent_along = session.post(f"{url}/log", json=turn_v1(), auth=("anyone", "open-sesame"))
-        assert sent_along.status_code == 401, "a browser sends passwords by itself, and must not be made to write"
+        assert sent_along.status_code == 401, "a browser sends passwords by itself, so it must not be able to write"
         assert session.get(f"{url}/health").text == "ok"
 
 
@@ -108,7 +114,7 @@ def test_with_a_secret_only_signed_records_are_taken(store: RecordStore, session
             assert session.post(f"{url}/log", data=sent, headers=headers).status_code == 401
         unlike = session.post(f"{url}/log", data=body, headers={**good, "Idempotency-Key": "unlike"})
         assert unlike.status_code == 400
-        assert kept(store) == []
+        assert stored_ids(store) == []
         assert session.post(f"{url}/log", data=body, headers=good).json()["status"] == "stored"
         assert session.post(f"{url}/log", data=body, headers=good).json()["status"] == "duplicate", "a replay adds nothing"
         v1 = posted(turn_v1())
@@ -127,28 +133,44 @@ def test_with_a_secret_only_signed_records_are_taken(store: RecordStore, session
         ({"Content-Encoding": "gzip"}, 415),
     ],
 )
-def test_web_pages_and_foreign_names_are_kept_out(
+def test_web_pages_and_foreign_hosts_are_refused(
     headers: dict[str, str], status: int, store: RecordStore, session: requests.Session
 ) -> None:
     with receiving(store, ReceiverSettings(allowed_hosts=("logs.example",))) as url:
         assert session.post(f"{url}/log", json=turn_v1(), headers=headers).status_code == status
-    assert len(kept(store)) == (status == 200)
+    assert len(stored_ids(store)) == (status == 200)
 
 
 def test_a_body_is_bounded_however_it_comes(
     store: RecordStore, session: requests.Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "MOST_BODY_BYTES", 10_000)
+    monkeypatch.setattr(intake, "BODY_LIMIT", BodyLimit(size=10_000, seconds=60))
     big = posted(turn_v1(messages="x" * 10_000))
     with receiving(store) as url:
         assert session.post(f"{url}/log", data=big).status_code == 413
         assert session.post(f"{url}/log", data=iter([big[:6000], big[6000:]])).status_code == 413, "chunked, without a length"
         assert session.post(f"{url}/log", data=b"{").json() == {"error": "the body is not JSON"}
-        monkeypatch.setattr(intake, "BODY_SECONDS", 0.3)
-        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=60) as slow:
-            slow.sendall(b"POST /log HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
-            assert b" 408 " in slow.recv(1000)
-    assert kept(store) == []
+    monkeypatch.setattr(intake, "BODY_LIMIT", BodyLimit(size=10_000, seconds=0.3))
+    with receiving(store) as url, connected(url) as slow:
+        slow.sendall(b"POST /log HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        assert b" 408 " in slow.recv(1000)
+    assert stored_ids(store) == []
+
+
+def test_a_connection_with_half_a_request_is_closed(store: RecordStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slow_clients, "HEAD_S", 0.1)
+    with receiving(store) as url, connected(url) as slow:
+        slow.sendall(b"POST /log HTTP/1.1\r\nHost: localhost\r\n")
+        with suppress(ConnectionResetError):
+            assert slow.recv(100) == b""
+
+
+def test_listening_everywhere_it_is_reached_by_address_and_by_no_unknown_name(
+    store: RecordStore, session: requests.Session
+) -> None:
+    with receiving(store, ReceiverSettings(host="0.0.0.0", token="t")) as url:
+        for host, status in (("192.168.1.5:9000", 200), ("rebound.example", 421)):
+            assert session.get(f"{url}/health", headers={"Host": host}).status_code == status
 
 
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "OPTIONS"])
@@ -158,14 +180,14 @@ def test_there_is_nothing_else_to_do_at_the_log(method: str, store: RecordStore,
         assert session.request(method, f"{url}/../etc/passwd").status_code == 404
 
 
-def test_a_store_that_fails_is_said_to_be_unavailable_and_the_record_may_come_again(
+def test_a_store_that_fails_is_unavailable_and_the_record_may_be_sent_again(
     sqlite_url: str, session: requests.Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import sqlite3
 
     from qlora_chat.receiver import database
 
-    monkeypatch.setattr(database, "BUSY_SECONDS", 0)
+    monkeypatch.setattr(database, "BUSY_S", 0)
     file = sqlite_url.removeprefix("sqlite:///")
     with (
         closing(RecordStore(sqlite_url, create=True)) as impatient,
@@ -185,11 +207,13 @@ KILLED_BETWEEN_STORING_AND_ANSWERING = """
 import os, signal, sys
 from qlora_chat.receiver.app import serve
 from qlora_chat.receiver.store import RecordStore
+from qlora_chat.server import slow_clients
+from qlora_chat.server.request_body import BodyLimit
 from qlora_chat.settings import ReceiverSettings
 
 class Killed(RecordStore):
-    def keep(self, arrived):
-        super().keep(arrived)
+    def add(self, arrived):
+        super().add(arrived)
         os.kill(os.getpid(), signal.SIGKILL)
 
 def say(line):
@@ -199,7 +223,7 @@ serve(Killed(sys.argv[1], create=True), ReceiverSettings(port=int(sys.argv[2])),
 """
 
 
-def test_killed_between_storing_and_answering_it_keeps_the_record_once(sqlite_url: str, session: requests.Session) -> None:
+def test_killed_between_storing_and_answering_it_has_the_record_once(sqlite_url: str, session: requests.Session) -> None:
     data = turn_v2()
     with program(sqlite_url, str(free_port()), code=KILLED_BETWEEN_STORING_AND_ANSWERING) as dying:
         with pytest.raises(requests.ConnectionError):
@@ -230,9 +254,9 @@ def test_killed_at_random_it_has_all_that_it_acknowledged_and_nothing_twice(sqli
                 waiting.remove(data)
             timer.cancel()
         with closing(RecordStore(sqlite_url)) as store:
-            assert acknowledged <= set(kept(store))
+            assert acknowledged <= set(stored_ids(store))
     with closing(RecordStore(sqlite_url)) as store:
-        assert sorted(kept(store)) == sorted(ids)
+        assert sorted(stored_ids(store)) == sorted(ids)
 
 
 def test_sigterm_ends_it_cleanly(sqlite_url: str) -> None:
@@ -265,7 +289,7 @@ def test_it_speaks_tls_by_itself(certificate: Path, sqlite_url: str, session: re
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"host": "0.0.0.0"}, "LOGGING_TOKEN"),
         ({"host": "0.0.0.0", "secret": "alone"}, "LOGGING_TOKEN"),
@@ -274,8 +298,8 @@ def test_it_speaks_tls_by_itself(certificate: Path, sqlite_url: str, session: re
         ({"certificate": Path("/nowhere.pem")}, "there is no such file"),
     ],
 )
-def test_what_would_not_be_safe_or_possible_is_refused(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(SettingsError, match=said):
+def test_what_would_not_be_safe_or_possible_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
         ReceiverSettings(**settings)
 
 

@@ -1,4 +1,4 @@
-"""What is taken for a record, and what is refused without quoting it."""
+"""Bodies that are records, and bodies that are refused without quoting them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qlora_chat.receiver.records import RecordRefused, read_record
-from tests.receiver.made import feedback, posted, tombstone, turn_v1, turn_v2
+from tests.receiver.payloads import feedback, posted, tombstone, turn_v1, turn_v2
 
 
 def test_the_original_payload_needs_no_id_and_the_same_bytes_have_the_same() -> None:
@@ -22,7 +22,7 @@ def test_the_original_payload_needs_no_id_and_the_same_bytes_have_the_same() -> 
     assert first.conversation_id == "conversation-1"
     assert first.day == "2026-11-24"
     assert first.body == body.decode()
-    assert (first.figures["answer_chars"], first.figures["temperature"]) == (len("Paris."), 0.5)
+    assert (first.columns["answer_chars"], first.columns["temperature"]) == (len("Paris."), 0.5)
 
 
 def test_a_version_1_record_takes_the_idempotency_key_it_comes_with() -> None:
@@ -32,22 +32,22 @@ def test_a_version_1_record_takes_the_idempotency_key_it_comes_with() -> None:
 def test_version_2_gives_its_figures() -> None:
     record = read_record(posted(turn_v2(id="an-id")), "an-id")
     assert (record.id, record.kind, record.version) == ("an-id", "turn", 2)
-    assert record.figures["ttft_ms"] == 40.0
-    assert record.figures["completion_tokens"] == 2
-    assert record.figures["finish_reason"] == "stop"
-    assert record.figures["adapter"] == "Llama-Lumi-45M chat adapter"
+    assert record.columns["ttft_ms"] == 40.0
+    assert record.columns["completion_tokens"] == 2
+    assert record.columns["finish_reason"] == "stop"
+    assert record.columns["adapter"] == "Llama-Lumi-45M chat adapter"
     assert record.at == 1_795_507_687.0, "09:08:07 at +01:00"
 
 
 def test_feedback_and_tombstones_are_records_of_their_own() -> None:
     rated = read_record(posted(feedback(turn_v2(turn_id="t"), rating=-1, edited="Better.")))
     assert (rated.kind, rated.turn_id) == ("feedback", "t")
-    assert rated.figures == {"rating": -1, "edited": True, "commented": False}
+    assert rated.columns == {"rating": -1, "edited": True, "commented": False}
     assert read_record(posted(tombstone("c"))).conversation_id == "c"
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
         (b"\xff", "not UTF-8"),
         (b"{", "not JSON"),
@@ -71,12 +71,12 @@ def test_feedback_and_tombstones_are_records_of_their_own() -> None:
         (posted({**feedback(turn_v2(), rating=1), "feedback": {"edited": 5}}), "feedback.edited must be a string or null"),
     ],
 )  # fmt: skip
-def test_what_is_no_record_is_refused_with_the_reason(body: bytes, said: str) -> None:
-    with pytest.raises(RecordRefused, match=said):
+def test_other_bodies_are_refused_with_the_reason(body: bytes, message: str) -> None:
+    with pytest.raises(RecordRefused, match=message):
         read_record(body)
 
 
-def test_a_refusal_quotes_nothing_that_was_said() -> None:
+def test_a_refusal_quotes_no_conversation() -> None:
     with pytest.raises(RecordRefused) as refusal:
         read_record(posted(turn_v1(history=[["my secret", 5]])))
     assert "secret" not in str(refusal.value)
@@ -90,13 +90,13 @@ def test_an_id_in_header_and_body_must_be_one() -> None:
 def test_a_figure_that_cannot_be_counted_loses_no_turn() -> None:
     kwargs = {"temperature": "hot", "top_k": 1e308 * 10, "top_p": True, "repetition_penalty": None}
     body = posted(turn_v2(ttft_ms=-0.0, tokens_per_s=[], generate_kwargs=kwargs, model="gpt")).replace(b"Infinity", b"1e999")
-    figures = read_record(body).figures
-    assert figures["temperature"] is figures["top_k"] is figures["top_p"] is figures["tokens_per_s"] is figures["model"] is None
+    columns = read_record(body).columns
+    assert columns["temperature"] is columns["top_k"] is columns["top_p"] is columns["tokens_per_s"] is columns["model"] is None
 
 
-def test_a_name_holds_nothing_that_a_terminal_would_obey() -> None:
+def test_a_name_has_no_control_characters() -> None:
     record = read_record(posted(turn_v2(finish_reason="\x1b[31mstop\x00\ud800")))
-    assert record.figures["finish_reason"] == "[31mstop"
+    assert record.columns["finish_reason"] == "[31mstop"
 
 
 TEXT = st.text(alphabet="a1 é\0\ud800", max_size=5)

@@ -1,4 +1,4 @@
-"""What is counted, shown, found and exported of a known set of records."""
+"""Statistics, plots, queries and exports of a known set of records."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from qlora_chat.cli import app
 from qlora_chat.errors import UserError
 from qlora_chat.receiver.page import page
 from qlora_chat.receiver.stats import distribution, statistics
-from qlora_chat.receiver.store import RecordStore, TurnFilter
+from qlora_chat.receiver.store import RecordFilter, RecordStore
 from qlora_chat.receiver.turns import turns
-from tests.receiver.made import feedback, record, tombstone, turn_v1, turn_v2
+from tests.receiver.payloads import feedback, record, tombstone, turn_v1, turn_v2
 
 
 def model(adapter: str | None) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def store(sqlite_url: str) -> Iterator[RecordStore]:
         feedback(mended, rating=-1, edited="Better."), tombstone("gone"),
     ]  # fmt: skip
     with closing(RecordStore(sqlite_url, create=True)) as store:
-        store.keep([record(each) for each in sent])
+        store.add([record(each) for each in sent])
         yield store
 
 
@@ -76,19 +76,19 @@ def test_the_numbers_are_those_of_the_records(store: RecordStore) -> None:
 
 
 def test_a_histogram_holds_every_value() -> None:
-    found = distribution([*map(float, range(1000)), 1e9, None])
-    assert found
-    assert (found["count"], found["max"], found["median"]) == (1001, 1e9, 500.0)
-    assert sum(found["histogram"]["counts"]) == 1001
-    assert found["histogram"]["edges"][-1] < 1000, "one huge value does not flatten the picture"
+    statistic = distribution([*map(float, range(1000)), 1e9, None])
+    assert statistic
+    assert (statistic["count"], statistic["max"], statistic["median"]) == (1001, 1e9, 500.0)
+    assert sum(statistic["histogram"]["counts"]) == 1001
+    assert statistic["histogram"]["edges"][-1] < 1000, "one huge value does not flatten the picture"
     assert distribution([None]) is None
 
 
 def test_the_page_shows_a_picture_of_each_and_no_script(store: RecordStore) -> None:
     html = page(statistics(store))
     assert html.count("<svg ") == 8
-    for said in ("Turns a day", "Time to first token", "Speed", "Feedback by adapter", "Finish reasons", ">lumi<", ">0.7<"):
-        assert said in html
+    for text in ("Turns a day", "Time to first token", "Speed", "Feedback by adapter", "Finish reasons", ">lumi<", ">0.7<"):
+        assert text in html
     assert "<script" not in html
     assert "Hi there." not in html, "numbers only"
 
@@ -96,7 +96,7 @@ def test_the_page_shows_a_picture_of_each_and_no_script(store: RecordStore) -> N
 def test_names_on_the_page_are_names_and_nothing_else(sqlite_url: str) -> None:
     evil = turn_v2(finish_reason="<script>alert(1)</script>", model=model(r"$\frac{1$<img src=x>"))
     with closing(RecordStore(sqlite_url, create=True)) as store:
-        store.keep([record(evil), record(feedback(evil, rating=1))])
+        store.add([record(evil), record(feedback(evil, rating=1))])
         html = page(statistics(store))
     assert "<script" not in html
     assert "<img" not in html
@@ -108,15 +108,15 @@ def test_an_empty_store_says_what_to_do(sqlite_url: str) -> None:
         assert "LOGGING_URL" in page(statistics(store))
 
 
-def test_turns_are_found_by_words_and_by_what_people_thought(store: RecordStore) -> None:
-    def found(**asked: Any) -> list[str | None]:
-        return [turn.row["turn_id"] for turn in turns(store, TurnFilter(), **asked)]
+def test_turns_are_filtered_by_text_and_rating(store: RecordStore) -> None:
+    def turn_ids(**options: Any) -> list[str | None]:
+        return [turn.row["turn_id"] for turn in turns(store, RecordFilter(), **options)]
 
-    assert found(text="HI THERE") == ["liked"]
-    assert found(rating="up") == ["liked"], "the newest counts"
-    assert found(rating="down") == found(rating="edited") == ["mended"]
-    assert found(rating="commented") == ["liked"]
-    assert len(found()) == 4
+    assert turn_ids(text="HI THERE") == ["liked"]
+    assert turn_ids(rating="up") == ["liked"], "the newest counts"
+    assert turn_ids(rating="down") == turn_ids(rating="edited") == ["mended"]
+    assert turn_ids(rating="commented") == ["liked"]
+    assert len(turn_ids()) == 4
 
 
 def run(*arguments: str) -> Result:
@@ -154,7 +154,7 @@ def test_an_export_is_a_table_with_a_row_a_turn(store: RecordStore, sqlite_url: 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("stats", "--store", "sqlite:////nowhere/x.db"), "there is no store at /nowhere/x.db"),
         (("query", "--store", "STORE", "--rating", "great"), "--rating is 'great', but must be up, down, edited or commented"),
@@ -164,10 +164,10 @@ def test_an_export_is_a_table_with_a_row_a_turn(store: RecordStore, sqlite_url: 
         (("serve", "--store", "STORE", "--tls-cert", __file__), "cannot be used"),
     ],
 )
-def test_what_cannot_be_done_is_one_clear_line(
-    store: RecordStore, sqlite_url: str, arguments: tuple[str, ...], said: str
+def test_a_wrong_option_is_one_clear_line(
+    store: RecordStore, sqlite_url: str, arguments: tuple[str, ...], message: str
 ) -> None:
     done = run(*(sqlite_url if each == "STORE" else each for each in arguments))
     assert done.exit_code == 1
-    assert said in str(done.exception)
+    assert message in str(done.exception)
     assert isinstance(done.exception, UserError)

@@ -19,7 +19,7 @@ from qlora_chat.cli.options import expanded
 from qlora_chat.settings import SettingsError
 
 if TYPE_CHECKING:
-    from qlora_chat.receiver.store import TurnFilter
+    from qlora_chat.receiver.store import RecordFilter
     from qlora_chat.receiver.turns import LoggedTurn
 
 app = typer.Typer(help="Receive, count, search and export what chats send to LOGGING_URL.", no_args_is_help=True)
@@ -48,11 +48,11 @@ class TurnOptions:
     since: Since = None
     until: Until = None
 
-    def wanted(self, turn: str | None = None) -> TurnFilter:
+    def wanted(self, turn: str | None = None) -> RecordFilter:
         """For the store. SettingsError for a time that is none."""
-        from qlora_chat.receiver.store import TurnFilter
+        from qlora_chat.receiver.store import RecordFilter
 
-        return TurnFilter(
+        return RecordFilter(
             conversation_id=self.conversation,
             turn_id=turn,
             adapter=self.adapter,

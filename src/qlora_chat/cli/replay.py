@@ -71,10 +71,10 @@ def _record_text(record: str, store: str | None) -> str:
 
 
 def _from_store(turn_id: str, store: str) -> str:
-    from qlora_chat.receiver.store import RecordStore, TurnFilter
+    from qlora_chat.receiver.store import RecordFilter, RecordStore
 
     with closing(RecordStore(store)) as records:
-        rows = list(records.find(TurnFilter(kind="turn", turn_id=turn_id)))
+        rows = list(records.rows(RecordFilter(kind="turn", turn_id=turn_id)))
     if not rows:
         raise SettingsError(f"the store has no turn {turn_id}; `qlora-chat logs query --store {store}` lists what it has")
     return rows[-1]["body"]

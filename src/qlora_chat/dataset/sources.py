@@ -11,7 +11,7 @@ from typing import Any
 from qlora_chat.dataset import NO_OPINION, Example, Exchange, Opinion
 from qlora_chat.history import HistoryStore, StoredConversation, StoredTurn
 from qlora_chat.prompt import FORMATS
-from qlora_chat.receiver.store import RecordStore, TurnFilter
+from qlora_chat.receiver.store import RecordFilter, RecordStore
 from qlora_chat.receiver.turns import LoggedTurn, turns
 
 
@@ -48,7 +48,7 @@ def from_receiver(store: RecordStore) -> Iterator[Example]:
     """Every answer in a receiver's store. Opinions need version 2: turns of version 1 have no id."""
     parents = {row["turn_id"]: row for row in _parents(store)}
     opinions = {turn_id: row["opinion"] for turn_id, row in parents.items()}
-    for turn in turns(store, TurnFilter()):
+    for turn in turns(store, RecordFilter()):
         names = _earlier_turns(turn, parents)
         pairs = turn.data["history"]
         exchanges = [
@@ -62,7 +62,7 @@ def from_receiver(store: RecordStore) -> Iterator[Example]:
 
 def _parents(store: RecordStore) -> Iterator[dict[str, Any]]:
     """turn_id, parent_id and opinion of each version 2 turn."""
-    for turn in turns(store, TurnFilter()):
+    for turn in turns(store, RecordFilter()):
         if turn.row["turn_id"] is not None:
             feedback = turn.feedback
             opinion = Opinion(feedback.get("rating"), feedback.get("edited")) if feedback else NO_OPINION

@@ -1,6 +1,6 @@
 """The receiver as an ASGI app, and the server that runs it.
 
-Scope: routes, start and end. Matplotlib is imported only when somebody looks at the plots.
+Scope: routes, start and end. Matplotlib is imported only when somebody opens the plots.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 
@@ -19,38 +18,37 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from qlora_chat.errors import UserError
-from qlora_chat.receiver.intake import HEALTH, Intake, IntakeGuard
+from qlora_chat.receiver.intake import HEALTH, Intake, ReceiverPolicy
 from qlora_chat.receiver.stats import statistics
 from qlora_chat.receiver.store import RecordStore
-from qlora_chat.receiver.writer import Writer
+from qlora_chat.receiver.writer import BatchWriter
+from qlora_chat.server.access_control import AccessControl
+from qlora_chat.server.listener import ServeError, listen, url_of, uvicorn_config
+from qlora_chat.server.security_headers import SecurityHeaders
 from qlora_chat.settings import ReceiverSettings, is_loopback
 
-KEEP_ALIVE_SECONDS = 75
-MOST_REQUESTS = 500
-"""At once; what is beyond gets 503, and its sender comes again."""
-END_SECONDS = 10
-
-
-class ReceiverError(UserError, RuntimeError):
-    """The receiver cannot be started; the message is fit to be shown."""
+MAX_CONNECTIONS = 500
+"""More get 503, and their senders try again."""
+CLOSE_S = 10
+"""Longest time that shutdown waits for requests in progress."""
+PLOTS_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 
 def build_app(store: RecordStore, settings: ReceiverSettings) -> ASGIApp:
-    """POST /log takes records; GET / shows plots, /stats.json their numbers, /health that it lives."""
-    writer = Writer(store.keep)
+    """POST /log takes records; GET / shows plots, /stats.json their numbers, /health that it is alive."""
+    writer = BatchWriter(store.add)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        working = asyncio.create_task(writer.run())
+        writing = asyncio.create_task(writer.run())
         yield
-        working.cancel()
+        writing.cancel()
 
     async def plots(_: Request) -> Response:
         return HTMLResponse(await asyncio.to_thread(_page, store))
 
     async def numbers(_: Request) -> Response:
-        return JSONResponse(await asyncio.to_thread(statistics, store))
+        return JSONResponse(await asyncio.to_thread(statistics, store), headers={"cache-control": "no-store"})
 
     async def health(_: Request) -> Response:
         return PlainTextResponse("ok")
@@ -61,39 +59,39 @@ def build_app(store: RecordStore, settings: ReceiverSettings) -> ASGIApp:
         Route("/stats.json", numbers),
         Route(HEALTH, health),
     ]
-    return IntakeGuard(Starlette(routes=routes, lifespan=lifespan), settings)
+    app = Starlette(routes=routes, lifespan=lifespan)
+    protected = AccessControl(app, ReceiverPolicy(settings.token), settings.host, settings.allowed_hosts)
+    return SecurityHeaders(protected, lambda _: PLOTS_POLICY)
+
+
+def server_config(store: RecordStore, settings: ReceiverSettings) -> uvicorn.Config:
+    """Uvicorn's settings of a receiver."""
+    return uvicorn_config(
+        build_app(store, settings),
+        shutdown_timeout_s=CLOSE_S,
+        lifespan="on",
+        limit_concurrency=MAX_CONNECTIONS,
+        ssl_certfile=settings.certificate,
+        ssl_keyfile=settings.key,
+    )
+
+
+def serve(store: RecordStore, settings: ReceiverSettings, notify: Callable[[str], None]) -> None:
+    """Receive until SIGTERM or Ctrl-C; requests in progress are finished. ServeError if port or certificate cannot be used."""
+    _check_certificate(settings)
+    with contextlib.closing(listen(settings.host, settings.port)) as listening, contextlib.suppress(KeyboardInterrupt):
+        signal.signal(signal.SIGTERM, _interrupt)  # uvicorn raises it again at its end, which would end us before the store
+        address = url_of(listening, settings.host, "https" if settings.certificate else "http")
+        notify(f"Receiving: LOGGING_URL={address}/log (plots: {address}/)")
+        if not settings.certificate and not is_loopback(settings.host):
+            notify("Without --tls-cert conversations come unencrypted: let a proxy in front of this server speak https")
+        asyncio.run(uvicorn.Server(server_config(store, settings)).serve(sockets=[listening]))
 
 
 def _page(store: RecordStore) -> str:
     from qlora_chat.receiver.page import page
 
     return page(statistics(store))
-
-
-def serve(store: RecordStore, settings: ReceiverSettings, notify: Callable[[str], None]) -> None:
-    """Receive until SIGTERM or Ctrl-C; requests under way are finished. ReceiverError if the port cannot be had."""
-    _check_certificate(settings)
-    with contextlib.closing(_listen(settings)) as listening, contextlib.suppress(KeyboardInterrupt):
-        signal.signal(signal.SIGTERM, _interrupt)  # uvicorn raises it again at its end, which would end us before the store
-        scheme = "https" if settings.certificate else "http"
-        address = f"{scheme}://{_shown(settings.host)}:{listening.getsockname()[1]}"
-        notify(f"Receiving: LOGGING_URL={address}/log (plots: {address}/)")
-        if not settings.certificate and not is_loopback(settings.host):
-            notify("Without --tls-cert conversations come unencrypted: let a proxy in front of this server speak https")
-        config = uvicorn.Config(
-            build_app(store, settings),
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=END_SECONDS,
-            limit_concurrency=MOST_REQUESTS,
-            ssl_certfile=settings.certificate,
-            ssl_keyfile=settings.key,
-            server_header=False,
-            access_log=False,
-            log_level="warning",
-            lifespan="on",
-            ws="none",
-        )
-        asyncio.run(uvicorn.Server(config).serve(sockets=[listening]))
 
 
 def _interrupt(*_: object) -> None:
@@ -106,24 +104,7 @@ def _check_certificate(settings: ReceiverSettings) -> None:
     try:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(settings.certificate, settings.key)
     except (OSError, ssl.SSLError) as problem:
-        raise ReceiverError(
+        raise ServeError(
             f"--tls-cert {settings.certificate} cannot be used ({problem}); it must hold the chain as PEM, "
-            "and it or --tls-key the private key that belongs to it"
+            "and it or --tls-key the matching private key"
         ) from problem
-
-
-def _listen(settings: ReceiverSettings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    try:
-        listening = socket.create_server((settings.host.strip("[]"), settings.port), family=family)
-    except OSError as problem:
-        raise ReceiverError(
-            f"cannot listen on {settings.host} port {settings.port} ({problem.strerror or problem}); choose another --port"
-        ) from problem
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # for its connections; asyncio leaves it out here
-    return listening
-
-
-def _shown(host: str) -> str:
-    name = host.strip("[]")
-    return f"[{name}]" if ":" in name else name

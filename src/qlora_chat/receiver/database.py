@@ -1,6 +1,6 @@
-"""Opens the database that a store's URL names: SQLite or PostgreSQL, as durable as they can be.
+"""The database of a store's URL, SQLite or PostgreSQL, opened as durable as it can be.
 
-Scope: addresses and the version of the tables. How a file or a server is opened is databases.py's. Knows no records.
+Scope: URLs and the version of the tables. databases.py opens files and servers. Knows no records.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from qlora_chat.databases import DatabaseError, Migration, parse_url, postgresql
 from qlora_chat.errors import UserError
 from qlora_chat.private_files import make_private_file
 
-BUSY_SECONDS = 10
+BUSY_S = 10
 """How long a writer of SQLite waits for another one."""
 ADVISORY_LOCK = 716253
 
@@ -28,10 +28,10 @@ class StoreError(UserError, RuntimeError):
 
 
 def open_database(address: str, *, create: bool) -> Engine:
-    """An engine on which a commit is on disk when it returns.
+    """Engine whose commits are on disk when they return.
 
-    Takes sqlite:///FILE and postgresql://USER@HOST/NAME. StoreError for any other URL, one with a password in it, or,
-    unless `create`, a file that is not there.
+    `address` is sqlite:///FILE or postgresql://USER@HOST/NAME. StoreError for any other URL, for one with a password and,
+    unless `create`, for a file that does not exist.
     """
     try:
         url = parse_url(address)
@@ -48,8 +48,8 @@ def _sqlite(url: URL, create: bool) -> Engine:
         try:
             make_private_file(file)
         except OSError as problem:
-            raise StoreError(f"the store {file} cannot be made ({problem.strerror or problem})") from problem
-    return sqlite_engine(file, BUSY_SECONDS * 1000)
+            raise StoreError(f"the store {file} cannot be created ({problem.strerror or problem})") from problem
+    return sqlite_engine(file, BUSY_S * 1000)
 
 
 def migrate(engine: Engine, migrations: Sequence[Migration]) -> None:
@@ -66,6 +66,6 @@ def migrate(engine: Engine, migrations: Sequence[Migration]) -> None:
 
 
 def unusable(problem: Exception) -> StoreError:
-    """What a database's refusal means to the person who gave its URL, without the statement and its values."""
+    """A database's error for the operator, without the statement and its values."""
     reason = str(getattr(problem, "orig", None) or problem).strip().splitlines()
     return StoreError(f"the store cannot be used: {reason[0] if reason else type(problem).__name__}")

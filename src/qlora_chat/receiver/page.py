@@ -1,6 +1,6 @@
-"""The page of plots: statistics as HTML with inline SVG, without script and without a request to anywhere.
+"""The page of plots: statistics as HTML with inline SVG, without scripts and without requests to other hosts.
 
-Scope: from numbers to pictures. Knows no store and no HTTP.
+Scope: numbers to plots. Knows no store and no HTTP.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ INK, QUIET = "#1f2937", "#94a3b8"
 TEAL, AMBER, RED = "#0f766e", "#d97706", "#b91c1c"
 INCHES = (5.2, 3.0)
 MOST_ROWS = 12
-"""Adapters and finish reasons that are drawn; the numbers of all are in stats.json."""
+"""Adapters and finish reasons in a plot; stats.json has all of them."""
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "qlora-chat",
@@ -39,14 +39,14 @@ _STYLE: dict[Any, Any] = {
 
 Stats = Mapping[str, Any]
 
-_drawing = Lock()
-"""Matplotlib's style is the whole process's."""
+_style_lock = Lock()
+"""Matplotlib's style belongs to the whole process."""
 
 
 def page(stats: Stats) -> str:
-    """A whole HTML page."""
-    with _drawing:
-        figures = "".join(_figure(title, note, draw, stats) for title, note, draw in _PLOTS) if stats["turns"] else _NOTHING
+    """Complete HTML page."""
+    with _style_lock:
+        figures = "".join(_figure(title, note, draw, stats) for title, note, draw in _PLOTS) if stats["turns"] else _EMPTY
     return _PAGE.replace("{facts}", _facts(stats)).replace("{figures}", figures)
 
 
@@ -62,7 +62,7 @@ def _figure(title: str, note: str, draw: Callable[[Axes, Stats], None], stats: S
     return f"<figure><figcaption><b>{escape(title)}</b> {escape(note)}</figcaption>{svg}</figure>"
 
 
-def _turns_a_day(axes: Axes, stats: Stats) -> None:
+def _turns_per_day(axes: Axes, stats: Stats) -> None:
     days = stats["days"]
     counts = {date.fromisoformat(each["day"]): each["turns"] for each in days}
     first, last = min(counts), max(counts)
@@ -79,16 +79,17 @@ def _histogram(measure: str, unit: str, color: str = TEAL) -> Callable[[Axes, St
         axes.set_xlabel(unit)
         axes.set_ylabel("turns")
         _whole_numbers(axes.yaxis)
-        found = stats["measures"][measure]
-        if found is None:
-            _say(axes, "version 1 does not record it")
+        distribution = stats["measures"][measure]
+        if distribution is None:
+            _message(axes, "version 1 does not record it")
             return
-        edges, counts = found["histogram"]["edges"], found["histogram"]["counts"]
+        edges, counts = distribution["histogram"]["edges"], distribution["histogram"]["counts"]
         widths = [right - left for left, right in pairwise(edges)]
         axes.bar(edges[:-1], counts, width=widths, align="edge", color=color, edgecolor="white", linewidth=0.5)
-        axes.axvline(found["median"], color=AMBER, linewidth=1.5)
+        median = distribution["median"]
+        axes.axvline(median, color=AMBER, linewidth=1.5)
         axes.annotate(
-            f"median {_rounded(found['median'])}", (found["median"], 1), xycoords=("data", "axes fraction"),
+            f"median {_rounded(median)}", (median, 1), xycoords=("data", "axes fraction"),
             xytext=(4, -2), textcoords="offset points", va="top", color=AMBER,
         )  # fmt: skip
 
@@ -117,18 +118,20 @@ def _is_rated(row: Stats) -> bool:
 
 
 def _votes(axes: Axes, named: Sequence[tuple[str, Stats]]) -> None:
-    """A row each: thumbs up to the right of zero, thumbs down to the left, edited answers below them."""
+    """One row each: thumbs up to the right of zero, thumbs down to the left, edited answers below."""
     axes.set_xlabel("turns")
     if not named:
-        _say(axes, "no feedback yet")
+        _message(axes, "no feedback yet")
         return
     rows = [row for _, row in named[:MOST_ROWS]]
-    places = range(len(rows))
-    axes.barh(places, [row["up"] for row in rows], color=TEAL, height=0.4, label="thumbs up")
-    axes.barh(places, [-row["down"] for row in rows], color=RED, height=0.4, label="thumbs down")
-    axes.barh([place + 0.3 for place in places], [row["edited"] for row in rows], color=AMBER, height=0.2, label="edited")
+    positions = range(len(rows))
+    axes.barh(positions, [row["up"] for row in rows], color=TEAL, height=0.4, label="thumbs up")
+    axes.barh(positions, [-row["down"] for row in rows], color=RED, height=0.4, label="thumbs down")
+    axes.barh(
+        [position + 0.3 for position in positions], [row["edited"] for row in rows], color=AMBER, height=0.2, label="edited"
+    )
     axes.axvline(0, color=QUIET, linewidth=0.8)
-    axes.set_yticks(places, [name for name, _ in named[:MOST_ROWS]])
+    axes.set_yticks(positions, [name for name, _ in named[:MOST_ROWS]])
     axes.invert_yaxis()
     _whole_numbers(axes.xaxis)
     axes.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
@@ -139,7 +142,7 @@ def _whole_numbers(axis: Any) -> None:
     axis.get_major_locator().set_params(integer=True)
 
 
-def _say(axes: Axes, text: str) -> None:
+def _message(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", color=QUIET)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -154,12 +157,12 @@ def _rounded(value: float) -> str:
 
 
 def _short(name: str) -> str:
-    """A name that fits beside a bar. A dollar sign would begin a formula."""
+    """A name that fits next to a bar. A dollar sign would begin a formula."""
     return (name if len(name) <= 28 else f"{name[:27]}…").replace("$", r"\$")
 
 
 _PLOTS: tuple[tuple[str, str, Callable[[Axes, Stats], None]], ...] = (
-    ("Turns a day", "on the senders' calendars", _turns_a_day),
+    ("Turns a day", "by the senders' dates", _turns_per_day),
     ("Finish reasons", "how answers ended", _finish_reasons),
     ("Answer length", "the last bar holds what lies beyond", _histogram("completion_tokens", "tokens")),
     ("Prompt length", "the last bar holds what lies beyond", _histogram("prompt_tokens", "tokens")),
@@ -181,7 +184,7 @@ def _facts(stats: Stats) -> str:
     return "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
 
 
-_NOTHING = '<p class="nothing">Nothing has arrived yet. Start a chat with LOGGING_URL set to this server\'s /log.</p>'
+_EMPTY = '<p class="nothing">Nothing has arrived yet. Start a chat with LOGGING_URL set to this server\'s /log.</p>'
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>QLoRA Chat logs</title>

@@ -1,4 +1,4 @@
-"""Turns as a Parquet file, one row each, for whatever reads tables.
+"""Turns as a Parquet file, one row each.
 
 Scope: columns and writing. Needs pyarrow, which is an extra.
 """
@@ -16,20 +16,20 @@ from qlora_chat.receiver.database import StoreError
 from qlora_chat.receiver.turns import LoggedTurn
 from qlora_chat.text import replace_surrogates
 
-ROWS_A_GROUP = 2000
-_TEXTS = (
+ROWS_PER_GROUP = 2000
+_TEXT_COLUMNS = (
     "id", "conversation_id", "turn_id", "parent_id", "user_turn_id", "day", "question", "answer", "prompt", "finish_reason",
     "model", "base", "adapter", "precision", "device", "edited", "comment",
 )  # fmt: skip
-_WHOLE = ("version", "top_k", "prompt_tokens", "cached_tokens", "completion_tokens", "rating")
-_REAL = ("temperature", "top_p", "repetition_penalty", "ttft_ms", "tokens_per_s")
+_INT_COLUMNS = ("version", "top_k", "prompt_tokens", "cached_tokens", "completion_tokens", "rating")
+_FLOAT_COLUMNS = ("temperature", "top_p", "repetition_penalty", "ttft_ms", "tokens_per_s")
 
 
 def export_parquet(turns: Iterable[LoggedTurn], file: Path) -> int:
-    """Write the turns and return how many there were. The file appears when it is whole, for its owner alone.
+    """Write the turns and return their number. The file appears when it is complete, readable by its owner only.
 
-    Columns: texts, whole numbers and reals as their names say; at: when it ended, UTC; seed: 0 to 2^63 - 1. What a
-    version 1 record lacks is null. StoreError where pyarrow is missing or the file cannot be written.
+    Columns: text, int64 and float64 as listed above; at: end of the turn, UTC; seed: 0 to 2^63 - 1. What a version 1 record
+    lacks is null. StoreError if pyarrow is missing or the file cannot be written.
     """
     try:
         import pyarrow as arrow
@@ -38,9 +38,9 @@ def export_parquet(turns: Iterable[LoggedTurn], file: Path) -> int:
         raise StoreError("--parquet needs pyarrow: pip install 'qlora-chat[parquet]'") from None
     schema = arrow.schema(
         [
-            *((name, arrow.string()) for name in _TEXTS),
-            *((name, arrow.int64()) for name in (*_WHOLE, "seed")),
-            *((name, arrow.float64()) for name in _REAL),
+            *((name, arrow.string()) for name in _TEXT_COLUMNS),
+            *((name, arrow.int64()) for name in (*_INT_COLUMNS, "seed")),
+            *((name, arrow.float64()) for name in _FLOAT_COLUMNS),
             ("at", arrow.timestamp("us", tz="UTC")),
         ]
     )
@@ -51,7 +51,7 @@ def export_parquet(turns: Iterable[LoggedTurn], file: Path) -> int:
             open(part, "wb", opener=private_opener) as target,
             parquet.ParquetWriter(target, schema, compression="zstd") as writer,
         ):
-            while group := list(islice(rows, ROWS_A_GROUP)):
+            while group := list(islice(rows, ROWS_PER_GROUP)):
                 writer.write_table(arrow.Table.from_pylist(group, schema))
                 count += len(group)
         part.replace(file)
@@ -64,7 +64,7 @@ def export_parquet(turns: Iterable[LoggedTurn], file: Path) -> int:
 
 def _row(turn: LoggedTurn) -> dict[str, Any]:
     row, data, feedback = turn.row, turn.data, turn.feedback or {}
-    found = {
+    values = {
         **row,
         "parent_id": data.get("parent_id"),
         "user_turn_id": data.get("user_turn_id"),
@@ -76,9 +76,9 @@ def _row(turn: LoggedTurn) -> dict[str, Any]:
         "rating": feedback.get("rating"),
     }
     return {
-        **{name: _text(found[name]) for name in _TEXTS},
-        **{name: _whole(found[name]) for name in _WHOLE},
-        **{name: found[name] for name in _REAL},
+        **{name: _text(values[name]) for name in _TEXT_COLUMNS},
+        **{name: _int(values[name]) for name in _INT_COLUMNS},
+        **{name: values[name] for name in _FLOAT_COLUMNS},
         "seed": _seed(data.get("seed")),
         "at": datetime.fromtimestamp(row["at"], UTC),
     }
@@ -88,7 +88,7 @@ def _text(value: Any) -> str | None:
     return replace_surrogates(value) if isinstance(value, str) else None
 
 
-def _whole(value: float | None) -> int | None:
+def _int(value: float | None) -> int | None:
     return None if value is None else int(value)
 
 

@@ -1,4 +1,4 @@
-"""From the bytes of a request to a record: checked, named, and with the figures that are counted taken out.
+"""Records parsed from request bodies: checked, identified, with the columns that are counted.
 
 Scope: payload versions 1 and 2. Knows no HTTP and no database.
 """
@@ -9,52 +9,52 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
 Kind = Literal["turn", "feedback", "tombstone"]
 KINDS: tuple[Kind, ...] = ("turn", "feedback", "tombstone")
-LONGEST_NAME = 200
-"""Characters of an id or a name that is kept in a column of its own."""
-_ID = re.compile(rf"[\x21-\x7e]{{1,{LONGEST_NAME}}}")
+MAX_NAME_LENGTH = 200
+"""Longest id or name in a column of its own, in characters."""
+_ID = re.compile(rf"[\x21-\x7e]{{1,{MAX_NAME_LENGTH}}}")
 
 
 class RecordRefused(ValueError):
-    """The body is no record of version 1 or 2; the message says what is wrong and quotes none of its text."""
+    """The body is not a record of version 1 or 2; the message says what is wrong and quotes none of its text."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One thing that was sent."""
+    """A turn, feedback or tombstone as it was sent."""
 
     id: str
-    """Given by the sender, or "v1-" and the SHA-256 of the body where version 1 came without one."""
+    """The sender's, or "v1-" and the SHA-256 of the body for a version 1 record without an id."""
     kind: Kind
     version: int
     conversation_id: str
     turn_id: str | None
     at: float
-    """When it happened, in seconds since 1970."""
+    """Time of the event, in seconds since 1970."""
     day: str
     """The sender's own date, YYYY-MM-DD."""
     body: str
     """Exactly what was sent."""
-    figures: Mapping[str, Any] = field(default_factory=dict)
-    """Columns of store.records beyond those above; what is absent is NULL."""
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    """Further columns of store.records; an absent one is NULL."""
 
 
-def read_record(body: bytes, given_id: str | None = None) -> Record:
-    """The record in a request's body; `given_id` is its Idempotency-Key. RecordRefused says what is wrong."""
-    text, data = _parsed(body)
+def read_record(body: bytes, idempotency_key: str | None = None) -> Record:
+    """Parse a request's body; `idempotency_key` is its Idempotency-Key header. RecordRefused says what is wrong."""
+    text, data = _parse(body)
     version = data.get("version", 1)
     if version not in (1, 2) or isinstance(version, bool):
         raise RecordRefused("version must be 1 or 2")
     kind = _kind(data, version)
-    at, day = _moment(data)
+    at, day = _time(data)
     return Record(
-        id=_record_id(data, version, given_id, body),
+        id=_record_id(data, version, idempotency_key, body),
         kind=kind,
         version=version,
         conversation_id=_identifier(data, "conversation_id"),
@@ -62,14 +62,14 @@ def read_record(body: bytes, given_id: str | None = None) -> Record:
         at=at,
         day=day,
         body=text,
-        figures=_FIGURES[kind](data),
+        columns=_COLUMNS[kind](data),
     )
 
 
-def _parsed(body: bytes) -> tuple[str, dict[str, Any]]:
+def _parse(body: bytes) -> tuple[str, dict[str, Any]]:
     try:
         text = body.decode("utf-8")
-        data = json.loads(text, parse_constant=_no_constant)
+        data = json.loads(text, parse_constant=_refuse_constant)
     except UnicodeDecodeError:
         raise RecordRefused("the body is not UTF-8") from None
     except (ValueError, RecursionError):
@@ -81,7 +81,7 @@ def _parsed(body: bytes) -> tuple[str, dict[str, Any]]:
     return text, data
 
 
-def _no_constant(name: str) -> None:
+def _refuse_constant(name: str) -> None:
     raise ValueError(name)
 
 
@@ -94,21 +94,21 @@ def _kind(data: Mapping[str, Any], version: int) -> Kind:
     return kind
 
 
-def _record_id(data: Mapping[str, Any], version: int, given: str | None, body: bytes) -> str:
-    if given is not None and not _ID.fullmatch(given):
-        raise RecordRefused(f"Idempotency-Key must be 1 to {LONGEST_NAME} visible ASCII characters")
+def _record_id(data: Mapping[str, Any], version: int, idempotency_key: str | None, body: bytes) -> str:
+    if idempotency_key is not None and not _ID.fullmatch(idempotency_key):
+        raise RecordRefused(f"Idempotency-Key must be 1 to {MAX_NAME_LENGTH} visible ASCII characters")
     if version == 1:
-        return given or f"v1-{hashlib.sha256(body).hexdigest()}"
-    own = _identifier(data, "id")
-    if given not in (None, own):
+        return idempotency_key or f"v1-{hashlib.sha256(body).hexdigest()}"
+    record_id = _identifier(data, "id")
+    if idempotency_key not in (None, record_id):
         raise RecordRefused("Idempotency-Key and id differ")
-    return own
+    return record_id
 
 
 def _identifier(data: Mapping[str, Any], name: str) -> str:
     value = data.get(name)
     if not isinstance(value, str) or not _ID.fullmatch(value):
-        raise RecordRefused(f"{name} must be a string of 1 to {LONGEST_NAME} visible ASCII characters")
+        raise RecordRefused(f"{name} must be a string of 1 to {MAX_NAME_LENGTH} visible ASCII characters")
     return value
 
 
@@ -116,17 +116,17 @@ def _turn_id(data: Mapping[str, Any], version: int, kind: Kind) -> str | None:
     return _identifier(data, "turn_id") if version == 2 and kind != "tombstone" else None
 
 
-def _moment(data: Mapping[str, Any]) -> tuple[float, str]:
-    """Seconds since 1970 and the sender's date. Version 1 gives local time without a zone: taken as this machine's."""
+def _time(data: Mapping[str, Any]) -> tuple[float, str]:
+    """Seconds since 1970 and the sender's date. Version 1 has local time without a zone: read as this machine's."""
     name = "finished_at" if data.get("finished_at") is not None else "timestamp"
     try:
-        moment = datetime.fromisoformat(data[name])
-        return moment.timestamp(), moment.date().isoformat()
+        time = datetime.fromisoformat(data[name])
+        return time.timestamp(), time.date().isoformat()
     except (KeyError, TypeError, ValueError, OverflowError, OSError):
-        raise RecordRefused(f"{name} must be a time as ISO 8601 writes it") from None
+        raise RecordRefused(f"{name} must be a time in ISO 8601") from None
 
 
-def _turn_figures(data: Mapping[str, Any]) -> dict[str, Any]:
+def _turn_columns(data: Mapping[str, Any]) -> dict[str, Any]:
     question, answer = _last_exchange(data)
     settings, model = _object(data, "generate_kwargs"), _object(data, "model")
     return {
@@ -134,19 +134,17 @@ def _turn_figures(data: Mapping[str, Any]) -> dict[str, Any]:
         "answer_chars": len(answer),
         "finish_reason": _name(data.get("finish_reason")),
         **{name: _number(settings.get(name)) for name in ("temperature", "top_p", "top_k", "repetition_penalty")},
-        **{name: _number(data.get(name)) for name in ("prompt_tokens", "cached_tokens", "completion_tokens")},
-        **{name: _number(data.get(name)) for name in ("ttft_ms", "tokens_per_s")},
-        **{column: _name(model.get(name)) for column, name in _MODEL_COLUMNS.items()},
+        **{name: _number(data.get(name)) for name in _USAGE},
+        "model": _name(model.get("name")),
+        **{name: _name(model.get(name)) for name in ("base", "adapter", "precision", "device")},
     }
 
 
-_MODEL_COLUMNS = {
-    "model": "name", "base": "base", "adapter": "adapter", "precision": "precision", "device": "device",
-}  # fmt: skip
+_USAGE = ("prompt_tokens", "cached_tokens", "completion_tokens", "ttft_ms", "tokens_per_s")
 
 
 def _last_exchange(data: Mapping[str, Any]) -> tuple[str, str]:
-    """What was asked and answered last: the turn that this record is about."""
+    """The last question and answer: the turn of this record."""
     pairs = data.get("history")
     if not isinstance(pairs, list) or not pairs:
         raise RecordRefused("history must be a list of [user, assistant] pairs, and must not be empty")
@@ -158,7 +156,7 @@ def _last_exchange(data: Mapping[str, Any]) -> tuple[str, str]:
     return pairs[-1][0], pairs[-1][1]
 
 
-def _feedback_figures(data: Mapping[str, Any]) -> dict[str, Any]:
+def _feedback_columns(data: Mapping[str, Any]) -> dict[str, Any]:
     feedback = _object(data, "feedback")
     rating = feedback.get("rating")
     if rating not in (1, -1, None) or isinstance(rating, bool):
@@ -169,11 +167,9 @@ def _feedback_figures(data: Mapping[str, Any]) -> dict[str, Any]:
     return {"rating": rating, "edited": feedback.get("edited") is not None, "commented": bool(feedback.get("comment"))}
 
 
-def _tombstone_figures(_: Mapping[str, Any]) -> dict[str, Any]:
-    return {}
-
-
-_FIGURES = {"turn": _turn_figures, "feedback": _feedback_figures, "tombstone": _tombstone_figures}
+_COLUMNS: Mapping[Kind, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "turn": _turn_columns, "feedback": _feedback_columns, "tombstone": lambda data: {},
+}  # fmt: skip
 
 
 def _object(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -182,7 +178,7 @@ def _object(data: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, or None: a figure that cannot be counted is no reason to lose a turn."""
+    """A finite number, or None: a number that cannot be counted is no reason to lose a turn."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -193,7 +189,7 @@ def _number(value: Any) -> float | None:
 
 
 def _name(value: Any) -> str | None:
-    """A name short enough for a column, without what a database cannot hold or a terminal would obey."""
+    """A name that fits a column, without what a database cannot store or a terminal would interpret."""
     if not isinstance(value, str):
         return None
-    return "".join(letter for letter in value[:LONGEST_NAME] if letter.isprintable()) or None
+    return "".join(letter for letter in value[:MAX_NAME_LENGTH] if letter.isprintable()) or None

@@ -1,6 +1,6 @@
-"""What the records say in sum: how many, how long, how fast, how they ended, how they were liked.
+"""Statistics of the records: counts, lengths, speeds, finish reasons, feedback.
 
-Scope: numbers from the columns of a store; no text of any conversation is read. Knows no plots.
+Scope: numbers from the columns of a store; no conversation text is read. Knows no plots.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qlora_chat.receiver.store import RecordStore, TurnFilter
+from qlora_chat.receiver.store import RecordFilter, RecordStore
 
 BINS = 24
 TEMPERATURE_STEP = 0.05
@@ -32,36 +32,35 @@ _TURN_COLUMNS = (
     "version", "conversation_id", "turn_id", "at", "day", "model", "adapter", "temperature", "finish_reason",
     *_MEASURES.values(),
 )  # fmt: skip
+_FEEDBACK_COLUMNS = ("turn_id", "rating", "edited", "commented")
 
 
 def statistics(store: RecordStore) -> dict[str, Any]:
-    """Everything that is counted, ready for JSON.
+    """All statistics, as plain values for JSON.
 
     Of several pieces of feedback to a turn the newest counts. measures: count, mean, percentiles and a histogram up to
     the 99th percentile, in tokens, characters, ms and tokens/s.
     """
-    turns = list(store.columns(_TURN_COLUMNS, TurnFilter(kind="turn")))
-    said = {
-        row["turn_id"]: row for row in store.columns(("turn_id", "rating", "edited", "commented"), TurnFilter(kind="feedback"))
-    }
+    turns = list(store.rows(RecordFilter(kind="turn"), _TURN_COLUMNS))
+    feedback = {row["turn_id"]: row for row in store.rows(RecordFilter(kind="feedback"), _FEEDBACK_COLUMNS)}
     return {
         "turns": len(turns),
         "conversations": len({row["conversation_id"] for row in turns}),
         "erased_conversations": store.erased_conversations(),
-        "turns_with_feedback": sum(row["turn_id"] in said for row in turns),
-        "first": _moment(turns[0]["at"]) if turns else None,
-        "last": _moment(turns[-1]["at"]) if turns else None,
+        "turns_with_feedback": sum(row["turn_id"] in feedback for row in turns),
+        "first": _iso_time(turns[0]["at"]) if turns else None,
+        "last": _iso_time(turns[-1]["at"]) if turns else None,
         "versions": {str(version): count for version, count in sorted(Counter(row["version"] for row in turns).items())},
         "days": _days(turns),
         "measures": {name: distribution(row[column] for row in turns) for name, column in _MEASURES.items()},
         "finish_reasons": dict(Counter(row["finish_reason"] or NOT_RECORDED for row in turns).most_common()),
-        "feedback_by_temperature": _feedback_by(turns, said, "temperature", _temperature),
-        "feedback_by_adapter": _feedback_by(turns, said, "adapter", _adapter),
+        "feedback_by_temperature": _feedback_by(turns, feedback, "temperature", _temperature),
+        "feedback_by_adapter": _feedback_by(turns, feedback, "adapter", _adapter),
     }
 
 
 def distribution(values: Iterable[float | None]) -> dict[str, Any] | None:
-    """count, mean, p10, median, p90, p99, max and a histogram of what is not None; None where nothing is left."""
+    """count, mean, p10, median, p90, p99, max and a histogram of what is not None; None if nothing is left."""
     known = np.array([value for value in values if value is not None], dtype=float)
     if not len(known):
         return None
@@ -86,16 +85,18 @@ def _days(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{"day": day, "turns": len(names), "conversations": len(set(names))} for day, names in sorted(by_day.items())]
 
 
-def _feedback_by(turns: Sequence[Mapping[str, Any]], said: Mapping[str, Mapping[str, Any]], name: str, key: Any) -> list[Any]:
+def _feedback_by(
+    turns: Sequence[Mapping[str, Any]], feedback: Mapping[str, Mapping[str, Any]], name: str, key: Any
+) -> list[Any]:
     groups: dict[Any, Counter[str]] = defaultdict(Counter)
     for row in turns:
         group = groups[key(row)]
         group["turns"] += 1
-        if feedback := said.get(row["turn_id"]):
-            group["up"] += feedback["rating"] == 1
-            group["down"] += feedback["rating"] == -1
-            group["edited"] += bool(feedback["edited"])
-            group["commented"] += bool(feedback["commented"])
+        if newest := feedback.get(row["turn_id"]):
+            group["up"] += newest["rating"] == 1
+            group["down"] += newest["rating"] == -1
+            group["edited"] += bool(newest["edited"])
+            group["commented"] += bool(newest["commented"])
     counted = ("turns", "up", "down", "edited", "commented")
     ordered = sorted(groups.items(), key=lambda item: (item[0] is None, str(item[0])))
     return [{name: value, **{each: group[each] for each in counted}} for value, group in ordered]
@@ -111,5 +112,5 @@ def _adapter(row: Mapping[str, Any]) -> str:
     return NOT_RECORDED if row["model"] is None else row["adapter"] or BASE_ALONE
 
 
-def _moment(seconds: float) -> str:
+def _iso_time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")

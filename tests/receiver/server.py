@@ -17,7 +17,7 @@ from pathlib import Path
 
 import uvicorn
 
-from qlora_chat.receiver.app import build_app
+from qlora_chat.receiver.app import server_config
 from qlora_chat.receiver.store import RecordStore
 from qlora_chat.settings import ReceiverSettings
 
@@ -26,8 +26,9 @@ from qlora_chat.settings import ReceiverSettings
 def receiving(store: RecordStore, settings: ReceiverSettings | None = None) -> Iterator[str]:
     """Serve a store's receiver; -> http://127.0.0.1:PORT."""
     listening = socket.create_server(("127.0.0.1", 0))
-    app = build_app(store, settings or ReceiverSettings())
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="on", ws="none", timeout_graceful_shutdown=1))
+    config = server_config(store, settings or ReceiverSettings())
+    config.timeout_graceful_shutdown = 1
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
     thread.start()
     try:
