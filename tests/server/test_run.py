@@ -334,7 +334,7 @@ def test_a_start_leaves_nothing_in_the_temporary_folder_whoever_owns_gradio_ther
     """Gradio's own folder is /tmp/gradio for everybody; a file of that name stands for another user's folder, for root too."""
     (tmp_path / "gradio").write_text("another user's")
     with server_process(TMPDIR=str(tmp_path), GRADIO_TEMP_DIR=str(tmp_path / "gradio")) as (process, page):
-        assert "gradio" in httpx.get(page.url).text
+        assert "gradio" in httpx.get(page.url, timeout=60).text
         assert os.listdir(tmp_path) == ["gradio"]
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=60)[1] == ""

@@ -36,10 +36,10 @@ def sample(isa: str) -> Choose:
     """The variants that must choose alike."""
     if isa == "plain":
         return choose_in_torch
-    return compiled_chooser(isa)
+    return compiled_sampler(isa)
 
 
-def compiled_chooser(isa: str) -> CpuSampler:
+def compiled_sampler(isa: str) -> CpuSampler:
     with assume_isa(isa):
         compiled = library(lambda line: None)
     if compiled is None:
@@ -93,7 +93,7 @@ def test_each_row_has_settings_of_its_own_and_company_changes_nothing(sample: Ch
 
 
 def test_both_choose_the_same_token_for_the_same_draw(compiled_isa: str) -> None:
-    compiled = compiled_chooser(compiled_isa)
+    compiled = compiled_sampler(compiled_isa)
     generator = torch.Generator().manual_seed(11)
     logits = 5 * torch.randn(200, 2 * VOCABULARY + 7, generator=generator)  # fills no vector
     draws = torch.rand(200, generator=generator).tolist()
