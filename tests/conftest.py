@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,15 +16,10 @@ from qlora_chat.models import LoadedModel
 from qlora_chat.models.load import load
 from qlora_chat.prompt import DEFAULT_FORMAT, Prompt, fit_prompt
 from qlora_chat.settings import ModelSettings, quiet_libraries
+from tests import WORKERS
 from tests.postgres import Server, postgres, programs
 
 quiet_libraries()
-WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-"""Processes that run tests side by side, each with its share of the cores."""
-if WORKERS > 1:
-    threads = max(1, (os.cpu_count() or 1) // WORKERS)
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # for the programs that tests start
-    torch.set_num_threads(threads)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a run in the background would hand that on to what it starts
 hypothesis.settings.register_profile(
