@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from qlora_chat.models import ModelError, open_model
+from qlora_chat.models.adapter import convert, unpickle
 from qlora_chat.models.adapter.convert import convert_adapter
 from qlora_chat.settings import ModelSettings
 from tests.models.conftest import MakeAdapter, MakeBase
@@ -124,10 +125,16 @@ def test_a_hostile_pickle_named_as_weights_is_never_read(
         ({}, "must hold a table"),
     ],
 )
-def test_what_is_no_table_of_lora_tensors_is_refused(table: Any, reason: str, tmp_path: Path) -> None:
-    folder = folder_with(tmp_path, lambda path: torch.save(table, path))
-    with pytest.raises(ModelError, match=reason):
-        convert_adapter(folder, tmp_path / "out")
+def test_what_is_no_table_of_lora_tensors_is_refused(
+    table: Any, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, since the tests before have shown that it is another that does it, and what it says is passed on."""
+    torch.save(table, tmp_path / "adapter_model.bin")
+    with pytest.raises(SystemExit) as ended:
+        unpickle.main(str(tmp_path / "adapter_model.bin"), str(tmp_path / "out.safetensors"))
+    assert ended.value.code == convert._REFUSED
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_garbage_is_refused(tmp_path: Path) -> None:
