@@ -125,13 +125,23 @@ def test_exact_keeps_the_adapter_beside_an_nf4_base_wherever_there_is_room(tmp_p
     assert not (tmp_path / "cache").exists(), "nothing had to be made"
 
 
+@pytest.mark.parametrize("sizes", [{}, {"num_attention_heads": 4, "head_dim": 16}], ids=["usual", "16 outputs"])
 def test_merging_into_nf4_from_a_bf16_base_says_the_loss(
-    make_base: MakeBase, make_adapter: MakeAdapter, said: list[str]
+    sizes: dict[str, int], make_base: MakeBase, make_adapter: MakeAdapter, said: list[str]
 ) -> None:
-    base = make_base()
+    """Of keys and values with 16 outputs, too, for which bitsandbytes has no product on a CPU with avx512_bf16."""
+    base = make_base(**sizes)
     model = opened(base, make_adapter(base), said, "nf4")
     assert model.info.precision == "nf4"
     assert any("cost KL" in line for line in model.info.notices)
+
+
+def test_rows_that_bitsandbytes_misreads_on_a_cpu_are_not_merged(
+    make_base: MakeBase, make_adapter: MakeAdapter, said: list[str]
+) -> None:
+    base = make_base(intermediate_size=96)
+    with pytest.raises(ModelError, match=r"down_proj .* rows of 96 weights, .* in rows of whole blocks of 64 only"):
+        opened(base, make_adapter(base), said, "nf4")
 
 
 def test_an_adapter_that_cannot_stay_unmerged_is_refused_before_any_work(
