@@ -25,10 +25,10 @@ from torch import Tensor
 
 from qlora_chat.models.folders import Base
 from qlora_chat.models.weights.llama import LlamaShape
-from qlora_chat.training.data.batches import Pass
+from qlora_chat.training.data.batches import MicroBatch
 from qlora_chat.training.memory import predicted_bytes
 from qlora_chat.training.model.elementwise import _kernels
-from qlora_chat.training.model.llama import GROUPS, Held, LoraShape, TrainableLlama
+from qlora_chat.training.model.llama import GROUPS, ComputeFormat, LoraShape, TrainableLlama
 from qlora_chat.training.optimizer import Optimizer
 from qlora_chat.training.recipe import LINEARS, TrainSettings
 
@@ -81,7 +81,7 @@ def quantised_weights(base: Base) -> dict[str, Tensor]:
 
 def ours(base: Base, tensors: dict[str, Tensor], dropout: float, dtype: torch.dtype, checkpointing: bool) -> TrainableLlama:
     lora = LoraShape(R, ALPHA, dropout, LINEARS)
-    model = TrainableLlama(tensors, base.shape, lora, Held(DEVICE, dtype, dense=False))
+    model = TrainableLlama(tensors, base.shape, lora, ComputeFormat(DEVICE, dtype, dense=False))
     model.checkpointing = checkpointing
     return model
 
@@ -118,11 +118,11 @@ def pefts(base: Base, tensors: dict[str, Tensor], dropout: float, dtype: torch.d
     return get_peft_model(model, lora).to(DEVICE).train()
 
 
-def one_pass(base: Base, dialogues: int, length: int, seed: int = 1) -> Pass:
+def one_pass(base: Base, dialogues: int, length: int, seed: int = 1) -> MicroBatch:
     """Random dialogues of one length, everything under the loss."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randint(5, base.shape.vocabulary, (dialogues, length + 1), generator=generator).to(DEVICE)
-    return Pass(rows[:, :-1].flatten(), rows[:, 1:].flatten(), (length,) * dialogues)
+    return MicroBatch(rows[:, :-1].flatten(), rows[:, 1:].flatten(), (length,) * dialogues)
 
 
 def synchronised() -> None:
@@ -170,7 +170,7 @@ def gradients_by_name(model: TrainableLlama) -> dict[str, Tensor]:
     return found
 
 
-def peft_loss(wrapped: Any, batch: Pass, dtype: torch.dtype) -> Tensor:
+def peft_loss(wrapped: Any, batch: MicroBatch, dtype: torch.dtype) -> Tensor:
     """Mean loss through Transformers, the dialogues as rows of a batch."""
     ids = batch.ids.view(len(batch.lengths), -1)
     with torch.autocast(DEVICE.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):

@@ -14,7 +14,7 @@ from qlora_chat.models.locate import BUNDLED
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.prompt import DEFAULT_FORMAT
 from qlora_chat.training import TrainError
-from qlora_chat.training.data.batches import tokenise
+from qlora_chat.training.data.batches import tokenize
 from qlora_chat.training.data.dialogues import read_dialogues
 from qlora_chat.training.recipe import TrainSettings
 
@@ -36,9 +36,9 @@ def test_every_form_that_train_takes_counts_as_its_loss_does(form: str, tokenize
     path = tmp_path / "held.jsonl.xz"
     path.write_bytes(lzma.compress(json.dumps(FORMS[form]).encode()))
     (read,) = read_text(str(path), print).in_ids(tokenizer, 512, 100, DEFAULT_FORMAT).passages
-    trained = tokenise(read_dialogues([path]).conversations, TrainSettings(base="demo", data=("d",)), tokenizer, 2)
+    trained = tokenize(read_dialogues([path]).conversations, TrainSettings(base="demo", data=("d",)), tokenizer, 2)
     assert list(read.ids) == trained.ids.tolist()
-    assert list(read.counted) == trained.learnt.tolist()
+    assert list(read.counted) == trained.loss_mask.tolist()
     said = tokenizer.decode([each for each, counts in zip(read.ids, read.counted, strict=True) if counts])
     assert said.replace(" ", "") == "12.###Human:15.", "answers, and what ends them"
 

@@ -1,4 +1,4 @@
-"""A tiny base of our own and runs over it, for tests that need a whole run in a second."""
+"""A tiny base and runs over it, for tests that need a whole run in a second."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Command = Callable[..., list[str]]
 
 
 @pytest.fixture
-def said() -> list[str]:
-    """What the person was told; pass said.append as notify."""
+def notices() -> list[str]:
+    """Lines for the user; pass notices.append as notify."""
     return []
 
 
@@ -37,7 +37,7 @@ def few_dialogues(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def command(tiny_nf4_base: Path, few_dialogues: Path) -> Command:
-    """What is typed after `qlora-chat` for a tiny run: `command(out, "--resume")`."""
+    """Arguments of `qlora-chat` for a tiny run: `command(out, "--resume")`."""
 
     def line(out: Path, *more: str) -> list[str]:
         fixed = ["--base", str(tiny_nf4_base), "--data", str(few_dialogues), "--out", str(out), "--device", "cpu"]
@@ -50,9 +50,9 @@ def command(tiny_nf4_base: Path, few_dialogues: Path) -> Command:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], check=False).returncode:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], check=False).returncode:
         pytest.skip("mounting a small file system needs root")
-    yield place
-    subprocess.run(["umount", "-l", place], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)

@@ -1,4 +1,4 @@
-"""The plan that fits: keep everything where there is room, recompute where there is less, and say so where there is none."""
+"""The memory plan: store activations if they fit, recompute them if not, and refuse if nothing fits."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import pytest
 
 from qlora_chat.models.folders import Base
 from qlora_chat.models.locate import BUNDLED
+from qlora_chat.models.placement import DeviceMemory
 from qlora_chat.training import TrainError
-from qlora_chat.training.memory import GIB, choose, predicted_bytes
+from qlora_chat.training.memory import GIB, plan_memory, predicted_bytes
 from qlora_chat.training.recipe import TrainSettings
 
 DEMO = Base.read(BUNDLED / "base")
 SETTINGS = TrainSettings(base="demo", data=("d",), r=32)
 
 
-def test_a_plan_takes_less_where_there_is_less() -> None:
-    plans = [choose(DEMO, SETTINGS, 8_000, 500, "cuda", 2, int(gib * GIB)) for gib in (80, 4, 1.5, 0.3)]
+def test_a_plan_adapts_to_the_free_memory() -> None:
+    plans = [plan_memory(DEMO, SETTINGS, 8_000, 500, DeviceMemory("cuda", int(gib * GIB)), 2) for gib in (80, 4, 1.5, 0.3)]
     assert [plan.checkpointing for plan in plans] == [False, False, True, True]
     assert plans[0].dense
     assert not plans[-1].dense
@@ -24,14 +25,14 @@ def test_a_plan_takes_less_where_there_is_less() -> None:
     assert all(plan.predicted <= gib * GIB for plan, gib in zip(plans, (80, 4, 1.5, 0.3), strict=True))
 
 
-def test_too_little_is_told_with_what_would_help() -> None:
+def test_too_little_memory_is_an_error_that_says_how_to_need_less() -> None:
     with pytest.raises(TrainError, match=r"training needs 0\.\d GiB and 0\.1 GiB are free.*--max-length"):
-        choose(DEMO, SETTINGS, 8_000, 500, "cuda", 2, GIB // 10)
+        plan_memory(DEMO, SETTINGS, 8_000, 500, DeviceMemory("cuda", GIB // 10), 2)
 
 
-def test_what_is_asked_for_is_kept_to() -> None:
-    asked = TrainSettings(base="demo", data=("d",), checkpointing="on", pass_tokens=600)
-    plan = choose(DEMO, asked, 8_000, 500, "cuda", 2, 80 * GIB)
+def test_explicit_settings_are_respected() -> None:
+    settings = TrainSettings(base="demo", data=("d",), checkpointing="on", pass_tokens=600)
+    plan = plan_memory(DEMO, settings, 8_000, 500, DeviceMemory("cuda", 80 * GIB), 2)
     assert (plan.checkpointing, plan.pass_tokens) == (True, 600)
 
 

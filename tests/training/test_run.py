@@ -1,4 +1,4 @@
-"""Whole runs: killed and gone on with, a full disk, a bad number, an adapter that chat can use."""
+"""Whole runs: killed and resumed, a full disk, a loss that is not finite, an adapter that chat can use."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from qlora_chat.models.folders import Base
 from qlora_chat.models.locate import demo
 from qlora_chat.settings import SettingsError
 from qlora_chat.training import TrainError
-from qlora_chat.training.base import FoundBase
+from qlora_chat.training.base import LocatedBase
 from qlora_chat.training.checkpoint import TENSORS, Checkpoints
 from qlora_chat.training.data.dialogues import Dialogues
-from qlora_chat.training.divergence import WINDOW, Watch
-from qlora_chat.training.metrics_log import Metrics
-from qlora_chat.training.run_record import begin, settings_of
+from qlora_chat.training.divergence import WINDOW, DivergenceMonitor
+from qlora_chat.training.metrics_log import MetricsLog
+from qlora_chat.training.run_record import open_run
 from tests.training.conftest import Command
-from tests.training.running import Running, finished
+from tests.training.processes import RunningCommand, run_command
 
 
 def digest(out: Path) -> str:
@@ -37,10 +37,10 @@ def digest(out: Path) -> str:
 
 
 def killed(line: list[str], out: Path, step: int, chance: random.Random) -> str:
-    """Start, and kill -9 after the checkpoint of a step: some time later, or in the midst of the next save. -> which."""
+    """Start, and kill -9 after the checkpoint of a step: some time later, or during the next save. Returns which."""
     where = chance.choice(["anywhere", "in a save"])
     for _ in range(5):
-        process = Running(line, out.with_name("told"))
+        process = RunningCommand(line, out.with_name("output"))
         while process.alive and newest_step(out) < step:
             time.sleep(0.001)
         while where == "in a save" and process.alive and not saving(out):
@@ -49,9 +49,9 @@ def killed(line: list[str], out: Path, step: int, chance: random.Random) -> str:
         if process.alive:
             process.kill()
             return "in a save" if saving(out) else "anywhere"
-        ended = process.ended()
-        assert ended.code == 0, ended.told
-        shutil.rmtree(out)  # this process slept too long, and the run came to its end
+        result = process.wait()
+        assert result.code == 0, result.output
+        shutil.rmtree(out)  # this process slept too long, and the run ended
     pytest.fail("five runs in a row ended before they could be killed")
 
 
@@ -59,41 +59,41 @@ def killed(line: list[str], out: Path, step: int, chance: random.Random) -> str:
     ("kills", "steps"), [pytest.param(2, 40, id="twice"), pytest.param(50, 400, id="50 times", marks=pytest.mark.slow)]
 )
 @pytest.mark.timeout(500)
-def test_a_run_that_is_killed_and_damaged_ends_with_the_very_same_adapter(
+def test_a_killed_and_damaged_run_ends_with_the_very_same_adapter(
     kills: int, steps: int, command: Command, tmp_path: Path
 ) -> None:
     settings = ("--steps", str(steps), "--save-every", "1", "--eval-every", "20")
-    out, told, chance = tmp_path / "broken", tmp_path / "told", random.Random(kills)
-    assert finished(command(tmp_path / "whole", *settings), told).code == 0
+    out, output, chance = tmp_path / "broken", tmp_path / "output", random.Random(kills)
+    assert run_command(command(tmp_path / "whole", *settings), output).code == 0
     line = command(out, *settings, "--resume")
     where = Counter(killed(line, out, newest_step(out) + chance.randint(0, 3), chance) for _ in range(kills))
     assert kills < 50 or min(where["in a save"], where["anywhere"]) > 10, where
     damage(newest(out))
-    last = finished(line, told)
-    assert last.code == 0, last.told
+    last = run_command(line, output)
+    assert last.code == 0, last.output
     assert digest(out) == digest(tmp_path / "whole")
-    assert "is damaged" in last.told
+    assert "is damaged" in last.output
     assert [each["step"] for each in losses(out)] == list(range(1, steps + 1))
 
 
 @pytest.mark.slow
-def test_a_run_in_8_bits_that_is_gone_on_with_ends_with_the_very_same_adapter(command: Command, tmp_path: Path) -> None:
-    eight_bits = ("--optimizer", "paged_adamw_8bit", "--r", "64")  # smaller halves keep 32 bits
-    told, settings = tmp_path / "told", (*eight_bits, "--held-out", "0", "--save-every", "3")
-    assert finished(command(tmp_path / "whole", *settings, "--steps", "9"), told).code == 0
+def test_a_resumed_run_in_8_bits_ends_with_the_very_same_adapter(command: Command, tmp_path: Path) -> None:
+    eight_bits = ("--optimizer", "paged_adamw_8bit", "--r", "64")  # smaller matrices have their state in 32 bits
+    output, settings = tmp_path / "output", (*eight_bits, "--held-out", "0", "--save-every", "3")
+    assert run_command(command(tmp_path / "whole", *settings, "--steps", "9"), output).code == 0
     out = tmp_path / "broken"
     line = command(out, *settings, "--steps", "9", "--resume")
     killed(line, out, 3, random.Random(3))
-    last = finished(line, told)
-    assert last.code == 0, last.told
-    assert "going on after step" in last.told
+    last = run_command(line, output)
+    assert last.code == 0, last.output
+    assert "resuming after step" in last.output
     assert digest(out) == digest(tmp_path / "whole")
     for path in (out / "checkpoints" / "step-00000009").glob("*.safetensors"):
-        assert any(each.dtype == torch.uint8 for each in load_file(path).values()), "its memory is in 8 bits"
+        assert any(each.dtype == torch.uint8 for each in load_file(path).values()), "the optimizer state is in 8 bits"
 
 
 def losses(out: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that are steps."""
+    """The steps' lines of metrics.jsonl."""
     lines = [json.loads(text) for text in (out / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if "loss" in line]
 
@@ -111,36 +111,36 @@ def newest_step(out: Path) -> int:
 
 
 def damage(checkpoint: Path) -> None:
-    """Turn over one bit in the midst of its tensors."""
+    """Flip one bit in the middle of its tensors."""
     path = checkpoint / TENSORS
     contents = bytearray(path.read_bytes())
     contents[len(contents) // 2] ^= 1
     path.write_bytes(bytes(contents))
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over_with_a_notice(tmp_path: Path, said: list[str]) -> None:
-    checkpoints = Checkpoints(tmp_path / "checkpoints", said.append)
+def test_a_damaged_newest_checkpoint_is_skipped_with_a_notice(tmp_path: Path, notices: list[str]) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", notices.append)
     for step in (10, 20):
         checkpoints.save(step, {"adapter.x": torch.full((64,), float(step))}, {})
     damage(tmp_path / "checkpoints" / "step-00000020")
     found = checkpoints.newest()
     assert found is not None
     assert found.step == 10
-    assert "step-00000020 is damaged" in said[0]
+    assert "step-00000020 is damaged" in notices[0]
     (tmp_path / "checkpoints" / "step-00000010" / "state.json").write_text("{}")
     assert checkpoints.newest() is None
 
 
-def test_only_the_newest_two_checkpoints_are_kept(tmp_path: Path, said: list[str]) -> None:
-    checkpoints = Checkpoints(tmp_path, said.append)
+def test_older_checkpoints_than_the_newest_two_are_deleted(tmp_path: Path, notices: list[str]) -> None:
+    checkpoints = Checkpoints(tmp_path, notices.append)
     (tmp_path / ".step-00000001.999999").mkdir()
     for step in range(1, 5):
         checkpoints.save(step, {"adapter.x": torch.zeros(1)}, {})
     assert sorted(each.name for each in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
 
 
-def test_a_full_disk_is_told_where_the_metrics_are_written(small_disk: Path) -> None:
-    metrics = Metrics(small_disk, 0)
+def test_a_full_disk_is_reported_when_metrics_are_written(small_disk: Path) -> None:
+    metrics = MetricsLog(small_disk, 0)
     with (small_disk / "ballast").open("wb", buffering=0) as ballast, suppress(OSError):
         while ballast.write(b"0" * 4096):
             pass
@@ -149,107 +149,111 @@ def test_a_full_disk_is_told_where_the_metrics_are_written(small_disk: Path) -> 
         for step in range(1000):
             metrics.add({"step": step, "loss": 1.0})
 
-    with pytest.raises(TrainError, match=r"metrics\.jsonl cannot be written .*make room, then go on with --resume"):
+    with pytest.raises(TrainError, match=r"metrics\.jsonl cannot be written .*make room, then continue with --resume"):
         many()
     metrics.close()
 
 
 @pytest.mark.timeout(240)
-def test_a_full_disk_leaves_the_earlier_checkpoint_and_the_run_goes_on(
+def test_a_full_disk_leaves_the_earlier_checkpoint_and_the_run_can_be_resumed(
     command: Command, small_disk: Path, tmp_path: Path
 ) -> None:
-    out, told = small_disk / "out", tmp_path / "told"
+    out, output = small_disk / "out", tmp_path / "output"
     line = command(out, "--steps", "6", "--save-every", "3", "--held-out", "0")
     base = Base.read(Path(line[line.index("--base") + 1]))
     parameters = sum(4 * (outs + ins) for name, (outs, ins) in base.linears().items() if name != "lm_head")
     (small_disk / "ballast").write_bytes(b"0" * (2 * 2**20 - 12 * parameters * 7 // 4))
-    full = finished(line, told)
-    assert full.code == 1, full.told
-    assert "the checkpoint of step 6 could not be written" in full.told
-    assert "step-00000003 is whole" in full.told
-    assert "Traceback" not in full.told
+    full = run_command(line, output)
+    assert full.code == 1, full.output
+    assert "the checkpoint of step 6 could not be written" in full.output
+    assert "step-00000003 is intact" in full.output
+    assert "Traceback" not in full.output
     (small_disk / "ballast").unlink()
-    resumed = finished(command(out, "--resume"), told)
-    assert resumed.code == 0, resumed.told
-    assert "going on after step 3 of 6" in resumed.told
+    resumed = run_command(command(out, "--resume"), output)
+    assert resumed.code == 0, resumed.output
+    assert "resuming after step 3 of 6" in resumed.output
     assert (out / "adapter_model.safetensors").is_file()
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(command: Command, tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_says_how_to_resume(command: Command, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = Running(command(out, "--steps", "5000", "--save-every", "5000"), tmp_path / "told")
+    process = RunningCommand(command(out, "--steps", "5000", "--save-every", "5000"), tmp_path / "output")
     metrics = out / "metrics.jsonl"
     while process.alive and not (metrics.exists() and metrics.stat().st_size):  # a step has been made
         time.sleep(0.01)
     process.signal(signal.SIGINT)
-    ended = process.ended(60)
-    assert ended.code == 130, ended.told
-    assert f"to go on: qlora-chat train --resume --out {out}" in ended.told
+    result = process.wait(60)
+    assert result.code == 130, result.output
+    assert f"to continue: qlora-chat train --resume --out {out}" in result.output
     assert Checkpoints(out / "checkpoints", print).newest() is not None
     assert not (out / "adapter_model.safetensors").exists()
-    asked = settings_of(out, {})
-    assert asked is not None
-    assert asked.steps == 5000
-    with pytest.raises(SettingsError, match="goes on with r 4"):
-        settings_of(out, {"r": 8})
+    run = open_run(out, resume=True)
+    settings = run.resumed_settings({})
+    assert settings.steps == 5000
+    with pytest.raises(SettingsError, match="started with r 4"):
+        run.resumed_settings({"r": 8})
     with pytest.raises(TrainError, match="holds a run already"):
-        begin(out, asked, Dialogues((), "x", (), {}), FoundBase(demo(), {}), resume=False, notify=print)
-    with pytest.raises(TrainError, match="dialogues are not those"):
-        begin(out, asked, Dialogues((), "x", (), {}), FoundBase(demo(), {}), resume=True, notify=print)
+        open_run(out, resume=False)
+    other_data = Dialogues((), "x", (), {})
+    with pytest.raises(TrainError, match="started with other dialogues"):
+        run.start(settings, other_data, LocatedBase(demo(), {}))
+    same_data = Dialogues((), run.record["data"]["sha256"], (), {})
+    with pytest.raises(TrainError, match="started with another base"):
+        run.start(settings, same_data, LocatedBase(demo(), {"files": {}}))
 
 
-def test_ctrl_c_before_the_first_step_says_how_to_go_on_too(command: Command, tmp_path: Path) -> None:
+def test_ctrl_c_before_the_first_step_says_how_to_resume_too(command: Command, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    process = Running(command(out, "--steps", "5000"), tmp_path / "told")
+    process = RunningCommand(command(out, "--steps", "5000"), tmp_path / "output")
     while process.alive and not (out / "run.json").exists():
         time.sleep(0.0005)
     process.signal(signal.SIGINT)
-    ended = process.ended(60)
-    assert ended.code == 130, ended.told
-    assert f"o go on: qlora-chat train --resume --out {out}" in ended.told
-    assert "Traceback" not in ended.told
+    result = process.wait(60)
+    assert result.code == 130, result.output
+    assert f"o continue: qlora-chat train --resume --out {out}" in result.output
+    assert "Traceback" not in result.output
 
 
-def test_there_is_nothing_to_resume_where_no_run_is(tmp_path: Path) -> None:
-    ended = finished(["train", "--resume", "--out", str(tmp_path / "none")], tmp_path / "told")
-    assert ended.code == 1
-    assert "there is no run in" in ended.told
+def test_resuming_without_a_run_is_refused(tmp_path: Path) -> None:
+    result = run_command(["train", "--resume", "--out", str(tmp_path / "none")], tmp_path / "output")
+    assert result.code == 1
+    assert "there is no run in" in result.output
     assert not (tmp_path / "none").exists()
 
 
-def test_bad_data_is_told_before_a_weight_is_loaded(command: Command, tmp_path: Path) -> None:
+def test_bad_data_is_reported_before_a_weight_is_loaded(command: Command, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"messages": [{"role": "assistant", "content": "x"}]}\n')
     line = command(tmp_path / "out", "--data", str(bad), "--base", str(tmp_path / "no-such-base"))
-    ended = finished(line, tmp_path / "told")
-    assert ended.code == 1
-    assert "bad.jsonl:1: messages[0] is the assistant's" in ended.told
+    result = run_command(line, tmp_path / "output")
+    assert result.code == 1
+    assert "bad.jsonl:1: messages[0] is the assistant's" in result.output
     assert not (tmp_path / "out").exists()
 
 
 # --- warnings --------------------------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_no_number_stops_the_run() -> None:
+def test_a_loss_that_is_not_finite_stops_the_run() -> None:
     with pytest.raises(TrainError, match="the loss of step 3 is nan"):
-        Watch().trained(3, math.nan, 1.0)
+        DivergenceMonitor().check_step(3, math.nan, 1.0)
     with pytest.raises(TrainError, match="gradients of step 4"):
-        Watch().trained(4, 1.0, math.inf)
+        DivergenceMonitor().check_step(4, 1.0, math.inf)
 
 
-def test_a_rising_loss_is_warned_of_once_in_a_while() -> None:
-    watch = Watch()
+def test_a_rising_loss_gives_one_warning_in_a_while() -> None:
+    monitor = DivergenceMonitor()
     losses = [2.0 - 0.01 * step for step in range(60)] + [2.0 + 0.05 * step for step in range(40)]
-    warnings = [told for step, loss in enumerate(losses, start=1) if (told := watch.trained(step, loss, 1.0))]
+    warnings = [line for step, loss in enumerate(losses, start=1) if (line := monitor.check_step(step, loss, 1.0))]
     assert len(warnings) == 1
     assert "the loss rises" in warnings[0]
-    calm = Watch()
-    assert not any(calm.trained(step, 1.0 + 0.05 * (-1) ** step, 1.0) for step in range(5 * WINDOW))
+    calm = DivergenceMonitor()
+    assert not any(calm.check_step(step, 1.0 + 0.05 * (-1) ** step, 1.0) for step in range(5 * WINDOW))
 
 
-def test_a_held_out_loss_that_rises_is_told_with_the_best_step() -> None:
-    watch = Watch()
-    assert [bool(watch.held_out(step, loss)) for step, loss in ((10, 1.5), (20, 1.2), (30, 1.21), (40, 1.4))] == [
+def test_a_warning_about_the_held_out_loss_names_the_best_step() -> None:
+    monitor = DivergenceMonitor()
+    assert [bool(monitor.check_held_out(step, loss)) for step, loss in ((10, 1.5), (20, 1.2), (30, 1.21), (40, 1.4))] == [
         False,
         False,
         False,

@@ -1,11 +1,11 @@
-"""Fine-tuning: dialogues -> QLoRA -> adapter, with a run that can be broken off at any moment and gone on with.
+"""Fine-tuning: dialogues -> QLoRA -> adapter, in a run that can be interrupted at any moment and resumed.
 
-Scope: the second flow of the program; train.py holds all of it on one screen. Importing this module imports no torch.
-Knows nothing of pages, engines or chats; what it makes is a PEFT adapter folder.
+Scope: the program's second flow; train.py shows all of it. Importing this module imports no torch. Knows nothing of
+pages, engines or chats; its result is a PEFT adapter folder.
 """
 
 from qlora_chat.errors import UserError
 
 
 class TrainError(UserError, RuntimeError):
-    """A run cannot begin or go on; the message says what arrived, what was expected, and what to do next."""
+    """A run cannot start or continue; the message says what arrived, what was expected, and what to do next."""

@@ -1,7 +1,6 @@
 """The finished adapter as a PEFT folder that describes itself.
 
-Scope: weights, PEFT's config, and our record of base, prompt format, stops, data and settings beside them. Knows no
-training.
+Scope: weights, PEFT's config, and our record of base, prompt format, stops, data and settings. Knows no training.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def write_adapter(folder: Path, tensors: Mapping[str, Tensor], settings: TrainSettings, record: Mapping[str, Any]) -> None:
-    """Put the adapter into a folder, each file whole or as it was before, the record last. TrainError if it cannot be."""
+    """Write the adapter's files, each one atomically and the record last. TrainError if the disk refuses them."""
     dtype = torch.bfloat16 if settings.adapter_dtype == "bf16" else torch.float32
     stored = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in sorted(tensors.items())}
     try:
@@ -34,12 +33,12 @@ def write_adapter(folder: Path, tensors: Mapping[str, Tensor], settings: TrainSe
         replace_text(folder / RECORD, json.dumps(dict(record), indent=2, ensure_ascii=False) + "\n")
     except (OSError, SafetensorError) as problem:
         raise TrainError(
-            f"the adapter could not be written to {folder} ({problem}); the last checkpoint is whole: make room, then --resume"
+            f"the adapter could not be written to {folder} ({problem}); the last checkpoint is intact: make room, then --resume"
         ) from problem
 
 
 def peft_config(settings: TrainSettings) -> dict[str, Any]:
-    """adapter_config.json as PEFT reads it."""
+    """Return the contents of adapter_config.json in PEFT's format."""
     return {
         "base_model_name_or_path": settings.base,
         "bias": "none",
@@ -56,12 +55,12 @@ def peft_config(settings: TrainSettings) -> dict[str, Any]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole, or as it was before."""
+    """Replace a text file atomically."""
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path`, sync it, and put it in its place."""
+    """Let `write` create a temporary file, sync it, and rename it to `path`."""
     temporary = path.with_name(f".{path.name}.new")
     try:
         write(temporary)

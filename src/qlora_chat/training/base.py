@@ -1,7 +1,7 @@
-"""The base of a run: found by its name, and ready to be trained on in NF4.
+"""The base of a run: located by its name, then prepared in NF4.
 
-Scope: what models/ offers, put together for training. A base in 16 bits is quantised once and kept in the cache, where
-chat finds it, too. Knows no adapters and no data.
+Scope: the functions of models/ in the order that training needs. A base in 16 bits is quantized once into the cache that
+chat reads, too. Knows no adapters and no data.
 """
 
 from __future__ import annotations
@@ -25,43 +25,41 @@ from qlora_chat.training import TrainError
 
 
 @dataclass(frozen=True)
-class FoundBase:
-    """A base on this machine, its headers checked, no weight read."""
+class LocatedBase:
+    """A base on this machine: headers checked, no weight read."""
 
     source: Source
     identity: Mapping[str, Any]
-    """Name, revision and contents, for the record."""
+    """Name, revision and file fingerprints, for run.json."""
 
 
 @dataclass(frozen=True)
 class PreparedBase:
-    """A base whose tensors can be read."""
+    """A base with readable tensors."""
 
     base: Base
     tensors: Mapping[str, Tensor]
     tokenizer: ModelTokenizer
     end_id: int | None
-    """What ends a dialogue; None where the tokenizer names none."""
+    """Token that ends a dialogue; None if the tokenizer defines none."""
 
 
-def find_base(name: str, place: DeviceMemory, notify: Notify) -> FoundBase:
-    """Resolve a name and check the headers. ModelError or TrainError for what cannot be trained on."""
+def locate_base(name: str, device: DeviceMemory, notify: Notify) -> LocatedBase:
+    """Resolve a name and check the headers. ModelError or TrainError for a base that cannot be trained on."""
     cache = Cache(cache_folder(), notify)
-    source = resolve(ModelSettings(base=name), Hub(hub_cache_folder(), hub_is_offline()), cache, (place,), notify)
-    if source.base.folder is None or check_source(source) is None:
-        raise TrainError(
-            f"{source.base.name} is not on this machine, only what was merged of it; training needs the base itself"
-        )
+    source = resolve(ModelSettings(base=name), Hub(hub_cache_folder(), hub_is_offline()), cache, (device,), notify)
     part = source.base
-    return FoundBase(source, {"name": part.name, "revision": part.revision, "files": fingerprints(source.base.folder)})
+    if part.folder is None or check_source(source) is None:
+        raise TrainError(f"{part.name} is not on this machine, only a merge of it; training needs the base itself")
+    return LocatedBase(source, {"name": part.name, "revision": part.revision, "files": fingerprints(part.folder)})
 
 
-def prepare_base(found: FoundBase, place: DeviceMemory, notify: Notify) -> PreparedBase:
-    """Its tensors in NF4, its tokenizer and the id that ends a text; a base in 16 bits is quantised first, and kept."""
-    ready = prepare(found.source, ("nf4",), (place,), Cache(cache_folder(), notify), notify)
-    for line in ready.notices:
+def prepare_base(located: LocatedBase, device: DeviceMemory, notify: Notify) -> PreparedBase:
+    """Return the base's NF4 tensors, tokenizer and end token; a base in 16 bits is quantized into the cache first."""
+    model = prepare(located.source, ("nf4",), (device,), Cache(cache_folder(), notify), notify)
+    for line in model.notices:
         notify(line)
-    ready.tokenizer.bos_id = ready.special.bos
-    named = ready.tokenizer.token_id("</s>")
-    end = named if named in ready.special.stops else min(ready.special.stops, default=None)
-    return PreparedBase(ready.base, ready.tensors, ready.tokenizer, end)
+    model.tokenizer.bos_id = model.special.bos
+    eos = model.tokenizer.token_id("</s>")
+    end = eos if eos in model.special.stops else min(model.special.stops, default=None)
+    return PreparedBase(model.base, model.tensors, model.tokenizer, end)

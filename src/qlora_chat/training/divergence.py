@@ -1,4 +1,4 @@
-"""Is the run going well? Numbers that are no numbers, and losses that rise.
+"""Detection of a run that goes wrong: losses that are not finite, and losses that rise.
 
 Scope: losses in, warnings out. Knows no model and no screen.
 """
@@ -13,16 +13,16 @@ from statistics import fmean
 from qlora_chat.training import TrainError
 
 WINDOW = 20
-"""Steps whose mean is compared."""
-RISE = 1.15
-"""How far that mean may lie above its best before it is called a rise."""
-HELD_OUT_RISE = 1.02
+"""Steps in the moving average."""
+MAX_RISE = 1.15
+"""Ratio of the moving average to its best value above which the loss counts as rising."""
+MAX_HELD_OUT_RISE = 1.02
 """The same for the held-out loss, which is measured on the same text every time."""
 
 
 @dataclass
-class Watch:
-    """Remembers losses and says when they go the wrong way."""
+class DivergenceMonitor:
+    """Remembers losses and warns when they rise."""
 
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     best: float = math.inf
@@ -30,38 +30,42 @@ class Watch:
     best_held_out_step: int = 0
     warned_at: int | None = None
 
-    def trained(self, step: int, loss: float, norm: float) -> str | None:
-        """A warning about the loss of a step, or None. TrainError if loss or gradients are no numbers: nothing was updated."""
+    def mean(self) -> float | None:
+        """Mean loss of the last 20 steps; None before the first one."""
+        return fmean(self.recent) if self.recent else None
+
+    def check_step(self, step: int, loss: float, norm: float) -> str | None:
+        """Return a warning about a step's loss, or None. TrainError if loss or gradient norm is not finite."""
         if not math.isfinite(loss) or not math.isfinite(norm):
-            what = (
-                f"the loss of step {step} is {loss}" if not math.isfinite(loss) else f"the gradients of step {step} are {norm}"
-            )
+            figure = f"the loss of step {step} is {loss}"
+            if math.isfinite(loss):
+                figure = f"the gradients of step {step} are {norm}"
             raise TrainError(
-                f"{what}: the run was stopped before it could spoil the adapter, and the last checkpoint is whole. "
-                "Try a smaller --learning-rate or --max-grad-norm, and look at the data that this step met"
+                f"{figure}: the run was stopped before the update, and the last checkpoint is intact. "
+                "Try a smaller --learning-rate or --max-grad-norm, and look at the data of this step"
             )
         self.recent.append(loss)
         if len(self.recent) < WINDOW:
             return None
         mean = fmean(self.recent)
         self.best = min(self.best, mean)
-        quiet = self.warned_at is not None and step - self.warned_at < 5 * WINDOW
-        if mean <= self.best * RISE or quiet:
+        warned_lately = self.warned_at is not None and step - self.warned_at < 5 * WINDOW
+        if mean <= self.best * MAX_RISE or warned_lately:
             return None
         self.warned_at = step
         return (
             f"the loss rises: {mean:.3f} over the last {WINDOW} steps, {self.best:.3f} at its best; "
-            "if it goes on, begin again with a smaller --learning-rate"
+            "if it continues, start again with a smaller --learning-rate"
         )
 
-    def held_out(self, step: int, loss: float) -> str | None:
-        """A warning about the held-out loss, or None."""
+    def check_held_out(self, step: int, loss: float) -> str | None:
+        """Return a warning about the held-out loss, or None."""
         if loss < self.best_held_out:
             self.best_held_out, self.best_held_out_step = loss, step
             return None
-        if loss <= self.best_held_out * HELD_OUT_RISE:
+        if loss <= self.best_held_out * MAX_HELD_OUT_RISE:
             return None
         return (
             f"the held-out loss rises: {loss:.3f}, after {self.best_held_out:.3f} at step {self.best_held_out_step}; "
-            "the model begins to learn the data by heart: fewer --steps may serve better"
+            "the model starts to overfit: fewer --steps may serve better"
         )

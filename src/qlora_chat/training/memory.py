@@ -1,139 +1,139 @@
-"""What a training step takes, predicted from shapes, and the way to run it that fits.
+"""Memory of a training step, predicted from shapes, and the fastest plan that fits.
 
-Scope: bytes, and the choice of checkpointing, of tokens in a pass and of keeping weights dequantised. Reads no weights.
-
-Shapes: H hidden, F feed-forward, Q and K heads of D, V vocabulary, r rank; a token's activations are counted a layer.
+Scope: bytes; whether to checkpoint, how many tokens a micro-batch has, whether to store weights dequantized. Reads no weights.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from qlora_chat.models.folders import Base
-from qlora_chat.models.placement import weight_bytes
+from qlora_chat.models.placement import DeviceMemory, weight_bytes
 from qlora_chat.training import TrainError
 from qlora_chat.training.model.loss import CHUNK_BYTES
 from qlora_chat.training.recipe import TrainSettings
 
 GIB = 1024**3
 SLACK = {"cuda": GIB // 12, "cpu": GIB // 2}
-"""Beside what is counted: blocks rounded up and cuBLAS's workspace on a card; the libraries themselves on a CPU."""
-SHARE = 0.9
-"""Of the free memory that a plan may use."""
-DENSE_PART = {"cuda": 16, "cpu": 2}
-"""Weights are kept dequantised where the whole takes at most one part of so many: a card dequantises quickly."""
-PASS_AT_MOST = {"cuda": 32_768, "cpu": 4_096}
-"""Longer passes gain nothing."""
+"""Bytes beyond the prediction: rounded-up blocks and cuBLAS's workspace on a card; the libraries themselves on a CPU."""
+USABLE_SHARE = 0.9
+"""Share of the free memory that a plan may use."""
+DENSE_DIVISOR = {"cuda": 16, "cpu": 2}
+"""Weights are stored dequantized if the peak is at most this fraction of the memory: a card dequantizes quickly."""
+MAX_PASS_TOKENS = {"cuda": 32_768, "cpu": 4_096}
+"""Larger micro-batches gain nothing."""
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How steps are run."""
+    """Decisions on how steps run, recorded in run.json."""
 
     checkpointing: bool
     pass_tokens: int
+    """Tokens of a micro-batch."""
     dense: bool
-    """Weights are dequantised once and kept."""
+    """Weights are dequantized once and stored."""
     predicted: int
     """Peak bytes."""
 
 
 @dataclass(frozen=True)
-class _Cost:
+class _MemoryModel:
     """Bytes of a run on one device."""
 
     base: Base
     settings: TrainSettings
-    value: int
-    """Bytes of a number in products."""
+    value_bytes: int
+    """Bytes of a number in matrix products."""
     device: Literal["cuda", "cpu"]
     dense: bool = False
 
-    def peak(self, tokens: int, checkpointing: bool, *, several: bool) -> int:
-        """The worst moment of a step: in the loss, or in the backward pass of a layer.
+    def peak(self, tokens: int, checkpointing: bool, *, accumulating: bool) -> int:
+        """Peak of a micro-batch of `tokens`, which is in the loss or in the backward pass of a layer.
 
-        What layers keep is let go of while gradients come, so the larger of the two counts; but where a step takes
-        `several` passes, the gradients of the first are there all the time.
+        Activations are freed while gradients appear, so the larger of the two counts; but a step of several micro-batches
+        (`accumulating`) has the gradients of the first one all the time.
         """
         shape = self.base.shape
         layer, gradients = tokens * self._layer_token(), 4 * self._parameters()
-        kept = shape.layers * (tokens * shape.hidden * self.value if checkpointing else layer)
+        stored = shape.layers * (tokens * shape.hidden * self.value_bytes if checkpointing else layer)
         inside = layer if checkpointing else 0
-        backward = (kept + gradients if several else max(kept, gradients)) + inside + self._in_flight(tokens)
-        loss = kept + self._loss(tokens) + (gradients if several else 0)
-        return self._always() + max(backward, loss)
+        backward = (stored + gradients if accumulating else max(stored, gradients)) + inside + self._gradients_in_layer(tokens)
+        loss = stored + self._loss(tokens) + (gradients if accumulating else 0)
+        return self._constant() + max(backward, loss)
 
-    def _always(self) -> int:
-        """Weights, the adapter in float32, AdamW's two moments (paged ones lie outside the allocator), slack."""
+    def _constant(self) -> int:
+        """Weights, the adapter in float32, AdamW's two moments (paged ones are outside the allocator), slack."""
         state = 2 if "8bit" in self.settings.optimizer else 8
         if self.device == "cuda" and self.settings.optimizer.startswith("paged"):
             state = 0
-        weights = weight_bytes(self.base, "bf16") // 2 * self.value if self.dense else weight_bytes(self.base, "nf4")
+        weights = weight_bytes(self.base, "bf16") // 2 * self.value_bytes if self.dense else weight_bytes(self.base, "nf4")
         return weights + self._parameters() * (4 + state) + SLACK[self.device]
 
     def _parameters(self) -> int:
-        linears = [(name, size) for name, size in self.base.linears().items() if name != "lm_head"]
-        wanted = [size for name, size in linears if name.rpartition(".")[2] in self.settings.targets]
-        return sum(self.settings.r * (outs + ins) for outs, ins in wanted)
+        sizes = [size for name, size in self.base.linears().items() if name.rpartition(".")[2] in self.settings.targets]
+        return sum(self.settings.r * (outs + ins) for outs, ins in sizes)
 
     def _layer_token(self) -> int:
-        """Bytes that one layer keeps of a token for its backward pass."""
+        """Bytes per token that one layer stores for its backward pass."""
         shape = self.base.shape
         queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-        kept = 4 * shape.hidden + 3 * queries + 3 * keys + 3 * self.base.feed_forward + 7 * self.settings.r
+        values = 4 * shape.hidden + 3 * queries + 3 * keys + 3 * self.base.feed_forward + 7 * self.settings.r
         masks = 2 * shape.hidden + queries + self.base.feed_forward if self.settings.dropout else 0
-        return kept * self.value + masks
+        return values * self.value_bytes + masks
 
-    def _in_flight(self, tokens: int) -> int:
-        """Slopes on their way through a layer: those of SwiGLU, or of gate and up with their weights dequantised."""
+    def _gradients_in_layer(self, tokens: int) -> int:
+        """Gradients inside a layer: those of SwiGLU, or of gate and up with their weights dequantized."""
         hidden, feed_forward = self.base.shape.hidden, self.base.feed_forward
         group = 0 if self.dense else 2 * feed_forward * hidden
-        return self.value * max(group + tokens * (2 * feed_forward + 3 * hidden), tokens * (5 * feed_forward + 2 * hidden))
+        return self.value_bytes * max(
+            group + tokens * (2 * feed_forward + 3 * hidden), tokens * (5 * feed_forward + 2 * hidden)
+        )
 
     def _loss(self, tokens: int) -> int:
-        """A chunk of logits, once in products' type and once in float32, and hidden states with their gradient."""
+        """A chunk of logits in the compute type and in float32, and hidden states with their gradient."""
         shape = self.base.shape
         rows = min(tokens, CHUNK_BYTES // (4 * shape.vocabulary))
-        return rows * shape.vocabulary * (4 + self.value) + 2 * tokens * shape.hidden * self.value
+        return rows * shape.vocabulary * (4 + self.value_bytes) + 2 * tokens * shape.hidden * self.value_bytes
 
 
 def predicted_bytes(
     base: Base, settings: TrainSettings, tokens: int, *, checkpointing: bool, device: Literal["cuda", "cpu"] = "cuda"
 ) -> int:
-    """The allocator's peak in a step of one pass of `tokens`: the base in NF4, products in bf16 on a card, in fp32 on a CPU."""
-    cost = _Cost(base, settings, 2 if device == "cuda" else 4, device)
-    return cost.peak(tokens, checkpointing, several=False)
+    """Peak bytes of a step of one micro-batch of `tokens`: base in NF4, computed in bf16 on a card, in fp32 on a CPU."""
+    memory = _MemoryModel(base, settings, 2 if device == "cuda" else 4, device)
+    return memory.peak(tokens, checkpointing, accumulating=False)
 
 
-def choose(
-    base: Base, settings: TrainSettings, step_tokens: int, longest: int, device: Literal["cuda", "cpu"], value: int, free: int
+def plan_memory(
+    base: Base, settings: TrainSettings, step_tokens: int, longest: int, memory: DeviceMemory, value_bytes: int
 ) -> StepPlan:
-    """The quickest way to run steps of `step_tokens` that fits `free` bytes; `longest` is the longest dialogue.
+    """Return the fastest plan for steps of `step_tokens` that fits the device; `longest` is the longest dialogue's tokens.
 
-    TrainError with what is needed and free if not even one dialogue fits with checkpointing.
+    TrainError with the bytes needed and free if not even one dialogue fits with checkpointing.
     """
-    room = int(free * SHARE)
-    held_dense = _Cost(base, settings, value, device, dense=True)
-    dense = held_dense.peak(longest, True, several=True) <= room // DENSE_PART[device]
-    cost = held_dense if dense else _Cost(base, settings, value, device)
-    asked = max(longest, min(settings.pass_tokens or PASS_AT_MOST[device], step_tokens))
+    room, device = int(memory.free * USABLE_SHARE), memory.device
+    model = _MemoryModel(base, settings, value_bytes, device, dense=True)
+    dense = model.peak(longest, True, accumulating=True) <= room // DENSE_DIVISOR[device]
+    if not dense:
+        model = replace(model, dense=False)
+    max_tokens = max(longest, min(settings.pass_tokens or MAX_PASS_TOKENS[device], step_tokens))
 
     def peak(tokens: int, checkpointing: bool) -> int:
-        return cost.peak(tokens, checkpointing, several=tokens < step_tokens)
+        return model.peak(tokens, checkpointing, accumulating=tokens < step_tokens)
 
-    ways = {"on": (True,), "off": (False,), "auto": (False, True)}[settings.checkpointing]
-    for checkpointing in ways:
-        if (bytes_ := peak(asked, checkpointing)) <= room:
-            return StepPlan(checkpointing, asked, dense, bytes_)
-    cheapest = ways[-1]
-    tokens = bisect_right(range(asked), room, key=lambda count: peak(count, cheapest)) - 1
+    candidates = {"on": (True,), "off": (False,), "auto": (False, True)}[settings.checkpointing]
+    for checkpointing in candidates:
+        if (predicted := peak(max_tokens, checkpointing)) <= room:
+            return StepPlan(checkpointing, max_tokens, dense, predicted)
+    checkpointing = candidates[-1]
+    tokens = bisect_right(range(max_tokens), room, key=lambda count: peak(count, checkpointing)) - 1
     if tokens < longest:
-        hint = "" if cheapest else "--checkpointing auto, "
-        needed = peak(longest, cheapest) / GIB
+        hint = "" if checkpointing else "--checkpointing auto, "
         raise TrainError(
-            f"training needs {needed:.1f} GiB and {free / GIB:.1f} GiB are free: free some memory, or try {hint}"
-            f"a smaller --max-length, --r, or --optimizer paged_adamw_8bit"
+            f"training needs {peak(longest, checkpointing) / GIB:.1f} GiB and {memory.free / GIB:.1f} GiB are free: "
+            f"free some memory, or try {hint}a smaller --max-length, --r, or --optimizer paged_adamw_8bit"
         )
-    return StepPlan(cheapest, tokens, dense, peak(tokens, cheapest))
+    return StepPlan(checkpointing, tokens, dense, peak(tokens, checkpointing))

@@ -1,4 +1,4 @@
-"""What a run tells: a line a step in metrics.jsonl, a picture of the losses, a bar on the screen.
+"""The output of a run: a line per step in metrics.jsonl, a plot of the losses, a progress bar.
 
 Scope: files and terminal. Knows no model.
 """
@@ -16,60 +16,59 @@ from qlora_chat.models import Notify
 from qlora_chat.training import TrainError
 from qlora_chat.training.adapter import replace_text
 
-METRICS, PICTURE = "metrics.jsonl", "loss.png"
+METRICS, PLOT = "metrics.jsonl", "loss.png"
 
 
-class Metrics:
-    """metrics.jsonl of one run: an object a step, and one for each look at the held-out dialogues."""
+class MetricsLog:
+    """metrics.jsonl of one run: an object per step, and one per evaluation of the held-out dialogues."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        """Lines of steps beyond `step`, which a run that was killed left, are dropped: they come again."""
+        """Open the file for appending; lines beyond `step`, left by a killed run, are dropped because they come again."""
         self.path = folder / METRICS
-        kept = [line for line in self.lines() if line["step"] <= step]
-        with self._told():
-            replace_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        lines = [line for line in self.lines() if line["step"] <= step]
+        with self._write_errors():
+            replace_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
             self._file = self.path.open("a")
 
     def lines(self) -> list[dict[str, Any]]:
-        """Every whole line so far."""
-        found = []
+        """Every complete line so far."""
+        parsed = []
         for line in self.path.read_text().splitlines() if self.path.is_file() else []:
-            try:
-                found.append(json.loads(line))
-            except ValueError:  # the process was killed while it wrote
-                continue
-        return found
+            with suppress(ValueError):  # the process was killed while it wrote
+                parsed.append(json.loads(line))
+        return parsed
 
     def add(self, values: Mapping[str, Any]) -> None:
-        """One more line, there for whoever watches the file. TrainError if the disk does not take it."""
-        with self._told():
+        """Append a line and flush it. TrainError if the disk refuses it."""
+        with self._write_errors():
             self._file.write(json.dumps(dict(values)) + "\n")
             self._file.flush()
 
     def close(self) -> None:
-        """End the file."""
-        with suppress(OSError):  # what a full disk did not take is made again when the run is gone on with
+        """Close the file."""
+        with suppress(OSError):  # lines that a full disk refused are written again when the run is resumed
             self._file.close()
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _write_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as problem:
             raise TrainError(
-                f"{self.path} cannot be written ({problem}); the last checkpoint is whole: make room, then go on with --resume"
+                f"{self.path} cannot be written ({problem}); the last checkpoint is intact: "
+                "make room, then continue with --resume"
             ) from problem
 
 
-def draw(metrics: Metrics, folder: Path, notify: Notify) -> None:
-    """loss.png from metrics.jsonl. A picture that cannot be made is told and spoils nothing."""
+def plot_losses(metrics: MetricsLog, folder: Path, notify: Notify) -> None:
+    """Draw loss.png from metrics.jsonl; a failure is reported and ends nothing."""
     try:
-        _draw(metrics, folder)
+        _plot(metrics, folder)
     except (ImportError, OSError) as problem:
-        notify(f"no {PICTURE} ({problem}); the numbers are in {METRICS}")
+        notify(f"no {PLOT} ({problem}); the numbers are in {METRICS}")
 
 
-def _draw(metrics: Metrics, folder: Path) -> None:
+def _plot(metrics: MetricsLog, folder: Path) -> None:
     from matplotlib.figure import Figure
 
     lines = metrics.lines()
@@ -85,7 +84,7 @@ def _draw(metrics: Metrics, folder: Path) -> None:
     axes.set(xlabel="step", ylabel="loss, nats a token", title=folder.name)
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(folder / PICTURE, dpi=120)
+    figure.savefig(folder / PLOT, dpi=120)
 
 
 def _smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -94,35 +93,35 @@ def _smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     return [(step, mean) for (step, _), mean in zip(points, means, strict=True)]
 
 
-class Screen:
-    """A bar where there is a terminal, ten lines where there is none."""
+class ProgressDisplay:
+    """A progress bar on a terminal, ten lines elsewhere."""
 
-    def __init__(self, steps: int, begun_at: int, notify: Notify) -> None:
+    def __init__(self, steps: int, start: int, notify: Notify) -> None:
         self._steps, self._notify = steps, notify
         self._every = max(1, steps // 10)
         self._progress = self._task = None
         if sys.stderr.isatty():
             self._progress = _bar()
-            self._task = self._progress.add_task("", total=steps, completed=begun_at, facts="")
+            self._task = self._progress.add_task("", total=steps, completed=start, figures="")
             self._progress.start()
 
-    def step(self, step: int, loss: float, tokens_per_s: float, gib: float, seconds_left: float) -> None:
-        """Show where the run is."""
-        facts = f"loss {loss:.3f}  {tokens_per_s:,.0f} tokens/s  {gib:.1f} GiB"
+    def update(self, step: int, loss: float, tokens_per_s: float, gib: float, seconds_left: float) -> None:
+        """Show the state after a step."""
+        figures = f"loss {loss:.3f}  {tokens_per_s:,.0f} tokens/s  {gib:.1f} GiB"
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=step, facts=facts)
+            self._progress.update(self._task, completed=step, figures=figures)
         elif step == 1 or step % self._every == 0 or step == self._steps:
-            self._notify(f"step {step} of {self._steps}  {facts}  {_time(seconds_left)} left")
+            self._notify(f"step {step} of {self._steps}  {figures}  {_format_time(seconds_left)} left")
 
-    def say(self, line: str) -> None:
-        """A line above the bar."""
+    def print(self, line: str) -> None:
+        """Print a line above the bar."""
         if self._progress is not None:
             self._progress.console.print(line, markup=False, highlight=False)
         else:
             self._notify(line)
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Stop the bar."""
         if self._progress is not None:
             self._progress.stop()
 
@@ -131,12 +130,12 @@ def _bar() -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"), TimeElapsedColumn(),
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), TimeElapsedColumn(),
                TextColumn("left"), TimeRemainingColumn())  # fmt: skip
     return Progress(*columns, console=Console(stderr=True))
 
 
-def _time(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,7 +1,6 @@
 """AdamW, its learning rate over the run, and its state as plain tensors.
 
-Scope: which library's AdamW serves a setting on a device, and reading and writing what it remembers without pickle.
-Knows no model.
+Scope: the library whose AdamW serves a setting on a device, and its state without pickle. Knows no model.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from qlora_chat.training.recipe import TrainSettings
 
 
 def learning_rate(settings: TrainSettings, step: int, steps: int) -> float:
-    """Of the update that follows `step` finished ones: rising over the warm-up, then constant, linear or half a cosine."""
-    rising = math.ceil(settings.warmup * steps)
-    if step < rising:
-        return settings.learning_rate * (step + 1) / rising
+    """Rate of the update after `step` finished ones: linear warm-up, then constant, linear or half a cosine."""
+    warmup = math.ceil(settings.warmup * steps)
+    if step < warmup:
+        return settings.learning_rate * (step + 1) / warmup
     if settings.schedule == "constant":
         return settings.learning_rate
-    done = (step - rising) / max(1, steps - rising)
-    left = 1 - done if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-    return settings.learning_rate * (settings.final_rate + (1 - settings.final_rate) * left)
+    done = (step - warmup) / max(1, steps - warmup)
+    remaining = 1 - done if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return settings.learning_rate * (settings.final_rate + (1 - settings.final_rate) * remaining)
 
 
 @dataclass(frozen=True)
@@ -39,16 +38,16 @@ class Optimizer:
     max_grad_norm: float
 
     @staticmethod
-    def make(parameters: tuple[nn.Parameter, ...], settings: TrainSettings) -> Optimizer:
-        """As the settings name it. TrainError where its library is missing or cannot do it on this device."""
+    def create(parameters: tuple[nn.Parameter, ...], settings: TrainSettings) -> Optimizer:
+        """Create the AdamW that the settings name. TrainError if its library is missing."""
         options: dict[str, Any] = {
             "lr": settings.learning_rate,
             "betas": (settings.beta1, settings.beta2),
             "weight_decay": settings.weight_decay,
         }
         on_card = parameters[0].is_cuda
-        plain = settings.optimizer == "adamw_32bit" or (settings.optimizer == "paged_adamw_32bit" and not on_card)
-        if plain:  # on a CPU there is nothing to page out, and the numbers are the same
+        paged_on_cpu = settings.optimizer == "paged_adamw_32bit" and not on_card  # nothing to page; the numbers are the same
+        if settings.optimizer == "adamw_32bit" or paged_on_cpu:
             options["fused" if on_card else "foreach"] = True
             inner = torch.optim.AdamW(parameters, **options)
         else:
@@ -56,30 +55,29 @@ class Optimizer:
         return Optimizer(inner, parameters, settings.max_grad_norm)
 
     def clip(self) -> Tensor:
-        """Scale the gradients down to the norm that is allowed; the norm before, a scalar."""
-        most = self.max_grad_norm or math.inf
-        return nn.utils.clip_grad_norm_(self.parameters, most)
+        """Scale the gradients down to max_grad_norm; returns the norm before, a scalar."""
+        return nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm or math.inf)
 
     def step(self, rate: float) -> None:
-        """Update the parameters and forget the gradients."""
+        """Update the parameters and clear the gradients."""
         for group in self.inner.param_groups:
             group["lr"] = rate
         self.inner.step()
         self.inner.zero_grad(set_to_none=True)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What it remembers, by "number of the parameter.name"; whole numbers as int64 tensors."""
-        found: dict[str, Tensor] = {}
+        """Return the state by "parameter index.name"; integers as int64 tensors."""
+        tensors: dict[str, Tensor] = {}
         for index, parameter in enumerate(self.parameters):
             for name, value in self.inner.state[parameter].items():
                 if isinstance(value, Tensor):
-                    found[f"{index}.{name}"] = value.detach().cpu().clone().contiguous()
+                    tensors[f"{index}.{name}"] = value.detach().cpu().clone().contiguous()
                 elif isinstance(value, int):
-                    found[f"{index}.{name}"] = torch.tensor(value)
-        return found
+                    tensors[f"{index}.{name}"] = torch.tensor(value)
+        return tensors
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Remember what was written. The parameters must be loaded afterwards: making room for it may touch them."""
+        """Restore a state. Load the parameters afterwards: the step that allocates the state may change them."""
         if not tensors:
             return
         for parameter in self.parameters:
@@ -103,7 +101,7 @@ def _bitsandbytes(name: str, parameters: tuple[nn.Parameter, ...], options: Mapp
         from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit, PagedAdamW32bit
     except ImportError as problem:
         raise TrainError(f"--optimizer {name} needs bitsandbytes ({problem}); install it, or use adamw_32bit") from problem
-    if not on_card:  # there is nothing to page out, and the numbers are the same
+    if not on_card:  # nothing to page; the numbers are the same
         name = name.removeprefix("paged_")
     kinds = {"paged_adamw_32bit": PagedAdamW32bit, "paged_adamw_8bit": PagedAdamW8bit, "adamw_8bit": AdamW8bit}
     return kinds[name](parameters, **options)

@@ -22,23 +22,23 @@ def in_hub_cache(tmp_path: Path, *names: str) -> Path:
     return snapshot
 
 
-def test_a_path_is_taken_as_it_is(tmp_path: Path, said: list[str]) -> None:
-    assert find_data(str(tmp_path), said.append) == [tmp_path]
-    assert find_data("no/such.jsonl", said.append) == [Path("no/such.jsonl")]
-    assert said == []
+def test_a_path_is_taken_as_it_is(tmp_path: Path, notices: list[str]) -> None:
+    assert find_data(str(tmp_path), notices.append) == [tmp_path]
+    assert find_data("no/such.jsonl", notices.append) == [Path("no/such.jsonl")]
+    assert notices == []
 
 
-def test_a_datasets_id_stands_for_its_files_to_train_on(tmp_path: Path, said: list[str]) -> None:
+def test_a_datasets_id_stands_for_its_files_to_train_on(tmp_path: Path, notices: list[str]) -> None:
     snapshot = in_hub_cache(tmp_path, "dialogues_train.jsonl", "dialogues_eval.jsonl", "README.md")
-    assert find_data("some/dialogues", said.append) == [snapshot / "dialogues_train.jsonl"]
+    assert find_data("some/dialogues", notices.append) == [snapshot / "dialogues_train.jsonl"]
 
 
-def test_a_dataset_that_is_nowhere_is_told(said: list[str]) -> None:
-    with pytest.raises(TrainError, match="other/dialogues is no file here, and the Hub does not give"):
-        find_data("other/dialogues", said.append)
+def test_a_dataset_that_is_nowhere_is_told(notices: list[str]) -> None:
+    with pytest.raises(TrainError, match="other/dialogues is no file here, and no dataset of the Hub"):
+        find_data("other/dialogues", notices.append)
 
 
-def test_a_dataset_without_a_form_that_is_read_is_told(tmp_path: Path, said: list[str]) -> None:
+def test_a_dataset_without_a_form_that_is_read_is_told(tmp_path: Path, notices: list[str]) -> None:
     in_hub_cache(tmp_path, "train.parquet")
-    with pytest.raises(TrainError, match="holds no .jsonl"):
-        find_data("some/dialogues", said.append)
+    with pytest.raises(TrainError, match="has no .jsonl"):
+        find_data("some/dialogues", notices.append)

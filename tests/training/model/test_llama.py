@@ -15,10 +15,10 @@ from qlora_chat.models.folders import Base
 from qlora_chat.models.locate import BUNDLED
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.models.weights.llama import Checkpoint
-from qlora_chat.training.data.batches import Examples, Pass, passes_of, plan_steps, split, tokenise
+from qlora_chat.training.data.batches import Examples, MicroBatch, micro_batches, plan_steps, split, tokenize
 from qlora_chat.training.data.dialogues import read_dialogues
 from qlora_chat.training.model.elementwise import _SwiGLU
-from qlora_chat.training.model.llama import Held, LoraShape, TrainableLlama
+from qlora_chat.training.model.llama import ComputeFormat, LoraShape, TrainableLlama
 from qlora_chat.training.model.nf4 import NF4
 from qlora_chat.training.recipe import LINEARS, TrainSettings
 from tests.training.conftest import EXAMPLE
@@ -30,13 +30,13 @@ SETTINGS = TrainSettings(base="demo", data=("d",), max_length=32, held_out=0.0)
 @pytest.fixture(scope="module")
 def examples() -> Examples:
     dialogues = read_dialogues([EXAMPLE])
-    return tokenise(dialogues.conversations[:30], SETTINGS, ModelTokenizer.read(BUNDLED / "base", 1), 2)
+    return tokenize(dialogues.conversations[:30], SETTINGS, ModelTokenizer.read(BUNDLED / "base", 1), 2)
 
 
 def trainable(folder: Path, dropout: float = 0.0, *, dense: bool = True, targets: tuple[str, ...] = LINEARS) -> TrainableLlama:
     """A base with a LoRA of which both halves are set."""
     base = Base.read(folder)
-    held = Held(CPU, torch.float32, dense)
+    held = ComputeFormat(CPU, torch.float32, dense)
     model = TrainableLlama(Checkpoint(base.folder), base.shape, LoraShape(8, 16, dropout, targets), held)
     random = torch.Generator().manual_seed(1)
     for name, tensor in model.adapter_tensors().items():
@@ -45,7 +45,7 @@ def trainable(folder: Path, dropout: float = 0.0, *, dense: bool = True, targets
     return model
 
 
-def gradients(model: TrainableLlama, passes: list[Pass]) -> tuple[float, list[Tensor]]:
+def gradients(model: TrainableLlama, passes: list[MicroBatch]) -> tuple[float, list[Tensor]]:
     model.zero_grad()
     losses = [model.loss(each, 0.01) for each in passes]
     for loss in losses:
@@ -53,17 +53,17 @@ def gradients(model: TrainableLlama, passes: list[Pass]) -> tuple[float, list[Te
     return sum(float(loss.detach()) for loss in losses), [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
-def together(examples: Examples) -> list[Pass]:
-    return passes_of(examples, range(3), 10_000, CPU)
+def together(examples: Examples) -> list[MicroBatch]:
+    return micro_batches(examples, range(3), 10_000, CPU)
 
 
 @pytest.mark.parametrize("bundled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_loss_and_gradients_are_pefts(bundled: bool, examples: Examples, tiny_nf4_base: Path) -> None:
     folder = BUNDLED / "base" if bundled else tiny_nf4_base
     model = trainable(folder)
-    (one_pass,) = together(examples)
-    loss, _ = gradients(model, [one_pass])
-    expected_loss, expected = peft_gradients(folder, model, one_pass)
+    (batch,) = together(examples)
+    loss, _ = gradients(model, [batch])
+    expected_loss, expected = peft_gradients(folder, model, batch)
     assert loss == pytest.approx(expected_loss, rel=2e-3)  # Transformers dequantises to bf16
     ours: dict[str, Tensor] = {}
     with torch.no_grad():  # the gradients by PEFT's names, through the same views
@@ -77,7 +77,7 @@ def test_loss_and_gradients_are_pefts(bundled: bool, examples: Examples, tiny_nf
     assert min(torch.cosine_similarity(ours[name], expected[name].flatten(), dim=0) for name in ours) > 0.999
 
 
-def peft_gradients(folder: Path, model: TrainableLlama, one_pass: Pass) -> tuple[float, Mapping[str, Tensor]]:
+def peft_gradients(folder: Path, model: TrainableLlama, batch: MicroBatch) -> tuple[float, Mapping[str, Tensor]]:
     """The same through Transformers and PEFT, each dialogue by itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -89,8 +89,8 @@ def peft_gradients(folder: Path, model: TrainableLlama, one_pass: Pass) -> tuple
         wrapped: Any = get_peft_model(plain, config)
         set_peft_model_state_dict(wrapped, {name: each.clone() for name, each in model.adapter_tensors().items()})
     total, begin = 0.0, 0
-    for length in one_pass.lengths:
-        ids, targets = one_pass.ids[begin : begin + length], one_pass.targets[begin : begin + length]
+    for length in batch.lengths:
+        ids, targets = batch.ids[begin : begin + length], batch.targets[begin : begin + length]
         begin += length
         logits = wrapped(input_ids=ids[None]).logits[0]
         loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum") * 0.01
@@ -103,7 +103,7 @@ def peft_gradients(folder: Path, model: TrainableLlama, one_pass: Pass) -> tuple
 def test_dialogues_laid_end_to_end_do_not_see_each_other(examples: Examples, tiny_nf4_base: Path) -> None:
     model = trainable(tiny_nf4_base)
     loss, packed = gradients(model, together(examples))
-    apart, alone = gradients(model, [each for index in range(3) for each in passes_of(examples, [index], 10_000, CPU)])
+    apart, alone = gradients(model, [each for index in range(3) for each in micro_batches(examples, [index], 10_000, CPU)])
     assert loss == pytest.approx(apart, rel=1e-5)
     for one, other in zip(packed, alone, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
@@ -120,10 +120,10 @@ def test_recomputing_layers_changes_nothing_dropout_included(examples: Examples,
 
 def test_dropout_drops_in_training_only(examples: Examples, tiny_nf4_base: Path) -> None:
     model, plain = trainable(tiny_nf4_base, dropout=0.5), trainable(tiny_nf4_base)
-    (one_pass,) = together(examples)
+    (batch,) = together(examples)
     with torch.no_grad():
-        assert float(model.loss(one_pass, 1.0)) != float(plain.loss(one_pass, 1.0))
-        assert float(model.eval().loss(one_pass, 1.0)) == float(plain.loss(one_pass, 1.0))
+        assert float(model.loss(batch, 1.0)) != float(plain.loss(batch, 1.0))
+        assert float(model.eval().loss(batch, 1.0)) == float(plain.loss(batch, 1.0))
 
 
 def test_weights_dequantised_for_each_product_give_the_same(examples: Examples, tiny_nf4_base: Path) -> None:
@@ -178,7 +178,7 @@ def test_the_plan_follows_from_the_seed_and_goes_through_all_before_it_repeats(e
 
 def test_grouping_by_length_puts_like_with_like() -> None:
     whole = TrainSettings(base="demo", data=("d",), max_length=512)
-    examples = tokenise(read_dialogues([EXAMPLE]).conversations[:30], whole, ModelTokenizer.read(BUNDLED / "base", 1), 2)
+    examples = tokenize(read_dialogues([EXAMPLE]).conversations[:30], whole, ModelTokenizer.read(BUNDLED / "base", 1), 2)
 
     def spread(grouped: bool) -> int:
         steps = plan_steps(examples, TrainSettings(base="demo", data=("d",), batch=5, group_by_length=grouped))
@@ -196,8 +196,8 @@ def test_held_out_dialogues_are_not_trained_on() -> None:
 
 
 def test_targets_are_the_tokens_that_follow(examples: Examples, tmp_path: Path) -> None:
-    (one,) = passes_of(examples, [3], 10_000, CPU)
+    (one,) = micro_batches(examples, [3], 10_000, CPU)
     begin, end = examples.offsets[3], examples.offsets[4]
-    learnt = examples.learnt[begin + 1 : end]
-    assert torch.equal(one.targets[learnt], examples.ids[begin + 1 : end][learnt].long())
-    assert bool((one.targets[~learnt] == -100).all())
+    loss_mask = examples.loss_mask[begin + 1 : end]
+    assert torch.equal(one.targets[loss_mask], examples.ids[begin + 1 : end][loss_mask].long())
+    assert bool((one.targets[~loss_mask] == -100).all())

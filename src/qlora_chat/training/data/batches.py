@@ -1,9 +1,9 @@
-"""Dialogues -> token ids under the loss, and the order in which steps take them.
+"""Dialogues -> token ids with a loss mask, and the order in which steps take them.
 
-Scope: tokenising, what is held out, and a plan of steps that follows from the seeds alone, so that a run which is gone
-on with meets the same dialogues. Knows no weights.
+Scope: tokenizing, the held-out split, and a list of steps that follows from the seeds alone, so that a resumed run sees the
+same dialogues. Knows no weights.
 
-Shapes: N tokens of a pass, laid end to end without padding.
+Shapes: T tokens of all examples, N tokens of a micro-batch, concatenated without padding.
 """
 
 from __future__ import annotations
@@ -16,27 +16,30 @@ import torch
 from torch import Tensor
 
 from qlora_chat.messages import Conversation
+from qlora_chat.models import Notify
 from qlora_chat.prompt import SYSTEM_TEXT, SpanTokenizer, prompt_format, training_text
 from qlora_chat.training import TrainError
 from qlora_chat.training.recipe import TrainSettings
 
-HELD_OUT_AT_MOST = 500
+MAX_HELD_OUT = 500
+IGNORED = -100
+"""Target of a token without a loss."""
 MEGABATCH = 50
 """Steps whose dialogues are sorted by length together, as Transformers' group_by_length does."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Tokenised dialogues in one row."""
+    """Tokenized dialogues, concatenated."""
 
     ids: Tensor  # (T,) int32
-    learnt: Tensor  # (T,) bool
+    loss_mask: Tensor  # (T,) bool
     offsets: tuple[int, ...]
-    """Where each begins in the row; one more for the end."""
+    """Start of each dialogue, and the end of the last."""
     empty: int = 0
-    """Dialogues left out because nothing under the loss was left of them within max_length."""
-    cut: int = 0
-    """Dialogues of which max_length cut the end off."""
+    """Dialogues left out because max_length cuts off all their loss tokens."""
+    truncated: int = 0
+    """Dialogues cut off at max_length."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -47,53 +50,97 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class Pass:
-    """Whole dialogues laid end to end: what runs through the model at once."""
+class TrainingData:
+    """The examples of a run and the order in which its steps take them."""
+
+    train: Examples
+    held_out: Examples | None
+    steps: Sequence[tuple[int, ...]]
+    """Indices into `train` of every step, in order."""
+
+    def max_step_tokens(self) -> int:
+        """Tokens of the largest step."""
+        return max(sum(self.train.length(index) for index in step) for step in self.steps)
+
+    def longest(self) -> int:
+        """Tokens of the longest example."""
+        return max(self.train.length(index) for index in range(len(self.train)))
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Whole dialogues, concatenated, that run through the model at once."""
 
     ids: Tensor  # (N,) int64
-    targets: Tensor  # (N,) int64, -100 where the next token is not under the loss
+    targets: Tensor  # (N,) int64, IGNORED where the next token has no loss
     lengths: tuple[int, ...]
     """Tokens of each dialogue; they add up to N."""
 
+    def loss_tokens(self) -> int:
+        """Number of targets with a loss."""
+        return int((self.targets >= 0).sum())
 
-def tokenise(
+
+def prepare_data(
+    conversations: Sequence[Conversation],
+    settings: TrainSettings,
+    tokenizer: SpanTokenizer,
+    end_id: int | None,
+    window: int,
+    notify: Notify,
+) -> TrainingData:
+    """Split, tokenize and order the dialogues. TrainError if max_length is beyond the base's window or leaves nothing."""
+    if settings.max_length > window:
+        raise TrainError(f"max_length is {settings.max_length}, but the base's window is {window}: set --max-length {window}")
+    train, held_out = split(conversations, settings)
+    examples = tokenize(train, settings, tokenizer, end_id)
+    if examples.truncated or examples.empty:
+        notify(
+            f"{examples.truncated:,} of {len(train):,} dialogues are cut off at {settings.max_length} tokens, "
+            f"and {examples.empty:,} left out because no answer begins before that"
+        )
+    evaluated = tokenize(held_out, settings, tokenizer, end_id) if held_out else None
+    return TrainingData(examples, evaluated, plan_steps(examples, settings))
+
+
+def tokenize(
     conversations: Sequence[Conversation], settings: TrainSettings, tokenizer: SpanTokenizer, end_id: int | None
 ) -> Examples:
-    """Ids of every dialogue, at most max_length each. TrainError if nothing to learn is left."""
-    form, chance = prompt_format(settings.prompt_format), random.Random(f"system {settings.data_seed}")
+    """Tokenize every dialogue, max_length tokens at most. TrainError if no loss token is left."""
+    template, rng = prompt_format(settings.prompt_format), random.Random(f"system {settings.data_seed}")
     ids: list[Tensor] = []
-    learnt: list[Tensor] = []
-    offsets, empty, cut = [0], 0, 0
+    masks: list[Tensor] = []
+    offsets, empty, truncated = [0], 0, 0
     for conversation in conversations:
         bare = conversation.system is None
-        if settings.system_share and chance.random() < settings.system_share and bare:
+        if settings.system_share and rng.random() < settings.system_share and bare:
             conversation = Conversation(conversation.id, conversation.messages, SYSTEM_TEXT)
-        text = training_text(conversation, form, tokenizer, end_id, settings.loss)
-        cut += len(text.ids) > settings.max_length
-        under = text.learnt[: settings.max_length]
-        if not any(under[1:]):
+        text = training_text(conversation, template, tokenizer, end_id, settings.loss)
+        truncated += len(text.ids) > settings.max_length
+        mask = text.learnt[: settings.max_length]
+        if not any(mask[1:]):
             empty += 1
             continue
         ids.append(torch.tensor(text.ids[: settings.max_length], dtype=torch.int32))
-        learnt.append(torch.tensor(under, dtype=torch.bool))
-        offsets.append(offsets[-1] + len(under))
+        masks.append(torch.tensor(mask, dtype=torch.bool))
+        offsets.append(offsets[-1] + len(mask))
     if not ids:
         raise TrainError(f"no answer begins within the first {settings.max_length} tokens of any dialogue; raise --max-length")
-    return Examples(torch.cat(ids), torch.cat(learnt), tuple(offsets), empty, cut)
+    return Examples(torch.cat(ids), torch.cat(masks), tuple(offsets), empty, truncated)
 
 
 def split(conversations: Sequence[Conversation], settings: TrainSettings) -> tuple[list[Conversation], list[Conversation]]:
-    """(trained on, held out); the same for the same data and data_seed."""
-    count = min(HELD_OUT_AT_MOST, round(len(conversations) * settings.held_out))
+    """Return (training, held-out) dialogues; the same for the same data and data_seed."""
+    count = min(MAX_HELD_OUT, round(len(conversations) * settings.held_out))
     if settings.held_out and len(conversations) > 1:
         count = max(1, count)
-    chosen = set(random.Random(f"held out {settings.data_seed}").sample(range(len(conversations)), count))
-    trained = [each for index, each in enumerate(conversations) if index not in chosen]
-    return trained, [conversations[index] for index in sorted(chosen)]
+    held_out = set(random.Random(f"held out {settings.data_seed}").sample(range(len(conversations)), count))
+    train = [each for index, each in enumerate(conversations) if index not in held_out]
+    return train, [conversations[index] for index in sorted(held_out)]
 
 
 def plan_steps(examples: Examples, settings: TrainSettings) -> list[tuple[int, ...]]:
-    """The dialogues of every step of the run, in order."""
+    """Return the examples of every step of the run, in order."""
     steps: list[tuple[int, ...]] = []
     epoch = 0
     while settings.steps is None or len(steps) < settings.steps:
@@ -107,49 +154,48 @@ def plan_steps(examples: Examples, settings: TrainSettings) -> list[tuple[int, .
 
 
 def _epoch(examples: Examples, settings: TrainSettings, epoch: int) -> list[tuple[int, ...]]:
-    chance = random.Random(f"order {settings.data_seed} {epoch}")
+    rng = random.Random(f"order {settings.data_seed} {epoch}")
     order = list(range(len(examples)))
-    chance.shuffle(order)
+    rng.shuffle(order)
     if settings.group_by_length:
-        width = MEGABATCH * settings.batch
-        runs = [order[begin : begin + width] for begin in range(0, len(order), width)]
-        order = [index for run in runs for index in sorted(run, key=examples.length, reverse=True)]
-    steps = list(_filled(examples, order, settings.packing)) if settings.packing else _counted(order, settings.batch)
+        megabatches = _chunks(order, MEGABATCH * settings.batch)
+        order = [index for each in megabatches for index in sorted(each, key=examples.length, reverse=True)]
+    steps = list(_packed(examples, order, settings.packing)) if settings.packing else _chunks(order, settings.batch)
     if settings.group_by_length:
-        chance.shuffle(steps)
+        rng.shuffle(steps)
     return steps
 
 
-def _counted(order: Sequence[int], count: int) -> list[tuple[int, ...]]:
-    return [tuple(order[begin : begin + count]) for begin in range(0, len(order), count)]
+def _chunks(order: Sequence[int], size: int) -> list[tuple[int, ...]]:
+    return [tuple(order[begin : begin + size]) for begin in range(0, len(order), size)]
 
 
-def _filled(examples: Examples, order: Sequence[int], most: int) -> Iterator[tuple[int, ...]]:
-    """Steps of whole dialogues, up to `most` tokens each; one longer than that has a step of its own."""
-    step: list[int] = []
-    used = 0
+def _packed(examples: Examples, order: Sequence[int], max_tokens: int) -> Iterator[tuple[int, ...]]:
+    """Yield groups of whole dialogues up to `max_tokens` tokens; a longer dialogue gets a group of its own."""
+    group: list[int] = []
+    tokens = 0
     for index in order:
         length = examples.length(index)
-        if step and used + length > most:
-            yield tuple(step)
-            step, used = [], 0
-        step.append(index)
-        used += length
-    if step:
-        yield tuple(step)
+        if group and tokens + length > max_tokens:
+            yield tuple(group)
+            group, tokens = [], 0
+        group.append(index)
+        tokens += length
+    if group:
+        yield tuple(group)
 
 
-def passes_of(examples: Examples, step: Sequence[int], most: int, device: torch.device) -> list[Pass]:
-    """A step's dialogues in passes of at most `most` tokens (a longer dialogue has one of its own)."""
-    return [_laid(examples, indices, device) for indices in _filled(examples, step, most)]
+def micro_batches(examples: Examples, step: Sequence[int], max_tokens: int, device: torch.device) -> list[MicroBatch]:
+    """Return a step's dialogues in micro-batches of at most `max_tokens` tokens (a longer dialogue gets its own)."""
+    return [_concatenate(examples, indices, device) for indices in _packed(examples, step, max_tokens)]
 
 
-def _laid(examples: Examples, indices: Sequence[int], device: torch.device) -> Pass:
+def _concatenate(examples: Examples, indices: Sequence[int], device: torch.device) -> MicroBatch:
     ids, targets = [], []
     for index in indices:
         begin, end = examples.offsets[index], examples.offsets[index + 1]
         ids.append(examples.ids[begin : end - 1])
         following = examples.ids[begin + 1 : end].long()
-        targets.append(following.masked_fill(~examples.learnt[begin + 1 : end], -100))
+        targets.append(following.masked_fill(~examples.loss_mask[begin + 1 : end], IGNORED))
     lengths = tuple(len(each) for each in ids)
-    return Pass(torch.cat(ids).long().to(device), torch.cat(targets).to(device), lengths)
+    return MicroBatch(torch.cat(ids).long().to(device), torch.cat(targets).to(device), lengths)

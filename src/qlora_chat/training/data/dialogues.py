@@ -38,7 +38,17 @@ class Dialogues:
     unanswered: int = 0
     """Dialogues that lost a last question which nobody answered, and those that held nothing else."""
     skipped: int = 0
-    """Bad records, where they were to be skipped."""
+    """Bad records, if skip_bad allowed them."""
+
+    def summary(self) -> str:
+        """Return the counts for the user."""
+        formats = ", ".join(f"{count:,} as {name}" for name, count in self.forms.items())
+        parts = [f"{len(self.conversations):,} dialogues ({formats})"]
+        if self.unanswered:
+            parts.append(f"{self.unanswered:,} of them lost a last question without an answer")
+        if self.skipped:
+            parts.append(f"{self.skipped:,} bad records were skipped")
+        return "; ".join(parts)
 
 
 @dataclass

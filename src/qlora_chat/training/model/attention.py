@@ -1,7 +1,7 @@
-"""Causal attention inside each dialogue of a pass, and never from one to another.
+"""Causal attention within each dialogue of a micro-batch, never across dialogues.
 
-Scope: queries, keys and values of dialogues laid end to end. On a card, flash attention of variable lengths; elsewhere,
-dialogues of about one length are padded to a common one behind their end, where causal attention never looks.
+Scope: queries, keys and values of concatenated dialogues. On a card, variable-length flash attention; elsewhere, dialogues
+of similar length are padded at their end, which causal attention never reads.
 
 Shapes: N tokens, Q query heads, K key-value heads, D head dimension, B dialogues of a group, T their padded length.
 """
@@ -21,18 +21,17 @@ from torch.nn.functional import scaled_dot_product_attention
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the dialogues of a pass lie."""
+    """Positions of the dialogues in a micro-batch."""
 
-    positions: Tensor  # (N,) int64, each token's place in its dialogue
+    positions: Tensor  # (N,) int64, each token's position in its dialogue
     lengths: tuple[int, ...]
     boundaries: Tensor  # (dialogues + 1,) int32
     groups: tuple[tuple[Tensor, Tensor], ...]
-    """For padded attention: (B, T) places in the row, and for each token of them (its place in the row, its place in B * T),
-    (2, tokens)."""
+    """For padded attention: (B, T) indices into N, and for each real token its index into N and into B * T, (2, tokens)."""
 
     @staticmethod
     def of(lengths: Sequence[int], device: torch.device) -> Layout:
-        """The layout of dialogues of these lengths laid end to end."""
+        """Return the layout of concatenated dialogues of these lengths."""
         positions = torch.cat([torch.arange(length) for length in lengths])
         boundaries = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
         groups = () if _varlen() and device.type == "cuda" else tuple(_groups(lengths))
@@ -41,7 +40,7 @@ class Layout:
 
 
 def _groups(lengths: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-    """Dialogues whose lengths share a power of two, padded to the longest of them: at most half of a group is padding."""
+    """Group dialogues by power-of-two length and pad each group to its longest: at most half of it is padding."""
     starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
     classes: dict[int, list[int]] = {}
     for index, length in enumerate(lengths):
@@ -50,9 +49,9 @@ def _groups(lengths: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
     for members in classes.values():
         width = max(lengths[index] for index in members)
         rows = torch.stack([(starts[i] + torch.arange(width)).clamp(max=starts[i] + lengths[i] - 1) for i in members])
-        inside = [torch.stack((starts[i] + torch.arange(lengths[i]), row * width + torch.arange(lengths[i])))
+        padded = [torch.stack((starts[i] + torch.arange(lengths[i]), row * width + torch.arange(lengths[i])))
                   for row, i in enumerate(members)]  # fmt: skip
-        groups.append((rows, torch.cat(inside, dim=1)))
+        groups.append((rows, torch.cat(padded, dim=1)))
     return groups
 
 
@@ -74,7 +73,7 @@ def _causal(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 class _Padded(torch.autograd.Function):
-    """Attention a group at a time. Copies out and back are plain gathers both ways, so that results never depend on the
+    """Attention per group. Copies in and out are plain gathers in both directions, so that results never depend on the
     order in which threads add."""
 
     @staticmethod
@@ -82,23 +81,23 @@ class _Padded(torch.autograd.Function):
         ctx.groups = layout.groups or _groups(layout.lengths)
         ctx.save_for_backward(queries, keys, values)
         out = torch.empty_like(queries)
-        for rows, (places, inside) in ctx.groups:
+        for rows, (tokens, padded) in ctx.groups:
             attended = _causal(*(each[rows] for each in (queries, keys, values)))  # (B, T, Q, D)
-            out[places] = attended.flatten(0, 1)[inside]
+            out[tokens] = attended.flatten(0, 1)[padded]
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         inputs = ctx.saved_tensors
         results = [torch.empty_like(each) for each in inputs]
-        for rows, (places, inside) in ctx.groups:
-            with torch.enable_grad():  # computed again, so that only queries, keys and values are kept
-                padded = [each.detach()[rows].requires_grad_() for each in inputs]
-                attended = _causal(*padded)
+        for rows, (tokens, padded) in ctx.groups:
+            with torch.enable_grad():  # recomputed, so that only queries, keys and values are stored
+                parts = [each.detach()[rows].requires_grad_() for each in inputs]
+                attended = _causal(*parts)
             outer = attended.new_zeros(attended.shape)
-            outer.view(-1, *attended.shape[2:])[inside] = gradient[places]
-            for result, part in zip(results, torch.autograd.grad(attended, padded, outer), strict=True):
-                result[places] = part.flatten(0, 1)[inside]
+            outer.view(-1, *attended.shape[2:])[padded] = gradient[tokens]
+            for result, part in zip(results, torch.autograd.grad(attended, parts, outer), strict=True):
+                result[tokens] = part.flatten(0, 1)[padded]
         return (*results, None)
 
 
@@ -107,36 +106,36 @@ Varlen = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
 
 @cache
 def _varlen() -> Varlen | None:
-    """torch's flash attention of variable lengths, where build and card have it; its arguments changed between versions."""
+    """Return torch's variable-length flash attention if build and card support it; its arguments changed between versions."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
     if not torch.cuda.is_available():
         return None
-    known = inspect.signature(varlen_attn).parameters
-    causal: dict[str, Any] = {"is_causal": True} if "is_causal" in known else {"window_size": (-1, 0)}
+    parameters = inspect.signature(varlen_attn).parameters
+    causal: dict[str, Any] = {"is_causal": True} if "is_causal" in parameters else {"window_size": (-1, 0)}
 
     def attention(queries: Tensor, keys: Tensor, values: Tensor, boundaries: Tensor, longest: int) -> Tensor:
         extra = dict(causal)
         if queries.shape[1] != keys.shape[1]:
-            if "enable_gqa" in known:
+            if "enable_gqa" in parameters:
                 extra["enable_gqa"] = True
             else:
                 shared = queries.shape[1] // keys.shape[1]
                 keys, values = (each.repeat_interleave(shared, dim=1) for each in (keys, values))
         return varlen_attn(queries, keys, values, boundaries, boundaries, longest, longest, **extra)  # type: ignore[return-value]
 
-    return attention if _works(attention) else None
+    return attention if _is_supported(attention) else None
 
 
-def _works(attention: Varlen) -> bool:
-    """Forward and backward on two short dialogues: an old card refuses only when it is asked."""
+def _is_supported(attention: Varlen) -> bool:
+    """Run forward and backward on two short dialogues: an old card refuses only at run time."""
     try:
         with torch.enable_grad():
-            tried = torch.ones(4, 2, 64, dtype=torch.bfloat16, device="cuda", requires_grad=True)
-            attention(tried, tried, tried, torch.tensor([0, 1, 4], dtype=torch.int32, device="cuda"), 3).sum().backward()
+            x = torch.ones(4, 2, 64, dtype=torch.bfloat16, device="cuda", requires_grad=True)
+            attention(x, x, x, torch.tensor([0, 1, 4], dtype=torch.int32, device="cuda"), 3).sum().backward()
         torch.cuda.synchronize()
-    except Exception:  # whatever it raises, padded attention computes the same
+    except Exception:  # whatever the error is, padded attention computes the same
         return False
     return True

@@ -1,7 +1,7 @@
-"""The elementwise steps of a layer, with as few trips through memory as plain torch allows.
+"""The elementwise steps of a layer, with as little memory traffic as plain torch allows.
 
 Scope: rotary embedding and SwiGLU, forward and backward. On a card SwiGLU is one kernel each way, compiled at run time
-by the NVRTC that torch brings; without it, and on a CPU, the same in several torch calls.
+by the NVRTC that torch brings; without it, and on a CPU, several torch calls compute the same.
 
 Shapes: N tokens, D head dimension, F feed-forward.
 """
@@ -25,13 +25,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return _Rotate.apply(x, cos, sin)  # type: ignore[no-any-return]
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, way: float) -> Tensor:
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, direction: float) -> Tensor:
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     (first, second), (one, two) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
     torch.mul(first, cos, out=one)
-    one.addcmul_(second, sin, value=-way)
+    one.addcmul_(second, sin, value=-direction)
     torch.mul(second, cos, out=two)
-    two.addcmul_(first, sin, value=way)
+    two.addcmul_(first, sin, value=direction)
     return out
 
 
@@ -39,12 +39,12 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _turned(x, cos, sin, 1.0)
+        return _rotated(x, cos, sin, 1.0)
 
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         cos, sin = ctx.saved_tensors
-        return _turned(outer, cos, sin, -1.0), None, None
+        return _rotated(outer, cos, sin, -1.0), None, None
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -64,17 +64,17 @@ class _SwiGLU(torch.autograd.Function):
     def backward(ctx: Any, outer: Tensor) -> Tensor:  # type: ignore[override]
         (gate_up,) = ctx.saved_tensors
         gate, up = gate_up.chunk(2, dim=-1)
-        slopes = torch.empty_like(gate_up)
-        dgate, dup = slopes.chunk(2, dim=-1)
+        gradient = torch.empty_like(gate_up)
+        dgate, dup = gradient.chunk(2, dim=-1)
         if gate_up.is_cuda and (kernels := _kernels()):
-            for slope, made in zip((dgate, dup), kernels[1](gate, up, outer), strict=True):
-                slope.copy_(made)
-            return slopes
+            for part, result in zip((dgate, dup), kernels[1](gate, up, outer), strict=True):
+                part.copy_(result)
+            return gradient
         curve = torch.sigmoid(gate)
         torch.mul(outer, gate, out=dup).mul_(curve)
         torch.mul(outer, up, out=dgate).mul_(curve)
         dgate.mul_(curve.neg_().add_(1).mul_(gate).add_(1))
-        return slopes
+        return gradient
 
 
 _FORWARD = """
@@ -95,15 +95,15 @@ template <typename T> void swiglu_backward(T gate, T up, T outer, T& dgate, T& d
 
 @cache
 def _kernels() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
-    """(forward, backward) on this card, or None where they cannot be compiled."""
+    """Return (forward, backward) for this card, or None if they cannot be compiled."""
     try:
         from torch.cuda.jiterator import _create_jit_fn, _create_multi_output_jit_fn
 
-        made = _create_jit_fn(_FORWARD), _create_multi_output_jit_fn(_BACKWARD, num_outputs=2)
-        tried = torch.ones(8, 2, dtype=torch.bfloat16, device="cuda")
-        made[0](tried, tried)
-        made[1](tried, tried, tried)
+        kernels = _create_jit_fn(_FORWARD), _create_multi_output_jit_fn(_BACKWARD, num_outputs=2)
+        x = torch.ones(8, 2, dtype=torch.bfloat16, device="cuda")
+        kernels[0](x, x)
+        kernels[1](x, x, x)
         torch.cuda.synchronize()
-    except Exception:  # a card or a build without it: whatever it raises, plain torch computes the same
+    except Exception:  # a card or a build without it: whatever the error is, plain torch computes the same
         return None
-    return made
+    return kernels

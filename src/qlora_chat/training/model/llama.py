@@ -1,9 +1,9 @@
-"""A LLaMA in NF4 with a LoRA to train: dialogues laid end to end in, a loss out.
+"""A LLaMA in NF4 with a trainable LoRA: concatenated dialogues in, a loss out.
 
-Scope: layers over training/model/lora.py's products, and the adapter's tensors by PEFT's names. Written for packed dialogues of
-any length, which Transformers' classes would pad or mask. Knows no files, steps or optimisers.
+Scope: layers over lora.py's products, and the adapter's tensors by PEFT's names. Written for packed dialogues of any
+length, which Transformers' classes would pad or mask. Knows no files, steps or optimizers.
 
-Shapes: N tokens of a pass, H hidden, Q query and K key-value heads, D head dimension, F feed-forward, V vocabulary.
+Shapes: N tokens of a micro-batch, H hidden, Q query and K key-value heads, D head dimension, F feed-forward, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from qlora_chat.models.weights.llama import LlamaShape
 from qlora_chat.training import TrainError
-from qlora_chat.training.data.batches import Pass
+from qlora_chat.training.data.batches import MicroBatch
 from qlora_chat.training.model.attention import Layout, attend
 from qlora_chat.training.model.elementwise import rotate, swiglu
 from qlora_chat.training.model.lora import LoraLinears
@@ -33,7 +33,7 @@ GROUPS = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_a
 
 @dataclass(frozen=True)
 class LoraShape:
-    """What an adapter looks like."""
+    """Shape of an adapter."""
 
     r: int
     alpha: float
@@ -42,24 +42,24 @@ class LoraShape:
 
     @property
     def scaling(self) -> float:
-        """What the adapter's product is multiplied with."""
+        """Factor of the adapter's product."""
         return self.alpha / self.r
 
 
 @dataclass(frozen=True)
-class Held:
-    """How the base is held and computed with."""
+class ComputeFormat:
+    """Device and types of the base."""
 
     device: torch.device
     dtype: torch.dtype
-    """Of products; the adapter's own parameters are float32."""
+    """Type of matrix products; the adapter's parameters are float32."""
     dense: bool
-    """Keep the dequantised weights, instead of making them for every product."""
+    """Store dequantized weights instead of dequantizing them for every product."""
 
 
 @dataclass(frozen=True)
-class _Turning:
-    """Rotary angles of the tokens of a pass, and where their dialogues lie."""
+class _Positions:
+    """Rotary angles and layout of a micro-batch."""
 
     cos: Tensor  # (N, 1, D / 2)
     sin: Tensor
@@ -76,62 +76,64 @@ class _Layer(nn.Module):
             weights.linears([prefix + name for name in group], lora) for group in GROUPS
         )
 
-    def forward(self, hidden: Tensor, turning: _Turning) -> Tensor:
+    def forward(self, hidden: Tensor, positions: _Positions) -> Tensor:
         """(N, H) -> (N, H)."""
-        hidden = hidden + self._attention(self._norm(hidden, self.attention_norm), turning)
+        hidden = hidden + self._attention(self._norm(hidden, self.attention_norm), positions)
         return hidden + self.mlp_down(swiglu(self.gate_up(self._norm(hidden, self.mlp_norm))))
 
     def parts(self) -> tuple[LoraLinears, ...]:
-        """Its linears, in the order of GROUPS."""
+        """Return the layer's linears, in the order of GROUPS."""
         return self.qkv, self.attention_out, self.gate_up, self.mlp_down
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return rms_norm(x, weight.shape, weight, self.shape.norm_eps)
 
-    def _attention(self, x: Tensor, turning: _Turning) -> Tensor:
+    def _attention(self, x: Tensor, positions: _Positions) -> Tensor:
         shape = self.shape
         qkv = self.qkv(x).view(len(x), -1, shape.head_dim)
         queries, keys, values = qkv.split((shape.heads, shape.kv_heads, shape.kv_heads), dim=1)
-        queries, keys = rotate(queries, turning.cos, turning.sin), rotate(keys, turning.cos, turning.sin)
-        return self.attention_out(attend(queries, keys, values, turning.layout).reshape(len(x), -1))
+        queries, keys = rotate(queries, positions.cos, positions.sin), rotate(keys, positions.cos, positions.sin)
+        return self.attention_out(attend(queries, keys, values, positions.layout).reshape(len(x), -1))
 
 
 class TrainableLlama(nn.Module):
-    """The whole model; only the adapter's parameters are trained."""
+    """The model; only the adapter's parameters are trained."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], shape: LlamaShape, lora: LoraShape, held: Held, seed: int = 0) -> None:
-        """From a base's tensors by Hugging Face names, NF4 or dense. TrainError for a base that cannot be trained on."""
+    def __init__(
+        self, tensors: Mapping[str, Tensor], shape: LlamaShape, lora: LoraShape, compute: ComputeFormat, seed: int = 0
+    ) -> None:
+        """Build from a base's tensors by Hugging Face names, NF4 or dense. TrainError for a base that cannot be trained on."""
         super().__init__()
-        self.shape, self.lora, self.held = shape, lora, held
+        self.shape, self.lora, self.compute = shape, lora, compute
         self.checkpointing = False
-        weights = _Weights(tensors, held)
+        weights = _Weights(tensors, compute)
         self.embeddings = weights.dense("model.embed_tokens.weight")
         self.norm = weights.dense("model.norm.weight")
         self.head = self.embeddings if shape.tied_head else weights.dense("lm_head.weight")
         self.decoder = [_Layer(weights, f"model.layers.{index}.", shape, lora) for index in range(shape.layers)]
         self.layers = nn.ModuleList(self.decoder)
-        self.frequencies = shape.rope_frequencies().to(held.device)
+        self.frequencies = shape.rope_frequencies().to(compute.device)
         generator = torch.Generator().manual_seed(seed)
         for linears in self._linears():
-            linears.initialise(generator)
+            linears.initialize(generator)
         if not any(True for _ in self.parameters()):
             raise TrainError(f"targets {', '.join(lora.targets)} name no linear of this base")
 
-    def loss(self, one_pass: Pass, weight: float) -> Tensor:
-        """weight * the sum of the negative log-likelihoods of the tokens under the loss, a float32 scalar."""
-        return summed_loss(self.hidden(one_pass), self.head, one_pass.targets, weight)
+    def loss(self, batch: MicroBatch, weight: float) -> Tensor:
+        """Return weight * the sum of the loss tokens' negative log-likelihoods, a float32 scalar."""
+        return summed_loss(self.hidden(batch), self.head, batch.targets, weight)
 
-    def hidden(self, one_pass: Pass) -> Tensor:
-        """(N, H) after the last norm."""
-        layout = Layout.of(one_pass.lengths, self.held.device)
+    def hidden(self, batch: MicroBatch) -> Tensor:
+        """Return the hidden states after the last norm, (N, H)."""
+        layout = Layout.of(batch.lengths, self.compute.device)
         angles = layout.positions.float()[:, None, None] * self.frequencies  # (N, 1, D / 2)
-        turning = _Turning(angles.cos().to(self.held.dtype), angles.sin().to(self.held.dtype), layout)
-        hidden = embedding(one_pass.ids, self.embeddings)
+        positions = _Positions(angles.cos().to(self.compute.dtype), angles.sin().to(self.compute.dtype), layout)
+        hidden = embedding(batch.ids, self.embeddings)
         for layer in self.decoder:
             if self.checkpointing and self.training:
-                hidden = checkpoint(partial(layer, turning=turning), hidden, use_reentrant=False)
+                hidden = checkpoint(partial(layer, positions=positions), hidden, use_reentrant=False)
             else:
-                hidden = layer(hidden, turning)
+                hidden = layer(hidden, positions)
         return rms_norm(hidden, self.norm.shape, self.norm, self.shape.norm_eps)
 
     def _linears(self) -> Iterator[LoraLinears]:
@@ -139,45 +141,45 @@ class TrainableLlama(nn.Module):
             yield from layer.parts()
 
     def adapter_tensors(self) -> dict[str, Tensor]:
-        """The adapter by PEFT's names: views of the parameters, float32."""
-        found: dict[str, Tensor] = {}
+        """Return the adapter by PEFT's names: views of the parameters, float32."""
+        tensors: dict[str, Tensor] = {}
         for index, layer in enumerate(self.decoder):
             for group, linears in zip(GROUPS, layer.parts(), strict=True):
                 names = [name for name in group if name.rpartition(".")[2] in self.lora.targets]
-                for name, (a, b) in zip(names, linears.halves(), strict=True):
+                for name, (a, b) in zip(names, linears.matrices(), strict=True):
                     prefix = f"base_model.model.model.layers.{index}.{name}."
-                    found[prefix + "lora_A.weight"], found[prefix + "lora_B.weight"] = a, b
-        return found
+                    tensors[prefix + "lora_A.weight"], tensors[prefix + "lora_B.weight"] = a, b
+        return tensors
 
     @torch.no_grad()
     def load_adapter(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take an adapter's tensors by PEFT's names, which must be all there."""
-        for name, own in self.adapter_tensors().items():
-            own.copy_(tensors[name])
+        """Copy an adapter's tensors by PEFT's names. KeyError if one is missing."""
+        for name, tensor in self.adapter_tensors().items():
+            tensor.copy_(tensors[name])
 
 
 @dataclass(frozen=True)
 class _Weights:
-    """Reads a base's tensors into what layers hold."""
+    """Reads a base's tensors into the layers' form."""
 
     tensors: Mapping[str, Tensor]
-    held: Held
+    compute: ComputeFormat
 
     def dense(self, name: str) -> Tensor:
         if name not in self.tensors:
-            raise TrainError(f"the base lacks {name}; it is incomplete or not a LLaMA: fetch it again")
-        return self.tensors[name].to(self.held.device, self.held.dtype)
+            raise TrainError(f"the base lacks {name}; it is incomplete or not a LLaMA: download it again")
+        return self.tensors[name].to(self.compute.device, self.compute.dtype)
 
     def linears(self, names: list[str], lora: LoraShape) -> LoraLinears:
         parts = tuple(self._weight(f"{name}.weight") for name in names)
         biases = [self.dense(f"{name}.bias") if f"{name}.bias" in self.tensors else None for name in names]
-        frozen = Frozen(parts, self.held.dtype, stacked_bias(biases))
+        frozen = Frozen(parts, self.compute.dtype, stacked_bias(biases))
         adapted = [name.rpartition(".")[2] in lora.targets for name in names]
         outs, ins = frozen.outs, parts[0].shape[1]
-        held = frozen.resident() if self.held.dense else frozen
-        return LoraLinears(held, outs, ins, adapted, lora.r, lora.scaling, lora.dropout)
+        weights = frozen.dequantized() if self.compute.dense else frozen
+        return LoraLinears(weights, outs, ins, adapted, lora.r, lora.scaling, lora.dropout)
 
     def _weight(self, name: str) -> NF4 | Tensor:
         if name + MARK in self.tensors:
-            return NF4.read(self.tensors, name, self.held.device)
+            return NF4.read(self.tensors, name, self.compute.device)
         return self.dense(name)

@@ -1,7 +1,7 @@
-"""Products of a frozen weight with a LoRA beside it, forward and backward, keeping only what the gradients need.
+"""Products of a frozen weight and a LoRA, forward and backward, that store only what the gradients need.
 
 Scope: y = x W^T + scaling * (drop(x) A^T) B^T for linears that share an input (query, key, value; gate, up), in one pass
-over it; LoRA (Hu 2021) as PEFT computes it. The frozen weight is dequantised for each product and let go again. Knows no
+over it; LoRA (Hu 2021) as PEFT computes it. The frozen weight is dequantized for each product and freed again. Knows no
 layers.
 
 Shapes: N tokens, in and out features (out of all linears together), G linears, r rank.
@@ -25,7 +25,7 @@ class LoraLinears(nn.Module):
     def __init__(
         self, frozen: Frozen, outs: Sequence[int], ins: int, adapted: Sequence[bool], r: int, scaling: float, dropout: float
     ) -> None:
-        """`outs` are the linears' out features, in the order of `frozen`; `adapted` says which get an adapter."""
+        """`outs` are the linears' out features in the order of `frozen`; `adapted` marks those with an adapter."""
         super().__init__()
         self.frozen, self.scaling, self.dropout, self.r = frozen, scaling, dropout, r
         starts = [sum(outs[:index]) for index in range(len(outs))]
@@ -35,16 +35,15 @@ class LoraLinears(nn.Module):
         self.a = nn.Parameter(torch.zeros(count * r, ins, device=device)) if count else None  # (G r, in)
         self.bs = nn.ParameterList([nn.Parameter(torch.zeros(end - begin, r, device=device)) for begin, end in self.columns])
 
-    def initialise(self, generator: torch.Generator) -> None:
-        """A as PEFT draws it (Kaiming uniform with a = sqrt 5), B zero, so that training begins at the base."""
+    def initialize(self, generator: torch.Generator) -> None:
+        """Draw A as PEFT does (Kaiming uniform with a = sqrt 5); B stays zero, so that training starts at the base."""
         if self.a is None:
             return
         bound = 1 / math.sqrt(self.a.shape[1])
-        drawn = torch.empty(self.a.shape).uniform_(-bound, bound, generator=generator)
-        self.a.data.copy_(drawn)
+        self.a.data.copy_(torch.empty(self.a.shape).uniform_(-bound, bound, generator=generator))
 
-    def halves(self) -> list[tuple[Tensor, Tensor]]:
-        """(A (r, in), B (out, r)) of each linear with an adapter: views of the parameters."""
+    def matrices(self) -> list[tuple[Tensor, Tensor]]:
+        """Return (A (r, in), B (out, r)) of each linear with an adapter: views of the parameters."""
         if self.a is None:
             return []
         return list(zip(self.a.data.split(self.r), (b.data for b in self.bs), strict=True))
@@ -62,7 +61,7 @@ def _frozen_product(x: Tensor, frozen: Frozen) -> Tensor:
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """x W^T + b without an adapter; keeps nothing."""
+    """x W^T + b without an adapter; stores nothing."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, frozen: Frozen) -> Tensor:
@@ -75,7 +74,7 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 class _Product(torch.autograd.Function):
-    """x W^T + b + scaling * (drop(x) A^T) B^T; keeps x, the mask and drop(x) A^T."""
+    """x W^T + b + scaling * (drop(x) A^T) B^T; stores x, the mask and drop(x) A^T."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, linears: LoraLinears, dropout: float, *bs: Tensor) -> Tensor:
@@ -102,11 +101,11 @@ class _Product(torch.autograd.Function):
         dropped = x if mask is None else torch.ops.aten.native_dropout_backward(x, mask, 1 / (1 - ctx.dropout))
         da = (dlow.t() @ dropped).float()
         del dropped
-        dx = _into_input(ctx, dy, dlow, a.to(dy.dtype), mask) if ctx.needs_input_grad[0] else None
+        dx = _input_gradient(ctx, dy, dlow, a.to(dy.dtype), mask) if ctx.needs_input_grad[0] else None
         return (dx, da, None, None, *dbs)
 
 
-def _into_input(ctx: Any, dy: Tensor, dlow: Tensor, a: Tensor, mask: Tensor | None) -> Tensor:
+def _input_gradient(ctx: Any, dy: Tensor, dlow: Tensor, a: Tensor, mask: Tensor | None) -> Tensor:
     dx = dy @ ctx.linears.frozen.dense()
     if mask is None:
         return dx.addmm_(dlow, a)

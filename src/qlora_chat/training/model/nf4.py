@@ -113,8 +113,8 @@ class Frozen:
         """Out features of each part."""
         return [part.shape[0] for part in self.parts]
 
-    def resident(self) -> Frozen:
-        """The same, dequantised for good."""
+    def dequantized(self) -> Frozen:
+        """Return the same with its weights dequantized once."""
         return Frozen((self.dense(),), self.dtype, self.bias)
 
 
