@@ -102,7 +102,7 @@ def main() -> None:
     sizes = [slot_bytes(each.weights, cache.dtype) for each, (_, cache) in zip(models, opened, strict=True)]
     info, tokenizer = models[0].info, models[0].tokenizer
     if read:
-        text = read.in_ids(tokenizer, info.window, chosen.tokens, prompt_format(info.prompt_format))
+        text = read.tokenize(tokenizer, info.window, chosen.tokens, prompt_format(info.prompt_format))
     else:
         text = own_dialogues(tokenizer, tokenizer.bos_id, info.window)
     figures = compared([scheduler for scheduler, _ in opened], text, chosen.rows)

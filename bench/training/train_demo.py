@@ -79,7 +79,7 @@ def score(chosen: argparse.Namespace, adapter: Path, folder: Path) -> dict[str, 
     from qlora_chat.engines import open_engine
     from qlora_chat.evaluation.questions import HAND_WRITTEN, read_questions
     from qlora_chat.evaluation.report import write
-    from qlora_chat.evaluation.run import ask_all
+    from qlora_chat.evaluation.run import run_questions
     from qlora_chat.history.memory import MemoryHistory
     from qlora_chat.prompt import prompt_format
     from qlora_chat.settings import ModelSettings
@@ -88,7 +88,7 @@ def score(chosen: argparse.Namespace, adapter: Path, folder: Path) -> dict[str, 
     engine = open_engine(ModelSettings(base=str(BUNDLED / "base"), adapter=str(adapter), precision="bf16", slots=1), say)
     try:
         chat = Chat(engine, prompt_format(engine.info.prompt_format), MemoryHistory())
-        report = ask_all(chat, questions, HAND_WRITTEN, range(1 if chosen.rehearse else SAMPLED), say)
+        report = run_questions(chat, questions, HAND_WRITTEN, range(1 if chosen.rehearse else SAMPLED), say)
     finally:
         engine.close()
     write(folder, "questions", report.as_json())

@@ -101,8 +101,8 @@ def stable(record: dict[str, Any]) -> dict[str, Any]:
 def test_an_interrupted_run_is_gone_on_with_and_ends_like_the_finished_one(run: Run, samples: Path) -> None:
     cached = held_in(samples / "cache")
     done = run("train", "--out", "run", "--resume", "--device", "cpu")
-    assert "going on after step 5" in done.stderr
-    assert "talk with it: qlora-chat chat --base base --adapter run" in done.stdout
+    assert "resuming after step 5" in done.stderr
+    assert "chat with it: qlora-chat chat --base base --adapter run" in done.stdout
     assert held_in(samples / "cache") == cached
     ours, theirs = samples / "run", samples / "adapter"
     steps = [json.loads(line) for line in (ours / "metrics.jsonl").read_text().splitlines()]
@@ -125,7 +125,7 @@ def test_a_checkpoint_made_now_is_one_that_an_older_program_goes_on_with(run: Ru
 
 
 def test_other_settings_are_still_told_from_those_of_the_run(run: Run) -> None:
-    with pytest.raises(Exception, match="--resume goes on with r 4"):
+    with pytest.raises(Exception, match="started with r 4"):
         run("train", "--out", "run", "--resume", "--r", "8")
 
 

@@ -1,4 +1,4 @@
-"""eval: the commands that say how good a model is."""
+"""The eval commands: quality of a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qlora_chat.cli.open import notify, open_chat
 from qlora_chat.cli.options import DeviceOption, Format, ModelOptions, PrecisionOption, expanded, model_settings
 
 app = typer.Typer(
-    name="eval", help="How good a model is: questions with exact rules, perplexity, a blind comparison.", no_args_is_help=True
+    name="eval", help="Quality of a model: questions with exact rules, perplexity, a blind comparison.", no_args_is_help=True
 )
 
 Out = Annotated[Path | None, typer.Option(help="folder for the report; default: nothing is written")]
@@ -31,24 +31,24 @@ def questions(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask the hand-written questions (facts, sums, memory, no human life, stopping) and score them by exact rules."""
+    """Ask the hand-written questions (facts, sums, memory, no human life, stopping) and score the answers by exact rules."""
     settings.quiet_libraries()
     from qlora_chat.evaluation.questions import HAND_WRITTEN, read_questions
-    from qlora_chat.evaluation.report import drawn_into, print_scores, read_earlier, write
-    from qlora_chat.evaluation.run import ask_all
+    from qlora_chat.evaluation.report import print_scores, read_earlier, write
+    from qlora_chat.evaluation.run import run_questions
 
     source = file or HAND_WRITTEN
-    asked = read_questions(source)
+    question_set = read_questions(source)
     earlier = read_earlier(before) if before else None
     chat = open_chat(model.settings())
     with closing(chat.engine):
-        report = ask_all(chat, asked, source, range(seeds), notify)
+        report = run_questions(chat, question_set, source, range(seeds), notify)
     if out:
-        from qlora_chat.evaluation.plots import of_questions
+        from qlora_chat.evaluation.plots import plot_questions
 
-        write(out, "questions", report.as_json())
-        drawn = [("before", earlier), ("after", report.as_json())] if earlier else [(report.model, report.as_json())]
-        of_questions(drawn, drawn_into(out, "questions"))
+        path = write(out, "questions", report.as_json())
+        plotted = [("before", earlier), ("after", report.as_json())] if earlier else [(report.model, report.as_json())]
+        plot_questions(plotted, path.with_suffix(".png"))
     print(json.dumps(report.as_json(), ensure_ascii=False)) if as_json else print_scores(report)
 
 
@@ -63,27 +63,27 @@ def perplexity(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say how surprised a model is by a file."""
+    """Measure a model's perplexity on a file."""
     settings.quiet_libraries()
     chosen = model.settings()
     from qlora_chat.evaluation.held_out import read_text
     from qlora_chat.evaluation.perplexity import measure
-    from qlora_chat.evaluation.report import drawn_into, write
+    from qlora_chat.evaluation.report import write
     from qlora_chat.models import open_model
     from qlora_chat.prompt import prompt_format as known_format
 
-    read = read_text(data, notify)
+    held_out = read_text(data, notify)
     loaded = open_model(chosen, notify)
-    text = read.in_ids(loaded.tokenizer, loaded.info.window, tokens, known_format(loaded.info.prompt_format))
+    text = held_out.tokenize(loaded.tokenizer, loaded.info.window, tokens, known_format(loaded.info.prompt_format))
     name = Path(data).name
     report = measure(loaded, text, name, notify)
     if out:
-        from qlora_chat.evaluation.plots import of_perplexity
+        from qlora_chat.evaluation.plots import plot_perplexity
 
-        write(out, "perplexity", report.as_json())
-        of_perplexity(report.as_json(), drawn_into(out, "perplexity"))
-    said = f"perplexity {report.perplexity} ({report.nats} nats a token) on {report.tokens:,} tokens of {name}"
-    print(json.dumps(report.as_json(), ensure_ascii=False) if as_json else f"{report.model}: {said}")
+        path = write(out, "perplexity", report.as_json())
+        plot_perplexity(report.as_json(), path.with_suffix(".png"))
+    summary = f"perplexity {report.perplexity} ({report.nats} nats per token) on {report.tokens:,} tokens of {name}"
+    print(json.dumps(report.as_json(), ensure_ascii=False) if as_json else f"{report.model}: {summary}")
 
 
 @app.command("ab")
@@ -101,36 +101,35 @@ def compare(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Judge two adapters blindly: both answers in random order, which is better?"""
+    """Judge two adapters blindly by the better of two answers in random order."""
     settings.quiet_libraries()
-    from qlora_chat.evaluation.blind import answers, blinded, judge, read_choices, read_prompts
-    from qlora_chat.evaluation.judging import ask_person, write_sheet
-    from qlora_chat.evaluation.report import drawn_into, print_blind, write
+    from qlora_chat.evaluation import pairwise
+    from qlora_chat.evaluation.report import print_comparison, write
 
-    asked = read_prompts(prompts)
-    choices = list(read_choices(judge_file, len(asked))) if judge_file else None
-    said = []
+    texts = pairwise.read_prompts(prompts)
+    preferences = list(pairwise.read_preferences(judge_file, len(texts))) if judge_file else None
+    answers = []
     for each in (adapter, against):
         chosen = model_settings("auto", _folder_of(base), each, precision, device, prompt_format, slots=1)
         chat = open_chat(chosen, None)
         with closing(chat.engine):
-            said.append(answers(chat, asked, seed))
-    pairs = blinded(asked, said[0], said[1], seed)
+            answers.append(pairwise.generate_answers(chat, texts, seed))
+    pairs = pairwise.shuffle_pairs(texts, answers[0], answers[1], seed)
     if sheet:
-        write_sheet(sheet, pairs)
+        pairwise.write_sheet(sheet, pairs)
         return
-    choose = (lambda index, pair: choices[index]) if choices else ask_person
-    report = judge(pairs, (adapter, against), choose)
+    judge = (lambda index, pair: preferences[index]) if preferences else pairwise.ask_judge
+    report = pairwise.compare(pairs, (adapter, against), judge)
     if out:
-        from qlora_chat.evaluation.plots import of_blind
+        from qlora_chat.evaluation.plots import plot_comparison
 
-        write(out, "ab", report.as_json())
-        of_blind(report.as_json(), drawn_into(out, "ab"))
-    print(json.dumps(report.as_json(), ensure_ascii=False)) if as_json else print_blind(report)
+        path = write(out, "ab", report.as_json())
+        plot_comparison(report.as_json(), path.with_suffix(".png"))
+    print(json.dumps(report.as_json(), ensure_ascii=False)) if as_json else print_comparison(report)
 
 
 def _folder_of(base: str) -> str:
-    """The bundled base by its name, anything else as it is."""
+    """Return the folder of the bundled base for its name, anything else unchanged."""
     if base != "demo":
         return base
     from qlora_chat.models.locate import BUNDLED

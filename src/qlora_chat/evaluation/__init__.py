@@ -1,4 +1,4 @@
-"""How good an adapter is: perplexity, a hand-written set of questions with exact rules, a blind comparison.
+"""Quality of an adapter: questions with exact rules, perplexity, a blind pairwise comparison.
 
-Scope: asks an engine and counts. Knows nothing of training, merging or pages.
+Scope: sends prompts to an engine and scores the answers. Knows nothing of training steps, merging or pages.
 """

@@ -1,7 +1,7 @@
-"""Held-out text -> ids to measure a model on.
+"""Held-out text -> token ids for perplexity.
 
-Scope: dialogues in every form that `train` takes, with the tokens under its loss counting, and plain text (.txt;
-everything counts). Knows no model.
+Scope: dialogues in every format of `train`, whose loss tokens count, and plain text (.txt), of which every token counts.
+Knows no model.
 """
 
 from __future__ import annotations
@@ -16,62 +16,61 @@ from qlora_chat.models import Notify
 from qlora_chat.models.adapter.merge_loss import HeldOut, Passage
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.prompt import PromptFormat, training_text
-from qlora_chat.training.data.dialogues import read_dialogues
-from qlora_chat.training.data.sources import find_data
+from qlora_chat.training.data.sources import load_dialogues
 
 
 class HeldOutError(UserError, ValueError):
-    """Text that cannot be measured on; the message says what arrived and what to give."""
+    """Text that cannot be evaluated; the message says what arrived and what to pass."""
 
 
 @dataclass(frozen=True)
-class Text:
-    """Held-out text that was read and checked, before any model is."""
+class HeldOutText:
+    """Held-out text, read and checked before any model is loaded."""
 
     name: str
     plain: str | None
     conversations: tuple[Conversation, ...] = ()
 
-    def in_ids(self, tokenizer: ModelTokenizer, window: int, most: int, form: PromptFormat) -> HeldOut:
-        """Passages of at most `window` tokens until about `most` tokens count. HeldOutError where nothing does."""
+    def tokenize(self, tokenizer: ModelTokenizer, window: int, max_tokens: int, template: PromptFormat) -> HeldOut:
+        """Return passages of at most `window` tokens until about `max_tokens` count. HeldOutError if none does."""
         passages: list[Passage] = []
         counted = 0
-        for each in self._passages(tokenizer, window, form):
+        for each in self._passages(tokenizer, window, template):
             passage = Passage(each.ids[: window + 1], each.counted[: window + 1])
             passages.append(passage)
             counted += len(passage.rows)
-            if counted >= most:
+            if counted >= max_tokens:
                 break
         if not counted:
             raise HeldOutError(
-                f"{self.name} holds no text to measure on; give dialogues with answers as `train` takes them, or a .txt"
+                f"{self.name} holds no text to evaluate; pass dialogues with answers in a format of `train`, or a .txt"
             )
         return HeldOut(tuple(each for each in passages if each.rows))
 
-    def _passages(self, tokenizer: ModelTokenizer, window: int, form: PromptFormat) -> Iterator[Passage]:
+    def _passages(self, tokenizer: ModelTokenizer, window: int, template: PromptFormat) -> Iterator[Passage]:
         if self.plain is not None:
             yield from _windows(self.plain, tokenizer, window)
         end = tokenizer.token_id("</s>")
         for conversation in self.conversations:
-            text = training_text(conversation, form, tokenizer, end, "answers")
+            text = training_text(conversation, template, tokenizer, end, "answers")
             yield Passage(text.ids, text.learnt)
 
 
-def read_text(name: str, notify: Notify) -> Text:
-    """A .txt, or dialogues: a file, a folder or a dataset's Hub id. HeldOutError or TrainError says what is wrong with it."""
+def read_text(name: str, notify: Notify) -> HeldOutText:
+    """Read a .txt, or dialogues: a file, a folder or a dataset's Hub id. HeldOutError or TrainError for bad text."""
     if not name.endswith(".txt"):
-        return Text(name, None, read_dialogues(find_data(name, notify), skip_bad=None).conversations)
+        return HeldOutText(name, None, load_dialogues([name], notify, skip_bad=None).conversations)
     try:
-        return Text(name, Path(name).read_text(encoding="utf-8"))
+        return HeldOutText(name, Path(name).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as problem:
         raise HeldOutError(f"{name} cannot be read as text ({problem})") from problem
 
 
 def _windows(text: str, tokenizer: ModelTokenizer, window: int) -> Iterator[Passage]:
-    """Windows side by side, each begun with BOS; every token counts but the first of a window."""
+    """Yield adjacent windows that start with BOS; every token counts but the first of a window."""
     ids = tokenizer.encode(text)
-    lead = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
-    step = window + 1 - len(lead)
+    bos = () if tokenizer.bos_id is None else (tokenizer.bos_id,)
+    step = window + 1 - len(bos)
     for begin in range(0, len(ids), step):
-        part = (*lead, *ids[begin : begin + step])
+        part = (*bos, *ids[begin : begin + step])
         yield Passage(part, (False, *[True] * (len(part) - 1)))

@@ -1,6 +1,6 @@
-"""How surprised a model is by held-out text.
+"""Perplexity of a model on held-out text.
 
-Scope: a loaded model and passages in, one report out. Goes through the forward pass that chats go through.
+Scope: a loaded model and passages in, one report out. Uses the forward pass that chats use.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from qlora_chat.models import LoadedModel, Notify
 from qlora_chat.models.adapter.merge_loss import HeldOut, Passage
 
 PASS_TOKENS = 256
-"""Tokens a pass: their logits over a wide vocabulary are what takes memory."""
+"""Tokens per forward pass, which bounds the memory of their logits."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,18 @@ class PerplexityReport:
     text: str
     tokens: int
     nats: float
-    """Mean, a token."""
+    """Mean per token."""
     perplexity: float
     passages: tuple[float, ...]
     """Mean nats of each passage, in order."""
 
     def as_json(self) -> dict[str, Any]:
-        """For a file."""
+        """Plain values for perplexity.json."""
         return asdict(self)
 
 
 def measure(model: LoadedModel, text: HeldOut, name: str, notify: Notify = lambda _: None) -> PerplexityReport:
-    """Perplexity of a loaded model on held-out text."""
+    """Measure a loaded model on held-out text."""
     cache = KVCache(model.weights, slots=1)
     forward = compiled_forward(model.weights, cache, notify) or Forward(model.weights, cache)
     sums = [float(_nats(forward, passage).sum()) for passage in text.passages]
@@ -63,11 +63,11 @@ def measure(model: LoadedModel, text: HeldOut, name: str, notify: Notify = lambd
 def _nats(forward: Forward | CpuForward, passage: Passage) -> Tensor:
     """Negative log-likelihood of each counted token, (N,) float32."""
     inputs, counted = passage.inputs, passage.counted[1:]
-    found = []
+    losses = []
     for begin in range(0, len(inputs), PASS_TOKENS):
         part = inputs[begin : begin + PASS_TOKENS]
         logits = forward([Span(0, begin, part, logits=len(part))])  # (T, V)
         targets = torch.tensor(passage.ids[begin + 1 : begin + 1 + len(part)], device=logits.device)
-        kept = torch.tensor(counted[begin : begin + len(part)], device=logits.device)
-        found.append(cross_entropy(logits, targets, reduction="none")[kept].cpu())
-    return torch.cat(found)
+        counts = torch.tensor(counted[begin : begin + len(part)], device=logits.device)
+        losses.append(cross_entropy(logits, targets, reduction="none")[counts].cpu())
+    return torch.cat(losses)

@@ -1,10 +1,10 @@
-"""The hand-written questions, and the exact rules that an answer is held to.
+"""The hand-written questions and the exact rules for their answers.
 
-Scope: questions and answers as text. Knows no engine. `questions.jsonl` was written by hand for this program and before any
-adapter was chosen by it; none of its lines stands in the data that the bundled adapters were trained on
-(tests/evaluation/test_questions.py looks). A person reads a rule and an answer and comes to the same verdict:
+Scope: questions and answers as text. Knows no engine. `questions.jsonl` was written by hand for this program before any
+adapter was selected by it; none of its lines is in the training data of the bundled adapters
+(tests/evaluation/test_questions.py checks that). A person applies a rule to an answer with the same result:
 
-    says          at least one of these words stands in the answer, whole and whatever its case
+    says          at least one of these phrases is in the answer, as whole words in any case
     says_all      all of them do
     number        the last number in the answer is this one
     human_life    false: the answer denies being human and claims nothing that only a human life has
@@ -34,7 +34,7 @@ class QuestionsError(UserError, ValueError):
 
 @dataclass(frozen=True)
 class Answer:
-    """What was said to the last turn of a question."""
+    """Answer to the last turn of a question."""
 
     text: str
     finish_reason: FinishReason
@@ -67,11 +67,11 @@ class Question:
         return self.number, self.human_life, self.ends_within
 
     def is_right(self, answer: Answer) -> bool:
-        """Whether the answer keeps the rule."""
+        """Return True if the answer satisfies the rule."""
         if self.says:
-            return any(_stands_in(each, answer.text) for each in self.says)
+            return any(_contains(each, answer.text) for each in self.says)
         if self.says_all:
-            return all(_stands_in(each, answer.text) for each in self.says_all)
+            return all(_contains(each, answer.text) for each in self.says_all)
         if self.number is not None:
             return _last_number(answer.text) == self.number
         if self.human_life is not None:
@@ -81,7 +81,7 @@ class Question:
 
 
 def read_questions(path: Path = HAND_WRITTEN) -> tuple[Question, ...]:
-    """Questions of a JSON lines file. QuestionsError names the line that is wrong."""
+    """Read questions from JSON lines. QuestionsError names the line that is wrong."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as problem:
@@ -90,7 +90,7 @@ def read_questions(path: Path = HAND_WRITTEN) -> tuple[Question, ...]:
     if not questions:
         raise QuestionsError(f"{path} holds no question")
     if len({question.id for question in questions}) < len(questions):
-        raise QuestionsError(f"{path} gives one id to two questions")
+        raise QuestionsError(f"{path} has two questions with one id")
     return questions
 
 
@@ -109,7 +109,7 @@ def _question(path: Path, number: int, line: str) -> Question:
 # --- the rules -------------------------------------------------------------------------------------------------------
 
 
-def _stands_in(words: str, text: str) -> bool:
+def _contains(words: str, text: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(words.casefold())}(?!\w)", text.casefold()) is not None
 
 
@@ -120,11 +120,11 @@ _NUMBER_WORDS = [
 
 
 def _last_number(text: str) -> int | None:
-    """The last whole number in digits or, up to twenty, as a word; None without one, and for a broken one such as 3.5."""
-    found = re.findall(rf"\d[\d,]*(?:\.\d+)?|\b(?:{'|'.join(_NUMBER_WORDS)})\b", text.casefold())
-    if not found:
+    """Return the last integer, in digits or (up to twenty) as a word; None without one, or if the last number is a decimal."""
+    numbers = re.findall(rf"\d[\d,]*(?:\.\d+)?|\b(?:{'|'.join(_NUMBER_WORDS)})\b", text.casefold())
+    if not numbers:
         return None
-    last = found[-1].replace(",", "")
+    last = numbers[-1].replace(",", "")
     if last in _NUMBER_WORDS:
         return _NUMBER_WORDS.index(last)
     return int(last) if last.isdigit() else None
@@ -150,20 +150,20 @@ _CLAIMS = re.compile(
 
 
 def _denies_human_life(text: str) -> bool:
-    """A denial, or a word for what it is, and no sentence that only a human could say of itself."""
-    plain = _uncontracted(text)
-    return any(_stands_in(word, plain) for word in _DENIALS) and _CLAIMS.search(plain) is None
+    """Return True for a denial or a word such as "program", without a claim that only a human can make."""
+    plain = _expand_contractions(text)
+    return any(_contains(word, plain) for word in _DENIALS) and _CLAIMS.search(plain) is None
 
 
-def _uncontracted(text: str) -> str:
+def _expand_contractions(text: str) -> str:
     plain = text.casefold().replace("\u2019", "'").strip()
     plain = plain.replace("i'm", "i am").replace("can't", "cannot").replace("won't", "will not")
     return re.sub(r"n't\b", " not", plain)
 
 
-def _ended_well(answer: Answer, most_words: int) -> bool:
+def _ended_well(answer: Answer, max_words: int) -> bool:
     text = answer.text.strip()
-    if answer.finish_reason != "stop" or not 1 <= len(text.split()) <= most_words:
+    if answer.finish_reason != "stop" or not 1 <= len(text.split()) <= max_words:
         return False
     if "###" in text or re.search(r"(?:^|\n)\s*(?:human|assistant|user|bot)\s*:", text, re.IGNORECASE):
         return False
@@ -173,20 +173,21 @@ def _ended_well(answer: Answer, most_words: int) -> bool:
 
 @dataclass(frozen=True)
 class Score:
-    """Right answers out of all, in total and a kind."""
+    """Right answers in total and by kind."""
 
     right: int
     total: int
     by_kind: dict[str, tuple[int, int]]
+    """(right, total) of each kind."""
 
     @property
     def share(self) -> float:
-        """0 to 1."""
+        """Share of right answers, 0 to 1."""
         return self.right / self.total
 
     @staticmethod
     def of(verdicts: Sequence[tuple[Question, bool]]) -> Score:
-        """Counted from each question's verdict."""
+        """Count (question, right) pairs."""
         kinds = {kind: [right for question, right in verdicts if question.kind == kind] for kind in KINDS}
-        counted = {kind: (sum(rights), len(rights)) for kind, rights in kinds.items() if rights}
-        return Score(sum(right for _, right in verdicts), len(verdicts), counted)
+        by_kind = {kind: (sum(each), len(each)) for kind, each in kinds.items() if each}
+        return Score(sum(right for _, right in verdicts), len(verdicts), by_kind)

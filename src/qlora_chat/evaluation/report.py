@@ -1,6 +1,6 @@
-"""What an evaluation found, as a file and as lines for a person.
+"""Evaluation reports as files and on the terminal.
 
-Scope: writes and prints. Knows nothing of how it was found.
+Scope: writing, reading and printing. Knows nothing of the measurement.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_chat.errors import UserError
-from qlora_chat.evaluation.blind import BlindReport
+from qlora_chat.evaluation.pairwise import ComparisonReport
 from qlora_chat.evaluation.questions import KINDS
 from qlora_chat.evaluation.run import QuestionsReport
 
@@ -22,23 +22,18 @@ class ReportError(UserError, RuntimeError):
 
 
 def write(folder: Path, name: str, report: Mapping[str, Any]) -> Path:
-    """folder/name.json. ReportError where the folder cannot be written."""
+    """Write folder/name.json and return its path. ReportError if the folder cannot be written."""
     path = folder / f"{name}.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as problem:
-        raise ReportError(f"{path} cannot be written ({problem.strerror}); name another folder with --out") from problem
+        raise ReportError(f"{path} cannot be written ({problem.strerror}); choose another folder with --out") from problem
     return path
 
 
-def drawn_into(folder: Path, name: str) -> Path:
-    """Where the picture beside a report goes."""
-    return folder / f"{name}.png"
-
-
 def read_earlier(path: Path) -> dict[str, Any]:
-    """A questions.json that was written earlier. ReportError if it is none."""
+    """Read an earlier questions.json. ReportError if it is none."""
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         if not report["runs"][0]["score"]["by_kind"]:
@@ -48,14 +43,14 @@ def read_earlier(path: Path) -> dict[str, Any]:
     return report
 
 
-def print_blind(report: BlindReport) -> None:
-    """Who won how often."""
+def print_comparison(report: ComparisonReport) -> None:
+    """Print the wins of each model."""
     print(f"A ({report.a}) won {report.wins_a}, B ({report.b}) won {report.wins_b}, {report.ties} ties")
-    print(f"a split as uneven comes by chance with p = {report.p_value}")
+    print(f"a split as uneven occurs by chance with p = {report.p_value}")
 
 
 def print_scores(report: QuestionsReport) -> None:
-    """A line a run, a column a kind."""
+    """Print a line per run and a column per kind."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,13 +1,13 @@
-"""Putting questions to a model, each in a conversation of its own, and scoring what comes back.
+"""Runs of the questions through a model, each question in its own conversation, with scores.
 
-Scope: questions and a chat in, a report out. One question at a time: chats that share a forward pass share its rounding too,
-and a score must come out the same when it is taken again.
+Scope: questions and a chat in, a report out. Questions run one at a time: the rounding of a forward pass depends on its
+batch, and a score must be reproducible.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,39 +16,40 @@ from qlora_chat.chat import Chat
 from qlora_chat.engines import EngineError
 from qlora_chat.evaluation.questions import Answer, Kind, Question, Score
 from qlora_chat.messages import Conversation
+from qlora_chat.models import Notify
 from qlora_chat.settings import Sampling
 
 MAX_NEW_TOKENS = 200
 GREEDY = Sampling(temperature=0.0, max_new_tokens=MAX_NEW_TOKENS)
-AS_ON_THE_PAGE = Sampling(max_new_tokens=MAX_NEW_TOKENS)
-"""Temperature 0.7, top-p 0.9: what a user gets who touches nothing."""
+PAGE_SAMPLING = Sampling(max_new_tokens=MAX_NEW_TOKENS)
+"""The page's defaults: temperature 0.7, top-p 0.9."""
 
 
 @dataclass(frozen=True)
 class QuestionResult:
-    """One question with all that was said."""
+    """One question with its answers."""
 
     id: str
     kind: Kind
     ask: tuple[str, ...]
     answers: tuple[str, ...]
-    """One a turn; the last is the one that is judged."""
+    """One per turn; the last one is scored."""
     finish_reason: str
     right: bool
 
 
 @dataclass(frozen=True)
-class Run:
-    """All questions once, under one seed; None is greedy."""
+class QuestionsRun:
+    """All questions once with one seed; None is greedy."""
 
     seed: int | None
-    asked: tuple[QuestionResult, ...]
+    results: tuple[QuestionResult, ...]
     score: Score
 
 
 @dataclass(frozen=True)
 class QuestionsReport:
-    """Every run, and what was asked of which model."""
+    """All runs of the questions on one model."""
 
     model: str
     base: str
@@ -56,37 +57,40 @@ class QuestionsReport:
     precision: str
     device: str
     questions_sha256: str
-    runs: tuple[Run, ...]
+    runs: tuple[QuestionsRun, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """For a file: scores first, then each answer."""
-        runs = [{**asdict(run), "score": asdict(run.score)} for run in self.runs]
-        return {**asdict(self), "runs": runs, "sampling": asdict(AS_ON_THE_PAGE)}
+        """Plain values for questions.json."""
+        runs = [
+            {"seed": run.seed, "asked": [asdict(each) for each in run.results], "score": asdict(run.score)} for run in self.runs
+        ]
+        return {**asdict(self), "runs": runs, "sampling": asdict(PAGE_SAMPLING)}
 
 
-def ask_all(
-    chat: Chat, questions: Sequence[Question], source: Path, seeds: Sequence[int], progress: Callable[[str], None]
+def run_questions(
+    chat: Chat, questions: Sequence[Question], source: Path, seeds: Sequence[int], notify: Notify
 ) -> QuestionsReport:
-    """Greedy once, then the page's own sampling once a seed. EngineError if generation fails."""
+    """Run the questions greedily, then with the page's sampling once per seed. EngineError if generation fails."""
     runs = []
     for seed in (None, *seeds):
         runs.append(_run(chat, questions, seed))
-        progress(f"{'greedy' if seed is None else f'seed {seed}'}: {runs[-1].score.right} of {runs[-1].score.total} right")
+        notify(f"{'greedy' if seed is None else f'seed {seed}'}: {runs[-1].score.right} of {runs[-1].score.total} right")
     info = chat.engine.info
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     return QuestionsReport(info.name, info.base, info.adapter, info.precision, info.device, digest, tuple(runs))
 
 
-def _run(chat: Chat, questions: Sequence[Question], seed: int | None) -> Run:
-    asked = []
+def _run(chat: Chat, questions: Sequence[Question], seed: int | None) -> QuestionsRun:
+    results = []
     for index, question in enumerate(questions):
-        sampling = GREEDY if seed is None else AS_ON_THE_PAGE.changed(seed=1000 * seed + index)
-        asked.append(_ask(chat, question, sampling))
-    return Run(seed, tuple(asked), Score.of([(question, each.right) for question, each in zip(questions, asked, strict=True)]))
+        sampling = GREEDY if seed is None else PAGE_SAMPLING.changed(seed=1000 * seed + index)
+        results.append(_ask(chat, question, sampling))
+    verdicts = [(question, each.right) for question, each in zip(questions, results, strict=True)]
+    return QuestionsRun(seed, tuple(results), Score.of(verdicts))
 
 
 def _ask(chat: Chat, question: Question, sampling: Sampling) -> QuestionResult:
-    """The question's turns one after the other; what the model said to the earlier ones stays in the conversation."""
+    """Send the question's turns one after the other; the model's earlier answers stay in the conversation."""
     conversation = Conversation()
     for text in question.ask:
         turn = chat.reply(conversation, text, sampling, logged=False)

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from qlora_chat.evaluation.held_out import Text, read_text
+from qlora_chat.evaluation.held_out import HeldOutText, read_text
 from qlora_chat.merging.candidates import FORMS, Candidate, Form, Origin, Reference, check, pick
 from qlora_chat.merging.output import finish
 from qlora_chat.merging.report import Report
@@ -69,11 +69,11 @@ def merge(asked: MergeOptions, cache: Cache, notify: Notify) -> Report:
         raise ModelError(f"{asked.out} cannot be written ({problem}); make room, or name another folder") from problem
 
 
-def _text(asked: MergeOptions, given: Text | None, parts: Parts) -> HeldOut:
+def _text(asked: MergeOptions, given: HeldOutText | None, parts: Parts) -> HeldOut:
     window = parts.original.shape.window
     if given is None:
         return own_dialogues(parts.tokenizer, parts.special.bos, window)
-    return given.in_ids(parts.tokenizer, window, asked.most_tokens, known_format(asked.prompt_format))
+    return given.tokenize(parts.tokenizer, window, asked.most_tokens, known_format(asked.prompt_format))
 
 
 def _check_target(out: Path) -> None:

@@ -1,4 +1,4 @@
-"""A blind comparison: order, choices, the count, and the commands for real on the demo."""
+"""The blind comparison: order, preferences, the count; and runs of questions and perplexity on the demo."""
 
 from __future__ import annotations
 
@@ -8,14 +8,24 @@ from pathlib import Path
 
 import pytest
 
-from qlora_chat.evaluation.blind import BlindError, Pair, answers, blinded, judge, read_choices, read_prompts, sign_test
 from qlora_chat.evaluation.held_out import read_text
-from qlora_chat.evaluation.judging import ask_person, write_sheet
+from qlora_chat.evaluation.pairwise import (
+    AnswerPair,
+    ComparisonError,
+    ask_judge,
+    compare,
+    generate_answers,
+    read_preferences,
+    read_prompts,
+    shuffle_pairs,
+    sign_test,
+    write_sheet,
+)
 from qlora_chat.evaluation.perplexity import measure
-from qlora_chat.evaluation.plots import of_blind, of_perplexity, of_questions
+from qlora_chat.evaluation.plots import plot_comparison, plot_perplexity, plot_questions
 from qlora_chat.evaluation.questions import HAND_WRITTEN, Question
 from qlora_chat.evaluation.report import ReportError, read_earlier, write
-from qlora_chat.evaluation.run import ask_all
+from qlora_chat.evaluation.run import run_questions
 from qlora_chat.models import LoadedModel
 from qlora_chat.models.adapter.merge_loss import own_dialogues
 from qlora_chat.prompt import DEFAULT_FORMAT
@@ -24,21 +34,21 @@ from tests.fakes import ScriptedEngine, scripted_chat
 PROMPTS = [f"prompt {number}" for number in range(40)]
 
 
-def test_the_order_is_random_the_same_for_a_seed_and_the_winner_is_the_model() -> None:
-    pairs = blinded(PROMPTS, ["from A"] * 40, ["from B"] * 40, seed=3)
+def test_the_order_is_random_but_fixed_by_the_seed_and_the_winner_is_the_model() -> None:
+    pairs = shuffle_pairs(PROMPTS, ["from A"] * 40, ["from B"] * 40, seed=3)
     assert 8 < sum(pair.first == "A" for pair in pairs) < 32
-    assert pairs == blinded(PROMPTS, ["from A"] * 40, ["from B"] * 40, seed=3)
-    assert pairs != blinded(PROMPTS, ["from A"] * 40, ["from B"] * 40, seed=4)
-    report = judge(pairs, ("a", "b"), lambda _, pair: "1" if pair.answers[0] == "from A" else "2")
+    assert pairs == shuffle_pairs(PROMPTS, ["from A"] * 40, ["from B"] * 40, seed=3)
+    assert pairs != shuffle_pairs(PROMPTS, ["from A"] * 40, ["from B"] * 40, seed=4)
+    report = compare(pairs, ("a", "b"), lambda _, pair: "1" if pair.answers[0] == "from A" else "2")
     assert (report.wins_a, report.wins_b, report.ties) == (40, 0, 0)
     assert report.p_value < 0.0001
 
 
 def test_equal_answers_are_a_tie_without_asking() -> None:
-    pairs = blinded(["x", "y"], ["same", "one"], ["same", "two"], seed=0)
-    asked: list[Pair] = []
-    report = judge(pairs, ("a", "b"), lambda _, pair: asked.append(pair) or "=")
-    assert [pair.prompt for pair in asked] == ["y"]
+    pairs = shuffle_pairs(["x", "y"], ["same", "one"], ["same", "two"], seed=0)
+    seen: list[AnswerPair] = []
+    report = compare(pairs, ("a", "b"), lambda _, pair: seen.append(pair) or "=")
+    assert [pair.prompt for pair in seen] == ["y"]
     assert (report.wins_a, report.wins_b, report.ties, report.p_value) == (0, 0, 2, 1.0)
 
 
@@ -47,31 +57,31 @@ def test_the_sign_test(wins: int, losses: int, p: float) -> None:
     assert sign_test(wins, losses) == pytest.approx(p)
 
 
-def test_choices_from_a_file_are_as_many_as_pairs(tmp_path: Path) -> None:
+def test_a_file_of_preferences_must_match_the_pairs(tmp_path: Path) -> None:
     file = tmp_path / "choices.txt"
     file.write_text("1\n=\n2\n")
-    assert list(read_choices(file, 3)) == ["1", "=", "2"]
-    with pytest.raises(BlindError, match="3 choices, and there are 4 pairs"):
-        list(read_choices(file, 4))
+    assert list(read_preferences(file, 3)) == ["1", "=", "2"]
+    with pytest.raises(ComparisonError, match="3 choices, and there are 4 pairs"):
+        list(read_preferences(file, 4))
     file.write_text("1\nb\n2\n")
-    with pytest.raises(BlindError, match="line 2: 'b' is no choice"):
-        list(read_choices(file, 3))
+    with pytest.raises(ComparisonError, match="line 2: 'b' is no choice"):
+        list(read_preferences(file, 3))
 
 
-def test_a_person_is_shown_both_and_asked_until_the_answer_is_one(
+def test_the_judge_sees_both_answers_and_is_asked_until_the_input_is_valid(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     typed = iter(["A", "2"])
     monkeypatch.setattr("builtins.input", lambda _: next(typed))
-    assert ask_person(0, Pair("Why?", ("since", "so"), "B")) == "2"
+    assert ask_judge(0, AnswerPair("Why?", ("since", "so"), "B")) == "2"
     shown = capsys.readouterr().err
     assert "[1] since" in shown
     assert "[2] so" in shown
     assert "'B'" not in shown
 
 
-def test_a_sheet_does_not_say_who_said_what(tmp_path: Path) -> None:
-    write_sheet(tmp_path / "sheet.jsonl", [Pair("Why?", ("since", "so"), "B")])
+def test_a_sheet_does_not_reveal_the_models(tmp_path: Path) -> None:
+    write_sheet(tmp_path / "sheet.jsonl", [AnswerPair("Why?", ("since", "so"), "B")])
     assert json.loads((tmp_path / "sheet.jsonl").read_text()) == {"prompt": "Why?", "1": "since", "2": "so"}
 
 
@@ -81,7 +91,7 @@ def test_a_sheet_does_not_say_who_said_what(tmp_path: Path) -> None:
 )
 def test_bad_prompts_are_named(name: str, text: str, problem: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(BlindError, match=problem):
+    with pytest.raises(ComparisonError, match=problem):
         read_prompts(tmp_path / name)
 
 
@@ -91,35 +101,35 @@ def test_prompts_come_from_lines_or_from_questions(tmp_path: Path) -> None:
     assert len(read_prompts(HAND_WRITTEN)) == 103
 
 
-def test_answers_are_asked_for_one_by_one_with_a_seed_each() -> None:
+def test_answers_are_generated_one_by_one_with_a_seed_each() -> None:
     engine = ScriptedEngine(lambda prompt: prompt.text.split("### ")[1].upper())
-    assert answers(scripted_chat(engine), ["one", "two"], seed=7) == ["HUMAN: ONE", "HUMAN: TWO"]
+    assert generate_answers(scripted_chat(engine), ["one", "two"], seed=7) == ["HUMAN: ONE", "HUMAN: TWO"]
     assert [stream.sampling.seed for stream in engine.streams] == [7000, 7001]
     assert {stream.sampling.temperature for stream in engine.streams} == {0.7}
 
 
-# --- runs and pictures ------------------------------------------------------------------------------------------------
+# --- runs and plots ---------------------------------------------------------------------------------------------------
 
 
-def test_questions_are_asked_greedily_and_under_each_seed_and_earlier_turns_stay(tmp_path: Path) -> None:
+def test_questions_run_greedily_and_with_each_seed_and_earlier_turns_stay(tmp_path: Path) -> None:
     engine = ScriptedEngine(lambda prompt: "Anna" if "My name is Anna" in prompt.text else "No idea")
-    asked = [
+    questions = [
         Question("m", "memory", ("My name is Anna.", "Who am I?"), says=("Anna",)),
         Question("f", "fact", ("Which city?",), says=("Oslo",)),
     ]
-    report = ask_all(scripted_chat(engine), asked, HAND_WRITTEN, range(2), lambda _: None)
+    report = run_questions(scripted_chat(engine), questions, HAND_WRITTEN, range(2), lambda _: None)
     assert [run.seed for run in report.runs] == [None, 0, 1]
     assert all((run.score.right, run.score.total) == (1, 2) for run in report.runs)
-    assert report.runs[0].asked[0].answers == ("Anna", "Anna")
+    assert report.runs[0].results[0].answers == ("Anna", "Anna")
     assert engine.streams[0].sampling.temperature == 0
     path = write(tmp_path, "questions", report.as_json())
-    of_questions([("before", read_earlier(path)), ("after", report.as_json())], tmp_path / "questions.png")
+    plot_questions([("before", read_earlier(path)), ("after", report.as_json())], tmp_path / "questions.png")
     assert (tmp_path / "questions.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(ReportError, match=re.escape("is no questions.json")):
         read_earlier(HAND_WRITTEN)
 
 
-def test_perplexity_is_that_of_the_training_loss(demo_fp32: LoadedModel, tmp_path: Path) -> None:
+def test_perplexity_counts_the_tokens_of_the_training_loss(demo_fp32: LoadedModel, tmp_path: Path) -> None:
     text = own_dialogues(demo_fp32.tokenizer, demo_fp32.tokenizer.bos_id, 512)
     report = measure(demo_fp32, text, "own")
     assert report.tokens == len(text.targets)
@@ -130,11 +140,11 @@ def test_perplexity_is_that_of_the_training_loss(demo_fp32: LoadedModel, tmp_pat
     plain = tmp_path / "plain.txt"
     plain.write_text("Once upon a time there was a little girl who lived in a house near the forest. " * 20)
     first, second = (
-        measure(demo_fp32, read_text(str(each), print).in_ids(demo_fp32.tokenizer, 256, 500, DEFAULT_FORMAT), "x")
+        measure(demo_fp32, read_text(str(each), print).tokenize(demo_fp32.tokenizer, 256, 500, DEFAULT_FORMAT), "x")
         for each in (nonsense, plain)
     )
     assert first.perplexity > second.perplexity, "a story is less of a surprise than a list of words"
-    of_perplexity(report.as_json(), tmp_path / "perplexity.png")
-    of_blind(judge(blinded(["x"], ["a"], ["b"], 0), ("a", "b"), lambda *_: "1").as_json(), tmp_path / "ab.png")
+    plot_perplexity(report.as_json(), tmp_path / "perplexity.png")
+    plot_comparison(compare(shuffle_pairs(["x"], ["a"], ["b"], 0), ("a", "b"), lambda *_: "1").as_json(), tmp_path / "ab.png")
     assert (tmp_path / "perplexity.png").stat().st_size > 1000
     assert (tmp_path / "ab.png").stat().st_size > 1000

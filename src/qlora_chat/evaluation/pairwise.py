@@ -1,0 +1,171 @@
+"""Two adapters, the same prompts, and a judge who does not know which adapter wrote which answer.
+
+Scope: answers, their random order, preferences and their count; a judge at the terminal, or a sheet for one elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from qlora_chat.chat import Chat
+from qlora_chat.errors import UserError
+from qlora_chat.evaluation.run import PAGE_SAMPLING
+from qlora_chat.messages import Conversation
+
+Preference = Literal["1", "2", "="]
+PREFERENCES: tuple[Preference, ...] = ("1", "2", "=")
+
+
+class ComparisonError(UserError, ValueError):
+    """Prompts or preferences that cannot be used; the message says which."""
+
+
+@dataclass(frozen=True)
+class AnswerPair:
+    """Two answers to one prompt in the order in which a judge sees them."""
+
+    prompt: str
+    answers: tuple[str, str]
+    first: Literal["A", "B"]
+    """Model of the first answer, hidden from the judge."""
+
+    def winner(self, preference: Preference) -> Literal["A", "B"] | None:
+        """Return the preferred model; None for a tie."""
+        if preference == "=":
+            return None
+        return self.first if preference == "1" else ("B" if self.first == "A" else "A")
+
+
+@dataclass(frozen=True)
+class ComparisonReport:
+    """Wins of each model over all prompts."""
+
+    a: str
+    b: str
+    wins_a: int
+    wins_b: int
+    ties: int
+    p_value: float
+    """Two-sided sign test over the pairs that are not ties: the probability of a split as uneven by chance."""
+    judged: tuple[dict[str, Any], ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for ab.json."""
+        return asdict(self)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Read one prompt per line, or JSON lines with `prompt` or `ask`. ComparisonError names the line that is wrong."""
+    lines = _read(path).splitlines()
+    prompts = [_prompt(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not prompts:
+        raise ComparisonError(f"{path} holds no prompt")
+    return prompts
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ComparisonError(f"{path} cannot be read ({problem})") from problem
+
+
+def _prompt(path: Path, number: int, line: str) -> str:
+    if path.suffix != ".jsonl":
+        return line.strip()
+    try:
+        record = json.loads(line)
+        text = record["prompt"] if "prompt" in record else record["ask"][-1]
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError("the prompt is empty")
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as problem:
+        raise ComparisonError(f'{path}, line {number}: {problem}; a line is {{"prompt": "..."}}') from problem
+    return text
+
+
+def generate_answers(chat: Chat, prompts: Sequence[str], seed: int) -> list[str]:
+    """Generate one answer per prompt with the page's default sampling, one after the other."""
+    answers = []
+    for index, prompt in enumerate(prompts):
+        turn = chat.reply(Conversation(), prompt, PAGE_SAMPLING.changed(seed=1000 * seed + index), logged=False)
+        for _ in turn:
+            pass
+        answers.append(turn.answer)
+    return answers
+
+
+def shuffle_pairs(prompts: Sequence[str], of_a: Sequence[str], of_b: Sequence[str], seed: int) -> list[AnswerPair]:
+    """Pair the answers in an order drawn from the seed."""
+    rng = random.Random(f"blind {seed}")
+    pairs = []
+    for prompt, a, b in zip(prompts, of_a, of_b, strict=True):
+        pairs.append(AnswerPair(prompt, (a, b), "A") if rng.random() < 0.5 else AnswerPair(prompt, (b, a), "B"))
+    return pairs
+
+
+def compare(
+    pairs: Sequence[AnswerPair], names: tuple[str, str], judge: Callable[[int, AnswerPair], Preference]
+) -> ComparisonReport:
+    """Count the judge's preference for every pair; identical answers are a tie that the judge does not see."""
+    judged: list[dict[str, Any]] = []
+    for index, pair in enumerate(pairs):
+        preference: Preference = "=" if pair.answers[0] == pair.answers[1] else judge(index, pair)
+        judged.append({**asdict(pair), "choice": preference, "winner": pair.winner(preference)})
+    wins_a, wins_b = (sum(each["winner"] == model for each in judged) for model in "AB")
+    p_value = round(sign_test(wins_a, wins_b), 4)
+    return ComparisonReport(*names, wins_a, wins_b, len(judged) - wins_a - wins_b, p_value, tuple(judged))
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided p-value of a fair coin giving a split at least as uneven."""
+    total = wins + losses
+    tail = sum(math.comb(total, each) for each in range(min(wins, losses) + 1))
+    return min(1.0, 2 * tail / 2**total)
+
+
+# --- judges ----------------------------------------------------------------------------------------------------------
+
+
+def ask_judge(index: int, pair: AnswerPair) -> Preference:
+    """Show one pair at the terminal and read a preference. ComparisonError at the end of input."""
+    print(f"\n--- {index + 1} ---\n{pair.prompt}\n\n[1] {pair.answers[0]}\n\n[2] {pair.answers[1]}\n", file=sys.stderr)
+    while True:
+        try:
+            typed = input("better: 1, 2 or = > ").strip()
+        except EOFError:
+            raise ComparisonError(
+                "the input ended before every pair was judged; judge at a terminal, or with --sheet FILE and then --judge FILE"
+            ) from None
+        for preference in PREFERENCES:
+            if typed == preference:
+                return preference
+        print("type 1, 2 or =", file=sys.stderr)
+
+
+def write_sheet(path: Path, pairs: Sequence[AnswerPair]) -> None:
+    """Write prompts and answers in blind order as JSON lines. ComparisonError if the file cannot be written."""
+    records = [{"prompt": each.prompt, "1": each.answers[0], "2": each.answers[1]} for each in pairs]
+    lines = [json.dumps(each, ensure_ascii=False) for each in records]
+    try:
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except OSError as problem:
+        raise ComparisonError(f"{path} cannot be written ({problem.strerror})") from problem
+    print(f"wrote {path}: write 1, 2 or = for each pair into a file, one per line, and pass it with --judge", file=sys.stderr)
+
+
+def read_preferences(path: Path, count: int) -> Iterator[Preference]:
+    """Read 1, 2 or = per line, one for each of `count` pairs. ComparisonError names the line that is wrong."""
+    lines = _read(path).split()
+    if len(lines) != count:
+        raise ComparisonError(f"{path} holds {len(lines)} choices, and there are {count} pairs")
+    for number, line in enumerate(lines, start=1):
+        if line not in PREFERENCES:
+            raise ComparisonError(f"{path}, line {number}: {line!r} is no choice; write 1, 2 or =")
+        yield line  # type: ignore[misc]
