@@ -71,7 +71,7 @@ format: $(VENV)/installed-dev
 	@$(BIN)/ruff format
 
 bench: $(VENV)/installed-dev chromium
-	@for script in bench/engine.py bench/first_text.py; do $(BIN)/python $$script || exit 1; done
+	@for script in bench/cpu/engine.py bench/serving/first_text.py; do $(BIN)/python $$script || exit 1; done
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

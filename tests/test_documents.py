@@ -78,7 +78,7 @@ def test_every_command_and_option_is_one_that_the_program_has(page: Path) -> Non
 
 
 def options_of_scripts() -> set[str]:
-    scripts = [*(ROOT / "bench").glob("*.py"), *(ROOT / "demo").glob("*.py")]
+    scripts = [*(ROOT / "bench").rglob("*.py"), *(ROOT / "demo").glob("*.py")]
     return {each for script in scripts for each in re.findall(r'add_argument\("(--[a-z0-9-]+)"', script.read_text())}
 
 

@@ -1,11 +1,11 @@
 """The CUDA path against plain arithmetic, on the card: products, attention, sampling, whole steps; then what they take.
 
-    PYTHONPATH=src python3 bench/cuda_check.py [--layers N] [--rows 1,8,32] [--skip-checks] [--kv8] [--shared 99]
+    PYTHONPATH=src python3 bench/card/check_kernels.py [--layers N] [--rows 1,8,32] [--skip-checks] [--kv8] [--shared 99]
 
 LLaMA-7B's widths, random NF4 weights. Every check is against float64 or float32 arithmetic on the dequantised weights, on fresh
 random inputs, with outputs poisoned before; a step's logits must be as near to float32 as the plain bf16 pass is, or within
-2e-2 and KL 1e-4. With --kv8 the cache has 8 bits, which rounds COARSER times as far as bf16 (see benchmark/check.py), and
-nothing else does: so much farther may keys, values and logits be, KL its square. With --shared 99 the kernels are cut as for an
+2e-2 and KL 1e-4. With --kv8 the cache has 8 bits, which rounds INT8_KV_FACTOR times as coarsely as bf16 (benchmark/check.py):
+keys, values and logits may be so much farther off, KL its square. With --shared 99 the kernels are cut as for an
 RTX card: blocks of 99 KiB, a kernel a product. Prints a line of JSON a result; exits with 1
 if a check fails.
 """
@@ -20,11 +20,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from cuda_checking import failures, relative, say, timed, written
-from cuda_prompts import check_reading, time_prompts
+from check_common import failures, relative, say, timed, written
+from check_prefill import check_reading, time_prompts
 from torch.nn.functional import kl_div
 
-from qlora_chat.benchmark.check import COARSER
+from qlora_chat.benchmark.check import INT8_KV_FACTOR
 from qlora_chat.benchmark.shapes import InFloat, RandomTensors, config_of, linears
 from qlora_chat.engines.core.kv_cache import KVCache, slot_bytes
 from qlora_chat.engines.cuda.decode import graph
@@ -137,7 +137,7 @@ class RandomAdapter(Mapping):
 
 def in_float(tensors, dtype, adapter):
     """The values that the decoder computes with, for the plain pass."""
-    values = InFloat(tensors, dtype, ends_in_8_bits=True)
+    values = InFloat(tensors, dtype, int8_embeddings=True)
     return build(values, tensors.shape, torch.device("cuda"), dtype, adapter)
 
 
@@ -155,7 +155,7 @@ def check_step(decoder, reader, forward, tensors, adapter, rows_list):
         if decoder.cache.key_scales is not None:
             reader([Span(slot, 0, ids[:-1], logits=0) for slot, ids in enumerate(texts)])
     torch.cuda.synchronize()
-    coarser = COARSER if decoder.cache.key_scales is not None else 1
+    coarser = INT8_KV_FACTOR if decoder.cache.key_scales is not None else 1
 
     def distance(logits, expected):
         kl = kl_div(logits.log_softmax(-1), expected.log_softmax(-1), log_target=True, reduction="batchmean").item()

@@ -1,4 +1,4 @@
-"""Reading prompts on a card, a part of cuda_check.py: what is left in the cache, at once and in parts; attention; biases."""
+"""Reading prompts on a card, a part of check_kernels.py: what is left in the cache, at once and in parts; attention; biases."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import time
 from dataclasses import replace
 
 import torch
-from cuda_checking import held, poison, relative, say
+from check_common import held, poison, relative, say
 
-from qlora_chat.benchmark.check import COARSER
+from qlora_chat.benchmark.check import INT8_KV_FACTOR
 from qlora_chat.engines.cuda.decode.graph import Row
 from qlora_chat.engines.cuda.prefill.reader import _causal, _Product
 from qlora_chat.engines.cuda.weights.packing import natural, pack
@@ -68,7 +68,7 @@ def check_prompts(reader, cache, forward, plain_cache, shape, stream):
                 read(each)
         torch.cuda.synchronize()
         kept.append([part for slot, seen in ((0, 70), (2, 333)) for part in held(into, slot, seen)])
-    coarser = COARSER if cache.key_scales is not None else 1
+    coarser = INT8_KV_FACTOR if cache.key_scales is not None else 1
     for name, plain, ours in zip(("keys", "values", "keys, two parts", "values, two parts"), *kept, strict=True):
         error = relative(ours, plain)
         first = relative(ours[0], plain[0])

@@ -1,6 +1,6 @@
 """What `doctor` predicts of a LLaMA-7B in NF4 with an r = 64 adapter, beside what the card's allocator measures.
 
-    PYTHONPATH=src python3 bench/doctor_memory.py [--folder F]
+    PYTHONPATH=src python3 bench/card/doctor_memory.py [--folder F]
 
 Random weights in NF4 and a random adapter, written to a temporary folder and examined there; then trained on for a few steps,
 loaded, and asked a prompt that fills the window. Needs a card. Prints JSON; a part that fails
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from load_7b import make_adapter, make_tokenizer
-from train_7b import GIB, attempted, base_of, our_step, quantised_weights
+from train_7b import GIB, attempt, base_of, our_step, random_weights
 
 from qlora_chat.doctor.examine import examine
 from qlora_chat.doctor.memory import needs
@@ -97,7 +97,7 @@ def compared(measured: Any, predicted: int) -> dict[str, Any]:
 def run(folder: Path) -> dict[str, Any]:
     """Predict from the folders, then measure."""
     os.environ["QLORA_CHAT_CACHE"] = str(folder / "cache")
-    tensors = quantised_weights(base_of(LAYERS))
+    tensors = random_weights(base_of(LAYERS))
     base, adapter = make_pair(folder, tensors)
     read = Base.read(base)
     found = examine(str(base), str(adapter), Hub(folder / "hub", offline=True), (DeviceMemory("cuda", 8 * GIB),))
@@ -109,13 +109,13 @@ def run(folder: Path) -> dict[str, Any]:
         results[f"training step, {dialogues} x {length:,}, checkpointing"] = compared(measured, foreseen)
     tensors.clear()
     room = (needed_bytes(read, "bf16", 0, "cuda") + needed_bytes(read, "nf4", 0, "cuda")) // 2
-    results["load"] = compared(attempted(lambda: load_peak(base, adapter, room)), predicted[0])
-    results["chat over the whole window"] = compared(attempted(lambda: chat_peak(base, adapter, room)), predicted[1])
+    results["load"] = compared(attempt(lambda: load_peak(base, adapter, room)), predicted[0])
+    results["chat over the whole window"] = compared(attempt(lambda: chat_peak(base, adapter, room)), predicted[1])
     return results
 
 
 def our_step_peak(tensors: dict[str, torch.Tensor], dialogues: int, length: int) -> Any:
-    found = attempted(lambda: our_step(base_of(LAYERS), tensors, dialogues, length, True, 2))
+    found = attempt(lambda: our_step(base_of(LAYERS), tensors, dialogues, length, True, 2))
     return float(found["peak_gib"]) if "peak_gib" in found else found
 
 

@@ -1,6 +1,6 @@
 """What keys and values in 8 bits cost on a card: perplexity of held-out answers against 16 bits, through what chats go through.
 
-    PYTHONPATH=src python bench/kv_cache.py [--precision nf4] [--rows 1] [--data FILE.jsonl] [--base B --adapter A]
+    PYTHONPATH=src python bench/card/kv_cache.py [--precision nf4] [--rows 1] [--data FILE.jsonl] [--base B --adapter A]
 
 Teacher-forced: what people say is read as a prompt is, each token of an answer goes through the decode graph, as many a step
 as --rows says. Both models see the same tokens, so that no luck is in the difference. Prints JSON; exits with 1 where 8 bits
@@ -18,10 +18,10 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from common import report
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
+from qlora_chat.benchmark.environment import print_report
 from qlora_chat.engines.core.kv_cache import slot_bytes
 from qlora_chat.engines.cuda import open_cuda
 from qlora_chat.engines.cuda.decode.rows import BUCKETS, Row
@@ -107,7 +107,7 @@ def main() -> None:
         text = own_dialogues(tokenizer, tokenizer.bos_id, info.window)
     figures = compared([scheduler for scheduler, _ in opened], text, chosen.rows)
     ok = abs(figures["relative difference"]) <= MOST_DIFFERENCE
-    report("kv_cache", {
+    print_report("kv_cache", {
         "card": torch.cuda.get_device_name(), "model": info.name, "precision": info.precision, "rows a step": chosen.rows,
         "text": chosen.data or "models/adapter/merge_loss.py",
         "cache bytes a chat": {"16 bits": sizes[0], "8 bits": sizes[1]}, **figures,

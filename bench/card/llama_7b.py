@@ -1,6 +1,6 @@
 """LLaMA-7B's shape on a graphics card: load, merge, logits against plain Transformers and PEFT, then streaming.
 
-    PYTHONPATH=src python3 bench/card_7b.py [--layers N] [--folder F]
+    PYTHONPATH=src python3 bench/card/llama_7b.py [--layers N] [--folder F]
 
 Random bf16 weights and a random r=64 adapter (see load_7b.py, whose figures are part of this). Sampling is T 0.7, top-k 40,
 top-p 0.9, repetition penalty 1.1; 128-token prompts, 128 new tokens. `--layers 2` is a dry run for a machine without a card.

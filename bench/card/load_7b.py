@@ -3,7 +3,7 @@
 The base has LLaMA-7B's shape and random bf16 weights, made in a temporary folder; the adapter is a random r=64 LoRA on
 every linear but the head. Prints JSON. `--layers 2` is a dry run for a machine without a card.
 
-    PYTHONPATH=src python3 bench/load_7b.py [--layers N] [--folder F]
+    PYTHONPATH=src python3 bench/card/load_7b.py [--layers N] [--folder F]
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save_file
 
 from qlora_chat.benchmark.shapes import config_of
-from qlora_chat.benchmark.subjects import filled_vocabulary
+from qlora_chat.benchmark.subjects import padded_tokenizer_json
 from qlora_chat.models import LoadedModel
 from qlora_chat.models.folders import Base
 from qlora_chat.models.load import load
@@ -63,7 +63,7 @@ def random_tensors(base: Base, device: str) -> Iterator[tuple[str, torch.Tensor]
 
 def make_tokenizer(folder: Path) -> None:
     """The bundled tokenizer, filled up to 32,000 entries with words that no text holds."""
-    (folder / "tokenizer.json").write_text(json.dumps(filled_vocabulary(VOCABULARY), ensure_ascii=False))
+    (folder / "tokenizer.json").write_text(json.dumps(padded_tokenizer_json(VOCABULARY), ensure_ascii=False))
     shutil.copyfile(BUNDLED / "base" / "tokenizer_config.json", folder / "tokenizer_config.json")
 
 

@@ -1,6 +1,6 @@
 """How long a token waits while a card reads another chat's prompt, and how long the prompt takes for that.
 
-    PYTHONPATH=src python bench/delay_card.py [--chats 1,8] [--rounds 5]     random weights of LLaMA-7B's shape
+    PYTHONPATH=src python bench/card/prefill_delay.py [--chats 1,8] [--rounds 5]     random weights of LLaMA-7B's shape
 
 So many chats answer all the time. In turns they are left alone for some tokens, and somebody asks with a prompt of nearly the
 window, of 128 tokens (a pass over prompts), or of 40 (rows of the answers' own steps). Gaps are those between two tokens of a
@@ -21,16 +21,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import report
-from engine import SETTINGS
 
-from qlora_chat.benchmark import Subject
-from qlora_chat.benchmark.subjects import Opened, opened
+from qlora_chat.benchmark import SAMPLING, Subject
+from qlora_chat.benchmark.environment import print_report
+from qlora_chat.benchmark.subjects import OpenSubject, open_subject
 from qlora_chat.engines.core.request import LocalStream, Request
 from qlora_chat.engines.cuda.scheduler import ROWS_AT_ONCE, CudaScheduler
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.prompt import Prompt
-from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
 
 PROMPT, LEFT_ALONE = 128, 40
@@ -52,13 +50,13 @@ def note_tokens() -> None:
 class Asking:
     """Questions that nobody asked before."""
 
-    def __init__(self, engine: LocalEngine, what: Opened) -> None:
+    def __init__(self, engine: LocalEngine, what: OpenSubject) -> None:
         self._engine, self._what, self._seed = engine, what, 0
 
     def ask(self, length: int, new: int) -> LocalStream:
         self._seed += 1
         prompt = Prompt("", self._what.prompt(length, self._seed))
-        stream = self._engine.stream(prompt, Sampling(**SETTINGS, max_new_tokens=new, seed=self._seed), Stops())
+        stream = self._engine.stream(prompt, SAMPLING.changed(max_new_tokens=new, seed=self._seed), Stops())
         assert isinstance(stream, LocalStream)
         return stream
 
@@ -140,8 +138,8 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("this is for a graphics card")
     chats = [int(each) for each in chosen.chats.split(",")]
-    what = opened(Subject("7b", "cuda", "nf4", chosen.layers))
-    engine = LocalEngine(what.ours, slots=max(chats) + 1)
+    what = open_subject(Subject("7b", "cuda", "nf4", chosen.layers))
+    engine = LocalEngine(what.load, slots=max(chats) + 1)
     assert isinstance(engine._scheduler, CudaScheduler), "the fast kernels did not take this model"
     wait_until_prepared(engine._scheduler, engine.slots)
     note_tokens()
@@ -150,7 +148,7 @@ def main() -> None:
     asking = Asking(engine, what)
     figures = {f"{count} answering": watched(asking, count, lengths, window, chosen.rounds) for count in chats}
     engine.close()
-    report("delay_card", {"card": torch.cuda.get_device_name(), **figures})
+    print_report("card/prefill_delay", {"card": torch.cuda.get_device_name(), **figures})
 
 
 if __name__ == "__main__":

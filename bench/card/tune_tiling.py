@@ -1,6 +1,6 @@
 """Ways to cut a product of a step for many rows, on the card: each checked, then timed. geometry.py's CUTS comes from here.
 
-    PYTHONPATH=src python bench/card_tune.py [--rows 8,16,32,64] [--adapter] [--layers 8]
+    PYTHONPATH=src python bench/card/tune_tiling.py [--rows 8,16,32,64] [--adapter] [--layers 8]
 
 LLaMA-7B's four products in random NF4, each with the weights of so many layers in turn, so that none waits in the second-level
 cache. Every way is checked against float64 arithmetic over the same values. Prints a line of JSON for each number of rows and
@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from cuda_check import RandomAdapter
-from cuda_checking import relative, timed
+from check_common import relative, timed
+from check_kernels import RandomAdapter
 
 from qlora_chat.benchmark.shapes import RandomTensors, config_of
 from qlora_chat.engines.core.kv_cache import KVCache

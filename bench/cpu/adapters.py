@@ -1,12 +1,12 @@
-"""Adapters beside the bundled base on this CPU, unmerged, against the same adapter merged: one chat, four chats, a prompt.
+"""Unmerged adapters with the bundled base on this CPU against the same adapter merged: one chat, four chats, a prompt.
 
-    python bench/adapters.py
+    python bench/cpu/adapters.py
 
-For bf16 and NF4 a process holds both engines and takes turns: the merged model; the base with four copies of the adapter
-under four names, of which nobody, one chat, or each of four chats asks for one. T 0.7, top-k 40, top-p 0.9, repetition
-penalty 1.1, 128-token prompts, medians of the turns' ratios. Before any timing, 256 greedy tokens under the adapter are held
-against torch's pass over the same values in float32. Then LAYERS layers and the head of LLaMA-7B's shape in NF4, random,
-with an r = 64 adapter on every linear: the pass alone. Prints JSON.
+For bf16 and NF4 a process has both engines and takes turns: the merged model; the base with four copies of the adapter under
+four names, used by no chat, by one, or a different one by each of four. T 0.7, top-k 40, top-p 0.9, repetition penalty 1.1,
+128-token prompts, medians of the turns' ratios. Before any timing, 256 greedy tokens with the adapter are compared with
+torch's pass over the same values in float32. Then the pass alone, with LAYERS layers and the head of LLaMA-7B's shape in
+random NF4 and an r = 64 adapter on every linear. Prints JSON.
 """
 
 from __future__ import annotations
@@ -16,21 +16,19 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-from common import report
 from engine import prompt_ids
 
-BUNDLED = Path(__file__).parents[1] / "src/qlora_chat/bundled"
+from qlora_chat.benchmark.environment import print_report
+from qlora_chat.models.locate import BUNDLED
+
 NEW, TURNS, NAMES = 80, 9, ("a", "b", "c", "d")
 LAYERS, RANK = 8, 64
-BEHIND = 0.25
-"""Logits by which a greedy token may lie behind the best in float32: `bench` allows as much."""
 
 
-def opened(dtype: str = "bfloat16", **settings: Any):
-    """An engine; the adapter's four names where the settings have a base."""
+def open_engine(dtype: str = "bfloat16", **settings: Any):
+    """Open an engine; with a base, the adapter is loaded under four names."""
     import torch
 
     from qlora_chat.engines.local import LocalEngine
@@ -46,59 +44,60 @@ def opened(dtype: str = "bfloat16", **settings: Any):
 
 
 def checked(precision: str, dtype: str = "bfloat16") -> dict[str, Any]:
-    """Greedy tokens under an adapter, against the same base and adapter in float32 through torch."""
-    from plain import behind, plain_pass
-
+    """Compare greedy tokens with an adapter with torch's pass over the same base and adapter in float32."""
+    from qlora_chat.benchmark.measure import generate_together
+    from qlora_chat.benchmark.reference import greedy_gaps, reference_forward
     from qlora_chat.prompt import Prompt
     from qlora_chat.settings import Sampling
-    from qlora_chat.stopping import Stops
 
-    engine = opened(dtype, base=str(BUNDLED / "base"), precision=precision)
+    engine = open_engine(dtype, base=str(BUNDLED / "base"), precision=precision)
     prompt = prompt_ids(engine.tokenizer)
-    stream = engine.stream(Prompt("", tuple(prompt)), Sampling(temperature=0.0, max_new_tokens=256), Stops(), NAMES[0])
-    said = [piece.token_id for piece in stream if piece.token_id is not None]
+    greedy = Sampling(temperature=0.0, max_new_tokens=256)
+    pieces = generate_together(engine, [Prompt("", prompt)], greedy, NAMES[:1])[0]
+    generated = [piece.token_id for piece in pieces if piece.token_id is not None]
     engine.close()
-    gaps = behind(plain_pass(engine, BUNDLED / "adapter"), prompt, said)
-    return {"equal": int((gaps == 0).sum()), "of": len(said), "behind": round(float(gaps.max()), 4)}
+    gaps = greedy_gaps(reference_forward(engine, BUNDLED / "adapter"), prompt, generated)
+    return {"equal": int((gaps == 0).sum()), "of": len(generated), "largest gap": round(float(gaps.max()), 4)}
 
 
 def timed(precision: str) -> list[dict[str, float]]:
     """Tokens/s of each turn: all chats together, after their first tokens; and milliseconds to the first."""
+    from qlora_chat.benchmark import SAMPLING
+    from qlora_chat.benchmark.measure import clear_prefix_cache, generate_together, total_rate
     from qlora_chat.prompt import Prompt
-    from qlora_chat.settings import Sampling
-    from qlora_chat.stopping import Stops
 
-    merged, beside = opened(model="demo", precision=precision), opened(base=str(BUNDLED / "base"), precision=precision)
-    prompt = Prompt("", tuple(prompt_ids(merged.tokenizer)))
-    sampling = Sampling(temperature=0.7, top_k=40, top_p=0.9, repetition_penalty=1.1, max_new_tokens=NEW)
+    merged, unmerged = (
+        open_engine(model="demo", precision=precision),
+        open_engine(base=str(BUNDLED / "base"), precision=precision),
+    )
+    prompt = Prompt("", prompt_ids(merged.tokenizer))
+    sampling = SAMPLING.changed(max_new_tokens=NEW)
 
     def run(engine: Any, *adapters: str | None) -> tuple[float, float]:
-        for slot in engine._cache.slots:
-            slot.ids.clear()  # so that the prompt is read again
-        streams = [engine.stream(prompt, sampling, Stops(), adapter) for adapter in adapters]
-        finishes = [list(stream)[-1].finish for stream in streams]
-        return sum(each.tokens_per_s for each in finishes), finishes[0].ttft_ms
+        clear_prefix_cache(engine)
+        answers: Any = generate_together(engine, [prompt] * len(adapters), sampling, adapters)
+        return total_rate(answers), answers[0][-1].finish.ttft_ms
 
     def turn() -> dict[str, float]:
         one, first = run(merged, None)
-        base, _ = run(beside, None)
-        exact, exact_first = run(beside, "a")
+        base, _ = run(unmerged, None)
+        exact, exact_first = run(unmerged, "a")
         return {
             "one": one, "first": first, "base": base, "exact": exact, "exact_first": exact_first,
-            "four": run(merged, *[None] * 4)[0], "shared": run(beside, *["a"] * 4)[0], "different": run(beside, *NAMES)[0],
+            "four": run(merged, *[None] * 4)[0], "shared": run(unmerged, *["a"] * 4)[0], "different": run(unmerged, *NAMES)[0],
         }  # fmt: skip
 
     turn()
     turns = [turn() for _ in range(TURNS)]
     merged.close()
-    beside.close()
+    unmerged.close()
     return turns
 
 
 def shape() -> list[dict[str, float]]:
     """Milliseconds of a pass over one token, and over four chats' tokens, at 200 positions of a 7B's layers."""
     import torch
-    from cpu_7b import FEED, HIDDEN, weights
+    from llama_7b import FEED, HIDDEN, weights
 
     from qlora_chat.engines.core.kv_cache import KVCache
     from qlora_chat.engines.cpu import compiled_forward
@@ -146,7 +145,7 @@ def summary(turns: list[dict[str, float]]) -> dict[str, Any]:
 
     return {
         "merged, one chat, tokens/s": round(statistics.median(each["one"] for each in turns), 1),
-        "base alone beside loaded adapters / merged": ratio("base", "one"),
+        "base with idle adapters / merged": ratio("base", "one"),
         "one chat under an adapter / merged": ratio("exact", "one"),
         "its first token / merged's": ratio("exact_first", "first"),
         "merged, four chats, tokens/s": round(statistics.median(each["four"] for each in turns), 1),
@@ -156,15 +155,17 @@ def summary(turns: list[dict[str, float]]) -> dict[str, Any]:
 
 
 def main() -> None:
+    from qlora_chat.benchmark.reference import MAX_GAP
+
     figures: dict[str, Any] = {}
     in_fp32 = child("checked", "bf16", "float32")
     if in_fp32["equal"] < in_fp32["of"]:
-        sys.exit(f"greedy tokens in float32 differ from torch's ({in_fp32}): no timing is worth anything")
+        sys.exit(f"greedy tokens in float32 differ from torch's ({in_fp32}): timings would be worthless")
     figures["greedy tokens in float32 equal to torch's"] = f"{in_fp32['equal']} of {in_fp32['of']}"
     for precision in ("bf16", "nf4"):
         found = child("checked", precision)
-        if found["behind"] > BEHIND:
-            sys.exit(f"greedy tokens in {precision} lie behind the best ({found}): no timing is worth anything")
+        if found["largest gap"] > MAX_GAP:
+            sys.exit(f"greedy tokens in {precision} are too far below the best ({found}): timings would be worthless")
         figures[precision] = {"greedy tokens against float32": found, **summary(child("timed", precision))}
     turns = child("shape")
 
@@ -176,7 +177,7 @@ def main() -> None:
         "four chats under one adapter": ratio("four", "shared"),
         "four chats under four adapters": ratio("four", "different"),
     }
-    report("adapters", figures)
+    print_report("adapters", figures)
 
 
 if __name__ == "__main__":

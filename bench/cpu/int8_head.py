@@ -1,10 +1,9 @@
-"""What an 8-bit head costs on a CPU: the bundled demo in 4 bits, its adapter beside it, head in 8 bits against bf16.
+"""Loss of an 8-bit head on a CPU: the bundled demo in 4 bits with its unmerged adapter, head in 8 bits against bf16.
 
-    python bench/cpu_head.py [FILE]
+    python bench/cpu/int8_head.py [FILE]
 
-On the answers of models/adapter/merge_loss.py's dialogue, and on FILE's text where one is given, in windows of 512:
-KL in nats a token from
-the bf16 head, first choices that agree, and perplexity of both. Prints JSON.
+On the answers of models/adapter/merge_loss.py's dialogue, and on the text of FILE if set, in windows of 512: KL from the bf16
+head in nats per token, agreement of the most likely token, and perplexity of both. Prints JSON.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from common import report
 
+from qlora_chat.benchmark.environment import print_report
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cpu import build, forward
 from qlora_chat.engines.eager.forward import Span
@@ -58,7 +57,7 @@ def compared(pair: list[forward.CpuForward], windows: list[tuple[list[int], list
         count += int(keep.sum())
     kl, same, exact, eight = (sums / count).tolist()
     perplexities = [round(float(torch.tensor(each).exp()), 4) for each in (exact, eight)]
-    return {"tokens": count, "KL": float(f"{kl:.2e}"), "same first choice": round(same, 4),
+    return {"tokens": count, "KL": float(f"{kl:.2e}"), "same most likely token": round(same, 4),
             "perplexity, bf16": perplexities[0], "perplexity, 8 bits": perplexities[1]}  # fmt: skip
 
 
@@ -71,7 +70,7 @@ def main() -> None:
         ids = tokenizer.encode(Path(sys.argv[1]).read_text()[:60_000])
         windows = [[1, *ids[at : at + WINDOW]] for at in range(0, min(len(ids), 20 * WINDOW), WINDOW)]
         results[Path(sys.argv[1]).name] = compared(pair, [(each, [True] * len(each)) for each in windows])
-    report("cpu_head", results)
+    print_report("int8_head", results)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """LLaMA-7B's shape on this CPU: our NF4 pass against llama.cpp's Q4_0, in turns, in one run.
 
     npm install --prefix DIR node-llama-cpp; pip install --target DIR/gguf --no-deps gguf
-    python bench/cpu_7b.py --peer DIR [--lock FILE]...
+    python bench/cpu/llama_7b.py --peer DIR [--lock FILE]...
 
 Random weights of the same shape on both sides (ours with double-quantised scales and its head in 8 bits;
 theirs as llama-quantize's Q4_0 leaves it, with a Q6_K head). Both hold their model while the turns alternate; a turn reads
@@ -26,7 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from common import report
+from qlora_chat.benchmark.environment import print_report
 
 LAYERS, HIDDEN, FEED, HEADS, VOCABULARY, WINDOW = 32, 4096, 11008, 32, 32_000, 2048
 PROMPT, NEW, TURNS = 128, 24, 3
@@ -270,7 +270,7 @@ def main() -> None:
         )
 
     ratios = [statistics.median(theirs["token_ms"]) / statistics.median(mine["token_ms"]) for mine, theirs in rounds]
-    report(
+    print_report(
         "cpu_7b",
         {
             "one layer's logits against float32": worst,

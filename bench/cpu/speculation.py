@@ -1,11 +1,11 @@
-"""Prompt-lookup speculation on the bundled demo and this CPU: on against off, where it should win and where it must not lose.
+"""Prompt-lookup speculation with the bundled demo on this CPU: on against off, where it should win and where it must not lose.
 
-    python bench/speculation.py
+    python bench/cpu/speculation.py
 
-One engine, merged bf16, switched on and off in turns, ten rounds each; medians of paired ratios. "quoting": the demo is asked
-to say again what it has said, greedily, its earlier answer in the prompt; "chat": ordinary questions at T 0.7, top-k 40, top-p
+One engine, merged bf16, switched on and off in turns, ten rounds each; medians of paired ratios. "quoting": the
+demo answers greedily with its own answer in the prompt; "chat": ordinary questions at T 0.7, top-k 40, top-p
 0.9, penalty 1.1; "eight chats": those at once. Answers on and off are compared first: they must be the same, in bf16 too. Also
-prints what a pass over 1 to 16 tokens takes here, which the table of expectations is made from.
+prints the relative time of passes over 1 to 16 tokens, from which EXPECTED_COSTS is made.
 """
 
 from __future__ import annotations
@@ -16,54 +16,39 @@ import time
 from concurrent.futures import Future
 from typing import Any
 
-from common import report
-from engine import SETTINGS, open_local
+from engine import open_local
 
+from qlora_chat.benchmark import SAMPLING
+from qlora_chat.benchmark.environment import print_report
+from qlora_chat.benchmark.measure import clear_prefix_cache, generate_together, quoting_prompt, total_rate
+from qlora_chat.benchmark.subjects import QUESTIONS, chat_prompt
 from qlora_chat.engines.core.prompt_lookup import EXPECTED_COSTS, PassCosts
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import Sampling
-from qlora_chat.stopping import Stops
 
 ROUNDS, NEW = 10, 160
-QUESTIONS = (
-    "Tell me a short story about a cat and a boat.", "Why do birds fly?", "How do I make a cup of tea?",
-    "Give me three tips for staying healthy.", "What is gravity?", "Write a poem about rain.", "What can I do on a free day?",
-    "Explain how a bicycle works.",
-)  # fmt: skip
 GREEDY = Sampling(temperature=0.0, max_new_tokens=NEW)
-CHAT = Sampling(**SETTINGS, max_new_tokens=NEW)
-
-
-def asked(engine, text: str, before: str = "") -> Prompt:
-    ids = engine.tokenizer.encode_continuation(f"{before}### Human: {text}### Assistant:")
-    return Prompt("", (1, *ids))
+CHAT = SAMPLING.changed(max_new_tokens=NEW, seed=0)
 
 
 def switch(engine, on: bool) -> None:
     engine._scheduler._costs = PassCosts(EXPECTED_COSTS["cpu"]) if on else None
 
 
-def finishes(engine, prompts: list[Prompt], sampling: Sampling, *, afresh: bool = True) -> list[Any]:
-    """All answers, of chats that come together; nothing is in the cache before, or what an earlier call has left."""
-    for slot in engine._cache.slots if afresh else ():
-        slot.ids.clear()
-    streams = [engine.stream(prompt, sampling.changed(seed=index), Stops()) for index, prompt in enumerate(prompts)]
-    return [[*stream] for stream in streams]
+def answer(engine, prompts: list[Prompt], sampling: Sampling) -> list[Any]:
+    """Answer all prompts at once with an empty prefix cache."""
+    clear_prefix_cache(engine)
+    return generate_together(engine, prompts, sampling)
 
 
-def rate(answers) -> float:
-    return sum(pieces[-1].finish.tokens_per_s for pieces in answers)
-
-
-def quoting(engine) -> Prompt:
-    """A long sentence or two of the demo's own in the prompt twice, so that greedy decoding goes on quoting."""
-    story = "".join(piece.text for piece in finishes(engine, [asked(engine, QUESTIONS[0])], GREEDY)[0])
-    turn = f"### Human: {QUESTIONS[0]}### Assistant:{story}"
-    return asked(engine, QUESTIONS[0], before=turn[:900])
+def prompts_of(engine) -> tuple[Prompt, list[Prompt]]:
+    """Return a prompt that makes greedy decoding quote, and ordinary questions."""
+    chats = [chat_prompt(engine.tokenizer, question) for question in QUESTIONS]
+    return quoting_prompt(engine, engine.tokenizer, QUESTIONS[0]), chats
 
 
 def compared(engine, prompts: list[Prompt], sampling: Sampling, costs: list[float]) -> dict[str, Any]:
-    """Paired rates, on and off; and what the widths of the passes on say, at what each width takes here: without noise."""
+    """Paired rates, on and off; and the noise-free ratio by the widths of the passes, at each width's cost here."""
     ratios, ons, offs, passes = [], [], [], 0
     widths: list[int] = []
     forward = engine._scheduler._forward
@@ -76,15 +61,15 @@ def compared(engine, prompts: list[Prompt], sampling: Sampling, costs: list[floa
 
     engine._scheduler._forward = counting
     for number in range(ROUNDS):
-        found = {}
+        rates = {}
         for on in (True, False) if number % 2 else (False, True):
             switch(engine, on)
             before = engine.forwards
-            found[on] = rate(finishes(engine, prompts, sampling))
+            rates[on] = total_rate(answer(engine, prompts, sampling))
             passes = engine.forwards - before if on else passes
-        ons.append(found[True])
-        offs.append(found[False])
-        ratios.append(found[True] / found[False])
+        ons.append(rates[True])
+        offs.append(rates[False])
+        ratios.append(rates[True] / rates[False])
     engine._scheduler._forward = forward
     alone = costs[len(prompts) - 1] / len(prompts)
     counted = ROUNDS * len(prompts) * (NEW - 1) * alone / sum(costs[width - 1] for width in widths)
@@ -98,25 +83,26 @@ def compared(engine, prompts: list[Prompt], sampling: Sampling, costs: list[floa
 
 
 def same_answers() -> int:
-    """Answers that are the same on and off."""
+    """Return the number of answers that are the same on and off; exit if one is not."""
     engine = open_local()
-    prompts = [asked(engine, question) for question in QUESTIONS] + [quoting(engine)]
+    quote, chats = prompts_of(engine)
+    prompts = [*chats, quote]
     same = 0
     for prompt in prompts:
         for sampling in (GREEDY, CHAT):
             ids = []
             for on in (True, False):
                 switch(engine, on)
-                ids.append([piece.token_id for piece in finishes(engine, [prompt], sampling)[0]])
+                ids.append([piece.token_id for piece in answer(engine, [prompt], sampling)[0]])
             same += ids[0] == ids[1]
     engine.close()
     if same < 2 * len(prompts):
-        sys.exit(f"only {same} of {2 * len(prompts)} answers are the same on and off: no timing is worth anything")
+        sys.exit(f"only {same} of {2 * len(prompts)} answers are the same on and off: timings would be worthless")
     return same
 
 
 def pass_costs(engine) -> list[float]:
-    """What passes over 1 to 16 tokens of one chat take, relative to one: on the engine's own thread, 128 tokens in."""
+    """Return the time of passes over 1 to 16 tokens of one chat, relative to one: on the engine's thread, 128 tokens in."""
     done: Future[list[float]] = Future()
     forward = engine._scheduler._forward
 
@@ -127,12 +113,12 @@ def pass_costs(engine) -> list[float]:
         forward([Span(0, 0, ids[:128])])
         seconds: dict[int, list[float]] = {count: [] for count in range(1, 17)}
         for _ in range(30):
-            for count, found in seconds.items():
+            for count, times in seconds.items():
                 began = time.perf_counter()
                 forward([Span(0, 128, ids[128 : 128 + count], logits=count)])
-                found.append(time.perf_counter() - began)
+                times.append(time.perf_counter() - began)
         one = statistics.median(seconds[1])
-        return [round(statistics.median(found) / one, 2) for found in seconds.values()]
+        return [round(statistics.median(times) / one, 2) for times in seconds.values()]
 
     def once(spans):
         engine._scheduler._forward = forward
@@ -143,16 +129,16 @@ def pass_costs(engine) -> list[float]:
         return forward(spans)
 
     engine._scheduler._forward = once
-    finishes(engine, [asked(engine, "Hello")], GREEDY.changed(max_new_tokens=2))
+    answer(engine, [chat_prompt(engine.tokenizer, "Hello")], GREEDY.changed(max_new_tokens=2))
     return done.result()
 
 
 def main() -> None:
     same = same_answers()
     engine = open_local()
-    quote, chats = quoting(engine), [asked(engine, question) for question in QUESTIONS]
+    quote, chats = prompts_of(engine)
     costs = pass_costs(engine)
-    report(
+    print_report(
         "speculation",
         {
             "answers the same on and off": f"{same} of {2 * len(QUESTIONS) + 2}",

@@ -1,12 +1,12 @@
-"""The API against its own engine: tokens/s in total when every stream is read over HTTP, and when the engine is asked directly.
+"""The API against its own engine: total tokens/s with every stream read over HTTP, and with the engine used directly.
 
-    python bench/api.py                                  the bundled demo, 8 streams
-    python bench/api.py --shape 7b --streams 32          random weights of LLaMA-7B's shape, on a card
+    python bench/serving/api.py                                  the bundled demo, 8 streams
+    python bench/serving/api.py --shape 7b --streams 32          random weights of LLaMA-7B's shape, on a card
 
-One engine in one process: asked directly by threads, then through the whole stack of the server (guard, request log, gate,
-routes; the page beside it where Gradio is installed) by a client in another process that reads raw sockets, then directly
-again, so that a machine that drifts shows. Every answer gets a prompt of 128 tokens that nobody asked before; T 0.7, top-k 40,
-top-p 0.9, repetition penalty 1.1. Before any timing, the greedy text of both is compared. Exits with 1 below --least.
+One engine in one process: used directly by threads, then through the whole server (access control, request log, admission,
+routes, and the page if Gradio is installed) by a client in another process that reads raw sockets, then directly again, so
+that a drift of the machine shows. Every answer has a new prompt of 128 tokens; T 0.7, top-k 40, top-p 0.9, repetition penalty
+1.1. Before any timing, the greedy text of both is compared. Exits with 1 below --least.
 Needs torch, tokenizers, safetensors, fastapi, uvicorn, prometheus-client, sqlalchemy.
 """
 
@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 
-from common import report
+from qlora_chat.benchmark.environment import print_report
 
 ROUNDS, CONTEXT = 5, 128
 SAMPLED = {"temperature": 0.7, "top_k": 40, "top_p": 0.9, "repetition_penalty": 1.1}
@@ -31,18 +31,18 @@ GREEDY = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.
 
 
 class Prompts:
-    """Fresh ones at every asking."""
+    """New prompts at every call."""
 
     def __init__(self, what) -> None:
-        self._what, self._asked = what, 0
+        self._what, self._count = what, 0
 
     def take(self, count: int) -> list[tuple[int, ...]]:
-        self._asked += count
-        return [self._what.prompt(CONTEXT, number) for number in range(self._asked - count, self._asked)]
+        self._count += count
+        return [self._what.prompt(CONTEXT, number) for number in range(self._count - count, self._count)]
 
 
 def directly(engine, prompts, new: int) -> float:
-    """Tokens a second in total, a thread a stream as every caller of the engine has one."""
+    """Return total tokens/s with a thread per stream, as every caller of the engine has one."""
     from qlora_chat.prompt import Prompt
     from qlora_chat.settings import Sampling
     from qlora_chat.stopping import Stops
@@ -67,7 +67,7 @@ def greedy_text(engine, ids: tuple[int, ...]) -> str:
 
 
 class Client:
-    """The process that asks over HTTP: one line of JSON in, one out."""
+    """The process that sends HTTP requests: one line of JSON in, one out."""
 
     def __init__(self, port: int) -> None:
         self._process = subprocess.Popen(
@@ -89,25 +89,25 @@ class Client:
 
 def client(port: int) -> None:
     for line in sys.stdin:
-        print(json.dumps(asyncio.run(together(port, json.loads(line)))), flush=True)
+        print(json.dumps(asyncio.run(request_together(port, json.loads(line)))), flush=True)
 
 
-async def together(port: int, bodies) -> dict:
-    """All requests at once -> seconds until the last answer ended, the first answer's text."""
+async def request_together(port: int, bodies) -> dict:
+    """Send all requests at once; returns the seconds until the last answer ended, and the first answer's text."""
     encoded = [json.dumps(each).encode() for each in bodies]
     began = time.perf_counter()
     answers = await asyncio.gather(*(request(port, each) for each in encoded))
     elapsed = time.perf_counter() - began
     for answer in answers:
         if b" 200 OK" not in answer[:20] or b"data: [DONE]" not in answer or b'"finish_reason":"length"' not in answer:
-            sys.exit(f"an answer did not come whole: {answer[:300]!r}")
+            sys.exit(f"an answer is incomplete: {answer[:300]!r}")
     events = (line[6:] for line in answers[0].split(b"\n") if line.startswith(b"data: {"))
     text = "".join(choice["text"] for event in events for choice in json.loads(event)["choices"])
     return {"seconds": elapsed, "text": text}
 
 
 async def request(port: int, body: bytes) -> bytes:
-    """One request on a connection of its own, read to its end."""
+    """Send one request on its own connection and read the answer to its end."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Type: application/json\r\n"
     writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
@@ -118,7 +118,7 @@ async def request(port: int, body: bytes) -> bytes:
 
 @contextlib.contextmanager
 def served(engine):
-    """The server around the engine, in a thread with an event loop of its own. -> its port"""
+    """Run the server in a thread with its own event loop; yields its port."""
     import uvicorn
 
     from qlora_chat.chat import Chat
@@ -156,17 +156,17 @@ def served(engine):
 
 
 def through(engine, prompts: Prompts, streams: int, new: int, rounds: int) -> list[float]:
-    """Rates over HTTP, after the texts were compared and one round to warm up."""
-    with served(engine) as port, contextlib.closing(Client(port)) as asking:
-        wanted = {"model": engine.info.name, "ignore_eos": True, "stream": True}
+    """Return rates over HTTP, after comparing the texts and one round of warm-up."""
+    with served(engine) as port, contextlib.closing(Client(port)) as http:
+        fields = {"model": engine.info.name, "ignore_eos": True, "stream": True}
         ids = prompts.take(1)[0]
-        said = asking.ask([wanted | GREEDY | {"prompt": list(ids), "max_tokens": 32}])["text"]
-        if said != greedy_text(engine, ids):
-            sys.exit("the API's greedy text is not the engine's: no timing is worth anything")
+        text = http.ask([fields | GREEDY | {"prompt": list(ids), "max_tokens": 32}])["text"]
+        if text != greedy_text(engine, ids):
+            sys.exit("the API's greedy text is not the engine's: timings would be worthless")
 
         def once() -> float:
-            bodies = [wanted | SAMPLED | {"prompt": list(ids), "max_tokens": new} for ids in prompts.take(streams)]
-            return streams * new / asking.ask(bodies)["seconds"]
+            bodies = [fields | SAMPLED | {"prompt": list(ids), "max_tokens": new} for ids in prompts.take(streams)]
+            return streams * new / http.ask(bodies)["seconds"]
 
         once()
         return [once() for _ in range(rounds)]
@@ -174,24 +174,24 @@ def through(engine, prompts: Prompts, streams: int, new: int, rounds: int) -> li
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--shape", choices=["7b"], help="random weights of this shape in place of the bundled demo")
+    parser.add_argument("--shape", choices=["7b"], help="random weights of this shape instead of the bundled demo")
     parser.add_argument("--precision", choices=["nf4", "bf16"])
-    parser.add_argument("--layers", type=int, help="with --shape: so many layers, for a dry run")
+    parser.add_argument("--layers", type=int, help="with --shape: number of layers, for a dry run")
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--least", type=float, default=0.0, help="exit with 1 where API / engine is below this")
+    parser.add_argument("--least", type=float, default=0.0, help="exit with 1 if API / engine is below this")
     chosen = parser.parse_args()
     from qlora_chat.benchmark import Subject
-    from qlora_chat.benchmark.hardware import hardware
-    from qlora_chat.benchmark.subjects import opened
+    from qlora_chat.benchmark.environment import hardware
+    from qlora_chat.benchmark.subjects import open_subject
     from qlora_chat.engines.local import LocalEngine
     from qlora_chat.settings import quiet_libraries
 
     quiet_libraries()
     precision = chosen.precision or ("nf4" if chosen.shape else "bf16")
-    what = opened(Subject(chosen.shape or "demo", "auto", precision, chosen.layers))
-    engine, prompts = LocalEngine(what.ours, chosen.streams, print), Prompts(what)
+    what = open_subject(Subject(chosen.shape or "demo", "auto", precision, chosen.layers))
+    engine, prompts = LocalEngine(what.load, chosen.streams, print), Prompts(what)
     try:
 
         def alone(rounds: int) -> list[float]:
@@ -204,13 +204,13 @@ def main() -> None:
     finally:
         engine.close()
     ratio = statistics.median(over_http) / statistics.median([*before, *after])
-    report(
+    print_report(
         "api",
         {
             "engine": engine.info.name,
             "hardware": hardware(card=what.device.type == "cuda"),
             "streams": chosen.streams,
-            "page beside it": importlib.util.find_spec("gradio") is not None,
+            "with the page": importlib.util.find_spec("gradio") is not None,
             "engine alone before and after, tokens/s": [round(statistics.median(each), 1) for each in (before, after)],
             "through the API, tokens/s": round(statistics.median(over_http), 1),
             "API / engine": round(ratio, 3),

@@ -1,8 +1,8 @@
-"""A start and a question as a person lives them: `make chat` to a ready page, and Enter to the first visible text.
+"""Start-up and first text as a user sees them: `make chat` to a usable page, and Enter to the first visible text.
 
-    python bench/first_text.py
+    python bench/serving/first_text.py
 
-Starts the page with the bundled demo (merged before, so this is a second start), opens it in headless Chromium, and asks
+Starts the page with the bundled demo (merged earlier, so this is a second start), opens it in headless Chromium, and asks
 20 short questions, each in a new conversation. Times are the browser's own: from the key press to the first change of the
 answer's text, seen by a MutationObserver.
 """
@@ -18,10 +18,13 @@ import sys
 import time
 import urllib.request
 from contextlib import contextmanager
+from pathlib import Path
 
-from common import ROOT, report
 from playwright.sync_api import sync_playwright
 
+from qlora_chat.benchmark.environment import print_report
+
+ROOT = Path(__file__).parents[2]
 QUESTIONS, STARTS = 20, 3
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 WATCH = """() => {
@@ -57,7 +60,7 @@ def page_process():
 
 def main() -> None:
     with page_process():
-        pass  # the first start merges; what follows is measured on later ones
+        pass  # the first start merges; later ones are measured
     starts = []
     for _ in range(STARTS):
         with page_process() as (_, seconds):
@@ -81,7 +84,7 @@ def main() -> None:
             page.get_by_role("button", name="Clear").click()
             page.wait_for_timeout(400)
         browser.close()
-    report(
+    print_report(
         "first_text",
         {
             "second start to ready page, s": round(statistics.median(starts), 2),

@@ -1,9 +1,9 @@
-"""What keeping and delivering costs: a turn's share, search, lists, many writers, delivery.
+"""Cost of the history and of delivery: a turn's share, search, lists, many writers, delivery.
 
-    python bench/history.py [--quick]
+    python bench/serving/history.py [--quick]
 
-Every figure is over a real file with SQLite at full durability (WAL, synchronous=FULL), and a real receiver on loopback.
-What was written is read back and counted before a time is reported.
+Every figure is for a real file with SQLite at full durability (WAL, synchronous=FULL), and a real receiver on loopback.
+Written rows are read back and counted before a time is reported.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from common import report
-
+from qlora_chat.benchmark.environment import print_report
 from qlora_chat.delivery.recorder import LogRecorder
 from qlora_chat.delivery.sender import LogSender
 from qlora_chat.history import ConversationInfo, TurnRecord
@@ -48,17 +47,17 @@ def han(random_words: random.Random, count: int = 150) -> str:
     return "".join(random_words.choice(HAN) for _ in range(count))
 
 
-def opened(folder: Path, log_url: str | None = None):
+def open_file(folder: Path, log_url: str | None = None):
     return open_history(HistorySettings(f"sqlite:///{folder / 'chats.db'}"), LogSettings(log_url, version=2))
 
 
 def turn(store, recorder, conversation: Conversation, question: str, answer: str) -> tuple[Conversation, float]:
-    """One turn as chat.py keeps it; -> the conversation and the milliseconds that keeping took of it."""
-    asked = conversation.adding(Message("user", question)).adding(Message("assistant", "", (), "partial"))
+    """Save one turn as chat.py does; returns the conversation and the milliseconds that saving took."""
+    question_turn = conversation.adding(Message("user", question)).adding(Message("assistant", "", (), "partial"))
     began = time.perf_counter()
-    kept = store.save(asked, ConversationInfo("bench", None, {"temperature": 0.7}))
+    saved = store.save(question_turn, ConversationInfo("bench", None, {"temperature": 0.7}))
     spent = time.perf_counter() - began
-    done = kept.replacing_last(replace(kept.messages[-1], content=answer, finish_reason="stop"))
+    done = saved.replacing_last(replace(saved.messages[-1], content=answer, finish_reason="stop"))
     record = TurnRecord(done, question, Sampling(seed=1), prompt_ids=tuple(range(300)), answer_ids=tuple(range(100)))
     began = time.perf_counter()
     store.finish(record, recorder.turn(record))
@@ -72,7 +71,7 @@ def percentile(values: list[float], share: float) -> float:
 
 def a_turn(folder: Path) -> dict[str, Any]:
     words, times, conversation = random.Random(1), [], Conversation()
-    with closing(opened(folder, "http://127.0.0.1:9/")) as history:
+    with closing(open_file(folder, "http://127.0.0.1:9/")) as history:
         for number in range(TURNS):
             if number % 10 == 0:
                 conversation = Conversation()
@@ -84,7 +83,7 @@ def a_turn(folder: Path) -> dict[str, Any]:
 
 
 def fill(store: SqlHistory, turns: int, conversations: int) -> None:
-    """Rows as restore() would write them, in one transaction: how they came there is not what is measured."""
+    """Insert rows as restore() would, in one transaction; writing them is not measured here."""
     words, per, moment = random.Random(2), turns // conversations, time.time()
     rows = []
     for number in range(conversations):
@@ -111,17 +110,17 @@ def fill(store: SqlHistory, turns: int, conversations: int) -> None:
 
 
 def search_and_list(folder: Path) -> dict[str, Any]:
-    with closing(opened(folder)) as history:
+    with closing(open_file(folder)) as history:
         assert isinstance(history.store, SqlHistory)
         fill(history.store, SEARCHED, LISTED)
         figures: dict[str, Any] = {"turns": SEARCHED, "conversations": LISTED}
-        for name, asked in (("rare word", "lighthouse"), ("common word", WORDS[0]), ("two words", f"{WORDS[3]} {WORDS[5]}"),
+        for name, query in (("rare word", "lighthouse"), ("common word", WORDS[0]), ("two words", f"{WORDS[3]} {WORDS[5]}"),
                             ("beginning", "ban"), ("no hit", "zzz"), ("rare word without spaces", "\u5854\u5b88"),
                             ("two common letters", HAN[3] + HAN[5]), ("one common letter", HAN[3])):  # fmt: skip
             times, hits = [], ()
             for _ in range(7):
                 began = time.perf_counter()
-                hits = history.store.search(asked)
+                hits = history.store.search(query)
                 times.append((time.perf_counter() - began) * 1000)
             assert bool(hits) == (name != "no hit")
             figures[f"search, {name}, ms"] = round(statistics.median(times), 1)
@@ -140,7 +139,7 @@ def search_and_list(folder: Path) -> dict[str, Any]:
 
 def many_writers(folder: Path) -> dict[str, Any]:
     problems: list[str] = []
-    with closing(opened(folder)) as history:
+    with closing(open_file(folder)) as history:
 
         def write(number: int) -> None:
             words, conversation = random.Random(number), Conversation(f"writer-{number}")
@@ -160,9 +159,9 @@ def many_writers(folder: Path) -> dict[str, Any]:
         seconds = time.perf_counter() - began
         assert problems == [], problems[:3]
         for number in range(WRITERS):
-            kept = history.store.load(f"writer-{number}")
-            assert kept
-            assert [message.content.split()[0] for message in kept.messages[::2]] == [
+            loaded = history.store.load(f"writer-{number}")
+            assert loaded
+            assert [message.content.split()[0] for message in loaded.messages[::2]] == [
                 f"{number}:{index}" for index in range(EACH)
             ]
         assert isinstance(history.store, SqlHistory)
@@ -226,7 +225,7 @@ def main() -> None:
     ):
         with tempfile.TemporaryDirectory() as folder:
             figures[name] = measure(Path(folder))
-    report("history", figures)
+    print_report("history", figures)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The receiver keeps up: records from the real outbox and sender to `qlora-chat logs serve`, tokens and signatures on.
+"""Throughput of the receiver: records from the real outbox and sender to `qlora-chat logs serve`, tokens and signatures on.
 
-    python bench/receiver.py [--quick]
+    python bench/serving/receiver.py [--quick]
 
 The receiver runs in a process of its own over SQLite, synchronous=FULL. Its rows are counted before a time is reported.
 """
@@ -17,8 +17,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from common import report
-
+from qlora_chat.benchmark.environment import print_report
 from qlora_chat.delivery.recorder import LogRecorder
 from qlora_chat.delivery.sender import LogSender
 from qlora_chat.history import TurnRecord
@@ -38,8 +37,9 @@ def prose(words: random.Random, count: int) -> str:
 
 
 def record(words: random.Random) -> TurnRecord:
-    said = Conversation(messages=(Message("user", prose(words, 20)), Message("assistant", prose(words, 100), (), "stop")))
-    return TurnRecord(said, prose(words, 200), Sampling(seed=1), prompt_ids=tuple(range(300)), answer_ids=tuple(range(100)))
+    messages = Message("user", prose(words, 20)), Message("assistant", prose(words, 100), (), "stop")
+    conversation, prompt = Conversation(messages=messages), prose(words, 200)
+    return TurnRecord(conversation, prompt, Sampling(seed=1), prompt_ids=tuple(range(300)), answer_ids=tuple(range(100)))
 
 
 def main() -> None:
@@ -59,16 +59,16 @@ def main() -> None:
             process.terminate()
             process.wait(20)
         with closing(RecordStore(store)) as received:
-            kept = sum(1 for _ in received.rows(RecordFilter(), ("id",)))
-            assert kept == RECORDS, f"{kept} of {RECORDS} arrived"
+            arrived = sum(1 for _ in received.rows(RecordFilter(), ("id",)))
+            assert arrived == RECORDS, f"{arrived} of {RECORDS} arrived"
             began = time.perf_counter()
-            counted = statistics(received)
+            totals = statistics(received)
             figures["statistics, ms"] = round((time.perf_counter() - began) * 1000, 1)
-        page(counted)  # the first picture loads fonts
+        page(totals)  # the first plot loads fonts
         began = time.perf_counter()
-        page(counted)
+        page(totals)
         figures["page of plots, ms"] = round((time.perf_counter() - began) * 1000, 1)
-    report("receiver", figures)
+    print_report("receiver", figures)
 
 
 def deliver(folder: Path, url: str) -> dict[str, float]:
@@ -85,14 +85,15 @@ def deliver(folder: Path, url: str) -> dict[str, float]:
         sender = LogSender(history.outbox, log, lambda line: None)
         while history.outbox.counts().waiting:
             time.sleep(0.05)
-        took = time.perf_counter() - began
+        seconds = time.perf_counter() - began
         sender.close()
     return {
         "records": RECORDS,
         "bytes a record": round(body_bytes / RECORDS),
-        "seconds": round(took, 2),
-        "records a second": round(RECORDS / took, 1),
+        "seconds": round(seconds, 2),
+        "records a second": round(RECORDS / seconds, 1),
     }
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,12 +1,12 @@
-"""What the remote engine adds to the first token: the same server asked through it, and asked directly with the same JSON.
+"""Latency that the remote engine adds to the first token: the same server through it, and directly with the same JSON.
 
-    python bench/remote.py                               our own server with the bundled demo
-    python bench/remote.py --shape 7b                    the same with random weights of LLaMA-7B's shape, on a card
-    python bench/remote.py --engine http://HOST:8000/v1 --base FOLDER     any server that runs already
+    python bench/serving/remote.py                               our own server with the bundled demo
+    python bench/serving/remote.py --shape 7b                    the same with random weights of LLaMA-7B's shape, on a card
+    python bench/serving/remote.py --engine http://HOST:8000/v1 --base FOLDER     any server that runs already
 
-The server is in a process of its own. Both sides are in this one and take turns: httpx with a kept connection reads the first
-chunk that has text; the remote engine hands out its first piece. Prompts of 128 tokens that nobody asked before; one is asked
-when the answer to the last has ended. Before any timing, the greedy text of both is compared. Exits with 1 above 15 ms.
+The server is in a process of its own. Both clients are in this one and take turns: httpx with a persistent connection reads the
+first chunk with text; the remote engine returns its first piece. Every request has a new prompt of 128 tokens and starts when
+the previous answer has ended. Before any timing, the greedy text of both is compared. Exits with 1 above 15 ms.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import report
+from qlora_chat.benchmark.environment import print_report
 
-ASKED, CONTEXT, NEW = 60, 128, 8
-MOST_MS = 15.0
+PAIRS, CONTEXT, NEW = 60, 128, 8
+MAX_ADDED_MS = 15.0
 MARK = "serving at "
 
 
 def serve(shape: str | None, layers: int | None) -> None:
-    """The server's process."""
+    """Serve until standard input ends."""
     from api import served
     from qlora_chat.benchmark import Subject
-    from qlora_chat.benchmark.subjects import opened
+    from qlora_chat.benchmark.subjects import open_subject
     from qlora_chat.engines.local import LocalEngine
     from qlora_chat.settings import quiet_libraries
 
     quiet_libraries()
-    what = opened(Subject(shape or "demo", "auto", "nf4" if shape else "bf16", layers))
-    engine = LocalEngine(what.ours, 4)
+    what = open_subject(Subject(shape or "demo", "auto", "nf4" if shape else "bf16", layers))
+    engine = LocalEngine(what.load, 4)
     with served(engine) as port:
         print(f"{MARK}http://127.0.0.1:{port}/v1", flush=True)
         sys.stdin.read()
@@ -48,8 +48,8 @@ def serve(shape: str | None, layers: int | None) -> None:
 
 
 @contextlib.contextmanager
-def another_process(shape: str | None, layers: int | None):
-    """The server -> its address, its process's id."""
+def server_process(shape: str | None, layers: int | None):
+    """Run the server; yields its address and its process id."""
     arguments = [sys.executable, __file__, "--serve", *(["--shape", shape] if shape else [])]
     arguments += ["--layers", str(layers)] if layers else []
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -64,22 +64,22 @@ def another_process(shape: str | None, layers: int | None):
 
 
 def model_settings(shape: str | None, layers: int | None, folder: Path):
-    """Whose tokenizer is used: the demo's, or for a shape the one that its server fills up, in a folder of its own."""
+    """Return settings for the server's tokenizer: the demo's, or for a shape its padded one, written to a folder."""
     from qlora_chat.settings import ModelSettings
 
     if shape is None:
         return ModelSettings(model="demo")
     from qlora_chat.benchmark.shapes import config_of
-    from qlora_chat.benchmark.subjects import filled_vocabulary
+    from qlora_chat.benchmark.subjects import padded_tokenizer_json
 
     config = config_of(shape, layers)
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["LlamaForCausalLM"]}))
-    (folder / "tokenizer.json").write_text(json.dumps(filled_vocabulary(config["vocab_size"])))
+    (folder / "tokenizer.json").write_text(json.dumps(padded_tokenizer_json(config["vocab_size"])))
     return ModelSettings(base=str(folder))
 
 
 class Direct:
-    """The server as any client of it sees it."""
+    """A plain HTTP client of the server."""
 
     def __init__(self, url: str, engine) -> None:
         import httpx
@@ -90,18 +90,18 @@ class Direct:
         self._dialect = engine._loop.run(server.dialect(engine._model, engine._identity))
 
     def ask(self, prompt, sampling, stops) -> tuple[float, str]:
-        """Seconds to the first text, and all of it."""
-        given = list(prompt.ids) if self._dialect.takes_ids else prompt.text
-        body = self._dialect.body(self._engine._model, given, sampling, stops, sampling.max_new_tokens, sampling.seed)
+        """Return the seconds to the first text, and the whole text."""
+        prompt_field = list(prompt.ids) if self._dialect.takes_ids else prompt.text
+        body = self._dialect.body(self._engine._model, prompt_field, sampling, stops, sampling.max_new_tokens, sampling.seed)
         began, first, text = time.perf_counter(), 0.0, ""
         with self._client.stream("POST", self._url, json=body) as answer:
             answer.raise_for_status()
             for line in answer.iter_lines():
                 if line.startswith("data: {"):
                     chunk: dict[str, Any] = json.loads(line[6:])
-                    grown = "".join(choice.get("text") or "" for choice in chunk.get("choices", ()))
-                    first = first or (time.perf_counter() - began if grown else 0.0)
-                    text += grown
+                    delta = "".join(choice.get("text") or "" for choice in chunk.get("choices", ()))
+                    first = first or (time.perf_counter() - began if delta else 0.0)
+                    text += delta
         return first, text
 
 
@@ -114,7 +114,7 @@ def through_engine(engine, prompt, sampling, stops) -> tuple[float, str]:
 
 
 def fresh_prompt(tokenizer, number: int):
-    """128 tokens of words in an order that nobody asked before; text and ids say the same."""
+    """Return a new prompt of about 128 tokens, as text and as ids."""
     from qlora_chat.benchmark.subjects import WORDS
     from qlora_chat.prompt import Prompt
 
@@ -135,14 +135,14 @@ def measure(url: str, chosen, name: str) -> dict[str, Any]:
         prompt = fresh_prompt(engine.tokenizer, 0)
         one, other = direct.ask(prompt, sampling, stops)[1], through_engine(engine, prompt, sampling, stops)[1]
         if one.strip() != other.strip() or not one.strip():
-            sys.exit(f"the server's greedy text {one!r} is not the engine's {other!r}: no timing is worth anything")
+            sys.exit(f"the server's greedy text {one!r} is not the engine's {other!r}: timings would be worthless")
         pairs = []
-        for number in range(1, ASKED + 1):
-            taken = {}
+        for number in range(1, PAIRS + 1):
+            seconds = {}
             for side in (0, 1) if number % 2 else (1, 0):
-                asked = fresh_prompt(engine.tokenizer, 2 * number + side), sampling, stops
-                taken[side] = 1000 * (through_engine(engine, *asked) if side else direct.ask(*asked))[0]
-            pairs.append((taken[0], taken[1]))
+                request = fresh_prompt(engine.tokenizer, 2 * number + side), sampling, stops
+                seconds[side] = 1000 * (through_engine(engine, *request) if side else direct.ask(*request))[0]
+            pairs.append((seconds[0], seconds[1]))
     finally:
         engine.close()
     plain, ours = (statistics.median(each[side] for each in pairs) for side in (0, 1))
@@ -162,7 +162,7 @@ def measure(url: str, chosen, name: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--shape", choices=["7b"])
-    parser.add_argument("--layers", type=int, help="with --shape: so many layers, for a dry run")
+    parser.add_argument("--layers", type=int, help="with --shape: number of layers, for a dry run")
     parser.add_argument("--engine", help="a server that runs already, up to /v1")
     parser.add_argument("--base", help="with --engine: the folder or Hub id whose tokenizer it uses; default: the demo")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
@@ -177,11 +177,11 @@ def main() -> None:
             settings = ModelSettings(base=chosen.base) if chosen.base else ModelSettings(model="demo")
             figures = measure(chosen.engine, settings, chosen.engine)
         else:
-            with another_process(chosen.shape, chosen.layers) as (url, _):
+            with server_process(chosen.shape, chosen.layers) as (url, _):
                 settings = model_settings(chosen.shape, chosen.layers, Path(folder))
                 figures = measure(url, settings, f"our own, {chosen.shape or 'demo'}")
-    report("remote", figures)
-    if figures["added at the median, ms"] > MOST_MS:
+    print_report("remote", figures)
+    if figures["added at the median, ms"] > MAX_ADDED_MS:
         sys.exit(1)
 
 

@@ -1,11 +1,11 @@
-"""Whether answers come out again: version 2 records of the bundled demo, made as people make them, and replayed.
+"""Reproducibility of answers: version 2 records of the bundled demo under realistic traffic, replayed.
 
-    python bench/replay.py [--answers 320] [--pass compiled|eager]
+    python bench/serving/replay.py [--answers 320] [--pass compiled|eager]
 
-Eight people talk at once with the engine as `serve` opens it on this machine: its own precision, guesses on, conversations of
-several turns that find their beginning in the cache, questions that are edited, sliders moved in mid-answer, every kind of
-setting. Each record is then made again as `qlora-chat replay` does it: alone, from an empty cache. `--pass eager` takes the
-pass that machines without a compiler have. A difference is an answer of which one token is another; its place is printed.
+Eight users chat at once with the engine that `serve` opens on this machine: its own precision, speculation on, conversations
+of several turns with prefix-cache hits, edited questions, sliders moved in mid-answer, every kind of setting. Each record is
+then replayed as `qlora-chat replay` does: alone, from an empty cache. `--pass eager` uses the pass of machines without a
+compiler. An answer differs if one token does; its position is printed.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 from typing import Any
 
-from common import report
-
+from qlora_chat.benchmark.environment import print_report
+from qlora_chat.benchmark.measure import clear_prefix_cache
 from qlora_chat.chat import Chat
 from qlora_chat.delivery.recorder import LogRecorder
 from qlora_chat.engines import local, open_engine
@@ -32,12 +32,12 @@ from qlora_chat.replay.record import parse_recorded_answer
 from qlora_chat.replay.replay import replay
 from qlora_chat.settings import ModelSettings, Sampling, quiet_libraries
 
-PEOPLE, TURNS, LONGEST = 8, 5, 120
+USERS, TURNS, MAX_NEW = 8, 5, 120
 SETTINGS = {
-    "greedy": Sampling(temperature=0.0, max_new_tokens=LONGEST),
-    "the page's": Sampling(max_new_tokens=LONGEST),
-    "everything": Sampling(temperature=0.8, top_k=40, top_p=0.95, repetition_penalty=1.1, max_new_tokens=LONGEST),
-    "hot": Sampling(temperature=1.3, top_p=1.0, max_new_tokens=LONGEST),
+    "greedy": Sampling(temperature=0.0, max_new_tokens=MAX_NEW),
+    "the page's": Sampling(max_new_tokens=MAX_NEW),
+    "everything": Sampling(temperature=0.8, top_k=40, top_p=0.95, repetition_penalty=1.1, max_new_tokens=MAX_NEW),
+    "hot": Sampling(temperature=1.3, top_p=1.0, max_new_tokens=MAX_NEW),
 }
 QUESTIONS = (
     "Tell me a story about a fox.", "And then?", "What is the capital of France?", "Why is the sky blue?", "Say that again.",
@@ -46,8 +46,8 @@ QUESTIONS = (
 )  # fmt: skip
 
 
-class Kept(LogRecorder):
-    """The records as a receiver would get them, beside how each came about."""
+class RecordCollector(LogRecorder):
+    """Collects record bodies as a receiver would get them."""
 
     def __init__(self) -> None:
         super().__init__(2)
@@ -69,24 +69,24 @@ def main() -> None:
     if chosen.path == "eager":
         local.open_cpu = lambda *_: None
     kinds, recorder, figures = record(chosen.answers)
-    again = make_again(kinds, recorder)
-    report("replay", {"pass": chosen.path, **figures, **again})
+    again = replay_all(kinds, recorder)
+    print_report("replay", {"pass": chosen.path, **figures, **again})
 
 
-def opened(slots: int | None) -> Any:
+def open_demo(slots: int | None) -> Any:
     return open_engine(ModelSettings(model="demo", slots=slots), lambda line: None)
 
 
-def record(answers: int) -> tuple[dict[str, tuple[str, ...]], Kept, dict[str, Any]]:
-    """Let people talk; -> what kind each answer is of, by its id, and its record."""
-    engine, recorder = opened(None), Kept()
+def record(answers: int) -> tuple[dict[str, tuple[str, ...]], RecordCollector, dict[str, Any]]:
+    """Let users chat; returns the kinds of each answer by its id, the records, and figures."""
+    engine, recorder = open_demo(None), RecordCollector()
     kinds: dict[str, tuple[str, ...]] = {}
     began, passes = time.perf_counter(), engine.forwards
     chat = Chat(engine, prompt_format(engine.info.prompt_format), MemoryHistory(), recorder)
-    people = [threading.Thread(target=talk, args=(chat, each, answers // PEOPLE, kinds)) for each in range(PEOPLE)]
-    for each in people:
+    users = [threading.Thread(target=chat_as_user, args=(chat, each, answers // USERS, kinds)) for each in range(USERS)]
+    for each in users:
         each.start()
-    for each in people:
+    for each in users:
         each.join()
     figures = {
         "precision": engine.info.precision,
@@ -99,50 +99,49 @@ def record(answers: int) -> tuple[dict[str, tuple[str, ...]], Kept, dict[str, An
     return kinds, recorder, figures
 
 
-def talk(chat: Chat, person: int, answers: int, kinds: dict[str, tuple[str, ...]]) -> None:
-    """One person: conversations of several turns; some questions are asked again in other words, some sliders are moved."""
-    dice, conversation, made = random.Random(person), Conversation(), 0
-    while made < answers:
+def chat_as_user(chat: Chat, user: int, answers: int, kinds: dict[str, tuple[str, ...]]) -> None:
+    """Chat as one user: conversations of several turns, some edited questions, some sliders moved in mid-answer."""
+    rng, conversation, done = random.Random(user), Conversation(), 0
+    while done < answers:
         if len(conversation.messages) >= 2 * TURNS:
             conversation = Conversation()
-        name = dice.choice([*SETTINGS])
-        edited = len(conversation.messages) >= 2 and dice.random() < 0.2
-        begun = replace(conversation, messages=conversation.messages[:-2]) if edited else conversation
-        moved_at = dice.randrange(1, 30) if dice.random() < 0.25 else None
+        name = rng.choice([*SETTINGS])
+        edited = len(conversation.messages) >= 2 and rng.random() < 0.2
+        start = replace(conversation, messages=conversation.messages[:-2]) if edited else conversation
+        moved_at = rng.randrange(1, 30) if rng.random() < 0.25 else None
         turn = chat.reply(
-            begun, dice.choice(QUESTIONS), SETTINGS[name].changed(seed=dice.getrandbits(50)), instead_of=conversation
+            start, rng.choice(QUESTIONS), SETTINGS[name].changed(seed=rng.getrandbits(50)), instead_of=conversation
         )
         for index, _ in enumerate(turn):
             if index == moved_at:
-                turn.update(SETTINGS[dice.choice([*SETTINGS])])
+                turn.update(SETTINGS[rng.choice([*SETTINGS])])
         conversation = turn.conversation
-        later = turn.finish is not None and turn.finish.cached_tokens > 0
-        about = (
+        cached = turn.finish is not None and turn.finish.cached_tokens > 0
+        labels = (
             name,
             "edited question" if edited else "",
             "sliders moved" if moved_at else "",
-            "from the cache" if later else "",
+            "from the cache" if cached else "",
         )
-        kinds[conversation.messages[-1].id] = tuple(each for each in about if each)
-        made += 1
+        kinds[conversation.messages[-1].id] = tuple(each for each in labels if each)
+        done += 1
 
 
-def make_again(kinds: dict[str, tuple[str, ...]], recorder: Kept) -> dict[str, Any]:
-    """Replay each alone; -> what came out, by kind, and every difference."""
-    engine = opened(1)
+def replay_all(kinds: dict[str, tuple[str, ...]], recorder: RecordCollector) -> dict[str, Any]:
+    """Replay each record alone; returns the agreement by kind, and every difference."""
+    engine = open_demo(1)
     chat = Chat(engine, prompt_format(engine.info.prompt_format), MemoryHistory())
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     differences = []
     began = time.perf_counter()
     for turn_id, body in recorder.bodies.items():
-        for slot in engine._cache.slots:
-            slot.ids.clear()
-        found = replay(parse_recorded_answer(json.loads(body)), chat)
+        clear_prefix_cache(engine)
+        result = replay(parse_recorded_answer(json.loads(body)), chat)
         for kind in ("all", *kinds[turn_id]):
-            counts[kind]["identical" if found.identical else "different"] += 1
-        if not found.identical:
-            differences.append({"kinds": kinds[turn_id], "first": found.first and found.first.__dict__,
-                                "differences": [each.__dict__ for each in found.differences]})  # fmt: skip
+            counts[kind]["identical" if result.identical else "different"] += 1
+        if not result.identical:
+            differences.append({"kinds": kinds[turn_id], "first": result.first and result.first.__dict__,
+                                "differences": [each.__dict__ for each in result.differences]})  # fmt: skip
     engine.close()
     return {
         "replayed in, s": round(time.perf_counter() - began, 1),

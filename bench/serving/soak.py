@@ -1,10 +1,10 @@
-"""Whether a server that answers for a long time grows: memory and descriptors of `serve`'s process over many requests.
+"""Growth of a long-running server: memory and descriptors of `serve`'s process over many requests.
 
-    python bench/soak.py [--minutes 5]
+    python bench/serving/soak.py [--minutes 5]
 
-The bundled demo answers for real. Twenty clients ask at once: whole answers, streams, and streams whose client leaves after a
-few events; every answer that was read to its end must be whole. Memory is read every ten seconds; what counts is the line
-through those readings after the first minute. Exits with 1 above 1 MiB a minute or with more than five new descriptors.
+The server runs the bundled demo. Twenty clients send requests at once: whole answers, streams, and streams whose client leaves
+after a few events; every answer that is read to its end must be complete. Memory is sampled every ten seconds; the result is
+the slope of those samples after the first minute. Exits with 1 above 1 MiB per minute or with more than five new descriptors.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from collections import Counter
 
 import httpx
 import psutil
-from common import report
-from remote import another_process
+from remote import server_process
 
-TOGETHER, WARM_SECONDS, LOOK_SECONDS = 20, 60.0, 10.0
-MOST_MIB_A_MINUTE, MOST_NEW_FILES = 1.0, 5
+from qlora_chat.benchmark.environment import print_report
+
+CLIENTS, WARM_SECONDS, SAMPLE_SECONDS = 20, 60.0, 10.0
+MAX_MIB_PER_MINUTE, MAX_NEW_FILES = 1.0, 5
 
 
 async def ask(client: httpx.AsyncClient, model: str, seed: int) -> str:
-    """One request of a random kind -> what became of it."""
+    """Send one request of a random kind; returns its outcome."""
     body = {
         "model": model,
         "messages": [{"role": "user", "content": f"Tell me a story about number {seed}."}],
@@ -48,31 +49,31 @@ async def ask(client: httpx.AsyncClient, model: str, seed: int) -> str:
 
 
 async def drive(url: str, pid: int, seconds: float) -> tuple[Counter[str], list[tuple[float, float]], list[int]]:
-    """Ask until the time is over -> outcomes, (minutes, MiB) every ten seconds, descriptors at both ends."""
+    """Send requests for `seconds`; returns outcomes, (minutes, MiB) every ten seconds, descriptors at both ends."""
     process, outcomes, readings, files = psutil.Process(pid), Counter(), [], []
     began = time.monotonic()
 
-    async def keep_asking(client: httpx.AsyncClient, model: str) -> None:
+    async def send_requests(client: httpx.AsyncClient, model: str) -> None:
         while time.monotonic() - began < seconds:
             outcomes[await ask(client, model, random.randrange(10**9))] += 1
 
-    async def look() -> None:
+    async def sample() -> None:
         while time.monotonic() - began < seconds:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(SAMPLE_SECONDS)
             readings.append(((time.monotonic() - began) / 60, process.memory_info().rss / 2**20))
             if not files and time.monotonic() - began > WARM_SECONDS:
                 files.append(process.num_fds())
 
-    limits = httpx.Limits(max_connections=TOGETHER)
+    limits = httpx.Limits(max_connections=CLIENTS)
     async with httpx.AsyncClient(base_url=url + "/", timeout=120, limits=limits, trust_env=False) as client:
         model = (await client.get("models")).json()["data"][0]["id"]
-        await asyncio.gather(look(), *(keep_asking(client, model) for _ in range(TOGETHER)))
+        await asyncio.gather(sample(), *(send_requests(client, model) for _ in range(CLIENTS)))
         files.append(process.num_fds())
     return outcomes, readings, files
 
 
 def slope(readings: list[tuple[float, float]]) -> float:
-    """MiB a minute: the straight line nearest to the readings after the first minute."""
+    """Return MiB per minute, the least-squares slope of the readings after the first minute."""
     late = [each for each in readings if each[0] * 60 > WARM_SECONDS]
     x, y = (sum(each[axis] for each in late) / len(late) for axis in (0, 1))
     return sum((a - x) * (b - y) for a, b in late) / sum((a - x) ** 2 for a, _ in late)
@@ -82,22 +83,22 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=5.0, help="at least 2")
     minutes = max(2.0, parser.parse_args().minutes)
-    with another_process(None, None) as (url, pid):
+    with server_process(None, None) as (url, pid):
         outcomes, readings, files = asyncio.run(drive(url, pid, minutes * 60))
-    grown = slope(readings)
-    report(
+    growth = slope(readings)
+    print_report(
         "soak",
         {
             "minutes": minutes,
             "requests": outcomes.total(),
             "outcomes": dict(outcomes),
             "memory by minute, MiB": [round(memory) for _, memory in readings[5::6]],
-            "grown, MiB a minute": round(grown, 2),
+            "growth, MiB per minute": round(growth, 2),
             "descriptors after the first minute and at the end": files,
         },
     )
     whole = all(outcome.endswith((" 200", " 429")) for outcome in outcomes)
-    if grown > MOST_MIB_A_MINUTE or files[-1] - files[0] > MOST_NEW_FILES or not whole:
+    if growth > MAX_MIB_PER_MINUTE or files[-1] - files[0] > MAX_NEW_FILES or not whole:
         sys.exit(1)
 
 

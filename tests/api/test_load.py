@@ -139,7 +139,7 @@ def test_every_tenth_generation_runs_out_of_memory() -> None:
 
 
 def test_a_minute_of_chats_leaks_nothing() -> None:
-    """bench/soak.py goes on for five and longer, with the real demo."""
+    """bench/serving/soak.py goes on for five and longer, with the real demo."""
     with server(words=20, delay=0.002) as served:
         asyncio.run(many(served.url, together=20, total=1500))  # pools, caches and rings fill up
         process = psutil.Process(served.process.pid)

@@ -1,4 +1,4 @@
-"""What a run says, what it refuses to say, and that the bundled demo passes for real."""
+"""Output and refusals of a run, and real runs of the demo and of a shape."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ OURS = [
 THEIRS = [Row("original", 1, 128, 256, 50.0, 45.0, 60.0, None, 0.6, 0.1)]
 
 
-def parts(passed: bool) -> Callable[..., Any]:
-    """Each part's result, without a model: what a run does with them is the question."""
-    found = {
+def fixed_results(passed: bool) -> Callable[..., Any]:
+    """Return fixed results of the parts, without a model."""
+    results = {
         "check_against_plain": Check(passed, "logits", {"relative": 0.001 if passed else 0.7}),
         "time_a_copy": 50.0,
-        "time_ours": list(OURS),
+        "time_the_engine": list(OURS),
         "time_the_original": list(THEIRS),
-        "describe_surroundings": ("2 cores of a test", {"torch": "2"}),
+        "describe_environment": ("2 cores of a test", {"torch": "2"}),
     }
 
-    def apart(part: Callable[..., Any], *arguments: Any) -> Any:
+    def execute(part: Callable[..., Any], *arguments: Any) -> Any:
         if part.__name__.startswith("time") and not passed:
             raise AssertionError("a wrong result was timed")
-        return found[part.__name__]
+        return results[part.__name__]
 
-    return apart
+    return execute
 
 
 def result(passed: bool = True, compare: bool = True) -> Result:
-    return run(DEMO, Workload((1, 2, 8), (128, 512)), compare, lambda line: None, apart=parts(passed))
+    return run(DEMO, Workload((1, 2, 8), (128, 512)), compare, lambda line: None, execute=fixed_results(passed))
 
 
-def test_a_path_that_computes_something_else_gets_no_figure() -> None:
+def test_a_path_that_computes_something_else_is_not_timed() -> None:
     with pytest.raises(BenchmarkError, match="nothing was timed"):
         result(passed=False)
 
 
-def test_the_share_of_a_copy_s_rate_is_what_was_read_over_what_could_be() -> None:
+def test_bandwidth_is_a_share_of_the_copy_rate() -> None:
     first = result().rows[0]
     assert first.bandwidth_percent == pytest.approx(100 * 0.1 * 100 / 50)
 
 
-def test_json_holds_everything_and_the_ratio_to_the_original() -> None:
+def test_json_contains_every_field_and_the_ratio_to_the_original() -> None:
     found = json.loads(json.dumps(as_json(result())))
     assert found["ratio_to_original"] == [{"context": 128, "tokens_per_s": 2.0, "first_token": 1.5}]
     assert [row["path"] for row in found["rows"]] == ["qlora-chat"] * 4 + ["original"]
@@ -63,24 +63,24 @@ def test_json_holds_everything_and_the_ratio_to_the_original() -> None:
     assert json.loads(json.dumps(as_json(result(compare=False))))["ratio_to_original"] == []
 
 
-def test_the_table_says_it_to_a_person(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_shows_the_ratio_to_the_original(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(result())
     shown = capsys.readouterr().out
     assert "original" in shown
     assert "2.00 times the original's tokens/s" in " ".join(shown.split())
 
 
-def test_the_picture_is_drawn(tmp_path: Path) -> None:
+def test_a_plot_is_written(tmp_path: Path) -> None:
     plot(result(), tmp_path / "speed.png")
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_row_for_every_number_of_chats_and_for_every_context() -> None:
+def test_there_is_a_row_for_every_number_of_chats_and_for_every_context() -> None:
     assert Workload((1, 8), (128, 512, 1024)).cells() == [(1, 128), (8, 128), (1, 512), (1, 1024)]
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "name"),
     [
         (["--chats", "1,x"], "--chats"),
         (["--chats", "0"], "--chats"),
@@ -93,15 +93,15 @@ def test_a_row_for_every_number_of_chats_and_for_every_context() -> None:
         (["--kv-cache-dtype", "fp8"], "--kv-cache-dtype"),
     ],
 )
-def test_an_option_that_means_nothing_is_named(options: list[str], said: str) -> None:
+def test_a_bad_option_is_named(options: list[str], name: str) -> None:
     outcome = CliRunner().invoke(app, ["bench", *options])
     assert isinstance(outcome.exception, UserError), outcome.output
-    assert said in str(outcome.exception)
+    assert name in str(outcome.exception)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_demo_is_checked_and_measured_beside_the_original(demo_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_demo_is_checked_and_compared_with_the_original(demo_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QLORA_CHAT_CACHE", str(demo_cache))
     found = run(DEMO, Workload((1, 2), (64,), new=16, rounds=1), True, lambda line: None)
     assert found.check.passed
@@ -122,18 +122,18 @@ def test_a_shape_is_checked_and_measured_without_any_file(precision: str) -> Non
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_wrong_pass_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One layer's norm a tenth too large, on our side only: the check must see it."""
+    """One layer's norm is a tenth too large in the engine only; the check must detect it."""
     from dataclasses import replace
 
     from qlora_chat.benchmark import check
     from qlora_chat.benchmark.subjects import RandomShape
 
-    right = RandomShape.ours
+    right = RandomShape.load
 
     def wrong(self: RandomShape) -> Any:
         model = right(self)
         layer = replace(model.weights.layers[0], mlp_norm=model.weights.layers[0].mlp_norm * 1.1)
         return replace(model, weights=replace(model.weights, layers=(layer, *model.weights.layers[1:])))
 
-    monkeypatch.setattr(RandomShape, "ours", wrong)
+    monkeypatch.setattr(RandomShape, "load", wrong)
     assert not check.check(Subject("7b", "cpu", "bf16", 1)).passed

@@ -1,4 +1,4 @@
-"""Random weights are laid out as bitsandbytes stores its own, and sized as a trained model's."""
+"""Random weights have bitsandbytes' layout, and values as large as a trained model's."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from qlora_chat.benchmark.shapes import CONFIG_7B, NF4_VALUES, OFTEN, STD, InFloat, RandomTensors, config_of, linears
+from qlora_chat.benchmark.shapes import CONFIG_7B, FREQUENCIES, NF4_VALUES, STD, InFloat, RandomTensors, config_of, linears
 from qlora_chat.models.folders import Base
 
 SMALL = {**CONFIG_7B, "num_hidden_layers": 2, "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4,
@@ -22,7 +22,7 @@ def four_bits() -> RandomTensors:
     return RandomTensors(SMALL, "nf4", CPU)
 
 
-def test_bitsandbytes_reads_them_and_sees_the_values_that_we_say_they_are(four_bits: RandomTensors) -> None:
+def test_bitsandbytes_dequantizes_them_to_the_same_values(four_bits: RandomTensors) -> None:
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn.modules import Params4bit
 
@@ -32,7 +32,7 @@ def test_bitsandbytes_reads_them_and_sees_the_values_that_we_say_they_are(four_b
         assert torch.equal(dequantize_4bit(theirs.data, theirs.quant_state), four_bits.in_float(name, torch.bfloat16))
 
 
-def test_its_form_is_that_of_weights_that_bitsandbytes_quantised_itself(four_bits: RandomTensors) -> None:
+def test_the_layout_is_that_of_weights_quantized_by_bitsandbytes(four_bits: RandomTensors) -> None:
     from bitsandbytes.functional import quantize_4bit
 
     packed, state = quantize_4bit(torch.randn(512, 256).bfloat16(), blocksize=64, compress_statistics=True, quant_type="nf4")
@@ -51,16 +51,16 @@ def test_its_form_is_that_of_weights_that_bitsandbytes_quantised_itself(four_bit
 
 
 @pytest.mark.parametrize("precision", ["nf4", "bf16"])
-def test_values_are_a_trained_model_s_in_size_and_have_no_mean(precision: str) -> None:
+def test_values_have_the_size_of_a_trained_models_and_no_mean(precision: str) -> None:
     tensors = RandomTensors(SMALL, precision, CPU)
     gate, down = (tensors.in_float(f"model.layers.1.mlp.{each}_proj", torch.float32) for each in ("gate", "down"))
     assert gate.std().item() == pytest.approx(STD, rel=0.03)
     assert down.std().item() == pytest.approx(STD / math.sqrt(2 * SMALL["num_hidden_layers"]), rel=0.03)
     assert abs(gate.mean().item()) < STD / 100
-    assert sum(OFTEN) == 256
+    assert sum(FREQUENCIES) == 256
 
 
-def test_a_tensor_is_the_same_at_every_asking_and_no_two_are_alike(four_bits: RandomTensors) -> None:
+def test_a_tensor_is_the_same_at_every_access_and_no_two_are_alike(four_bits: RandomTensors) -> None:
     assert torch.equal(four_bits[f"{GATE}.weight"], four_bits[f"{GATE}.weight"])
     assert not torch.equal(four_bits[f"{GATE}.weight"], four_bits["model.layers.0.mlp.gate_proj.weight"])
     assert "lm_head.weight" in four_bits

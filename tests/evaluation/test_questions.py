@@ -145,7 +145,7 @@ def test_a_bad_question_is_named_by_its_line(tmp_path: Path, line: str, problem:
 def test_two_questions_cannot_share_an_id(tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text('{"id": "a", "kind": "fact", "ask": ["b"], "says": ["c"]}\n' * 2)
-    with pytest.raises(QuestionsError, match="one id to two questions"):
+    with pytest.raises(QuestionsError, match="two questions with one id"):
         read_questions(file)
 
 

@@ -26,7 +26,7 @@ def test_an_answer_grows_while_it_is_written(page: Page, engine: ScriptedEngine)
 
 
 def test_the_first_words_are_visible_before_the_next_are_made(page: Page, engine: ScriptedEngine) -> None:
-    """How soon is measured by bench/first_text.py."""
+    """How soon is measured by bench/serving/first_text.py."""
     engine.answer, engine.pauses_after = "First words and more", 2
     say(page, "question")
     expect(page.locator("#chat .bot")).to_contain_text("First words")

@@ -1,8 +1,9 @@
-"""How fast this machine writes, measured so that it can be believed.
+"""Generation speed of this machine, with a check that what is timed is right.
 
-    what is measured -> checked against the plain path -> copy rate -> ours, the original's -> table, JSON, plot
+    subject -> check against the plain path -> copy rate -> our engine, the original's path -> table, JSON, plot
 
-Scope: `qlora-chat bench`. The values that its parts exchange are here; importing this module imports no torch.
+Scope: `qlora-chat bench`, and what the scripts in bench/ share. The values that the parts exchange are here; importing
+this module imports no torch.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from qlora_chat.errors import UserError
 from qlora_chat.settings import Device, KVCacheDtype, Sampling
 
 SAMPLING = Sampling(temperature=0.7, top_k=40, top_p=0.9, repetition_penalty=1.1, max_new_tokens=256, seed=1)
-"""What every figure is measured with: a page's real sampling, not greedy."""
+"""Sampling of every figure: a page's typical settings, not greedy."""
 
 
 class BenchmarkError(UserError, RuntimeError):
-    """Nothing can be measured, or what was measured is not to be believed; the message says what to do."""
+    """Nothing can be measured, or the measurement is wrong; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured: the bundled demo, or random weights of a known shape."""
+    """The model to measure: the bundled demo, or random weights of a known shape."""
 
     name: str
     """demo or 7b."""
@@ -30,23 +31,23 @@ class Subject:
     precision: str
     """bf16 or nf4."""
     layers: int | None = None
-    """Decoder layers of a shape; None takes all, fewer are a dry run."""
+    """Decoder layers of a shape; None for all, fewer for a dry run."""
     kv_cache_dtype: KVCacheDtype = "auto"
 
 
 @dataclass(frozen=True)
 class Workload:
-    """How much of what: a row for every number of chats at the first context, and for every context with the first."""
+    """Rows to measure: every number of chats at the first context, and the first number at every context."""
 
     chats: tuple[int, ...] = (1,)
     contexts: tuple[int, ...] = (128,)
     """Tokens of the prompt."""
     new: int = 256
     rounds: int = 3
-    """Timed runs of each row; figures are their medians."""
+    """Timed runs per row; figures are their medians."""
 
     def cells(self) -> list[tuple[int, int]]:
-        """(chats, context) of each row."""
+        """Return (chats, context) of each row."""
         batch = [(chats, self.contexts[0]) for chats in self.chats]
         return batch + [(self.chats[0], context) for context in self.contexts[1:]]
 
@@ -63,22 +64,22 @@ class Row:
     tokens_per_s: float
     """All chats together, after each chat's first token."""
     tokens_per_s_with_prompts: float
-    """All chats together, from the first question to the last token."""
+    """All chats together, from the first request to the last token."""
     first_token_ms: float
-    """Median over chats, all asking at once."""
+    """Median over chats that start at once."""
     first_token_cold_ms: float | None
-    """The very first, from weights on the device and nothing else done; None where it was not measured."""
+    """First token of a new engine, counted from weights on the device; None if not measured."""
     memory_gib: float
-    """Peak: the card's, as the allocator saw it; the process' own on a CPU."""
+    """Peak: the allocator's on a card, the process's on a CPU."""
     gb_per_token: float
-    """What a token must read at least: weights and the cache in mid-answer, each pass shared by its chats."""
+    """Least bytes read per token: weights and mid-answer cache, each pass shared by its chats."""
     bandwidth_percent: float = 0.0
-    """Those bytes a second, of what a copy on this device moves in the same run."""
+    """Those bytes per second as a share of a copy's rate in the same run."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """What the timed path computes, against the plain path on the same weights."""
+    """Comparison of the timed path with the plain path on the same weights."""
 
     passed: bool
     what: str
@@ -87,7 +88,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Result:
-    """Everything one run of `qlora-chat bench` found."""
+    """Everything that one run of `qlora-chat bench` measured."""
 
     subject: Subject
     hardware: str

@@ -1,7 +1,7 @@
-"""The clocks: what a copy moves, what our engine writes, what the original's path writes.
+"""The clocks: memory bandwidth of a copy, speed of our engine, speed of the original's path.
 
 Scope: each function is meant for a process of its own, whose main thread computes nothing (the engine's thread does).
-Sampling, prompt length and number of new tokens are the same on both sides; each run asks what nobody asked before.
+Sampling, prompt length and number of new tokens are the same on both sides; every run has a new prompt.
 """
 
 from __future__ import annotations
@@ -9,18 +9,19 @@ from __future__ import annotations
 import gc
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import psutil
 import torch
 
 from qlora_chat.benchmark import SAMPLING, BenchmarkError, Row, Subject, Workload
-from qlora_chat.benchmark.subjects import Opened, opened
-from qlora_chat.engines import Finish
+from qlora_chat.benchmark.subjects import OpenSubject, chat_prompt, open_subject
+from qlora_chat.engines import Engine, Piece
 from qlora_chat.engines.core.kv_cache import SPARE_BYTES, slot_bytes
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models import LoadedModel
+from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import KVCacheDtype, Sampling
 from qlora_chat.stopping import Stops
@@ -30,120 +31,155 @@ COPIES = 10
 
 
 @dataclass(frozen=True)
-class Timed:
-    """Medians over a row's runs; the fields are Row's."""
+class Timing:
+    """Medians over a row's runs; see Row."""
 
-    rate: float
-    whole: float
+    tokens_per_s: float
+    tokens_per_s_with_prompts: float
     first_ms: float
     cold_ms: float | None
 
 
 def copy_rate(subject: Subject) -> float:
-    """GB/s that a plain copy moves on the device, bytes read and bytes written both counted; median of ten."""
-    device = opened(subject).device
+    """GB/s of a plain copy on the device, bytes read plus bytes written; median of ten."""
+    device = open_subject(subject).device
     size = 4 * GIB if device.type == "cuda" else GIB // 2
     source, target = torch.ones(size, dtype=torch.uint8, device=device), torch.empty(size, dtype=torch.uint8, device=device)
     target.copy_(source)
     seconds = []
     for _ in range(COPIES):
-        _wait_for(device)
+        _synchronize(device)
         began = time.perf_counter()
         target.copy_(source)
-        _wait_for(device)
+        _synchronize(device)
         seconds.append(time.perf_counter() - began)
     return 2 * size / statistics.median(seconds) / GB
 
 
-def ours(subject: Subject, work: Workload) -> list[Row]:
-    """A row for every cell of the work; the model is loaded once, and every cell gets an engine with as many slots as chats."""
-    what = opened(subject)
-    _check_window(what, work)
-    held: list[LoadedModel] = []
+def measure_engine(subject: Subject, work: Workload) -> list[Row]:
+    """Return a row per cell of the work; the model is loaded once, and every cell has an engine with a slot per chat."""
+    model = open_subject(subject)
+    _check_window(model, work)
+    loaded: list[LoadedModel] = []
     rows = []
     for chats, context in work.cells():
-        if what.device.type == "cuda":
+        if model.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        rows.append(_our_row(what, held, chats, context, work, subject.kv_cache_dtype))
+        rows.append(_engine_row(model, loaded, chats, context, work, subject.kv_cache_dtype))
         gc.collect()
     return rows
 
 
-def _our_row(
-    what: Opened, held: list[LoadedModel], chats: int, context: int, work: Workload, kv_cache_dtype: KVCacheDtype
+def _engine_row(
+    model: OpenSubject, loaded: list[LoadedModel], chats: int, context: int, work: Workload, kv_cache_dtype: KVCacheDtype
 ) -> Row:
     loaded_at = 0.0
 
     def load() -> LoadedModel:
         nonlocal loaded_at
-        if not held or what.device.type == "cuda":  # a card's engine lays the weights out anew: they serve one engine
-            held.clear()
-            held.append(what.ours())
-        _check_memory(held[0], chats, kv_cache_dtype)
-        _wait_for(what.device)
+        if not loaded or model.device.type == "cuda":  # a card's engine repacks the weights: they serve one engine
+            loaded.clear()
+            loaded.append(model.load())
+        _check_memory(loaded[0], chats, kv_cache_dtype)
+        _synchronize(model.device)
         loaded_at = time.perf_counter()
-        return held[0]
+        return loaded[0]
 
     engine = LocalEngine(load, slots=chats, kv_cache_dtype=kv_cache_dtype)
     sampling = replace(SAMPLING, max_new_tokens=work.new)
     try:
-        list(engine.stream(Prompt("", what.prompt(context, 0)), replace(sampling, max_new_tokens=1), Stops()))
+        generate_together(engine, [Prompt("", model.prompt(context, 0))], replace(sampling, max_new_tokens=1))
         cold = time.perf_counter() - loaded_at
-        _answers(engine, what, chats, context, replace(sampling, max_new_tokens=min(32, work.new)), 0)
-        runs = [_answers(engine, what, chats, context, sampling, number) for number in range(1, work.rounds + 1)]
+        _timed_answers(engine, model, chats, context, replace(sampling, max_new_tokens=min(32, work.new)), 0)
+        runs = [_timed_answers(engine, model, chats, context, sampling, number) for number in range(1, work.rounds + 1)]
     finally:
         engine.close()
-    timed = Timed(
-        rate=statistics.median(sum(each.tokens_per_s or 0.0 for each in finishes) for finishes, _ in runs),
-        whole=statistics.median(chats * work.new / seconds for _, seconds in runs),
-        first_ms=statistics.median(each.ttft_ms or 0.0 for finishes, _ in runs for each in finishes),
+    timing = Timing(
+        tokens_per_s=statistics.median(total_rate(answers) for answers, _ in runs),
+        tokens_per_s_with_prompts=statistics.median(chats * work.new / seconds for _, seconds in runs),
+        first_ms=statistics.median(
+            end.ttft_ms or 0.0 for answers, _ in runs for pieces in answers if (end := pieces[-1].finish)
+        ),
         cold_ms=1000 * cold,
     )
-    return _row("qlora-chat", what, chats, context, work.new, timed, engine.token_bytes)
+    return _row("qlora-chat", model, chats, context, work.new, timing, engine.token_bytes)
 
 
-def _answers(
-    engine: LocalEngine, what: Opened, chats: int, context: int, sampling: Sampling, number: int
-) -> tuple[list[Finish], float]:
-    """All chats ask at once; how each answer ended, and the seconds until the last had."""
-    prompts = [Prompt("", what.prompt(context, 1 + number * 1000 + chat)) for chat in range(chats)]
+def _timed_answers(
+    engine: Engine, model: OpenSubject, chats: int, context: int, sampling: Sampling, number: int
+) -> tuple[list[list[Piece]], float]:
+    """Send all chats' prompts at once; returns their answers, and the seconds until the last one ended."""
+    prompts = [Prompt("", model.prompt(context, 1 + number * 1000 + chat)) for chat in range(chats)]
     began = time.perf_counter()
-    streams = [engine.stream(prompt, replace(sampling, seed=number), Stops()) for prompt in prompts]
-    ends = [list(stream)[-1].finish for stream in streams]
-    return [each for each in ends if each is not None], time.perf_counter() - began
+    answers = generate_together(engine, prompts, replace(sampling, seed=number))
+    return answers, time.perf_counter() - began
 
 
-def original(subject: Subject, work: Workload) -> list[Row]:
-    """One chat at each context, which is what the original serves at a time."""
+def generate_together(
+    engine: Engine, prompts: Sequence[Prompt], sampling: Sampling, adapters: Sequence[str | None] | None = None
+) -> list[list[Piece]]:
+    """Start an answer to every prompt at once and return their pieces; answer i has seed sampling.seed + i."""
+    seed, names = sampling.seed or 0, adapters or [None] * len(prompts)
+    streams = [
+        engine.stream(prompt, replace(sampling, seed=seed + index), Stops(), name)
+        for index, (prompt, name) in enumerate(zip(prompts, names, strict=True))
+    ]
+    return [list(stream) for stream in streams]
+
+
+def total_rate(answers: Sequence[Sequence[Piece]]) -> float:
+    """Tokens/s of all answers together, after each one's first token."""
+    return sum((pieces[-1].finish and pieces[-1].finish.tokens_per_s) or 0.0 for pieces in answers)
+
+
+def clear_prefix_cache(engine: LocalEngine) -> None:
+    """Empty the KV-cache slots of an idle engine, so that it prefills the next prompts whole."""
+    for slot in engine._cache.slots:
+        slot.ids.clear()
+
+
+def quoting_prompt(engine: Engine, tokenizer: ModelTokenizer, question: str) -> Prompt:
+    """Return a question whose prompt has the model's greedy answer to it, so that greedy decoding quotes that answer."""
+    greedy = Sampling(temperature=0.0, max_new_tokens=160)
+    answer = "".join(piece.text for piece in generate_together(engine, [chat_prompt(tokenizer, question)], greedy)[0])
+    turn = f"### Human: {question}### Assistant:{answer}"
+    return chat_prompt(tokenizer, question, before=turn[:900])
+
+
+def measure_original(subject: Subject, work: Workload) -> list[Row]:
+    """Return a row per context for one chat, which is all that the original serves at a time."""
     from qlora_chat.benchmark.original import generate
 
-    what = opened(subject)
-    _check_window(what, work)
-    if what.device.type == "cuda":
+    subject_model = open_subject(subject)
+    _check_window(subject_model, work)
+    device = subject_model.device
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    model, rows = what.original(), []
+    model, rows = subject_model.load_original(), []
     sampling = replace(SAMPLING, max_new_tokens=work.new)
+    shape = subject_model.shape
     for context in work.contexts:
-        generate(model, what.prompt(context, 0), replace(sampling, max_new_tokens=min(24, work.new)), what.device)
-        runs = [generate(model, what.prompt(context, number), sampling, what.device) for number in range(1, work.rounds + 1)]
-        timed = Timed(
-            rate=statistics.median((work.new - 1) / (each.whole - each.first) for each in runs),
-            whole=statistics.median(work.new / each.whole for each in runs),
+        generate(model, subject_model.prompt(context, 0), replace(sampling, max_new_tokens=min(24, work.new)), device)
+        prompts = [subject_model.prompt(context, number) for number in range(1, work.rounds + 1)]
+        runs = [generate(model, prompt, sampling, device) for prompt in prompts]
+        timing = Timing(
+            tokens_per_s=statistics.median((work.new - 1) / (each.total - each.first) for each in runs),
+            tokens_per_s_with_prompts=statistics.median(work.new / each.total for each in runs),
             first_ms=1000 * statistics.median(each.first for each in runs),
             cold_ms=None,
         )
-        kept = 4 * what.shape.layers * what.shape.kv_heads * what.shape.head_dim  # keys and values in bf16
-        rows.append(_row("original", what, 1, context, work.new, timed, kept))
+        token_bytes = 4 * shape.layers * shape.kv_heads * shape.head_dim  # keys and values in bf16
+        rows.append(_row("original", subject_model, 1, context, work.new, timing, token_bytes))
     return rows
 
 
-def _row(path: str, what: Opened, chats: int, context: int, new: int, timed: Timed, kept: int) -> Row:
-    """A row from times and from the bytes that a token leaves in the cache."""
-    each = what.bytes_a_pass() / chats + kept * (context + new / 2)
-    cold = None if timed.cold_ms is None else round(timed.cold_ms, 1)
+def _row(path: str, model: OpenSubject, chats: int, context: int, new: int, timing: Timing, token_bytes: int) -> Row:
+    """Build a row from times and from a token's bytes in the KV cache."""
+    bytes_read = model.bytes_per_pass() / chats + token_bytes * (context + new / 2)
+    cold = None if timing.cold_ms is None else round(timing.cold_ms, 1)
     return Row(
-        path, chats, context, new, round(timed.rate, 2), round(timed.whole, 2), round(timed.first_ms, 2),
-        cold, round(_peak_bytes(what.device) / GIB, 3), round(each / GB, 4),
+        path, chats, context, new, round(timing.tokens_per_s, 2), round(timing.tokens_per_s_with_prompts, 2),
+        round(timing.first_ms, 2), cold, round(_peak_bytes(model.device) / GIB, 3), round(bytes_read / GB, 4),
     )  # fmt: skip
 
 
@@ -153,22 +189,22 @@ def _peak_bytes(device: torch.device) -> int:
     return psutil.Process().memory_info().rss
 
 
-def _wait_for(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _check_window(what: Opened, work: Workload) -> None:
+def _check_window(model: OpenSubject, work: Workload) -> None:
     longest = max(work.contexts) + work.new
-    if longest > what.shape.window:
+    if longest > model.shape.window:
         raise BenchmarkError(
-            f"a prompt of {max(work.contexts)} and {work.new} new tokens make {longest}, "
-            f"but the window is {what.shape.window}: take a shorter --context or fewer --tokens"
+            f"a prompt of {max(work.contexts)} and {work.new} new tokens add up to {longest}, "
+            f"but the window is {model.shape.window}: use a shorter --context or fewer --tokens"
         )
 
 
 def _check_memory(model: LoadedModel, chats: int, kv_cache_dtype: KVCacheDtype) -> None:
-    """Before the cache is made: an engine that dies of it would take the rows before it along."""
+    """Raise BenchmarkError before the cache is allocated: an engine out of memory would lose the rows before it."""
     needed = chats * slot_bytes(model.weights, torch.int8 if kv_cache_dtype == "int8" else None)
     if model.weights.device.type == "cuda":
         free = torch.cuda.mem_get_info(model.weights.device)[0] - SPARE_BYTES
@@ -177,18 +213,5 @@ def _check_memory(model: LoadedModel, chats: int, kv_cache_dtype: KVCacheDtype) 
     if needed > free:
         raise BenchmarkError(
             f"{chats} chats of {model.info.window} tokens need {needed / GIB:.1f} GiB of cache, and {free / GIB:.1f} are free: "
-            "take fewer --chats"
+            "use fewer --chats"
         )
-
-
-def software() -> dict[str, str]:
-    """Versions that a figure depends on, of what is installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found: dict[str, Any] = {"torch": torch.__version__}
-    for name in ("transformers", "peft", "bitsandbytes"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -1,6 +1,6 @@
-"""The original demo's own path: Transformers' generate with a streamer.
+"""The original demo's path: Transformers' generate with a streamer.
 
-Scope: the peer that figures stand beside. Nothing of ours runs in it; importing it takes seconds.
+Scope: the peer of every comparison. None of our code runs in it; importing it takes seconds.
 """
 
 from __future__ import annotations
@@ -14,13 +14,30 @@ import torch
 from torch import Tensor
 
 from qlora_chat.benchmark import BenchmarkError
-from qlora_chat.benchmark.shapes import RandomTensors, linears
+from qlora_chat.benchmark.shapes import linears
+from qlora_chat.models.locate import BUNDLED
 from qlora_chat.models.weights.llama import choose_cpu_product, quiet_bitsandbytes
 from qlora_chat.settings import Sampling
 
 
-def transformers_model(config: Mapping[str, Any], tensors: RandomTensors, precision: str, device: torch.device) -> Any:
-    """LlamaForCausalLM with these tensors; in NF4, each linear but the head as bitsandbytes' own module."""
+def merged_demo(device: torch.device) -> Any:
+    """Return the bundled base and adapter as the original demo loads them: PeftModel, merge_and_unload, bf16."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(BUNDLED / "base", dtype=torch.bfloat16).dequantize().to(torch.bfloat16)
+    merged: Any = PeftModel.from_pretrained(base, str(BUNDLED / "adapter")).merge_and_unload()
+    return merged.to(device).eval()
+
+
+def random_model(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    precision: str,
+    device: torch.device,
+    dtype: torch.dtype = torch.bfloat16,
+) -> Any:
+    """Return LlamaForCausalLM with these tensors; in NF4, each linear but the head is bitsandbytes', in `dtype`."""
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -30,60 +47,60 @@ def transformers_model(config: Mapping[str, Any], tensors: RandomTensors, precis
     model.model.rotary_emb = LlamaRotaryEmbedding(settings).to(device)  # type: ignore[arg-type]  # its buffer is in no checkpoint
     if precision == "nf4":
         for name in linears(config):
-            model.set_submodule(name, _four_bit(tensors, name, device))
+            model.set_submodule(name, _linear_4bit(tensors, name, device, dtype))
     packed = {f"{name}.weight" for name in linears(config)} if precision == "nf4" else set()
     dense = {name: tensors[name] for name in tensors if ".weight." not in name and name not in packed}
     model.load_state_dict(dense, strict=False, assign=True)
     return model.eval()
 
 
-def _four_bit(tensors: Mapping[str, Tensor], name: str, device: torch.device) -> Any:
+def _linear_4bit(tensors: Mapping[str, Tensor], name: str, device: torch.device, dtype: torch.dtype) -> Any:
     quiet_bitsandbytes()
     try:
         from bitsandbytes.nn.modules import Linear4bit, Params4bit
     except ModuleNotFoundError:
         raise BenchmarkError(
-            "the original's NF4 path is bitsandbytes', which is not installed: pip install bitsandbytes, or --precision bf16"
+            "the original's NF4 path needs bitsandbytes, which is not installed: pip install bitsandbytes, or --precision bf16"
         ) from None
     stored = {key: tensors[key] for key in tensors if key.startswith(f"{name}.weight.")}
     weight: Any = Params4bit.from_prequantized(tensors[f"{name}.weight"], stored, device=str(device))
     out_features, in_features = weight.quant_state.shape
-    linear = Linear4bit(in_features, out_features, bias=False, compute_dtype=torch.bfloat16, device="meta")
+    linear = Linear4bit(in_features, out_features, bias=False, compute_dtype=dtype, device="meta")
     linear.weight = weight
     choose_cpu_product(linear)
     return linear
 
 
 @dataclass(frozen=True)
-class Run:
-    """Seconds of one answer."""
+class AnswerTime:
+    """Seconds to the first token and to the last."""
 
     first: float
-    whole: float
+    total: float
 
 
-class _Clock:
-    """A streamer that only notes when tokens came: text would cost the original more."""
+class _TimingStreamer:
+    """Streamer that records arrival times only: decoding text would cost the original more."""
 
     def __init__(self) -> None:
-        self.at: list[float] = []
+        self.times: list[float] = []
 
     def put(self, value: Tensor) -> None:
-        self.at.append(time.perf_counter())
+        self.times.append(time.perf_counter())
 
     def end(self) -> None:
         pass
 
 
-def generate(model: Any, prompt: tuple[int, ...], sampling: Sampling, device: torch.device) -> Run:
-    """One answer of exactly max_new_tokens."""
+def generate(model: Any, prompt: tuple[int, ...], sampling: Sampling, device: torch.device) -> AnswerTime:
+    """Generate exactly max_new_tokens tokens."""
     ids = torch.tensor([prompt], device=device)
-    clock, began = _Clock(), time.perf_counter()
+    streamer, began = _TimingStreamer(), time.perf_counter()
     torch.manual_seed(sampling.seed or 0)
     model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
-        streamer=clock,
+        streamer=streamer,
         do_sample=True,
         temperature=sampling.temperature,
         top_k=sampling.top_k,
@@ -93,4 +110,4 @@ def generate(model: Any, prompt: tuple[int, ...], sampling: Sampling, device: to
         eos_token_id=None,
         pad_token_id=0,
     )
-    return Run(clock.at[1] - began, clock.at[-1] - began)  # the first put is the prompt
+    return AnswerTime(streamer.times[1] - began, streamer.times[-1] - began)  # the first put is the prompt

@@ -1,4 +1,4 @@
-"""A result for eyes, for machines, and as a picture."""
+"""A result as a table, as JSON, and as a plot."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from qlora_chat.benchmark import BenchmarkError, Result, Row
 
 
 def as_json(result: Result) -> dict[str, Any]:
-    """One object; ratios to the original where it ran beside ours."""
-    found = {"bench": "qlora-chat bench", **asdict(result)}
-    found["ratio_to_original"] = [
+    """Return one JSON object, with ratios to the original if it ran."""
+    values = {"bench": "qlora-chat bench", **asdict(result)}
+    values["ratio_to_original"] = [
         {"context": ours.context, "tokens_per_s": round(ours.tokens_per_s / theirs.tokens_per_s, 2),
          "first_token": round(theirs.first_token_ms / ours.first_token_ms, 2)}
         for ours, theirs in _pairs(result.rows)
     ]  # fmt: skip
-    return found
+    return values
 
 
 def _pairs(rows: tuple[Row, ...]) -> list[tuple[Row, Row]]:
-    """Our row of one chat and the original's, at each context that both have."""
+    """Return our row of one chat and the original's at each context that both have."""
     theirs = {row.context: row for row in rows if row.path == "original"}
     return [(row, theirs[row.context]) for row in rows if row.path != "original" and row.chats == 1 and row.context in theirs]
 
 
 def print_table(result: Result) -> None:
-    """To standard output, for a person."""
+    """Print the rows as a table to standard output."""
     from rich.console import Console
     from rich.table import Table
 
-    kept = ", keys and values in int8" if result.subject.kv_cache_dtype == "int8" else ""
-    table = Table(title=f"{result.subject.name}, {result.subject.precision}{kept}; {result.hardware}; {result.date}")
+    kv_cache = ", keys and values in int8" if result.subject.kv_cache_dtype == "int8" else ""
+    table = Table(title=f"{result.subject.name}, {result.subject.precision}{kv_cache}; {result.hardware}; {result.date}")
     headings = (
         "path",
         "chats",
@@ -66,17 +66,16 @@ def print_table(result: Result) -> None:
 
 
 def plot(result: Result, target: Path) -> None:
-    """Tokens/s over chats and over context, as a picture. BenchmarkError where matplotlib is not installed."""
-    figure_class = drawing()
-    figure = figure_class(figsize=(9, 3.6), layout="constrained")
+    """Plot tokens/s over chats and over context. BenchmarkError if matplotlib is not installed."""
+    figure = require_figure()(figsize=(9, 3.6), layout="constrained")
     batch, context = figure.subplots(1, 2)
     ours = [row for row in result.rows if row.path != "original"]
     first = ours[0]
     _line(batch, [(row.chats, row.tokens_per_s) for row in ours if row.context == first.context], "all chats together")
     batch.set(xlabel="chats", ylabel="tokens/s", title=f"after {first.context} tokens", xscale="log", ylim=(0, None))
     for path in ("qlora-chat", "original"):
-        found = [(r.context, r.tokens_per_s) for r in result.rows if r.path == path and r.chats == first.chats]
-        _line(context, found, path)
+        points = [(r.context, r.tokens_per_s) for r in result.rows if r.path == path and r.chats == first.chats]
+        _line(context, points, path)
     context.set(xlabel="tokens of prompt", ylabel="tokens/s", title=f"{first.chats} chat(s)", ylim=(0, None))
     for axes in (batch, context):
         axes.grid(alpha=0.3)
@@ -93,8 +92,8 @@ def _line(axes: Any, points: list[tuple[int, float]], label: str) -> None:
         axes.minorticks_off()
 
 
-def drawing() -> Any:
-    """matplotlib's Figure, without a display; asked for before anything is measured for nothing."""
+def require_figure() -> Any:
+    """Return matplotlib's Figure class. BenchmarkError if it is not installed, before anything is measured."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:

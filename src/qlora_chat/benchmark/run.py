@@ -1,6 +1,6 @@
-"""The whole of a measurement, on one screen: check, copy, ours, the original's.
+"""A whole measurement: check, copy rate, our engine, the original's path.
 
-Scope: the order, and a process of its own for each part, so that none finds the other's memory, threads or caches.
+Scope: the order, and a new process for each part, so that none inherits another's memory, threads or caches.
 """
 
 from __future__ import annotations
@@ -14,53 +14,53 @@ from datetime import date
 from typing import Any, TypeVar
 
 from qlora_chat.benchmark import BenchmarkError, Check, Result, Row, Subject, Workload
-from qlora_chat.benchmark.hardware import hardware
+from qlora_chat.benchmark.environment import hardware, software
 
 T = TypeVar("T")
 
 
-def apart(part: Callable[..., T], *arguments: Any) -> T:
-    """The part's result, from a fresh process."""
-    fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=fresh) as pool:
+def in_new_process(part: Callable[..., T], *arguments: Any) -> T:
+    """Return the part's result from a new process. BenchmarkError if that process was killed."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=spawn) as pool:
         try:
             return pool.submit(part, *arguments).result()
         except BrokenProcessPool:
             raise BenchmarkError(
-                f"the process that was to {part.__name__.replace('_', ' ')} was ended from outside, most likely for want of "
-                "memory: take fewer --chats, or --layers for a dry run"
+                f"the process that was to {part.__name__.replace('_', ' ')} was killed, most likely for lack of memory: "
+                "use fewer --chats, or --layers for a dry run"
             ) from None
 
 
 def run(
-    subject: Subject, work: Workload, compare: bool, notify: Callable[[str], None], apart: Callable[..., Any] = apart
+    subject: Subject, work: Workload, compare: bool, notify: Callable[[str], None], execute: Callable[..., Any] = in_new_process
 ) -> Result:
     """Measure. BenchmarkError if the check fails: a figure of a wrong result is worth nothing.
 
-    `apart` runs a part; only tests give another.
+    `execute` runs a part; only tests replace it.
     """
     notify(f"checking {subject.name} in {subject.precision} against the plain path")
-    checked: Check = apart(check_against_plain, subject)
+    checked: Check = execute(check_against_plain, subject)
     if not checked.passed:
-        raise BenchmarkError(f"the engine computes something else than the plain path, so nothing was timed: {checked}")
-    notify(f"agrees: {checked.figures}")
-    copied: float = apart(time_a_copy, subject)
-    notify(f"a copy moves {copied:.0f} GB/s; timing {len(work.cells())} rows of {work.rounds} runs")
-    rows: list[Row] = apart(time_ours, subject, work)
+        raise BenchmarkError(f"the engine and the plain path disagree, so nothing was timed: {checked}")
+    notify(f"they agree: {checked.figures}")
+    copy_rate: float = execute(time_a_copy, subject)
+    notify(f"a copy moves {copy_rate:.0f} GB/s; timing {len(work.cells())} rows of {work.rounds} runs")
+    rows: list[Row] = execute(time_the_engine, subject, work)
     if compare:
         notify("timing the original's path")
-        rows += apart(time_the_original, subject, work)
-    rows = [_with_bandwidth(row, copied) for row in rows]
-    described, versions = apart(describe_surroundings, subject)
-    return Result(subject, described, versions, date.today().isoformat(), checked, round(copied, 1), tuple(rows))
+        rows += execute(time_the_original, subject, work)
+    rows = [_with_bandwidth(row, copy_rate) for row in rows]
+    machine, versions = execute(describe_environment, subject)
+    return Result(subject, machine, versions, date.today().isoformat(), checked, round(copy_rate, 1), tuple(rows))
 
 
-def _with_bandwidth(row: Row, copied: float) -> Row:
-    return replace(row, bandwidth_percent=round(100 * row.gb_per_token * row.tokens_per_s / copied, 1))
+def _with_bandwidth(row: Row, copy_rate: float) -> Row:
+    return replace(row, bandwidth_percent=round(100 * row.gb_per_token * row.tokens_per_s / copy_rate, 1))
 
 
 def check_against_plain(subject: Subject) -> Check:
-    _quiet()
+    _silence_libraries()
     from qlora_chat.benchmark.check import check
 
     return check(subject)
@@ -72,29 +72,27 @@ def time_a_copy(subject: Subject) -> float:
     return copy_rate(subject)
 
 
-def time_ours(subject: Subject, work: Workload) -> list[Row]:
-    _quiet()
-    from qlora_chat.benchmark.measure import ours
+def time_the_engine(subject: Subject, work: Workload) -> list[Row]:
+    _silence_libraries()
+    from qlora_chat.benchmark.measure import measure_engine
 
-    return ours(subject, work)
+    return measure_engine(subject, work)
 
 
 def time_the_original(subject: Subject, work: Workload) -> list[Row]:
-    _quiet()
-    from qlora_chat.benchmark.measure import original
+    _silence_libraries()
+    from qlora_chat.benchmark.measure import measure_original
 
-    return original(subject, work)
+    return measure_original(subject, work)
 
 
-def describe_surroundings(subject: Subject) -> tuple[str, dict[str, str]]:
-    from qlora_chat.benchmark.measure import software
+def describe_environment(subject: Subject) -> tuple[str, dict[str, str]]:
     from qlora_chat.benchmark.subjects import device_of
 
     return hardware(card=device_of(subject).type == "cuda"), software()
 
 
-def _quiet() -> None:
-    """What the libraries would say on the way to a figure is not the reader's business."""
+def _silence_libraries() -> None:
     import warnings
 
     from qlora_chat.settings import quiet_libraries

@@ -1,8 +1,8 @@
 """Random weights of a known shape, tensor by tensor, without a download.
 
-Scope: names and layouts as Hugging Face and bitsandbytes store them, values of a trained model's size. Speed depends on
-shape and layout, not on values; but zeros would be a lie (they compress, and no error shows), and badly scaled weights
-amplify rounding until two right paths disagree. Knows no engine and no clock.
+Scope: names and layouts of Hugging Face and bitsandbytes, values as large as a trained model's. Speed depends on shape and
+layout, not on values; but zeros would hide errors, and badly scaled weights amplify rounding until two correct paths
+disagree. Knows no engine and no clock.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ NF4_VALUES = (
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
 """The 16 values of NF4 (QLoRA, Dettmers 2023, appendix E)."""
-OFTEN = (5, 11, 15, 18, 21, 23, 24, 22, 20, 20, 19, 17, 15, 12, 10, 4)
-"""Times of 256 that each occurs where normal weights are quantised in blocks of 64; rounded so that the mean is 0. (All as
-often would give every matrix a mean, and its product a direction stronger than all others together.)"""
+FREQUENCIES = (5, 11, 15, 18, 21, 23, 24, 22, 20, 20, 19, 17, 15, 12, 10, 4)
+"""Occurrences of each value per 256 when normal weights are quantized in blocks of 64, rounded so that the mean is 0. (Uniform
+ones would give every matrix a mean, and its product a direction stronger than all others together.)"""
 BLOCK, OUTER_BLOCK = 64, 256
-"""Weights that share a scale; scales that share a scale of their own."""
+"""Weights per scale; scales per second-level scale."""
 STD = 0.02
 SPREAD = 0.3
-"""Scales of blocks lie evenly within this fraction of their mean."""
+"""Block scales are uniform within this fraction of their mean."""
 _STATE = ".quant_state.bitsandbytes__nf4"
 
 CONFIG_7B: Mapping[str, Any] = {
@@ -43,13 +43,13 @@ CONFIG_7B: Mapping[str, Any] = {
 
 
 def config_of(name: str, layers: int | None) -> dict[str, Any]:
-    """config.json of a known shape, `layers` deep."""
+    """Return config.json of a known shape with `layers` layers."""
     assert name == "7b"
     return {**CONFIG_7B, "num_hidden_layers": layers or CONFIG_7B["num_hidden_layers"]}
 
 
 def linears(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """(out, in) of every linear but the head, by name."""
+    """Return (out, in) of every linear but the head, by name."""
     hidden, wide = config["hidden_size"], config["intermediate_size"]
     in_a_layer = {f"self_attn.{each}_proj": (hidden, hidden) for each in "qkvo"}
     in_a_layer |= {"mlp.gate_proj": (wide, hidden), "mlp.up_proj": (wide, hidden), "mlp.down_proj": (hidden, wide)}
@@ -58,7 +58,7 @@ def linears(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 class RandomTensors(Mapping[str, Tensor]):
-    """The tensors of such a checkpoint by name, each made when asked for, on the device, the same at every asking."""
+    """Tensors of such a checkpoint by name, generated on the device at each access, always with the same values."""
 
     def __init__(self, config: Mapping[str, Any], precision: str, device: torch.device) -> None:
         self.shape = LlamaShape.from_config(config)
@@ -86,9 +86,9 @@ class RandomTensors(Mapping[str, Tensor]):
         return len(self._names)
 
     def in_float(self, linear: str, dtype: torch.dtype) -> Tensor:
-        """The values that a linear's weight stands for, (out, in), as bitsandbytes dequantises them."""
-        stored = f"{linear}.weight"
-        return (_dequantised(self, stored) if self._nf4 else self[stored]).to(dtype)
+        """Return a linear's weight in floating point, (out, in), as bitsandbytes dequantizes it."""
+        name = f"{linear}.weight"
+        return (_dequantize(self, name) if self._nf4 else self[name]).to(dtype)
 
     def _all_names(self) -> Iterator[str]:
         yield from ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
@@ -98,9 +98,9 @@ class RandomTensors(Mapping[str, Tensor]):
         yield from (f"{name}.weight{part}" for name in self._linears for part in parts)
 
     def _std(self, linear: str) -> float:
-        """What is added to the residual stream is scaled down by the number of additions, as GPT-2 and its heirs train."""
-        adds = linear.endswith(("o_proj", "down_proj"))
-        return STD / math.sqrt(2 * self.shape.layers) if adds else STD
+        """Standard deviation; outputs to the residual stream are scaled down by their number, as in GPT-2's initialization."""
+        residual = linear.endswith(("o_proj", "down_proj"))
+        return STD / math.sqrt(2 * self.shape.layers) if residual else STD
 
     def _normal(self, size: tuple[int, int], std: float, generator: torch.Generator) -> Tensor:
         return torch.empty(size, dtype=torch.bfloat16, device=self._device).normal_(0.0, std, generator=generator)
@@ -108,33 +108,33 @@ class RandomTensors(Mapping[str, Tensor]):
     def _four_bits(self, linear: str, part: str, generator: torch.Generator) -> Tensor:
         out, inner = self._linears[linear]
         blocks = out * inner // BLOCK
-        square = sum(often * value**2 for often, value in zip(OFTEN, NF4_VALUES, strict=True)) / 256
-        middle = self._std(linear) / math.sqrt(square * (1 + SPREAD**2 / 3))
+        square = sum(count * value**2 for count, value in zip(FREQUENCIES, NF4_VALUES, strict=True)) / 256
+        mean_scale = self._std(linear) / math.sqrt(square * (1 + SPREAD**2 / 3))
         match part:
             case "":
-                even = _bytes(out * inner // 2, generator).int()
-                return _nibble_pairs(self._device).index_select(0, even).view(-1, 1)
+                uniform = _bytes(out * inner // 2, generator).int()
+                return _nibble_pairs(self._device).index_select(0, uniform).view(-1, 1)
             case ".absmax":
                 return _bytes(blocks, generator)
             case ".quant_map":
                 return torch.tensor(NF4_VALUES, device=self._device)
             case ".nested_absmax":
-                return torch.full((math.ceil(blocks / OUTER_BLOCK),), SPREAD * middle, device=self._device)
+                return torch.full((math.ceil(blocks / OUTER_BLOCK),), SPREAD * mean_scale, device=self._device)
             case ".nested_quant_map":
                 return torch.linspace(-1, 1, 256, device=self._device)
         return _packed_state({
             "quant_type": "nf4", "blocksize": BLOCK, "dtype": "bfloat16", "shape": [out, inner],
-            "nested_blocksize": OUTER_BLOCK, "nested_dtype": "float32", "nested_offset": middle,
+            "nested_blocksize": OUTER_BLOCK, "nested_dtype": "float32", "nested_offset": mean_scale,
         })  # fmt: skip
 
 
 class InFloat(Mapping[str, Tensor]):
-    """The same checkpoint with every weight in floating point: what the plain path computes with."""
+    """The same checkpoint with every weight in floating point, for the plain path."""
 
-    def __init__(self, tensors: RandomTensors, dtype: torch.dtype = torch.bfloat16, *, ends_in_8_bits: bool = False) -> None:
-        """`ends_in_8_bits`: embeddings and head take the values that they have in 8 bits, a scale a row."""
+    def __init__(self, tensors: RandomTensors, dtype: torch.dtype = torch.bfloat16, *, int8_embeddings: bool = False) -> None:
+        """`int8_embeddings` rounds embeddings and head to 8 bits with a scale per row."""
         self._tensors, self._dtype = tensors, dtype
-        self._rounded = ("model.embed_tokens.weight", "lm_head.weight") if ends_in_8_bits else ()
+        self._rounded = ("model.embed_tokens.weight", "lm_head.weight") if int8_embeddings else ()
         self._names = dict.fromkeys(name for name in tensors if ".weight." not in name)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -144,7 +144,7 @@ class InFloat(Mapping[str, Tensor]):
         if linear in self._tensors._linears:
             return self._tensors.in_float(linear, self._dtype)
         tensor = self._tensors[name]
-        return (_in_8_bits(tensor) if name in self._rounded else tensor).to(self._dtype)
+        return (_round_to_int8(tensor) if name in self._rounded else tensor).to(self._dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -153,13 +153,13 @@ class InFloat(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def _in_8_bits(matrix: Tensor) -> Tensor:
+def _round_to_int8(matrix: Tensor) -> Tensor:
     scales = matrix.float().abs().amax(dim=1, keepdim=True) / 127
     return (matrix.float() / scales).round() * scales
 
 
-def _dequantised(tensors: Mapping[str, Tensor], name: str) -> Tensor:
-    """(out, in) float32: value of the nibble, times the block's scale, which is in 8 bits itself."""
+def _dequantize(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """Return (out, in) float32: the nibble's value times the block's scale, which is itself quantized to 8 bits."""
     state = json.loads(bytes(tensors[name + _STATE].tolist()))
     scales = tensors[f"{name}.nested_quant_map"][tensors[f"{name}.absmax"].int()]
     outer = tensors[f"{name}.nested_absmax"].repeat_interleave(state["nested_blocksize"])[: len(scales)]
@@ -170,14 +170,14 @@ def _dequantised(tensors: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def _nibble_pairs(device: torch.device) -> Tensor:
-    """(256,) uint8: pairs of nibbles, each nibble as often as it should be, and independent of the other."""
-    nibbles = torch.repeat_interleave(torch.arange(16), torch.tensor(OFTEN))
+    """Return pairs of independent nibbles with FREQUENCIES, (256,) uint8."""
+    nibbles = torch.repeat_interleave(torch.arange(16), torch.tensor(FREQUENCIES))
     other = nibbles[(torch.arange(256) * 83 + 100) % 256]  # this shuffle leaves a correlation of 3e-5
     return (nibbles << 4 | other).to(torch.uint8).to(device)
 
 
 def _bytes(count: int, generator: torch.Generator) -> Tensor:
-    """Even random bytes, eight at a draw."""
+    """Return uniform random bytes, drawn eight at a time."""
     words = torch.randint(-(2**63), 2**63 - 1, (math.ceil(count / 8),), generator=generator, device=generator.device)
     return words.view(torch.uint8)[:count]
 

@@ -1,4 +1,4 @@
-"""bench: how fast this machine writes."""
+"""The bench command: generation speed of this machine."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ def bench(
     shape: Annotated[str | None, typer.Option(help="7b: random weights of LLaMA-7B's shape, nothing is downloaded")] = None,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu")] = "auto",
     precision: Annotated[str | None, typer.Option(help="bf16 or nf4; default: nf4 for a shape, bf16 for the demo")] = None,
-    chats: Annotated[str, typer.Option(help="chats at once, such as 1,8,32; default with --plot: up to 32")] = "",
-    context: Annotated[str, typer.Option(help="tokens of the prompt, such as 128,1024")] = "",
-    tokens: Annotated[int, typer.Option(help="new tokens of each answer")] = 256,
-    rounds: Annotated[int, typer.Option(help="timed runs of each row; their medians are shown")] = 3,
-    compare: Annotated[str | None, typer.Option(help="original: Transformers' generate with a streamer, beside ours")] = None,
+    chats: Annotated[str, typer.Option(help="concurrent chats, such as 1,8,32; default with --plot: up to 32")] = "",
+    context: Annotated[str, typer.Option(help="prompt tokens, such as 128,1024")] = "",
+    tokens: Annotated[int, typer.Option(help="new tokens per answer")] = 256,
+    rounds: Annotated[int, typer.Option(help="timed runs per row; the table shows their medians")] = 3,
+    compare: Annotated[str | None, typer.Option(help="original: also time Transformers' generate with a streamer")] = None,
     kv_cache_dtype: KVCacheDtypeOption = "auto",
-    layers: Annotated[int | None, typer.Option(help="with --shape: so many decoder layers, for a dry run")] = None,
-    plot: Annotated[Path | None, typer.Option(help="a picture over chats and context, FILE.png")] = None,
+    layers: Annotated[int | None, typer.Option(help="with --shape: number of decoder layers, for a dry run")] = None,
+    plot: Annotated[Path | None, typer.Option(help="plot over chats and context, FILE.png")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Measure tokens/s, first token, memory and the share of a copy's bandwidth, after checking that the result is right."""
+    """Measure tokens/s, first token, memory and share of a copy's bandwidth, after checking the engine's results."""
     from qlora_chat.benchmark import Subject, Workload
-    from qlora_chat.benchmark.report import as_json as for_machines
-    from qlora_chat.benchmark.report import drawing, print_table
-    from qlora_chat.benchmark.report import plot as draw
+    from qlora_chat.benchmark.report import as_json as result_json
+    from qlora_chat.benchmark.report import plot as plot_result
+    from qlora_chat.benchmark.report import print_table, require_figure
     from qlora_chat.benchmark.run import run
 
     _one_of("model", model, ("demo",))
@@ -46,10 +46,10 @@ def bench(
     if layers is not None and (not shape or layers < 1):
         raise SettingsError("--layers is a whole number from 1, and goes with --shape")
     if plot:
-        drawing()
-    known: Any = device
-    kept: Any = kv_cache_dtype
-    subject = Subject(shape or model, known, precision or ("nf4" if shape else "bf16"), layers, kept)
+        require_figure()
+    checked_device: Any = device
+    checked_dtype: Any = kv_cache_dtype
+    subject = Subject(shape or model, checked_device, precision or ("nf4" if shape else "bf16"), layers, checked_dtype)
     work = Workload(
         _numbers("chats", chats) or (PLOTTED_CHATS if plot else (1,)),
         _numbers("context", context) or (_plotted_contexts(shape) if plot else (128,)),
@@ -58,9 +58,9 @@ def bench(
     )
     result = run(subject, work, compare == "original", lambda line: print(line, file=sys.stderr, flush=True))
     if plot:
-        draw(result, plot)
+        plot_result(result, plot)
     if as_json:
-        print(json.dumps(for_machines(result), indent=1))
+        print(json.dumps(result_json(result), indent=1))
     else:
         print_table(result)
 
@@ -70,14 +70,14 @@ def _plotted_contexts(shape: str | None) -> tuple[int, ...]:
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
-    """Whole numbers above 0 from a list with commas."""
+    """Parse positive integers separated by commas."""
     try:
-        found = tuple(int(each) for each in text.split(",") if each.strip())
+        numbers = tuple(int(each) for each in text.split(",") if each.strip())
     except ValueError:
-        found = (0,)
-    if any(each < 1 for each in found):
+        numbers = (0,)
+    if any(each < 1 for each in numbers):
         raise SettingsError(f"--{option} is {text!r}, but must be whole numbers from 1, such as 1,8,32")
-    return found
+    return numbers
 
 
 def _at_least_two(option: str, value: int) -> int:

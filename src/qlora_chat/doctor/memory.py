@@ -1,7 +1,7 @@
 """How much memory a model will take here: to load, to chat over its whole window, to train; and what this machine has.
 
 Scope: bytes from shapes, before anything is loaded. What is predicted is the allocator's peak on a card (for a CPU, of the
-process beyond its libraries); bench/doctor_memory.py measures it.
+process beyond its libraries); bench/card/doctor_memory.py measures it.
 """
 
 from __future__ import annotations

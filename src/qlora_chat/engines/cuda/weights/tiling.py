@@ -37,7 +37,7 @@ class Card:
 
 @dataclass(frozen=True)
 class _Way:
-    """How a product in NF4 is cut for a number of rows, as bench/card_tune.py found it on an H200."""
+    """How a product in NF4 is cut for a number of rows, as bench/card/tune_tiling.py found it on an H200."""
 
     warps: int
     most_tiles: int

@@ -1,6 +1,6 @@
-"""Fill .carry/ with what train_demo.py needs on a machine with a card and no network: the data, and bitsandbytes in small.
+"""Fill .carry/ for train_demo.py on a machine with a card and no network: the data, and a reduced bitsandbytes.
 
-    python3 bench/carry_demo.py DATA.jsonl.xz [MORE ...] bitsandbytes-*.whl [--cuda 130]
+    python3 demo/carry_demo.py DATA.jsonl.xz [MORE ...] bitsandbytes-*.whl [--cuda 130]
 
 Of the wheel (43 MB) one CUDA version's library and the CPU's are unpacked into .carry/site (4 MB), for PYTHONPATH. The
 folder is ignored by git: the data is third-party.
@@ -13,17 +13,15 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from common import ROOT
-
-CARRY = ROOT / ".carry"
+CARRY = Path(__file__).parents[1] / ".carry"
 
 
 def unpack(wheel: Path, site: Path, cuda: str) -> None:
-    """Everything but the libraries for other cards."""
-    wanted = (f"libbitsandbytes_cuda{cuda}.so", "libbitsandbytes_cpu.so")
+    """Extract everything but the libraries for other CUDA versions."""
+    libraries = (f"libbitsandbytes_cuda{cuda}.so", "libbitsandbytes_cpu.so")
     with zipfile.ZipFile(wheel) as files:
         for name in files.namelist():
-            if not name.endswith(".so") or name.endswith(wanted):
+            if not name.endswith(".so") or name.endswith(libraries):
                 files.extract(name, site)
 
 

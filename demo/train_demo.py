@@ -1,18 +1,18 @@
-"""`train --recipe demo` on the bundled base, several seeds beside each other, each scored: is one better than what is bundled?
+"""`train --recipe demo` on the bundled base with several seeds at once, each scored against the bundled adapter.
 
-    python3 bench/carry_demo.py DATA BITSANDBYTES_WHEEL        # on the machine that has them: what travels, into .carry/
-    PYTHONPATH=src:.carry/site python3 bench/train_demo.py [--seeds 0 1 2] [--set epochs=3 r=64]      # on the card
-    PYTHONPATH=src python3 bench/train_demo.py --data examples/dialogues.jsonl --rehearse        # minutes without a card
+    python3 demo/carry_demo.py DATA BITSANDBYTES_WHEEL        # on a machine with network: fills .carry/
+    PYTHONPATH=src:.carry/site python3 demo/train_demo.py [--seeds 0 1 2] [--set epochs=3 r=64]      # on the card
+    PYTHONPATH=src python3 demo/train_demo.py --data examples/dialogues.jsonl --rehearse        # minutes without a card
 
-A 45 M model leaves a card idle between launches (2,312 steps of some thousand kernels each: by estimate a minute of launching a
-seed, and a third of that of computing), so the seeds run as processes of their own at the same time, and the bundled adapter is
-scored beside them: one call says before and after on one machine. Each run lives in --work, and goes on from its newest
-checkpoint when the same line is given again after it was cut off or ran into --seconds. What is to be kept comes into --out
-(default $OUT): a report as JSON, and for each part one .tar with the adapter, its record, metrics, picture and every answer.
+A 45 M model leaves a card idle between launches (2,312 steps of some thousand kernels each: an estimated minute of launching
+per seed, and a third of that of computing), so the seeds run at the same time, each in its own process, and the bundled adapter
+is scored with them on the same machine. Each run is in --work; the same command continues it from its newest checkpoint after
+an interruption or --seconds. Results go to --out (default $OUT): a JSON report, and for each part a .tar with the adapter, its
+record, metrics, plot and every answer.
 
-The rule, written down before any training: of the seeds, the one with the least held-out loss is taken, so that nothing is
-chosen by the questions; it replaces the bundled adapter if it has more right than that one both greedily and on average
-over the sampled runs. The data is third-party and lies in an ignored folder; it is never committed.
+The rule, written before any training: the seed with the least held-out loss is selected, so that the questions select nothing;
+it replaces the bundled adapter if it has more right answers both greedily and on average over the sampled runs. The data is
+third-party and in an ignored folder; it is never committed.
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ from typing import Any
 
 import torch
 import yaml
-from common import ROOT, hardware
 
+from qlora_chat.benchmark.environment import hardware
 from qlora_chat.models.locate import BUNDLED
 
-KEPT = ("adapter_model.safetensors", "adapter_config.json", "qlora_chat.json", "metrics.jsonl", "loss.png", "run.json",
+ROOT = Path(__file__).parents[1]
+FILES = ("adapter_model.safetensors", "adapter_config.json", "qlora_chat.json", "metrics.jsonl", "loss.png", "run.json",
         "questions.json", "log.txt")  # fmt: skip
 SAMPLED = 5
 REHEARSAL = {"steps": 6, "batch": 4, "save_every": 2, "held_out": 0.01}
 DONE = "done.json"
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 
@@ -51,21 +52,21 @@ def say(line: str) -> None:
 
 
 def train_and_score(chosen: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
-    """Train into `folder`, or go on with what is there, then ask the questions."""
+    """Train in `folder` or continue the run there, then ask the questions."""
     from qlora_chat.training.recipe import read_recipe, settings_from
-    from qlora_chat.training.run_record import read_run
+    from qlora_chat.training.run_record import open_run
     from qlora_chat.training.train import train
 
     flags: dict[str, Any] = {"data": [str(each) for each in chosen.data], "seed": seed, "data_seed": seed + 42}
     flags |= REHEARSAL if chosen.rehearse else {}
     flags |= {name: yaml.safe_load(value) for name, _, value in (each.partition("=") for each in chosen.more)}
-    begin, resumed = time.perf_counter(), read_run(folder) is not None
-    outcome = train(settings_from(read_recipe("demo"), flags), folder, say, resume=True)
+    begin, run = time.perf_counter(), open_run(folder, resume=True)
+    outcome = train(settings_from(read_recipe("demo"), flags), run, log)
     if not outcome.finished:
-        raise SystemExit(f"stopped after step {outcome.step} of {outcome.steps}; give the same line again to go on")
+        raise SystemExit(f"stopped after step {outcome.step} of {outcome.steps}; the same command continues it")
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {
-        "seed": seed, "resumed": resumed, "steps": outcome.steps, "seconds": round(time.perf_counter() - begin, 1),
+        "seed": seed, "resumed": run.resumed, "steps": outcome.steps, "seconds": round(time.perf_counter() - begin, 1),
         "tokens_per_s": max(each["tokens_per_s"] for each in steps if "tokens_per_s" in each), "loss": outcome.loss,
         "held_out_loss": outcome.held_out_loss,
         "sha256": hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest(),
@@ -74,7 +75,7 @@ def train_and_score(chosen: argparse.Namespace, seed: int, folder: Path) -> dict
 
 
 def score(chosen: argparse.Namespace, adapter: Path, folder: Path) -> dict[str, Any]:
-    """The hand-written questions, greedily and under each seed; every answer into questions.json."""
+    """Ask the hand-written questions greedily and with each seed; every answer goes into questions.json."""
     from qlora_chat.chat import Chat
     from qlora_chat.engines import open_engine
     from qlora_chat.evaluation.questions import HAND_WRITTEN, read_questions
@@ -85,10 +86,10 @@ def score(chosen: argparse.Namespace, adapter: Path, folder: Path) -> dict[str, 
     from qlora_chat.settings import ModelSettings
 
     questions = read_questions(HAND_WRITTEN)[:: 20 if chosen.rehearse else 1]
-    engine = open_engine(ModelSettings(base=str(BUNDLED / "base"), adapter=str(adapter), precision="bf16", slots=1), say)
+    engine = open_engine(ModelSettings(base=str(BUNDLED / "base"), adapter=str(adapter), precision="bf16", slots=1), log)
     try:
         chat = Chat(engine, prompt_format(engine.info.prompt_format), MemoryHistory())
-        report = run_questions(chat, questions, HAND_WRITTEN, range(1 if chosen.rehearse else SAMPLED), say)
+        report = run_questions(chat, questions, HAND_WRITTEN, range(1 if chosen.rehearse else SAMPLED), log)
     finally:
         engine.close()
     write(folder, "questions", report.as_json())
@@ -100,8 +101,8 @@ def score(chosen: argparse.Namespace, adapter: Path, folder: Path) -> dict[str, 
 # --- all of them -------------------------------------------------------------------------------------------------------
 
 
-def started(chosen: argparse.Namespace, name: str) -> subprocess.Popen[bytes]:
-    """This script again, for one part; what it says goes into its folder's log.txt."""
+def start_part(chosen: argparse.Namespace, name: str) -> subprocess.Popen[bytes]:
+    """Start this script for one part, with its output in NAME.log."""
     folder = chosen.work / name
     folder.mkdir(parents=True, exist_ok=True)
     environment = {"QLORA_CHAT_CACHE": str(chosen.work / "cache" / name), "HF_HUB_OFFLINE": "1", **os.environ}
@@ -109,8 +110,8 @@ def started(chosen: argparse.Namespace, name: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, *sys.argv, "--part", name], stdout=log, stderr=log, env=environment)
 
 
-def ended(process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Wait for it; where time is up, Ctrl-C, at which training saves, and half a minute for that."""
+def wait_for(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait for a part; after `seconds`, send Ctrl-C, at which training saves, and allow half a minute for that."""
     try:
         process.wait(max(0.1, seconds))
     except subprocess.TimeoutExpired:
@@ -121,21 +122,21 @@ def ended(process: subprocess.Popen[bytes], seconds: float) -> None:
             process.kill()
 
 
-def part(chosen: argparse.Namespace, name: str) -> None:
-    """One seed, or what is bundled; skipped if it was done before."""
+def run_part(chosen: argparse.Namespace, name: str) -> None:
+    """Run one seed, or score the bundled adapter; skip a part that is done."""
     folder = chosen.work / name
     run = folder / "run"
     if (folder / DONE).is_file():
         return
     if name == "before":
-        made = score(chosen, BUNDLED / "adapter", folder)
+        result = score(chosen, BUNDLED / "adapter", folder)
     else:
-        made = train_and_score(chosen, int(name.removeprefix("seed-")), run)
-    (folder / DONE).write_text(json.dumps(made))
+        result = train_and_score(chosen, int(name.removeprefix("seed-")), run)
+    (folder / DONE).write_text(json.dumps(result))
 
 
-def collected(chosen: argparse.Namespace, name: str) -> dict[str, Any]:
-    """What a part found, and its files in a tar; the end of its log where it failed."""
+def collect(chosen: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Return a part's result and write its files into a tar; return the end of its log if it failed."""
     folder = chosen.work / name
     log = chosen.work / f"{name}.log"
     if not (folder / DONE).is_file():
@@ -143,17 +144,17 @@ def collected(chosen: argparse.Namespace, name: str) -> dict[str, Any]:
     with tarfile.open(chosen.out / f"{name}.tar", "w") as tar:
         tar.add(log, f"{name}/log.txt")
         for path in [*folder.iterdir(), *((folder / "run").iterdir() if (folder / "run").is_dir() else ())]:
-            if path.name in KEPT:
+            if path.name in FILES:
                 tar.add(path, f"{name}/{path.name}")
     return json.loads((folder / DONE).read_text())
 
 
 def verdict(before: dict[str, Any], seeds: list[dict[str, Any]]) -> dict[str, Any]:
-    """The rule of this file's head."""
-    made = [each for each in seeds if "failed" not in each]
-    if "failed" in before or len(made) < len(seeds):
-        return {"replace": False, "why": "not every part was finished: give the same line again"}
-    best = min(made, key=lambda each: each["held_out_loss"])
+    """Apply the rule in this module's docstring."""
+    finished = [each for each in seeds if "failed" not in each]
+    if "failed" in before or len(finished) < len(seeds):
+        return {"replace": False, "why": "not every part is finished: repeat the command"}
+    best = min(finished, key=lambda each: each["held_out_loss"])
     better = best["greedy"] > before["greedy"] and best["mean"] > before["mean"]
     figures = f"greedily {before['greedy']} -> {best['greedy']}, sampled {before['mean']} -> {best['mean']}"
     return {"replace": better, "seed": best["seed"], "why": f"least held-out loss {best['held_out_loss']}; {figures}"}
@@ -163,28 +164,28 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, nargs="+", default=[ROOT / ".carry" / "chat_train.jsonl.xz"])
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "out")))
-    parser.add_argument("--work", type=Path, default=ROOT / "out" / "train_demo", help="kept between calls")
+    parser.add_argument("--work", type=Path, default=ROOT / "out" / "train_demo", help="stays between calls")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--set", nargs="*", default=[], dest="more", help="name=value, a number of the recipe's")
-    parser.add_argument("--seconds", type=float, default=550, help="then what is not finished saves, and can be gone on with")
-    parser.add_argument("--rehearse", action="store_true", help="a few steps and questions, to see that all of it runs")
+    parser.add_argument("--set", nargs="*", default=[], dest="more", help="name=value, a setting of the recipe")
+    parser.add_argument("--seconds", type=float, default=550, help="after this, unfinished parts save and can be continued")
+    parser.add_argument("--rehearse", action="store_true", help="a few steps and questions, to see that everything runs")
     parser.add_argument("--part", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.part:
-        part(chosen, chosen.part)
+        run_part(chosen, chosen.part)
         return
     begin, names = time.perf_counter(), ["before", *(f"seed-{seed}" for seed in chosen.seeds)]
     chosen.out.mkdir(parents=True, exist_ok=True)
-    running = {name: started(chosen, name) for name in names}
-    found: dict[str, dict[str, Any]] = {name: {"failed": "not finished"} for name in names}
-    for name, process in running.items():  # each part's files are there as soon as it has ended, whatever becomes of the rest
-        ended(process, chosen.seconds - (time.perf_counter() - begin))
-        found[name] = collected(chosen, name)
+    running = {name: start_part(chosen, name) for name in names}
+    results: dict[str, dict[str, Any]] = {name: {"failed": "not finished"} for name in names}
+    for name, process in running.items():  # each part's files exist as soon as it ends, whatever happens to the others
+        wait_for(process, chosen.seconds - (time.perf_counter() - begin))
+        results[name] = collect(chosen, name)
         card = torch.cuda.get_device_name() if torch.cuda.is_available() else hardware()
         report = {
             "bench": "train_demo", "hardware": card, "torch": torch.__version__, "settings": chosen.more,
-            "seconds": round(time.perf_counter() - begin, 1), **found,
-            "verdict": verdict(found["before"], [found[each] for each in names[1:]]),
+            "seconds": round(time.perf_counter() - begin, 1), **results,
+            "verdict": verdict(results["before"], [results[each] for each in names[1:]]),
         }  # fmt: skip
         (chosen.out / "train_demo.json").write_text(json.dumps(report, indent=1) + "\n")
     print((chosen.out / "train_demo.json").read_text())

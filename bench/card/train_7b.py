@@ -1,6 +1,6 @@
 """A QLoRA training step at LLaMA-7B's shape on a card: gradients against plain PEFT, then tokens/s and peak memory.
 
-    PYTHONPATH=src python3 bench/train_7b.py [--layers N] [--skip-peft]
+    PYTHONPATH=src python3 bench/card/train_7b.py [--layers N] [--skip-peft]
 
 Random weights in NF4, made in memory. The Guanaco recipe: r = 64 on every linear but the head, alpha 16, dropout 0.1 where it
 is timed, AdamW in 32 bits, paged on a card. PEFT's path (Transformers, bitsandbytes, autocast, non-reentrant checkpointing,
@@ -20,9 +20,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from common import hardware
 from torch import Tensor
 
+from qlora_chat.benchmark.environment import hardware
+from qlora_chat.benchmark.original import random_model
+from qlora_chat.benchmark.shapes import RandomTensors
 from qlora_chat.models.folders import Base
 from qlora_chat.models.weights.llama import LlamaShape
 from qlora_chat.training.data.batches import MicroBatch
@@ -57,59 +59,25 @@ def base_of(layers: int) -> Base:
     return Base(None, values, LlamaShape.from_config(values), values["intermediate_size"], quantised=True)  # type: ignore[arg-type]
 
 
-def quantised_weights(base: Base) -> dict[str, Tensor]:
-    """Every tensor by its name, linears as bitsandbytes stores them; normal, residual branches small as after training."""
-    from bitsandbytes.functional import quantize_4bit
-
-    generator = torch.Generator(device=DEVICE).manual_seed(0)
-    linears = {f"{name}.weight" for name in base.linears() if name != "lm_head"}
-    tensors: dict[str, Tensor] = {}
-    for name, size in base.tensors().items():
-        if "norm" in name:
-            tensors[name] = torch.ones(size, dtype=torch.bfloat16, device=DEVICE)
-            continue
-        deviation = 0.02 / (2 * base.shape.layers) ** 0.5 if "o_proj" in name or "down_proj" in name else 0.02
-        weight = torch.empty(size, dtype=torch.bfloat16, device=DEVICE).normal_(0, deviation, generator=generator)
-        if name not in linears:
-            tensors[name] = weight
-            continue
-        packed, state = quantize_4bit(weight, blocksize=64, compress_statistics=True, quant_type="nf4")
-        tensors[name] = packed
-        tensors |= {f"{name}.{part}": value for part, value in state.as_dict(packed=True).items()}
-    return tensors
+def random_weights(base: Base) -> dict[str, Tensor]:
+    """Return every tensor by its name, linears in NF4."""
+    return dict(RandomTensors(base.config, "nf4", DEVICE))
 
 
-def ours(base: Base, tensors: dict[str, Tensor], dropout: float, dtype: torch.dtype, checkpointing: bool) -> TrainableLlama:
+def our_model(
+    base: Base, tensors: dict[str, Tensor], dropout: float, dtype: torch.dtype, checkpointing: bool
+) -> TrainableLlama:
     lora = LoraShape(R, ALPHA, dropout, LINEARS)
     model = TrainableLlama(tensors, base.shape, lora, ComputeFormat(DEVICE, dtype, dense=False))
     model.checkpointing = checkpointing
     return model
 
 
-def pefts(base: Base, tensors: dict[str, Tensor], dropout: float, dtype: torch.dtype) -> Any:
-    """Transformers' LLaMA over the same NF4 weights, prepared by PEFT as QLoRA's users do it."""
-    from bitsandbytes.nn.modules import Linear4bit, Params4bit
+def peft_model(base: Base, tensors: dict[str, Tensor], dropout: float, dtype: torch.dtype) -> Any:
+    """Return Transformers' LLaMA over the same NF4 weights, prepared by PEFT as QLoRA's users do it."""
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    with torch.device("meta"):
-        model: Any = LlamaForCausalLM(LlamaConfig(**{k: v for k, v in base.config.items() if k != "model_type"}))
-    for name in [name for name in base.linears() if name != "lm_head"]:
-        stored = {key: tensors[key] for key in tensors if key.startswith(f"{name}.weight.")}
-        parameter = Params4bit.from_prequantized(tensors[f"{name}.weight"], dict(stored), device=str(DEVICE))
-        outs, ins = base.linears()[name]
-        linear = Linear4bit(ins, outs, bias=False, compute_dtype=dtype, quant_type="nf4", device="meta")
-        linear.weight = parameter
-        parent, _, own = name.rpartition(".")
-        setattr(model.get_submodule(parent), own, linear)
-    plain = {"model.embed_tokens": model.model.embed_tokens, "lm_head": model.lm_head, "model.norm": model.model.norm}
-    for index, layer in enumerate(model.model.layers):
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            plain[f"model.layers.{index}.{norm}"] = getattr(layer, norm)
-    for name, module in plain.items():
-        module.weight = torch.nn.Parameter(tensors[f"{name}.weight"].clone(), requires_grad=False)
-    rotary = type(model.model.rotary_emb)(model.config)
-    model.model.rotary_emb = rotary
+    model = random_model(base.config, tensors, "nf4", DEVICE, dtype)
     model.is_loaded_in_4bit, model.is_quantized = True, True
     model = prepare_model_for_kbit_training(
         model, use_gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False}
@@ -118,21 +86,21 @@ def pefts(base: Base, tensors: dict[str, Tensor], dropout: float, dtype: torch.d
     return get_peft_model(model, lora).to(DEVICE).train()
 
 
-def one_pass(base: Base, dialogues: int, length: int, seed: int = 1) -> MicroBatch:
-    """Random dialogues of one length, everything under the loss."""
+def micro_batch(base: Base, dialogues: int, length: int, seed: int = 1) -> MicroBatch:
+    """Return random dialogues of one length; every token has a loss."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randint(5, base.shape.vocabulary, (dialogues, length + 1), generator=generator).to(DEVICE)
     return MicroBatch(rows[:, :-1].flatten(), rows[:, 1:].flatten(), (length,) * dialogues)
 
 
-def synchronised() -> None:
+def synchronize() -> None:
     if ON_CARD:
         torch.cuda.synchronize()
 
 
 @contextmanager
-def cleared() -> Iterator[None]:
-    """Let go of what was left, and count the peak from here."""
+def measured_memory() -> Iterator[None]:
+    """Free leftovers and count the peak from here."""
     gc.collect()
     if ON_CARD:
         torch.cuda.empty_cache()
@@ -148,7 +116,7 @@ def peak_gib() -> float | None:
 
 
 def set_b(model: TrainableLlama) -> None:
-    """B as it is after some training: with B zero, A has no gradient."""
+    """Set B as after some training: with B zero, A has no gradient."""
     generator = torch.Generator().manual_seed(3)
     for name, tensor in model.adapter_tensors().items():
         if "lora_B" in name:
@@ -182,13 +150,13 @@ def agreement(base: Base, tensors: dict[str, Tensor], dtype: torch.dtype, dialog
     """Cosine of all gradients of A and B together, and the worst of one tensor; losses; no dropout."""
     from peft import set_peft_model_state_dict
 
-    batch = one_pass(base, dialogues, length)
-    model = ours(base, tensors, 0.0, dtype, checkpointing=True)
+    batch = micro_batch(base, dialogues, length)
+    model = our_model(base, tensors, 0.0, dtype, checkpointing=True)
     set_b(model)
     loss = model.loss(batch, 1 / len(batch.targets))
     loss.backward()
     mine = gradients_by_name(model)
-    wrapped = pefts(base, tensors, 0.0, dtype)
+    wrapped = peft_model(base, tensors, 0.0, dtype)
     set_peft_model_state_dict(wrapped, {name: each.clone() for name, each in model.adapter_tensors().items()})
     expected = peft_loss(wrapped, batch, dtype)
     expected.backward()
@@ -207,16 +175,16 @@ def agreement(base: Base, tensors: dict[str, Tensor], dtype: torch.dtype, dialog
 
 
 def overfitted(base: Base, tensors: dict[str, Tensor], steps: int, length: int) -> dict[str, Any]:
-    """One batch, learnt by heart by both from the same start: losses on the way."""
+    """One batch, memorized by both from the same start: losses on the way."""
     from peft import set_peft_model_state_dict
 
-    batch = one_pass(base, 2, length)
-    model = ours(base, tensors, 0.0, torch.bfloat16, checkpointing=True)
+    batch = micro_batch(base, 2, length)
+    model = our_model(base, tensors, 0.0, torch.bfloat16, checkpointing=True)
     start = {name: each.clone() for name, each in model.adapter_tensors().items()}
     settings = TrainSettings(base="b", data=("d",), optimizer="adamw_32bit", learning_rate=1e-3)
 
     def learnt(parameters: list[Any], loss_of: Callable[[], Tensor]) -> list[float]:
-        optimizer, losses = Optimizer.make(tuple(parameters), settings), []
+        optimizer, losses = Optimizer.create(tuple(parameters), settings), []
         for _ in range(steps):
             loss = loss_of()
             loss.backward()
@@ -226,7 +194,7 @@ def overfitted(base: Base, tensors: dict[str, Tensor], steps: int, length: int) 
         return losses
 
     mine = learnt(list(model.parameters()), lambda: model.loss(batch, 1 / len(batch.targets)))
-    wrapped = pefts(base, tensors, 0.0, torch.bfloat16)
+    wrapped = peft_model(base, tensors, 0.0, torch.bfloat16)
     set_peft_model_state_dict(wrapped, start)
     theirs = learnt([p for p in wrapped.parameters() if p.requires_grad], lambda: peft_loss(wrapped, batch, torch.bfloat16))
     marks = sorted({0, steps // 4, steps // 2, steps - 1})
@@ -243,10 +211,10 @@ def timed(step: Callable[[], None], tokens: int, rounds: int) -> dict[str, Any]:
     """tokens/s of the quickest of `rounds` steps after one to warm up, and the peak of all."""
     times = []
     for _ in range(rounds + 1):
-        synchronised()
+        synchronize()
         begin = time.perf_counter()
         step()
-        synchronised()
+        synchronize()
         times.append(time.perf_counter() - begin)
     return {"tokens_per_s": round(tokens / min(times[1:])), "ms": round(min(times[1:]) * 1e3, 1), "peak_gib": peak_gib()}
 
@@ -255,10 +223,10 @@ def our_step(
     base: Base, tensors: dict[str, Tensor], dialogues: int, length: int, checkpointing: bool, rounds: int
 ) -> dict[str, Any]:
     settings = TrainSettings(base="b", data=("d",), r=R, dropout=DROPOUT, optimizer="paged_adamw_32bit")
-    with cleared():
-        model = ours(base, tensors, DROPOUT, torch.bfloat16, checkpointing).train()
-        optimizer = Optimizer.make(tuple(model.parameters()), settings)
-        batch = one_pass(base, dialogues, length)
+    with measured_memory():
+        model = our_model(base, tensors, DROPOUT, torch.bfloat16, checkpointing).train()
+        optimizer = Optimizer.create(tuple(model.parameters()), settings)
+        batch = micro_batch(base, dialogues, length)
 
         def step() -> None:
             model.loss(batch, 1 / len(batch.targets)).backward()
@@ -273,11 +241,11 @@ def our_step(
 def peft_step(base: Base, tensors: dict[str, Tensor], dialogues: int, length: int, rounds: int) -> dict[str, Any]:
     from bitsandbytes.optim.adamw import PagedAdamW32bit
 
-    with cleared():
-        wrapped = pefts(base, tensors, DROPOUT, torch.bfloat16)
+    with measured_memory():
+        wrapped = peft_model(base, tensors, DROPOUT, torch.bfloat16)
         parameters = [p for p in wrapped.parameters() if p.requires_grad]
         optimizer = PagedAdamW32bit(parameters, lr=2e-4) if ON_CARD else torch.optim.AdamW(parameters, lr=2e-4)
-        batch = one_pass(base, dialogues, length)
+        batch = micro_batch(base, dialogues, length)
         ids = batch.ids.view(dialogues, -1)
 
         def step() -> None:
@@ -290,8 +258,8 @@ def peft_step(base: Base, tensors: dict[str, Tensor], dialogues: int, length: in
         return timed(step, dialogues * length, rounds)
 
 
-def attempted(run: Callable[[], Any]) -> Any:
-    """The result, or what went wrong: one part's failure must not cost the others."""
+def attempt(run: Callable[[], Any]) -> Any:
+    """Return the result or the error: one part's failure must not stop the others."""
     try:
         return run()
     except Exception as problem:
@@ -315,17 +283,17 @@ def main() -> None:
 
     def note(name: str, run: Callable[[], Any]) -> None:
         begin = time.perf_counter()
-        figures[name] = attempted(run)
+        figures[name] = attempt(run)
         print(name, json.dumps(figures[name]), f"({time.perf_counter() - begin:.0f} s)", flush=True)
 
     shallow, deep = base_of(min(4, chosen.layers)), base_of(chosen.layers)
     if not chosen.skip_peft:
-        few = quantised_weights(shallow)
+        few = random_weights(shallow)
         note("gradients, 4 layers, fp32", lambda: agreement(shallow, few, torch.float32, 2, unit))
         note("gradients, 4 layers, bf16", lambda: agreement(shallow, few, torch.bfloat16, 2, unit))
         note("one batch overfitted, 4 layers", lambda: overfitted(shallow, few, 60 if ON_CARD else 4, unit // 4))
         few = {}
-    tensors = quantised_weights(deep)
+    tensors = random_weights(deep)
     if not chosen.skip_peft:
         note("gradients, all layers, bf16", lambda: agreement(deep, tensors, torch.bfloat16, 2, unit))
     note("ours 1x512, checkpointing", lambda: our_step(deep, tensors, 1, unit, True, rounds))
@@ -336,12 +304,12 @@ def main() -> None:
     if not chosen.skip_peft:
         note("peft 16x512", lambda: peft_step(deep, tensors, 16, unit, rounds))
         note("peft 1x512", lambda: peft_step(deep, tensors, 1, unit, rounds))
-    figures["summary"] = attempted(lambda: summary(figures))
+    figures["summary"] = attempt(lambda: summary(figures))
     print(json.dumps(figures, indent=1))
 
 
 def summary(figures: dict[str, Any]) -> dict[str, Any]:
-    """The issue's figures."""
+    """Return the main figures."""
     best, checkpointed = figures["ours 16x512"]["tokens_per_s"], figures["ours 16x512, checkpointing"]["tokens_per_s"]
     peft = figures.get("peft 16x512", {}).get("tokens_per_s", BASELINE["16x512"])
     return {

@@ -1,0 +1,72 @@
+"""Reference computations for checks: an engine's model in float32 through torch, and distances between logits.
+
+Scope: weights and logits. Knows no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qlora_chat.engines.core.kv_cache import KVCache
+from qlora_chat.engines.eager.forward import Forward, Span
+from qlora_chat.engines.local import LocalEngine
+from qlora_chat.models.weights.checkpoint import Checkpoint
+from qlora_chat.models.weights.llama import NF4, Adapter, Beside, Dense, Layer, LlamaWeights, WithAdapter, build
+
+MAX_GAP = 0.25
+"""Logits by which a greedy token may be below the best one in float32: bf16 rounds logits that are closer."""
+
+
+def reference_forward(engine: LocalEngine, adapter: Path | None) -> Forward:
+    """Return torch's float32 pass over the engine's base, read again from its folder, with or without an adapter."""
+    assert engine._model.base
+    tensors, weights = Checkpoint(engine._model.base.folder), engine._model.weights
+    plain = in_float32(build(tensors, weights.shape, weights.device, adapter=Adapter.read(adapter) if adapter else None))
+    return Forward(plain, KVCache(plain, 1))
+
+
+def greedy_gaps(forward: Forward, prompt: Sequence[int], generated: Sequence[int]) -> Tensor:
+    """Return for each generated token the best logit at its position minus its own, (generated,)."""
+    return logit_gaps(forward([Span(0, 0, [*prompt, *generated[:-1]], logits=len(generated))]), generated)
+
+
+def logit_gaps(logits: Tensor, ids: Sequence[int]) -> Tensor:
+    """Return the best logit of each row minus that of its id; (N, V), N ids -> (N,)."""
+    of_ids = logits.gather(1, torch.tensor(ids, device=logits.device)[:, None])[:, 0]
+    return logits.max(dim=-1).values - of_ids
+
+
+def relative_error(rows: Tensor, expected: Tensor) -> float:
+    """Return the worst row's relative error; (N, V) each."""
+    return ((rows - expected).norm(dim=-1) / expected.norm(dim=-1)).max().item()
+
+
+def kl_divergence(expected: Tensor, rows: Tensor) -> float:
+    """Return the worst row's KL(expected || rows), in nats; (N, V) each."""
+    p, q = expected.double().log_softmax(-1), rows.double().log_softmax(-1)
+    return (p.exp() * (p - q)).sum(-1).max().item()
+
+
+def in_float32(weights: LlamaWeights) -> LlamaWeights:
+    """Return the weights dequantized to float32."""
+    layers = tuple(Layer(each.attention_norm.float(), _exact(each.qkv), _exact(each.attention_out), each.mlp_norm.float(),
+                         _exact(each.gate_up), _exact(each.mlp_down)) for each in weights.layers)  # fmt: skip
+    ends = weights.embeddings.float(), weights.norm.float(), _exact(weights.head)
+    return replace(weights, embeddings=ends[0], layers=layers, norm=ends[1], head=ends[2], dtype=torch.float32)
+
+
+def _exact(product: Any) -> Any:
+    match product:
+        case Beside(parts):
+            return Beside(tuple(_exact(part) for part in parts))
+        case WithAdapter(base, a, b, scaling):
+            return WithAdapter(_exact(base), a.float(), b.float(), scaling)
+        case NF4():
+            return Dense(product.dequantised().float())
+    return Dense(product.weight.float())
