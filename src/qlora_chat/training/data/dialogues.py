@@ -21,22 +21,22 @@ from qlora_chat.training import TrainError
 
 SUFFIXES = (".jsonl", ".jsonl.xz", ".json")
 BUILT = "sft.jsonl"
-"""What `dataset build` wrote to learn from; the preference pairs beside it say the same answers again."""
+"""Training data of `dataset build`; the preference pairs in the same folder repeat its answers."""
 SHOWN_PROBLEMS = 10
 
 
 @dataclass(frozen=True)
 class Dialogues:
-    """What was read, and what was left out."""
+    """Conversations that were read, and counts of records left out."""
 
     conversations: tuple[Conversation, ...]
     digest: str
     """sha256 over the files' contents, in order."""
     files: tuple[str, ...]
     forms: Mapping[str, int]
-    """Records by form."""
+    """Number of records by format."""
     unanswered: int = 0
-    """Dialogues that lost a last question which nobody answered, and those that held nothing else."""
+    """Dialogues that lost a last question without an answer, or had nothing else."""
     skipped: int = 0
     """Bad records, if skip_bad allowed them."""
 
@@ -52,7 +52,7 @@ class Dialogues:
 
 
 @dataclass
-class _Reading:
+class _Progress:
     conversations: list[Conversation] = field(default_factory=list)
     forms: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
@@ -60,62 +60,62 @@ class _Reading:
 
 
 def read_dialogues(paths: Sequence[Path], *, skip_bad: bool | None = False) -> Dialogues:
-    """Every dialogue of the files, in order; a folder stands for its files. TrainError lists what is wrong, and where.
+    """Read every dialogue of the files, in order; a folder stands for its files. TrainError lists bad records by line.
 
-    skip_bad leaves bad records out; None where the command has no --skip-bad to tell of.
+    skip_bad leaves bad records out; None for a command without --skip-bad, whose error must not suggest it.
     """
     files = [file for path in paths for file in _files(path)]
-    reading, digest = _Reading(), hashlib.sha256()
+    progress, digest = _Progress(), hashlib.sha256()
     for file in files:
-        data = _contents(file)
+        data = _read_file(file)
         digest.update(data)
-        for where, record in _records(file, data, reading.problems):
-            _take(reading, f"{file}:{where}", record)
-    if reading.problems and not skip_bad:
-        raise TrainError(_told(reading.problems, can_skip=skip_bad is not None))
-    if not reading.conversations:
-        raise TrainError(f"there is no dialogue with an answer in {', '.join(str(path) for path in paths)}")
+        for where, record in _records(file, data, progress.problems):
+            _add_record(progress, f"{file}:{where}", record)
+    if progress.problems and not skip_bad:
+        raise TrainError(_problem_report(progress.problems, can_skip=skip_bad is not None))
+    if not progress.conversations:
+        raise TrainError(f"no dialogue with an answer in {', '.join(str(path) for path in paths)}")
     return Dialogues(
-        tuple(reading.conversations),
+        tuple(progress.conversations),
         digest.hexdigest(),
         tuple(str(file) for file in files),
-        reading.forms,
-        reading.unanswered,
-        len(reading.problems),
+        progress.forms,
+        progress.unanswered,
+        len(progress.problems),
     )
 
 
-def _take(reading: _Reading, where: str, record: Any) -> None:
+def _add_record(progress: _Progress, where: str, record: Any) -> None:
     try:
         form, conversation = parse_dialogue(record)
     except BadRecord as problem:
-        reading.problems.append(f"{where}: {problem}")
+        progress.problems.append(f"{where}: {problem}")
         return
-    reading.forms[form] = reading.forms.get(form, 0) + 1
+    progress.forms[form] = progress.forms.get(form, 0) + 1
     if conversation.messages[-1].role == "user":
-        reading.unanswered += 1
+        progress.unanswered += 1
         conversation = Conversation(messages=conversation.messages[:-1], system=conversation.system)
     if conversation.messages:
-        reading.conversations.append(conversation)
+        progress.conversations.append(conversation)
 
 
-def _told(problems: Sequence[str], *, can_skip: bool) -> str:
+def _problem_report(problems: Sequence[str], *, can_skip: bool) -> str:
     shown = "\n".join(f"  {each}" for each in problems[:SHOWN_PROBLEMS])
     more = len(problems) - SHOWN_PROBLEMS
     rest = f"\n  and {more:,} more" if more > 0 else ""
     records = "1 record" if len(problems) == 1 else f"{len(problems):,} records"
-    mend = "mend them, or leave them out with --skip-bad" if can_skip else "mend them"
-    return f"{records} cannot be used; {mend}\n{shown}{rest}"
+    advice = "fix them, or leave them out with --skip-bad" if can_skip else "fix them"
+    return f"{records} cannot be used; {advice}\n{shown}{rest}"
 
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
         if (path / BUILT).is_file():
             return [path / BUILT]
-        found = sorted(each for each in path.iterdir() if each.is_file() and each.name.endswith(SUFFIXES))
-        if not found:
+        files = sorted(each for each in path.iterdir() if each.is_file() and each.name.endswith(SUFFIXES))
+        if not files:
             raise TrainError(f"{path} is a folder without a {', '.join(SUFFIXES)} file")
-        return found
+        return files
     if not path.is_file():
         raise TrainError(f"{path}: there is no such file")
     if not path.name.endswith(SUFFIXES):
@@ -123,7 +123,7 @@ def _files(path: Path) -> list[Path]:
     return [path]
 
 
-def _contents(file: Path) -> bytes:
+def _read_file(file: Path) -> bytes:
     try:
         data = file.read_bytes()
         return lzma.decompress(data) if file.suffix == ".xz" else data
@@ -132,32 +132,32 @@ def _contents(file: Path) -> bytes:
 
 
 def _records(file: Path, data: bytes, problems: list[str]) -> Iterator[tuple[str, Any]]:
-    """(where, record) of each; what is not JSON goes to `problems`."""
+    """Yield (location, record); lines that are not JSON go to `problems`."""
     if file.suffix == ".json":
-        yield from _listed(file, data, problems)
+        yield from _list_records(file, data, problems)
         return
     for number, line in enumerate(data.split(b"\n"), start=1):
         if line.strip():
-            value = _decoded(f"{file}:{number}", line, problems)
-            if value is not _NOTHING:
+            value = _decode(f"{file}:{number}", line, problems)
+            if value is not _INVALID:
                 yield str(number), value
 
 
-def _listed(file: Path, data: bytes, problems: list[str]) -> Iterator[tuple[str, Any]]:
-    """Records of one JSON list, each with the line on which it begins."""
-    value = _decoded(str(file), data, problems)
-    if value is _NOTHING:
+def _list_records(file: Path, data: bytes, problems: list[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the records of one JSON list with their first lines."""
+    value = _decode(str(file), data, problems)
+    if value is _INVALID:
         return
     if not isinstance(value, list):
         problems.append(f"{file}: holds {kind_of(value)}, but must hold a list of records, or JSON lines in a .jsonl file")
         return
-    lines = _beginnings(data.decode("utf-8"))
+    lines = _first_lines(data.decode("utf-8"))
     for number, record in enumerate(value, start=1):
         yield f"{next(lines)} (record {number})", record
 
 
-def _beginnings(text: str) -> Iterator[int]:
-    """The line on which each element of a JSON list begins."""
+def _first_lines(text: str) -> Iterator[int]:
+    """Yield the line on which each element of a JSON list begins."""
     decoder, position, line, counted = json.JSONDecoder(), text.index("[") + 1, 1, 0
     blank = re.compile(r"[\s,]*")
     while True:
@@ -168,10 +168,10 @@ def _beginnings(text: str) -> Iterator[int]:
         _, position = decoder.raw_decode(text, begin)
 
 
-_NOTHING = object()
+_INVALID = object()
 
 
-def _decoded(where: str, data: bytes, problems: list[str]) -> Any:
+def _decode(where: str, data: bytes, problems: list[str]) -> Any:
     try:
         return json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as problem:
@@ -180,4 +180,4 @@ def _decoded(where: str, data: bytes, problems: list[str]) -> Any:
         problems.append(f"{where}: is not JSON ({problem.msg}, column {problem.colno})")
     except RecursionError:
         problems.append(f"{where}: is not a record (nested too deep)")
-    return _NOTHING
+    return _INVALID
