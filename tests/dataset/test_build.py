@@ -211,11 +211,11 @@ def test_train_reads_the_records(tmp_path: Path) -> None:
     pair = Exchange("Why?", "No reason.", Opinion(None, "Because it is so."))
     write(build([example(pair, system="Be brief.")]), tmp_path / "pairs")
     preferred = read_dialogues([tmp_path / "pairs" / "preferences.jsonl"])
-    assert preferred.forms == {"preference": 1}
+    assert preferred.formats == {"preference": 1}
     assert [message.content for message in preferred.conversations[0].messages] == ["Why?", "Because it is so."]
     dialogues = read_dialogues([tmp_path / "data"])
     (conversation,) = dialogues.conversations
-    assert dialogues.forms == {"messages": 1}
+    assert dialogues.formats == {"messages": 1}
     assert conversation.system == "Be brief."
     assert [message.content for message in conversation.messages] == ["Hi", "Hello.", "And?", "Less."]
 

@@ -1,7 +1,7 @@
-"""Files of dialogues -> conversations, every record recognised and checked.
+"""Files of dialogues -> conversations, with every record validated.
 
 Scope: files of JSON lines (.jsonl, .jsonl.xz) and JSON (.json), whose records dialogue_formats.py parses. A bad record is
-named by file and line, with what is wrong. Knows no tokenizer and no weights.
+reported by file and line. Knows no tokenizer and no weights.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Dialogues:
     digest: str
     """sha256 over the files' contents, in order."""
     files: tuple[str, ...]
-    forms: Mapping[str, int]
+    formats: Mapping[str, int]
     """Number of records by format."""
     unanswered: int = 0
     """Dialogues that lost a last question without an answer, or had nothing else."""
@@ -42,7 +42,7 @@ class Dialogues:
 
     def summary(self) -> str:
         """Return the counts for the user."""
-        formats = ", ".join(f"{count:,} as {name}" for name, count in self.forms.items())
+        formats = ", ".join(f"{count:,} as {name}" for name, count in self.formats.items())
         parts = [f"{len(self.conversations):,} dialogues ({formats})"]
         if self.unanswered:
             parts.append(f"{self.unanswered:,} of them lost a last question without an answer")
@@ -54,7 +54,7 @@ class Dialogues:
 @dataclass
 class _Progress:
     conversations: list[Conversation] = field(default_factory=list)
-    forms: dict[str, int] = field(default_factory=dict)
+    formats: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     unanswered: int = 0
 
@@ -79,7 +79,7 @@ def read_dialogues(paths: Sequence[Path], *, skip_bad: bool | None = False) -> D
         tuple(progress.conversations),
         digest.hexdigest(),
         tuple(str(file) for file in files),
-        progress.forms,
+        progress.formats,
         progress.unanswered,
         len(progress.problems),
     )
@@ -87,11 +87,11 @@ def read_dialogues(paths: Sequence[Path], *, skip_bad: bool | None = False) -> D
 
 def _add_record(progress: _Progress, where: str, record: Any) -> None:
     try:
-        form, conversation = parse_dialogue(record)
+        name, conversation = parse_dialogue(record)
     except BadRecord as problem:
         progress.problems.append(f"{where}: {problem}")
         return
-    progress.forms[form] = progress.forms.get(form, 0) + 1
+    progress.formats[name] = progress.formats.get(name, 0) + 1
     if conversation.messages[-1].role == "user":
         progress.unanswered += 1
         conversation = Conversation(messages=conversation.messages[:-1], system=conversation.system)
