@@ -422,58 +422,58 @@ class NumberedAdapters:
 
 
 class AdaptedDecoder:
-    """What adapters on a card ask of the decoder, noted down."""
+    """A CUDA decoder that records what adapters ask of it."""
 
     def __init__(self) -> None:
-        self.adapted: list[Any] = []
-        """The tables it was given, the newest last."""
+        self.tables: list[Any] = []
+        """LoRA tables, the newest last."""
 
-    def adapt(self, low_rank: Any) -> None:
-        """Take another table."""
-        self.adapted.append(low_rank)
+    def set_lora(self, lora: Any) -> None:
+        """Record another table."""
+        self.tables.append(lora)
 
-    def catch_up(self) -> None:
-        """Nothing is under way."""
+    def wait_for_current_stream(self) -> None:
+        """Do nothing: no work is in flight."""
 
 
-def in_one_part(read: Callable[[], object]) -> Any:
-    """A pass over prompts on a card, all of which is in `read`."""
-    from qlora_chat.engines.cuda.prefill.reader import Pass
+def single_part_pass(prefill: Callable[[], object]) -> Any:
+    """A prefill pass of one part."""
+    from qlora_chat.engines.cuda.prefill.reader import PrefillPass
 
     def parts() -> Iterator[int]:
         yield 1
-        read()
+        prefill()
 
-    return Pass(parts())
+    return PrefillPass(parts())
 
 
 class PlainDecoder:
-    """What the CUDA decoder does with its rows, done by the eager pass: tokens, positions and counts go on by themselves from
-    step to step, what was said counts for the repetition penalty, and a step's tokens are there to be read before the host asks
-    for them. Rows with guesses choose as if those were right, and leave everything as it is."""
+    """The CUDA decoder, computed by the eager pass: tokens, positions and counts advance by themselves from step to step,
+    sampled tokens count for the repetition penalty, and a step's tokens are there before the host asks for them. Rows that
+    verify a draft sample as if it were right, and leave everything unchanged."""
 
     def __init__(self, forward: Callable[[Sequence[Any]], Any], make_span: Callable[..., Any]) -> None:
         self._forward, self._span = forward, make_span
         self._rows: list[Any] = []
-        self._drawn: dict[tuple[int, int], int] = {}
+        self._sampled: dict[tuple[int, int], int] = {}
         self._seen: dict[int, set[int]] = {}
         self.logits: dict[int, Any] = {}
         """Of the rows of the newest step."""
         self.started = 0
         self.widest = 0
-        """Most rows of a step so far."""
-        self.choosing = 0
-        """Most that chose a token."""
+        """Rows of the widest step so far."""
+        self.most_sampled = 0
+        """Sampling rows of the step with most."""
         self.fail_at: int | None = None
         """The step that raises."""
-        self.most_rows = 64
-        """Of a step on this card."""
+        self.max_rows = 64
+        """Rows of a step on this card."""
         self.narrow_rows = 0
-        """Steps of up to so many rows round otherwise than wider ones."""
+        """Steps of up to so many rows round differently from wider ones."""
         self.clock = 0.0
-        """Seconds of the card's time. Steps take what `seconds` says of their rows; whoever runs a pass adds its own."""
+        """Seconds of device time. Steps take what `seconds` says of their rows; a prefill pass adds its own."""
         self.seconds: Callable[[int], float] = lambda rows: 1.0
-        self.late = 0.0
+        self.host_gap = 0.0
         """Seconds that the host takes to start a step once it has seen the newest one's end."""
         self.times: list[tuple[float, float]] = []
         """When each step began and ended."""
@@ -481,67 +481,67 @@ class PlainDecoder:
 
     @property
     def rows(self) -> Sequence[Any]:
-        """What the newest step works on."""
+        """Rows of the newest step."""
         return self._rows
 
-    def most_alike(self, rows: int) -> int:
-        """Most rows of a step that computes a row as a step over so many does."""
-        return self.narrow_rows if rows <= self.narrow_rows else self.most_rows
+    def max_equal_rows(self, rows: int) -> int:
+        """Rows of the widest step that rounds as a step over so many."""
+        return self.narrow_rows if rows <= self.narrow_rows else self.max_rows
 
-    def put(self, rows: Sequence[Any]) -> None:
-        """What the following steps work on."""
+    def set_rows(self, rows: Sequence[Any]) -> None:
+        """Set the rows of the following steps."""
         self._rows = list(rows)
 
-    def see(self, slot: int, tokens: Sequence[int]) -> None:
-        """The tokens, and only these, count as said by the chat in a slot."""
+    def set_seen(self, slot: int, tokens: Sequence[int]) -> None:
+        """Set the tokens that count as seen for a slot's chat."""
         self._seen[slot] = set(tokens)
 
     def start(self, count: int) -> int:
-        """Run the rows through the model, choose their tokens, go on to the next positions."""
-        began = self.clock + (self.late if self._finished == self.started else 0.0)
+        """Run the rows through the model, sample their tokens, advance them."""
+        began = self.clock + (self.host_gap if self._finished == self.started else 0.0)
         self.started += 1
         self.clock = began + self.seconds(count)
         self.times.append((began, self.clock))
         if self.started == self.fail_at:
             raise RuntimeError("the card has fallen out")
         self.widest = max(self.widest, count)
-        self.choosing = max(self.choosing, sum(row.ready for row in self._rows[:count]))
+        self.most_sampled = max(self.most_sampled, sum(row.sampling is not None for row in self._rows[:count]))
         for index, row in enumerate(self._rows[:count]):
             self.logits[index] = self._forward([self._span(row.slot, row.position, [row.token])])[0]
-            if not row.ready:
+            if row.sampling is None:
                 continue
-            self._drawn[index, row.count] = token = self._chosen(index)
-            if row.guessed is None:
+            self._sampled[index, row.count] = token = self._sample(index)
+            if row.drafted is None:
                 self._seen[row.slot].add(token)
                 self._rows[index] = replace(row, token=token, position=row.position + 1, count=row.count + 1)
         return self.started
 
-    def _chosen(self, index: int) -> int:
+    def _sample(self, index: int) -> int:
         import torch
 
         from qlora_chat.engines.core.sampler import SamplerInput, sample
 
         row, logits = self._rows[index], self.logits[index]
         seen = torch.zeros(len(logits), dtype=torch.bool)
-        guesses = (each.token for each in self._rows[index + 1 - (row.guessed or 0) : index + 1])
-        seen[[*self._seen[row.slot], *guesses]] = True
-        sampling = Sampling(row.temperature, row.top_p, row.top_k, row.penalty)
+        draft = (each.token for each in self._rows[index + 1 - (row.drafted or 0) : index + 1])
+        seen[[*self._seen[row.slot], *draft]] = True
         draw = random.Random(f"{row.seed} {row.count}").random()
-        return sample(logits[None], [SamplerInput(sampling, seen if row.penalty != 1.0 else None, draw)])[0]
+        penalized = row.sampling.repetition_penalty != 1.0
+        return sample(logits[None], [SamplerInput(row.sampling, seen if penalized else None, draw)])[0]
 
     def finish(self, number: int) -> None:
-        """Nothing to wait for."""
+        """Do nothing: a step ends when it is started."""
         assert number <= self.started
         self._finished = number
 
-    def took(self, number: int) -> tuple[float, float]:
-        """Seconds since the step before, and of a step."""
+    def step_seconds(self, number: int) -> tuple[float, float]:
+        """Seconds from the previous step's end, and of a step."""
         began, ended = self.times[number - 1]
         return began - (self.times[number - 2][1] if number > 1 else 0.0), ended - began
 
-    def drawn(self, row: int, count: int) -> int:
-        """The token chosen for a row."""
-        return self._drawn[row, count]
+    def sampled_token(self, row: int, count: int) -> int:
+        """Token sampled for a row."""
+        return self._sampled[row, count]
 
 
 class MarkovForward:

@@ -17,7 +17,7 @@ from qlora_chat.engines.eager.forward import Span
 from qlora_chat.models.weights.llama import LlamaShape, LlamaWeights
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
-from tests.fakes import LetterTokenizer, MarkovForward, NumberedAdapters, PlainDecoder, in_one_part
+from tests.fakes import LetterTokenizer, MarkovForward, NumberedAdapters, PlainDecoder, single_part_pass
 
 FREE = (1.0, 1.0)
 """A device on which checking costs nothing: every guess that may be right is checked."""
@@ -81,7 +81,7 @@ def by_steps(requests: Sequence[Request], prior: Sequence[float] | None = FREE, 
     card = Card(prior, slots)
     card.run(requests)
     check_slots(card.held, requests)
-    return Work.of(card.forward, card.decoder.started, card.decoder.choosing)
+    return Work.of(card.forward, card.decoder.started, card.decoder.most_sampled)
 
 
 def check_slots(held: KVCache, requests: Sequence[Request]) -> None:
@@ -99,7 +99,7 @@ class Card:
         self.decoder = PlainDecoder(forward, Span)
         self.scheduler = CudaScheduler(
             self.decoder,  # type: ignore[arg-type]
-            lambda spans: in_one_part(lambda: forward([replace(span, logits=1) for span in spans])),
+            lambda spans: single_part_pass(lambda: forward([replace(span, logits=1) for span in spans])),
             held,
             NumberedAdapters(held),  # type: ignore[arg-type]
             Fixed(costs) if costs else None,

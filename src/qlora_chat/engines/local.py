@@ -88,7 +88,7 @@ class LocalEngine:
     @property
     def forward(self) -> Callable[[Sequence[Span]], torch.Tensor]:
         """The pass itself, to check its logits; only where nothing is generated."""
-        return lambda spans: self._on_thread(lambda: self._scheduler._forward(spans))
+        return lambda spans: self._on_thread(lambda: self._scheduler.compute_logits(spans))
 
     def stream(self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None) -> Stream:
         """Begin an answer; it joins the batch at the next step. ValueError for a prompt or adapter it cannot take."""
@@ -268,7 +268,7 @@ class LocalEngine:
         """Make something that answers would have to wait for; whether there may be more. What goes wrong with it is told to
         whoever needs it."""
         try:
-            return self._scheduler.prepare()
+            return self._scheduler.warm_up()
         except Exception:
             return False
 

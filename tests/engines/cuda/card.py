@@ -1,7 +1,7 @@
-"""A graphics card that computes nothing: what it is asked for is noted down, in order, with every argument.
+"""A fake graphics card that computes nothing and records every launch, in order, with all arguments.
 
-It stands in for the driver and for torch.cuda, so that the code that leads a card runs where there is none, on tensors of the
-CPU. Weights are sizes alone.
+It replaces the driver and torch.cuda, so that the host code of the CUDA path runs without a card, on tensors of the CPU.
+Weights have sizes but no values.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ import torch
 from qlora_chat.engines.cuda import kernels
 from qlora_chat.engines.cuda.runtime import driver
 from qlora_chat.engines.cuda.weights.model import CudaLayer, CudaWeights, Embeddings, Product
-from qlora_chat.engines.cuda.weights.packing import BLOCK_INPUTS, Packed, interleaved, natural, pairs_up, rotary
+from qlora_chat.engines.cuda.weights.packing import (
+    BLOCK_INPUTS,
+    Packed,
+    interleaved_order,
+    is_paired,
+    natural_order,
+    rotary_order,
+)
 from qlora_chat.engines.cuda.weights.tiling import TILE_BYTES
 from qlora_chat.models.weights.shape import LlamaShape
 
@@ -33,50 +40,50 @@ class Launch:
 
     name: str
     defines: str
-    """What the source was compiled for, as NAME=value."""
+    """Defines of the source, as NAME=value."""
     grid: tuple[int, int, int]
     threads: int
-    early: bool
+    dependent_launch: bool
     arguments: Any
 
 
 @dataclass
-class NotedCard:
-    """What has been asked of it so far."""
+class RecordingCard:
+    """Records compilations, launches and graphs."""
 
     major: int
-    """Of its compute capability: 9 is a Hopper."""
+    """Major compute capability: 9 is a Hopper."""
     shared_bytes: int = SHARED_BYTES
-    """Of shared memory a block."""
-    did: list[str] = field(default_factory=list)
+    """Shared memory of a block."""
+    events: list[str] = field(default_factory=list)
     """In order: compile, begin, launch, end (of a graph's capture), replay."""
     launches: list[Launch] = field(default_factory=list)
-    fails: list[tuple[str, Exception]] = field(default_factory=list)
-    """What raises once, as `did` has it, and with what."""
+    failures: list[tuple[str, Exception]] = field(default_factory=list)
+    """Events that raise once, and their exceptions."""
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
-        """Be the card of this test."""
+        """Replace torch.cuda and the driver for this test."""
         graphs = iter(range(1000))
         patch.setattr(torch.cuda, "get_device_properties", lambda device: self._properties())
-        patch.setattr(torch.cuda, "Stream", lambda device: _Anything())
-        patch.setattr(torch.cuda, "Event", lambda **_: _Anything())
-        patch.setattr(torch.cuda, "CUDAGraph", lambda: _Graph(next(graphs), self.did))
+        patch.setattr(torch.cuda, "Stream", lambda device: _Idle())
+        patch.setattr(torch.cuda, "Event", lambda **_: _Idle())
+        patch.setattr(torch.cuda, "CUDAGraph", lambda: _Graph(next(graphs), self.events))
         patch.setattr(torch.cuda, "synchronize", lambda device: None)
-        patch.setattr(torch.cuda, "current_stream", lambda device=None: _Anything())
+        patch.setattr(torch.cuda, "current_stream", lambda device=None: _Idle())
         patch.setattr(torch.cuda, "stream", _stream)
         patch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
         patch.setattr(driver, "architecture", lambda: f"sm_{self.major}0")
-        patch.setattr(driver, "compiled", self._compiled)
+        patch.setattr(driver, "load_or_compile", self._compiled)
         patch.setattr(kernels, "Kernel", lambda code, name, shared: _Kernel(code, name, self))
 
-    def do(self, what: str) -> None:
-        """Note it, and fail where this test wants that."""
-        self.did.append(what)
-        if self.fails and self.fails[0][0] == what:
-            raise self.fails.pop(0)[1]
+    def record(self, event: str) -> None:
+        """Record an event, or raise its failure."""
+        self.events.append(event)
+        if self.failures and self.failures[0][0] == event:
+            raise self.failures.pop(0)[1]
 
     def names(self) -> list[str]:
-        """Of the kernels launched so far."""
+        """Names of the launched kernels, in order."""
         return [each.name for each in self.launches]
 
     def _properties(self) -> SimpleNamespace:
@@ -85,7 +92,7 @@ class NotedCard:
         )
 
     def _compiled(self, source: str, defines: Mapping[str, int], arch: str, folder: Path | None) -> bytes:
-        self.do(f"compile {source}")
+        self.record(f"compile {source}")
         return " ".join(f"{name}={value}" for name, value in defines.items()).encode()
 
 
@@ -93,7 +100,7 @@ class NotedCard:
 class _Kernel:
     code: bytes
     name: str
-    card: NotedCard
+    card: RecordingCard
 
     def __call__(
         self,
@@ -102,48 +109,48 @@ class _Kernel:
         arguments: ctypes.Structure,
         *,
         shared_bytes: int = 0,
-        early: bool = False,
+        dependent_launch: bool = False,
     ) -> None:
-        self.card.do(f"launch {self.name}")
+        self.card.record(f"launch {self.name}")
         copy = type(arguments).from_buffer_copy(arguments)
-        self.card.launches.append(Launch(self.name, self.code.decode(), grid, threads, early, copy))
+        self.card.launches.append(Launch(self.name, self.code.decode(), grid, threads, dependent_launch, copy))
 
-    def bound(self, threads: int, arguments: ctypes.Structure) -> Callable[[tuple[int, int, int], int], None]:
+    def bind(self, threads: int, arguments: ctypes.Structure) -> Callable[[tuple[int, int, int], int], None]:
         return lambda grid, stream: self(grid, threads, arguments)
 
 
 @dataclass(frozen=True)
 class _Graph:
     number: int
-    did: list[str]
+    events: list[str]
 
     def capture_begin(self, capture_error_mode: str) -> None:
-        self.did.append(f"begin {self.number}")
+        self.events.append(f"begin {self.number}")
 
     def capture_end(self) -> None:
-        self.did.append(f"end {self.number}")
+        self.events.append(f"end {self.number}")
 
     def replay(self) -> None:
-        self.did.append(f"replay {self.number}")
+        self.events.append(f"replay {self.number}")
 
 
-class _Anything:
-    """A stream or an event: nothing is ever under way."""
+class _Idle:
+    """A stream or an event with nothing in flight."""
 
     cuda_stream = 0
 
     def synchronize(self) -> None: ...
-    def record(self, stream: _Anything) -> None: ...
-    def wait_stream(self, stream: _Anything) -> None: ...
+    def record(self, stream: _Idle) -> None: ...
+    def wait_stream(self, stream: _Idle) -> None: ...
 
 
 @contextlib.contextmanager
-def _stream(stream: _Anything) -> Iterator[None]:
+def _stream(stream: _Idle) -> Iterator[None]:
     yield
 
 
-def weights_of_sizes(layers: int = 2) -> CudaWeights:
-    """LLaMA's layers in NF4, narrow but for what one kernel for all layers asks: heads of 128, whole rings of blocks."""
+def fake_weights(layers: int = 2) -> CudaWeights:
+    """A narrow LLaMA in NF4 that the kernel of all layers supports: heads of 128, enough blocks for its ring."""
     hidden, heads, head_dim, feed_forward, vocabulary = 2048, 16, 128, 4096, 320
     rope = {"rope_type": "default", "rope_theta": 10_000.0}
     shape = LlamaShape(layers, hidden, heads, heads, head_dim, vocabulary, 32, 1e-5, False, rope)
@@ -151,23 +158,25 @@ def weights_of_sizes(layers: int = 2) -> CudaWeights:
     def norm() -> torch.Tensor:
         return torch.ones(hidden, dtype=torch.bfloat16)
 
-    made = tuple(
+    decoder_layers = tuple(
         CudaLayer(
-            norm(), matrix("nf4", rotary(heads, heads, head_dim), hidden), matrix("nf4", natural(hidden), hidden),
-            norm(), matrix("nf4", interleaved(feed_forward), hidden), matrix("nf4", natural(hidden), feed_forward),
+            norm(), matrix("nf4", rotary_order(heads, heads, head_dim), hidden), matrix("nf4", natural_order(hidden), hidden),
+            norm(), matrix("nf4", interleaved_order(feed_forward), hidden), matrix("nf4", natural_order(hidden), feed_forward),
         )
         for _ in range(layers)
     )  # fmt: skip
     embeddings = Embeddings(torch.empty(vocabulary, hidden, dtype=torch.int8), torch.empty(vocabulary))
-    return CudaWeights(shape, feed_forward, embeddings, made, norm(), matrix("int8", natural(vocabulary), hidden))
+    return CudaWeights(
+        shape, feed_forward, embeddings, decoder_layers, norm(), matrix("int8", natural_order(vocabulary), hidden)
+    )
 
 
 def matrix(kind: str, order: list[int], inputs: int) -> Product:
-    """A product of the right size, whose weights are whatever memory held."""
+    """A product of the right size with uninitialized weights."""
     rows, blocks = len(order), inputs // BLOCK_INPUTS[kind]
     nf4 = kind == "nf4"
     return Product(Packed(
         kind, rows, inputs, torch.empty(rows // 16, blocks * TILE_BYTES[kind], dtype=torch.uint8),
         torch.tensor(order, dtype=torch.int32), nested=torch.empty(rows, 4) if nf4 else None,
-        code=torch.empty(16 + 256) if nf4 else None, row_scales=None if nf4 else torch.empty(rows), paired=pairs_up(blocks),
+        code=torch.empty(16 + 256) if nf4 else None, row_scales=None if nf4 else torch.empty(rows), paired=is_paired(blocks),
     ))  # fmt: skip

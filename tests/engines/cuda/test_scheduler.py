@@ -1,4 +1,4 @@
-"""The CUDA scheduler over a decoder that computes on the CPU: started ahead of its results, it hands out the same tokens."""
+"""The CUDA scheduler over a decoder that computes on the CPU: its steps are started ahead, and hand out the same tokens."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ import torch
 from qlora_chat.engines import EngineError, OutOfMemory
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.core.request import LocalStream, Request
-from qlora_chat.engines.cuda import scheduler
-from qlora_chat.engines.cuda.prefill.reader import Pass
-from qlora_chat.engines.cuda.scheduler import AS_ROWS, CudaScheduler
+from qlora_chat.engines.cuda.policy import StepLimits
+from qlora_chat.engines.cuda.prefill.reader import PrefillPass
+from qlora_chat.engines.cuda.scheduler import CudaScheduler
 from qlora_chat.engines.eager.forward import Forward, Span
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models import LoadedModel
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
-from tests.fakes import NumberedAdapters, PlainDecoder, in_one_part
+from tests.fakes import NumberedAdapters, PlainDecoder, single_part_pass
 
 GREEDY = Sampling(temperature=0.0, max_new_tokens=24, seed=5)
 QUESTIONS = ("What is the capital of France?", "Why do birds fly?", "What is gravity?")
 
 
 class Driven:
-    """A scheduler that a test moves on by hand."""
+    """A scheduler that a test steps by hand."""
 
-    def __init__(self, model: LoadedModel, slots: int = 4) -> None:
+    def __init__(self, model: LoadedModel, slots: int = 4, limits: StepLimits = StepLimits()) -> None:  # noqa: B008
         cache = KVCache(model.weights, slots)
         self._forward = forward = Forward(model.weights, cache)
         self.passes: list[list[int]] = []
-        """Tokens of each chat in each pass over prompts."""
+        """Tokens of each chat in each prefill pass."""
         self.memory_for = 10_000
         """Tokens of a pass."""
         self.decoder = PlainDecoder(forward, Span)
         self.adapters = NumberedAdapters(cache)
-        self.scheduler = CudaScheduler(self.decoder, self._begin, cache, self.adapters)  # type: ignore[arg-type]
+        self.scheduler = CudaScheduler(self.decoder, self._begin, cache, self.adapters, limits=limits)  # type: ignore[arg-type]
         self._model = model
 
-    def _begin(self, spans: Sequence[Span]) -> Pass:
-        return in_one_part(lambda: self._read(spans))
+    def _begin(self, spans: Sequence[Span]) -> PrefillPass:
+        return single_part_pass(lambda: self._run(spans))
 
-    def _read(self, spans: Sequence[Span]) -> None:
+    def _run(self, spans: Sequence[Span]) -> None:
         self.passes.append([len(span.ids) for span in spans])
         if sum(self.passes[-1]) > self.memory_for:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -82,13 +82,13 @@ def test_the_tokens_are_those_of_the_plain_scheduler(
     assert [ids_of(stream) for stream in streams] == expected
 
 
-def test_a_step_is_started_before_the_tokens_of_the_one_before_are_handed_out(
-    driven: Driven, prompt_for: Callable[..., Prompt]
-) -> None:
+def test_a_step_is_started_before_the_previous_tokens_are_handed_out(driven: Driven, prompt_for: Callable[..., Prompt]) -> None:
     stream = driven.ask(prompt_for("Why do birds fly?"))
     driven.run()
     assert len(ids_of(stream)) == GREEDY.max_new_tokens
-    assert driven.decoder.started <= GREEDY.max_new_tokens + 1, "the first by the prompt's own step, and one for nobody"
+    assert driven.decoder.started <= GREEDY.max_new_tokens + 1, (
+        "the first token comes with the prompt's step, and one step is wasted"
+    )
 
 
 def test_chats_that_join_and_leave_change_nothing_for_the_others(
@@ -110,7 +110,7 @@ def test_chats_that_join_and_leave_change_nothing_for_the_others(
 
 
 @pytest.mark.parametrize(("tokens", "steps"), [(8, 1), (32, 1), (40, 2), (64, 2)])
-def test_a_short_prompts_first_token_comes_with_the_step_that_reads_its_end(
+def test_a_short_prompts_first_token_comes_with_the_step_that_prefills_its_end(
     driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt], tokens: int, steps: int
 ) -> None:
     long = prompt_for("Tell me about " + "rivers and mountains and " * 30)
@@ -124,22 +124,22 @@ def test_a_short_prompts_first_token_comes_with_the_step_that_reads_its_end(
 
 
 @pytest.mark.parametrize(("tokens", "steps"), [(8, 1), (9, 2), (40, 2), (41, 3)])
-def test_a_first_token_is_chosen_in_the_kind_of_step_that_asking_again_has(
+def test_a_first_token_is_sampled_in_the_kind_of_step_that_a_repeated_prompt_gets(
     driven: Driven, prompt_for: Callable[..., Prompt], tokens: int, steps: int
 ) -> None:
-    """Then only the last token is left to compute, and a wider step would round otherwise."""
+    """A repeated prompt has only its last token left to compute, and a wider step would round differently."""
     driven.decoder.narrow_rows = 8
     stream = driven.ask(Prompt("", prompt_for("Tell me about " + "rivers and mountains and " * 30).ids[:tokens]))
     while not stream._request.generated:
         driven.scheduler.step()
-    assert driven.decoder.started - steps in (0, 1), "a step that gives a next token may be under way"
+    assert driven.decoder.started - steps in (0, 1), "a step for the next token may be in flight"
 
 
 @pytest.mark.parametrize(("tokens", "steps"), [((12, 20), 1), ((20, 30), 2), ((16, 16, 16, 16), 2)])
 def test_short_prompts_that_come_together_are_answered_together(
     driven: Driven, prompt_for: Callable[..., Prompt], tokens: Sequence[int], steps: int
 ) -> None:
-    """Whoever were answered first would leave the others a few rows of each step."""
+    """A chat that answered first would leave the others a few rows of each step."""
     long = prompt_for("Tell me about " + "rivers and mountains and " * 30).ids
     prompts = [Prompt("", (chat + 1, *long[1:count])) for chat, count in enumerate(tokens)]
     streams = [driven.ask(prompt) for prompt in prompts]
@@ -149,48 +149,47 @@ def test_short_prompts_that_come_together_are_answered_together(
     assert (driven.passes, driven.decoder.started) == ([], steps)
 
 
-def test_a_long_prompt_is_read_in_one_pass_when_nobody_waits(
+def test_a_long_prompt_is_prefilled_in_one_pass_when_no_chat_answers(
     driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
 ) -> None:
     long = prompt_for("Tell me about " + "rivers and mountains and " * 30)
-    assert len(long.ids) > AS_ROWS
+    assert len(long.ids) > StepLimits().prefill_rows_idle
     alone = driven.ask(long)
     driven.run()
-    assert driven.decoder.widest == 1, "read by the eager pass"
+    assert driven.decoder.widest == 1, "prefilled by the eager pass"
     assert ids_of(alone) == ids_of(shared_engine.stream(long, GREEDY, Stops()))  # type: ignore[arg-type]
 
 
-def test_a_short_prompt_beside_an_answer_is_read_in_the_rows_that_its_steps_have_to_spare(
+def test_a_short_prompt_is_prefilled_in_the_spare_rows_of_an_answers_steps(
     driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
 ) -> None:
     driven.ask(prompt_for("Why do birds fly?"), GREEDY.changed(max_new_tokens=40))
     driven.run(4)
     driven.passes.clear()
     prompt = prompt_for("What do you know of lakes and forests?")
-    beside = driven.ask(prompt)
+    mixed = driven.ask(prompt)
     driven.run()
     assert driven.passes == []
     assert 1 < driven.decoder.widest <= 16, "part of the prompt in each step"
-    assert ids_of(beside) == ids_of(shared_engine.stream(prompt, GREEDY, Stops()))  # type: ignore[arg-type]
+    assert ids_of(mixed) == ids_of(shared_engine.stream(prompt, GREEDY, Stops()))  # type: ignore[arg-type]
 
 
-def test_chats_that_come_together_are_read_together_and_answer_together(
+def test_chats_that_come_together_are_prefilled_and_answered_together(
     driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
 ) -> None:
     prompts = [prompt_for(f"Tell me about {what} " * 12) for what in ("rivers", "lakes", "forests", "mountains")]
     streams = [driven.ask(each) for each in prompts]
     driven.run()
     assert driven.passes == [[len(each.ids) - 1 for each in prompts]]
-    assert driven.decoder.started <= GREEDY.max_new_tokens + 2, "no step was spent on reading"
+    assert driven.decoder.started <= GREEDY.max_new_tokens + 2, "no step was spent on prefill"
     expected = [ids_of(shared_engine.stream(each, GREEDY, Stops())) for each in prompts]  # type: ignore[arg-type]
     assert [ids_of(stream) for stream in streams] == expected
 
 
-def test_a_chat_that_has_been_read_does_not_wait_for_every_prompt_behind_it(
-    driven: Driven, prompt_for: Callable[..., Prompt], monkeypatch: pytest.MonkeyPatch
+def test_a_first_token_does_not_wait_for_every_prompt_behind_it(
+    demo_fp32: LoadedModel, prompt_for: Callable[..., Prompt]
 ) -> None:
-    monkeypatch.setattr(scheduler, "READ_AT_ONCE", 64)
-    monkeypatch.setattr(scheduler, "READ_BEFORE_FIRST", 128)
+    driven = Driven(demo_fp32, limits=StepLimits(pass_tokens=64, first_token_wait=128))
     first = driven.ask(prompt_for("Why do birds fly?"), GREEDY.changed(max_new_tokens=2))
     others = [driven.ask(prompt_for("What do you know of " + "lakes and forests and " * 30)) for _ in range(3)]
     for _ in range(5):
@@ -202,24 +201,24 @@ def test_a_chat_that_has_been_read_does_not_wait_for_every_prompt_behind_it(
     driven.run()
 
 
-@pytest.mark.parametrize("most_rows", [2, 8])
+@pytest.mark.parametrize("max_rows", [2, 8])
 def test_where_a_step_has_few_rows_chats_take_turns_and_all_of_them_answer(
-    most_rows: int, driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
+    max_rows: int, driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
 ) -> None:
-    driven.decoder.most_rows = most_rows
+    driven.decoder.max_rows = max_rows
     streams = [driven.ask(prompt_for(text)) for text in QUESTIONS]
     driven.run(60)
-    made = [stream._request.generated for stream in streams]
-    assert max(made) - min(made) <= 2, "nobody waits for the others to end"
+    generated = [stream._request.generated for stream in streams]
+    assert max(generated) - min(generated) <= 2, "no chat waits for the others to end"
     late = driven.ask(prompt_for("What is a river?"))
     driven.run()
-    assert driven.decoder.widest <= most_rows
+    assert driven.decoder.widest <= max_rows
     expected = [ids_of(shared_engine.stream(prompt_for(text), GREEDY, Stops())) for text in QUESTIONS]  # type: ignore[arg-type]
     assert [ids_of(stream) for stream in streams] == expected
     assert len(ids_of(late)) == GREEDY.max_new_tokens
 
 
-def test_the_next_turn_computes_its_new_tokens_alone(driven: Driven, prompt_for: Callable[..., Prompt]) -> None:
+def test_the_next_turn_prefills_only_its_new_tokens(driven: Driven, prompt_for: Callable[..., Prompt]) -> None:
     first = prompt_for("What is gravity?")
     stream = driven.ask(first)
     driven.run()
@@ -252,7 +251,7 @@ def test_a_slider_acts_on_the_very_next_token(driven: Driven, prompt_for: Callab
     assert so_far > 2
     stream.update(GREEDY.changed(max_new_tokens=so_far + 1))
     driven.run()
-    assert len(ids_of(stream)) == so_far + 1, "the token that was under way with the old settings is not taken"
+    assert len(ids_of(stream)) == so_far + 1, "the token sampled with the old settings is dropped"
 
 
 def test_a_slider_that_was_moved_is_moved_at_the_same_token_again(driven: Driven, prompt_for: Callable[..., Prompt]) -> None:
@@ -267,7 +266,7 @@ def test_a_slider_that_was_moved_is_moved_at_the_same_token_again(driven: Driven
     assert pieces[-1].finish
     changes = pieces[-1].finish.changes
     assert changes
-    assert changes == ((5, warm),), "the very next one, although a step with the old settings was under way"
+    assert changes == ((5, warm),), "the very next one, although a step with the old settings was in flight"
     again, late = driven.ask(prompt, changes=dict(changes)), driven.ask(prompt, changes={8: warm})
     driven.run()
     assert ids_of(again) == recorded
@@ -276,7 +275,7 @@ def test_a_slider_that_was_moved_is_moved_at_the_same_token_again(driven: Driven
     assert later != recorded, "the moment matters"
 
 
-def test_a_step_that_fails_fails_those_who_run_and_nobody_else(driven: Driven, prompt_for: Callable[..., Prompt]) -> None:
+def test_a_failed_step_fails_the_running_requests_only(driven: Driven, prompt_for: Callable[..., Prompt]) -> None:
     failing = driven.ask(prompt_for("Why do birds fly?"))
     driven.decoder.fail_at = 4
     with pytest.raises(RuntimeError, match="fallen out"):
@@ -289,7 +288,7 @@ def test_a_step_that_fails_fails_those_who_run_and_nobody_else(driven: Driven, p
     assert len(ids_of(after)) == GREEDY.max_new_tokens
 
 
-def test_a_prompt_that_there_is_no_memory_for_at_once_is_read_in_smaller_parts(
+def test_a_prompt_without_memory_for_one_pass_is_prefilled_in_smaller_ones(
     driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
 ) -> None:
     driven.memory_for = 70
@@ -300,12 +299,10 @@ def test_a_prompt_that_there_is_no_memory_for_at_once_is_read_in_smaller_parts(
     tried = [sum(each) for each in driven.passes]
     too_many = [each for each in tried if each > 70]
     assert too_many
-    assert tried[: len(too_many)] == too_many, "what there is memory for is known from then on"
+    assert tried[: len(too_many)] == too_many, "the limit is known from then on"
 
 
-def test_a_prompt_that_there_is_no_memory_for_at_all_costs_nobody_elses_answer(
-    driven: Driven, prompt_for: Callable[..., Prompt]
-) -> None:
+def test_a_prompt_without_memory_for_any_pass_fails_alone(driven: Driven, prompt_for: Callable[..., Prompt]) -> None:
     answer = driven.ask(prompt_for("Why do birds fly?"), GREEDY.changed(max_new_tokens=60))
     driven.run(6)
     driven.memory_for = 0

@@ -1,4 +1,4 @@
-"""What an engine on a card makes while nobody asks, so that nobody waits for it later."""
+"""Warm-up of an idle engine on a card, so that no request waits for it later."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from qlora_chat.engines.cuda.decode.rows import Row
 from qlora_chat.engines.cuda.runtime import driver
 from qlora_chat.engines.cuda.runtime.driver import KernelError
 from qlora_chat.engines.cuda.scheduler import CudaScheduler
-from qlora_chat.engines.cuda.warmup import Preparing
-from qlora_chat.engines.cuda.weights.lora_tiles import LowRank
+from qlora_chat.engines.cuda.warmup import Warmup
+from qlora_chat.engines.cuda.weights.lora_tiles import LoraTable
 from qlora_chat.engines.eager.forward import Forward, Span
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models import LoadedModel
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
-from tests.engines.cuda.card import NotedCard, weights_of_sizes
-from tests.fakes import NumberedAdapters, PlainDecoder, in_one_part
+from tests.engines.cuda.card import RecordingCard, fake_weights
+from tests.fakes import NumberedAdapters, PlainDecoder, single_part_pass
 
 ROWS = 8
 
@@ -36,114 +36,114 @@ ROWS = 8
 class Idle:
     """An engine on a card with nothing to do."""
 
-    def __init__(self, card: NotedCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, card: RecordingCard, monkeypatch: pytest.MonkeyPatch) -> None:
         card.install(monkeypatch)
-        self.card, self.weights = card, weights_of_sizes()
+        self.card, self.weights = card, fake_weights()
         like: Any = SimpleNamespace(shape=self.weights.shape, device=torch.device("cpu"))
         self.decoder = Decoder(self.weights, KVCache(like, 2, torch.bfloat16), None)
-        self.rehearsed: list[int] = []
+        self.lengths: list[int] = []
         self.memory_for = 1000
-        """Tokens of a prompt."""
+        """Tokens of a pass."""
         self.adapters: Any = SimpleNamespace(used=(False,))
-        self.preparing = Preparing(self.decoder, self.adapters, ROWS, self.rehearse, (64, 128))
+        self.warmup = Warmup(self.decoder, self.adapters, ROWS, self.warm_up, (64, 128))
 
-    def rehearse(self, tokens: int) -> None:
+    def warm_up(self, tokens: int) -> None:
         if tokens > self.memory_for:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        self.rehearsed.append(tokens)
+        self.lengths.append(tokens)
 
-    def prepare(self) -> int:
-        """Until nothing is missing; how many graphs were made."""
+    def finish(self) -> int:
+        """Warm up until nothing is missing; returns the number of captured graphs."""
         before, until = self.graphs, time.monotonic() + 60
-        while self.preparing():
+        while self.warmup():
             assert time.monotonic() < until, "it never ends"
         return self.graphs - before
 
     @property
     def graphs(self) -> int:
-        return sum(each.startswith("begin") for each in self.card.did)
+        return sum(each.startswith("begin") for each in self.card.events)
 
     def step(self, rows: int, adapter: int = -1) -> None:
-        self.decoder.put([Row(0, at, 1, adapter=adapter) for at in range(rows)])
+        self.decoder.set_rows([Row(0, at, 1, adapter=adapter) for at in range(rows)])
         self.decoder.start(rows)
 
 
 @pytest.fixture
 def idle(monkeypatch: pytest.MonkeyPatch) -> Idle:
-    return Idle(NotedCard(major=9), monkeypatch)
+    return Idle(RecordingCard(major=9), monkeypatch)
 
 
-def test_no_width_of_steps_has_to_be_made_later(idle: Idle) -> None:
-    assert idle.prepare() == 4, "of 1, 2, 4 and 8 rows"
-    idle.card.did.clear()
+def test_no_width_of_steps_is_captured_later(idle: Idle) -> None:
+    assert idle.finish() == 4, "of 1, 2, 4 and 8 rows"
+    idle.card.events.clear()
     for rows in (1, 2, 3, 5, 8):
         idle.step(rows)
-    assert all(each.startswith("replay") for each in idle.card.did)
+    assert all(each.startswith("replay") for each in idle.card.events)
 
 
-def test_what_steps_have_met_already_is_not_made_again(idle: Idle) -> None:
+def test_graphs_of_earlier_steps_are_not_captured_again(idle: Idle) -> None:
     idle.step(2)
-    assert idle.prepare() == 3
-    assert not idle.preparing()
+    assert idle.finish() == 3
+    assert not idle.warmup()
 
 
-def test_kernels_are_compiled_beside_whatever_else_the_engine_does(idle: Idle, monkeypatch: pytest.MonkeyPatch) -> None:
-    go_on, compiled = threading.Event(), driver.compiled
+def test_kernels_are_compiled_while_the_engine_does_other_work(idle: Idle, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on, compiled = threading.Event(), driver.load_or_compile
 
     def slow(*rest: Any) -> bytes:
         assert go_on.wait(60)
         return compiled(*rest)
 
-    monkeypatch.setattr(driver, "compiled", slow)
+    monkeypatch.setattr(driver, "load_or_compile", slow)
     for _ in range(20):
-        assert idle.preparing(), "there is more to make, and it does not wait for it"
+        assert idle.warmup(), "there is more, and it does not wait for it"
     idle.step(1)
     go_on.set()
-    assert idle.prepare()
+    assert idle.finish()
 
 
-def test_what_libraries_load_for_prompts_is_loaded_before_anybody_asks(idle: Idle) -> None:
-    idle.prepare()
-    idle.prepare()
-    assert idle.rehearsed == [64, 128]
+def test_libraries_load_their_prefill_kernels_before_the_first_prompt(idle: Idle) -> None:
+    idle.finish()
+    idle.finish()
+    assert idle.lengths == [64, 128]
 
 
-def test_where_memory_is_short_for_long_prompts_the_rest_is_prepared_all_the_same(idle: Idle) -> None:
+def test_short_memory_for_long_prompts_leaves_out_only_those(idle: Idle) -> None:
     idle.memory_for = 100
-    assert idle.prepare() == 4
-    assert not idle.preparing()
+    assert idle.finish() == 4
+    assert not idle.warmup()
 
 
-def test_adapters_that_come_have_steps_of_their_own(idle: Idle) -> None:
-    idle.prepare()
-    idle.decoder.adapt(LowRank(idle.weights.layout(16), torch.device("cpu")))
+def test_new_adapters_have_graphs_of_their_own(idle: Idle) -> None:
+    idle.finish()
+    idle.decoder.set_lora(LoraTable(idle.weights.layout(16), torch.device("cpu")))
     idle.adapters.used = False, True
-    assert idle.prepare() == 8, "and those without are made again: what they count with has moved"
-    idle.card.did.clear()
+    assert idle.finish() == 8, "those without adapters are captured again: their counters have moved"
+    idle.card.events.clear()
     idle.step(3, adapter=0)
-    assert idle.card.did[-1].startswith("replay")
+    assert idle.card.events[-1].startswith("replay")
 
 
-def test_widths_that_the_card_cannot_have_are_done_without(idle: Idle) -> None:
-    idle.card.fails += [("compile gemv.cu", KernelError("too many registers"))] * 2
-    idle.prepare()
-    assert idle.decoder.most_rows < ROWS
-    assert not idle.preparing(), "nor tried again"
+def test_widths_that_cannot_be_compiled_are_left_out(idle: Idle) -> None:
+    idle.card.failures += [("compile gemv.cu", KernelError("too many registers"))] * 2
+    idle.finish()
+    assert idle.decoder.max_rows < ROWS
+    assert not idle.warmup(), "and not tried again"
     idle.step(1)
 
 
-def test_what_a_step_has_made_meanwhile_is_not_taken_for_what_was_compiled_beside(idle: Idle) -> None:
-    idle.preparing._rows = 16
-    while not idle.preparing._compiling:
-        assert idle.preparing()
-    (rows, _), compiling = idle.preparing._compiling
+def test_a_graph_captured_by_a_step_meanwhile_is_not_confused_with_the_compiled_one(idle: Idle) -> None:
+    idle.warmup._rows = 16
+    while not idle.warmup._compiling:
+        assert idle.warmup()
+    (rows, _), compiling = idle.warmup._compiling
     compiling.result()
     idle.step(rows)
-    assert idle.preparing()
-    assert idle.preparing._compiling is not None, "what comes next is compiled beside, too"
+    assert idle.warmup()
+    assert idle.warmup._compiling is not None, "the next one is compiled on the other thread too"
 
 
-def test_memory_that_is_short_for_a_moment_costs_no_width(idle: Idle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_briefly_short_memory_costs_no_width(idle: Idle, monkeypatch: pytest.MonkeyPatch) -> None:
     real, full = kernels.Kernels.get, True
 
     def get(self: kernels.Kernels, *key: Any) -> Any:
@@ -152,30 +152,30 @@ def test_memory_that_is_short_for_a_moment_costs_no_width(idle: Idle, monkeypatc
         return real(self, *key)
 
     monkeypatch.setattr(kernels.Kernels, "get", get)
-    assert idle.prepare() == 0
-    assert idle.decoder.most_rows == 64
+    assert idle.finish() == 0
+    assert idle.decoder.max_rows == 64
     full = False
-    assert idle.prepare() > 0, "after the next answer"
+    assert idle.finish() > 0, "after the next answer"
 
 
-def test_a_question_goes_before_what_is_being_prepared(demo_fp32: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine with more to prepare than it will ever be done with, and one thing that goes wrong."""
-    cache, prepared = KVCache(demo_fp32.weights, 2), list[int]()
+def test_a_request_goes_before_the_rest_of_the_warm_up(demo_fp32: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The warm-up never ends, and fails once."""
+    cache, calls = KVCache(demo_fp32.weights, 2), list[int]()
     forward = Forward(demo_fp32.weights, cache)
 
-    def prepare() -> bool:
-        prepared.append(1)
-        if len(prepared) == 3:
+    def warm_up() -> bool:
+        calls.append(1)
+        if len(calls) == 3:
             raise RuntimeError("CUDA out of memory")
         return True
 
     decoder: Any = PlainDecoder(forward, Span)
     adapters: Any = NumberedAdapters(cache)
-    scheduler = CudaScheduler(decoder, lambda spans: in_one_part(lambda: forward(spans)), cache, adapters, prepare=prepare)
+    scheduler = CudaScheduler(decoder, lambda spans: single_part_pass(lambda: forward(spans)), cache, adapters, warm_up=warm_up)
     monkeypatch.setattr(cuda, "open_cuda", lambda *_: (scheduler, cache))
     model = replace(demo_fp32, weights=replace(demo_fp32.weights, device=torch.device("cuda")))
     engine = LocalEngine(lambda: model)
-    while not prepared:
+    while not calls:
         time.sleep(0.01)
     for _ in range(2):
         stream = engine.stream(Prompt("", (1, 5, 6)), Sampling(temperature=0.0, max_new_tokens=3), Stops())

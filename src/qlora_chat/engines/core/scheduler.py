@@ -51,9 +51,13 @@ class Scheduler:
         """Whether there is nothing to do."""
         return self._chats.idle
 
-    def prepare(self) -> bool:
-        """Make something that a later step would have to make first: nothing is, here."""
+    def warm_up(self) -> bool:
+        """Prepare something that a later step would have to prepare first: nothing, here."""
         return False
+
+    def compute_logits(self, spans: Sequence[Span]) -> torch.Tensor:
+        """The pass itself, for checks; only while idle."""
+        return self._forward(spans)
 
     def compute_with(self, forward: Callable[[Sequence[Span]], torch.Tensor]) -> None:
         """Use another pass over the same cache from the next step on."""

@@ -1,7 +1,7 @@
 """The CUDA path of the in-process engine: weights in tiles, a decode step that is one graph, sampling on the device.
 
-Scope: opening it. What it cannot hold or compile raises CannotPack or KernelError before the weights it was given are touched,
-and WeightsConsumed after that; the engine goes on with the eager pass.
+Scope: opening it. CannotPack or KernelError is raised for a model or card that it does not support before the weights are
+touched, and WeightsConsumed after that; the engine then uses the eager pass.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class WeightsConsumed(RuntimeError):
-    """The kernels cannot have this model, and part of what they were given has been freed: it has to be read again."""
+    """The kernels do not support this model, and part of its weights has been freed: it has to be loaded again."""
 
 
 def open_cuda(
@@ -27,47 +27,49 @@ def open_cuda(
     slots: int | None,
     cache_folder: Path | None,
     kv_cache_dtype: KVCacheDtype = "auto",
-    adapters: int = 0,
+    adapter_bytes: int = 0,
 ) -> tuple[CudaScheduler, KVCache]:
-    """Pack the weights (they cannot be used for anything else afterwards), make a cache for `slots` chats, or as many as
-    fit beside `adapters` bytes of adapters that are still to be read, and the scheduler over both. CannotPack, KernelError or
-    WeightsConsumed if this model or card is not for it."""
+    """Pack the weights, which cannot be used for anything else afterwards, and build cache and scheduler over them. The cache
+    is for `slots` chats, or for as many as fit next to `adapter_bytes` of adapters still to be loaded. CannotPack, KernelError
+    or WeightsConsumed for a model or card that is not supported."""
     import torch
 
-    from qlora_chat.engines.cuda.kernels import try_kernels
+    from qlora_chat.engines.cuda.kernels import check_device
     from qlora_chat.engines.cuda.runtime.driver import KernelError
-    from qlora_chat.engines.cuda.weights.model import check
+    from qlora_chat.engines.cuda.weights.model import check_supported
     from qlora_chat.engines.cuda.weights.packing import CannotPack
 
     if weights.dtype != torch.bfloat16:
-        raise CannotPack(f"its weights are to be computed with in {weights.dtype}; the kernels do so in bfloat16")
-    check(weights)
-    try_kernels(cache_folder)
+        raise CannotPack(f"its compute type is {weights.dtype}; the kernels compute in bfloat16")
+    check_supported(weights)
+    check_device(cache_folder)
     try:
-        return _opened(weights, slots, cache_folder, torch.int8 if kv_cache_dtype == "int8" else None, adapters)
+        return _open(weights, slots, cache_folder, torch.int8 if kv_cache_dtype == "int8" else None, adapter_bytes)
     except (CannotPack, KernelError) as problem:
         raise WeightsConsumed(str(problem)) from problem
 
 
-def _opened(
-    weights: LlamaWeights, slots: int | None, cache_folder: Path | None, cache_dtype: torch.dtype | None, adapters_bytes: int
+def _open(
+    weights: LlamaWeights, slots: int | None, cache_folder: Path | None, cache_dtype: torch.dtype | None, adapter_bytes: int
 ) -> tuple[CudaScheduler, KVCache]:
     from qlora_chat.engines.core.kv_cache import KVCache, fitting_slots
     from qlora_chat.engines.core.prompt_lookup import PassCosts
     from qlora_chat.engines.cuda.decode.graph import Decoder
-    from qlora_chat.engines.cuda.prefill.activations import filled_up_to
-    from qlora_chat.engines.cuda.prefill.reader import PromptReader
-    from qlora_chat.engines.cuda.scheduler import READ_AT_ONCE, ROWS_AT_ONCE, STEP_COSTS, CudaScheduler
-    from qlora_chat.engines.cuda.warmup import Preparing
-    from qlora_chat.engines.cuda.weights.adapters import CudaAdapters, own_bytes
-    from qlora_chat.engines.cuda.weights.model import packed_weights
+    from qlora_chat.engines.cuda.policy import StepLimits
+    from qlora_chat.engines.cuda.prefill.activations import padded_row_counts
+    from qlora_chat.engines.cuda.prefill.reader import Prefill
+    from qlora_chat.engines.cuda.scheduler import CudaScheduler
+    from qlora_chat.engines.cuda.warmup import Warmup
+    from qlora_chat.engines.cuda.weights.adapters import CudaAdapters, own_adapter_bytes
+    from qlora_chat.engines.cuda.weights.model import pack_weights
 
-    packed = packed_weights(weights)
-    to_come = CudaAdapters.copies * adapters_bytes + (CudaAdapters.copies - 1) * own_bytes(packed)
-    cache = KVCache(weights, slots or fitting_slots(weights, cache_dtype, int(to_come)), cache_dtype)
+    limits, packed = StepLimits(), pack_weights(weights)
+    reserve = CudaAdapters.copies * adapter_bytes + (CudaAdapters.copies - 1) * own_adapter_bytes(packed)
+    cache = KVCache(weights, slots or fitting_slots(weights, cache_dtype, int(reserve)), cache_dtype)
     decoder = Decoder(packed, cache, cache_folder)
     adapters = CudaAdapters(packed, decoder, cache)
-    reader = PromptReader(packed, decoder.unpack, cache, decoder.kernels, decoder.turns, adapters.of, decoder.stream)
-    widest, lengths = max(ROWS_AT_ONCE, len(cache.slots)), filled_up_to(min(READ_AT_ONCE, weights.shape.window))
-    preparing = Preparing(decoder, adapters, widest, reader.rehearse, lengths)
-    return CudaScheduler(decoder, reader.begin, cache, adapters, PassCosts(STEP_COSTS), preparing), cache
+    prefill = Prefill(packed, decoder.dequantize, cache, decoder.rope_cos_sin, adapters.of_slot, decoder.stream)
+    rows = max(limits.step_rows_idle, len(cache.slots))
+    lengths = padded_row_counts(min(limits.pass_tokens, weights.shape.window))
+    warmup = Warmup(decoder, adapters, rows, prefill.warm_up, lengths)
+    return CudaScheduler(decoder, prefill.begin, cache, adapters, PassCosts(limits.step_costs), warmup, limits), cache

@@ -1,6 +1,6 @@
-"""What a step is asked for, of the chats that it is to give tokens, and of those whose prompts it reads.
+"""Rows and spans of a step, from the requests it serves.
 
-Scope: from requests to rows and spans. Knows no decoder and no order of steps.
+Scope: conversion only. Knows no decoder and no order of steps.
 """
 
 from __future__ import annotations
@@ -16,61 +16,64 @@ from qlora_chat.settings import Sampling
 
 @dataclass(frozen=True)
 class ScheduledRow:
-    """A row of a started step that will give its chat a token."""
+    """A row of a started step that samples a chat's next token, and the rows behind it that verify the chat's draft."""
 
     request: Request
     row: int
-    """The first of its rows in the step."""
+    """Index of the first of its rows in the step."""
     count: int
-    """Tokens of the answer before the one that this row gives."""
+    """Tokens of the answer before the one sampled from the first row."""
     sampling: Sampling
-    """What that one is chosen with."""
-    guessed: Sequence[int] = ()
-    """The tokens of the rows behind it: what the chat may say next."""
+    draft: Sequence[int] = ()
+    """Tokens of the rows behind the first."""
 
     def rows(self, adapter: int) -> Iterator[Row]:
-        """The row that chooses the chat's next token, and those behind it for its guesses, which choose the tokens after them;
-        `adapter` is the number of the chat's, as in Row."""
-        request, sampling = self.request, self.sampling
+        """The chat's newest token, then its draft; `adapter` as in Row."""
+        request = self.request
         newest = Row(
-            slot_of(request), len(request.ids) - 1, request.ids[-1], True, request.generated, sampling.temperature,
-            sampling.top_p, sampling.top_k, sampling.repetition_penalty, request.seed, adapter,
-            guessed=0 if self.guessed else None,
+            slot_index(request), len(request.ids) - 1, request.ids[-1], self.sampling, request.generated, request.seed, adapter,
+            drafted=0 if self.draft else None,
         )  # fmt: skip
         yield newest
-        for n, token in enumerate(self.guessed, 1):
-            yield replace(newest, position=newest.position + n, token=token, count=newest.count + n, guessed=n)
+        for n, token in enumerate(self.draft, 1):
+            yield replace(newest, position=newest.position + n, token=token, count=newest.count + n, drafted=n)
 
 
-def spans_of(reading: Sequence[Request], room: int) -> list[Span]:
-    """Of up to so many tokens, all but each prompt's last."""
+def schedule_rows(requests: Sequence[Request], drafts: Sequence[Sequence[int]] = ()) -> list[ScheduledRow]:
+    """The rows of decoding requests, in order, with the settings that are due for the next token."""
+    scheduled, row = [], 0
+    for request, draft in zip(requests, drafts or [()] * len(requests), strict=True):
+        scheduled.append(ScheduledRow(request, row, request.generated, request.taken_up(), draft))
+        row += 1 + len(draft)
+    return scheduled
+
+
+def prefill_rows(request: Request, count: int, adapter: int) -> list[Row]:
+    """The next `count` tokens of a prompt."""
+    start = len(cached_ids(request))
+    return [Row(slot_index(request), at, request.ids[at], adapter=adapter) for at in range(start, start + count)]
+
+
+def prefill_spans(requests: Sequence[Request], max_tokens: int) -> list[Span]:
+    """All but the last token of each prompt, up to `max_tokens` tokens in total: maybe not of every request."""
     spans = []
-    for request in reading:
-        start = len(cached_of(request))
-        ids = request.ids[start : min(start + room, len(request.ids) - 1)]
-        spans.append(Span(slot_of(request), start, ids, logits=0))
-        room -= len(ids)
-        if not room:
+    for request in requests:
+        start = len(cached_ids(request))
+        ids = request.ids[start : min(start + max_tokens, len(request.ids) - 1)]
+        spans.append(Span(slot_index(request), start, ids, logits=0))
+        max_tokens -= len(ids)
+        if not max_tokens:
             break
     return spans
 
 
-def asked_of(requests: Sequence[Request], guessed: Sequence[Sequence[int]] | None = None) -> list[ScheduledRow]:
-    """A row each, with the settings that are due for its next token, and further rows for what is guessed."""
-    found, row = [], 0
-    for request, tokens in zip(requests, guessed or [()] * len(requests), strict=True):
-        found.append(ScheduledRow(request, row, request.generated, request.taken_up(), tokens))
-        row += 1 + len(tokens)
-    return found
-
-
-def slot_of(request: Request) -> int:
-    """Its place in the cache."""
+def slot_index(request: Request) -> int:
+    """Index of a running request's KV-cache slot."""
     assert request.slot is not None, "a running request has a slot"
     return request.slot.index
 
 
-def cached_of(request: Request) -> list[int]:
-    """The tokens whose keys and values are there, to be added to."""
+def cached_ids(request: Request) -> list[int]:
+    """Tokens whose keys and values are in the cache; the caller extends the list."""
     assert request.slot is not None, "a running request has a slot"
     return request.slot.ids

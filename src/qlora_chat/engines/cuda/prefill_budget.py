@@ -1,63 +1,57 @@
-"""How much of a pass over prompts goes between two steps of those who answer: so much that they wait for it as long as for a
-step.
+"""The size of the prefill chunk between two steps: such that answers wait for it no longer than for a step.
 
-Scope: sizes of slices, from what the newest steps and slices took. Knows no chats, no kernels and no clock.
+Scope: learns from the newest steps and chunks. Knows no chats, no kernels and no clock.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-SHARE = 0.75
-"""Of a step's time, for a slice before it: what is left of twice a token's time is for clocks and hosts that are not even."""
-NEWEST = 3
-"""Steps of which the shortest counts: a slice is not to grow with one that something else held up."""
-SLICES = 4
-"""The newest slices, of which the slowest counts: products differ in what a weight takes, and the host may be late."""
+from qlora_chat.engines.cuda.policy import StepLimits
 
 
 @dataclass(frozen=True)
-class Slice:
-    """What was run of a pass between two steps."""
+class PrefillChunk:
+    """The part of a prefill pass that ran between two steps."""
 
     weights: int
-    """That were multiplied with."""
+    """Weights that it multiplied with."""
     tokens: int
-    """Of the whole pass: each weight was multiplied with so many."""
-    launched: float = 0.0
-    """Seconds that the host took for it: where that is longer, the device would wait for the step behind it."""
+    """Tokens of the whole pass, each of which meets every weight."""
+    host_s: float = 0.0
+    """Host time to launch it; where that is longer than the device's, the device waits for the next step."""
 
 
-class Slices:
-    """Learns what steps and passes take, and cuts by it."""
+class PrefillBudget:
+    """Learns the times of steps and passes."""
 
-    def __init__(self, costs: Sequence[float]) -> None:
-        """`costs`: what steps of 1, 2, 3, ... rows take, relative to each other, while a step of so many was not seen."""
-        self._costs = costs
-        self._steps: deque[tuple[int, float]] = deque(maxlen=NEWEST)
-        self._paces: deque[tuple[int, float]] = deque(maxlen=SLICES)
-        """Seconds a weight, of passes of so many tokens."""
+    def __init__(self, limits: StepLimits) -> None:
+        self._share, self._costs = limits.chunk_share, limits.step_costs
+        self._steps: deque[tuple[int, float]] = deque(maxlen=limits.recent_steps)
+        """Rows and seconds."""
+        self._chunks: deque[tuple[int, float]] = deque(maxlen=limits.recent_chunks)
+        """Tokens of the pass, and seconds per weight."""
 
     def weights(self, rows: int, tokens: int) -> float:
-        """That a pass over so many tokens may multiply with before a step of so many rows; 0 while nothing is known of it."""
-        pace = self._pace_of(tokens)
-        return SHARE * self._step(rows) / pace if pace else 0.0
+        """Weights that a pass over so many tokens may multiply with before a step of so many rows; 0 before anything is
+        known."""
+        weight_s = self._weight_s(tokens)
+        return self._share * self._step_s(rows) / weight_s if weight_s else 0.0
 
-    def note(self, rows: int, before: float, own: float, done: Slice | None) -> None:
-        """A step of so many rows took so many seconds of its own, and it was so long from the end of the step before to its
-        beginning, with what was `done` of a pass in that time."""
-        self._steps.append((rows, own))
-        if done and done.weights:
-            known, seen = self._pace_of(done.tokens), max(before, done.launched) / done.weights
-            self._paces.append((done.tokens, min(seen, 2 * known) if known else seen))
+    def note(self, rows: int, gap_s: float, step_s: float, chunk: PrefillChunk | None) -> None:
+        """Record a step: `gap_s` from the end of the previous one to its beginning, in which the `chunk` ran, if any."""
+        self._steps.append((rows, step_s))
+        if chunk and chunk.weights:
+            known, measured = self._weight_s(chunk.tokens), max(gap_s, chunk.host_s) / chunk.weights
+            self._chunks.append((chunk.tokens, min(measured, 2 * known) if known else measured))
 
-    def _step(self, rows: int) -> float:
-        """Seconds; of a wider one than was seen, no more than was seen."""
+    def _step_s(self, rows: int) -> float:
+        """Seconds of a step; a wider step than those measured counts as if it took no longer."""
         cost = self._costs[rows - 1]
-        return min((seconds * min(1.0, cost / self._costs[seen - 1]) for seen, seconds in self._steps), default=0.0)
+        return min((seconds * min(1.0, cost / self._costs[measured - 1]) for measured, seconds in self._steps), default=0.0)
 
-    def _pace_of(self, tokens: int) -> float:
-        """Of a longer pass than the newest, as if all of its time went with the tokens; of a shorter one, as if none did."""
-        return max((pace * max(1.0, tokens / seen) for seen, pace in self._paces), default=0.0)
+    def _weight_s(self, tokens: int) -> float:
+        """Seconds per weight: all of the time scales with the tokens of a longer pass, none of it with those of a shorter
+        one."""
+        return max((seconds * max(1.0, tokens / measured) for measured, seconds in self._chunks), default=0.0)

@@ -1,8 +1,8 @@
-"""What a step or a pass would have to make first, made while nobody asks.
+"""Warm-up while the engine is idle: graphs and libraries that a later step or prefill pass would wait for.
 
-Scope: which graphs are still missing, and what PyTorch's libraries load at their first call. A width of steps that is met for
-the first time costs everybody who is being answered 50 ms, and seconds where its kernels were never compiled on this machine:
-these are compiled beside, since the compiler leaves the interpreter alone. Belongs to the engine's thread. Knows no requests.
+Scope: a step of a new width would delay every answer by the 50 ms of its capture, and by seconds where its kernels have to be
+compiled. Those are compiled on another thread, since NVRTC releases the interpreter lock. Belongs to the engine's thread. Knows
+no requests.
 """
 
 from __future__ import annotations
@@ -13,59 +13,58 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from qlora_chat.engines.cuda.decode.graph import Decoder, Graph
+from qlora_chat.engines.cuda.decode.graph import Decoder, GraphKey
 from qlora_chat.engines.cuda.runtime.driver import KernelError
 from qlora_chat.engines.cuda.weights.adapters import CudaAdapters
 
 
-class Preparing:
-    """Called while nothing is under way, it makes one thing; whether there may be more to make."""
+class Warmup:
+    """Prepares one thing per call, in tens of milliseconds; returns whether there may be more."""
 
     def __init__(
         self,
         decoder: Decoder,
         adapters: CudaAdapters,
         rows: int,
-        rehearse: Callable[[int], None],
+        warm_up_prefill: Callable[[int], None],
         lengths: Iterable[int],
     ) -> None:
-        """`rows`: of the widest step that is likely; `rehearse`: what libraries are asked for by prompts of the `lengths`."""
+        """`rows`: of the widest step to expect; `warm_up_prefill`: runs for each number of tokens in `lengths`."""
         self._decoder, self._adapters, self._rows = decoder, adapters, rows
-        self._rehearse, self._lengths = rehearse, deque(lengths)
+        self._warm_up_prefill, self._lengths = warm_up_prefill, deque(lengths)
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="qlora-chat-compiler")
-        self._compiling: tuple[Graph, Future[None]] | None = None
-        """One kernel at a time, and whose: a process that ends waits for no more than that."""
+        self._compiling: tuple[GraphKey, Future[None]] | None = None
+        """One kernel at a time, and its graph: a process that exits waits for no more than that."""
 
     def __call__(self) -> bool:
-        """Takes tens of milliseconds at most, but for memory that is short."""
         if self._compiling and not self._compiling[1].done():
             return True
         compiling, self._compiling = self._compiling, None
         if self._lengths:
-            self._rehearse_next()
+            self._next_length()
             return True
-        missing = self._decoder.missing(self._rows, self._adapters.used)
+        missing = self._decoder.missing_graphs(self._rows, self._adapters.used)
         if not missing:
             return False
-        graph = missing[0]
+        graph, launches = missing[0], self._decoder.launches(*missing[0])
         failed = compiling is not None and compiling[0] == graph and compiling[1].exception() is not None
-        if failed or self._decoder.compiled(graph):
+        if failed or launches.compiled:
             return self._capture(graph)
-        self._compiling = graph, self._compiler.submit(self._decoder.compile, graph)
+        self._compiling = graph, self._compiler.submit(launches.compile_one)
         return True
 
-    def _rehearse_next(self) -> None:
+    def _next_length(self) -> None:
         try:
-            self._rehearse(self._lengths.popleft())
+            self._warm_up_prefill(self._lengths.popleft())
         except torch.OutOfMemoryError:
-            self._lengths.clear()  # prompts are read in smaller parts, then
+            self._lengths.clear()  # prefill passes will be smaller
 
-    def _capture(self, graph: Graph) -> bool:
-        most_rows = self._decoder.most_rows
+    def _capture(self, graph: GraphKey) -> bool:
+        max_rows = self._decoder.max_rows
         try:
-            self._decoder.capture(*graph)
+            self._decoder.capture(graph)
         except KernelError:
-            if self._decoder.compiled(graph):
-                self._decoder.most_rows = most_rows  # memory was short, perhaps for a moment: whoever needs it finds out
+            if self._decoder.launches(*graph).compiled:
+                self._decoder.max_rows = max_rows  # memory was short, maybe briefly: the step that needs the graph tries again
                 return False
-        return True  # without what cannot be compiled the decoder has narrower steps
+        return True  # the decoder does without widths that cannot be compiled

@@ -1,4 +1,4 @@
-"""Adapters in tiles: read as the tensor cores read them, they are A and B again."""
+"""LoRA tiles: read in the order of the tensor cores, they are A and B again."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import Tensor
 
 from qlora_chat.engines.cuda.runtime import arguments
 from qlora_chat.engines.cuda.runtime.driver import SOURCES
-from qlora_chat.engines.cuda.weights.lora_tiles import Fused, Layout, LowRank, Matrices, filled_up
-from qlora_chat.engines.cuda.weights.packing import CannotPack, interleaved, natural, rotary
+from qlora_chat.engines.cuda.weights.lora_tiles import FusedLora, FusedProduct, LoraLayout, LoraTable, padded_rank
+from qlora_chat.engines.cuda.weights.packing import CannotPack, interleaved_order, natural_order, rotary_order
 
 RANK, HIDDEN, WIDE = 16, 128, 192
-LAYOUT = Layout(
+LAYOUT = LoraLayout(
     RANK,
     (
-        Fused((128, 64, 64), HIDDEN, torch.tensor(rotary(2, 1, 64), dtype=torch.int32)),
-        Fused((HIDDEN,), 128, torch.tensor(natural(HIDDEN), dtype=torch.int32)),
-        Fused((WIDE, WIDE), HIDDEN, torch.tensor(interleaved(WIDE), dtype=torch.int32)),
-        Fused((HIDDEN,), WIDE, torch.tensor(natural(HIDDEN), dtype=torch.int32)),
+        FusedProduct((128, 64, 64), HIDDEN, torch.tensor(rotary_order(2, 1, 64), dtype=torch.int32)),
+        FusedProduct((HIDDEN,), 128, torch.tensor(natural_order(HIDDEN), dtype=torch.int32)),
+        FusedProduct((WIDE, WIDE), HIDDEN, torch.tensor(interleaved_order(WIDE), dtype=torch.int32)),
+        FusedProduct((HIDDEN,), WIDE, torch.tensor(natural_order(HIDDEN), dtype=torch.int32)),
     ),
 )
 
 
-def random_layer(rank: int = RANK) -> list[Matrices]:
+def random_layer(rank: int = RANK) -> list[FusedLora]:
     return [
-        Matrices(
+        FusedLora(
             tuple(torch.randn(rank, each.inputs).bfloat16() for _ in each.outputs),
             tuple(torch.randn(size, rank).bfloat16() for size in each.outputs),
         )
@@ -46,9 +46,9 @@ def operand(registers: Tensor) -> Tensor:
     return matrix
 
 
-def taken_by_lanes(x: Tensor, each: int) -> Tensor:
-    """16 inputs of a step, of which a lane has four that lie together: its first two come as columns 2 t, the others 8 on.
-    x (4 lanes, `each`), the first four of each -> (16,)"""
+def lane_inputs(x: Tensor, each: int) -> Tensor:
+    """The 16 inputs (16,) of an mma step from x (4 lanes, `each`): a lane has four neighbours, two for columns 2 t and two 8
+    on."""
     return torch.cat((x[:, 0:2].flatten(), x[:, 2:4].flatten()))
 
 
@@ -57,69 +57,69 @@ def as_bf16(part: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", range(4))
-def test_a_read_as_the_tensor_cores_do_is_a(kind: int) -> None:
+def test_tiles_of_a_in_the_order_of_the_tensor_cores_are_a(kind: int) -> None:
     layer, product = random_layer(), LAYOUT.products[kind]
     at = LAYOUT.offsets[2 * kind]
     tiles = as_bf16(LAYOUT.tiles([layer])[at : at + LAYOUT.sizes[2 * kind]]).view(-1, product.inputs // 64, 4, 32, 4, 2)
     x = torch.randn(product.inputs)
     expected = torch.cat([a.float() @ x for a in layer[kind].a if a is not None])
-    found = torch.zeros(len(expected))
+    result = torch.zeros(len(expected))
     for tile in range(tiles.shape[0]):
         for block in range(tiles.shape[1]):
             of_lanes = x[block * 64 :][:64].view(4, 16)
             for step in range(4):
-                columns = taken_by_lanes(of_lanes[:, 4 * step :], 4)
-                found[tile * 16 : tile * 16 + 16] += operand(tiles[tile, block, step]) @ columns
-    assert torch.allclose(found, expected, atol=1e-3)
+                columns = lane_inputs(of_lanes[:, 4 * step :], 4)
+                result[tile * 16 : tile * 16 + 16] += operand(tiles[tile, block, step]) @ columns
+    assert torch.allclose(result, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", range(4))
-def test_b_read_as_the_tensor_cores_do_is_b_in_the_order_of_the_tiles(kind: int) -> None:
+def test_tiles_of_b_in_the_order_of_the_tensor_cores_are_b(kind: int) -> None:
     layer, product = random_layer(), LAYOUT.products[kind]
     at = LAYOUT.offsets[2 * kind + 1]
     tiles = as_bf16(LAYOUT.tiles([layer])[at : at + LAYOUT.sizes[2 * kind + 1]]).view(-1, RANK // 16, 32, 4, 2)
     ax = torch.randn(RANK)
     expected = torch.cat([b.float() @ ax for b in layer[kind].b if b is not None])[product.row_of.long()]
-    found = torch.zeros(len(expected))
+    result = torch.zeros(len(expected))
     for tile in range(tiles.shape[0]):
         for step in range(RANK // 16):
-            columns = taken_by_lanes(ax[16 * step :][:16].view(4, 4), 4)
-            found[tile * 16 : tile * 16 + 16] += operand(tiles[tile, step]) @ columns
-    assert torch.allclose(found, expected, atol=1e-3)
+            columns = lane_inputs(ax[16 * step :][:16].view(4, 4), 4)
+            result[tile * 16 : tile * 16 + 16] += operand(tiles[tile, step]) @ columns
+    assert torch.allclose(result, expected, atol=1e-3)
 
 
-def test_a_smaller_rank_is_filled_up_with_zeros() -> None:
+def test_a_smaller_rank_is_padded_rank_with_zeros() -> None:
     small = random_layer(rank=8)
 
-    def filled(tensors: tuple[Tensor | None, ...], dimension: int) -> tuple[Tensor, ...]:
+    def padded(tensors: tuple[Tensor | None, ...], dimension: int) -> tuple[Tensor, ...]:
         return tuple(torch.cat((each, torch.zeros_like(each)), dimension) for each in tensors if each is not None)
 
-    wide = [Matrices(filled(each.a, 0), filled(each.b, 1)) for each in small]
+    wide = [FusedLora(padded(each.a, 0), padded(each.b, 1)) for each in small]
     assert torch.equal(LAYOUT.tiles([small]), LAYOUT.tiles([wide]))
-    assert filled_up(8) == RANK
+    assert padded_rank(8) == RANK
 
 
 def test_a_part_without_an_adapter_adds_nothing() -> None:
     qkv, *others = random_layer()
-    without = Matrices((qkv.a[0], None, qkv.a[2]), (qkv.b[0], None, qkv.b[2]))
+    without = FusedLora((qkv.a[0], None, qkv.a[2]), (qkv.b[0], None, qkv.b[2]))
     tiles = as_bf16(LAYOUT.tiles([[without, *others]])[: LAYOUT.sizes[0]])
     assert tiles.view(3, -1)[1].count_nonzero() == 0
     assert tiles.view(3, -1)[2].count_nonzero() > 0
 
 
-def test_a_rank_that_the_kernels_are_not_made_for_is_refused() -> None:
+def test_an_unsupported_rank_is_refused() -> None:
     with pytest.raises(CannotPack, match="rank 1000"):
-        filled_up(1000)
+        padded_rank(1000)
     with pytest.raises(CannotPack, match="rank 32; the kernels are made for 16"):
         LAYOUT.tiles([random_layer(rank=32)])
 
 
-def test_every_layer_and_product_finds_its_own_tiles() -> None:
+def test_every_layer_and_product_has_its_own_offsets() -> None:
     layers = [random_layer(), random_layer()]
-    tiles, low_rank = LAYOUT.tiles(layers), LowRank(LAYOUT, torch.device("cpu"))
+    tiles, lora = LAYOUT.tiles(layers), LoraTable(LAYOUT, torch.device("cpu"))
     for index, layer in enumerate(layers):
         for kind in range(4):
-            part = low_rank.part(index, kind, 8)
+            part = lora.product_arguments(index, kind, 8)
             alone = LAYOUT.tiles([layer])[LAYOUT.offsets[2 * kind] :][: LAYOUT.sizes[2 * kind]]
             assert torch.equal(tiles[part.a :][: len(alone)], alone)
             assert part.number == 4 * index + kind
@@ -127,7 +127,7 @@ def test_every_layer_and_product_finds_its_own_tiles() -> None:
 
 def test_the_kernels_arguments_are_declared_alike_in_python_and_in_cuda() -> None:
     text = (SOURCES / "lora.cuh").read_text()
-    for name in ("LowRank", "LowRankPart"):
+    for name in ("Lora", "LoraProduct"):
         body = re.search(rf"^struct {name} {{(.*?)^}};", text, re.MULTILINE | re.DOTALL)
         assert body, name
         declared = re.sub(r"//.*", "", body[1])

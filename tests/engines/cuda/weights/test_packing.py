@@ -1,4 +1,4 @@
-"""The tiles hold every weight where the kernels look for it, and stand for the very values that bitsandbytes gives."""
+"""Packing: every weight is where the kernels read it, and dequantizes to the values of bitsandbytes."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from qlora_chat.engines.cuda.weights.packing import (
     CannotPack,
     Packed,
     check_parts,
-    interleaved,
-    natural,
+    interleaved_order,
+    natural_order,
     pack,
     pack_bf16,
     pack_int8,
-    rotary,
+    rotary_order,
 )
 from qlora_chat.models.locate import BUNDLED
 from qlora_chat.models.weights.llama import NF4, Checkpoint, Dense
 
 
 def lanes(packed: Packed, bytes_a_lane: int, steps: int, dtype: torch.dtype) -> Tensor:
-    """(T, B, steps, g, t, values): what each lane of a warp reads of a tile."""
+    """What each lane of a warp reads of a tile: (T, B, steps, g, t, values)."""
     return packed.tiles.view(dtype).view(packed.row_tiles, packed.blocks, steps, 8, 4, bytes_a_lane // dtype.itemsize)
 
 
 def test_bf16_tiles_are_the_operands_of_the_tensor_cores() -> None:
     weight = torch.randn(32, 96).bfloat16()
-    read = lanes(pack_bf16(weight, torch.tensor(natural(32), dtype=torch.int32)), 16, 2, torch.bfloat16)
+    read = lanes(pack_bf16(weight, torch.tensor(natural_order(32), dtype=torch.int32)), 16, 2, torch.bfloat16)
     for tile, block, step, g, t in ((0, 0, 0, 0, 0), (1, 2, 1, 7, 3), (1, 1, 0, 4, 2)):
         k = block * 32 + 8 * t + 4 * step
         rows = weight[tile * 16 + g], weight[tile * 16 + g + 8]
@@ -49,7 +49,7 @@ def test_bf16_tiles_are_the_operands_of_the_tensor_cores() -> None:
 
 def test_int8_tiles_are_within_half_a_step_of_the_weights() -> None:
     weight = torch.randn(16, 128)
-    packed = pack_int8(weight, torch.tensor(natural(16), dtype=torch.int32))
+    packed = pack_int8(weight, torch.tensor(natural_order(16), dtype=torch.int32))
     assert packed.row_scales is not None
     codes = packed.tiles.view(torch.int8).view(1, 2, 2, 8, 4, 2, 2, 4)  # T, B, half, g, t, step, row half, element
     rows = codes.permute(0, 6, 3, 1, 4, 2, 5, 7).reshape(16, 128)
@@ -62,7 +62,7 @@ def stored() -> NF4:
     return NF4.read({key.removeprefix(name): checkpoint[key] for key in checkpoint if key.startswith(name)}, torch.bfloat16)
 
 
-def unpacked(packed: Packed) -> Tensor:
+def dequantized(packed: Packed) -> Tensor:
     """(N, K) float32, as gemv.cu reads a tile: codes, absmax codes, and the factor of the block that the row is in."""
     assert packed.nested is not None
     assert packed.code is not None
@@ -90,7 +90,7 @@ def test_nf4_tiles_stand_for_what_bitsandbytes_dequantises(stored: NF4) -> None:
     )
     state.dtype = torch.float32
     expected = dequantize_4bit(stored.packed, state)
-    assert torch.equal(unpacked(pack([stored], natural(stored.outputs))), expected), (
+    assert torch.equal(dequantized(pack([stored], natural_order(stored.outputs))), expected), (
         "double-quantised scales included, to the bit"
     )
 
@@ -102,35 +102,35 @@ def test_paired_blocks_hold_the_same_values(stored: NF4) -> None:
         outputs, inputs, stored.packed.flatten()[: outputs * inputs // 2], stored.code, stored.absmax[:blocks],
         torch.rand(2) + 0.5, stored.nested_code, stored.offset, torch.bfloat16, {},
     )  # fmt: skip
-    packed = pack([wide], natural(outputs))
+    packed = pack([wide], natural_order(outputs))
     assert packed.paired
     bytes_ = wide.packed.view(outputs, inputs // 2)
     nibbles = torch.stack((bytes_ >> 4, bytes_ & 15), dim=-1).view(-1, 64)
     assert wide.nested_code is not None
     assert wide.nested_absmax is not None
     scales = wide.nested_code[wide.absmax.int()] * wide.nested_absmax.repeat_interleave(256) + wide.offset
-    assert torch.equal(unpacked(packed), (wide.code[nibbles.int()] * scales[:, None]).view(outputs, inputs))
+    assert torch.equal(dequantized(packed), (wide.code[nibbles.int()] * scales[:, None]).view(outputs, inputs))
 
 
-def test_the_halves_of_a_head_that_are_rotated_together_share_a_tile() -> None:
-    order = rotary(heads=2, kv_heads=1, head_dim=64)
+def test_rope_partners_share_a_tile() -> None:
+    order = rotary_order(heads=2, kv_heads=1, head_dim=64)
     assert order[:16] == [*range(8), *range(32, 40)]
     assert order[128 : 128 + 16] == [*range(128, 136), *range(160, 168)], "the key"
-    assert order[192:] == list(range(192, 256)), "values lie as they are"
+    assert order[192:] == list(range(192, 256)), "values are in the checkpoint's order"
     assert sorted(order) == list(range(256))
 
 
 def test_gate_and_up_of_the_same_output_share_a_tile() -> None:
-    order = interleaved(24)
+    order = interleaved_order(24)
     assert order[:16] == [*range(8), *range(24, 32)]
     assert sorted(order) == list(range(48))
 
 
-def test_what_does_not_fit_is_said(stored: NF4) -> None:
+def test_weights_that_do_not_fit_are_refused_with_a_reason(stored: NF4) -> None:
     with pytest.raises(CannotPack, match="not whole blocks of 32"):
-        pack_bf16(torch.zeros(16, 40), torch.tensor(natural(16), dtype=torch.int32))
+        pack_bf16(torch.zeros(16, 40), torch.tensor(natural_order(16), dtype=torch.int32))
     with pytest.raises(CannotPack, match="NF4 and dense"):
-        pack([stored, Dense(torch.zeros(stored.outputs, stored.inputs))], natural(2 * stored.outputs))
+        pack([stored, Dense(torch.zeros(stored.outputs, stored.inputs))], natural_order(2 * stored.outputs))
 
 
 def test_the_kernels_arguments_are_declared_alike_in_python_and_in_cuda() -> None:
@@ -140,8 +140,8 @@ def test_the_kernels_arguments_are_declared_alike_in_python_and_in_cuda() -> Non
     from qlora_chat.engines.cuda.runtime import arguments
     from qlora_chat.engines.cuda.runtime.driver import SOURCES
 
-    for name, source in (("Product", "gemv"), ("Unpack", "gemv"), ("Attend", "attention"), ("Settle", "attention"),
-                         ("Embed", "sampling"), ("Choose", "sampling"), ("AddNorm", "prefill"), ("Rotate", "prefill"),
+    for name, source in (("Product", "gemv"), ("Dequantize", "gemv"), ("Attention", "attention"), ("QuantizeKV", "attention"),
+                         ("Embed", "sampling"), ("Sample", "sampling"), ("AddNorm", "prefill"), ("RopeAndCache", "prefill"),
                          ("SiluTimesUp", "prefill")):  # fmt: skip
         text = (SOURCES / f"{source}.cu").read_text()
         body = re.search(rf"^struct {name} {{(.*?)^}};", text, re.MULTILINE | re.DOTALL)
@@ -153,8 +153,8 @@ def test_the_kernels_arguments_are_declared_alike_in_python_and_in_cuda() -> Non
         assert names == [field[0] for field in structure._fields_], name
 
 
-def test_what_is_too_wide_for_the_tiles_is_found_before_anything_is_packed(stored: NF4) -> None:
-    """A 33B's last product: the others of its layer would be packed, and given up, before it."""
+def test_a_product_too_wide_for_the_tiles_is_refused_before_anything_is_packed(stored: NF4) -> None:
+    """A 33B's last product: the others of its layer would have been packed, and freed, before it."""
     from dataclasses import replace
 
     check_parts([stored])

@@ -1,12 +1,12 @@
-// What all kernels share: short types, bf16 by hand (NVRTC sees no headers), asynchronous copies, programmatic launch.
+// Shared by all kernels: short types, bf16 conversions (NVRTC has no headers here), asynchronous copies, dependent launch, barriers.
 
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-#define MOST_PARTIALS 1024  // sums of squares of a row, one of each row tile
-#define LEAST_OF_SPLIT 64  // positions
+#define MAX_PARTIALS 1024  // partial sums of squares of a row, one per row tile
+#define MIN_SPLIT_POSITIONS 64
 
 __device__ __forceinline__ float bf16_to_float(u16 v) { return __uint_as_float((u32)v << 16); }
 __device__ __forceinline__ float low_to_float(u32 v) { return __uint_as_float(v << 16); }
@@ -19,14 +19,14 @@ __device__ __forceinline__ u32 floats_to_bf16x2(float low, float high) {
 }
 __device__ __forceinline__ u16 float_to_bf16(float v) { return (u16)floats_to_bf16x2(v, 0.0f); }
 
-// The kernel before has finished, and what it wrote can be read. What comes earlier in a kernel may read weights only.
+// Wait until the previous kernel has finished and its writes are visible. Before this a kernel may read weights only.
 __device__ __forceinline__ void wait_for_previous() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
-// The kernel after may take its place on the card and begin to fetch its weights.
-__device__ __forceinline__ void let_next_begin() {
+// Let the next kernel start on the card and fetch its weights (programmatic dependent launch).
+__device__ __forceinline__ void launch_dependents() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
@@ -36,7 +36,7 @@ __device__ __forceinline__ void copy_16_async(u32 shared_address, const void* so
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address), "l"(source) : "memory");
 }
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int N> __device__ __forceinline__ void wait_copies_but() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+template <int N> __device__ __forceinline__ void wait_copies_except() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
 __device__ __forceinline__ void mma_16x8x16(float (&d)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
   asm(
@@ -51,8 +51,8 @@ __device__ __forceinline__ float warp_sum(float v) {
   return v;
 }
 
-// Barriers in shared memory (PTX mbarrier): a warp arrives and goes on; who needs it waits.
-__device__ __forceinline__ void barrier_make(u64* barrier, int arrivals) {
+// Barriers in shared memory (PTX mbarrier): a warp arrives without blocking; only consumers wait.
+__device__ __forceinline__ void barrier_init(u64* barrier, int arrivals) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"((u32)__cvta_generic_to_shared(barrier)), "r"(arrivals) : "memory");
 }
 __device__ __forceinline__ void barrier_arrive(u64* barrier) {
@@ -61,7 +61,7 @@ __device__ __forceinline__ void barrier_arrive(u64* barrier) {
 __device__ __forceinline__ void barrier_wait(u64* barrier, u32 parity) {
   u32 done;
   do
-#if __CUDA_ARCH__ >= 900  // sleeps for a while instead of taking turns from those who have something to do
+#if __CUDA_ARCH__ >= 900  // suspends the thread instead of spinning
     asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
 #else
     asm volatile("{.reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
@@ -72,12 +72,12 @@ __device__ __forceinline__ void barrier_wait(u64* barrier, u32 parity) {
   while (!done);
 }
 
-// Parts in which a row's positions are attended to. What is summed first must not depend on who else is in the step, or a row would
-// round otherwise beside others than alone: so they follow from the row's own length and from what is the same in every step.
-__device__ __forceinline__ int splits_of(int length, int most) { return min(most, (length + LEAST_OF_SPLIT - 1) / LEAST_OF_SPLIT); }
+// Splits of a row's positions in attention. They depend on the row's own length and on what is the same in every step only, never on
+// the other rows of the step: the order of sums, and so the rounding, is that of the row alone.
+__device__ __forceinline__ int splits_of(int length, int max_splits) { return min(max_splits, (length + MIN_SPLIT_POSITIONS - 1) / MIN_SPLIT_POSITIONS); }
 
-// What a step knows of its rows. A row is one token going through the model: a chat's newest, or one of a prompt.
+// The rows of a step. A row is one token that goes through the model: a chat's newest, a drafted one, or one of a prompt.
 struct Rows {
-  const int* slots;      // [R] place in the KV cache; -1: the row is padding
+  const int* slots;      // [R] in the KV cache; -1: the row is padding
   const int* positions;  // [R] of the row's token in its chat
 };

@@ -1,16 +1,15 @@
-// y = W x for 1 to 64 rows, W in tiles of 16 outputs, with what follows a product in a decoder layer done in the same kernel.
+// y = W x for 1 to 64 rows, W in tiles of 16 outputs, fused with the epilogue that follows the product in a decoder layer.
 //
-// A persistent block an SM. Its WARPS share each item (RT tiles) by splitting K, each fetching
-// its own part of the tiles through its own ring in shared memory, which runs on across items and is filled before the kernel
-// before has ended. Warps do not wait for each other: each leaves its sums and goes on, and a few of them, in turn, add up an
-// item and finish it.
+// One persistent block per SM. Its WARPS share each item (RT tiles) by splitting K. Each fetches its part of the tiles through its own
+// ring in shared memory, which continues across items and is filled before the previous kernel has ended. Warps do not wait for each
+// other: each stores its partial sums and goes on, and a few of them, in turn, add up an item and finish it.
 // The weights are the mma's 16-row operand, the rows of x its 8 columns (CT times), so eight chats cost what one does.
-// NF4 bytes become pairs of bf16 through a table that has a copy in every bank; sums over a block of 64 are scaled in fp32.
+// NF4 bytes become pairs of bf16 through nf4_table.cuh; sums over a block of 64 are scaled in fp32.
 //
 // Compiled for WEIGHTS (0 NF4, 1 bf16, 2 int8), CT, RT, PAIRED (1: a stage of the ring holds two blocks of K instead of one),
-// X_SHARED (1: x is kept in shared memory), READ_AHEAD (1: it is not, and is read a block ahead), STAGES, BUFFERS (of items' sums),
-// WIDE (see nf4_table.cuh), WARPS (that multiply with the weights), LORA (rank of the unmerged
-// adapters, 0: none; they are the work of warps of their own) and KV8 (see kv_cache.cuh). Lane: g = lane / 4, t = lane % 4.
+// X_SHARED (1: x is copied to shared memory), READ_AHEAD (1: x is read from global memory, a block ahead), STAGES, BUFFERS (of items'
+// sums), WIDE (see nf4_table.cuh), WARPS (that multiply with the weights), LORA (rank of the unmerged adapters, which have extra
+// warps; 0: none) and KV8 (see kv_cache.cuh). Lane: g = lane / 4, t = lane % 4.
 #include "common.cuh"
 #include "kv_cache.cuh"
 #include "epilogue.cuh"
@@ -26,7 +25,7 @@
 #if LORA
 #define ALL_WARPS (WARPS + LORA_WARPS)
 #define PARTS (WARPS + 1)                 // of an item's sums: the adapters' is one more
-#define ARRIVALS (WARPS + RT)             // at an item: a warp of the adapters comes for each of its tiles
+#define ARRIVALS (WARPS + RT)             // at an item: one adapter warp for each of its tiles
 #else
 #define ALL_WARPS WARPS
 #define PARTS WARPS
@@ -54,23 +53,23 @@ struct Product {
   const float* row_scales; // INT8: [row tiles * 16]
   const float* bias;       // [row tiles * 16] or null
   const u16* x;            // [R][K] bf16
-  const float* squares_in; // [R][MOST_PARTIALS] partial sums of squares of what x was before its norm; null: no norm
-  float* squares_out;      // the same, of the residual: a row tile's each
+  const float* squares_in; // [R][MAX_PARTIALS] partial sums of squares of x before its norm; null: no norm
+  float* squares_out;      // the same of the residual, one per row tile
   float* residual;         // [R][H]
   const u16* norm;         // [H] weight of the norm that comes next
   u16* x_out;              // [R][outputs] bf16
   float* out;              // [R][outputs]: queries or logits
-  Newest* keys;            // this layer's cache [slot][kv head][window][D] bf16; KV8: [R][kv head][D]
-  Newest* values;
-  const float2* turns;     // [window][D / 2] cos and sin
+  NewElement* keys;        // this layer's cache [slot][kv head][window][D] bf16; KV8: [R][kv head][D]
+  NewElement* values;
+  const float2* rope_cos_sin;  // [window][D / 2]
   Rows rows;
   int row_tiles, k_blocks, outputs, count;  // count: rows in this step
-  int squares_count;                        // partial sums a row in squares_in
+  int squares_count;                        // partial sums per row in squares_in
   int epilogue, heads, kv_heads, head_dim, window;
   float eps, inverse_hidden;
 #if LORA
-  LowRank lora;
-  LowRankPart part;
+  Lora lora;
+  LoraProduct lora_product;
 #endif
 };
 
@@ -88,11 +87,11 @@ extern __shared__ __align__(128) u8 shared[];
 #define RING_BYTES (WARPS * STAGES * TILES * TILE_BYTES)
 #define SUM_STRIDE (COLUMNS + (CT > 1 ? 8 : 0))
 #define SUM_FLOATS (PARTS * RT * 16 * SUM_STRIDE)
-#define PAIRS (RT * 8 * COLUMNS)     // outputs r and r + 8 of a tile go together
+#define PAIRS (RT * 8 * COLUMNS)     // outputs r and r + 8 of a tile
 #define FINISHERS (PAIRS / 32 > WARPS ? WARPS : PAIRS / 32)  // warps that finish an item
 #define LOOPS ((PAIRS / 32 + FINISHERS - 1) / FINISHERS)
 
-// Where a warp is in what it fetches: its blocks of an item, then those of the block's next item.
+// A warp's position in the weights it fetches: its blocks of an item, then those of the thread block's next item.
 struct Cursor {
   const u8* source;  // this lane's 16 bytes of the first tile
   int item, block, stage;
@@ -103,8 +102,8 @@ __device__ __forceinline__ void fetch(const Product& p, Cursor& next, u32 ring, 
     const u32 target = ring + next.stage * TILES * TILE_BYTES;
 #pragma unroll
     for (int rt = 0; rt < RT; rt++) {
-      const int further = RT == 1 ? 0 : min(rt, p.row_tiles - 1 - next.item * RT);  // a last item may have fewer tiles
-      const u8* source = next.source + (size_t)further * p.k_blocks * TILE_BYTES;
+      const int offset = RT == 1 ? 0 : min(rt, p.row_tiles - 1 - next.item * RT);  // a last item may have fewer tiles
+      const u8* source = next.source + (size_t)offset * p.k_blocks * TILE_BYTES;
 #pragma unroll
       for (int i = 0; i < RECORD / 512; i++) copy_16_async(target + rt * RECORD + i * 512 + lane * 16, source + i * 512);
       if (RECORD % 512 && lane < RECORD % 512 / 16)
@@ -126,15 +125,15 @@ __device__ __forceinline__ void fetch(const Product& p, Cursor& next, u32 ring, 
 #if !PAIRED && (RT > 2 || READ_AHEAD)
 #error "single blocks have scales for two tiles, and no block to read ahead"
 #endif
-#define SCALES ((TILES + 1) / 2)  // that a lane works out in a stage
-// What turns absmax codes into scales, for this lane's row of an item.
+#define SCALES ((TILES + 1) / 2)  // that a lane computes per stage
+// Load the nested absmax factors of this lane's row of an item.
 __device__ __forceinline__ float4 nested_of(const Product& p, int item, int i, int lane) {
   const int tile = item * RT + (PAIRED ? i : RT > 1 ? lane >> 4 : 0);
   return p.nested[min(tile, p.row_tiles - 1) * 16 + (lane & 15)];
 }
 #endif
 
-// Four registers of the mma's 16 x 16 operand, for step `step` of the tile that lies at `tile`.
+// Four registers of the mma's 16 x 16 operand.
 struct Operand {
   u32 a[4];
 };
@@ -143,8 +142,8 @@ struct Operand {
 __device__ __forceinline__ Operand operand(const uint4& c, int step, const u8* table, u32 lane_offset) {
   const u32 upper = step < 2 ? c.x : c.y, lower = step < 2 ? c.z : c.w;
   const int byte = (step & 1) * 2;
-  return {pair_of(table, upper, byte, lane_offset), pair_of(table, lower, byte, lane_offset), pair_of(table, upper, byte + 1, lane_offset),
-          pair_of(table, lower, byte + 1, lane_offset)};
+  return {dequantize_pair(table, upper, byte, lane_offset), dequantize_pair(table, lower, byte, lane_offset), dequantize_pair(table, upper, byte + 1, lane_offset),
+          dequantize_pair(table, lower, byte + 1, lane_offset)};
 }
 #elif WEIGHTS == INT8
 // Two int8 of `word` (bytes `which`, `which + 1`) as bf16: 128 + low seven bits, less 128 or, where the sign bit is set, 256.
@@ -158,28 +157,28 @@ __device__ __forceinline__ u32 int8_pair(u32 word, int which) {
 #endif
 
 #if LORA
-// What the adapters add to the items of this block, as one more part of their sums; the first RT warps have one tile of each item.
-__device__ void add_low_rank(const Product& p, const LowRankShared* shared, const u8* shared_a, float* sums, u64* full, u64* free, int thread) {
+// Compute what the adapters add to this block's items, as one more part of their sums; the first RT warps have one tile of each item.
+__device__ void add_lora(const Product& p, const LoraShared* shared, const u8* shared_a, float* sums, u64* full, u64* free, int thread) {
   const int columns = p.k_blocks * BLOCK_K, items = (p.row_tiles + RT - 1) / RT, lane = thread & 31, rt = thread >> 5;
   const auto tile_of = [&](int item) { return min(item * RT + rt, p.row_tiles - 1); };
-  Up next = tile_of_b(p.part, shared->groups[0], tile_of(blockIdx.x), lane);
-  add_down<CT>(p.lora, p.part, shared->shares[0], p.count, shared, shared_a, thread, [&](int block, int half, int column) {
+  BTile next = load_b_tile(p.lora_product, shared->groups[0], tile_of(blockIdx.x), lane);
+  multiply_a<CT>(p.lora, p.lora_product, shared->shares[0], p.count, shared, shared_a, thread, [&](int block, int half, int column) {
     const u16* x = p.x + (size_t)column * columns + block * 64 + (lane & 3) * 16 + half * 8;
     return column < p.count ? *(const uint4*)x : make_uint4(0, 0, 0, 0);
   });
-  take_down(p.lora, p.part, shared->shares[0], p.count, shared, thread);
+  collect_ax(p.lora, p.lora_product, shared->shares[0], p.count, shared, thread);
   if (rt >= RT) return;
   int number = 0;
   for (int item = blockIdx.x; item < items; item += gridDim.x, number++) {
     const int tile = tile_of(item), head = tile / (p.head_dim / 16);
     const int of_head = head < p.heads ? 0 : head < p.heads + p.kv_heads ? LORA : 2 * LORA;
-    const int first = p.epilogue == ROTATE_AND_CACHE ? of_head : 0, second = p.epilogue == SILU_TIMES_UP ? LORA : first;
+    const int first = p.epilogue == ROPE_AND_CACHE ? of_head : 0, second = p.epilogue == SILU_TIMES_UP ? LORA : first;
     float d[CT][4] = {};
     for (int i = 0; i < shared->count; i++) {
-      const Up up = i ? tile_of_b(p.part, shared->groups[i], tile, lane) : next;
-      multiply_up<CT>(p.lora, shared, up, shared->groups[i].rows, first, second, lane, d);
+      const BTile b_tile = i ? load_b_tile(p.lora_product, shared->groups[i], tile, lane) : next;
+      multiply_b<CT>(p.lora, shared, b_tile, shared->groups[i].rows, first, second, lane, d);
     }
-    next = tile_of_b(p.part, shared->groups[0], tile_of(item + gridDim.x), lane);
+    next = load_b_tile(p.lora_product, shared->groups[0], tile_of(item + gridDim.x), lane);
     const int buffer = number % BUFFERS;
     if (number >= BUFFERS) barrier_wait(free + buffer, (number / BUFFERS + 1) & 1);
 #pragma unroll
@@ -195,7 +194,7 @@ __device__ void add_low_rank(const Product& p, const LowRankShared* shared, cons
 }
 #endif
 
-// A block of K of all rows, as the mma's 8 columns, CT times.
+// A block of K of all rows: the mma's 8 columns, CT times.
 struct Inputs {
   u32 x[CT][2 * MMA_STEPS];
 };
@@ -228,44 +227,44 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
   const u32 ring = (u32)__cvta_generic_to_shared(ring_bytes);
   float* const sums = (float*)(shared + TABLE_BYTES + CODE_BYTES + RING_BYTES);
   float* const scales = sums + BUFFERS * SUM_FLOATS;  // [COLUMNS] 1 / rms of each row
-  u64* const full = (u64*)(scales + COLUMNS);             // [BUFFERS] all warps have left their sums of an item
+  u64* const full = (u64*)(scales + COLUMNS);             // [BUFFERS] all warps have stored their sums of an item
   u64* const free = full + BUFFERS;                       // [BUFFERS] the item has been finished
   uint4* const x_shared = (uint4*)(free + BUFFERS);             // [k blocks][2][rows][4] 16 bytes, as the lanes take them
   const int items = (p.row_tiles + RT - 1) / RT;
   const int k0 = warp * (p.k_blocks / BLOCKS) / WARPS * BLOCKS, k1 = (warp + 1) * (p.k_blocks / BLOCKS) / WARPS * BLOCKS;
 #if LORA
-  LowRankShared* const low_rank = (LowRankShared*)(x_shared + (X_SHARED ? (size_t)p.k_blocks * (BLOCK_K / 8) * p.count : 0));
-  u8* const shared_a = (u8*)(low_rank + 1);
-  const int low_rank_thread = (int)threadIdx.x - WARPS * 32;  // negative: none of theirs
+  LoraShared* const lora_shared = (LoraShared*)(x_shared + (X_SHARED ? (size_t)p.k_blocks * (BLOCK_K / 8) * p.count : 0));
+  u8* const shared_a = (u8*)(lora_shared + 1);
+  const int lora_thread = (int)threadIdx.x - WARPS * 32;  // negative: not an adapter warp
 #endif
 
-  let_next_begin();
+  launch_dependents();
   Cursor next = {p.tiles + ((size_t)blockIdx.x * RT * p.k_blocks + k0) * TILE_BYTES + lane * 16, k0 < k1 ? (int)blockIdx.x : items, k0, 0};
   if (warp < WARPS) {
 #pragma unroll
     for (int stage = 0; stage < STAGES - 1; stage++) fetch(p, next, ring, items, k0, k1, lane);
   }
   if (threadIdx.x < BUFFERS) {
-    barrier_make(full + threadIdx.x, ARRIVALS);
-    barrier_make(free + threadIdx.x, FINISHERS);
+    barrier_init(full + threadIdx.x, ARRIVALS);
+    barrier_init(free + threadIdx.x, FINISHERS);
   }
 #if WEIGHTS == NF4
   make_table(p.code, table, absmax_code, THREADS);
 #endif
 #if LORA
   if (warp == WARPS) {
-    find_groups(p.lora, p.count, low_rank, shared_a + p.lora.prefetched * LORA_BLOCK, COLUMNS, lane);
-    if (lane == 0) low_rank->shares[0] = share_of(p.part);
+    group_rows(p.lora, p.count, lora_shared, shared_a + p.lora.prefetched * LORA_BLOCK, COLUMNS, lane);
+    if (lane == 0) lora_shared->shares[0] = share_of(p.lora_product);
   }
 #endif
   __syncthreads();
 #if LORA
-  if (low_rank_thread >= 0) prefetch_down(p.lora, p.part, low_rank->shares[0], low_rank, shared_a, low_rank_thread);
+  if (lora_thread >= 0) prefetch_a(p.lora, p.lora_product, lora_shared->shares[0], lora_shared, shared_a, lora_thread);
 #endif
   wait_for_previous();
 #if X_SHARED
-  if (warp < WARPS) {  // this warp's blocks of x, for itself alone
-    constexpr int UNITS = BLOCK_K / 8;  // 16 bytes each, a row and block
+  if (warp < WARPS) {  // this warp's blocks of x, which no other warp reads
+    constexpr int UNITS = BLOCK_K / 8;  // of 16 bytes, per row and block
     const int count = (k1 - k0) * UNITS;
     for (int row = 0; row < p.count; row++) {
       const uint4* source = (const uint4*)p.x + ((size_t)row * p.k_blocks + k0) * UNITS;
@@ -279,13 +278,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
   for (int column = warp; column < COLUMNS; column += ALL_WARPS) {
     float total = 0.0f;
     if (p.squares_in && column < p.count)
-      for (int i = lane; i < p.squares_count; i += 32) total += p.squares_in[column * MOST_PARTIALS + i];
+      for (int i = lane; i < p.squares_count; i += 32) total += p.squares_in[column * MAX_PARTIALS + i];
     total = warp_sum(total);
     if (lane == 0) scales[column] = p.squares_in ? rsqrtf(total * p.inverse_hidden + p.eps) : 1.0f;
   }
   __syncwarp();
 #if LORA
-  if (low_rank_thread >= 0) add_low_rank(p, low_rank, shared_a, sums, full, free, low_rank_thread);
+  if (lora_thread >= 0) add_lora(p, lora_shared, shared_a, sums, full, free, lora_thread);
 #endif
 
   int stage = 0, number = 0;
@@ -306,11 +305,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
     for (int i = 0; i < SCALES; i++) nested_later[i] = nested_of(p, min(item + (int)gridDim.x, items - 1), i, lane);
 #endif
     for (int first_block = k0; first_block < k1; first_block += BLOCKS) {
-      wait_copies_but<STAGES - 2>();
+      wait_copies_except<STAGES - 2>();
       __syncwarp();
       const u8* const at = ring_bytes + stage * TILES * TILE_BYTES;
 #if WEIGHTS == NF4
-      float scale[SCALES];  // a lane works out the scale of one row of one of two tiles
+      float scale[SCALES];  // a lane computes the scale of one row of one of two tiles
 #pragma unroll
       for (int i = 0; i < SCALES; i++) {
         const u8* codes = at + (PAIRED ? i * RECORD + 1024 + lane : (RT > 1 ? lane >> 4 : 0) * RECORD + 512 + (lane & 15));
@@ -319,19 +318,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
       }
 #endif
 #pragma unroll
-      for (int further = 0; further < BLOCKS; further++) {
-        Inputs& b = inputs[further];
-#if READ_AHEAD  // what comes next is on its way meanwhile
-        const int next_block = first_block + further + 1;
-        read_inputs(p, x_shared, next_block < k1 ? next_block : k0, inputs[1 - further], g, t);
+      for (int offset = 0; offset < BLOCKS; offset++) {
+        Inputs& b = inputs[offset];
+#if READ_AHEAD  // overlaps the next block's load with this one's mma
+        const int next_block = first_block + offset + 1;
+        read_inputs(p, x_shared, next_block < k1 ? next_block : k0, inputs[1 - offset], g, t);
 #else
-        read_inputs(p, x_shared, first_block + further, b, g, t);
+        read_inputs(p, x_shared, first_block + offset, b, g, t);
 #endif
 #pragma unroll
         for (int rt = 0; rt < RT; rt++) {
 #if WEIGHTS == NF4
-          const uint4 codes = *(const uint4*)(at + rt * RECORD + further * 512 + lane * 16);
-          const int tile = rt * BLOCKS + further;
+          const uint4 codes = *(const uint4*)(at + rt * RECORD + offset * 512 + lane * 16);
+          const int tile = rt * BLOCKS + offset;
           const float upper = __shfl_sync(0xffffffffu, scale[tile / 2], tile % 2 * 16 + g);
           const float lower = __shfl_sync(0xffffffffu, scale[tile / 2], tile % 2 * 16 + g + 8);
           float d[CT][4] = {};
@@ -347,7 +346,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
             acc[rt][ct][2] += d[ct][2] * lower, acc[rt][ct][3] += d[ct][3] * lower;
           }
 #elif WEIGHTS == BF16
-          const u8* const mine = at + rt * RECORD + further * TILE_BYTES;
+          const u8* const mine = at + rt * RECORD + offset * TILE_BYTES;
 #pragma unroll
           for (int step = 0; step < MMA_STEPS; step++) {
             const uint4 a = *(const uint4*)(mine + step * 512 + lane * 16);
@@ -355,7 +354,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
             for (int ct = 0; ct < CT; ct++) mma_16x8x16(acc[rt][ct], a.x, a.y, a.z, a.w, b.x[ct][2 * step], b.x[ct][2 * step + 1]);
           }
 #else
-          const u8* const mine = at + rt * RECORD + further * TILE_BYTES;
+          const u8* const mine = at + rt * RECORD + offset * TILE_BYTES;
 #pragma unroll
           for (int half = 0; half < 2; half++) {  // 512 bytes: two steps; a lane has four bytes of row g and of g + 8 for each
             const uint4 a = *(const uint4*)(mine + half * 512 + lane * 16);
@@ -414,17 +413,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) product(const __grid_co
         v0 *= p.row_scales[tile * 16 + r];
         v1 *= p.row_scales[tile * 16 + r + 8];
 #endif
-        square = finish(p, tile, r, column, v0, v1, scales[column]);
+        square = apply_epilogue(p, tile, r, column, v0, v1, scales[column]);
       }
-      leave_squares(p, tile, r, column, is_there, square);
+      store_squares(p, tile, r, column, is_there, square);
     }
     __syncwarp();
     if (lane == 0) barrier_arrive(free + buffer);
   }
 }
 
-// Tiles back to rows of bf16, for products with many rows: [outputs][K], in the checkpoint's order of outputs.
-struct Unpack {
+// Dequantize tiles to rows of bf16 for prefill's products: [outputs][K], in the checkpoint's order of outputs.
+struct Dequantize {
   const u8* tiles;
   const float4* nested;
   const float* code;
@@ -434,12 +433,12 @@ struct Unpack {
   int row_tiles, k_blocks;
 };
 
-extern "C" __global__ void __launch_bounds__(256) unpack(const __grid_constant__ Unpack p) {
+extern "C" __global__ void __launch_bounds__(256) dequantize(const __grid_constant__ Dequantize p) {
   const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   const size_t unit = (size_t)blockIdx.x * 8 + (threadIdx.x >> 5);
   const int tile = (int)(unit / p.k_blocks), block = (int)(unit % p.k_blocks);
 #if WEIGHTS == NF4
-  __shared__ float code[16 + 256];  // 16 banks, and who reads the same value shares it
+  __shared__ float code[16 + 256];  // 16 banks; lanes that read the same value share it
   for (int i = threadIdx.x; i < 16 + 256; i += 256) code[i] = p.code[i];
   __syncthreads();
   if (tile >= p.row_tiles) return;

@@ -1,89 +1,88 @@
-// Unmerged adapters in a step (LoRA, Hu 2021): y = W x + s B (A x), by a few warps more a block. The base's products wait for nothing.
+// Unmerged LoRA adapters in a decode step (Hu 2021): y = W x + s B (A x), by extra warps of each block. W x never waits for them.
 //
-// A x needs all of x, and with it all blocks: each multiplies some columns of one tile of A and adds the result to sums in the
-// card's memory. These are whole numbers of 2^-28, so that the order of the additions changes nothing, and their lowest bits count
-// the additions, so that whoever needs a sum sees by itself whether it is whole. B (A x) then comes to an item's sums as one more
-// part, like the parts of K that the other warps have. Rows may have different adapters; the tiles of each are read once for all
-// of its rows.
+// A x needs all of x, so all blocks share it: each multiplies some columns of one tile of A and adds the result to sums in global
+// memory. The sums are fixed-point with a unit of 2^-28, so the order of additions does not matter, and their lowest bits count the
+// additions, so a reader sees whether a sum is complete. B (A x) is then one more part of an item's sums, like the parts of K that
+// the other warps compute. Rows may have different adapters; each adapter's tiles are read once for all of its rows.
 //
-// Compiled for LORA, the rank: a multiple of 16; LORA_WARPS is its user's.
+// Compiled for LORA, the rank: a multiple of 16; the including file defines LORA_WARPS.
 #define LORA_THREADS (LORA_WARPS * 32)
 #define LORA_STEPS (LORA / 16)
 #define LORA_BLOCK 2048           // bytes of A: 16 outputs by 64 inputs, lane by lane, in the order of a lane's inputs in an NF4 tile
 #define LORA_TILE (LORA * 32)     // bytes of B: 16 outputs by the rank
 #define LORA_ONE 268435456.0f     // 2^28
 #define LORA_COUNT_BITS 10
-#define LORA_BUFFERS 3            // of sums: in use, being set to zero for the next product, still being read of the one before
+#define LORA_BUFFERS 3            // of sums: in use, being zeroed for the next product, still being read for the previous one
 #define LORA_ROWS 64
 
-struct LowRank {
+struct Lora {
   const u8* const* tiles;  // [adapters] of each product A, then B
   const float* scales;     // [adapters]
-  const int* of_rows;      // [R] the row's adapter; -1: the base alone
+  const int* row_adapters; // [R] the row's adapter; -1: the base alone
   u64* sums;               // [LORA_BUFFERS][R][stride] A x; zero at the start of a step
-  int stride;              // most outputs of A
+  int stride;              // max outputs of A in a product
   int prefetched;          // blocks of A that shared memory holds
 };
 
-// What a product's adapter is.
-struct LowRankPart {
+// One product's part of an adapter.
+struct LoraProduct {
   size_t a, b;  // where its A and B begin in an adapter's tiles
   int number;   // of the product in the step
-  int outputs;  // of A: the parts of a fused product one below the other
+  int outputs;  // of A: rank times the parts of a fused product
   int blocks;   // of 64 inputs
-  int sharing;  // blocks of threads that A x is divided among, however many rows it has; a launch of fewer takes turns
+  int sharing;  // thread blocks that share A x, whatever the number of rows; a launch of fewer loops
 };
 
-// Rows that have the same adapter.
-struct Group {
+// Rows with the same adapter, as a bit mask.
+struct AdapterGroup {
   const u8* tiles;
   u64 rows;
 };
 
-// A unit of A x is a tile of 16 outputs and a share of the inputs: one for each block, or as near to it as it goes.
+// A unit of A x: a tile of 16 outputs and a share of the inputs, about one unit per thread block.
 struct Unit {
   int tile, first, last;  // blocks of inputs
 };
 
-// What a block has to do of a product's A x; worked out ahead, since it takes a dozen divisions.
+// A thread block's share of a product's A x; computed ahead, since it takes a dozen divisions.
 struct Share {
-  Unit unit;   // the first; a small card's blocks have more
+  Unit unit;   // the first; on a small card a block has more
   int units;   // of all blocks
-  u32 shares;  // of the inputs, each of which adds to every sum once
+  u32 shares;  // of the inputs, each of which adds once to every sum
 };
 
-// In shared memory, before the blocks of A.
-struct __align__(16) LowRankShared {
-  Group groups[LORA_ROWS];
+// In shared memory, before the prefetched blocks of A.
+struct __align__(16) LoraShared {
+  AdapterGroup groups[LORA_ROWS];
   Share shares[4];          // of this block in a layer's products
-  float scales[LORA_ROWS];  // of the rows, and of a sum's unit; 0: the row has no adapter
+  float scales[LORA_ROWS];  // of the rows, times a sum's unit; 0: the row has no adapter
   int count;                // of groups
   float* parts;             // [LORA_WARPS][16][columns]
   u16* ax;                  // [R][stride] s A x in bf16
 };
 
-__device__ __forceinline__ void wait_for_low_rank_warps() { asm volatile("bar.sync 1, %0;" ::"n"(LORA_THREADS) : "memory"); }
+__device__ __forceinline__ void sync_lora_warps() { asm volatile("bar.sync 1, %0;" ::"n"(LORA_THREADS) : "memory"); }
 
 __device__ __forceinline__ u64 rows_where(bool earlier, bool later) {
   return __ballot_sync(0xffffffffu, earlier) | (u64)__ballot_sync(0xffffffffu, later) << 32;
 }
 
-// Which rows have which adapter, and where in `rest` what follows the blocks of A lies; by one warp, once a kernel.
-__device__ __forceinline__ void find_groups(const LowRank& l, int count, LowRankShared* shared, u8* rest, int columns, int lane) {
+// Group the rows by adapter and place the buffers that follow the blocks of A in `rest`; by one warp, once per kernel.
+__device__ __forceinline__ void group_rows(const Lora& l, int count, LoraShared* shared, u8* rest, int columns, int lane) {
   int of_row[2];  // of this lane's row, and of the one 32 further
 #pragma unroll
   for (int i = 0; i < 2; i++) {
     const int row = lane + i * 32;
-    of_row[i] = row < count ? l.of_rows[row] : -1;
+    of_row[i] = row < count ? l.row_adapters[row] : -1;
     shared->scales[row] = of_row[i] < 0 ? 0.0f : l.scales[of_row[i]] / LORA_ONE;
   }
   u64 left = rows_where(of_row[0] >= 0, of_row[1] >= 0);
-  Group none = {l.tiles[0], 0};  // somewhere to read from where no row has an adapter
+  AdapterGroup none = {l.tiles[0], 0};  // valid memory to prefetch where no row has an adapter
   if (lane == 0) shared->groups[0] = none;
   int found = 0;
   for (; left; found++) {
     const int first = __ffsll((long long)left) - 1, adapter = __shfl_sync(0xffffffffu, first < 32 ? of_row[0] : of_row[1], first & 31);
-    const Group group = {l.tiles[adapter], rows_where(of_row[0] == adapter, of_row[1] == adapter)};
+    const AdapterGroup group = {l.tiles[adapter], rows_where(of_row[0] == adapter, of_row[1] == adapter)};
     if (lane == 0) shared->groups[found] = group;
     left &= ~group.rows;
   }
@@ -93,25 +92,25 @@ __device__ __forceinline__ void find_groups(const LowRank& l, int count, LowRank
   shared->ax = (u16*)(shared->parts + LORA_WARPS * 16 * columns);
 }
 
-__device__ __forceinline__ int shares_of(const LowRankPart& part) { return max(1, part.sharing / (part.outputs / 16)); }
-__device__ __forceinline__ Unit unit_of(const LowRankPart& part, int unit) {
-  const int shares = shares_of(part), share = unit % shares;
-  return {unit / shares, share * part.blocks / shares, (share + 1) * part.blocks / shares};
+__device__ __forceinline__ int shares_of(const LoraProduct& product) { return max(1, product.sharing / (product.outputs / 16)); }
+__device__ __forceinline__ Unit unit_of(const LoraProduct& product, int unit) {
+  const int shares = shares_of(product), share = unit % shares;
+  return {unit / shares, share * product.blocks / shares, (share + 1) * product.blocks / shares};
 }
-__device__ __forceinline__ Share share_of(const LowRankPart& part) {
-  const int shares = shares_of(part);
-  return {unit_of(part, blockIdx.x), part.outputs / 16 * shares, (u32)shares};
+__device__ __forceinline__ Share share_of(const LoraProduct& product) {
+  const int shares = shares_of(product);
+  return {unit_of(product, blockIdx.x), product.outputs / 16 * shares, (u32)shares};
 }
-__device__ __forceinline__ const u8* tiles_of_unit(const LowRankPart& part, const Unit& unit, const Group& group) {
-  return group.tiles + part.a + ((size_t)unit.tile * part.blocks + unit.first) * LORA_BLOCK;
+__device__ __forceinline__ const u8* tiles_of_unit(const LoraProduct& product, const Unit& unit, const AdapterGroup& group) {
+  return group.tiles + product.a + ((size_t)unit.tile * product.blocks + unit.first) * LORA_BLOCK;
 }
 
-// Begin to fetch this block's share of a product's A, of the first group; what does not fit stays where it is.
-__device__ __forceinline__ void prefetch_down(const LowRank& l, const LowRankPart& part, const Share& share, const LowRankShared* shared,
+// Start copying this block's share of a product's A, of the first group, to shared memory, as far as it fits.
+__device__ __forceinline__ void prefetch_a(const Lora& l, const LoraProduct& product, const Share& share, const LoraShared* shared,
                                               u8* shared_a, int thread) {
   if (shared->count && (int)blockIdx.x < share.units) {
     const Unit unit = share.unit;
-    const u8* source = tiles_of_unit(part, unit, shared->groups[0]);
+    const u8* source = tiles_of_unit(product, unit, shared->groups[0]);
     const u32 target = (u32)__cvta_generic_to_shared(shared_a);
     const int bytes = min(l.prefetched, unit.last - unit.first) * LORA_BLOCK;
     for (int i = thread * 16; i < bytes; i += LORA_THREADS * 16) copy_16_async(target + i, source + i);
@@ -119,27 +118,27 @@ __device__ __forceinline__ void prefetch_down(const LowRank& l, const LowRankPar
   commit_copies();
 }
 
-// `parts`: how many warps' sums that is, by which it counts.
+// `parts`: the number of warps whose sums `more` has, which the count grows by.
 __device__ __forceinline__ void add_to_sum(u64* sum, float more, int parts) {
   atomicAdd(sum, (u64)(__float2ll_rn(more * LORA_ONE) << LORA_COUNT_BITS) + parts);
 }
 
-// This block's share of A x, added to the sums. x_of(block, half, column): 8 inputs of a lane, as an NF4 tile's order has them.
+// Multiply this block's share of A x and add it to the sums. x_of(block, half, column): 8 inputs of a lane, in an NF4 tile's order.
 template <int GROUPS, class X>
-__device__ __forceinline__ void add_down(const LowRank& l, const LowRankPart& part, const Share& share, int count, const LowRankShared* shared,
+__device__ __forceinline__ void multiply_a(const Lora& l, const LoraProduct& product, const Share& share, int count, const LoraShared* shared,
                                          const u8* shared_a, int thread, X x_of) {
   constexpr int COLUMNS_OF_PARTS = GROUPS * 8;
-  constexpr int AHEAD = GROUPS == 1 ? 3 : 1, HALVES = GROUPS == 1 ? 2 : 1;  // whose x is read at once: one trip instead of six
+  constexpr int AHEAD = GROUPS == 1 ? 3 : 1, HALVES = GROUPS == 1 ? 2 : 1;  // loads of x issued together: one round trip instead of six
   const int warp = thread >> 5, lane = thread & 31, g = lane >> 2, t = lane & 3;
-  u64* const sums = l.sums + (size_t)(part.number % LORA_BUFFERS) * count * l.stride;
-  u64* const zeros = l.sums + (size_t)((part.number + 1) % LORA_BUFFERS) * count * l.stride;
+  u64* const sums = l.sums + (size_t)(product.number % LORA_BUFFERS) * count * l.stride;
+  u64* const zeros = l.sums + (size_t)((product.number + 1) % LORA_BUFFERS) * count * l.stride;
   Unit unit = share.unit;
-  wait_copies_but<0>();
-  wait_for_low_rank_warps();
+  wait_copies_except<0>();
+  sync_lora_warps();
   for (int at = blockIdx.x; at < share.units;) {
     for (int i = 0; i < shared->count; i++) {
-      const Group group = shared->groups[i];
-      const u8* const source = tiles_of_unit(part, unit, group) + lane * 16;
+      const AdapterGroup group = shared->groups[i];
+      const u8* const source = tiles_of_unit(product, unit, group) + lane * 16;
       float d[GROUPS][4] = {};
       for (int first = unit.first + warp; first < unit.last; first += LORA_WARPS * AHEAD) {
 #pragma unroll
@@ -167,7 +166,7 @@ __device__ __forceinline__ void add_down(const LowRank& l, const LowRankPart& pa
           }
         }
       }
-      if constexpr (GROUPS == 1) {  // each warp adds its own part: the others' would be waited for
+      if constexpr (GROUPS == 1) {  // each warp adds its own part instead of waiting for the others'
 #pragma unroll
         for (int j = 0; j < 4; j++) {
           const int column = 2 * t + j % 2;
@@ -181,7 +180,7 @@ __device__ __forceinline__ void add_down(const LowRank& l, const LowRankPart& pa
           *(float2*)to = make_float2(d[eight][0], d[eight][1]);
           *(float2*)(to + 8 * COLUMNS_OF_PARTS) = make_float2(d[eight][2], d[eight][3]);
         }
-        wait_for_low_rank_warps();
+        sync_lora_warps();
         for (int j = thread; j < 16 * count; j += LORA_THREADS) {
           const int column = j / 16, output = j % 16;
           if (!(group.rows >> column & 1)) continue;
@@ -190,24 +189,24 @@ __device__ __forceinline__ void add_down(const LowRank& l, const LowRankPart& pa
           for (int w = 0; w < LORA_WARPS; w++) sum += shared->parts[(w * 16 + output) * COLUMNS_OF_PARTS + column];
           add_to_sum(sums + column * l.stride + unit.tile * 16 + output, sum, LORA_WARPS);
         }
-        wait_for_low_rank_warps();
+        sync_lora_warps();
       }
     }
     at += gridDim.x;
-    if (at < share.units) unit = unit_of(part, at);
+    if (at < share.units) unit = unit_of(product, at);
   }
   for (int i = blockIdx.x * LORA_THREADS + thread; i < count * l.stride; i += gridDim.x * LORA_THREADS) zeros[i] = 0;
 }
 
-// s A x in bf16 to shared memory, as soon as all blocks have added theirs.
-__device__ __forceinline__ void take_down(const LowRank& l, const LowRankPart& part, const Share& share, int count, const LowRankShared* shared,
+// Wait until all blocks have added their shares, then store s A x in bf16 in shared memory.
+__device__ __forceinline__ void collect_ax(const Lora& l, const LoraProduct& product, const Share& share, int count, const LoraShared* shared,
                                           int thread) {
   constexpr int AT_ONCE = 4;
-  const u64* const sums = l.sums + (size_t)(part.number % LORA_BUFFERS) * count * l.stride;
+  const u64* const sums = l.sums + (size_t)(product.number % LORA_BUFFERS) * count * l.stride;
   const u32 of_count = (1u << LORA_COUNT_BITS) - 1;
-  int row = 0, output = thread;  // stepped through: a division takes as long as a hundred additions
+  int row = 0, output = thread;  // incremented: a division takes as long as a hundred additions
   const auto into_a_row = [&] {
-    while (output >= part.outputs) output -= part.outputs, row++;
+    while (output >= product.outputs) output -= product.outputs, row++;
   };
   into_a_row();
   while (row < count) {
@@ -235,25 +234,25 @@ __device__ __forceinline__ void take_down(const LowRank& l, const LowRankPart& p
       shared->ax[rows[i] * l.stride + outputs[i]] = float_to_bf16(ax);
     }
   }
-  wait_for_low_rank_warps();
+  sync_lora_warps();
 }
 
-// What a lane has of a tile of B.
-struct Up {
+// A lane's part of a tile of B.
+struct BTile {
   uint4 b[LORA_STEPS];
 };
-__device__ __forceinline__ Up tile_of_b(const LowRankPart& part, const Group& group, int tile, int lane) {
-  const uint4* const source = (const uint4*)(group.tiles + part.b + (size_t)tile * LORA_TILE) + lane;
-  Up up;
+__device__ __forceinline__ BTile load_b_tile(const LoraProduct& product, const AdapterGroup& group, int tile, int lane) {
+  const uint4* const source = (const uint4*)(group.tiles + product.b + (size_t)tile * LORA_TILE) + lane;
+  BTile b_tile;
 #pragma unroll
-  for (int step = 0; step < LORA_STEPS; step++) up.b[step] = source[step * 32];
-  return up;
+  for (int step = 0; step < LORA_STEPS; step++) b_tile.b[step] = source[step * 32];
+  return b_tile;
 }
 
-// B (A x) of a tile for the rows of a group; the upper eight outputs belong to the part of A x that begins at `first`, the lower to
-// that at `second`.
+// Multiply a tile of B with A x for the rows of a group; the upper eight outputs use the part of A x at `first`, the lower eight that
+// at `second`.
 template <int GROUPS>
-__device__ __forceinline__ void multiply_up(const LowRank& l, const LowRankShared* shared, const Up& up, u64 rows, int first, int second, int lane,
+__device__ __forceinline__ void multiply_b(const Lora& l, const LoraShared* shared, const BTile& b_tile, u64 rows, int first, int second, int lane,
                                             float (&d)[GROUPS][4]) {
 #pragma unroll
   for (int eight = 0; eight < GROUPS; eight++) {
@@ -262,7 +261,7 @@ __device__ __forceinline__ void multiply_up(const LowRank& l, const LowRankShare
     const u16* const ax = shared->ax + (mine ? column : 0) * l.stride + 4 * (lane & 3);
 #pragma unroll
     for (int step = 0; step < LORA_STEPS; step++) {
-      const uint4 b = up.b[step];
+      const uint4 b = b_tile.b[step];
       const uint2 x = mine ? *(const uint2*)(ax + first + step * 16) : make_uint2(0, 0);
       if (first == second) {
         mma_16x8x16(d[eight], b.x, b.y, b.z, b.w, x.x, x.y);

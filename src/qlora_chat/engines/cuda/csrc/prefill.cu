@@ -1,7 +1,7 @@
-// What lies between the products of a decoder layer when prompts are read: many rows at once, one block a row.
+// Prefill: the operations between the matrix products of a decoder layer, many rows at once, one block per row.
 //
-// The products themselves are a library's, over weights that gemv.cu's `unpack` has laid out. A launch for each of these
-// steps, instead of one for each operation of theirs, is what keeps the card busy with short prompts.
+// The products are cuBLAS's, over weights that gemv.cu's `dequantize` has unpacked. One fused launch for each of these steps keeps
+// the card busy with short prompts.
 //
 // Compiled for HEAD_DIM and KV8 (see kv_cache.cuh).
 #include "common.cuh"
@@ -48,21 +48,21 @@ extern "C" __global__ void __launch_bounds__(THREADS) add_norm(const __grid_cons
   }
 }
 
-struct Rotate {
+struct RopeAndCache {
   const u16* qkv;       // [N][(heads + 2 * kv_heads) * D] bf16, in the checkpoint's order
-  const float2* turns;  // [window][D / 2] cos and sin
+  const float2* rope_cos_sin;  // [window][D / 2]
   u16* queries;         // [N][heads * D] bf16
-  Kept* keys;           // a layer's cache [slot][kv head][window][D]
-  Kept* values;
+  CacheElement* keys;   // a layer's cache [slot][kv head][window][D]
+  CacheElement* values;
   Rows rows;
   int heads, kv_heads, window;
   float* key_scales;    // KV8: [slot][kv head][window]
   float* value_scales;
 };
 
-// Queries and keys turned by their position (RoFormer, Su 2021; halves of a head as pairs); keys and values into the cache. A warp a
-// head; a lane's elements are l, 32 + l and so on.
-extern "C" __global__ void __launch_bounds__(THREADS) rotate(const __grid_constant__ Rotate p) {
+// Apply RoPE (RoFormer, Su 2021; halves of a head as pairs) to queries and keys; write keys and values to the cache. One warp per
+// head; lane l has elements l, 32 + l and so on.
+extern "C" __global__ void __launch_bounds__(THREADS) rope_and_cache(const __grid_constant__ RopeAndCache p) {
   constexpr int EACH = HEAD_DIM / 32, HALF = EACH / 2;
   const int lane = threadIdx.x % 32, heads = p.heads + 2 * p.kv_heads;
   const int position = p.rows.positions[blockIdx.x], slot = p.rows.slots[blockIdx.x];
@@ -74,21 +74,21 @@ extern "C" __global__ void __launch_bounds__(THREADS) rotate(const __grid_consta
     const bool is_value = head >= p.heads + p.kv_heads;
 #pragma unroll
     for (int i = 0; i < HALF && !is_value; i++) {
-      const float2 turn = p.turns[(size_t)position * (HEAD_DIM / 2) + i * 32 + lane];
-      const float first = v[i] * turn.x - v[HALF + i] * turn.y;
-      v[HALF + i] = v[HALF + i] * turn.x + v[i] * turn.y;
+      const float2 cos_sin = p.rope_cos_sin[(size_t)position * (HEAD_DIM / 2) + i * 32 + lane];
+      const float first = v[i] * cos_sin.x - v[HALF + i] * cos_sin.y;
+      v[HALF + i] = v[HALF + i] * cos_sin.x + v[i] * cos_sin.y;
       v[i] = first;
     }
     const int kv_head = head - p.heads - (is_value ? p.kv_heads : 0);
     const size_t at = ((size_t)slot * p.kv_heads + kv_head) * p.window + position;
-    Kept* const kept = (is_value ? p.values : p.keys) + at * HEAD_DIM;
+    CacheElement* const cached = (is_value ? p.values : p.keys) + at * HEAD_DIM;
 #if KV8
     if (head >= p.heads) {
-      keep(v, kept, (is_value ? p.value_scales : p.key_scales) + at);
+      quantize_head(v, cached, (is_value ? p.value_scales : p.key_scales) + at);
       continue;
     }
 #endif
-    u16* const out = head < p.heads ? p.queries + ((size_t)blockIdx.x * p.heads + head) * HEAD_DIM : (u16*)kept;
+    u16* const out = head < p.heads ? p.queries + ((size_t)blockIdx.x * p.heads + head) * HEAD_DIM : (u16*)cached;
 #pragma unroll
     for (int i = 0; i < EACH; i++) out[i * 32 + lane] = float_to_bf16(v[i]);
   }
@@ -96,7 +96,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) rotate(const __grid_consta
 
 struct SiluTimesUp {
   const u16* gate_up;  // [N][2 * F] bf16
-  u16* out;            // [N][stride] bf16, F of each row
+  u16* out;            // [N][stride] bf16, F columns written
   int feed_forward, stride;
 };
 

@@ -1,8 +1,8 @@
-// The two ends of a step: a row's token to its embedding, and its logits to the next token.
+// Both ends of a step: token to embedding, and logits to the next token.
 //
-// Choosing does what engines/core/sampler.py does, in the same order: repetition penalty, temperature, top-k, top-p, one uniform draw.
-// Nothing is sorted: the weakest logit that top-k and top-p keep is found by bisection over the bits of the logits, in a fixed order
-// of sums, so that a seed gives the same answer again. One block a row.
+// Sampling is that of engines/core/sampler.py, in its order: repetition penalty, temperature, top-k, top-p, one uniform draw. The
+// vocabulary is not sorted: the smallest weight that passes top-k and top-p is found by bisection over the bits of the weights, and
+// all sums have a fixed order, so that a seed reproduces its answer. One block per row.
 //
 // Compiled for VOCABULARY.
 #include "common.cuh"
@@ -10,19 +10,19 @@
 struct Embed {
   const void* embeddings;  // [V][H] bf16, or int8 where there are scales
   const float* scales;     // [V] or null
-  const int* tokens;      // [R]
-  const u16* norm;        // [H] weight of the first norm
-  float* residual;        // [R][H]
-  u16* x;                 // [R][H]
-  float* squares;         // [R][MOST_PARTIALS], one used
-  int* arrivals;          // [arrival_count] counters of the step, set to zero
+  const int* tokens;       // [R]
+  const u16* norm;         // [H] weight of the first norm
+  float* residual;         // [R][H]
+  u16* x;                  // [R][H]
+  float* squares;          // [R][MAX_PARTIALS], one used
+  int* arrivals;           // [arrival_count] counters of the step, set to zero here
   int hidden, arrival_count;
 };
 
 extern "C" __global__ void __launch_bounds__(256) embed(const __grid_constant__ Embed p) {
   __shared__ float sums[8];
   const int row = blockIdx.x, lane = threadIdx.x & 31;
-  let_next_begin();
+  launch_dependents();
   wait_for_previous();
   for (int i = row * 256 + threadIdx.x; i < p.arrival_count; i += gridDim.x * 256) p.arrivals[i] = 0;
   const int token = p.tokens[row];
@@ -41,32 +41,32 @@ extern "C" __global__ void __launch_bounds__(256) embed(const __grid_constant__ 
   if (threadIdx.x == 0) {
     float total = 0.0f;
     for (int i = 0; i < 8; i++) total += sums[i];
-    p.squares[row * MOST_PARTIALS] = total;
+    p.squares[row * MAX_PARTIALS] = total;
   }
 }
 
 #define THREADS 1024
 #define EACH ((VOCABULARY + THREADS - 1) / THREADS)
 
-struct Choose {
-  const float* logits;  // [R][V]
-  u32* seen;            // [slots][(V + 31) / 32] tokens in prompt or answer
-  int* tokens;          // [R] in: the row's token; out: the next
-  int* positions;       // [R] advanced by one
-  int* counts;          // [R] tokens drawn so far by the row's chat
-  const int* slots;     // [R]
-  const int* ready;     // [R] 0: the row is a prompt's and only fills the cache; 1: choose, and go on from there;
-                        // GUESSED + n: choose, where the tokens of this row and of those before it, n in all, are guesses
+struct Sample {
+  const float* logits;      // [R][V]
+  u32* seen;                // [slots][(V + 31) / 32] bits: tokens in prompt or answer
+  int* tokens;              // [R] in: the row's token; out: the next
+  int* positions;           // [R] advanced by one
+  int* counts;              // [R] tokens sampled so far for the row's chat
+  const int* slots;         // [R]
+  const int* sample_modes;  // [R] 0: a prefill row, which only fills the cache; 1: sample and advance the row;
+                            // DRAFTED + n: sample, where the tokens of this row and of the n - 1 before it are drafts
   const float* temperatures;
   const float* top_ps;
   const float* penalties;
   const int* top_ks;
   const u64* seeds;
-  int* drawn;  // [R][ring] in the host's memory: -1 for logits that are not finite
+  int* sampled;  // [R][ring] in pinned host memory; -1 where logits are not finite
   int ring;
 };
 
-#define GUESSED 2  // as in rows.py
+#define DRAFTED 2  // as in rows.py
 
 __device__ __forceinline__ u32 mulhi(u32 a, u32 b) { return __umulhi(a, b); }
 
@@ -86,46 +86,46 @@ __device__ float uniform(u64 seed, u32 number) {
 __shared__ float floats[2][32];
 __shared__ int integers[2][32];
 
-// Over the block, the same in every thread, in an order that never changes. `turn` alternates so that one barrier is enough.
-__device__ __forceinline__ float block_sum(float v, int& turn) {
+// Block-wide reductions in a fixed order; every thread gets the result. `phase` alternates two buffers, so that one barrier is enough.
+__device__ __forceinline__ float block_sum(float v, int& phase) {
   const int lane = threadIdx.x & 31;
   v = warp_sum(v);
-  turn ^= 1;
-  if (lane == 0) floats[turn][threadIdx.x >> 5] = v;
+  phase ^= 1;
+  if (lane == 0) floats[phase][threadIdx.x >> 5] = v;
   __syncthreads();
-  return warp_sum(floats[turn][lane]);
+  return warp_sum(floats[phase][lane]);
 }
-__device__ __forceinline__ float block_max(float v, int& turn) {
+__device__ __forceinline__ float block_max(float v, int& phase) {
   const int lane = threadIdx.x & 31;
 #pragma unroll
   for (int offset = 16; offset > 0; offset >>= 1) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, offset));
-  turn ^= 1;
-  if (lane == 0) floats[turn][threadIdx.x >> 5] = v;
+  phase ^= 1;
+  if (lane == 0) floats[phase][threadIdx.x >> 5] = v;
   __syncthreads();
-  v = floats[turn][lane];
+  v = floats[phase][lane];
 #pragma unroll
   for (int offset = 16; offset > 0; offset >>= 1) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, offset));
   return v;
 }
-__device__ __forceinline__ int block_count(int v, int& turn) {
+__device__ __forceinline__ int block_count(int v, int& phase) {
   const int lane = threadIdx.x & 31;
   v = __reduce_add_sync(0xffffffffu, v);
-  turn ^= 1;
-  if (lane == 0) integers[turn][threadIdx.x >> 5] = v;
+  phase ^= 1;
+  if (lane == 0) integers[phase][threadIdx.x >> 5] = v;
   __syncthreads();
-  return __reduce_add_sync(0xffffffffu, integers[turn][lane]);
+  return __reduce_add_sync(0xffffffffu, integers[phase][lane]);
 }
-__device__ __forceinline__ u32 block_most(u32 v, int& turn) {
+__device__ __forceinline__ u32 block_max_bits(u32 v, int& phase) {
   const int lane = threadIdx.x & 31;
   v = __reduce_max_sync(0xffffffffu, v);
-  turn ^= 1;
-  if (lane == 0) integers[turn][threadIdx.x >> 5] = (int)v;
+  phase ^= 1;
+  if (lane == 0) integers[phase][threadIdx.x >> 5] = (int)v;
   __syncthreads();
-  return __reduce_max_sync(0xffffffffu, (u32)integers[turn][lane]);
+  return __reduce_max_sync(0xffffffffu, (u32)integers[phase][lane]);
 }
 
-// Sum of the threads before this one, and of all.
-__device__ __forceinline__ float block_sum_before(float v, float& total, int& turn) {
+// Exclusive prefix sum over the threads, and the total.
+__device__ __forceinline__ float block_sum_before(float v, float& total, int& phase) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   float inclusive = v;
 #pragma unroll
@@ -133,10 +133,10 @@ __device__ __forceinline__ float block_sum_before(float v, float& total, int& tu
     const float other = __shfl_up_sync(0xffffffffu, inclusive, offset);
     if (lane >= offset) inclusive += other;
   }
-  turn ^= 1;
-  if (lane == 31) floats[turn][warp] = inclusive;
+  phase ^= 1;
+  if (lane == 31) floats[phase][warp] = inclusive;
   __syncthreads();
-  float of_warps = floats[turn][lane];
+  float of_warps = floats[phase][lane];
 #pragma unroll
   for (int offset = 1; offset < 32; offset <<= 1) {
     const float other = __shfl_up_sync(0xffffffffu, of_warps, offset);
@@ -149,7 +149,7 @@ __device__ __forceinline__ float block_sum_before(float v, float& total, int& tu
 
 __shared__ u64 candidates[THREADS];
 
-// One candidate a thread, the largest first (bitonic sort, Batcher 1968).
+// Sort one candidate per thread, the largest first (bitonic sort, Batcher 1968).
 __device__ __forceinline__ u64 sorted(u64 mine) {
   const int thread = threadIdx.x;
   for (int size = 2; size <= THREADS; size <<= 1)
@@ -163,14 +163,14 @@ __device__ __forceinline__ u64 sorted(u64 mine) {
         __syncthreads();
         other = candidates[thread ^ apart];
       }
-      const bool wants_larger = ((thread & apart) == 0) == ((thread & size) == 0);
-      mine = wants_larger == (mine > other) ? mine : other;
+      const bool takes_larger = ((thread & apart) == 0) == ((thread & size) == 0);
+      mine = takes_larger == (mine > other) ? mine : other;
     }
   return mine;
 }
 
-// The few weights that can matter, sorted: top-k, then top-p among what it leaves, then one draw. Returns the token.
-__device__ int draw_of_few(const float (&weight)[EACH], u32 floor, int top_k, float top_p, float mass, float uniform, int& turn) {
+// Draw where at most THREADS weights can pass: sort them, apply top-k, then top-p to what is left. Returns the token.
+__device__ int draw_sorted(const float (&weight)[EACH], u32 threshold, int top_k, float top_p, float mass, float uniform, int& phase) {
   __shared__ int filled, token;
   const int thread = threadIdx.x;
   __syncthreads();
@@ -178,39 +178,39 @@ __device__ int draw_of_few(const float (&weight)[EACH], u32 floor, int top_k, fl
   if (thread == 0) filled = 0;
   __syncthreads();
 #pragma unroll
-  for (int i = 0; i < EACH; i++)  // equal weights are told apart by their tokens, so the order of arrival does not matter
-    if (__float_as_uint(weight[i]) >= floor && weight[i] > 0.0f)
+  for (int i = 0; i < EACH; i++)  // the token breaks ties, so the order of arrival does not matter
+    if (__float_as_uint(weight[i]) >= threshold && weight[i] > 0.0f)
       candidates[atomicAdd(&filled, 1)] = (u64)__float_as_uint(weight[i]) << 32 | ~(u32)(i * THREADS + thread);
   __syncthreads();
   const u64 mine = sorted(candidates[thread]);
   float w = __uint_as_float((u32)(mine >> 32)), total;
   if (top_k > 0 && thread >= top_k) w = 0.0f;
-  float before = block_sum_before(w, total, turn);
+  float before = block_sum_before(w, total, phase);
   if (top_k > 0) mass = total;
   if (top_p < 1.0f && thread > 0 && before >= top_p * mass) w = 0.0f;
-  before = block_sum_before(w, total, turn);
+  before = block_sum_before(w, total, phase);
   const float target = uniform * total;
-  const u32 last = block_most(w > 0.0f && before <= target ? thread + 1 : 0, turn);
+  const u32 last = block_max_bits(w > 0.0f && before <= target ? thread + 1 : 0, phase);
   if (thread + 1 == last) token = (int)~(u32)mine;
   __syncthreads();
   return token;
 }
 
-// The same where many weights matter, without an order: those from `weakest` on, the draw in the order of the threads.
-__device__ int draw_of_many(const float (&weight)[EACH], u32 weakest, float uniform, int& turn) {
+// Draw where more weights pass, without sorting: those of at least `threshold`, in the order of the threads. Returns the token.
+__device__ int draw_unsorted(const float (&weight)[EACH], u32 threshold, float uniform, int& phase) {
   __shared__ int token;
   float mine = 0.0f, total;
 #pragma unroll
-  for (int i = 0; i < EACH; i++) mine += __float_as_uint(weight[i]) >= weakest ? weight[i] : 0.0f;
-  float sum = block_sum_before(mine, total, turn);
+  for (int i = 0; i < EACH; i++) mine += __float_as_uint(weight[i]) >= threshold ? weight[i] : 0.0f;
+  float sum = block_sum_before(mine, total, phase);
   const float target = uniform * total;
-  const u32 last = block_most(mine > 0.0f && sum <= target ? threadIdx.x + 1 : 0, turn);
+  const u32 last = block_max_bits(mine > 0.0f && sum <= target ? threadIdx.x + 1 : 0, phase);
   if (threadIdx.x + 1 == last) {
     bool found = false;
 #pragma unroll
     for (int i = 0; i < EACH; i++)
-      if (!found && weight[i] > 0.0f && __float_as_uint(weight[i]) >= weakest) {
-        token = i * THREADS + threadIdx.x;  // rounding may leave the target behind the last one, which then takes it
+      if (!found && weight[i] > 0.0f && __float_as_uint(weight[i]) >= threshold) {
+        token = i * THREADS + threadIdx.x;  // rounding may put the target beyond the last one, which is then drawn
         sum += weight[i];
         found = sum > target;
       }
@@ -219,39 +219,39 @@ __device__ int draw_of_many(const float (&weight)[EACH], u32 weakest, float unif
   return token;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) choose(const __grid_constant__ Choose p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_constant__ Sample p) {
   const int row = blockIdx.x, thread = threadIdx.x;
-  let_next_begin();
+  launch_dependents();
   wait_for_previous();
   const int slot = p.slots[row];
-  const int ready = p.ready[row];
-  if (slot < 0 || !ready) return;
-  int turn = 0;
+  const int sample_mode = p.sample_modes[row];
+  if (slot < 0 || !sample_mode) return;
+  int phase = 0;
   const float penalty = p.penalties[row], temperature = p.temperatures[row], top_p = p.top_ps[row];
   const int top_k = p.top_ks[row] < VOCABULARY ? p.top_ks[row] : 0;
   u32* const seen = p.seen + (size_t)slot * ((VOCABULARY + 31) / 32);
-  float weight[EACH];  // first the logits, then their exponentials: both rise together, and positive floats rise as their bits do
-  float top = -3e38f;
-  bool broken = false;
+  float weight[EACH];  // first logits, then their exponentials: monotonic, and positive floats compare as their bits do
+  float max_logit = -3e38f;
+  bool not_finite = false;
 #pragma unroll
-  for (int i = 0; i < EACH; i++) {  // loads before anything else: one wait for all of them
+  for (int i = 0; i < EACH; i++) {  // all loads before their first use
     const int token = i * THREADS + thread;
     weight[i] = p.logits[(size_t)row * VOCABULARY + min(token, VOCABULARY - 1)];
     if (token >= VOCABULARY) weight[i] = -3e38f;
   }
   const float multiply = temperature > 0.0f ? 1.0f / temperature : 1.0f, divide = multiply / penalty;
 #pragma unroll
-  for (int i = 0; i < EACH; i++) broken |= !(fabsf(weight[i]) < 3.3e38f);
+  for (int i = 0; i < EACH; i++) not_finite |= !(fabsf(weight[i]) < 3.3e38f);
   if (penalty != 1.0f) {
     // a warp's 32 tokens of a round are one word of `seen`; each lane fetches the word of one round
     u32 words[(EACH + 31) / 32];
 #pragma unroll
     for (int j = 0; j < (EACH + 31) / 32; j++) words[j] = seen[min((j * 32 + (thread & 31)) * 32 + (thread >> 5), (VOCABULARY - 1) / 32)];
-    for (int n = 0; n < ready - GUESSED; n++) {  // guesses count as seen; nobody writes the tokens of such rows
-      const int guess = p.tokens[row - n], word = guess >> 5, round = word >> 5;
+    for (int n = 0; n < sample_mode - DRAFTED; n++) {  // drafts count as seen; no row writes its token in such a step
+      const int draft = p.tokens[row - n], word = draft >> 5, round = word >> 5;
 #pragma unroll
       for (int j = 0; j < (EACH + 31) / 32; j++)
-        if (round == j * 32 + (thread & 31) && (word & 31) == thread >> 5) words[j] |= 1u << (guess & 31);
+        if (round == j * 32 + (thread & 31) && (word & 31) == thread >> 5) words[j] |= 1u << (draft & 31);
     }
 #pragma unroll
     for (int i = 0; i < EACH; i++) {
@@ -264,18 +264,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) choose(const __grid_con
   }
 #pragma unroll
   for (int i = 0; i < EACH; i++)
-    if (i * THREADS + thread < VOCABULARY) top = fmaxf(top, weight[i]);
-  broken = block_count(broken, turn) > 0;
-  top = block_max(top, turn);
+    if (i * THREADS + thread < VOCABULARY) max_logit = fmaxf(max_logit, weight[i]);
+  not_finite = block_count(not_finite, phase) > 0;
+  max_logit = block_max(max_logit, phase);
   int token = -1;
-  if (!broken && temperature > 0.0f) {
+  if (!not_finite && temperature > 0.0f) {
     float mine = 0.0f;
 #pragma unroll
-    for (int i = 0; i < EACH; i++) mine += weight[i] = i * THREADS + thread < VOCABULARY ? __expf(weight[i] - top) : 0.0f;
-    const float mass = block_sum(mine, turn), wanted = top_p * mass;
+    for (int i = 0; i < EACH; i++) mine += weight[i] = i * THREADS + thread < VOCABULARY ? __expf(weight[i] - max_logit) : 0.0f;
+    const float mass = block_sum(mine, phase), target_mass = top_p * mass;
     const float uniform_draw = uniform(p.seeds[row], (u32)p.counts[row]);
-    // from the top bit down: the highest floor above which there is still enough, until few are left
-    u32 floor = 0;
+    // from the top bit down: the highest threshold above which enough weight is left, until few weights pass
+    u32 threshold = 0;
     int above = THREADS + 1;
     if (top_k > 0 || top_p < 1.0f)
       for (u32 bit = 0x20000000u; bit && above > THREADS; bit >>= 1) {
@@ -283,28 +283,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) choose(const __grid_con
         float sum = 0.0f;
 #pragma unroll
         for (int i = 0; i < EACH; i++)
-          if (__float_as_uint(weight[i]) >= (floor | bit)) count++, sum += weight[i];
-        count = block_count(count, turn);
-        if (top_k > 0 ? count >= top_k : block_sum(sum, turn) >= wanted) floor |= bit, above = count;
+          if (__float_as_uint(weight[i]) >= (threshold | bit)) count++, sum += weight[i];
+        count = block_count(count, phase);
+        if (top_k > 0 ? count >= top_k : block_sum(sum, phase) >= target_mass) threshold |= bit, above = count;
       }
-    token = above <= THREADS ? draw_of_few(weight, floor, top_k, top_p, mass, uniform_draw, turn)
-                             : draw_of_many(weight, floor, uniform_draw, turn);
-  } else if (!broken) {  // greedy: of equals the first
+    token = above <= THREADS ? draw_sorted(weight, threshold, top_k, top_p, mass, uniform_draw, phase)
+                             : draw_unsorted(weight, threshold, uniform_draw, phase);
+  } else if (!not_finite) {  // greedy: the first of equals
     u32 first = 0;
 #pragma unroll
     for (int i = 0; i < EACH; i++)
-      if (i * THREADS + thread < VOCABULARY && weight[i] == top) first = max(first, ~(u32)(i * THREADS + thread));
-    token = (int)~block_most(first, turn);
+      if (i * THREADS + thread < VOCABULARY && weight[i] == max_logit) first = max(first, ~(u32)(i * THREADS + thread));
+    token = (int)~block_max_bits(first, phase);
   }
   if (thread != 0) return;
   const int count = p.counts[row];
-  if (ready < GUESSED) {
-    if (!broken) {
+  if (sample_mode < DRAFTED) {
+    if (!not_finite) {
       p.tokens[row] = token;
       seen[token >> 5] |= 1u << (token & 31);
     }
     p.positions[row]++;
     p.counts[row] = count + 1;
   }
-  *(volatile int*)(p.drawn + (size_t)row * p.ring + count % p.ring) = token;
+  *(volatile int*)(p.sampled + (size_t)row * p.ring + count % p.ring) = token;
 }

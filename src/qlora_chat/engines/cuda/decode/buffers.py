@@ -1,9 +1,9 @@
-"""What the kernels of a step read and write besides weights and cache.
+"""Device memory of a step besides weights and cache.
 
-Scope: device memory for up to 64 rows, allocated once, since graphs remember addresses. Knows no kernels and no order.
+Scope: buffers for up to 64 rows, allocated once, since graphs record addresses. Knows no kernels and no order.
 
-Shapes: R the most rows (64), H hidden, F feed-forward, V vocabulary, Q and K query and key-value heads, D head dimension,
-W window, S slots.
+Shapes: R rows (64), H hidden, F feed-forward, V vocabulary, Q and K query and key-value heads, D head dimension, W window,
+S slots.
 """
 
 from __future__ import annotations
@@ -12,60 +12,53 @@ import torch
 from torch import Tensor
 
 from qlora_chat.engines.core.kv_cache import KVCache
-from qlora_chat.engines.cuda.decode.rows import FIELDS, MOST_ROWS
-from qlora_chat.engines.cuda.weights.model import MOST_PARTIALS, CudaWeights, divided
+from qlora_chat.engines.cuda.decode.rows import MAX_ROWS, ROW_LAYOUT
+from qlora_chat.engines.cuda.weights.model import MAX_PARTIALS, CudaWeights, ceil_div
 
 RING = 64
-"""Tokens of a row that the host may be behind."""
-MOST_SPLITS = 16
-"""Parts in which a chat's past is attended to."""
-BARRIER = 4
-"""Int32 before the adapters' counters: the first is the barrier's in decode_layers.cu."""
+"""Sampled tokens and steps that the host may lag behind."""
+MAX_SPLITS = 16
+"""Splits of a chat's positions in attention."""
+BARRIER_COUNTERS = 4
+"""Int32 before the adapters' counters; the first is decode_layers.cu's grid barrier."""
 
 
 class Buffers:
-    """One set for all graphs: steps follow each other."""
+    """One set for all graphs, since steps run one after another."""
 
     def __init__(self, weights: CudaWeights, cache: KVCache) -> None:
         shape, device = weights.shape, weights.norm.device
 
-        def floats(*size: int) -> Tensor:
-            return torch.zeros(size, device=device)
+        def zeros(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(size, dtype=dtype, device=device)
 
-        def halves(*size: int) -> Tensor:
-            return torch.zeros(size, dtype=torch.bfloat16, device=device)
-
-        def ints(*size: int) -> Tensor:
-            return torch.zeros(size, dtype=torch.int32, device=device)
-
-        width = shape.heads * shape.head_dim
-        self.residual, self.x = floats(MOST_ROWS, shape.hidden), halves(MOST_ROWS, shape.hidden)
-        self.queries, self.attended = floats(MOST_ROWS, width), halves(MOST_ROWS, width)
-        self.activated = halves(MOST_ROWS, weights.feed_forward)
-        self.squares = floats(2, MOST_ROWS, MOST_PARTIALS)
-        """Of the residual, in parts: [0] after the MLP, [1] after attention."""
+        bf16, int32, width = torch.bfloat16, torch.int32, shape.heads * shape.head_dim
+        self.residual, self.x = zeros(MAX_ROWS, shape.hidden), zeros(MAX_ROWS, shape.hidden, dtype=bf16)
+        self.queries, self.attended = zeros(MAX_ROWS, width), zeros(MAX_ROWS, width, dtype=bf16)
+        self.activated = zeros(MAX_ROWS, weights.feed_forward, dtype=bf16)
+        self.squares = zeros(2, MAX_ROWS, MAX_PARTIALS)
+        """Partial sums of squares of the residual: [0] after the MLP, [1] after attention."""
         kv8 = cache.key_scales is not None
-        self.newest = floats(2, MOST_ROWS, shape.kv_heads, shape.head_dim) if kv8 else None
-        """Keys and values of a step before they are in 8 bits."""
-        self.logits = floats(MOST_ROWS, shape.vocabulary)
-        self.partials = floats(MOST_ROWS * shape.heads * MOST_SPLITS * (shape.head_dim + 2))
-        self.arrived = ints(MOST_ROWS, shape.kv_heads)
-        self.rows = ints((len(FIELDS) + 2) * MOST_ROWS)
-        """As rows.columns_of lays them out."""
-        self.seen = ints(len(cache.slots), divided(shape.vocabulary, 32))
-        """A bit a token of the vocabulary, a chat a slot."""
-        self.drawn = torch.zeros(MOST_ROWS, RING, dtype=torch.int32).pin_memory()
-        """In the host's memory: the card writes there."""
+        self.new_kv = zeros(2, MAX_ROWS, shape.kv_heads, shape.head_dim) if kv8 else None
+        """A step's keys and values before they are quantized."""
+        self.logits = zeros(MAX_ROWS, shape.vocabulary)
+        self.partials = zeros(MAX_ROWS * shape.heads * MAX_SPLITS * (shape.head_dim + 2))
+        self.arrived = zeros(MAX_ROWS, shape.kv_heads, dtype=int32)
+        self.rows = zeros(ROW_LAYOUT.itemsize // 4, dtype=int32)
+        """Columns as rows.pack_rows lays them out."""
+        self.seen = zeros(len(cache.slots), ceil_div(shape.vocabulary, 32), dtype=int32)
+        """(S, V / 32): a bit per token of the vocabulary."""
+        self.sampled = torch.zeros(MAX_ROWS, RING, dtype=int32).pin_memory()
+        """Pinned host memory, written by the card."""
         angles = torch.outer(torch.arange(shape.window).float(), shape.rope_frequencies())
-        self.turns = torch.stack((angles.cos(), angles.sin()), dim=-1).to(device).contiguous()
+        self.rope_cos_sin = torch.stack((angles.cos(), angles.sin()), dim=-1).to(device).contiguous()
         """(W, D / 2, 2)"""
-        self.counters = ints(BARRIER)
+        self.counters = zeros(BARRIER_COUNTERS, dtype=int32)
 
-    def make_counters(self, adapters: int) -> None:
-        """New ones with so many int32 for adapters, at another address."""
-        self.counters = torch.zeros(BARRIER + adapters, dtype=torch.int32, device=self.counters.device)
+    def resize_counters(self, adapters: int) -> None:
+        """Replace the counters by ones with so many int32 for adapters, at another address."""
+        self.counters = torch.zeros(BARRIER_COUNTERS + adapters, dtype=torch.int32, device=self.counters.device)
 
-    def field(self, name: str) -> int:
-        """The address of a column of the rows."""
-        at = len(FIELDS) if name == "seeds" else FIELDS.index(name)
-        return self.rows.data_ptr() + at * MOST_ROWS * 4
+    def column(self, name: str) -> int:
+        """Address of a column of the rows."""
+        return self.rows.data_ptr() + ROW_LAYOUT.fields[name][1]  # type: ignore[index]

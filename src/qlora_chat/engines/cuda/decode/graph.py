@@ -1,8 +1,7 @@
 """A decode step as one CUDA graph: tokens in, next tokens out, everything between on the device.
 
-Scope: what the host does: rows put, graphs of 1 to 64 rows captured once, steps started and waited for. Sampling is part of the
-graph, so that a step needs nothing from the host but to be started. What is launched is in launches.py. Knows no requests and
-no text.
+Scope: the host's side: setting the rows, capturing graphs of 1 to 64 rows once, starting steps and waiting for them. Sampling
+is part of the graph, so the host only has to start a step. The kernels are in launches.py. Knows no requests and no text.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,90 +18,95 @@ from torch import Tensor
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cuda.decode.buffers import RING, Buffers
 from qlora_chat.engines.cuda.decode.launches import Launches
-from qlora_chat.engines.cuda.decode.rows import BUCKETS, MOST_ROWS, Row, columns_of
+from qlora_chat.engines.cuda.decode.rows import BUCKETS, MAX_ROWS, Row, pack_rows
 from qlora_chat.engines.cuda.kernels import Kernels
-from qlora_chat.engines.cuda.prefill.dequantize import Unpacker
+from qlora_chat.engines.cuda.prefill.dequantize import Dequantizer
 from qlora_chat.engines.cuda.runtime.driver import KernelError
-from qlora_chat.engines.cuda.weights.lora_tiles import LowRank
+from qlora_chat.engines.cuda.weights.lora_tiles import LoraTable
 from qlora_chat.engines.cuda.weights.model import CudaWeights
 from qlora_chat.engines.cuda.weights.tiling import Card
 
-Graph = tuple[int, bool]
-"""Of how many rows, and whether these may have adapters."""
+
+class GraphKey(NamedTuple):
+    """Key of a captured graph."""
+
+    rows: int
+    adapted: bool
+    """Its rows may have adapters."""
 
 
 class Decoder:
-    """Runs rows through the weights, writing keys and values into the cache and choosing tokens.
-
-    A row is one token of one chat: a chat's newest (which is `ready` to choose the next) or one of a prompt that is being read.
-    """
+    """Runs rows through the weights, writes keys and values into the cache, and samples tokens."""
 
     def __init__(self, weights: CudaWeights, cache: KVCache, cache_folder: Path | None) -> None:
-        """Compile what one to eight rows need; the rest is compiled when it is first asked for. KernelError says why not."""
+        """Compile the kernels of one to eight rows; the others are compiled at their first use. KernelError if that fails."""
         self.weights, self.cache = weights, cache
         self._device = weights.norm.device
         properties = torch.cuda.get_device_properties(self._device)
         self._card = Card(
-            properties.multi_processor_count, properties.shared_memory_per_block_optin, early=properties.major >= 9
+            properties.multi_processor_count, properties.shared_memory_per_block_optin, dependent_launch=properties.major >= 9
         )
         self.kernels = Kernels(cache_folder, self._card.shared_limit)
-        self._low_rank: LowRank | None = None
+        self._lora: LoraTable | None = None
         self._adapted = False
-        """Whether a row has an adapter; steps without any have graphs of their own, which know of none."""
-        self._graphs: dict[Graph, Callable[[], None]] = {}
-        """What runs a step of so many rows: a graph's replay, or its launches one by one where there could be no graph."""
-        self._stream = torch.cuda.Stream(self._device)
+        """True if a row has an adapter; steps without adapters have graphs of their own."""
+        self._graphs: dict[GraphKey, Callable[[], None]] = {}
+        """Run a step: the graph's replay, or its launches one by one where it could not be captured."""
+        self.stream = torch.cuda.Stream(self._device)
+        """Stream of the steps; prefill must run on it too."""
         self._begun, self._ended = ([torch.cuda.Event(enable_timing=True) for _ in range(RING)] for _ in range(2))
         self._steps = 0
         self._buffers = Buffers(weights, cache)
-        self._drawn = self._buffers.drawn.numpy()
-        self.unpack = Unpacker(self.kernels, self._card, self._device, kv8=cache.key_scales is not None)
-        """One matrix as bf16, for reading prompts."""
-        self.most_rows = self._most_rows(None)
-        """Of a step on this card, with the adapters there are."""
-        self._alike = self._alike_of(None, self.most_rows)
-        self.launches(1).prepare()
+        self._sampled = self._buffers.sampled.numpy()
+        self.logits: Tensor = self._buffers.logits
+        """(64, V) float32: of the step that ended last."""
+        self.rope_cos_sin: Tensor = self._buffers.rope_cos_sin
+        self.dequantize = Dequantizer(self.kernels, self._card, self._device, kv8=cache.key_scales is not None)
+        self.max_rows = self._max_rows(None)
+        """Rows of a step on this card, with the adapters there are."""
+        self._max_equal = self._equal_rows(None, self.max_rows)
+        self.launches(1).load()
 
-    def adapt(self, low_rank: LowRank) -> None:
-        """Let rows have the adapters of this table from the next `put` on; nothing may be under way. KernelError if this card
-        cannot; nothing has been changed then."""
-        self.wait()
-        most_rows = self._most_rows(low_rank)
-        alike = [self._alike_of(each, most_rows) for each in (None, low_rank)]
-        self._launches(1, low_rank).prepare()
-        self._buffers.make_counters(low_rank.counters(MOST_ROWS))  # first: for the rows of a table there must be enough
-        self._low_rank, self.most_rows = low_rank, most_rows
-        self._alike = {rows: min(each[rows] for each in alike) for rows in alike[0]}
+    def set_lora(self, lora: LoraTable) -> None:
+        """Let rows have the adapters of this table from the next `set_rows` on. KernelError if this card cannot; nothing has
+        changed then. Waits for the steps in flight."""
+        self.stream.synchronize()
+        max_rows = self._max_rows(lora)
+        equal_rows = [self._equal_rows(each, max_rows) for each in (None, lora)]
+        self._launches(1, lora).load()
+        self._buffers.resize_counters(lora.counters(MAX_ROWS))  # before the table is used: its sums need that many
+        self._lora, self.max_rows = lora, max_rows
+        self._max_equal = {rows: min(each[rows] for each in equal_rows) for rows in equal_rows[0]}
         self._graphs.clear()  # the counters have moved
 
-    def catch_up(self) -> None:
-        """What PyTorch's current stream has been given comes before the steps that follow."""
-        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+    def wait_for_current_stream(self) -> None:
+        """Order the following steps after the work on PyTorch's current stream."""
+        self.stream.wait_stream(torch.cuda.current_stream(self._device))
 
-    def put(self, rows: Sequence[Row]) -> None:
-        """What the following steps work on; the device goes on from there by itself, a token a step."""
+    def set_rows(self, rows: Sequence[Row]) -> None:
+        """Set the rows of the following steps; the device advances them by itself, a token per step."""
         self._adapted = any(row.adapter >= 0 for row in rows)
-        packed = torch.from_numpy(columns_of(rows)).pin_memory()
-        with torch.cuda.stream(self._stream):
+        packed = torch.from_numpy(pack_rows(rows)).pin_memory()
+        with torch.cuda.stream(self.stream):
             self._buffers.rows.copy_(packed, non_blocking=True)
 
-    def see(self, slot: int, tokens: Sequence[int]) -> None:
-        """The tokens, and only these, count as seen for the repetition penalty of the chat in a slot."""
+    def set_seen(self, slot: int, tokens: Sequence[int]) -> None:
+        """Set the tokens that the repetition penalty of a slot's chat applies to."""
         seen = np.zeros(self._buffers.seen.shape[1] * 32, dtype=np.uint8)
         seen[np.asarray(tokens, dtype=np.int64)] = 1
         words = torch.from_numpy(np.packbits(seen, bitorder="little").view(np.int32)).pin_memory()
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self.stream):
             self._buffers.seen[slot].copy_(words, non_blocking=True)
 
     def start(self, count: int) -> int:
-        """Begin a step over the first `count` rows; the number to give to `finish`."""
-        bucket = _bucket(count)
-        run = self._graphs.get((bucket, self._adapted)) or self.capture(bucket, self._adapted)
+        """Start a step over the first `count` rows; returns its number."""
+        key = GraphKey(_bucket(count), self._adapted)
+        run = self._graphs.get(key) or self.capture(key)
         number = self._steps
-        self._begun[number % RING].record(self._stream)
-        with torch.cuda.stream(self._stream):
+        self._begun[number % RING].record(self.stream)
+        with torch.cuda.stream(self.stream):
             run()
-        self._ended[number % RING].record(self._stream)
+        self._ended[number % RING].record(self.stream)
         self._steps += 1
         return number
 
@@ -109,109 +114,78 @@ class Decoder:
         """Wait until a step has ended."""
         self._ended[number % RING].synchronize()
 
-    def took(self, number: int) -> tuple[float, float]:
-        """Seconds of the card's time from the end of the step before a finished one to its beginning, and those of its own."""
+    def step_seconds(self, number: int) -> tuple[float, float]:
+        """Device time of a finished step: from the end of the previous one to its beginning, and its own."""
         begun, ended = self._begun[number % RING], self._ended[number % RING]
-        before = self._ended[(number - 1) % RING].elapsed_time(begun) if number else 0.0
-        return before / 1000, begun.elapsed_time(ended) / 1000
+        gap = self._ended[(number - 1) % RING].elapsed_time(begun) if number else 0.0
+        return gap / 1000, begun.elapsed_time(ended) / 1000
 
-    def wait(self) -> None:
-        """Wait until everything that was begun on `stream` has ended, prompts included."""
-        self._stream.synchronize()
+    def sampled_token(self, row: int, count: int) -> int:
+        """Token number `count` of a row's chat, from a finished step; -1: its logits are not finite."""
+        return int(self._sampled[row, count % RING])
 
-    def drawn(self, row: int, count: int) -> int:
-        """The token that a finished step chose for a row as its chat's draw number `count`; -1: logits are not finite."""
-        return int(self._drawn[row, count % RING])
+    def launches(self, rows: int, adapted: bool | None = None) -> Launches:
+        """The kernels of a step over so many rows; with adapters as the rows that were set last, unless `adapted` says."""
+        return self._launches(rows, self._lora if (self._adapted if adapted is None else adapted) else None)
 
-    @property
-    def logits(self) -> Tensor:
-        """(64, V) float32: of the step that ended last."""
-        return self._buffers.logits
+    def missing_graphs(self, rows: int, adapted: Sequence[bool]) -> list[GraphKey]:
+        """Graphs not yet captured for steps of up to so many rows, with or without adapters as listed; narrow ones first."""
+        widest = _bucket(min(rows, self.max_rows))
+        keys = [GraphKey(bucket, each) for bucket in BUCKETS if bucket <= widest for each in adapted]
+        return [key for key in keys if key not in self._graphs]
 
-    @property
-    def turns(self) -> Tensor:
-        """(window, D / 2, 2) float32: cos and sin of a position."""
-        return self._buffers.turns
+    def max_equal_rows(self, rows: int) -> int:
+        """Rows of the widest step that gives each row the same bits as a step over so many, with adapters or without."""
+        return min(self.max_rows, self._max_equal[_bucket(rows)])
 
-    @property
-    def stream(self) -> torch.cuda.Stream:
-        """On which steps run; a prompt must be read on it, too."""
-        return self._stream
-
-    def launches(self, rows: int) -> Launches:
-        """Of a step over so many rows, with adapters if a row that was put last has one."""
-        return self._of((rows, self._adapted))
-
-    def missing(self, most: int, adapted: Sequence[bool]) -> list[Graph]:
-        """What has not been captured of all that steps of up to so many rows need, with adapters or without as named; narrow
-        ones first."""
-        widest = _bucket(min(most, self.most_rows))
-        wanted = [(rows, each) for rows in BUCKETS if rows <= widest for each in adapted]
-        return [each for each in wanted if each not in self._graphs]
-
-    def compiled(self, graph: Graph) -> bool:
-        """Whether all of its kernels have been compiled."""
-        return self._of(graph).compiled
-
-    def compile(self, graph: Graph) -> None:
-        """One kernel of what `compiled` asks for; on any thread. KernelError says why it cannot be."""
-        self._of(graph).compile()
-
-    def most_alike(self, rows: int) -> int:
-        """Most rows of a step that computes each row to the bit as a step over so many does, adapters or none."""
-        return min(self.most_rows, self._alike[_bucket(rows)])
-
-    def _alike_of(self, low_rank: LowRank | None, most_rows: int) -> dict[int, int]:
-        """What `most_alike` says, by the rows of the graphs."""
-        found: dict[int, int] = {}
-        roundings = {rows: self._launches(rows, low_rank).rounding for rows in BUCKETS if rows <= most_rows}
-        for rows, wider in zip(reversed(roundings), (0, *reversed(roundings)), strict=False):
-            found[rows] = found[wider] if wider and roundings[wider] == roundings[rows] else rows
-        return found
-
-    def _most_rows(self, low_rank: LowRank | None) -> int:
-        found = next((rows for rows in reversed(BUCKETS) if self._launches(rows, low_rank).fit()), None)
-        if found is None:
-            raise KernelError(f"{self._card.shared_limit:,} bytes of shared memory a block are too few for a step of one row")
-        return found
-
-    def _launches(self, rows: int, low_rank: LowRank | None) -> Launches:
-        return Launches(self.weights, self.cache, self._buffers, self.kernels, self._card, rows, low_rank)
-
-    def capture(self, rows: int, adapted: bool) -> Callable[[], None]:
-        """A graph of a step; where there is no memory for one, its launches, which take the host longer."""
-        launches = self._of((rows, adapted))
+    def capture(self, key: GraphKey) -> Callable[[], None]:
+        """Capture a step's graph; where memory is short, fall back to its launches, which take the host longer. KernelError if
+        a kernel cannot be compiled; later steps are narrower then."""
+        launches = self.launches(*key)
         try:
-            launches.prepare()
+            launches.load()
         except KernelError:
-            self.most_rows = max(1, min(self.most_rows, rows // 2))  # who is answered next has narrower steps
+            self.max_rows = max(1, min(self.max_rows, key.rows // 2))
             raise
         try:
-            run = self._recorded(launches)
+            run = self._captured(launches)
         except RuntimeError:
             run = launches.run
-        self._graphs[rows, adapted] = run
+        self._graphs[key] = run
         return run
 
-    def _of(self, graph: Graph) -> Launches:
-        rows, adapted = graph
-        return self._launches(rows, self._low_rank if adapted else None)
-
-    def _recorded(self, launches: Launches) -> Callable[[], None]:
+    def _captured(self, launches: Launches) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self._device)
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self.stream):
             graph.capture_begin(capture_error_mode="thread_local")
             try:
                 launches.run()
             except BaseException:
                 with contextlib.suppress(RuntimeError):
-                    graph.capture_end()  # or whatever follows on this stream would be recorded instead of run
+                    graph.capture_end()  # or later work on this stream would be captured instead of run
                 raise
             graph.capture_end()
         return graph.replay
 
+    def _equal_rows(self, lora: LoraTable | None, max_rows: int) -> dict[int, int]:
+        """`max_equal_rows` of each bucket."""
+        equal: dict[int, int] = {}
+        roundings = {rows: self._launches(rows, lora).rounding for rows in BUCKETS if rows <= max_rows}
+        for rows, wider in zip(reversed(roundings), (0, *reversed(roundings)), strict=False):
+            equal[rows] = equal[wider] if wider and roundings[wider] == roundings[rows] else rows
+        return equal
+
+    def _max_rows(self, lora: LoraTable | None) -> int:
+        fitting = next((rows for rows in reversed(BUCKETS) if self._launches(rows, lora).fit()), None)
+        if fitting is None:
+            raise KernelError(f"{self._card.shared_limit:,} bytes of shared memory a block are too few for a step of one row")
+        return fitting
+
+    def _launches(self, rows: int, lora: LoraTable | None) -> Launches:
+        return Launches(self.weights, self.cache, self._buffers, self.kernels, self._card, rows, lora)
+
 
 def _bucket(rows: int) -> int:
     """Rows of the graph that a step over so many runs in."""
-    return next(each for each in BUCKETS if each >= rows)
+    return next(bucket for bucket in BUCKETS if bucket >= rows)

@@ -1,22 +1,25 @@
-"""What a step is told of its rows, and how it lies in memory.
+"""The rows of a decode step and their layout in device memory.
 
-Scope: one token of one chat a row, as columns of 64. Knows no kernels and no requests.
+Scope: one token of one chat per row, stored as columns of 64 values. Knows no kernels and no requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qlora_chat.settings import Sampling
+
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)
-"""Rows of a graph; a step with fewer runs with padding."""
-MOST_ROWS = BUCKETS[-1]
-GUESSED = 2
-"""In the field `ready`: 0 and 1, or this and the number of guesses, as in sampling.cu."""
-FIELDS = ("slots", "positions", "tokens", "counts", "ready", "top_ks", "adapters", "temperatures", "top_ps", "penalties")
+"""Rows of the captured graphs; a step with other numbers of rows runs with padding."""
+MAX_ROWS = BUCKETS[-1]
+DRAFTED = 2
+"""First of the sample modes of rows that verify a draft, as in sampling.cu."""
+GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=0, repetition_penalty=1.0)
 
 
 @dataclass(frozen=True)
@@ -26,31 +29,48 @@ class Row:
     slot: int
     position: int
     token: int
-    ready: bool = False
-    """Choose the next token from its logits."""
+    sampling: Sampling | None = None
+    """Settings to sample the next token with; None: a prefill row, which only fills the cache."""
     count: int = 0
-    """Tokens drawn so far by its chat: the number of the draw."""
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    penalty: float = 1.0
+    """Tokens sampled so far for its chat: the number of the random draw."""
     seed: int = 0
     adapter: int = -1
     """Number of its unmerged adapter; -1: the base alone."""
-    guessed: int | None = None
-    """The tokens of so many rows, this one and those right before it, are guesses that are being checked (0: those of rows
-    behind it are). Such rows choose as if the guesses were right, and leave everything else as it is: what became of the
-    chat only the host knows. None: nobody guesses."""
+    drafted: int | None = None
+    """Draft tokens among this row and those right before it (0: only later rows have drafts). Rows that verify a draft sample
+    as if it were right and leave the device's state unchanged: the host decides what is accepted. None: no draft."""
+
+    @property
+    def sample_mode(self) -> int:
+        """Mode in sampling.cu: 0 prefill, 1 sample and advance, DRAFTED + n verify a draft."""
+        if self.sampling is None:
+            return 0
+        return 1 if self.drafted is None else DRAFTED + self.drafted
 
 
-def columns_of(rows: Sequence[Row]) -> NDArray[np.int32]:
-    """FIELDS, a column of 64 rows each, then the seeds of two columns; what is padding has no slot and no adapter."""
-    columns = np.zeros((len(FIELDS), MOST_ROWS), dtype=np.int32)
-    columns[FIELDS.index("slots")] = columns[FIELDS.index("adapters")] = -1
-    seeds = np.zeros(MOST_ROWS, dtype=np.uint64)
-    for at, row in enumerate(rows):
-        ready = row.ready if row.guessed is None else GUESSED + row.guessed
-        columns[:7, at] = row.slot, row.position, row.token, row.count, ready, row.top_k, row.adapter
-        columns[7:, at] = np.array((row.temperature, row.top_p, row.penalty), dtype=np.float32).view(np.int32)
-        seeds[at] = row.seed
-    return np.concatenate((columns.ravel(), seeds.view(np.int32)))
+COLUMNS: dict[str, tuple[type[np.generic], Callable[[Row, Sampling], float]]] = {
+    "slots": (np.int32, lambda row, _: row.slot),
+    "positions": (np.int32, lambda row, _: row.position),
+    "tokens": (np.int32, lambda row, _: row.token),
+    "counts": (np.int32, lambda row, _: row.count),
+    "sample_modes": (np.int32, lambda row, _: row.sample_mode),
+    "adapters": (np.int32, lambda row, _: row.adapter),
+    "temperatures": (np.float32, lambda _, sampling: sampling.temperature),
+    "top_ps": (np.float32, lambda _, sampling: sampling.top_p),
+    "penalties": (np.float32, lambda _, sampling: sampling.repetition_penalty),
+    "top_ks": (np.int32, lambda _, sampling: sampling.top_k),
+    "seeds": (np.uint64, lambda row, _: row.seed),
+}
+"""Type and value of each column. A new sampling setting is one column here and one field of Sample (sampling.cu,
+arguments.py)."""
+ROW_LAYOUT = np.dtype([(name, dtype, (MAX_ROWS,)) for name, (dtype, _) in COLUMNS.items()])
+PADDING = np.zeros((), ROW_LAYOUT)
+PADDING["slots"] = PADDING["adapters"] = -1
+
+
+def pack_rows(rows: Sequence[Row]) -> NDArray[np.int32]:
+    """Columns of up to 64 rows as ROW_LAYOUT has them; padding has no slot and no adapter."""
+    packed: Any = PADDING.copy()
+    for name, (_, value) in COLUMNS.items():
+        packed[name][: len(rows)] = [value(row, row.sampling or GREEDY) for row in rows]
+    return packed.reshape(1).view(np.int32)

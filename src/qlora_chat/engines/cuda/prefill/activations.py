@@ -1,10 +1,10 @@
-"""The rows of one pass over prompts between its products: their buffers, and the launches of prefill.cu over these.
+"""Activations of a prefill pass, and the launches of prefill.cu between its matrix products.
 
-Scope: everything a pass computes itself but attention; products are given views to read and to write. What Python makes for a
-launch is made once a pass, not once a layer: a short prompt would take the host longer than the card.
+Scope: everything that a pass computes itself but attention; products get views to read and to write. Launches are built once
+per pass, not once per layer: for a short prompt the host would take longer than the card.
 
-Shapes: N tokens of all spans together, M rows of buffers, N and what it is filled up with, H hidden, F feed-forward, Q and K
-query and key-value heads, D head dimension.
+Shapes: N tokens of all spans together, M rows of buffers (N and padding), H hidden, F feed-forward, Q and K query and key-value
+heads, D head dimension, W window.
 """
 
 from __future__ import annotations
@@ -17,100 +17,105 @@ from torch import Tensor
 
 from qlora_chat.engines.core.kv_cache import CachedLayer, KVCache
 from qlora_chat.engines.cuda.kernels import Kernels
-from qlora_chat.engines.cuda.runtime.arguments import AddNormArguments, RotateArguments, RowsArguments, SiluTimesUpArguments
+from qlora_chat.engines.cuda.runtime.arguments import (
+    AddNormArguments,
+    RopeAndCacheArguments,
+    RowsArguments,
+    SiluTimesUpArguments,
+)
 from qlora_chat.engines.cuda.runtime.driver import address
-from qlora_chat.engines.cuda.weights.model import divided
+from qlora_chat.engines.cuda.weights.model import ceil_div
 from qlora_chat.models.weights.llama import LlamaShape
 
 THREADS = 256
-"""Of a block, as in prefill.cu."""
-MULTIPLES = (64, 256), (128, math.inf)
-"""Of rows, up to so many: products over as many rows as a prompt happens to have would be new to cuBLAS nearly every time, and
-what it loads for new ones takes 7 to 25 ms. The card takes hardly longer for the rows in between."""
+"""Threads of a block, as in prefill.cu."""
+PADDING = (64, 256), (128, math.inf)
+"""Multiples of which the rows are, up to so many tokens. Unpadded, nearly every prompt would have a number of rows that is new
+to cuBLAS, which takes 7 to 25 ms to load its kernels; the card takes hardly longer for the padding."""
 
 
-def filled_up(tokens: int) -> int:
-    """The rows that so many tokens are given."""
-    multiple = next(each for each, most in MULTIPLES if tokens <= most)
-    return divided(tokens, multiple) * multiple
+def padded_rows(tokens: int) -> int:
+    """Rows of a pass over so many tokens, with padding."""
+    multiple = next(multiple for multiple, limit in PADDING if tokens <= limit)
+    return ceil_div(tokens, multiple) * multiple
 
 
-def filled_up_to(most: int) -> list[int]:
-    """All numbers of rows that up to so many tokens are given."""
-    return sorted({filled_up(tokens) for tokens in range(1, most + 1)})
+def padded_row_counts(limit: int) -> list[int]:
+    """All values of `padded_rows` for up to `limit` tokens."""
+    return sorted({padded_rows(tokens) for tokens in range(1, limit + 1)})
 
 
-class PromptKernels:
+class PrefillKernels:
     """The kernels of prefill.cu, compiled for a model and its cache."""
 
-    def __init__(self, shape: LlamaShape, feed_forward: int, cache: KVCache, kernels: Kernels, turns: Tensor) -> None:
-        """`turns` (window, D / 2, 2) float32: cos and sin. KernelError where they cannot be compiled."""
-        self.shape, self.feed_forward, self.turns = shape, feed_forward, turns
+    def __init__(self, shape: LlamaShape, feed_forward: int, cache: KVCache, kernels: Kernels, rope_cos_sin: Tensor) -> None:
+        """`rope_cos_sin` (W, D / 2, 2) float32. KernelError where they cannot be compiled."""
+        self.shape, self.feed_forward, self.rope_cos_sin = shape, feed_forward, rope_cos_sin
         self.layers: Sequence[CachedLayer] = [cache.layer(index) for index in range(shape.layers)]
         defines = ("HEAD_DIM", shape.head_dim), ("KV8", int(cache.key_scales is not None))
-        self.add_norm, self.rotate, self.silu_times_up = (
-            kernels.get("prefill.cu", name, defines) for name in ("add_norm", "rotate", "silu_times_up")
+        self.add_norm, self.rope_and_cache, self.silu_times_up = (
+            kernels.get("prefill.cu", name, defines) for name in ("add_norm", "rope_and_cache", "silu_times_up")
         )
 
 
-class PromptRows:
-    """The N rows of a pass, and what is done to them between two products."""
+class Activations:
+    """The N rows of a pass and the operations between two products. In buffers of M rows, those from N on have any value."""
 
     def __init__(
-        self, kernels: PromptKernels, residual: Tensor, slots: Tensor, positions: Tensor, widest: int, stream: int
+        self, kernels: PrefillKernels, residual: Tensor, slots: Tensor, positions: Tensor, max_outputs: int, stream: int
     ) -> None:
-        """`residual` (N, H) float32, the embeddings; `slots` and `positions` (N,) int32; `widest`: most outputs that `wide` is
-        asked for; `stream`: the driver's handle of PyTorch's current one."""
-        shape, count, rows = kernels.shape, len(residual), filled_up(len(residual))
+        """`residual` (N, H) float32, the embeddings; `slots` and `positions` (N,) int32; `max_outputs`: columns that
+        `projected` may have; `stream`: the driver's handle of PyTorch's current one."""
+        shape, count, rows = kernels.shape, len(residual), padded_rows(len(residual))
         self._kernels, self._stream, self._count, self._rows = kernels, stream, count, rows
-        self._kept = residual, slots, positions  # whose addresses the kernels have
+        self._references = residual, slots, positions  # the kernels have their addresses
 
         def empty(rows: int, *columns: int) -> Tensor:
             return torch.empty((rows, *columns), dtype=torch.bfloat16, device=residual.device)
 
         self.x = empty(rows, shape.hidden)
-        """(M, H): what the last norm gave. Here and below, rows from N on hold anything."""
-        self.added = empty(rows, shape.hidden)
-        """(M, H), for a product: what the next norm adds to the residual."""
+        """(M, H): output of the last norm."""
+        self.addend = empty(rows, shape.hidden)
+        """(M, H): output of a product, which the next norm adds to the residual."""
         self.queries = empty(count, shape.heads, shape.head_dim)
-        """(N, Q, D): what `rotate` gave."""
+        """(N, Q, D): output of `rope_and_cache`."""
         self.attended = empty(rows, shape.heads * shape.head_dim)
-        """(M, Q * D), for attention."""
+        """(M, Q * D): output of attention."""
         self.activated = empty(rows, kernels.feed_forward)
-        """(M, F): what `silu_times_up` gave."""
-        self._wide = empty(rows * widest)
+        """(M, F): output of `silu_times_up`."""
+        self._projected = empty(rows * max_outputs)
         self._norm_arguments = AddNormArguments(
             residual=address(residual), x=address(self.x), hidden=shape.hidden, eps=shape.norm_eps
         )
-        self._rotate_arguments = RotateArguments(
-            qkv=address(self._wide), turns=address(kernels.turns), queries=address(self.queries),
+        self._rope_arguments = RopeAndCacheArguments(
+            qkv=address(self._projected), rope_cos_sin=address(kernels.rope_cos_sin), queries=address(self.queries),
             rows=RowsArguments(slots=address(slots), positions=address(positions)),
             heads=shape.heads, kv_heads=shape.kv_heads, window=shape.window,
         )  # fmt: skip
-        self._silu_arguments = SiluTimesUpArguments(gate_up=address(self._wide), stride=kernels.feed_forward)
-        self._add_norm = kernels.add_norm.bound(THREADS, self._norm_arguments)
-        self._rotate = kernels.rotate.bound(THREADS, self._rotate_arguments)
-        self._silu_times_up = kernels.silu_times_up.bound(THREADS, self._silu_arguments)
+        self._silu_arguments = SiluTimesUpArguments(gate_up=address(self._projected), stride=kernels.feed_forward)
+        self._add_norm = kernels.add_norm.bind(THREADS, self._norm_arguments)
+        self._rope_and_cache = kernels.rope_and_cache.bind(THREADS, self._rope_arguments)
+        self._silu_times_up = kernels.silu_times_up.bind(THREADS, self._silu_arguments)
 
-    def wide(self, outputs: int) -> Tensor:
-        """(M, outputs), for the product that `rotate` or `silu_times_up` follows."""
-        return self._wide[: self._rows * outputs].view(self._rows, outputs)
+    def projected(self, outputs: int) -> Tensor:
+        """(M, outputs): output of the product before `rope_and_cache` or `silu_times_up`."""
+        return self._projected[: self._rows * outputs].view(self._rows, outputs)
 
     def norm(self, weight: Tensor, *, add: bool) -> None:
-        """residual += added, where that is asked for; x becomes its norm."""
+        """Compute residual += addend (with `add`) and x = its RMS norm."""
         self._norm_arguments.weight = address(weight)
-        self._norm_arguments.addend = address(self.added) if add else None
+        self._norm_arguments.addend = address(self.addend) if add else None
         self._add_norm((self._count, 1, 1), self._stream)
 
-    def rotate(self, index: int) -> None:
-        """q, k and v of layer `index` in `wide` -> keys and values in the cache, and `queries`."""
-        layer, arguments = self._kernels.layers[index], self._rotate_arguments
+    def rope_and_cache(self, index: int) -> None:
+        """Apply RoPE to q and k of layer `index` in `projected`; write `queries`, and keys and values to the cache."""
+        layer, arguments = self._kernels.layers[index], self._rope_arguments
         arguments.keys, arguments.values = address(layer.keys), address(layer.values)
         arguments.key_scales, arguments.value_scales = address(layer.key_scales), address(layer.value_scales)
-        self._rotate((self._count, 1, 1), self._stream)
+        self._rope_and_cache((self._count, 1, 1), self._stream)
 
     def silu_times_up(self, first: int, count: int) -> None:
-        """Gate and up of so many of F in `wide` -> these of `activated`, from `first` on."""
+        """Compute columns `first` to `first + count` of `activated` from the gate and up outputs in `projected`."""
         self._silu_arguments.out = self.activated.data_ptr() + 2 * first
         self._silu_arguments.feed_forward = count
-        self._silu_times_up((divided(count, 2 * THREADS), self._count, 1), self._stream)
+        self._silu_times_up((ceil_div(count, 2 * THREADS), self._count, 1), self._stream)

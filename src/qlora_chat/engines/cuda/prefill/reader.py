@@ -1,11 +1,11 @@
-"""Reading prompts on a card: many tokens at once, only for what they leave in the cache.
+"""Prefill on a card: many prompt tokens in one pass, which writes their keys and values to the cache.
 
-Scope: the pass over prompts: which product follows which, and attention; what lies between two products is prompt_rows.py's.
-It can be run in parts, a product each, with anything else between them. It gives no logits: a prompt's last token goes with the
-decode steps. What follows the last layer's keys and values would be read by nobody and is left out.
+Scope: the order of a pass's products, and attention; the operations between two products are in activations.py. A pass can be
+run in parts, a product each, with other work between them. It computes no logits: a prompt's last token goes with the decode
+steps. It ends with the keys and values of the last layer, since nothing reads what would follow.
 
-Shapes: N tokens of all spans together, M rows of the products (see prompt_rows.py), Q and K query and key-value heads, D head
-dimension, T tokens of a span, P positions that it sees.
+Shapes: N tokens of all spans together, M rows of the products (see activations.py), Q and K query and key-value heads, D head
+dimension, T tokens of a span, P positions that it attends to.
 """
 
 from __future__ import annotations
@@ -21,41 +21,40 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from qlora_chat.engines.core.kv_cache import KVCache
-from qlora_chat.engines.cuda.kernels import Kernels
-from qlora_chat.engines.cuda.prefill.activations import PromptKernels, PromptRows
-from qlora_chat.engines.cuda.prefill.dequantize import Unpacker, Unpacking
+from qlora_chat.engines.cuda.prefill.activations import Activations, PrefillKernels
+from qlora_chat.engines.cuda.prefill.dequantize import DequantizeLaunch, Dequantizer
 from qlora_chat.engines.cuda.weights.adapters import OF_DOWN, OF_GATE_UP, OF_OUT, OF_QKV, CudaAdapter
 from qlora_chat.engines.cuda.weights.model import CudaLayer, CudaWeights
-from qlora_chat.engines.cuda.weights.packing import Packed, some_tiles
+from qlora_chat.engines.cuda.weights.packing import Packed, select_tiles
 from qlora_chat.engines.eager.forward import Span
 
-_Adapted = Sequence[tuple[CudaAdapter, slice | None]]
-"""Whose adapter which rows of a pass go through; None: all of them, as in most passes: slicing takes the host its time."""
+_RowAdapters = Sequence[tuple[CudaAdapter, slice | None]]
+"""Adapters of a pass and their rows; None: all rows, as in most passes, which saves the host the slicing."""
 
 
 @dataclass(frozen=True)
 class _Product:
-    """A product for many rows, without adapters: its weights are unpacked each time."""
+    """A product for many rows, without adapters, which dequantizes its weights each time."""
 
-    unpack: Unpacking
+    dequantize: DequantizeLaunch
     outputs: int
     weights: int
-    """How many it multiplies with."""
+    """Number of its weights."""
     bias: Tensor | None
     """(outputs,) bf16"""
 
     @staticmethod
-    def of(packed: Packed, unpacker: Unpacker) -> _Product:
+    def of(packed: Packed, dequantizer: Dequantizer) -> _Product:
         bias = None
         if packed.bias is not None:
-            there = packed.row_of >= 0
+            present = packed.row_of >= 0
             bias = torch.empty(packed.outputs, dtype=torch.bfloat16, device=packed.bias.device)
-            bias[packed.row_of[there].long()] = packed.bias[there].bfloat16()
-        return _Product(Unpacking(packed, unpacker), packed.outputs, packed.outputs * packed.inputs, bias)
+            bias[packed.row_of[present].long()] = packed.bias[present].bfloat16()
+        return _Product(DequantizeLaunch(packed, dequantizer), packed.outputs, packed.outputs * packed.inputs, bias)
 
     def __call__(self, x: Tensor, y: Tensor, stream: int) -> None:
-        """y (M, outputs) = the product with x (M, inputs)."""
-        weight = self.unpack(stream)
+        """Compute y (M, outputs) from x (M, inputs)."""
+        weight = self.dequantize(stream)
         if self.bias is None:
             torch.mm(x, weight, out=y)
         else:
@@ -64,7 +63,7 @@ class _Product:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A decoder layer for many rows. Gate and up come in two halves: unpacked as a whole, they would double the workspace."""
+    """A decoder layer for many rows. Gate and up are two halves: together they would double the workspace."""
 
     attention_norm: Tensor
     qkv: _Product
@@ -74,34 +73,33 @@ class _Layer:
     mlp_down: _Product
 
     @staticmethod
-    def of(layer: CudaLayer, unpacker: Unpacker) -> _Layer:
+    def of(layer: CudaLayer, dequantizer: Dequantizer) -> _Layer:
         gate_up = layer.gate_up.packed
         middle = gate_up.row_tiles // 2
-        halves = (some_tiles(gate_up, each) for each in (slice(0, middle), slice(middle, gate_up.row_tiles)))
+        halves = (select_tiles(gate_up, each) for each in (slice(0, middle), slice(middle, gate_up.row_tiles)))
         qkv, out, first, second, down = (
-            _Product.of(packed, unpacker)
+            _Product.of(packed, dequantizer)
             for packed in (layer.qkv.packed, layer.attention_out.packed, *halves, layer.mlp_down.packed)
         )
         return _Layer(layer.attention_norm, qkv, out, layer.mlp_norm, (first, second), down)
 
 
-class Pass:
-    """Spans on their way through the weights: as much of it at a time as the caller likes, with anything on the same stream
-    between. Whoever leaves one unfinished leaves keys and values of some layers behind its spans' beginnings, nothing else."""
+class PrefillPass:
+    """A pass over spans that the caller may run in parts, with other work on the same stream between them. An unfinished pass
+    has written keys and values of some layers at its spans' positions, and nothing else."""
 
     def __init__(self, parts: Iterator[int], stream: torch.cuda.Stream | None = None) -> None:
-        """Before each of its `parts` comes the number of weights that it multiplies with. `stream`: PyTorch's current one
-        where it is not given."""
+        """`parts` yields the number of weights of each part before it runs. `stream`: None for PyTorch's current one."""
         self._parts, self._stream = parts, stream
         self._next: int | None = None
 
     @property
     def ended(self) -> bool:
-        """Whether all of it has been launched."""
+        """True once all parts have been launched."""
         return self._next == 0
 
     def run(self, weights: float = math.inf) -> int:
-        """Launch parts that multiply with up to so many weights, one part at least; the number that it was."""
+        """Launch parts of up to so many weights in total, at least one part; returns the number of weights."""
         done = 0
         with torch.inference_mode(), torch.cuda.stream(self._stream):
             if self._next is None:
@@ -112,143 +110,141 @@ class Pass:
         return done
 
 
-class PromptReader:
-    """Runs spans through the weights, writing keys and values into the cache."""
+class Prefill:
+    """Runs spans through the weights and writes keys and values into the cache."""
 
     def __init__(
         self,
         weights: CudaWeights,
-        unpacker: Unpacker,
+        dequantizer: Dequantizer,
         cache: KVCache,
-        kernels: Kernels,
-        turns: Tensor,
+        rope_cos_sin: Tensor,
         adapter_of: Callable[[int], CudaAdapter | None] = lambda slot: None,
         stream: torch.cuda.Stream | None = None,
     ) -> None:
-        """`turns` (window, D / 2, 2) float32: cos and sin; `adapter_of`: a slot's; `stream` as in Pass. KernelError where the
+        """`rope_cos_sin` (window, D / 2, 2) float32; `adapter_of`: a slot's; `stream` as in PrefillPass. KernelError where the
         kernels cannot be compiled."""
-        self._embeddings, self._device = weights.embeddings, turns.device
-        self._layers = [_Layer.of(each, unpacker) for each in weights.layers]
-        self._widest = max(product.outputs for each in self._layers for product in (each.qkv, *each.gate_up))
-        self._kernels = PromptKernels(weights.shape, weights.feed_forward, cache, kernels, turns)
+        self._embeddings, self._device = weights.embeddings, rope_cos_sin.device
+        self._layers = [_Layer.of(each, dequantizer) for each in weights.layers]
+        self._max_outputs = max(product.outputs for each in self._layers for product in (each.qkv, *each.gate_up))
+        self._kernels = PrefillKernels(weights.shape, weights.feed_forward, cache, dequantizer.kernels, rope_cos_sin)
         self._adapter_of, self._stream = adapter_of, stream
-        _has_flash(turns.device)  # now, where there is memory for it
+        _has_flash_attention(rope_cos_sin.device)  # while there is memory for it
 
     def __call__(self, spans: Sequence[Span]) -> None:
-        """Read them, all at once."""
+        """Run the whole pass."""
         self.begin(spans).run()
 
-    def begin(self, spans: Sequence[Span]) -> Pass:
-        """A pass over them of which nothing has been launched. Their slots' adapters are looked up when it first runs."""
-        return Pass(self._parts(spans), self._stream)
+    def begin(self, spans: Sequence[Span]) -> PrefillPass:
+        """A pass that has not launched anything. The slots' adapters are looked up when it first runs."""
+        return PrefillPass(self._parts(spans), self._stream)
 
-    def rehearse(self, tokens: int) -> None:
-        """Ask libraries for all that a pass over so many tokens does, on nothing, for one layer: what they load at the first
-        call of a kind takes from 7 ms to a second. The cache is only read."""
+    def warm_up(self, tokens: int) -> None:
+        """Run one layer of a pass over so many tokens on zeros: libraries take 7 ms to a second to load the kernels of a new
+        size. The cache is only read."""
         with torch.inference_mode(), torch.cuda.stream(self._stream):
             shape, kernels, layer = self._kernels.shape, self._kernels, self._layers[0]
             stream = torch.cuda.current_stream(self._device).cuda_stream
             residual = torch.zeros((tokens, shape.hidden), device=self._device)
-            nowhere = torch.zeros(tokens, dtype=torch.int32, device=self._device)
-            rows = PromptRows(kernels, residual, nowhere, nowhere, self._widest, stream)
+            unused = torch.zeros(tokens, dtype=torch.int32, device=self._device)
+            rows = Activations(kernels, residual, unused, unused, self._max_outputs, stream)
             for each in (rows.x, rows.queries, rows.attended, rows.activated):
                 each.zero_()
-            layer.qkv(rows.x, rows.wide(layer.qkv.outputs), stream)
+            layer.qkv(rows.x, rows.projected(layer.qkv.outputs), stream)
             for seen in {min(tokens, shape.window), shape.window}:
                 queries = rows.queries[:seen].transpose(0, 1).unsqueeze(0)
-                _causal(queries, *kernels.layers[0].seen(0, seen))
-            layer.attention_out(rows.attended, rows.added, stream)
+                causal_attention(queries, *kernels.layers[0].seen(0, seen))
+            layer.attention_out(rows.attended, rows.addend, stream)
             for product in layer.gate_up:
-                product(rows.x, rows.wide(product.outputs), stream)
-            layer.mlp_down(rows.activated, rows.added, stream)
+                product(rows.x, rows.projected(product.outputs), stream)
+            layer.mlp_down(rows.activated, rows.addend, stream)
 
     def _parts(self, spans: Sequence[Span]) -> Iterator[int]:
-        """The pass, with a stop before each product: the number of its weights."""
-        ids, slots, positions = self._laid_out(spans)
+        """The pass, which yields before each product the number of its weights."""
+        ids, slots, positions = self._token_columns(spans)
         stream = torch.cuda.current_stream(self._device).cuda_stream
-        rows = PromptRows(self._kernels, self._embeddings(ids), slots, positions, self._widest, stream)
-        adapted = self._adapted(spans)
+        rows = Activations(self._kernels, self._embeddings(ids), slots, positions, self._max_outputs, stream)
+        row_adapters = self._row_adapters(spans)
 
-        def multiply(product: _Product, place: int, x: Tensor, y: Tensor) -> None:
-            """With what the rows' adapters add."""
+        def multiply(product: _Product, kind: int, x: Tensor, y: Tensor) -> None:
+            """Run a product and add the rows' adapters."""
             product(x, y, stream)
-            for adapter, some in adapted:
-                if added := adapter.added[index][place]:
-                    added(*(x, y) if some is None else (x[some], y[some]))
+            for adapter, some in row_adapters:
+                if delta := adapter.deltas[index][kind]:
+                    delta(*(x, y) if some is None else (x[some], y[some]))
 
         for index, layer in enumerate(self._layers):
             yield layer.qkv.weights
             rows.norm(layer.attention_norm, add=index > 0)
-            multiply(layer.qkv, OF_QKV, rows.x, rows.wide(layer.qkv.outputs))
-            rows.rotate(index)
+            multiply(layer.qkv, OF_QKV, rows.x, rows.projected(layer.qkv.outputs))
+            rows.rope_and_cache(index)
             if index == len(self._layers) - 1:
                 return
             yield layer.attention_out.weights
-            self._attend(rows, index, spans)
-            multiply(layer.attention_out, OF_OUT, rows.attended, rows.added)
+            self._attention(rows, index, spans)
+            multiply(layer.attention_out, OF_OUT, rows.attended, rows.addend)
             rows.norm(layer.mlp_norm, add=True)
             done = 0
-            for product, place in zip(layer.gate_up, OF_GATE_UP, strict=True):
+            for product, kind in zip(layer.gate_up, OF_GATE_UP, strict=True):
                 yield product.weights
-                multiply(product, place, rows.x, rows.wide(product.outputs))
+                multiply(product, kind, rows.x, rows.projected(product.outputs))
                 rows.silu_times_up(done, product.outputs // 2)
                 done += product.outputs // 2
             yield layer.mlp_down.weights
-            multiply(layer.mlp_down, OF_DOWN, rows.activated, rows.added)
+            multiply(layer.mlp_down, OF_DOWN, rows.activated, rows.addend)
 
-    def _adapted(self, spans: Sequence[Span]) -> _Adapted:
-        """Neighbours with the same adapter as one run of rows."""
-        found: list[tuple[CudaAdapter, slice]] = []
+    def _row_adapters(self, spans: Sequence[Span]) -> _RowAdapters:
+        """Neighbouring spans with the same adapter are one run of rows."""
+        runs: list[tuple[CudaAdapter, slice]] = []
         begin = 0
         for span in spans:
             adapter, end = self._adapter_of(span.slot), begin + len(span.ids)
-            if adapter and found and found[-1][0] is adapter and found[-1][1].stop == begin:
-                found[-1] = adapter, slice(found[-1][1].start, end)
+            if adapter and runs and runs[-1][0] is adapter and runs[-1][1].stop == begin:
+                runs[-1] = adapter, slice(runs[-1][1].start, end)
             elif adapter:
-                found.append((adapter, slice(begin, end)))
+                runs.append((adapter, slice(begin, end)))
             begin = end
-        return [(adapter, None if rows == slice(0, begin) else rows) for adapter, rows in found]
+        return [(adapter, None if rows == slice(0, begin) else rows) for adapter, rows in runs]
 
-    def _laid_out(self, spans: Sequence[Span]) -> tuple[Tensor, Tensor, Tensor]:
+    def _token_columns(self, spans: Sequence[Span]) -> tuple[Tensor, Tensor, Tensor]:
         """ids, slots and positions of all tokens, (N,) int32 each, in one copy."""
-        together, done = np.empty((3, sum(len(each.ids) for each in spans)), dtype=np.int32), 0
+        columns, done = np.empty((3, sum(len(each.ids) for each in spans)), dtype=np.int32), 0
         for span in spans:
             mine = slice(done, done := done + len(span.ids))
-            together[0, mine], together[1, mine] = span.ids, span.slot
-            together[2, mine] = np.arange(span.start, span.start + len(span.ids))
-        first, second, third = torch.from_numpy(together).pin_memory().to(self._device, non_blocking=True)
-        return first, second, third
+            columns[0, mine], columns[1, mine] = span.ids, span.slot
+            columns[2, mine] = np.arange(span.start, span.start + len(span.ids))
+        ids, slots, positions = torch.from_numpy(columns).pin_memory().to(self._device, non_blocking=True)
+        return ids, slots, positions
 
-    def _attend(self, rows: PromptRows, index: int, spans: Sequence[Span]) -> None:
-        """Each span over exactly its own positions."""
+    def _attention(self, rows: Activations, index: int, spans: Sequence[Span]) -> None:
+        """Attend over each span's own positions."""
         done, layer, heads = 0, self._kernels.layers[index], rows.queries.shape[1:]
         for span in spans:
             mine = slice(done, done := done + len(span.ids))
             queries = rows.queries[mine].transpose(0, 1).unsqueeze(0)
-            found = _causal(queries, *layer.seen(span.slot, span.start + len(span.ids)))
-            rows.attended[mine].unflatten(1, heads).copy_(found[0].transpose(0, 1))
+            attended = causal_attention(queries, *layer.seen(span.slot, span.start + len(span.ids)))
+            rows.attended[mine].unflatten(1, heads).copy_(attended[0].transpose(0, 1))
 
 
-def _causal(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Queries (1, Q, T, D) of the last T of P positions over keys and values (1, K, P, D) -> (1, Q, T, D).
+def causal_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention (1, Q, T, D) of queries (1, Q, T, D) of the last T of P positions over keys and values (1, K, P, D).
 
-    The public ways to the operation are slower: scaled_dot_product_attention takes cuDNN's on a Hopper, which plans each new T
-    for 50 ms, and with causal_lower_right it spends 0.3 ms a layer in Python.
-    """
-    if _has_flash(queries.device):
+    Calls flash attention directly, since the public ways are slower: scaled_dot_product_attention uses cuDNN's on a Hopper,
+    which plans each new T for 50 ms, and with causal_lower_right it spends 0.3 ms a layer in Python."""
+    if _has_flash_attention(queries.device):
         return torch.ops.aten._scaled_dot_product_flash_attention(queries, keys, values, 0.0, True)[0]
     count, seen, group = queries.shape[2], keys.shape[2], queries.shape[1] // keys.shape[1]
     if count == seen:
         return scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=group > 1)
     mask = torch.ones((count, seen), dtype=torch.bool, device=queries.device).tril(seen - count)
-    if group > 1:  # what is left for fewer key heads than query heads would hold every score at once
+    if group > 1:  # with enable_gqa the only kernel that takes a mask materializes every score
         keys, values = (each.repeat_interleave(group, dim=1) for each in (keys, values))
     return scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
 
 
 @cache
-def _has_flash(device: torch.device) -> bool:
-    """Whether this build of PyTorch has that operation for this card: not all for Windows have it."""
+def _has_flash_attention(device: torch.device) -> bool:
+    """True if this build of PyTorch has flash attention for this card: not all Windows builds have."""
     tiny = torch.zeros((1, 1, 8, 64), dtype=torch.bfloat16, device=device)
     try:
         torch.ops.aten._scaled_dot_product_flash_attention(tiny, tiny, tiny, 0.0, True)

@@ -1,12 +1,15 @@
-"""The kernels' arguments, field for field as the .cu files declare them; a test compares the two."""
+"""Kernel arguments, field for field as the .cu files declare them; a test compares the two.
+
+Scope: layouts alone. Knows no buffers and no launches.
+"""
 
 from __future__ import annotations
 
 import ctypes
 from ctypes import c_float, c_int, c_uint64, c_void_p
 
-ROTATE_AND_CACHE, ADD_TO_RESIDUAL, SILU_TIMES_UP, STORE = range(4)
-"""What follows a product, as in gemv.cu."""
+ROPE_AND_CACHE, ADD_TO_RESIDUAL, SILU_TIMES_UP, STORE = range(4)
+"""Epilogues of a product, as in epilogue.cuh."""
 
 
 def _fields(pointers: str, *rest: tuple[str, type]) -> tuple[tuple[str, type], ...]:
@@ -23,14 +26,14 @@ class RowsArguments(ctypes.Structure):
     _fields_ = _fields("slots positions")
 
 
-class LowRankArguments(ctypes.Structure):
-    """LowRank in lora.cuh."""
+class LoraArguments(ctypes.Structure):
+    """Lora in lora.cuh."""
 
-    _fields_ = _fields("tiles scales of_rows sums", *_ints("stride prefetched"))
+    _fields_ = _fields("tiles scales row_adapters sums", *_ints("stride prefetched"))
 
 
-class LowRankPartArguments(ctypes.Structure):
-    """LowRankPart in lora.cuh."""
+class LoraProductArguments(ctypes.Structure):
+    """LoraProduct in lora.cuh."""
 
     _fields_ = (("a", c_uint64), ("b", c_uint64), *_ints("number outputs blocks sharing"))
 
@@ -39,35 +42,35 @@ class ProductArguments(ctypes.Structure):
     """Product in gemv.cu."""
 
     _fields_ = _fields(
-        "tiles nested code row_scales bias x squares_in squares_out residual norm x_out out keys values turns",
+        "tiles nested code row_scales bias x squares_in squares_out residual norm x_out out keys values rope_cos_sin",
         ("rows", RowsArguments),
         *_ints("row_tiles k_blocks outputs count squares_count epilogue heads kv_heads head_dim window"),
         ("eps", c_float), ("inverse_hidden", c_float),
-        ("lora", LowRankArguments), ("part", LowRankPartArguments),
+        ("lora", LoraArguments), ("lora_product", LoraProductArguments),
     )  # fmt: skip
 
 
-class UnpackArguments(ctypes.Structure):
-    """Unpack in gemv.cu."""
+class DequantizeArguments(ctypes.Structure):
+    """Dequantize in gemv.cu."""
 
     _fields_ = _fields("tiles nested code row_scales row_of out", *_ints("row_tiles k_blocks"))
 
 
-class AttendArguments(ctypes.Structure):
-    """Attend in attention.cu."""
+class AttentionArguments(ctypes.Structure):
+    """Attention in attention.cu."""
 
     _fields_ = _fields(
         "queries keys values out partials arrived",
-        ("rows", RowsArguments), *_ints("kv_heads window most_splits"), ("scale", c_float),
+        ("rows", RowsArguments), *_ints("kv_heads window max_splits"), ("scale", c_float),
         *_fields("key_scales value_scales"),
     )  # fmt: skip
 
 
-class SettleArguments(ctypes.Structure):
-    """Settle in attention.cu."""
+class QuantizeKVArguments(ctypes.Structure):
+    """QuantizeKV in attention.cu."""
 
     _fields_ = _fields(
-        "newest keys values key_scales value_scales", ("rows", RowsArguments), *_ints("most_rows kv_heads window")
+        "new_kv keys values key_scales value_scales", ("rows", RowsArguments), *_ints("max_rows kv_heads window")
     )
 
 
@@ -77,11 +80,12 @@ class EmbedArguments(ctypes.Structure):
     _fields_ = _fields("embeddings scales tokens norm residual x squares arrivals", *_ints("hidden arrival_count"))
 
 
-class ChooseArguments(ctypes.Structure):
-    """Choose in sampling.cu."""
+class SampleArguments(ctypes.Structure):
+    """Sample in sampling.cu; the columns are those of decode/rows.py."""
 
     _fields_ = _fields(
-        "logits seen tokens positions counts slots ready temperatures top_ps penalties top_ks seeds drawn", *_ints("ring")
+        "logits seen tokens positions counts slots sample_modes temperatures top_ps penalties top_ks seeds sampled",
+        *_ints("ring"),
     )
 
 
@@ -91,11 +95,11 @@ class AddNormArguments(ctypes.Structure):
     _fields_ = _fields("addend weight residual x", *_ints("hidden"), ("eps", c_float))
 
 
-class RotateArguments(ctypes.Structure):
-    """Rotate in prefill.cu."""
+class RopeAndCacheArguments(ctypes.Structure):
+    """RopeAndCache in prefill.cu."""
 
     _fields_ = _fields(
-        "qkv turns queries keys values", ("rows", RowsArguments), *_ints("heads kv_heads window"),
+        "qkv rope_cos_sin queries keys values", ("rows", RowsArguments), *_ints("heads kv_heads window"),
         *_fields("key_scales value_scales"),
     )  # fmt: skip
 
@@ -113,13 +117,13 @@ def layers_arguments(layers: int) -> type[ctypes.Structure]:
         _fields_ = (
             ("tiles", c_void_p * (layers * 4)), ("nested", c_void_p * (layers * 4)), ("biases", c_void_p * layers),
             ("norms", c_void_p * (layers * 2)),
-            *_fields("code keys values turns x activated residual queries partials squares arrived"),
+            *_fields("code keys values rope_cos_sin x activated residual queries partials squares arrived"),
             ("rows", RowsArguments), ("layer_elements", c_uint64), ("row_tiles", c_int * 4), ("k_blocks", c_int * 4),
-            *_ints("heads window hidden feed_forward most_splits first_squares most_rows most_blocks"),
+            *_ints("heads window hidden feed_forward max_splits first_squares max_rows max_blocks"),
             ("eps", c_float), ("inverse_hidden", c_float), ("softmax_scale", c_float),
-            *_fields("newest key_scales value_scales"),
+            *_fields("new_kv key_scales value_scales"),
             ("lora_layer", c_uint64), ("lora_a", c_uint64 * 4), ("lora_b", c_uint64 * 4), ("lora_outputs", c_int * 4),
-            ("lora", LowRankArguments),
+            ("lora", LoraArguments),
         )  # fmt: skip
 
     return LayersArguments

@@ -1,7 +1,7 @@
-"""CUDA source -> machine code -> launches, with what PyTorch brings: NVRTC and the driver, through ctypes.
+"""NVRTC and the CUDA driver through ctypes: CUDA source to machine code to launches.
 
-Scope: compiling once (the result is kept in the user's cache folder), loading, launching. No compiler and no headers are
-needed on the machine. Knows nothing of what the kernels compute.
+Scope: compiling once (the result is stored in the user's cache folder), loading, launching, with the libraries that PyTorch
+brings; the machine needs no compiler and no headers. Knows nothing of what the kernels compute.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ import torch
 
 SOURCES = Path(__file__).parents[1] / "csrc"
 ELF = b"\x7fELF"
-"""How machine code begins."""
+"""First bytes of machine code."""
 PROGRAMMATIC_SERIALIZATION = 6
-MOST_SHARED_BYTES = 8
-"""Attributes of a launch and of a function, by their numbers in cuda.h."""
+MAX_SHARED_BYTES = 8
+"""Numbers of attributes of a launch and of a function, from cuda.h."""
 
 
 class KernelError(RuntimeError):
-    """A kernel cannot be compiled, loaded or launched here; the engine goes on without it."""
+    """A kernel cannot be compiled, loaded or launched on this machine; the engine does without it."""
 
 
 def address(tensor: torch.Tensor | None) -> int | None:
-    """Where a tensor's data begins, for a c_void_p field; None is null."""
+    """Address of a tensor's data for a c_void_p field; None is null."""
     return None if tensor is None else tensor.data_ptr()
 
 
 class Kernel:
-    """One function of a compiled module, ready to be launched on the current device."""
+    """A function of a module loaded on the current device."""
 
-    def __init__(self, code: bytes, name: str, most_shared_bytes: int = 0) -> None:
-        """Load machine code that `compiled` gave, for launches with up to so much dynamic shared memory a block. KernelError
-        says what the driver said."""
+    def __init__(self, code: bytes, name: str, max_shared_bytes: int = 0) -> None:
+        """Load machine code, for launches with up to `max_shared_bytes` of dynamic shared memory a block. KernelError with the
+        driver's message."""
         self.name = name
         module = ctypes.c_void_p()
         _check(_driver().cuModuleLoadData(ctypes.byref(module), code), f"loading {name}")
         self._function = ctypes.c_void_p()
         _check(_driver().cuModuleGetFunction(ctypes.byref(self._function), module, name.encode()), f"finding {name}")
-        if most_shared_bytes > 48 * 1024:
-            done = _driver().cuFuncSetAttribute(self._function, MOST_SHARED_BYTES, most_shared_bytes)
-            _check(done, f"giving {name} {most_shared_bytes:,} bytes of shared memory")
+        if max_shared_bytes > 48 * 1024:
+            done = _driver().cuFuncSetAttribute(self._function, MAX_SHARED_BYTES, max_shared_bytes)
+            _check(done, f"reserving {max_shared_bytes:,} bytes of shared memory for {name}")
 
     def __call__(
         self,
@@ -58,63 +58,63 @@ class Kernel:
         arguments: ctypes.Structure,
         *,
         shared_bytes: int = 0,
-        early: bool = False,
+        dependent_launch: bool = False,
     ) -> None:
-        """Launch on PyTorch's current stream. `early`: take place on the card before the kernel before has ended (Hopper
-        and newer), which the kernel must wait for itself."""
+        """Launch on PyTorch's current stream. `dependent_launch`: programmatic dependent launch (Hopper and newer): the kernel
+        starts before the previous one has ended, and waits for it itself."""
         attribute = _Attribute(PROGRAMMATIC_SERIALIZATION, 0, _AttributeValue(1))
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        attributes = ctypes.pointer(attribute) if early else None
-        config = _LaunchConfig(*grid, threads, 1, 1, shared_bytes, stream, attributes, int(early))
+        attributes = ctypes.pointer(attribute) if dependent_launch else None
+        config = _LaunchConfig(*grid, threads, 1, 1, shared_bytes, stream, attributes, int(dependent_launch))
         parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         _check(_driver().cuLaunchKernelEx(ctypes.byref(config), self._function, parameters, None), f"launching {self.name}")
 
-    def bound(self, threads: int, arguments: ctypes.Structure) -> Launch:
-        """The kernel with its block and arguments, to be launched many times."""
+    def bind(self, threads: int, arguments: ctypes.Structure) -> Launch:
+        """A launch with fixed threads and arguments, to be repeated."""
         return Launch(self.name, self._function, threads, arguments)
 
 
 class Launch:
-    """A kernel with all but its grid, made once: whoever launches hundreds would spend most of the time making them.
+    """A launch that is built once and repeated with any grid: building hundreds would take longer than running them.
 
-    Arguments are copied at each launch, so their fields may be set anew for the next one.
+    Arguments are copied at each launch, so their fields may change before the next one.
     """
 
     def __init__(self, name: str, function: ctypes.c_void_p, threads: int, arguments: ctypes.Structure) -> None:
         self._name, self._arguments = name, arguments
         self._config = _LaunchConfig(1, 1, 1, threads, 1, 1, 0, None, None, 0)
         self._parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
-        self._ready = ctypes.byref(self._config), function, self._parameters, None
+        self._call = ctypes.byref(self._config), function, self._parameters, None
         self._launch = _driver().cuLaunchKernelEx
 
     def __call__(self, grid: tuple[int, int, int], stream: int) -> None:
-        """Launch on the stream with this handle of the driver's."""
+        """Launch on the stream with this driver handle."""
         config = self._config
         config.grid_x, config.grid_y, config.grid_z = grid
         config.stream = stream
-        if result := self._launch(*self._ready):
+        if result := self._launch(*self._call):
             _check(result, f"launching {self._name}")
 
 
 def architecture() -> str:
-    """The current device's, as NVRTC names it: sm_90 on an H100."""
+    """Architecture of the current device as NVRTC names it: sm_90 on an H100."""
     major, minor = torch.cuda.get_device_capability()
     return f"sm_{major}{minor}"
 
 
-def compiled(source: str, defines: Mapping[str, int], arch: str, cache_folder: Path | None) -> bytes:
-    """A source file of this package as machine code; kept in `cache_folder` under a hash of all that went into it."""
+def load_or_compile(source: str, defines: Mapping[str, int], arch: str, cache_folder: Path | None) -> bytes:
+    """Machine code of a source file of this package, cached in `cache_folder` under a hash of sources, options and NVRTC."""
     text, headers = (SOURCES / source).read_bytes(), {path.name: path.read_bytes() for path in sorted(SOURCES.glob("*.cuh"))}
     options = [f"--gpu-architecture={arch}", "-std=c++17", *(f"-D{key}={value}" for key, value in sorted(defines.items()))]
     version = ctypes.c_int(), ctypes.c_int()
     _nvrtc().nvrtcVersion(*map(ctypes.byref, version))
-    made_of = repr((text, headers, options, [each.value for each in version])).encode()
-    kept = cache_folder / f"{hashlib.sha256(made_of).hexdigest()}.cubin" if cache_folder else None
-    if kept and kept.is_file() and (code := kept.read_bytes()).startswith(ELF):
-        return code  # a power cut leaves files of zeros
+    inputs = repr((text, headers, options, [each.value for each in version])).encode()
+    cached = cache_folder / f"{hashlib.sha256(inputs).hexdigest()}.cubin" if cache_folder else None
+    if cached and cached.is_file() and (code := cached.read_bytes()).startswith(ELF):  # a power cut leaves files of zeros
+        return code
     code = _compile(source, text, headers, options)
-    if kept:
-        _keep(kept, code)
+    if cached:
+        _write_cache(cached, code)
     return code
 
 
@@ -124,7 +124,7 @@ def _compile(name: str, text: bytes, headers: Mapping[str, bytes], options: Sequ
     contents, names = strings(*headers.values()), strings(*(each.encode() for each in headers))
     created = nvrtc.nvrtcCreateProgram(ctypes.byref(program), text, name.encode(), len(headers), contents, names)
     if created:
-        raise KernelError(f"NVRTC cannot begin with {name} (error {created})")
+        raise KernelError(f"NVRTC cannot load {name} (error {created})")
     try:
         arguments = (ctypes.c_char_p * len(options))(*(each.encode() for each in options))
         if nvrtc.nvrtcCompileProgram(program, len(options), arguments):
@@ -146,8 +146,8 @@ def _log(program: ctypes.c_void_p) -> str:
     return log.value.decode(errors="replace")
 
 
-def _keep(path: Path, code: bytes) -> None:
-    """Whole or not at all; a cache that cannot be written costs seconds at the next start, nothing else."""
+def _write_cache(path: Path, code: bytes) -> None:
+    """Write atomically; a failure only costs the next start some seconds."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent)
@@ -161,9 +161,9 @@ def _keep(path: Path, code: bytes) -> None:
 def _check(result: int, doing: str) -> None:
     if result == 0:
         return
-    said = ctypes.c_char_p()
-    _driver().cuGetErrorString(result, ctypes.byref(said))
-    raise KernelError(f"{doing}: {said.value.decode() if said.value else f'error {result}'}")
+    message = ctypes.c_char_p()
+    _driver().cuGetErrorString(result, ctypes.byref(message))
+    raise KernelError(f"{doing}: {message.value.decode() if message.value else f'error {result}'}")
 
 
 @cache
@@ -185,14 +185,14 @@ def _nvrtc() -> Any:
 
 
 def _nvrtc_candidates() -> list[str]:
-    """By name, as PyTorch itself loads it; then where its package lies."""
+    """Paths in its package, then the names that the loader knows."""
     major = (torch.version.cuda or "13").split(".")[0]
     if sys.platform == "win32":
         return [f"nvrtc64_{major}0_0.dll"]
     package = find_spec("nvidia")
     folders = [Path(each) for each in (package.submodule_search_locations or ())] if package else []
-    found = [str(path) for folder in folders for path in sorted(folder.glob(f"*/lib/libnvrtc.so.{major}"))]
-    return [*found, f"libnvrtc.so.{major}", "libnvrtc.so"]
+    paths = [str(path) for folder in folders for path in sorted(folder.glob(f"*/lib/libnvrtc.so.{major}"))]
+    return [*paths, f"libnvrtc.so.{major}", "libnvrtc.so"]
 
 
 class _AttributeValue(ctypes.Structure):

@@ -1,6 +1,8 @@
-"""A model's weights as the CUDA step reads them: every product in tiles, everything else in bf16.
+"""A model's weights on the CUDA path: products in tiles, everything else in bf16.
 
-Scope: from LlamaWeights to Packed, a layer at a time, and an adapter's tensors beside them. Knows no graphs and no chats.
+Scope: conversion of LlamaWeights, a layer at a time, and of the model's own unmerged adapter. Knows no graphs and no chats.
+
+Shapes: N tokens, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,37 +14,37 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qlora_chat.engines.cuda.weights.lora_tiles import Fused, Layout, Matrices
+from qlora_chat.engines.cuda.weights.lora_tiles import FusedLora, FusedProduct, LoraLayout
 from qlora_chat.engines.cuda.weights.packing import (
-    ROWS,
+    TILE_ROWS,
     CannotPack,
     Packed,
     check_parts,
-    interleaved,
-    natural,
+    interleaved_order,
+    natural_order,
     pack,
     pack_bf16,
     pack_int8,
-    rotary,
+    rotary_order,
 )
 from qlora_chat.models.weights.llama import NF4, Beside, Dense, Layer, Linear, LlamaShape, LlamaWeights, WithAdapter
 
-MOST_PARTIALS = 1024
-"""Row tiles that a norm's sum of squares comes in, as in common.cuh."""
+MAX_PARTIALS = 1024
+"""Partial sums of squares of a row, as in common.cuh."""
 
 
 @dataclass(frozen=True)
 class Product:
-    """A product."""
+    """A matrix product: one linear, or several of the same input fused."""
 
     packed: Packed
-    own: Matrices | None = None
-    """Of the model's own unmerged adapter (LoRA, Hu 2021)."""
+    own: FusedLora | None = None
+    """Matrices of the model's own unmerged adapter (LoRA, Hu 2021)."""
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What tokens stand for at the beginning."""
+    """Token embeddings."""
 
     rows: Tensor
     """(V, H) bf16, or int8 with scales."""
@@ -50,9 +52,9 @@ class Embeddings:
     """(V,) float32: largest magnitude of a row / 127."""
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """ids (N,) -> (N, H) float32."""
-        found = self.rows[ids].float()
-        return found if self.scales is None else found * self.scales[ids, None]
+        """Embeddings (N, H) float32 of ids (N,)."""
+        rows = self.rows[ids].float()
+        return rows if self.scales is None else rows * self.scales[ids, None]
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,13 @@ class CudaLayer:
 
     @property
     def products(self) -> tuple[Product, ...]:
-        """In the order in which a token meets them."""
+        """The four products in the order of the forward pass."""
         return self.qkv, self.attention_out, self.gate_up, self.mlp_down
 
 
 @dataclass(frozen=True)
 class CudaWeights:
-    """Everything a step reads."""
+    """All weights of a model."""
 
     shape: LlamaShape
     feed_forward: int
@@ -82,48 +84,46 @@ class CudaWeights:
     layers: tuple[CudaLayer, ...]
     norm: Tensor
     head: Product
-
     own_scaling: float = 1.0
-    """Of the model's own unmerged adapter."""
+    """Scaling of the model's own unmerged adapter."""
 
     @property
-    def own(self) -> tuple[tuple[Matrices, ...], ...] | None:
+    def own(self) -> tuple[tuple[FusedLora, ...], ...] | None:
         """The model's own unmerged adapter, by layer and product; None without one."""
-        layers = tuple(tuple(product.own or Matrices((), ()) for product in layer.products) for layer in self.layers)
+        layers = tuple(tuple(product.own or FusedLora((), ()) for product in layer.products) for layer in self.layers)
         return layers if any(a is not None for layer in layers for product in layer for a in product.a) else None
 
-    def layout(self, rank: int) -> Layout:
-        """Of adapters over these weights."""
+    def layout(self, rank: int) -> LoraLayout:
+        """Layout of adapters of this rank for these weights."""
         shape, (qkv, out, gate_up, down) = self.shape, (each.packed for each in self.layers[0].products)
         keys = shape.kv_heads * shape.head_dim
         parts = (shape.heads * shape.head_dim, keys, keys), (out.outputs,), (self.feed_forward,) * 2, (down.outputs,)
         products = zip(parts, (qkv, out, gate_up, down), strict=True)
-        return Layout(rank, tuple(Fused(each, packed.inputs, packed.row_of) for each, packed in products))
+        return LoraLayout(rank, tuple(FusedProduct(each, packed.inputs, packed.row_of) for each, packed in products))
 
 
-def check(weights: LlamaWeights) -> None:
-    """CannotPack for what can be seen to be wrong before anything is packed."""
+def check_supported(weights: LlamaWeights) -> None:
+    """CannotPack for a model that the kernels do not support, before anything is packed."""
     _check_shape(weights.shape)
-    _weight_of(weights.head)
+    _dense_weight(weights.head)
     _scaling(weights.layers)
     for layer in weights.layers:
         for product in _products(layer):
-            check_parts(_plain(product))
+            check_parts(_base_parts(product))
 
 
-def packed_weights(weights: LlamaWeights, *, release: bool = True) -> CudaWeights:
-    """All products of a model in tiles. CannotPack says what the tiles cannot hold.
+def pack_weights(weights: LlamaWeights, *, release: bool = True) -> CudaWeights:
+    """All products of a model in tiles. CannotPack names what the tiles do not support.
 
-    Embeddings and head of a model in NF4 are held in 8 bits: on the demo that costs KL 3e-4 and 0.13 % of perplexity, and a 7B
-    with a full window fits in 4.6 GiB.
+    Embeddings and head of a model in NF4 become int8: on the demo that costs KL 3e-4 and 0.13 % of perplexity, and a 7B with a
+    full window fits in 4.6 GiB.
 
-    With `release`, what has been packed is freed, layer by layer, wherever else it is referred to: the card never holds the
-    weights twice, and `weights` cannot be used any more.
-    """
-    check(weights)
+    With `release`, the storage of packed weights is freed, layer by layer, so that the card never has the weights twice;
+    `weights` cannot be used any more."""
+    check_supported(weights)
     shape = weights.shape
-    down = _plain(weights.layers[0].mlp_down)[0]
-    eight_bits = isinstance(down, NF4)
+    down = _base_parts(weights.layers[0].mlp_down)[0]
+    int8_ends = isinstance(down, NF4)
     feed_forward = down.inputs if isinstance(down, NF4) else down.weight.shape[1]
     layers = []
     for layer in weights.layers:
@@ -131,21 +131,21 @@ def packed_weights(weights: LlamaWeights, *, release: bool = True) -> CudaWeight
         if release:
             for product in _products(layer):
                 _release(product)
-    row_of = torch.tensor(natural(shape.vocabulary), dtype=torch.int32, device=weights.device)
-    head = (pack_int8 if eight_bits else pack_bf16)(_weight_of(weights.head), row_of)
-    embeddings = _in_8_bits(weights.embeddings) if eight_bits else Embeddings(weights.embeddings.bfloat16().contiguous())
-    if release and (eight_bits or not shape.tied_head):
+    row_of = torch.tensor(natural_order(shape.vocabulary), dtype=torch.int32, device=weights.device)
+    head = (pack_int8 if int8_ends else pack_bf16)(_dense_weight(weights.head), row_of)
+    embeddings = _int8_embeddings(weights.embeddings) if int8_ends else Embeddings(weights.embeddings.bfloat16().contiguous())
+    if release and (int8_ends or not shape.tied_head):
         _release(weights.head)
-    if release and eight_bits:
+    if release and int8_ends:
         weights.embeddings.untyped_storage().resize_(0)
     scaling = _scaling(weights.layers)
     return CudaWeights(shape, feed_forward, embeddings, tuple(layers), weights.norm.bfloat16(), Product(head), scaling)
 
 
-def _in_8_bits(embeddings: Tensor) -> Embeddings:
+def _int8_embeddings(embeddings: Tensor) -> Embeddings:
     scales = embeddings.abs().amax(dim=1).float() / 127
     codes = torch.empty(embeddings.shape, dtype=torch.int8, device=embeddings.device)
-    for rows in range(0, len(embeddings), 4096):  # a few at a time: in float32 the whole would take a gigabyte
+    for rows in range(0, len(embeddings), 4096):  # in chunks: in float32 all of it would take a gigabyte
         part = slice(rows, rows + 4096)
         codes[part] = (embeddings[part].float() / scales[part, None].clamp_min(1e-30)).round()
     return Embeddings(codes, scales)
@@ -156,41 +156,42 @@ def _check_shape(shape: LlamaShape) -> None:
         raise CannotPack(f"heads of {shape.head_dim} dimensions; the attention kernel is made for 64 and 128")
     if shape.heads % shape.kv_heads or shape.heads // shape.kv_heads > 8:
         raise CannotPack(f"{shape.heads} query heads to {shape.kv_heads} key-value heads; the kernel takes up to 8 to 1")
-    if shape.hidden % ROWS or shape.hidden > ROWS * MOST_PARTIALS:
-        raise CannotPack(f"a hidden size of {shape.hidden} is not whole tiles of {ROWS}, or wider than {ROWS * MOST_PARTIALS}")
+    if shape.hidden % TILE_ROWS or shape.hidden > TILE_ROWS * MAX_PARTIALS:
+        raise CannotPack(
+            f"a hidden size of {shape.hidden} is not whole tiles of {TILE_ROWS}, or wider than {TILE_ROWS * MAX_PARTIALS}"
+        )
 
 
 def _packed_layer(layer: Layer, shape: LlamaShape, feed_forward: int) -> CudaLayer:
     orders = (
-        rotary(shape.heads, shape.kv_heads, shape.head_dim),
-        natural(shape.hidden),
-        interleaved(feed_forward),
-        natural(shape.hidden),
+        rotary_order(shape.heads, shape.kv_heads, shape.head_dim),
+        natural_order(shape.hidden),
+        interleaved_order(feed_forward),
+        natural_order(shape.hidden),
     )
     qkv, out, gate_up, down = (_product(each, order) for each, order in zip(_products(layer), orders, strict=True))
     return CudaLayer(layer.attention_norm.bfloat16(), qkv, out, layer.mlp_norm.bfloat16(), gate_up, down)
 
 
 def _product(product: Linear, order: Sequence[int]) -> Product:
-    return Product(pack(_plain(product), order), _own(product))
+    return Product(pack(_base_parts(product), order), _own_adapter(product))
 
 
-def _own(product: Linear) -> Matrices:
-    """Of the adapter that is left beside a product's parts, where one is."""
-    parts = _parts(product)
-    adapted = [part if isinstance(part, WithAdapter) else None for part in parts]
-    return Matrices(
+def _own_adapter(product: Linear) -> FusedLora:
+    """Matrices of the unmerged adapter of a product's parts."""
+    adapted = [part if isinstance(part, WithAdapter) else None for part in _parts(product)]
+    return FusedLora(
         tuple(each and each.a.bfloat16() for each in adapted), tuple(each and each.b.bfloat16() for each in adapted)
     )
 
 
 def _scaling(layers: Sequence[Layer]) -> float:
-    """Of the model's own adapter, the same everywhere. CannotPack if it is not."""
+    """Scaling of the model's own adapter. CannotPack if it differs between products."""
     products = [each for layer in layers for each in _products(layer)]
-    found = {part.scaling for product in products for part in _parts(product) if isinstance(part, WithAdapter)}
-    if len(found) > 1:
+    scalings = {part.scaling for product in products for part in _parts(product) if isinstance(part, WithAdapter)}
+    if len(scalings) > 1:
         raise CannotPack("an adapter that is scaled differently in different places")
-    return found.pop() if found else 1.0
+    return scalings.pop() if scalings else 1.0
 
 
 def _products(layer: Layer) -> tuple[Linear, ...]:
@@ -201,38 +202,32 @@ def _parts(product: Linear) -> tuple[Linear, ...]:
     return product.parts if isinstance(product, Beside) else (product,)
 
 
-def _plain(product: Linear) -> list[NF4 | Dense]:
+def _base_parts(product: Linear) -> list[NF4 | Dense]:
     """The parts of a product without their adapters."""
-    found = []
+    bases = []
     for part in _parts(product):
         base = part.base if isinstance(part, WithAdapter) else part
         if not isinstance(base, NF4 | Dense):
-            raise CannotPack(f"weights held as {type(base).__name__}")
-        found.append(base)
-    return found
+            raise CannotPack(f"weights of type {type(base).__name__}")
+        bases.append(base)
+    return bases
 
 
-def _weight_of(product: Linear) -> Tensor:
-    (part,) = _plain(product)
+def _dense_weight(product: Linear) -> Tensor:
+    (part,) = _base_parts(product)
     if isinstance(part, NF4):
         raise CannotPack("a product in NF4 where floating point was expected")
     return part.weight
 
 
 def _release(product: Linear) -> None:
-    for part in _plain(product):
+    for part in _base_parts(product):
         tensors = (part.packed, part.absmax, part.nested_absmax) if isinstance(part, NF4) else (part.weight,)
         for tensor in tensors:
             if tensor is not None:
                 tensor.untyped_storage().resize_(0)
 
 
-def tile_bytes(weights: CudaWeights) -> int:
-    """Bytes that one step reads of the products, the head included."""
-    products = [product for layer in weights.layers for product in layer.products] + [weights.head]
-    return sum(each.packed.tiles.numel() for each in products)
-
-
-def divided(a: int, b: int) -> int:
+def ceil_div(a: int, b: int) -> int:
     """a / b, rounded up."""
     return math.ceil(a / b)

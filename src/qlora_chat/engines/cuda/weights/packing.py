@@ -1,8 +1,8 @@
 """Weights in the tiles that gemv.cu reads.
 
-Scope: the layout. A tile is 16 outputs by 64 (bf16: 32) inputs, lane by lane as the tensor cores take them, so that a warp
-reads it in one go; a decoder layer's outputs are ordered so that what belongs together (the two halves of a rotated head, gate
-and up) meets in one tile. Repacking a 7B takes a fraction of a second on the card, so nothing of it is kept on disk.
+Scope: the layout. A tile is 16 outputs by 64 (bf16: 32) inputs, in the order of the tensor cores' lanes, so that a warp reads
+contiguous memory; a decoder layer's outputs are ordered so that the two halves of a head (RoPE), or gate and up, share a tile.
+Packing a 7B takes a fraction of a second on the card, so the tiles are not cached on disk.
 
 Shapes: N outputs, K inputs, T row tiles of 16, B blocks of inputs.
 """
@@ -20,16 +20,16 @@ from qlora_chat.models.weights.llama import NF4, Dense
 KINDS = {"nf4": 0, "bf16": 1, "int8": 2}
 """WEIGHTS in gemv.cu."""
 BLOCK_INPUTS = {"nf4": 64, "bf16": 32, "int8": 64}
-ROWS = 16
+TILE_ROWS = 16
 """Outputs of a tile."""
-INT8_ROWS = 4096
-"""Quantised at a time: in float32 a whole head would take half a gigabyte, twice."""
-MOST_NF4_BLOCKS = 256
-"""A row's absmax factors are kept as two: enough for 256 blocks of 64."""
+INT8_CHUNK_ROWS = 4096
+"""Rows quantized at a time: in float32 a whole head would take half a gigabyte, twice."""
+MAX_NF4_BLOCKS = 256
+"""A row has two absmax factors, enough for 256 blocks of 64."""
 
 
 class CannotPack(ValueError):
-    """These weights do not fit the tiles; the engine goes on without its own kernels."""
+    """These weights do not fit the tiles; the engine does without its own kernels."""
 
 
 @dataclass(frozen=True)
@@ -42,22 +42,22 @@ class Packed:
     tiles: Tensor
     """(T, bytes) uint8."""
     row_of: Tensor
-    """(T * 16,) int32: the output that each row of the tiles is; -1 for padding."""
+    """(T * 16,) int32: output in each row of the tiles; -1 for padding."""
     nested: Tensor | None = None
     """NF4: (T * 16, 4) float32: absmax factor of the row's first blocks, of its later ones, first later block, offset."""
     code: Tensor | None = None
-    """NF4: (16 + 256,) float32: the values of weights' codes, then of absmax codes."""
+    """NF4: (16 + 256,) float32: values of the weights' codes, then of the absmax codes."""
     row_scales: Tensor | None = None
     """int8: (T * 16,) float32."""
     bias: Tensor | None = None
     """(T * 16,) float32, in the tiles' order."""
     paired: bool = False
-    """Two blocks of inputs lie together: both codes, then both absmax codes; a warp fetches them as one."""
+    """Two blocks of inputs are one record: both codes, then both absmax codes; a warp fetches them together."""
 
     @property
     def row_tiles(self) -> int:
         """T."""
-        return len(self.row_of) // ROWS
+        return len(self.row_of) // TILE_ROWS
 
     @property
     def blocks(self) -> int:
@@ -65,14 +65,14 @@ class Packed:
         return self.inputs // BLOCK_INPUTS[self.kind]
 
 
-def natural(outputs: int) -> list[int]:
-    """Outputs as they are, filled up to whole tiles with -1."""
-    return [*range(outputs), *([-1] * (-outputs % ROWS))]
+def natural_order(outputs: int) -> list[int]:
+    """Outputs in the checkpoint's order, padded to whole tiles with -1."""
+    return [*range(outputs), *([-1] * (-outputs % TILE_ROWS))]
 
 
-def rotary(heads: int, kv_heads: int, head_dim: int) -> list[int]:
-    """q, k and v: a tile of a query or key head holds dimensions d to d + 7 and their partners half a head on."""
-    if head_dim % ROWS:
+def rotary_order(heads: int, kv_heads: int, head_dim: int) -> list[int]:
+    """Outputs of q, k and v: a tile of a query or key head has dimensions d to d + 7 and their RoPE partners half a head on."""
+    if head_dim % TILE_ROWS:
         raise CannotPack(f"heads of {head_dim} dimensions are not whole tiles")
     half, order = head_dim // 2, []
     for head in range(heads + kv_heads):
@@ -82,8 +82,8 @@ def rotary(heads: int, kv_heads: int, head_dim: int) -> list[int]:
     return [*order, *range(values, values + kv_heads * head_dim)]
 
 
-def interleaved(feed_forward: int) -> list[int]:
-    """gate and up: eight of one, then the same eight of the other."""
+def interleaved_order(feed_forward: int) -> list[int]:
+    """Outputs of gate and up: eight of gate, then the same eight of up."""
     if feed_forward % 8:
         raise CannotPack(f"a feed-forward size of {feed_forward} is not whole tiles")
     order = []
@@ -93,21 +93,21 @@ def interleaved(feed_forward: int) -> list[int]:
 
 
 def check_parts(parts: Sequence[NF4 | Dense]) -> None:
-    """CannotPack for what the tiles cannot hold of a product, before anything is packed."""
+    """CannotPack for a product that does not fit the tiles, before anything is packed."""
     kinds = {type(part) for part in parts}
     if len(kinds) > 1:
         raise CannotPack("NF4 and dense weights in one product")
     inputs = _inputs(parts[0])
     if kinds == {Dense} and inputs % BLOCK_INPUTS["bf16"]:
         raise CannotPack(f"{inputs} inputs are not whole blocks of {BLOCK_INPUTS['bf16']}")
-    if kinds == {NF4} and (inputs % 64 or inputs // 64 > MOST_NF4_BLOCKS):
-        raise CannotPack(f"{inputs} inputs in NF4 are not whole tiles, or wider than {MOST_NF4_BLOCKS * 64}")
+    if kinds == {NF4} and (inputs % 64 or inputs // 64 > MAX_NF4_BLOCKS):
+        raise CannotPack(f"{inputs} inputs in NF4 are not whole tiles, or wider than {MAX_NF4_BLOCKS * 64}")
     if any(isinstance(part, NF4) and (part.nested_absmax is None or part.nested_code is None) for part in parts):
         raise CannotPack("the weights are in NF4 without double quantisation")
 
 
 def pack(parts: Sequence[NF4 | Dense], order: Sequence[int]) -> Packed:
-    """Parts of one product, one below the other, in the given order of outputs. CannotPack says why not."""
+    """Pack the concatenated parts of one product in this order of outputs. CannotPack says why it does not fit."""
     check_parts(parts)
     row_of = torch.tensor(order, dtype=torch.int32, device=_weight(parts[0]).device)
     if all(isinstance(part, NF4) for part in parts):
@@ -117,44 +117,44 @@ def pack(parts: Sequence[NF4 | Dense], order: Sequence[int]) -> Packed:
     return _with_bias(packed, parts)
 
 
-def pairs_up(blocks: int) -> bool:
-    """Whether 16 warps can share a row of tiles two blocks at a time."""
+def is_paired(blocks: int) -> bool:
+    """True if 16 warps can share a row of tiles, two blocks at a time."""
     return blocks % 2 == 0 and blocks >= 32
 
 
 def pack_bf16(weight: Tensor, row_of: Tensor) -> Packed:
-    """(N, K) in floating point."""
+    """Pack weights (N, K)."""
     outputs, inputs = weight.shape
     if inputs % BLOCK_INPUTS["bf16"]:
         raise CannotPack(f"{inputs} inputs are not whole blocks of {BLOCK_INPUTS['bf16']}")
     rows = _rows(weight.bfloat16(), row_of)  # (T * 16, K)
     tiles = rows.view(-1, 2, 8, inputs // 32, 4, 2, 2, 2).permute(0, 3, 5, 2, 4, 6, 1, 7).contiguous()
-    tiles = tiles.view(torch.uint8).view(len(row_of) // ROWS, -1)
-    return Packed("bf16", outputs, inputs, tiles, row_of, paired=pairs_up(inputs // 32))
+    tiles = tiles.view(torch.uint8).view(len(row_of) // TILE_ROWS, -1)
+    return Packed("bf16", outputs, inputs, tiles, row_of, paired=is_paired(inputs // 32))
 
 
 def pack_int8(weight: Tensor, row_of: Tensor) -> Packed:
-    """(N, K) in floating point -> 8 bits, round to nearest, one scale an output: largest magnitude / 127."""
+    """Quantize weights (N, K) to int8, round to nearest, and pack them. One scale per output: largest magnitude / 127."""
     outputs, inputs = weight.shape
     if inputs % BLOCK_INPUTS["int8"]:
         raise CannotPack(f"{inputs} inputs are not whole blocks of {BLOCK_INPUTS['int8']}")
     scales = torch.empty(len(row_of), device=weight.device)
-    packed = torch.empty((len(row_of) // ROWS, ROWS * inputs), dtype=torch.uint8, device=weight.device)
-    for first in range(0, len(row_of), INT8_ROWS):
-        part = slice(first, min(first + INT8_ROWS, len(row_of)))
+    packed = torch.empty((len(row_of) // TILE_ROWS, TILE_ROWS * inputs), dtype=torch.uint8, device=weight.device)
+    for first in range(0, len(row_of), INT8_CHUNK_ROWS):
+        part = slice(first, min(first + INT8_CHUNK_ROWS, len(row_of)))
         rows = _rows(weight, row_of[part]).float()
         scales[part] = rows.abs().amax(dim=1) / 127
         codes = (rows / scales[part].clamp_min(1e-30)[:, None]).round().to(torch.int8)
         tiles = codes.view(-1, 2, 8, inputs // 64, 4, 2, 2, 4).permute(0, 3, 5, 2, 4, 6, 1, 7).contiguous()
-        packed[part.start // ROWS : part.stop // ROWS] = tiles.view(torch.uint8).view(-1, ROWS * inputs)
-    return Packed("int8", outputs, inputs, packed, row_of, row_scales=scales, paired=pairs_up(inputs // 64))
+        packed[part.start // TILE_ROWS : part.stop // TILE_ROWS] = tiles.view(torch.uint8).view(-1, TILE_ROWS * inputs)
+    return Packed("int8", outputs, inputs, packed, row_of, row_scales=scales, paired=is_paired(inputs // 64))
 
 
-def some_tiles(packed: Packed, tiles: slice) -> Packed:
-    """Some of the tiles of gate and up, as a matrix of its own: gate's outputs of these tiles, then up's."""
-    rows = slice(tiles.start * ROWS, tiles.stop * ROWS)
-    half, count = packed.outputs // 2, (tiles.stop - tiles.start) * ROWS
-    row_of, first = packed.row_of[rows], tiles.start * ROWS // 2
+def select_tiles(packed: Packed, tiles: slice) -> Packed:
+    """A matrix of some tiles of gate and up: gate's outputs of these tiles, then up's."""
+    rows = slice(tiles.start * TILE_ROWS, tiles.stop * TILE_ROWS)
+    half, count = packed.outputs // 2, (tiles.stop - tiles.start) * TILE_ROWS
+    row_of, first = packed.row_of[rows], tiles.start * TILE_ROWS // 2
     row_of = torch.where(row_of < half, row_of - first, row_of - half - first + count // 2).contiguous()
     return replace(
         packed, outputs=count, tiles=packed.tiles[tiles], row_of=row_of, nested=_part(packed.nested, rows),
@@ -171,11 +171,11 @@ def _pack_nf4(parts: Sequence[NF4], row_of: Tensor) -> Packed:
     if len(row_of) != outputs:
         raise CannotPack(f"{outputs} outputs in NF4 are not whole tiles")
     packed = torch.cat([part.packed.view(part.outputs, inputs // 2) for part in parts])[row_of.long()]
-    tiles, paired = len(row_of) // ROWS, pairs_up(blocks)
+    tiles, paired = len(row_of) // TILE_ROWS, is_paired(blocks)
     together = 2 if paired else 1
     codes = packed.view(-1, 2, 8, blocks, 4, 8).permute(0, 3, 2, 4, 1, 5).reshape(tiles, blocks // together, -1)
     absmax = torch.cat([part.absmax.view(part.outputs, blocks) for part in parts])[row_of.long()]
-    absmax = absmax.view(-1, ROWS, blocks).transpose(1, 2).reshape(tiles, blocks // together, -1)
+    absmax = absmax.view(-1, TILE_ROWS, blocks).transpose(1, 2).reshape(tiles, blocks // together, -1)
     nested = torch.cat([_nested_rows(part) for part in parts])[row_of.long()].contiguous()
     first = parts[0]
     assert first.nested_code is not None
@@ -185,12 +185,12 @@ def _pack_nf4(parts: Sequence[NF4], row_of: Tensor) -> Packed:
 
 
 def _nested_rows(part: NF4) -> Tensor:
-    """(N, 4): see Packed.nested. Blocks are counted through the whole matrix, 256 of them share a factor."""
+    """(N, 4): see Packed.nested. Blocks are counted through the whole matrix; 256 of them share a factor."""
     assert part.nested_absmax is not None
     blocks = part.inputs // 64
     first = torch.arange(part.outputs, device=part.packed.device) * blocks
     factors = part.nested_absmax.float()
-    boundary = 256 - first % 256  # the first block of the row that has the next factor
+    boundary = 256 - first % 256  # first block of the row with the next factor
     later = factors[torch.minimum(first // 256 + 1, torch.tensor(len(factors) - 1, device=first.device))]
     return torch.stack((factors[first // 256], later, boundary.float(), torch.full_like(later, part.offset)), dim=1)
 
@@ -201,7 +201,7 @@ def _with_bias(packed: Packed, parts: Sequence[NF4 | Dense]) -> Packed:
     device = packed.tiles.device
     biases = [torch.zeros(_outputs(part), device=device) if part.bias is None else part.bias.float() for part in parts]
     ordered = _rows(torch.cat(biases)[:, None], packed.row_of)[:, 0].contiguous()
-    return Packed(**{**packed.__dict__, "bias": ordered})
+    return replace(packed, bias=ordered)
 
 
 def _rows(matrix: Tensor, row_of: Tensor) -> Tensor:
