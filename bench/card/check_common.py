@@ -1,4 +1,4 @@
-"""What checks on a card share: results, distances, times, and a cache of which nobody may read what was not written."""
+"""Shared by the checks on a card: results, distances, times, and caches poisoned against reads of unwritten memory."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def timed(run, repeats=20):
     return sorted(times)[len(times) // 2]
 
 
-def held(cache, slot, seen):
+def cached_part(cache, slot, seen):
     """A slot's keys and values up to a position, (L, K, P, D) float32."""
     layers = [cache.layer(index).seen(slot, seen) for index in range(len(cache.keys))]
     return [torch.cat(each).float() for each in zip(*layers, strict=True)]
 
 
 def poison(cache, slots):
-    """What nobody has written gives no numbers."""
+    """Fill slots with NaN, so that a read of unwritten memory shows."""
     for each in (cache.keys, cache.values) if cache.key_scales is None else (cache.key_scales, cache.value_scales):
         each[:, :slots] = float("nan")

@@ -21,7 +21,7 @@ from dataclasses import replace
 
 import torch
 from check_common import failures, relative, say, timed, written
-from check_prefill import check_reading, time_prompts
+from check_prefill import check_prefill, time_prompts
 from torch.nn.functional import kl_div
 
 from qlora_chat.benchmark.check import INT8_KV_FACTOR
@@ -29,16 +29,19 @@ from qlora_chat.benchmark.shapes import InFloat, RandomTensors, config_of, linea
 from qlora_chat.engines.core.kv_cache import KVCache, slot_bytes
 from qlora_chat.engines.cuda.decode import graph
 from qlora_chat.engines.cuda.decode.graph import Decoder
-from qlora_chat.engines.cuda.decode.rows import BUCKETS, Row
-from qlora_chat.engines.cuda.prefill.reader import PromptReader
+from qlora_chat.engines.cuda.decode.rows import BUCKETS, GREEDY, Row
+from qlora_chat.engines.cuda.prefill.reader import Prefill
 from qlora_chat.engines.cuda.runtime import driver
 from qlora_chat.engines.cuda.runtime.arguments import STORE
 from qlora_chat.engines.cuda.weights.adapters import CudaAdapters
-from qlora_chat.engines.cuda.weights.model import Product, packed_weights, tile_bytes
-from qlora_chat.engines.cuda.weights.packing import natural, pack, pack_bf16, pack_int8
+from qlora_chat.engines.cuda.weights.model import Product, pack_weights
+from qlora_chat.engines.cuda.weights.packing import natural_order, pack, pack_bf16, pack_int8
 from qlora_chat.engines.cuda.weights.tiling import Card
 from qlora_chat.engines.eager.forward import Forward, Span
 from qlora_chat.models.weights.llama import NF4, Adapter, build
+from qlora_chat.settings import Sampling
+
+SAMPLING = Sampling(temperature=0.7, top_p=0.9, top_k=40, repetition_penalty=1.1)
 
 
 def dequantised(part: NF4) -> torch.Tensor:
@@ -65,25 +68,31 @@ def random_nf4(outputs, inputs, tensors):
     )  # fmt: skip
 
 
+def step_bytes(weights):
+    """Bytes of all products that one step reads, the head included."""
+    products = [product for layer in weights.layers for product in layer.products] + [weights.head]
+    return sum(each.packed.tiles.numel() for each in products)
+
+
 def check_products(decoder, tensors, rows_list):
     for outputs, inputs in ((4096, 4096), (4096, 11008), (22016, 4096), (1728, 576), (17_920, 1536)):
         part = random_nf4(outputs if inputs < 4096 else min(outputs, 11008), inputs, tensors)
         truth = dequantised(part)
-        row_of = torch.tensor(natural(part.outputs), dtype=torch.int32, device="cuda")
+        row_of = torch.tensor(natural_order(part.outputs), dtype=torch.int32, device="cuda")
         kinds = {
-            "nf4": pack([part], natural(part.outputs)),
+            "nf4": pack([part], natural_order(part.outputs)),
             "bf16": pack_bf16(truth.bfloat16(), row_of),
             "int8": pack_int8(truth, row_of),
         }
         for kind, packed in kinds.items():
-            unpacked = decoder.unpack(packed).double()
+            unpacked = decoder.dequantize(packed).double()
             error = relative(unpacked, truth)
             exact = torch.equal(unpacked, truth.float().bfloat16().double()) if kind != "int8" else error < 2e-2
-            say(f"unpack {kind} {part.outputs}x{inputs}", exact, relative=f"{error:.1e}")
+            say(f"dequantize {kind} {part.outputs}x{inputs}", exact, relative=f"{error:.1e}")
             for rows in rows_list:
                 x = torch.randn(64, inputs, device="cuda").bfloat16()
                 out = torch.full((64, part.outputs), float("nan"), device="cuda")
-                decoder.put([Row(r, 5, 0) for r in range(rows)])
+                decoder.set_rows([Row(r, 5, 0) for r in range(rows)])
                 with torch.cuda.stream(decoder.stream):
                     decoder.launches(rows).product(Product(packed), STORE, x=x, out=out, outputs=part.outputs)
                 torch.cuda.synchronize()
@@ -99,7 +108,7 @@ def time_products(decoder, weights, rows_list):
         for name in ("qkv", "attention_out", "gate_up", "mlp_down"):
             products = [getattr(each, name) for each in weights.layers]
             x = torch.randn(64, products[0].packed.inputs, device="cuda").bfloat16()
-            decoder.put([Row(r % len(decoder.cache.slots), 5, 0) for r in range(rows)])
+            decoder.set_rows([Row(r % len(decoder.cache.slots), 5, 0) for r in range(rows)])
             torch.cuda.synchronize()
             launches = decoder.launches(rows)
 
@@ -141,7 +150,7 @@ def in_float(tensors, dtype, adapter):
     return build(values, tensors.shape, torch.device("cuda"), dtype, adapter)
 
 
-def check_step(decoder, reader, forward, tensors, adapter, rows_list):
+def check_step(decoder, prefill, forward, tensors, adapter, rows_list):
     """Logits of the graph and of the eager bf16 pass, both against float32 arithmetic on the same dequantised weights."""
     shape = tensors.shape
     generator = torch.Generator().manual_seed(3)
@@ -153,7 +162,7 @@ def check_step(decoder, reader, forward, tensors, adapter, rows_list):
     with torch.cuda.stream(decoder.stream):
         eager = torch.cat([forward([Span(slot, 0, ids)]) for slot, ids in enumerate(texts)])
         if decoder.cache.key_scales is not None:
-            reader([Span(slot, 0, ids[:-1], logits=0) for slot, ids in enumerate(texts)])
+            prefill([Span(slot, 0, ids[:-1], logits=0) for slot, ids in enumerate(texts)])
     torch.cuda.synchronize()
     coarser = INT8_KV_FACTOR if decoder.cache.key_scales is not None else 1
 
@@ -164,20 +173,22 @@ def check_step(decoder, reader, forward, tensors, adapter, rows_list):
     say("eager bf16 against float32", **written(*distance(eager, exact)))
     for rows in rows_list:
         count = min(rows, len(texts))
-        decoder.put([Row(slot, len(ids) - 1, ids[-1], True, seed=slot, adapter=0) for slot, ids in enumerate(texts[:count])])
+        decoder.set_rows(
+            [Row(slot, len(ids) - 1, ids[-1], GREEDY, seed=slot, adapter=0) for slot, ids in enumerate(texts[:count])]
+        )
         decoder.logits.fill_(float("nan"))
         torch.cuda.synchronize()
         decoder.finish(decoder.start(rows))
         torch.cuda.synchronize()
         logits = decoder.logits[:count]
         ours, plain = distance(logits, exact[:count]), distance(eager[:count], exact[:count])
-        greedy = [decoder.drawn(row, 0) for row in range(count)] == logits.argmax(-1).tolist()
+        greedy = [decoder.sampled_token(row, 0) for row in range(count)] == logits.argmax(-1).tolist()
         near = ours[0] <= coarser * max(2e-2, plain[0]) and ours[1] <= coarser**2 * max(1e-4, plain[1])
         say(f"step rows {rows} against float32", greedy and near, **written(*ours))
-    # the last 40 tokens of the longest text as rows of one step: what a prompt beside others does
-    ids, count = texts[-1], min(40, decoder.most_rows)
+    # the last 40 tokens of the longest text as rows of one step, as in a mixed batch
+    ids, count = texts[-1], min(40, decoder.max_rows)
     first = len(ids) - count
-    decoder.put([Row(3, at, ids[at], at == len(ids) - 1, adapter=0) for at in range(first, len(ids))])
+    decoder.set_rows([Row(3, at, ids[at], GREEDY if at == len(ids) - 1 else None, adapter=0) for at in range(first, len(ids))])
     torch.cuda.synchronize()
     decoder.finish(decoder.start(count))
     torch.cuda.synchronize()
@@ -185,23 +196,23 @@ def check_step(decoder, reader, forward, tensors, adapter, rows_list):
     say("prompt's tokens as rows", ours[0] <= coarser * max(2e-2, plain[0]), **written(*ours))
 
 
-def check_alike(decoder, reader, shape, rows_list):
-    """A row has the same logits to the bit, whoever else is in its step, in all steps that round alike: four chats of several
-    lengths, and one chat's next tokens, as guesses are checked."""
+def check_equal_bits(decoder, prefill, shape, rows_list):
+    """A row's logits have the same bits in all steps that round alike, whatever their other rows: four chats of several
+    lengths, and one chat's next tokens, as a draft is verified."""
     generator = torch.Generator().manual_seed(4)
     texts = [torch.randint(5, shape.vocabulary, (length,), generator=generator).tolist() for length in (90, 129, 700, 1900)]
     with torch.cuda.stream(decoder.stream):
         for slot, ids in enumerate(texts):
-            reader([Span(slot, 0, ids[:-4], logits=0)])
-    chats = [Row(slot, len(ids) - 5, ids[-5], True, adapter=0) for slot, ids in enumerate(texts)]
+            prefill([Span(slot, 0, ids[:-4], logits=0)])
+    chats = [Row(slot, len(ids) - 5, ids[-5], GREEDY, adapter=0) for slot, ids in enumerate(texts)]
     fours = {"chats": chats}
     for slot in (1, 3):
         at = len(texts[slot]) - 4
-        fours[f"guesses at {at}"] = [Row(slot, at + n, texts[slot][at + n], True, adapter=0, guessed=n) for n in range(4)]
-    others = [Row(4 + n % (len(decoder.cache.slots) - 4), n, 100 + n, True) for n in range(64)]
+        fours[f"draft at {at}"] = [Row(slot, at + n, texts[slot][at + n], GREEDY, adapter=0, drafted=n) for n in range(4)]
+    others = [Row(4 + n % (len(decoder.cache.slots) - 4), n, 100 + n, GREEDY) for n in range(64)]
 
     def logits(rows, ours):
-        decoder.put([*ours, *others[: rows - len(ours)]])
+        decoder.set_rows([*ours, *others[: rows - len(ours)]])
         torch.cuda.synchronize()
         decoder.finish(decoder.start(rows))
         torch.cuda.synchronize()
@@ -227,46 +238,45 @@ def check_adapters(decoder, adapters, config):
     second = adapters.hold(pairs, 0.25)
 
     def logits(numbers):
-        decoder.put([Row(row, 5, 100 + row, True, adapter=each) for row, each in enumerate(numbers)])
+        decoder.set_rows([Row(row, 5, 100 + row, GREEDY, adapter=each) for row, each in enumerate(numbers)])
         torch.cuda.synchronize()
         decoder.finish(decoder.start(len(numbers)))
         torch.cuda.synchronize()
         return decoder.logits[: len(numbers)].clone()
 
-    for rows in (4, min(16, decoder.most_rows)):
+    for rows in (4, min(16, decoder.max_rows)):
         mixed = [(0, second.number, -1)[row % 3] for row in range(rows)]
         alone = {each: logits([each] * rows) for each in set(mixed)}
         together = logits(mixed)
         same = all(torch.equal(together[row], alone[each][row]) for row, each in enumerate(mixed) if each >= 0)
-        # without adapters a step has other kernels, which round otherwise: the base among adapters is what another base row is
+        # a step without adapters has other kernels, which round differently: compared are base rows among adapters
         base = max(relative(together[row], alone[-1][row]) for row, each in enumerate(mixed) if each < 0)
         apart = relative(alone[0], alone[-1])
         near = same and base < 2e-2 < apart
-        say(f"adapters of {rows} rows beside each other", near, base_to_base=f"{base:.1e}", base_to_adapter=f"{apart:.1e}")
+        say(f"adapters of {rows} rows in one step", near, base_to_base=f"{base:.1e}", base_to_adapter=f"{apart:.1e}")
 
 
 def check_sampling(decoder, shape):
     """Frequencies of 64 x 100 draws against the distribution that engines/core/sampler.py defines."""
     from qlora_chat.engines.core.sampler import filter_candidates
-    from qlora_chat.settings import Sampling
 
     for temperature, top_k, top_p in ((0.7, 40, 0.9), (1.0, 0, 0.8), (1.3, 5, 1.0), (0.7, 0, 1.0), (0.5, 3, 0.0)):
         torch.manual_seed(1)
         logits = torch.randn(shape.vocabulary, device="cuda") * 4
         decoder.logits[:] = logits
-        kept = filter_candidates((logits / temperature)[None], [Sampling(temperature, top_p, top_k)], shape.vocabulary)
+        sampling = Sampling(temperature, top_p, top_k)
+        candidates = filter_candidates((logits / temperature)[None], [sampling], shape.vocabulary)
         expected = torch.zeros(shape.vocabulary, device="cuda")
-        expected[kept.tokens[0]] = kept.logits[0].softmax(-1)
+        expected[candidates.tokens[0]] = candidates.logits[0].softmax(-1)
         counts = torch.zeros(shape.vocabulary)
         begin = time.perf_counter()
         for trial in range(100):
-            rows = [Row(0, 5, 0, True, trial, temperature, top_p, top_k, 1.0, seed=row * 77 + 5) for row in range(64)]
-            decoder.put(rows)
+            decoder.set_rows([Row(0, 5, 0, sampling, trial, seed=row * 77 + 5) for row in range(64)])
             with torch.cuda.stream(decoder.stream):
-                decoder.launches(64).choose()
+                decoder.launches(64).sample()
             torch.cuda.synchronize()
             for row in range(64):
-                counts[decoder.drawn(row, trial)] += 1
+                counts[decoder.sampled_token(row, trial)] += 1
         observed = counts.cuda() / counts.sum()
         distance = (observed - expected).abs().sum().item() / 2
         support = int((expected > 0).sum())
@@ -281,17 +291,17 @@ def check_sampling(decoder, shape):
             seconds=round(time.perf_counter() - begin, 2),
         )
     decoder.logits[0, 77] = float("nan")
-    decoder.put([Row(0, 5, 0, True)])
+    decoder.set_rows([Row(0, 5, 0, GREEDY)])
     with torch.cuda.stream(decoder.stream):
-        decoder.launches(1).choose()
+        decoder.launches(1).sample()
     torch.cuda.synchronize()
-    say("a row that is not a number", decoder.drawn(0, 0) == -1)
+    say("a row that is not a number", decoder.sampled_token(0, 0) == -1)
 
 
 def time_steps(decoder, rows_list, window, length):
     for rows in rows_list:
         slots = len(decoder.cache.slots)
-        decoder.put([Row(r % slots, length + r % 7, 5 + r, True, 0, 0.7, 0.9, 40, 1.1, r, 0) for r in range(rows)])
+        decoder.set_rows([Row(r % slots, length + r % 7, 5 + r, SAMPLING, seed=r, adapter=0) for r in range(rows)])
         decoder.finish(decoder.start(rows))
         torch.cuda.synchronize()
         steps, begin, number = 50, time.perf_counter(), 0
@@ -309,11 +319,11 @@ def time_copy(device):
     say("copy", gb_s=round(2 * 2**31 / copy / 1e3))
 
 
-def check_all(decoder, reader, adapters, tensors, adapter, plain_cache, config, rows_list):
+def check_all(decoder, prefill, adapters, tensors, adapter, plain_cache, config, rows_list):
     forward = Forward(in_float(tensors, torch.bfloat16, adapter), plain_cache)
-    check_reading(decoder, reader, plain_cache, forward, random_nf4(4096, 4096, tensors))
-    check_step(decoder, reader, forward, tensors, adapter, rows_list)
-    check_alike(decoder, reader, tensors.shape, rows_list)
+    check_prefill(decoder, prefill, plain_cache, forward, random_nf4(4096, 4096, tensors))
+    check_step(decoder, prefill, forward, tensors, adapter, rows_list)
+    check_equal_bits(decoder, prefill, tensors.shape, rows_list)
     if adapter:
         check_adapters(decoder, adapters, config)
     check_sampling(decoder, tensors.shape)
@@ -322,8 +332,8 @@ def check_all(decoder, reader, adapters, tensors, adapter, plain_cache, config, 
 
 
 def be_smaller(shared):
-    """Cut kernels as for an earlier card with so many bytes of shared memory a block; they are compiled for this one."""
-    graph.Card = lambda processors, _, early: Card(processors, shared, early=False)
+    """Tile kernels as for an earlier card with so many bytes of shared memory per block; they are compiled for this one."""
+    graph.Card = lambda processors, _, dependent_launch: Card(processors, shared, dependent_launch=False)
 
 
 def arguments():
@@ -353,16 +363,16 @@ def main():
     weights = build(tensors, tensors.shape, device, adapter=adapter)
     torch.cuda.synchronize()
     made = time.perf_counter()
-    packed = packed_weights(weights)
+    packed = pack_weights(weights)
     torch.cuda.synchronize()
     packed_at = time.perf_counter()
     cache = KVCache(weights, chosen.slots, torch.int8 if chosen.kv8 else None)
     decoder = Decoder(packed, cache, None)
     adapters = CudaAdapters(packed, decoder, cache)
-    rows_list = [each for each in rows_list if each <= decoder.most_rows]
+    rows_list = [each for each in rows_list if each <= decoder.max_rows]
     torch.cuda.synchronize()
     ready = time.perf_counter()
-    decoder.put([Row(0, 0, 1, True)])
+    decoder.set_rows([Row(0, 0, 1, GREEDY)])
     decoder.finish(decoder.start(1))
     first = time.perf_counter()
     say(
@@ -373,21 +383,21 @@ def main():
         capture_s=round(first - ready, 2),
         arch=driver.architecture(),
         card=torch.cuda.get_device_name(),
-        weights_gib=round(tile_bytes(packed) / 2**30, 3),
+        weights_gib=round(step_bytes(packed) / 2**30, 3),
         cache_gib_a_slot=round(slot_bytes(weights, cache.dtype) / 2**30, 3),
-        most_rows=decoder.most_rows,
+        max_rows=decoder.max_rows,
         allocated_gib=round(torch.cuda.memory_allocated() / 2**30, 3),
     )
-    reader = PromptReader(packed, decoder.unpack, cache, decoder.kernels, decoder.turns, adapters.of)
+    prefill = Prefill(packed, decoder.dequantize, cache, decoder.rope_cos_sin, adapters.of_slot)
     if not chosen.skip_checks:
         plain_cache = KVCache(weights, 4) if chosen.kv8 else cache
-        check_all(decoder, reader, adapters, tensors, adapter, plain_cache, config, rows_list)
+        check_all(decoder, prefill, adapters, tensors, adapter, plain_cache, config, rows_list)
     time_copy(device)
     if not chosen.adapter:
         time_products(decoder, packed, [1, 8, 32])
     time_steps(decoder, rows_list, chosen.window, 200)
-    time_steps(decoder, [each for each in (1, 8, 32) if each <= decoder.most_rows], chosen.window, 1900)
-    time_prompts(decoder, reader)
+    time_steps(decoder, [each for each in (1, 8, 32) if each <= decoder.max_rows], chosen.window, 1900)
+    time_prompts(decoder, prefill)
     say("memory", peak_gib=round(torch.cuda.max_memory_allocated() / 2**30, 3))
     print("FAILED" if failures else "ALL CHECKS PASSED", failures)
     sys.exit(bool(failures))

@@ -1,11 +1,10 @@
-"""What keys and values in 8 bits cost on a card: perplexity of held-out answers against 16 bits, through what chats go through.
+"""Quality of an int8 KV cache on a card: perplexity of held-out answers against 16 bits, through the engine's own kernels.
 
     PYTHONPATH=src python bench/card/kv_cache.py [--precision nf4] [--rows 1] [--data FILE.jsonl] [--base B --adapter A]
 
-Teacher-forced: what people say is read as a prompt is, each token of an answer goes through the decode graph, as many a step
-as --rows says. Both models see the same tokens, so that no luck is in the difference. Prints JSON; exits with 1 where 8 bits
-make perplexity differ by more than 0.5 %. Without --data the text is models/adapter/merge_loss.py's dialogues, which no
-model was trained on.
+Teacher-forced: users' turns are prefilled, each token of an answer goes through the decode graph, --rows of them per step. Both
+models see the same tokens, so that no luck is in the difference. Prints JSON; exits with 1 where 8 bits make perplexity differ
+by more than 0.5 %. Without --data the text is models/adapter/merge_loss.py's dialogues, which no model was trained on.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from qlora_chat.benchmark.environment import print_report
 from qlora_chat.engines.core.kv_cache import slot_bytes
 from qlora_chat.engines.cuda import open_cuda
 from qlora_chat.engines.cuda.decode.rows import BUCKETS, Row
-from qlora_chat.engines.cuda.scheduler import READ_AT_ONCE, CudaScheduler
+from qlora_chat.engines.cuda.scheduler import CudaScheduler
 from qlora_chat.engines.eager.forward import Span
 from qlora_chat.evaluation.held_out import read_text
 from qlora_chat.models.adapter.merge_loss import HeldOut, Passage, own_dialogues
@@ -42,24 +41,24 @@ def say(line: str) -> None:
 
 
 def answer_logits(scheduler: CudaScheduler, passage: Passage, rows: int) -> Tensor:
-    """(N, V) float32: what the model says before each counted token."""
-    found, inputs = [], passage.inputs
+    """Logits (N, V) float32 before each counted token."""
+    logits, inputs = [], passage.inputs
     for counts, run in groupby(range(len(inputs)), key=lambda at: passage.counted[at + 1]):
         run_of = list(run)
-        at_once = rows if counts else READ_AT_ONCE
-        for begin in range(0, len(run_of), at_once):
-            part = run_of[begin : begin + at_once]
+        size = rows if counts else scheduler.limits.pass_tokens
+        for begin in range(0, len(run_of), size):
+            part = run_of[begin : begin + size]
             if counts:
-                found.append(row_logits(scheduler, inputs, part))
+                logits.append(row_logits(scheduler, inputs, part))
             else:
-                scheduler.begin([Span(0, part[0], [inputs[at] for at in part], logits=0)]).run()
-    return torch.cat(found)
+                scheduler.begin_prefill([Span(0, part[0], [inputs[at] for at in part], logits=0)]).run()
+    return torch.cat(logits)
 
 
 def row_logits(scheduler: CudaScheduler, inputs: Sequence[int], positions: Sequence[int]) -> Tensor:
-    """A step over neighbours of one chat."""
+    """Logits of a step over neighbouring tokens of one chat."""
     decoder = scheduler.decoder
-    decoder.put([Row(0, at, inputs[at]) for at in positions])
+    decoder.set_rows([Row(0, at, inputs[at]) for at in positions])
     decoder.finish(decoder.start(len(positions)))
     return decoder.logits[: len(positions)].clone()
 

@@ -33,7 +33,7 @@ SETTINGS = Sampling(temperature=0.7, top_k=40, top_p=0.9, repetition_penalty=1.1
 
 
 def reference_logits(base: Path, adapter: Path, ids: list[int], device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """What plain Transformers + bitsandbytes + PEFT say after the ids, (V,) float32: in bf16 as anyone runs it, and with the
+    """Logits (V,) float32 of plain Transformers + bitsandbytes + PEFT after the ids: in bf16 as usually run, and with the
     same NF4 weights dequantised to float32, which is what both it and we approximate."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -108,9 +108,9 @@ def main() -> None:
         if device == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        place = room_for_nf4_only(Base.read(base), device)
+        memory = room_for_nf4_only(Base.read(base), device)
         settings = ModelSettings(base=str(base), adapter=str(adapter))
-        model = load(settings, lambda line: None, places=(place,))
+        model = load(settings, lambda line: None, places=(memory,))
         figures: dict[str, Any] = {"precision": model.info.precision}
         with torch.inference_mode():
             figures["against float32"] = {"plain Transformers + PEFT, bf16": agreement(exact, plain)}

@@ -1,4 +1,4 @@
-"""What loading a LLaMA-7B takes: bytes on the card and seconds, as NF4 with an adapter beside it and merged into NF4.
+"""Loading a LLaMA-7B: bytes on the card and seconds, as NF4 with an unmerged adapter and merged into NF4.
 
 The base has LLaMA-7B's shape and random bf16 weights, made in a temporary folder; the adapter is a random r=64 LoRA on
 every linear but the head. Prints JSON. `--layers 2` is a dry run for a machine without a card.
@@ -38,7 +38,7 @@ GIB = 1024**3
 VOCABULARY, RANK = 32_000, 64
 PRECISIONS: tuple[Precision, Precision] = ("auto", "nf4")
 STEADY_LIMIT, PEAK_LIMIT = 4.2, 6.0
-"""GiB on the card: held as NF4, and at the worst moment of a load."""
+"""GiB on the card: as NF4 after the load, and at its peak."""
 
 
 def make_base(folder: Path, layers: int, device: str) -> None:
@@ -103,24 +103,24 @@ class PeakMemory:
             self.peak = max(self.peak, self._process.memory_info().rss)
 
 
-def measured(settings: ModelSettings, place: DeviceMemory) -> dict[str, Any]:
-    """Open the model once; seconds and bytes, then let go of it."""
+def measured(settings: ModelSettings, memory: DeviceMemory) -> dict[str, Any]:
+    """Open the model once and release it; seconds and bytes."""
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    said: list[str] = []
-    with PeakMemory() as memory:
+    messages: list[str] = []
+    with PeakMemory() as process:
         begin = time.perf_counter()
-        model: LoadedModel | None = load(settings, said.append, places=(place,))
+        model: LoadedModel | None = load(settings, messages.append, places=(memory,))
         seconds = time.perf_counter() - begin
     assert model is not None
     result: dict[str, Any] = {
         "precision": model.info.precision,
         "device": model.info.device,
         "seconds": round(seconds, 1),
-        "process_peak_gib": gib(memory.peak),
-        "said": said,
+        "process_peak_gib": gib(process.peak),
+        "messages": messages,
     }
     if cuda:
         torch.cuda.synchronize()
@@ -150,23 +150,23 @@ def main() -> None:
 
 
 def run(folder: Path, layers: int, device: str) -> dict[str, Any]:
-    """Make base and adapter, then measure every way to hold them in 4 bits."""
+    """Make base and adapter, then measure every way to load them in 4 bits."""
     os.environ["QLORA_CHAT_CACHE"] = str(folder / "cache")
     begin = time.perf_counter()
     make_base(folder / "base", layers, device)
     make_adapter(folder / "adapter", Base.read(folder / "base"))
     made = round(time.perf_counter() - begin, 1)
     base, adapter = str(folder / "base"), str(folder / "adapter")
-    place = room_for_nf4_only(Base.read(folder / "base"), device)
+    memory = room_for_nf4_only(Base.read(folder / "base"), device)
     auto, nf4 = (ModelSettings(base=base, adapter=adapter, precision=precision) for precision in PRECISIONS)
     results = {
-        "nf4+adapter, first start (from bf16)": measured(auto, place),
-        "nf4+adapter, second start (from the cache)": measured(auto, place),
-        "nf4, first start (merged and requantised)": measured(nf4, place),
-        "nf4, second start (from the cache)": measured(nf4, place),
+        "nf4+adapter, first start (from bf16)": measured(auto, memory),
+        "nf4+adapter, second start (from the cache)": measured(auto, memory),
+        "nf4, first start (merged and requantised)": measured(nf4, memory),
+        "nf4, second start (from the cache)": measured(nf4, memory),
     }
-    kept = sorted((folder / "cache" / "merged").glob("*-nf4-*/qlora_chat.json"))
-    losses = [loss for path in kept if (loss := json.loads(path.read_text())["loss"])]
+    merged = sorted((folder / "cache" / "merged").glob("*-nf4-*/qlora_chat.json"))
+    losses = [loss for path in merged if (loss := json.loads(path.read_text())["loss"])]
     return {
         "hardware": torch.cuda.get_device_name() if device == "cuda" else f"CPU, {psutil.cpu_count()} cores",
         "torch": torch.__version__, "layers": layers, "made_in_s": made, "results": results, "loss": losses,
@@ -181,7 +181,7 @@ def room_for_nf4_only(base: Base, device: str) -> DeviceMemory:
 
 
 def within_limits(results: dict[str, dict[str, Any]]) -> dict[str, bool]:
-    """Peak of every load, and what plain NF4 weights hold."""
+    """Peak of every load, and bytes of plain NF4 weights after it."""
     peak = all(each["card_peak_gib"] <= PEAK_LIMIT for each in results.values())
     steady = results["nf4, second start (from the cache)"]["card_steady_gib"] <= STEADY_LIMIT
     return {f"peak <= {PEAK_LIMIT} GiB": peak, f"steady as nf4 <= {STEADY_LIMIT} GiB": steady}

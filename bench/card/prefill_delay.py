@@ -1,11 +1,11 @@
-"""How long a token waits while a card reads another chat's prompt, and how long the prompt takes for that.
+"""Delay of tokens while a card prefills another chat's prompt, and of that prompt's first token.
 
     PYTHONPATH=src python bench/card/prefill_delay.py [--chats 1,8] [--rounds 5]     random weights of LLaMA-7B's shape
 
-So many chats answer all the time. In turns they are left alone for some tokens, and somebody asks with a prompt of nearly the
-window, of 128 tokens (a pass over prompts), or of 40 (rows of the answers' own steps). Gaps are those between two tokens of a
-chat as the engine hands them out; "beside" are those from the question to its first token, as multiples of the median gap just
-before. Then the same prompts while nobody answers. It begins when the engine has prepared what it prepares while nobody asks.
+So many chats answer all the time. In turns they are left alone for some tokens, and a request comes with a prompt of nearly the
+window, of 128 tokens (a prefill pass), or of 40 (prefill rows of the answers' steps). Gaps are between two tokens of a chat as
+the engine hands them out; "mixed" are those from the request to its first token, as multiples of the median gap just before.
+Then the same prompts while nobody answers. It begins when the engine has warmed up.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from qlora_chat.benchmark import SAMPLING, Subject
 from qlora_chat.benchmark.environment import print_report
 from qlora_chat.benchmark.subjects import OpenSubject, open_subject
 from qlora_chat.engines.core.request import LocalStream, Request
-from qlora_chat.engines.cuda.scheduler import ROWS_AT_ONCE, CudaScheduler
+from qlora_chat.engines.cuda.scheduler import CudaScheduler
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.prompt import Prompt
 from qlora_chat.stopping import Stops
@@ -47,8 +47,8 @@ def note_tokens() -> None:
     Request.accept = noting  # type: ignore[method-assign]
 
 
-class Asking:
-    """Questions that nobody asked before."""
+class Client:
+    """Sends prompts that share nothing with earlier ones."""
 
     def __init__(self, engine: LocalEngine, what: OpenSubject) -> None:
         self._engine, self._what, self._seed = engine, what, 0
@@ -68,17 +68,17 @@ class Asking:
         return finish.ttft_ms
 
 
-def wait_until_prepared(scheduler: CudaScheduler, slots: int) -> None:
-    """Compiled, where this machine has no kernels yet, and captured: until then a width of steps that is new costs its time."""
+def wait_for_warm_up(scheduler: CudaScheduler, slots: int) -> None:
+    """Wait until kernels are compiled and graphs captured: until then a step of a new width costs extra time."""
     began = time.perf_counter()
-    while scheduler.decoder.missing(max(ROWS_AT_ONCE, slots), scheduler.adapters.used):
+    while scheduler.decoder.missing_graphs(max(scheduler.limits.step_rows_idle, slots), scheduler.adapters.used):
         if time.perf_counter() - began > 60:
-            sys.exit("the engine prepares its steps for more than a minute")
+            sys.exit("the engine is still warming up after a minute")
         time.sleep(0.1)
 
 
 def wait_for(requests: Sequence[Request], more: int) -> None:
-    """Until each has so many more tokens."""
+    """Wait until each has so many more tokens."""
     until, began = [len(TOKENS[each]) + more for each in requests], time.perf_counter()
     while any(len(TOKENS[each]) < count for each, count in zip(requests, until, strict=True)):
         if time.perf_counter() - began > 30:
@@ -91,33 +91,33 @@ def gaps(requests: Sequence[Request], since: float, until: float) -> list[float]
     return [b - a for each in requests for a, b in pairwise(TOKENS[each]) if since <= b <= until]
 
 
-def one_round(asking: Asking, requests: Sequence[Request], length: int) -> tuple[list[float], list[float], float]:
-    """Gaps before a question; those until its first token, as multiples of their median; milliseconds of the first token."""
-    wait_for(requests, 5)  # the one who asked before has left
+def one_round(client: Client, requests: Sequence[Request], length: int) -> tuple[list[float], list[float], float]:
+    """Gaps before a request; those until its first token, as multiples of their median; milliseconds of the first token."""
+    wait_for(requests, 5)  # the previous request has ended
     began = time.perf_counter()
     wait_for(requests, LEFT_ALONE)
-    asked = time.perf_counter()
-    first = asking.first_token(length)
-    before, beside = gaps(requests, began, asked), gaps(requests, asked, asked + first / 1000)
+    sent = time.perf_counter()
+    first = client.first_token(length)
+    before, mixed = gaps(requests, began, sent), gaps(requests, sent, sent + first / 1000)
     usual = statistics.median(before)
-    return before, [each / usual for each in beside], first
+    return before, [each / usual for each in mixed], first
 
 
-def watched(asking: Asking, chats: int, lengths: Sequence[int], window: int, rounds: int) -> dict[str, Any]:
-    streams = [asking.ask(PROMPT, window - PROMPT - 1) for _ in range(chats)]
+def watched(client: Client, chats: int, lengths: Sequence[int], window: int, rounds: int) -> dict[str, Any]:
+    streams = [client.ask(PROMPT, window - PROMPT - 1) for _ in range(chats)]
     requests = [each._request for each in streams]
     wait_for(requests, LEFT_ALONE)
-    found = [{length: one_round(asking, requests, length) for length in lengths} for _ in range(rounds)]
+    found = [{length: one_round(client, requests, length) for length in lengths} for _ in range(rounds)]
     for stream in streams:
         stream.cancel()
         list(stream)
-    alone = [{length: asking.first_token(length) for length in lengths} for _ in range(rounds)]
+    alone = [{length: client.first_token(length) for length in lengths} for _ in range(rounds)]
     before = [gap * 1000 for each in found for gaps_before, _, _ in each.values() for gap in gaps_before]
     figures: dict[str, Any] = {"left alone, ms between tokens": spread(before)}
     for length in lengths:
-        beside = [ratio for each in found for ratio in each[length][1]]
+        mixed = [ratio for each in found for ratio in each[length][1]]
         figures[f"prompt of {length}"] = {
-            "gaps beside it / left alone": spread(beside), "over 2": f"{sum(each > 2 for each in beside)} of {len(beside)}",
+            "gaps beside it / left alone": spread(mixed), "over 2": f"{sum(each > 2 for each in mixed)} of {len(mixed)}",
             "first token, ms": round(statistics.median(each[length][2] for each in found), 1),
             "first token where nobody answers, ms": round(statistics.median(each[length] for each in alone), 1),
         }  # fmt: skip
@@ -141,12 +141,12 @@ def main() -> None:
     what = open_subject(Subject("7b", "cuda", "nf4", chosen.layers))
     engine = LocalEngine(what.load, slots=max(chats) + 1)
     assert isinstance(engine._scheduler, CudaScheduler), "the fast kernels did not take this model"
-    wait_until_prepared(engine._scheduler, engine.slots)
+    wait_for_warm_up(engine._scheduler, engine.slots)
     note_tokens()
     window = what.shape.window
     lengths = window - 2, 128, 40
-    asking = Asking(engine, what)
-    figures = {f"{count} answering": watched(asking, count, lengths, window, chosen.rounds) for count in chats}
+    client = Client(engine, what)
+    figures = {f"{count} answering": watched(client, count, lengths, window, chosen.rounds) for count in chats}
     engine.close()
     print_report("card/prefill_delay", {"card": torch.cuda.get_device_name(), **figures})
 

@@ -25,7 +25,7 @@ from qlora_chat.benchmark.measure import clear_prefix_cache, generate_together, 
 from qlora_chat.benchmark.subjects import QUESTIONS, Demo, chat_prompt, open_subject
 from qlora_chat.engines.core.prompt_lookup import PassCosts, Proposal
 from qlora_chat.engines.core.request import Request
-from qlora_chat.engines.cuda.scheduler import STEP_COSTS, CudaScheduler
+from qlora_chat.engines.cuda.scheduler import CudaScheduler
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import Sampling
@@ -39,7 +39,7 @@ PROPOSE = Request.propose
 def switch(engine: LocalEngine, on: bool) -> None:
     scheduler = engine._scheduler
     assert isinstance(scheduler, CudaScheduler), "the fast kernels did not take this model"
-    scheduler.costs = PassCosts(STEP_COSTS) if on else None
+    scheduler.costs = PassCosts(scheduler.limits.step_costs) if on else None
 
 
 def answer(engine: LocalEngine, prompts: list[Prompt], sampling: Sampling, *, fresh: bool = True) -> list[Any]:
