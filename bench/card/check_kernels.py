@@ -261,10 +261,11 @@ def check_sampling(decoder, shape):
     from qlora_chat.engines.core.sampler import filter_candidates
 
     for temperature, top_k, top_p in ((0.7, 40, 0.9), (1.0, 0, 0.8), (1.3, 5, 1.0), (0.7, 0, 1.0), (0.5, 3, 0.0)):
+        sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
         torch.manual_seed(1)
         logits = torch.randn(shape.vocabulary, device="cuda") * 4
         decoder.logits[:] = logits
-        sampling = Sampling(temperature, top_p, top_k)
+        sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
         candidates = filter_candidates((logits / temperature)[None], [sampling], shape.vocabulary)
         expected = torch.zeros(shape.vocabulary, device="cuda")
         expected[candidates.tokens[0]] = candidates.logits[0].softmax(-1)

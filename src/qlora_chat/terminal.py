@@ -17,11 +17,11 @@ from qlora_chat.engines import EngineError
 from qlora_chat.history import HistoryError
 from qlora_chat.messages import Conversation
 from qlora_chat.prompt import PromptTooLong
-from qlora_chat.settings import SAMPLING_RANGES, Sampling, SettingsError
+from qlora_chat.settings import SAMPLING_OPTIONS, Sampling, SettingsError
 
-HELP = """\
+HELP = f"""\
 /clear              start a new conversation
-/set NAME VALUE     temperature, top_p, top_k, repetition_penalty, max_new_tokens or seed; /set alone shows them
+/set NAME VALUE     one of {", ".join(SAMPLING_OPTIONS)}; /set alone shows them
 /system TEXT        set the system text; /system alone takes the prompt format's own
 /retry              answer the last message again
 /undo               take back the last message and its answer
@@ -164,7 +164,7 @@ def _command(session: _Session, line: str) -> bool:
 def _set(session: _Session, rest: str) -> None:
     name, _, value = rest.replace("=", " ").partition(" ")
     if not name:
-        print(", ".join(f"{each} {getattr(session.sampling, each)}" for each in SAMPLING_RANGES))
+        print(", ".join(f"{each} {getattr(session.sampling, each)}" for each in SAMPLING_OPTIONS))
         return
     try:
         number: float | int = int(value) if value.strip().lstrip("+-").isdigit() else float(value)

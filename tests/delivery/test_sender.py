@@ -58,7 +58,12 @@ def sending(outbox: Outbox, url: str, notices: list[str] | None = None, **settin
 def test_a_turn_arrives_as_the_original_posted_it(receiver: Receiver, outbox: Outbox) -> None:
     messages = (Message("user", "Hi"), Message("assistant", "Hé.", (5, 6), "stop"))
     when = datetime(2026, 11, 23, 9, 8, 7).astimezone()
-    turn = TurnRecord(Conversation("an-id", messages), "### Human: Hi### Assistant:", Sampling(0.5, 0.8, 40, 1.1), when)
+    turn = TurnRecord(
+        Conversation("an-id", messages),
+        "### Human: Hi### Assistant:",
+        Sampling(temperature=0.5, top_p=0.8, top_k=40, repetition_penalty=1.1),
+        when,
+    )
     outgoing = LogRecorder().turn(turn)
     assert outgoing
     outbox.put(outgoing)

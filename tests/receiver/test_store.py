@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from qlora_chat.receiver.database import StoreError
 from qlora_chat.receiver.store import RecordFilter, RecordStore
@@ -35,6 +36,16 @@ def test_it_is_there_after_the_program_has_ended(url: str) -> None:
         store.add([record(turn_v1())])
     with closing(RecordStore(url)) as again:
         assert len(list(again.rows(RecordFilter()))) == 1
+
+
+@pytest.mark.parametrize("create", [True, False], ids=["receiving", "reading"])
+def test_a_store_without_the_column_of_a_newer_setting_gets_it(create: bool, store: RecordStore, url: str) -> None:
+    store.add([record(turn_v2())])
+    with store._engine.begin() as connection:
+        connection.execute(text("ALTER TABLE records DROP COLUMN top_k"))
+    with closing(RecordStore(url, create=create)) as again:
+        again.add([record(turn_v2())])
+        assert [row["top_k"] for row in again.rows(RecordFilter())] == [None, 40]
 
 
 def test_rows_are_filtered_and_ordered(store: RecordStore) -> None:

@@ -137,7 +137,7 @@ def test_a_reload_restores_the_conversation_and_the_sliders(page: Page, engine: 
     set_slider(page, "temperature", "1.3")
     set_slider(page, "top_k", "40")
     page.fill("#system textarea", "Be kind.")
-    page.wait_for_function("(localStorage.getItem('qlora-chat.sampling') || '').includes('1.3,0.9,40')")
+    page.wait_for_function("JSON.parse(localStorage.getItem('qlora-chat.sampling') || '{}').top_k === 40")
     page.reload()
     ready(page)
     expect(page.locator("#chat .user")).to_contain_text("remember me")
@@ -149,6 +149,16 @@ def test_a_reload_restores_the_conversation_and_the_sliders(page: Page, engine: 
     expect(page.locator("#chat .bot")).to_have_count(2)
     assert "remember me" in engine.streams[-1].prompt.text
     assert (engine.streams[-1].sampling.temperature, engine.streams[-1].sampling.top_k) == (1.3, 40)
+
+
+def test_sliders_that_a_browser_remembers_by_position_are_restored(page: Page) -> None:
+    """As pages stored them before the values had names."""
+    page.evaluate("localStorage.setItem('qlora-chat.sampling', '[1.3,0.8,40,1.1,512]')")
+    page.reload()
+    ready(page)
+    open_options(page)
+    for name, value in (("temperature", "1.3"), ("top_k", "40"), ("max_new_tokens", "512")):
+        expect(page.locator(f"#{name} input[type=number]")).to_have_value(value)
 
 
 def test_a_reload_in_the_middle_of_an_answer_keeps_the_part(page: Page, engine: ScriptedEngine) -> None:

@@ -15,7 +15,7 @@ from qlora_chat.chat import Chat
 from qlora_chat.engines import Stream
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.prompt import Prompt, Tokenizer, render
-from qlora_chat.settings import Sampling
+from qlora_chat.settings import LOGITS_PROCESSORS, Sampling
 from qlora_chat.stopping import Stops
 
 SEPARATOR = "\n\n"
@@ -120,10 +120,8 @@ def _room(prompts: Sequence[Prompt], requested: int | None, window: int, limit: 
 
 
 def _sampling(request: ChatRequest | CompletionRequest, max_new_tokens: int) -> Sampling:
-    return Sampling(
-        request.temperature, request.top_p, request.top_k, request.repetition_penalty, max_new_tokens, request.seed,
-        request.reported_logprobs,
-    )  # fmt: skip
+    drawn_with = {name: getattr(request, name) for name in (*LOGITS_PROCESSORS, "seed")}
+    return Sampling(**drawn_with, max_new_tokens=max_new_tokens, logprobs=request.reported_logprobs)
 
 
 def _with_texts(stops: Stops, texts: tuple[str, ...]) -> Stops:

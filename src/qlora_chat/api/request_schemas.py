@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model, model_validator
 
 from qlora_chat.api.errors import invalid
-from qlora_chat.settings import SAMPLING_RANGES
+from qlora_chat.settings import LOGITS_PROCESSORS, SAMPLING_SETTINGS
 
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
@@ -38,10 +38,17 @@ NO_EFFECT: dict[str, tuple[Any, ...]] = {
 
 
 def _within(name: str) -> Any:
-    allowed = SAMPLING_RANGES[name]
-    if allowed.integer:
-        return Field(ge=int(allowed.minimum), le=int(allowed.maximum))
-    return Field(ge=allowed.minimum, le=allowed.maximum, allow_inf_nan=False)
+    setting = SAMPLING_SETTINGS[name]
+    if setting.whole:
+        return Field(ge=int(setting.minimum), le=int(setting.maximum))
+    return Field(ge=setting.minimum, le=setting.maximum, allow_inf_nan=False)
+
+
+def _sampling_field(name: str) -> Any:
+    """Type and pydantic field of a sampling setting."""
+    setting = SAMPLING_SETTINGS[name]
+    kind: Any = int if setting.whole else float
+    return Annotated[kind, _within(name)], Field(setting.default, description=setting.help)
 
 
 def _refuse_surrogates(text: str) -> str:
@@ -54,11 +61,6 @@ def _refuse_surrogates(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(_refuse_surrogates)]
-Temperature = Annotated[float, _within("temperature")]
-TopP = Annotated[float, _within("top_p")]
-TopK = Annotated[int, _within("top_k")]
-RepetitionPenalty = Annotated[float, _within("repetition_penalty")]
-Seed = Annotated[int, _within("seed")]
 MaxTokens = Annotated[int, _within("max_new_tokens")]
 LogprobCount = Annotated[int, _within("logprobs")]
 Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
@@ -83,17 +85,17 @@ class StreamOptions(BaseModel):
     include_usage: bool = Field(False, description="end with a chunk that has the token counts")
 
 
-class _Request(BaseModel):
+_SamplingFields = create_model(
+    "_SamplingFields",
+    __config__=ConfigDict(strict=True, extra="allow"),
+    **{name: _sampling_field(name) for name in (*LOGITS_PROCESSORS, "seed")},
+)
+
+
+class _Request(_SamplingFields):
     """Fields that chats and completions share."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
-
     model: Annotated[Text, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
-    temperature: Temperature = Field(SAMPLING_RANGES["temperature"].default, description="0 always takes the most likely token")
-    top_p: TopP = SAMPLING_RANGES["top_p"].default
-    top_k: TopK = Field(0, description="0 is off")
-    repetition_penalty: RepetitionPenalty = 1.0
-    seed: Seed = Field(None, description="same seed, same prompt, same device: same answer")  # type: ignore[assignment]
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] = Field([])
     ignore_eos: bool = Field(False, description="ignore stop tokens and go on to max_tokens; for measurements")

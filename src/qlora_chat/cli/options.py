@@ -13,7 +13,16 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from qlora_chat.settings import EngineSettings, ModelSettings, Sampling, SettingsError, engine_settings
+from qlora_chat.settings import (
+    SAMPLING_OPTIONS,
+    SAMPLING_SETTINGS,
+    EngineSettings,
+    ModelSettings,
+    Sampling,
+    SamplingSetting,
+    SettingsError,
+    engine_settings,
+)
 
 Model = Annotated[str, typer.Option(help="auto, guanaco-7b or demo")]
 Base = Annotated[str | None, typer.Option(help="Hub id or folder of a LLaMA-family base, or demo for the bundled one")]
@@ -41,12 +50,6 @@ AdapterModeOption = Annotated[
 ]
 Engine = Annotated[str, typer.Option(help="local, or http://HOST:PORT/v1 of an OpenAI-compatible server; several with commas")]
 EngineModel = Annotated[str | None, typer.Option(help="the name that the servers know the model by; default: the only one")]
-Temperature = Annotated[float, typer.Option(help="0 (always the likeliest token) to 2")]
-TopP = Annotated[float, typer.Option(help="0 to 1 (off)")]
-TopK = Annotated[int, typer.Option(help="0 (off) to 200")]
-RepetitionPenalty = Annotated[float, typer.Option(help="1 (off) to 2")]
-MaxNewTokens = Annotated[int, typer.Option(help="longest answer, in tokens")]
-Seed = Annotated[int | None, typer.Option(help="same seed, same answer")]
 History = Annotated[
     str | None,
     typer.Option(
@@ -87,24 +90,11 @@ class EngineOptions:
         return engine_settings(self.engine, self.engine_model)
 
 
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How an answer is drawn."""
-
-    temperature: Temperature = 0.7
-    top_p: TopP = 0.9
-    top_k: TopK = 0
-    repetition_penalty: RepetitionPenalty = 1.0
-    max_new_tokens: MaxNewTokens = 1536
-    seed: Seed = None
-
-    def settings(self) -> Sampling:
-        """SettingsError for a value out of its range."""
-        return Sampling(self.temperature, self.top_p, self.top_k, self.repetition_penalty, self.max_new_tokens, self.seed)
-
-
 def expanded(command: Callable[..., None]) -> Callable[..., None]:
-    """The command as typer reads it: each parameter that is a dataclass stands for its fields, an option each."""
+    """The command as typer reads it: each parameter that is a dataclass stands for its fields, an option each.
+
+    Of Sampling, those are the fields that have a label; SettingsError where a value is out of range.
+    """
     hints = get_type_hints(command, include_extras=True)
     groups = {name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)}
     options: dict[str, Parameter] = {}
@@ -112,19 +102,34 @@ def expanded(command: Callable[..., None]) -> Callable[..., None]:
         if name not in groups:
             options[name] = parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[name])
             continue
-        types = get_type_hints(groups[name], include_extras=True)
-        for each in fields(groups[name]):
-            annotation = types[each.name]
-            options[each.name] = Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default, annotation=annotation)
+        options |= _options_of(groups[name])
 
     def called(**given: Any) -> None:
-        grouped = {name: kind(**{each.name: given.pop(each.name) for each in fields(kind)}) for name, kind in groups.items()}
+        grouped = {name: kind(**{each: given.pop(each) for each in _options_of(kind)}) for name, kind in groups.items()}
         command(**given, **grouped)
 
     called.__name__, called.__doc__ = command.__name__, command.__doc__
     called.__annotations__ = {name: option.annotation for name, option in options.items()}
     called.__signature__ = signature(command).replace(parameters=list(options.values()), return_annotation=None)  # type: ignore[attr-defined]
     return called
+
+
+def _options_of(group: type) -> dict[str, Parameter]:
+    types = get_type_hints(group, include_extras=True)
+    if group is Sampling:
+        declared = {name: SAMPLING_SETTINGS[name] for name in SAMPLING_OPTIONS}
+        types = {name: Annotated[types[name], _sampling_option(setting)] for name, setting in declared.items()}
+    return {
+        each.name: Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default, annotation=types[each.name])
+        for each in fields(group)
+        if each.name in types
+    }
+
+
+def _sampling_option(setting: SamplingSetting) -> Any:
+    return typer.Option(
+        help=setting.help if setting.default is None else f"{setting.help} ({setting.minimum:g} to {setting.maximum:g})"
+    )
 
 
 def model_settings(

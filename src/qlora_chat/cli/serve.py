@@ -27,14 +27,13 @@ from qlora_chat.cli.options import (
     Model,
     ModelOptions,
     PrecisionOption,
-    SamplingOptions,
     Slots,
     System,
     expanded,
     model_settings,
     one_or_named,
 )
-from qlora_chat.settings import ServeSettings, SettingsError
+from qlora_chat.settings import Sampling, ServeSettings, SettingsError
 
 SENDING_AT_THE_END_SECONDS = 1.5
 """A server is stopped within 30 s, most of which are for answers; what it has not sent is on the disk, for the next start."""
@@ -87,7 +86,7 @@ def serve(
 def chat(
     model: ModelOptions,
     engine: EngineOptions,
-    sampling: SamplingOptions,
+    sampling: Sampling,
     kv_cache_dtype: KVCacheDtypeOption = "auto",
     system: System = None,
     history: History = None,
@@ -95,12 +94,12 @@ def chat(
     """Talk in the terminal. /help lists what can be typed; Ctrl-C stops an answer."""
     settings.quiet_libraries()
     chosen = replace(model.settings(), kv_cache_dtype=kv_cache_dtype)  # type: ignore[arg-type]
-    drawn, where = sampling.settings(), engine.settings()
+    where = engine.settings()
 
     from qlora_chat.terminal import talk
 
     with closing(Persistence(settings.history_settings(history), settings.log_settings())) as keeping:
-        talk(keeping.chat(chosen, where), drawn, system, logging_on=keeping.logging_on)
+        talk(keeping.chat(chosen, where), sampling, system, logging_on=keeping.logging_on)
 
 
 @expanded
@@ -108,7 +107,7 @@ def ask(
     text: Annotated[str, typer.Argument(help="the question; - reads it from standard input")],
     model: ModelOptions,
     engine: EngineOptions,
-    sampling: SamplingOptions,
+    sampling: Sampling,
     kv_cache_dtype: KVCacheDtypeOption = "auto",
     system: System = None,
     history: History = None,
@@ -117,7 +116,7 @@ def ask(
     """Ask one question and print the answer."""
     settings.quiet_libraries()
     chosen = replace(model.settings(), kv_cache_dtype=kv_cache_dtype)  # type: ignore[arg-type]
-    drawn, where = sampling.settings(), engine.settings()
+    where = engine.settings()
     question = sys.stdin.read() if text == "-" else text
     if not question.strip():
         raise SettingsError("there is nothing to ask: TEXT is empty")
@@ -125,6 +124,6 @@ def ask(
     from qlora_chat.terminal import ask_once
 
     with closing(Persistence(settings.history_settings(history), settings.log_settings())) as keeping:
-        result = ask_once(keeping.chat(chosen, where), question, drawn, system, show=not as_json)
+        result = ask_once(keeping.chat(chosen, where), question, sampling, system, show=not as_json)
     if as_json:
         print(json.dumps(result, ensure_ascii=False))

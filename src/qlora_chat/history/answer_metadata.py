@@ -10,7 +10,10 @@ from typing import Any
 
 from qlora_chat import __version__
 from qlora_chat.history import TurnRecord
-from qlora_chat.settings import Sampling
+from qlora_chat.settings import LOGITS_PROCESSORS, SAMPLING_SETTINGS, Sampling
+
+ORIGINAL_KWARGS = ("top_k", "top_p", "temperature", "repetition_penalty")
+"""Settings that the original demo logged, in its order."""
 
 
 def answer_metadata(turn: TurnRecord) -> dict[str, Any]:
@@ -39,13 +42,10 @@ def answer_metadata(turn: TurnRecord) -> dict[str, Any]:
 
 
 def generate_kwargs(sampling: Sampling) -> dict[str, Any]:
-    """The four sampling settings that the original demo logged, under its names."""
-    return {
-        "top_k": sampling.top_k,
-        "top_p": sampling.top_p,
-        "temperature": sampling.temperature,
-        "repetition_penalty": sampling.repetition_penalty,
-    }
+    """Logits processors: the original's four always, later ones where they are on, so that its receivers see its fields."""
+    later = (name for name in LOGITS_PROCESSORS if name not in ORIGINAL_KWARGS)
+    names = (*ORIGINAL_KWARGS, *(name for name in later if getattr(sampling, name) != SAMPLING_SETTINGS[name].default))
+    return {name: getattr(sampling, name) for name in names}
 
 
 def _rounded(value: float | None) -> float | None:

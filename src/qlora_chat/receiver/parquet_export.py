@@ -14,6 +14,7 @@ from typing import Any
 from qlora_chat.private_files import private_opener
 from qlora_chat.receiver.database import StoreError
 from qlora_chat.receiver.turns import LoggedTurn
+from qlora_chat.settings import LOGITS_PROCESSORS, SAMPLING_SETTINGS
 from qlora_chat.text import replace_surrogates
 
 ROWS_PER_GROUP = 2000
@@ -21,8 +22,9 @@ _TEXT_COLUMNS = (
     "id", "conversation_id", "turn_id", "parent_id", "user_turn_id", "day", "question", "answer", "prompt", "finish_reason",
     "model", "base", "adapter", "precision", "device", "edited", "comment",
 )  # fmt: skip
-_INT_COLUMNS = ("version", "top_k", "prompt_tokens", "cached_tokens", "completion_tokens", "rating")
-_FLOAT_COLUMNS = ("temperature", "top_p", "repetition_penalty", "ttft_ms", "tokens_per_s")
+_INT_SETTINGS = tuple(name for name in LOGITS_PROCESSORS if SAMPLING_SETTINGS[name].whole)
+_INT_COLUMNS = ("version", *_INT_SETTINGS, "prompt_tokens", "cached_tokens", "completion_tokens", "rating")
+_FLOAT_COLUMNS = (*(name for name in LOGITS_PROCESSORS if name not in _INT_SETTINGS), "ttft_ms", "tokens_per_s")
 
 
 def export_parquet(turns: Iterable[LoggedTurn], file: Path) -> int:

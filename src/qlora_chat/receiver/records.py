@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from qlora_chat.settings import LOGITS_PROCESSORS
+
 Kind = Literal["turn", "feedback", "tombstone"]
 KINDS: tuple[Kind, ...] = ("turn", "feedback", "tombstone")
 MAX_NAME_LENGTH = 200
@@ -133,7 +135,7 @@ def _turn_columns(data: Mapping[str, Any]) -> dict[str, Any]:
         "question_chars": len(question),
         "answer_chars": len(answer),
         "finish_reason": _name(data.get("finish_reason")),
-        **{name: _number(settings.get(name)) for name in ("temperature", "top_p", "top_k", "repetition_penalty")},
+        **{name: _number(settings.get(name)) for name in LOGITS_PROCESSORS},
         **{name: _number(data.get(name)) for name in _USAGE},
         "model": _name(model.get("name")),
         **{name: _name(model.get(name)) for name in ("base", "adapter", "precision", "device")},

@@ -29,6 +29,7 @@ from sqlalchemy import (
     Text,
     delete,
     insert,
+    inspect,
     select,
     text,
 )
@@ -38,6 +39,7 @@ from sqlalchemy.exc import DBAPIError
 from qlora_chat.databases import READS_ONLY, Migration
 from qlora_chat.receiver.database import BUSY_S, StoreError, migrate, open_database, unusable
 from qlora_chat.receiver.records import MAX_NAME_LENGTH, Record
+from qlora_chat.settings import LOGITS_PROCESSORS
 
 Outcome = Literal["stored", "duplicate", "erased"]
 """erased: the conversation was erased before; nothing of the record is stored."""
@@ -58,10 +60,7 @@ records = Table(
     Column("day", String(10), nullable=False),
     Column("received_at", Double, nullable=False),
     *(Column(name, String(MAX_NAME_LENGTH)) for name in ("model", "base", "adapter", "precision", "device", "finish_reason")),
-    Column("temperature", Double),
-    Column("top_p", Double),
-    Column("top_k", Double),
-    Column("repetition_penalty", Double),
+    *(Column(name, Double) for name in LOGITS_PROCESSORS),
     *(Column(name, Double) for name in ("prompt_tokens", "cached_tokens", "completion_tokens")),
     Column("question_chars", Integer),
     Column("answer_chars", Integer),
@@ -112,6 +111,7 @@ class RecordStore:
                 migrate(self._engine, MIGRATIONS)
             else:
                 self._check()
+            self._add_missing_columns()
         except BaseException:
             self._engine.dispose()
             raise
@@ -159,6 +159,21 @@ class RecordStore:
         except (DBAPIError, sqlite3.Error) as problem:
             raise StoreError(
                 f"{unusable(problem)}; is it the URL that `qlora-chat logs serve --store` was started with?"
+            ) from problem
+
+    def _add_missing_columns(self) -> None:
+        """Add the columns of sampling settings that are newer than the store. StoreError where they cannot be added."""
+        with self._reading() as connection:
+            if not _missing_columns(connection):
+                return
+        try:
+            with self._engine.begin() as connection:
+                for name in _missing_columns(connection):
+                    guard = "IF NOT EXISTS " if self._engine.dialect.name == "postgresql" else ""
+                    connection.execute(text(f"ALTER TABLE records ADD COLUMN {guard}{name} DOUBLE PRECISION"))
+        except DBAPIError as problem:
+            raise StoreError(
+                f"{unusable(problem)}; start `qlora-chat logs serve` once, which brings the store up to date"
             ) from problem
 
     def _reading(self) -> AbstractContextManager[Connection]:
@@ -214,6 +229,11 @@ class RecordStore:
         finally:
             cursor.close()
             connection.close()
+
+
+def _missing_columns(connection: Connection) -> list[str]:
+    present = {each["name"] for each in inspect(connection).get_columns("records")}
+    return [name for name in LOGITS_PROCESSORS if name not in present]
 
 
 def _conditions(where: RecordFilter) -> list[Any]:

@@ -33,13 +33,23 @@ from qlora_chat.settings.model import (
     Precision,
 )
 from qlora_chat.settings.persistence import HistorySettings, LogSettings
-from qlora_chat.settings.sampling import SAMPLING_RANGES, Range, Sampling
+from qlora_chat.settings.sampling import (
+    LOGITS_PROCESSORS,
+    SAMPLING_OPTIONS,
+    SAMPLING_SETTINGS,
+    SLIDERS,
+    Sampling,
+    SamplingSetting,
+)
 from qlora_chat.settings.server import DEFAULT_PORT, ReceiverSettings, ServeSettings
 
 __all__ = [
     "CPU_ISAS",
     "DEFAULT_PORT",
-    "SAMPLING_RANGES",
+    "LOGITS_PROCESSORS",
+    "SAMPLING_OPTIONS",
+    "SAMPLING_SETTINGS",
+    "SLIDERS",
     "AdapterMode",
     "CpuIsa",
     "Device",
@@ -49,9 +59,9 @@ __all__ = [
     "LogSettings",
     "ModelSettings",
     "Precision",
-    "Range",
     "ReceiverSettings",
     "Sampling",
+    "SamplingSetting",
     "ServeSettings",
     "SettingsError",
     "adapter_name",

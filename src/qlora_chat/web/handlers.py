@@ -19,12 +19,12 @@ from qlora_chat.chat import Chat
 from qlora_chat.engines import EngineError
 from qlora_chat.history import HistoryError, StaleConversation
 from qlora_chat.messages import Conversation
-from qlora_chat.settings import Sampling
+from qlora_chat.settings import SLIDERS, Sampling, SettingsError
 from qlora_chat.text import replace_surrogates
 from qlora_chat.web import render
 from qlora_chat.web.adapter_chooser import AdapterChooser
 from qlora_chat.web.features import PageFeatures
-from qlora_chat.web.parts import SAMPLING_NAMES, Parts
+from qlora_chat.web.parts import Parts
 from qlora_chat.web.past_conversations import PastConversations, listed
 from qlora_chat.web.running_answer import Answering
 from qlora_chat.web.session import AnswerOptions, Busy, ConversationRef, Session
@@ -32,6 +32,8 @@ from qlora_chat.web.sessions import Sessions
 
 Shown = dict[Any, Any]
 """What each part of the page becomes."""
+SLIDERS_BY_POSITION = ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens")
+"""As browsers remember them that last moved a slider before values had names."""
 GONE = "The process that was answering is gone. What it had written is kept; Retry asks again."
 
 
@@ -243,22 +245,25 @@ class Handlers:
         )
 
     def _sliders(self, remembered: Any) -> Shown:
-        """Values that the browser kept, if they still are what the sliders allow."""
-        if not isinstance(remembered, list) or len(remembered) != len(SAMPLING_NAMES):
+        """Values that the browser remembers, unless one of them is out of its range by now."""
+        if isinstance(remembered, list):
+            remembered = dict(zip(SLIDERS_BY_POSITION, remembered, strict=False))
+        if not isinstance(remembered, dict):
             return {}
+        values = {name: value for name, value in remembered.items() if name in SLIDERS}
         try:
-            _sampling(tuple(remembered))
-        except ValueError:
+            Sampling(**values)
+        except SettingsError:
             return {}
-        values = dict(zip(self._parts.sliders, remembered, strict=True))
-        return {slider: min(value, slider.maximum) for slider, value in values.items()}
+        sliders = zip(SLIDERS, self._parts.sliders, strict=True)
+        return {slider: min(values[name], slider.maximum) for name, slider in sliders if name in values}
 
 
 def _sampling(values: tuple[Any, ...]) -> Sampling:
     """SettingsError for what no slider sends, but a hostile client may."""
-    if len(values) != len(SAMPLING_NAMES):
-        raise ValueError(f"{len(values)} sampling values came; expected {', '.join(SAMPLING_NAMES)}")
-    return Sampling(**dict(zip(SAMPLING_NAMES, values, strict=True)))
+    if len(values) != len(SLIDERS):
+        raise ValueError(f"{len(values)} sampling values came; expected {', '.join(SLIDERS)}")
+    return Sampling(**dict(zip(SLIDERS, values, strict=True)))
 
 
 def _asking(adapter: Any, system: Any, logged: Any, values: tuple[Any, ...]) -> AnswerOptions:

@@ -61,7 +61,7 @@ export function rememberTab(adapter, system, logged) {
   write(sessionStorage, TAB, { adapter, system: sendable ? system : "", logged });
 }
 
-export function rememberSampling(...values) {
-  write(localStorage, SAMPLING, values);
+export function rememberSampling(names, ...values) {
+  write(localStorage, SAMPLING, Object.fromEntries(names.map((name, index) => [name, values[index]])));
   return values;
 }

@@ -5,6 +5,7 @@ Scope: Gradio Blocks. Knows no engine and no HTTP.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ import gradio as gr
 from gradio import themes
 
 from qlora_chat.chat import Chat
-from qlora_chat.settings import SAMPLING_RANGES
+from qlora_chat.settings import SAMPLING_SETTINGS, SLIDERS
 from qlora_chat.web import render
 from qlora_chat.web.event_filter import Event, Field
 from qlora_chat.web.features import PageFeatures
 from qlora_chat.web.feedback import THUMBS, FeedbackHandlers, Panel, lay_out_panel
 from qlora_chat.web.handlers import Handlers
-from qlora_chat.web.parts import LONGEST, SAMPLING_NAMES, Parts
+from qlora_chat.web.parts import LONGEST, Parts
 from qlora_chat.web.sessions import Sessions
 
 CSS = Path(__file__).with_name("page.css")
@@ -31,13 +32,6 @@ QUEUE_TICK_SECONDS = 0.005
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
 AT_ONCE: dict[str, Any] = {**QUIET, "queue": False}
 
-LABELS = {
-    "temperature": ("Temperature", "0: always the likeliest token"),
-    "top_p": ("Top-p", "share of probability drawn from; 1: off"),
-    "top_k": ("Top-k", "tokens drawn from; 0: off"),
-    "repetition_penalty": ("Repetition penalty", "against saying it again; 1: off"),
-    "max_new_tokens": ("Max new tokens", "the longest answer"),
-}
 DISCLAIMER = "A language model wrote these answers. They can be wrong, biased or offensive: check what matters."
 
 
@@ -119,7 +113,7 @@ def _lay_out(chat: Chat, keeps: PageFeatures) -> tuple[Parts, Panel]:
     past = _past(keeps.kept)
     with gr.Accordion("Advanced options", open=False, elem_id="options"):
         with gr.Row():
-            sliders = tuple(_slider(name, info.window) for name in SAMPLING_NAMES)
+            sliders = tuple(_slider(name, info.window) for name in SLIDERS)
         system = gr.Textbox(
             label="System text", elem_id="system", lines=2, max_lines=6,
             info="leads the conversation, from the next message on",
@@ -160,10 +154,13 @@ def _logging(keeps: PageFeatures) -> gr.Checkbox:
 
 
 def _slider(name: str, window: int) -> gr.Slider:
-    allowed, (label, info) = SAMPLING_RANGES[name], LABELS[name]
-    most = min(allowed.maximum, window) if name == "max_new_tokens" else allowed.maximum
-    value = min(allowed.default, most)
-    return gr.Slider(allowed.minimum, most, value, step=allowed.step, label=label, info=info, elem_id=name, min_width=220)
+    setting = SAMPLING_SETTINGS[name]
+    maximum = min(setting.maximum, window) if name == "max_new_tokens" else setting.maximum
+    default = min(setting.default or 0, maximum)
+    return gr.Slider(
+        setting.minimum, maximum, default, step=setting.step, label=setting.label, info=setting.help, elem_id=name,
+        min_width=220,
+    )  # fmt: skip
 
 
 def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
@@ -187,7 +184,7 @@ def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     parts.clear.click(handlers.clear, None, outputs, concurrency_limit=None, **quiet)
     gr.on(
         [slider.change for slider in parts.sliders], handlers.sample, [*parts.sliders], [parts.notice],
-        js=_js("rememberSampling"), trigger_mode="always_last", **at_once,
+        js=_js("rememberSampling", SLIDERS), trigger_mode="always_last", **at_once,
     )  # fmt: skip
     _connect_past(parts, handlers, outputs, at_once)
     parts.conversation.change(None, [parts.conversation], js=_js("rememberConversation"))
@@ -205,6 +202,7 @@ def _connect_past(parts: Parts, handlers: Handlers, outputs: list[Any], at_once:
     parts.delete.click(handlers.delete_past, [parts.found, parts.find], changed, js=_js("confirmDelete"), **at_once)
 
 
-def _js(name: str) -> str:
-    """A call of one of page.js's functions, for Gradio to run in the browser."""
-    return f'async (...values) => (await import(new URL("page.js", document.baseURI))).{name}(...values)'
+def _js(name: str, *arguments: Any) -> str:
+    """A call of one of page.js's functions, for Gradio to run in the browser; the event's values follow `arguments`."""
+    leading = "".join(f"{json.dumps(each)}, " for each in arguments)
+    return f'async (...values) => (await import(new URL("page.js", document.baseURI))).{name}({leading}...values)'

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-SAMPLING_NAMES = ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens")
-"""Sampling's fields that have a slider, in the order of the sliders."""
 LONGEST: Mapping[str, int] = {
     "box": 200_000,
     "system": 20_000,
@@ -43,7 +41,7 @@ class Parts:
     undo: gr.Button
     clear: gr.Button
     sliders: tuple[gr.Slider, ...]
-    """In the order of SAMPLING_NAMES."""
+    """In the order of settings.SLIDERS."""
     adapter: gr.Dropdown
     """Which of several adapters answers; invisible where there is nothing to choose."""
     system: gr.Textbox

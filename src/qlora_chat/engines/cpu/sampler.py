@@ -8,24 +8,26 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Sequence
+from operator import attrgetter
 
 import torch
 from torch import Tensor
 
 from qlora_chat.engines.core.sampler import SamplerInput
+from qlora_chat.settings import LOGITS_PROCESSORS, SAMPLING_SETTINGS
 
 
 class _Choice(ctypes.Structure):
     """Choice in choose.h."""
 
     _fields_ = (
-        ("temperature", ctypes.c_float),
-        ("top_p", ctypes.c_float),
-        ("penalty", ctypes.c_float),
-        ("top_k", ctypes.c_int),
+        *((name, ctypes.c_int if SAMPLING_SETTINGS[name].whole else ctypes.c_float) for name in LOGITS_PROCESSORS),
         ("seen", ctypes.c_void_p),
         ("draw", ctypes.c_double),
     )
+
+
+_processors = attrgetter(*LOGITS_PROCESSORS)
 
 
 class CpuSampler:
@@ -50,6 +52,4 @@ class CpuSampler:
 def _packed(choice: SamplerInput) -> _Choice:
     sampling = choice.sampling
     seen = None if choice.seen is None else choice.seen.data_ptr()
-    return _Choice(
-        sampling.temperature, sampling.top_p, sampling.repetition_penalty, sampling.top_k, seen, choice.draw
-    )  # fmt: skip
+    return _Choice(*_processors(sampling), seen, choice.draw)

@@ -9,16 +9,17 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qlora_chat.settings import Sampling
+from qlora_chat.settings import LOGITS_PROCESSORS, SAMPLING_SETTINGS, Sampling
 from qlora_chat.stopping import Stops
 
 SCORES = frozenset({"logprobs", "return_tokens_as_token_ids"})
 """What asks for log probabilities, with tokens named by their ids, as vLLM does it."""
-OPTIONAL = SCORES | {"top_k", "repetition_penalty", "seed", "stop_token_ids", "return_token_ids", "stream_options"}
+PROCESSORS = tuple(name for name in LOGITS_PROCESSORS if name not in ("temperature", "top_p"))
+"""Beyond OpenAI's two, as vLLM takes them at the top level."""
+OPTIONAL = SCORES | {*PROCESSORS, "seed", "stop_token_ids", "return_token_ids", "stream_options"}
 """Fields beyond OpenAI's oldest: as vLLM takes them at the top level."""
 LACKS = {
-    "top_k": "has no top-k",
-    "repetition_penalty": "has no repetition penalty",
+    **{name: f"has no {SAMPLING_SETTINGS[name].label.lower()}" for name in PROCESSORS},
     "seed": "has no seed: an answer cannot be made again",
 }
 """Of those, what a person would miss."""
@@ -63,8 +64,7 @@ class Capabilities:
         """The request's JSON. Every setting is sent, for a server may have defaults of its own."""
         chosen = _chosen(sampling)
         offered = {
-            "top_k": chosen["top_k"],
-            "repetition_penalty": chosen["repetition_penalty"],
+            **{name: chosen[name] for name in PROCESSORS},
             "seed": seed,
             "stop_token_ids": sorted(stops.token_ids),
             "return_token_ids": True,
@@ -88,22 +88,18 @@ class Capabilities:
 def _chosen(sampling: Sampling) -> dict[str, Any]:
     """Greedy is temperature 0 everywhere; a top-p of 0, which means the same here, is refused by some servers."""
     greedy = sampling.temperature == 0 or sampling.top_p == 0
-    return {
-        "temperature": 0.0 if greedy else sampling.temperature,
-        "top_p": 1.0 if greedy else sampling.top_p,
-        "top_k": 0 if greedy else sampling.top_k,
-        "repetition_penalty": sampling.repetition_penalty,
-    }
+    chosen = {name: getattr(sampling, name) for name in LOGITS_PROCESSORS}
+    return {**chosen, "temperature": 0.0, "top_p": 1.0, "top_k": 0} if greedy else chosen
 
 
 def _nested(chosen: dict[str, Any], stops: Stops, max_tokens: int) -> dict[str, Any]:
     """Transformers' GenerationConfig, which replaces the model's own: so it must name the ends, too."""
     greedy = chosen["temperature"] == 0
     ends = sorted(stops.token_ids)
-    sampled = {"do_sample": True, **{name: chosen[name] for name in ("temperature", "top_p", "top_k")}}
+    drawn = {"repetition_penalty": chosen["repetition_penalty"]} if greedy else chosen
     return {
-        **({"do_sample": False} if greedy else sampled),
-        "repetition_penalty": chosen["repetition_penalty"],
+        "do_sample": not greedy,
+        **drawn,
         "max_new_tokens": max_tokens,
         "eos_token_id": ends or None,
         "pad_token_id": ends[0] if ends else 0,

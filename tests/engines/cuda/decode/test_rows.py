@@ -27,8 +27,10 @@ def test_padding_has_no_slot_and_no_adapter() -> None:
 def test_a_row_has_the_settings_that_its_token_is_sampled_with() -> None:
     sampling = Sampling(temperature=0.5, top_p=0.75, top_k=40, repetition_penalty=1.25)
     columns = columns_of([Row(0, 9, 7, sampling, count=3, seed=2**63 + 1), Row(1, 5, 8)])
-    found = {name: columns[name][0] for name in ("temperatures", "top_ps", "top_ks", "penalties", "counts", "seeds")}
-    assert found == {"temperatures": 0.5, "top_ps": 0.75, "top_ks": 40, "penalties": 1.25, "counts": 3, "seeds": 2**63 + 1}
+    found = {name: columns[name][0] for name in ("temperature", "top_p", "top_k", "repetition_penalty", "counts", "seeds")}
+    assert found == {
+        "temperature": 0.5, "top_p": 0.75, "top_k": 40, "repetition_penalty": 1.25, "counts": 3, "seeds": 2**63 + 1,
+    }  # fmt: skip
     assert columns["seeds"].dtype == np.uint64
 
 

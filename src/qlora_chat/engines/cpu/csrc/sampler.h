@@ -11,9 +11,10 @@
 
 #include "simd.h"
 
-struct Choice {
-  float temperature, top_p, penalty;
-  int top_k;            // 0: all
+struct Choice {  // begins with the logits processors of settings/sampling.py, in their order
+  float temperature, top_p;
+  int top_k;  // 0: all
+  float penalty;
   const uint8_t* seen;  // (vocabulary) 1 where the penalty applies; null where it is off
   double draw;          // uniform in [0, 1)
 };

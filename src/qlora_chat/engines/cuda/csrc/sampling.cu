@@ -57,10 +57,10 @@ struct Sample {
   const int* slots;         // [R]
   const int* sample_modes;  // [R] 0: a prefill row, which only fills the cache; 1: sample and advance the row;
                             // DRAFTED + n: sample, where the tokens of this row and of the n - 1 before it are drafts
-  const float* temperatures;
-  const float* top_ps;
-  const float* penalties;
-  const int* top_ks;
+  const float* temperature;  // [R] each: the logits processors of settings/sampling.py, in their order
+  const float* top_p;
+  const int* top_k;
+  const float* repetition_penalty;
   const u64* seeds;
   int* sampled;  // [R][ring] in pinned host memory; -1 where logits are not finite
   int ring;
@@ -227,8 +227,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_con
   const int sample_mode = p.sample_modes[row];
   if (slot < 0 || !sample_mode) return;
   int phase = 0;
-  const float penalty = p.penalties[row], temperature = p.temperatures[row], top_p = p.top_ps[row];
-  const int top_k = p.top_ks[row] < VOCABULARY ? p.top_ks[row] : 0;
+  const float penalty = p.repetition_penalty[row], temperature = p.temperature[row], top_p = p.top_p[row];
+  const int top_k = p.top_k[row] < VOCABULARY ? p.top_k[row] : 0;
   u32* const seen = p.seen + (size_t)slot * ((VOCABULARY + 31) / 32);
   float weight[EACH];  // first logits, then their exponentials: monotonic, and positive floats compare as their bits do
   float max_logit = -3e38f;

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qlora_chat.settings import Sampling
+from qlora_chat.settings import LOGITS_PROCESSORS, SAMPLING_SETTINGS, Sampling
 
 BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 """Rows of the captured graphs; a step with other numbers of rows runs with padding."""
 MAX_ROWS = BUCKETS[-1]
 DRAFTED = 2
 """First of the sample modes of rows that verify a draft, as in sampling.cu."""
-GREEDY = Sampling(temperature=0.0, top_p=1.0, top_k=0, repetition_penalty=1.0)
+GREEDY = Sampling(temperature=0.0, top_p=1.0)
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class Row:
         return 1 if self.drafted is None else DRAFTED + self.drafted
 
 
+def _setting(name: str) -> Callable[[Row, Sampling], float]:
+    read = attrgetter(name)
+    return lambda _, sampling: read(sampling)
+
+
 COLUMNS: dict[str, tuple[type[np.generic], Callable[[Row, Sampling], float]]] = {
     "slots": (np.int32, lambda row, _: row.slot),
     "positions": (np.int32, lambda row, _: row.position),
@@ -55,14 +61,10 @@ COLUMNS: dict[str, tuple[type[np.generic], Callable[[Row, Sampling], float]]] = 
     "counts": (np.int32, lambda row, _: row.count),
     "sample_modes": (np.int32, lambda row, _: row.sample_mode),
     "adapters": (np.int32, lambda row, _: row.adapter),
-    "temperatures": (np.float32, lambda _, sampling: sampling.temperature),
-    "top_ps": (np.float32, lambda _, sampling: sampling.top_p),
-    "penalties": (np.float32, lambda _, sampling: sampling.repetition_penalty),
-    "top_ks": (np.int32, lambda _, sampling: sampling.top_k),
+    **{name: (np.int32 if SAMPLING_SETTINGS[name].whole else np.float32, _setting(name)) for name in LOGITS_PROCESSORS},
     "seeds": (np.uint64, lambda row, _: row.seed),
 }
-"""Type and value of each column. A new sampling setting is one column here and one field of Sample (sampling.cu,
-arguments.py)."""
+"""Type and value of each column. Sampling settings come from settings/sampling.py."""
 ROW_LAYOUT = np.dtype([(name, dtype, (MAX_ROWS,)) for name, (dtype, _) in COLUMNS.items()])
 PADDING = np.zeros((), ROW_LAYOUT)
 PADDING["slots"] = PADDING["adapters"] = -1

@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 from ctypes import c_float, c_int, c_uint64, c_void_p
 
+from qlora_chat.settings import LOGITS_PROCESSORS
+
 ROPE_AND_CACHE, ADD_TO_RESIDUAL, SILU_TIMES_UP, STORE = range(4)
 """Epilogues of a product, as in epilogue.cuh."""
 
@@ -84,7 +86,7 @@ class SampleArguments(ctypes.Structure):
     """Sample in sampling.cu; the columns are those of decode/rows.py."""
 
     _fields_ = _fields(
-        "logits seen tokens positions counts slots sample_modes temperatures top_ps penalties top_ks seeds sampled",
+        f"logits seen tokens positions counts slots sample_modes {' '.join(LOGITS_PROCESSORS)} seeds sampled",
         *_ints("ring"),
     )
 
