@@ -13,7 +13,7 @@ from qlora_chat.settings import EngineSettings, LogSettings, ModelSettings, Samp
     ("field", "value"),
     [
         (field, value)
-        for field in ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens")
+        for field in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
         for value in (math.nan, math.inf, -math.inf, 1e309, -1, 2**63, 10**400, True, False, "1", None, [1])
     ]
     + [("seed", value) for value in (math.nan, -1, 2**63, True, "1", 0.5)]
@@ -22,6 +22,7 @@ from qlora_chat.settings import EngineSettings, LogSettings, ModelSettings, Samp
         ("top_k", 201),
         ("temperature", 2.01),
         ("top_p", 1.001),
+        ("min_p", 1.001),
         ("repetition_penalty", 0.99),
         ("max_new_tokens", 0),
     ],

@@ -260,8 +260,11 @@ def check_sampling(decoder, shape):
     """Frequencies of 64 x 100 draws against the distribution that engines/core/sampler.py defines."""
     from qlora_chat.engines.core.sampler import filter_candidates
 
-    for temperature, top_k, top_p in ((0.7, 40, 0.9), (1.0, 0, 0.8), (1.3, 5, 1.0), (0.7, 0, 1.0), (0.5, 3, 0.0)):
-        sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
+    for temperature, top_k, top_p, min_p in (
+        (0.7, 40, 0.9, 0), (1.0, 0, 0.8, 0), (1.3, 5, 1.0, 0), (0.7, 0, 1.0, 0), (0.5, 3, 0.0, 0),
+        (0.7, 0, 1.0, 0.05), (1.3, 40, 0.95, 0.1), (1.7, 0, 0.99, 0.001),
+    ):  # fmt: skip
+        sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p)
         torch.manual_seed(1)
         logits = torch.randn(shape.vocabulary, device="cuda") * 4
         decoder.logits[:] = logits
@@ -284,7 +287,7 @@ def check_sampling(decoder, shape):
         outside = int(((expected == 0) & (observed > 0)).sum())
         allowed = 0.5 * (support / 6400) ** 0.5 + 0.02
         say(
-            f"sampling T{temperature} k{top_k} p{top_p}",
+            f"sampling T{temperature} k{top_k} p{top_p} m{min_p}",
             outside == 0 and distance < allowed,
             distance=round(distance, 4),
             support=support,

@@ -19,7 +19,7 @@ HELLO: dict[str, dict[str, Any]] = {
     CHAT: {"model": "scripted", "messages": [{"role": "user", "content": "hi"}]},
     COMPLETION: {"model": "scripted", "prompt": "hi"},
 }
-NUMBERS = ["temperature", "top_p", "top_k", "repetition_penalty", "max_tokens", "seed", "n"]
+NUMBERS = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed", "n"]
 OTHERS = [
     "max_completion_tokens", "top_logprobs", "logprobs", "stream", "stream_options", "stop", "store", "ignore_eos",
 ]  # fmt: skip

@@ -118,18 +118,29 @@ def test_the_log_is_sent_before_ask_exits(environment: dict[str, str]) -> None:
         thread = threading.Thread(target=receiver.serve_forever, args=(0.02,))
         thread.start()
         address = f"http://127.0.0.1:{receiver.server_port}/"
-        done = run({**environment, "LOGGING_URL": address}, "ask", "What is the capital of France?", "--temperature", "0")
+        done = run(
+            {**environment, "LOGGING_URL": address},
+            "ask",
+            "What is the capital of France?",
+            "--temperature",
+            "0",
+            "--min-p",
+            "0.1",
+        )
         receiver.shutdown()
         thread.join()
     assert done.returncode == 0
     assert received[0]["history"] == [["What is the capital of France?", "The capital of France is Paris."]]
     assert received[0]["messages"] == "### Human: What is the capital of France?### Assistant:"
-    assert received[0]["generate_kwargs"] == {"top_k": 0, "top_p": 0.9, "temperature": 0.0, "repetition_penalty": 1.0}
+    assert received[0]["generate_kwargs"] == {
+        "top_k": 0, "top_p": 0.9, "temperature": 0.0, "repetition_penalty": 1.0, "min_p": 0.1,
+    }  # fmt: skip
 
 
 def test_chat_remembers_and_obeys(environment: dict[str, str]) -> None:
     typed = "\n".join(
         ["/set temperature 0", "My name is Tom.", "What is my name?", "/set top_k 999", "/set warmth 1", "/set top_p much",
+         "/set min_p 0.1",
          "/undo", "/retry", "/system Be brief.", "/clear", "/set", "/nonsense", "What is the capital of France?",
          "/exit", "never read"]
     )  # fmt: skip
@@ -138,7 +149,7 @@ def test_chat_remembers_and_obeys(environment: dict[str, str]) -> None:
     assert "Your name is Tom." in done.stdout
     assert "The capital of France is Paris." in done.stdout
     assert "(a new conversation)" in done.stdout
-    assert "temperature 0.0, top_p 0.9" in done.stdout
+    assert "temperature 0.0, top_p 0.9, top_k 0, min_p 0.1" in done.stdout
     assert "top_k is 999, but must be a whole number from 0 to 200" in done.stderr
     assert "unknown sampling setting 'warmth'" in done.stderr
     assert "/set top_p needs a number, but got 'much'" in done.stderr

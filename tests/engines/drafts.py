@@ -27,6 +27,7 @@ SAMPLINGS = [
     Sampling(temperature=0.7, top_k=40, top_p=0.9, repetition_penalty=1.1, max_new_tokens=60),
     Sampling(temperature=1.0, top_p=1.0, max_new_tokens=60),
     Sampling(temperature=1.5, top_p=0.95, repetition_penalty=1.3, max_new_tokens=60),
+    Sampling(temperature=1.5, top_p=1.0, min_p=0.1, max_new_tokens=60),
 ]
 
 

@@ -94,6 +94,12 @@ def test_a_figure_that_cannot_be_counted_loses_no_turn() -> None:
     assert columns["temperature"] is columns["top_k"] is columns["top_p"] is columns["tokens_per_s"] is columns["model"] is None
 
 
+def test_a_setting_that_is_off_or_not_sent_has_an_empty_column() -> None:
+    sent = {**turn_v2()["generate_kwargs"], "min_p": 0.05}
+    assert read_record(posted(turn_v2(generate_kwargs=sent))).columns["min_p"] == 0.05
+    assert read_record(posted(turn_v1())).columns["min_p"] is None
+
+
 def test_a_name_has_no_control_characters() -> None:
     record = read_record(posted(turn_v2(finish_reason="\x1b[31mstop\x00\ud800")))
     assert record.columns["finish_reason"] == "[31mstop"

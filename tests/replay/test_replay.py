@@ -69,7 +69,10 @@ def test_a_sampled_answer_is_replayed_identically_with_its_seed(
 
 def test_settings_changes_are_replayed_at_the_same_token(shared_engine: LocalEngine, chat: Chat) -> None:
     data = record_of(
-        shared_engine, ["Tell me a story about a fox."], WARM.changed(seed=4), moved_to=WARM.changed(temperature=0.3)
+        shared_engine,
+        ["Tell me a story about a fox."],
+        WARM.changed(seed=4),
+        moved_to=WARM.changed(temperature=0.3, min_p=0.05),
     )
     (change,) = data["settings_changes"]
     assert change["at_token"] >= 5

@@ -27,7 +27,7 @@ DEFAULT_COMPLETION_TOKENS = 16
 NO_EFFECT: dict[str, tuple[Any, ...]] = {
     "tools": ([],), "functions": ([],), "tool_choice": ("none", "auto"), "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},), "modalities": (["text"],), "audio": (), "prediction": (),
-    "logit_bias": ({},), "frequency_penalty": (0,), "presence_penalty": (0,), "min_p": (0,), "min_tokens": (0,),
+    "logit_bias": ({},), "frequency_penalty": (0,), "presence_penalty": (0,), "min_tokens": (0,),
     "length_penalty": (1,), "typical_p": (1,), "use_beam_search": (False,), "best_of": (1,), "echo": (False,), "suffix": ("",),
     "bad_words": ([],), "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (),
     "structured_outputs": (), "logits_processors": ([],), "prompt_logprobs": (0,), "truncate_prompt_tokens": (),

@@ -58,6 +58,12 @@ class Sampling:
     )
     """Smallest set of tokens whose probability reaches this; 1 is off, 0 leaves only the likeliest."""
     top_k: int = _declare(SamplingSetting(0, 0, 200, "tokens drawn from; 0: off", "Top-k", step=1, whole=True, processor=True))
+    min_p: float = _declare(
+        SamplingSetting(
+            0.0, 0, 1, "least probability, as a share of the likeliest token's; 0: off", "Min-p", step=0.01, processor=True
+        )
+    )
+    """Nguyen et al. 2024. It cuts what top-k and top-p leave; the likeliest token always stays."""
     repetition_penalty: float = _declare(
         SamplingSetting(1.0, 1, 2, "against saying it again; 1: off", "Repetition penalty", step=0.05, processor=True)
     )

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import (
     LogitsProcessorList,
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -28,6 +29,10 @@ SETTINGS = [
     Sampling(temperature=0.05, top_k=1, top_p=0.5),
     Sampling(temperature=1.0, top_p=1.0),
     Sampling(temperature=1.0, top_p=0.0),
+    Sampling(temperature=1.5, top_p=1.0, min_p=0.05),
+    Sampling(temperature=1.0, top_p=0.95, top_k=60, min_p=0.1, repetition_penalty=1.1),
+    Sampling(temperature=2.0, top_p=0.7, min_p=0.02),
+    Sampling(temperature=1.0, top_p=1.0, min_p=1.0),
 ]
 
 
@@ -55,6 +60,8 @@ def theirs(logits: torch.Tensor, ids: list[int], sampling: Sampling) -> torch.Te
         steps.append(TopKLogitsWarper(sampling.top_k))
     if sampling.top_p < 1:
         steps.append(TopPLogitsWarper(max(sampling.top_p, 1e-9)))
+    if sampling.min_p:
+        steps.append(MinPLogitsWarper(sampling.min_p))
     return steps(torch.tensor([ids]), logits[None].clone())[0].softmax(-1)  # type: ignore[arg-type]
 
 

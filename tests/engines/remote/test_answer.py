@@ -20,7 +20,7 @@ from tests.fakes import ScriptedServer, demo_tokens
 def test_our_ids_settings_and_stops_go_out_and_tokens_come_back(
     server: ScriptedServer, open_to: Callable[..., RemoteEngine]
 ) -> None:
-    sampling = Sampling(temperature=0.5, top_p=0.8, top_k=7, repetition_penalty=1.2, max_new_tokens=100, seed=11)
+    sampling = Sampling(temperature=0.5, top_p=0.8, top_k=7, min_p=0.05, repetition_penalty=1.2, max_new_tokens=100, seed=11)
     pieces = list(open_to(server).stream(PROMPT, sampling, STOPS))
     assert "".join(piece.text for piece in pieces) == TEXT
     assert [piece.token_id for piece in pieces if piece.token_id is not None] == [each for each, _ in ANSWER]
@@ -29,8 +29,9 @@ def test_our_ids_settings_and_stops_go_out_and_tokens_come_back(
     assert (finish.reason, finish.prompt_tokens, finish.completion_tokens) == ("stop", len(PROMPT.ids), len(ANSWER))
     assert finish.ttft_ms is not None
     (request,) = server.requests
-    expected = {"prompt": list(PROMPT.ids), "temperature": 0.5, "top_p": 0.8, "top_k": 7, "repetition_penalty": 1.2,
-                "max_tokens": 100, "seed": 11, "stop": list(STOPS.texts), "stop_token_ids": [2], "stream": True}  # fmt: skip
+    expected = {"prompt": list(PROMPT.ids), "temperature": 0.5, "top_p": 0.8, "top_k": 7, "min_p": 0.05,
+                "repetition_penalty": 1.2, "max_tokens": 100, "seed": 11,
+                "stop": list(STOPS.texts), "stop_token_ids": [2], "stream": True}  # fmt: skip
     assert {name: request[name] for name in expected} == expected
 
 

@@ -16,11 +16,12 @@ from tests.fakes import ScriptedServer
 
 
 def test_what_a_server_refuses_is_left_out_and_said(server: ScriptedServer, open_to: Callable[..., RemoteEngine]) -> None:
-    server.refused_fields = frozenset({"top_k", "return_token_ids", "stream_options", "generation_config"})
+    server.refused_fields = frozenset({"top_k", "min_p", "return_token_ids", "stream_options", "generation_config"})
     server.gives_ids = False
     engine = open_to(server)
     assert text_of(engine.stream(PROMPT, GREEDY, STOPS)) == TEXT
-    assert any("has no top-k" in line for line in engine.info.notices)
+    for missing in ("has no top-k", "has no min-p"):
+        assert any(missing in line for line in engine.info.notices)
     assert not any("repetition" in line for line in engine.info.notices)
 
 

@@ -1,7 +1,7 @@
 """Logits -> next tokens, each chat with its own settings.
 
 Scope: the arithmetic of choosing. Same results as Transformers' processors in its order: repetition penalty,
-temperature, top-k, top-p. Knows no model and no text.
+temperature, top-k, top-p, min-p. Knows no model and no text.
 
 Shapes: R rows (one a chat), V vocabulary.
 """
@@ -76,7 +76,7 @@ def _penalised(logits: Tensor, choices: Sequence[SamplerInput]) -> Tensor:
 
 
 def _sample(logits: Tensor, choices: Sequence[SamplerInput]) -> Tensor:
-    """Draw from what temperature, top-k and top-p leave. -> (R,)."""
+    """Draw from what temperature, top-k, top-p and min-p leave. -> (R,)."""
     scaled = logits / _column([choice.sampling.temperature for choice in choices], logits)
     candidates = filter_candidates(scaled, [choice.sampling for choice in choices], HEAD)
     drawn = _draw(candidates, choices)
@@ -106,15 +106,15 @@ class Candidates:
     """The best tokens of each row in descending order."""
 
     logits: Tensor
-    """(R, size) over temperature; -inf where top-k or top-p cut."""
+    """(R, size) over temperature; -inf where top-k, top-p or min-p cut."""
     tokens: Tensor
     """(R, size)."""
     complete: Tensor
-    """(R,) bool: everything that top-k and top-p keep is among them."""
+    """(R,) bool: everything that top-k, top-p and min-p leave is among them."""
 
 
 def filter_candidates(scaled: Tensor, samplings: Sequence[Sampling], size: int) -> Candidates:
-    """What top-k and then top-p keep of logits over temperature (R, V), looking at the best `size` tokens."""
+    """What top-k, then top-p, then min-p leave of logits over temperature (R, V), looking at the best `size` tokens."""
     vocabulary = scaled.shape[-1]
     size = min(size, vocabulary)
     ordered, tokens = scaled.topk(size, dim=-1)
@@ -128,6 +128,8 @@ def filter_candidates(scaled: Tensor, samplings: Sequence[Sampling], size: int) 
     top_p = _column([sampling.top_p if sampling.top_p < 1 else torch.inf for sampling in samplings], scaled)
     outside = before >= top_p
     outside[:, 0] = False  # the best token always stays
+    if any(sampling.min_p for sampling in samplings):
+        outside |= ordered < ordered[:, :1] + _column([sampling.min_p for sampling in samplings], scaled).log()
     complete = limited | outside[:, -1] | (size == vocabulary)
     return Candidates(ordered.masked_fill(outside, -torch.inf), tokens, complete)
 

@@ -1,6 +1,6 @@
 // Logits of one row -> the next token: what engines/core/sampler.py does through torch, in one pass over the row.
 //
-// Scope: penalty, temperature, top-k, top-p, the draw, in Transformers' order. Knows no chats and no threads. (torch would
+// Scope: penalty, temperature, top-k, top-p, min-p, the draw, in Transformers' order. Knows no chats and no threads. (torch would
 // do, but its team of threads goes on spinning after each call, on the core that the next pass wants.)
 #pragma once
 #include <algorithm>
@@ -14,7 +14,7 @@
 struct Choice {  // begins with the logits processors of settings/sampling.py, in their order
   float temperature, top_p;
   int top_k;  // 0: all
-  float penalty;
+  float min_p, penalty;
   const uint8_t* seen;  // (vocabulary) 1 where the penalty applies; null where it is off
   double draw;          // uniform in [0, 1)
 };
@@ -35,12 +35,15 @@ class Chooser {
     if (wanted < n) {  // all of what counts, those as likely as the last one included
       take(n, wanted);
       weigh(most, scale);
-      return draw(choice, std::accumulate(weights_.begin(), weights_.end(), 0.0), true);
+      const double total = std::accumulate(weights_.begin(), weights_.end(), 0.0);
+      drop_below(choice.min_p);
+      return draw(choice, total, true);
     }
     const double total = whole(n, most, float(scale));
     take(n, std::min(n, LIKELIEST));
     weigh(most, scale);
-    const int found = draw(choice, total, int(kept_.size()) == n);
+    const bool all = int(kept_.size()) == n, dropped = drop_below(choice.min_p);
+    const int found = draw(choice, total, all || dropped);
     if (found >= 0) return found;
     take(n, n);
     weigh(most, scale);
@@ -96,6 +99,15 @@ class Chooser {
   void weigh(float most, double scale) {
     weights_.clear();
     for (const int token : kept_) weights_.push_back(std::exp((row_[token] - most) * scale));
+  }
+
+  // Min-p: a weight is its token's probability over the likeliest one's. True if that leaves less than there was, and so all
+  // that it leaves of the vocabulary.
+  bool drop_below(float min_p) {
+    if (min_p <= 0) return false;
+    const size_t before = kept_.size();
+    while (weights_.back() < min_p) weights_.pop_back(), kept_.pop_back();
+    return kept_.size() < before;
   }
 
   // The sum of all weights.

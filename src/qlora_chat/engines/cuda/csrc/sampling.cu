@@ -1,7 +1,7 @@
 // Both ends of a step: token to embedding, and logits to the next token.
 //
-// Sampling is that of engines/core/sampler.py, in its order: repetition penalty, temperature, top-k, top-p, one uniform draw. The
-// vocabulary is not sorted: the smallest weight that passes top-k and top-p is found by bisection over the bits of the weights, and
+// Sampling is that of engines/core/sampler.py, in its order: repetition penalty, temperature, top-k, top-p, min-p, one uniform
+// draw. The vocabulary is not sorted: the smallest weight that passes top-k and top-p is found by bisection over the bits of the weights, and
 // all sums have a fixed order, so that a seed reproduces its answer. One block per row.
 //
 // Compiled for VOCABULARY.
@@ -60,6 +60,7 @@ struct Sample {
   const float* temperature;  // [R] each: the logits processors of settings/sampling.py, in their order
   const float* top_p;
   const int* top_k;
+  const float* min_p;
   const float* repetition_penalty;
   const u64* seeds;
   int* sampled;  // [R][ring] in pinned host memory; -1 where logits are not finite
@@ -169,8 +170,10 @@ __device__ __forceinline__ u64 sorted(u64 mine) {
   return mine;
 }
 
-// Draw where at most THREADS weights can pass: sort them, apply top-k, then top-p to what is left. Returns the token.
-__device__ int draw_sorted(const float (&weight)[EACH], u32 threshold, int top_k, float top_p, float mass, float uniform, int& phase) {
+// Draw where at most THREADS weights can pass: sort them, apply top-k, then top-p and min-p to what is left. Returns the token.
+// The largest weight is 1, so min-p cuts weights below itself.
+__device__ int draw_sorted(const float (&weight)[EACH], u32 threshold, int top_k, float top_p, float min_p, float mass,
+                           float uniform, int& phase) {
   __shared__ int filled, token;
   const int thread = threadIdx.x;
   __syncthreads();
@@ -187,7 +190,7 @@ __device__ int draw_sorted(const float (&weight)[EACH], u32 threshold, int top_k
   if (top_k > 0 && thread >= top_k) w = 0.0f;
   float before = block_sum_before(w, total, phase);
   if (top_k > 0) mass = total;
-  if (top_p < 1.0f && thread > 0 && before >= top_p * mass) w = 0.0f;
+  if ((top_p < 1.0f && thread > 0 && before >= top_p * mass) || w < min_p) w = 0.0f;
   before = block_sum_before(w, total, phase);
   const float target = uniform * total;
   const u32 last = block_max_bits(w > 0.0f && before <= target ? thread + 1 : 0, phase);
@@ -227,7 +230,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_con
   const int sample_mode = p.sample_modes[row];
   if (slot < 0 || !sample_mode) return;
   int phase = 0;
-  const float penalty = p.repetition_penalty[row], temperature = p.temperature[row], top_p = p.top_p[row];
+  const float penalty = p.repetition_penalty[row], temperature = p.temperature[row], top_p = p.top_p[row], min_p = p.min_p[row];
   const int top_k = p.top_k[row] < VOCABULARY ? p.top_k[row] : 0;
   u32* const seen = p.seen + (size_t)slot * ((VOCABULARY + 31) / 32);
   float weight[EACH];  // first logits, then their exponentials: monotonic, and positive floats compare as their bits do
@@ -287,8 +290,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_con
         count = block_count(count, phase);
         if (top_k > 0 ? count >= top_k : block_sum(sum, phase) >= target_mass) threshold |= bit, above = count;
       }
-    token = above <= THREADS ? draw_sorted(weight, threshold, top_k, top_p, mass, uniform_draw, phase)
-                             : draw_unsorted(weight, threshold, uniform_draw, phase);
+    token = above <= THREADS ? draw_sorted(weight, threshold, top_k, top_p, min_p, mass, uniform_draw, phase)
+                             : draw_unsorted(weight, max(threshold, __float_as_uint(min_p)), uniform_draw, phase);
   } else if (!not_finite) {  // greedy: the first of equals
     u32 first = 0;
 #pragma unroll
