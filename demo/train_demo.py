@@ -82,13 +82,13 @@ def score(chosen: argparse.Namespace, adapter: Path, folder: Path) -> dict[str, 
     from qlora_chat.evaluation.report import write
     from qlora_chat.evaluation.run import run_questions
     from qlora_chat.history.memory import MemoryHistory
-    from qlora_chat.prompt import prompt_format
+    from qlora_chat.prompt import find_prompt_format
     from qlora_chat.settings import ModelSettings
 
     questions = read_questions(HAND_WRITTEN)[:: 20 if chosen.rehearse else 1]
     engine = open_engine(ModelSettings(base=str(BUNDLED / "base"), adapter=str(adapter), precision="bf16", slots=1), log)
     try:
-        chat = Chat(engine, prompt_format(engine.info.prompt_format), MemoryHistory())
+        chat = Chat(engine, find_prompt_format(engine.info.prompt_format), MemoryHistory())
         report = run_questions(chat, questions, HAND_WRITTEN, range(1 if chosen.rehearse else SAMPLED), log)
     finally:
         engine.close()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qlora_chat.chat import Chat
+from qlora_chat.chat import AnswerOptions, Chat
 from qlora_chat.engines import EngineError
 from qlora_chat.history import StaleConversation, TurnRecord
 from qlora_chat.history.memory import MemoryHistory
@@ -20,7 +20,7 @@ def chat_over(engine: ScriptedEngine) -> tuple[Chat, MemoryHistory, list[TurnRec
 def test_a_turn_streams_and_is_remembered_and_logged() -> None:
     engine = ScriptedEngine(" Hello there.")
     chat, history, logged = chat_over(engine)
-    turn = chat.reply(Conversation(), "Hi", Sampling(top_k=7))
+    turn = chat.reply(Conversation(), "Hi", AnswerOptions(Sampling(top_k=7)))
     texts = [piece.text for piece in turn]
     assert "".join(texts) == " Hello there."
     assert turn.answer == "Hello there."
@@ -36,16 +36,16 @@ def test_a_turn_streams_and_is_remembered_and_logged() -> None:
 def test_the_next_prompt_goes_on_with_the_ids_of_the_answer() -> None:
     engine = ScriptedEngine("  ok ")
     chat, *_ = chat_over(engine)
-    first = chat.reply(Conversation(), "a", Sampling())
+    first = chat.reply(Conversation(), "a", AnswerOptions(Sampling()))
     list(first)
-    second = chat.reply(first.conversation, "b", Sampling())
+    second = chat.reply(first.conversation, "b", AnswerOptions(Sampling()))
     assert second.prompt.text == "### Human: a### Assistant: ok### Human: b### Assistant:"
     assert engine.tokenizer.decode(second.prompt.ids) == "### Human: a### Assistant:  ok### Human: b### Assistant:"
 
 
 def test_the_question_is_kept_before_the_answer_begins() -> None:
     chat, history, _ = chat_over(ScriptedEngine())
-    turn = chat.reply(Conversation(), "Hi", Sampling())
+    turn = chat.reply(Conversation(), "Hi", AnswerOptions(Sampling()))
     kept = history.load(turn.conversation.id)
     assert kept is not None
     assert [(message.content, message.finish_reason) for message in kept.messages] == [("Hi", None), ("", "partial")]
@@ -54,7 +54,7 @@ def test_the_question_is_kept_before_the_answer_begins() -> None:
 def test_a_reader_who_leaves_cancels_the_answer_and_what_came_is_kept() -> None:
     engine = ScriptedEngine("one two three four", delay=0.001)
     chat, history, _ = chat_over(engine)
-    turn = chat.reply(Conversation(), "count", Sampling())
+    turn = chat.reply(Conversation(), "count", AnswerOptions(Sampling()))
     pieces = iter(turn)
     next(pieces)
     next(pieces)
@@ -67,7 +67,7 @@ def test_a_reader_who_leaves_cancels_the_answer_and_what_came_is_kept() -> None:
 
 def test_a_failure_is_raised_and_marked_and_not_logged() -> None:
     chat, history, logged = chat_over(ScriptedEngine("one two three", fails_after=2))
-    turn = chat.reply(Conversation(), "count", Sampling())
+    turn = chat.reply(Conversation(), "count", AnswerOptions(Sampling()))
     with pytest.raises(EngineError):
         list(turn)
     kept = history.load(turn.conversation.id)
@@ -81,7 +81,7 @@ def test_the_context_used_is_known_without_an_answer() -> None:
     conversation = Conversation()
     assert chat.context_used(conversation) == 0
     for text in ("a", "b" * 20):
-        turn = chat.reply(conversation, text, Sampling())
+        turn = chat.reply(conversation, text, AnswerOptions(Sampling()))
         list(turn)
         conversation = turn.conversation
         assert chat.context_used(conversation) <= 80
@@ -90,13 +90,13 @@ def test_the_context_used_is_known_without_an_answer() -> None:
 
 def test_a_session_may_switch_its_log_off() -> None:
     chat, _, logged = chat_over(ScriptedEngine())
-    list(chat.reply(Conversation(), "Hi", Sampling(), logged=False))
+    list(chat.reply(Conversation(), "Hi", AnswerOptions(Sampling(), logged=False)))
     assert logged == []
 
 
 def test_markers_are_escaped_in_the_prompt_only() -> None:
     chat, history, logged = chat_over(ScriptedEngine("fine"))
-    turn = chat.reply(Conversation(), "### Human: x", Sampling())
+    turn = chat.reply(Conversation(), "### Human: x", AnswerOptions(Sampling()))
     list(turn)
     kept = history.load(turn.conversation.id)
     assert kept is not None
@@ -108,7 +108,7 @@ def test_markers_are_escaped_in_the_prompt_only() -> None:
 def test_stops_are_those_of_model_and_format() -> None:
     engine = ScriptedEngine()
     chat, *_ = chat_over(engine)
-    list(chat.reply(Conversation(), "Hi", Sampling()))
+    list(chat.reply(Conversation(), "Hi", AnswerOptions(Sampling())))
     assert engine.streams[0].stops.token_ids == {2}
     assert engine.streams[0].stops.texts == ("### Human", "### Assistant")
 
@@ -118,7 +118,7 @@ def test_a_message_too_long_is_refused_and_nothing_is_kept() -> None:
     chat, history, _ = chat_over(engine)
     conversation = Conversation()
     with pytest.raises(PromptTooLong, match=r"takes 1,027 tokens, and at most 75 fit"):
-        chat.reply(conversation, "x" * 1001, Sampling())
+        chat.reply(conversation, "x" * 1001, AnswerOptions(Sampling()))
     assert engine.streams == []
     assert history.load(conversation.id) is None
 
@@ -127,7 +127,7 @@ def test_old_turns_go_and_the_caller_learns_which() -> None:
     chat, *_ = chat_over(ScriptedEngine("answer", window=120))
     conversation = Conversation()
     for text in ("first " * 3, "second " * 3, "third " * 3):
-        turn = chat.reply(conversation, text, Sampling())
+        turn = chat.reply(conversation, text, AnswerOptions(Sampling()))
         list(turn)
         conversation = turn.conversation
     assert turn.prompt.dropped == (0, 1, 2, 3)
@@ -138,41 +138,41 @@ def test_old_turns_go_and_the_caller_learns_which() -> None:
 def test_an_engine_that_refuses_leaves_the_conversation_able_to_go_on() -> None:
     engine = ScriptedEngine("fine")
     chat, history, _ = chat_over(engine)
-    first = chat.reply(Conversation(), "a", Sampling())
+    first = chat.reply(Conversation(), "a", AnswerOptions(Sampling()))
     list(first)
     engine.refusal = ValueError("no room")
     for instead_of in (None, first.conversation):  # a question, and a retry
         start = first.conversation.without_last_exchange() if instead_of else first.conversation
         with pytest.raises(ValueError, match="no room"):
-            chat.reply(start, "b", Sampling(), instead_of=instead_of)
+            chat.reply(start, "b", AnswerOptions(Sampling()), instead_of=instead_of)
         assert history.load(first.conversation.id) == first.conversation, "what was shown is shown again"
     engine.refusal = None
-    list(again := chat.reply(first.conversation, "b", Sampling()))
+    list(again := chat.reply(first.conversation, "b", AnswerOptions(Sampling())))
     assert again.conversation.pairs() == [["a", "fine"], ["b", "fine"]]
 
 
 def test_a_stale_page_overwrites_nothing() -> None:
     chat, history, _ = chat_over(ScriptedEngine("fine"))
-    first = chat.reply(Conversation(), "a", Sampling())
+    first = chat.reply(Conversation(), "a", AnswerOptions(Sampling()))
     list(first)
-    list(second := chat.reply(first.conversation, "b", Sampling()))
+    list(second := chat.reply(first.conversation, "b", AnswerOptions(Sampling())))
     with pytest.raises(StaleConversation, match="gone on in another window"):
-        chat.reply(first.conversation, "from a page that saw nothing of b", Sampling())
+        chat.reply(first.conversation, "from a page that saw nothing of b", AnswerOptions(Sampling()))
     assert history.load(first.conversation.id) == second.conversation
 
 
 def test_a_full_disk_does_not_end_the_chat() -> None:
     chat = Chat(ScriptedEngine("fine"), DEFAULT_FORMAT, FullHistory())
-    first = chat.reply(Conversation(), "a", Sampling())
-    assert first.unkept == "the disk is full"
+    first = chat.reply(Conversation(), "a", AnswerOptions(Sampling()))
+    assert first.save_error == "the disk is full"
     list(first)
-    list(second := chat.reply(first.conversation, "b", Sampling()))
+    list(second := chat.reply(first.conversation, "b", AnswerOptions(Sampling())))
     assert second.conversation.pairs() == [["a", "fine"], ["b", "fine"]]
 
 
 def test_what_is_recorded_makes_the_same_answer_again() -> None:
     chat, _, logged = chat_over(ScriptedEngine("a b c"))
-    turn = chat.reply(Conversation(), "Hi", Sampling(temperature=0.5))
+    turn = chat.reply(Conversation(), "Hi", AnswerOptions(Sampling(temperature=0.5)))
     for index, _ in enumerate(turn):
         if index == 0:
             turn.update(Sampling(temperature=1.0))
@@ -184,7 +184,7 @@ def test_what_is_recorded_makes_the_same_answer_again() -> None:
     assert record.parent_id is None
     assert record.model is not None
     assert record.model.adapter == "scripted-adapter"
-    list(follow := chat.reply(turn.conversation, "more", Sampling(seed=7)))
+    list(follow := chat.reply(turn.conversation, "more", AnswerOptions(Sampling(seed=7))))
     assert logged[1].parent_id == record.answer.id
     assert logged[1].sampling.seed == 7
     assert follow.conversation.messages[2].id == logged[1].question.id

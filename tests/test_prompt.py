@@ -17,11 +17,11 @@ from qlora_chat.prompt import (
     LossOn,
     PromptTooLong,
     escape,
+    find_prompt_format,
     fit_prompt,
-    kept_ids,
-    prompt_format,
     render,
     training_text,
+    trim_ids,
 )
 from qlora_chat.settings import SettingsError
 from tests.fakes import LetterTokenizer
@@ -52,7 +52,7 @@ def test_guanaco_card_and_notebook_write_their_own_system_text() -> None:
 
 def test_an_unknown_format_is_answered_with_the_known_ones() -> None:
     with pytest.raises(SettingsError, match="unknown prompt format 'vicuna'; known: guanaco, guanaco-card, guanaco-notebook"):
-        prompt_format("vicuna")
+        find_prompt_format("vicuna")
 
 
 @pytest.mark.parametrize(
@@ -105,11 +105,11 @@ def test_an_answer_keeps_the_ids_it_was_generated_as(demo_fp32: LoadedModel) -> 
 def test_kept_ids_leave_out_the_stop_and_decode_to_what_was_shown(demo_fp32: LoadedModel) -> None:
     tokenizer = demo_fp32.tokenizer
     generated = tokenizer.encode_continuation(" Paris is big.\n### Human")
-    kept = kept_ids(tokenizer, generated, " Paris is big.")
+    kept = trim_ids(tokenizer, generated, " Paris is big.")
     assert tokenizer.decode(kept) == " Paris is big."
     assert list(kept) == generated[: len(kept)]
-    assert kept_ids(tokenizer, generated, "") == ()
-    cut_inside = kept_ids(tokenizer, tokenizer.encode_continuation(" Paris"), " Pa")
+    assert trim_ids(tokenizer, generated, "") == ()
+    cut_inside = trim_ids(tokenizer, tokenizer.encode_continuation(" Paris"), " Pa")
     assert tokenizer.decode(cut_inside) == " Pa"
 
 
@@ -157,10 +157,10 @@ TOKENIZER = ModelTokenizer.read(BUNDLED / "base", 1)
 
 def learnt_text(conversation: Conversation, name: str, loss_on: LossOn, end_id: int | None = 2) -> tuple[str, str]:
     """(the text, the characters of it under the loss, a bar between runs and ^ for the end token)."""
-    made = training_text(conversation, prompt_format(name), TOKENIZER, end_id, loss_on)
+    made = training_text(conversation, find_prompt_format(name), TOKENIZER, end_id, loss_on)
     runs = [
         "".join("^" if each == 2 else TOKENIZER.decode([each]) for each, _ in run) if learnt else "|"
-        for learnt, run in groupby(zip(made.ids, made.learnt, strict=True), key=lambda pair: pair[1])
+        for learnt, run in groupby(zip(made.ids, made.loss_mask, strict=True), key=lambda pair: pair[1])
     ]
     return made.text, "".join(runs)
 
@@ -184,7 +184,7 @@ def test_every_format_learns_its_own_end(name: str, learnt: str) -> None:
 
 def test_everything_but_the_beginning_can_be_learnt_as_guanaco_was() -> None:
     made = training_text(talk("Hi", "Hello."), DEFAULT_FORMAT, TOKENIZER, 2, "all")
-    assert made.learnt == (False, *[True] * (len(made.ids) - 1))
+    assert made.loss_mask == (False, *[True] * (len(made.ids) - 1))
     assert made.ids[-1] == 2
 
 
@@ -200,7 +200,7 @@ def test_training_reads_what_chat_will_show(demo_fp32: LoadedModel) -> None:
     made = training_text(whole, DEFAULT_FORMAT, demo_fp32.tokenizer, 2, "answers")
     assert made.ids[: len(asked.ids)] == asked.ids
     assert demo_fp32.tokenizer.decode(made.ids[len(asked.ids) : -1]) == " 15."
-    assert all(made.learnt[len(asked.ids) :])
+    assert all(made.loss_mask[len(asked.ids) :])
 
 
 def test_markers_in_the_data_are_no_turns() -> None:

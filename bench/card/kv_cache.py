@@ -29,7 +29,7 @@ from qlora_chat.engines.eager.forward import Span
 from qlora_chat.evaluation.held_out import read_text
 from qlora_chat.models.adapter.merge_loss import HeldOut, Passage, own_dialogues
 from qlora_chat.models.load import load
-from qlora_chat.prompt import prompt_format
+from qlora_chat.prompt import find_prompt_format
 from qlora_chat.settings import KVCacheDtype, ModelSettings, cache_folder
 
 MOST_DIFFERENCE = 0.005
@@ -101,7 +101,7 @@ def main() -> None:
     sizes = [slot_bytes(each.weights, cache.dtype) for each, (_, cache) in zip(models, opened, strict=True)]
     info, tokenizer = models[0].info, models[0].tokenizer
     if read:
-        text = read.tokenize(tokenizer, info.window, chosen.tokens, prompt_format(info.prompt_format))
+        text = read.tokenize(tokenizer, info.window, chosen.tokens, find_prompt_format(info.prompt_format))
     else:
         text = own_dialogues(tokenizer, tokenizer.bos_id, info.window)
     figures = compared([scheduler for scheduler, _ in opened], text, chosen.rows)

@@ -21,13 +21,13 @@ from typing import Any
 
 from qlora_chat.benchmark.environment import print_report
 from qlora_chat.benchmark.measure import clear_prefix_cache
-from qlora_chat.chat import Chat
+from qlora_chat.chat import AnswerOptions, Chat
 from qlora_chat.delivery.recorder import LogRecorder
 from qlora_chat.engines import local, open_engine
 from qlora_chat.history import OutboxRecord, TurnRecord
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation
-from qlora_chat.prompt import prompt_format
+from qlora_chat.prompt import find_prompt_format
 from qlora_chat.replay.record import parse_recorded_answer
 from qlora_chat.replay.replay import replay
 from qlora_chat.settings import ModelSettings, Sampling, quiet_libraries
@@ -82,7 +82,7 @@ def record(answers: int) -> tuple[dict[str, tuple[str, ...]], RecordCollector, d
     engine, recorder = open_demo(None), RecordCollector()
     kinds: dict[str, tuple[str, ...]] = {}
     began, passes = time.perf_counter(), engine.forwards
-    chat = Chat(engine, prompt_format(engine.info.prompt_format), MemoryHistory(), recorder)
+    chat = Chat(engine, find_prompt_format(engine.info.prompt_format), MemoryHistory(), recorder)
     users = [threading.Thread(target=chat_as_user, args=(chat, each, answers // USERS, kinds)) for each in range(USERS)]
     for each in users:
         each.start()
@@ -110,7 +110,10 @@ def chat_as_user(chat: Chat, user: int, answers: int, kinds: dict[str, tuple[str
         start = replace(conversation, messages=conversation.messages[:-2]) if edited else conversation
         moved_at = rng.randrange(1, 30) if rng.random() < 0.25 else None
         turn = chat.reply(
-            start, rng.choice(QUESTIONS), SETTINGS[name].changed(seed=rng.getrandbits(50)), instead_of=conversation
+            start,
+            rng.choice(QUESTIONS),
+            AnswerOptions(SETTINGS[name].changed(seed=rng.getrandbits(50))),
+            instead_of=conversation,
         )
         for index, _ in enumerate(turn):
             if index == moved_at:
@@ -130,7 +133,7 @@ def chat_as_user(chat: Chat, user: int, answers: int, kinds: dict[str, tuple[str
 def replay_all(kinds: dict[str, tuple[str, ...]], recorder: RecordCollector) -> dict[str, Any]:
     """Replay each record alone; returns the agreement by kind, and every difference."""
     engine = open_demo(1)
-    chat = Chat(engine, prompt_format(engine.info.prompt_format), MemoryHistory())
+    chat = Chat(engine, find_prompt_format(engine.info.prompt_format), MemoryHistory())
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     differences = []
     began = time.perf_counter()

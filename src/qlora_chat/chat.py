@@ -1,4 +1,4 @@
-"""The whole of a request, on one screen.
+"""The whole of a request, in one file.
 
     message -> prompt, fitted to the window -> engine -> pieces -> stop -> page or terminal -> history -> log
 
@@ -24,86 +24,96 @@ from qlora_chat.history import (
     Usage,
 )
 from qlora_chat.messages import Conversation, FinishReason, Message
-from qlora_chat.prompt import Prompt, PromptFormat, fit_prompt, kept_ids, render
+from qlora_chat.prompt import Prompt, PromptFormat, fit_prompt, render, trim_ids
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
 
 SEED_BITS = 53
-"""Of a seed that is drawn here: as many as every JSON reader keeps exactly."""
+"""Of a seed that is drawn here: as many as every JSON reader preserves exactly."""
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How one turn is answered and recorded."""
+
+    sampling: Sampling
+    adapter: str | None = None
+    """One of the engine's adapters, or the model's own name for the model alone; None leaves it to the engine."""
+    owner: str | None = None
+    """Whose list a new conversation appears in; None: everybody's."""
+    logged: bool = True
+    """Send the finished turn to the receiver, if there is one."""
+    must_save: bool = False
+    """Refuse a question that cannot be saved. Otherwise the chat goes on, and Turn.save_error says so."""
+
+
+@dataclass(frozen=True)
+class TurnStart:
+    """A turn whose question has been saved, before its first token."""
+
+    conversation: Conversation
+    """Ends with the answer, which is empty and partial."""
+    before: Conversation
+    """Shown again if the turn comes to nothing."""
+    prompt: Prompt
+    options: AnswerOptions
+    """With the seed that is used."""
+    model: ModelUsed
+    save_error: str | None
 
 
 @dataclass(frozen=True)
 class Chat:
-    """An engine, the format its model was tuned on, where turns are kept, and how they are recorded for a receiver."""
+    """An engine, its model's prompt format, the history, and the recorder of finished turns for a receiver."""
 
     engine: Engine
-    form: PromptFormat
+    prompt_format: PromptFormat
     history: HistoryStore
     recorder: Recorder | None = None
 
     def reply(
-        self,
-        conversation: Conversation,
-        text: str,
-        sampling: Sampling,
-        *,
-        logged: bool = True,
-        instead_of: Conversation | None = None,
-        owner: str | None = None,
-        adapter: str | None = None,
+        self, conversation: Conversation, text: str, options: AnswerOptions, *, instead_of: Conversation | None = None
     ) -> Turn:
-        """Begin the answer to `text`, once the question is kept. PromptTooLong before anything is kept or computed.
+        """Begin the answer to `text`. PromptTooLong before anything is saved or computed.
 
-        `instead_of` is the conversation as it is shown, where this turn takes the place of its end (a retry): what is
-        shown again if the engine refuses. `adapter` is one of several that the engine has, or the model's own name for it
-        alone; None leaves it to the engine.
+        A retry passes the conversation as shown in `instead_of`, which is shown again if the engine refuses.
         StaleConversation where the history has gone on from another head.
         """
-        asked = conversation.adding(Message("user", text))
-        prompt = fit_prompt(asked, self.form, self.engine.tokenizer, self.engine.info.window, sampling.max_new_tokens)
-        before = instead_of or conversation
-        return self.answer(asked, prompt, sampling, self.stops, before, logged=logged, owner=owner, adapter=adapter)
+        with_question = conversation.adding(Message("user", text))
+        window, max_new_tokens = self.engine.info.window, options.sampling.max_new_tokens
+        prompt = fit_prompt(with_question, self.prompt_format, self.engine.tokenizer, window, max_new_tokens)
+        return self.answer(with_question, prompt, options, self.stops, before=instead_of or conversation)
 
     def answer(
-        self,
-        asked: Conversation,
-        prompt: Prompt,
-        sampling: Sampling,
-        stops: Stops,
-        before: Conversation,
-        *,
-        logged: bool = True,
-        owner: str | None = None,
-        adapter: str | None = None,
-        must_be_kept: bool = False,
+        self, with_question: Conversation, prompt: Prompt, options: AnswerOptions, stops: Stops, before: Conversation
     ) -> Turn:
-        """Begin the answer to a conversation that ends with its question, once that is kept; `prompt` is it, rendered.
+        """Save the question that a conversation ends with, and begin its answer; `prompt` is that conversation, rendered.
 
-        `before` is what is shown again if the engine refuses. With `must_be_kept`, HistoryUnavailable where the question
-        cannot be written just now; without, the chat goes on, and the turn says so.
+        HistoryUnavailable where options.must_save is set and the question cannot be saved.
         """
-        if sampling.seed is None:
-            sampling = sampling.changed(seed=secrets.randbits(SEED_BITS))
-        used = self._model_used(adapter)
-        opened, unkept = self._open(asked, ConversationInfo(used.name, used.adapter, asdict(sampling), owner), must_be_kept)
+        if options.sampling.seed is None:
+            options = replace(options, sampling=options.sampling.changed(seed=secrets.randbits(SEED_BITS)))
+        model = self._model_used(options.adapter)
+        conversation, save_error = self._save_question(with_question, options, model)
         try:
-            stream = self.engine.stream(prompt, sampling, stops, adapter)
+            stream = self.engine.stream(prompt, options.sampling, stops, options.adapter)
         except BaseException:
-            self.show_again(before, opened)
+            self.restore(before, conversation)
             raise
-        return Turn(self, opened, prompt, sampling, stream, logged=logged, before=before, unkept=unkept, model=used)
+        return Turn(self, TurnStart(conversation, before, prompt, options, model, save_error), stream)
 
     @property
     def stops(self) -> Stops:
         """What ends an answer: the model's own stop tokens, and the format's tokens and texts."""
-        named = (self.engine.tokenizer.token_id(token) for token in self.form.stop_tokens)
-        return Stops(self.engine.info.stop_token_ids | {each for each in named if each is not None}, self.form.stop_texts)
+        ids = (self.engine.tokenizer.token_id(token) for token in self.prompt_format.stop_tokens)
+        token_ids = self.engine.info.stop_token_ids | {each for each in ids if each is not None}
+        return Stops(token_ids, self.prompt_format.stop_texts)
 
     def context_used(self, conversation: Conversation) -> int:
-        """Tokens that the conversation takes of the window, the next answer's opening included; 0 before it begins."""
+        """Tokens of the window that the conversation takes, the next answer's opening included; 0 before it begins."""
         if not conversation.messages:
             return 0
-        return min(len(render(conversation, self.form, self.engine.tokenizer).ids), self.engine.info.window)
+        return min(len(render(conversation, self.prompt_format, self.engine.tokenizer).ids), self.engine.info.window)
 
     def feedback(
         self,
@@ -115,41 +125,44 @@ class Chat:
         *,
         logged: bool = True,
     ) -> bool:
-        """Keep what a person thought of an answer, and queue it for the receiver; False where the history lacks the answer."""
-        said = Feedback(turn_id, rating, edited, comment)
-        outgoing = self.recorder.feedback(conversation_id, said) if self.recorder and logged else None
-        return self.history.add_feedback(conversation_id, said, outgoing)
+        """Save a person's feedback on an answer and queue it for the receiver; False where the history lacks the answer."""
+        feedback = Feedback(turn_id, rating, edited, comment)
+        outgoing = self.recorder.feedback(conversation_id, feedback) if self.recorder and logged else None
+        return self.history.add_feedback(conversation_id, feedback, outgoing)
 
     def ratings(self, conversation_id: str) -> dict[str, int]:
-        """The newest thumb (1 or -1) of each answer of a conversation that has one, by the answer's id."""
-        kept = self.history.read(conversation_id)
-        newest = {said.turn_id: said.rating for said in kept.feedback} if kept else {}
+        """The newest thumb (1 or -1) of each rated answer of a conversation, by the answer's id."""
+        stored = self.history.read(conversation_id)
+        newest = {each.turn_id: each.rating for each in stored.feedback} if stored else {}
         return {turn_id: rating for turn_id, rating in newest.items() if rating}
 
     def erase(self, conversation_ids: Sequence[str]) -> int:
-        """Remove conversations from every copy, the receiver's included; -> how many there were."""
-        written = [self.recorder.tombstone(each) for each in conversation_ids] if self.recorder else []
-        return self.history.erase(conversation_ids, [each for each in written if each])
+        """Remove conversations from every copy, the receiver's included. Returns how many there were."""
+        tombstones = [self.recorder.tombstone(each) for each in conversation_ids] if self.recorder else []
+        return self.history.erase(conversation_ids, [each for each in tombstones if each])
 
-    def show_again(self, before: Conversation, opened: Conversation) -> Conversation:
-        """Show what was shown before a turn that came to nothing; its question stays in the history, off the branch."""
+    def restore(self, before: Conversation, after: Conversation) -> Conversation:
+        """Show `before` again instead of `after`, whose last question stays in the history, off the branch."""
         try:
-            return self.history.save(replace(before, head=opened.head))
+            return self.history.save(replace(before, head=after.head))
         except HistoryUnavailable:
             return before
 
-    def _open(self, asked: Conversation, about: ConversationInfo, must_be_kept: bool) -> tuple[Conversation, str | None]:
-        """Question and open answer, kept; or not kept and why: a full disk must not end the chat."""
-        opened = asked.adding(Message("assistant", "", (), "partial"))
+    def _save_question(
+        self, with_question: Conversation, options: AnswerOptions, model: ModelUsed
+    ) -> tuple[Conversation, str | None]:
+        """The conversation with an open answer, and why it was not saved, if so: a full disk must not end the chat."""
+        conversation = with_question.adding(Message("assistant", "", (), "partial"))
+        info = ConversationInfo(model.name, model.adapter, asdict(options.sampling), options.owner)
         try:
-            return self.history.save(opened, about), None
+            return self.history.save(conversation, info), None
         except HistoryUnavailable as problem:
-            if must_be_kept:
+            if options.must_save:
                 raise
-            return opened, str(problem)
+            return conversation, str(problem)
 
     def _model_used(self, adapter: str | None) -> ModelUsed:
-        """What answers, as it is recorded; an adapter that is chosen from several has no hash that is known."""
+        """The model as it is recorded; the hash of an adapter chosen from several is not known."""
         info = self.engine.info
         used = info.adapter if adapter is None else None if adapter == info.name else adapter
         return ModelUsed(
@@ -159,55 +172,41 @@ class Chat:
 
 
 class Turn:
-    """One answer being written: iterate it once for its pieces; afterwards `conversation` holds the whole turn."""
+    """An answer being written: iterate it once for its pieces; afterwards `conversation` holds the whole turn."""
 
-    def __init__(
-        self,
-        chat: Chat,
-        conversation: Conversation,
-        prompt: Prompt,
-        sampling: Sampling,
-        stream: Stream,
-        *,
-        logged: bool,
-        before: Conversation,
-        unkept: str | None,
-        model: ModelUsed,
-    ) -> None:
-        self.conversation = replace(conversation, messages=conversation.messages[:-1])
+    def __init__(self, chat: Chat, start: TurnStart, stream: Stream) -> None:
+        self.conversation = replace(start.conversation, messages=start.conversation.messages[:-1])
         """Ends with the question until the turn has ended, then with the answer."""
-        self.prompt = prompt
-        self.sampling = sampling
+        self.before = start.before
+        """As shown before the turn."""
+        self.prompt = start.prompt
+        self.sampling = start.options.sampling
+        self.save_error = start.save_error
+        """User-facing reason this turn was not saved; None if it was."""
         self.finish: Finish | None = None
-        self.unkept = unkept
-        """Why the history does not hold this turn, fit to be shown; None where it does."""
-        self.before = before
-        """What was shown before."""
-        self._opened = conversation
-        self._chat, self._stream, self._logged, self._model = chat, stream, logged, model
-        self._began_with = sampling
+        self._chat, self._start, self._stream = chat, start, stream
         self._changes: list[SettingsChange] = []
         self._text = ""
         self._ids: list[int] = []
 
     @property
     def answer(self) -> str:
-        """The answer so far, as it is shown: without the space or line break around it."""
+        """The answer so far, as shown: without surrounding white space."""
         return self._text.strip()
 
     def update(self, sampling: Sampling) -> None:
-        """Use these settings from the very next token; the seed stays the one that was drawn."""
-        self.sampling = sampling.changed(seed=self._began_with.seed)
+        """Use these settings from the very next token; the seed stays."""
+        self.sampling = sampling.changed(seed=self._start.options.sampling.seed)
         self._changes.append(SettingsChange(len(self._ids), self.sampling))
         self._stream.update(self.sampling)
 
     def cancel(self) -> None:
-        """End the answer at the next token; it stays in the conversation as far as it got."""
+        """End the answer at the next token; the conversation holds it as far as it got."""
         self._stream.cancel()
 
-    def take_back(self) -> Conversation:
-        """Show what was shown before this turn; -> that conversation."""
-        return self._chat.show_again(self.before, self._opened)
+    def undo(self) -> Conversation:
+        """Show the conversation as it was before this turn, and return it."""
+        return self._chat.restore(self.before, self._start.conversation)
 
     def __iter__(self) -> Iterator[Piece]:
         """The engine's pieces. EngineError if generation fails; closing the iterator cancels the computation."""
@@ -220,50 +219,50 @@ class Turn:
                 if piece.finish is not None:
                     self.finish, reason = piece.finish, piece.finish.reason
                 elif piece.text:
-                    self._chat.history.update_partial(self.conversation.id, self._written("partial", ()))
+                    self._chat.history.update_partial(self.conversation.id, self._message("partial", ()))
                 yield piece
         except GeneratorExit:
             reason = "cancelled"
             raise
         finally:
             self._stream.cancel()
-            self._keep(reason)
+            self._save(reason)
 
-    def _written(self, reason: FinishReason, ids: tuple[int, ...]) -> Message:
-        return replace(self._opened.messages[-1], content=self.answer, ids=ids, finish_reason=reason)
+    def _message(self, reason: FinishReason, ids: tuple[int, ...]) -> Message:
+        return replace(self._start.conversation.messages[-1], content=self.answer, ids=ids, finish_reason=reason)
 
-    def _keep(self, reason: FinishReason) -> None:
+    def _save(self, reason: FinishReason) -> None:
         """Close the answer in the history, and queue it for the receiver in the same step."""
-        ids = kept_ids(self._chat.engine.tokenizer, self._ids, self._text.rstrip())
-        self.conversation = self._opened.replacing_last(self._written(reason, ids))
+        ids = trim_ids(self._chat.engine.tokenizer, self._ids, self._text.rstrip())
+        self.conversation = self._start.conversation.replacing_last(self._message(reason, ids))
         record, recorder = self._record(), self._chat.recorder
-        outgoing = recorder.turn(record) if recorder and self._logged and reason != "error" else None
+        logged = self._start.options.logged and reason != "error"
         try:
-            self._chat.history.finish(record, outgoing)
+            self._chat.history.finish(record, recorder.turn(record) if recorder and logged else None)
         except HistoryUnavailable as problem:
-            self.unkept = str(problem)
+            self.save_error = str(problem)
             return
-        self.unkept = None
+        self.save_error = None
         self.conversation = replace(self.conversation, head=record.answer.id)
 
-    def _taken_up(self) -> tuple[SettingsChange, ...]:
-        """When settings changed: as the engine says, which is ahead of the pieces read here, where it can tell."""
-        if self.finish is None or self.finish.changes is None:
-            return tuple(self._changes)
-        return tuple(SettingsChange(made, sampling) for made, sampling in self.finish.changes)
-
     def _record(self) -> TurnRecord:
-        finish = self.finish
+        finish, start = self.finish, self._start
         usage = finish and Usage(
             finish.prompt_tokens, finish.cached_tokens, finish.completion_tokens, finish.ttft_ms, finish.tokens_per_s
         )
         return TurnRecord(
             self.conversation,
-            self.prompt.text,
-            self._began_with,
-            prompt_ids=self.prompt.ids,
+            start.prompt.text,
+            start.options.sampling,
+            prompt_ids=start.prompt.ids,
             answer_ids=tuple(self._ids),
-            changes=self._taken_up(),
+            changes=self._settings_changes(),
             usage=usage,
-            model=self._model,
+            model=start.model,
         )
+
+    def _settings_changes(self) -> tuple[SettingsChange, ...]:
+        """When settings changed: as the engine reports it, for it is ahead of the pieces read here; else as counted here."""
+        if self.finish is None or self.finish.changes is None:
+            return tuple(self._changes)
+        return tuple(SettingsChange(at_token, sampling) for at_token, sampling in self.finish.changes)

@@ -83,7 +83,7 @@ writes an open turn and a closed one differently, so that past answers are token
 DEFAULT_FORMAT = FORMATS["guanaco"]
 
 
-def prompt_format(name: str) -> PromptFormat:
+def find_prompt_format(name: str) -> PromptFormat:
     """The format of that name; SettingsError lists the names there are."""
     if name not in FORMATS:
         raise SettingsError(f"unknown prompt format {name!r}; known: {', '.join(FORMATS)}")
@@ -115,7 +115,7 @@ class PromptTooLong(UserError, ValueError):
 
 
 def fit_prompt(
-    conversation: Conversation, form: PromptFormat, tokenizer: Tokenizer, window: int, max_new_tokens: int
+    conversation: Conversation, prompt_format: PromptFormat, tokenizer: Tokenizer, window: int, max_new_tokens: int
 ) -> Prompt:
     """Render a conversation that ends with a user message into at most `window` tokens.
 
@@ -130,7 +130,7 @@ def fit_prompt(
     rendered: dict[int, Prompt] = {}
 
     def fits(start: int) -> bool:
-        rendered[start] = render(conversation, form, tokenizer, start)
+        rendered[start] = render(conversation, prompt_format, tokenizer, start)
         return len(rendered[start].ids) <= limit
 
     if fits(0):
@@ -141,9 +141,9 @@ def fit_prompt(
     return rendered[starts[kept]]
 
 
-def render(conversation: Conversation, form: PromptFormat, tokenizer: Tokenizer, start: int = 0) -> Prompt:
+def render(conversation: Conversation, prompt_format: PromptFormat, tokenizer: Tokenizer, start: int = 0) -> Prompt:
     """Text and ids of the system text and the messages from index `start`, with the answer's opening at the end."""
-    chunks = _chunks(conversation, form, start)
+    chunks = _chunks(conversation, prompt_format, start)
     beginning = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     ids = list(beginning)
     run = ""  # neighbouring texts are tokenised together, as they were in training
@@ -164,26 +164,26 @@ def _encode(tokenizer: Tokenizer, text: str, at_beginning: bool) -> list[int]:
     return tokenizer.encode(text) if at_beginning else tokenizer.encode_continuation(text)
 
 
-def _chunks(conversation: Conversation, form: PromptFormat, start: int) -> list[tuple[str, tuple[int, ...]]]:
+def _chunks(conversation: Conversation, prompt_format: PromptFormat, start: int) -> list[tuple[str, tuple[int, ...]]]:
     """(text, ids) in order; ids are () where the text still has to be tokenised."""
-    system = form.default_system if conversation.system is None else conversation.system
+    system = prompt_format.default_system if conversation.system is None else conversation.system
     chunks: list[tuple[str, tuple[int, ...]]] = []
     if system:
-        chunks.append((escape(system) + form.after_system, ()))
+        chunks.append((escape(system) + prompt_format.after_system, ()))
     for message in conversation.messages[start:]:
         if message.role == "user":
-            chunks.append((form.before_user + escape(message.content) + form.after_user, ()))
+            chunks.append((prompt_format.before_user + escape(message.content) + prompt_format.after_user, ()))
         else:
-            chunks += _answer_chunks(message, form)
-    chunks.append((form.open_answer, ()))
+            chunks += _answer_chunks(message, prompt_format)
+    chunks.append((prompt_format.open_answer, ()))
     return chunks
 
 
-def _answer_chunks(message: Message, form: PromptFormat) -> list[tuple[str, tuple[int, ...]]]:
-    if message.ids and form.before_answer.startswith(form.open_answer):
-        lead = form.before_answer.removeprefix(form.open_answer)
-        return [(form.open_answer, ()), (lead + message.content, message.ids), (form.after_answer, ())]
-    return [(form.before_answer + escape(message.content) + form.after_answer, ())]
+def _answer_chunks(message: Message, prompt_format: PromptFormat) -> list[tuple[str, tuple[int, ...]]]:
+    if message.ids and prompt_format.before_answer.startswith(prompt_format.open_answer):
+        lead = prompt_format.before_answer.removeprefix(prompt_format.open_answer)
+        return [(prompt_format.open_answer, ()), (lead + message.content, message.ids), (prompt_format.after_answer, ())]
+    return [(prompt_format.before_answer + escape(message.content) + prompt_format.after_answer, ())]
 
 
 _ROLE_MARKER = re.compile(r"#{3,}(?=\s*(?:human|assistant))", re.IGNORECASE)
@@ -198,7 +198,7 @@ def escape(text: str) -> str:
     return spaced + " " if spaced.endswith("#") else spaced
 
 
-def kept_ids(tokenizer: Tokenizer, generated: Sequence[int], text: str) -> tuple[int, ...]:
+def trim_ids(tokenizer: Tokenizer, generated: Sequence[int], text: str) -> tuple[int, ...]:
     """Ids that decode exactly to `text`, keeping as many of the `generated` ones as lie wholly inside it.
 
     A stop text or trailing white space may begin inside a token; what is left of such a token is tokenised again. () where
@@ -233,12 +233,12 @@ class TrainingText:
     text: str
     ids: tuple[int, ...]
     """BOS included, and the end token where the tokenizer has one."""
-    learnt: tuple[bool, ...]
+    loss_mask: tuple[bool, ...]
     """For each id, whether it is under the loss."""
 
 
 def training_text(
-    conversation: Conversation, form: PromptFormat, tokenizer: SpanTokenizer, end_id: int | None, loss_on: LossOn
+    conversation: Conversation, prompt_format: PromptFormat, tokenizer: SpanTokenizer, end_id: int | None, loss_on: LossOn
 ) -> TrainingText:
     """Render a conversation that ends with an answer, as chat would show it to the model.
 
@@ -248,32 +248,36 @@ def training_text(
     """
     if not conversation.messages or conversation.messages[-1].role != "assistant":
         raise ValueError("a dialogue to train on needs an answer at its end")
-    text, answers = _closed_text(conversation, form, with_marker=end_id is None)
+    text, answers = _closed_text(conversation, prompt_format, with_marker=end_id is None)
     ids, spans = tokenizer.encode_with_spans(text)
-    learnt = [loss_on == "all" or _overlaps(span, answers) for span in spans]
+    loss_mask = [loss_on == "all" or _overlaps(span, answers) for span in spans]
     if tokenizer.bos_id is not None:
-        ids, learnt = [tokenizer.bos_id, *ids], [False, *learnt]
+        ids, loss_mask = [tokenizer.bos_id, *ids], [False, *loss_mask]
     if end_id is not None:
-        ids, learnt = [*ids, end_id], [*learnt, True]
-    return TrainingText(text, tuple(ids), tuple(learnt))
+        ids, loss_mask = [*ids, end_id], [*loss_mask, True]
+    return TrainingText(text, tuple(ids), tuple(loss_mask))
 
 
-def _closed_text(conversation: Conversation, form: PromptFormat, with_marker: bool) -> tuple[str, list[Span]]:
+def _closed_text(conversation: Conversation, prompt_format: PromptFormat, with_marker: bool) -> tuple[str, list[Span]]:
     """The dialogue without the opening of a further answer, and where its answers and their ends stand."""
-    system = form.default_system if conversation.system is None else conversation.system
-    text, answers = escape(system) + form.after_system if system else "", []
-    marker = form.before_user.rstrip()
-    opening = form.open_answer if form.before_answer.startswith(form.open_answer) else form.before_answer
+    system = prompt_format.default_system if conversation.system is None else conversation.system
+    text, answers = escape(system) + prompt_format.after_system if system else "", []
+    marker = prompt_format.before_user.rstrip()
+    opening = (
+        prompt_format.open_answer
+        if prompt_format.before_answer.startswith(prompt_format.open_answer)
+        else prompt_format.before_answer
+    )
     last = len(conversation.messages) - 1
     for index, message in enumerate(conversation.messages):
         if message.role == "user":
-            text += form.before_user + escape(message.content) + form.after_user
+            text += prompt_format.before_user + escape(message.content) + prompt_format.after_user
             continue
         begin = len(text) + len(opening)
-        text += form.before_answer + escape(message.content)
+        text += prompt_format.before_answer + escape(message.content)
         if index < last or with_marker:
-            answers.append((begin, len(text) + len(form.after_answer + marker)))
-            text += form.after_answer
+            answers.append((begin, len(text) + len(prompt_format.after_answer + marker)))
+            text += prompt_format.after_answer
         else:
             answers.append((begin, len(text)))
     return (text + marker if with_marker else text), answers

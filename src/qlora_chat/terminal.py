@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qlora_chat.chat import Chat, Turn
+from qlora_chat.chat import AnswerOptions, Chat, Turn
 from qlora_chat.engines import EngineError
 from qlora_chat.history import HistoryError
 from qlora_chat.messages import Conversation
@@ -65,7 +65,7 @@ def talk(chat: Chat, sampling: Sampling, system: str | None, *, logging_on: bool
 def ask_once(chat: Chat, text: str, sampling: Sampling, system: str | None, *, show: bool) -> dict[str, Any]:
     """One answer, printed as it comes if `show`; -> what `ask --json` prints. Closes the chat's engine."""
     with closing(chat.engine):
-        turn = chat.reply(Conversation(system=system), text, sampling)
+        turn = chat.reply(Conversation(system=system), text, AnswerOptions(sampling))
         with _ctrl_c_calls(turn.cancel):
             _print_answer(turn, show)
     info, finish = chat.engine.info, turn.finish
@@ -109,17 +109,19 @@ def _read_line(session: _Session) -> str | None:
 def _answer(session: _Session, text: str, conversation: Conversation) -> None:
     """Answer `text` after `conversation`; the session's own conversation changes only if that succeeds."""
     try:
-        turn = session.turn = session.chat.reply(conversation, text, session.sampling, instead_of=session.conversation)
+        turn = session.turn = session.chat.reply(
+            conversation, text, AnswerOptions(session.sampling), instead_of=session.conversation
+        )
         if turn.prompt.dropped:
             print(f"(the window is full: the oldest {len(turn.prompt.dropped)} messages are no longer read)", file=sys.stderr)
         _print_answer(turn, show=True)
         session.conversation = turn.conversation
-        if turn.unkept:
-            print(f"(not kept: {turn.unkept})", file=sys.stderr)
+        if turn.save_error:
+            print(f"(not saved: {turn.save_error})", file=sys.stderr)
     except (PromptTooLong, EngineError, HistoryError) as problem:
         print(f"\n{problem}" if session.turn else problem, file=sys.stderr)
         if isinstance(problem, EngineError) and session.turn:
-            session.conversation = session.turn.take_back()
+            session.conversation = session.turn.undo()
     finally:
         session.turn = None
 

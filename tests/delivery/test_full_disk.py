@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_chat.chat import Chat
+from qlora_chat.chat import AnswerOptions, Chat
 from qlora_chat.delivery.recorder import LogRecorder
 from qlora_chat.delivery.sender import LogSender
 from qlora_chat.history import HistoryUnavailable
@@ -65,7 +65,7 @@ def test_the_chat_goes_on_over_a_full_disk_and_all_its_records_are_counted(kind:
             chat = Chat(engine, DEFAULT_FORMAT, history.store, LogRecorder(2))
             (disk / "others").write_bytes(b"x" * 3_500_000)
             for number in range(60):
-                list(turn := chat.reply(Conversation(), "go on", Sampling()))
+                list(turn := chat.reply(Conversation(), "go on", AnswerOptions(Sampling())))
                 assert turn.answer == engine.answer
                 first, record_count = first or turn.conversation, record_count + 1
                 if number % 6 == 0:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from qlora_chat.chat import Chat
+from qlora_chat.chat import AnswerOptions, Chat
 from qlora_chat.engines import EngineError, Finish, Piece, Stream
 from qlora_chat.engines.eager.forward import Span
 from qlora_chat.engines.local import LocalEngine
@@ -311,7 +311,7 @@ def test_ten_turns_prefill_only_what_is_new_and_say_what_a_fresh_prefill_says(de
     conversation, brief = Conversation(), Sampling(temperature=0.0, max_new_tokens=20)
     texts = ["My name is Tom.", "What is my name?", "What is 2 plus 3?", "Hi!", "What is a dog?"] * 2
     for turn_number, text in enumerate(texts, 1):
-        turn = chat.reply(conversation, text, brief)
+        turn = chat.reply(conversation, text, AnswerOptions(brief))
         answer = [piece.token_id for piece in turn if piece.token_id is not None]
         conversation = turn.conversation
         assert turn.finish is not None

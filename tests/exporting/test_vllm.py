@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from qlora_chat.chat import Chat
+from qlora_chat.chat import AnswerOptions, Chat
 from qlora_chat.engines import Engine, Stream, open_engine
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.exporting.vllm import Exported, Layout, export_for_vllm
@@ -260,9 +260,9 @@ def test_an_adapter_is_chosen_by_its_name(beside: Serving, prompt_for: Callable[
 
 def test_a_conversation_goes_through_the_whole_flow(beside: Serving) -> None:
     chat = Chat(opened(beside, FIRST), DEFAULT_FORMAT, MemoryHistory())
-    first = chat.reply(Conversation(), "My name is Tom.", GREEDY)
+    first = chat.reply(Conversation(), "My name is Tom.", AnswerOptions(GREEDY))
     list(first)
-    second = chat.reply(first.conversation, "What is my name?", GREEDY)
+    second = chat.reply(first.conversation, "What is my name?", AnswerOptions(GREEDY))
     list(second)
     assert "Tom" in second.answer
     chat.engine.close()

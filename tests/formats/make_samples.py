@@ -391,13 +391,14 @@ def rate(maker: Maker) -> None:
 
     And a conversation with an owner, which a server gives that listens beyond loopback.
     """
+    from qlora_chat.chat import AnswerOptions
     from qlora_chat.messages import Conversation
     from qlora_chat.settings import Sampling
 
     listed = json.loads(maker.run("history", "list", "--history", "sqlite:///chats.db", "--json"))
     keeping, chat = opened(maker, f"sqlite:///{maker.folder}/chats.db")
     with closing(keeping):
-        for _ in chat.reply(Conversation(), "Whose is this?", Sampling(seed=5), owner="f" * 64):
+        for _ in chat.reply(Conversation(), "Whose is this?", AnswerOptions(Sampling(seed=5), owner="f" * 64)):
             pass
         thanks = {"rating": 1, "edited": "On the north coast, above the harbour.", "comment": "Nearly: schön!"}
         for title, said in (

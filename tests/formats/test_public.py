@@ -133,7 +133,7 @@ def test_the_records_of_feedback_and_of_an_erasure(run: Run, samples: Path, monk
 
 def test_the_record_of_feedback_as_it_is_written_now() -> None:
     """The page alone writes it; its buttons end in this call."""
-    from qlora_chat.chat import Chat
+    from qlora_chat.chat import AnswerOptions, Chat
     from qlora_chat.delivery.recorder import LogRecorder
     from qlora_chat.history.memory import MemoryHistory
     from qlora_chat.messages import Conversation
@@ -149,7 +149,7 @@ def test_the_record_of_feedback_as_it_is_written_now() -> None:
 
     queue = Queue()
     chat = Chat(ScriptedEngine(), DEFAULT_FORMAT, MemoryHistory(queue=queue), LogRecorder(2))  # type: ignore[arg-type]
-    turn = chat.reply(Conversation(), "Hi", Sampling(seed=3))
+    turn = chat.reply(Conversation(), "Hi", AnswerOptions(Sampling(seed=3)))
     list(turn)
     chat.feedback(turn.conversation.id, turn.conversation.messages[1].id, 1, "Better.", "Nearly: schön!")
     check("record_feedback.json", without_chance(queue.bodies[-1]) + "\n")

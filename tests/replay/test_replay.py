@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from qlora_chat.chat import Chat
+from qlora_chat.chat import AnswerOptions, Chat
 from qlora_chat.cli import app
 from qlora_chat.cli.replay import _model, as_text
 from qlora_chat.delivery.payload import payload_v2
@@ -38,7 +38,7 @@ def record_of(engine: Any, questions: list[str], sampling: Sampling, *, moved_to
     chat = Chat(engine, DEFAULT_FORMAT, MemoryHistory(), recorder)
     conversation = Conversation()
     for question in questions:
-        turn = chat.reply(conversation, question, sampling)
+        turn = chat.reply(conversation, question, AnswerOptions(sampling))
         for index, _ in enumerate(turn):
             if index == 5 and moved_to:
                 turn.update(moved_to)

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from qlora_chat.web import event_filter
 from qlora_chat.web.event_filter import CANCEL, JOIN, LARGEST_NUMBER, RUN, Event, Field, PageEvents
-from qlora_chat.web.parts import LONGEST
+from qlora_chat.web.parts import MAX_CHARACTERS
 
 MESSAGE = Field("Your message", "text", 100)
 SEND, THUMB, STOP = 1, 2, 3
@@ -185,5 +185,5 @@ def test_any_bytes_are_refused(body: bytes) -> None:
 
 def test_the_page_does_not_remember_a_system_text_that_the_server_would_refuse() -> None:
     script = Path(event_filter.__file__).with_name("page.js").read_text()
-    assert re.findall(r"const LONGEST_SYSTEM = (\d+);", script) == [str(LONGEST["system"])]
-    assert 6 * LONGEST["system"] < LONGEST["memory"], "a character takes up to six as JSON"
+    assert re.findall(r"const LONGEST_SYSTEM = (\d+);", script) == [str(MAX_CHARACTERS["system"])]
+    assert 6 * MAX_CHARACTERS["system"] < MAX_CHARACTERS["memory"], "a character takes up to six as JSON"

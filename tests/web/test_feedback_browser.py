@@ -12,7 +12,7 @@ from qlora_chat.chat import Chat
 from qlora_chat.history import Feedback
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.prompt import DEFAULT_FORMAT
-from qlora_chat.web.parts import LONGEST
+from qlora_chat.web.parts import MAX_CHARACTERS
 from tests.fakes import ScriptedEngine, ScriptedRecorder
 from tests.web.driving import LONG, STEP, ready, say
 from tests.web.serving import Served, serving_chat
@@ -133,7 +133,7 @@ def test_with_the_log_off_nothing_is_sent_of_what_was_said_meanwhile(page: Page,
 
 def test_a_comment_too_long_to_be_sent_is_said_under_its_box_and_stays_in_it(page: Page, chat: Chat) -> None:
     page.get_by_label("Dislike").click()
-    long = "c" * (LONGEST["comment"] + 1)
+    long = "c" * (MAX_CHARACTERS["comment"] + 1)
     page.fill("#comment textarea", long)
     page.click("#feedback-save")
     expect(page.locator("#feedback")).to_contain_text("Comment has 10,001 characters, but at most 10,000 can be sent")

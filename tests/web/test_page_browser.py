@@ -8,7 +8,7 @@ import time
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
-from qlora_chat.web.parts import LONGEST
+from qlora_chat.web.parts import MAX_CHARACTERS
 from tests.fakes import ScriptedEngine
 from tests.web.driving import LONG, STEP, answers, begin_long_answer, open_options, opened, ready, say, set_slider, wait_for
 from tests.web.serving import Served
@@ -49,7 +49,7 @@ def test_enter_sends_and_shift_enter_breaks_the_line(page: Page, engine: Scripte
 
 def test_what_is_too_long_to_be_sent_is_said_under_the_box_and_stays_in_it(page: Page, engine: ScriptedEngine) -> None:
     said = "has 200,001 characters, but at most 200,000 can be sent"
-    long = "x" * (LONGEST["box"] + 1)
+    long = "x" * (MAX_CHARACTERS["box"] + 1)
     say(page, long)
     expect(page.locator("#ask")).to_contain_text(f"Your message {said}")
     expect(page.locator("#box textarea")).to_have_value(long)
@@ -61,7 +61,7 @@ def test_what_is_too_long_to_be_sent_is_said_under_the_box_and_stays_in_it(page:
 
 def test_a_system_text_too_long_to_be_sent_does_not_keep_the_page_from_being_reloaded(page: Page) -> None:
     open_options(page)
-    for text, remembered in (("Be brief.", "Be brief."), ("s" * (LONGEST["memory"] + 1), "")):
+    for text, remembered in (("Be brief.", "Be brief."), ("s" * (MAX_CHARACTERS["memory"] + 1), "")):
         page.fill("#system textarea", text)
         stored = "JSON.parse(sessionStorage.getItem('qlora-chat.tab'))?.system"
         page.wait_for_function(f"{stored} === {remembered!r}")

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from qlora_chat.chat import Chat
+from qlora_chat.chat import AnswerOptions, Chat
 from qlora_chat.settings import ServeSettings
 from qlora_chat.web.past_conversations import PastConversations
-from qlora_chat.web.session import AnswerOptions, Session
+from qlora_chat.web.session import Session
 from tests.fakes import ScriptedEngine, ScriptedRecorder, scripted_chat
 from tests.history.conftest import sqlite_history
 from tests.web.driving import answers, ready, say, wait_for
 from tests.web.serving import serving_chat
-from tests.web.test_session import ASKING, answered
+from tests.web.test_session import OPTIONS, answered
 
 SCREENSHOT = os.environ.get("QLORA_CHAT_SCREENSHOT")
 
@@ -108,9 +108,9 @@ def test_a_page_that_shows_a_deleted_conversation_does_not_bring_it_back(chat: C
     assert PastConversations(chat).open(first.conversation.id, second)
     assert PastConversations(chat).delete(first.conversation.id, second)
     with pytest.raises(RuntimeError, match="was deleted there"):
-        first.send("still here?", ASKING)
+        first.send("still here?", OPTIONS)
     assert chat.history.list() == []
-    assert first.send("a new one", ASKING).wait(60), "and the page can go on"
+    assert first.send("a new one", OPTIONS).wait(60), "and the page can go on"
 
 
 def test_a_stale_tab_shows_the_newest_and_can_go_on(chat: Chat) -> None:
@@ -119,7 +119,7 @@ def test_a_stale_tab_shows_the_newest_and_can_go_on(chat: Chat) -> None:
     PastConversations(chat).open(first.conversation.id, second)
     answered(second, "two")
     with pytest.raises(RuntimeError, match="gone on in another window"):
-        first.send("three", AnswerOptions(ASKING.sampling))
+        first.send("three", AnswerOptions(OPTIONS.sampling))
     assert first.conversation.pairs() == second.conversation.pairs()
     answered(first, "three")
     assert [question for question, _ in first.conversation.pairs()] == ["one", "two", "three"]
@@ -132,9 +132,9 @@ def test_an_engine_that_refuses_leaves_a_page_that_can_send_again(chat: Chat) ->
     chat.engine.refusal = ValueError("no room")
     for _ in range(2):
         with pytest.raises(ValueError, match="no room"):
-            session.send("two", ASKING)
+            session.send("two", OPTIONS)
         with pytest.raises(ValueError, match="no room"):
-            session.retry(ASKING)
+            session.retry(OPTIONS)
     chat.engine.refusal = None
     answered(session, "two")
     assert session.conversation.pairs() == [["one", "A scripted answer."], ["two", "A scripted answer."]]

@@ -9,22 +9,22 @@ from dataclasses import replace
 
 import pytest
 
-from qlora_chat.chat import Chat
+from qlora_chat.chat import AnswerOptions, Chat
 from qlora_chat.history import StaleConversation
 from qlora_chat.messages import Message
 from qlora_chat.prompt import PromptTooLong
 from qlora_chat.settings import Sampling
-from qlora_chat.web.running_answer import Answering
-from qlora_chat.web.session import AnswerOptions, Busy, ConversationRef, Session
+from qlora_chat.web.running_answer import RunningAnswer
+from qlora_chat.web.session import Busy, ConversationRef, Session
 from qlora_chat.web.sessions import Sessions
 from tests.fakes import ScriptedEngine, ScriptedRecorder, scripted_chat
 
-ASKING = AnswerOptions(Sampling())
+OPTIONS = AnswerOptions(Sampling())
 LONG = "word " * 500
 
 
-def answered(session: Session, text: str) -> Answering:
-    answering = session.send(text, ASKING)
+def answered(session: Session, text: str) -> RunningAnswer:
+    answering = session.send(text, OPTIONS)
     assert answering.wait(60)
     return answering
 
@@ -33,11 +33,11 @@ def said(session: Session) -> list[str]:
     return [message.content for message in session.conversation.messages]
 
 
-def begin_long_answer(pauses_after: int | None = None) -> tuple[ScriptedEngine, Session, Answering]:
+def begin_long_answer(pauses_after: int | None = None) -> tuple[ScriptedEngine, Session, RunningAnswer]:
     engine = ScriptedEngine(LONG, delay=0.005)
     engine.pauses_after = pauses_after
     session = Session(scripted_chat(engine))
-    answering = session.send("go on", ASKING)
+    answering = session.send("go on", OPTIONS)
     wait_for(lambda: answering.tokens >= 3)
     return engine, session, answering
 
@@ -58,9 +58,9 @@ def test_an_answer_joins_the_conversation() -> None:
 def test_a_second_answer_does_not_start_while_one_is_written() -> None:
     engine, session, answering = begin_long_answer()
     with pytest.raises(Busy):
-        session.send("again", ASKING)
+        session.send("again", OPTIONS)
     with pytest.raises(Busy):
-        session.retry(ASKING)
+        session.retry(OPTIONS)
     assert session.undo() is None
     session.stop()
     assert answering.wait(60)
@@ -120,14 +120,14 @@ def test_retry_replaces_the_last_answer() -> None:
     session = Session(scripted_chat(engine))
     answered(session, "hi")
     engine.answer = "Second."
-    answering = session.retry(ASKING)
+    answering = session.retry(OPTIONS)
     assert answering
     assert answering.wait(60)
     assert said(session) == ["hi", "Second."]
 
 
 def test_retry_of_nothing_is_nothing() -> None:
-    assert Session(scripted_chat()).retry(ASKING) is None
+    assert Session(scripted_chat()).retry(OPTIONS) is None
 
 
 def test_undo_gives_the_question_back() -> None:
@@ -144,7 +144,7 @@ def test_a_message_too_long_changes_nothing() -> None:
     engine = ScriptedEngine(window=200)
     session = Session(scripted_chat(engine))
     with pytest.raises(PromptTooLong, match="too long"):
-        session.send("x" * 400, ASKING)
+        session.send("x" * 400, OPTIONS)
     assert said(session) == []
     assert engine.streams == []
 
@@ -153,8 +153,8 @@ def test_a_failure_before_the_first_word_returns_the_question() -> None:
     session = Session(scripted_chat(ScriptedEngine(fails_after=0)))
     answering = answered(session, "my long question")
     assert answering.problem == "the script says that generation fails"
-    assert session.take_returned() == "my long question"
-    assert session.take_returned() is None
+    assert session.take_failed_question() == "my long question"
+    assert session.take_failed_question() is None
     assert said(session) == []
 
 
@@ -163,15 +163,15 @@ def test_a_failure_in_the_middle_keeps_what_was_written() -> None:
     answering = answered(session, "count")
     assert answering.problem
     assert said(session) == ["count", "one two"]
-    assert session.take_returned() is None
+    assert session.take_failed_question() is None
 
 
 def test_system_text_and_logging_choice_reach_the_turn() -> None:
     recorder = ScriptedRecorder()
     chat = replace(scripted_chat(), recorder=recorder)
     session = Session(chat)
-    assert session.send("secret", AnswerOptions(Sampling(), "Be brief.", logged=False)).wait(60)
-    assert session.send("open", AnswerOptions(Sampling(), "Be brief.", logged=True)).wait(60)
+    assert session.send("secret", AnswerOptions(Sampling(), logged=False), "Be brief.").wait(60)
+    assert session.send("open", AnswerOptions(Sampling(), logged=True), "Be brief.").wait(60)
     assert session.conversation.system == "Be brief."
     assert [turn.question.content for turn in recorder.turns] == ["open"]
 
@@ -181,7 +181,7 @@ def test_closing_the_tab_cancels() -> None:
     session.close()
     assert engine.streams[0].reason == "cancelled"
     with pytest.raises(Busy):
-        session.send("more", ASKING)
+        session.send("more", OPTIONS)
 
 
 def test_changes_show_the_first_text_though_nothing_follows_and_then_at_most_10_a_second() -> None:
@@ -191,7 +191,7 @@ def test_changes_show_the_first_text_though_nothing_follows_and_then_at_most_10_
 
     async def watch() -> tuple[int, float]:
         began = time.perf_counter()
-        answering, count = session.send("go", ASKING), 0
+        answering, count = session.send("go", OPTIONS), 0
         async for grown in answering.changes():
             if grown and not count:
                 assert len(engine.streams[0].seen) == 1
@@ -208,7 +208,7 @@ def test_a_silent_engine_still_gives_signs_of_life() -> None:
 
     async def watch() -> list[bool]:
         changes = list[bool]()
-        async for grown in session.send("go", ASKING).changes():
+        async for grown in session.send("go", OPTIONS).changes():
             changes.append(grown)
             if changes == [False, False]:
                 session.stop()
@@ -238,7 +238,7 @@ def test_a_page_reloaded_in_the_middle_of_an_answer_keeps_the_part() -> None:
     engine = ScriptedEngine(LONG, delay=0.005)
     sessions = Sessions(scripted_chat(engine))
     first = sessions.open("first")
-    answering = first.send("go", ASKING)
+    answering = first.send("go", OPTIONS)
     wait_for(lambda: answering.tokens >= 3)
     again = sessions.open("again", first.conversation.id, reloaded=True)
     assert engine.streams[0].reason == "cancelled"
@@ -284,7 +284,7 @@ def test_forgotten_tabs_do_not_pile_up() -> None:
     for name in "1234":
         sessions.open(name)
     with pytest.raises(Busy):
-        oldest.send("still there?", ASKING)
+        oldest.send("still there?", OPTIONS)
 
 
 def two_processes() -> tuple[Session, Session]:
@@ -297,7 +297,7 @@ def test_a_tab_goes_on_in_another_process_and_comes_back() -> None:
     here, there = two_processes()
     answered(here, "one")
     for process, text in ((there, "two"), (here, "three"), (there, "four")):
-        process.catch_up(ConversationRef.read(str(ConversationRef.of((there if process is here else here).conversation))))
+        process.catch_up(ConversationRef.parse(str(ConversationRef.of((there if process is here else here).conversation))))
         answered(process, text)
     assert said(there) == ["one", "answer 1", "two", "answer 2", "three", "answer 3", "four", "answer 4"]
 
@@ -310,7 +310,7 @@ def test_a_page_that_shows_less_than_the_history_holds_overwrites_nothing() -> N
     answered(there, "two")
     here.catch_up(shown)
     with pytest.raises(StaleConversation):
-        here.send("three", ASKING)
+        here.send("three", OPTIONS)
     assert said(here) == ["one", "answer 1", "two", "answer 2"], "and now it shows what the history holds"
 
 
@@ -318,7 +318,7 @@ def test_an_answer_cut_off_with_its_process_is_gone_on_from() -> None:
     engine = ScriptedEngine(LONG, delay=0.005)
     chat = scripted_chat(engine)
     dying, other = Sessions(chat).open("tab"), Sessions(chat).open("tab")
-    answering = dying.send("go on", ASKING)
+    answering = dying.send("go on", OPTIONS)
     wait_for(lambda: answering.tokens >= 3)
     other.catch_up(ConversationRef.of(answering.turn.conversation))
     engine.answer, engine.delay = "Hello again.", 0.0
@@ -331,6 +331,6 @@ def test_an_answer_cut_off_with_its_process_is_gone_on_from() -> None:
 
 @pytest.mark.parametrize("text", [None, "", " ", "a b c", " a", 7])
 def test_what_no_page_wrote_is_no_place(text: object) -> None:
-    assert ConversationRef.read(text) == ConversationRef()
-    assert ConversationRef.read("id head") == ConversationRef("id", "head")
-    assert ConversationRef.read("id") == ConversationRef("id")
+    assert ConversationRef.parse(text) == ConversationRef()
+    assert ConversationRef.parse("id head") == ConversationRef("id", "head")
+    assert ConversationRef.parse("id") == ConversationRef("id")

@@ -57,7 +57,7 @@ def parse_chat_request(request: ChatRequest, chat: Chat, max_tokens: int | None)
     `max_tokens` is the server's limit for one answer.
     """
     conversation = to_conversation(request.messages)
-    prompt = render(conversation, chat.form, chat.engine.tokenizer)
+    prompt = render(conversation, chat.prompt_format, chat.engine.tokenizer)
     stops = Stops() if request.ignore_eos else chat.stops
     room = _room([prompt], request.answer_limit, chat.engine.info.window, max_tokens, "messages")
     return ParsedRequest([prompt], request.n, _sampling(request, room), _with_texts(stops, request.stops), conversation)

@@ -159,7 +159,8 @@ async def _answer(
     reader = StreamReader(streams, request.receive, state.settings.request_seconds)
     options = ResponseOptions(serializer, parsed.choices, body.reported_logprobs is not None, body.include_usage, on_end)
     tokenizer = engine.tokenizer
-    special_tokens = {token_id: token for token in chat.form.stop_tokens if (token_id := tokenizer.token_id(token)) is not None}
+    stop_ids = {tokenizer.token_id(token): token for token in chat.prompt_format.stop_tokens}
+    special_tokens = {token_id: token for token_id, token in stop_ids.items() if token_id is not None}
     answer = Answer(reader, len(streams), tokenizer, special_tokens, options)
     response = EventStream(answer, await answer.first_events()) if body.stream else await answer.whole()
     if store:

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from qlora_chat.chat import Chat, Turn
+from qlora_chat.chat import AnswerOptions, Chat, Turn
 from qlora_chat.messages import Conversation, new_id
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import Sampling
@@ -57,7 +57,8 @@ class StoredTurnWriter:
         self, chat: Chat, conversation: Conversation, options: StoreOptions, stops: Stops, adapter: str | None
     ) -> None:
         """`conversation` ends with the question; messages that the history has already are not added again."""
-        self._chat, self._owner, self._stops, self._adapter = chat, options.owner, stops, adapter
+        self._chat, self._stops = chat, stops
+        self._options = AnswerOptions(Sampling(), adapter, options.owner, must_save=True)
         self._before = chat.history.load(options.id) or Conversation(options.id)
         self._conversation = replace(_merge(self._before, conversation), tags=options.tags)
         self._is_tagged = self._before.tags == options.tags
@@ -65,10 +66,8 @@ class StoredTurnWriter:
     def start(self, prompt: Prompt, sampling: Sampling) -> Turn:
         """Start one choice. HistoryUnavailable if it cannot be stored, StaleConversation if another request changed the
         conversation meanwhile; nothing is computed then."""
-        turn = self._chat.answer(
-            self._conversation, prompt, sampling, self._stops, self._before,
-            owner=self._owner, adapter=self._adapter, must_be_kept=True,
-        )  # fmt: skip
+        options = replace(self._options, sampling=sampling)
+        turn = self._chat.answer(self._conversation, prompt, options, self._stops, self._before)
         self._conversation = turn.conversation
         if not self._is_tagged:
             self._is_tagged = self._chat.history.change(self._conversation.id, tags=self._conversation.tags)

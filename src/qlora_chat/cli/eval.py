@@ -70,11 +70,11 @@ def perplexity(
     from qlora_chat.evaluation.perplexity import measure
     from qlora_chat.evaluation.report import write
     from qlora_chat.models import open_model
-    from qlora_chat.prompt import prompt_format as known_format
+    from qlora_chat.prompt import find_prompt_format
 
     held_out = read_text(data, notify)
     loaded = open_model(chosen, notify)
-    text = held_out.tokenize(loaded.tokenizer, loaded.info.window, tokens, known_format(loaded.info.prompt_format))
+    text = held_out.tokenize(loaded.tokenizer, loaded.info.window, tokens, find_prompt_format(loaded.info.prompt_format))
     name = Path(data).name
     report = measure(loaded, text, name, notify)
     if out:

@@ -24,10 +24,10 @@ def open_chat(
     from qlora_chat.chat import Chat
     from qlora_chat.engines import open_engine
     from qlora_chat.history.memory import MemoryHistory
-    from qlora_chat.prompt import prompt_format
+    from qlora_chat.prompt import find_prompt_format
 
     engine = open_engine(chosen, notify, where)
-    return Chat(engine, prompt_format(engine.info.prompt_format), store or MemoryHistory(), recorder)
+    return Chat(engine, find_prompt_format(engine.info.prompt_format), store or MemoryHistory(), recorder)
 
 
 class Persistence:

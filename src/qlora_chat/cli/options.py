@@ -136,10 +136,10 @@ def model_settings(
     model: str, base: str | None, adapter: str | None, precision: Any, device: Any, prompt_format: str | None, slots: int | None
 ) -> ModelSettings:
     """ModelSettings from options; ValueError for an unknown prompt format."""
-    from qlora_chat.prompt import prompt_format as known_format
+    from qlora_chat.prompt import find_prompt_format
 
     if prompt_format is not None:
-        known_format(prompt_format)
+        find_prompt_format(prompt_format)
     return ModelSettings(model, base, adapter, precision, device, prompt_format, slots)
 
 

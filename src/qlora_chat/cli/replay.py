@@ -124,12 +124,12 @@ def _made_again(recorded: RecordedAnswer, chosen: ModelSettings) -> ReplayResult
     from qlora_chat.chat import Chat
     from qlora_chat.engines import open_engine
     from qlora_chat.history.memory import MemoryHistory
-    from qlora_chat.prompt import prompt_format
+    from qlora_chat.prompt import find_prompt_format
     from qlora_chat.replay.replay import replay as make_again
 
     engine = open_engine(chosen, notify)
     with closing(engine):
-        return make_again(recorded, Chat(engine, prompt_format(engine.info.prompt_format), MemoryHistory()))
+        return make_again(recorded, Chat(engine, find_prompt_format(engine.info.prompt_format), MemoryHistory()))
 
 
 def _as_json(recorded: RecordedAnswer, replayed: ReplayResult) -> str:

@@ -53,7 +53,7 @@ class HeldOutText:
         end = tokenizer.token_id("</s>")
         for conversation in self.conversations:
             text = training_text(conversation, template, tokenizer, end, "answers")
-            yield Passage(text.ids, text.learnt)
+            yield Passage(text.ids, text.loss_mask)
 
 
 def read_text(name: str, notify: Notify) -> HeldOutText:

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from qlora_chat.chat import Chat
+from qlora_chat.chat import AnswerOptions, Chat
 from qlora_chat.errors import UserError
 from qlora_chat.evaluation.run import PAGE_SAMPLING
 from qlora_chat.messages import Conversation
@@ -94,7 +94,7 @@ def generate_answers(chat: Chat, prompts: Sequence[str], seed: int) -> list[str]
     """Generate one answer per prompt with the page's default sampling, one after the other."""
     answers = []
     for index, prompt in enumerate(prompts):
-        turn = chat.reply(Conversation(), prompt, PAGE_SAMPLING.changed(seed=1000 * seed + index), logged=False)
+        turn = chat.reply(Conversation(), prompt, AnswerOptions(PAGE_SAMPLING.changed(seed=1000 * seed + index), logged=False))
         for _ in turn:
             pass
         answers.append(turn.answer)

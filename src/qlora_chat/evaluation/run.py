@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_chat.chat import Chat
+from qlora_chat.chat import AnswerOptions, Chat
 from qlora_chat.engines import EngineError
 from qlora_chat.evaluation.questions import Answer, Kind, Question, Score
 from qlora_chat.messages import Conversation
@@ -93,7 +93,7 @@ def _ask(chat: Chat, question: Question, sampling: Sampling) -> QuestionResult:
     """Send the question's turns one after the other; the model's earlier answers stay in the conversation."""
     conversation = Conversation()
     for text in question.ask:
-        turn = chat.reply(conversation, text, sampling, logged=False)
+        turn = chat.reply(conversation, text, AnswerOptions(sampling, logged=False))
         for _ in turn:
             pass
         conversation = turn.conversation

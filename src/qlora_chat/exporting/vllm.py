@@ -26,7 +26,7 @@ from qlora_chat.models.placement import detect_devices
 from qlora_chat.models.prepare import PreparedModel, prepare
 from qlora_chat.models.tokenizer.folder import tokenizer_folder
 from qlora_chat.models.weights.shards import write_shards, write_small_files
-from qlora_chat.prompt import DEFAULT_FORMAT, PromptFormat, prompt_format
+from qlora_chat.prompt import DEFAULT_FORMAT, PromptFormat, find_prompt_format
 from qlora_chat.settings import ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
 
 Layout = Literal["merged", "adapters"]
@@ -200,11 +200,11 @@ def _folder_of(part: Part | None, text: str) -> Path:
 def _format(settings: ModelSettings, source: Source) -> PromptFormat:
     """What was asked for, else what adapter or base declare."""
     if settings.prompt_format:
-        return prompt_format(settings.prompt_format)
+        return find_prompt_format(settings.prompt_format)
     folders = [part.folder for part in (source.adapter, source.base) if part and part.folder]
     declared = (read_json(folder / RECORD).get("prompt_format") for folder in folders)
     name = next((each for each in declared if isinstance(each, str)), None)
-    return prompt_format(name) if name else DEFAULT_FORMAT
+    return find_prompt_format(name) if name else DEFAULT_FORMAT
 
 
 def _name(source: Source, layout: Layout) -> str:

@@ -17,7 +17,7 @@ from qlora_chat.models.hub import Hub
 from qlora_chat.models.load import DEFAULT_FORMAT, declared_format
 from qlora_chat.models.locate import resolve
 from qlora_chat.models.placement import detect_devices
-from qlora_chat.prompt import prompt_format as known_format
+from qlora_chat.prompt import find_prompt_format
 from qlora_chat.settings import ModelSettings, SettingsError, cache_folder, hub_cache_folder, hub_is_offline
 
 MOST_TOKENS = 2000
@@ -46,6 +46,6 @@ def merge_command(
     chosen = ModelSettings(model, base, adapter, "auto", device)
     cache = Cache(cache_folder(), notify)
     source = resolve(chosen, Hub(hub_cache_folder(), hub_is_offline()), cache, detect_devices(device), notify)
-    name = known_format(prompt_format or declared_format(source) or DEFAULT_FORMAT).name
+    name = find_prompt_format(prompt_format or declared_format(source) or DEFAULT_FORMAT).name
     asked = MergeOptions(source, out, form, data, MOST_TOKENS, name, device, force)
     return merge(asked, cache, notify)

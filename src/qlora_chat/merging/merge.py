@@ -34,7 +34,7 @@ from qlora_chat.models.weights.checkpoint import Checkpoint
 from qlora_chat.models.weights.llama import Adapter, build
 from qlora_chat.models.weights.quantize import eight_bits, quantised
 from qlora_chat.models.weights.shards import Named, Stored, write_shards, write_small_files
-from qlora_chat.prompt import prompt_format as known_format
+from qlora_chat.prompt import find_prompt_format
 from qlora_chat.settings import Device
 
 
@@ -73,7 +73,7 @@ def _text(asked: MergeOptions, given: HeldOutText | None, parts: Parts) -> HeldO
     window = parts.original.shape.window
     if given is None:
         return own_dialogues(parts.tokenizer, parts.special.bos, window)
-    return given.tokenize(parts.tokenizer, window, asked.most_tokens, known_format(asked.prompt_format))
+    return given.tokenize(parts.tokenizer, window, asked.most_tokens, find_prompt_format(asked.prompt_format))
 
 
 def _check_target(out: Path) -> None:

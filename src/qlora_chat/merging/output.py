@@ -16,12 +16,12 @@ from qlora_chat.exporting.template import chat_template
 from qlora_chat.merging.report import Report
 from qlora_chat.models.folders import RECORD
 from qlora_chat.models.prepare import Parts, origin
-from qlora_chat.prompt import prompt_format
+from qlora_chat.prompt import find_prompt_format
 
 
 def finish(folder: Path, report: Report, form_name: str, parts: Parts) -> None:
     """Write qlora_chat.json, chat_template.jinja and merge_report.md and .json into a folder that holds a merged model."""
-    form = prompt_format(form_name)
+    form = find_prompt_format(form_name)
     source = report.source
     assert source.adapter
     record = {

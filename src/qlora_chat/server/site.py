@@ -62,7 +62,7 @@ class Site:
     @property
     def unfinished(self) -> int:
         """Number of answers of page and API that run or wait."""
-        return max(self.state.unfinished, self._sessions.answering if self._sessions else 0)
+        return max(self.state.unfinished, self._sessions.running if self._sessions else 0)
 
     async def _current_page(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._page(scope, receive, send)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from qlora_chat.prompt import LossOn, prompt_format
+from qlora_chat.prompt import LossOn, find_prompt_format
 from qlora_chat.settings import SettingsError
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -126,7 +126,7 @@ class TrainSettings:
     def __post_init__(self) -> None:
         for each in fields(self):
             object.__setattr__(self, each.name, _check(each.name, getattr(self, each.name)))
-        prompt_format(self.prompt_format)
+        find_prompt_format(self.prompt_format)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

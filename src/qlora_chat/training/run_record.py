@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_chat import __version__
-from qlora_chat.prompt import prompt_format
+from qlora_chat.prompt import find_prompt_format
 from qlora_chat.settings import SettingsError
 from qlora_chat.training import TrainError
 from qlora_chat.training.adapter import replace_text
@@ -86,7 +86,7 @@ class Run:
 
     def adapter_record(self, settings: TrainSettings, steps: int, loss: float | None, held_out: float | None) -> dict[str, Any]:
         """Return the finished adapter's description of itself (qlora_chat.json)."""
-        template = prompt_format(settings.prompt_format)
+        template = find_prompt_format(settings.prompt_format)
         base = self.record["base"]
         return {
             "format": 1,

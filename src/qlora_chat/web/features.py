@@ -1,4 +1,7 @@
-"""What becomes of conversations on this page, for the page to say and to act on."""
+"""Features of the page that depend on how the server was started.
+
+Scope: apart from parts.py, for the server needs it before Gradio is imported.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,7 @@ class PageFeatures:
 
     logged: bool = False
     """Finished turns are sent to a receiver."""
-    kept: bool = False
+    persistent: bool = False
     """Conversations outlive the program."""
     shared: bool = False
-    """People on other machines can reach the page: then each browser lists only what was said in it."""
-
-
-NOTHING = PageFeatures()
+    """People on other machines can reach the page: then each browser lists only its own conversations."""

@@ -1,6 +1,6 @@
-"""What a person thinks of an answer: thumbs beside each, and a panel for a comment and a better answer.
+"""Feedback on answers: thumbs next to each, and a panel for a comment and a better answer.
 
-Scope: the panel, and its way from Gradio's events to the session of the tab. The thumbs are the chatbot's own.
+Scope: the panel, and the way from Gradio's events to the session of the tab. The thumbs are the chatbot's own.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from qlora_chat.web.session import Session
 
 THUMBS = ("Like", "Dislike")
 """The names by which Gradio draws its thumbs."""
-EXCERPT_LETTERS = 80
+EXCERPT_CHARACTERS = 80
 RATINGS = {"up": 1, "down": -1, "": None}
-"""By the name that the panel keeps; "" is a thumb that was taken back."""
+"""By the value of Panel.rating; "" is a thumb that was withdrawn."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ def lay_out_panel() -> Panel:
 
 
 class FeedbackHandlers:
-    """One method an event."""
+    """One method per event."""
 
     def __init__(self, handlers: Handlers, parts: Parts, panel: Panel) -> None:
         self._handlers, self._parts, self._panel = handlers, parts, panel
 
     def connect(self, chatbot: gr.Chatbot, options: dict[str, Any]) -> None:
-        """Attach the events; `options` are those of every event that answers at once."""
+        """Attach the events; `options` are those of every event that is not queued."""
         panel, notice = self._panel, self._parts.notice
         outputs = [panel.box, panel.about, panel.comment, panel.edited, panel.turn, panel.rating, notice]
         chatbot.like(self.rate, [self._parts.conversation, self._parts.logged], outputs, **options)
@@ -72,15 +72,15 @@ class FeedbackHandlers:
         gr.on([panel.save.click, panel.comment.submit], self.save, values, [panel.box, notice], **options)
         panel.close.click(self.close, None, [panel.box], **options)
 
-    def rate(self, place: Any, logged: Any, event: gr.EventData, request: gr.Request) -> dict[Any, Any]:
-        """A thumb was pressed: keep it, and ask for more."""
-        session, panel = self._handlers.session(request, place), self._panel
+    def rate(self, ref: Any, logged: Any, event: gr.EventData, request: gr.Request) -> dict[Any, Any]:
+        """A thumb was pressed: save it, and open the panel."""
+        session, panel = self._handlers.session(request, ref), self._panel
         pressed = event._data if isinstance(event._data, dict) else {}
         answer = render.message_at(session.conversation, pressed.get("index"))
-        if answer is None or session.answering:
+        if answer is None or session.running:
             return {self._parts.notice: render.problem("Only an answer that is finished and still shown can be rated.")}
         rating = {"True": "up", "False": "down"}.get(str(pressed.get("liked")), "")  # "": pressed again
-        if problem := self._keep(session, answer, rating, "", answer.content, logged):
+        if problem := self._save(session, answer, rating, "", answer.content, logged):
             return {self._parts.notice: render.problem(problem)}
         if not rating:
             return {panel.box: gr.update(visible=False), self._parts.notice: ""}
@@ -95,34 +95,35 @@ class FeedbackHandlers:
         }
 
     def save(
-        self, place: Any, turn_id: Any, rating: Any, comment: Any, edited: Any, logged: Any, request: gr.Request
+        self, ref: Any, turn_id: Any, rating: Any, comment: Any, edited: Any, logged: Any, request: gr.Request
     ) -> dict[Any, Any]:
-        """Keep the comment and the better answer beside the thumb."""
-        session = self._handlers.session(request, place)
+        """Save the comment and the better answer along with the thumb."""
+        session = self._handlers.session(request, ref)
         answer = next((each for each in session.conversation.messages if each.role == "assistant" and each.id == turn_id), None)
         if answer is None or not isinstance(rating, str) or rating not in RATINGS:
             return {self._parts.notice: render.problem("That answer is no longer shown, so nothing was saved.")}
-        if problem := self._keep(session, answer, rating, comment, edited, logged):
+        if problem := self._save(session, answer, rating, comment, edited, logged):
             return {self._parts.notice: render.problem(problem)}
         return {self._panel.box: gr.update(visible=False), self._parts.notice: render.notice("Saved. Thank you.")}
 
     def close(self) -> dict[Any, Any]:
-        """Put the panel away; the thumb stays."""
+        """Hide the panel; the thumb stays."""
         return {self._panel.box: gr.update(visible=False)}
 
-    def _keep(self, session: Session, answer: Message, rating: str, comment: Any, edited: Any, logged: Any) -> str | None:
-        """Why it could not be kept; None if it is. An edit that changes nothing is none."""
-        better, said = replace_surrogates(edited).strip(), replace_surrogates(comment).strip()
-        changed = better if better and better != answer.content.strip() else None
+    def _save(self, session: Session, answer: Message, rating: str, comment: Any, edited: Any, logged: Any) -> str | None:
+        """User-facing reason why it was not saved; None if it was. An edit that changes nothing is none."""
+        edited, comment = replace_surrogates(edited).strip(), replace_surrogates(comment).strip()
+        if edited == answer.content.strip():
+            edited = None
         try:
-            kept = session.feedback(answer.id, RATINGS[rating], changed, said or None, logged=logged is not False)
+            saved = session.feedback(answer.id, RATINGS[rating], edited or None, comment or None, logged=logged is not False)
         except HistoryError as problem:
             return str(problem)
-        return None if kept else "That answer is not in the history, so nothing was saved."
+        return None if saved else "That answer is not in the history, so nothing was saved."
 
 
 def _about(answer: Message, rating: str) -> str:
     thumb = "Thumbs up" if rating == "up" else "Thumbs down"
     line = " ".join(answer.content.split())
-    excerpt = line if len(line) <= EXCERPT_LETTERS else f"{line[: EXCERPT_LETTERS - 1]}…"
+    excerpt = line if len(line) <= EXCERPT_CHARACTERS else f"{line[: EXCERPT_CHARACTERS - 1]}…"
     return f'<p class="about" role="status">{thumb} saved for “{escape(excerpt)}”</p>'

@@ -16,6 +16,7 @@ from typing import Any
 from gradio import processing_utils
 from gradio.data_classes import GradioModel, GradioRootModel
 
+from qlora_chat.errors import UserError
 from qlora_chat.settings import gradio_folder
 
 _MOVER = "async_move_files_to_cache"
@@ -23,10 +24,8 @@ _MOVER = "async_move_files_to_cache"
 _building = threading.Lock()
 
 
-class FolderError(RuntimeError):
-    """Gradio's folder cannot be created; the message is fit to be shown."""
-
-    for_people = True
+class FolderError(UserError, RuntimeError):
+    """Gradio's folder cannot be created."""
 
 
 def leave_files_alone() -> None:
@@ -37,7 +36,7 @@ def leave_files_alone() -> None:
 
 
 async def _unmoved(data: Any, *_: Any, **__: Any) -> Any:
-    """The value itself, as plain JSON."""
+    """The unchanged value, as plain JSON."""
     return data.model_dump() if isinstance(data, (GradioModel, GradioRootModel)) else data
 
 

@@ -1,4 +1,4 @@
-"""The page's layout, and which event calls which handler.
+"""The page: its layout, and the events that call the handlers.
 
 Scope: Gradio Blocks. Knows no engine and no HTTP.
 """
@@ -19,24 +19,24 @@ from qlora_chat.web.event_filter import Event, Field
 from qlora_chat.web.features import PageFeatures
 from qlora_chat.web.feedback import THUMBS, FeedbackHandlers, Panel, lay_out_panel
 from qlora_chat.web.handlers import Handlers
-from qlora_chat.web.parts import LONGEST, Parts
+from qlora_chat.web.parts import MAX_CHARACTERS, Parts
 from qlora_chat.web.sessions import Sessions
 
 CSS = Path(__file__).with_name("page.css")
 JS = Path(__file__).with_name("page.js")
-MOST_PAGES_ANSWERING = 256
-"""Answers that Gradio hands on at once; the engine decides how many of them share a step."""
+MAX_CONCURRENT_ANSWERS = 256
+"""Answers that Gradio streams at once; the engine decides how many of them share a step."""
 QUEUE_TICK_SECONDS = 0.005
 
 # Values come as they were sent: Sampling refuses bad ones by name, where Gradio's sliders raise a bare TypeError.
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
-AT_ONCE: dict[str, Any] = {**QUIET, "queue": False}
+QUEUED: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
+IMMEDIATE: dict[str, Any] = {**QUEUED, "queue": False}
 
 DISCLAIMER = "A language model wrote these answers. They can be wrong, biased or offensive: check what matters."
 
 
 def theme() -> themes.Base:
-    """Calm, and in the fonts that the reader's system has: a web font would be a request to someone else."""
+    """Calm, and in the fonts that the reader's system has: a web font would be a request to a third party."""
     fonts = [themes.Font(each) for each in ("ui-sans-serif", "system-ui", "sans-serif")]
     mono = [themes.Font(each) for each in ("ui-monospace", "Consolas", "monospace")]
     soft = themes.Soft(primary_hue="teal", neutral_hue="slate", font=fonts, font_mono=mono)
@@ -50,14 +50,14 @@ def theme() -> themes.Base:
     )
 
 
-def build_page(chat: Chat, sessions: Sessions, keeps: PageFeatures) -> gr.Blocks:
+def build_page(chat: Chat, sessions: Sessions, features: PageFeatures) -> gr.Blocks:
     """The whole page as Blocks, ready to be mounted."""
     with gr.Blocks(title="QLoRA Chat", analytics_enabled=False, fill_height=True) as page:
-        parts, panel = _lay_out(chat, keeps)
-        handlers = Handlers(chat, sessions, parts, keeps)
+        parts, panel = _lay_out(chat, features)
+        handlers = Handlers(chat, sessions, parts, features)
         _connect(page, parts, handlers)
-        FeedbackHandlers(handlers, parts, panel).connect(parts.chatbot, AT_ONCE)
-    page.max_threads = MOST_PAGES_ANSWERING
+        FeedbackHandlers(handlers, parts, panel).connect(parts.chatbot, IMMEDIATE)
+    page.max_threads = MAX_CONCURRENT_ANSWERS
     page.queue(default_concurrency_limit=None, api_open=False)
     # Gradio looks for work every millisecond, which takes the model 2 % of a core more than this; there is no public setting.
     page._queue.sleep_when_free = QUEUE_TICK_SECONDS
@@ -66,26 +66,26 @@ def build_page(chat: Chat, sessions: Sessions, keeps: PageFeatures) -> gr.Blocks
 
 
 def events_of(page: gr.Blocks) -> dict[int, Event]:
-    """What each event takes that a browser may send; events that run in the browser alone are not among them."""
-    found: dict[int, Event] = {}
+    """The events that a browser may send, by Gradio's number, without those that run in the browser alone."""
+    events: dict[int, Event] = {}
     for index, event in page.fns.items():
         triggers = {name for _, name in event.targets}
         if event.fn is not None and "unload" not in triggers:
-            found[index] = Event(tuple(_field(each) for each in event.inputs), is_thumb="like" in triggers)
-    return found
+            events[index] = Event(tuple(_field(each) for each in event.inputs), is_thumb="like" in triggers)
+    return events
 
 
 def _field(part: Any) -> Field:
-    """The values of one part. KeyError where LONGEST has no limit for a part that holds text."""
+    """The values of one part. KeyError where MAX_CHARACTERS has no limit for a part that holds text."""
     label = str(part.label or part.elem_id)
     if isinstance(part, gr.Slider):
         return Field(label, "number")
     if isinstance(part, gr.Checkbox):
         return Field(label, "switch")
-    return Field(label, "text", LONGEST[part.elem_id])
+    return Field(label, "text", MAX_CHARACTERS[part.elem_id])
 
 
-def _lay_out(chat: Chat, keeps: PageFeatures) -> tuple[Parts, Panel]:
+def _lay_out(chat: Chat, features: PageFeatures) -> tuple[Parts, Panel]:
     info = chat.engine.info
     gr.HTML(f"<h1>QLoRA Chat</h1>{render.banner(info)}", elem_id="head", padding=False)
     chatbot = gr.Chatbot(
@@ -109,15 +109,15 @@ def _lay_out(chat: Chat, keeps: PageFeatures) -> tuple[Parts, Panel]:
         undo = gr.Button("Undo", size="sm", elem_id="undo", scale=0, min_width=72, interactive=False)
         clear = gr.Button("Clear", size="sm", elem_id="clear", scale=0, min_width=72)
         status = gr.HTML(render.status(info, used=0), elem_id="status", padding=False)
-    logged = _logging(keeps)
-    past = _past(keeps.kept)
+    logged = _logging(features)
+    past = _past(features.persistent)
     with gr.Accordion("Advanced options", open=False, elem_id="options"):
         with gr.Row():
             sliders = tuple(_slider(name, info.window) for name in SLIDERS)
         system = gr.Textbox(
             label="System text", elem_id="system", lines=2, max_lines=6,
             info="leads the conversation, from the next message on",
-            placeholder=chat.form.default_system or "none: the model was tuned without one",
+            placeholder=chat.prompt_format.default_system or "none: the model was tuned without one",
         )  # fmt: skip
     gr.HTML(f'<p class="disclaimer">{DISCLAIMER}</p>', elem_id="foot", padding=False)
     conversation = gr.Textbox(elem_id="conversation", visible=False)
@@ -133,23 +133,23 @@ def _past(on: bool) -> tuple[gr.Textbox, gr.Radio, gr.Textbox, gr.Button, gr.But
     with gr.Accordion("Past conversations", open=False, elem_id="past", visible=on) as past:
         find = gr.Textbox(
             elem_id="find", label="Search past conversations", show_label=False, placeholder="Search titles and words",
-            container=False, lines=1, max_lines=1, max_length=LONGEST["find"],
+            container=False, lines=1, max_lines=1, max_length=MAX_CHARACTERS["find"],
         )  # fmt: skip
         found = gr.Radio([], label="Past conversations", show_label=False, elem_id="found", container=False)
         with gr.Row(elem_id="past-actions"):
             title = gr.Textbox(
-                elem_id="title", label="Title", show_label=False, placeholder="Title of the chosen conversation",
-                container=False, lines=1, max_lines=1, max_length=LONGEST["title"], scale=1,
+                elem_id="title", label="Title", show_label=False, placeholder="Title of the selected conversation",
+                container=False, lines=1, max_lines=1, max_length=MAX_CHARACTERS["title"], scale=1,
             )  # fmt: skip
             rename = gr.Button("Rename", size="sm", elem_id="rename", scale=0, min_width=72)
             delete = gr.Button("Delete", size="sm", variant="stop", elem_id="delete", scale=0, min_width=72)
     return find, found, title, rename, delete, past
 
 
-def _logging(keeps: PageFeatures) -> gr.Checkbox:
-    kept = "kept and logged" if keeps.kept else "logged"
-    with gr.Row(elem_id="logging", visible=keeps.logged):
-        gr.HTML(f'<p class="notice">Conversations on this page are {kept} by whoever runs it.</p>', padding=False)
+def _logging(features: PageFeatures) -> gr.Checkbox:
+    what = "saved and logged" if features.persistent else "logged"
+    with gr.Row(elem_id="logging", visible=features.logged):
+        gr.HTML(f'<p class="notice">Conversations on this page are {what} by whoever runs it.</p>', padding=False)
         return gr.Checkbox(True, label="Log mine, from the next message on", elem_id="logged", container=False)
 
 
@@ -164,42 +164,42 @@ def _slider(name: str, window: int) -> gr.Slider:
 
 
 def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
-    quiet, at_once = QUIET, AT_ONCE
+    queued, immediate = QUEUED, IMMEDIATE
     outputs = [
         parts.chatbot, parts.notice, parts.box, parts.send, parts.stop, parts.retry, parts.undo, *parts.sliders,
         parts.adapter, parts.system, parts.logged, parts.status, parts.feedback, parts.conversation,
     ]  # fmt: skip
-    asking = [parts.conversation, parts.adapter, parts.system, parts.logged, *parts.sliders]
+    options = [parts.conversation, parts.adapter, parts.system, parts.logged, *parts.sliders]
 
-    page.load(handlers.load, [parts.memory], outputs, js=_js("recall"), **at_once)
-    sending = gr.on(
-        [parts.send.click, parts.box.submit], handlers.send, [parts.box, *asking], outputs, concurrency_limit=None, **quiet
+    page.load(handlers.load, [parts.memory], outputs, js=_js("recall"), **immediate)
+    sent = gr.on(
+        [parts.send.click, parts.box.submit], handlers.send, [parts.box, *options], outputs, concurrency_limit=None, **queued
     )
-    retrying = parts.retry.click(handlers.retry, asking, outputs, concurrency_limit=None, **quiet)
-    for answering in (sending, retrying):
-        answering.then(handlers.settle, [parts.box, parts.conversation], outputs, **at_once)
-    parts.stop.click(handlers.stop, **at_once)
-    parts.undo.click(handlers.undo, [parts.box, parts.conversation], outputs, **at_once)
+    retried = parts.retry.click(handlers.retry, options, outputs, concurrency_limit=None, **queued)
+    for answered in (sent, retried):
+        answered.then(handlers.end_answer, [parts.box, parts.conversation], outputs, **immediate)
+    parts.stop.click(handlers.stop, **immediate)
+    parts.undo.click(handlers.undo, [parts.box, parts.conversation], outputs, **immediate)
     # In the queue, so that it reaches the page in order, after the last piece of the answer that it ends.
-    parts.clear.click(handlers.clear, None, outputs, concurrency_limit=None, **quiet)
+    parts.clear.click(handlers.clear, None, outputs, concurrency_limit=None, **queued)
     gr.on(
         [slider.change for slider in parts.sliders], handlers.sample, [*parts.sliders], [parts.notice],
-        js=_js("rememberSampling", SLIDERS), trigger_mode="always_last", **at_once,
+        js=_js("rememberSampling", SLIDERS), trigger_mode="always_last", **immediate,
     )  # fmt: skip
-    _connect_past(parts, handlers, outputs, at_once)
+    _connect_past(parts, handlers, outputs, immediate)
     parts.conversation.change(None, [parts.conversation], js=_js("rememberConversation"))
-    kept = [parts.adapter, parts.system, parts.logged]
-    gr.on([each.change for each in kept], None, kept, js=_js("rememberTab"))
+    remembered = [parts.adapter, parts.system, parts.logged]
+    gr.on([each.change for each in remembered], None, remembered, js=_js("rememberTab"))
     page.unload(handlers.leave)
 
 
-def _connect_past(parts: Parts, handlers: Handlers, outputs: list[Any], at_once: dict[str, Any]) -> None:
-    gr.on([parts.past.expand, parts.find.change], handlers.find, [parts.find, parts.found], [parts.found], **at_once)
-    parts.found.input(handlers.open_past, [parts.found], [*outputs, parts.title], **at_once)
-    naming = [parts.rename.click, parts.title.submit]
-    gr.on(naming, handlers.rename_past, [parts.found, parts.title, parts.find], [parts.found, parts.notice], **at_once)
+def _connect_past(parts: Parts, handlers: Handlers, outputs: list[Any], immediate: dict[str, Any]) -> None:
+    gr.on([parts.past.expand, parts.find.change], handlers.find, [parts.find, parts.found], [parts.found], **immediate)
+    parts.found.input(handlers.open_past, [parts.found], [*outputs, parts.title], **immediate)
+    renamed = [parts.rename.click, parts.title.submit]
+    gr.on(renamed, handlers.rename_past, [parts.found, parts.title, parts.find], [parts.found, parts.notice], **immediate)
     changed = [*outputs, parts.found, parts.title]
-    parts.delete.click(handlers.delete_past, [parts.found, parts.find], changed, js=_js("confirmDelete"), **at_once)
+    parts.delete.click(handlers.delete_past, [parts.found, parts.find], changed, js=_js("confirmDelete"), **immediate)
 
 
 def _js(name: str, *arguments: Any) -> str:

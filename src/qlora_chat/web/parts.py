@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import gradio as gr
 
-LONGEST: Mapping[str, int] = {
+MAX_CHARACTERS: Mapping[str, int] = {
     "box": 200_000,
     "system": 20_000,
     "adapter": 200,
@@ -21,9 +21,9 @@ LONGEST: Mapping[str, int] = {
     "turn": 100,
     "rating": 10,
 }
-"""The most characters that a browser may send of each part that holds text, by elem_id.
+"""Limit of the text that a browser may send, for each part with text, by elem_id.
 
-`edited` begins as an answer, `memory` holds the system text as JSON, in which a character takes up to six.
+`edited` begins as an answer; `memory` contains the system text as JSON, in which a character takes up to six.
 """
 
 
@@ -43,22 +43,22 @@ class Parts:
     sliders: tuple[gr.Slider, ...]
     """In the order of settings.SLIDERS."""
     adapter: gr.Dropdown
-    """Which of several adapters answers; invisible where there is nothing to choose."""
+    """The adapter that answers; invisible where there is nothing to choose."""
     system: gr.Textbox
     logged: gr.Checkbox
     find: gr.Textbox
-    """Past conversations: what to look for,"""
+    """Search text of the past conversations."""
     found: gr.Radio
-    """what there is,"""
+    """Past conversations."""
     title: gr.Textbox
-    """and the name of the chosen one."""
+    """Title of the selected one."""
     rename: gr.Button
     delete: gr.Button
     past: gr.Accordion
     status: gr.HTML
     feedback: gr.Column
-    """feedback.py's panel; it is about an answer that is shown, and closes when another conversation or answer is."""
+    """feedback.py's panel; it closes when another conversation or answer is shown."""
     conversation: gr.Textbox
-    """Invisible: the id of the conversation that is shown, for page.js to keep."""
+    """Invisible: ConversationRef of the conversation shown, for page.js to remember."""
     memory: gr.Textbox
-    """Invisible: what page.js kept, for the server to read when the page opens."""
+    """Invisible: page.js's memory of the tab, which the server reads when the page opens."""

@@ -1,6 +1,6 @@
 """One answer on its way from the engine to a page.
 
-Scope: reading it to its end in a thread, and waking an event loop when there is more text. Knows no Gradio, tab or model.
+Scope: reads it to its end in a thread, and wakes an event loop when there is new text. Knows no Gradio, no tab and no model.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ QUIET_SECONDS = 0.2
 logger = logging.getLogger(__name__)
 
 
-class Answering:
-    """A thread reads it, the event loop looks at it."""
+class RunningAnswer:
+    """Read by a thread, watched by the event loop."""
 
     def __init__(self, turn: Turn, text: str, *, retried: bool = False, logged: bool = True) -> None:
         self.turn = turn
         self.retried = retried
-        """Whether it takes the place of an earlier answer."""
+        """True if it replaces an earlier answer."""
         self.text = text
-        """What was asked."""
+        """The question."""
         self.logged = logged
         self.problem: str | None = None
-        """Why generation failed, fit to be shown."""
+        """User-facing reason why generation failed."""
         self.tokens = 0
         self.first_at: float | None = None
         """time.perf_counter() at the first token."""
         self.began = time.perf_counter()
         self.unwatched = threading.Event()
-        """Set when the page's event has handed on all that it ever will of this answer."""
+        """Set when the page's event for this answer has ended."""
         self._done = threading.Event()
         self._wakeup: Wakeup | None = None
 
     @property
     def done(self) -> bool:
-        """Whether nothing more will come."""
+        """True when nothing more will come."""
         return self._done.is_set()
 
     @property
@@ -66,7 +66,7 @@ class Answering:
         return self._done.wait(seconds)
 
     def read(self) -> None:
-        """Take every piece as it comes; returns when the answer ends, for whatever reason."""
+        """Read every piece as it comes; returns when the answer ends, for whatever reason."""
         try:
             for piece in self.turn:
                 if piece.token_id is not None or piece.text:
@@ -82,7 +82,7 @@ class Answering:
             self.problem = f"The answer could not be finished ({type(problem).__name__})."
 
     def end(self) -> None:
-        """Say that nothing more will come."""
+        """Mark the answer as done."""
         self._done.set()
         if wakeup := self._wakeup:
             wakeup.notify(now=True)

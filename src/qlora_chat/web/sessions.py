@@ -1,6 +1,6 @@
 """The tabs that are open, in this process.
 
-Scope: which tab is which, and who goes on with a conversation that two name. Knows no Gradio.
+Scope: tabs by name, and which one goes on with a conversation that two of them name. Knows no Gradio.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from qlora_chat.web.session import Session
 
 
 class Sessions:
-    """By the name Gradio gives each page load."""
+    """Tabs by the name Gradio gives each page load."""
 
     def __init__(self, chat: Chat, limit: int = 2000) -> None:
         self._chat, self._limit = chat, limit
@@ -21,39 +21,38 @@ class Sessions:
         self._lock = threading.Lock()
 
     @property
-    def answering(self) -> int:
-        """Answers being written."""
+    def running(self) -> int:
+        """Number of answers being written."""
         with self._lock:
-            return sum(session.answering is not None for session in self._sessions.values())
+            return sum(session.running is not None for session in self._sessions.values())
 
     def find(self, name: str) -> Session | None:
-        """The tab of that name, if this process has it."""
+        """The tab of that name; None if this process does not have it."""
         with self._lock:
             return self._sessions.get(name)
 
     def open(self, name: str, conversation_id: str = "", reloaded: bool = False) -> Session:
-        """The tab of that name. A new one goes on with the conversation it names, if there is such a one.
+        """The tab of that name. A new one goes on with the conversation it names, if there is one.
 
-        A reloaded page takes its conversation over from the page it was. Another tab that names a conversation in
-        use (a duplicated tab does) gets a copy under a new id, so that neither overwrites the other.
+        A reloaded page takes over the conversation of the page before it. Another tab that names a conversation in use (a
+        duplicated tab does) gets a copy under a new id, so that neither overwrites the other.
         """
         with self._lock:
-            known = self._sessions.get(name)
-            if known:
+            if existing := self._sessions.get(name):
                 self._sessions.move_to_end(name)
-                return known
+                return existing
             session = self._sessions[name] = Session(self._chat)
-            holder = self._holding(conversation_id)
+            other = self._showing(conversation_id)
         self._close_oldest()
-        if holder and reloaded:
-            holder.close()
-        conversation = holder.conversation if holder else self._chat.history.load(conversation_id) if conversation_id else None
+        if other and reloaded:
+            other.close()
+        conversation = other.conversation if other else self._chat.history.load(conversation_id) if conversation_id else None
         if conversation:
-            session.restore(conversation.copied() if holder and not reloaded else conversation)
+            session.restore(conversation.copied() if other and not reloaded else conversation)
         return session
 
     def close(self, name: str) -> None:
-        """That tab is gone."""
+        """Close a tab that is gone."""
         with self._lock:
             session = self._sessions.get(name)
         if session is None:
@@ -69,7 +68,7 @@ class Sessions:
         for session in sessions:
             session.stop()
 
-    def _holding(self, conversation_id: str) -> Session | None:
+    def _showing(self, conversation_id: str) -> Session | None:
         return next((each for each in self._sessions.values() if each.conversation.id == conversation_id), None)
 
     def _close_oldest(self) -> None:

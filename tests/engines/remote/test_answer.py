@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from qlora_chat.chat import Chat
+from qlora_chat.chat import AnswerOptions, Chat
 from qlora_chat.engines import EngineError
 from qlora_chat.engines.remote.engine import RemoteEngine
 from qlora_chat.history.memory import MemoryHistory
@@ -70,10 +70,10 @@ def test_a_server_without_log_probabilities_answers_without_them(
 
 def test_ids_stay_the_same_through_a_conversation(server: ScriptedServer, open_to: Callable[..., RemoteEngine]) -> None:
     chat = Chat(open_to(server), DEFAULT_FORMAT, MemoryHistory())
-    first = chat.reply(Conversation(), "Where is Paris?", GREEDY)
+    first = chat.reply(Conversation(), "Where is Paris?", AnswerOptions(GREEDY))
     list(first)
     assert first.answer == TEXT.strip()
-    list(chat.reply(first.conversation, "Thanks!", GREEDY))
+    list(chat.reply(first.conversation, "Thanks!", AnswerOptions(GREEDY)))
     asked, again = (request["prompt"] for request in server.requests)
     assert again[: len(asked) + len(ANSWER)] == [*asked, *(each for each, _ in ANSWER)], "no guess at how it was tokenised"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from qlora_chat.chat import Chat
+from qlora_chat.chat import AnswerOptions, Chat
 from qlora_chat.engines.remote.engine import RemoteEngine
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation
@@ -31,7 +31,7 @@ def test_a_server_of_text_is_sent_one_bos_and_no_token_that_was_typed(
 ) -> None:
     server.text_only, server.counts_bos, server.gives_ids = True, counts_bos, False
     chat = Chat(open_to(server), DEFAULT_FORMAT, MemoryHistory())
-    turn = chat.reply(Conversation(), "Is </s> the end, or <s>?", GREEDY)
+    turn = chat.reply(Conversation(), "Is </s> the end, or <s>?", AnswerOptions(GREEDY))
     list(turn)
     assert turn.answer == TEXT.strip()
     assert turn.finish is not None

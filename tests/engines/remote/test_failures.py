@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from qlora_chat.chat import Chat
+from qlora_chat.chat import AnswerOptions, Chat
 from qlora_chat.engines import EngineError
 from qlora_chat.engines.remote.engine import RemoteEngine
 from qlora_chat.history.memory import MemoryHistory
@@ -74,7 +74,7 @@ def test_in_mid_answer_another_server_goes_on_where_it_broke_off(
 def test_where_there_is_no_other_what_was_written_is_kept(server: ScriptedServer, open_to: Callable[..., RemoteEngine]) -> None:
     engine = open_to(server)
     server.reply = lambda request: iter([*server.tokens(request, most=6), 0.2, RESET])
-    turn = Chat(engine, DEFAULT_FORMAT, MemoryHistory()).reply(Conversation(), "Hi", GREEDY)
+    turn = Chat(engine, DEFAULT_FORMAT, MemoryHistory()).reply(Conversation(), "Hi", AnswerOptions(GREEDY))
     with pytest.raises(EngineError, match="broke off after 6 tokens"):
         list(turn)
     assert turn.answer == "".join(text for _, text in ANSWER[:6]).strip()

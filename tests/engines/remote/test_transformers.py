@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_chat.chat import Chat
+from qlora_chat.chat import AnswerOptions, Chat
 from qlora_chat.engines import Engine, open_engine
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.history.memory import MemoryHistory
@@ -74,7 +74,7 @@ def remote(url: tuple[str, str]) -> Iterator[Engine]:
 def chatted(engine: Engine, *questions: str) -> list[str]:
     chat, conversation, answers = Chat(engine, DEFAULT_FORMAT, MemoryHistory()), Conversation(), []
     for question in questions:
-        turn = chat.reply(conversation, question, GREEDY)
+        turn = chat.reply(conversation, question, AnswerOptions(GREEDY))
         list(turn)
         conversation = turn.conversation
         answers.append(turn.answer)
@@ -90,14 +90,14 @@ def test_settings_reach_it_though_it_takes_none_at_the_top(remote: Engine) -> No
     """top-k 1 is greedy whatever the temperature; without it, this temperature babbles."""
     chat = Chat(remote, DEFAULT_FORMAT, MemoryHistory())
     wild = Sampling(temperature=2.0, top_p=1.0, top_k=1, seed=1, max_new_tokens=12)
-    turn = chat.reply(Conversation(), "What is the capital of France?", wild)
+    turn = chat.reply(Conversation(), "What is the capital of France?", AnswerOptions(wild))
     list(turn)
     assert turn.answer == "The capital of France is Paris."
 
 
 def test_greedy_from_mid_answer_on(remote: Engine, shared_engine: LocalEngine) -> None:
     question, wild = "Tell me a short story.", Sampling(temperature=1.0, seed=3, max_new_tokens=40)
-    turn = Chat(remote, DEFAULT_FORMAT, MemoryHistory()).reply(Conversation(), question, wild)
+    turn = Chat(remote, DEFAULT_FORMAT, MemoryHistory()).reply(Conversation(), question, AnswerOptions(wild))
     for index, _ in enumerate(turn):
         if index == 8:
             turn.update(GREEDY.changed(max_new_tokens=40))

@@ -26,7 +26,7 @@ CHAT = """
 import sys, threading, time
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from qlora_chat.chat import Chat
+from qlora_chat.chat import AnswerOptions, Chat
 from qlora_chat.messages import Conversation
 from qlora_chat.prompt import DEFAULT_FORMAT
 from qlora_chat.settings import Sampling
@@ -35,7 +35,7 @@ from tests.history.conftest import sqlite_history
 store = sqlite_history(Path(sys.argv[2]))
 chat = Chat(ScriptedEngine("word " * 5000, delay=0.002), DEFAULT_FORMAT, store)
 conversation = store.load(sys.argv[3]) or Conversation(sys.argv[3])
-turn = chat.reply(conversation, "question " + sys.argv[4], Sampling())
+turn = chat.reply(conversation, "question " + sys.argv[4], AnswerOptions(Sampling()))
 print("began", flush=True)
 def tell():
     while not store.load(sys.argv[3]).messages[-1].content:

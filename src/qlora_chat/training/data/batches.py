@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qlora_chat.messages import Conversation
 from qlora_chat.models import Notify
-from qlora_chat.prompt import SYSTEM_TEXT, SpanTokenizer, prompt_format, training_text
+from qlora_chat.prompt import SYSTEM_TEXT, SpanTokenizer, find_prompt_format, training_text
 from qlora_chat.training import TrainError
 from qlora_chat.training.recipe import TrainSettings
 
@@ -107,7 +107,7 @@ def tokenize(
     conversations: Sequence[Conversation], settings: TrainSettings, tokenizer: SpanTokenizer, end_id: int | None
 ) -> Examples:
     """Tokenize every dialogue, max_length tokens at most. TrainError if no loss token is left."""
-    template, rng = prompt_format(settings.prompt_format), random.Random(f"system {settings.data_seed}")
+    template, rng = find_prompt_format(settings.prompt_format), random.Random(f"system {settings.data_seed}")
     ids: list[Tensor] = []
     masks: list[Tensor] = []
     offsets, empty, truncated = [0], 0, 0
@@ -117,7 +117,7 @@ def tokenize(
             conversation = Conversation(conversation.id, conversation.messages, SYSTEM_TEXT)
         text = training_text(conversation, template, tokenizer, end_id, settings.loss)
         truncated += len(text.ids) > settings.max_length
-        mask = text.learnt[: settings.max_length]
+        mask = text.loss_mask[: settings.max_length]
         if not any(mask[1:]):
             empty += 1
             continue
