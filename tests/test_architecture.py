@@ -35,7 +35,7 @@ ARROWS: dict[str, set[str]] = {
     "evaluation": {"chat", "engines", "errors", "messages", "models", "prompt", "settings", "training"},
     "replay": {"chat", "engines", "errors", "prompt", "settings", "stopping", "text"},
     "terminal": {"chat", "engines", "history", "messages", "prompt", "settings"},
-    "web": {"chat", "engines", "history", "messages", "models", "serving", "settings", "text"},
+    "web": {"chat", "engines", "errors", "history", "messages", "models", "serving", "settings", "text"},
     "merging": {"engines", "evaluation", "exporting", "models", "prompt", "settings"},
     "server": {"api", "chat", "errors", "models", "serving", "settings", "web"},
     "receiver": {"databases", "delivery", "errors", "private_files", "server", "settings", "text"},

@@ -1,6 +1,6 @@
-"""What people and the model have said: messages and conversations.
+"""Messages and conversations.
 
-Scope: plain, frozen values. Knows nothing of prompts, tokens' meaning, storage or pages.
+Scope: plain, frozen values. Knows no prompts, no meaning of tokens, no storage and no pages.
 """
 
 from __future__ import annotations
@@ -15,43 +15,38 @@ FinishReason = Literal["stop", "length", "cancelled", "error", "partial"]
 
 
 def new_id() -> str:
-    """A fresh random id (uuid4, 36 characters)."""
+    """A random id (uuid4, 36 characters)."""
     return str(uuid.uuid4())
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn, exactly as it was typed or shown."""
+    """One turn, exactly as typed or shown."""
 
     role: Role
     content: str
     ids: tuple[int, ...] = ()
-    """Token ids the content was generated as; () when it was typed or its ids are not known.
-    Keeping them lets the next prompt repeat what is in the KV cache instead of a re-tokenised guess."""
+    """Token ids as generated; () when the content was typed or its ids are not known.
+    With them the next prompt matches the KV cache, which re-tokenised text might not."""
     finish_reason: FinishReason | None = None
-    """Why generation ended; None for what a person wrote."""
+    """None for a user's message."""
     id: str = field(default_factory=new_id, compare=False)
-    """Names the turn in the history and in logs; the same words said twice are two turns."""
-
-
-def new_conversation_id() -> str:
-    """A fresh random conversation id (uuid4, 36 characters)."""
-    return new_id()
+    """Id of the turn in the history and in logs; the same words twice are two turns."""
 
 
 @dataclass(frozen=True)
 class Conversation:
     """Messages that alternate user, assistant, user, ... under one id and one system text."""
 
-    id: str = field(default_factory=new_conversation_id)
+    id: str = field(default_factory=new_id)
     messages: tuple[Message, ...] = ()
     system: str | None = None
     """System text that leads the prompt; None takes the prompt format's own."""
     head: str | None = field(default=None, compare=False)
-    """Id of the message that was the newest when the history last gave or took this conversation; None before it ever
-    did. A history whose newest message is another by now refuses this one, so that a stale page overwrites nothing."""
+    """Id of the newest message when this conversation was last loaded or saved; None before that. A history whose newest
+    message is another by now refuses to save this one, so that a stale page overwrites nothing."""
     tags: tuple[str, ...] = field(default=(), compare=False)
-    """As the history has them."""
+    """As stored in the history."""
 
     def __post_init__(self) -> None:
         for index, message in enumerate(self.messages):
@@ -73,9 +68,9 @@ class Conversation:
         return replace(self, messages=(*self.messages[:-1], message))
 
     def copied(self) -> Conversation:
-        """The same words as a conversation of its own: new ids throughout, unknown to any history."""
+        """A copy with new ids throughout, which no history has."""
         messages = tuple(replace(message, id=new_id()) for message in self.messages)
-        return replace(self, id=new_conversation_id(), messages=messages, head=None)
+        return replace(self, id=new_id(), messages=messages, head=None)
 
     @property
     def last_user_text(self) -> str | None:
@@ -83,6 +78,6 @@ class Conversation:
         return next((m.content for m in reversed(self.messages) if m.role == "user"), None)
 
     def pairs(self) -> list[list[str]]:
-        """[[user, assistant], ...] as the log and the original demo write history; an open turn has answer ""."""
+        """[[user, assistant], ...] as in the log and the original demo; an open turn has answer ""."""
         texts = [message.content for message in self.messages]
         return [[texts[i], texts[i + 1] if i + 1 < len(texts) else ""] for i in range(0, len(texts), 2)]

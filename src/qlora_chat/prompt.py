@@ -1,8 +1,8 @@
 """Conversation -> prompt: text for the log, ids for the engine, fitted to the window.
 
-Scope: the named prompt formats, their role markers and stops, escaping, which old turns go when the window is full,
-and which characters of a finished dialogue training learns from. Used by chat and by training alike, so that a model
-sees in use what it saw in training. Knows no model; the tokenizer is handed in.
+Scope: the named prompt formats, their role markers and stops, escaping, the old turns to drop when the window is full, and
+the loss mask of a finished dialogue. Chat and training share it, so that inference prompts match training text. Knows no
+model; the tokenizer is a parameter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SYSTEM_TEXT = (
 
 
 class Tokenizer(Protocol):
-    """What prompts need of a tokenizer. Text such as "</s>" is always text, never a special token."""
+    """The tokenizer as prompts use it. Text such as "</s>" is always text, never a special token."""
 
     @property
     def bos_id(self) -> int | None: ...
@@ -47,15 +47,15 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """How turns are written around role markers, and what ends an answer."""
+    """Role markers, separators and stops of a chat format."""
 
     name: str
     before_user: str
     after_user: str
     open_answer: str
-    """Ends the prompt; the model goes on from here."""
+    """Ends the prompt."""
     before_answer: str
-    """Precedes the text of an answer already given. Where it begins with open_answer, an answer's ids can be kept."""
+    """Precedes the text of an earlier answer. Where it begins with open_answer, the answer's generated ids can be reused."""
     after_answer: str
     after_system: str
     default_system: str = ""
@@ -77,14 +77,14 @@ FORMATS: Mapping[str, PromptFormat] = {
         ),
     )
 }  # fmt: skip
-"""guanaco: the text the adapter was trained on. guanaco-card: its model card. guanaco-notebook: the original demo, which
-writes an open turn and a closed one differently, so that past answers are tokenised again at every turn."""
+"""guanaco: the adapter's training text. guanaco-card: its model card. guanaco-notebook: the original demo, whose open and
+closed turns differ, so that past answers are tokenised again at every turn."""
 
 DEFAULT_FORMAT = FORMATS["guanaco"]
 
 
 def find_prompt_format(name: str) -> PromptFormat:
-    """The format of that name; SettingsError lists the names there are."""
+    """The format of that name; SettingsError lists the known names."""
     if name not in FORMATS:
         raise SettingsError(f"unknown prompt format {name!r}; known: {', '.join(FORMATS)}")
     return FORMATS[name]
@@ -95,11 +95,11 @@ class Prompt:
     """A rendered conversation that ends where the answer begins."""
 
     text: str
-    """What the model reads, without BOS."""
+    """Without BOS."""
     ids: tuple[int, ...]
-    """Token ids, BOS included; at most the window less the room kept for the answer."""
+    """Token ids, BOS included; at most the window less the tokens reserved for the answer."""
     dropped: tuple[int, ...] = ()
-    """Indices into the conversation's messages that had to go for the prompt to fit, oldest first."""
+    """Indices of the messages that were dropped for the prompt to fit, oldest first."""
 
 
 class PromptTooLong(UserError, ValueError):
@@ -108,7 +108,8 @@ class PromptTooLong(UserError, ValueError):
     def __init__(self, tokens: int, limit: int, window: int) -> None:
         super().__init__(
             f"This message is too long: with the system text it takes {tokens:,} tokens, and at most {limit:,} fit "
-            f"(the model's window is {window:,}; {window - limit:,} are kept for the answer). Shorten it, or send it in parts."
+            f"(the model's window is {window:,}; {window - limit:,} are reserved for the answer). "
+            "Shorten it, or send it in parts."
         )
         self.tokens = tokens
         self.limit = limit
@@ -119,8 +120,8 @@ def fit_prompt(
 ) -> Prompt:
     """Render a conversation that ends with a user message into at most `window` tokens.
 
-    min(max_new_tokens, window // 4) tokens stay free for the answer. The system text and the newest message always
-    stay; of the older exchanges the fewest possible go, oldest first and whole. Raises PromptTooLong.
+    min(max_new_tokens, window // 4) tokens are reserved for the answer. The system text and the newest message always stay;
+    as few of the older exchanges as possible are dropped, oldest first and whole. Raises PromptTooLong.
     """
     limit = window - min(max_new_tokens, window // 4)
     newest = len(conversation.messages) - 1
@@ -135,10 +136,10 @@ def fit_prompt(
 
     if fits(0):
         return rendered[0]
-    kept = bisect_left(starts, True, key=fits)
-    if kept == len(starts):
+    first = bisect_left(starts, True, key=fits)
+    if first == len(starts):
         raise PromptTooLong(len(rendered[newest].ids), limit, window)
-    return rendered[starts[kept]]
+    return rendered[starts[first]]
 
 
 def render(conversation: Conversation, prompt_format: PromptFormat, tokenizer: Tokenizer, start: int = 0) -> Prompt:
@@ -199,10 +200,10 @@ def escape(text: str) -> str:
 
 
 def trim_ids(tokenizer: Tokenizer, generated: Sequence[int], text: str) -> tuple[int, ...]:
-    """Ids that decode exactly to `text`, keeping as many of the `generated` ones as lie wholly inside it.
+    """Ids that decode exactly to `text`: the `generated` ones up to its end.
 
-    A stop text or trailing white space may begin inside a token; what is left of such a token is tokenised again. () where
-    an engine gives no ids.
+    A stop text or trailing white space may begin inside a token; the rest of such a token is tokenised again. () where an
+    engine reports no ids.
     """
     for end in range(len(generated), 0, -1):
         inside = tokenizer.decode(generated[:end])
@@ -219,32 +220,32 @@ Span = tuple[int, int]
 
 
 class SpanTokenizer(Tokenizer, Protocol):
-    """A tokenizer that also says where each token stands in the text."""
+    """A tokenizer that also reports the position of each token in the text."""
 
     def encode_with_spans(self, text: str) -> tuple[list[int], list[Span]]:
-        """Ids of text that begins a sequence, without BOS, and the characters that each stands for."""
+        """Ids of text that begins a sequence, without BOS, and the characters that each covers."""
         ...
 
 
 @dataclass(frozen=True)
 class TrainingText:
-    """A finished dialogue as a model is trained on it."""
+    """A finished dialogue as training text."""
 
     text: str
     ids: tuple[int, ...]
     """BOS included, and the end token where the tokenizer has one."""
     loss_mask: tuple[bool, ...]
-    """For each id, whether it is under the loss."""
+    """For each id: True if it counts towards the loss."""
 
 
 def training_text(
     conversation: Conversation, prompt_format: PromptFormat, tokenizer: SpanTokenizer, end_id: int | None, loss_on: LossOn
 ) -> TrainingText:
-    """Render a conversation that ends with an answer, as chat would show it to the model.
+    """Render a conversation that ends with an answer, as chat would for the model.
 
-    With `answers`, each answer is under the loss together with what ends it: the marker of the next user turn, or
-    end_id after the last. With `all`, everything but BOS is, as in Guanaco's training. Without an end_id, the user's
-    marker closes the dialogue, so that the end is learnt all the same. ValueError for a dialogue that ends otherwise.
+    With `answers`, the loss covers each answer and what ends it: the marker of the next user turn, or end_id after the last.
+    With `all`, it covers everything but BOS, as in Guanaco's training. Without an end_id, the user's marker closes the
+    dialogue, so that the model still learns to end. ValueError for a dialogue that ends otherwise.
     """
     if not conversation.messages or conversation.messages[-1].role != "assistant":
         raise ValueError("a dialogue to train on needs an answer at its end")
@@ -259,7 +260,7 @@ def training_text(
 
 
 def _closed_text(conversation: Conversation, prompt_format: PromptFormat, with_marker: bool) -> tuple[str, list[Span]]:
-    """The dialogue without the opening of a further answer, and where its answers and their ends stand."""
+    """The dialogue without the opening of a further answer, and the spans of its answers with their ends."""
     system = prompt_format.default_system if conversation.system is None else conversation.system
     text, answers = escape(system) + prompt_format.after_system if system else "", []
     marker = prompt_format.before_user.rstrip()

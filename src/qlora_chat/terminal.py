@@ -1,4 +1,4 @@
-"""Talking in a terminal: the `chat` loop and the single question of `ask`.
+"""Conversation in a terminal: the `chat` loop and the single question of `ask`.
 
 Scope: reads lines, prints pieces. Knows no web and no model library.
 """
@@ -24,7 +24,7 @@ HELP = f"""\
 /set NAME VALUE     one of {", ".join(SAMPLING_OPTIONS)}; /set alone shows them
 /system TEXT        set the system text; /system alone takes the prompt format's own
 /retry              answer the last message again
-/undo               take back the last message and its answer
+/undo               remove the last message and its answer
 /exit               leave (so does Ctrl-D); Ctrl-C stops an answer"""
 
 
@@ -39,7 +39,7 @@ class _Session:
     """The answer being written."""
 
     def interrupt(self) -> None:
-        """Ctrl-C: stops the answer, or drops the line being typed, and never ends the program."""
+        """Handle Ctrl-C: stop the answer, or drop the line being typed; never end the program."""
         if self.turn:
             self.turn.cancel()
         elif self.reading:
@@ -63,7 +63,7 @@ def talk(chat: Chat, sampling: Sampling, system: str | None, *, logging_on: bool
 
 
 def ask_once(chat: Chat, text: str, sampling: Sampling, system: str | None, *, show: bool) -> dict[str, Any]:
-    """One answer, printed as it comes if `show`; -> what `ask --json` prints. Closes the chat's engine."""
+    """Answer one question, printing it as it comes if `show`; closes the chat's engine. Returns what `ask --json` prints."""
     with closing(chat.engine):
         turn = chat.reply(Conversation(system=system), text, AnswerOptions(sampling))
         with _ctrl_c_calls(turn.cancel):
@@ -113,7 +113,10 @@ def _answer(session: _Session, text: str, conversation: Conversation) -> None:
             conversation, text, AnswerOptions(session.sampling), instead_of=session.conversation
         )
         if turn.prompt.dropped:
-            print(f"(the window is full: the oldest {len(turn.prompt.dropped)} messages are no longer read)", file=sys.stderr)
+            print(
+                f"(the window is full: the model no longer sees the oldest {len(turn.prompt.dropped)} messages)",
+                file=sys.stderr,
+            )
         _print_answer(turn, show=True)
         session.conversation = turn.conversation
         if turn.save_error:
@@ -155,7 +158,7 @@ def _command(session: _Session, line: str) -> bool:
             _set(session, rest)
         case "undo":
             session.conversation = session.chat.history.save(session.conversation.without_last_exchange())
-            print("(taken back)")
+            print("(removed)")
         case "retry":
             _retry(session)
         case _:
@@ -181,7 +184,7 @@ def _set(session: _Session, rest: str) -> None:
 def _retry(session: _Session) -> None:
     text = session.conversation.last_user_text
     if text is None:
-        print("there is nothing to answer again yet", file=sys.stderr)
+        print("there is nothing to retry yet", file=sys.stderr)
         return
     _answer(session, text, session.conversation.without_last_exchange())
 

@@ -44,7 +44,7 @@ def test_ask_has_the_answer_made_by_the_server(server: ScriptedServer, tmp_path:
     [
         (("--engine", "http://127.0.0.1:9"), "http://127.0.0.1:9/v1 cannot be reached"),
         (("--engine", "gpu:8000"), "--engine is 'gpu:8000', but must be local, or http://HOST:PORT/v1"),
-        (("--engine-model", "chat"), "give them with --engine http://..."),
+        (("--engine-model", "chat"), "name them with --engine http://..."),
     ],
 )
 def test_what_cannot_be_reached_is_one_clear_line(options: tuple[str, ...], said: str, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_erase_asks_first_and_erases_what_it_was_told() -> None:
         history("erase")
     assert history("erase", "--untouched-days", "1", "--yes").stdout == "0 conversations erased\n"
     assert history("erase", "--all", "--yes").stdout == "1 conversation erased\n"
-    assert "no conversation is kept there yet" in history("list").stderr
+    assert "no conversation is stored there yet" in history("list").stderr
 
 
 @pytest.mark.usefixtures("url")

@@ -48,7 +48,7 @@ def opened_at(context: BrowserContext, url: str) -> Page:
 def test_past_conversations_are_found_opened_renamed_and_deleted(chat: Chat, context: BrowserContext) -> None:
     with serving_chat(chat, history_on=True, logging_on=True) as url:
         page = opened_at(context, url)
-        expect(page.locator("#logging")).to_contain_text("kept and logged")
+        expect(page.locator("#logging")).to_contain_text("saved and logged")
         for text in ("Where is the lighthouse?", "What is <b>bold</b>?"):
             say(page, text)
             expect(page.locator("#chat .bot")).to_contain_text("A scripted answer.")

@@ -1,6 +1,6 @@
-"""The command line: one thin function a command, in the module of its kind; this one lists them.
+"""The command line: one thin function and one module per command.
 
-Scope: options in, exit code out. What a command needs is imported inside it, so that --help answers at once.
+Scope: options in, exit code out. Commands import what they need inside their function, so that --help answers at once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,22 @@ import sys
 import typer
 
 from qlora_chat import __version__
-from qlora_chat.cli import bench, convert_adapter, dataset, doctor, eval, export, history, logs, merge, replay, serve, train
+from qlora_chat.cli import (
+    ask,
+    bench,
+    chat,
+    convert_adapter,
+    dataset,
+    doctor,
+    eval,
+    export,
+    history,
+    logs,
+    merge,
+    replay,
+    serve,
+    train,
+)
 from qlora_chat.errors import UserError
 
 app = typer.Typer(
@@ -23,8 +38,8 @@ app = typer.Typer(
 )
 
 app.command()(serve.serve)
-app.command()(serve.chat)
-app.command()(serve.ask)
+app.command()(chat.chat)
+app.command()(ask.ask)
 app.command("convert-adapter")(convert_adapter.convert_adapter)
 app.command()(doctor.doctor)
 app.command()(merge.merge)

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from qlora_chat.cli.options import KVCacheDtypeOption
-from qlora_chat.settings import SettingsError
+from qlora_chat.cli.options import JsonOption, KVCacheDtypeOption
+from qlora_chat.settings import SettingsError, one_of
 
 PLOTTED_CHATS = (1, 2, 4, 8, 16, 32)
 
@@ -28,7 +28,7 @@ def bench(
     kv_cache_dtype: KVCacheDtypeOption = "auto",
     layers: Annotated[int | None, typer.Option(help="with --shape: number of decoder layers, for a dry run")] = None,
     plot: Annotated[Path | None, typer.Option(help="plot over chats and context, FILE.png")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure tokens/s, first token, memory and share of a copy's bandwidth, after checking the engine's results."""
     from qlora_chat.benchmark import Subject, Workload
@@ -37,12 +37,12 @@ def bench(
     from qlora_chat.benchmark.report import print_table, require_figure
     from qlora_chat.benchmark.run import run
 
-    _one_of("model", model, ("demo",))
-    _one_of("shape", shape, (None, "7b"))
-    _one_of("device", device, ("auto", "cuda", "cpu"))
-    _one_of("precision", precision, (None, "bf16", "nf4"))
-    _one_of("compare", compare, (None, "original"))
-    _one_of("kv-cache-dtype", kv_cache_dtype, ("auto", "int8"))
+    one_of("model", model, ("demo",))
+    one_of("shape", shape, (None, "7b"))
+    one_of("device", device, ("auto", "cuda", "cpu"))
+    one_of("precision", precision, (None, "bf16", "nf4"))
+    one_of("compare", compare, (None, "original"))
+    one_of("kv-cache-dtype", kv_cache_dtype, ("auto", "int8"))
     if layers is not None and (not shape or layers < 1):
         raise SettingsError("--layers is a whole number from 1, and goes with --shape")
     if plot:
@@ -84,8 +84,3 @@ def _at_least_two(option: str, value: int) -> int:
     if value < 2:
         raise SettingsError(f"--{option} is {value}, but a rate needs at least 2")
     return value
-
-
-def _one_of(option: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
-    if value not in allowed:
-        raise SettingsError(f"--{option} is {value!r}, but must be one of {', '.join(filter(None, allowed))}")

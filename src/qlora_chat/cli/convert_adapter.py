@@ -1,4 +1,4 @@
-"""convert-adapter: the commands that make one model out of another."""
+"""convert-adapter: a pickled adapter as safetensors."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def build(
 ) -> None:
     """Write sft.jsonl, which `train --data` takes, preferences.jsonl, and what was left out and why."""
     if (store is None) == (history is None):
-        raise SettingsError("which chats? give --store, a receiver's store, or --history, a chat's own")
+        raise SettingsError("which chats? name --store, a receiver's store, or --history, a chat's own")
     from qlora_chat.dataset.build import write
 
     built = _from_store(store) if store else _from_history(history)

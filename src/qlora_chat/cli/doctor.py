@@ -1,4 +1,4 @@
-"""doctor: will this base and this adapter work here?"""
+"""doctor: a check of a base and an adapter before anything is loaded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from qlora_chat import settings
-from qlora_chat.cli.options import DeviceOption
+from qlora_chat.cli.options import DeviceOption, JsonOption
 
 SIGNS = {"blocker": "✗", "warning": "!", "fine": "✓"}
 
@@ -17,23 +17,23 @@ def doctor(
     base: Annotated[str, typer.Argument(help="Hub id or folder of a LLaMA-family base")],
     adapter: Annotated[str | None, typer.Argument(help="Hub id or folder of a PEFT LoRA adapter for it")] = None,
     device: DeviceOption = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say whether a base and an adapter fit each other and this machine, before any weight is read. Exit 1 on a blocker."""
     settings.quiet_libraries()
-    chosen = settings.ModelSettings(device=device)  # type: ignore[arg-type]
+    checked = settings.ModelSettings(device=device)  # type: ignore[arg-type]
     from qlora_chat.doctor.examine import examine
     from qlora_chat.models.hub import Hub
     from qlora_chat.models.placement import detect_devices
 
     hub = Hub(settings.hub_cache_folder(), settings.hub_is_offline())
-    found = examine(base, adapter, hub, detect_devices(chosen.device))
+    report = examine(base, adapter, hub, detect_devices(checked.device))
     if as_json:
-        print(json.dumps(found.as_json(), ensure_ascii=False))
+        print(json.dumps(report.as_json(), ensure_ascii=False))
     else:
-        for finding in found.findings:
+        for finding in report.findings:
             print(f"{SIGNS[finding.level]} {finding.what}")
             if finding.level != "fine":
                 print(f"    {finding.why}\n    -> {finding.mend}")
-        print("It will not work as it is: see ✗ above." if found.blocked else "Nothing stands in the way.")
-    raise typer.Exit(1 if found.blocked else 0)
+        print("It will not work as it is: see ✗ above." if report.blocked else "Nothing stands in the way.")
+    raise typer.Exit(1 if report.blocked else 0)

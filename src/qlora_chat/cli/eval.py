@@ -11,14 +11,21 @@ import typer
 
 from qlora_chat import settings
 from qlora_chat.cli.open import notify, open_chat
-from qlora_chat.cli.options import DeviceOption, Format, ModelOptions, PrecisionOption, expanded, model_settings
+from qlora_chat.cli.options import (
+    DeviceOption,
+    FormatOption,
+    JsonOption,
+    ModelOptions,
+    PrecisionOption,
+    expanded,
+    model_settings,
+)
 
 app = typer.Typer(
     name="eval", help="Quality of a model: questions with exact rules, perplexity, a blind comparison.", no_args_is_help=True
 )
 
 Out = Annotated[Path | None, typer.Option(help="folder for the report; default: nothing is written")]
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
 
 @app.command()
@@ -27,9 +34,9 @@ def questions(
     model: ModelOptions,
     file: Annotated[Path | None, typer.Option(help="JSON lines of questions; default: the hand-written set")] = None,
     seeds: Annotated[int, typer.Option(min=0, max=100, help="runs with the page's own sampling, besides the greedy one")] = 5,
-    before: Annotated[Path | None, typer.Option(help="an earlier questions.json, to be drawn beside")] = None,
+    before: Annotated[Path | None, typer.Option(help="an earlier questions.json, to be drawn next to it")] = None,
     out: Out = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Ask the hand-written questions (facts, sums, memory, no human life, stopping) and score the answers by exact rules."""
     settings.quiet_libraries()
@@ -61,11 +68,11 @@ def perplexity(
     model: ModelOptions,
     tokens: Annotated[int, typer.Option(min=1, help="read the file until so many tokens count")] = 100_000,
     out: Out = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Measure a model's perplexity on a file."""
     settings.quiet_libraries()
-    chosen = model.settings()
+    model_settings = model.settings()
     from qlora_chat.evaluation.held_out import read_text
     from qlora_chat.evaluation.perplexity import measure
     from qlora_chat.evaluation.report import write
@@ -73,7 +80,7 @@ def perplexity(
     from qlora_chat.prompt import find_prompt_format
 
     held_out = read_text(data, notify)
-    loaded = open_model(chosen, notify)
+    loaded = open_model(model_settings, notify)
     text = held_out.tokenize(loaded.tokenizer, loaded.info.window, tokens, find_prompt_format(loaded.info.prompt_format))
     name = Path(data).name
     report = measure(loaded, text, name, notify)
@@ -97,9 +104,9 @@ def compare(
     seed: Annotated[int, typer.Option(min=0, help="of answers and order: the same seed gives the same pairs again")] = 0,
     precision: PrecisionOption = "auto",
     device: DeviceOption = "auto",
-    prompt_format: Format = None,
+    prompt_format: FormatOption = None,
     out: Out = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Judge two adapters blindly by the better of two answers in random order."""
     settings.quiet_libraries()
@@ -110,8 +117,11 @@ def compare(
     preferences = list(pairwise.read_preferences(judge_file, len(texts))) if judge_file else None
     answers = []
     for each in (adapter, against):
-        chosen = model_settings("auto", _folder_of(base), each, precision, device, prompt_format, slots=1)
-        chat = open_chat(chosen, None)
+        chat = open_chat(
+            model_settings(
+                base=_folder_of(base), adapter=each, precision=precision, device=device, prompt_format=prompt_format, slots=1
+            )
+        )
         with closing(chat.engine):
             answers.append(pairwise.generate_answers(chat, texts, seed))
     pairs = pairwise.shuffle_pairs(texts, answers[0], answers[1], seed)

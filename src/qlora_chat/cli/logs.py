@@ -15,8 +15,8 @@ import typer
 
 from qlora_chat import settings
 from qlora_chat.cli.open import notify
-from qlora_chat.cli.options import expanded
-from qlora_chat.settings import SettingsError
+from qlora_chat.cli.options import JsonOption, expanded
+from qlora_chat.settings import SettingsError, one_of
 
 if TYPE_CHECKING:
     from qlora_chat.receiver.store import RecordFilter
@@ -28,17 +28,17 @@ Store = Annotated[str, typer.Option(help="sqlite:///FILE or postgresql://USER@HO
 Conversation = Annotated[str | None, typer.Option(help="id of one conversation")]
 TurnId = Annotated[str | None, typer.Option("--turn", help="id of one turn")]
 AdapterName = Annotated[str | None, typer.Option("--adapter", help="name of the adapter that answered")]
-Finish = Annotated[str | None, typer.Option("--finish", help="how the answer ended: stop, length, cancelled, error")]
+Finish = Annotated[str | None, typer.Option("--finish", help="finish reason of the answer: stop, length, cancelled, error")]
 RatingOption = Annotated[str | None, typer.Option("--rating", help="up, down, edited or commented")]
-ContainsText = Annotated[str | None, typer.Option("--text", help="what the question or the answer holds, in any case")]
+ContainsText = Annotated[str | None, typer.Option("--text", help="text in the question or the answer, in any case")]
 Since = Annotated[str | None, typer.Option(help="from this time on: 2026-11-24 or 2026-11-24T18:30")]
 Until = Annotated[str | None, typer.Option(help="before this time")]
-SHOWN_LETTERS = 100
+EXCERPT_CHARACTERS = 100
 
 
 @dataclass(frozen=True)
 class TurnOptions:
-    """Which of the turns that were received."""
+    """Selection of received turns."""
 
     conversation: Conversation = None
     adapter: AdapterName = None
@@ -48,8 +48,8 @@ class TurnOptions:
     since: Since = None
     until: Until = None
 
-    def wanted(self, turn: str | None = None) -> RecordFilter:
-        """For the store. SettingsError for a time that is none."""
+    def filter(self, turn: str | None = None) -> RecordFilter:
+        """The selection as the store takes it. SettingsError for an invalid time."""
         from qlora_chat.receiver.store import RecordFilter
 
         return RecordFilter(
@@ -62,9 +62,8 @@ class TurnOptions:
         )
 
     def rated(self) -> Any:
-        """How it must be rated. SettingsError for what is no rating."""
-        if self.rating not in (None, "up", "down", "edited", "commented"):
-            raise SettingsError(f"--rating is {self.rating!r}, but must be up, down, edited or commented")
+        """The rating to select by. SettingsError for an unknown one."""
+        one_of("rating", self.rating, (None, "up", "down", "edited", "commented"))
         return self.rating
 
 
@@ -77,17 +76,17 @@ def serve(
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file of the certificate chain; without it, plain http")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key")] = None,
 ) -> None:
-    """Receive records at /log, keep each once, and show plots at /. LOGGING_TOKEN and LOGGING_SECRET as senders have them."""
-    chosen = settings.receiver_settings(host, port, allow_host or (), tls_cert, tls_key)
+    """Receive records at /log, store each once, and show plots at /. LOGGING_TOKEN and LOGGING_SECRET as senders have them."""
+    receiver_settings = settings.receiver_settings(host, port, allow_host or (), tls_cert, tls_key)
     from qlora_chat.receiver.app import serve as receive
     from qlora_chat.receiver.store import RecordStore
 
     with closing(RecordStore(store, create=True)) as records:
-        receive(records, chosen, notify)
+        receive(records, receiver_settings, notify)
 
 
 @app.command()
-def stats(store: Store, as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False) -> None:
+def stats(store: Store, as_json: JsonOption = False) -> None:
     """Count what was received: turns, lengths, times, finish reasons, feedback."""
     from qlora_chat.receiver.stats import statistics
     from qlora_chat.receiver.store import RecordStore
@@ -107,13 +106,13 @@ def query(
     as_json: Annotated[bool, typer.Option("--json", help="print records as JSON lines, as `replay` takes them")] = False,
 ) -> None:
     """Show turns, the newest first."""
-    wanted = which.wanted(turn)
+    turn_filter = which.filter(turn)
     from qlora_chat.receiver.store import RecordStore
     from qlora_chat.receiver.turns import turns
 
     with (
         closing(RecordStore(store)) as records,
-        closing(turns(records, wanted, text=which.text, rating=which.rated(), newest_first=True)) as found,
+        closing(turns(records, turn_filter, text=which.text, rating=which.rated(), newest_first=True)) as found,
     ):
         for each in islice(found, limit):
             print(json.dumps(each.record()) if as_json else _turn_text(each))
@@ -127,23 +126,23 @@ def export(
     which: TurnOptions,
 ) -> None:
     """Write turns with their feedback to a Parquet file, one row each."""
-    wanted = which.wanted()
+    turn_filter = which.filter()
     from qlora_chat.receiver.parquet_export import export_parquet
     from qlora_chat.receiver.store import RecordStore
     from qlora_chat.receiver.turns import turns
 
     with closing(RecordStore(store)) as records:
-        count = export_parquet(turns(records, wanted, text=which.text, rating=which.rated()), parquet)
+        count = export_parquet(turns(records, turn_filter, text=which.text, rating=which.rated()), parquet)
     print(f"wrote {count:,} turns to {parquet}")
 
 
-def _seconds(option: str, given: str | None) -> float | None:
-    if given is None:
+def _seconds(option: str, text: str | None) -> float | None:
+    if text is None:
         return None
     try:
-        return datetime.fromisoformat(given).timestamp()
+        return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError, OSError):
-        raise SettingsError(f"{option} is {given!r}, but must be a time like 2026-11-24 or 2026-11-24T18:30") from None
+        raise SettingsError(f"{option} is {text!r}, but must be a time like 2026-11-24 or 2026-11-24T18:30") from None
 
 
 def _stats_text(counted: Mapping[str, Any]) -> str:
@@ -178,13 +177,13 @@ def _turn_text(turn: LoggedTurn) -> str:
         "edited" if feedback.get("edited") is not None else "",
     ]
     head = f"{when}  {row['conversation_id']}  {row['turn_id'] or row['id']}  {', '.join(filter(None, marks))}"
-    said = [f"  < {_one_line(turn.question)}", f"  > {_one_line(turn.answer)}"]
+    lines = [head.rstrip(), f"  < {_one_line(turn.question)}", f"  > {_one_line(turn.answer)}"]
     if comment := feedback.get("comment"):
-        said.append(f"  # {_one_line(comment)}")
-    return "\n".join([head.rstrip(), *said])
+        lines.append(f"  # {_one_line(comment)}")
+    return "\n".join(lines)
 
 
 def _one_line(text: str) -> str:
     """The beginning of a text, without anything that a terminal would obey."""
-    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text[: 4 * SHOWN_LETTERS]).split())
-    return line if len(line) <= SHOWN_LETTERS else f"{line[: SHOWN_LETTERS - 1]}…"
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text[: 4 * EXCERPT_CHARACTERS]).split())
+    return line if len(line) <= EXCERPT_CHARACTERS else f"{line[: EXCERPT_CHARACTERS - 1]}…"

@@ -9,25 +9,25 @@ import typer
 
 from qlora_chat import settings
 from qlora_chat.cli.open import notify
-from qlora_chat.cli.options import Adapter, Base, DeviceOption, Format
+from qlora_chat.cli.options import AdapterOption, BaseOption, DeviceOption, FormatOption
 
 FormOption = Annotated[str, typer.Option(help="auto (by the rule), bf16, int8 or nf4")]
 
 
 def merge(
     out: Annotated[Path, typer.Option(help="folder to write; must not exist or be empty")],
-    base: Base = None,
-    adapter: Adapter = None,
+    base: BaseOption = None,
+    adapter: AdapterOption = None,
     model: Annotated[str, typer.Option(help="demo or guanaco-7b, instead of --base and --adapter")] = "auto",
     data: Annotated[
         str | None, typer.Option(help="held-out dialogues as `train` takes them, or .txt; default: the program's own")
     ] = None,
     form: FormOption = "auto",
     device: DeviceOption = "auto",
-    prompt_format: Format = None,
+    prompt_format: FormatOption = None,
     force: Annotated[bool, typer.Option("--force", help="write the best even where it breaks the limits")] = False,
 ) -> None:
-    """Merge an adapter into its base, measured: every way is compared with the unmerged adapter, and the best is written."""
+    """Merge an adapter into its base: every candidate is measured against the unmerged adapter, and the best is written."""
     settings.quiet_libraries()
     from qlora_chat.merging.command import merge_command
 

@@ -1,4 +1,4 @@
-"""What a talking command opens before it talks, and closes afterwards."""
+"""Chats and histories as commands open and close them."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 
 
 def open_chat(
-    chosen: ModelSettings,
-    where: EngineSettings | None = None,
-    store: HistoryStore | None = None,
+    model: ModelSettings,
+    engine: EngineSettings | None = None,
+    history: HistoryStore | None = None,
     recorder: LogRecorder | None = None,
 ) -> Chat:
-    """Load the model, or go to the servers that have it, and put a chat around it; its history in memory unless given."""
+    """Load the model, or connect to its servers. A `history` of None keeps turns in memory."""
     from qlora_chat.chat import Chat
     from qlora_chat.engines import open_engine
     from qlora_chat.history.memory import MemoryHistory
     from qlora_chat.prompt import find_prompt_format
 
-    engine = open_engine(chosen, notify, where)
-    return Chat(engine, find_prompt_format(engine.info.prompt_format), store or MemoryHistory(), recorder)
+    opened = open_engine(model, notify, engine)
+    return Chat(opened, find_prompt_format(opened.info.prompt_format), history or MemoryHistory(), recorder)
 
 
 class Persistence:
-    """Where turns are kept and sent, opened before the model is loaded; closing it sends what is due for `patience` s."""
+    """History and log, opened before the model is loaded; closing it sends due records for up to `patience` seconds."""
 
     def __init__(self, history: HistorySettings, log: LogSettings, patience: float = 30.0) -> None:
         from qlora_chat.history.open import open_history
@@ -57,17 +57,17 @@ class Persistence:
 
     @property
     def logging_on(self) -> bool:
-        """Whether turns are sent to a receiver."""
+        """True if turns are sent to a receiver."""
         return self.recorder is not None
 
     def outbox_depth(self) -> int:
-        """Turns that wait to be delivered."""
+        """Number of records that wait to be delivered."""
         outbox = self._opened.outbox
         return outbox.counts().waiting if outbox else 0
 
-    def chat(self, chosen: ModelSettings, where: EngineSettings | None = None) -> Chat:
-        """A chat whose turns are kept and sent here."""
-        return open_chat(chosen, where, self.store, self.recorder)
+    def open_chat(self, model: ModelSettings, engine: EngineSettings | None = None) -> Chat:
+        """A chat whose turns are saved and sent here."""
+        return open_chat(model, engine, self.store, self.recorder)
 
     def close(self) -> None:
         """Send what is due, write what is pending."""
@@ -79,5 +79,5 @@ class Persistence:
 
 
 def notify(line: str) -> None:
-    """A line for the person who started the program."""
+    """Print a line for the person who started the program."""
     print(line, file=sys.stderr, flush=True)

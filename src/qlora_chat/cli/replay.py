@@ -1,4 +1,4 @@
-"""replay: make a recorded answer again."""
+"""replay: generate a recorded answer again."""
 
 from __future__ import annotations
 
@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qlora_chat import settings
-from qlora_chat.cli.open import notify
-from qlora_chat.cli.options import Adapter, Base, DeviceOption, Format, PrecisionOption, model_settings
+from qlora_chat.cli.open import open_chat
+from qlora_chat.cli.options import (
+    AdapterOption,
+    BaseOption,
+    DeviceOption,
+    FormatOption,
+    JsonOption,
+    PrecisionOption,
+    model_settings,
+)
 from qlora_chat.settings import ModelSettings, SettingsError
 
 if TYPE_CHECKING:
@@ -28,7 +36,7 @@ WHY_ROUNDED = (
 """For torch's pass and a card's, whose products choose their order of adding by how many rows there are."""
 WHY_UNKNOWN = (
     "what answered is as recorded, and this pass computes each chat as if it were alone: the record may have been changed, or "
-    "been made by another build of the program; if neither is so, it is a fault to be reported"
+    "come from another build of the program; if neither is so, it is a defect to be reported"
 )
 
 
@@ -37,22 +45,24 @@ def replay(
         str, typer.Argument(help="file of a version 2 record (- reads standard input); with --store, a turn's id")
     ],
     store: Annotated[str | None, typer.Option(help="the receiver's store to take the turn from")] = None,
-    turn: Annotated[str | None, typer.Option(help="id of the turn, where the file holds several")] = None,
+    turn: Annotated[str | None, typer.Option(help="id of the turn, where the file contains several")] = None,
     model: Annotated[str | None, typer.Option(help="guanaco-7b or demo; default: the model that is recorded")] = None,
-    base: Base = None,
-    adapter: Adapter = None,
+    base: BaseOption = None,
+    adapter: AdapterOption = None,
     precision: PrecisionOption = "auto",
     device: DeviceOption = "auto",
-    prompt_format: Format = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    prompt_format: FormatOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Make a recorded answer again, and say exactly what differs; exit code 0 if every token is the same."""
+    """Generate a recorded answer again, and say exactly what differs; exit code 0 if every token is the same."""
     settings.quiet_libraries()
     from qlora_chat.replay.record import read_recorded_answer
+    from qlora_chat.replay.replay import replay as replay_recorded
 
     recorded = read_recorded_answer(_record_text(record, store), turn)
-    chosen = _model(recorded, model, base, adapter, precision, device, prompt_format)
-    replayed = _made_again(recorded, chosen)
+    options = _like_recorded(recorded, precision, prompt_format) | {"device": device}
+    with closing((chat := open_chat(_model(recorded, model, base, adapter, options))).engine):
+        replayed = replay_recorded(recorded, chat)
     print(_as_json(recorded, replayed) if as_json else as_text(recorded, replayed))
     if not replayed.identical:
         raise typer.Exit(1)
@@ -80,66 +90,46 @@ def _from_store(turn_id: str, store: str) -> str:
     return rows[-1]["body"]
 
 
+def _like_recorded(recorded: RecordedAnswer, precision: str, prompt_format: str | None) -> dict[str, Any]:
+    """Options of the model, as recorded where the command line leaves them open and a model can be loaded so."""
+    was = recorded.model.get("precision")
+    if precision == "auto" and was in ("bf16", "nf4"):
+        precision = was
+    return {"precision": precision, "prompt_format": prompt_format or recorded.model.get("prompt_format"), "slots": 1}
+
+
 def _model(
-    recorded: RecordedAnswer,
-    model: str | None,
-    base: str | None,
-    adapter: str | None,
-    precision: str,
-    device: str,
-    form: str | None,
+    recorded: RecordedAnswer, model: str | None, base: str | None, adapter: str | None, options: dict[str, Any]
 ) -> ModelSettings:
-    """The model that is asked for, else the one that is recorded, held as it was where that can be asked for."""
-    held = recorded.model.get("precision") if precision == "auto" else None
-    if held in ("bf16", "nf4"):
-        precision = held
-    chosen = _named(recorded, model, base, adapter, precision, device, form or recorded.model.get("prompt_format"))
-    unmerged = held == "nf4+adapter" and (chosen.adapter or not chosen.base)
+    """The model named on the command line, else the recorded one; its adapter unmerged if it was and --precision allows."""
+    chosen = model_settings(**_named(recorded, model, base, adapter), **options)
+    was_unmerged = options["precision"] == "auto" and recorded.model.get("precision") == "nf4+adapter"
+    unmerged = was_unmerged and (chosen.adapter or not chosen.base)
     return replace(chosen, adapter_mode="exact") if unmerged else chosen
 
 
-def _named(
-    recorded: RecordedAnswer,
-    model: str | None,
-    base: str | None,
-    adapter: str | None,
-    precision: str,
-    device: str,
-    form: str | None,
-) -> ModelSettings:
+def _named(recorded: RecordedAnswer, model: str | None, base: str | None, adapter: str | None) -> dict[str, str | None]:
     if model or base:
-        return model_settings(model or "auto", base, adapter, precision, device, form, slots=1)
+        return {"model": model or "auto", "base": base, "adapter": adapter}
     from qlora_chat.models.locate import DEMO, GUANACO, GUANACO_ADAPTER, GUANACO_BASE
 
     was = recorded.model
-    named = {DEMO: "demo", GUANACO_BASE: GUANACO if was.get("adapter") == GUANACO_ADAPTER else None}.get(was.get("base", ""))
-    if named:
-        return model_settings(named, None, None, precision, device, form, slots=1)
+    bundled = {DEMO: "demo", GUANACO_BASE: GUANACO if was.get("adapter") == GUANACO_ADAPTER else None}
+    if name := bundled.get(was.get("base", "")):
+        return {"model": name}
     if not was.get("base"):
         raise SettingsError("the record names no model; name one with --model, or --base and --adapter")
-    return model_settings("auto", was["base"], adapter or was.get("adapter"), precision, device, form, slots=1)
-
-
-def _made_again(recorded: RecordedAnswer, chosen: ModelSettings) -> ReplayResult:
-    from qlora_chat.chat import Chat
-    from qlora_chat.engines import open_engine
-    from qlora_chat.history.memory import MemoryHistory
-    from qlora_chat.prompt import find_prompt_format
-    from qlora_chat.replay.replay import replay as make_again
-
-    engine = open_engine(chosen, notify)
-    with closing(engine):
-        return make_again(recorded, Chat(engine, find_prompt_format(engine.info.prompt_format), MemoryHistory()))
+    return {"base": was["base"], "adapter": adapter or was.get("adapter")}
 
 
 def _as_json(recorded: RecordedAnswer, replayed: ReplayResult) -> str:
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "turn_id": recorded.turn_id,
         "identical": replayed.identical,
         "tokens": len(recorded.answer_ids),
         **asdict(replayed),
     }
-    return json.dumps(found, ensure_ascii=False)
+    return json.dumps(result, ensure_ascii=False)
 
 
 def as_text(recorded: RecordedAnswer, replayed: ReplayResult) -> str:

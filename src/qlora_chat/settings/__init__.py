@@ -1,10 +1,10 @@
-"""Every setting, checked where it is made.
+"""Settings, validated on construction.
 
 Scope: frozen dataclasses that refuse bad values with the field, the value and the range. The process environment is
-read in environment.py and nowhere else. Knows nothing of what the settings are used for.
+read in environment.py and nowhere else. Does not know what the settings are used for.
 """
 
-from qlora_chat.settings.checks import SettingsError, adapter_name, is_loopback
+from qlora_chat.settings.checks import SettingsError, adapter_name, is_loopback, one_of
 from qlora_chat.settings.environment import (
     api_tokens,
     cache_folder,
@@ -76,6 +76,7 @@ __all__ = [
     "hub_token_is_set",
     "is_loopback",
     "log_settings",
+    "one_of",
     "outbox_file",
     "page_token",
     "quiet_libraries",

@@ -1,4 +1,4 @@
-"""What every setting shares: the error that names it, and checks of names and hosts."""
+"""The error that every setting raises, and checks of names and hosts."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from qlora_chat.errors import UserError
 
 
 class SettingsError(UserError, ValueError):
-    """A setting that cannot be used; the message says which, what arrived and what is allowed."""
+    """A setting with an invalid value; the message says which, what arrived and what is allowed."""
 
 
 def adapter_name(name: str) -> str:
-    """The name, if it is one that a request can give; SettingsError otherwise."""
+    """The name, if a request can use it; SettingsError otherwise."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise SettingsError(f"{name[:80]!a} is no name for an adapter: up to 64 letters, digits, dots, hyphens, underscores")
     return name
@@ -33,7 +33,7 @@ def http_url(url: str, message: str) -> SplitResult:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address can only be this machine."""
+    """True for a host name or address that can only be this machine."""
     if host == "localhost":
         return True
     try:
@@ -42,6 +42,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def one_of(name: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
+    """SettingsError that names the option unless `value` is allowed."""
     if value not in allowed:
-        raise SettingsError(f"--{name} is {value!r}, but must be one of {', '.join(allowed)}")
+        raise SettingsError(f"--{name} is {value!r}, but must be one of {', '.join(filter(None, allowed))}")

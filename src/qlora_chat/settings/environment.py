@@ -85,7 +85,7 @@ def engine_settings(engine: str, model: str | None = None, environ: Mapping[str,
 
 
 def page_token(environ: Mapping[str, str] = os.environ) -> str | None:
-    """The page's password from QLORA_CHAT_TOKEN; a password never comes from argv, where every user can read it."""
+    """The page's password from QLORA_CHAT_TOKEN; never from argv, which every user can read."""
     return environ.get("QLORA_CHAT_TOKEN") or None
 
 
@@ -95,14 +95,14 @@ def api_tokens(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
 
 
 def traces_endpoint(environ: Mapping[str, str] = os.environ) -> str | None:
-    """Where OpenTelemetry's own variables send traces to; None where they name no place, or switch it off."""
+    """Endpoint for traces from OpenTelemetry's own variables; None where they name none, or switch traces off."""
     if environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or environ.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":
         return None
     return environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None
 
 
 def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where merged and quantised weights are kept: QLORA_CHAT_CACHE, else the user's cache folder (XDG)."""
+    """Folder of merged and quantised weights: QLORA_CHAT_CACHE, else in the user's cache folder (XDG)."""
     if own := environ.get("QLORA_CHAT_CACHE"):
         return Path(own).expanduser()
     return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qlora-chat"
@@ -123,7 +123,7 @@ def cpu_isa(environ: Mapping[str, str] = os.environ) -> CpuIsa | None:
 
 
 def hub_cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the Hub's client keeps downloads: HF_HUB_CACHE, else HF_HOME/hub, else the user's cache folder (XDG)."""
+    """Folder of the Hub client's downloads: HF_HUB_CACHE, else HF_HOME/hub, else in the user's cache folder (XDG)."""
     if own := environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE"):
         return Path(own).expanduser()
     if home := environ.get("HF_HOME"):
@@ -132,12 +132,12 @@ def hub_cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def hub_is_offline(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether HF_HUB_OFFLINE forbids asking the Hub."""
+    """True if HF_HUB_OFFLINE forbids requests to the Hub."""
     return environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def hub_token_is_set(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether HF_TOKEN holds a token for the Hub, or its client keeps one; the token itself is the client's business."""
+    """True if HF_TOKEN or the Hub's client has a token; only the client reads it."""
     home = Path(environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface")
     return bool(environ.get("HF_TOKEN")) or (home / "token").is_file()
 
@@ -151,7 +151,7 @@ def gradio_folder(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def quiet_libraries(environ: Any = os.environ) -> None:
-    """Turn off what Gradio and the Hub client would send or print on their own; call before importing them."""
+    """Turn off telemetry and notices of Gradio and the Hub client; call before importing them."""
     environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1000000000"  # else it builds a table of all past events after each one
     environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"

@@ -1,4 +1,4 @@
-"""Which model, and where it is computed: in this process, or on servers that have it."""
+"""The model, and the engine that runs it: this process, or servers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CPU_ISAS: tuple[CpuIsa, ...] = ("avx512", "avx2", "plain")
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which model to talk to and how to hold it."""
+    """The model to talk to and how it is loaded."""
 
     model: str = "auto"
     """auto, guanaco-7b or demo; ignored when base is given."""
@@ -35,11 +35,11 @@ class ModelSettings:
     slots: int | None = None
     """Chats that share one forward pass; None fits them to memory."""
     adapters: tuple[tuple[str, str], ...] = ()
-    """(name, Hub id or folder) of LoRA adapters to keep beside the base, unmerged, for requests to choose from."""
+    """(name, Hub id or folder) of unmerged LoRA adapters for requests to choose from."""
     kv_cache_dtype: KVCacheDtype = "auto"
-    """int8: keys and values in 8 bits, by the kernels for cards alone; auto: as the forward pass computes them."""
+    """int8: keys and values in 8 bits, on a graphics card only; auto: as the forward pass computes them."""
     adapter_mode: AdapterMode = "auto"
-    """exact: the base in NF4 and the adapter beside it, unmerged, as training saw them; auto: merged where memory allows."""
+    """exact: the base in NF4 and the adapter unmerged, as in training; auto: merged where memory allows."""
 
     def __post_init__(self) -> None:
         one_of("model", self.model, ("auto", "guanaco-7b", "demo"))
@@ -48,7 +48,7 @@ class ModelSettings:
         one_of("kv-cache-dtype", self.kv_cache_dtype, ("auto", "int8"))
         one_of("adapter-mode", self.adapter_mode, ("auto", "exact"))
         if self.kv_cache_dtype == "int8" and self.device == "cpu":
-            raise SettingsError("--kv-cache-dtype int8 is for a graphics card: leave it out, or take --device cuda")
+            raise SettingsError("--kv-cache-dtype int8 is for a graphics card: leave it out, or use --device cuda")
         if self.adapter and not self.base:
             raise SettingsError(f"--adapter {self.adapter} needs --base, the model it was tuned on")
         if self.adapters and (self.adapter or not self.base):
@@ -64,21 +64,21 @@ class ModelSettings:
 
     def _check_exact(self) -> None:
         if self.precision == "bf16":
-            raise SettingsError("--adapter-mode exact keeps the base in NF4, as in training: leave out --precision bf16")
+            raise SettingsError("--adapter-mode exact loads the base in NF4, as in training: leave out --precision bf16")
         if self.adapters:
             raise SettingsError("adapters with names are never merged: leave out --adapter-mode exact")
         if self.base and not self.adapter:
-            raise SettingsError("--adapter-mode exact needs --adapter, the one to keep beside the base")
+            raise SettingsError("--adapter-mode exact needs --adapter, the one to leave unmerged")
 
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """Where answers are computed: in this process, or on servers that speak OpenAI's API."""
+    """The engine: this process, or servers with OpenAI's API."""
 
     urls: tuple[str, ...] = ()
     """Each server's address up to /v1; () computes in this process."""
     model: str | None = None
-    """The name that the servers know the model by; None takes the only one they list."""
+    """The model's name on the servers; None uses the only one they list."""
     key: str | None = field(default=None, repr=False)
     """Sent as a bearer token."""
     ca_file: Path | None = None
@@ -89,17 +89,17 @@ class EngineSettings:
             raise SettingsError("--engine names a server twice")
         if self.model and not self.urls:
             raise SettingsError(
-                f"--engine-model {self.model} names a model of other servers: give them with --engine http://..."
+                f"--engine-model {self.model} names a model of other servers: name them with --engine http://..."
             )
 
     @property
     def unencrypted(self) -> tuple[str, ...]:
-        """Servers that conversations reach in the clear, over a network."""
+        """Servers that receive conversations unencrypted over a network."""
         return tuple(url for url in self.urls if url.startswith("http:") and not is_loopback(urlsplit(url).hostname or ""))
 
 
 def server_url(text: str) -> str:
-    """An address without a slash at its end, "/v1" where it has no path. SettingsError for what is not one."""
+    """A server's address without a trailing slash; "/v1" is its path if it has none. SettingsError for an invalid one."""
     message = f"--engine is {text!r}, but must be local, or http://HOST:PORT/v1 (several with commas between)"
     parts = http_url(text, message)
     if parts.query or parts.fragment:

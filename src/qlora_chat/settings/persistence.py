@@ -1,4 +1,4 @@
-"""Where conversations are kept, and where finished turns are posted."""
+"""The history of conversations, and the receiver of finished turns."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from qlora_chat.settings.checks import SettingsError, http_url, is_loopback
 
 @dataclass(frozen=True)
 class HistorySettings:
-    """Where conversations are kept; url None keeps them in memory."""
+    """The store of conversations; a url of None means memory."""
 
     url: str | None = None
     """sqlite:///FILE, postgresql://USER@HOST/DATABASE, jsonl:FOLDER, or the scheme of an installed store."""
     password: str | None = field(default=None, repr=False)
     """Of the database server; None leaves it to PGPASSWORD and ~/.pgpass."""
     key: str | None = field(default=None, repr=False)
-    """32 bytes in base64: what is written is encrypted with them."""
+    """Encryption key: 32 bytes in base64."""
     keep_days: float | None = None
-    """Conversations untouched for longer are erased; None keeps them."""
+    """Conversations untouched for longer are erased; None: never."""
 
     def __post_init__(self) -> None:
         if self.url is not None and ":" not in self.url:
@@ -34,7 +34,7 @@ class HistorySettings:
 
 @dataclass(frozen=True)
 class LogSettings:
-    """Where finished turns are posted; url None posts nothing."""
+    """The receiver of finished turns; a url of None sends nothing."""
 
     url: str | None = None
     token: str | None = field(default=None, repr=False)
@@ -42,15 +42,15 @@ class LogSettings:
     secret: str | None = field(default=None, repr=False)
     """Signs id, timestamp and body with HMAC-SHA256."""
     version: int = 1
-    """Of the payload: 1 is the original demo's, 2 adds to it."""
+    """Payload version: 1 is the original demo's, 2 adds to it."""
     redact: str | None = None
     """"standard", or MODULE:FUNCTION that takes a record and returns what may be sent."""
     certificates: Path | None = None
     """A file of authorities to trust instead of the usual ones."""
     outbox: Path | None = None
-    """File of the queue where there is no database history; None takes the user's state folder."""
+    """File of the queue if the history is no database; None: in the user's state folder."""
     cap_bytes: int = 50_000_000
-    """Most that the queue may take on disk; what does not fit is dropped and counted."""
+    """Limit of the queue on disk; records that do not fit are dropped and counted."""
 
     def __post_init__(self) -> None:
         if self.version not in (1, 2):

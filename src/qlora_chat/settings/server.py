@@ -1,4 +1,4 @@
-"""Where the page and the receiver listen, and what whoever comes must show."""
+"""Addresses, limits and credentials of the page's server and the receiver."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ DEFAULT_PORT = 7860
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """Where the page listens."""
+    """The page's server."""
 
     host: str = "127.0.0.1"
     port: int | None = None
-    """None takes 7860 or the next free port."""
+    """None: 7860 or the next free port."""
     token: str | None = None
     """Password that every request must carry; required to listen beyond loopback."""
     allowed_hosts: tuple[str, ...] = ()
-    """Host names, besides loopback and host, that a browser may use to reach the page."""
+    """Host names, besides loopback and host, by which browsers may reach the page."""
     api_tokens: tuple[str, ...] = ()
-    """Tokens that open the API under /v1 and nothing else."""
+    """Tokens for the API under /v1 and nothing else."""
     queue: int = 128
-    """Requests that may wait for their turn; one more is told to come back later."""
+    """Requests that may wait; one more is refused with a time to retry."""
     most_tokens: int | None = None
-    """Most tokens that one API request may ask for; None is what the window allows."""
+    """Limit of max_tokens in an API request; None: the window."""
     request_seconds: float = 600.0
-    """How long one API request may take, its wait included."""
+    """Time limit of one API request, its wait included."""
     log_requests: bool = False
-    """Write a line of JSON a request to standard error: ids, sizes and times, never text."""
+    """Write a line of JSON per request to standard error: ids, sizes and times, never text."""
 
     def __post_init__(self) -> None:
         if self.api_tokens and not self.token:
@@ -52,27 +52,27 @@ class ServeSettings:
 
 @dataclass(frozen=True)
 class ReceiverSettings:
-    """Where `logs serve` listens, and what senders must show."""
+    """The receiver's server, `logs serve`."""
 
     host: str = "127.0.0.1"
     port: int = 9000
     token: str | None = None
     """Bearer token of every sender, and password of the page; required to listen beyond loopback."""
     secret: str | None = None
-    """Every record must be signed with it; None takes unsigned ones."""
+    """Every record must be signed with it; None accepts unsigned ones."""
     allowed_hosts: tuple[str, ...] = ()
     """Host names, besides loopback and host, by which it may be reached."""
     certificate: Path | None = None
     """PEM file of the chain; None serves plain http."""
     key: Path | None = None
-    """PEM file of the private key; None where the certificate's file holds it."""
+    """PEM file of the private key; None where the certificate's file contains it."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.port <= 65_535:
             raise SettingsError(f"--port is {self.port}, but must be from 1 to 65535")
         if not is_loopback(self.host) and not self.token:
             raise SettingsError(
-                f"--host {self.host} can be reached by other machines, so senders must show a token: "
+                f"--host {self.host} can be reached by other machines, so senders need a token: "
                 "set LOGGING_TOKEN here and there, or leave --host at 127.0.0.1"
             )
         if self.key and not self.certificate:

@@ -1,0 +1,50 @@
+"""ask: one question, one answer."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import closing
+from typing import Annotated
+
+import typer
+
+from qlora_chat import settings
+from qlora_chat.cli.open import Persistence
+from qlora_chat.cli.options import (
+    EngineOptions,
+    HistoryOption,
+    JsonOption,
+    KVCacheDtypeOption,
+    ModelOptions,
+    SystemOption,
+    expanded,
+)
+from qlora_chat.settings import Sampling, SettingsError
+
+
+@expanded
+def ask(
+    text: Annotated[str, typer.Argument(help="the question; - reads it from standard input")],
+    model: ModelOptions,
+    engine: EngineOptions,
+    sampling: Sampling,
+    kv_cache_dtype: KVCacheDtypeOption = "auto",
+    system: SystemOption = None,
+    history: HistoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask one question and print the answer."""
+    settings.quiet_libraries()
+    model_settings, engine_settings = model.settings(kv_cache_dtype), engine.settings()
+    question = sys.stdin.read() if text == "-" else text
+    if not question.strip():
+        raise SettingsError("there is nothing to ask: TEXT is empty")
+
+    from qlora_chat.terminal import ask_once
+
+    with closing(Persistence(settings.history_settings(history), settings.log_settings())) as persistence:
+        chat = persistence.open_chat(model_settings, engine_settings)
+        result = ask_once(chat, question, sampling, system, show=not as_json)
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
