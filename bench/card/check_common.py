@@ -48,7 +48,7 @@ def timed(run, repeats=20):
 
 def cached_part(cache, slot, seen):
     """A slot's keys and values up to a position, (L, K, P, D) float32."""
-    layers = [cache.layer(index).seen(slot, seen) for index in range(len(cache.keys))]
+    layers = [cache.layer(index).prefix(slot, seen) for index in range(len(cache.keys))]
     return [torch.cat(each).float() for each in zip(*layers, strict=True)]
 
 

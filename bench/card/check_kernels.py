@@ -26,6 +26,7 @@ from torch.nn.functional import kl_div
 
 from qlora_chat.benchmark.check import INT8_KV_FACTOR
 from qlora_chat.benchmark.shapes import InFloat, RandomTensors, config_of, linears
+from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache, slot_bytes
 from qlora_chat.engines.cuda.decode import graph
 from qlora_chat.engines.cuda.decode.graph import Decoder
@@ -37,7 +38,7 @@ from qlora_chat.engines.cuda.weights.adapters import CudaAdapters
 from qlora_chat.engines.cuda.weights.model import Product, pack_weights
 from qlora_chat.engines.cuda.weights.packing import natural_order, pack, pack_bf16, pack_int8
 from qlora_chat.engines.cuda.weights.tiling import Card
-from qlora_chat.engines.eager.forward import Forward, Span
+from qlora_chat.engines.eager.forward import Forward
 from qlora_chat.models.weights.llama import NF4, Adapter, build
 from qlora_chat.settings import Sampling
 
@@ -235,7 +236,7 @@ def check_adapters(decoder, adapters, config):
     random = RandomAdapter(config, 7)
     names = {name.removeprefix("base_model.model.").rpartition(".lora_")[0] for name in random}
     pairs = {name: tuple(random[f"base_model.model.{name}.lora_{side}.weight"] for side in "AB") for name in names}
-    second = adapters.hold(pairs, 0.25)
+    second = adapters.pack(pairs, 0.25)
 
     def logits(numbers):
         decoder.set_rows([Row(row, 5, 100 + row, GREEDY, adapter=each) for row, each in enumerate(numbers)])

@@ -10,10 +10,10 @@ import torch
 from check_common import cached_part, poison, relative, say
 
 from qlora_chat.benchmark.check import INT8_KV_FACTOR
+from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.cuda.decode.rows import GREEDY, Row
 from qlora_chat.engines.cuda.prefill.reader import _Product, causal_attention
 from qlora_chat.engines.cuda.weights.packing import natural_order, pack
-from qlora_chat.engines.eager.forward import Span
 
 
 def check_prefill(decoder, prefill, plain_cache, forward, matrix):

@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from qlora_chat.benchmark.environment import print_report
+from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import slot_bytes
 from qlora_chat.engines.cuda import open_cuda
 from qlora_chat.engines.cuda.decode.rows import BUCKETS, Row
 from qlora_chat.engines.cuda.scheduler import CudaScheduler
-from qlora_chat.engines.eager.forward import Span
 from qlora_chat.evaluation.held_out import read_text
 from qlora_chat.models.adapter.merge_loss import HeldOut, Passage, own_dialogues
 from qlora_chat.models.load import load

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from load_7b import VOCABULARY, gib, room_for_nf4_only, run
 
+from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache
-from qlora_chat.engines.eager.forward import Forward, Span
+from qlora_chat.engines.eager.forward import Forward
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models.folders import Base
 from qlora_chat.models.load import load

@@ -23,7 +23,7 @@ from qlora_chat.benchmark import SAMPLING, Subject
 from qlora_chat.benchmark.environment import print_report
 from qlora_chat.benchmark.measure import clear_prefix_cache, generate_together, quoting_prompt, total_rate
 from qlora_chat.benchmark.subjects import QUESTIONS, Demo, chat_prompt, open_subject
-from qlora_chat.engines.core.prompt_lookup import PassCosts, Proposal
+from qlora_chat.engines.core.prompt_lookup import Draft, PassCosts
 from qlora_chat.engines.core.request import Request
 from qlora_chat.engines.cuda.scheduler import CudaScheduler
 from qlora_chat.engines.local import LocalEngine
@@ -33,7 +33,7 @@ from qlora_chat.settings import Sampling
 ROUNDS, NEW = 5, 160
 GREEDY = Sampling(temperature=0.0, max_new_tokens=NEW)
 CHAT = SAMPLING.changed(max_new_tokens=NEW, seed=0)
-PROPOSE = Request.propose
+DRAFT = Request.draft
 
 
 def switch(engine: LocalEngine, on: bool) -> None:
@@ -83,18 +83,18 @@ def compared(engine: LocalEngine, prompts: list[Prompt], sampling: Sampling) -> 
     }  # fmt: skip
 
 
-def known(engine: LocalEngine, prompts: list[Prompt], sampling: Sampling) -> Callable[[Request], Proposal]:
+def known(engine: LocalEngine, prompts: list[Prompt], sampling: Sampling) -> Callable[[Request], Draft]:
     """Return a proposer whose drafts are all right: the answers to these prompts without speculation."""
     switch(engine, False)
     answers = dict(zip((each.ids for each in prompts), ids_of(answer(engine, prompts, sampling)), strict=True))
 
-    def propose(request: Request) -> Proposal:
+    def draft(request: Request) -> Draft:
         done = request.generated
         whole = answers[tuple(request.ids[: len(request.ids) - done])]
         left = whole[done : min(done + 15, request.sampling.max_new_tokens - 1)]
-        return Proposal(tuple(left), tuple(0.97**at for at in range(1, len(left) + 1)))
+        return Draft(tuple(left), tuple(0.97**at for at in range(1, len(left) + 1)))
 
-    return propose
+    return draft
 
 
 def demo() -> dict[str, Any]:
@@ -119,9 +119,9 @@ def shape(name: str, layers: int | None, chats: list[int]) -> dict[str, Any]:
         prompts = [Prompt("", what.prompt(128, seed)) for seed in range(count)]
         for kind, sampling in (("greedy", GREEDY), ("sampled", CHAT)):
             figures[f"{count} chats, {kind}, lookup"] = compared(engine, prompts, sampling)
-            Request.propose = known(engine, prompts, sampling)  # type: ignore[method-assign]
+            Request.draft = known(engine, prompts, sampling)  # type: ignore[method-assign]
             figures[f"{count} chats, {kind}, known"] = compared(engine, prompts, sampling)
-            Request.propose = PROPOSE  # type: ignore[method-assign]
+            Request.draft = DRAFT  # type: ignore[method-assign]
     costs = engine._scheduler.costs  # type: ignore[union-attr]
     figures["seconds a step, as learnt"] = {rows: round(costs(rows), 6) for rows in (1, 2, 4, 8, 16)} if costs else None
     engine.close()

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from qlora_chat.benchmark.environment import print_report
+from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cpu import build, forward
-from qlora_chat.engines.eager.forward import Span
 from qlora_chat.models.adapter.merge_loss import own_dialogues
 from qlora_chat.models.folders import Base
 from qlora_chat.models.locate import BUNDLED
@@ -37,11 +37,11 @@ def passes() -> Iterator[forward.CpuForward]:
     )
     library = build.library(print)
     assert library, "the compiled pass cannot be had here"
-    decide = forward.in_four_bits
+    decide = forward.is_nf4
     for eight in (False, True):
-        forward.in_four_bits = lambda _, eight=eight: eight
+        forward.is_nf4 = lambda _, eight=eight: eight
         yield forward.CpuForward(library, weights, KVCache(weights, 1))
-    forward.in_four_bits = decide
+    forward.is_nf4 = decide
 
 
 def compared(pair: list[forward.CpuForward], windows: list[tuple[list[int], list[bool]]]) -> dict[str, float]:

@@ -95,9 +95,10 @@ def checked() -> dict[str, float]:
 
     import torch
 
+    from qlora_chat.engines.core.forward_pass import Span
     from qlora_chat.engines.core.kv_cache import KVCache
     from qlora_chat.engines.cpu import open_cpu
-    from qlora_chat.engines.eager.forward import Forward, Span
+    from qlora_chat.engines.eager.forward import Forward
     from qlora_chat.models.weights.llama import NF4, Beside, Dense, Layer
 
     def exact(product: Any) -> Any:
@@ -124,8 +125,8 @@ def checked() -> dict[str, float]:
 
 def ours() -> None:
     """Answers a line on stdin with a turn's times, as the peer does."""
+    from qlora_chat.engines.core.forward_pass import Span
     from qlora_chat.engines.cpu import open_cpu
-    from qlora_chat.engines.eager.forward import Span
 
     began = time.perf_counter()
     stored = weights(LAYERS)

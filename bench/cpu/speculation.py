@@ -107,7 +107,7 @@ def pass_costs(engine) -> list[float]:
     forward = engine._scheduler._forward
 
     def work() -> list[float]:
-        from qlora_chat.engines.eager.forward import Span
+        from qlora_chat.engines.core.forward_pass import Span
 
         ids = list(range(5, 200))
         forward([Span(0, 0, ids[:128])])

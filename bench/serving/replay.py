@@ -23,7 +23,8 @@ from qlora_chat.benchmark.environment import print_report
 from qlora_chat.benchmark.measure import clear_prefix_cache
 from qlora_chat.chat import AnswerOptions, Chat
 from qlora_chat.delivery.recorder import LogRecorder
-from qlora_chat.engines import local, open_engine
+from qlora_chat.engines import local
+from qlora_chat.engines.open import open_engine
 from qlora_chat.history import OutboxRecord, TurnRecord
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation

@@ -1,6 +1,6 @@
-"""Where an answer ends: stop tokens and stop texts.
+"""Ends of an answer: stop tokens and stop texts.
 
-Scope: decides on ids and characters that it is handed. Knows no model, tokenizer or tensor library.
+Scope: decides on token ids and characters alone. Knows no model, tokenizer or tensor library.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Stops:
-    """What ends one answer: any of the token ids, or any of the texts."""
+    """Token ids and texts that end one answer: any of either."""
 
     token_ids: frozenset[int] = frozenset()
     texts: tuple[str, ...] = ()
@@ -23,10 +23,10 @@ class Stops:
 
 
 class StopOnTokens:
-    """Tells, for every row of a batch, whether its newest token is a stop token.
+    """Checks for every row of a batch whether its newest token is a stop token.
 
-    Called with rows of ids (lists, or a (batch, length) tensor); returns a list of bool, one a row. Given a tensor it
-    answers with a bool tensor on the same device, so it also serves as a Transformers stopping criterion.
+    Called with rows of ids (lists, or a (batch, length) tensor), it returns a list of bool, one a row. Given a tensor it
+    returns a bool tensor on the same device, so it also serves as a Transformers stopping criterion.
     """
 
     def __init__(self, token_ids: Iterable[int]) -> None:
@@ -40,7 +40,7 @@ class StopOnTokens:
 
 
 class TextStops:
-    """Passes text through until a stop text is complete, holding back whatever may yet become one.
+    """Passes text through until a stop text is complete, holding back whatever may still become one.
 
     The cut does not depend on how the text was chunked: the stop that completes first wins, and of two that complete
     at the same character, the longer one.
@@ -48,38 +48,37 @@ class TextStops:
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._texts = tuple(texts)
-        self._held = ""
+        self._held_back = ""
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """Take more text; return what may be shown now. After a stop everything is swallowed."""
+        """Add text; returns the text that is safe to show. After a stop, all text is dropped."""
         if self.stopped:
             return ""
-        self._held += text
+        self._held_back += text
         cut = self._first_stop()
         if cut is not None:
             self.stopped = True
-            shown, self._held = self._held[:cut], ""
+            shown, self._held_back = self._held_back[:cut], ""
             return shown
-        keep = self._length_of_possible_stop()
-        shown = self._held[: len(self._held) - keep]
-        self._held = self._held[len(self._held) - keep :]
+        cut = len(self._held_back) - self._partial_stop_length()
+        shown, self._held_back = self._held_back[:cut], self._held_back[cut:]
         return shown
 
     def flush(self) -> str:
-        """No more text comes: what was held back is not a stop after all."""
-        shown, self._held = self._held, ""
+        """Returns the held-back text at the end of the answer: it did not become a stop."""
+        shown, self._held_back = self._held_back, ""
         return shown
 
     def _first_stop(self) -> int | None:
-        """Index where the first stop to complete begins, or None."""
-        found = [(at + len(stop), at) for stop in self._texts if (at := self._held.find(stop)) >= 0]
-        return min(found)[1] if found else None
+        """Index where the stop that completes first begins, or None."""
+        ends = [(at + len(stop), at) for stop in self._texts if (at := self._held_back.find(stop)) >= 0]
+        return min(ends)[1] if ends else None
 
-    def _length_of_possible_stop(self) -> int:
-        """Length of the longest end of the held text that is the beginning of a stop."""
-        longest = min(len(self._held), max((len(stop) - 1 for stop in self._texts), default=0))
+    def _partial_stop_length(self) -> int:
+        """Length of the longest suffix of the held-back text that is a prefix of a stop."""
+        longest = min(len(self._held_back), max((len(stop) - 1 for stop in self._texts), default=0))
         for length in range(longest, 0, -1):
-            if any(stop.startswith(self._held[-length:]) for stop in self._texts):
+            if any(stop.startswith(self._held_back[-length:]) for stop in self._texts):
                 return length
         return 0

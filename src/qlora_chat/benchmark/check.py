@@ -20,8 +20,9 @@ from torch import Tensor
 from qlora_chat.benchmark import Check, Subject
 from qlora_chat.benchmark.reference import MAX_GAP, kl_divergence, logit_gaps, relative_error
 from qlora_chat.benchmark.subjects import Demo, RandomShape
+from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache
-from qlora_chat.engines.eager.forward import Forward, Span
+from qlora_chat.engines.eager.forward import Forward
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models.weights.llama import LlamaWeights
 from qlora_chat.prompt import Prompt

@@ -18,7 +18,7 @@ import torch
 from qlora_chat.benchmark import SAMPLING, BenchmarkError, Row, Subject, Workload
 from qlora_chat.benchmark.subjects import OpenSubject, chat_prompt, open_subject
 from qlora_chat.engines import Engine, Piece
-from qlora_chat.engines.core.kv_cache import SPARE_BYTES, slot_bytes
+from qlora_chat.engines.core.kv_cache import RESERVED_BYTES, slot_bytes
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models import LoadedModel
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
@@ -207,7 +207,7 @@ def _check_memory(model: LoadedModel, chats: int, kv_cache_dtype: KVCacheDtype) 
     """Raise BenchmarkError before the cache is allocated: an engine out of memory would lose the rows before it."""
     needed = chats * slot_bytes(model.weights, torch.int8 if kv_cache_dtype == "int8" else None)
     if model.weights.device.type == "cuda":
-        free = torch.cuda.mem_get_info(model.weights.device)[0] - SPARE_BYTES
+        free = torch.cuda.mem_get_info(model.weights.device)[0] - RESERVED_BYTES
     else:
         free = psutil.virtual_memory().available
     if needed > free:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache
-from qlora_chat.engines.eager.forward import Forward, Span
+from qlora_chat.engines.eager.forward import Forward
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models.weights.checkpoint import Checkpoint
 from qlora_chat.models.weights.llama import NF4, Adapter, Beside, Dense, Layer, LlamaWeights, WithAdapter, build

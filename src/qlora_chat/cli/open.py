@@ -22,7 +22,7 @@ def open_chat(
 ) -> Chat:
     """Load the model, or connect to its servers. A `history` of None keeps turns in memory."""
     from qlora_chat.chat import Chat
-    from qlora_chat.engines import open_engine
+    from qlora_chat.engines.open import open_engine
     from qlora_chat.history.memory import MemoryHistory
     from qlora_chat.prompt import find_prompt_format
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cpu import CpuForward, compiled_forward
-from qlora_chat.engines.eager.forward import Forward, Span
+from qlora_chat.engines.eager.forward import Forward
 from qlora_chat.models import LoadedModel, Notify
 from qlora_chat.models.adapter.merge_loss import HeldOut, Passage
 

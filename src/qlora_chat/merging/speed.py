@@ -9,9 +9,10 @@ import time
 
 import torch
 
+from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cpu import compiled_forward
-from qlora_chat.engines.eager.forward import Forward, Span
+from qlora_chat.engines.eager.forward import Forward
 from qlora_chat.models import Notify
 from qlora_chat.models.weights.llama import LlamaWeights
 

@@ -2,8 +2,8 @@
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from qlora_chat.engines.core.detokenizer import Detokenizer
+
 from qlora_chat.models import LoadedModel
 
 

@@ -1,1 +1,1 @@
-"""Scheduling, KV cache, sampling and drafts of the in-process engine, independent of where the forward pass runs."""
+"""Scheduling, KV cache, sampling and speculation of the in-process engine, independent of the backend of the forward pass."""

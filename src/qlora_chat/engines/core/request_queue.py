@@ -1,6 +1,6 @@
-"""The requests of an engine: who arrives, who waits for a slot, who runs, and how each ends.
+"""The requests of an engine by state: arriving, waiting for a slot, running.
 
-Scope: membership only, shared by the schedulers. Knows no forward pass. Everything but `submit` belongs to the engine's
+Scope: membership and endings, shared by the schedulers. Knows no forward pass. All but `submit` belongs to the engine's
 thread.
 """
 
@@ -14,7 +14,7 @@ from qlora_chat.engines.core.request import Request
 
 
 class RequestQueue:
-    """Requests by state, and the slots of those that run."""
+    """Requests by state, and the slots of the running ones."""
 
     def __init__(self, cache: KVCache) -> None:
         self._cache = cache
@@ -24,56 +24,56 @@ class RequestQueue:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nobody."""
+        """Whether there is no request in any state."""
         return self._arriving.empty() and not self.waiting and not self.running
 
     def submit(self, request: Request) -> None:
-        """Let a request in at the next step; the one thing that other threads may call."""
+        """Add a request at the next step. Safe from any thread."""
         self._arriving.put(request)
 
     def drop_cancelled(self) -> None:
-        """End the answers that are no longer wanted."""
-        self._let_in()
+        """End the cancelled requests, waiting or running."""
+        self._receive()
         for request in [each for each in self.waiting if each.cancelled]:
             self.waiting.remove(request)
             request.end_cancelled()
         for request in [each for each in self.running if each.cancelled]:
             request.end_cancelled()
-            self.leave(request)
+            self.remove(request)
 
     def admit(self) -> list[Request]:
-        """Give free slots to those who waited longest; returns who runs from now on."""
+        """Assign free slots to the longest waiting requests; returns the newly running ones."""
         admitted = []
-        while self.waiting and (slot := self._cache.take(self.waiting[0].ids, self.waiting[0].adapter)) is not None:
+        while self.waiting and (slot := self._cache.acquire(self.waiting[0].ids, self.waiting[0].adapter)) is not None:
             request = self.waiting.popleft()
-            request.start_in(slot)
+            request.assign(slot)
             admitted.append(request)
         self.running += admitted
         return admitted
 
-    def leave(self, request: Request) -> None:
-        """The request has ended; its slot remembers the conversation until another needs it."""
+    def remove(self, request: Request) -> None:
+        """Remove a request that has ended; its slot keeps the conversation until another needs the slot."""
         self.running.remove(request)
         if request.slot is not None:
             self._cache.release(request.slot)
 
     def fail(self, request: Request, problem: BaseException) -> None:
-        """Raise the problem in one caller's hands."""
+        """End one request with an error for its caller."""
         request.fail(problem)
-        self.leave(request)
+        self.remove(request)
 
     def cancel_all(self) -> None:
-        """End every answer here: nobody is left waiting for a piece that will not come."""
-        self._let_in()
+        """End every request, so that no caller waits for a piece that will not come."""
+        self._receive()
         for request in [*self.waiting, *self.running]:
             request.cancelled = True
         self.drop_cancelled()
 
     def fail_all(self, problem: BaseException) -> None:
-        """Everyone who runs hears of the problem, and those who wait go on."""
+        """End every running request with an error; the waiting ones stay."""
         for request in list(self.running):
             self.fail(request, problem)
 
-    def _let_in(self) -> None:
+    def _receive(self) -> None:
         while not self._arriving.empty():
             self.waiting.append(self._arriving.get())

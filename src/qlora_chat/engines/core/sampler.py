@@ -1,51 +1,45 @@
-"""Logits -> next tokens, each chat with its own settings.
+"""Sampler: logits in, next tokens out, each row with its own settings.
 
-Scope: the arithmetic of choosing. Same results as Transformers' processors in its order: repetition penalty,
+Scope: the arithmetic of sampling. Same results as Transformers' processors in Transformers' order: repetition penalty,
 temperature, top-k, top-p, min-p. Knows no model and no text.
 
-Shapes: R rows (one a chat), V vocabulary.
+Shapes: R rows, V vocabulary, C candidates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from qlora_chat.engines import NO_LOGPROBS, TokenLogprobs
 from qlora_chat.settings import Sampling
+
+NOT_FINITE = -1
+"""Returned instead of a token for a row whose logits are NaN or infinite: damaged weights spoil their own row only."""
+TOP_CANDIDATES = 256
+"""Candidates tried first: finding them takes a twentieth of the time that sorting a vocabulary does."""
 
 
 @dataclass(frozen=True)
 class SamplerInput:
-    """What one row needs to choose its token."""
+    """Everything that one row needs besides its logits."""
 
     sampling: Sampling
     seen: Tensor | None
     """(V,) bool: tokens in prompt or answer; None where the repetition penalty is off."""
     draw: float
-    """Uniform in [0, 1), from the chat's own generator, so that company in the batch changes nothing."""
+    """Uniform in [0, 1), from the chat's own generator, so that other rows in the batch change nothing."""
 
 
-NOT_FINITE = -1
-"""Instead of a token, for a row whose logits are NaN or infinite: its weights are damaged, its neighbours' are not."""
-
-
-@dataclass(frozen=True)
-class TokenLogprobs:
-    """How likely a token was to the model itself; empty where nobody asked."""
-
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
-    """(token, log probability) of the likeliest, best first."""
-
-
-NO_LOGPROBS = TokenLogprobs()
+Sampler = Callable[[Tensor, Sequence[SamplerInput]], list[int]]
+"""As `sample`, on whatever device."""
 
 
 def token_logprobs(logits: Tensor, token: int, sampling: Sampling) -> TokenLogprobs:
-    """Log probabilities from a row's logits (V,) as they left the model: before penalty, temperature and cuts."""
+    """Log probabilities from a row's logits (V,) as the model returned them: before penalty, temperature and filters."""
     if sampling.logprobs is None:
         return NO_LOGPROBS
     logprobs = logits.log_softmax(dim=-1)
@@ -53,68 +47,55 @@ def token_logprobs(logits: Tensor, token: int, sampling: Sampling) -> TokenLogpr
     return TokenLogprobs(float(logprobs[token]), tuple(zip(tokens.tolist(), values.tolist(), strict=True)))
 
 
-def sample(logits: Tensor, choices: Sequence[SamplerInput]) -> list[int]:
-    """The next token of each row of logits (R, V) float32, or NOT_FINITE."""
-    logits = _penalised(logits, choices)
+def sample(logits: Tensor, inputs: Sequence[SamplerInput]) -> list[int]:
+    """Next token of each row of logits (R, V) float32, or NOT_FINITE."""
+    logits = _penalized(logits, inputs)
     best, tokens = logits.max(dim=-1)
-    sampled = [row for row, choice in enumerate(choices) if choice.sampling.temperature > 0]
-    if sampled:
-        tokens[sampled] = _sample(logits[sampled], [choices[row] for row in sampled])
+    random = [row for row, each in enumerate(inputs) if each.sampling.temperature > 0]
+    if random:
+        tokens[random] = _sample(logits[random], [inputs[row] for row in random])
     return tokens.masked_fill(~best.isfinite(), NOT_FINITE).tolist()
 
 
-def _penalised(logits: Tensor, choices: Sequence[SamplerInput]) -> Tensor:
-    rows = [row for row, choice in enumerate(choices) if choice.seen is not None]
+def _penalized(logits: Tensor, inputs: Sequence[SamplerInput]) -> Tensor:
+    rows = [row for row, each in enumerate(inputs) if each.seen is not None]
     if not rows:
         return logits
-    seen = torch.stack([choice.seen for choice in choices if choice.seen is not None])
-    factor = _column([choices[row].sampling.repetition_penalty for row in rows], logits)
-    chosen = logits[rows]
+    seen = torch.stack([each.seen for each in inputs if each.seen is not None])
+    penalty = _column([inputs[row].sampling.repetition_penalty for row in rows], logits)
+    affected = logits[rows]
     logits = logits.clone()
-    logits[rows] = torch.where(seen, torch.where(chosen < 0, chosen * factor, chosen / factor), chosen)
+    logits[rows] = torch.where(seen, torch.where(affected < 0, affected * penalty, affected / penalty), affected)
     return logits
 
 
-def _sample(logits: Tensor, choices: Sequence[SamplerInput]) -> Tensor:
-    """Draw from what temperature, top-k, top-p and min-p leave. -> (R,)."""
-    scaled = logits / _column([choice.sampling.temperature for choice in choices], logits)
-    candidates = filter_candidates(scaled, [choice.sampling for choice in choices], HEAD)
-    drawn = _draw(candidates, choices)
-    wide = (~candidates.complete).nonzero().flatten().tolist()
-    if wide:
-        chosen = [choices[row] for row in wide]
-        everything = filter_candidates(scaled[wide], [choice.sampling for choice in chosen], scaled.shape[-1])
-        drawn[wide] = _draw(everything, chosen)
-    return drawn
-
-
-def _draw(candidates: Candidates, choices: Sequence[SamplerInput]) -> Tensor:
-    """Invert each row's cumulative distribution at its own draw. -> (R,)."""
-    cumulative = candidates.logits.softmax(dim=-1).double().cumsum(dim=-1)
-    target = _column([choice.draw for choice in choices], cumulative) * cumulative[:, -1:]
-    index = (cumulative <= target).sum(dim=-1, keepdim=True)
-    last_kept = candidates.logits.isfinite().sum(dim=-1, keepdim=True) - 1
-    return candidates.tokens.gather(-1, index.minimum(last_kept).clamp_min(0)).squeeze(-1)
-
-
-HEAD = 256
-"""Candidates looked at first: finding them takes a twentieth of the time that sorting a vocabulary does."""
+def _sample(logits: Tensor, inputs: Sequence[SamplerInput]) -> Tensor:
+    """Draw from the tokens that temperature, top-k, top-p and min-p leave. Returns (R,)."""
+    scaled = logits / _column([each.sampling.temperature for each in inputs], logits)
+    candidates = filter_candidates(scaled, [each.sampling for each in inputs], TOP_CANDIDATES)
+    tokens = _draw(candidates, inputs)
+    incomplete = (~candidates.complete).nonzero().flatten().tolist()
+    if incomplete:
+        rest = [inputs[row] for row in incomplete]
+        candidates = filter_candidates(scaled[incomplete], [each.sampling for each in rest], scaled.shape[-1])
+        tokens[incomplete] = _draw(candidates, rest)
+    return tokens
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The best tokens of each row in descending order."""
+    """Best tokens of each row in descending order."""
 
     logits: Tensor
-    """(R, size) over temperature; -inf where top-k, top-p or min-p cut."""
+    """(R, C) over temperature; -inf where top-k, top-p or min-p removed the token."""
     tokens: Tensor
-    """(R, size)."""
+    """(R, C)."""
     complete: Tensor
-    """(R,) bool: everything that top-k, top-p and min-p leave is among them."""
+    """(R,) bool: the candidates include every token that top-k, top-p and min-p leave."""
 
 
 def filter_candidates(scaled: Tensor, samplings: Sequence[Sampling], size: int) -> Candidates:
-    """What top-k, then top-p, then min-p leave of logits over temperature (R, V), looking at the best `size` tokens."""
+    """Apply top-k, then top-p, then min-p to logits over temperature (R, V), considering the best `size` tokens."""
     vocabulary = scaled.shape[-1]
     size = min(size, vocabulary)
     ordered, tokens = scaled.topk(size, dim=-1)
@@ -126,12 +107,21 @@ def filter_candidates(scaled: Tensor, samplings: Sequence[Sampling], size: int) 
     probabilities = (ordered - total[:, None]).exp()
     before = probabilities.cumsum(dim=-1) - probabilities
     top_p = _column([sampling.top_p if sampling.top_p < 1 else torch.inf for sampling in samplings], scaled)
-    outside = before >= top_p
-    outside[:, 0] = False  # the best token always stays
+    removed = before >= top_p
+    removed[:, 0] = False  # the best token always stays
     if any(sampling.min_p for sampling in samplings):
-        outside |= ordered < ordered[:, :1] + _column([sampling.min_p for sampling in samplings], scaled).log()
-    complete = limited | outside[:, -1] | (size == vocabulary)
-    return Candidates(ordered.masked_fill(outside, -torch.inf), tokens, complete)
+        removed |= ordered < ordered[:, :1] + _column([sampling.min_p for sampling in samplings], scaled).log()
+    complete = limited | removed[:, -1] | (size == vocabulary)
+    return Candidates(ordered.masked_fill(removed, -torch.inf), tokens, complete)
+
+
+def _draw(candidates: Candidates, inputs: Sequence[SamplerInput]) -> Tensor:
+    """Invert each row's cumulative distribution at its own draw. Returns (R,)."""
+    cumulative = candidates.logits.softmax(dim=-1).double().cumsum(dim=-1)
+    target = _column([each.draw for each in inputs], cumulative) * cumulative[:, -1:]
+    index = (cumulative <= target).sum(dim=-1, keepdim=True)
+    last = candidates.logits.isfinite().sum(dim=-1, keepdim=True) - 1
+    return candidates.tokens.gather(-1, index.minimum(last).clamp_min(0)).squeeze(-1)
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:

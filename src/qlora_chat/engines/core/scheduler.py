@@ -1,180 +1,225 @@
-"""Which tokens go through the model next, and whose answers come out.
+"""Schedulers: which tokens go through the model in the next step, and which answers they continue.
 
-Scope: one step at a time, for all chats together: admit, lay out spans, run, sample, hand on. Single-threaded; the
-engine around it owns the thread. Knows no text formats and no pages.
+Scope: the Scheduler protocol of every in-process backend, and SpanScheduler, which runs one forward pass over spans a step
+(engines/eager, engines/cpu); the CUDA path has its own (engines/cuda/scheduler.py). Knows no text formats and no pages.
+
+Shapes: R rows of logits, V vocabulary.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from qlora_chat.engines import EngineError
+from qlora_chat.engines.core.forward_pass import AdapterPass, ForwardPass, Span
 from qlora_chat.engines.core.kv_cache import KVCache
-from qlora_chat.engines.core.prompt_lookup import PassCosts, draft_tokens
+from qlora_chat.engines.core.prompt_lookup import PassCosts, select_drafts
 from qlora_chat.engines.core.request import Request
 from qlora_chat.engines.core.request_queue import RequestQueue
-from qlora_chat.engines.core.sampler import NOT_FINITE, SamplerInput, sample, token_logprobs
-from qlora_chat.engines.eager.forward import Span
+from qlora_chat.engines.core.sampler import NOT_FINITE, Sampler, sample, token_logprobs
 from qlora_chat.settings import Sampling
 
-PREFILL_ALONE = 512
-"""Prompt tokens a pass when nobody waits for a next token: enough to keep the hardware busy, few enough to cancel soon."""
-PREFILL_BESIDE = 64
-"""Prompt tokens a pass while others are answering: their next token must not wait for a long prompt."""
-Choose = Callable[[torch.Tensor, Sequence[SamplerInput]], list[int]]
-"""Logits (R, V) and each row's settings -> the rows' tokens."""
+PREFILL_BUDGET_IDLE = 512
+"""Prompt tokens a pass while no chat decodes: enough to keep the hardware busy, few enough to cancel soon."""
+PREFILL_BUDGET_MIXED = 64
+"""Prompt tokens a pass while others decode, whose next tokens must not wait for a long prompt."""
 
 
-class Scheduler:
-    """Moves every request on by one forward pass a step."""
+class Scheduler(Protocol):
+    """Moves the requests of one engine on, a step at a time. All but `submit` belongs to the engine's thread."""
 
-    def __init__(
-        self,
-        forward: Callable[[Sequence[Span]], torch.Tensor],
-        cache: KVCache,
-        costs: PassCosts | None = None,
-        sample: Choose = sample,
-    ) -> None:
-        """With `costs`, what chats may say next is guessed, and checked in the same pass where that pays. `choose` picks
-        tokens as sampling.choose does."""
-        self._forward, self._costs, self._choose = forward, costs, sample
-        self._chats = RequestQueue(cache)
-        self.forwards = 0
+    @property
+    def forwards(self) -> int:
         """Forward passes so far."""
+        ...
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do."""
-        return self._chats.idle
+        """Whether there is no request."""
+        ...
 
-    def warm_up(self) -> bool:
-        """Prepare something that a later step would have to prepare first: nothing, here."""
-        return False
+    @property
+    def adapters(self) -> AdapterPass:
+        """Pass that adapters are packed for."""
+        ...
 
-    def compute_logits(self, spans: Sequence[Span]) -> torch.Tensor:
-        """The pass itself, for checks; only while idle."""
-        return self._forward(spans)
-
-    def compute_with(self, forward: Callable[[Sequence[Span]], torch.Tensor]) -> None:
-        """Use another pass over the same cache from the next step on."""
-        self._forward = forward
+    @property
+    def backend_name(self) -> str:
+        """Value of ModelInfo.computed_by: backends of the same name round alike."""
+        ...
 
     def submit(self, request: Request) -> None:
-        """Let a request in at the next step; the one thing that other threads may call."""
-        self._chats.submit(request)
+        """Add a request at the next step. Safe from any thread."""
+        ...
 
     def step(self) -> None:
-        """Drop the cancelled, admit the waiting, run one forward pass, hand out one token a chat that is ready for it."""
-        self._chats.drop_cancelled()
-        self._chats.admit()
-        if not self._chats.running:
+        """Drop cancelled requests, admit waiting ones, run the model once, and hand out the new tokens."""
+        ...
+
+    def warm_up(self) -> bool:
+        """Prepare one thing that a later step would have to prepare first; returns True if there may be more to prepare."""
+        ...
+
+    def compute_logits(self, spans: Sequence[Span]) -> Tensor:
+        """Logits (R, V) float32 as ForwardPass returns them, for checks; only while idle."""
+        ...
+
+    def cancel_all(self) -> None:
+        """End every request, so that no caller waits for a piece that will not come."""
+        ...
+
+    def fail_all(self, problem: BaseException) -> None:
+        """End every running request with an error; the waiting ones stay."""
+        ...
+
+
+class SpanScheduler:
+    """Continuous batching over spans: one forward pass a step over the decoding chats' newest tokens and prefill chunks.
+
+    Methods are those of Scheduler.
+    """
+
+    def __init__(self, forward: ForwardPass, cache: KVCache, costs: PassCosts | None = None, sample: Sampler = sample) -> None:
+        """With `costs`, drafts of next tokens are verified in the same pass wherever that pays."""
+        self._forward, self._costs, self._sample = forward, costs, sample
+        self._queue = RequestQueue(cache)
+        self.forwards = 0
+
+    @property
+    def idle(self) -> bool:
+        return self._queue.idle
+
+    @property
+    def adapters(self) -> AdapterPass:
+        return self._forward
+
+    @property
+    def backend_name(self) -> str:
+        return self._forward.backend_name
+
+    def submit(self, request: Request) -> None:
+        self._queue.submit(request)
+
+    def warm_up(self) -> bool:
+        return False
+
+    def compute_logits(self, spans: Sequence[Span]) -> Tensor:
+        return self._forward(spans)
+
+    def cancel_all(self) -> None:
+        self._queue.cancel_all()
+
+    def fail_all(self, problem: BaseException) -> None:
+        self._queue.fail_all(problem)
+
+    def step(self) -> None:
+        self._queue.drop_cancelled()
+        self._queue.admit()
+        if not self._queue.running:
             return
-        requests = sorted(self._chats.running, key=_slot_index)  # neighbours in the cache share one attention
+        requests = sorted(self._queue.running, key=_slot_index)  # neighbours in the cache share one attention
         spans = self._spans(requests)
-        began = time.perf_counter()
+        started = time.perf_counter()
         try:
             logits = self._run(spans)
         except Exception:
-            self._one_by_one(requests, spans)
+            self._run_one_by_one(requests, spans)
             return
         self._hand_out(requests, spans, logits)
         if self._costs and all(len(span.ids) == span.logits for span in spans):
-            self._costs.note(sum(span.logits for span in spans), time.perf_counter() - began)
-
-    def cancel_all(self) -> None:
-        """End every answer here: nobody is left waiting for a piece that will not come."""
-        self._chats.cancel_all()
-
-    def fail_all(self, problem: BaseException) -> None:
-        """Something is wrong with the engine itself: everyone who runs hears of it, and those who wait go on."""
-        self._chats.fail_all(problem)
+            self._costs.note(sum(span.logits for span in spans), time.perf_counter() - started)
 
     def _spans(self, requests: Sequence[Request]) -> list[Span]:
-        """The newest token of each chat that decodes, and guesses for the next ones where they pay; a chunk of the prompt for
-        each that does not, within the budget."""
+        """For each decoding chat its newest token, and a draft where that pays; for each other chat a prefill chunk within
+        the budget."""
         decoding = [request for request in requests if request.pending == 1]
-        reading = len(requests) - len(decoding)
-        budget = PREFILL_BESIDE if decoding else PREFILL_ALONE
-        share = max(1, budget // max(1, reading))
-        spans = [_next_span(request, share) for request in requests]
-        if self._costs and decoding:
-            certain = sum(len(span.ids) for span in spans)
-            if guessed := draft_tokens([request.propose() for request in decoding], certain, self._costs):
-                of = dict(zip(decoding, guessed, strict=True))
-                spans = [_with_guesses(span, of.get(request, ())) for request, span in zip(requests, spans, strict=True)]
-        return spans
+        prefilling = len(requests) - len(decoding)
+        budget = PREFILL_BUDGET_MIXED if decoding else PREFILL_BUDGET_IDLE
+        chunk = max(1, budget // max(1, prefilling))
+        spans = [_next_span(request, chunk) for request in requests]
+        if not (self._costs and decoding):
+            return spans
+        base_tokens = sum(len(span.ids) for span in spans)
+        drafts = select_drafts([request.draft() for request in decoding], base_tokens, self._costs)
+        if not drafts:
+            return spans
+        draft_of = dict(zip(decoding, drafts, strict=True))
+        return [_with_draft(span, draft_of.get(request, ())) for request, span in zip(requests, spans, strict=True)]
 
-    def _run(self, spans: Sequence[Span]) -> torch.Tensor:
+    def _run(self, spans: Sequence[Span]) -> Tensor:
         self.forwards += 1
         return self._forward(spans)
 
-    def _one_by_one(self, requests: Sequence[Request], spans: Sequence[Span]) -> None:
-        """The pass failed for all: run each alone, so that only those fail whose fault it is."""
+    def _run_one_by_one(self, requests: Sequence[Request], spans: Sequence[Span]) -> None:
+        """After a failed pass, run each chat alone, so that only the chats at fault fail."""
         for request, span in zip(requests, spans, strict=True):
             try:
                 logits = self._run([span])
             except Exception as problem:
-                self._chats.fail(request, problem)
+                self._queue.fail(request, problem)
             else:
                 self._hand_out([request], [span], logits)
 
-    def _hand_out(self, requests: Sequence[Request], spans: Sequence[Span], logits: torch.Tensor) -> None:
-        """Note what is cached now, and give each request that has read its whole prompt its next token, or several."""
-        ready: list[_Ready] = []
+    def _hand_out(self, requests: Sequence[Request], spans: Sequence[Span], logits: Tensor) -> None:
+        """Record the cached tokens, and give each request whose prefill is complete its next token, or several."""
+        outputs: list[_Output] = []
         row = 0
         for request, span in zip(requests, spans, strict=True):
             certain = len(span.ids) - span.logits + 1
             _slot_ids(request).extend(span.ids[:certain])
             if request.pending == 0:
-                ready.append(_Ready(request, span.ids[certain:], logits[row : row + span.logits]))
+                outputs.append(_Output(request, span.ids[certain:], logits[row : row + span.logits]))
             row += span.logits
-        if not ready:
+        if not outputs:
             return
-        together = logits if sum(len(each.logits) for each in ready) == len(logits) else None
+        contiguous = logits if sum(len(each.logits) for each in outputs) == len(logits) else None
         try:
-            runs = self._chosen(ready, together)
+            samples = self._sample_all(outputs, contiguous)
         except Exception:
-            self._choose_one_by_one(ready)
+            self._sample_one_by_one(outputs)
             return
-        for each, run in zip(ready, runs, strict=True):
-            self._accept_run(each, run)
+        for output, tokens in zip(outputs, samples, strict=True):
+            self._accept_all(output, tokens)
 
-    def _choose_one_by_one(self, ready: Sequence[_Ready]) -> None:
-        """Choosing failed for all: choose for each alone, so that only those fail whose fault it is."""
-        for each in ready:
+    def _sample_one_by_one(self, outputs: Sequence[_Output]) -> None:
+        """After failed sampling, sample for each chat alone, so that only the chats at fault fail."""
+        for output in outputs:
             try:
-                run = self._chosen([each])[0]
+                (tokens,) = self._sample_all([output])
             except Exception as problem:
-                self._chats.fail(each.request, problem)
+                self._queue.fail(output.request, problem)
             else:
-                self._accept_run(each, run)
+                self._accept_all(output, tokens)
 
-    def _chosen(self, ready: Sequence[_Ready], logits: torch.Tensor | None = None) -> list[_Run]:
-        """Draw all tokens at once; `logits` are those of all of them, where they already lie together."""
+    def _sample_all(self, outputs: Sequence[_Output], logits: Tensor | None = None) -> list[_Samples]:
+        """Sample all rows in one call; `logits` are those of all outputs where they are contiguous already."""
         if logits is None:
-            logits = torch.cat([each.logits for each in ready])
-        choices = [each.request.choices(each.guessed, logits.shape[-1], logits.device) for each in ready]
-        tokens = iter(self._choose(logits, [choice for each in choices for choice in each]))
-        return [_Run([next(tokens) for _ in each], each[0].sampling) for each in choices]
+            logits = torch.cat([each.logits for each in outputs])
+        inputs = [each.request.sampler_inputs(each.draft, logits.shape[-1], logits.device) for each in outputs]
+        tokens = iter(self._sample(logits, [row for rows in inputs for row in rows]))
+        return [_Samples([next(tokens) for _ in rows], rows[0].sampling) for rows in inputs]
 
-    def _accept_run(self, ready: _Ready, run: _Run) -> None:
-        """Accept tokens for as long as each guess was right: a token after a wrong one, or one chosen with settings that
-        were changed meanwhile, was chosen for another text."""
-        for index, token in enumerate(run.tokens):
+    def _accept_all(self, output: _Output, samples: _Samples) -> None:
+        """Accept tokens up to the first wrong drafted one. A token behind it, or one sampled with settings that have changed
+        meanwhile, continues another text."""
+        request = output.request
+        for index, token in enumerate(samples.tokens):
             if index:
-                before = run.tokens[index - 1]
-                if before != ready.guessed[index - 1] or not ready.request.keeps(run.sampling):
+                previous = samples.tokens[index - 1]
+                if previous != output.draft[index - 1] or not request.sampling_unchanged(samples.sampling):
                     return
-                _slot_ids(ready.request).append(before)
-            if not self._accept(ready.request, token, ready.logits[index]):
+                _slot_ids(request).append(previous)
+            if not self._accept(request, token, output.logits[index]):
                 return
 
-    def _accept(self, request: Request, token: int, logits: torch.Tensor) -> bool:
-        """Whether the answer goes on."""
+    def _accept(self, request: Request, token: int, logits: Tensor) -> bool:
+        """Returns whether the answer continues."""
         if request.cancelled:
             return False  # dropped at the next step, without another token
         try:
@@ -182,43 +227,42 @@ class Scheduler:
                 raise EngineError("the model's output is not a number: its weights or its adapter are damaged")
             ended = request.accept(token, token_logprobs(logits, token, request.sampling))
         except Exception as problem:
-            self._chats.fail(request, problem)
+            self._queue.fail(request, problem)
             return False
         if ended:
-            self._chats.leave(request)
+            self._queue.remove(request)
         return not ended
 
 
 @dataclass(frozen=True)
-class _Ready:
-    """A chat that gets its next token now."""
+class _Output:
+    """Logits of a chat that receives its next token in this step."""
 
     request: Request
-    guessed: Sequence[int]
-    logits: torch.Tensor
-    """(1 + guessed, V)."""
+    draft: Sequence[int]
+    logits: Tensor
+    """(1 + draft, V)."""
 
 
 @dataclass(frozen=True)
-class _Run:
-    """Tokens drawn for one chat, each as if the guesses before it were right."""
+class _Samples:
+    """Tokens sampled for one chat, each as if the draft before it were right."""
 
     tokens: Sequence[int]
     sampling: Sampling
 
 
-def _with_guesses(span: Span, draft_tokens: Sequence[int]) -> Span:
-    return Span(span.slot, span.start, [*span.ids, *draft_tokens], logits=1 + len(draft_tokens)) if draft_tokens else span
+def _with_draft(span: Span, draft: Sequence[int]) -> Span:
+    return Span(span.slot, span.start, [*span.ids, *draft], logits=1 + len(draft)) if draft else span
 
 
-def _next_span(request: Request, share: int) -> Span:
+def _next_span(request: Request, chunk: int) -> Span:
     start = len(_slot_ids(request))
-    assert request.slot is not None
-    return Span(request.slot.index, start, request.ids[start : start + share])
+    return Span(_slot_index(request), start, request.ids[start : start + chunk])
 
 
 def _slot_index(request: Request) -> int:
-    assert request.slot is not None
+    assert request.slot is not None, "a running request has a slot"
     return request.slot.index
 
 

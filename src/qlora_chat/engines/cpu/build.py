@@ -1,7 +1,7 @@
-"""Compiles the C++ beside this file for this very CPU, once, and keeps the result in the cache folder.
+"""Compiles the sources in csrc/ for this very CPU, once, and stores the library in the cache folder.
 
-Scope: compiler, flags, cache. A library is named by everything it was made of (sources, flags, compiler, CPU), written
-under another name and renamed when whole. A machine on which it cannot be made is told so once, and remembered.
+Scope: compiler, flags, cache. A library's name depends on everything that it is built from (sources, flags, compiler, CPU);
+it is written under another name and renamed when complete. Where it cannot be built, the user is notified once.
 QLORA_CHAT_CPU_ISA restricts the instructions, so that every variant can be tested on a machine that has more.
 """
 
@@ -27,53 +27,53 @@ COMPILERS = ("c++", "g++", "clang++")
 AVX2 = ("avx2", "fma", "f16c")
 AVX512 = (*AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq")
 INSTRUCTIONS: dict[CpuIsa | None, tuple[str, ...]] = {None: AVX2, "avx512": AVX512, "avx2": AVX2, "plain": ()}
-"""The CPU features that a library for each QLORA_CHAT_CPU_ISA needs, as /proc/cpuinfo and compilers name them."""
-SECONDS = 300
+"""CPU features that the library of each QLORA_CHAT_CPU_ISA needs, as /proc/cpuinfo and compilers name them."""
+TIMEOUT_SECONDS = 300
 
 
 class BuildError(RuntimeError):
-    """Why the compiled path cannot be had here."""
+    """The library cannot be built on this machine; the message says why."""
 
 
 def library(notify: Notify, folder: Path | None = None) -> ctypes.CDLL | None:
-    """The compiled library, made now if need be; None where it cannot be had, which is said once for each reason, and
+    """The compiled library, built if necessary; None where it cannot be built, which is notified once for each reason, and
     where QLORA_CHAT_CPU_ISA is plain. SettingsError where that variable names instructions that this CPU lacks."""
     isa = cpu_isa()
     if isa == "plain":
         return None
     if isa and isa not in available_isas():
         raise SettingsError(
-            f"QLORA_CHAT_CPU_ISA is {isa!r}, but this CPU lacks {', '.join(_lacking(isa))}: "
+            f"QLORA_CHAT_CPU_ISA is {isa!r}, but this CPU lacks {', '.join(_missing_features(isa))}: "
             f"set it to {' or '.join(available_isas())}, or unset it"
         )
     folder = folder or cache_folder() / "kernels"
     try:
-        return _found_or_made(folder, isa, notify)
+        return _load_or_compile(folder, isa, notify)
     except (BuildError, OSError) as problem:
-        _say_once(folder, str(problem), notify)
+        _notify_once(folder, str(problem), notify)
         return None
 
 
 def available_isas() -> tuple[CpuIsa, ...]:
-    """The values of QLORA_CHAT_CPU_ISA that this CPU can run."""
-    return tuple(each for each in CPU_ISAS if not _lacking(each))
+    """Values of QLORA_CHAT_CPU_ISA that this CPU can run."""
+    return tuple(each for each in CPU_ISAS if not _missing_features(each))
 
 
-def _lacking(isa: CpuIsa | None) -> list[str]:
+def _missing_features(isa: CpuIsa | None) -> list[str]:
     return [each for each in INSTRUCTIONS[isa] if each not in _cpu_features()]
 
 
 def _flags(isa: CpuIsa | None) -> tuple[str, ...]:
-    """All that the CPU has, or nothing beyond the named instructions."""
+    """Compiler flags for all instructions of the CPU, or for none beyond those of `isa`."""
     if isa is None:
         return (*FLAGS, "-march=native")
     return (*FLAGS, "-march=x86-64", "-mtune=native", *(f"-m{each}" for each in INSTRUCTIONS[isa]))
 
 
-def _found_or_made(folder: Path, isa: CpuIsa | None, notify: Notify) -> ctypes.CDLL:
+def _load_or_compile(folder: Path, isa: CpuIsa | None, notify: Notify) -> ctypes.CDLL:
     if not _cpu_features():
-        raise BuildError("this system does not tell what its CPU can (there is no x86 /proc/cpuinfo)")
-    if missing := _lacking(isa):
+        raise BuildError("this system does not list the CPU's features (there is no x86 /proc/cpuinfo)")
+    if missing := _missing_features(isa):
         raise BuildError(f"this CPU lacks {', '.join(missing)}")
     compiler = _compiler()
     target = folder / f"cpu-{_key(compiler, isa)}.so"
@@ -81,65 +81,65 @@ def _found_or_made(folder: Path, isa: CpuIsa | None, notify: Notify) -> ctypes.C
         return ctypes.CDLL(str(target))
     failed = target.with_suffix(".failed")
     if failed.exists():
-        raise BuildError(f"{compiler} could not compile it; what it said is in {failed}")
-    with _workplace(folder, notify) as (unfinished, kept):
-        made = unfinished / target.name
-        said = _run([compiler, *_flags(isa), str(SOURCES / "forward.cpp"), "-o", str(made)])
-        if not made.exists() and kept:
-            failed.write_text(said)
-            raise BuildError(f"{compiler} could not compile it; what it said is in {failed}")
-        if not made.exists():
-            raise BuildError(f"{compiler} could not compile it: {(said.strip().splitlines() or ['it said nothing'])[0]}")
-        if kept:
-            made = made.replace(target)  # whole, whoever else makes it at the same time
-        return ctypes.CDLL(str(made))  # stays loaded when the folder is gone
+        raise BuildError(f"{compiler} could not compile it; its output is in {failed}")
+    with _build_folder(folder, notify) as (build, writable):
+        built = build / target.name
+        output = _run([compiler, *_flags(isa), str(SOURCES / "forward.cpp"), "-o", str(built)])
+        if not built.exists() and writable:
+            failed.write_text(output)
+            raise BuildError(f"{compiler} could not compile it; its output is in {failed}")
+        if not built.exists():
+            raise BuildError(f"{compiler} could not compile it: {(output.strip().splitlines() or ['no output'])[0]}")
+        if writable:
+            built = built.replace(target)  # complete, even where another process builds it at the same time
+        return ctypes.CDLL(str(built))  # stays loaded when the folder is deleted
 
 
 @contextmanager
-def _workplace(folder: Path, notify: Notify) -> Iterator[tuple[Path, bool]]:
-    """Where to compile, and whether the result can be kept: a cache that cannot be written costs ten seconds a start."""
+def _build_folder(folder: Path, notify: Notify) -> Iterator[tuple[Path, bool]]:
+    """A temporary folder, and whether the cache is writable: otherwise every start compiles anew."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        place, why_not = tempfile.TemporaryDirectory(dir=folder), None
+        temporary, error = tempfile.TemporaryDirectory(dir=folder), None
     except OSError as problem:
-        place, why_not = tempfile.TemporaryDirectory(), problem.strerror or str(problem)
+        temporary, error = tempfile.TemporaryDirectory(), problem.strerror or str(problem)
     notify(
-        f"compiling the CPU kernels for this machine (about 10 s); they cannot be kept in {folder}: {why_not}"
-        if why_not
+        f"compiling the CPU kernels for this machine (about 10 s); they cannot be stored in {folder}: {error}"
+        if error
         else "compiling the CPU kernels for this machine, once (about 10 s)"
     )
-    with place as unfinished:
-        yield Path(unfinished), not why_not
+    with temporary as build:
+        yield Path(build), not error
 
 
 def _run(command: list[str]) -> str:
     try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL)
+        run = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
-        return f"gave up after {SECONDS} s"
+        return f"gave up after {TIMEOUT_SECONDS} s"
     return run.stdout + run.stderr
 
 
 def _compiler() -> str:
-    found = next((path for name in COMPILERS if (path := shutil.which(name))), None)
-    if found is None:
-        raise BuildError(f"no C++ compiler found (looked for {', '.join(COMPILERS)}); installing g++ brings it")
-    return found
+    path = next((path for name in COMPILERS if (path := shutil.which(name))), None)
+    if path is None:
+        raise BuildError(f"no C++ compiler found (looked for {', '.join(COMPILERS)}); install g++")
+    return path
 
 
 def _key(compiler: str, isa: CpuIsa | None = None) -> str:
-    """Of everything that the result depends on."""
-    made_of = hashlib.sha256()
+    """Hash of everything that the result depends on."""
+    digest = hashlib.sha256()
     for source in sorted((*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp"))):
-        made_of.update(source.read_bytes())
-    made_of.update(" ".join((*_flags(isa), compiler, _run([compiler, "--version"]))).encode())
-    made_of.update(" ".join(sorted(_cpu_features())).encode() + _cpu_name().encode())
-    return made_of.hexdigest()[:20]
+        digest.update(source.read_bytes())
+    digest.update(" ".join((*_flags(isa), compiler, _run([compiler, "--version"]))).encode())
+    digest.update(" ".join(sorted(_cpu_features())).encode() + _cpu_name().encode())
+    return digest.hexdigest()[:20]
 
 
 @cache
 def _cpu_lines() -> dict[str, str]:
-    """The first core's lines of /proc/cpuinfo; nothing where there is no such file."""
+    """Lines of the first core in /proc/cpuinfo; empty without such a file."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().split("\n\n")[0].splitlines() if path.exists() else []
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
@@ -153,15 +153,15 @@ def _cpu_name() -> str:
     return " ".join(_cpu_lines().get(key, "") for key in ("model name", "cpu family", "model", "stepping"))
 
 
-def _say_once(folder: Path, reason: str, notify: Notify) -> None:
-    """A notice, unless the same was said on this machine before."""
-    said = folder / "said.txt"
+def _notify_once(folder: Path, reason: str, notify: Notify) -> None:
+    """Notify unless the same reason was reported on this machine before."""
+    reported = folder / "said.txt"
     try:
-        before = said.read_text().splitlines() if said.exists() else []
-        if reason in before:
+        reasons = reported.read_text().splitlines() if reported.exists() else []
+        if reason in reasons:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        said.write_text("\n".join((*before, reason)) + "\n")
+        reported.write_text("\n".join((*reasons, reason)) + "\n")
     except OSError:
-        pass  # said again at the next start, then
+        pass  # reported again at the next start
     notify(f"answers come more slowly than they could: the CPU kernels cannot be used, because {reason}")

@@ -1,6 +1,6 @@
-"""An adapter as the compiled pass takes it: packed once, beside weights that are not touched.
+"""An adapter as the compiled pass takes it: packed once, next to base weights that stay unchanged.
 
-Scope: the way of A and B into the library and back to the system. Which chat has which is in the cache's slots.
+Scope: packs A and B into the library's memory, and frees it. The KV-cache slots say which chat uses which adapter.
 """
 
 from __future__ import annotations
@@ -16,56 +16,56 @@ from qlora_chat.models.weights.shape import PROJECTIONS
 
 AB = tuple[Tensor, Tensor]
 """A (r, in) and B (out, r)."""
-TINY = 1e-30
-"""In the place of a scale of 0."""
+MIN_SCALE = 1e-30
+"""Divisor instead of a scale of 0."""
 Q, K, V, OUT, GATE, UP, DOWN = PROJECTIONS
 
 
-def beside_products(layers: int) -> list[tuple[str, ...]]:
-    """The linears by Hugging Face's names as the pass fuses them, in its order: four products a layer, and the head."""
+def product_names(layers: int) -> list[tuple[str, ...]]:
+    """Hugging Face names of the linears that each product is fused from, in the pass's order: four a layer, and the head."""
     products = ((Q, K, V), (OUT,), (GATE, UP), (DOWN,))
-    named = [tuple(f"model.layers.{index}.{name}" for name in names) for index in range(layers) for names in products]
-    return [*named, ("lm_head",)]
+    names = [tuple(f"model.layers.{index}.{name}" for name in fused) for index in range(layers) for fused in products]
+    return [*names, ("lm_head",)]
 
 
 class PackedLora:
-    """One adapter in the library's memory, until this goes. Compared by identity: what is loaded again is another one."""
+    """One adapter in the library's memory, freed with this object. Compared by identity: a reloaded one is another one."""
 
-    def __init__(self, library: Any, products: Sequence[tuple[Sequence[AB | None], float]], eight_bits: bool) -> None:
-        """`products`: in the pass's order, for each of a product's linears what it gets or None, and the scaling. MemoryError
-        if there is no room."""
+    def __init__(self, library: Any, products: Sequence[tuple[Sequence[AB | None], float]], int8: bool) -> None:
+        """`products`: in the pass's order, the matrices of each product's linears (None where it has none), and the scaling.
+        MemoryError without room."""
         self._library = library
-        self.pointer: int = library.lora_new(len(products)) or _no_room()
-        for place, (parts, scaling) in enumerate(products):
+        self.pointer: int = library.lora_new(len(products)) or _out_of_memory()
+        for index, (parts, scaling) in enumerate(products):
             if any(parts):
-                self._add(place, [_scaled(part, scaling, eight_bits) if part else None for part in parts])
+                self._add(index, [_scaled(part, scaling, int8) if part else None for part in parts])
 
-    def _add(self, place: int, parts: Sequence[tuple[Tensor, Tensor, Tensor] | None]) -> None:
+    def _add(self, product: int, parts: Sequence[tuple[Tensor, Tensor, Tensor] | None]) -> None:
         a, scales = (torch.cat([part[index] for part in parts if part]) for index in (0, 2))
         b = (ctypes.c_void_p * len(parts))(*[self._packed(part[1]) if part else None for part in parts])
-        if not self._library.lora_product(self.pointer, place, self._packed(a), b, len(parts), scales.data_ptr()):
-            _no_room()
+        if not self._library.lora_product(self.pointer, product, self._packed(a), b, len(parts), scales.data_ptr()):
+            _out_of_memory()
 
     def _packed(self, matrix: Tensor) -> int:
         matrix = matrix.contiguous()
-        return self._library.piece_dense(matrix.element_size(), matrix.data_ptr(), *matrix.shape, None) or _no_room()
+        return self._library.matrix_dense(matrix.element_size(), matrix.data_ptr(), *matrix.shape, None) or _out_of_memory()
 
     def __del__(self) -> None:
         if pointer := getattr(self, "pointer", None):
             self._library.lora_free(pointer)
 
 
-def _scaled(part: AB, scaling: float, eight_bits: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """A, B and a factor a rank (r). In eight bits each row of A and each column of B is scaled to whole numbers up to 127."""
+def _scaled(part: AB, scaling: float, int8: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """A, B and a factor for each rank (r). In int8 each row of A and each column of B is scaled to integers up to 127."""
     a, b = part
-    if not eight_bits:
+    if not int8:
         return a, b, torch.full((len(a),), scaling)
     a, b = a.float(), b.float()
-    rows, columns = a.abs().amax(1) / 127, b.abs().amax(0) / 127  # NaN stays: it reaches the logits through the factor
-    whole = [(a / rows[:, None].clamp(min=TINY)), (b / columns.clamp(min=TINY))]
-    a, b = (each.round().nan_to_num().to(torch.int8) for each in whole)
+    rows, columns = a.abs().amax(1) / 127, b.abs().amax(0) / 127  # a NaN stays, and reaches the logits through the factor
+    quotients = [a / rows[:, None].clamp(min=MIN_SCALE), b / columns.clamp(min=MIN_SCALE)]
+    a, b = (each.round().nan_to_num().to(torch.int8) for each in quotients)
     return a, b, rows * columns * scaling
 
 
-def _no_room() -> int:
+def _out_of_memory() -> int:
     raise MemoryError("no memory for the packed adapter")

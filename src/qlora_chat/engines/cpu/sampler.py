@@ -1,6 +1,6 @@
-"""Choosing tokens in the compiled library: what engines/core/sampler.py does, for logits that lie in this machine's memory.
+"""The compiled sampler: same results as engines/core/sampler.py, for logits in this machine's memory.
 
-Scope: the way of logits and settings into choose.h and of tokens out of it. Knows no chats.
+Scope: passes logits and settings into csrc/sampler.h, and tokens out of it. Knows no chats.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from qlora_chat.engines.core.sampler import SamplerInput
 from qlora_chat.settings import LOGITS_PROCESSORS, SAMPLING_SETTINGS
 
 
-class _Choice(ctypes.Structure):
-    """Choice in choose.h."""
+class _SamplerInput(ctypes.Structure):
+    """SamplerInput of csrc/sampler.h."""
 
     _fields_ = (
         *((name, ctypes.c_int if SAMPLING_SETTINGS[name].whole else ctypes.c_float) for name in LOGITS_PROCESSORS),
@@ -31,25 +31,23 @@ _processors = attrgetter(*LOGITS_PROCESSORS)
 
 
 class CpuSampler:
-    """sampling.choose without torch: its threads would go on spinning on the core that the next pass wants."""
+    """As core.sampler.sample, without torch, whose threads would go on spinning on the core that the next pass needs."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        self._choose = library.choose_tokens
-        pointer, whole = ctypes.c_void_p, ctypes.c_int
-        self._choose.restype, self._choose.argtypes = whole, [whole, whole, pointer, pointer, pointer]
+        self._sample = library.sample_tokens
+        pointer, integer = ctypes.c_void_p, ctypes.c_int
+        self._sample.restype, self._sample.argtypes = integer, [integer, integer, pointer, pointer, pointer]
 
-    def __call__(self, logits: Tensor, choices: Sequence[SamplerInput]) -> list[int]:
-        """The next token of each row of logits (R, V), or NOT_FINITE. MemoryError if there is no room."""
+    def __call__(self, logits: Tensor, inputs: Sequence[SamplerInput]) -> list[int]:
+        """Next token of each row of logits (R, V), or NOT_FINITE. MemoryError without room."""
         logits = logits.to("cpu", torch.float32).contiguous()
         rows, vocabulary = logits.shape
-        settings = (_Choice * rows)(*map(_packed, choices))
+        packed = (_SamplerInput * rows)(*map(_packed, inputs))
         tokens = array("q", bytes(8 * rows))
-        if not self._choose(rows, vocabulary, logits.data_ptr(), settings, tokens.buffer_info()[0]):
-            raise MemoryError("no memory to choose a token")
+        if not self._sample(rows, vocabulary, logits.data_ptr(), packed, tokens.buffer_info()[0]):
+            raise MemoryError("no memory to sample a token")
         return tokens.tolist()
 
 
-def _packed(choice: SamplerInput) -> _Choice:
-    sampling = choice.sampling
-    seen = None if choice.seen is None else choice.seen.data_ptr()
-    return _Choice(*_processors(sampling), seen, choice.draw)
+def _packed(row: SamplerInput) -> _SamplerInput:
+    return _SamplerInput(*_processors(row.sampling), None if row.seen is None else row.seen.data_ptr(), row.draw)

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.request import Request
 from qlora_chat.engines.cuda.decode.rows import Row
-from qlora_chat.engines.eager.forward import Span
 from qlora_chat.settings import Sampling
 
 
@@ -43,7 +43,7 @@ def schedule_rows(requests: Sequence[Request], drafts: Sequence[Sequence[int]] =
     """The rows of decoding requests, in order, with the settings that are due for the next token."""
     scheduled, row = [], 0
     for request, draft in zip(requests, drafts or [()] * len(requests), strict=True):
-        scheduled.append(ScheduledRow(request, row, request.generated, request.taken_up(), draft))
+        scheduled.append(ScheduledRow(request, row, request.generated, request.apply_pending_sampling(), draft))
         row += 1 + len(draft)
     return scheduled
 

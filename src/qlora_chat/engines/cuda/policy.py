@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from qlora_chat.engines.core.prompt_lookup import PassCosts, Proposal, draft_tokens
+from qlora_chat.engines.core.prompt_lookup import Draft, PassCosts, select_drafts
 from qlora_chat.engines.cuda.decode.rows import BUCKETS
 
 
@@ -110,7 +110,7 @@ class StepState:
 
 def plan_step(
     state: StepState, limits: StepLimits, costs: PassCosts | None,
-    max_equal_rows: Callable[[int], int], proposals: Callable[[], Sequence[Proposal]],
+    max_equal_rows: Callable[[int], int], proposals: Callable[[], Sequence[Draft]],
 ) -> StepPlan:  # fmt: skip
     """The next action. `costs`: seconds of a step by its rows, None for no drafts; `max_equal_rows`: rows of the widest step
     that rounds as a step of so many; `proposals`: drafts of the decoding chats, looked up only where they can pay."""
@@ -155,7 +155,7 @@ def _plan_prefill(state: StepState, limits: StepLimits, max_equal_rows: Callable
 
 def _plan_drafts(
     state: StepState, costs: PassCosts | None,
-    max_equal_rows: Callable[[int], int], proposals: Callable[[], Sequence[Proposal]],
+    max_equal_rows: Callable[[int], int], proposals: Callable[[], Sequence[Draft]],
 ) -> Sequence[tuple[int, ...]]:  # fmt: skip
     rows = state.decoding
     if costs is None or not rows or costs(rows + 1) > 2 * costs(rows):
@@ -164,4 +164,4 @@ def _plan_drafts(
     if not spare:
         return ()
     gap = state.host_gap_s * (2 if state.in_flight else 1)  # for this step, and for the one behind it
-    return draft_tokens(proposals(), rows, lambda wide: costs(wide) + gap * (wide > rows), spare) or ()
+    return select_drafts(proposals(), rows, lambda wide: costs(wide) + gap * (wide > rows), spare) or ()

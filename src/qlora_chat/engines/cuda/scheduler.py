@@ -16,12 +16,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from qlora_chat.engines import EngineError
+from qlora_chat.engines import NO_LOGPROBS, EngineError
+from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.core.prompt_lookup import PassCosts
 from qlora_chat.engines.core.request import Request, is_out_of_memory
 from qlora_chat.engines.core.request_queue import RequestQueue
-from qlora_chat.engines.core.sampler import NO_LOGPROBS, NOT_FINITE, token_logprobs
+from qlora_chat.engines.core.sampler import NOT_FINITE, token_logprobs
 from qlora_chat.engines.cuda.batch import ScheduledRow, cached_ids, prefill_rows, prefill_spans, schedule_rows, slot_index
 from qlora_chat.engines.cuda.decode.graph import Decoder
 from qlora_chat.engines.cuda.decode.rows import Row
@@ -29,7 +30,6 @@ from qlora_chat.engines.cuda.policy import Action, StepLimits, StepState, plan_s
 from qlora_chat.engines.cuda.prefill.reader import PrefillPass
 from qlora_chat.engines.cuda.prefill_budget import PrefillBudget, PrefillChunk
 from qlora_chat.engines.cuda.weights.adapters import CudaAdapters
-from qlora_chat.engines.eager.forward import Span
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class CudaScheduler:
         decoding, prompts = self._decoding(), self._prompts()
         state = self._state(decoding, prompts)
         plan = plan_step(
-            state, self.limits, self.costs, self.decoder.max_equal_rows, lambda: [request.propose() for request in decoding]
+            state, self.limits, self.costs, self.decoder.max_equal_rows, lambda: [request.draft() for request in decoding]
         )
         if plan.action is Action.COLLECT:
             self._hand_out(self._in_flight.popleft())
@@ -179,7 +179,7 @@ class CudaScheduler:
         """True if the device's rows are those of the decoding chats, with the settings of the step to be started."""
         ahead = len(self._in_flight)
         return len(decoding) == len(self._device_rows) and all(
-            row.request is request and request.keeps(row.sampling, ahead)
+            row.request is request and request.sampling_unchanged(row.sampling, ahead)
             for row, request in zip(self._device_rows, decoding, strict=True)
         )
 
@@ -219,7 +219,7 @@ class CudaScheduler:
             adapter = self.adapters.number(slot_index(request))
             rows += prefill_rows(request, count, adapter)
             if first_tokens:
-                scheduled.append(ScheduledRow(request, len(rows), request.generated, request.taken_up()))
+                scheduled.append(ScheduledRow(request, len(rows), request.generated, request.apply_pending_sampling()))
                 rows += scheduled[-1].rows(adapter)
         self._device_rows = []
         self._set_rows(rows, decoding)
@@ -324,7 +324,7 @@ class CudaScheduler:
     def _is_valid(self, scheduled: ScheduledRow, index: int) -> bool:
         """True if the token of the row `index` behind the chat's first is the answer's next."""
         request = scheduled.request
-        if request.cancelled or request not in self._queue.running or not request.keeps(scheduled.sampling):
+        if request.cancelled or request not in self._queue.running or not request.sampling_unchanged(scheduled.sampling):
             return False  # the answer has ended, or its settings have changed since
         if request.generated != scheduled.count + index:
             return False  # an earlier token was rejected
@@ -339,6 +339,6 @@ class CudaScheduler:
                 raise EngineError("the model's output is not a number: its weights or its adapter are damaged")
             reported = NO_LOGPROBS if sampling.logprobs is None else token_logprobs(self.decoder.logits[row], token, sampling)
             if request.accept(token, reported):
-                self._queue.leave(request)
+                self._queue.remove(request)
         except Exception as problem:
             self._queue.fail(request, problem)

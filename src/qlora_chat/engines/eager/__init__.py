@@ -1,1 +1,1 @@
-"""Forward pass in plain PyTorch: the reference, and the fallback where no compiled backend fits."""
+"""The forward pass in plain PyTorch: the reference, and the fallback where no compiled backend fits."""

@@ -1,111 +1,115 @@
-"""Chats with different LoRAs in one pass of torch's: each applied, unmerged, to its own rows.
+"""Multi-LoRA in the eager pass: each chat's rows go through the adapter that its KV-cache slot names, unmerged.
 
-Scope: the products of such a pass, for cards, and for CPUs without a compiler. Which chat has which is in the cache's
-slots. Belongs to the engine's thread.
+Scope: the eager backend's ForwardPass, for cards without the CUDA kernels and CPUs without a compiler. Belongs to the
+engine's thread.
 
 Shapes: N tokens in the pass, r adapter rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from qlora_chat.engines.core.forward_pass import LoraMatrices, Span
 from qlora_chat.engines.core.kv_cache import KVCache
-from qlora_chat.engines.eager.forward import Forward, Span
-from qlora_chat.models.weights.llama import Layer, Linear, LlamaWeights, fastest_on_cpu
+from qlora_chat.engines.eager.forward import Forward
+from qlora_chat.models.weights.llama import Layer, Linear, LlamaWeights
 
 
 @dataclass(frozen=True, eq=False)
 class Lora:
     """One adapter on its device. Compared by identity: an adapter that is loaded again is another one."""
 
-    parts: Mapping[str, tuple[Tensor, Tensor]]
-    """A (r, in) and B (out, r), scaled, by the linear's Hugging Face name."""
+    matrices: LoraMatrices
+    """With B scaled."""
 
 
 @dataclass(frozen=True)
-class Switched:
-    """A product, and beside it the LoRAs of the rows that have one. `parts` names the linears it is fused from."""
+class AdaptedLinear:
+    """A product plus the LoRAs of the rows that have one."""
 
     base: Linear
     parts: tuple[tuple[str, slice], ...]
-    """(name, its columns of the output)."""
-    switching: MultiLoraForward
+    """(name, output columns) of each linear that the product is fused from."""
+    owner: MultiLoraForward
 
     def __call__(self, x: Tensor) -> Tensor:
         y = self.base(x)
-        for lora, rows in self.switching.rows:
+        for lora, rows in self.owner.lora_rows:
             for name, columns in self.parts:
-                if pair := lora.parts.get(name):
+                if pair := lora.matrices.get(name):
                     y[rows, columns] += linear(linear(x[rows], pair[0]), pair[1])
         return y
 
 
 class MultiLoraForward:
-    """The plain pass, each chat through the adapter that its slot names."""
-
-    def __init__(self, weights: LlamaWeights, wide: int, cache: KVCache) -> None:
-        """`wide` is the feed-forward size."""
-        self.rows: Sequence[tuple[Lora, slice]] = ()
-        """Whose rows are which, in the pass that is running."""
-        self._cache = cache
-        self._forward = Forward(_switchable(fastest_on_cpu(weights), wide, self), cache)
-
-    def __call__(self, spans: Sequence[Span]) -> Tensor:
-        """Logits as Forward gives them."""
-        rows, begin = [], 0
-        for span in spans:
-            end = begin + len(span.ids)
-            lora = self._cache.slots[span.slot].adapter
-            if isinstance(lora, Lora):
-                rows.append((lora, slice(begin, end)))
-            begin = end
-        self.rows = _joined(rows)
-        return self._forward(spans)
+    """The eager pass with adapters; its products stay plain until the first adapter is packed."""
 
     copies = 1.0
+    backend_name = "torch"
 
-    @staticmethod
-    def hold(parts: Mapping[str, tuple[Tensor, Tensor]], scaling: float) -> Lora:
-        """An adapter for slots to name; A and B by the linear's Hugging Face name."""
-        return Lora({name: (a, b * scaling) for name, (a, b) in parts.items()})
+    def __init__(self, weights: LlamaWeights, cache: KVCache) -> None:
+        self.lora_rows: Sequence[tuple[Lora, slice]] = ()
+        """Adapted rows of the running pass."""
+        self._cache = cache
+        self._forward = Forward(weights, cache)
+        self._adapted = False
+
+    def __call__(self, spans: Sequence[Span]) -> Tensor:
+        """Logits as ForwardPass returns them."""
+        if self._adapted:
+            self.lora_rows = self._lora_rows(spans)
+        return self._forward(spans)
+
+    def pack(self, matrices: LoraMatrices, scaling: float) -> Lora:
+        """Adapter for slots to name."""
+        if not self._adapted:
+            self._forward.weights = _with_adapters(self._forward.weights, self)
+            self._adapted = True
+        return Lora({name: (a, b * scaling) for name, (a, b) in matrices.items()})
+
+    def _lora_rows(self, spans: Sequence[Span]) -> list[tuple[Lora, slice]]:
+        """Rows by adapter; neighbours with the same adapter share one slice."""
+        rows: list[tuple[Lora, slice]] = []
+        end = 0
+        for span in spans:
+            start, end = end, end + len(span.ids)
+            lora = self._cache.slots[span.slot].adapter
+            if not isinstance(lora, Lora):
+                continue
+            if rows and rows[-1][0] is lora and rows[-1][1].stop == start:
+                start = rows.pop()[1].start
+            rows.append((lora, slice(start, end)))
+        return rows
 
 
-def _joined(rows: Sequence[tuple[Lora, slice]]) -> list[tuple[Lora, slice]]:
-    """Neighbours with the same adapter as one run of rows."""
-    joined: list[tuple[Lora, slice]] = []
-    for lora, part in rows:
-        if joined and joined[-1][0] is lora and joined[-1][1].stop == part.start:
-            joined[-1] = (lora, slice(joined[-1][1].start, part.stop))
-        else:
-            joined.append((lora, part))
-    return joined
-
-
-def _switchable(weights: LlamaWeights, wide: int, switching: MultiLoraForward) -> LlamaWeights:
-    """The same weights with every layer's products open to adapters; `wide` is the feed-forward size."""
+def _with_adapters(weights: LlamaWeights, owner: MultiLoraForward) -> LlamaWeights:
+    """The same weights with adapters applied after every layer's products."""
     shape = weights.shape
-    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    q, k = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    x = torch.zeros(1, shape.hidden, device=weights.device, dtype=weights.dtype)
+    feed_forward = weights.layers[0].gate_up(x).shape[-1] // 2
     everything = slice(None)
 
-    def layer(index: int, plain: Layer) -> Layer:
+    def adapted(index: int, layer: Layer) -> Layer:
         attention, mlp = f"model.layers.{index}.self_attn.", f"model.layers.{index}.mlp."
         qkv = (
-            (attention + "q_proj", slice(queries)),
-            (attention + "k_proj", slice(queries, queries + keys)),
-            (attention + "v_proj", slice(queries + keys, queries + 2 * keys)),
+            (attention + "q_proj", slice(q)),
+            (attention + "k_proj", slice(q, q + k)),
+            (attention + "v_proj", slice(q + k, q + 2 * k)),
         )
-        gate_up = ((mlp + "gate_proj", slice(wide)), (mlp + "up_proj", slice(wide, 2 * wide)))
+        gate_up = ((mlp + "gate_proj", slice(feed_forward)), (mlp + "up_proj", slice(feed_forward, None)))
         return replace(
-            plain,
-            qkv=Switched(plain.qkv, qkv, switching),
-            attention_out=Switched(plain.attention_out, ((attention + "o_proj", everything),), switching),
-            gate_up=Switched(plain.gate_up, gate_up, switching),
-            mlp_down=Switched(plain.mlp_down, ((mlp + "down_proj", everything),), switching),
+            layer,
+            qkv=AdaptedLinear(layer.qkv, qkv, owner),
+            attention_out=AdaptedLinear(layer.attention_out, ((attention + "o_proj", everything),), owner),
+            gate_up=AdaptedLinear(layer.gate_up, gate_up, owner),
+            mlp_down=AdaptedLinear(layer.mlp_down, ((mlp + "down_proj", everything),), owner),
         )
 
-    return replace(weights, layers=tuple(layer(index, plain) for index, plain in enumerate(weights.layers)))
+    return replace(weights, layers=tuple(adapted(index, layer) for index, layer in enumerate(weights.layers)))

@@ -1,6 +1,6 @@
-"""Answers from other machines: any server that speaks OpenAI's /v1/completions, behind the Engine protocol.
+"""Answers from other machines: any server with OpenAI's /v1/completions, behind the Engine protocol.
 
-    engine -> answer -> pool (which server) -> server (what it takes) -> wire
+    engine -> answer -> pool (which server) -> server (one request) -> sse (its bytes)
 
-Scope: our ids and stops in, pieces out. Importing this package imports neither torch nor an HTTP client.
+Scope: our token ids and stops in, pieces out. Importing this package imports neither torch nor an HTTP client.
 """

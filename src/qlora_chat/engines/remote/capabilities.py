@@ -1,6 +1,6 @@
-"""What one server takes in a request: not every one has ids, top_k or stop tokens, and some refuse what they do not know.
+"""Capabilities of a server: not every one takes ids, top_k or stop tokens, and some refuse unknown fields.
 
-Scope: our settings, prompt and stops -> a request's JSON; a refusal -> what to leave out next time. Knows no HTTP.
+Scope: our settings, prompt and stops -> a request's JSON; a refusal -> the fields to omit next time. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -12,37 +12,37 @@ from typing import Any
 from qlora_chat.settings import LOGITS_PROCESSORS, SAMPLING_SETTINGS, Sampling
 from qlora_chat.stopping import Stops
 
-SCORES = frozenset({"logprobs", "return_tokens_as_token_ids"})
-"""What asks for log probabilities, with tokens named by their ids, as vLLM does it."""
+LOGPROB_FIELDS = frozenset({"logprobs", "return_tokens_as_token_ids"})
+"""Request log probabilities, with tokens named by their ids, as vLLM defines them."""
 PROCESSORS = tuple(name for name in LOGITS_PROCESSORS if name not in ("temperature", "top_p"))
 """Beyond OpenAI's two, as vLLM takes them at the top level."""
-OPTIONAL = SCORES | {*PROCESSORS, "seed", "stop_token_ids", "return_token_ids", "stream_options"}
-"""Fields beyond OpenAI's oldest: as vLLM takes them at the top level."""
-LACKS = {
+OPTIONAL_FIELDS = LOGPROB_FIELDS | {*PROCESSORS, "seed", "stop_token_ids", "return_token_ids", "stream_options"}
+"""Fields beyond OpenAI's original ones, as vLLM takes them at the top level."""
+MISSING_NOTICES = {
     **{name: f"has no {SAMPLING_SETTINGS[name].label.lower()}" for name in PROCESSORS},
-    "seed": "has no seed: an answer cannot be made again",
+    "seed": "has no seed: an answer cannot be reproduced",
 }
-"""Of those, what a person would miss."""
+"""Notices for the fields that a user would miss."""
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a server takes and gives; the first guess is everything."""
+    """Fields that a server takes and returns. The default assumes everything, until the server refuses a field."""
 
-    fields: frozenset[str] = OPTIONAL
+    fields: frozenset[str] = OPTIONAL_FIELDS
     takes_ids: bool = True
-    """Whether a prompt may be token ids; else it is text."""
-    gives_ids: bool = False
+    """Whether a prompt may be token ids; otherwise it is text."""
+    returns_ids: bool = False
     """Whether answers come with token ids."""
     nested: bool = False
-    """Whether sampling goes into a `generation_config` of Transformers' kind, as `transformers serve` wants it."""
+    """Whether sampling goes into a `generation_config` of Transformers' kind, as `transformers serve` requires."""
     adds_bos: bool = True
-    """Whether the server begins a text prompt with BOS by itself."""
+    """Whether the server prepends BOS to a text prompt."""
     strips_space: bool = False
-    """Whether an answer in text loses the space that it begins with (a decoder that sees no text before it)."""
+    """Whether a text answer loses its leading space (a decoder that sees no text before it)."""
 
     def without(self, refusal: str) -> Capabilities | None:
-        """What to try after the server refused with these words; None where nothing is left to leave out."""
+        """Capabilities to try after the server refused with this message; None where nothing is left to omit."""
         if named := {field for field in self.fields if field in refusal}:
             return replace(self, fields=self.fields - named)
         if self.nested:
@@ -54,17 +54,17 @@ class Capabilities:
         return None
 
     def notices(self) -> tuple[str, ...]:
-        """What a person should know that sliders and answers lack here."""
-        lacking = [] if self.nested else [words for field, words in LACKS.items() if field not in self.fields]
-        return tuple(lacking if self.takes_ids else [*lacking, "takes text only: earlier answers are tokenised again"])
+        """Notices for the user about controls that have no effect here."""
+        missing = [] if self.nested else [text for field, text in MISSING_NOTICES.items() if field not in self.fields]
+        return tuple(missing if self.takes_ids else [*missing, "takes text only: earlier answers are tokenised again"])
 
     def body(
         self, model: str, prompt: str | list[int], sampling: Sampling, stops: Stops, max_tokens: int, seed: int | None
     ) -> dict[str, Any]:
-        """The request's JSON. Every setting is sent, for a server may have defaults of its own."""
-        chosen = _chosen(sampling)
-        offered = {
-            **{name: chosen[name] for name in PROCESSORS},
+        """The request's JSON. Every setting is sent, because a server may have defaults of its own."""
+        settings = _normalized(sampling)
+        optional = {
+            **{name: settings[name] for name in PROCESSORS},
             "seed": seed,
             "stop_token_ids": sorted(stops.token_ids),
             "return_token_ids": True,
@@ -76,31 +76,31 @@ class Capabilities:
             "prompt": prompt,
             "max_tokens": max_tokens,
             "stream": True,
-            **{name: value for name, value in offered.items() if name in self.fields and value is not None},
+            **{name: value for name, value in optional.items() if name in self.fields and value is not None},
         }
         if stops.texts:
             body["stop"] = list(stops.texts)
         if self.nested:
-            return {**body, "generation_config": json.dumps(_nested(chosen, stops, max_tokens))}
-        return {**body, "temperature": chosen["temperature"], "top_p": chosen["top_p"]}
+            return {**body, "generation_config": json.dumps(_generation_config(settings, stops, max_tokens))}
+        return {**body, "temperature": settings["temperature"], "top_p": settings["top_p"]}
 
 
-def _chosen(sampling: Sampling) -> dict[str, Any]:
+def _normalized(sampling: Sampling) -> dict[str, Any]:
     """Greedy is temperature 0 everywhere; a top-p of 0, which means the same here, is refused by some servers."""
     greedy = sampling.temperature == 0 or sampling.top_p == 0
     chosen = {name: getattr(sampling, name) for name in LOGITS_PROCESSORS}
     return {**chosen, "temperature": 0.0, "top_p": 1.0, "top_k": 0} if greedy else chosen
 
 
-def _nested(chosen: dict[str, Any], stops: Stops, max_tokens: int) -> dict[str, Any]:
-    """Transformers' GenerationConfig, which replaces the model's own: so it must name the ends, too."""
-    greedy = chosen["temperature"] == 0
-    ends = sorted(stops.token_ids)
-    drawn = {"repetition_penalty": chosen["repetition_penalty"]} if greedy else chosen
+def _generation_config(settings: dict[str, Any], stops: Stops, max_tokens: int) -> dict[str, Any]:
+    """Transformers' GenerationConfig. It replaces the model's own, so it must name the stop tokens as well."""
+    greedy = settings["temperature"] == 0
+    stop_ids = sorted(stops.token_ids)
+    processors = {"repetition_penalty": settings["repetition_penalty"]} if greedy else settings
     return {
         "do_sample": not greedy,
-        **drawn,
+        **processors,
         "max_new_tokens": max_tokens,
-        "eos_token_id": ends or None,
-        "pad_token_id": ends[0] if ends else 0,
+        "eos_token_id": stop_ids or None,
+        "pad_token_id": stop_ids[0] if stop_ids else 0,
     }

@@ -1,11 +1,11 @@
-// Linear products: 16 rows of a matrix (a panel) against the inputs of 1 to many tokens.
+// Matrix products: 16 rows of a matrix (a panel) times the inputs of one or more tokens.
 //
-// Scope: how a matrix is held, and one panel's arithmetic. Knows nothing of threads and layers.
+// Scope: packed matrices, and the arithmetic of one panel. Knows no threads or layers.
 //
-// 4-bit and 8-bit weights meet inputs of 14 bits and a sign, scaled for each 64: the products and the sums over 64 are
-// whole numbers, exact; what the blocks give is added in float32. The 4-bit table has 13 bits and a sign (at most 2^-13
-// from its float32 values, closer than bf16 comes to any of them), the scales are bitsandbytes' own in float32.
-// bf16, float32 and plain bytes meet float32 inputs in float32.
+// 4-bit and 8-bit weights are multiplied by inputs quantized to 14 bits and a sign with a scale for each block of 64: the sums
+// over a block are exact integers, and the blocks are added in float32. The 4-bit codebook has 13 bits and a sign (at most
+// 2^-13 from its float32 values, closer than bf16 comes to any of them); the scales are bitsandbytes' own in float32.
+// bf16, float32 and unscaled int8 weights are multiplied by float32 inputs in float32.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -15,256 +15,262 @@
 #include "simd.h"
 #include "memory.h"
 
-using lanes::F16;
-using lanes::I16;
-using lanes::ROWS;
+using simd::Vec16f;
+using simd::Vec16i;
+using simd::ROWS;
 
 constexpr int BLOCK = 64;
-constexpr int INPUT_MOST = 8191, CODE_MOST = 4095;  // 64 of their products stay below 2^31
-constexpr int AHEAD = 2048;                         // bytes fetched before they are needed
+constexpr int INPUT_MAX = 8191, CODE_MAX = 4095;  // 64 of their products stay below 2^31
+constexpr int PREFETCH_BYTES = 2048;                // distance of a prefetch
 
-enum class Kind { F32, BF16, NF4, INT8, BYTES };  // BYTES: whole numbers that somebody else scales
+enum class WeightType { F32, BF16, NF4, INT8, INT8_RAW };  // INT8_RAW: the caller applies the scales
 
-// From input block `block` on, a row's scale of scales is `value` (bitsandbytes shares one by 256 scales in a row).
-struct Change {
+// From block `block` on, the outer scale of a row is `value` (bitsandbytes shares one among 256 scales).
+struct ScaleChange {
   int block, row;
   float value;
 };
 
-struct Piece {
-  Kind kind;
+// A packed matrix (rows, inputs).
+struct Matrix {
+  WeightType type;
   int rows, inputs;
-  Memory<uint8_t> weights;      // by panel, then by inputs
-  Memory<float> scales;         // NF4 without nesting, INT8: (panel, block, 16)
-  Memory<uint8_t> nested;       // NF4 with nested scales: (panel, block, 16), places in `levels`
-  std::vector<Change> changes;  // sorted by panel, then block
+  Buffer<uint8_t> weights;           // by panel, then by input
+  Buffer<float> scales;              // of INT8, and NF4 without nesting: (panel, block, 16)
+  Buffer<uint8_t> nested;            // of NF4 with nested scales: (panel, block, 16), indices into `levels`
+  std::vector<ScaleChange> changes;  // sorted by panel, then block
   std::vector<int> first_change;
   float levels[256];
   float offset = 0;
   int16_t codes[16];
-  float unit = 1;  // what 1 of the table's fixed point is worth
+  float unit = 1;  // value of 1 in the codebook's fixed point
   std::vector<float> bias;
 
   int panels() const { return (rows + ROWS - 1) / ROWS; }
   int blocks() const { return (inputs + BLOCK - 1) / BLOCK; }
-  bool whole_numbers() const { return kind == Kind::NF4 || kind == Kind::INT8; }
+  bool integer() const { return type == WeightType::NF4 || type == WeightType::INT8; }
   size_t panel_bytes() const {
-    const size_t each = kind == Kind::F32 ? 64 : kind == Kind::BF16 ? 32 : kind == Kind::NF4 ? 8 : 16;
-    return each * (whole_numbers() ? blocks() * BLOCK : inputs);
+    const size_t each = type == WeightType::F32 ? 64 : type == WeightType::BF16 ? 32 : type == WeightType::NF4 ? 8 : 16;
+    return each * (integer() ? blocks() * BLOCK : inputs);
   }
 };
 
-// Inputs of all tokens, in the forms that pieces want.
-struct Inputs {
-  const float* exact;
-  const int16_t* whole;  // (tokens, stride)
-  const float* scales;   // (tokens, stride / 64)
-  int stride;            // of `whole`, a multiple of 64; `exact` has exact_stride
-  int exact_stride;
+// Inputs of all tokens, in float32 and quantized.
+struct Activations {
+  const float* values;       // (tokens, value_stride)
+  const int16_t* quantized;  // (tokens, stride)
+  const float* scales;       // (tokens, stride / 64)
+  int stride;                // a multiple of 64
+  int value_stride;
 };
 
-inline void put_whole(const float* x, int n, int16_t* whole, float* scale) {
-  F16 most = lanes::zero(), finite = lanes::zero();
+// Quantizes up to 64 inputs with one scale; the scale is NaN if any of them is not finite.
+inline void quantize_block(const float* x, int n, int16_t* quantized, float* scale) {
+  Vec16f most = simd::zero(), finite = simd::zero();
   alignas(64) float block[BLOCK] = {};
   if (n < BLOCK) {
     std::memcpy(block, x, n * sizeof(float));
     x = block;
   }
   for (int i = 0; i < BLOCK; i += ROWS) {
-    const F16 v = lanes::load(x + i);
-    most = lanes::max(most, lanes::magnitude(v));
-    finite = lanes::fma(v, lanes::zero(), finite);
+    const Vec16f v = simd::load(x + i);
+    most = simd::max(most, simd::abs(v));
+    finite = simd::fma(v, simd::zero(), finite);
   }
-  const float peak = lanes::largest(most), check = lanes::sum(finite);  // 0, or NaN if any is not finite
-  const F16 factor = lanes::set1(peak > 0 && check == 0 ? INPUT_MOST / peak : 0.0f);
-  for (int i = 0; i < BLOCK; i += ROWS) lanes::store_words(whole + i, lanes::mul(lanes::load(x + i), factor));
-  *scale = check == 0 ? peak / INPUT_MOST : check;
+  const float peak = simd::reduce_max(most), check = simd::reduce_add(finite);  // check: 0, or NaN if any is not finite
+  const Vec16f factor = simd::set1(peak > 0 && check == 0 ? INPUT_MAX / peak : 0.0f);
+  for (int i = 0; i < BLOCK; i += ROWS) simd::store_int16(quantized + i, simd::mul(simd::load(x + i), factor));
+  *scale = check == 0 ? peak / INPUT_MAX : check;
 }
 
-// Walks the scales of one panel, block after block.
-struct Scales {
-  const Piece& piece;
-  const float* plain;
+// Iterates over the scales of one panel, block after block.
+struct BlockScales {
+  const Matrix& matrix;
+  const float* unnested;
   const uint8_t* nested;
-  const Change* change;
-  const Change* end;
+  const ScaleChange* change;
+  const ScaleChange* end;
   const uint32_t* levels;
   alignas(64) float outer[ROWS] = {};
-  alignas(64) volatile uint32_t inner[ROWS];  // volatile: stored one by one, not put together by a gather
+  alignas(64) volatile uint32_t inner[ROWS];  // volatile: stored one by one, not by a gather
 
-  Scales(const Piece& p, int panel)
-      : piece(p), plain(nullptr), nested(nullptr), change(nullptr), end(nullptr), levels((const uint32_t*)p.levels) {
+  BlockScales(const Matrix& p, int panel)
+      : matrix(p), unnested(nullptr), nested(nullptr), change(nullptr), end(nullptr), levels((const uint32_t*)p.levels) {
     const size_t at = size_t(panel) * p.blocks() * ROWS;
     if (!p.nested.data) {
-      plain = p.scales.data + at;
+      unnested = p.scales.data + at;
       return;
     }
     nested = p.nested.data + at;
     change = p.changes.data() + p.first_change[panel];
     end = p.changes.data() + p.first_change[panel + 1];
   }
-  // Begins a block: the lookups are left to the integer units, which have nothing else to do while the block is summed
-  // (a gather would take a quarter of the block's time from the vector units).
+  // Begins a block: the lookups use the integer units, which are idle while the block is summed (a gather would take a quarter
+  // of the block's time from the vector units).
   void begin(int block) {
-    if (plain) return;
+    if (unnested) return;
     for (; change < end && change->block <= block; change++) outer[change->row] = change->value;
     for (int row = 0; row < ROWS; row++) inner[row] = levels[nested[row]];
     nested += ROWS;
   }
-  // What the block's sums are to be multiplied with.
-  F16 finish() {
-    if (plain) {
-      plain += ROWS;
-      return lanes::load(plain - ROWS);
+  // Scales of the block's sums.
+  Vec16f finish() {
+    if (unnested) {
+      unnested += ROWS;
+      return simd::load(unnested - ROWS);
     }
-    return lanes::add(lanes::mul(lanes::load((const float*)inner), lanes::load(outer)), lanes::set1(piece.offset));
+    return simd::add(simd::mul(simd::load((const float*)inner), simd::load(outer)), simd::set1(matrix.offset));
   }
 };
 
-// Sources of weights: block(f) calls f(pair, its number among the 32 of 64 inputs, the same modulo 4 as a constant).
-struct Nf4Pairs {
-  lanes::Table table;
+// Unpack the weights of one panel: block(f) calls f(pairs, number of the pair among the block's 32, that number modulo 4 as a
+// compile-time constant).
+struct Nf4Weights {
+  simd::CodeTable table;
   const uint8_t* at;
-  explicit Nf4Pairs(const Piece& p, int panel) : table(lanes::table(p.codes)), at(p.weights.data + panel * p.panel_bytes()) {}
+  explicit Nf4Weights(const Matrix& p, int panel)
+      : table(simd::code_table(p.codes)), at(p.weights.data + panel * p.panel_bytes()) {}
   template <class F>
   [[gnu::always_inline]] inline void block(F&& f) {
-    for (int eight = 0; eight < 8; eight++, at += 64) {
-      _mm_prefetch((const char*)at + AHEAD, _MM_HINT_T0);
-      lanes::look_up(at, table, [&](lanes::Pair w, auto i) __attribute__((always_inline)) { f(w, eight * 4 + i, i); });
+    for (int group = 0; group < 8; group++, at += 64) {
+      _mm_prefetch((const char*)at + PREFETCH_BYTES, _MM_HINT_T0);
+      simd::lookup(at, table, [&](simd::WeightPairs w, auto i) __attribute__((always_inline)) { f(w, group * 4 + i, i); });
     }
   }
 };
 
-struct Int8Pairs {
+struct Int8Weights {
   const int8_t* at;
-  explicit Int8Pairs(const Piece& p, int panel) : at((const int8_t*)p.weights.data + panel * p.panel_bytes()) {}
+  explicit Int8Weights(const Matrix& p, int panel) : at((const int8_t*)p.weights.data + panel * p.panel_bytes()) {}
   template <class F>
   [[gnu::always_inline]] inline void block(F&& f) {
-    for (int eight = 0; eight < 8; eight++, at += 8 * ROWS) {
-      _mm_prefetch((const char*)at + AHEAD, _MM_HINT_T0);
-      _mm_prefetch((const char*)at + AHEAD + 64, _MM_HINT_T0);
-      lanes::each<4>([&](auto i) __attribute__((always_inline)) { f(lanes::widen(at + 2 * ROWS * i), eight * 4 + i, i); });
+    for (int group = 0; group < 8; group++, at += 8 * ROWS) {
+      _mm_prefetch((const char*)at + PREFETCH_BYTES, _MM_HINT_T0);
+      _mm_prefetch((const char*)at + PREFETCH_BYTES + 64, _MM_HINT_T0);
+      simd::unroll<4>([&](auto i) __attribute__((always_inline)) { f(simd::widen(at + 2 * ROWS * i), group * 4 + i, i); });
     }
   }
 };
 
-inline int32_t two(const int16_t* x) {
+inline int32_t input_pair(const int16_t* x) {
   int32_t both;
   std::memcpy(&both, x, 4);
   return both;
 }
 
-// Up to four tokens: the weights go from memory to the sums without a stop.
-template <int M, class Pairs>
-void few(const Piece& p, int panel, const Inputs& in, int token, float* out) {
-  constexpr int WAYS = M == 1 ? lanes::WAYS : 1;
-  Pairs pairs(p, panel);
-  Scales scales(p, panel);
-  const F16 unit = lanes::set1(p.unit);
-  F16 sums[M];
-  lanes::each<M>([&](auto m) { sums[m] = lanes::zero(); });
+// Up to four tokens: the weights go from memory through registers into the sums.
+template <int M, class Weights>
+void few_tokens(const Matrix& p, int panel, const Activations& in, int token, float* out) {
+  constexpr int ACCUMULATORS = M == 1 ? simd::ACCUMULATORS : 1;
+  Weights weights(p, panel);
+  BlockScales scales(p, panel);
+  const Vec16f unit = simd::set1(p.unit);
+  Vec16f sums[M];
+  simd::unroll<M>([&](auto m) { sums[m] = simd::zero(); });
   for (int block = 0; block < p.blocks(); block++) {
-    I16 counts[M * WAYS];
-    lanes::each<M * WAYS>([&](auto i) { counts[i] = lanes::nothing(); });
-    const int16_t* x = in.whole + size_t(token) * in.stride + block * BLOCK;
+    Vec16i dots[M * ACCUMULATORS];
+    simd::unroll<M * ACCUMULATORS>([&](auto i) { dots[i] = simd::zero_int(); });
+    const int16_t* x = in.quantized + size_t(token) * in.stride + block * BLOCK;
     const size_t stride = in.stride;
     scales.begin(block);
-    pairs.block([&](lanes::Pair w, int number, auto i) __attribute__((always_inline)) {
-      lanes::each<M>([&](auto m) __attribute__((always_inline)) {
-        I16& count = counts[m * WAYS + i % WAYS];
-        count = lanes::dot(count, w, two(x + m * stride + 2 * number));
+    weights.block([&](simd::WeightPairs w, int number, auto i) __attribute__((always_inline)) {
+      simd::unroll<M>([&](auto m) __attribute__((always_inline)) {
+        Vec16i& sum = dots[m * ACCUMULATORS + i % ACCUMULATORS];
+        sum = simd::dot(sum, w, input_pair(x + m * stride + 2 * number));
       });
     });
-    const F16 scale = lanes::mul(scales.finish(), unit);
-    lanes::each<M>([&](auto m) __attribute__((always_inline)) {
-      I16 count = counts[m * WAYS];
-      lanes::each<WAYS - 1>([&](auto way) { count = lanes::add(count, counts[m * WAYS + way + 1]); });
-      const float own = in.scales[size_t(token + m) * (in.stride / BLOCK) + block];
-      sums[m] = lanes::fma(lanes::floats(count), lanes::mul(scale, lanes::set1(own)), sums[m]);
+    const Vec16f scale = simd::mul(scales.finish(), unit);
+    simd::unroll<M>([&](auto m) __attribute__((always_inline)) {
+      Vec16i sum = dots[m * ACCUMULATORS];
+      simd::unroll<ACCUMULATORS - 1>([&](auto i) { sum = simd::add(sum, dots[m * ACCUMULATORS + i + 1]); });
+      const float input_scale = in.scales[size_t(token + m) * (in.stride / BLOCK) + block];
+      sums[m] = simd::fma(simd::to_float(sum), simd::mul(scale, simd::set1(input_scale)), sums[m]);
     });
   }
-  lanes::each<M>([&](auto m) { lanes::store(out + m * ROWS, sums[m]); });
+  simd::unroll<M>([&](auto m) { simd::store(out + m * ROWS, sums[m]); });
 }
 
 template <int M>
-inline void many_tokens(const int16_t* tile, F16 scale, const Inputs& in, int token, int block, float* sums) {
-  I16 counts[M];
-  lanes::each<M>([&](auto m) { counts[m] = lanes::nothing(); });
-  const int16_t* x = in.whole + size_t(token) * in.stride + block * BLOCK;
+inline void tile_tokens(const int16_t* tile, Vec16f scale, const Activations& in, int token, int block, float* sums) {
+  Vec16i dots[M];
+  simd::unroll<M>([&](auto m) { dots[m] = simd::zero_int(); });
+  const int16_t* x = in.quantized + size_t(token) * in.stride + block * BLOCK;
   const size_t stride = in.stride;
   for (int i = 0; i < BLOCK / 2; i++) {
-    const lanes::Pair w = lanes::load_pair(tile + 2 * ROWS * i);
-    lanes::each<M>([&](auto m) __attribute__((always_inline)) { counts[m] = lanes::dot(counts[m], w, two(x + m * stride + 2 * i)); });
+    const simd::WeightPairs w = simd::load_pair(tile + 2 * ROWS * i);
+    simd::unroll<M>([&](auto m) __attribute__((always_inline)) {
+      dots[m] = simd::dot(dots[m], w, input_pair(x + m * stride + 2 * i));
+    });
   }
-  lanes::each<M>([&](auto m) __attribute__((always_inline)) {
-    const float own = in.scales[size_t(token + m) * (in.stride / BLOCK) + block];
+  simd::unroll<M>([&](auto m) __attribute__((always_inline)) {
+    const float input_scale = in.scales[size_t(token + m) * (in.stride / BLOCK) + block];
     float* sum = sums + m * ROWS;
-    lanes::store(sum, lanes::fma(lanes::floats(counts[m]), lanes::mul(scale, lanes::set1(own)), lanes::load(sum)));
+    simd::store(sum, simd::fma(simd::to_float(dots[m]), simd::mul(scale, simd::set1(input_scale)), simd::load(sum)));
   });
 }
 
-// More tokens: a block of weights is decoded once, into the first-level cache, for all of them.
-template <class Pairs>
-void many(const Piece& p, int panel, const Inputs& in, int tokens, float* sums) {
-  Pairs pairs(p, panel);
-  Scales scales(p, panel);
+// More tokens: a block of weights is decoded once for all of them, into the L1 cache.
+template <class Weights>
+void many_tokens(const Matrix& p, int panel, const Activations& in, int tokens, float* sums) {
+  Weights weights(p, panel);
+  BlockScales scales(p, panel);
   alignas(64) int16_t tile[BLOCK * ROWS];
   std::fill(sums, sums + size_t(tokens) * ROWS, 0.0f);
   for (int block = 0; block < p.blocks(); block++) {
     scales.begin(block);
-    pairs.block([&](lanes::Pair w, int number, auto) { lanes::store_pair(tile + 2 * ROWS * number, w); });
-    const F16 scale = lanes::mul(scales.finish(), lanes::set1(p.unit));
+    weights.block([&](simd::WeightPairs w, int number, auto) { simd::store_pair(tile + 2 * ROWS * number, w); });
+    const Vec16f scale = simd::mul(scales.finish(), simd::set1(p.unit));
     int token = 0;
-    for (; token + 4 <= tokens; token += 4) many_tokens<4>(tile, scale, in, token, block, sums + token * ROWS);
-    for (; token < tokens; token++) many_tokens<1>(tile, scale, in, token, block, sums + token * ROWS);
+    for (; token + 4 <= tokens; token += 4) tile_tokens<4>(tile, scale, in, token, block, sums + token * ROWS);
+    for (; token < tokens; token++) tile_tokens<1>(tile, scale, in, token, block, sums + token * ROWS);
   }
 }
 
-template <class Pairs>
-void whole_panel(const Piece& p, int panel, const Inputs& in, int tokens, float* sums) {
-  if (tokens > 4) return many<Pairs>(p, panel, in, tokens, sums);
+template <class Weights>
+void integer_panel(const Matrix& p, int panel, const Activations& in, int tokens, float* sums) {
+  if (tokens > 4) return many_tokens<Weights>(p, panel, in, tokens, sums);
   switch (tokens) {
-    case 1: return few<1, Pairs>(p, panel, in, 0, sums);
-    case 2: return few<2, Pairs>(p, panel, in, 0, sums);
-    case 3: return few<3, Pairs>(p, panel, in, 0, sums);
-    case 4: return few<4, Pairs>(p, panel, in, 0, sums);
+    case 1: return few_tokens<1, Weights>(p, panel, in, 0, sums);
+    case 2: return few_tokens<2, Weights>(p, panel, in, 0, sums);
+    case 3: return few_tokens<3, Weights>(p, panel, in, 0, sums);
+    case 4: return few_tokens<4, Weights>(p, panel, in, 0, sums);
   }
 }
 
-// Every token's sum is made in the same order, however many share the pass: an answer must not depend on its company. So
-// one token alone takes PANELS of weights at once to have enough sums under way; theirs lie `apart` from each other.
+// Every token's sum is added up in the same order however many tokens share the pass, so that an answer does not depend on the
+// batch. A single token therefore takes PANELS panels at once to have enough independent sums, `panel_stride` apart.
 template <int M, int PANELS, class T>
-void dense_tokens(const T* w, size_t panel_size, int n, const float* x, int stride, float* sums, size_t apart) {
-  constexpr int STEP = 4 / sizeof(T);  // inputs whose weights fill a line of the cache
-  F16 sum[M * PANELS];
-  lanes::each<M * PANELS>([&](auto i) { sum[i] = lanes::load(sums + i / M * apart + i % M * ROWS); });
+void dense_tokens(const T* w, size_t panel_size, int n, const float* x, int stride, float* sums, size_t panel_stride) {
+  constexpr int STEP = 4 / sizeof(T);  // inputs whose weights fill a cache line
+  Vec16f sum[M * PANELS];
+  simd::unroll<M * PANELS>([&](auto i) { sum[i] = simd::load(sums + i / M * panel_stride + i % M * ROWS); });
   auto add = [&](int k) __attribute__((always_inline)) {
-    lanes::each<PANELS>([&](auto panel) __attribute__((always_inline)) {
-      const F16 row = lanes::load(w + panel * panel_size + size_t(k) * ROWS);
-      lanes::each<M>([&](auto m) __attribute__((always_inline)) {
-        F16& own = sum[panel * M + m];
-        own = lanes::fma(row, lanes::set1(x[size_t(m) * stride + k]), own);
+    simd::unroll<PANELS>([&](auto panel) __attribute__((always_inline)) {
+      const Vec16f row = simd::load(w + panel * panel_size + size_t(k) * ROWS);
+      simd::unroll<M>([&](auto m) __attribute__((always_inline)) {
+        Vec16f& own = sum[panel * M + m];
+        own = simd::fma(row, simd::set1(x[size_t(m) * stride + k]), own);
       });
     });
   };
   int k = 0;
   for (; k + STEP <= n; k += STEP) {
-    lanes::each<PANELS>([&](auto panel) {
-      _mm_prefetch((const char*)(w + panel * panel_size + size_t(k) * ROWS) + AHEAD, _MM_HINT_T0);
+    simd::unroll<PANELS>([&](auto panel) {
+      _mm_prefetch((const char*)(w + panel * panel_size + size_t(k) * ROWS) + PREFETCH_BYTES, _MM_HINT_T0);
     });
-    lanes::each<STEP>([&](auto i) __attribute__((always_inline)) { add(k + i); });
+    simd::unroll<STEP>([&](auto i) __attribute__((always_inline)) { add(k + i); });
   }
   for (; k < n; k++) add(k);
-  lanes::each<M * PANELS>([&](auto i) { lanes::store(sums + i / M * apart + i % M * ROWS, sum[i]); });
+  simd::unroll<M * PANELS>([&](auto i) { simd::store(sums + i / M * panel_stride + i % M * ROWS, sum[i]); });
 }
 
-// Adds to `sums`; inputs in stretches short enough for the weights to stay in the first-level cache.
+// Adds to `sums`; inputs in chunks short enough for the weights to stay in the L1 cache.
 template <class T>
-void dense_panel(const Piece& p, int panel, const float* x, int stride, int tokens, float* sums) {
+void dense_panel(const Matrix& p, int panel, const float* x, int stride, int tokens, float* sums) {
   const T* w = (const T*)(p.weights.data + panel * p.panel_bytes());
-  const int stretch = tokens <= 4 ? p.inputs : 256;
-  for (int k = 0; k < p.inputs; k += stretch, w += size_t(stretch) * ROWS) {
-    const int n = std::min(stretch, p.inputs - k);
+  const int chunk = tokens <= 4 ? p.inputs : 256;
+  for (int k = 0; k < p.inputs; k += chunk, w += size_t(chunk) * ROWS) {
+    const int n = std::min(chunk, p.inputs - k);
     for (int token = 0; token < tokens; token += 4) {
       const float* own = x + size_t(token) * stride + k;
       float* to = sums + token * ROWS;
@@ -279,43 +285,45 @@ void dense_panel(const Piece& p, int panel, const float* x, int stride, int toke
 }
 
 template <class T>
-void dense_panels(const Piece& p, int panel, int count, const float* x, int stride, int tokens, float* sums, size_t apart) {
+void dense_panels(const Matrix& p, int panel, int count, const float* x, int stride, int tokens, float* sums,
+                  size_t panel_stride) {
   const T* w = (const T*)(p.weights.data + panel * p.panel_bytes());
   const size_t size = p.panel_bytes() / sizeof(T);
-  if (tokens == 2 && count == 2) return dense_tokens<2, 2>(w, size, p.inputs, x, stride, sums, apart);
+  if (tokens == 2 && count == 2) return dense_tokens<2, 2>(w, size, p.inputs, x, stride, sums, panel_stride);
   if (tokens > 1) {
-    for (int i = 0; i < count; i++) dense_panel<T>(p, panel + i, x, stride, tokens, sums + i * apart);
+    for (int i = 0; i < count; i++) dense_panel<T>(p, panel + i, x, stride, tokens, sums + i * panel_stride);
     return;
   }
   switch (count) {
-    case 1: return dense_tokens<1, 1>(w, size, p.inputs, x, stride, sums, apart);
-    case 2: return dense_tokens<1, 2>(w, size, p.inputs, x, stride, sums, apart);
-    case 3: return dense_tokens<1, 3>(w, size, p.inputs, x, stride, sums, apart);
-    case 4: return dense_tokens<1, 4>(w, size, p.inputs, x, stride, sums, apart);
+    case 1: return dense_tokens<1, 1>(w, size, p.inputs, x, stride, sums, panel_stride);
+    case 2: return dense_tokens<1, 2>(w, size, p.inputs, x, stride, sums, panel_stride);
+    case 3: return dense_tokens<1, 3>(w, size, p.inputs, x, stride, sums, panel_stride);
+    case 4: return dense_tokens<1, 4>(w, size, p.inputs, x, stride, sums, panel_stride);
   }
 }
 
-// Adds up to four panels' products; the sums of each, (tokens, 16), are `apart` from the next one's.
-inline void dense(const Piece& p, int panel, int count, const float* x, int stride, int tokens, float* sums, size_t apart) {
-  if (p.kind == Kind::F32) return dense_panels<float>(p, panel, count, x, stride, tokens, sums, apart);
-  if (p.kind == Kind::BYTES) return dense_panels<int8_t>(p, panel, count, x, stride, tokens, sums, apart);
-  dense_panels<uint16_t>(p, panel, count, x, stride, tokens, sums, apart);
+// Adds the products of up to four panels to their sums (tokens, 16), which are `panel_stride` apart.
+inline void dense(const Matrix& p, int panel, int count, const float* x, int stride, int tokens, float* sums,
+                  size_t panel_stride) {
+  if (p.type == WeightType::F32) return dense_panels<float>(p, panel, count, x, stride, tokens, sums, panel_stride);
+  if (p.type == WeightType::INT8_RAW) return dense_panels<int8_t>(p, panel, count, x, stride, tokens, sums, panel_stride);
+  dense_panels<uint16_t>(p, panel, count, x, stride, tokens, sums, panel_stride);
 }
 
-// sums (count, tokens, 16) = `count` panels of the piece, one or two, times the inputs, and the bias.
-inline void panel_product(const Piece& p, int panel, int count, const Inputs& in, int tokens, float* sums) {
+// sums (count, tokens, 16) = `count` panels of the matrix, one or two, times the inputs, plus the bias.
+inline void panel_product(const Matrix& p, int panel, int count, const Activations& in, int tokens, float* sums) {
   const int size = tokens * ROWS;
-  if (p.whole_numbers()) {
+  if (p.integer()) {
     for (int i = 0; i < count; i++)
-      p.kind == Kind::NF4 ? whole_panel<Nf4Pairs>(p, panel + i, in, tokens, sums + i * size)
-                          : whole_panel<Int8Pairs>(p, panel + i, in, tokens, sums + i * size);
+      p.type == WeightType::NF4 ? integer_panel<Nf4Weights>(p, panel + i, in, tokens, sums + i * size)
+                          : integer_panel<Int8Weights>(p, panel + i, in, tokens, sums + i * size);
   } else {
     std::fill(sums, sums + size_t(count) * size, 0.0f);
-    dense(p, panel, count, in.exact, in.exact_stride, tokens, sums, size);
+    dense(p, panel, count, in.values, in.value_stride, tokens, sums, size);
   }
   if (p.bias.empty()) return;
   for (int i = 0; i < count * tokens; i++) {
-    const F16 bias = lanes::load(p.bias.data() + (panel + i / tokens) * ROWS);
-    lanes::store(sums + i * ROWS, lanes::add(lanes::load(sums + i * ROWS), bias));
+    const Vec16f bias = simd::load(p.bias.data() + (panel + i / tokens) * ROWS);
+    simd::store(sums + i * ROWS, simd::add(simd::load(sums + i * ROWS), bias));
   }
 }

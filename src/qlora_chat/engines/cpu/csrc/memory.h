@@ -1,6 +1,6 @@
-// Memory that is zero at first: for intermediate results, and for weights, which lie in huge pages in the order of packing.
+// Zeroed memory: buffers for intermediate results, and an arena of huge pages for weights, in the order of packing.
 //
-// Scope: where bytes come from and when they go back.
+// Scope: allocation and ownership.
 #pragma once
 #include <algorithm>
 #include <cstddef>
@@ -16,7 +16,7 @@
 
 constexpr size_t HUGE_PAGE = size_t(2) << 20, LINE = 64;
 
-struct Freed {
+struct FreeDeleter {
   void operator()(void* p) const { std::free(p); }
 };
 
@@ -25,7 +25,7 @@ inline std::shared_ptr<uint8_t> zeros(size_t bytes) {
   bytes = (std::max(bytes, size_t(1)) + page - 1) / page * page;
   auto* data = (uint8_t*)std::aligned_alloc(page, bytes);
   if (!data) throw std::bad_alloc();
-  std::shared_ptr<uint8_t> owned(data, Freed{});
+  std::shared_ptr<uint8_t> owned(data, FreeDeleter{});
 #ifdef MADV_HUGEPAGE
   if (page == HUGE_PAGE) madvise(data, bytes, MADV_HUGEPAGE);
 #endif
@@ -33,14 +33,14 @@ inline std::shared_ptr<uint8_t> zeros(size_t bytes) {
   return owned;
 }
 
-// Hands out pieces of large blocks one after the other. A model's matrices are smaller than huge pages, or end in the
-// middle of one: apart from each other they would lie in small pages, or leave a megabyte unused each.
-class Shelf {
+// Allocates consecutive parts of large blocks. A model's matrices are smaller than a huge page or end in the middle of one:
+// allocated separately they would lie in small pages, or waste a megabyte each.
+class WeightArena {
  public:
-  std::shared_ptr<uint8_t> take(size_t bytes) {
+  std::shared_ptr<uint8_t> allocate(size_t bytes) {
     bytes = (bytes + LINE - 1) / LINE * LINE;
-    std::lock_guard<std::mutex> hold(lock_);
-    auto block = block_.lock();  // gone when all who had a piece of it are
+    std::lock_guard<std::mutex> guard(lock_);
+    auto block = block_.lock();  // freed with the last buffer in it
     if (!block || used_ + bytes > size_) {
       size_ = std::max(bytes, 16 * HUGE_PAGE);
       block = zeros(size_);
@@ -58,17 +58,17 @@ class Shelf {
 };
 
 template <class T>
-struct Memory {
+struct Buffer {
   T* data = nullptr;
   size_t size = 0;
-  Memory() = default;
-  explicit Memory(size_t n) : Memory(n, zeros(n * sizeof(T))) {}
-  static Memory shelved(size_t n) {
-    static Shelf shelf;
-    return Memory(n, shelf.take(n * sizeof(T)));
+  Buffer() = default;
+  explicit Buffer(size_t n) : Buffer(n, zeros(n * sizeof(T))) {}
+  static Buffer in_arena(size_t n) {
+    static WeightArena arena;
+    return Buffer(n, arena.allocate(n * sizeof(T)));
   }
 
  private:
-  std::shared_ptr<uint8_t> owned_;
-  Memory(size_t n, std::shared_ptr<uint8_t> owned) : data((T*)owned.get()), size(n), owned_(std::move(owned)) {}
+  std::shared_ptr<uint8_t> owner_;
+  Buffer(size_t n, std::shared_ptr<uint8_t> owner) : data((T*)owner.get()), size(n), owner_(std::move(owner)) {}
 };

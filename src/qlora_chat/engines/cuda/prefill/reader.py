@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cuda.prefill.activations import Activations, PrefillKernels
 from qlora_chat.engines.cuda.prefill.dequantize import DequantizeLaunch, Dequantizer
 from qlora_chat.engines.cuda.weights.adapters import OF_DOWN, OF_GATE_UP, OF_OUT, OF_QKV, CudaAdapter
 from qlora_chat.engines.cuda.weights.model import CudaLayer, CudaWeights
 from qlora_chat.engines.cuda.weights.packing import Packed, select_tiles
-from qlora_chat.engines.eager.forward import Span
 
 _RowAdapters = Sequence[tuple[CudaAdapter, slice | None]]
 """Adapters of a pass and their rows; None: all rows, as in most passes, which saves the host the slicing."""
@@ -153,7 +153,7 @@ class Prefill:
             layer.qkv(rows.x, rows.projected(layer.qkv.outputs), stream)
             for seen in {min(tokens, shape.window), shape.window}:
                 queries = rows.queries[:seen].transpose(0, 1).unsqueeze(0)
-                causal_attention(queries, *kernels.layers[0].seen(0, seen))
+                causal_attention(queries, *kernels.layers[0].prefix(0, seen))
             layer.attention_out(rows.attended, rows.addend, stream)
             for product in layer.gate_up:
                 product(rows.x, rows.projected(product.outputs), stream)
@@ -222,7 +222,7 @@ class Prefill:
         for span in spans:
             mine = slice(done, done := done + len(span.ids))
             queries = rows.queries[mine].transpose(0, 1).unsqueeze(0)
-            attended = causal_attention(queries, *layer.seen(span.slot, span.start + len(span.ids)))
+            attended = causal_attention(queries, *layer.prefix(span.slot, span.start + len(span.ids)))
             rows.attended[mine].unflatten(1, heads).copy_(attended[0].transpose(0, 1))
 
 

@@ -84,7 +84,7 @@ class CudaAdapters:
         self._lora: LoraTable | None = None
         self._own = self._add(weights.own, weights.own_scaling) if weights.own else None
 
-    def hold(self, parts: Mapping[str, tuple[Tensor, Tensor]], scaling: float) -> CudaAdapter:
+    def pack(self, parts: Mapping[str, tuple[Tensor, Tensor]], scaling: float) -> CudaAdapter:
         """Pack an adapter for slots to name; it lives as long as one does. `parts`: A (r, in) and B (out, r) by the linear's
         Hugging Face name. ModelError for one that the kernels do not support."""
 
