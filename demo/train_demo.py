@@ -77,7 +77,7 @@ def train_and_score(chosen: argparse.Namespace, seed: int, folder: Path) -> dict
 def score(chosen: argparse.Namespace, adapter: Path, folder: Path) -> dict[str, Any]:
     """Ask the hand-written questions greedily and with each seed; every answer goes into questions.json."""
     from qlora_chat.chat import Chat
-    from qlora_chat.engines import open_engine
+    from qlora_chat.engines.open import open_engine
     from qlora_chat.evaluation.questions import HAND_WRITTEN, read_questions
     from qlora_chat.evaluation.report import write
     from qlora_chat.evaluation.run import run_questions

@@ -27,8 +27,8 @@ from qlora_chat.stopping import Stops
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qlora_chat.engines.core.forward_pass import Span
     from qlora_chat.engines.core.kv_cache import KVCache
-    from qlora_chat.engines.eager.forward import Span
 
 SCRIPTED_INFO = ModelInfo(
     name="scripted",

@@ -11,7 +11,7 @@ GUANACO = ("### Human", "### Assistant")
 
 
 def reference(text: str, stops: tuple[str, ...]) -> tuple[str, bool]:
-    """What is shown of a whole text: up to the stop that completes first, character by character."""
+    """Shown text of a whole text: up to the stop that completes first, character by character."""
     for end in range(len(text) + 1):
         complete = [stop for stop in stops if text[:end].endswith(stop)]
         if complete:
@@ -56,7 +56,7 @@ def test_half_a_marker_is_never_shown() -> None:
     assert stops.push("more") == ""
 
 
-def test_what_only_looked_like_a_marker_appears_once_it_cannot_be_one() -> None:
+def test_text_that_resembles_a_marker_appears_once_it_cannot_be_one() -> None:
     stops = TextStops(GUANACO)
     assert stops.push("### Hum") == ""
     assert stops.push("ble pie") == "### Humble pie"
@@ -69,12 +69,12 @@ def test_an_empty_stop_is_refused() -> None:
         Stops(texts=("",))
 
 
-def test_stop_on_tokens_looks_at_every_row_for_every_id() -> None:
+def test_stop_on_tokens_checks_every_row_for_every_id() -> None:
     stop = StopOnTokens([0, 2])
     assert stop([[5, 2], [2, 5], [7, 0], []]) == [True, False, True, False]
 
 
-def test_stop_on_tokens_answers_a_tensor_with_a_tensor() -> None:
+def test_stop_on_tokens_returns_a_tensor_for_a_tensor() -> None:
     done = StopOnTokens([2])(torch.tensor([[5, 2], [2, 5]]), None)
     assert done.dtype == torch.bool
     assert done.tolist() == [True, False]

@@ -1,4 +1,4 @@
-"""What tests of several engines' parts share."""
+"""Fixtures that several tests of the engines share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chats of a model of twelve letters, through a pass and through a card's steps, with guesses and without."""
+"""Chats of a model with twelve tokens, run by either scheduler, with drafts and without."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass, replace
 import torch
 
 from qlora_chat.engines import Finish, Piece
+from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.core.prompt_lookup import PassCosts
 from qlora_chat.engines.core.request import Request
-from qlora_chat.engines.core.scheduler import Scheduler
+from qlora_chat.engines.core.scheduler import SpanScheduler
 from qlora_chat.engines.cuda.scheduler import CudaScheduler
-from qlora_chat.engines.eager.forward import Span
 from qlora_chat.models.weights.llama import LlamaShape, LlamaWeights
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
 from tests.fakes import LetterTokenizer, MarkovForward, NumberedAdapters, PlainDecoder, single_part_pass
 
 FREE = (1.0, 1.0)
-"""A device on which checking costs nothing: every guess that may be right is checked."""
+"""Costs of a device on which verifying is free: every drafted token that may be right is verified."""
 PROMPT = (1, 4, 5, 6, 7, 4, 5, 6, 8, 9, 4, 5)
 SAMPLINGS = [
     Sampling(temperature=0.0, max_new_tokens=60),
@@ -31,91 +31,97 @@ SAMPLINGS = [
 ]
 
 
-class Fixed(PassCosts):
-    """Costs that do not learn: how long this machine takes for a pass that computes nothing is another matter."""
+class FixedCosts(PassCosts):
+    """Costs that do not learn from the time this machine takes for a pass that computes nothing."""
 
     def note(self, tokens: int, seconds: float) -> None:
-        """Stay as they are."""
+        """Change nothing."""
 
 
-def cache(slots: int) -> KVCache:
-    """A real cache for a model of next to nothing."""
+def make_cache(slots: int) -> KVCache:
+    """A real cache for a tiny model."""
     shape = LlamaShape(1, 4, 1, 1, 4, MarkovForward.vocabulary, 512, 1e-6, True, {"rope_type": "default", "rope_theta": 1e4})
-    nothing = torch.zeros(MarkovForward.vocabulary, 4)
-    return KVCache(LlamaWeights(shape, nothing, (), nothing[0], torch.nn.Identity(), torch.device("cpu"), torch.float32), slots)
+    zeros = torch.zeros(MarkovForward.vocabulary, 4)
+    return KVCache(LlamaWeights(shape, zeros, (), zeros[0], torch.nn.Identity(), torch.device("cpu"), torch.float32), slots)
 
 
-def ask(sampling: Sampling, stops: Stops = Stops(), prompt: tuple[int, ...] = PROMPT, window: int = 512) -> Request:  # noqa: B008
-    return Request(prompt, sampling, stops, window, LetterTokenizer())
+def make_request(
+    sampling: Sampling,
+    stops: Stops = Stops(),  # noqa: B008
+    prompt: tuple[int, ...] = PROMPT,
+    window: int = 512,
+    tokenizer: LetterTokenizer | None = None,
+) -> Request:
+    return Request(prompt, sampling, stops, window, tokenizer or LetterTokenizer())
 
 
 @dataclass(frozen=True)
 class Work:
-    """What some answers took."""
+    """Forward passes that some answers took."""
 
     passes: int
     widest: int
-    """Most rows with a choice of a pass."""
-    furthest: int
-    """Positions that something was computed for."""
+    """Most sampled rows of one pass."""
+    positions: int
+    """Positions up to which something was computed."""
 
     @staticmethod
     def of(forward: MarkovForward, passes: int, widest: int) -> Work:
-        """`forward` knows what it was asked."""
+        """From the recorded spans of the fake pass."""
         return Work(passes, widest, max(span.start + len(span.ids) for spans in forward.spans for span in spans))
 
 
-def by_passes(requests: Sequence[Request], prior: Sequence[float] | None = FREE, slots: int = 3) -> Work:
-    """All requests to their ends, through passes over spans of tokens."""
-    forward, held = MarkovForward(), cache(slots)
-    scheduler = Scheduler(forward, held, Fixed(prior) if prior else None)
+def by_spans(requests: Sequence[Request], prior: Sequence[float] | None = FREE, slots: int = 3) -> Work:
+    """Run all requests to their ends with the span scheduler."""
+    forward, cache = MarkovForward(), make_cache(slots)
+    scheduler = SpanScheduler(forward, cache, FixedCosts(prior) if prior else None)  # type: ignore[arg-type]
     for request in requests:
         scheduler.submit(request)
     while not scheduler.idle:
         scheduler.step()
-    check_slots(held, requests)
+    check_slots(cache, requests)
     return Work.of(forward, len(forward.spans), max(span.logits for spans in forward.spans for span in spans))
 
 
 def by_steps(requests: Sequence[Request], prior: Sequence[float] | None = FREE, slots: int = 3) -> Work:
-    """The same, through steps of a card over rows."""
+    """The same with the CUDA scheduler and its steps over rows."""
     card = Card(prior, slots)
     card.run(requests)
-    check_slots(card.held, requests)
+    check_slots(card.cache, requests)
     return Work.of(card.forward, card.decoder.started, card.decoder.most_sampled)
 
 
-def check_slots(held: KVCache, requests: Sequence[Request]) -> None:
-    """A place in the cache holds the beginning of something that a chat has said."""
-    for slot in held.slots:
+def check_slots(cache: KVCache, requests: Sequence[Request]) -> None:
+    """Every slot's ids are the beginning of one of the conversations."""
+    for slot in cache.slots:
         whole = next((each.ids for each in requests if each.ids[: len(slot.ids)] == slot.ids), None)
-        assert whole is not None, "a slot says it holds what no chat has said"
+        assert whole is not None, "a slot claims tokens that no conversation has"
 
 
 class Card:
-    """A scheduler for cards over a decoder that computes on the CPU, a model of twelve letters in it."""
+    """The CUDA scheduler over a decoder that computes the twelve-token model on the CPU."""
 
     def __init__(self, costs: Sequence[float] | None, slots: int = 3) -> None:
-        self.forward, self.held = forward, held = MarkovForward(), cache(slots)
+        self.forward, self.cache = forward, cache = MarkovForward(), make_cache(slots)
         self.decoder = PlainDecoder(forward, Span)
         self.scheduler = CudaScheduler(
             self.decoder,  # type: ignore[arg-type]
             lambda spans: single_part_pass(lambda: forward([replace(span, logits=1) for span in spans])),
-            held,
-            NumberedAdapters(held),  # type: ignore[arg-type]
-            Fixed(costs) if costs else None,
+            cache,
+            NumberedAdapters(cache),  # type: ignore[arg-type]
+            FixedCosts(costs) if costs else None,
         )
 
     def run(self, requests: Sequence[Request]) -> None:
-        """All of them to their ends."""
+        """Run all requests to their ends."""
         for request in requests:
             self.scheduler.submit(request)
         while not self.scheduler.idle:
             self.scheduler.step()
 
 
-def told(request: Request) -> tuple[list[int], Finish]:
-    """What the caller got: tokens, and how it ended."""
+def answer_of(request: Request) -> tuple[list[int], Finish]:
+    """Tokens and finish that the caller received."""
     pieces = []
     while not request.pieces.empty():
         piece = request.pieces.get()
@@ -125,14 +131,14 @@ def told(request: Request) -> tuple[list[int], Finish]:
     return [each.token_id for each in pieces if each.token_id is not None], pieces[-1].finish
 
 
-class At(LetterTokenizer):
-    """Calls back when it decodes an answer's nth token: in the middle of what one pass has made."""
+class CallsBack(LetterTokenizer):
+    """Calls back when it decodes an answer's nth token: between two tokens of the same pass."""
 
     def __init__(self, number: int, call: Callable[[], None]) -> None:
         self._left, self._call = number, call
 
     def decode(self, ids: Sequence[int]) -> str:
-        """As letters are decoded."""
+        """As LetterTokenizer."""
         self._left -= 1
         if self._left == 0:
             self._call()

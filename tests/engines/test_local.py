@@ -1,4 +1,4 @@
-"""The engine with the bundled demo: the plain path's tokens, many chats in one pass, and nobody hurt by a neighbour."""
+"""The engine with the bundled demo: Transformers' tokens, many chats in one pass, and errors that stay with their chat."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from qlora_chat.chat import AnswerOptions, Chat
 from qlora_chat.engines import EngineError, Finish, Piece, Stream
-from qlora_chat.engines.eager.forward import Span
+from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation
@@ -93,7 +93,9 @@ def test_our_stop_on_tokens_ends_generate_too(
     assert out[0].tolist().count(full_stop) == 1
 
 
-def test_eight_chats_together_say_what_each_says_alone(shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]) -> None:
+def test_eight_chats_together_give_the_same_answers_as_alone(
+    shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
+) -> None:
     prompts = [prompt_for(question) for question in QUESTIONS]
     settings = [GREEDY, Sampling(temperature=0.9, seed=11, max_new_tokens=64, repetition_penalty=1.2)] * 4
     alone = [ids_of(shared_engine.stream(p, s, STOPS)) for p, s in zip(prompts, settings, strict=True)]
@@ -101,32 +103,32 @@ def test_eight_chats_together_say_what_each_says_alone(shared_engine: LocalEngin
     assert [ids_of(stream) for stream in streams] == alone
 
 
-class Held:
-    """An engine whose passes from a given one on wait for `go_on`, and a note of what goes through each."""
+class PausedEngine:
+    """Pauses an engine before its nth pass until `resume` is set, and records the spans of each pass."""
 
     def __init__(self, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch, before: int) -> None:
-        self.reached, self.go_on = threading.Event(), threading.Event()
+        self.reached, self.resume = threading.Event(), threading.Event()
         self.passes: list[list[Span]] = []
-        scheduler = engine._scheduler
+        scheduler: Any = engine._scheduler
         forward = scheduler._forward
 
-        def held(spans: list[Span]) -> torch.Tensor:
+        def paused(spans: list[Span]) -> torch.Tensor:
             self.passes.append(spans)
             if len(self.passes) == before:
                 self.reached.set()
-                assert self.go_on.wait(60)
+                assert self.resume.wait(60)
             return forward(spans)
 
-        monkeypatch.setattr(scheduler, "_forward", held)
+        monkeypatch.setattr(scheduler, "_forward", paused)
 
 
 def test_one_forward_a_step_serves_all(
     engine: LocalEngine, prompt_for: Callable[..., Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     length, sampling = 40, Sampling(temperature=0.0, max_new_tokens=40)
-    held = Held(engine, monkeypatch, before=1)
+    paused = PausedEngine(engine, monkeypatch, before=1)
     streams = [engine.stream(prompt_for(question), sampling, Stops()) for question in QUESTIONS]
-    held.go_on.set()
+    paused.resume.set()
     for stream in streams:
         assert finish_of(stream).completion_tokens == length
     assert engine.forwards <= length + 12, "eight chats of 40 tokens take about 40 passes, not 320"
@@ -135,17 +137,17 @@ def test_one_forward_a_step_serves_all(
 def test_a_new_chat_joins_within_a_step(
     engine: LocalEngine, prompt_for: Callable[..., Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = Held(engine, monkeypatch, before=6)
+    paused = PausedEngine(engine, monkeypatch, before=6)
     first = engine.stream(prompt_for(QUESTIONS[1]), Sampling(temperature=0.0, max_new_tokens=100), Stops())
-    assert held.reached.wait(60)
+    assert paused.reached.wait(60)
     second = engine.stream(prompt_for(QUESTIONS[0]), GREEDY, Stops())
-    held.go_on.set()
+    paused.resume.set()
     assert finish_of(first).completion_tokens == 100
     assert finish_of(second).completion_tokens == 64
-    assert [len(spans) for spans in held.passes[:7]] == [1, 1, 1, 1, 1, 1, 2], "in the pass after the one under way"
+    assert [len(spans) for spans in paused.passes[:7]] == [1, 1, 1, 1, 1, 1, 2], "in the pass after the running one"
 
 
-def test_an_answer_ends_where_it_should(shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]) -> None:
+def test_an_answer_ends_at_a_stop(shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]) -> None:
     stream = shared_engine.stream(prompt_for(QUESTIONS[0]), GREEDY, STOPS)
     pieces = list(stream)
     assert "".join(piece.text for piece in pieces) == " The capital of France is Paris."
@@ -176,18 +178,18 @@ def test_the_same_seed_gives_the_same_answer(shared_engine: LocalEngine, prompt_
     assert first == second != other
 
 
-def test_settings_changed_in_mid_answer_act_from_the_next_token(
+def test_settings_changed_during_an_answer_apply_from_the_next_token(
     shared_engine: LocalEngine, prompt_for: Callable[..., Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From wild sampling to greedy: what follows is what greedy says after the tokens so far."""
     prompt = prompt_for(QUESTIONS[1])
-    held = Held(shared_engine, monkeypatch, before=21)
+    paused = PausedEngine(shared_engine, monkeypatch, before=21)
     stream = shared_engine.stream(prompt, Sampling(temperature=1.5, seed=3, max_new_tokens=80), Stops())
-    assert held.reached.wait(60)
+    assert paused.reached.wait(60)
     stream.update(Sampling(temperature=0.0, max_new_tokens=80))
-    held.go_on.set()
+    paused.resume.set()
     ids = ids_of(stream)
-    wild = held.passes[20][0].start + 1 - len(prompt.ids)
+    wild = paused.passes[20][0].start + 1 - len(prompt.ids)
     begun = (*prompt.ids, *ids[:wild])
     assert wild >= 20
     assert (
@@ -196,7 +198,7 @@ def test_settings_changed_in_mid_answer_act_from_the_next_token(
     )
 
 
-def test_cancel_ends_within_a_token_and_frees_the_place(demo_fp32: LoadedModel, prompt_for: Callable[..., Prompt]) -> None:
+def test_cancel_ends_within_a_token_and_frees_the_slot(demo_fp32: LoadedModel, prompt_for: Callable[..., Prompt]) -> None:
     engine = LocalEngine(lambda: demo_fp32, slots=1)
     long = Sampling(temperature=0.0, max_new_tokens=400)
     stream = engine.stream(prompt_for(QUESTIONS[1]), long, Stops())
@@ -226,8 +228,8 @@ def test_a_waiting_chat_can_be_cancelled_too(demo_fp32: LoadedModel, prompt_for:
     engine.close()
 
 
-class Refuses:
-    """Sampling that breaks when it is used: stands for any defect that belongs to one chat."""
+class BrokenSampling:
+    """Settings that raise when they are used, in place of any error of a single chat."""
 
     repetition_penalty = "broken"
     temperature = top_p = 1.0
@@ -238,26 +240,27 @@ class Refuses:
 def test_an_exception_reaches_its_own_caller_and_no_other(engine: LocalEngine, prompt_for: Callable[..., Prompt]) -> None:
     good = engine.stream(prompt_for(QUESTIONS[0]), GREEDY, STOPS)
     bad = engine.stream(prompt_for(QUESTIONS[2]), Sampling(max_new_tokens=300), Stops())
-    bad.update(Refuses())  # type: ignore[arg-type]
+    bad.update(BrokenSampling())  # type: ignore[arg-type]
     with pytest.raises(EngineError):
         list(bad)
     assert text_of(good) == " The capital of France is Paris."
     assert text_of(engine.stream(prompt_for(QUESTIONS[0]), GREEDY, STOPS)) == " The capital of France is Paris."
 
 
-def test_a_pass_that_fails_for_one_chat_goes_on_for_the_others(
+def test_a_pass_that_fails_for_one_chat_continues_for_the_others(
     demo_fp32: LoadedModel, prompt_for: Callable[..., Prompt]
 ) -> None:
     """Out of memory whenever the victim's long prompt is in the pass, as on a full card."""
     engine = LocalEngine(lambda: demo_fp32, slots=4)
-    forward, victim = engine._scheduler._forward, prompt_for("why " * 200)
+    scheduler: Any = engine._scheduler
+    forward, victim = scheduler._forward, prompt_for("why " * 200)
 
     def short_of_memory(spans: Any) -> torch.Tensor:
         if any(len(span.ids) > 60 for span in spans):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(spans)
 
-    engine._scheduler._forward = short_of_memory
+    scheduler._forward = short_of_memory
     streams = [engine.stream(prompt_for(question), GREEDY, STOPS) for question in QUESTIONS[:3]]
     broken = engine.stream(victim, GREEDY, STOPS)
     with pytest.raises(EngineError, match="not enough memory for this answer"):
@@ -269,25 +272,26 @@ def test_a_pass_that_fails_for_one_chat_goes_on_for_the_others(
 
 def test_damaged_weights_are_an_error_and_not_an_answer(demo_fp32: LoadedModel, prompt_for: Callable[..., Prompt]) -> None:
     engine = LocalEngine(lambda: demo_fp32, slots=1)
-    forward = engine._scheduler._forward
-    engine._scheduler._forward = lambda spans: forward(spans) * torch.nan
+    scheduler: Any = engine._scheduler
+    forward = scheduler._forward
+    scheduler._forward = lambda spans: forward(spans) * torch.nan
     with pytest.raises(EngineError, match="not a number"):
         list(engine.stream(prompt_for(QUESTIONS[0]), GREEDY, STOPS))
     engine.close()
 
 
 @pytest.mark.parametrize(
-    ("ids", "adapter", "said"),
+    ("ids", "adapter", "message"),
     [((), None, "empty"), ((1, 8192), None, "8191"), ((1, -1), None, "8191"), ((1,) * 512, None, "window"), ((1,), "x", "'x'")],
 )
-def test_a_prompt_it_cannot_take_is_refused_at_the_call(
-    ids: tuple[int, ...], adapter: str | None, said: str, shared_engine: LocalEngine
+def test_an_invalid_prompt_is_refused_at_the_call(
+    ids: tuple[int, ...], adapter: str | None, message: str, shared_engine: LocalEngine
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         shared_engine.stream(Prompt("", ids), GREEDY, STOPS, adapter)
 
 
-def test_closing_ends_what_runs_and_leaves_no_thread(demo_fp32: LoadedModel, prompt_for: Callable[..., Prompt]) -> None:
+def test_closing_ends_running_answers_and_the_thread(demo_fp32: LoadedModel, prompt_for: Callable[..., Prompt]) -> None:
     engine = LocalEngine(lambda: demo_fp32)
     stream = engine.stream(prompt_for(QUESTIONS[1]), Sampling(max_new_tokens=400), Stops())
     engine.close()
@@ -297,7 +301,7 @@ def test_closing_ends_what_runs_and_leaves_no_thread(demo_fp32: LoadedModel, pro
         engine.stream(prompt_for(QUESTIONS[0]), GREEDY, STOPS)
 
 
-def test_what_goes_wrong_in_loading_is_raised_where_the_engine_is_opened() -> None:
+def test_an_error_while_loading_is_raised_by_the_constructor() -> None:
     def fails() -> LoadedModel:
         raise RuntimeError("no such model")
 
@@ -305,7 +309,7 @@ def test_what_goes_wrong_in_loading_is_raised_where_the_engine_is_opened() -> No
         LocalEngine(fails)
 
 
-def test_ten_turns_prefill_only_what_is_new_and_say_what_a_fresh_prefill_says(demo_fp32: LoadedModel) -> None:
+def test_ten_turns_prefill_only_new_tokens_and_answer_as_after_a_fresh_prefill(demo_fp32: LoadedModel) -> None:
     engine, fresh = LocalEngine(lambda: demo_fp32, slots=2), LocalEngine(lambda: demo_fp32, slots=1)
     chat = Chat(engine, DEFAULT_FORMAT, MemoryHistory())
     conversation, brief = Conversation(), Sampling(temperature=0.0, max_new_tokens=20)
@@ -321,13 +325,13 @@ def test_ten_turns_prefill_only_what_is_new_and_say_what_a_fresh_prefill_says(de
             question = len(demo_fp32.tokenizer.encode_continuation(f"### Human: {text}### Assistant:"))
             assert new <= question + 1, "the question, and an answer's last token, which nothing has followed yet"
         again = fresh.stream(turn.prompt, brief, STOPS)
-        _forget(fresh)
+        _clear_cache(fresh)
         assert ids_of(again) == answer
     engine.close()
     fresh.close()
 
 
-def _forget(engine: LocalEngine) -> None:
+def _clear_cache(engine: LocalEngine) -> None:
     """Wait until the engine is idle and empty its cache, so that its next prompt is prefilled whole."""
     deadline = time.monotonic() + 60
     while not engine._scheduler.idle and time.monotonic() < deadline:
@@ -336,29 +340,29 @@ def _forget(engine: LocalEngine) -> None:
         slot.ids.clear()
 
 
-def test_a_reader_who_takes_his_time_gets_everything(shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]) -> None:
+def test_a_slow_reader_receives_every_piece(shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]) -> None:
     stream = shared_engine.stream(prompt_for(QUESTIONS[0]), GREEDY, STOPS)
     time.sleep(0.5)
     pieces: list[Piece] = list(stream)
     assert "".join(piece.text for piece in pieces) == " The capital of France is Paris."
 
 
-def test_a_card_or_a_cpu_is_given_the_slots_that_fit(demo_fp32: LoadedModel) -> None:
+def test_as_many_slots_as_fit_are_allocated(demo_fp32: LoadedModel) -> None:
     engine = LocalEngine(lambda: demo_fp32)
     assert engine.slots == 16
     engine.close()
 
 
-def test_logits_that_another_thread_asks_for_are_computed_on_the_engines(
+def test_logits_for_another_thread_are_computed_on_the_engine_s(
     shared_engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where something may be under way: a card's graphs, or OpenMP's team."""
+    """Where a card's graphs or OpenMP's team may be running."""
     threads = list[str]()
 
     def forward(spans: object) -> torch.Tensor:
         threads.append(threading.current_thread().name)
         return torch.zeros(1, 4)
 
-    monkeypatch.setattr(shared_engine._scheduler, "_forward", forward)
+    monkeypatch.setattr(shared_engine._scheduler, "compute_logits", forward)
     assert shared_engine.forward([]).shape == (1, 4)
     assert threads == ["qlora-chat-engine"]

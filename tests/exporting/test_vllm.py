@@ -19,8 +19,9 @@ import pytest
 import torch
 
 from qlora_chat.chat import AnswerOptions, Chat
-from qlora_chat.engines import Engine, Stream, open_engine
+from qlora_chat.engines import Engine, Stream
 from qlora_chat.engines.local import LocalEngine
+from qlora_chat.engines.open import open_engine
 from qlora_chat.exporting.vllm import Exported, Layout, export_for_vllm
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation

@@ -1,4 +1,4 @@
-"""Several adapters over the bundled base in one engine: who asked for which gets it, in one batch with the others."""
+"""Several adapters over the bundled base in one engine: each request goes through its own, in one batch with the others."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ GREEDY = Sampling(temperature=0.0, max_new_tokens=24)
 
 @pytest.fixture(scope="module")
 def other_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A second adapter that fits the same base and says something else: the bundled one, its B matrices turned around."""
+    """A second adapter for the same base with other answers: the bundled one with inverted B matrices."""
     folder = tmp_path_factory.mktemp("adapters") / "other"
     shutil.copytree(BUNDLED / "adapter", folder)
     tensors = load_file(folder / "adapter_model.safetensors")
-    turned = {name: -0.5 * tensor if "lora_B" in name else tensor for name, tensor in tensors.items()}
-    save_file({name: tensor.contiguous() for name, tensor in turned.items()}, folder / "adapter_model.safetensors")
+    inverted = {name: -0.5 * tensor if "lora_B" in name else tensor for name, tensor in tensors.items()}
+    save_file({name: tensor.contiguous() for name, tensor in inverted.items()}, folder / "adapter_model.safetensors")
     return folder
 
 
@@ -43,7 +43,7 @@ def host(base_fp32: LoadedModel, other_adapter: Path) -> Iterator[LocalEngine]:
     engine.close()
 
 
-def said(engine: LocalEngine, prompt: Prompt, *adapters: str | None) -> list[list[int]]:
+def greedy_ids(engine: LocalEngine, prompt: Prompt, *adapters: str | None) -> list[list[int]]:
     """Greedy ids of the same question to several adapters at once."""
     streams = [engine.stream(prompt, GREEDY, Stops(frozenset({2})), adapter) for adapter in adapters]
     return [[piece.token_id for piece in stream if piece.token_id is not None] for stream in streams]
@@ -53,13 +53,13 @@ def test_each_chat_in_a_batch_has_its_own_adapter(
     host: LocalEngine, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
 ) -> None:
     prompt, passes = prompt_for(QUESTION), host.forwards
-    together = said(host, prompt, "chat", None, "other", "chat")
+    together = greedy_ids(host, prompt, "chat", None, "other", "chat")
     assert host.forwards - passes < 2 * GREEDY.max_new_tokens, "one pass for all four, not one for each"
-    alone = [said(host, prompt, adapter)[0] for adapter in ("chat", None, "other")]
+    alone = [greedy_ids(host, prompt, adapter)[0] for adapter in ("chat", None, "other")]
     assert together == [*alone, alone[0]]
-    assert len({tuple(each) for each in alone}) == 3, "the three differ, so that a mix-up would show"
+    assert len({tuple(each) for each in alone}) == 3, "the three differ, so a mix-up would show"
     assert (host.info.computed_by or "").startswith(COMPILED) == (shared_engine.info.computed_by or "").startswith(COMPILED), (
-        "adapters that come later leave the pass what it is"
+        "adapters that are loaded later do not change the pass"
     )
     assert "Paris" in shared_engine.tokenizer.decode(alone[0])
 
@@ -68,8 +68,9 @@ def test_an_unmerged_adapter_computes_what_merging_does(
     base_fp32: LoadedModel, host: LocalEngine, prompt_for: Callable[..., Prompt]
 ) -> None:
     """Against W + B A, added by hand in fp32."""
+    from qlora_chat.engines.core.forward_pass import Span
     from qlora_chat.engines.core.kv_cache import KVCache
-    from qlora_chat.engines.eager.forward import Forward, Span
+    from qlora_chat.engines.eager.forward import Forward
     from qlora_chat.models.weights.checkpoint import Checkpoint
     from qlora_chat.models.weights.llama import Adapter, build
 
@@ -83,13 +84,13 @@ def test_an_unmerged_adapter_computes_what_merging_does(
     merged = build(tensors, base_fp32.weights.shape, torch.device("cpu"), torch.float32)
     ids = prompt_for(QUESTION).ids
     expected = Forward(merged, KVCache(merged, 1))([Span(0, 0, ids)])
-    said(host, prompt_for(QUESTION), "chat")
+    greedy_ids(host, prompt_for(QUESTION), "chat")
     slot = next(slot for slot in host._cache.slots if slot.adapter)
     got = host.forward([Span(slot.index, 0, ids)])
     assert (got - expected).abs().max() < 1e-3 * expected.abs().max()
 
 
-def test_keys_and_values_of_one_adapter_are_not_anothers(host: LocalEngine, prompt_for: Callable[..., Prompt]) -> None:
+def test_the_cache_of_one_adapter_is_not_reused_for_another(host: LocalEngine, prompt_for: Callable[..., Prompt]) -> None:
     prompt = prompt_for(QUESTION)
 
     def cached(adapter: str | None) -> int:
@@ -103,10 +104,10 @@ def test_keys_and_values_of_one_adapter_are_not_anothers(host: LocalEngine, prom
     assert cached(None) == 0
 
 
-def test_an_adapter_comes_and_goes_while_others_answer(
+def test_adapters_are_loaded_and_unloaded_during_answers(
     host: LocalEngine, other_adapter: Path, prompt_for: Callable[..., Prompt]
 ) -> None:
-    prompt, expected = prompt_for(QUESTION), said(host, prompt_for(QUESTION), "other")[0]
+    prompt, expected = prompt_for(QUESTION), greedy_ids(host, prompt_for(QUESTION), "other")[0]
     running = iter(host.stream(prompt, GREEDY, Stops(frozenset({2})), "other"))
     ids = [next(running).token_id]
     assert isinstance(host, AdapterHost)
@@ -116,13 +117,13 @@ def test_an_adapter_comes_and_goes_while_others_answer(
         host.stream(prompt, GREEDY, Stops(), "other")
     host.load_adapter("third", other_adapter)
     assert [*ids, *(piece.token_id for piece in running if piece.token_id is not None)] == expected, (
-        "it kept what it began with"
+        "the running answer kept its adapter"
     )
-    assert said(host, prompt, "third")[0] == expected
+    assert greedy_ids(host, prompt, "third")[0] == expected
     assert host.info.adapters == ("chat", "third")
 
 
-def test_what_cannot_be_loaded_is_refused_and_the_engine_goes_on(
+def test_an_adapter_that_cannot_be_loaded_is_refused_and_the_engine_continues(
     host: LocalEngine, tmp_path: Path, prompt_for: Callable[..., Prompt], shared_engine: LocalEngine
 ) -> None:
     with pytest.raises(ModelError, match="called 'chat' already"):
@@ -139,10 +140,10 @@ def test_what_cannot_be_loaded_is_refused_and_the_engine_goes_on(
         host.load_adapter("wide", wide)
     with pytest.raises(ModelError, match="has an adapter of its own"):
         shared_engine.load_adapter("x", BUNDLED / "adapter")
-    assert said(host, prompt_for(QUESTION), "chat")[0]
+    assert greedy_ids(host, prompt_for(QUESTION), "chat")[0]
 
 
-def test_an_adapter_that_memory_has_no_room_for_is_refused(host: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_that_does_not_fit_in_memory_is_refused(host: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     import psutil
 
     little = psutil.virtual_memory()._replace(available=2**20)
@@ -152,13 +153,13 @@ def test_an_adapter_that_memory_has_no_room_for_is_refused(host: LocalEngine, mo
 
 
 @pytest.mark.parametrize("problem", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
-def test_an_adapter_that_memory_runs_out_over_is_refused_in_words(
+def test_running_out_of_memory_while_packing_is_explained(
     host: LocalEngine, monkeypatch: pytest.MonkeyPatch, problem: Exception
 ) -> None:
     def full(*_: object) -> None:
         raise problem
 
     assert host._adapters
-    monkeypatch.setattr(host._adapters._pass, "hold", full)
+    monkeypatch.setattr(host._adapters._pass, "pack", full)
     with pytest.raises(ModelError, match="there is no memory for adapter 'more'; unload another first"):
         host.load_adapter("more", BUNDLED / "adapter")

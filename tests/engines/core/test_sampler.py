@@ -1,4 +1,4 @@
-"""Sampling keeps what Transformers' processors keep, and draws in proportion: through torch, and compiled for a CPU."""
+"""Sampling filters as Transformers' processors do, and draws in proportion: with torch, and compiled for a CPU."""
 
 import pytest
 import torch
@@ -11,9 +11,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from qlora_chat.engines.core.sampler import HEAD, NOT_FINITE, SamplerInput, filter_candidates
-from qlora_chat.engines.core.sampler import sample as choose_in_torch
-from qlora_chat.engines.core.scheduler import Choose
+from qlora_chat.engines.core.sampler import NOT_FINITE, TOP_CANDIDATES, Sampler, SamplerInput, filter_candidates
+from qlora_chat.engines.core.sampler import sample as sample_with_torch
 from qlora_chat.engines.cpu.build import library
 from qlora_chat.engines.cpu.sampler import CpuSampler
 from qlora_chat.settings import Sampling
@@ -37,10 +36,10 @@ SETTINGS = [
 
 
 @pytest.fixture
-def sample(isa: str) -> Choose:
-    """The variants that must choose alike."""
+def sample(isa: str) -> Sampler:
+    """The variants that must sample alike."""
     if isa == "plain":
-        return choose_in_torch
+        return sample_with_torch
     return compiled_sampler(isa)
 
 
@@ -65,58 +64,58 @@ def theirs(logits: torch.Tensor, ids: list[int], sampling: Sampling) -> torch.Te
     return steps(torch.tensor([ids]), logits[None].clone())[0].softmax(-1)  # type: ignore[arg-type]
 
 
-def ours(sample: Choose, logits: torch.Tensor, ids: list[int], sampling: Sampling, draws: int) -> torch.Tensor:
-    """How often each token is chosen over evenly spaced draws: exact up to 1 / draws."""
+def ours(sample: Sampler, logits: torch.Tensor, ids: list[int], sampling: Sampling, draws: int) -> torch.Tensor:
+    """Frequency of each token over evenly spaced draws: exact up to 1 / draws."""
     seen = torch.zeros(VOCABULARY, dtype=torch.bool)
     seen[ids] = True
-    choices = [SamplerInput(sampling, seen, (index + 0.5) / draws) for index in range(draws)]
-    tokens = sample(logits.expand(draws, -1), choices)
+    inputs = [SamplerInput(sampling, seen, (index + 0.5) / draws) for index in range(draws)]
+    tokens = sample(logits.expand(draws, -1), inputs)
     return torch.bincount(torch.tensor(tokens), minlength=VOCABULARY) / draws
 
 
 @pytest.mark.parametrize("sampling", SETTINGS)
 @pytest.mark.parametrize("spread", [0.3, 4.0])
-def test_the_distribution_is_transformers_own(sampling: Sampling, spread: float, sample: Choose) -> None:
+def test_the_distribution_is_transformers_own(sampling: Sampling, spread: float, sample: Sampler) -> None:
     generator = torch.Generator().manual_seed(7)
     logits = torch.randn(VOCABULARY, generator=generator) * spread
     ids = torch.randint(0, VOCABULARY, (50,), generator=generator).tolist()
     expected, draws = theirs(logits, ids, sampling), 4_000
-    chosen = ours(sample, logits, ids, sampling, draws)
-    assert (chosen - expected).abs().max() <= 1.5 / draws
-    assert chosen[expected == 0].sum() == 0, "a token that Transformers rules out is never drawn"
+    frequencies = ours(sample, logits, ids, sampling, draws)
+    assert (frequencies - expected).abs().max() <= 1.5 / draws
+    assert frequencies[expected == 0].sum() == 0, "a token that Transformers rules out is never drawn"
 
 
-def test_temperature_zero_takes_the_best_and_ignores_the_draw(sample: Choose) -> None:
+def test_temperature_zero_takes_the_best_and_ignores_the_draw(sample: Sampler) -> None:
     logits = torch.randn(3, VOCABULARY)
     greedy = [SamplerInput(Sampling(temperature=0), None, draw) for draw in (0.0, 0.5, 0.999)]
     assert sample(logits, greedy) == logits.argmax(-1).tolist()
 
 
-def test_each_row_has_settings_of_its_own_and_company_changes_nothing(sample: Choose) -> None:
+def test_each_row_has_its_own_settings_and_the_batch_changes_nothing(sample: Sampler) -> None:
     logits = torch.randn(len(SETTINGS), VOCABULARY)
-    choices = [SamplerInput(sampling, None, 0.37) for sampling in SETTINGS]
-    alone = [sample(logits[row : row + 1], [choice])[0] for row, choice in enumerate(choices)]
-    assert sample(logits, choices) == alone
+    inputs = [SamplerInput(sampling, None, 0.37) for sampling in SETTINGS]
+    alone = [sample(logits[row : row + 1], [each])[0] for row, each in enumerate(inputs)]
+    assert sample(logits, inputs) == alone
 
 
-def test_both_choose_the_same_token_for_the_same_draw(compiled_isa: str) -> None:
+def test_both_sample_the_same_token_for_the_same_draw(compiled_isa: str) -> None:
     compiled = compiled_sampler(compiled_isa)
     generator = torch.Generator().manual_seed(11)
     logits = 5 * torch.randn(200, 2 * VOCABULARY + 7, generator=generator)  # fills no vector
     draws = torch.rand(200, generator=generator).tolist()
-    choices = [SamplerInput(SETTINGS[row % len(SETTINGS)], None, draw) for row, draw in enumerate(draws)]
-    same = [a == b for a, b in zip(compiled(logits, choices), choose_in_torch(logits, choices), strict=True)]
+    inputs = [SamplerInput(SETTINGS[row % len(SETTINGS)], None, draw) for row, draw in enumerate(draws)]
+    same = [a == b for a, b in zip(compiled(logits, inputs), sample_with_torch(logits, inputs), strict=True)]
     assert sum(same) >= 199, "apart only where a draw falls on the border between two tokens"
 
 
-def test_the_quick_way_says_when_it_has_not_seen_enough() -> None:
+def test_filtering_reports_incomplete_candidates() -> None:
     flat, peaked = torch.zeros(VOCABULARY), torch.zeros(VOCABULARY).index_fill(0, torch.tensor([5]), 50.0)
     samplings = [Sampling(temperature=1.0, top_p=0.9)] * 2
-    candidates = filter_candidates(torch.stack([flat, peaked]), samplings, HEAD)
+    candidates = filter_candidates(torch.stack([flat, peaked]), samplings, TOP_CANDIDATES)
     assert candidates.complete.tolist() == [False, True]
 
 
-def test_logits_that_are_no_numbers_are_reported_for_their_row_only(sample: Choose) -> None:
+def test_logits_that_are_not_finite_are_reported_for_their_row_only(sample: Sampler) -> None:
     logits = torch.randn(3, VOCABULARY)
     logits[1, 17] = torch.nan
     tokens = sample(logits, [SamplerInput(Sampling(temperature=t), None, 0.5) for t in (0.0, 0.7, 0.7)])

@@ -1,4 +1,4 @@
-"""The compiled pass computes what torch and bitsandbytes' stored values say, for any mix of chats."""
+"""The compiled pass computes the same as torch from bitsandbytes' stored values, for any mix of chats."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cpu import forward as cpu_forward
 from qlora_chat.engines.cpu.build import library
 from qlora_chat.engines.cpu.forward import CpuForward
-from qlora_chat.engines.eager.forward import Forward, Span
+from qlora_chat.engines.eager.forward import Forward
 from qlora_chat.models.folders import Base
 from qlora_chat.models.locate import BUNDLED
 from qlora_chat.models.weights.checkpoint import Checkpoint
@@ -46,10 +47,10 @@ CLOSE = 0.05
 def compiled(weights: LlamaWeights, slots: int = 4, isa: str = "native") -> CpuForward:
     """The compiled pass on two threads, however many cores this process may use."""
     with assume_isa(isa):
-        found = library(lambda line: None)
-    if found is None:
+        loaded = library(lambda line: None)
+    if loaded is None:
         pytest.skip("no compiler or no AVX2 here")
-    return CpuForward(found, weights, KVCache(weights, slots), threads=2)
+    return CpuForward(loaded, weights, KVCache(weights, slots), threads=2)
 
 
 def logits_under(isa: str, weights: LlamaWeights, spans: list[Span]) -> Tensor:
@@ -157,12 +158,12 @@ def test_every_family_gives_transformers_logits_in_any_chunks(pair: tuple[torch.
     torch.testing.assert_close(forward([Span(1, 39, ids[39:])])[0], logits_of(model, ids), atol=ULP, rtol=1e-3)
 
 
-def test_one_pass_serves_chats_that_read_and_chats_that_write(pair: tuple[torch.nn.Module, CpuForward]) -> None:
+def test_one_pass_mixes_prefill_and_decode(pair: tuple[torch.nn.Module, CpuForward]) -> None:
     model, forward = pair
-    reading, writing, resuming = (torch.randint(0, 97, (length,)).tolist() for length in (9, 21, 33))
-    forward([Span(1, 0, writing[:-1]), Span(2, 0, resuming[:20])])
-    logits = forward([Span(0, 0, reading), Span(1, 20, writing[-1:], logits=1), Span(2, 20, resuming[20:], logits=3)])
-    expected = [reading, writing, resuming[:-2], resuming[:-1], resuming]
+    fresh, decoding, resuming = (torch.randint(0, 97, (length,)).tolist() for length in (9, 21, 33))
+    forward([Span(1, 0, decoding[:-1]), Span(2, 0, resuming[:20])])
+    logits = forward([Span(0, 0, fresh), Span(1, 20, decoding[-1:], logits=1), Span(2, 20, resuming[20:], logits=3)])
+    expected = [fresh, decoding, resuming[:-2], resuming[:-1], resuming]
     for row, ids in enumerate(expected):
         torch.testing.assert_close(logits[row], logits_of(model, ids), atol=ULP, rtol=1e-3)
 
@@ -172,7 +173,7 @@ def test_four_bits_are_read_as_bitsandbytes_wrote_them(
     nested: bool, bias: bool, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against the stored values in float32; and C++ comes closer to them than activations and sums in bf16 do."""
-    monkeypatch.setattr(cpu_forward, "in_four_bits", lambda weights: False)  # the head's 8 bits would hide the rest
+    monkeypatch.setattr(cpu_forward, "is_nf4", lambda weights: False)  # the head's 8 bits would hide the rest
     torch.manual_seed(1)
     stored = in_four_bits(random_tensors(ODD, bias), nested)
     weights = build(stored, LlamaShape.from_config(ODD), CPU)
@@ -198,10 +199,10 @@ def four_bits(compiled_isa: str) -> tuple[Forward, CpuForward]:
 def test_any_number_of_chats_shares_a_pass(count: int, four_bits: tuple[Forward, CpuForward]) -> None:
     exact, ours = four_bits
     histories = [torch.randint(0, 101, (3 + 5 * slot,)).tolist() for slot in range(count)]
-    reading = [Span(slot, 0, ids) for slot, ids in enumerate(histories)]
-    assert_near(ours(reading), exact(reading), 0.03)
-    writing = [Span(slot, len(ids), [slot]) for slot, ids in enumerate(histories)]
-    assert_near(ours(writing), exact(writing), 0.03)
+    prefill = [Span(slot, 0, ids) for slot, ids in enumerate(histories)]
+    assert_near(ours(prefill), exact(prefill), 0.03)
+    decode = [Span(slot, len(ids), [slot]) for slot, ids in enumerate(histories)]
+    assert_near(ours(decode), exact(decode), 0.03)
 
 
 @pytest.fixture(scope="module", params=["four bits", "bf16", "float32"])
@@ -217,8 +218,8 @@ def any_kind(request: pytest.FixtureRequest, compiled_isa: str) -> CpuForward:
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 6, 7, 9, 16, 32])
-def test_a_row_is_the_same_bit_for_bit_in_any_company(count: int, any_kind: CpuForward) -> None:
-    """So an answer can be made again, whoever else was answered and however many guesses were checked."""
+def test_a_row_is_the_same_bit_for_bit_in_any_batch(count: int, any_kind: CpuForward) -> None:
+    """An answer is reproducible whatever shared its batch and however long its drafts were."""
     texts = [torch.randint(0, 101, (3 + slot % 7,)).tolist() for slot in range(count)]
     alone = [any_kind([Span(32, 0, ids)])[0] for ids in texts]
     together = any_kind([Span(slot, 0, ids) for slot, ids in enumerate(texts)])
@@ -248,7 +249,7 @@ def test_rows_of_any_length_and_number_are_computed(hidden: int, feed_forward: i
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_damage_shows_in_its_own_chat_only(bad: float, compiled_isa: str) -> None:
+def test_damaged_weights_spoil_their_own_chat_only(bad: float, compiled_isa: str) -> None:
     torch.manual_seed(4)
     tensors = random_tensors(ODD)
     tensors["model.embed_tokens.weight"][7, 3] = bad
@@ -268,24 +269,24 @@ def demo(adapter: Adapter | None) -> LlamaWeights:
 
 @pytest.mark.parametrize("adapted", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_greedy_tokens_are_those_of_float32(adapted: bool, compiled_isa: str, prompt_for: Callable[..., Any]) -> None:
-    """256 tokens of the demo in 4 bits, its adapter left beside it: another choice only where the two best are CLOSE."""
+    """256 tokens of the demo in 4 bits, its adapter unmerged: another token only where the two best are CLOSE."""
     weights = demo(Adapter.read(BUNDLED / "adapter") if adapted else None)
     exact, ours = Forward(in_float32(weights), KVCache(weights, 1)), compiled(weights, isa=compiled_isa)
     ids = list(prompt_for("Tell me a short story about a cat and a boat.").ids)
-    said, start = len(ids), 0
+    prompt, start = len(ids), 0
     for _ in range(256):
         token = int(ours([Span(0, start, ids[start:])])[0].argmax())
         start = len(ids)
         ids.append(token)
     expected = exact([Span(0, 0, ids[:-1], logits=256)])
-    best, chosen = expected.max(-1), torch.tensor(ids[said:])
-    behind = best.values - expected.gather(1, chosen[:, None])[:, 0]
-    assert (chosen != best.indices).sum() <= 3
+    best, sampled = expected.max(-1), torch.tensor(ids[prompt:])
+    behind = best.values - expected.gather(1, sampled[:, None])[:, 0]
+    assert (sampled != best.indices).sum() <= 3
     assert behind.max() < CLOSE
 
 
-def test_memory_is_that_of_four_bits() -> None:
-    """Scales stay in 8 bits: 4.13 bits a weight, and nothing is kept twice."""
+def test_packed_weights_take_four_bits() -> None:
+    """Scales stay in 8 bits: 4.13 bits a weight, and nothing is stored twice."""
     ours = compiled(demo(None))
     weights = 10 * (4 * 576 * 576 + 3 * 576 * 1536)
     head = 8192 * 576 * (8.5 / 8)

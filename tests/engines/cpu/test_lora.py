@@ -1,4 +1,4 @@
-"""Chats with different adapters, or none, share a compiled pass: each gets its own, and nobody notices the others."""
+"""Chats with different adapters, or none, share a compiled pass: each gets its own and does not depend on the others."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cpu.forward import CpuForward
 from qlora_chat.engines.cpu.lora import PackedLora
-from qlora_chat.engines.eager.forward import Forward, Span
+from qlora_chat.engines.eager.forward import Forward
 from qlora_chat.models.weights.llama import Adapter, LlamaWeights, build
 from qlora_chat.models.weights.shape import PROJECTIONS, LlamaShape
 from tests.engines.cpu.test_forward import CPU, ODD, ULP, assert_near, compiled, in_float32, in_four_bits, random_tensors
@@ -27,7 +28,7 @@ RANKS: dict[str, tuple[int, tuple[str, ...]]] = {
 
 
 def random_adapter(rank: int, modules: tuple[str, ...], base: dict[str, Tensor], dtype: torch.dtype) -> Adapter:
-    """Strong enough to change what is said."""
+    """Strong enough to change the answers."""
     tensors = {}
     for index in range(ODD["num_hidden_layers"]):
         for module in modules:
@@ -38,15 +39,15 @@ def random_adapter(rank: int, modules: tuple[str, ...], base: dict[str, Tensor],
     return Adapter(tensors, 0.7)
 
 
-def halves(adapter: Adapter) -> dict[str, tuple[Tensor, Tensor]]:
+def matrices(adapter: Adapter) -> dict[str, tuple[Tensor, Tensor]]:
     """A and B by the linear's name."""
     tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in adapter.tensors.items()}
     names = [name.removesuffix(".lora_A.weight") for name in tensors if "lora_A" in name]
     return {name: (tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]) for name in names}
 
 
-def held(forward: CpuForward, adapter: Adapter) -> PackedLora:
-    return forward.hold(halves(adapter), adapter.scaling)
+def pack(forward: CpuForward, adapter: Adapter) -> PackedLora:
+    return forward.pack(matrices(adapter), adapter.scaling)
 
 
 class Host:
@@ -62,21 +63,23 @@ class Host:
         def weights(adapter: Adapter | None) -> LlamaWeights:
             return build(stored, shape, CPU, dtype, adapter)
 
-        self.within = {"float32": ULP * 5, "bf16": 0.03, "four bits": 0.08}[kind]  # adapters as strong as the base, in 8 bits
+        self.tolerance = {"float32": ULP * 5, "bf16": 0.03, "four bits": 0.08}[
+            kind
+        ]  # adapters as strong as the base, in 8 bits
         self.forward = compiled(weights(None), 33, isa)
         self.exact: dict[str | None, Forward] = {
             name: Forward(in_float32(weights(adapter)), KVCache(weights(None), 1))
             for name, adapter in [(None, None), *adapters.items()]
         }
-        self.held: dict[str | None, PackedLora | None] = {
+        self.packed: dict[str | None, PackedLora | None] = {
             None: None,
-            **{name: held(self.forward, each) for name, each in adapters.items()},
+            **{name: pack(self.forward, each) for name, each in adapters.items()},
         }
 
     def run(self, spans: list[Span], names: list[str | None]) -> Tensor:
         """The pass with each span's chat under its own adapter."""
         for span, name in zip(spans, names, strict=True):
-            self.forward.cache.slots[span.slot].adapter = self.held[name]
+            self.forward.cache.slots[span.slot].adapter = self.packed[name]
         return self.forward(spans)
 
 
@@ -98,11 +101,11 @@ def test_each_chat_gets_what_its_own_adapter_computes(host: Host) -> None:
     got = host.run([Span(slot, 0, ids) for slot, ids in enumerate(texts)], NAMES)
     expected = {name: host.exact[name]([Span(0, 0, texts[NAMES.index(name)])]) for name in host.exact}
     for name, logits in expected.items():
-        assert_near(got[NAMES.index(name)][None], logits, host.within)
+        assert_near(got[NAMES.index(name)][None], logits, host.tolerance)
         assert name is None or (logits - expected[None]).std() > 0.3 * logits.std(), "a chat without it would show"
     got = host.run([Span(slot, len(ids), [slot]) for slot, ids in enumerate(texts)], NAMES)
     for slot, (name, ids) in enumerate(zip(NAMES, texts, strict=True)):
-        assert_near(got[slot][None], host.exact[name]([Span(0, 0, [*ids, slot])]), host.within)
+        assert_near(got[slot][None], host.exact[name]([Span(0, 0, [*ids, slot])]), host.tolerance)
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 9, 32])
@@ -126,14 +129,14 @@ def test_a_prompt_under_an_adapter_gives_the_same_bits_in_any_chunks(name: str, 
 
 
 def test_adapters_come_and_go_beside_the_same_packed_base() -> None:
-    """A chat without one keeps its bits, and 150 loads leave no memory behind."""
+    """A chat without one stays the same to the bit, and 150 loads leave no memory behind."""
     torch.manual_seed(7)
     tensors = random_tensors(ODD)
     forward = compiled(build(tensors, LlamaShape.from_config(ODD), CPU), 2)
     adapter = random_adapter(64, PROJECTIONS, tensors, torch.bfloat16)
     spans = [Span(0, 0, [1, 2, 3]), Span(1, 0, [1, 2, 3])]
     plain, packed = forward(spans)[0], forward.bytes_packed
-    forward.cache.slots[1].adapter = held(forward, adapter)
+    forward.cache.slots[1].adapter = pack(forward, adapter)
     first = forward(spans)
     assert torch.equal(first[0], plain)
     assert not torch.equal(first[1], plain)
@@ -142,7 +145,7 @@ def test_adapters_come_and_go_beside_the_same_packed_base() -> None:
         if turn == 30:
             gc.collect()
             before = psutil.Process().memory_info().rss
-        forward.cache.slots[1].adapter = held(forward, adapter)
+        forward.cache.slots[1].adapter = pack(forward, adapter)
         assert torch.equal(forward(spans), first)
     each = sum(tensor.nbytes for tensor in adapter.tensors.values())
     assert psutil.Process().memory_info().rss - before < 30 * each, f"of {120 * each} that were packed"
@@ -155,7 +158,7 @@ def test_a_damaged_adapter_shows_in_its_own_chats_only(host: Host) -> None:
     spans, names = [Span(slot, 0, [4, 5, 6]) for slot in range(3)], ["narrow", "damaged", None]
     broken = random_adapter(*RANKS["narrow"], random_tensors(ODD), torch.float32)
     next(iter(broken.tensors.values()))[2, 3] = float("nan")
-    host.held["damaged"] = held(host.forward, broken)
+    host.packed["damaged"] = pack(host.forward, broken)
     logits = host.run(spans, names)
     assert torch.isnan(logits[1]).all()
     assert torch.equal(logits[::2], host.run(spans[::2], names[::2]))

@@ -11,19 +11,21 @@ from qlora_chat.engines.core.request import LocalStream
 from qlora_chat.engines.cuda.decode.rows import MAX_ROWS
 from qlora_chat.engines.cuda.policy import StepLimits
 from qlora_chat.settings import Sampling
-from tests.engines.drafts import FREE, PROMPT, SAMPLINGS, Card, ask, by_steps, told
+from tests.engines.drafts import FREE, PROMPT, SAMPLINGS, Card, answer_of, by_steps, make_request
 from tests.fakes import MarkovForward
 
 LIMITS = StepLimits()
 
 
 def test_a_step_never_has_more_rows_than_the_largest_graph() -> None:
-    requests = [ask(SAMPLINGS[0].changed(max_new_tokens=30), prompt=(*PROMPT[:8], each % 12, *PROMPT)) for each in range(50)]
+    requests = [
+        make_request(SAMPLINGS[0].changed(max_new_tokens=30), prompt=(*PROMPT[:8], each % 12, *PROMPT)) for each in range(50)
+    ]
     assert 50 < by_steps(requests, FREE, slots=50).widest <= MAX_ROWS
 
 
 def test_a_draft_takes_no_row_that_the_card_does_not_have() -> None:
-    requests = [ask(SAMPLINGS[0].changed(max_new_tokens=30)) for _ in range(2)]
+    requests = [make_request(SAMPLINGS[0].changed(max_new_tokens=30)) for _ in range(2)]
     card = Card(FREE)
     card.decoder.max_rows = 4
     card.run(requests)
@@ -34,7 +36,7 @@ def test_a_draft_takes_no_row_that_the_card_does_not_have() -> None:
 def test_drafts_never_widen_a_step_to_where_a_row_rounds_differently(chats: int) -> None:
     card = Card(FREE, slots=chats)
     card.decoder.narrow_rows = 4
-    card.run([ask(SAMPLINGS[0].changed(max_new_tokens=30)) for _ in range(chats)])
+    card.run([make_request(SAMPLINGS[0].changed(max_new_tokens=30)) for _ in range(chats)])
     assert card.decoder.most_sampled == 4 if chats <= 4 else card.decoder.most_sampled > 2 * chats
 
 
@@ -45,12 +47,12 @@ def test_no_draft_is_verified_where_the_card_would_wait_longer_than_it_saves(hos
     card.scheduler.costs = PassCosts(LIMITS.step_costs)
     card.decoder.seconds = lambda rows: 0.0002 * LIMITS.step_costs[rows - 1]
     card.decoder.host_gap = host_gap
-    card.run([ask(SAMPLINGS[0].changed(max_new_tokens=30))])
+    card.run([make_request(SAMPLINGS[0].changed(max_new_tokens=30))])
     assert (card.decoder.most_sampled > 1) == drafts
 
 
 def test_a_chat_that_does_not_repeat_itself_has_its_steps_started_ahead() -> None:
-    request = ask(Sampling(temperature=0.0, max_new_tokens=6), prompt=(1, 2, 3))
+    request = make_request(Sampling(temperature=0.0, max_new_tokens=6), prompt=(1, 2, 3))
     card = Card(LIMITS.step_costs)
     card.scheduler.submit(request)
     card.scheduler.step()
@@ -61,21 +63,21 @@ def test_a_chat_that_does_not_repeat_itself_has_its_steps_started_ahead() -> Non
 
 def test_the_cache_holds_no_rejected_draft_for_the_next_turn() -> None:
     card = Card(FREE)
-    first = ask(Sampling(temperature=0.0, max_new_tokens=40))
+    first = make_request(Sampling(temperature=0.0, max_new_tokens=40))
     card.run([first])
     again = (*first.ids, 3, 4, 5)
-    cached, alone = (ask(Sampling(temperature=0.0, max_new_tokens=20), prompt=again) for _ in range(2))
+    cached, alone = (make_request(Sampling(temperature=0.0, max_new_tokens=20), prompt=again) for _ in range(2))
     card.run([cached])
     by_steps([alone], None)
-    (tokens, finish), (expected, _) = told(cached), told(alone)
+    (tokens, finish), (expected, _) = answer_of(cached), answer_of(alone)
     assert finish.cached_tokens == len(first.ids) - 1
     assert tokens == expected
 
 
 @pytest.mark.parametrize("costs", [None, FREE])
 def test_requests_with_logprobs_get_those_of_their_tokens(costs: Sequence[float] | None) -> None:
-    request = ask(Sampling(temperature=0.8, max_new_tokens=30, seed=2, logprobs=2))
-    other = ask(Sampling(temperature=1.0, max_new_tokens=30, seed=3))
+    request = make_request(Sampling(temperature=0.8, max_new_tokens=30, seed=2, logprobs=2))
+    other = make_request(Sampling(temperature=1.0, max_new_tokens=30, seed=3))
     by_steps([request, other], costs)
     table, ids = MarkovForward().table.log_softmax(-1), request.ids
     rows = [table[ids[at - 2], ids[at - 1]] for at in range(len(PROMPT), len(ids))]

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache, fitting_slots, slot_bytes
 from qlora_chat.engines.cuda.runtime.arguments import layers_arguments
-from qlora_chat.engines.eager.forward import Forward, Span
+from qlora_chat.engines.eager.forward import Forward
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models import LoadedModel
 from qlora_chat.settings import ModelSettings, SettingsError
@@ -37,7 +38,7 @@ def caches(demo_fp32: LoadedModel) -> tuple[KVCache, KVCache]:
 def test_values_read_back_are_within_half_a_step(caches: tuple[KVCache, KVCache]) -> None:
     plain, eight = caches
     for index in range(len(plain.keys)):
-        for exact, got in zip(plain.layer(index).seen(1, 60), eight.layer(index).seen(1, 60), strict=True):
+        for exact, got in zip(plain.layer(index).prefix(1, 60), eight.layer(index).prefix(1, 60), strict=True):
             assert (got.dtype, got.shape) == (torch.bfloat16, exact.shape)
             largest = exact.abs().amax(-1, keepdim=True)
             assert ((got.float() - exact).abs() <= largest * (0.501 / 127 + 2**-8)).all(), "half a step, and bf16's own"
@@ -48,7 +49,7 @@ def test_attention_over_int8_is_near_attention_over_floats(caches: tuple[KVCache
     queries = torch.randn(plain.keys.shape[2], 1, plain.keys.shape[4], generator=torch.Generator().manual_seed(2))
     attend = torch.nn.functional.scaled_dot_product_attention
     for index in range(len(plain.keys)):
-        (keys, values), eight = plain.layer(index).seen(1, 60), caches[1].layer(index).seen(1, 60)
+        (keys, values), eight = plain.layer(index).prefix(1, 60), caches[1].layer(index).prefix(1, 60)
         expected, got = attend(queries[None], keys, values), attend(queries[None], eight[0].float(), eight[1].float())
         assert (got - expected).norm() < 2e-2 * expected.norm()
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from qlora_chat.engines import EngineError, cuda
-from qlora_chat.engines.core.kv_cache import SPARE_BYTES, KVCache, fitting_slots, slot_bytes
+from qlora_chat.engines.core.forward_pass import Span
+from qlora_chat.engines.core.kv_cache import RESERVED_BYTES, KVCache, fitting_slots, slot_bytes
 from qlora_chat.engines.cuda.prefill.reader import PrefillPass
 from qlora_chat.engines.cuda.scheduler import CudaScheduler
-from qlora_chat.engines.eager.forward import Forward, Span
+from qlora_chat.engines.eager.forward import Forward
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models import LoadedModel, ModelError
 from qlora_chat.prompt import Prompt
@@ -112,7 +113,7 @@ def test_slots_leave_room_for_adapters_still_to_be_loaded(demo_fp32: LoadedModel
     """Memory cached by PyTorch counts as free."""
     weights = replace(demo_fp32.weights, device=torch.device("cuda"), dtype=torch.bfloat16)
     each = slot_bytes(weights)
-    free = SPARE_BYTES + 5 * each
+    free = RESERVED_BYTES + 5 * each
     memory: dict[str, Callable[[torch.device], object]] = {
         "mem_get_info": lambda device: (free - each, 0), "memory_reserved": lambda device: 3 * each,
         "memory_allocated": lambda device: 2 * each,
@@ -120,8 +121,8 @@ def test_slots_leave_room_for_adapters_still_to_be_loaded(demo_fp32: LoadedModel
     for name, value in memory.items():
         monkeypatch.setattr(torch.cuda, name, value)
     assert fitting_slots(weights) == 5
-    assert fitting_slots(weights, beside=2 * each) == 3
-    assert fitting_slots(weights, beside=20 * each) == 1
+    assert fitting_slots(weights, reserve=2 * each) == 3
+    assert fitting_slots(weights, reserve=20 * each) == 1
 
 
 def test_a_float32_model_is_left_to_the_eager_pass(demo_fp32: LoadedModel) -> None:

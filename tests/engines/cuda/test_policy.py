@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from qlora_chat.engines.core.prompt_lookup import PassCosts, Proposal
+from qlora_chat.engines.core.prompt_lookup import Draft, PassCosts
 from qlora_chat.engines.cuda.policy import Action, StepLimits, StepPlan, StepState, plan_step, spare_rows, starts_pass
 
 LIMITS = StepLimits()
-SURE = Proposal((7, 8, 9), (0.9, 0.85, 0.8))
+SURE = Draft((7, 8, 9), (0.9, 0.85, 0.8))
 FREE = PassCosts((1.0, 1.0))
 """Costs of a device on which verifying a draft costs nothing."""
 COLLECT, IDLE, PASS, DECODE = (StepPlan(each) for each in (Action.COLLECT, Action.IDLE, Action.PREFILL_PASS, Action.STEP))
@@ -24,7 +24,7 @@ def state(decoding: int = 0, prompts: Sequence[int] = (), answering: bool | None
     )
 
 
-def planned(now: StepState, costs: PassCosts | None = None, proposals: Sequence[Proposal] = (), narrow: int = 64) -> StepPlan:
+def planned(now: StepState, costs: PassCosts | None = None, proposals: Sequence[Draft] = (), narrow: int = 64) -> StepPlan:
     """`narrow`: rows up to which all steps round alike."""
     return plan_step(now, LIMITS, costs, lambda rows: narrow if rows <= narrow else 64, lambda: proposals)
 
@@ -116,7 +116,7 @@ def test_a_draft_costs_two_host_gaps_while_a_step_is_in_flight() -> None:
 
 
 def test_drafts_are_not_looked_up_where_they_cannot_pay() -> None:
-    def lookup() -> Sequence[Proposal]:
+    def lookup() -> Sequence[Draft]:
         raise AssertionError("looked up")
 
     for now, costs in ((state(1, [20]), FREE), (state(1), None), (state(), FREE), (state(1), PassCosts((1.0, 2.1)))):

@@ -11,16 +11,17 @@ import pytest
 import torch
 
 from qlora_chat.engines import EngineError
+from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.core.request import LocalStream, Request
 from qlora_chat.engines.cuda.policy import StepLimits
 from qlora_chat.engines.cuda.prefill.reader import PrefillPass
 from qlora_chat.engines.cuda.prefill_budget import PrefillBudget, PrefillChunk
 from qlora_chat.engines.cuda.scheduler import CudaScheduler
-from qlora_chat.engines.eager.forward import Forward, Span
+from qlora_chat.engines.eager.forward import Forward
 from qlora_chat.models.weights.llama import Dense, Layer, LlamaShape, LlamaWeights
 from qlora_chat.settings import Sampling
-from tests.engines.drafts import PROMPT, Card, ask
+from tests.engines.drafts import PROMPT, Card, make_request
 from tests.fakes import NumberedAdapters, PlainDecoder
 
 LIMITS = StepLimits()
@@ -92,7 +93,7 @@ class ChunkedCard:
             self.layers_done += 1
 
     def ask(self, prompt: Sequence[int], new: int = 12, adapter: int | None = None) -> Request:
-        request = ask(SAMPLED.changed(max_new_tokens=new), prompt=tuple(prompt))
+        request = make_request(SAMPLED.changed(max_new_tokens=new), prompt=tuple(prompt))
         request.adapter = adapter
         self.scheduler.submit(request)
         return request
@@ -288,11 +289,11 @@ def test_a_short_prompt_makes_no_step_take_more_than_twice_as_long(chats: int) -
     card = Card(None, slots=chats + 1)
     card.decoder.seconds = lambda rows: LIMITS.step_costs[rows - 1]
     for each in range(chats):
-        card.scheduler.submit(ask(Sampling(temperature=0.0, max_new_tokens=40), prompt=(1, each % 12, 3)))
+        card.scheduler.submit(make_request(Sampling(temperature=0.0, max_new_tokens=40), prompt=(1, each % 12, 3)))
     while card.decoder.most_sampled < chats:
         card.scheduler.step()
     before = card.decoder.started
-    prefilling = ask(Sampling(temperature=0.0, max_new_tokens=2), prompt=PROMPT * 4)
+    prefilling = make_request(Sampling(temperature=0.0, max_new_tokens=2), prompt=PROMPT * 4)
     card.scheduler.submit(prefilling)
     while not prefilling.generated:
         card.scheduler.step()

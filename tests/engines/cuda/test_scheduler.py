@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from qlora_chat.engines import EngineError, OutOfMemory
+from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.core.request import LocalStream, Request
 from qlora_chat.engines.cuda.policy import StepLimits
 from qlora_chat.engines.cuda.prefill.reader import PrefillPass
 from qlora_chat.engines.cuda.scheduler import CudaScheduler
-from qlora_chat.engines.eager.forward import Forward, Span
+from qlora_chat.engines.eager.forward import Forward
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models import LoadedModel
 from qlora_chat.prompt import Prompt

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from qlora_chat.engines import cuda
+from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cuda import kernels
 from qlora_chat.engines.cuda.decode.graph import Decoder
@@ -21,7 +22,7 @@ from qlora_chat.engines.cuda.runtime.driver import KernelError
 from qlora_chat.engines.cuda.scheduler import CudaScheduler
 from qlora_chat.engines.cuda.warmup import Warmup
 from qlora_chat.engines.cuda.weights.lora_tiles import LoraTable
-from qlora_chat.engines.eager.forward import Forward, Span
+from qlora_chat.engines.eager.forward import Forward
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models import LoadedModel
 from qlora_chat.prompt import Prompt

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config
 
+from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache
-from qlora_chat.engines.eager.forward import Forward, Span
+from qlora_chat.engines.eager.forward import Forward
 from qlora_chat.models.weights.llama import LlamaShape, build
 
 SIZES: dict[str, Any] = {
@@ -61,19 +62,19 @@ def test_chunks_and_single_tokens_give_what_a_whole_prompt_gives(pair: tuple[tor
     torch.testing.assert_close(forward([Span(1, 29, ids[29:])])[0], logits_of(model, ids), atol=2e-4, rtol=1e-3)
 
 
-def test_one_pass_serves_chats_that_read_and_chats_that_write(pair: tuple[torch.nn.Module, Forward]) -> None:
+def test_one_pass_mixes_prefill_and_decode(pair: tuple[torch.nn.Module, Forward]) -> None:
     model, forward = pair
-    reading, writing, resuming = (torch.randint(0, 97, (length,)).tolist() for length in (9, 21, 33))
-    forward([Span(1, 0, writing[:-1]), Span(2, 0, resuming[:20])])
-    logits = forward([Span(0, 0, reading), Span(1, 20, writing[-1:]), Span(2, 20, resuming[20:])])
-    for row, ids in enumerate((reading, writing, resuming)):
+    fresh, decoding, resuming = (torch.randint(0, 97, (length,)).tolist() for length in (9, 21, 33))
+    forward([Span(1, 0, decoding[:-1]), Span(2, 0, resuming[:20])])
+    logits = forward([Span(0, 0, fresh), Span(1, 20, decoding[-1:]), Span(2, 20, resuming[20:])])
+    for row, ids in enumerate((fresh, decoding, resuming)):
         torch.testing.assert_close(logits[row], logits_of(model, ids), atol=2e-4, rtol=1e-3)
 
 
-def test_a_span_gives_logits_for_as_many_of_its_last_tokens_as_it_asks_for(
+def test_a_span_has_logits_for_any_number_of_its_last_tokens(
     pair: tuple[torch.nn.Module, Forward],
 ) -> None:
-    """As checking drafted tokens needs them, beside a chat that wants its next token only."""
+    """As verifying a draft needs them, next to a chat that needs its next token only."""
     model, forward = pair
     drafted, plain = (torch.randint(0, 97, (length,)).tolist() for length in (17, 12))
     forward([Span(0, 0, drafted[:13]), Span(1, 0, plain[:-1])])
@@ -91,11 +92,11 @@ def test_decoding_together_is_decoding_alone(pair: tuple[torch.nn.Module, Forwar
     forward([Span(slot, 0, each[:-1]) for slot, each in enumerate(ids)])
     spans = [Span(slot, len(each) - 1, each[-1:]) for slot, each in enumerate(ids)]
     alone = torch.cat([forward([span]) for span in spans])
-    assert forward._side_by_side(spans) == slice(0, 3)
+    assert forward._shared_slots(spans) == slice(0, 3)
     torch.testing.assert_close(forward(spans), alone, atol=2e-4, rtol=1e-3)
     apart = [spans[2], spans[0]]
-    assert forward._side_by_side(apart) is None
+    assert forward._shared_slots(apart) is None
     torch.testing.assert_close(forward(apart), alone[[2, 0]], atol=2e-4, rtol=1e-3)
-    forward.always_together = True
-    assert isinstance(forward._side_by_side(apart), torch.Tensor)
+    forward.always_share_attention = True
+    assert isinstance(forward._shared_slots(apart), torch.Tensor)
     torch.testing.assert_close(forward(apart), alone[[2, 0]], atol=2e-4, rtol=1e-3)

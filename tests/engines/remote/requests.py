@@ -1,4 +1,4 @@
-"""What the remote engine is asked in tests, and how its answers are read."""
+"""Requests to the remote engine in tests, and helpers that read its answers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from qlora_chat.engines import Finish, Stream
-from qlora_chat.engines.remote.server import Patience
+from qlora_chat.engines.remote.server import Timeouts
 from qlora_chat.messages import Conversation
 from qlora_chat.models.identity import identify
 from qlora_chat.prompt import DEFAULT_FORMAT, render
@@ -18,7 +18,8 @@ DEMO = ModelSettings(model="demo")
 TOKENIZER = identify(DEMO, lambda line: None).tokenizer
 TEXT = " Paris is the capital of France, and a good place to sit by the river with a cup of tea."
 STOPS = Stops(frozenset({2}), DEFAULT_FORMAT.stop_texts)
-QUICK = Patience(connect=2.0, first=1.0, following=1.0, busy=3.0, health=0.2)
+QUICK = Timeouts(connect=2.0, first=2.0, following=2.0, busy=3.0, health=1.0)
+"""Short, but long enough for a healthy server on a busy machine."""
 GREEDY = Sampling(temperature=0.0, max_new_tokens=200)
 
 

@@ -1,4 +1,4 @@
-"""One answer from a server: what goes out, what comes back, and sliders and ends in the middle of it."""
+"""One answer from a server: its request, its tokens, and settings that change or ends that come in the middle of it."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def test_stops_hold_even_where_the_server_ignores_them(server: ScriptedServer, o
     assert text_of(open_to(server).stream(PROMPT, GREEDY, STOPS)) == " Yes."
 
 
-def test_log_probabilities_come_with_the_tokens_where_they_are_asked_for(
+def test_log_probabilities_come_with_the_tokens_on_request(
     server: ScriptedServer, open_to: Callable[..., RemoteEngine]
 ) -> None:
     pieces = list(open_to(server).stream(PROMPT, GREEDY.changed(logprobs=2), STOPS))
-    made = [piece for piece in pieces if piece.token_id is not None]
+    tokens = [piece for piece in pieces if piece.token_id is not None]
     first, _ = ANSWER[0]
-    assert (made[0].token_id, made[0].logprob) == (first, -0.25)
-    assert made[0].top_logprobs == ((first, -0.25), (first + 1, -1.5)), "the likeliest two, best first"
-    assert all(piece.logprob == -0.25 for piece in made)
+    assert (tokens[0].token_id, tokens[0].logprob) == (first, -0.25)
+    assert tokens[0].top_logprobs == ((first, -0.25), (first + 1, -1.5)), "the two most probable, best first"
+    assert all(piece.logprob == -0.25 for piece in tokens)
     plain = list(open_to(server).stream(PROMPT, GREEDY, STOPS))
     assert all(piece.logprob is None for piece in plain)
 
@@ -74,11 +74,13 @@ def test_ids_stay_the_same_through_a_conversation(server: ScriptedServer, open_t
     list(first)
     assert first.answer == TEXT.strip()
     list(chat.reply(first.conversation, "Thanks!", AnswerOptions(GREEDY)))
-    asked, again = (request["prompt"] for request in server.requests)
-    assert again[: len(asked) + len(ANSWER)] == [*asked, *(each for each, _ in ANSWER)], "no guess at how it was tokenised"
+    first_prompt, second_prompt = (request["prompt"] for request in server.requests)
+    assert second_prompt[: len(first_prompt) + len(ANSWER)] == [*first_prompt, *(each for each, _ in ANSWER)], (
+        "the answer's own ids, not a second tokenization"
+    )
 
 
-def test_the_length_is_the_smaller_of_what_was_asked_and_what_fits(
+def test_the_length_is_the_smaller_of_the_setting_and_the_room_in_the_window(
     server: ScriptedServer, open_to: Callable[..., RemoteEngine]
 ) -> None:
     engine = open_to(server)
@@ -93,17 +95,17 @@ def test_the_window_is_the_servers_where_that_is_smaller(server: ScriptedServer,
 
 
 @pytest.mark.parametrize(
-    ("ids", "adapter", "said"),
+    ("ids", "adapter", "message"),
     [((), None, "empty"), ((1, 8192), None, "8191"), ((1,) * 512, None, "window"), ((1,), "x", "'x' is not loaded")],
 )
-def test_a_prompt_it_cannot_take_is_refused_at_the_call(
-    ids: tuple[int, ...], adapter: str | None, said: str, server: ScriptedServer, open_to: Callable[..., RemoteEngine]
+def test_an_invalid_prompt_is_refused_at_the_call(
+    ids: tuple[int, ...], adapter: str | None, message: str, server: ScriptedServer, open_to: Callable[..., RemoteEngine]
 ) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         open_to(server).stream(Prompt("", ids), GREEDY, STOPS, adapter)
 
 
-def test_a_slider_moved_in_mid_answer_goes_on_from_the_ids_so_far(
+def test_settings_changed_during_an_answer_continue_from_the_ids_so_far(
     server: ScriptedServer, open_to: Callable[..., RemoteEngine]
 ) -> None:
     engine, server.delay = open_to(server), 0.06  # slow, or a busy machine has sent all of it before it is cut off
@@ -136,9 +138,7 @@ def test_cancelling_closes_the_request(server: ScriptedServer, open_to: Callable
     until(lambda: server.running == 0 and server.cut_off == 1)
 
 
-def test_an_answer_nobody_has_seen_a_word_of_can_be_cancelled(
-    server: ScriptedServer, open_to: Callable[..., RemoteEngine]
-) -> None:
+def test_an_answer_without_a_first_token_can_be_cancelled(server: ScriptedServer, open_to: Callable[..., RemoteEngine]) -> None:
     engine, server.delay = open_to(server), 0.8
     stream = engine.stream(PROMPT, GREEDY, STOPS)
     until(lambda: server.running)
@@ -146,7 +146,7 @@ def test_an_answer_nobody_has_seen_a_word_of_can_be_cancelled(
     assert finish_of(stream).reason == "cancelled"
 
 
-def test_closing_ends_what_runs(server: ScriptedServer, open_to: Callable[..., RemoteEngine]) -> None:
+def test_closing_ends_running_answers(server: ScriptedServer, open_to: Callable[..., RemoteEngine]) -> None:
     engine, server.delay = open_to(server), 0.2
     stream = engine.stream(PROMPT, GREEDY, STOPS)
     until(lambda: server.running)

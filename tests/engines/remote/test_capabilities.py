@@ -1,4 +1,4 @@
-"""Servers that take less than vLLM: what they refuse is left out, and said."""
+"""Servers that take less than vLLM: refused fields are omitted, with a notice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.engines.remote.requests import ANSWER, GREEDY, PROMPT, STOPS, TEXT, t
 from tests.fakes import ScriptedServer
 
 
-def test_what_a_server_refuses_is_left_out_and_said(server: ScriptedServer, open_to: Callable[..., RemoteEngine]) -> None:
+def test_refused_fields_are_omitted_with_a_notice(server: ScriptedServer, open_to: Callable[..., RemoteEngine]) -> None:
     server.refused_fields = frozenset({"top_k", "min_p", "return_token_ids", "stream_options", "generation_config"})
     server.gives_ids = False
     engine = open_to(server)

@@ -1,4 +1,4 @@
-"""Which model is meant, whose tokenizer is read, and which adapters are offered."""
+"""Selection of the model, its tokenizer, and the adapters on offer."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from qlora_chat.engines import EngineError, open_engine
+from qlora_chat.engines import EngineError
+from qlora_chat.engines.open import open_engine
 from qlora_chat.engines.remote.engine import RemoteEngine
+from qlora_chat.engines.remote.server import Timeouts
 from qlora_chat.settings import ModelSettings, engine_settings
 from tests.engines.remote.requests import DEMO, GREEDY, PROMPT, STOPS, TEXT, until
 from tests.fakes import ScriptedServer
@@ -28,19 +30,19 @@ def test_an_adapter_is_chosen_by_the_name_that_the_servers_list(
     list(engine.stream(PROMPT, GREEDY, STOPS))
     assert [request["model"] for request in server.requests] == ["chat", "loaded later", "base"]
     assert engine.info.adapters == ("chat", "loaded later")
-    assert set(open_to(server, model="chat").info.adapters) == {"base", "loaded later"}, "the base is one to choose, too"
+    assert set(open_to(server, model="chat").info.adapters) == {"base", "loaded later"}, "the base can be chosen as well"
 
 
 def test_a_model_of_another_base_is_not_offered(server: ScriptedServer, open_to: Callable[..., RemoteEngine]) -> None:
     server.models = [{"id": "base"}, {"id": "chat", "parent": "base"}, {"id": "other"}, {"id": "theirs", "parent": "other"}]
-    engine = open_to(server, model="base")
+    engine = open_to(server, model="base", timeouts=Timeouts(health=0.1))
     assert engine.info.adapters == ("chat",)
     server.models = server.models[:1]
     until(lambda: engine.info.adapters == ())  # seen by itself
 
 
 @pytest.mark.parametrize(
-    ("models", "model", "said"),
+    ("models", "model", "message"),
     [
         ([{"id": "a"}, {"id": "b"}], None, "several models (a, b): choose one with --engine-model"),
         ([{"id": "a"}], "b", "--engine-model is 'b', but the servers have: a"),
@@ -48,15 +50,15 @@ def test_a_model_of_another_base_is_not_offered(server: ScriptedServer, open_to:
     ],
 )
 def test_which_model_is_meant_must_be_clear(
-    models: list[dict[str, Any]], model: str | None, said: str, server: ScriptedServer
+    models: list[dict[str, Any]], model: str | None, message: str, server: ScriptedServer
 ) -> None:
     server.models = models
     with pytest.raises(EngineError) as raised:
         open_engine(DEMO, lambda line: None, engine_settings(server.url, model))
-    assert said in str(raised.value)
+    assert message in str(raised.value)
 
 
-def test_a_server_that_is_not_there_is_said_so(server: ScriptedServer) -> None:
+def test_an_unreachable_server_is_an_error(server: ScriptedServer) -> None:
     server.stop()
     with pytest.raises(EngineError, match="cannot be reached"):
         open_engine(DEMO, lambda line: None, engine_settings(server.url))
@@ -77,7 +79,7 @@ def test_the_base_is_what_the_server_says_it_loaded_where_that_is_here(server: S
 def test_neither_opening_nor_answering_imports_torch(server: ScriptedServer) -> None:
     code = f"""
 import sys
-from qlora_chat.engines import open_engine
+from qlora_chat.engines.open import open_engine
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import ModelSettings, Sampling, engine_settings
 from qlora_chat.stopping import Stops

@@ -1,4 +1,4 @@
-"""Completions as bytes: however they are cut, the same chunks; what is not one, an error with words."""
+"""Completions as bytes: the same chunks however the bytes are cut; anything else is an error with a message."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlora_chat.engines.remote.sse import LONGEST_LINE, Chunk, WireError, error_text, read_chunks
+from qlora_chat.engines.remote.sse import MAX_LINE, Chunk, StreamError, error_text, read_chunks
 
 STREAM = (
     b": a comment\r\n\r\n"
@@ -51,11 +51,11 @@ def test_a_finish_reason_ends_a_stream_that_says_no_done() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sent", "said"),
+    ("sent", "message"),
     [
         (b"", "broke off"),
         (b'data: {"choices": [{"text": "a"}]}\n\n', "broke off"),
-        (b"data: " + b"x" * (LONGEST_LINE + 1), "longer than"),
+        (b"data: " + b"x" * (MAX_LINE + 1), "longer than"),
         (b"data: " + b"[" * 100_000 + b"\n", "not JSON"),
         (b'data: {"choices": [{"text": "\xff"}]}\n', "not UTF-8"),
         (b'data: {"choices": [4]}\n', "no JSON object"),
@@ -66,8 +66,8 @@ def test_a_finish_reason_ends_a_stream_that_says_no_done() -> None:
         (b'data: {"error": {"message": "out of\\n memory"}}\n', "out of memory"),
     ],
 )
-def test_what_is_no_answer_is_an_error_with_words(sent: bytes, said: str) -> None:
-    with pytest.raises(WireError, match=said):
+def test_invalid_streams_are_errors_with_a_message(sent: bytes, message: str) -> None:
+    with pytest.raises(StreamError, match=message):
         chunks_of(sent)
 
 
@@ -81,14 +81,14 @@ def test_an_error_is_found_wherever_it_is_nested() -> None:
     [None, [], {}, {"token_logprobs": [-1.0]}, {"token_logprobs": [None, -1.0]}, {"token_logprobs": ["x", -1.0]},
      {"token_logprobs": [True, -1.0]}, {"token_logprobs": [float("nan"), -1.0]}, {"token_logprobs": [0.5, -1.0]}],
 )  # fmt: skip
-def test_log_probabilities_that_are_none_are_left_out(listed: Any) -> None:
+def test_invalid_log_probabilities_are_omitted(listed: Any) -> None:
     choice = {"text": "ab", "token_ids": [5, 6], "logprobs": listed}
     (chunk, *_) = chunks_of(f"data: {json.dumps({'choices': [choice]})}\n\ndata: [DONE]\n".encode())
-    assert (chunk.ids, chunk.scores) == ((5, 6), ())
+    assert (chunk.ids, chunk.logprobs) == ((5, 6), ())
 
 
-def test_the_likeliest_are_read_by_their_ids_and_sorted() -> None:
+def test_top_log_probabilities_are_read_by_their_ids_and_sorted() -> None:
     tops = [{"token_id:7": -2.0, "token_id:5": -0.5, " word": -1.0, "token_id:x": -1.0}, "odd"]
     choice = {"text": "ab", "token_ids": [5, 6], "logprobs": {"token_logprobs": [-0.5, -3], "top_logprobs": tops}}
     (chunk, *_) = chunks_of(f"data: {json.dumps({'choices': [choice]})}\n\ndata: [DONE]\n".encode())
-    assert chunk.scores == ((-0.5, ((5, -0.5), (7, -2.0))), (-3.0, ()))
+    assert chunk.logprobs == ((-0.5, ((5, -0.5), (7, -2.0))), (-3.0, ()))

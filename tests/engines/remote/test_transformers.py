@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from qlora_chat.chat import AnswerOptions, Chat
-from qlora_chat.engines import Engine, open_engine
+from qlora_chat.engines import Engine
 from qlora_chat.engines.local import LocalEngine
+from qlora_chat.engines.open import open_engine
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation
 from qlora_chat.prompt import DEFAULT_FORMAT

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cuda.decode.graph import Decoder
 from qlora_chat.engines.cuda.prefill.activations import padded_row_counts, padded_rows
 from qlora_chat.engines.cuda.prefill.reader import Prefill, causal_attention
-from qlora_chat.engines.eager.forward import Span
 from tests.engines.cuda.card import RecordingCard, fake_weights
 
 SPANS = [Span(0, 0, [5, 6, 7, 8], logits=0), Span(2, 3, [9, 10, 11], logits=0)]

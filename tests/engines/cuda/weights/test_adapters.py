@@ -58,7 +58,7 @@ def near(found: Tensor, expected: Tensor) -> bool:
 
 def test_prefill_adds_the_delta_of_each_projection(packed: CudaWeights, adapters: CudaAdapters) -> None:
     parts = random_adapter(packed)
-    adapter = adapters.hold(parts, 0.5)
+    adapter = adapters.pack(parts, 0.5)
     for kind, names in ((OF_QKV, FUSED[0]), (OF_OUT, FUSED[1]), (OF_DOWN, FUSED[3])):
         delta = adapter.deltas[0][kind]
         assert delta
@@ -72,7 +72,7 @@ def test_prefill_adds_the_delta_of_each_projection(packed: CudaWeights, adapters
 
 def test_gate_and_up_are_halved_like_their_dequantized_weights(packed: CudaWeights, adapters: CudaAdapters) -> None:
     parts = random_adapter(packed)
-    adapter, halves = adapters.hold(parts, 2.0), packed.feed_forward // 16 * 8
+    adapter, halves = adapters.pack(parts, 2.0), packed.feed_forward // 16 * 8
     first, second = (adapter.deltas[0][kind] for kind in OF_GATE_UP)
     assert first
     assert second
@@ -87,7 +87,7 @@ def test_gate_and_up_are_halved_like_their_dequantized_weights(packed: CudaWeigh
 
 def test_a_projection_without_an_adapter_is_unchanged(packed: CudaWeights, adapters: CudaAdapters) -> None:
     parts = random_adapter(packed, without=FUSED[0][1])
-    of_qkv = adapters.hold(parts, 1.0).deltas[0][OF_QKV]
+    of_qkv = adapters.pack(parts, 1.0).deltas[0][OF_QKV]
     assert of_qkv
     queries, keys, _ = packed.layout(16).products[0].outputs
     y = torch.zeros(1, sum(packed.layout(16).products[0].outputs)).bfloat16()
@@ -97,32 +97,32 @@ def test_a_projection_without_an_adapter_is_unchanged(packed: CudaWeights, adapt
 
 
 def test_a_number_is_reused_once_its_adapter_is_unreferenced(packed: CudaWeights, adapters: CudaAdapters) -> None:
-    first, second = adapters.hold(random_adapter(packed), 1.0), adapters.hold(random_adapter(packed), 1.0)
+    first, second = adapters.pack(random_adapter(packed), 1.0), adapters.pack(random_adapter(packed), 1.0)
     assert (first.number, second.number) == (0, 1)
     adapters._cache.slots[0].adapter = first
     assert (adapters.number(0), adapters.number(1)) == (0, -1)
     adapters._cache.slots[0].adapter = None
     del first
     gc.collect()
-    assert adapters.hold(random_adapter(packed), 1.0).number == 0
+    assert adapters.pack(random_adapter(packed), 1.0).number == 0
 
 
 def test_a_larger_rank_needs_a_new_table_with_all_adapters(
     packed: CudaWeights, adapters: CudaAdapters, decoder: AdaptedDecoder
 ) -> None:
-    small = adapters.hold(random_adapter(packed, rank=8), 1.0)
-    large = adapters.hold(random_adapter(packed, rank=20), 1.0)
+    small = adapters.pack(random_adapter(packed, rank=8), 1.0)
+    large = adapters.pack(random_adapter(packed, rank=20), 1.0)
     assert [table.layout.rank for table in decoder.tables] == [16, 32]
     assert set(decoder.tables[-1]._tiles) == {small.number, large.number}
-    adapters.hold(random_adapter(packed, rank=4), 1.0)
+    adapters.pack(random_adapter(packed, rank=4), 1.0)
     assert len(decoder.tables) == 2, "no new kernels for a smaller one"
 
 
 def test_too_many_adapters_are_refused_with_a_reason(packed: CudaWeights, adapters: CudaAdapters) -> None:
     parts = {name: pair for name, pair in random_adapter(packed).items() if name.endswith("q_proj")}
-    adapter = [adapters.hold(parts, 1.0) for _ in range(MAX_ADAPTERS)]
+    adapter = [adapters.pack(parts, 1.0) for _ in range(MAX_ADAPTERS)]
     with pytest.raises(ModelError, match="32 are loaded already; unload another first"):
-        adapters.hold(parts, 1.0)
+        adapters.pack(parts, 1.0)
     assert len({each.number for each in adapter}) == MAX_ADAPTERS
 
 
@@ -148,18 +148,18 @@ def test_an_adapter_without_shared_memory_is_refused_with_a_reason(
     def too_few(lora: LoraTable) -> None:
         raise KernelError("40,960 bytes of shared memory a block are too few for a step of one row")
 
-    adapter = adapters.hold(random_adapter(packed, rank=8), 1.0)
+    adapter = adapters.pack(random_adapter(packed, rank=8), 1.0)
     monkeypatch.setattr(decoder, "set_lora", too_few)
     with pytest.raises(ModelError, match="cannot be loaded next to this model: 40,960 bytes of shared memory"):
-        adapters.hold(random_adapter(packed, rank=20), 1.0)
+        adapters.pack(random_adapter(packed, rank=20), 1.0)
     monkeypatch.undo()
-    assert adapters.hold(random_adapter(packed, rank=8), 1.0).number != adapter.number, "those that fit still do"
+    assert adapters.pack(random_adapter(packed, rank=8), 1.0).number != adapter.number, "those that fit still do"
 
 
 def test_an_adapter_without_memory_leaves_nothing_behind(
     packed: CudaWeights, adapters: CudaAdapters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    adapter = adapters.hold(random_adapter(packed), 1.0)
+    adapter = adapters.pack(random_adapter(packed), 1.0)
 
     def none_left(*_: object) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -168,7 +168,7 @@ def test_an_adapter_without_memory_leaves_nothing_behind(
         with monkeypatch.context() as patch:
             patch.setattr(module, name, none_left)
             with pytest.raises(torch.OutOfMemoryError):
-                adapters.hold(random_adapter(packed), 1.0)
+                adapters.pack(random_adapter(packed), 1.0)
         assert adapters._lora is not None
         assert set(adapters._lora._tiles) == set(adapters._loaded) == {adapter.number}
 
@@ -181,7 +181,7 @@ def test_an_adapter_takes_the_memory_that_is_reserved_for_it(packed: CudaWeights
             for name, outputs in zip(names, product.outputs, strict=True):
                 pair = torch.zeros(16, product.inputs).bfloat16(), torch.zeros(outputs, 16).bfloat16()
                 parts[f"model.layers.{index}.{name}"] = pair
-    adapter = adapters.hold(parts, 1.0)
+    adapter = adapters.pack(parts, 1.0)
     assert adapters._lora is not None
     prefill_a = {id(each.a): each.a for layer in adapter.deltas for each in layer if each}
     used = sum(each.nbytes for pair in parts.values() for each in pair)
