@@ -33,7 +33,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from qlora_chat.models.folders import Base, read_json
 from qlora_chat.models.locate import BUNDLED
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
-from qlora_chat.models.weights.quantize import quantised
+from qlora_chat.models.weights.quantize import quantize_nf4
 from qlora_chat.models.weights.shards import write_shards, write_small_files
 
 MIX = {"snakes": 0.50, "classics-child": 0.13, "classics-simple": 0.10, "dialogues": 0.09, "small": 0.10, "dolly-long": 0.04,
@@ -193,7 +193,7 @@ def write(model: LlamaForCausalLM, config: dict[str, Any], out: Path) -> None:
     state = {name: tensor.to("cpu", torch.bfloat16) for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     write_shards(state.items(), bf16)
     write_small_files(bf16, config, generation, BUNDLED / "base", BUNDLED / "base", stored="bf16")
-    write_shards(quantised(Base.read(bf16), DEVICE.type), nf4)
+    write_shards(quantize_nf4(Base.read(bf16), DEVICE.type), nf4)
     write_small_files(nf4, config, generation, BUNDLED / "base", BUNDLED / "base", stored="nf4")
 
 

@@ -37,7 +37,7 @@ def test_a_few_steps_write_a_base_of_the_bundled_shape(tmp_path: Path) -> None:
     before, after = (float(line.split("held out ")[1]) for line in result.stdout.splitlines())
     assert 8 < after < before < 9.5, "it starts at about the logarithm of the vocabulary, 9.01, and falls from the first steps"
     trained, bundled = Base.read(tmp_path / "out" / "base"), Base.read(BUNDLED / "base")
-    assert trained.quantised
+    assert trained.is_nf4
     assert trained.tensors() == bundled.tensors()
     ask = [sys.executable, "-m", "qlora_chat", "ask", "hi", "--base", str(tmp_path / "out" / "base"), "--max-new-tokens", "3"]
     answer = subprocess.run([*ask, "--json"], capture_output=True, text=True, timeout=200, check=False)

@@ -39,7 +39,8 @@ from qlora_chat.engines.cuda.weights.model import Product, pack_weights
 from qlora_chat.engines.cuda.weights.packing import natural_order, pack, pack_bf16, pack_int8
 from qlora_chat.engines.cuda.weights.tiling import Card
 from qlora_chat.engines.eager.forward import Forward
-from qlora_chat.models.weights.llama import NF4, Adapter, build
+from qlora_chat.models.weights.llama import Adapter, build
+from qlora_chat.models.weights.nf4 import NF4
 from qlora_chat.settings import Sampling
 
 SAMPLING = Sampling(temperature=0.7, top_p=0.9, top_k=40, repetition_penalty=1.1)
@@ -59,8 +60,7 @@ def dequantised(part: NF4) -> torch.Tensor:
 def random_nf4(outputs, inputs, tensors):
     """One matrix whose factors of absmax all differ, so that a wrong index shows."""
     name = "model.layers.0.mlp.down_proj" if inputs == 11008 else "model.layers.0.mlp.gate_proj"
-    stored = {key.removeprefix(f"{name}.weight"): tensors[key] for key in tensors if key.startswith(f"{name}.weight")}
-    whole = NF4.read(stored, torch.bfloat16)
+    whole = NF4.read(tensors, f"{name}.weight", torch.device("cuda"), torch.bfloat16)
     blocks = outputs * inputs // 64
     factors = torch.rand(-(-blocks // 256), device="cuda") * 0.01 + 0.001
     return replace(

@@ -25,7 +25,8 @@ from qlora_chat.doctor.examine import examine
 from qlora_chat.doctor.memory import needs
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models import LoadedModel
-from qlora_chat.models.folders import Base, adapter_bytes
+from qlora_chat.models.adapter.folder import AdapterFolder
+from qlora_chat.models.folders import Base
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.load import load
 from qlora_chat.models.placement import DeviceMemory, needed_bytes
@@ -60,7 +61,7 @@ def fresh() -> None:
 
 def opened(base: Path, adapter: Path, room: int) -> LoadedModel:
     """The pair as a card of 8 GB would hold it."""
-    return load(ModelSettings(base=str(base), adapter=str(adapter)), lambda _: None, places=(DeviceMemory("cuda", room),))
+    return load(ModelSettings(base=str(base), adapter=str(adapter)), lambda _: None, devices=(DeviceMemory("cuda", room),))
 
 
 def peak() -> float:
@@ -101,7 +102,7 @@ def run(folder: Path) -> dict[str, Any]:
     base, adapter = make_pair(folder, tensors)
     read = Base.read(base)
     found = examine(str(base), str(adapter), Hub(folder / "hub", offline=True), (DeviceMemory("cuda", 8 * GIB),))
-    predicted = [need.bytes for need in needs(read, "nf4+adapter", adapter_bytes(adapter), RANK, "cuda")]
+    predicted = [need.bytes for need in needs(read, "nf4+adapter", AdapterFolder.read(adapter).bytes, RANK, "cuda")]
     results: dict[str, Any] = {"blocked": [each.what for each in found.findings if each.level == "blocker"]}
     for dialogues, length in ((1, 512), (1, 1024), (1, 2048), (4, 1024), (16, 512)):
         foreseen = predicted_bytes(read, settings_from(read_recipe("guanaco-7b"), {}), dialogues * length, checkpointing=True)

@@ -27,7 +27,7 @@ from qlora_chat.engines.cuda import open_cuda
 from qlora_chat.engines.cuda.decode.rows import BUCKETS, Row
 from qlora_chat.engines.cuda.scheduler import CudaScheduler
 from qlora_chat.evaluation.held_out import read_text
-from qlora_chat.models.adapter.merge_loss import HeldOut, Passage, own_dialogues
+from qlora_chat.models.adapter.merge_loss import HeldOut, Passage, builtin_dialogues
 from qlora_chat.models.load import load
 from qlora_chat.prompt import find_prompt_format
 from qlora_chat.settings import KVCacheDtype, ModelSettings, cache_folder
@@ -103,7 +103,7 @@ def main() -> None:
     if read:
         text = read.tokenize(tokenizer, info.window, chosen.tokens, find_prompt_format(info.prompt_format))
     else:
-        text = own_dialogues(tokenizer, tokenizer.bos_id, info.window)
+        text = builtin_dialogues(tokenizer, tokenizer.bos_id, info.window)
     figures = compared([scheduler for scheduler, _ in opened], text, chosen.rows)
     ok = abs(figures["relative difference"]) <= MOST_DIFFERENCE
     print_report("kv_cache", {

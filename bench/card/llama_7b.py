@@ -111,7 +111,7 @@ def main() -> None:
             torch.cuda.reset_peak_memory_stats()
         memory = room_for_nf4_only(Base.read(base), device)
         settings = ModelSettings(base=str(base), adapter=str(adapter))
-        model = load(settings, lambda line: None, places=(memory,))
+        model = load(settings, lambda line: None, devices=(memory,))
         figures: dict[str, Any] = {"precision": model.info.precision}
         with torch.inference_mode():
             figures["against float32"] = {"plain Transformers + PEFT, bf16": agreement(exact, plain)}

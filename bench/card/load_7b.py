@@ -30,7 +30,7 @@ from qlora_chat.models import LoadedModel
 from qlora_chat.models.folders import Base
 from qlora_chat.models.load import load
 from qlora_chat.models.locate import BUNDLED
-from qlora_chat.models.placement import DeviceMemory, needed_bytes
+from qlora_chat.models.placement import DeviceMemory, DeviceType, needed_bytes
 from qlora_chat.models.weights.shards import write_shards
 from qlora_chat.settings import ModelSettings, Precision
 
@@ -112,7 +112,7 @@ def measured(settings: ModelSettings, memory: DeviceMemory) -> dict[str, Any]:
     messages: list[str] = []
     with PeakMemory() as process:
         begin = time.perf_counter()
-        model: LoadedModel | None = load(settings, messages.append, places=(memory,))
+        model: LoadedModel | None = load(settings, messages.append, devices=(memory,))
         seconds = time.perf_counter() - begin
     assert model is not None
     result: dict[str, Any] = {
@@ -149,7 +149,7 @@ def main() -> None:
         print(json.dumps(run(Path(temporary), chosen.layers, device), indent=2))
 
 
-def run(folder: Path, layers: int, device: str) -> dict[str, Any]:
+def run(folder: Path, layers: int, device: DeviceType) -> dict[str, Any]:
     """Make base and adapter, then measure every way to load them in 4 bits."""
     os.environ["QLORA_CHAT_CACHE"] = str(folder / "cache")
     begin = time.perf_counter()
@@ -174,7 +174,7 @@ def run(folder: Path, layers: int, device: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def room_for_nf4_only(base: Base, device: str) -> DeviceMemory:
+def room_for_nf4_only(base: Base, device: DeviceType) -> DeviceMemory:
     """A device with room for the NF4 plan and not for bf16, as on a card of 8 GB."""
     free = (needed_bytes(base, "bf16", 0, device) + needed_bytes(base, "nf4", 0, device)) // 2
     return DeviceMemory("cuda" if device == "cuda" else "cpu", free)

@@ -25,7 +25,7 @@ from torch import Tensor
 from qlora_chat.benchmark.environment import hardware
 from qlora_chat.benchmark.original import random_model
 from qlora_chat.benchmark.shapes import RandomTensors
-from qlora_chat.models.folders import Base
+from qlora_chat.models.folders import Base, ModelConfigs
 from qlora_chat.models.weights.llama import LlamaShape
 from qlora_chat.training.data.batches import MicroBatch
 from qlora_chat.training.memory import predicted_bytes
@@ -56,7 +56,8 @@ def config(layers: int) -> dict[str, Any]:
 
 def base_of(layers: int) -> Base:
     values = config(layers)
-    return Base(None, values, LlamaShape.from_config(values), values["intermediate_size"], quantised=True)  # type: ignore[arg-type]
+    configs = ModelConfigs(values, {}, {})
+    return Base(None, configs, LlamaShape.from_config(values), values["intermediate_size"], is_nf4=True)  # type: ignore[arg-type]
 
 
 def random_weights(base: Base) -> dict[str, Tensor]:

@@ -18,7 +18,8 @@ from qlora_chat.benchmark.environment import print_report
 from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cpu import build, forward
-from qlora_chat.models.adapter.merge_loss import own_dialogues
+from qlora_chat.models.adapter.folder import AdapterFolder
+from qlora_chat.models.adapter.merge_loss import builtin_dialogues
 from qlora_chat.models.folders import Base
 from qlora_chat.models.locate import BUNDLED
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
@@ -33,7 +34,10 @@ def passes() -> Iterator[forward.CpuForward]:
     """With the head in bf16, then in 8 bits."""
     folder = BUNDLED / "base"
     weights = weights_from(
-        Checkpoint(folder), Base.read(folder).shape, torch.device("cpu"), adapter=Adapter.read(BUNDLED / "adapter")
+        Checkpoint(folder),
+        Base.read(folder).shape,
+        torch.device("cpu"),
+        adapter=Adapter.read(AdapterFolder.read(BUNDLED / "adapter")),
     )
     library = build.library(print)
     assert library, "the compiled pass cannot be had here"
@@ -64,7 +68,7 @@ def compared(pair: list[forward.CpuForward], windows: list[tuple[list[int], list
 def main() -> None:
     tokenizer = ModelTokenizer.read(BUNDLED / "base", bos_id=1)
     pair = list(passes())
-    passages = own_dialogues(tokenizer, 1, WINDOW).passages
+    passages = builtin_dialogues(tokenizer, 1, WINDOW).passages
     results = {"dialogues": compared(pair, [(each.inputs, list(each.counted[1:])) for each in passages])}
     if len(sys.argv) > 1:
         ids = tokenizer.encode(Path(sys.argv[1]).read_text()[:60_000])

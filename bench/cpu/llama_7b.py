@@ -57,7 +57,8 @@ def nf4_layer():
     """One decoder layer's products with random 4-bit codes and scales; every layer packs a copy of its own."""
     import torch
 
-    from qlora_chat.models.weights.llama import NF4, Beside, Layer
+    from qlora_chat.models.weights.llama import Layer, Stacked
+    from qlora_chat.models.weights.nf4 import NF4
 
     torch.manual_seed(0)
     code = torch.tensor([-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0, 0.0795803,
@@ -68,12 +69,12 @@ def nf4_layer():
         packed = torch.randint(0, 256, (rows * inputs // 2, 1), dtype=torch.uint8)
         absmax = torch.randint(0, 256, (blocks,), dtype=torch.uint8)
         outer = 0.02 * (1 + torch.rand(-(-blocks // 256)))
-        return NF4(rows, inputs, packed, code, absmax, outer, torch.linspace(-1, 1, 256), 0.05, torch.bfloat16, {})
+        return NF4(rows, inputs, packed, code, absmax, outer, torch.linspace(-1, 1, 256), 0.05, torch.bfloat16, torch.empty(0))
 
     ones = torch.ones(HIDDEN)
     q, k, v, out = (product(HIDDEN, HIDDEN) for _ in range(4))
     gate, up, down = product(FEED, HIDDEN), product(FEED, HIDDEN), product(HIDDEN, FEED)
-    return Layer(ones, Beside((q, k, v)), out, ones, Beside((gate, up)), down)
+    return Layer(ones, Stacked((q, k, v)), out, ones, Stacked((gate, up)), down)
 
 
 def weights(layers: int):
@@ -99,12 +100,13 @@ def checked() -> dict[str, float]:
     from qlora_chat.engines.core.kv_cache import KVCache
     from qlora_chat.engines.cpu import open_cpu
     from qlora_chat.engines.eager.forward import Forward
-    from qlora_chat.models.weights.llama import NF4, Beside, Dense, Layer
+    from qlora_chat.models.weights.llama import Dense, Layer, Stacked
+    from qlora_chat.models.weights.nf4 import NF4
 
     def exact(product: Any) -> Any:
-        if isinstance(product, Beside):
-            return Beside(tuple(exact(part) for part in product.parts))
-        return Dense(product.dequantised()) if isinstance(product, NF4) else Dense(product.weight.float())
+        if isinstance(product, Stacked):
+            return Stacked(tuple(exact(part) for part in product.parts))
+        return Dense(product.dequantize()) if isinstance(product, NF4) else Dense(product.weight.float())
 
     stored = weights(1)
     layers = tuple(Layer(each.attention_norm, exact(each.qkv), exact(each.attention_out), each.mlp_norm, exact(each.gate_up),

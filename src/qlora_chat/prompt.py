@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 
 from qlora_chat.errors import UserError
 from qlora_chat.messages import Conversation, Message
-from qlora_chat.settings import SettingsError
+from qlora_chat.settings import DEFAULT_PROMPT_FORMAT, SettingsError
 
 SYSTEM_TEXT = (
     "A chat between a curious human and an artificial intelligence assistant. "
@@ -80,7 +80,7 @@ FORMATS: Mapping[str, PromptFormat] = {
 """guanaco: the adapter's training text. guanaco-card: its model card. guanaco-notebook: the original demo, whose open and
 closed turns differ, so that past answers are tokenised again at every turn."""
 
-DEFAULT_FORMAT = FORMATS["guanaco"]
+DEFAULT_FORMAT = FORMATS[DEFAULT_PROMPT_FORMAT]
 
 
 def find_prompt_format(name: str) -> PromptFormat:

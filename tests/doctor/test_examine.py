@@ -1,4 +1,4 @@
-"""More than twenty pairs that do not work, each broken in one way, and what the doctor says of it; and pairs that do."""
+"""More than twenty pairs that do not work, each broken in one way, with the doctor's finding; and pairs that do."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 
 from qlora_chat.doctor import Finding
 from qlora_chat.doctor.examine import Examination, examine
-from qlora_chat.doctor.headers import Damaged, read_header
 from qlora_chat.doctor.memory import chat_bytes, load_bytes
-from qlora_chat.models.folders import Base, adapter_bytes
+from qlora_chat.models.adapter.folder import AdapterFolder
+from qlora_chat.models.folders import Base
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.locate import BUNDLED
-from qlora_chat.models.placement import GIB, DeviceMemory, cache_bytes
-from qlora_chat.models.weights.quantize import quantised
+from qlora_chat.models.placement import GIB, DeviceMemory, kv_cache_bytes
+from qlora_chat.models.weights.quantize import quantize_nf4
 from qlora_chat.models.weights.shards import write_shards, write_small_files
 from tests.models.conftest import LocalHub, MakeAdapter, MakeBase, write_adapter, write_base
 
@@ -61,9 +61,9 @@ def test_the_bundled_pair_is_fine_and_every_need_is_named() -> None:
     found = look_at(BUNDLED / "base", BUNDLED / "adapter")
     assert not found.blocked
     assert {need.doing.split()[0] for need in found.needs} == {"load", "chat", "train"}
-    said = " | ".join(finding.what for finding in found.findings)
-    assert "LoRA of rank 32, alpha 32" in said
-    assert "a text begins with 1 and ends with 2" in said
+    text = " | ".join(finding.what for finding in found.findings)
+    assert "LoRA of rank 32, alpha 32" in text
+    assert "a text begins with 1 and ends with 2" in text
 
 
 def test_a_whole_pair_is_fine(pair: tuple[Path, Path]) -> None:
@@ -74,11 +74,11 @@ def test_a_whole_pair_is_fine(pair: tuple[Path, Path]) -> None:
 
 
 def edit_json(name: str, **values: Any) -> Break:
-    def spoil(base: Path, adapter: Path) -> None:
+    def break_pair(base: Path, adapter: Path) -> None:
         path = (adapter if name.startswith("adapter") else base) / name
         path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
-    return spoil
+    return break_pair
 
 
 def remove(of: str, name: str) -> Break:
@@ -86,36 +86,36 @@ def remove(of: str, name: str) -> Break:
 
 
 def cut(of: str, name: str, count: int = 100) -> Break:
-    def spoil(base: Path, adapter: Path) -> None:
+    def break_pair(base: Path, adapter: Path) -> None:
         path = (base if of == "base" else adapter) / name
         path.write_bytes(path.read_bytes()[:-count])
 
-    return spoil
+    return break_pair
 
 
 def edit_tensors(of: str, change: Callable[[dict[str, torch.Tensor]], None]) -> Break:
-    def spoil(base: Path, adapter: Path) -> None:
+    def break_pair(base: Path, adapter: Path) -> None:
         path = base / "model.safetensors" if of == "base" else adapter / "adapter_model.safetensors"
         tensors = load_file(path)
         change(tensors)
         save_file(tensors, path, metadata={"format": "pt"})
 
-    return spoil
+    return break_pair
 
 
 def as_pickle(of: str) -> Break:
-    def spoil(base: Path, adapter: Path) -> None:
+    def break_pair(base: Path, adapter: Path) -> None:
         folder, name = (base, "model.safetensors") if of == "base" else (adapter, "adapter_model.safetensors")
         (folder / name).rename(folder / (name.replace("model.safetensors", "model.bin")))
 
-    return spoil
+    return break_pair
 
 
 def write(of: str, name: str, text: str) -> Break:
-    def spoil(base: Path, adapter: Path) -> None:
+    def break_pair(base: Path, adapter: Path) -> None:
         ((base if of == "base" else adapter) / name).write_text(text)
 
-    return spoil
+    return break_pair
 
 
 def drop(name: str) -> Callable[[dict[str, torch.Tensor]], None]:
@@ -146,7 +146,7 @@ BROKEN: dict[str, tuple[Break, str, str]] = {
     "another kind of model": (edit_json("config.json", model_type="gpt2"), "model_type 'gpt2'", "LLaMA-family"),
     "sizes no model has": (edit_json("config.json", num_hidden_layers=-3), "num_hidden_layers is -3", "LLaMA-family"),
     "quantised another way": (
-        edit_json("config.json", quantization_config={"quant_method": "gptq"}), "quantised by 'gptq'", "LLaMA-family",
+        edit_json("config.json", quantization_config={"quant_method": "gptq"}), "quantized by 'gptq'", "LLaMA-family",
     ),
     "config that runs code": (edit_json("config.json", **CODE), "auto_map", "use another model"),
     "tokenizer that runs code": (edit_json("tokenizer_config.json", **CODE), "auto_map", "use another model"),
@@ -196,14 +196,14 @@ BROKEN: dict[str, tuple[Break, str, str]] = {
 
 
 @pytest.mark.parametrize("name", list(BROKEN))
-def test_a_broken_pair_is_told_with_what_mends_it(name: str, pair: tuple[Path, Path]) -> None:
-    spoil, what, mend = BROKEN[name]
-    spoil(*pair)
+def test_a_broken_pair_is_reported_with_its_remedy(name: str, pair: tuple[Path, Path]) -> None:
+    break_pair, what, mend = BROKEN[name]
+    break_pair(*pair)
     found = look_at(*pair)
     assert found.blocked
-    told = [finding for finding in blockers(found) if re.search(what, finding.what)]
-    assert told, blockers(found)
-    assert re.search(mend, told[0].mend)
+    matching = [finding for finding in blockers(found) if re.search(what, finding.what)]
+    assert matching, blockers(found)
+    assert re.search(mend, matching[0].mend)
     assert all(finding.why and finding.mend for finding in found.findings if finding.level != "fine")
 
 
@@ -219,15 +219,15 @@ def test_old_special_ids_and_an_unknown_licence_are_warnings(make_base: MakeBase
     assert any(finding.what == "the base's card names the licence apache-2.0" for finding in look_at(base, None).findings)
 
 
-def test_a_model_that_does_not_fit_is_told_before_it_is_loaded(pair: tuple[Path, Path]) -> None:
+def test_a_model_that_does_not_fit_is_reported_before_it_is_loaded(pair: tuple[Path, Path]) -> None:
     found = examine(str(pair[0]), str(pair[1]), Hub(Path("nowhere"), offline=True), (DeviceMemory("cpu", 1_000_000),))
     assert any("GiB free" in finding.what and finding.mend for finding in blockers(found))
 
 
-def test_a_card_that_only_8_bit_keys_and_values_fit_is_told_of_them(make_base: MakeBase) -> None:
+def test_an_8_bit_kv_cache_is_recommended_if_only_that_fits(make_base: MakeBase) -> None:
     base = make_base(max_position_embeddings=4096)
     read = Base.read(base)
-    saved = cache_bytes(read, "cuda") - cache_bytes(read, "cuda", "int8")
+    saved = kv_cache_bytes(read, "cuda") - kv_cache_bytes(read, "cuda", "int8")
     free = chat_bytes(read, "nf4", 0, "cuda") - saved // 2
     found = examine(str(base), None, Hub(Path("nowhere"), offline=True), (DeviceMemory("cuda", free),))
     assert any("--kv-cache-dtype int8" in finding.mend for finding in found.findings)
@@ -252,7 +252,7 @@ def test_the_command_exits_1_on_a_blocker_and_prints_json_for_machines(pair: tup
 # --- the Hub ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_not_here_is_asked_about_and_not_fetched(
+def test_the_hub_describes_missing_repositories_and_nothing_is_fetched(
     local_hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -276,26 +276,16 @@ def test_offline_and_misspelt_names_are_blockers() -> None:
 # --- headers and predictions -----------------------------------------------------------------------------------------
 
 
-def test_headers_are_what_the_library_reads(pair: tuple[Path, Path]) -> None:
-    path = pair[0] / "model.safetensors"
-    ours, theirs = read_header(path), load_file(path)
-    assert {name: entry.shape for name, entry in ours.items()} == {name: tuple(each.shape) for name, each in theirs.items()}
-    with path.open("ab") as file:
-        file.write(b"more")
-    with pytest.raises(Damaged, match="but its header describes"):
-        read_header(path)
-
-
 def test_a_load_is_predicted_to_a_few_per_cent(make_base: MakeBase, make_adapter: MakeAdapter, tmp_path: Path) -> None:
     """Bytes on disk are what a load brings into memory; a base wide enough that what is counted a tensor hardly matters."""
     base = Base.read(make_base(hidden_size=512, intermediate_size=1024, head_dim=256, num_key_value_heads=2))
     adapter = make_adapter(base.folder)
     folder = tmp_path / "nf4"
     folder.mkdir()
-    write_shards(quantised(base, "cpu"), folder)
+    write_shards(quantize_nf4(base, "cpu"), folder)
     write_small_files(folder, base.config, {}, base.folder, base.folder, stored="nf4")
     stored = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    size = adapter_bytes(adapter)
+    size = AdapterFolder.read(adapter).bytes
     assert load_bytes(base, "nf4+adapter", size) == pytest.approx(stored + size, rel=0.05)
     assert load_bytes(base, "bf16", 0) == pytest.approx((base.folder / "model.safetensors").stat().st_size, rel=0.05)
     assert chat_bytes(base, "bf16", 0, "cuda") > load_bytes(base, "bf16", 0)

@@ -27,7 +27,7 @@ from qlora_chat.evaluation.questions import HAND_WRITTEN, Question
 from qlora_chat.evaluation.report import ReportError, read_earlier, write
 from qlora_chat.evaluation.run import run_questions
 from qlora_chat.models import LoadedModel
-from qlora_chat.models.adapter.merge_loss import own_dialogues
+from qlora_chat.models.adapter.merge_loss import builtin_dialogues
 from qlora_chat.prompt import DEFAULT_FORMAT
 from tests.fakes import ScriptedEngine, scripted_chat
 
@@ -130,7 +130,7 @@ def test_questions_run_greedily_and_with_each_seed_and_earlier_turns_stay(tmp_pa
 
 
 def test_perplexity_counts_the_tokens_of_the_training_loss(demo_fp32: LoadedModel, tmp_path: Path) -> None:
-    text = own_dialogues(demo_fp32.tokenizer, demo_fp32.tokenizer.bos_id, 512)
+    text = builtin_dialogues(demo_fp32.tokenizer, demo_fp32.tokenizer.bos_id, 512)
     report = measure(demo_fp32, text, "own")
     assert report.tokens == len(text.targets)
     assert 5 < report.perplexity < 60

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.models.conftest import make_adapter, make_base, own_folders, said, tiny_nf4_base, transformers
+from tests.models.conftest import make_adapter, make_base, notices, own_folders, tiny_nf4_base, transformers
 from tests.training.conftest import small_disk
 
 __all__ = [
     "compiled_kernels",
     "make_adapter",
     "make_base",
+    "notices",
     "own_folders",
-    "said",
     "small_disk",
     "tiny_nf4_base",
     "transformers",

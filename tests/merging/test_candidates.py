@@ -1,4 +1,4 @@
-"""Which merge is written, and when none is."""
+"""The rule that picks the merge to write, and the limits."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import pytest
 from qlora_chat.errors import UserError
 from qlora_chat.merging import MergeRefused
 from qlora_chat.merging.candidates import Candidate, Form, Origin, check, pick
-from qlora_chat.models.adapter.merge_loss import Loss
-from qlora_chat.models.weights.shards import Stored
+from qlora_chat.models.adapter.merge_loss import MergeLoss
+from qlora_chat.models.weights.shards import StoredFormat
 
 
-def candidate(form: Stored, kl: float, size: int, top1: float = 0.99, origin: Origin = "nf4") -> Candidate:
-    return Candidate(origin, form, Loss(kl, top1, 1000, 5.0), size, 100.0)
+def candidate(form: StoredFormat, kl: float, size: int, top1: float = 0.99, origin: Origin = "nf4") -> Candidate:
+    return Candidate(origin, form, MergeLoss(kl, top1, 1000, 5.0), size, 100.0)
 
 
 BF16, INT8, NF4 = candidate("bf16", 0.0005, 90), candidate("int8", 0.003, 50), candidate("nf4", 0.22, 30, top1=0.86)
@@ -27,7 +27,7 @@ def test_of_equally_close_ones_the_smallest_is() -> None:
     assert pick([BF16, small, NF4], "auto") is small
 
 
-def test_a_form_that_was_asked_for_is_kept_to_and_the_closer_origin_taken() -> None:
+def test_a_given_form_is_obeyed_and_the_closer_origin_picked() -> None:
     closer = candidate("nf4", 0.2, 30, top1=0.87, origin="original")
     assert pick([BF16, INT8, NF4, closer], "nf4") is closer
 

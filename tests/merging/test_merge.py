@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from qlora_chat.merging import MergeRefused
-from qlora_chat.merging.command import merge_command
+from qlora_chat.merging.merge import MergeOptions, merge
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.models import ModelError, open_model
 from qlora_chat.prompt import FORMATS, render
@@ -25,11 +25,10 @@ pytestmark = pytest.mark.timeout(400)  # every merge is loaded and measured for 
 ASKED = Conversation(messages=(Message("user", "Hi ### Human: x"), Message("assistant", "Hello!"), Message("user", "2 + 2?")))
 
 
-def merged(out: Path, said: list[str], *parts: Path, model: str = "auto", **options: Any) -> dict[str, Any]:
-    """Run the command's own path; -> merge_report.json."""
+def merged(out: Path, notices: list[str], *parts: Path, model: str = "auto", **options: Any) -> dict[str, Any]:
+    """Merge as the command does; returns merge_report.json."""
     base, adapter = (str(part) for part in parts) if parts else (None, None)
-    form, data, force = options.get("form", "auto"), options.get("data"), options.get("force", False)
-    merge_command(out, model, base, adapter, data, form, "cpu", None, force, said.append)
+    merge(MergeOptions(out, model, base, adapter, device="cpu", **options), notices.append)
     return json.loads((out / "merge_report.json").read_text())
 
 
@@ -48,7 +47,7 @@ def by_form(report: dict[str, Any], origin: str = "nf4") -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_the_demo_loses_next_to_nothing_in_bf16_and_much_when_requantised(demo: Path) -> None:
+def test_the_demo_loses_next_to_nothing_in_bf16_and_much_when_requantized(demo: Path) -> None:
     report = json.loads((demo / "merge_report.json").read_text())
     forms = by_form(report)
     assert set(forms) == {"bf16", "int8", "nf4"}
@@ -69,7 +68,7 @@ def test_the_demo_loses_next_to_nothing_in_bf16_and_much_when_requantised(demo: 
 
 
 @pytest.mark.slow
-def test_the_folder_says_of_itself_how_it_is_talked_with(demo: Path) -> None:
+def test_the_folder_describes_format_and_stops(demo: Path) -> None:
     record = json.loads((demo / "qlora_chat.json").read_text())
     assert record["prompt_format"] == "guanaco"
     assert record["stops"] == {"texts": ["### Human", "### Assistant"], "token_ids": [2]}
@@ -112,38 +111,38 @@ def parts(make_base: MakeBase, make_adapter: MakeAdapter) -> tuple[Path, Path]:
 
 
 @pytest.mark.slow
-def test_a_base_in_16_bits_is_merged_both_ways(parts: tuple[Path, Path], tmp_path: Path, said: list[str]) -> None:
-    report = merged(tmp_path / "out", said, *parts, force=True)
+def test_a_base_in_16_bits_is_merged_both_ways(parts: tuple[Path, Path], tmp_path: Path, notices: list[str]) -> None:
+    report = merged(tmp_path / "out", notices, *parts, force=True)
     assert set(by_form(report, "nf4")) == set(by_form(report, "original")) == {"bf16", "int8", "nf4"}
     dequantised, original = by_form(report, "nf4")["bf16"]["loss"], by_form(report, "original")["bf16"]["loss"]
     assert dequantised["kl"] < original["kl"] / 5, "training saw the NF4 base"
 
 
 def test_a_form_beyond_the_limits_is_refused_and_nothing_written(
-    tiny_nf4_base: Path, make_adapter: MakeAdapter, tmp_path: Path, said: list[str]
+    tiny_nf4_base: Path, make_adapter: MakeAdapter, tmp_path: Path, notices: list[str]
 ) -> None:
     with pytest.raises(MergeRefused, match="nothing was written: the best merge .*NF4"):
-        merged(tmp_path / "out", said, tiny_nf4_base, make_adapter(tiny_nf4_base), form="nf4")
+        merged(tmp_path / "out", notices, tiny_nf4_base, make_adapter(tiny_nf4_base), form="nf4")
     assert {each.name for each in tmp_path.iterdir()} <= {"cache", "tiny-adapter"}
-    assert any("agreement" in line for line in said), "the table is shown all the same"
+    assert any("agreement" in line for line in notices), "the table is shown all the same"
 
 
 @pytest.mark.slow
-def test_force_writes_it_all_the_same_and_says_so(
-    tiny_nf4_base: Path, make_adapter: MakeAdapter, tmp_path: Path, said: list[str]
+def test_force_writes_it_anyway_and_the_report_notes_it(
+    tiny_nf4_base: Path, make_adapter: MakeAdapter, tmp_path: Path, notices: list[str]
 ) -> None:
-    report = merged(tmp_path / "out", said, tiny_nf4_base, make_adapter(tiny_nf4_base), form="nf4", force=True)
+    report = merged(tmp_path / "out", notices, tiny_nf4_base, make_adapter(tiny_nf4_base), form="nf4", force=True)
     assert report["forced"] is True
     assert "breaks the limits" in (tmp_path / "out" / "merge_report.md").read_text()
 
 
 @pytest.mark.slow
 def test_eight_bits_are_read_by_plain_transformers_and_by_this_program(
-    parts: tuple[Path, Path], tmp_path: Path, said: list[str], transformers: Any
+    parts: tuple[Path, Path], tmp_path: Path, notices: list[str], transformers: Any
 ) -> None:
     out = tmp_path / "out"
-    merged(out, said, *parts, form="int8", force=True)
-    ours = open_model(ModelSettings(base=str(out), device="cpu"), said.append)
+    merged(out, notices, *parts, form="int8", force=True)
+    ours = open_model(ModelSettings(base=str(out), device="cpu"), notices.append)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = transformers.AutoModelForCausalLM.from_pretrained(out, device_map={"": "cpu"})
@@ -153,19 +152,19 @@ def test_eight_bits_are_read_by_plain_transformers_and_by_this_program(
     with torch.inference_mode():
         expected = linear(x).float()
     assert torch.allclose(ours.weights.layers[0].mlp_down(x).float(), expected, atol=0.05, rtol=0.05)
-    with pytest.raises(ModelError, match="in 8 bits; give the 16-bit or NF4 base"):
-        open_model(ModelSettings(base=str(out), adapter=str(parts[1]), device="cpu"), said.append)
+    with pytest.raises(ModelError, match="in 8 bits: .*give the 16-bit or NF4 base"):
+        open_model(ModelSettings(base=str(out), adapter=str(parts[1]), device="cpu"), notices.append)
 
 
 # --- what is in the way ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_held_out_text_of_ones_own_is_measured_on(parts: tuple[Path, Path], tmp_path: Path, said: list[str]) -> None:
+def test_held_out_text_of_ones_own_is_measured_on(parts: tuple[Path, Path], tmp_path: Path, notices: list[str]) -> None:
     data = tmp_path / "mine.jsonl"
     turn = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there, how are you?"}]
     data.write_text(json.dumps({"messages": turn}) + "\n")
-    report = merged(tmp_path / "out", said, *parts, data=str(data), force=True)
+    report = merged(tmp_path / "out", notices, *parts, data=str(data), force=True)
     assert report["text"] == "mine.jsonl"
     assert 4 < report["tokens"] < 20
 
@@ -174,11 +173,13 @@ def test_held_out_text_of_ones_own_is_measured_on(parts: tuple[Path, Path], tmp_
     ("line", "problem"),
     [("{", "mine.jsonl:1: is not JSON"), ('{"text": "x"}', "holds no '### Human:'"), ('{"messages": []}', "is empty")],
 )
-def test_bad_held_out_text_is_named(line: str, problem: str, parts: tuple[Path, Path], tmp_path: Path, said: list[str]) -> None:
+def test_bad_held_out_text_is_named(
+    line: str, problem: str, parts: tuple[Path, Path], tmp_path: Path, notices: list[str]
+) -> None:
     data = tmp_path / "mine.jsonl"
     data.write_text(line + "\n")
     with pytest.raises(TrainError, match=problem):
-        merged(tmp_path / "out", said, *parts, data=str(data))
+        merged(tmp_path / "out", notices, *parts, data=str(data))
     assert not (tmp_path / "out").exists()
 
 
@@ -193,19 +194,19 @@ def test_bad_held_out_text_is_named(line: str, problem: str, parts: tuple[Path, 
 def test_options_that_make_no_merge_are_refused(arguments: Sequence[Any], problem: str, tmp_path: Path) -> None:
     model, base, adapter, form = arguments
     with pytest.raises(SettingsError, match=problem):
-        merge_command(tmp_path / "out", model, base, adapter, None, form, "cpu", None, False, lambda _: None)
+        MergeOptions(tmp_path / "out", model, base, adapter, form=form)
 
 
-def test_a_folder_that_holds_something_is_not_written_over(tmp_path: Path, said: list[str]) -> None:
+def test_a_folder_that_holds_something_is_not_written_over(tmp_path: Path, notices: list[str]) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("x")
-    with pytest.raises(ModelError, match="is there already"):
-        merged(tmp_path / "out", said, model="demo")
+    with pytest.raises(ModelError, match="exists already"):
+        merged(tmp_path / "out", notices, model="demo")
 
 
-def test_a_full_disk_is_told_and_nothing_is_left_of_the_work(
-    tiny_nf4_base: Path, make_adapter: MakeAdapter, small_disk: Path, said: list[str]
+def test_a_full_disk_is_reported_and_nothing_is_left_of_the_work(
+    tiny_nf4_base: Path, make_adapter: MakeAdapter, small_disk: Path, notices: list[str]
 ) -> None:
     with pytest.raises(ModelError, match="cannot be written .*make room, or name another folder"):
-        merged(small_disk / "out", said, tiny_nf4_base, make_adapter(tiny_nf4_base))
+        merged(small_disk / "out", notices, tiny_nf4_base, make_adapter(tiny_nf4_base))
     assert list(small_disk.iterdir()) == []

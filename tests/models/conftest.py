@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from qlora_chat.models import LoadedModel, open_model
 from qlora_chat.models.folders import Base, read_json
 from qlora_chat.models.load import load
 from qlora_chat.models.locate import BUNDLED
-from qlora_chat.models.weights.quantize import quantised
+from qlora_chat.models.weights.quantize import quantize_nf4
 from qlora_chat.models.weights.shards import write_shards, write_small_files
 from qlora_chat.settings import ModelSettings, Precision
 
@@ -41,17 +41,17 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def said() -> list[str]:
-    """What the person was told; pass said.append as notify."""
+def notices() -> list[str]:
+    """Lines for the user; pass notices.append as notify."""
     return []
 
 
-def opened(base: Path, adapter: Path | None, said: list[str], precision: Precision = "auto") -> LoadedModel:
+def opened(base: Path, adapter: Path | None, notices: list[str], precision: Precision = "auto") -> LoadedModel:
     settings = ModelSettings(base=str(base), adapter=str(adapter) if adapter else None, device="cpu", precision=precision)
-    return open_model(settings, said.append)
+    return open_model(settings, notices.append)
 
 
-def kept(tmp_path: Path) -> list[Path]:
+def merged_folders(tmp_path: Path) -> list[Path]:
     return sorted(each for each in (tmp_path / "cache" / "merged").iterdir() if each.name[0] != ".")
 
 
@@ -61,16 +61,16 @@ class OpenedDemo:
 
     model: LoadedModel
     cache: Path
-    said: list[str]
+    notices: list[str]
 
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> OpenedDemo:
     """Merged once a session, for real."""
-    cache, said = tmp_path_factory.mktemp("demo-cache"), []
+    cache, notices = tmp_path_factory.mktemp("demo-cache"), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QLORA_CHAT_CACHE", str(cache))
-        return OpenedDemo(load(ModelSettings(model="demo", device="cpu"), said.append), cache, said)
+        return OpenedDemo(load(ModelSettings(model="demo", device="cpu"), notices.append), cache, notices)
 
 
 @pytest.fixture(scope="session")
@@ -143,6 +143,12 @@ def write_adapter(base: Path, folder: Path, *, seed: int = 3, pickled: bool = Fa
     return folder
 
 
+def change_tensors(path: Path, **changed: torch.Tensor | None) -> None:
+    """Rewrite a safetensors file with some tensors replaced, or left out where the new one is None."""
+    tensors = {**load_file(path), **changed}
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, path)
+
+
 @pytest.fixture
 def make_adapter(tmp_path: Path) -> MakeAdapter:
     """Writes one into a folder of the test's."""
@@ -156,7 +162,7 @@ def tiny_nf4_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = Base.read(write_base(folder / "bf16", max_position_embeddings=256))
     made = folder / "nf4"
     made.mkdir()
-    write_shards(quantised(base, "cpu"), made)
+    write_shards(quantize_nf4(base, "cpu"), made)
     write_small_files(
         made, base.config, read_json(base.folder / "generation_config.json"), base.folder, base.folder, stored="nf4"
     )

@@ -1,4 +1,4 @@
-"""What is kept between starts: found again, rebuilt when damaged, and done without where it cannot be written."""
+"""Cache entries: found at later starts, written again when damaged, and left out if the cache cannot be written."""
 
 from __future__ import annotations
 
@@ -16,43 +16,45 @@ from qlora_chat.models import LoadedModel, ModelError, cache, open_model
 from qlora_chat.models.cache import new_folder
 from qlora_chat.models.weights import shards
 from qlora_chat.settings import ModelSettings
-from tests.models.conftest import MakeAdapter, MakeBase, Publish, kept, opened
+from tests.models.conftest import MakeAdapter, MakeBase, Publish, merged_folders, opened
 
 
-def test_a_plain_bf16_base_is_read_where_it_is(make_base: MakeBase, tmp_path: Path, said: list[str]) -> None:
-    model = opened(make_base(), None, said)
+def test_a_plain_bf16_base_is_read_where_it_is(make_base: MakeBase, tmp_path: Path, notices: list[str]) -> None:
+    model = opened(make_base(), None, notices)
     assert (model.info.precision, model.info.adapter) == ("bf16", None)
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_second_start_makes_nothing(make_base: MakeBase, make_adapter: MakeAdapter, tmp_path: Path, said: list[str]) -> None:
+def test_a_second_start_converts_nothing(
+    make_base: MakeBase, make_adapter: MakeAdapter, tmp_path: Path, notices: list[str]
+) -> None:
     base = make_base()
     adapter = make_adapter(base)
-    first = opened(base, adapter, said)
-    assert any("once" in line for line in said)
-    said.clear()
-    second = opened(base, adapter, said)
-    assert said == []
+    first = opened(base, adapter, notices)
+    assert any("once" in line for line in notices)
+    notices.clear()
+    second = opened(base, adapter, notices)
+    assert notices == []
     assert torch.equal(first.weights.norm, second.weights.norm)
 
 
 def test_a_retrained_adapter_of_the_same_size_is_merged_anew(
-    make_base: MakeBase, make_adapter: MakeAdapter, tmp_path: Path, said: list[str]
+    make_base: MakeBase, make_adapter: MakeAdapter, tmp_path: Path, notices: list[str]
 ) -> None:
     base = make_base()
-    opened(base, make_adapter(base, seed=1), said)
-    opened(base, make_adapter(base, seed=2), said)
-    assert len(kept(tmp_path)) == 2
+    opened(base, make_adapter(base, seed=1), notices)
+    opened(base, make_adapter(base, seed=2), notices)
+    assert len(merged_folders(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("damage", ["truncated", "lost file", "no record", "garbled header"])
-def test_a_damaged_entry_is_reported_and_made_again(
-    damage: str, make_base: MakeBase, make_adapter: MakeAdapter, tmp_path: Path, said: list[str]
+def test_a_damaged_entry_is_reported_and_written_again(
+    damage: str, make_base: MakeBase, make_adapter: MakeAdapter, tmp_path: Path, notices: list[str]
 ) -> None:
     base = make_base()
     adapter = make_adapter(base)
-    opened(base, adapter, said)
-    (folder,) = kept(tmp_path)
+    opened(base, adapter, notices)
+    (folder,) = merged_folders(tmp_path)
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     match damage:
@@ -64,9 +66,9 @@ def test_a_damaged_entry_is_reported_and_made_again(
             (folder / "qlora_chat.json").unlink()
         case _:
             weights.write_bytes(b"\xff" * 16 + whole[16:])
-    said.clear()
-    opened(base, adapter, said)
-    assert "damaged" in said[0]
+    notices.clear()
+    opened(base, adapter, notices)
+    assert "damaged" in notices[0]
     assert weights.read_bytes() == whole
 
 
@@ -91,8 +93,8 @@ def test_a_killed_write_leaves_nothing_that_counts(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["entry"]
 
 
-def test_an_entry_that_another_process_wrote_meanwhile_stays(tmp_path: Path, said: list[str]) -> None:
-    store = cache.Cache(tmp_path, said.append)
+def test_an_entry_that_another_process_wrote_meanwhile_stays(tmp_path: Path, notices: list[str]) -> None:
+    store = cache.Cache(tmp_path, notices.append)
 
     def fill(folder: Path) -> dict[str, Any]:
         (folder / "config.json").write_text("{}")
@@ -117,27 +119,27 @@ def unwritable_cache(tmp_path: Path) -> str:
     return str(tmp_path / "a-file")
 
 
-def test_without_a_writable_cache_a_merge_goes_on_from_memory(
-    make_base: MakeBase, make_adapter: MakeAdapter, unwritable_cache: str, monkeypatch: pytest.MonkeyPatch, said: list[str]
+def test_without_a_writable_cache_a_merge_stays_in_memory(
+    make_base: MakeBase, make_adapter: MakeAdapter, unwritable_cache: str, monkeypatch: pytest.MonkeyPatch, notices: list[str]
 ) -> None:
     base = make_base()
     adapter = make_adapter(base)
-    expected = opened(base, adapter, said)
+    expected = opened(base, adapter, notices)
     monkeypatch.setenv("QLORA_CHAT_CACHE", unwritable_cache)
-    said.clear()
-    model = opened(base, adapter, said)
-    assert any("nothing is kept for the next start" in line and "QLORA_CHAT_CACHE" in line for line in said)
+    notices.clear()
+    model = opened(base, adapter, notices)
+    assert any("nothing is cached for the next start" in line and "QLORA_CHAT_CACHE" in line for line in notices)
     x = torch.randn(2, model.weights.shape.hidden).bfloat16()
     assert torch.equal(model.weights.layers[0].gate_up(x), expected.weights.layers[0].gate_up(x))
     assert model.info == expected.info
 
 
 @pytest.mark.slow
-def test_without_a_writable_cache_a_requantised_merge_goes_on_from_memory(
-    demo_in_nf4: tuple[Path, LoadedModel], unwritable_cache: str, monkeypatch: pytest.MonkeyPatch, said: list[str]
+def test_without_a_writable_cache_a_requantized_merge_stays_in_memory(
+    demo_in_nf4: tuple[Path, LoadedModel], unwritable_cache: str, monkeypatch: pytest.MonkeyPatch, notices: list[str]
 ) -> None:
     monkeypatch.setenv("QLORA_CHAT_CACHE", unwritable_cache)
-    model = open_model(ModelSettings(model="demo", precision="nf4", device="cpu"), said.append)
+    model = open_model(ModelSettings(model="demo", precision="nf4", device="cpu"), notices.append)
     expected = demo_in_nf4[1]
     x = torch.randn(2, 576).bfloat16()
     assert torch.equal(model.weights.layers[3].attention_out(x), expected.weights.layers[3].attention_out(x))
@@ -145,69 +147,69 @@ def test_without_a_writable_cache_a_requantised_merge_goes_on_from_memory(
 
 
 def test_a_disk_that_fills_up_in_the_middle_leaves_no_half_entry(
-    make_base: MakeBase, make_adapter: MakeAdapter, tmp_path: Path, said: list[str]
+    make_base: MakeBase, make_adapter: MakeAdapter, tmp_path: Path, notices: list[str]
 ) -> None:
     base = make_base()
     adapter = make_adapter(base)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
     try:
-        model = opened(base, adapter, said)
+        model = opened(base, adapter, notices)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert any("nothing is kept" in line for line in said)
+    assert any("nothing is cached" in line for line in notices)
     assert list((tmp_path / "cache" / "merged").iterdir()) == []
     assert model.info.precision == "bf16"
 
 
 def test_too_little_room_is_seen_before_the_work(
-    make_base: MakeBase, make_adapter: MakeAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
+    make_base: MakeBase, make_adapter: MakeAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notices: list[str]
 ) -> None:
     base = make_base()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
-    opened(base, make_adapter(base), said)
-    assert any("0.0 GB free" in line for line in said)
+    opened(base, make_adapter(base), notices)
+    assert any("0.0 GB free" in line for line in notices)
 
 
 def test_a_hub_base_may_be_deleted_once_it_is_merged(
-    make_base: MakeBase, make_adapter: MakeAdapter, in_hub_cache: Publish, tmp_path: Path, said: list[str]
+    make_base: MakeBase, make_adapter: MakeAdapter, in_hub_cache: Publish, tmp_path: Path, notices: list[str]
 ) -> None:
     base = make_base()
     adapter = make_adapter(base)
     snapshot = in_hub_cache("org/tiny", base)
     settings = ModelSettings(base="org/tiny", adapter=str(adapter), device="cpu")
-    first = open_model(settings, said.append)
+    first = open_model(settings, notices.append)
     shutil.rmtree(snapshot)
-    said.clear()
-    second = open_model(settings, said.append)
-    assert any("org/tiny is no longer on this machine" in line for line in said)
+    notices.clear()
+    second = open_model(settings, notices.append)
+    assert any("org/tiny is no longer on this machine" in line for line in notices)
     assert replace(second.info, base_sha256=first.info.base_sha256) == first.info, "the base's hash went with its files"
     with pytest.raises(ModelError, match="HF_HUB_OFFLINE"):
-        open_model(ModelSettings(base="org/tiny", adapter=str(adapter), device="cpu", precision="nf4"), said.append)
+        open_model(ModelSettings(base="org/tiny", adapter=str(adapter), device="cpu", precision="nf4"), notices.append)
 
 
 def test_large_models_are_written_in_shards_that_transformers_reads(
     make_base: MakeBase, make_adapter: MakeAdapter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, transformers: Any
 ) -> None:
-    base, said = make_base(), []
+    base, notices = make_base(), []
     monkeypatch.setattr(shards, "SHARD_BYTES", 1_000_000)
-    model = opened(base, make_adapter(base), said)
-    (folder,) = kept(tmp_path)
+    model = opened(base, make_adapter(base), notices)
+    (folder,) = merged_folders(tmp_path)
     assert len(list(folder.glob("model-0*-of-0*.safetensors"))) > 2
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
     assert torch.equal(theirs.model.embed_tokens.weight, model.weights.embeddings)
 
 
-def test_a_kept_merge_is_of_this_very_adapter_and_not_of_one_by_the_same_name(
-    make_base: MakeBase, make_adapter: MakeAdapter, in_hub_cache: Publish, tmp_path: Path, said: list[str]
+def test_a_cached_merge_is_matched_by_the_adapters_files_and_not_by_its_name(
+    make_base: MakeBase, make_adapter: MakeAdapter, in_hub_cache: Publish, tmp_path: Path, notices: list[str]
 ) -> None:
     base = make_base()
     runs = [tmp_path / run / "adapter_model" for run in ("run1", "run2")]
     for seed, folder in enumerate(runs):
         shutil.copytree(make_adapter(base, seed=seed), folder)
     snapshot = in_hub_cache("org/tiny", base)
-    open_model(ModelSettings(base="org/tiny", adapter=str(runs[0]), device="cpu"), said.append)
+    open_model(ModelSettings(base="org/tiny", adapter=str(runs[0]), device="cpu"), notices.append)
     shutil.rmtree(snapshot)
-    open_model(ModelSettings(base="org/tiny", adapter=str(runs[0]), device="cpu"), said.append)
+    open_model(ModelSettings(base="org/tiny", adapter=str(runs[0]), device="cpu"), notices.append)
     with pytest.raises(ModelError):
-        open_model(ModelSettings(base="org/tiny", adapter=str(runs[1]), device="cpu"), said.append)
+        open_model(ModelSettings(base="org/tiny", adapter=str(runs[1]), device="cpu"), notices.append)

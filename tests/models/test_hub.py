@@ -22,18 +22,18 @@ def hub(local_hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return Hub(tmp_path / "hub", offline=False, endpoint=local_hub.address)
 
 
-def test_fetches_what_is_needed_says_how_much_and_finds_it_again(hub: Hub, local_hub: LocalHub, said: list[str]) -> None:
-    snapshot = hub.fetch("org/tiny", base_files, said.append)
+def test_fetches_what_is_needed_says_how_much_and_finds_it_again(hub: Hub, local_hub: LocalHub, notices: list[str]) -> None:
+    snapshot = hub.fetch("org/tiny", base_files, notices.append)
     assert sorted(each.name for each in snapshot.folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
     assert "pytorch_model.bin" not in local_hub.fetched
-    assert said == [f"fetching org/tiny: 5.0 MB into {hub.cache} (a broken download goes on where it stopped)"]
+    assert notices == [f"fetching org/tiny: 5.0 MB into {hub.cache} (a broken download goes on where it stopped)"]
     found = hub.cached("org/tiny")
     assert found is not None
     assert found.folder.samefile(snapshot.folder)
     local_hub.fetched.clear()
-    hub.fetch("org/tiny", base_files, said.append)
+    hub.fetch("org/tiny", base_files, notices.append)
     assert local_hub.fetched == []
-    assert "0.0 MB" in said[-1]
+    assert "0.0 MB" in notices[-1]
 
 
 @pytest.mark.parametrize(
@@ -46,38 +46,40 @@ def test_fetches_what_is_needed_says_how_much_and_finds_it_again(hub: Hub, local
         (500, "", "could not be fetched"),
     ],
 )
-def test_refusals_say_what_to_do(status: int, code: str, advice: str, hub: Hub, local_hub: LocalHub, said: list[str]) -> None:
+def test_refusals_say_what_to_do(
+    status: int, code: str, advice: str, hub: Hub, local_hub: LocalHub, notices: list[str]
+) -> None:
     local_hub.refusals["org/tiny"] = (status, code)
     with pytest.raises(ModelError, match=advice) as caught:
-        hub.fetch("org/tiny", base_files, said.append)
+        hub.fetch("org/tiny", base_files, notices.append)
     assert "org/tiny" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_nobody_there_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]) -> None:
+def test_nobody_there_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notices: list[str]) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with pytest.raises(ModelError, match=r"could not be fetched .* check connection and disk"):
-        Hub(tmp_path, offline=False, endpoint="http://127.0.0.1:9").fetch("org/tiny", base_files, said.append)
+        Hub(tmp_path, offline=False, endpoint="http://127.0.0.1:9").fetch("org/tiny", base_files, notices.append)
 
 
 def test_a_disk_too_small_is_seen_before_the_download(
-    hub: Hub, local_hub: LocalHub, monkeypatch: pytest.MonkeyPatch, said: list[str]
+    hub: Hub, local_hub: LocalHub, monkeypatch: pytest.MonkeyPatch, notices: list[str]
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1_000_000))
     with pytest.raises(ModelError, match=r"takes 5.0 MB, but .* has 1.0 MB free"):
-        hub.fetch("org/tiny", base_files, said.append)
+        hub.fetch("org/tiny", base_files, notices.append)
     assert local_hub.fetched == []
 
 
-def test_whether_the_hub_answers_is_known_within_the_time(hub: Hub, tmp_path: Path) -> None:
-    assert hub.answers("org/tiny")
-    assert not Hub(tmp_path, offline=True).answers("org/tiny")
+def test_the_hub_responds_within_the_time_or_counts_as_absent(hub: Hub, tmp_path: Path) -> None:
+    assert hub.responds("org/tiny")
+    assert not Hub(tmp_path, offline=True).responds("org/tiny")
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and never says a word
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        assert not Hub(tmp_path, offline=False, endpoint=endpoint).answers("org/tiny", seconds=0.5)
+        assert not Hub(tmp_path, offline=False, endpoint=endpoint).responds("org/tiny", seconds=0.5)
 
 
-def test_only_safetensors_configs_and_tokenizers_are_chosen() -> None:
+def test_only_safetensors_configs_and_tokenizers_are_selected() -> None:
     names = ["README.md", "config.json", "consolidated.safetensors", "model-00001-of-00002.safetensors", "run.py",
              "model-00002-of-00002.safetensors", "model.safetensors.index.json", "original/model.safetensors",
              "pytorch_model.bin", "tokenizer.model", "training_args.bin"]  # fmt: skip
@@ -91,7 +93,7 @@ def test_only_safetensors_configs_and_tokenizers_are_chosen() -> None:
         base_files("org/x", ["README.md"])
 
 
-def test_an_adapters_pickle_is_fetched_only_where_it_is_converted_unasked() -> None:
+def test_an_adapters_pickle_is_fetched_only_for_automatic_conversion() -> None:
     names = ["adapter_config.json", "adapter_model.bin", "README.md"]
     assert adapter_files_or_pickle("org/x", names) == ["adapter_model.bin", "adapter_config.json"]
     with pytest.raises(ModelError, match="qlora-chat convert-adapter"):
@@ -102,5 +104,5 @@ def test_an_adapters_pickle_is_fetched_only_where_it_is_converted_unasked() -> N
 
 
 @pytest.mark.parametrize(("text", "expected"), [("huggyllama/llama-7b", True), ("./x", False), ("/x/y", False), ("x", False)])
-def test_hub_ids_are_told_from_folders(text: str, expected: bool) -> None:
+def test_hub_ids_and_folders_are_distinguished(text: str, expected: bool) -> None:
     assert is_hub_id(text) is expected

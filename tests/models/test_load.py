@@ -37,7 +37,7 @@ def merged_folder(cache: Path) -> Path:
     return folder
 
 
-def test_the_demo_says_what_it_is(demo: OpenedDemo) -> None:
+def test_the_demo_describes_itself_as_a_toy(demo: OpenedDemo) -> None:
     info = demo.model.info
     assert (info.name, info.precision, info.device, info.window) == ("Llama-Lumi-45M (demo)", "bf16", "cpu", 512)
     assert info.prompt_format == "guanaco"
@@ -47,7 +47,7 @@ def test_the_demo_says_what_it_is(demo: OpenedDemo) -> None:
     assert "45 M" in toy
     assert "often wrong" in toy
     assert "Built with Llama" in toy
-    assert toy in demo.said
+    assert toy in demo.notices
 
 
 def test_merged_weights_are_pefts_own_bit_for_bit(demo: OpenedDemo, transformers: Any) -> None:
@@ -80,13 +80,13 @@ def test_a_second_start_needs_neither_transformers_nor_peft(
 ) -> None:
     monkeypatch.setenv("QLORA_CHAT_CACHE", str(demo.cache))
     done = subprocess.run([sys.executable, "-c", SECOND_START], capture_output=True, text=True, timeout=60, check=True)
-    seen = json.loads(done.stdout)
-    assert seen["heavy"] == []
+    result = json.loads(done.stdout)
+    assert result["heavy"] == []
     with capsys.disabled():
-        print(f" second start of the demo, torch import included: {seen['seconds']:.2f} s ", end="")
+        print(f" second start of the demo, torch import included: {result['seconds']:.2f} s ", end="")
 
 
-def test_tests_can_hold_the_merged_demo_in_fp32(demo: OpenedDemo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_merged_demo_can_be_loaded_in_fp32(demo: OpenedDemo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QLORA_CHAT_CACHE", str(demo.cache))
     model = load(ModelSettings(model="demo", device="cpu"), lambda _: None, torch.float32)
     assert model.info.precision == "fp32"
@@ -95,10 +95,10 @@ def test_tests_can_hold_the_merged_demo_in_fp32(demo: OpenedDemo, monkeypatch: p
 
 def test_auto_without_card_or_cache_takes_the_demo_and_says_why(demo: OpenedDemo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QLORA_CHAT_CACHE", str(demo.cache))
-    said: list[str] = []
-    model = open_model(ModelSettings(device="cpu"), said.append)
+    notices: list[str] = []
+    model = open_model(ModelSettings(device="cpu"), notices.append)
     assert model.info.name == "Llama-Lumi-45M (demo)"
-    (why,) = (line for line in said if "guanaco-7b" in line)
+    (why,) = (line for line in notices if "guanaco-7b" in line)
     assert "6 GiB" in why
     assert "qlora-chat serve --model guanaco-7b" in why
 
@@ -126,8 +126,8 @@ def test_cuda_without_a_card_is_a_clear_error() -> None:
         detect_devices("cuda")
 
 
-def test_a_start_on_the_processor_beside_a_card_that_is_full_says_why(said: list[str]) -> None:
+def test_a_start_on_the_cpu_next_to_a_full_card_is_explained(notices: list[str]) -> None:
     settings = ModelSettings(base=str(BUNDLED / "base"), precision="nf4")
-    model = load(settings, said.append, places=(DeviceMemory("cuda", 0), DeviceMemory("cpu", 8 * GIB)))
+    model = load(settings, notices.append, devices=(DeviceMemory("cuda", 0), DeviceMemory("cpu", 8 * GIB)))
     assert model.info.device == "cpu"
-    assert any("the graphics card has 0.0 GiB free and it needs" in line for line in said)
+    assert any("the graphics card has 0.0 GiB free and it needs" in line for line in notices)

@@ -1,4 +1,4 @@
-"""What fits where: predicted bytes, and the plan they lead to."""
+"""Predicted bytes, and the plan that follows from them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from qlora_chat.models import ModelError
-from qlora_chat.models.folders import Base
+from qlora_chat.models.folders import Base, ModelConfigs
 from qlora_chat.models.placement import (
     GIB,
     DeviceMemory,
@@ -30,10 +31,10 @@ GUANACO_ADAPTER = 320 * 1000**2
 
 
 def llama_7b() -> Base:
-    return Base(Path("nowhere"), LLAMA_7B, LlamaShape.from_config(LLAMA_7B), 11008, quantised=False)
+    return Base(Path("nowhere"), ModelConfigs(LLAMA_7B, {}, {}), LlamaShape.from_config(LLAMA_7B), 11008)
 
 
-def test_a_7b_is_predicted_to_take_what_it_takes() -> None:
+def test_the_memory_of_a_7b_is_predicted() -> None:
     # 6.74 G weights; keys and values of 2,048 positions are 1 GiB; 0.75 GiB is kept for the rest
     assert needed_bytes(llama_7b(), "bf16", 0, "cuda") / GIB == pytest.approx(12.55 + 1 + 0.75, abs=0.05)
     assert needed_bytes(llama_7b(), "nf4", 0, "cuda") / GIB == pytest.approx(3.6 + 1 + 0.75, abs=0.1)
@@ -56,10 +57,10 @@ def test_a_7b_is_predicted_to_take_what_it_takes() -> None:
         ("bf16", 8, 64, ("cpu", "bf16")),
     ],
 )
-def test_the_best_way_that_fits_is_chosen(precision: Precision, card: int, memory: int, expected: tuple[str, str]) -> None:
-    places = (DeviceMemory("cuda", card * GIB), DeviceMemory("cpu", memory * GIB))
-    plan = choose_plan(llama_7b(), candidate_formats(precision, has_adapter=True), GUANACO_ADAPTER, places)
-    assert (plan.place.device, plan.held) == expected
+def test_the_best_format_that_fits_is_planned(precision: Precision, card: int, memory: int, expected: tuple[str, str]) -> None:
+    devices = (DeviceMemory("cuda", card * GIB), DeviceMemory("cpu", memory * GIB))
+    plan = choose_plan(llama_7b(), candidate_formats(precision, has_adapter=True), GUANACO_ADAPTER, devices)
+    assert (plan.device, plan.weight_format) == expected
 
 
 def test_without_an_adapter_a_small_card_gets_plain_nf4() -> None:
@@ -67,14 +68,14 @@ def test_without_an_adapter_a_small_card_gets_plain_nf4() -> None:
 
 
 @pytest.mark.parametrize("precision", ["auto", "nf4"])
-def test_exact_means_an_nf4_base_with_the_adapter_beside_it(precision: Precision) -> None:
+def test_exact_means_an_nf4_base_with_the_adapter_unmerged(precision: Precision) -> None:
     assert candidate_formats(precision, has_adapter=True, adapter_mode="exact") == ("nf4+adapter",)
 
 
-def test_what_fits_nowhere_says_both_numbers_for_every_device() -> None:
-    places = (DeviceMemory("cuda", 4 * GIB), DeviceMemory("cpu", 5 * GIB // 2))
+def test_a_model_without_room_is_refused_with_both_figures_for_every_device() -> None:
+    devices = (DeviceMemory("cuda", 4 * GIB), DeviceMemory("cpu", 5 * GIB // 2))
     with pytest.raises(ModelError) as caught:
-        choose_plan(llama_7b(), ("bf16", "nf4+adapter"), GUANACO_ADAPTER, places)
+        choose_plan(llama_7b(), ("bf16", "nf4+adapter"), GUANACO_ADAPTER, devices)
     message = str(caught.value)
     assert "the graphics card has 4.0 GiB free and it needs 5.6 GiB" in message
     assert "this machine's memory has 2.5 GiB free and it needs 6.4 GiB" in message
@@ -84,26 +85,32 @@ def test_what_fits_nowhere_says_both_numbers_for_every_device() -> None:
 
 def test_a_card_that_is_full_has_nothing_free(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even to ask, CUDA needs some hundred MB of it."""
-    import torch
 
     def full() -> tuple[int, int]:
         raise torch.OutOfMemoryError("CUDA error: out of memory")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", full)
-    assert [(place.device, place.free > 0) for place in detect_devices("auto")] == [("cuda", False), ("cpu", True)]
+    assert [(each.device, each.free > 0) for each in detect_devices("auto")] == [("cuda", False), ("cpu", True)]
 
 
 @pytest.mark.parametrize(
-    ("card", "said"), [(5.4, "5.4 GiB free and it needs 5.6 GiB there; .* --kv-cache-dtype int8"), (2, "2.0 GiB free")]
+    ("card", "reason"), [(5.4, "5.4 GiB free and it needs 5.6 GiB there; .* --kv-cache-dtype int8"), (2, "2.0 GiB free")]
 )
-def test_a_card_that_is_passed_over_is_said_to_be(card: float, said: str) -> None:
-    places, ways = (
+def test_a_fallback_to_the_cpu_is_explained(card: float, reason: str) -> None:
+    devices, formats = (
         (DeviceMemory("cuda", int(card * GIB)), DeviceMemory("cpu", 64 * GIB)),
         candidate_formats("auto", has_adapter=True),
     )
-    plan = choose_plan(llama_7b(), ways, GUANACO_ADAPTER, places)
-    line = explain_cpu_fallback(plan, llama_7b(), ways, GUANACO_ADAPTER, places, "auto")
-    assert re.search(f"runs on the processor.*{said}", line or "")
+    plan = choose_plan(llama_7b(), formats, GUANACO_ADAPTER, devices)
+    line = explain_cpu_fallback(plan, llama_7b(), formats, GUANACO_ADAPTER, devices, "auto")
+    assert re.search(f"runs on the processor.*{reason}", line or "")
     assert ("int8" in (line or "")) == (card > 5)
-    assert explain_cpu_fallback(plan, llama_7b(), ways, GUANACO_ADAPTER, places[1:], "auto") is None
+    assert explain_cpu_fallback(plan, llama_7b(), formats, GUANACO_ADAPTER, devices[1:], "auto") is None
+
+
+def test_device_cpu_means_the_cpu_alone() -> None:
+    (device,) = detect_devices("cpu")
+    assert device.device == "cpu"
+    assert device.free > 0
+    assert len(detect_devices("auto")) == 1 + torch.cuda.is_available()

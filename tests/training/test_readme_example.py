@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from qlora_chat.models.folders import Base, check_adapter, read_json
+from qlora_chat.models.adapter.folder import AdapterFolder
+from qlora_chat.models.folders import Base, read_json
 from qlora_chat.models.locate import BUNDLED
 from tests.training.conftest import ROOT
 
@@ -31,7 +32,7 @@ def test_the_example_begins_and_leaves_an_adapter_that_describes_itself(tmp_path
     line = [*train_line(out), "--steps", "1", "--batch", "2", "--held-out", "0.005"]
     ended = subprocess.run(line, capture_output=True, text=True, timeout=100, check=False)
     assert ended.returncode == 0, ended.stderr
-    check_adapter(out, Base.read(BUNDLED / "base"))
+    AdapterFolder.read(out).check(Base.read(BUNDLED / "base"))
     record = read_json(out / "qlora_chat.json")
     assert (record["prompt_format"], record["base"], record["steps"]) == ("guanaco", "Llama-Lumi-45M", 1)
     assert record["stop_texts"] == ["### Human", "### Assistant"]

@@ -11,6 +11,7 @@ import signal
 import time
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ import torch
 from safetensors.torch import load_file
 
 from qlora_chat.models.folders import Base
-from qlora_chat.models.locate import demo
+from qlora_chat.models.placement import detect_devices
 from qlora_chat.settings import SettingsError
 from qlora_chat.training import TrainError
-from qlora_chat.training.base import LocatedBase
+from qlora_chat.training.base import locate_base
 from qlora_chat.training.checkpoint import TENSORS, Checkpoints
 from qlora_chat.training.data.dialogues import Dialogues
 from qlora_chat.training.divergence import WINDOW, DivergenceMonitor
@@ -194,12 +195,13 @@ def test_ctrl_c_saves_and_says_how_to_resume(command: Command, tmp_path: Path) -
         run.resumed_settings({"r": 8})
     with pytest.raises(TrainError, match="holds a run already"):
         open_run(out, resume=False)
+    base = locate_base("demo", detect_devices("cpu")[0], print)
     other_data = Dialogues((), "x", (), {})
     with pytest.raises(TrainError, match="started with other dialogues"):
-        run.start(settings, other_data, LocatedBase(demo(), {}))
+        run.start(settings, other_data, replace(base, identity={}))
     same_data = Dialogues((), run.record["data"]["sha256"], (), {})
     with pytest.raises(TrainError, match="started with another base"):
-        run.start(settings, same_data, LocatedBase(demo(), {"files": {}}))
+        run.start(settings, same_data, replace(base, identity={"files": {}}))
 
 
 def test_ctrl_c_before_the_first_step_says_how_to_resume_too(command: Command, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from qlora_chat.benchmark import BenchmarkError
 from qlora_chat.benchmark.shapes import linears
 from qlora_chat.models.locate import BUNDLED
-from qlora_chat.models.weights.llama import choose_cpu_product, quiet_bitsandbytes
+from qlora_chat.models.weights.nf4 import quiet_bitsandbytes, restrict_cpu_product
 from qlora_chat.settings import Sampling
 
 
@@ -67,7 +67,7 @@ def _linear_4bit(tensors: Mapping[str, Tensor], name: str, device: torch.device,
     out_features, in_features = weight.quant_state.shape
     linear = Linear4bit(in_features, out_features, bias=False, compute_dtype=dtype, device="meta")
     linear.weight = weight
-    choose_cpu_product(linear)
+    restrict_cpu_product(linear)
     return linear
 
 

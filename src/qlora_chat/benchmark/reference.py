@@ -17,8 +17,10 @@ from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.eager.forward import Forward
 from qlora_chat.engines.local import LocalEngine
+from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.weights.checkpoint import Checkpoint
-from qlora_chat.models.weights.llama import NF4, Adapter, Beside, Dense, Layer, LlamaWeights, WithAdapter, build
+from qlora_chat.models.weights.llama import Adapter, Dense, Layer, LlamaWeights, Stacked, WithAdapter, build
+from qlora_chat.models.weights.nf4 import NF4
 
 MAX_GAP = 0.25
 """Logits by which a greedy token may be below the best one in float32: bf16 rounds logits that are closer."""
@@ -28,7 +30,9 @@ def reference_forward(engine: LocalEngine, adapter: Path | None) -> Forward:
     """Return torch's float32 pass over the engine's base, read again from its folder, with or without an adapter."""
     assert engine._model.base
     tensors, weights = Checkpoint(engine._model.base.folder), engine._model.weights
-    plain = in_float32(build(tensors, weights.shape, weights.device, adapter=Adapter.read(adapter) if adapter else None))
+    plain = in_float32(
+        build(tensors, weights.shape, weights.device, adapter=Adapter.read(AdapterFolder.read(adapter)) if adapter else None)
+    )
     return Forward(plain, KVCache(plain, 1))
 
 
@@ -64,10 +68,10 @@ def in_float32(weights: LlamaWeights) -> LlamaWeights:
 
 def _exact(product: Any) -> Any:
     match product:
-        case Beside(parts):
-            return Beside(tuple(_exact(part) for part in parts))
+        case Stacked(parts):
+            return Stacked(tuple(_exact(part) for part in parts))
         case WithAdapter(base, a, b, scaling):
             return WithAdapter(_exact(base), a.float(), b.float(), scaling)
         case NF4():
-            return Dense(product.dequantised().float())
+            return Dense(product.dequantize().float())
     return Dense(product.weight.float())

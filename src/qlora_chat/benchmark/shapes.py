@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from qlora_chat.models.weights.llama import LlamaShape
+from qlora_chat.models.weights.nf4 import NF4
 
 NF4_VALUES = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -88,7 +89,8 @@ class RandomTensors(Mapping[str, Tensor]):
     def in_float(self, linear: str, dtype: torch.dtype) -> Tensor:
         """Return a linear's weight in floating point, (out, in), as bitsandbytes dequantizes it."""
         name = f"{linear}.weight"
-        return (_dequantize(self, name) if self._nf4 else self[name]).to(dtype)
+        weight = NF4.read(self, name, self._device, dtype).dequantize() if self._nf4 else self[name]
+        return weight.to(dtype)
 
     def _all_names(self) -> Iterator[str]:
         yield from ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
@@ -156,17 +158,6 @@ class InFloat(Mapping[str, Tensor]):
 def _round_to_int8(matrix: Tensor) -> Tensor:
     scales = matrix.float().abs().amax(dim=1, keepdim=True) / 127
     return (matrix.float() / scales).round() * scales
-
-
-def _dequantize(tensors: Mapping[str, Tensor], name: str) -> Tensor:
-    """Return (out, in) float32: the nibble's value times the block's scale, which is itself quantized to 8 bits."""
-    state = json.loads(bytes(tensors[name + _STATE].tolist()))
-    scales = tensors[f"{name}.nested_quant_map"][tensors[f"{name}.absmax"].int()]
-    outer = tensors[f"{name}.nested_absmax"].repeat_interleave(state["nested_blocksize"])[: len(scales)]
-    scales = scales * outer + state["nested_offset"]
-    packed = tensors[name].flatten()
-    nibbles = torch.stack((packed >> 4, packed & 15), dim=-1).view(-1, state["blocksize"])
-    return (tensors[f"{name}.quant_map"][nibbles.int()] * scales[:, None]).view(state["shape"])
 
 
 def _nibble_pairs(device: torch.device) -> Tensor:

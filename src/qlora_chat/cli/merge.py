@@ -29,7 +29,9 @@ def merge(
 ) -> None:
     """Merge an adapter into its base: every candidate is measured against the unmerged adapter, and the best is written."""
     settings.quiet_libraries()
-    from qlora_chat.merging.command import merge_command
+    from qlora_chat.merging.merge import MergeOptions
+    from qlora_chat.merging.merge import merge as measure_and_merge
 
-    report = merge_command(out, model, base, adapter, data, form, device, prompt_format, force, notify)
+    options = MergeOptions(out, model, base, adapter, data, form, device, prompt_format, force)  # type: ignore[arg-type]
+    report = measure_and_merge(options, notify)
     print(f"wrote {out}: {report.chosen.name}. Talk with it: qlora-chat chat --base {out}")

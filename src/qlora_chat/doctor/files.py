@@ -1,17 +1,23 @@
-"""Whether a folder's files are there, whole, and ask for nothing but to be read.
+"""A folder's files: present, complete, without code to run, and configs that this program supports.
 
-Scope: one folder, base or adapter. Knows no shapes.
+Scope: one folder, base or adapter. The fit of tensors is checked in models/, where the loader uses it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from qlora_chat.doctor import Finding
-from qlora_chat.doctor.headers import Damaged, Entry, read_header
 from qlora_chat.models import ModelError
-from qlora_chat.models.folders import has_tokenizer, read_json
+from qlora_chat.models.adapter.folder import read_adapter_config
+from qlora_chat.models.folders import RECORD, Base, has_tokenizer, read_json
+from qlora_chat.models.tokenizer.special_tokens import special_ids
+from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
+from qlora_chat.models.weights.checkpoint import DamagedFile, TensorHeader, read_header
+from qlora_chat.prompt import FORMATS
+from qlora_chat.settings import DEFAULT_PROMPT_FORMAT
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
 AGAIN = "fetch it again: hf download OWNER/NAME, or copy the folder anew"
@@ -26,47 +32,44 @@ def check_configs(folder: Path) -> Iterator[Finding]:
             code = "auto_map" in str(problem)
             why = "code from a model's repository can do anything on this machine" if code else "it may be half a download"
             yield Finding("blocker", str(problem).split(";")[0], why, "use another model" if code else AGAIN)
-        except RecursionError:
-            yield Finding("blocker", f"{path.name} is nested too deeply", "no model's settings are", AGAIN)
 
 
 def check_pickles(folder: Path, role: str) -> Iterator[Finding]:
-    """Weights in a form that runs code when it is read."""
-    pickled = sorted(path for pattern in PICKLES for path in folder.glob(pattern) if path.name != "training_args.bin")
-    if not pickled:
+    """Weights in a file format that can run code when it is read."""
+    pickles = sorted(path for pattern in PICKLES for path in folder.glob(pattern) if path.name != "training_args.bin")
+    if not pickles:
         return
     if any(folder.glob("*.safetensors")):
-        yield Finding("fine", f"{pickled[0].name} lies beside the {role}'s safetensors and is never read")
+        yield Finding("fine", f"{pickles[0].name} lies next to the {role}'s safetensors and is never read")
         return
     convert = f"qlora-chat convert-adapter {folder} NEW_FOLDER"
-    mend = convert if role == "adapter" else "take a copy of the base that has *.safetensors"
-    yield Finding(
-        "blocker", f"the {role} holds pickled weights only ({pickled[0].name})", "reading a pickle can run code", mend
-    )
+    remedy = convert if role == "adapter" else "take a copy of the base that has *.safetensors"
+    what = f"the {role} holds pickled weights only ({pickles[0].name})"
+    yield Finding("blocker", what, "reading a pickle can run code", remedy)
 
 
-def check_whole(folder: Path, role: str) -> tuple[dict[str, Entry], list[Finding]]:
-    """Every tensor by name, and what is wrong with the files that hold them."""
-    entries: dict[str, Entry] = {}
+def check_tensors(folder: Path, role: str) -> tuple[dict[str, TensorHeader], list[Finding]]:
+    """Headers of all tensors by name, and the faults of their files."""
+    headers: dict[str, TensorHeader] = {}
     findings: list[Finding] = []
     files = sorted(folder.glob("*.safetensors"))
     for path in files:
         try:
-            entries |= read_header(path)
-        except (Damaged, OSError) as problem:
+            headers |= read_header(path)
+        except (DamagedFile, OSError) as problem:
             why = "a broken-off download or copy; reading it would fail half way"
             findings.append(Finding("blocker", f"the {role} is damaged: {problem}", why, AGAIN))
-    findings += _missing_shards(folder, entries, damaged=bool(findings))
+    findings += _missing_shards(folder, headers, damaged=bool(findings))
     if files and not findings:
-        findings.append(Finding("fine", f"the {role}'s {len(files)} file(s) with {len(entries):,} tensors are whole"))
-    return entries, findings
+        findings.append(Finding("fine", f"the {role}'s {len(files)} file(s) with {len(headers):,} tensors are whole"))
+    return headers, findings
 
 
-def _missing_shards(folder: Path, entries: dict[str, Entry], *, damaged: bool) -> Iterator[Finding]:
+def _missing_shards(folder: Path, headers: dict[str, TensorHeader], *, damaged: bool) -> Iterator[Finding]:
     try:
         index = read_json(folder / "model.safetensors.index.json").get("weight_map", {})
     except ModelError:
-        return  # said by check_configs
+        return  # reported by check_configs
     if not isinstance(index, dict):
         yield Finding("blocker", "model.safetensors.index.json holds no table of tensors", "shards cannot be found", AGAIN)
         return
@@ -74,12 +77,78 @@ def _missing_shards(folder: Path, entries: dict[str, Entry], *, damaged: bool) -
     if missing := sorted(name for name in names if not (folder / name).is_file()):
         why = "the weights in it are missing"
         yield Finding("blocker", f"{len(missing)} of {len(names)} shards are not there ({missing[0]})", why, AGAIN)
-    elif (lost := sorted(set(index) - set(entries))) and not damaged:
+    elif (missing := sorted(set(index) - set(headers))) and not damaged:
         why = "index and shards are of two versions"
-        yield Finding("blocker", f"the index names {lost[0]}, which no shard holds", why, AGAIN)
+        yield Finding("blocker", f"the index names {missing[0]}, which no shard holds", why, AGAIN)
 
 
 def check_tokenizer(folder: Path) -> Iterator[Finding]:
     """A base without a tokenizer."""
     if not has_tokenizer(folder):
         yield Finding("blocker", "the base has neither tokenizer.json nor tokenizer.model", "text cannot become ids", AGAIN)
+
+
+# --- contents -----------------------------------------------------------------------------------------------------------
+
+
+def check_base_config(folder: Path) -> tuple[Base | None, list[Finding]]:
+    """The base, or None with the reason why this program cannot compute it."""
+    try:
+        base = Base.read(folder)
+    except ModelError as problem:
+        return None, [Finding("blocker", str(problem), "nothing can be loaded without it", "give a LLaMA-family base")]
+    shape = base.shape
+    stored = "NF4" if base.is_nf4 else "8 bits" if base.is_int8 else "16 bits"
+    sizes = f"{shape.layers} layers of {shape.hidden}, vocabulary {shape.vocabulary:,}, window {shape.window:,}"
+    return base, [Finding("fine", f"the base is {base.config.get('model_type')} in {stored}: {sizes}")]
+
+
+def check_vocabulary(base: Base) -> Iterator[Finding]:
+    """Ids of the tokenizer that the embeddings lack; wrong ids for a text's beginning and end."""
+    if not (base.folder / "tokenizer.json").is_file():
+        return  # a bare tokenizer.model is converted at the first start, and checked then
+    try:
+        tokenizer = ModelTokenizer.read(base.folder, None)
+        special = special_ids(base.folder.name, base.configs, tokenizer)
+    except ModelError as problem:
+        yield Finding("blocker", str(problem), "text cannot become ids", AGAIN)
+        return
+    if tokenizer.size > base.shape.vocabulary:
+        what = f"the tokenizer has {tokenizer.size:,} tokens and the base embeds {base.shape.vocabulary:,}"
+        remedy = "use the tokenizer that came with the base"
+        yield Finding("blocker", what, "an id beyond the embeddings has no meaning", remedy)
+    for notice in special.notices:
+        yield Finding("warning", notice, "an answer may not end where it should", "nothing: it is repaired as it is loaded")
+    if not special.notices:
+        ends = ", ".join(map(str, sorted(special.stops)))
+        yield Finding("fine", f"a text begins with {special.bos} and ends with {ends}")
+
+
+def check_adapter_config(folder: Path) -> tuple[dict[str, Any] | None, list[Finding]]:
+    """adapter_config.json, or None with the reason why it is not a LoRA's."""
+    try:
+        config = read_adapter_config(folder)
+    except ModelError as problem:
+        return None, [Finding("blocker", str(problem), "PEFT cannot apply it", "give a PEFT LoRA adapter's folder or Hub id")]
+    base = config.get("base_model_name_or_path") or "a base that it does not name"
+    return config, [Finding("fine", f"the adapter is a LoRA of rank {config['r']}, alpha {config['lora_alpha']}, for {base}")]
+
+
+def check_format(folders: list[Path]) -> Iterator[Finding]:
+    """The prompt format that adapter or base declare."""
+    for folder in folders:
+        try:
+            declared = read_json(folder / RECORD).get("prompt_format")
+        except ModelError:
+            continue  # reported by check_configs
+        if isinstance(declared, str) and declared in FORMATS:
+            yield Finding("fine", f"it declares the prompt format {declared}; stops: {', '.join(FORMATS[declared].stop_texts)}")
+            return
+        if declared is not None:
+            what = f"it declares the prompt format {declared!r}, which is not known here"
+            why = "in another format than it was tuned on, it answers badly and does not stop"
+            yield Finding("blocker", what, why, f"name one with --format: {', '.join(FORMATS)}")
+            return
+    why = f"{DEFAULT_PROMPT_FORMAT} is used; in another than it was tuned on, it answers badly"
+    remedy = f"if it was tuned on another, name it: --format {' or '.join(FORMATS)}"
+    yield Finding("warning", "it declares no prompt format", why, remedy)

@@ -1,6 +1,6 @@
-"""How much memory a model will take here: to load, to chat over its whole window, to train; and what this machine has.
+"""Memory that a model takes on this machine: to load, to chat over its whole window, to train; and what is free.
 
-Scope: bytes from shapes, before anything is loaded. What is predicted is the allocator's peak on a card (for a CPU, of the
+Scope: bytes from shapes, before anything is loaded. The prediction is the allocator's peak on a card (on a CPU, of the
 process beyond its libraries); bench/card/doctor_memory.py measures it.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from qlora_chat.doctor import Finding
 from qlora_chat.models.folders import Base
-from qlora_chat.models.placement import GIB, NF4_BYTES, OVERHEAD, DeviceMemory, Held, cache_bytes
+from qlora_chat.models.placement import GIB, OVERHEAD, DeviceMemory, DeviceType, WeightFormat, kv_cache_bytes, weight_bytes
 
 ALLOCATOR = 1.01
 """Blocks are rounded up, and each linear has small tensors of its own (code book, offsets)."""
@@ -19,39 +19,38 @@ ALLOCATOR = 1.01
 
 @dataclass(frozen=True)
 class Need:
-    """Predicted peak of one thing a user may do."""
+    """Predicted peak memory of one use of the model."""
 
     doing: str
-    held: Held
+    held: WeightFormat
     bytes: int
 
 
-def load_bytes(base: Base, held: Held, adapter: int) -> int:
-    """Peak of a load: weights, with the adapter beside them where it stays unmerged. `adapter` is its bytes in bf16."""
+def load_bytes(base: Base, weight_format: WeightFormat, adapter_bytes: int) -> int:
+    """Peak of loading the weights, with the adapter if it stays unmerged; `adapter_bytes` in bf16."""
     shape = base.shape
-    outer = 2 * shape.vocabulary * shape.hidden * (1 if shape.tied_head else 2)
-    inner = sum(outs * ins for name, (outs, ins) in base.linears().items() if name != "lm_head")
     norms = 2 * shape.hidden * (2 * shape.layers + 1)
-    weights = inner * (2 if held == "bf16" else NF4_BYTES)
-    return int(ALLOCATOR * (outer + weights + norms + (adapter if held == "nf4+adapter" else 0)))
+    unmerged = adapter_bytes if weight_format == "nf4+adapter" else 0
+    return int(ALLOCATOR * (weight_bytes(base, weight_format) + norms + unmerged))
 
 
-def chat_bytes(base: Base, held: Held, adapter: int, device: str) -> int:
-    """Peak of one chat over the whole window: a load, keys and values, and what a start reserves beside them."""
-    return load_bytes(base, held, adapter) + cache_bytes(base, device) + OVERHEAD[device]
+def chat_bytes(base: Base, weight_format: WeightFormat, adapter_bytes: int, device: DeviceType) -> int:
+    """Peak of one chat over the whole window: weights, KV cache, and the reserve of a start."""
+    return load_bytes(base, weight_format, adapter_bytes) + kv_cache_bytes(base, device) + OVERHEAD[device]
 
 
-def needs(base: Base, held: Held, adapter: int, rank: int, device: str) -> list[Need]:
-    """What loading, chatting and training would take."""
-    listed = [
-        Need("load it", held, load_bytes(base, held, adapter)),
-        Need(f"chat over the whole window of {base.shape.window:,} tokens", held, chat_bytes(base, held, adapter, device)),
+def needs(base: Base, weight_format: WeightFormat, adapter_bytes: int, rank: int, device: DeviceType) -> list[Need]:
+    """Predictions for loading, chatting and training."""
+    chat = chat_bytes(base, weight_format, adapter_bytes, device)
+    return [
+        Need("load it", weight_format, load_bytes(base, weight_format, adapter_bytes)),
+        Need(f"chat over the whole window of {base.shape.window:,} tokens", weight_format, chat),
+        *_training(base, rank, device),
     ]
-    return [*listed, *_training(base, rank, device)]
 
 
-def _training(base: Base, rank: int, device: str) -> Iterator[Need]:
-    if base.eight_bits:
+def _training(base: Base, rank: int, device: DeviceType) -> Iterator[Need]:
+    if base.is_int8:
         return
     from qlora_chat.training.memory import predicted_bytes
     from qlora_chat.training.recipe import read_recipe, settings_from
@@ -59,40 +58,37 @@ def _training(base: Base, rank: int, device: str) -> Iterator[Need]:
     settings = settings_from(read_recipe("guanaco-7b"), {"r": rank})
     for tokens in (512, 2048):
         if tokens <= base.shape.window:
-            peak = predicted_bytes(base, settings, tokens, checkpointing=True, device="cpu" if device == "cpu" else "cuda")
+            peak = predicted_bytes(base, settings, tokens, checkpointing=True, device=device)
             yield Need(f"train on it, {tokens:,} tokens a pass with checkpointing", "nf4+adapter", peak)
 
 
-def check_memory(base: Base, adapter: int, rank: int, places: Sequence[DeviceMemory]) -> tuple[list[Need], list[Finding]]:
-    """Predicted needs on the best device, and which of them this machine can serve."""
-    place = places[0]
-    held = _held(base, adapter, place)
-    listed = needs(base, held, adapter, rank, place.device)
-    saved = cache_bytes(base, place.device) - cache_bytes(base, place.device, "int8")
-    return listed, [_finding(need, place, places, saved) for need in listed]
+def check_memory(
+    base: Base, adapter_bytes: int, rank: int, devices: Sequence[DeviceMemory]
+) -> tuple[list[Need], list[Finding]]:
+    """Predictions for the best device, and a finding for each."""
+    best = devices[0]
+    weight_format: WeightFormat = "nf4+adapter" if adapter_bytes else "nf4"
+    if chat_bytes(base, "bf16", adapter_bytes, best.device) <= best.free:  # the preference of `auto`
+        weight_format = "bf16"
+    listed = needs(base, weight_format, adapter_bytes, rank, best.device)
+    saved_by_int8 = kv_cache_bytes(base, best.device) - kv_cache_bytes(base, best.device, "int8")
+    return listed, [_finding(need, devices, saved_by_int8) for need in listed]
 
 
-def _held(base: Base, adapter: int, place: DeviceMemory) -> Held:
-    """bf16 where a chat fits so, as `auto` decides; else in 4 bits, the adapter unmerged."""
-    if chat_bytes(base, "bf16", adapter, place.device) <= place.free:
-        return "bf16"
-    return "nf4+adapter" if adapter else "nf4"
-
-
-def _finding(need: Need, place: DeviceMemory, places: Sequence[DeviceMemory], saved: int) -> Finding:
-    """`saved`: bytes that keys and values in 8 bits would save a chat."""
-    where = "the card" if place.device == "cuda" else "this machine"
-    said = f"to {need.doing} ({need.held}) takes {_gib(need.bytes)} GiB, and {where} has {_gib(place.free)} GiB free"
-    if need.bytes <= place.free:
-        return Finding("fine", said)
+def _finding(need: Need, devices: Sequence[DeviceMemory], saved_by_int8: int) -> Finding:
+    """`saved_by_int8`: bytes that a KV cache in 8 bits would save a chat."""
+    best, *others = devices
+    where = "the card" if best.device == "cuda" else "this machine"
+    what = f"to {need.doing} ({need.held}) takes {_gib(need.bytes)} GiB, and {where} has {_gib(best.free)} GiB free"
+    if need.bytes <= best.free:
+        return Finding("fine", what)
     if need.doing.startswith("train"):
-        return Finding("warning", said, "training would run out of memory", "use a card with more memory, or a smaller base")
-    if need.doing.startswith("chat") and need.bytes - saved <= place.free:
-        why, mend = "keys and values in 8 bits would fit", "qlora-chat serve --kv-cache-dtype int8"
-        return Finding("warning", said, why, mend)
-    if any(need.bytes <= other.free for other in places[1:]):
-        return Finding("warning", said, "it would run on the processor, more slowly", "qlora-chat serve --device cpu")
-    return Finding("blocker", said, "it would run out of memory", "free some memory, or take a smaller base")
+        return Finding("warning", what, "training would run out of memory", "use a card with more memory, or a smaller base")
+    if need.doing.startswith("chat") and need.bytes - saved_by_int8 <= best.free:
+        return Finding("warning", what, "keys and values in 8 bits would fit", "qlora-chat serve --kv-cache-dtype int8")
+    if any(need.bytes <= other.free for other in others):
+        return Finding("warning", what, "it would run on the processor, more slowly", "qlora-chat serve --device cpu")
+    return Finding("blocker", what, "it would run out of memory", "free some memory, or take a smaller base")
 
 
 def _gib(count: int) -> str:

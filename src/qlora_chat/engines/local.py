@@ -28,7 +28,7 @@ from qlora_chat.engines.cpu import open_cpu
 from qlora_chat.engines.eager.multi_lora import MultiLoraForward
 from qlora_chat.engines.protocol import check_prompt
 from qlora_chat.models import LoadedModel, ModelError, ModelInfo, Notify
-from qlora_chat.models.folders import adapter_bytes
+from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.models.weights.llama import LlamaWeights
 from qlora_chat.prompt import Prompt
@@ -110,7 +110,7 @@ class LocalEngine:
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Load an unmerged adapter; see AdapterHost. Running answers pause while it is read."""
-        self._on_thread(lambda: self._load_adapter(name, folder))
+        self._on_thread(lambda: self._load_adapter(name, AdapterFolder.read(folder)))
 
     def unload_adapter(self, name: str) -> None:
         """Accept no more requests for an adapter; see AdapterHost."""
@@ -133,7 +133,7 @@ class LocalEngine:
             raise ValueError(f"adapter {name!r} is not loaded; loaded: {loaded}")
         return lora
 
-    def _load_adapter(self, name: str, folder: Path) -> None:
+    def _load_adapter(self, name: str, folder: AdapterFolder) -> None:
         self._adapters.load(name, folder)
         self.info = replace(self.info, adapters=self._adapters.names)
 
@@ -174,7 +174,7 @@ class LocalEngine:
 
     def _open(self, load: Callable[[], LoadedModel], slots: int | None, notify: Notify, kv_cache_dtype: KVCacheDtype) -> None:
         model = load()
-        backend, reserve = None, sum(adapter_bytes(folder) for _, folder in model.beside)
+        backend, reserve = None, sum(folder.bytes for _, folder in model.unmerged_adapters)
         if model.weights.device.type == "cuda":
             backend, consumed = _open_cuda(model.weights, slots, notify, kv_cache_dtype, reserve)
             if consumed:
@@ -192,7 +192,7 @@ class LocalEngine:
         self.info: ModelInfo = replace(model.info, computed_by=self._scheduler.backend_name)
         self._model = model
         self._adapters = LoraRegistry(model, self._cache, self._scheduler.adapters)
-        for name, folder in model.beside:
+        for name, folder in model.unmerged_adapters:
             self._load_adapter(name, folder)
 
     def _serve(self) -> None:

@@ -12,23 +12,23 @@ _PLAIN = (
     "{{- '# # #' if part.lstrip('#').lstrip().lower().startswith(('human', 'assistant')) else '###' -}}{%- endif -%}"
     "{{- part -}}{%- endfor -%}{{- ' ' if text.endswith('#') -}}{%- endmacro -%}"
 )
-"""As prompt.escape: a role marker inside a message must not become a turn, and a "#" at its end not melt into one."""
+"""Like prompt.escape: a role marker inside a message must not become a turn, and a "#" at its end must not complete one."""
 
 
-def chat_template(form: PromptFormat, beginning: str) -> str:
-    """One line of Jinja; `messages` may begin with a system message. `beginning` is how BOS is written."""
-    system, after_system = _quoted(form.default_system), _quoted(form.after_system)
-    user = f"{_quoted(form.before_user)} ~ plain(message.content) ~ {_quoted(form.after_user)}"
-    assistant = f"{_quoted(form.before_answer)} ~ plain(message.content) ~ {_quoted(form.after_answer)}"
+def chat_template(prompt_format: PromptFormat, bos_text: str) -> str:
+    """One line of Jinja; `messages` may begin with a system message. `bos_text` is BOS as text."""
+    system, after_system = _quoted(prompt_format.default_system), _quoted(prompt_format.after_system)
+    user = f"{_quoted(prompt_format.before_user)} ~ plain(message.content) ~ {_quoted(prompt_format.after_user)}"
+    assistant = f"{_quoted(prompt_format.before_answer)} ~ plain(message.content) ~ {_quoted(prompt_format.after_answer)}"
     return (
-        _PLAIN + "{{- " + _quoted(beginning) + " -}}"
+        _PLAIN + "{{- " + _quoted(bos_text) + " -}}"
         "{%- set told = messages[0].content if messages and messages[0].role == 'system' else " + system + " -%}"
         "{%- if told -%}{{- plain(told) ~ " + after_system + " -}}{%- endif -%}"
         "{%- for message in messages -%}"
         "{%- if message.role == 'user' -%}{{- " + user + " -}}"
         "{%- elif message.role == 'assistant' -%}{{- " + assistant + " -}}{%- endif -%}"
         "{%- endfor -%}"
-        "{%- if add_generation_prompt -%}{{- " + _quoted(form.open_answer) + " -}}{%- endif -%}"
+        "{%- if add_generation_prompt -%}{{- " + _quoted(prompt_format.open_answer) + " -}}{%- endif -%}"
     )
 
 

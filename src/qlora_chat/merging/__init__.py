@@ -1,7 +1,8 @@
-"""Base + adapter -> one merged model, and what the merge cost.
+"""Base + adapter -> one merged model, with its measured loss.
 
-Scope: makes every merge that could be written, measures each against what training saw, writes the best and says why. The
-merges themselves are in models/adapter/merge.py and models/weights/quantize.py, which a first start uses too. Knows no pages.
+Scope: makes every merge that could be written, measures each against the unmerged adapter, writes the best and reports why.
+The merges themselves are in models/adapter/merge.py and models/weights/quantize.py, which a first start uses too. Knows no
+pages.
 """
 
 from __future__ import annotations
@@ -10,4 +11,4 @@ from qlora_chat.models import ModelError
 
 
 class MergeRefused(ModelError):
-    """Every merge that was asked for strays too far from the unmerged adapter; the message has the figures."""
+    """Every merge of the chosen form differs too much from the unmerged adapter; the message has the figures."""

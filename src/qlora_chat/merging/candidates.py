@@ -1,6 +1,6 @@
-"""The merges that could be written, and the rule by which one of them is.
+"""The merges that could be written, and the rule that picks one of them.
 
-Scope: names, figures and the choice. Makes and measures nothing.
+Scope: names, figures and the rule. Merges and measures nothing.
 """
 
 from __future__ import annotations
@@ -10,37 +10,37 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qlora_chat.merging import MergeRefused
-from qlora_chat.models.adapter.merge_loss import LEAST_TOP1, MOST_KL, Loss
-from qlora_chat.models.weights.shards import Stored
+from qlora_chat.models.adapter.merge_loss import MAX_KL, MIN_TOP1, MergeLoss
+from qlora_chat.models.weights.shards import StoredFormat
 
 Origin = Literal["nf4", "original"]
-"""What the adapter is added to: the base as training saw it, dequantised from NF4, or the base in its own 16 bits."""
+"""Base of the merge: dequantized from NF4, as training saw it, or in its own 16 bits."""
 Form = Literal["auto", "bf16", "int8", "nf4"]
-FORMS: tuple[Stored, ...] = ("bf16", "int8", "nf4")
+FORMS: tuple[StoredFormat, ...] = ("bf16", "int8", "nf4")
 SAME_KL = 0.0005
 """Nats. Two merges closer than this differ by no more than bf16 rounding does."""
 RULE = (
     f"the smallest KL from the unmerged adapter on its NF4 base; merges within {SAME_KL} nats of it count as equal, and of "
-    f"those the one of the fewest bytes. Refused above KL {MOST_KL} or below {LEAST_TOP1:.0%} agreement."
+    f"those the one of the fewest bytes. Refused above KL {MAX_KL} or below {MIN_TOP1:.0%} agreement."
 )
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to merge, with what it costs."""
+    """One way to merge, with its figures."""
 
     origin: Origin
-    form: Stored
-    loss: Loss
+    form: StoredFormat
+    loss: MergeLoss
     bytes: int
-    """Of the weights on disk."""
+    """Size of the weights on disk."""
     tokens_per_s: float
     """One chat in this program, on the machine that measured."""
 
     @property
     def name(self) -> str:
-        """In words."""
-        origin = "dequantised NF4" if self.origin == "nf4" else "original 16-bit"
+        """Name in reports."""
+        origin = "dequantised NF4" if self.origin == "nf4" else "original 16-bit"  # spelled as in records of earlier versions
         form = {"bf16": "bf16", "int8": "8 bits", "nf4": "NF4"}[self.form]
         return f"{origin} + adapter, {form}"
 
@@ -53,23 +53,23 @@ class Reference:
     perplexity: float
     bytes: int
     tokens_per_s: float | None
-    """None for an adapter that this program cannot hold unmerged."""
+    """None for an adapter that this program cannot apply unmerged."""
 
 
 def pick(candidates: Sequence[Candidate], form: Form) -> Candidate:
-    """The one that RULE names among those in the form asked for."""
-    asked = [each for each in candidates if form in ("auto", each.form)] or list(candidates)  # none yet, in mid-measurement
-    least = min(each.loss.kl for each in asked)
-    return min((each for each in asked if each.loss.kl <= least + SAME_KL), key=lambda each: (each.bytes, each.loss.kl))
+    """The best by RULE among those in this form; among all while none of this form is measured yet."""
+    allowed = [each for each in candidates if form in ("auto", each.form)] or list(candidates)
+    least = min(each.loss.kl for each in allowed)
+    return min((each for each in allowed if each.loss.kl <= least + SAME_KL), key=lambda each: (each.bytes, each.loss.kl))
 
 
 def check(chosen: Candidate, *, force: bool) -> None:
-    """MergeRefused where the best is not good enough, unless it is forced."""
+    """MergeRefused if the best is beyond the limits and not forced."""
     if chosen.loss.acceptable or force:
         return
     raise MergeRefused(
         f"nothing was written: the best merge ({chosen.name}) has KL {chosen.loss.kl} nats a token from the unmerged adapter "
-        f"and agrees with it at {chosen.loss.top1:.1%} of {chosen.loss.tokens} tokens, and {MOST_KL} and {LEAST_TOP1:.0%} are "
-        "the limits. Take another --form, serve the adapter unmerged (serve --base --adapter), or write it all the same with "
+        f"and agrees with it at {chosen.loss.top1:.1%} of {chosen.loss.tokens} tokens, and {MAX_KL} and {MIN_TOP1:.0%} are "
+        "the limits. Choose another --form, serve the adapter unmerged (serve --base --adapter), or write it all the same with "
         "--force"
     )

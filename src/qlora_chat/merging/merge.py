@@ -1,202 +1,181 @@
-"""The whole of a measured merge, on one screen.
+"""The whole of a measured merge.
 
-    base + adapter -> every merge -> measured against what training saw -> the best, written with its report
+    base + adapter -> every merge -> measured against the unmerged adapter -> the best, written with its report
 
 Scope: ties the parts together. Needs room on disk for two merges in 16 bits.
 """
 
 from __future__ import annotations
 
-import gc
 import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from qlora_chat.evaluation.held_out import HeldOutText, read_text
-from qlora_chat.merging.candidates import FORMS, Candidate, Form, Origin, Reference, check, pick
-from qlora_chat.merging.output import finish
-from qlora_chat.merging.report import Report
-from qlora_chat.merging.speed import tokens_per_second
+from qlora_chat.merging.candidates import FORMS, Candidate, Form, Origin, check, pick
+from qlora_chat.merging.measure import Measure
+from qlora_chat.merging.report import Report, write_description
 from qlora_chat.models import ModelError, Notify
-from qlora_chat.models.adapter.merge_loss import HeldOut, compare, own_dialogues, perplexity
+from qlora_chat.models.adapter.folder import AdapterFolder
+from qlora_chat.models.adapter.merge_loss import HeldOut, builtin_dialogues
 from qlora_chat.models.cache import Cache, new_folder
 from qlora_chat.models.folders import Base
-from qlora_chat.models.locate import Source
-from qlora_chat.models.placement import GIB, DeviceMemory, detect_devices, needed_bytes
-from qlora_chat.models.prepare import Parts, parts_of
-from qlora_chat.models.weights.checkpoint import Checkpoint
-from qlora_chat.models.weights.llama import Adapter, build
-from qlora_chat.models.weights.quantize import eight_bits, quantised
-from qlora_chat.models.weights.shards import Named, Stored, write_shards, write_small_files
-from qlora_chat.prompt import find_prompt_format
-from qlora_chat.settings import Device
+from qlora_chat.models.hub import Hub
+from qlora_chat.models.part import declared_format
+from qlora_chat.models.placement import DoesNotFit, detect_devices
+from qlora_chat.models.prepare import QuantizedBase, quantize_base
+from qlora_chat.models.resolve import ResolvedModel, resolve
+from qlora_chat.models.weights.quantize import quantize_int8, quantize_nf4
+from qlora_chat.models.weights.shards import NamedTensor, StoredFormat, write_shards, write_small_files
+from qlora_chat.prompt import PromptFormat, find_prompt_format
+from qlora_chat.settings import (
+    DEFAULT_PROMPT_FORMAT,
+    Device,
+    ModelSettings,
+    SettingsError,
+    cache_folder,
+    hub_cache_folder,
+    hub_is_offline,
+)
+
+MAX_TOKENS = 2000
+"""Counted tokens of the held-out text: a share of 97 % is then known to half a per cent."""
 
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """What is to be merged, and how."""
+    """Model and form of a merge. SettingsError for options that name none."""
 
-    source: Source
     out: Path
-    form: Form = "auto"
+    model: str = "auto"
+    """demo or guanaco-7b, instead of base and adapter."""
+    base: str | None = None
+    adapter: str | None = None
     data: str | None = None
-    """Held-out text; None takes the program's own dialogues."""
-    most_tokens: int = 2000
-    """Of the data, that count."""
-    prompt_format: str = "guanaco"
+    """Held-out text; None uses the program's own dialogues."""
+    form: Form = "auto"
     device: Device = "auto"
+    prompt_format: str | None = None
+    """None uses what adapter or base declare."""
     force: bool = False
+    """Write the best merge even if it breaks the limits."""
+
+    def __post_init__(self) -> None:
+        if self.form not in ("auto", *FORMS):
+            raise SettingsError(f"--form is {self.form!r}, but must be one of auto, {', '.join(FORMS)}")
+        if self.base is None and self.model == "auto":
+            raise SettingsError("a merge needs --base and --adapter, or --model demo or guanaco-7b")
+        if self.base is not None and self.adapter is None:
+            raise SettingsError("a merge needs --adapter, the LoRA to add to --base")
 
 
-def merge(asked: MergeOptions, cache: Cache, notify: Notify) -> Report:
-    """Measure every merge and write the best to `asked.out`. ModelError (MergeRefused) if nothing can be written."""
-    _check_target(asked.out)
-    given = read_text(asked.data, notify) if asked.data else None
-    place = _place(asked)
-    parts = parts_of(asked.source, place, cache, notify)
-    text = _text(asked, given, parts)
-    try:
-        asked.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=asked.out.parent, prefix=f".{asked.out.name}-work-") as work:
-            return _Work(asked, parts, text, place.device, Path(work), notify).run()
-    except (OSError, SafetensorError) as problem:
-        raise ModelError(f"{asked.out} cannot be written ({problem}); make room, or name another folder") from problem
-
-
-def _text(asked: MergeOptions, given: HeldOutText | None, parts: Parts) -> HeldOut:
-    window = parts.original.shape.window
-    if given is None:
-        return own_dialogues(parts.tokenizer, parts.special.bos, window)
-    return given.tokenize(parts.tokenizer, window, asked.most_tokens, find_prompt_format(asked.prompt_format))
-
-
-def _check_target(out: Path) -> None:
+def merge(options: MergeOptions, notify: Notify) -> Report:
+    """Measure every merge and write the best to `options.out`. ModelError (MergeRefused) if nothing can be written."""
+    out = options.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ModelError(f"{out} is there already; name a new folder with --out")
+        raise ModelError(f"{out} exists already; name a new folder with --out")
+    text = read_text(options.data, notify) if options.data else None
+    cache = Cache(cache_folder(), notify)
+    model, adapter = _resolve(options, cache, notify)
+    declared = declared_format(model.adapter, model.base)
+    prompt_format = find_prompt_format(options.prompt_format or declared or DEFAULT_PROMPT_FORMAT)
+    base = quantize_base(model, cache, notify)
+    held_out = _in_ids(text, base, prompt_format)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-work-") as folder:
+            measure = Measure(held_out, model.plan.device, notify)
+            return _Merges(options, model, adapter, base, measure, Path(folder), notify).run(prompt_format)
+    except (OSError, SafetensorError) as problem:
+        raise ModelError(f"{out} cannot be written ({problem}); make room, or name another folder") from problem
 
 
-def _place(asked: MergeOptions) -> DeviceMemory:
-    """Where a merge in bf16 fits."""
-    if asked.source.base.folder is None or asked.source.adapter is None or asked.source.adapter.folder is None:
+def _resolve(options: MergeOptions, cache: Cache, notify: Notify) -> tuple[ResolvedModel, AdapterFolder]:
+    """Base and adapter, on a device that a merge in bf16 fits."""
+    settings = ModelSettings(options.model, options.base, options.adapter, "bf16", options.device)
+    try:
+        hub = Hub(hub_cache_folder(), hub_is_offline())
+        model = resolve(settings, hub, cache, detect_devices(options.device), notify)
+    except DoesNotFit as problem:
+        raise ModelError(
+            f"a measured merge needs the model in bf16, and {problem.gaps}; "
+            "free some memory, or serve the adapter unmerged: serve --base --adapter"
+        ) from problem
+    if model.base.folder is None or model.adapter_folder is None:
         raise ModelError("a merge needs a base and an adapter on this machine: give --base and --adapter")
-    base, places = Base.read(asked.source.base.folder), detect_devices(asked.device)
-    for place in places:
-        if needed_bytes(base, "bf16", 0, place.device) <= place.free:
-            return place
-    needed, free = needed_bytes(base, "bf16", 0, places[-1].device), max(place.free for place in places)
-    raise ModelError(
-        f"a measured merge holds the model in bf16, which takes {needed / GIB:.1f} GiB, and {free / GIB:.1f} GiB are free; "
-        "free some memory, or serve the adapter unmerged: serve --base --adapter"
-    )
+    return model, model.adapter_folder
 
 
-@dataclass
-class _Work:
-    asked: MergeOptions
-    parts: Parts
-    text: HeldOut
-    device: str
+def _in_ids(text: HeldOutText | None, base: QuantizedBase, prompt_format: PromptFormat) -> HeldOut:
+    tokenizer, window = base.text.tokenizer, base.original.shape.window
+    if text is None:
+        return builtin_dialogues(tokenizer, base.text.special.bos, window)
+    return text.tokenize(tokenizer, window, MAX_TOKENS, prompt_format)
+
+
+@dataclass(frozen=True)
+class _Merges:
+    """The candidates of one run, each in a folder of its own while it may still be chosen."""
+
+    options: MergeOptions
+    model: ResolvedModel
+    adapter: AdapterFolder
+    base: QuantizedBase
+    measure: Measure
     folder: Path
     """Temporary, on the disk of the result."""
     notify: Notify
 
-    def run(self) -> Report:
-        adapter = self._adapter()
-        logits = self._unmerged(adapter)
-        reference = self._reference(logits, adapter)
+    def run(self, prompt_format: PromptFormat) -> Report:
+        logits, reference = self.measure.reference(self.base.nf4, self.adapter)
         self.notify(f"reference: the adapter on the NF4 base, perplexity {reference.perplexity}")
+        origins: tuple[Origin, ...] = ("nf4",) if self.base.original.is_nf4 else ("nf4", "original")
         measured: list[Candidate] = []
-        for origin in self._origins():
+        for origin in origins:
             for form in FORMS:
-                measured.append(self._measured(origin, form, logits))
-                self._drop_all_but(pick(measured, self.asked.form), needed=(origin, "bf16"))
-        chosen = pick(measured, self.asked.form)
-        report = Report(self.asked.source, self._text_name(), self.device, reference, tuple(measured), chosen, self.asked.force)
+                measured.append(self.measure.candidate(origin, form, self._merged(origin, form), logits))
+                self._delete_all_but(pick(measured, self.options.form), needed=(origin, "bf16"))
+        chosen = pick(measured, self.options.form)
+        text_name = Path(self.options.data).name if self.options.data else "the program's own dialogues"
+        report = Report(
+            self.model.base, self.model.adapter, text_name, self.measure.device, reference, tuple(measured), chosen,
+            self.options.force,
+        )  # fmt: skip
         self.notify(report.table())
-        check(chosen, force=self.asked.force)
-        with new_folder(self.asked.out) as folder:
-            for path in self._made(chosen.origin, chosen.form).iterdir():
+        check(chosen, force=self.options.force)
+        with new_folder(self.options.out) as folder:
+            for path in self._merged(chosen.origin, chosen.form).iterdir():
                 path.rename(folder / path.name)
-            finish(folder, report, self.asked.prompt_format, self.parts)
+            write_description(folder, report, prompt_format, self.base.text)
         return report
 
-    def _text_name(self) -> str:
-        return Path(self.asked.data).name if self.asked.data else "the program's own dialogues"
-
-    def _adapter(self) -> Path:
-        assert self.asked.source.adapter is not None
-        assert self.asked.source.adapter.folder is not None
-        return self.asked.source.adapter.folder
-
-    def _origins(self) -> tuple[Origin, ...]:
-        return ("nf4",) if self.parts.original.quantised else ("nf4", "original")
-
-    def _unmerged(self, adapter: Path) -> Tensor:
-        from qlora_chat.models.adapter.merge import unmerged_logits
-
-        return unmerged_logits(self.parts.nf4, adapter, self.device, self.text)
-
-    def _reference(self, logits: Tensor, adapter: Path) -> Reference:
-        size = _bytes(self.parts.nf4.folder) + _bytes(adapter)
-        try:
-            beside = Adapter.read(adapter)
-        except ModelError:  # a variant of LoRA that PEFT alone can hold unmerged
-            speed = None
-        else:
-            speed = self._speed(self.parts.nf4.folder, beside)
-        return Reference(len(logits), round(perplexity(logits, self.text.targets), 3), size, speed)
-
-    def _measured(self, origin: Origin, form: Stored, reference: Tensor) -> Candidate:
-        from qlora_chat.models.adapter.merge import folder_logits
-
-        folder = self._made(origin, form)
-        loss = compare(reference, folder_logits(folder, self.device, self.text), self.text.targets)
-        candidate = Candidate(origin, form, loss, _bytes(folder), self._speed(folder))
-        self.notify(f"{candidate.name}: KL {loss.kl}, agreement {loss.top1:.1%}, perplexity {loss.perplexity}")
-        return candidate
-
-    def _made(self, origin: Origin, form: Stored) -> Path:
-        """The folder of one merge, made where it is not there."""
+    def _merged(self, origin: Origin, form: StoredFormat) -> Path:
+        """Folder of one merge, written if it is not there."""
         folder = self.folder / f"{origin}-{form}"
         if folder.is_dir():
             return folder
         folder.mkdir()
-        base = self.parts.nf4 if origin == "nf4" else self.parts.original
+        base, text = self.base.nf4 if origin == "nf4" else self.base.original, self.base.text
         write_shards(self._tensors(origin, form, base), folder)
-        config = {**base.config, **self.parts.special.config}
-        tokenizer = self.parts.tokenizer_folder
-        write_small_files(folder, config, self.parts.special.generation, tokenizer, base.folder, stored=form)
+        config = {**base.config, **text.special.config}
+        write_small_files(folder, config, text.special.generation, text.folder, base.folder, stored=form)
         return folder
 
-    def _tensors(self, origin: Origin, form: Stored, base: Base) -> Iterator[Named]:
+    def _tensors(self, origin: Origin, form: StoredFormat, base: Base) -> Iterator[NamedTensor]:
         if form == "bf16":
-            from qlora_chat.models.adapter.merge import merged_bf16
+            from qlora_chat.models.adapter.merge import merge_bf16
 
-            return merged_bf16(base, self._adapter(), self.device)
-        merged = Base.read(self._made(origin, "bf16"))
-        return eight_bits(merged) if form == "int8" else quantised(merged, self.device)
+            return merge_bf16(base, self.adapter, self.measure.device)
+        merged = Base.read(self._merged(origin, "bf16"))
+        return quantize_int8(merged) if form == "int8" else quantize_nf4(merged, self.measure.device)
 
-    def _drop_all_but(self, best: Candidate, needed: tuple[Origin, Stored]) -> None:
-        """A 7B's merges take 48 GB together: what will hardly be chosen goes, and is made again if it is after all."""
-        stay = {f"{best.origin}-{best.form}", "-".join(needed)}
+    def _delete_all_but(self, best: Candidate, needed: tuple[Origin, StoredFormat]) -> None:
+        """Delete merges that will hardly be chosen; a 7B's take 48 GB together. If one is after all, it is merged again."""
+        needed_names = {f"{best.origin}-{best.form}", "-".join(needed)}
         for folder in self.folder.iterdir():
-            if folder.name not in stay:
+            if folder.name not in needed_names:
                 shutil.rmtree(folder)
-
-    def _speed(self, folder: Path, adapter: Adapter | None = None) -> float:
-        base = Base.read(folder)
-        weights = build(Checkpoint(folder), base.shape, torch.device(self.device), adapter=adapter)
-        speed = round(tokens_per_second(weights, self.notify), 1)
-        del weights
-        gc.collect()
-        return speed
-
-
-def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -1,22 +1,29 @@
-"""What a merge cost, as JSON for programs and as a page and a table for people.
+"""Report of a merge, as JSON for programs and as a page and a table for readers; files that describe a merged model.
 
-Scope: words and figures. Measures nothing.
+Scope: words and figures. Measures nothing, and writes no weights.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from qlora_chat import __version__
+from qlora_chat.exporting.template import chat_template
 from qlora_chat.merging.candidates import RULE, Candidate, Reference
-from qlora_chat.models.adapter.merge_loss import LEAST_TOP1, MOST_KL
-from qlora_chat.models.locate import Source
+from qlora_chat.models.adapter.merge_loss import MAX_KL, MIN_TOP1
+from qlora_chat.models.folders import RECORD
+from qlora_chat.models.part import ModelPart
+from qlora_chat.models.prepare import ModelText, source_record
+from qlora_chat.prompt import PromptFormat
 
 HEADINGS = ("merge", "KL, nats", "agreement", "perplexity", "GB", "tokens/s")
 
-BROKEN = "**It breaks the limits, and was written because --force was given.**\n\n"
+BROKEN = "**It breaks the limits, and was written because of --force.**\n\n"
 PAGE = """\
 # {adapter} merged into {base}
 
@@ -37,29 +44,30 @@ widens 8 bits to bf16 as it loads them.
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was measured, and what was chosen."""
+    """All measurements, and the chosen merge."""
 
-    source: Source
+    base: ModelPart
+    adapter: ModelPart | None
     text: str
-    """What it was measured on."""
+    """Name of the held-out text."""
     device: str
     reference: Reference
     candidates: tuple[Candidate, ...]
     chosen: Candidate
     forced: bool
-    """Whether limits were set aside; only matters where the chosen one breaks them."""
+    """True with --force; it matters if the chosen merge breaks the limits."""
 
     def as_json(self) -> dict[str, Any]:
-        """For merge_report.json."""
+        """Contents of merge_report.json."""
         return {
             "tool": f"qlora-chat {__version__}",
             "made": datetime.now(UTC).isoformat(timespec="seconds"),
-            "base": self.source.base.name,
-            "adapter": self.source.adapter.name if self.source.adapter else None,
+            "base": self.base.name,
+            "adapter": self.adapter.name if self.adapter else None,
             "text": self.text,
             "tokens": self.reference.tokens,
             "device": self.device,
-            "limits": {"kl": MOST_KL, "agreement": LEAST_TOP1},
+            "limits": {"kl": MAX_KL, "agreement": MIN_TOP1},
             "rule": RULE,
             "reference": asdict(self.reference),
             "candidates": [{"name": each.name, **asdict(each), "chosen": each is self.chosen} for each in self.candidates],
@@ -82,18 +90,18 @@ class Report:
         )  # fmt: skip
 
     def table(self) -> str:
-        """For a terminal: columns in line."""
+        """Table for a terminal, columns in line."""
         rows = [HEADINGS, *self.rows()]
         widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
         lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
         return "\n".join(lines)
 
     def page(self) -> str:
-        """For merge_report.md."""
+        """Contents of merge_report.md."""
         cells = [f"| {' | '.join(row)} |" for row in (HEADINGS, ("---", *["---:"] * (len(HEADINGS) - 1)), *self.rows())]
         return PAGE.format(
-            adapter=self.source.adapter.name if self.source.adapter else "no adapter",
-            base=self.source.base.name,
+            adapter=self.adapter.name if self.adapter else "no adapter",
+            base=self.base.name,
             tokens=self.reference.tokens,
             text=self.text,
             device=self.device,
@@ -107,3 +115,27 @@ class Report:
 
 def _aligned(row: tuple[str, ...], widths: list[int]) -> list[str]:
     return [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+
+
+def write_description(folder: Path, report: Report, prompt_format: PromptFormat, text: ModelText) -> None:
+    """Write qlora_chat.json, chat_template.jinja and merge_report.md and .json into a folder that holds a merged model."""
+    assert report.adapter
+    record = {
+        "tool": f"qlora-chat {__version__}",
+        **source_record("base", report.base),
+        **source_record("adapter", report.adapter),
+        "merged": report.chosen.name,
+        "precision": report.chosen.form,
+        "prompt_format": prompt_format.name,
+        "stops": {"texts": list(prompt_format.stop_texts), "token_ids": sorted(text.special.stops)},
+        "loss": asdict(report.chosen.loss),
+    }
+    template = chat_template(prompt_format, text.tokenizer.written_bos())
+    _write_json(folder / RECORD, record)
+    (folder / "chat_template.jinja").write_text(template + "\n", encoding="utf-8")
+    _write_json(folder / "merge_report.json", report.as_json())
+    (folder / "merge_report.md").write_text(report.page(), encoding="utf-8")
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""From names to weights ready to run: resolve, download, merge, cache, load.
+"""Models, from names to weights in memory: resolve, download, merge, cache, load.
 
 Scope: the values that leave this package, and open_model, which does all of it. Importing this module imports no
 torch. Knows nothing of prompts' rendering, sampling or pages.
@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qlora_chat.errors import UserError
-from qlora_chat.settings import ModelSettings
+from qlora_chat.settings import ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
 
 if TYPE_CHECKING:
+    from qlora_chat.models.adapter.folder import AdapterFolder
     from qlora_chat.models.folders import Base
     from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
     from qlora_chat.models.weights.llama import LlamaWeights
@@ -29,13 +30,13 @@ class ModelError(UserError, RuntimeError):
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is being talked to, in words and numbers for pages, terminals and logs."""
+    """Names and figures of a model, for pages, terminals and logs."""
 
     name: str
     base: str
     adapter: str | None
     precision: str
-    """bf16 (merged), nf4 (merged and requantised), nf4+adapter (unmerged); fp32 in tests."""
+    """bf16 (merged), nf4 (merged and requantized), nf4+adapter (unmerged); fp32 in tests."""
     device: str
     window: int
     """Most tokens that prompt and answer may have together."""
@@ -43,31 +44,31 @@ class ModelInfo:
     stop_token_ids: frozenset[int]
     """Every id that tokenizer and generation config name as an end."""
     notices: tuple[str, ...] = ()
-    """Lines a user must see: that it is a toy, what quantising cost, what was repaired."""
+    """Lines a user must see: that it is a toy, the cost of quantization, repairs."""
     base_sha256: str | None = None
-    """Of the weights; None where they are not on this machine, or too big to be read for it."""
+    """Hash of the weights; None if they are not on this machine, or too big to be hashed."""
     adapter_sha256: str | None = None
     computed_by: str | None = None
-    """Which forward pass answers, since each rounds in its own way; None where it is another machine's."""
+    """Forward pass of the answers, since each rounds in its own way; None for another machine's."""
     adapters: tuple[str, ...] = ()
-    """Adapters beside the model, unmerged, that a request can name."""
+    """Unmerged adapters that a request can name."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """Weights on their device with what is needed to use them."""
+    """Weights on their device, with tokenizer and description."""
 
     weights: LlamaWeights
     tokenizer: ModelTokenizer
     info: ModelInfo
     base: Base | None = None
-    """The config that the weights go by; None for weights made in memory."""
-    beside: tuple[tuple[str, Path], ...] = ()
-    """Adapters to keep beside the weights, unmerged: (name, folder)."""
+    """The config of the weights; None for weights made in memory."""
+    unmerged_adapters: tuple[tuple[str, AdapterFolder], ...] = ()
+    """Adapters to apply unmerged, for requests that name them: (name, folder)."""
 
 
 def open_model(settings: ModelSettings, notify: Notify) -> LoadedModel:
-    """Find, fetch, merge and load the model that the settings name. ModelError says what is in the way.
+    """Find, fetch, merge and load the model of the settings. ModelError with the remedy if that is not possible.
 
     The first start goes through Transformers and PEFT; its result is cached, and later starts read that alone.
     """
@@ -77,7 +78,10 @@ def open_model(settings: ModelSettings, notify: Notify) -> LoadedModel:
 
 
 def find_adapter(text: str, notify: Notify) -> Path:
-    """The folder of an adapter by Hub id or path, fetched or converted where that is needed. ModelError as open_model."""
-    from qlora_chat.models.load import adapter_folder
+    """Folder of an adapter by Hub id or path, fetched or converted if necessary. Raises the errors of open_model."""
+    from qlora_chat.models.cache import Cache
+    from qlora_chat.models.hub import Hub
+    from qlora_chat.models.locate import locate_adapter
 
-    return adapter_folder(text, notify)
+    hub, cache = Hub(hub_cache_folder(), hub_is_offline()), Cache(cache_folder(), notify)
+    return locate_adapter(text, hub, cache, notify).existing_folder()

@@ -1,7 +1,7 @@
-"""The Hugging Face Hub: what of it is on this machine, and fetching the rest.
+"""The Hugging Face Hub: its local cache, and downloads.
 
 Scope: repositories, revisions and files. Downloads go through huggingface_hub, which shows progress, resumes, and
-honours HF_TOKEN and HF_ENDPOINT. Knows nothing of what the files mean beyond which ones are worth fetching.
+honours HF_TOKEN and HF_ENDPOINT. Of the files' meaning it knows which ones are worth fetching.
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ from threading import Thread
 from typing import Any
 
 from qlora_chat.models import ModelError, Notify
-from qlora_chat.models.folders import RECORD
+from qlora_chat.models.adapter.folder import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS
+from qlora_chat.models.folders import RECORD, Problem
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _BASE_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _BASE_SMALL = ("config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer.model",
                "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")  # fmt: skip
-_ADAPTER_SMALL = ("adapter_config.json", RECORD)
+_ADAPTER_SMALL = (ADAPTER_CONFIG, RECORD)
+_CONFIGS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", RECORD)
 _PICKLED = (".bin", ".pt", ".pth")
-ADAPTER_PICKLE = "adapter_model.bin"
 
-Choose = Callable[[str, Sequence[str]], list[str]]
-"""(repository, its file names) -> those to fetch; ModelError where none will do."""
+SelectFiles = Callable[[str, Sequence[str]], list[str]]
+"""(repository, its file names) -> those to fetch; ModelError if it lacks what is needed."""
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether text looks like owner/name."""
+    """True if text looks like owner/name."""
     return _ID.fullmatch(text) is not None
 
 
 def base_files(repository: str, names: Sequence[str]) -> list[str]:
-    """Safetensors, configs and tokenizer of a base. ModelError where the weights are pickles only."""
+    """Safetensors, configs and tokenizer of a base. ModelError if the weights are pickles only."""
     weights = [name for name in names if _BASE_WEIGHTS.fullmatch(name)]
     if weights:
         return [*weights, *(name for name in _BASE_SMALL if name in names)]
@@ -48,23 +49,38 @@ def base_files(repository: str, names: Sequence[str]) -> list[str]:
     raise ModelError(f"{repository} holds no model*.safetensors; give a LLaMA-family model")
 
 
+def base_files_without_weights(repository: str, names: Sequence[str]) -> list[str]:
+    """Configs and tokenizer of a base whose weights are on another machine."""
+    files = [name for name in _CONFIGS if name in names]
+    if "config.json" not in files or not {"tokenizer.json", "tokenizer.model"} & set(files):
+        raise ModelError(f"{repository} lacks config.json or a tokenizer; give the base that the server runs")
+    return files
+
+
 def adapter_files(repository: str, names: Sequence[str]) -> list[str]:
-    """An adapter's safetensors and config. ModelError names the command that converts a pickle."""
-    if "adapter_model.safetensors" in names:
-        return ["adapter_model.safetensors", *(name for name in _ADAPTER_SMALL if name in names)]
+    """Safetensors and config of an adapter. ModelError names the command that converts a pickle."""
+    if ADAPTER_WEIGHTS in names:
+        return [ADAPTER_WEIGHTS, *(name for name in _ADAPTER_SMALL if name in names)]
     if ADAPTER_PICKLE in names:
         raise ModelError(
             f"{repository} holds its adapter as a pickle ({ADAPTER_PICKLE}), which can run code when read; "
             "download it and turn it into safetensors once: qlora-chat convert-adapter FOLDER NEW_FOLDER"
         )
-    raise ModelError(f"{repository} holds no adapter_model.safetensors; give a PEFT LoRA adapter")
+    raise ModelError(f"{repository} holds no {ADAPTER_WEIGHTS}; give a PEFT LoRA adapter")
 
 
 def adapter_files_or_pickle(repository: str, names: Sequence[str]) -> list[str]:
-    """As adapter_files, but a pickle will do: for the one adapter that is converted unasked."""
-    if "adapter_model.safetensors" not in names and ADAPTER_PICKLE in names:
+    """Like adapter_files, but accepts a pickle: for the one adapter that is converted automatically."""
+    if ADAPTER_WEIGHTS not in names and ADAPTER_PICKLE in names:
         return [ADAPTER_PICKLE, *(name for name in _ADAPTER_SMALL if name in names)]
     return adapter_files(repository, names)
+
+
+def adapter_files_without_weights(repository: str, names: Sequence[str]) -> list[str]:
+    """Config and record of an adapter whose weights are on another machine."""
+    if ADAPTER_CONFIG not in names:
+        raise ModelError(f"{repository} holds no {ADAPTER_CONFIG}; give a PEFT LoRA adapter")
+    return [name for name in _ADAPTER_SMALL if name in names]
 
 
 @dataclass(frozen=True)
@@ -82,10 +98,10 @@ class Hub:
     cache: Path
     offline: bool
     endpoint: str | None = None
-    """None is the client's own: HF_ENDPOINT, else huggingface.co."""
+    """None uses the client's own: HF_ENDPOINT, else huggingface.co."""
 
     def cached(self, repository: str) -> Snapshot | None:
-        """What was fetched earlier of the main branch, whole or in part; asks nobody."""
+        """Files of the main branch that were fetched earlier, complete or not; needs no network."""
         root = self.cache / f"models--{repository.replace('/', '--')}"
         try:
             revision = (root / "refs" / "main").read_text().strip()
@@ -94,46 +110,53 @@ class Hub:
         folder = root / "snapshots" / revision
         return Snapshot(folder, revision) if revision and folder.is_dir() else None
 
-    def answers(self, repository: str, seconds: float = 3.0) -> bool:
-        """Whether the Hub tells of a repository within the time; False at once when offline."""
+    def responds(self, repository: str, seconds: float = 3.0) -> bool:
+        """True if the Hub describes a repository within the time; False at once when offline."""
         if self.offline:
             return False
-        asked: Future[Any] = Future()
+        response: Future[Any] = Future()
 
-        def ask() -> None:
+        def request() -> None:
             try:
-                asked.set_result(self._api().model_info(repository, timeout=seconds))
+                response.set_result(self.describe(repository, seconds))
             except Exception as problem:
-                asked.set_exception(problem)
+                response.set_exception(problem)
 
-        Thread(target=ask, name="ask-hub", daemon=True).start()  # name resolution alone may take longer than any timeout
+        Thread(target=request, name="ask-hub", daemon=True).start()  # name resolution alone may exceed any timeout
         try:
-            asked.result(timeout=seconds)
+            response.result(timeout=seconds)
         except Exception:
             return False
         return True
 
-    def fetch(self, repository: str, choose: Choose, notify: Notify) -> Snapshot:
-        """Download what `choose` names and is not here yet. ModelError says what to do about what is in the way."""
+    def describe(self, repository: str, seconds: float = 10.0) -> Any:
+        """The Hub's description of a repository, with file sizes. HubError if there is none."""
+        from huggingface_hub import HfApi
+
+        with _readable_errors(repository):
+            return HfApi(endpoint=self.endpoint).model_info(repository, files_metadata=True, timeout=seconds)
+
+    def fetch(self, repository: str, select: SelectFiles, notify: Notify) -> Snapshot:
+        """Download the selected files that are missing. ModelError with the remedy if that fails."""
         if self.offline:
             raise ModelError(
                 f"{repository} is not on this machine (looked in {self.cache}) and HF_HUB_OFFLINE forbids fetching it; "
                 "unset HF_HUB_OFFLINE, or give a folder"
             )
-        with _explained(repository):
+        info = self.describe(repository)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        names = select(repository, list(sizes))
+        self._announce(repository, {name: sizes[name] for name in names}, notify)
+        with _readable_errors(repository):
             from huggingface_hub import snapshot_download
 
-            info = self._api().model_info(repository, files_metadata=True, timeout=10)
-            sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-            names = choose(repository, list(sizes))
-            self._announce(repository, {name: sizes[name] for name in names}, notify)
             folder = snapshot_download(repository, cache_dir=self.cache, allow_patterns=names, endpoint=self.endpoint)
         return Snapshot(Path(folder), info.sha or Path(folder).name)
 
     def _announce(self, repository: str, sizes: dict[str, int], notify: Notify) -> None:
-        """Say how much will be fetched. ModelError if the disk cannot hold it."""
-        here = self.cached(repository)
-        missing = sum(size for name, size in sizes.items() if here is None or not (here.folder / name).is_file())
+        """Report the size of the download. ModelError if the disk has too little room."""
+        local = self.cached(repository)
+        missing = sum(size for name, size in sizes.items() if local is None or not (local.folder / name).is_file())
         self.cache.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.cache).free
         if missing > free:
@@ -143,19 +166,28 @@ class Hub:
             )
         notify(f"fetching {repository}: {_size(missing)} into {self.cache} (a broken download goes on where it stopped)")
 
-    def _api(self) -> Any:
-        from huggingface_hub import HfApi
-
-        return HfApi(endpoint=self.endpoint)
-
 
 def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
+class HubError(ModelError):
+    """A request to the Hub failed."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+
+
+def gated(repository: str) -> Problem:
+    """Problem of a repository with a licence to accept."""
+    remedy = "accept its licence on its page at the Hub, then set HF_TOKEN or run: hf auth login"
+    return Problem(f"{repository} is gated", "its files are for accounts that accepted its licence", remedy)
+
+
 @contextmanager
-def _explained(repository: str) -> Iterator[None]:
-    """Turn what the client and the disk raise into what a person can do about it."""
+def _readable_errors(repository: str) -> Iterator[None]:
+    """Turn errors of client and disk into ModelErrors that say what to do."""
     from huggingface_hub import errors
 
     try:
@@ -163,18 +195,15 @@ def _explained(repository: str) -> Iterator[None]:
     except ModelError:
         raise
     except errors.GatedRepoError as problem:
-        raise ModelError(
-            f"{repository} is gated: accept its licence on its page at the Hub, then set HF_TOKEN to a token of that account"
-        ) from problem
+        raise HubError(gated(repository)) from problem
     except errors.RepositoryNotFoundError as problem:
-        raise ModelError(
-            f"the Hub knows no {repository}, or only for those it is shared with; check the spelling, or set HF_TOKEN"
-        ) from problem
+        what, why = f"the Hub knows no {repository}", "or only those it is shared with may see it"
+        raise HubError(Problem(what, why, "check the spelling, or set HF_TOKEN")) from problem
     except Exception as problem:  # the client's own, httpx's and the disk's, which share no base
         status = getattr(getattr(problem, "response", None), "status_code", None)
         if status in (401, 403):
-            raise ModelError(f"the Hub refuses {repository} ({status}); set HF_TOKEN to a token that may read it") from problem
+            what, remedy = f"the Hub refuses {repository}", "set HF_TOKEN to a token that may read it"
+            raise HubError(Problem(what, f"status {status}", remedy)) from problem
         reason = str(problem).strip().split("\n")[0][:200] or type(problem).__name__
-        raise ModelError(
-            f"{repository} could not be fetched ({reason}); check connection and disk, then start again: it resumes"
-        ) from problem
+        remedy = "check connection and disk, then start again: it resumes"
+        raise HubError(Problem(f"{repository} could not be fetched", reason, remedy)) from problem

@@ -1,271 +1,232 @@
-"""A plan -> tensors that are ready to be read: from the cache, from the source itself, or made now and kept.
+"""A resolved model -> tensors that can be read: from the cache, from the base itself, or converted now and cached.
 
-Scope: which of the three it is, and what is recorded beside what was made. The work itself is in merge.py and
-quantise.py. Knows nothing of names on the Hub.
+Scope: which of the three, and the record of what was converted. The work itself is in adapter/merge.py and
+weights/quantize.py. Knows nothing of names on the Hub.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from torch import Tensor
 
 from qlora_chat.models import ModelError, Notify
-from qlora_chat.models.adapter.merge_loss import Loss, compare, own_dialogues
-from qlora_chat.models.cache import Cache, CacheUnusable, Record, fingerprints, key_of, sha256
-from qlora_chat.models.folders import Base, adapter_bytes, check_adapter
-from qlora_chat.models.locate import Part, Source, check_source, kept_entries
-from qlora_chat.models.placement import DeviceMemory, Held, Plan, choose_plan, explain_cpu_fallback, weight_bytes
-from qlora_chat.models.tokenizer.folder import tokenizer_folder
+from qlora_chat.models.adapter.folder import ADAPTER_WEIGHTS, AdapterFolder
+from qlora_chat.models.adapter.merge_loss import MergeLoss, builtin_dialogues, compare
+from qlora_chat.models.cache import Cache, CacheEntry, CacheUnusable, Record, key_of
+from qlora_chat.models.folders import Base
+from qlora_chat.models.part import ModelPart
+from qlora_chat.models.placement import DeviceType, weight_bytes
+from qlora_chat.models.resolve import ResolvedModel
+from qlora_chat.models.tokenizer.sentencepiece import tokenizer_folder
 from qlora_chat.models.tokenizer.special_tokens import SpecialIds, special_ids
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.models.weights.checkpoint import Checkpoint
 from qlora_chat.models.weights.llama import Adapter
-from qlora_chat.models.weights.shards import Named, write_shards, write_small_files
-from qlora_chat.settings import KVCacheDtype
+from qlora_chat.models.weights.shards import NamedTensor, write_shards, write_small_files
+
+
+@dataclass(frozen=True)
+class ModelText:
+    """Tokenizer of a base, and the ids that begin and end a text."""
+
+    folder: Path
+    """Holds tokenizer.json."""
+    tokenizer: ModelTokenizer
+    special: SpecialIds
+
+    @staticmethod
+    def read(name: str, base: Base, folder: Path) -> ModelText:
+        """Read the tokenizer in `folder` and the special ids of the base's configs; `name` is for notices."""
+        tokenizer = ModelTokenizer.read(folder, None)
+        special = special_ids(name, base.configs, tokenizer)
+        tokenizer.bos_id = special.bos
+        return ModelText(folder, tokenizer, special)
 
 
 @dataclass(frozen=True)
 class PreparedModel:
-    """What a model is read from."""
+    """Everything a model is loaded from."""
 
-    plan: Plan
     base: Base
-    """Whose config holds; its folder is the source's or the cached one."""
+    """Config of the tensors; its folder is the base's or the cached entry's."""
     tensors: Mapping[str, Tensor]
-    tokenizer: ModelTokenizer
-    special: SpecialIds
+    text: ModelText
     adapter: Adapter | None = None
-    """Beside the base, unmerged."""
+    """Adapter to apply unmerged."""
     notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Made:
-    """What was merged or quantised: a one-way stream of tensors, or all of them."""
-
-    tensors: Iterable[Named]
-    loss: Loss | None = None
-
-
-def prepare(
-    source: Source, ways: Sequence[Held], places: Sequence[DeviceMemory], cache: Cache, notify: Notify,
-    kv_cache_dtype: KVCacheDtype = "auto",
-) -> PreparedModel:  # fmt: skip
-    """Choose a plan that fits, of the ways to hold the weights (best first), and make it ready. ModelError says what is in the
-    way."""
-    base = check_source(source)
-    if base is None:
-        return _from_kept(source, ways, places, cache, notify, kv_cache_dtype)
-    plan = _planned(base, ways, source, places, notify, kv_cache_dtype)
-    work = _Work(source, base, plan, cache, notify)
-    return work.ready()
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a measured merge starts from."""
+class QuantizedBase:
+    """A base as it is and in NF4, with its tokenizer: the inputs of a measured merge."""
 
     original: Base
     nf4: Base
-    """The same folder where the original is in NF4 already."""
-    tokenizer: ModelTokenizer
-    tokenizer_folder: Path
-    special: SpecialIds
+    """The same folder if the original is in NF4 already."""
+    text: ModelText
 
 
-def parts_of(source: Source, place: DeviceMemory, cache: Cache, notify: Notify) -> Parts:
-    """Base as it is and in NF4, quantised once and kept, with its tokenizer. ModelError says what is in the way."""
-    base = check_source(source)
-    if base is None:
-        raise ModelError(f"{source.base.name} is not on this machine, and a merge is measured from the base itself")
-    alone = _Work(Source(source.name, source.base), base, Plan(place, "nf4"), cache, notify)
-    tokenizer, special = alone._tokenizer()
-    tokenizer.bos_id = special.bos
-    return Parts(base, alone._quantised_base()[0], tokenizer, alone._tokenizer_folder(), special)
+def prepare(model: ResolvedModel, cache: Cache, notify: Notify) -> PreparedModel:
+    """Tensors in the plan's weight format. ModelError with the remedy if base or adapter cannot be used."""
+    adapter, stored = model.adapter_folder, _stored_format(model)
+    unmerged = None
+    if model.plan.weight_format == "nf4+adapter" and adapter:
+        unmerged = Adapter.read(adapter)  # refused here, before minutes of work, if it needs a merge
+    if model.cached:
+        made = model.cached.record.get("made")
+        notify(f"{model.base.name} is no longer on this machine; what was made of it on {made} is used")
+        return _read_entry(model, model.config, model.cached, unmerged)
+    merged = None if unmerged else adapter
+    if merged is None and model.config.is_nf4 == (stored == "nf4"):
+        text = _text_of(model, model.config, cache, notify)
+        return PreparedModel(model.config, Checkpoint(model.config.folder), text, unmerged, text.special.notices)
+    conversion = _Conversion(model, model.config, stored, merged, cache, notify)
+    entry = conversion.find()
+    if entry is None and merged and stored == "nf4" and not model.config.is_nf4:  # requantizing starts from NF4 on disk
+        nf4 = _nf4_base(model, cache, notify)
+        conversion = replace(conversion, source=nf4.base, earlier=nf4.notices)
+    prepared = conversion.read(entry) if entry else conversion.run()
+    return replace(prepared, adapter=unmerged)
 
 
-def _adapter_bytes(source: Source) -> int:
-    return adapter_bytes(source.adapter.folder) if source.adapter and source.adapter.folder else 0
+def quantize_base(model: ResolvedModel, cache: Cache, notify: Notify) -> QuantizedBase:
+    """The model's base and its NF4 form, quantized once and cached. ModelError if the base is not here or the disk is full."""
+    if model.base.folder is None:
+        raise ModelError(f"{model.base.name} is not on this machine, and a merge is measured from the base itself")
+    nf4 = model.config if model.config.is_nf4 else _nf4_base(model, cache, notify).base
+    return QuantizedBase(model.config, nf4, _text_of(model, model.config, cache, notify))
 
 
-def _planned(
-    base: Base,
-    ways: Sequence[Held],
-    source: Source,
-    places: Sequence[DeviceMemory],
-    notify: Notify,
-    kv_cache_dtype: KVCacheDtype,
-) -> Plan:
-    beside = _adapter_bytes(source)
-    plan = choose_plan(base, ways, beside, places, kv_cache_dtype)
-    if said := explain_cpu_fallback(plan, base, ways, beside, places, kv_cache_dtype):
-        notify(said)
-    return plan
+def source_record(role: str, part: ModelPart) -> Record:
+    """Name, revision and contents of a source, for the record; an adapter's weights always with their sha256."""
+    files = dict(part.fingerprints)
+    if role == "adapter":
+        files[ADAPTER_WEIGHTS] = f"sha256:{part.sha256(ADAPTER_WEIGHTS)}"
+    return {role: part.name, f"{role}_revision": part.revision, f"{role}_files": files}
 
 
-def _from_kept(
-    source: Source,
-    ways: Sequence[Held],
-    places: Sequence[DeviceMemory],
-    cache: Cache,
-    notify: Notify,
-    kv_cache_dtype: KVCacheDtype,
-) -> PreparedModel:
-    """The base is gone from this machine, but what was made of it is not."""
-    kept = kept_entries(cache, source, ways)
-    if not kept:
-        raise ModelError(f"{source.base.name} is not on this machine, nor is anything that was made of it")
-    first = Base.read(next(iter(kept.values())).folder)
-    plan = _planned(first, tuple(kept), source, places, notify, kv_cache_dtype)
-    if plan.held == "nf4+adapter" and source.adapter and source.adapter.folder:
-        check_adapter(source.adapter.folder, first)
-    entry = kept[plan.held]
-    notify(f"{source.base.name} is no longer on this machine; what was made of it on {entry.record.get('made')} is used")
-    return _read_entry(plan, entry.folder, entry.record, source)
+def _stored_format(model: ResolvedModel) -> Literal["bf16", "nf4"]:
+    return "bf16" if model.plan.weight_format == "bf16" else "nf4"
 
 
-def _read_entry(plan: Plan, folder: Path, record: Record, source: Source) -> PreparedModel:
-    base = Base.read(folder)
-    tokenizer = ModelTokenizer.read(folder, None)
-    special = special_ids(source.base.name, folder, base.config, tokenizer, folder)
-    notices = tuple(str(line) for line in record.get("notices", ()))
-    return PreparedModel(plan, base, Checkpoint(folder), tokenizer, special, _beside(plan, source), notices)
+def _text_of(model: ResolvedModel, base: Base, cache: Cache, notify: Notify) -> ModelText:
+    folder = tokenizer_folder(model.base.name, base.folder, cache, notify)
+    return ModelText.read(model.base.name, base, folder)
 
 
-def _beside(plan: Plan, source: Source) -> Adapter | None:
-    if plan.held != "nf4+adapter" or source.adapter is None or source.adapter.folder is None:
-        return None
-    return Adapter.read(source.adapter.folder)
+def _nf4_base(model: ResolvedModel, cache: Cache, notify: Notify) -> PreparedModel:
+    """The model's 16-bit base in NF4 on disk."""
+    conversion = _Conversion(model, model.config, "nf4", None, cache, notify)
+    entry = conversion.find()
+    nf4 = conversion.read(entry) if entry else conversion.run()
+    if not isinstance(nf4.tensors, Checkpoint):
+        raise ModelError(f"{cache.root} needs room for the base in NF4; set QLORA_CHAT_CACHE to another folder")
+    return nf4
+
+
+def _read_entry(model: ResolvedModel, base: Base, entry: CacheEntry, unmerged: Adapter | None = None) -> PreparedModel:
+    notices = tuple(str(line) for line in entry.record.get("notices", ()))
+    text = ModelText.read(model.base.name, base, entry.folder)
+    return PreparedModel(base, Checkpoint(entry.folder), text, unmerged, notices)
 
 
 @dataclass(frozen=True)
-class _Work:
-    source: Source
-    base: Base
-    plan: Plan
+class _Conversion:
+    """A base in another format, with or without the adapter merged into it: one folder of the cache."""
+
+    model: ResolvedModel
+    source: Base
+    """The base to convert: the model's own, or its NF4 form."""
+    stored: Literal["bf16", "nf4"]
+    merged: AdapterFolder | None
     cache: Cache
     notify: Notify
     earlier: tuple[str, ...] = ()
-    """What was said of the base when it was quantised, and holds for what is made of that."""
+    """Notices of the quantization of `source`."""
 
-    def ready(self) -> PreparedModel:
-        beside = _beside(self.plan, self.source)  # refused here, before minutes of work, if it cannot stay unmerged
-        merged = None if beside else self.source.adapter
-        held = "bf16" if self.plan.held == "bf16" else "nf4"
-        if merged is None and self.base.quantised == (held == "nf4"):
-            return self._as_it_is(beside)
-        if merged is None or held == "bf16":
-            return self._kept_or_made(held, merged)
-        return self._requantised(merged)
+    @cached_property
+    def text(self) -> ModelText:
+        """Tokenizer and special ids of the source."""
+        return _text_of(self.model, self.source, self.cache, self.notify)
 
-    def _as_it_is(self, adapter: Adapter | None) -> PreparedModel:
-        """The source's own weights will do."""
-        tokenizer, special = self._tokenizer()
-        return PreparedModel(self.plan, self.base, Checkpoint(self.base.folder), tokenizer, special, adapter, special.notices)
+    @property
+    def adapter(self) -> ModelPart | None:
+        """The adapter to merge, for names and hashes."""
+        return self.model.adapter if self.merged else None
 
-    def _requantised(self, merged: Part) -> PreparedModel:
-        """Merged into NF4, for which the base must be in NF4 on disk first."""
-        key = self._key("nf4", merged)
-        if not self.base.quantised and self.cache.find("merged", key) is None:
-            base, notices = self._quantised_base()
-            work = _Work(self.source, base, self.plan, self.cache, self.notify, notices)
-            return work._kept_or_made("nf4", merged, key)
-        return self._kept_or_made("nf4", merged, key)
+    @cached_property
+    def key(self) -> str:
+        """Key of the cache entry."""
+        base, adapter = self.model.base, self.adapter
+        parts = {"base": base.fingerprints, "held": self.stored, "adapter": adapter.fingerprints if adapter else None}
+        return key_of(f"{(adapter or base).name}-{self.stored}", parts)
 
-    def _quantised_base(self) -> tuple[Base, tuple[str, ...]]:
-        """The base in NF4 on disk, and what was said when it was quantised."""
-        if self.base.quantised:
-            return self.base, ()
-        alone = _Work(Source(self.source.name, self.source.base), self.base, self.plan, self.cache, self.notify)
-        ready = alone._kept_or_made("nf4", None)
-        if not isinstance(ready.tensors, Checkpoint):
-            raise ModelError(f"{self.cache.root} needs room for the base in NF4; set QLORA_CHAT_CACHE to another folder")
-        return ready.base, ready.notices
+    def find(self) -> CacheEntry | None:
+        """The result of an earlier run."""
+        return self.cache.find("merged", self.key)
 
-    def _kept_or_made(self, held: Held, merged: Part | None, key: str | None = None) -> PreparedModel:
-        key = key or self._key(held, merged)
-        if (entry := self.cache.find("merged", key)) is not None:
-            return _read_entry(self.plan, entry.folder, entry.record, self.source)
-        tokenizer, special = self._tokenizer()
-        self.notify(self._doing(held, merged))
-        make = partial(self._make, held, merged, tokenizer, special)
+    def read(self, entry: CacheEntry) -> PreparedModel:
+        """The cached result."""
+        return _read_entry(self.model, Base.read(entry.folder), entry)
+
+    def run(self) -> PreparedModel:
+        """Convert into the cache, or in memory if the cache cannot be written."""
+        base, adapter = self.model.base.name, self.adapter
+        work = f"merging {adapter.name} into {base}" if adapter else f"converting {base}"
+        self.notify(
+            f"{work} ({self.stored}) on the {self.model.plan.device}, once; later starts read the result from {self.cache.root}"
+        )
         try:
-            self.cache.check_room("merged", weight_bytes(self.base, held))
-            entry = self.cache.write("merged", key, lambda folder: self._fill(folder, held, merged, make, special))
+            self.cache.check_free_space("merged", weight_bytes(self.source, self.stored))
+            return self.read(self.cache.write("merged", self.key, self._write))
         except CacheUnusable as problem:
-            self.notify(f"nothing is kept for the next start: {problem}; QLORA_CHAT_CACHE names another folder")
-            made = make()
-            notices = self._lines(special, made.loss)
-            return PreparedModel(
-                self.plan, self.base, dict(made.tensors), tokenizer, special, _beside(self.plan, self.source), notices
-            )
-        return _read_entry(self.plan, entry.folder, entry.record, self.source)
+            self.notify(f"nothing is cached for the next start: {problem}; QLORA_CHAT_CACHE names another folder")
+            tensors, loss = self._convert()
+            return PreparedModel(self.source, dict(tensors), self.text, notices=self._notices(loss))
 
-    def _make(self, held: Held, merged: Part | None, tokenizer: ModelTokenizer, special: SpecialIds) -> Made:
-        device = self.plan.place.device
-        adapter = merged.folder if merged else None
-        if held == "bf16":
-            from qlora_chat.models.adapter.merge import merged_bf16
+    def _convert(self) -> tuple[Iterable[NamedTensor], MergeLoss | None]:
+        """Tensors, maybe as a one-way stream, and the loss of a requantized merge."""
+        device = self.model.plan.device
+        if self.stored == "bf16":
+            from qlora_chat.models.adapter.merge import merge_bf16
 
-            return Made(merged_bf16(self.base, adapter, device))
-        if adapter is None:
-            from qlora_chat.models.weights.quantize import quantised
+            return merge_bf16(self.source, self.merged, device), None
+        if self.merged is None:
+            from qlora_chat.models.weights.quantize import quantize_nf4
 
-            return Made(quantised(self.base, device))
-        from qlora_chat.models.adapter.merge import merged_nf4, unmerged_logits
+            return quantize_nf4(self.source, device), None
+        return _merge_and_measure(self.source, self.merged, device, self.text)
 
-        text = own_dialogues(tokenizer, special.bos, self.base.shape.window)
-        reference = unmerged_logits(self.base, adapter, device, text)
-        tensors, logits = merged_nf4(self.base, adapter, device, text)
-        return Made(tensors.items(), compare(reference, logits, text.targets))
-
-    def _fill(self, folder: Path, held: Held, merged: Part | None, make: Callable[[], Made], special: SpecialIds) -> Record:
-        made = make()
-        write_shards(made.tensors, folder)
-        config = {**self.base.config, **special.config}
-        tokenizer = self._tokenizer_folder()
-        stored = "nf4" if held == "nf4" else "bf16"
-        write_small_files(folder, config, special.generation, tokenizer, self.base.folder, stored=stored)
+    def _write(self, folder: Path) -> Record:
+        tensors, loss = self._convert()
+        write_shards(tensors, folder)
+        special = self.text.special
+        config = {**self.source.config, **special.config}
+        write_small_files(folder, config, special.generation, self.text.folder, self.source.folder, stored=self.stored)
         return {
-            **origin("base", self.source.base),
-            **(origin("adapter", merged) if merged else {"adapter": None}),
-            "precision": held,
-            "loss": asdict(made.loss) if made.loss else None,
-            "notices": self._lines(special, made.loss),
+            **source_record("base", self.model.base),
+            **(source_record("adapter", self.adapter) if self.adapter else {"adapter": None}),
+            "precision": self.stored,
+            "loss": asdict(loss) if loss else None,
+            "notices": self._notices(loss),
         }
 
-    def _key(self, held: Held, merged: Part | None) -> str:
-        parts = {"base": fingerprints(self.base.folder), "held": held, "adapter": _prints(merged)}
-        return key_of(f"{merged.name if merged else self.source.base.name}-{held}", parts)
-
-    def _doing(self, held: Held, merged: Part | None) -> str:
-        what = f"merging {merged.name} into {self.source.base.name}" if merged else f"converting {self.source.base.name}"
-        return f"{what} ({held}) on the {self.plan.place.device}, once; later starts read the result from {self.cache.root}"
-
-    def _tokenizer(self) -> tuple[ModelTokenizer, SpecialIds]:
-        folder = self._tokenizer_folder()
-        tokenizer = ModelTokenizer.read(folder, None)
-        return tokenizer, special_ids(self.source.base.name, self.base.folder, self.base.config, tokenizer, folder)
-
-    def _tokenizer_folder(self) -> Path:
-        return tokenizer_folder(self.source.base.name, self.base.folder, self.cache, self.notify)
-
-    def _lines(self, special: SpecialIds, loss: Loss | None) -> tuple[str, ...]:
-        return (*self.earlier, *special.notices, *([str(loss)] if loss else []))
+    def _notices(self, loss: MergeLoss | None) -> tuple[str, ...]:
+        return (*self.earlier, *self.text.special.notices, *([str(loss)] if loss else []))
 
 
-def _prints(part: Part | None) -> Any:
-    return fingerprints(part.folder) if part and part.folder else None
+def _merge_and_measure(
+    base: Base, adapter: AdapterFolder, device: DeviceType, text: ModelText
+) -> tuple[Iterable[NamedTensor], MergeLoss]:
+    """A merge requantized to NF4, compared with the unmerged adapter on the program's own dialogues."""
+    from qlora_chat.models.adapter.merge import merge_nf4, unmerged_logits
 
-
-def origin(role: str, part: Part) -> Record:
-    """Name, revision and contents of what went in; an adapter's weights always with their sha256."""
-    files = fingerprints(part.folder) if part.folder else {}
-    if role == "adapter" and part.folder:
-        files["adapter_model.safetensors"] = f"sha256:{sha256(part.folder / 'adapter_model.safetensors')}"
-    return {role: part.name, f"{role}_revision": part.revision, f"{role}_files": files}
+    dialogues = builtin_dialogues(text.tokenizer, text.special.bos, base.shape.window)
+    reference = unmerged_logits(base, adapter, device, dialogues)
+    tensors, logits = merge_nf4(base, adapter, device, dialogues)
+    return tensors.items(), compare(reference, logits, dialogues.targets)

@@ -24,6 +24,7 @@ from qlora_chat.settings.environment import (
 )
 from qlora_chat.settings.model import (
     CPU_ISAS,
+    DEFAULT_PROMPT_FORMAT,
     AdapterMode,
     CpuIsa,
     Device,
@@ -46,6 +47,7 @@ from qlora_chat.settings.server import DEFAULT_PORT, ReceiverSettings, ServeSett
 __all__ = [
     "CPU_ISAS",
     "DEFAULT_PORT",
+    "DEFAULT_PROMPT_FORMAT",
     "LOGITS_PROCESSORS",
     "SAMPLING_OPTIONS",
     "SAMPLING_SETTINGS",

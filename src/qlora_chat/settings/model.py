@@ -13,6 +13,8 @@ Precision = Literal["auto", "bf16", "nf4"]
 Device = Literal["auto", "cuda", "cpu"]
 KVCacheDtype = Literal["auto", "int8"]
 AdapterMode = Literal["auto", "exact"]
+DEFAULT_PROMPT_FORMAT = "guanaco"
+"""Of models and adapters that declare none."""
 CpuIsa = Literal["avx512", "avx2", "plain"]
 CPU_ISAS: tuple[CpuIsa, ...] = ("avx512", "avx2", "plain")
 """From more instructions to fewer; plain: none of the backend's C++ at all."""

@@ -13,12 +13,12 @@ from typing import Any
 from torch import Tensor
 
 from qlora_chat.models import Notify
-from qlora_chat.models.cache import Cache, fingerprints
+from qlora_chat.models.cache import Cache
 from qlora_chat.models.folders import Base
 from qlora_chat.models.hub import Hub
-from qlora_chat.models.locate import Source, check_source, resolve
 from qlora_chat.models.placement import DeviceMemory
 from qlora_chat.models.prepare import prepare
+from qlora_chat.models.resolve import ResolvedModel, resolve
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.settings import ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
 from qlora_chat.training import TrainError
@@ -28,7 +28,7 @@ from qlora_chat.training import TrainError
 class LocatedBase:
     """A base on this machine: headers checked, no weight read."""
 
-    source: Source
+    model: ResolvedModel
     identity: Mapping[str, Any]
     """Name, revision and file fingerprints, for run.json."""
 
@@ -47,19 +47,19 @@ class PreparedBase:
 def locate_base(name: str, device: DeviceMemory, notify: Notify) -> LocatedBase:
     """Resolve a name and check the headers. ModelError or TrainError for a base that cannot be trained on."""
     cache = Cache(cache_folder(), notify)
-    source = resolve(ModelSettings(base=name), Hub(hub_cache_folder(), hub_is_offline()), cache, (device,), notify)
-    part = source.base
-    if part.folder is None or check_source(source) is None:
+    settings = ModelSettings(base=name, precision="nf4")
+    model = resolve(settings, Hub(hub_cache_folder(), hub_is_offline()), cache, (device,), notify)
+    part = model.base
+    if part.folder is None:
         raise TrainError(f"{part.name} is not on this machine, only a merge of it; training needs the base itself")
-    return LocatedBase(source, {"name": part.name, "revision": part.revision, "files": fingerprints(part.folder)})
+    return LocatedBase(model, {"name": part.name, "revision": part.revision, "files": part.fingerprints})
 
 
-def prepare_base(located: LocatedBase, device: DeviceMemory, notify: Notify) -> PreparedBase:
+def prepare_base(located: LocatedBase, notify: Notify) -> PreparedBase:
     """Return the base's NF4 tensors, tokenizer and end token; a base in 16 bits is quantized into the cache first."""
-    model = prepare(located.source, ("nf4",), (device,), Cache(cache_folder(), notify), notify)
+    model = prepare(located.model, Cache(cache_folder(), notify), notify)
     for line in model.notices:
         notify(line)
-    model.tokenizer.bos_id = model.special.bos
-    eos = model.tokenizer.token_id("</s>")
-    end = eos if eos in model.special.stops else min(model.special.stops, default=None)
-    return PreparedBase(model.base, model.tensors, model.tokenizer, end)
+    tokenizer, stops = model.text.tokenizer, model.text.special.stops
+    eos = tokenizer.token_id("</s>")
+    return PreparedBase(model.base, model.tensors, tokenizer, eos if eos in stops else min(stops, default=None))

@@ -95,7 +95,7 @@ class Optimizer:
 
 def _bitsandbytes(name: str, parameters: tuple[nn.Parameter, ...], options: Mapping[str, Any], on_card: bool) -> Any:
     try:
-        from qlora_chat.models.weights.llama import quiet_bitsandbytes
+        from qlora_chat.models.weights.nf4 import quiet_bitsandbytes
 
         quiet_bitsandbytes()
         from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit, PagedAdamW32bit

@@ -71,11 +71,12 @@ def test_an_unmerged_adapter_computes_what_merging_does(
     from qlora_chat.engines.core.forward_pass import Span
     from qlora_chat.engines.core.kv_cache import KVCache
     from qlora_chat.engines.eager.forward import Forward
+    from qlora_chat.models.adapter.folder import AdapterFolder
     from qlora_chat.models.weights.checkpoint import Checkpoint
     from qlora_chat.models.weights.llama import Adapter, build
 
     assert base_fp32.base
-    adapter = Adapter.read(BUNDLED / "adapter")
+    adapter = Adapter.read(AdapterFolder.read(BUNDLED / "adapter"))
     tensors = dict(Checkpoint(base_fp32.base.folder).items())
     for name in [each for each in adapter.tensors if "lora_A" in each]:
         weight = name.removeprefix("base_model.model.").replace(".lora_A", "")

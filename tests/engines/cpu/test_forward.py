@@ -17,17 +17,18 @@ from qlora_chat.engines.cpu import forward as cpu_forward
 from qlora_chat.engines.cpu.build import library
 from qlora_chat.engines.cpu.forward import CpuForward
 from qlora_chat.engines.eager.forward import Forward
+from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.folders import Base
 from qlora_chat.models.locate import BUNDLED
 from qlora_chat.models.weights.checkpoint import Checkpoint
 from qlora_chat.models.weights.llama import (
     NF4,
     Adapter,
-    Beside,
     Dense,
     Layer,
     Linear,
     LlamaWeights,
+    Stacked,
     WithAdapter,
     build,
 )
@@ -65,12 +66,12 @@ def in_float32(weights: LlamaWeights) -> LlamaWeights:
 
     def exact(product: Linear) -> Linear:
         match product:
-            case Beside(parts):
-                return Beside(tuple(exact(part) for part in parts))
+            case Stacked(parts):
+                return Stacked(tuple(exact(part) for part in parts))
             case WithAdapter(base, a, b, scaling):
                 return WithAdapter(exact(base), a.float(), b.float(), scaling)
             case NF4():
-                return Dense(product.dequantised(), None if product.bias is None else product.bias.float())
+                return Dense(product.dequantize(), None if product.bias is None else product.bias.float())
             case Dense(weight, bias):
                 return Dense(weight.float(), None if bias is None else bias.float())
         raise TypeError(product)
@@ -117,8 +118,8 @@ def in_bf16(weights: LlamaWeights) -> LlamaWeights:
 
     def rounded(product: Linear) -> Linear:
         match product:
-            case Beside(parts):
-                return Beside(tuple(rounded(part) for part in parts))
+            case Stacked(parts):
+                return Stacked(tuple(rounded(part) for part in parts))
             case Dense(weight, bias):
                 return Dense(weight.bfloat16(), None if bias is None else bias.bfloat16())
         raise TypeError(product)
@@ -270,7 +271,7 @@ def demo(adapter: Adapter | None) -> LlamaWeights:
 @pytest.mark.parametrize("adapted", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_greedy_tokens_are_those_of_float32(adapted: bool, compiled_isa: str, prompt_for: Callable[..., Any]) -> None:
     """256 tokens of the demo in 4 bits, its adapter unmerged: another token only where the two best are CLOSE."""
-    weights = demo(Adapter.read(BUNDLED / "adapter") if adapted else None)
+    weights = demo(Adapter.read(AdapterFolder.read(BUNDLED / "adapter")) if adapted else None)
     exact, ours = Forward(in_float32(weights), KVCache(weights, 1)), compiled(weights, isa=compiled_isa)
     ids = list(prompt_for("Tell me a short story about a cat and a boat.").ids)
     prompt, start = len(ids), 0

@@ -147,7 +147,7 @@ def test_an_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, lambda path: torch.save({}, path))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")
-    with pytest.raises(ModelError, match="is there already"):
+    with pytest.raises(ModelError, match="exists already"):
         convert_adapter(folder, tmp_path / "out")
     assert (tmp_path / "out" / "mine").read_text() == "mine"
 

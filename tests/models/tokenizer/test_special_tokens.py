@@ -1,8 +1,7 @@
-"""Beginning and end ids: taken as declared where that can be right, repaired where it cannot."""
+"""Ids that begin and end a text: as declared if that can be right, else repaired."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
+from qlora_chat.models.folders import ModelConfigs
 from qlora_chat.models.locate import BUNDLED
 from qlora_chat.models.tokenizer.special_tokens import SpecialIds, special_ids
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
@@ -22,10 +22,9 @@ def judged(
     settings: dict[str, Any] | None = None,
     tokenizer: ModelTokenizer | None = None,
 ) -> SpecialIds:
-    (tmp_path / "generation_config.json").write_text(json.dumps(generation or {}))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings or {}))
     tokenizer = tokenizer or ModelTokenizer.read(BUNDLED / "base", None)
-    return special_ids("org/base", tmp_path, {"vocab_size": 8192, **config}, tokenizer, tmp_path)
+    configs = ModelConfigs({"vocab_size": 8192, **config}, settings or {}, generation or {})
+    return special_ids("org/base", configs, tokenizer)
 
 
 @pytest.mark.parametrize(

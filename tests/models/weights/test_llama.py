@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from qlora_chat.models import ModelError
+from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.folders import Base
 from qlora_chat.models.locate import BUNDLED
 from qlora_chat.models.weights.llama import Adapter, Checkpoint, LlamaShape, build
@@ -55,7 +56,7 @@ def test_dense_linears_compute_what_the_files_hold(dtype: torch.dtype, make_base
     assert weights.embeddings.dtype == dtype
 
 
-def test_four_bit_linears_compute_what_bitsandbytes_dequantises() -> None:
+def test_nf4_linears_compute_the_values_that_bitsandbytes_dequantizes() -> None:
     from bitsandbytes.functional import QuantState, dequantize_4bit
 
     folder = BUNDLED / "base"
@@ -68,9 +69,9 @@ def test_four_bit_linears_compute_what_bitsandbytes_dequantises() -> None:
     assert torch.allclose(weights.layers[2].mlp_down(x).float(), x.float() @ dense.float().T, atol=0.05, rtol=0.02)
 
 
-def test_an_adapter_beside_a_base_adds_its_scaled_product(make_base: MakeBase, make_adapter: MakeAdapter) -> None:
+def test_an_unmerged_adapter_adds_its_scaled_product(make_base: MakeBase, make_adapter: MakeAdapter) -> None:
     folder = make_base()
-    adapter = Adapter.read(make_adapter(folder))
+    adapter = Adapter.read(AdapterFolder.read(make_adapter(folder)))
     stored, shape = Checkpoint(folder), Base.read(folder).shape
     plain, tuned = (build(stored, shape, torch.device("cpu"), torch.float32, each) for each in (None, adapter))
     x = torch.randn(2, 192)
@@ -78,7 +79,7 @@ def test_an_adapter_beside_a_base_adds_its_scaled_product(make_base: MakeBase, m
     assert torch.allclose(tuned.layers[0].mlp_down(x), plain.layers[0].mlp_down(x) + 2.0 * (x @ a.T @ b.T), atol=1e-4)
 
 
-def test_what_is_missing_is_named(make_base: MakeBase, tmp_path: Path) -> None:
+def test_missing_tensors_and_files_are_named(make_base: MakeBase, tmp_path: Path) -> None:
     folder = make_base()
     deeper = LlamaShape.from_config({**Base.read(folder).config, "num_hidden_layers": 3})
     with pytest.raises(ModelError, match=r"lacks model.layers.2.input_layernorm.weight"):

@@ -14,12 +14,12 @@ from torch import Tensor
 from qlora_chat.models.folders import Base
 from qlora_chat.models.locate import BUNDLED
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
-from qlora_chat.models.weights.llama import Checkpoint
+from qlora_chat.models.weights.checkpoint import Checkpoint
+from qlora_chat.models.weights.nf4 import NF4
 from qlora_chat.training.data.batches import Examples, MicroBatch, micro_batches, plan_steps, split, tokenize
 from qlora_chat.training.data.dialogues import read_dialogues
 from qlora_chat.training.model.elementwise import _SwiGLU
 from qlora_chat.training.model.llama import ComputeFormat, LoraShape, TrainableLlama
-from qlora_chat.training.model.nf4 import NF4
 from qlora_chat.training.recipe import LINEARS, TrainSettings
 from tests.training.conftest import EXAMPLE
 
@@ -146,7 +146,7 @@ def test_nf4_is_dequantised_to_bitsandbytes_values() -> None:
     stored = {key.removeprefix(name + "."): checkpoint[key] for key in checkpoint if key.startswith(name + ".")}
     expected = dequantize_4bit(checkpoint[name], QuantState.from_dict(stored, CPU)).float()
     ours = torch.empty(expected.shape)
-    NF4.read(checkpoint, name, CPU).write_into(ours)
+    NF4.read(checkpoint, name, CPU, torch.float32).dequantize_into(ours)
     torch.testing.assert_close(ours.bfloat16().float(), expected, rtol=1e-2, atol=0)
     assert ((ours.bfloat16().float() - expected).abs() > 0).float().mean() < 0.01
 

@@ -6,15 +6,13 @@ applies it to the chats whose KV-cache slots name it. Belongs to the engine's th
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
 from qlora_chat.engines.core.forward_pass import AdapterPass
 from qlora_chat.engines.core.kv_cache import KVCache, free_bytes
 from qlora_chat.models import LoadedModel, ModelError
-from qlora_chat.models.folders import adapter_bytes, check_adapter
+from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.weights.llama import Adapter, LlamaWeights
 
 RESERVED_BYTES = 512 * 2**20
@@ -37,7 +35,7 @@ class LoraRegistry:
         """Adapter of that name, as slots name it; None if it is not loaded."""
         return self._loaded.get(name)
 
-    def load(self, name: str, folder: Path) -> None:
+    def load(self, name: str, folder: AdapterFolder) -> None:
         """Read and pack an adapter. ModelError if the name is in use, if it does not fit base, engine or memory, or if the
         model was opened with an adapter of its own."""
         base = self._model.base
@@ -47,7 +45,7 @@ class LoraRegistry:
             )
         if name in self._loaded or name == self._model.info.name:
             raise ModelError(f"there is a model called {name!r} already; unload it first, or choose another name")
-        check_adapter(folder, base)
+        folder.check(base)
         self._check_memory(name, folder)
         adapter = Adapter.read(folder)
         try:
@@ -65,9 +63,9 @@ class LoraRegistry:
                 slot.adapter = None
                 slot.ids.clear()
 
-    def _check_memory(self, name: str, folder: Path) -> None:
+    def _check_memory(self, name: str, folder: AdapterFolder) -> None:
         weights = self._model.weights
-        needed = int(self._pass.copies * adapter_bytes(folder)) * weights.dtype.itemsize // 2
+        needed = int(self._pass.copies * folder.bytes) * weights.dtype.itemsize // 2
         free = free_bytes(weights.device)
         if needed + RESERVED_BYTES > free:
             raise ModelError(

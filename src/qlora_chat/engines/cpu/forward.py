@@ -21,7 +21,8 @@ from qlora_chat.engines.core.forward_pass import LoraMatrices, Span
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cpu.lora import PackedLora, product_names
 from qlora_chat.engines.cpu.sampler import CpuSampler
-from qlora_chat.models.weights.llama import BLOCK, NESTED, NF4, Beside, Dense, Layer, Linear, LlamaWeights, WithAdapter
+from qlora_chat.models.weights.llama import Dense, Layer, Linear, LlamaWeights, Stacked, WithAdapter
+from qlora_chat.models.weights.nf4 import BLOCK, NESTED, NF4
 
 
 class CpuForward:
@@ -132,7 +133,7 @@ class CpuForward:
         assert isinstance(product, NF4)
         bias = None if product.bias is None else product.bias.float()
         if product.inputs % BLOCK:  # scales are shared across the end of a row
-            return self._dense(product.dequantised(), bias)
+            return self._dense(product.dequantize(), bias)
         return _checked(
             self._library.matrix_nf4(
                 product.packed.data_ptr(), product.outputs, product.inputs, _pointer(bias), product.code.data_ptr(),
@@ -171,7 +172,7 @@ def cores() -> int:
 
 def _supports(product: Linear) -> bool:
     match product:
-        case Beside(parts):
+        case Stacked(parts):
             scalings = {part.scaling for part in parts if isinstance(part, WithAdapter)}
             return len(scalings) <= 1 and all(_supports(part) for part in parts)
         case WithAdapter(base):
@@ -187,12 +188,12 @@ def _products(weights: LlamaWeights) -> list[Linear]:
 
 
 def _parts(product: Linear) -> Sequence[Linear]:
-    return product.parts if isinstance(product, Beside) else (product,)
+    return product.parts if isinstance(product, Stacked) else (product,)
 
 
 def _outputs(product: Linear) -> int:
     match product:
-        case Beside(parts):
+        case Stacked(parts):
             return sum(_outputs(part) for part in parts)
         case WithAdapter(base):
             return _outputs(base)

@@ -200,7 +200,7 @@ class RemoteAnswer:
         if capabilities.takes_ids:
             ids = self._ids if len(self._ids) == answer.count else tokenizer.encode_continuation(answer.text)
             return [*prompt.ids, *ids]
-        text = self._identity.harmless(prompt.text + answer.text)
+        text = self._identity.without_special_tokens(prompt.text + answer.text)
         return text if capabilities.adds_bos else self._identity.bos_text + text
 
     def _with_space(self, text: str) -> str:

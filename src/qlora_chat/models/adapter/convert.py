@@ -1,6 +1,6 @@
 """Old pickled adapters -> safetensors, without unpickling in this process.
 
-Scope: starts models/adapter/unpickle.py as a program of its own and keeps what it wrote. Knows nothing of merging.
+Scope: starts models/adapter/unpickle.py as a program of its own and saves its output. Knows nothing of merging.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from pathlib import Path
 
 from qlora_chat import __version__
 from qlora_chat.models import ModelError
+from qlora_chat.models.adapter.folder import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, read_adapter_config
 from qlora_chat.models.cache import new_folder, sha256
-from qlora_chat.models.folders import RECORD, read_adapter_config
-from qlora_chat.models.hub import ADAPTER_PICKLE
+from qlora_chat.models.folders import RECORD
 
 _SECONDS = 900
 _REFUSED = 3
@@ -25,10 +25,10 @@ _REFUSED = 3
 def convert_adapter(source: Path, target: Path) -> None:
     """Write the PEFT adapter in `source` (adapter_model.bin) to the new folder `target` as safetensors.
 
-    ModelError if the pickle holds anything but LoRA tensors, or if `target` is there already.
+    ModelError if the pickle holds anything but LoRA tensors, or if `target` exists already.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ModelError(f"{target} is there already; name a new folder")
+        raise ModelError(f"{target} exists already; name a new folder")
     try:
         with new_folder(target) as folder:
             record = convert_into(source, folder)
@@ -38,17 +38,17 @@ def convert_adapter(source: Path, target: Path) -> None:
 
 
 def convert_into(source: Path, folder: Path) -> dict[str, object]:
-    """Convert into an existing empty folder; returns what the result was made from."""
+    """Convert into an existing empty folder; returns the record of the source."""
     read_adapter_config(source)
     pickled = source / ADAPTER_PICKLE
     if not pickled.is_file():
         raise ModelError(f"{source} holds no {ADAPTER_PICKLE}; there is nothing to convert")
-    _unpickle_elsewhere(pickled, folder / "adapter_model.safetensors")
-    shutil.copyfile(source / "adapter_config.json", folder / "adapter_config.json")
+    _unpickle_in_subprocess(pickled, folder / ADAPTER_WEIGHTS)
+    shutil.copyfile(source / ADAPTER_CONFIG, folder / ADAPTER_CONFIG)
     return {"converted_from": {"file": ADAPTER_PICKLE, "sha256": sha256(pickled)}}
 
 
-def _unpickle_elsewhere(pickled: Path, target: Path) -> None:
+def _unpickle_in_subprocess(pickled: Path, target: Path) -> None:
     program = Path(__file__).with_name("unpickle.py")
     command = [sys.executable, "-I", str(program), str(pickled.resolve()), str(target.resolve())]
     try:

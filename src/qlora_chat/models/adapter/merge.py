@@ -1,7 +1,7 @@
-"""Putting an adapter into a base, through Transformers and PEFT.
+"""Merges of an adapter into a base, through Transformers and PEFT.
 
-Scope: folders in, tensors by Hugging Face names out. It is run once for a base and an adapter; later starts read what
-was kept and import neither library. Knows nothing of caches, names or plans.
+Scope: folders in, tensors by Hugging Face names out. Runs once for a base and an adapter; later starts read the cached
+result and import neither library. Knows nothing of caches, names or plans.
 """
 
 from __future__ import annotations
@@ -14,46 +14,46 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from qlora_chat.models import ModelError
+from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.adapter.merge_loss import HeldOut, Passage
 from qlora_chat.models.folders import Base
-from qlora_chat.models.weights.llama import BLOCK, choose_cpu_product, quiet_bitsandbytes
-from qlora_chat.models.weights.shards import Named, finite
+from qlora_chat.models.weights.nf4 import BLOCK, quiet_bitsandbytes, restrict_cpu_product
+from qlora_chat.models.weights.shards import NamedTensor, check_finite
 
 
-def merged_bf16(base: Base, adapter: Path | None, device: str) -> Iterator[Named]:
+def merge_bf16(base: Base, adapter: AdapterFolder | None, device: str) -> Iterator[NamedTensor]:
     """Tensors of base plus adapter in bf16, in memory of their own or the model's, on the CPU.
 
-    A base in NF4 is dequantised from a fresh load first: a forward pass may repack its weights for the CPU at hand.
+    A base in NF4 is dequantized from a fresh load first: a forward pass may repack its weights for the CPU at hand.
     """
     with _quiet():
         model = _load(base.folder, device)
-        if base.quantised:
+        if base.is_nf4:
             model = model.dequantize(torch.bfloat16)
         if adapter:
             model = _with_adapter(model, adapter).merge_and_unload()
     for name, tensor in _tensors(model, base):
-        yield finite((name, tensor.to("cpu", torch.bfloat16)))
+        yield name, check_finite(name, tensor.to("cpu", torch.bfloat16))
     del model
     _free()
 
 
-def merged_nf4(base: Base, adapter: Path, device: str, text: HeldOut) -> tuple[dict[str, Tensor], Tensor]:
-    """Tensors of an NF4 base with the adapter merged and requantised one linear at a time, on the CPU, and its logits."""
+def merge_nf4(base: Base, adapter: AdapterFolder, device: str, text: HeldOut) -> tuple[dict[str, Tensor], Tensor]:
+    """Tensors of an NF4 base with the adapter merged and requantized one linear at a time, on the CPU, and its logits."""
     with _quiet():
-        model = _requantised(_with_adapter(_load(base.folder, device), adapter))
-        tensors = {name: finite((name, tensor.to("cpu", copy=True)))[1] for name, tensor in _tensors(model, base)}
+        model = _merge_and_requantize(_with_adapter(_load(base.folder, device), adapter))
+        tensors = {name: check_finite(name, tensor.to("cpu", copy=True)) for name, tensor in _tensors(model, base)}
         logits = _logits(model, text)
     del model
     _free()
     return tensors, logits
 
 
-def unmerged_logits(base: Base, adapter: Path, device: str, text: HeldOut) -> Tensor:
-    """Logits (N, V) of the adapter beside its NF4 base: what training saw, and the reference for every merge.
+def unmerged_logits(base: Base, adapter: AdapterFolder, device: str, text: HeldOut) -> Tensor:
+    """Logits (N, V) of an NF4 base with the adapter unmerged: the model of training, and the reference for every merge.
 
     From a load of its own, because a forward pass may repack weights in place.
     """
@@ -88,7 +88,7 @@ def _load(folder: Path, device: str) -> Any:
 
 
 def _prepare_for_cpu(model: Any, folder: Path) -> None:
-    """Let every 4-bit product compute on any CPU. ModelError where bitsandbytes would misread the weights there."""
+    """Let every 4-bit product compute on any CPU. ModelError if bitsandbytes would misread the weights there."""
     for name, module in model.named_modules():
         if not _in_four_bits(module):
             continue
@@ -97,33 +97,33 @@ def _prepare_for_cpu(model: Any, folder: Path) -> None:
                 f"{name} of {folder} has rows of {module.in_features} weights, and bitsandbytes reads NF4 on a CPU in rows of "
                 f"whole blocks of {BLOCK} only: merge on a card, or serve the adapter unmerged (--adapter-mode exact)"
             )
-        choose_cpu_product(module)
+        restrict_cpu_product(module)
 
 
 def _in_four_bits(module: Any) -> bool:
-    """Whether it is bitsandbytes' 4-bit linear."""
+    """True for bitsandbytes' 4-bit linear."""
     return hasattr(module, "compute_dtype")
 
 
-def _with_adapter(model: Any, adapter: Path) -> Any:
-    """The model wrapped by PEFT. ModelError where PEFT would leave out, or make up, some of the adapter's tensors."""
+def _with_adapter(model: Any, adapter: AdapterFolder) -> Any:
+    """The model wrapped by PEFT. ModelError if PEFT would leave out, or make up, some of the adapter's tensors."""
     from peft import PeftModel, get_peft_model_state_dict
 
     try:
-        wrapped = PeftModel.from_pretrained(model, str(adapter), is_trainable=False, use_safetensors=True)
-    except Exception as problem:  # PEFT raises what it likes for a config that it does not understand
+        wrapped = PeftModel.from_pretrained(model, str(adapter.folder), is_trainable=False, use_safetensors=True)
+    except Exception as problem:  # PEFT raises any error for a config that it does not understand
         reason = str(problem).strip().split("\n")[0][:300]
-        raise ModelError(f"PEFT cannot apply the adapter in {adapter} ({reason}); it may need a newer peft") from problem
-    with safe_open(adapter / "adapter_model.safetensors", framework="pt") as file:  # type: ignore[no-untyped-call]
-        stored = set(file.keys())
-    used = set(get_peft_model_state_dict(wrapped))
-    if odd := sorted(stored ^ used):
-        which = "does not use" if odd[0] in stored else "misses"
-        raise ModelError(f"PEFT {which} {odd[0]} of the adapter in {adapter}; config and weights do not belong together")
+        raise ModelError(f"PEFT cannot apply the adapter in {adapter.folder} ({reason}); it may need a newer peft") from problem
+    stored, used = set(adapter.headers), set(get_peft_model_state_dict(wrapped))
+    if different := sorted(stored ^ used):
+        which = "does not use" if different[0] in stored else "misses"
+        raise ModelError(
+            f"PEFT {which} {different[0]} of the adapter in {adapter.folder}; config and weights do not belong together"
+        )
     return wrapped.eval()
 
 
-def _requantised(wrapped: Any) -> Any:
+def _merge_and_requantize(wrapped: Any) -> Any:
     """The model with the adapter merged into NF4. ModelError if a weight turns out NaN or infinite."""
     try:
         for layer in wrapped.base_model.model.model.layers:
@@ -133,12 +133,12 @@ def _requantised(wrapped: Any) -> Any:
         raise ModelError(f"the merge failed ({problem}); base or adapter is broken: fetch them again") from problem
     for parameter in model.parameters():
         if (state := getattr(parameter, "quant_state", None)) is not None:
-            state.dtype = torch.bfloat16  # PEFT merges in fp32 and bitsandbytes would go on dequantising to that
+            state.dtype = torch.bfloat16  # PEFT merges in fp32 and bitsandbytes would go on dequantizing to that
     return model
 
 
 def _merge(layer: Any) -> None:
-    """Merge one decoder layer. The weights it replaces hang in reference cycles, and all together would fill the card."""
+    """Merge one decoder layer; free the replaced weights at once, since reference cycles would keep them on the card."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for module in layer.modules():
@@ -156,10 +156,10 @@ def _logits(model: Any, text: HeldOut) -> Tensor:
 
 @contextmanager
 def _widened(model: Any) -> Iterator[None]:
-    """Products in float32 over weights as they are stored, a module's widened only while it runs.
+    """Compute products in float32 over weights as they are stored; each module's are widened only while it runs.
 
-    A CPU without bf16 instructions takes many times as long in bf16, and the rounding of activations, which this program's own
-    pass on a CPU does not do, would be charged to the merge. Widening and narrowing again changes no bit.
+    A CPU without bf16 instructions takes many times as long in bf16, and the merge would be charged for the rounding of
+    activations, which this program's own pass on a CPU does not do. Widening and narrowing again changes no bit.
     """
     hooks: list[Any] = []
     for module in model.modules():
@@ -173,10 +173,10 @@ def _widened(model: Any) -> Iterator[None]:
         hook.remove()
 
 
-def _convert(module: Any, held: torch.dtype, wanted: torch.dtype) -> None:
+def _convert(module: Any, source: torch.dtype, target: torch.dtype) -> None:
     for each in module.parameters(recurse=False):
-        if each.dtype == held:
-            each.data = each.data.to(wanted)
+        if each.dtype == source:
+            each.data = each.data.to(target)
 
 
 def _passage_logits(model: Any, passage: Passage) -> Tensor:
@@ -185,8 +185,8 @@ def _passage_logits(model: Any, passage: Passage) -> Tensor:
     return model(input_ids=inputs, use_cache=False).logits[0, rows].float().cpu()
 
 
-def _tensors(model: Any, base: Base) -> Iterator[Named]:
-    """The state dict without a head that is tied to the embeddings, which safetensors cannot hold twice."""
+def _tensors(model: Any, base: Base) -> Iterator[NamedTensor]:
+    """The state dict without a head that is tied to the embeddings, which safetensors cannot store twice."""
     for name, tensor in model.state_dict().items():
         if not (base.shape.tied_head and name == "lm_head.weight"):
             yield name, tensor
@@ -194,7 +194,7 @@ def _tensors(model: Any, base: Base) -> Iterator[Named]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide the libraries' advice to their own callers; what matters of it is said by ours."""
+    """Hide the libraries' advice to their own callers; our messages repeat what matters to users."""
     quiet_bitsandbytes()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,7 +1,7 @@
-"""Run as a program of its own: one pickled adapter in, one safetensors file out.
+"""Program of its own: one pickled adapter in, one safetensors file out.
 
 Scope: the only place that reads a pickle, and only through PyTorch's restricted unpickler (weights_only). It imports
-nothing of this package, so that it can be started in isolation, and ends with one line on standard error where it refuses.
+nothing of this package, so that it runs in isolation, and refuses with one line on standard error.
 """
 
 import sys
@@ -24,7 +24,7 @@ def main(source: str, target: str) -> None:
 
 
 def checked(name: Any, value: Any) -> Any:
-    """The tensor, in memory of its own, if name and value are what an adapter holds."""
+    """The tensor, in memory of its own, if name and value are those of an adapter."""
     import torch
 
     if not isinstance(name, str) or ".lora_" not in name or not name.startswith("base_model.model."):
@@ -35,7 +35,7 @@ def checked(name: Any, value: Any) -> Any:
 
 
 def first_line(problem: BaseException) -> str:
-    """Why PyTorch refused, without its page of advice on how to read the file all the same."""
+    """PyTorch's reason for refusing, without its page of advice on how to read the file anyway."""
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
     blunt = next((line for line in lines if "GLOBAL" in line or "Unsupported" in line), lines[0] if lines else "")
     return (blunt or type(problem).__name__)[:200]

@@ -1,39 +1,62 @@
-"""tokenizer.model -> tokenizer.json, checked against SentencePiece itself.
+"""Tokenizer files of a base; tokenizer.model -> tokenizer.json, checked against SentencePiece itself.
 
-Scope: one conversion, for LLaMA bases that were published before tokenizer.json. Transformers 5.23 ranks merges by id
-where SentencePiece ranks them by score, which gives other ids for two spaces in LLaMA's own vocabulary; this does not.
+Scope: LLaMA bases that were published before tokenizer.json. Transformers 5.23 ranks merges by id where SentencePiece
+ranks them by score, which gives other ids for two spaces in LLaMA's own vocabulary; this conversion does not. Imports
+no torch unless a tokenizer has to be converted.
 """
 
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 
-from qlora_chat.models import ModelError
-from qlora_chat.models.adapter.merge_loss import DIALOGUE
+from qlora_chat.models import ModelError, Notify
+from qlora_chat.models.cache import Cache, CacheUnusable, key_of, sha256
+from qlora_chat.models.folders import has_tokenizer
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 
 _SPACE = "▁"
-_SAMPLES = (
-    *(text for turn in DIALOGUE for text in turn),
-    "Grüße, 世界! 🙂", "  two  spaces\n\nand\ttabs ", "def f(x):\n    return x ** 2", " ", "",
-)  # fmt: skip
+_SAMPLES = ("Grüße, 世界! 🙂", "  two  spaces\n\nand\ttabs ", "def f(x):\n    return x ** 2", " ", "")
+
+
+def tokenizer_folder(name: str, base: Path, cache: Cache, notify: Notify) -> Path:
+    """Folder with tokenizer.json: the base's own, or the cached conversion of its tokenizer.model.
+
+    ModelError if there is neither, or if the conversion cannot be saved.
+    """
+    if (base / "tokenizer.json").is_file():
+        return base
+    if not has_tokenizer(base):
+        raise ModelError(f"{base} holds neither tokenizer.json nor tokenizer.model; fetch the base again")
+    key = key_of(name, {"model": sha256(base / "tokenizer.model")})
+    if (entry := cache.find("tokenizers", key)) is not None:
+        return entry.folder
+    notify(f"{name} comes with a tokenizer.model only: converting it once")
+    try:
+        return cache.write("tokenizers", key, partial(convert_tokenizer, base)).folder
+    except CacheUnusable as problem:
+        raise ModelError(
+            f"the converted tokenizer could not be saved: {problem}; set QLORA_CHAT_CACHE to another folder"
+        ) from problem
 
 
 def convert_tokenizer(base: Path, folder: Path) -> dict[str, Any]:
-    """Write tokenizer.json into `folder`. ModelError where the two would tokenise differently."""
+    """Write tokenizer.json into `folder`; returns the record. ModelError if the two would tokenize differently."""
+    from qlora_chat.models.adapter.merge_loss import dialogues
+
     source = base / "tokenizer.model"
     try:
         original = _read(source)
         _converted(original).save(str(folder / "tokenizer.json"))
-    except Exception as problem:  # whatever the two libraries raise for a broken file
+    except Exception as problem:  # the two libraries raise their own errors for a broken file
         raise ModelError(f"{source} cannot be read ({problem}); fetch it again") from problem
     converted = ModelTokenizer.read(folder, None)
-    for text in _SAMPLES:
+    for text in (*(text for turn in dialogues()[0] for text in turn), *_SAMPLES):
         if converted.encode(text) != original.encode(text):
             raise ModelError(
                 f"{source} does not convert faithfully ({text[:40]!r} gives other ids); "
@@ -51,7 +74,7 @@ def _read(path: Path) -> Any:
 
 
 def _converted(original: Any) -> Tokenizer:
-    """The same byte-fallback BPE, with `<s>` in front of a text as LLaMA was trained."""
+    """Equal byte-fallback BPE, with `<s>` in front of a text as LLaMA was trained."""
     vocabulary = {original.id_to_piece(each): each for each in range(len(original))}
     tokenizer = Tokenizer(BPE(vocabulary, _merges(original, vocabulary), fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)])
@@ -69,7 +92,7 @@ def _converted(original: Any) -> Tokenizer:
 
 
 def _merges(original: Any, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-    """Every split of a piece into two pieces, in the order in which SentencePiece prefers the whole: by score."""
+    """Every split of a piece into two pieces, in SentencePiece's order of the wholes: by score."""
     ranked: list[tuple[float, tuple[str, str]]] = []
     for piece, number in vocabulary.items():
         if original.is_control(number) or original.is_unknown(number) or original.is_byte(number):

@@ -1,4 +1,4 @@
-"""Which ids begin and end a text, from what a tokenizer and two configs claim, with old mistakes repaired.
+"""Ids that begin and end a text, as a tokenizer and its configs declare them, with old mistakes repaired.
 
 Scope: ids only. Early LLaMA conversions said bos and eos are 0; LLaMA's vocabulary says `<unk>` 0, `<s>` 1, `</s>` 2.
 """
@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from qlora_chat.models.folders import read_json
+from qlora_chat.models.folders import ModelConfigs
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 
 LLAMA_IDS = {"<unk>": 0, "<s>": 1, "</s>": 2}
@@ -18,35 +17,35 @@ LLAMA_IDS = {"<unk>": 0, "<s>": 1, "</s>": 2}
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """What begins a prompt and what ends an answer."""
+    """Beginning of a prompt and ends of an answer."""
 
     bos: int | None
-    """None where the tokenizer puts nothing in front of a text."""
+    """None if the tokenizer puts nothing in front of a text."""
     stops: frozenset[int]
     config: Mapping[str, Any]
-    """config.json's bos, eos and pad ids as they should be."""
+    """bos, eos and pad ids for config.json, repaired."""
     generation: Mapping[str, Any]
-    """generation_config.json as it should be."""
+    """generation_config.json, repaired."""
     notices: tuple[str, ...] = ()
 
 
-def special_ids(
-    name: str, folder: Path, config: Mapping[str, Any], tokenizer: ModelTokenizer, tokenizer_folder: Path
-) -> SpecialIds:
-    """Read, check and repair; ids beyond the vocabulary are wrong everywhere, 0 and 1 as an end in LLaMA's vocabulary."""
-    generation = read_json(folder / "generation_config.json")
-    settings = {**read_json(folder / "tokenizer_config.json"), **read_json(tokenizer_folder / "tokenizer_config.json")}
+def special_ids(name: str, configs: ModelConfigs, tokenizer: ModelTokenizer) -> SpecialIds:
+    """Check and repair the declared ids: those beyond the vocabulary, and 0 or 1 as an end in LLaMA's vocabulary.
+
+    `name` is the model's, for the notices.
+    """
+    config, generation, settings = configs.model, configs.generation, configs.tokenizer
     llama = all(tokenizer.token_id(token) == number for token, number in LLAMA_IDS.items())
     size = int(config["vocab_size"])
 
-    def wrong_end(number: Any) -> bool:
+    def is_wrong_end(number: Any) -> bool:
         return not _is_id(number, size) or (llama and number in (0, 1))
 
     declared = [*_as_list(generation.get("eos_token_id")), *_as_list(config.get("eos_token_id"))]
-    wrong = [number for number in declared if wrong_end(number)]
+    wrong = [number for number in declared if is_wrong_end(number)]
     named = tokenizer.token_id(_text(settings.get("eos_token")))
     stops = {number for number in declared if number not in wrong} | ({2} if llama else set())
-    stops |= {named} if named is not None and not wrong_end(named) else set()
+    stops |= {named} if named is not None and not is_wrong_end(named) else set()
     wrong_bos = llama and config.get("bos_token_id", 1) not in (1, None)
     notices = _notices(name, [*wrong, *([config["bos_token_id"]] if wrong_bos else [])], stops, llama)
     ends = _repaired(config, stops, llama, size)
@@ -65,7 +64,7 @@ def _bos(settings: Mapping[str, Any], tokenizer: ModelTokenizer, llama: bool, si
         return None
     named = tokenizer.token_id(_text(settings.get("bos_token")))
     own = 1 if llama else named if _is_id(named, size) else None
-    if adds is True or llama:  # a LLaMA was trained with <s> in front, even where a conversion forgot to say so
+    if adds is True or llama:  # a LLaMA was trained with <s> in front, even if its conversion does not say so
         return own
     return tokenizer.leading_id()
 
@@ -79,8 +78,8 @@ def _repaired(config: Mapping[str, Any], stops: set[int], llama: bool, size: int
 
 def _notices(name: str, wrong: list[Any], stops: set[int], llama: bool) -> tuple[str, ...]:
     if wrong:
-        to = "LLaMA's <s> 1 and </s> 2" if llama else f"{sorted(stops)}"
-        return (f"{name} names wrong ids for the beginning or end of a text ({_listed(wrong)}); repaired to {to}",)
+        repaired = "LLaMA's <s> 1 and </s> 2" if llama else f"{sorted(stops)}"
+        return (f"{name} names wrong ids for the beginning or end of a text ({_listed(wrong)}); repaired to {repaired}",)
     if not stops:
         return (f"{name} names no id that ends a text; answers end at a role marker or at the length limit",)
     return ()

@@ -1,7 +1,7 @@
 """A model's tokenizer, from its tokenizer.json, through the `tokenizers` library alone.
 
-Scope: text <-> ids where text is only ever text. Knows no roles and no prompts. A base that ships only a
-tokenizer.model is converted when its weights are prepared (models/prepare.py), so tokenizer.json is always there.
+Scope: text <-> ids, without special tokens in text. Knows no roles and no prompts. For a base that ships only a
+tokenizer.model, sentencepiece.py writes a tokenizer.json first.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from qlora_chat.models import ModelError
 from qlora_chat.text import replace_surrogates
 
 _SENTINELS = ("\n", "\x01", ".")
-_REMEMBERED = 256
-"""Pieces of text whose ids the library remembers, never to forget them: role markers are among the first. Its own 10,000 are
+_CACHE_SIZE = 256
+"""Pieces of text whose ids the library caches for good: role markers are among the first. Its default of 10,000 would be
 28 MiB of what people typed."""
 
 
@@ -29,15 +29,15 @@ class ModelTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         if resize := getattr(tokenizer.model, "_resize_cache", None):  # there is no public way
-            resize(_REMEMBERED)
+            resize(_CACHE_SIZE)
         self.bos_id = bos_id
-        self._lead = self.encode("a")  # not a byte token, which would melt into bytes that follow
+        self._lead = self.encode("a")  # not a byte token, which would join with bytes that follow
         self._lead_text = self._tokenizer.decode(self._lead)
         self.size: int = tokenizer.get_vocab_size()
 
     @staticmethod
     def read(folder: Path, bos_id: int | None) -> ModelTokenizer:
-        """From folder/tokenizer.json. ModelError if it is missing or broken."""
+        """Read folder/tokenizer.json. ModelError if it is missing or broken."""
         path = folder / "tokenizer.json"
         try:
             return ModelTokenizer(Tokenizer.from_file(str(path)), bos_id)
@@ -49,7 +49,7 @@ class ModelTokenizer:
         return self._tokenizer.encode(replace_surrogates(text), add_special_tokens=False).ids
 
     def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids of text that begins a sequence, without BOS, and the characters (begin, end) that each stands for."""
+        """Ids of text that begins a sequence, without BOS, and the span of characters (begin, end) of each."""
         encoded = self._tokenizer.encode(replace_surrogates(text), add_special_tokens=False)
         return encoded.ids, encoded.offsets
 
@@ -62,31 +62,34 @@ class ModelTokenizer:
         return self.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids that follow other text: the space a first token stands for is kept; special tokens give none."""
+        """Text of ids that follow other text: a first token's space stays; special tokens have no text."""
         return self._tokenizer.decode([*self._lead, *ids]).removeprefix(self._lead_text)
 
     def leading_id(self) -> int | None:
-        """Id that the tokenizer's own post-processing puts in front of a text, or None."""
+        """Id that the tokenizer's own post-processing puts in front of a text; None if it adds none."""
         plain, whole = self.encode("a"), self._tokenizer.encode("a", add_special_tokens=True).ids
         return whole[0] if whole[1 : 1 + len(plain)] == plain else None
 
     def token_id(self, token: str) -> int | None:
-        """Id of a token by its name, or None where the vocabulary lacks it."""
+        """Id of a token by its name; None if the vocabulary lacks it."""
         return self._tokenizer.token_to_id(token)
 
     def written_bos(self) -> str:
-        """How BOS is written in front of a text for other readers of this tokenizer.json, who read special tokens out of
-        text; "" where nothing begins a text. Some of them give a text no space of its own after a special token."""
+        """BOS as text, for other readers of this tokenizer.json, who recognise special tokens in text; "" without BOS.
+
+        A space follows it if such a reader would otherwise drop the space that begins a text.
+        """
         if self.bos_id is None or not (name := self._tokenizer.id_to_token(self.bos_id)):
             return ""
         reader, sample = Tokenizer.from_str(self._tokenizer.to_str()), "### a"
         reader.encode_special_tokens = False
-        wanted = [self.bos_id, *self.encode(sample)]
-        fitting = (each for each in (name, f"{name} ") if reader.encode(each + sample, add_special_tokens=False).ids == wanted)
-        return next(fitting, name)
+        expected = [self.bos_id, *self.encode(sample)]
+        written = (name, f"{name} ")
+        same = (each for each in written if reader.encode(each + sample, add_special_tokens=False).ids == expected)
+        return next(same, name)
 
     @property
     def special_names(self) -> tuple[str, ...]:
-        """How the special tokens are written, longest first: other tokenizers may read them out of text."""
+        """Special tokens as text, longest first: other tokenizers may recognise them in text."""
         added = self._tokenizer.get_added_tokens_decoder().values()
         return tuple(sorted((each.content for each in added if each.special), key=len, reverse=True))

@@ -1,11 +1,15 @@
-"""Tensors by name, from a folder's safetensors.
+"""Tensors by name, from a folder's safetensors files.
 
-Scope: headers when it is opened, a tensor when it is asked for. Importing it needs no torch; opening a folder does.
+Scope: headers, read without a tensor library, and tensors, read on access. Importing it needs no torch; opening a
+Checkpoint does. Knows nothing of models. Format: https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,32 +21,102 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+LONGEST_HEADER = 100_000_000
+"""Bytes; the limit of the safetensors library itself."""
+DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "I16": 16,
+    "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+
+
+class DamagedFile(ModelError):
+    """A safetensors file that is incomplete or not one; the message names the file and the fault."""
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """A tensor as its file's header describes it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+
+    @property
+    def elements(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+def read_header(path: Path) -> dict[str, TensorHeader]:
+    """Tensors of one file by name. DamagedFile if the header is invalid or the file is longer or shorter than it says."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, LONGEST_HEADER):
+            raise DamagedFile(f"{path.name} is {size:,} bytes and its header would be {length:,}")
+        header = file.read(length)
+    try:
+        described = json.loads(header.decode("utf-8"))
+        headers = {name: _tensor_header(entry) for name, entry in described.items() if name != "__metadata__"}
+        end = 8 + length + _data_bytes([entry["data_offsets"] for name, entry in described.items() if name != "__metadata__"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+        raise DamagedFile(f"the header of {path.name} cannot be read ({str(problem)[:100]})") from problem
+    if end != size:
+        raise DamagedFile(f"{path.name} is {size:,} bytes, but its header describes {end:,}")
+    return headers
+
+
+def read_headers(folder: Path) -> dict[str, TensorHeader]:
+    """Tensors of all *.safetensors files in a folder by name; {} without any. ModelError for a damaged file."""
+    headers: dict[str, TensorHeader] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            headers |= read_header(path)
+        except (DamagedFile, OSError) as problem:
+            raise ModelError(f"the weights in {folder} cannot be read ({problem}); fetch them again") from problem
+    return headers
+
+
+def _tensor_header(described: Mapping[str, Any]) -> TensorHeader:
+    """ValueError for a shape that does not take the bytes between its offsets."""
+    begin, end = described["data_offsets"]
+    dtype, shape = str(described["dtype"]), tuple(described["shape"])
+    if not all(type(each) is int and each >= 0 for each in shape):
+        raise ValueError(f"a shape is {list(shape)}")
+    if math.prod(shape) * DTYPE_BITS[dtype] != 8 * (end - begin):
+        raise ValueError(f"{list(shape)} in {dtype} is not {end - begin} bytes")
+    return TensorHeader(dtype, shape, end - begin)
+
+
+def _data_bytes(offsets: list[tuple[int, int]]) -> int:
+    """Bytes of all tensors. ValueError for gaps or overlaps between them."""
+    position = 0
+    for begin, end in sorted(offsets):
+        if begin != position or end < begin:
+            raise ValueError(f"offsets {begin} to {end} follow {position}")
+        position = end
+    return position
+
 
 class Checkpoint(Mapping[str, "Tensor"]):
-    """Tensors of a folder's *.safetensors by name, each read when asked for."""
+    """Tensors of a folder's *.safetensors files by name, each read on access."""
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
-        self.folder, self._device = folder, str(device)
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
+        self.folder = folder
+        paths = sorted(folder.glob("*.safetensors"))
+        if not paths:
             raise ModelError(f"{folder} holds no *.safetensors file")
         try:
-            self._files = [safe_open(file, framework="pt", device=self._device) for file in files]  # type: ignore[no-untyped-call]
+            files = [safe_open(path, framework="pt", device=str(device)) for path in paths]  # type: ignore[no-untyped-call]
         except Exception as problem:
             raise ModelError(f"the weights in {folder} cannot be read ({problem}); fetch them again") from problem
-        self._where = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118 (not a dict)
+        self._files = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a dict)
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._where:
-            raise KeyError(name)
-        return self._where[name].get_tensor(name)
+        return self._files[name].get_tensor(name)
 
-    def __iter__(self) -> Any:
-        return iter(self._where)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of one tensor, from the header alone."""
-        return tuple(self._where[name].get_slice(name).get_shape())
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
 
     def __len__(self) -> int:
-        return len(self._where)
+        return len(self._files)

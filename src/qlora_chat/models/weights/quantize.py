@@ -1,12 +1,12 @@
-"""16-bit weights -> NF4 with double quantisation, or 8 bits a row, one tensor at a time.
+"""16-bit weights -> NF4 with double quantization, or 8 bits a row, one tensor at a time; 8 bits back to floating point.
 
-Scope: what Transformers' BitsAndBytesConfig would make of the same base, tensor for tensor, but never with more than
-one of them in memory: a 7B is quantised on a card with 1 GiB free. Knows nothing of adapters or files beyond reading.
+Scope: the tensors that Transformers' BitsAndBytesConfig would make of the same base, but never with more than one of
+them in memory: a 7B is quantized on a card with 1 GiB free. Knows nothing of adapters or files beyond reading.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -14,40 +14,48 @@ from torch import Tensor
 
 from qlora_chat.models.folders import Base
 from qlora_chat.models.weights.checkpoint import Checkpoint
-from qlora_chat.models.weights.llama import quiet_bitsandbytes, widened
-from qlora_chat.models.weights.shards import Named, finite
+from qlora_chat.models.weights.nf4 import BLOCK, quiet_bitsandbytes
+from qlora_chat.models.weights.shards import NamedTensor, check_finite
 
 
-def quantised(base: Base, device: str) -> Iterator[Named]:
+def quantize_nf4(base: Base, device: str) -> Iterator[NamedTensor]:
     """Tensors of the base on the CPU: linears but the head in NF4 as bitsandbytes stores it, all else in bf16."""
-    return _converted(base, partial(_nf4, device=device))
+    return _quantize(base, partial(_nf4, device=device))
 
 
-def eight_bits(base: Base) -> Iterator[Named]:
+def quantize_int8(base: Base) -> Iterator[NamedTensor]:
     """Tensors of the base on the CPU: linears but the head as bitsandbytes stores 8 bits, all else in bf16."""
-    return _converted(base, _int8)
+    return _quantize(base, _int8)
 
 
-def _converted(base: Base, convert: Callable[[str, Tensor], Iterator[Named]]) -> Iterator[Named]:
+def read_widened(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """The tensor of that name; one that bitsandbytes stored in 8 bits, in float32 with its rows' scales applied."""
+    tensor = tensors[name]
+    if tensor.dtype != torch.int8:
+        return tensor
+    return tensor.float() * (tensors[name.removesuffix("weight") + "SCB"].float() / 127).unsqueeze(1)
+
+
+def _quantize(base: Base, convert: Callable[[str, Tensor], Iterator[NamedTensor]]) -> Iterator[NamedTensor]:
     checkpoint = Checkpoint(base.folder)
     linears = {f"{name}.weight" for name in base.linears() if name != "lm_head"}
     biases = (f"{name}.bias" for name in base.linears() if f"{name}.bias" in checkpoint)
     for name in (*base.tensors(), *biases):
-        tensor = finite((name, widened(checkpoint, name).to(torch.bfloat16)))[1]
+        tensor = check_finite(name, read_widened(checkpoint, name).to(torch.bfloat16))
         yield from convert(name, tensor) if name in linears else [(name, tensor)]
 
 
-def _nf4(name: str, weight: Tensor, device: str) -> Iterator[Named]:
+def _nf4(name: str, weight: Tensor, device: str) -> Iterator[NamedTensor]:
     quiet_bitsandbytes()
     from bitsandbytes.functional import quantize_4bit
 
-    packed, state = quantize_4bit(weight.to(device).contiguous(), blocksize=64, compress_statistics=True, quant_type="nf4")
+    packed, state = quantize_4bit(weight.to(device).contiguous(), blocksize=BLOCK, compress_statistics=True, quant_type="nf4")
     yield name, packed.cpu()
     for part, value in state.as_dict(packed=True).items():
         yield f"{name}.{part}", value.cpu()
 
 
-def _int8(name: str, weight: Tensor) -> Iterator[Named]:
+def _int8(name: str, weight: Tensor) -> Iterator[NamedTensor]:
     """Row by row, the largest magnitude becomes 127 (LLM.int8, Dettmers 2022, without its outlier columns)."""
     largest = weight.float().abs().amax(dim=1)
     yield name, (weight.float() * (127 / largest.clamp_min(1e-12)).unsqueeze(1)).round().to(torch.int8)

@@ -1,7 +1,7 @@
 """A LLaMA's sizes, from its config.json.
 
-Scope: what the engine computes and what it does not. Importing it needs no torch: a page in front of another server
-reads a config and never a weight.
+Scope: the settings that the engine computes, and refusals of others. Importing it needs no torch: a page in front of
+another server reads a config and never a weight.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SUPPORTED_TYPES = ("llama", "mistral", "qwen2")
+ROPE_PARAMETERS = {
+    "default": (), "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}  # fmt: skip
+"""rope_types that the engine computes, with the parameters each needs besides rope_theta."""
 PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
                "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
 
@@ -60,10 +65,25 @@ class LlamaShape:
             rope=_rope_parameters(config),
         )
 
+    def check_rope(self) -> None:
+        """Check that the frequencies can be computed. ModelError for another rope_type, ValueError for a bad parameter."""
+        kind = self.rope["rope_type"]
+        if kind not in ROPE_PARAMETERS:
+            computed = ", ".join(ROPE_PARAMETERS)
+            raise ModelError(f"config.json says rope_type {kind!r}; this engine computes {computed}")
+        for name in ("rope_theta", *ROPE_PARAMETERS[kind]):
+            value = self.rope.get(name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+                raise ValueError(f"{name} is {value!r}, but must be a number above 0")
+
     def rope_frequencies(self) -> Tensor:
-        """Radians a position, (head_dim / 2,), float32 on the CPU (RoFormer, Su 2021; scaled as rope_type says)."""
+        """Radians a position, (head_dim / 2,), float32 on the CPU (RoFormer, Su 2021; scaled as rope_type says).
+
+        Raises the errors of check_rope.
+        """
         import torch
 
+        self.check_rope()
         exponents = torch.arange(0, self.head_dim, 2, dtype=torch.int64).float() / self.head_dim
         frequencies = 1.0 / (float(self.rope["rope_theta"]) ** exponents)
         match self.rope["rope_type"]:
@@ -71,10 +91,8 @@ class LlamaShape:
                 return frequencies
             case "linear":
                 return frequencies / self.rope["factor"]
-            case "llama3":
+            case _:
                 return _llama3_frequencies(frequencies, self.rope)
-            case other:
-                raise ModelError(f"config.json says rope_type {other!r}; this engine computes default, linear and llama3")
 
 
 def _rope_parameters(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from qlora_chat.models import ModelError
 
 SHARD_BYTES = 1024**3
-"""At most this much is gathered in memory before it is written."""
+"""Bytes gathered in memory, at most, before they are written."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 NF4_CONFIG: Mapping[str, Any] = {
     "quant_method": "bitsandbytes",
@@ -40,20 +40,19 @@ INT8_CONFIG: Mapping[str, Any] = {
     "llm_int8_threshold": 6.0,
 }
 
-Stored = Literal["bf16", "nf4", "int8"]
-Named = tuple[str, Tensor]
+StoredFormat = Literal["bf16", "nf4", "int8"]
+NamedTensor = tuple[str, Tensor]
 
 
-def finite(named: Named) -> Named:
-    """The same pair. ModelError if the tensor holds NaN or infinity."""
-    name, tensor = named
+def check_finite(name: str, tensor: Tensor) -> Tensor:
+    """The same tensor. ModelError if it holds NaN or infinity."""
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise ModelError(f"{name} would hold NaN or infinite weights: base or adapter is broken; fetch them again")
-    return named
+    return tensor
 
 
-def write_shards(tensors: Iterable[Named], folder: Path) -> None:
-    """model.safetensors, or numbered shards with an index where it exceeds SHARD_BYTES."""
+def write_shards(tensors: Iterable[NamedTensor], folder: Path) -> None:
+    """Write model.safetensors, or numbered shards with an index above SHARD_BYTES."""
     shards: list[list[str]] = []
     gathered: dict[str, Tensor] = {}
     total = size = 0
@@ -71,7 +70,7 @@ def write_shards(tensors: Iterable[Named], folder: Path) -> None:
     names = [f"model-{index + 1:05d}-of-{len(shards):05d}.safetensors" for index in range(len(shards))]
     for index, name in enumerate(names):
         _part(folder, index).rename(folder / name)
-    weight_map = {tensor: name for name, held in zip(names, shards, strict=True) for tensor in held}
+    weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
     _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
@@ -85,19 +84,19 @@ def _write_shard(tensors: dict[str, Tensor], folder: Path, index: int) -> list[s
 
 
 def write_small_files(
-    folder: Path, config: Mapping[str, Any], generation: Mapping[str, Any], tokenizer: Path, base: Path, *, stored: Stored
+    folder: Path, config: Mapping[str, Any], generation: Mapping[str, Any], tokenizer: Path, base: Path, *, stored: StoredFormat
 ) -> None:
-    """config.json that says how the weights are stored, generation_config.json, and the tokenizer's files."""
-    said = {key: value for key, value in config.items() if key not in ("quantization_config", "torch_dtype")}
-    said["dtype"] = "bfloat16"
+    """Write config.json with the stored format of the weights, generation_config.json, and the tokenizer's files."""
+    written = {key: value for key, value in config.items() if key not in ("quantization_config", "torch_dtype")}
+    written["dtype"] = "bfloat16"
     if stored != "bf16":
-        said["quantization_config"] = dict(NF4_CONFIG if stored == "nf4" else INT8_CONFIG)
-    _write_json(folder / "config.json", said)
+        written["quantization_config"] = dict(NF4_CONFIG if stored == "nf4" else INT8_CONFIG)
+    _write_json(folder / "config.json", written)
     _write_json(folder / "generation_config.json", generation)
     for name in TOKENIZER_FILES:
-        for origin in (tokenizer, base):
-            if (origin / name).is_file():
-                shutil.copyfile(origin / name, folder / name)
+        for source in (tokenizer, base):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
                 break
 
 

@@ -17,14 +17,16 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, rms_norm
 from torch.utils.checkpoint import checkpoint
 
+from qlora_chat.models.folders import NF4_MARK
 from qlora_chat.models.weights.llama import LlamaShape
+from qlora_chat.models.weights.nf4 import NF4
 from qlora_chat.training import TrainError
 from qlora_chat.training.data.batches import MicroBatch
 from qlora_chat.training.model.attention import Layout, attend
 from qlora_chat.training.model.elementwise import rotate, swiglu
 from qlora_chat.training.model.lora import LoraLinears
 from qlora_chat.training.model.loss import summed_loss
-from qlora_chat.training.model.nf4 import MARK, NF4, Frozen, stacked_bias
+from qlora_chat.training.model.nf4 import Frozen, stacked_bias
 
 GROUPS = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",),
           ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))  # fmt: skip
@@ -180,6 +182,6 @@ class _Weights:
         return LoraLinears(weights, outs, ins, adapted, lora.r, lora.scaling, lora.dropout)
 
     def _weight(self, name: str) -> NF4 | Tensor:
-        if name + MARK in self.tensors:
-            return NF4.read(self.tensors, name, self.compute.device)
+        if name + NF4_MARK in self.tensors:
+            return NF4.read(self.tensors, name, self.compute.device, self.compute.dtype)
         return self.dense(name)

@@ -20,7 +20,9 @@ from qlora_chat.engines.cuda.weights.packing import (
     rotary_order,
 )
 from qlora_chat.models.locate import BUNDLED
-from qlora_chat.models.weights.llama import NF4, Checkpoint, Dense
+from qlora_chat.models.weights.checkpoint import Checkpoint
+from qlora_chat.models.weights.llama import Dense
+from qlora_chat.models.weights.nf4 import NF4
 
 
 def lanes(packed: Packed, bytes_a_lane: int, steps: int, dtype: torch.dtype) -> Tensor:
@@ -59,7 +61,7 @@ def test_int8_tiles_are_within_half_a_step_of_the_weights() -> None:
 @pytest.fixture(scope="module")
 def stored() -> NF4:
     checkpoint, name = Checkpoint(BUNDLED / "base"), "model.layers.3.mlp.down_proj.weight"
-    return NF4.read({key.removeprefix(name): checkpoint[key] for key in checkpoint if key.startswith(name)}, torch.bfloat16)
+    return NF4.read(checkpoint, name, torch.device("cpu"), torch.bfloat16)
 
 
 def dequantized(packed: Packed) -> Tensor:
@@ -85,9 +87,9 @@ def dequantized(packed: Packed) -> Tensor:
 def test_nf4_tiles_stand_for_what_bitsandbytes_dequantises(stored: NF4) -> None:
     from bitsandbytes.functional import QuantState, dequantize_4bit
 
-    state: Any = QuantState.from_dict(
-        {f"weight{key}": value for key, value in stored.stored.items() if key}, torch.device("cpu")
-    )
+    checkpoint, name = Checkpoint(BUNDLED / "base"), "model.layers.3.mlp.down_proj.weight"
+    parts = {key: checkpoint[key] for key in checkpoint if key.startswith(f"{name}.")}
+    state: Any = QuantState.from_dict(parts, torch.device("cpu"))
     state.dtype = torch.float32
     expected = dequantize_4bit(stored.packed, state)
     assert torch.equal(dequantized(pack([stored], natural_order(stored.outputs))), expected), (
@@ -100,7 +102,7 @@ def test_paired_blocks_hold_the_same_values(stored: NF4) -> None:
     blocks = outputs * inputs // 64
     wide = NF4(
         outputs, inputs, stored.packed.flatten()[: outputs * inputs // 2], stored.code, stored.absmax[:blocks],
-        torch.rand(2) + 0.5, stored.nested_code, stored.offset, torch.bfloat16, {},
+        torch.rand(2) + 0.5, stored.nested_code, stored.offset, torch.bfloat16, stored.state,
     )  # fmt: skip
     packed = pack([wide], natural_order(outputs))
     assert packed.paired

@@ -27,7 +27,8 @@ from qlora_chat.engines.cuda.weights.packing import (
     pack_int8,
     rotary_order,
 )
-from qlora_chat.models.weights.llama import NF4, Beside, Dense, Layer, Linear, LlamaShape, LlamaWeights, WithAdapter
+from qlora_chat.models.weights.llama import Dense, Layer, Linear, LlamaShape, LlamaWeights, Stacked, WithAdapter
+from qlora_chat.models.weights.nf4 import NF4
 
 MAX_PARTIALS = 1024
 """Partial sums of squares of a row, as in common.cuh."""
@@ -199,7 +200,7 @@ def _products(layer: Layer) -> tuple[Linear, ...]:
 
 
 def _parts(product: Linear) -> tuple[Linear, ...]:
-    return product.parts if isinstance(product, Beside) else (product,)
+    return product.parts if isinstance(product, Stacked) else (product,)
 
 
 def _base_parts(product: Linear) -> list[NF4 | Dense]:

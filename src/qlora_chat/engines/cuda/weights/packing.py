@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from qlora_chat.models.weights.llama import NF4, Dense
+from qlora_chat.models.weights.llama import Dense
+from qlora_chat.models.weights.nf4 import NF4
 
 KINDS = {"nf4": 0, "bf16": 1, "int8": 2}
 """WEIGHTS in gemv.cu."""

@@ -1,18 +1,18 @@
-"""Which model a name means, where it is looked for, and what `auto` prefers."""
+"""The model that settings mean, where it is searched for, and the preferences of `auto`."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
 from qlora_chat.models import ModelError
 from qlora_chat.models.cache import Cache
 from qlora_chat.models.hub import Hub
-from qlora_chat.models.locate import Source, resolve
 from qlora_chat.models.placement import GIB, DeviceMemory
+from qlora_chat.models.resolve import ResolvedModel, resolve
 from qlora_chat.settings import ModelSettings, hub_cache_folder
 from tests.models.conftest import LocalHub, MakeAdapter, MakeBase, Publish
 
@@ -21,14 +21,14 @@ BIG_CARD, SMALL_CARD, MEMORY = DeviceMemory("cuda", 24 * GIB), DeviceMemory("cud
 
 def resolved(
     settings: ModelSettings,
-    said: list[str],
+    notices: list[str],
     tmp_path: Path,
-    *places: DeviceMemory,
+    *devices: DeviceMemory,
     offline: bool = True,
     endpoint: str | None = None,
-) -> Source:
+) -> ResolvedModel:
     hub = Hub(hub_cache_folder(), offline, endpoint)
-    return resolve(settings, hub, Cache(tmp_path / "cache", said.append), places or (MEMORY,), said.append)
+    return resolve(settings, hub, Cache(tmp_path / "cache", notices.append), devices or (MEMORY,), notices.append)
 
 
 def put_guanaco(make_base: MakeBase, make_adapter: MakeAdapter, in_hub_cache: Publish, *, pickled: bool = True) -> None:
@@ -37,42 +37,42 @@ def put_guanaco(make_base: MakeBase, make_adapter: MakeAdapter, in_hub_cache: Pu
     in_hub_cache("timdettmers/guanaco-7b", make_adapter(base, pickled=pickled))
 
 
-def test_the_demo_is_the_bundled_model(said: list[str], tmp_path: Path) -> None:
-    source = resolved(ModelSettings(model="demo"), said, tmp_path)
-    assert source.name == "Llama-Lumi-45M (demo)"
-    assert source.base.folder is not None
-    assert (source.base.folder / "config.json").is_file()
-    assert len(source.notices) == 1
+def test_the_demo_is_the_bundled_model(notices: list[str], tmp_path: Path) -> None:
+    model = resolved(ModelSettings(model="demo"), notices, tmp_path)
+    assert model.name == "Llama-Lumi-45M (demo)"
+    assert model.base.folder is not None
+    assert (model.base.folder / "config.json").is_file()
+    assert len(model.notices) == 1
 
 
 def test_guanaco_is_found_in_the_hubs_cache_and_its_pickle_converted_once(
-    make_base: MakeBase, make_adapter: MakeAdapter, in_hub_cache: Publish, said: list[str], tmp_path: Path
+    make_base: MakeBase, make_adapter: MakeAdapter, in_hub_cache: Publish, notices: list[str], tmp_path: Path
 ) -> None:
     put_guanaco(make_base, make_adapter, in_hub_cache)
-    source = resolved(ModelSettings(model="guanaco-7b"), said, tmp_path)
-    assert (source.name, source.base.name) == ("guanaco-7b", "huggyllama/llama-7b")
-    assert source.base.revision == "a" * 40
-    assert source.adapter is not None
-    assert source.adapter.folder is not None
-    assert (source.adapter.folder / "adapter_model.safetensors").is_file()
-    assert not list(source.adapter.folder.glob("*.bin"))
-    assert sum("published as a pickle" in line for line in said) == 1
-    said.clear()
-    assert resolved(ModelSettings(model="guanaco-7b"), said, tmp_path) == source
-    assert said == []
+    model = resolved(ModelSettings(model="guanaco-7b"), notices, tmp_path)
+    assert (model.name, model.base.name) == ("guanaco-7b", "huggyllama/llama-7b")
+    assert model.base.revision == "a" * 40
+    assert model.adapter is not None
+    assert model.adapter.folder is not None
+    assert (model.adapter.folder / "adapter_model.safetensors").is_file()
+    assert not list(model.adapter.folder.glob("*.bin"))
+    assert sum("published as a pickle" in line for line in notices) == 1
+    notices.clear()
+    assert resolved(ModelSettings(model="guanaco-7b"), notices, tmp_path) == model
+    assert notices == []
 
 
 def test_auto_takes_guanaco_where_it_is_cached_and_fits(
-    make_base: MakeBase, make_adapter: MakeAdapter, in_hub_cache: Publish, said: list[str], tmp_path: Path
+    make_base: MakeBase, make_adapter: MakeAdapter, in_hub_cache: Publish, notices: list[str], tmp_path: Path
 ) -> None:
     put_guanaco(make_base, make_adapter, in_hub_cache)
-    assert resolved(ModelSettings(), said, tmp_path, MEMORY).name == "guanaco-7b"
+    assert resolved(ModelSettings(), notices, tmp_path, MEMORY).name == "guanaco-7b"
 
 
 @pytest.mark.parametrize(
-    ("cached", "places", "reason"),
+    ("cached", "devices", "reason"),
     [
-        (True, (DeviceMemory("cpu", GIB // 4),), "does not fit"),
+        (True, (DeviceMemory("cpu", GIB),), "does not fit"),
         (False, (MEMORY,), "no graphics card with 6 GiB free"),
         (False, (SMALL_CARD, MEMORY), "no graphics card with 6 GiB free"),
         (False, (BIG_CARD, MEMORY), "HF_HUB_OFFLINE is set"),
@@ -80,28 +80,28 @@ def test_auto_takes_guanaco_where_it_is_cached_and_fits(
 )
 def test_auto_falls_back_to_the_demo_with_one_line_that_says_why_and_how(
     cached: bool,
-    places: tuple[DeviceMemory, ...],
+    devices: tuple[DeviceMemory, ...],
     reason: str,
     make_base: MakeBase,
     make_adapter: MakeAdapter,
     in_hub_cache: Publish,
-    said: list[str],
+    notices: list[str],
     tmp_path: Path,
 ) -> None:
     if cached:
-        put_guanaco(make_base, make_adapter, in_hub_cache)
-    source = resolved(ModelSettings(), said, tmp_path, *places)
-    assert source.name == "Llama-Lumi-45M (demo)"
-    _, why = source.notices
+        put_guanaco(partial(make_base, max_position_embeddings=2**22), make_adapter, in_hub_cache)
+    model = resolved(ModelSettings(), notices, tmp_path, *devices)
+    assert model.name == "Llama-Lumi-45M (demo)"
+    _, why = model.notices
     assert reason in why
     assert "\n" not in why
     assert "qlora-chat serve --model guanaco-7b" in why
 
 
-def test_auto_falls_back_when_the_hub_does_not_answer(said: list[str], tmp_path: Path) -> None:
+def test_auto_falls_back_when_the_hub_does_not_answer(notices: list[str], tmp_path: Path) -> None:
     nobody = "http://127.0.0.1:9"
-    source = resolved(ModelSettings(), said, tmp_path, BIG_CARD, offline=False, endpoint=nobody)
-    assert "the Hub did not answer within 3 s" in source.notices[1]
+    model = resolved(ModelSettings(), notices, tmp_path, BIG_CARD, offline=False, endpoint=nobody)
+    assert "the Hub did not answer within 3 s" in model.notices[1]
 
 
 def test_auto_fetches_guanaco_for_a_card_when_the_hub_answers(
@@ -109,7 +109,7 @@ def test_auto_fetches_guanaco_for_a_card_when_the_hub_answers(
     make_adapter: MakeAdapter,
     local_hub: LocalHub,
     monkeypatch: pytest.MonkeyPatch,
-    said: list[str],
+    notices: list[str],
     tmp_path: Path,
 ) -> None:
     base = make_base(tmp_path / "far" / "base")
@@ -117,14 +117,14 @@ def test_auto_fetches_guanaco_for_a_card_when_the_hub_answers(
     local_hub.files["huggyllama/llama-7b"] = {each.name: each.read_bytes() for each in base.iterdir()}
     local_hub.files["timdettmers/guanaco-7b"] = {each.name: each.read_bytes() for each in adapter.iterdir()}
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    source = resolved(ModelSettings(), said, tmp_path, BIG_CARD, offline=False, endpoint=local_hub.address)
-    assert source.name == "guanaco-7b"
-    assert any("fetching huggyllama/llama-7b" in line for line in said)
-    assert any("published as a pickle" in line for line in said)
+    model = resolved(ModelSettings(), notices, tmp_path, BIG_CARD, offline=False, endpoint=local_hub.address)
+    assert model.name == "guanaco-7b"
+    assert any("fetching huggyllama/llama-7b" in line for line in notices)
+    assert any("published as a pickle" in line for line in notices)
 
 
 def test_a_base_half_downloaded_is_not_taken_for_whole(
-    make_base: MakeBase, make_adapter: MakeAdapter, in_hub_cache: Publish, said: list[str], tmp_path: Path
+    make_base: MakeBase, make_adapter: MakeAdapter, in_hub_cache: Publish, notices: list[str], tmp_path: Path
 ) -> None:
     base = make_base()
     snapshot = in_hub_cache("org/big", base)
@@ -132,49 +132,37 @@ def test_a_base_half_downloaded_is_not_taken_for_whole(
     (snapshot / "model.safetensors").rename(snapshot / "model-00001-of-00002.safetensors")
     (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelError, match=r"org/big is not on this machine .* HF_HUB_OFFLINE"):
-        resolved(ModelSettings(base="org/big"), said, tmp_path)
+        resolved(ModelSettings(base="org/big"), notices, tmp_path)
 
 
 def test_the_vanished_repository_is_an_alias(
-    make_base: MakeBase, in_hub_cache: Publish, said: list[str], tmp_path: Path
+    make_base: MakeBase, in_hub_cache: Publish, notices: list[str], tmp_path: Path
 ) -> None:
     in_hub_cache("huggyllama/llama-7b", make_base())
-    source = resolved(ModelSettings(base="decapoda-research/llama-7b-hf"), said, tmp_path)
-    assert source.base.name == "huggyllama/llama-7b"
-    assert said == [
+    model = resolved(ModelSettings(base="decapoda-research/llama-7b-hf"), notices, tmp_path)
+    assert model.base.name == "huggyllama/llama-7b"
+    assert notices == [
         "decapoda-research/llama-7b-hf is gone from the Hub; huggyllama/llama-7b holds the same weights and is used instead"
     ]
 
 
 def test_another_hub_adapter_in_pickle_form_names_the_command(
-    make_base: MakeBase, make_adapter: MakeAdapter, in_hub_cache: Publish, said: list[str], tmp_path: Path
+    make_base: MakeBase, make_adapter: MakeAdapter, in_hub_cache: Publish, notices: list[str], tmp_path: Path
 ) -> None:
-    from qlora_chat.models.locate import check_source
-
     base = make_base()
     in_hub_cache("org/old-adapter", make_adapter(base, pickled=True))
-    source = resolved(ModelSettings(base=str(base), adapter="org/old-adapter"), said, tmp_path)
     with pytest.raises(ModelError, match=r"qlora-chat convert-adapter .*snapshots.* NEW_FOLDER"):
-        check_source(source)
+        resolved(ModelSettings(base=str(base), adapter="org/old-adapter"), notices, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nothing", "no-slash", "a/b/c", "../up/dir", "org/na me"])
-def test_what_is_neither_folder_nor_hub_id_is_refused(name: str, said: list[str], tmp_path: Path) -> None:
+def test_names_that_are_neither_folder_nor_hub_id_are_refused(name: str, notices: list[str], tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such folder, and a Hub id looks like owner/name"):
-        resolved(ModelSettings(base=name), said, tmp_path)
+        resolved(ModelSettings(base=name), notices, tmp_path)
 
 
-def test_hub_offline_never_touches_the_network(local_hub: LocalHub, said: list[str], tmp_path: Path) -> None:
+def test_hub_offline_never_touches_the_network(local_hub: LocalHub, notices: list[str], tmp_path: Path) -> None:
     local_hub.files["org/tiny"] = {"config.json": b"{}", "model.safetensors": b"x"}
     with pytest.raises(ModelError, match="HF_HUB_OFFLINE forbids"):
-        resolved(ModelSettings(base="org/tiny"), said, tmp_path, endpoint=local_hub.address)
+        resolved(ModelSettings(base="org/tiny"), notices, tmp_path, endpoint=local_hub.address)
     assert local_hub.fetched == []
-
-
-def test_torch_is_not_asked_about_cards_for_a_plain_cpu() -> None:
-    from qlora_chat.models.placement import detect_devices
-
-    (place,) = detect_devices("cpu")
-    assert place.device == "cpu"
-    assert place.free > 0
-    assert len(detect_devices("auto")) == 1 + torch.cuda.is_available()

@@ -1,0 +1,84 @@
+"""One base or adapter: its name, its folder, and the hashes of its files.
+
+Scope: hashes for cache keys and for the record of which weights answered; each file is hashed at most once.
+Of the files' meaning it knows the declared prompt format alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from qlora_chat.models import ModelError
+from qlora_chat.models.cache import sha256
+from qlora_chat.models.folders import RECORD, read_json
+
+HASHED_UP_TO = 64 * 1024**2
+"""Bytes. Larger files are told apart by the Hub's own sha256 where the download carries it, else by size and time."""
+
+
+@dataclass(frozen=True)
+class ModelPart:
+    """A base or an adapter."""
+
+    name: str
+    """Hub id, or the folder's own name."""
+    folder: Path | None
+    """None for a base that is no longer on this machine but whose merge is in the cache."""
+    revision: str | None = None
+    """Commit of a Hub repository."""
+    _digests: dict[Path, str] = field(default_factory=dict, compare=False, repr=False)
+
+    def existing_folder(self) -> Path:
+        """The folder. ModelError without one."""
+        if self.folder is None:
+            raise ModelError(f"{self.name} is no longer on this machine")
+        return self.folder
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprint of each file by name: "sha256:...", or for big plain files "size:...,time:..."; {} without a folder."""
+        if self.folder is None:
+            return {}
+        patterns = ("*.safetensors", "*.json", "adapter_model.bin", "tokenizer.model")
+        paths = sorted(path for pattern in patterns for path in self.folder.glob(pattern))
+        return {path.name: self._fingerprint(path, HASHED_UP_TO) for path in paths if path.is_file() and path.name != RECORD}
+
+    def sha256(self, name: str) -> str:
+        """Hex digest of one file; the Hub's client names large files in its cache by theirs."""
+        path = self.existing_folder() / name
+        return _hub_digest(path) or self._digests.get(path) or self._digests.setdefault(path, sha256(path))
+
+    def weights_sha256(self, hashed_up_to: int = HASHED_UP_TO) -> str | None:
+        """Hash of the safetensors: of the one file, or over the names and hashes of several.
+
+        None without any, and if one is bigger than `hashed_up_to` bytes and its hash is not known from the Hub.
+        """
+        paths = sorted(self.folder.glob("*.safetensors")) if self.folder else []
+        fingerprints = {path.name: self._fingerprint(path, hashed_up_to) for path in paths}
+        if not fingerprints or not all(each.startswith("sha256:") for each in fingerprints.values()):
+            return None
+        if len(fingerprints) == 1:
+            return next(iter(fingerprints.values())).removeprefix("sha256:")
+        return hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest()
+
+    def _fingerprint(self, path: Path, hashed_up_to: int) -> str:
+        status = path.stat()
+        if status.st_size > hashed_up_to and not _hub_digest(path):
+            return f"size:{status.st_size},time:{status.st_mtime_ns}"
+        return f"sha256:{self.sha256(path.name)}"
+
+
+def declared_format(*parts: ModelPart | None) -> str | None:
+    """Prompt format that the first of these parts with one names in its record: the one it was trained on."""
+    folders = [part.folder for part in parts if part and part.folder]
+    declared = (read_json(folder / RECORD).get("prompt_format") for folder in folders)
+    return next((name for name in declared if isinstance(name, str)), None)
+
+
+def _hub_digest(path: Path) -> str | None:
+    blob = path.resolve().name if path.is_symlink() else ""
+    return blob if len(blob) == 64 and set(blob) <= set("0123456789abcdef") else None

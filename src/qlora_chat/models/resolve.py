@@ -1,0 +1,195 @@
+"""Settings -> one resolved model: parts located, their configs and headers checked, device and weight format planned.
+
+Scope: which model the settings mean (the preferences of `auto` included) and where it fits; reads no weight.
+Knows nothing of merging.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from qlora_chat.models import ModelError, Notify
+from qlora_chat.models.adapter.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFolder
+from qlora_chat.models.cache import Cache, CacheEntry, Record
+from qlora_chat.models.folders import Base
+from qlora_chat.models.hub import Hub
+from qlora_chat.models.locate import (
+    BUNDLED_ADAPTER,
+    BUNDLED_BASE,
+    DEMO,
+    GUANACO,
+    GUANACO_BASE,
+    WHOLE_BASE,
+    fetch_guanaco_adapter,
+    fetch_part,
+    is_bundled,
+    local_guanaco_adapter,
+    local_part,
+    locate_adapter,
+    parse_name,
+    without_pickle,
+)
+from qlora_chat.models.part import ModelPart
+from qlora_chat.models.placement import (
+    GIB,
+    DeviceMemory,
+    Plan,
+    WeightFormat,
+    candidate_formats,
+    choose_plan,
+    explain_cpu_fallback,
+)
+from qlora_chat.settings import ModelSettings
+
+FREE_CARD_BYTES = 6 * GIB
+FREE_CARD_BYTES_BF16 = 16 * GIB
+"""Free memory of a card for which `auto` fetches the 7B."""
+TOY = (
+    f"{DEMO} is a 45 M-parameter toy that comes with the program to show how everything works: fluent, and often wrong. "
+    "Built with Llama."
+)
+
+
+@dataclass(frozen=True)
+class LocatedModel:
+    """Folders of a base and an adapter."""
+
+    name: str
+    base: ModelPart
+    adapter: ModelPart | None = None
+    notices: tuple[str, ...] = ()
+    cached: Mapping[WeightFormat, CacheEntry] = field(default_factory=dict)
+    """Usable entries, best format first, if the base is no longer here."""
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """All that loading needs to know: parts, their checked configs, and the plan."""
+
+    name: str
+    base: ModelPart
+    adapter: ModelPart | None
+    plan: Plan
+    config: Base
+    """Config of the base's folder, or of the cached entry."""
+    adapter_folder: AdapterFolder | None
+    cached: CacheEntry | None
+    """The entry to read if the base is no longer here."""
+    notices: tuple[str, ...]
+
+
+def demo(reason: str | None = None) -> LocatedModel:
+    """The bundled model; `reason` tells the user why no other model answers."""
+    notices = (TOY,) if reason is None else (TOY, reason)
+    return LocatedModel(f"{DEMO} (demo)", BUNDLED_BASE, BUNDLED_ADAPTER, notices)
+
+
+def resolve(settings: ModelSettings, hub: Hub, cache: Cache, devices: Sequence[DeviceMemory], notify: Notify) -> ResolvedModel:
+    """The model of the settings: located, fetched if necessary, checked and planned. ModelError with the remedy."""
+    resolver = _Resolver(settings, hub, cache, devices, notify)
+    if settings.base:
+        return resolver.planned(resolver.named(settings.base, settings.adapter))
+    if settings.model == GUANACO:
+        return resolver.planned(resolver.guanaco(before_fetching=lambda: None))
+    if settings.model == "demo":
+        return resolver.planned(demo())
+    return resolver.auto()
+
+
+@dataclass(frozen=True)
+class _Resolver:
+    settings: ModelSettings
+    hub: Hub
+    cache: Cache
+    devices: Sequence[DeviceMemory]
+    notify: Notify
+
+    def auto(self) -> ResolvedModel:
+        """guanaco-7b if it is here and fits, or can be fetched for a card; else the demo, with the reason."""
+        try:
+            return self.planned(self.guanaco(self._check_worth_fetching))
+        except ModelError as problem:
+            remedy = f"to get the 7B: qlora-chat serve --model {GUANACO}"
+            return self.planned(demo(f"The bundled demo answers, because {GUANACO} was left out: {problem} ({remedy})"))
+
+    def named(self, base_text: str, adapter_text: str | None) -> LocatedModel:
+        """A base and an adapter by their names."""
+        adapter = locate_adapter(adapter_text, self.hub, self.cache, self.notify) if adapter_text else None
+        if is_bundled(base_text):
+            return LocatedModel((adapter or BUNDLED_BASE).name, BUNDLED_BASE, adapter, (TOY,))
+        name = parse_name("--base", base_text, self.notify)
+        base = local_part(name, WHOLE_BASE, self.hub)
+        merges = {} if base else self._merges(str(name), adapter)
+        base = base or self._missing_base(str(name), merges)
+        return LocatedModel((adapter or base).name, base, adapter, (), merges)
+
+    def guanaco(self, before_fetching: Callable[[], None]) -> LocatedModel:
+        """guanaco-7b; `before_fetching` is called if a download is necessary, and may refuse it."""
+        adapter = local_guanaco_adapter(self.hub, self.cache)
+        base = local_part(GUANACO_BASE, WHOLE_BASE, self.hub)
+        merges = {} if base or adapter is None else self._merges(GUANACO_BASE, adapter)
+        if adapter is None or not (base or merges):
+            before_fetching()
+        adapter = without_pickle(adapter or fetch_guanaco_adapter(self.hub, self.notify), self.cache, self.notify)
+        if not base and not merges:  # a merge of an adapter that was only now fetched or converted
+            merges = self._merges(GUANACO_BASE, adapter)
+        return LocatedModel(GUANACO, base or self._missing_base(GUANACO_BASE, merges), adapter, (), merges)
+
+    def _missing_base(self, repository: str, merges: Mapping[WeightFormat, CacheEntry]) -> ModelPart:
+        """The base, fetched unless a merge of it will do."""
+        return ModelPart(repository, None) if merges else fetch_part(repository, WHOLE_BASE, self.hub, self.notify)
+
+    def _merges(self, base: str, adapter: ModelPart | None) -> dict[WeightFormat, CacheEntry]:
+        """Newest cached merge of a base by this name with this adapter, by usable format, best first."""
+        entries = self.cache.entries("merged")
+        found: dict[WeightFormat, CacheEntry] = {}
+        for weight_format in self._formats(adapter is not None):
+            merged = None if weight_format == "nf4+adapter" else adapter
+            precision = "nf4" if weight_format == "nf4+adapter" else weight_format
+            entry = next((each for each in entries if _is_merge_of(each.record, base, merged, precision)), None)
+            if entry:
+                found[weight_format] = entry
+        return found
+
+    def _formats(self, has_adapter: bool) -> tuple[WeightFormat, ...]:
+        return candidate_formats(self.settings.precision, has_adapter, self.settings.adapter_mode)
+
+    def _check_worth_fetching(self) -> None:
+        """ModelError unless a card has room for the 7B and the Hub responds."""
+        needed = FREE_CARD_BYTES_BF16 if self.settings.precision == "bf16" else FREE_CARD_BYTES
+        if not any(device.device == "cuda" and device.free >= needed for device in self.devices):
+            room = f"{needed // GIB} GiB"
+            raise ModelError(f"it is not on this machine, and no graphics card with {room} free was found to fetch it for")
+        if not self.hub.responds(GUANACO_BASE):
+            reason = "HF_HUB_OFFLINE is set" if self.hub.offline else "the Hub did not answer within 3 s"
+            raise ModelError(f"it is not on this machine, and {reason}")
+
+    def planned(self, located: LocatedModel) -> ResolvedModel:
+        """Check base and adapter from their configs and headers, and choose device and weight format."""
+        adapter = AdapterFolder.read(located.adapter.existing_folder()) if located.adapter else None
+        bases: dict[WeightFormat, Base] = {each: Base.read(entry.folder) for each, entry in located.cached.items()}
+        if located.base.folder:
+            base = Base.read(located.base.folder)
+            base.check_weights()
+            bases = dict.fromkeys(self._formats(adapter is not None), base)
+        formats, base = tuple(bases), next(iter(bases.values()))
+        if adapter:
+            adapter.check(base)
+        size = adapter.bytes if adapter else 0
+        plan = choose_plan(base, formats, size, self.devices, self.settings.kv_cache_dtype)
+        if line := explain_cpu_fallback(plan, base, formats, size, self.devices, self.settings.kv_cache_dtype):
+            self.notify(line)
+        config, cached = bases[plan.weight_format], located.cached.get(plan.weight_format)
+        return ResolvedModel(located.name, located.base, located.adapter, plan, config, adapter, cached, located.notices)
+
+
+def _is_merge_of(record: Record, base: str, adapter: ModelPart | None, precision: str) -> bool:
+    """True for these parts; the adapter by its files, since many a folder is called adapter_model, and is trained again."""
+    if (record.get("base"), record.get("precision")) != (base, precision):
+        return False
+    if adapter is None or record.get("adapter") != adapter.name:
+        return adapter is None and record.get("adapter") is None
+    merged = record.get("adapter_files")
+    recorded = merged if isinstance(merged, dict) else {}
+    return all(recorded.get(name) == adapter.fingerprints.get(name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
