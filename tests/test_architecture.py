@@ -1,9 +1,10 @@
-"""Imports follow the arrows of docs/architecture.md, and what must start fast imports nothing heavy."""
+"""Imports follow the arrows of docs/architecture.md, a fast start imports nothing heavy, and names and sizes are readable."""
 
 import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import qlora_chat
@@ -130,3 +131,120 @@ def test_the_flow_of_a_request_needs_no_torch() -> None:
     assert loaded_by("import qlora_chat.chat").isdisjoint({"torch", "transformers", "gradio", "peft"})
     heavy = {"torch", "transformers", "gradio", "peft", "requests", "uvicorn", "sqlalchemy", "matplotlib"}
     assert loaded_by("import qlora_chat.cli").isdisjoint(heavy)
+
+
+PRIVATE_WORDS = frozenset(
+    {"Asked", "Given", "Growing", "Grown", "Held", "Keeper", "Keeping", "Keeps", "Kept", "Likely", "Outgoing", "Seal", "Shelf",
+     "Spent", "Taken", "Told", "Wanted"}
+)  # fmt: skip
+"""Words of the old private vocabulary that say nothing about what a class is. docs/glossary.md has the words to use."""
+VAGUE_NAMES = frozenset({"Choice", "Place", "Shape"})
+"""Fine in a compound (LlamaShape); alone, each once meant four things."""
+CLASS_NAMES_ALLOWED = {
+    "api/choices.py": "Choice",  # OpenAI's own word for one of n answers
+}
+CLASS_NAMES_PENDING = {"engines/cpu/sampler.py", "models/identity.py", "training/model/llama.py"}
+"""Files to be renamed. This set only shrinks."""
+
+BEGINNINGS = ("What", "Whether", "How", "Why", "Who", "Whom", "Whose", "Where", "When", "Which", "That")
+DOCSTRINGS_PENDING = {
+    "benchmark", "chat", "cli", "doctor", "engines", "evaluation", "exporting", "merging", "messages", "models", "prompt",
+    "receiver", "settings", "stopping", "training", "web",
+}  # fmt: skip
+"""Packages to be rewritten. This set only shrinks."""
+
+MAX_MODULES = 15
+MIN_LINES = 60
+MAX_FUNCTION_LINES = 60
+SHORT_MODULES = {
+    "api/app.py": "the app that serves the routes also generates their OpenAPI description",
+    "benchmark/environment.py": "machine and versions, which reports of every kind print",
+    "benchmark/hardware.py": "machine and versions, which reports of every kind print",
+    "delivery/connect.py": "sockets within a deadline, name lookup included; http_post.py knows no sockets",
+    "engines/core/forward_pass.py": "the protocol between schedulers and passes, imported by both",
+    "engines/cpu/sampler.py": "binds csrc/sampler.h, beside the pass that binds the rest",
+    "engines/cuda/decode/rows.py": "memory layout of rows, shared by scheduler, policy and kernels",
+    "engines/cuda/prefill_budget.py": "a pure calculation on measured times, tested without a card",
+    "engines/open.py": "imports torch only for a model in this process",
+    "errors.py": "imported by every package, so it imports none",
+    "exporting/template.py": "one format in Jinja, compared with prompt.py by a test",
+    "history/answer_metadata.py": "JSON fields of an answer that stores and payloads share",
+    "history/errors.py": "imported by every store, so it imports none",
+    "history/retention.py": "a thread of its own, started by the server alone",
+    "models/adapter/unpickle.py": "a program of its own, run in another process",
+    "private_files.py": "permissions of every file that people's text is written to",
+    "serving/probes.py": "routes that answer before there is a model",
+    "settings/checks.py": "validators that the settings share",
+    "text.py": "cleaning of foreign text, for history, receiver and page",
+    "training/data/sources.py": "names of data sets; downloads, and knows no records",
+    "training/model/loss.py": "an autograd function of its own",
+    "web/adapter_chooser.py": "one control of the page with its rules",
+    "web/features.py": "read by the server before Gradio is imported",
+}
+"""Modules under MIN_LINES, with the reason for each. A command of the command line needs none."""
+SHORT_PENDING = {
+    "engines/core/detokenizer.py", "engines/core/pieces.py", "evaluation/judging.py", "merging/command.py", "merging/output.py",
+    "merging/speed.py", "models/tokenizer/folder.py", "models/weights/checkpoint.py", "models/weights/quantize.py",
+}  # fmt: skip
+"""Modules to be joined with others. This set only shrinks."""
+
+
+def sources() -> list[tuple[str, str]]:
+    """(path in the package, text) of every module."""
+    files = sorted(file for file in ROOT.rglob("*.py") if "bundled" not in file.parts)
+    return [(file.relative_to(ROOT).as_posix(), file.read_text()) for file in files]
+
+
+def bad_class_names(text: str) -> set[str]:
+    names = {node.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ClassDef)}
+    return {each for each in names if each.strip("_") in VAGUE_NAMES or PRIVATE_WORDS & set(re.findall("[A-Z][a-z]*", each))}
+
+
+def bad_docstrings(text: str) -> list[str]:
+    """First words of docstrings, those of attributes included, that begin with none of a verb and a noun."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        for statement in getattr(node, "body", ()) if isinstance(getattr(node, "body", ()), list) else ():
+            value = statement.value if isinstance(statement, ast.Expr) else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                words = value.value.split()
+                if words and words[0] in BEGINNINGS:
+                    found.append(" ".join(words[:6]))
+    return found
+
+
+def long_functions(text: str) -> list[str]:
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [each.name for each in functions if (each.end_lineno or 0) - each.lineno >= MAX_FUNCTION_LINES]
+
+
+def test_the_checks_of_names_docstrings_and_lengths_find_what_they_look_for() -> None:
+    assert bad_class_names("class KeptTurn: ...\nclass _Place: ...\nclass LlamaShape: ...\nclass Keyed: ...") == {
+        "KeptTurn",
+        "_Place",
+    }
+    assert bad_docstrings('"""What it is."""\nx: int\n"""Whether it is."""\ndef f():\n    """Return it."""') == [
+        "What it is.",
+        "Whether it is.",
+    ]
+    assert long_functions("def f():\n" + "    x = 1\n" * 60) == ["f"]
+    assert not long_functions("def f():\n" + "    x = 1\n" * 59)
+
+
+def test_classes_are_named_in_the_fields_words() -> None:
+    found = {f"{path}: {name}" for path, text in sources() if path not in CLASS_NAMES_PENDING for name in bad_class_names(text)}
+    assert not found - {f"{path}: {name}" for path, name in CLASS_NAMES_ALLOWED.items()}
+
+
+def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
+    found = {path: bad for path, text in sources() if (bad := bad_docstrings(text))}
+    assert not {path: bad for path, bad in found.items() if path.split("/")[0].removesuffix(".py") not in DOCSTRINGS_PENDING}
+
+
+def test_folders_functions_and_modules_have_a_size_that_reads_well() -> None:
+    modules = [(path, text) for path, text in sources() if not path.endswith(("__init__.py", "__main__.py"))]
+    counts = Counter(path.rpartition("/")[0] for path, _ in modules)
+    assert not {folder: count for folder, count in counts.items() if count > MAX_MODULES and folder != "cli"}
+    assert not {path: names for path, text in modules if (names := long_functions(text))}
+    short = {path for path, text in modules if text.count("\n") < MIN_LINES and not path.startswith("cli/")}
+    assert not short - SHORT_MODULES.keys() - SHORT_PENDING

@@ -1,4 +1,4 @@
-"""What the pages name is there: commands, their options, scripts with theirs, and environment variables."""
+"""Documents name only what exists: commands, options, environment variables, files, tests, and links."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from qlora_chat.cli import app
 from tests.deploy.test_compose import DEPLOY, REQUIRED
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "demo" / "README.md", DEPLOY / "compose.yaml"])
-HISTORY = ROOT / "docs" / "decisions.md"
-"""Dated notes: they may name what is no more."""
+TOP = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
+PAGES = sorted([*TOP, *(ROOT / "docs").glob("*.md"), ROOT / "demo" / "README.md", DEPLOY / "compose.yaml"])
+DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+"""Dated notes. They may name files, options and tests that have changed since; their links must work."""
+FILE = re.compile(r"(?<![\w/.<])((?:src|tests|bench|docs|demo|deploy|examples)/[\w./-]*\w)")
+MOVING = ("bench/card", "bench/cpu/", "bench/serving/")
+"""Folders that another change brings. This tuple only shrinks."""
 PROGRAM: Any = typer.main.get_command(app)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 VARIABLE = re.compile(r"\b(?:QLORA_CHAT|LOGGING|OTEL|HF)_[A-Z][A-Z_]*\b")
@@ -24,6 +28,7 @@ OTHERS = {
     "--tensor-parallel-size", "--enable-lora", "--distributed-executor-backend", "--pipeline-parallel-size", "--port",  # vLLM
     "--head", "--address",  # Ray
     "--env-file", "--scale",  # Compose
+    "--no-deps",  # pip
 }  # fmt: skip
 """Options of programs that are not ours."""
 
@@ -69,7 +74,7 @@ def wrong_in(line: str) -> str | None:
     return f"{' '.join(choices[0])} has no {unknown[0]}" if unknown else None
 
 
-@pytest.mark.parametrize("page", [each for each in PAGES if each != HISTORY], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_and_option_is_one_that_the_program_has(page: Path) -> None:
     wrong = [f"{line.strip()!r}: {found}" for line in lines_of_code(page) if (found := wrong_in(line))]
     assert not wrong
@@ -101,6 +106,79 @@ def test_every_environment_variable_is_one_that_is_read(page: Path) -> None:
 
 def test_every_variable_of_ours_has_its_place_in_a_page() -> None:
     settings = "".join(each.read_text() for each in (ROOT / "src" / "qlora_chat" / "settings").glob("*.py"))
-    told = "".join(each.read_text() for each in PAGES)
+    documented = "".join(each.read_text() for each in PAGES)
     ours = {each for each in VARIABLE.findall(settings) if each.startswith(("QLORA_CHAT_", "LOGGING_"))}
-    assert not sorted(each for each in ours if f"{each}" not in told)
+    assert not sorted(each for each in ours if each not in documented)
+
+
+def missing_files(text: str) -> list[str]:
+    """Paths from the repository's root that do not exist."""
+    return sorted({each for each in FILE.findall(text) if not each.startswith(MOVING) and not (ROOT / each).exists()})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_named_exists(page: Path) -> None:
+    assert not missing_files(page.read_text())
+
+
+def test_a_file_that_is_not_there_is_found() -> None:
+    text = "see `src/qlora_chat/chat.py`, `tests/no_such.py` and https://example.com/docs/other.md"
+    assert missing_files(text) == ["tests/no_such.py"]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *DECISIONS], ids=lambda page: page.name)
+def test_every_link_to_a_file_works(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())
+    local = [each for each in targets if not re.match(r"[a-z]+:", each)]
+    assert not [each for each in local if not (page.parent / each).exists()]
+
+
+def test_the_index_of_decisions_lists_every_one() -> None:
+    index = (ROOT / "docs" / "decisions" / "README.md").read_text()
+    names = [each.name for each in DECISIONS if each.name != "README.md"]
+    assert re.findall(r"\]\((\d{3}-[\w-]+\.md)\)", index) == names
+
+
+def tree_paths(tree: str) -> list[str]:
+    """Paths of an annotated tree: names before two spaces, nested by indentation, several in a line."""
+    paths, folders = [], [(-1, "")]
+    for line in filter(str.strip, tree.splitlines()):
+        indent = len(line) - len(line.lstrip())
+        while folders[-1][0] >= indent:
+            folders.pop()
+        names = re.split(r"\s{2,}", line.strip())[0]
+        listed = [folders[-1][1] + each for each in re.split(r"[,\s]+", names) if each]
+        paths += listed
+        if len(listed) == 1 and listed[0].endswith("/"):
+            folders.append((indent, listed[0]))
+    return paths
+
+
+def test_the_tree_of_the_readme_shows_what_there_is() -> None:
+    paths = tree_paths((ROOT / "README.md").read_text().partition("## Where things are")[2].split("```")[1])
+    assert not [each for each in paths if not (ROOT / each).exists() and each != "src/qlora_chat/engines/open.py"]
+    source = ROOT / "src" / "qlora_chat"
+    modules = {each.name for each in source.iterdir() if each.suffix == ".py" or (each / "__init__.py").exists()}
+    shown = {each.removeprefix("src/qlora_chat/").strip("/") for each in paths if each.startswith("src/qlora_chat/")}
+    assert modules - shown <= {"__init__.py", "__main__.py"}
+
+
+def test_a_tree_is_read_with_its_folders() -> None:
+    assert tree_paths("a/   x\n  b.py, c/   y\n  d/   z\n    e/ f/\ng.md  z") == [
+        "a/", "a/b.py", "a/c/", "a/d/", "a/d/e/", "a/d/f/", "g.md",
+    ]  # fmt: skip
+
+
+HELD_BY = re.compile(r"\b((?:\w+/)*test_\w+\.py)((?:(?:, )?::test_\w+…?)*)")
+
+
+def test_every_test_that_a_promise_names_exists() -> None:
+    """docs/reliability.md shortens a test's name with an ellipsis, and leaves a file out where it has just named it."""
+    missing = []
+    for file, names in HELD_BY.findall((ROOT / "docs" / "reliability.md").read_text()):
+        path = ROOT / "tests" / file
+        text = path.read_text() if path.exists() else ""
+        if not text:
+            missing.append(file)
+        missing += [f"{file}::{each}" for each in re.findall(r"::(test_\w+)", names) if f"def {each}" not in text]
+    assert not missing
