@@ -222,7 +222,7 @@ def test_its_own_chat_route_reads_our_format(merged: Serving) -> None:
 
 
 def expected_ids(prompt: Prompt, scale: int) -> list[int]:
-    """Greedy tokens of the demo's base in bf16 with the adapter unmerged unmerged it, by plain Transformers and PEFT in fp32."""
+    """Greedy tokens of the demo's base in bf16 with the adapter unmerged, by plain Transformers and PEFT in fp32."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
