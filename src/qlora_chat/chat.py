@@ -34,13 +34,13 @@ SEED_BITS = 53
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """How one turn is answered and recorded."""
+    """Options of one turn: sampling, adapter, owner, logging."""
 
     sampling: Sampling
     adapter: str | None = None
     """One of the engine's adapters, or the model's own name for the model alone; None leaves it to the engine."""
     owner: str | None = None
-    """Whose list a new conversation appears in; None: everybody's."""
+    """Owner of a new conversation; None lists it for everybody."""
     logged: bool = True
     """Send the finished turn to the receiver, if there is one."""
     must_save: bool = False
@@ -104,7 +104,7 @@ class Chat:
 
     @property
     def stops(self) -> Stops:
-        """What ends an answer: the model's own stop tokens, and the format's tokens and texts."""
+        """Stops of an answer: the model's own stop tokens, and the format's tokens and texts."""
         ids = (self.engine.tokenizer.token_id(token) for token in self.prompt_format.stop_tokens)
         token_ids = self.engine.info.stop_token_ids | {each for each in ids if each is not None}
         return Stops(token_ids, self.prompt_format.stop_texts)
@@ -262,7 +262,7 @@ class Turn:
         )
 
     def _settings_changes(self) -> tuple[SettingsChange, ...]:
-        """When settings changed: as the engine reports it, for it is ahead of the pieces read here; else as counted here."""
+        """Settings changes as the engine reports them, since it is ahead of the pieces read here; else as counted here."""
         if self.finish is None or self.finish.changes is None:
             return tuple(self._changes)
         return tuple(SettingsChange(at_token, sampling) for at_token, sampling in self.finish.changes)

@@ -99,7 +99,7 @@ class ServedModelOptions(ModelOptions):
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Where the model runs."""
+    """Engine options: in this process or on servers."""
 
     engine: EngineOption = "local"
     engine_model: EngineModelOption = None

@@ -133,7 +133,7 @@ def _as_json(recorded: RecordedAnswer, replayed: ReplayResult) -> str:
 
 
 def as_text(recorded: RecordedAnswer, replayed: ReplayResult) -> str:
-    """What came out, in lines for a person."""
+    """Result as lines of text."""
     tokens = len(recorded.answer_ids)
     lines = []
     if replayed.identical:

@@ -19,7 +19,7 @@ from qlora_chat.errors import UserError
 from qlora_chat.private_files import make_private_file
 
 BUSY_S = 10
-"""How long a writer of SQLite waits for another one."""
+"""Longest time that a writer of SQLite waits for another, in seconds."""
 ADVISORY_LOCK = 716253
 
 

@@ -88,7 +88,7 @@ MIGRATIONS = (Migration(1, "records", _metadata.create_all),)
 
 @dataclass(frozen=True)
 class RecordFilter:
-    """Which records to read; None is any."""
+    """Filter of records; None matches any."""
 
     kind: str | None = None
     conversation_id: str | None = None

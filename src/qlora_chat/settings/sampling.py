@@ -47,7 +47,7 @@ def _declare(setting: SamplingSetting) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is drawn. Defaults are the original demo's. SettingsError names the field, the value and the range."""
+    """Settings of the sampler. Defaults are the original demo's. SettingsError names the field, the value and the range."""
 
     temperature: float = _declare(
         SamplingSetting(0.7, 0, 2, "0: always the likeliest token", "Temperature", step=0.05, processor=True)

@@ -90,7 +90,7 @@ class TrainSettings:
     warmup: float = 0.03
     """Share of the steps in which the learning rate rises from zero."""
     final_rate: float = 0.0
-    """Where linear and cosine end, as a share of learning_rate."""
+    """Final rate of linear and cosine, as a share of learning_rate."""
     beta1: float = 0.9
     beta2: float = 0.999
     weight_decay: float = 0.0

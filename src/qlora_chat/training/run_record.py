@@ -35,7 +35,7 @@ class Run:
 
     @property
     def plan(self) -> StepPlan | None:
-        """How steps run, once planned; a resumed run keeps its plan, because floating-point sums depend on it."""
+        """Plan of the steps, once there is one; a resumed run keeps its plan, because floating-point sums depend on it."""
         return StepPlan(**self.record["plan"]) if "plan" in self.record else None
 
     def resumed_settings(self, flags: Mapping[str, Any]) -> TrainSettings:

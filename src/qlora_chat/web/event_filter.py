@@ -120,7 +120,7 @@ class PageEvents:
         return None
 
     def _checked(self, path: str, body: bytes) -> dict[str, Any]:
-        """What Gradio is to get. _Refused with the reason."""
+        """Body to pass on to Gradio. _Refused with the reason."""
         request = _parsed(body, CANCEL_KEYS if path == CANCEL else EVENT_KEYS)
         index, session = request.get("fn_index"), request.get("session_hash")
         if type(index) is not int or index not in self._events:

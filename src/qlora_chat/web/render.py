@@ -1,4 +1,4 @@
-"""What a page shows of conversations, numbers and problems, as Markdown and HTML that is safe to render.
+"""Rendering of conversations, numbers and problems, as Markdown and HTML that is safe to render.
 
 Scope: pure functions from values to text. What a person typed is shown as typed; what a model wrote is Markdown
 without HTML and without images. Knows no Gradio and no sessions.
@@ -15,7 +15,7 @@ from qlora_chat.messages import Conversation, FinishReason, Message
 from qlora_chat.models import ModelInfo
 
 _MARKDOWN = re.compile(r"^[^a-zA-Z]|[\\`*_\[\]<>&~|#@\n\r\t]|:(?=//)|(?<=www)\.| $", re.IGNORECASE)
-"""What Markdown reads as more than itself, in a text without line breaks."""
+"""Characters with a meaning in Markdown, in a text without line breaks."""
 _CODE = re.compile(
     r"(^ {0,3}(`{3,}|~{3,})[^\n]*\n.*?(?:^ {0,3}\2[`~]*[ \t]*$|\Z)"  # a fenced block, to its fence or to the end
     r"|(?<!`)(`+)(?!`).+?(?<!`)\3(?!`))",  # `code`
@@ -108,7 +108,7 @@ def problem(text: str) -> str:
 
 
 def dropped(indices: Sequence[int], window: int) -> str:
-    """That old turns were left out of the prompt; "" when none were."""
+    """Notice that old turns were left out of the prompt; "" if none were."""
     if not indices:
         return ""
     exchanges = (len(indices) + 1) // 2
@@ -121,5 +121,5 @@ def dropped(indices: Sequence[int], window: int) -> str:
 
 
 def banner(info: ModelInfo) -> str:
-    """What the model's user must see, as one line of HTML; "" when there is nothing."""
+    """Notice that the model's licence requires, as one line of HTML; "" if there is none."""
     return f'<p class="banner">{escape(" ".join(info.notices))}</p>' if info.notices else ""

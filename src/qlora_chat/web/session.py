@@ -48,7 +48,7 @@ class Session:
     def __init__(self, chat: Chat, owner: str | None = None) -> None:
         self._chat = chat
         self.owner = owner
-        """Whose list its conversations appear in; None where all see all."""
+        """Owner of its conversations; None where everybody sees all."""
         self._lock = threading.Lock()
         self._conversation = Conversation()
         self._running: RunningAnswer | None = None

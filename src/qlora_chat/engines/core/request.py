@@ -95,7 +95,7 @@ class Request:
         return inputs
 
     def sampling_unchanged(self, sampling: Sampling, ahead: int = 0) -> bool:
-        """Whether these settings still apply to the token that is `ahead` of the next one."""
+        """True if these settings still apply to the token that is `ahead` of the next one."""
         return self.sampling is sampling and self.generated + ahead not in self._pending_sampling
 
     def apply_pending_sampling(self) -> Sampling:
@@ -160,7 +160,7 @@ class LocalStream:
 
 
 def is_out_of_memory(problem: BaseException) -> bool:
-    """Whether memory ran out; some libraries report that by message only."""
+    """True if memory ran out; some libraries report that by message only."""
     if isinstance(problem, MemoryError | torch.OutOfMemoryError):
         return True
     # torch on a CPU; the CUDA driver, for its own allocations; cuBLAS

@@ -24,7 +24,7 @@ class RequestQueue:
 
     @property
     def idle(self) -> bool:
-        """Whether there is no request in any state."""
+        """True if there is no request in any state."""
         return self._arriving.empty() and not self.waiting and not self.running
 
     def submit(self, request: Request) -> None:

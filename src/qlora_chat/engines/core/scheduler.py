@@ -41,7 +41,7 @@ class Scheduler(Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether there is no request."""
+        """True if there is no request."""
         ...
 
     @property

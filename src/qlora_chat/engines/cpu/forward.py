@@ -152,14 +152,14 @@ class CpuForward:
 
 
 def supports(weights: LlamaWeights) -> bool:
-    """Whether the library supports every product."""
+    """True if the library supports every product."""
     if weights.device.type != "cpu" or weights.dtype not in (torch.bfloat16, torch.float32):
         return False
     return all(_supports(each) for each in _products(weights))
 
 
 def is_nf4(weights: LlamaWeights) -> bool:
-    """Whether the layers are in 4 bits. The head is then packed in int8 with a scale for each 64 inputs, which reads a
+    """True if the layers are in 4 bits. The head is then packed in int8 with a scale for each 64 inputs, which reads a
     twentieth less memory a token, and adapters in int8 with a scale for each rank (bench/RESULTS.md has the cost of both)."""
     down = weights.layers[0].mlp_down
     return isinstance(down.base if isinstance(down, WithAdapter) else down, NF4)

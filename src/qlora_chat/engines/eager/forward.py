@@ -50,7 +50,7 @@ class Forward:
         self._sin = angles.sin().to(cache.dtype)
         self._grouped = shape.heads != shape.kv_heads
         self.always_share_attention = weights.device.type == "cuda"
-        """Whether decoding chats share one attention even at the price of copying scattered caches or padding short ones: a
+        """True if decoding chats share one attention even at the price of copying scattered caches or padding short ones: a
         card gains more from fewer launches."""
 
     @torch.inference_mode()

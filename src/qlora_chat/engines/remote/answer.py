@@ -52,7 +52,7 @@ class RemoteAnswer:
         self._reading: asyncio.Task[None] | None = None
         self._cancelled = self._changed = False
         self._between_words_only = False
-        """Whether the server in use can only be interrupted between two words, because its decoder drops a space there."""
+        """True if the server in use can only be interrupted between two words, because its decoder drops a space there."""
         self._failed: dict[Server, ServerError] = {}
         self._waited = 0.0
 

@@ -31,15 +31,15 @@ class Capabilities:
 
     fields: frozenset[str] = OPTIONAL_FIELDS
     takes_ids: bool = True
-    """Whether a prompt may be token ids; otherwise it is text."""
+    """A prompt may be token ids; otherwise it is text."""
     returns_ids: bool = False
-    """Whether answers come with token ids."""
+    """Answers come with token ids."""
     nested: bool = False
-    """Whether sampling goes into a `generation_config` of Transformers' kind, as `transformers serve` requires."""
+    """Sampling goes into a `generation_config` of Transformers' kind, as `transformers serve` requires."""
     adds_bos: bool = True
-    """Whether the server prepends BOS to a text prompt."""
+    """The server prepends BOS to a text prompt."""
     strips_space: bool = False
-    """Whether a text answer loses its leading space (a decoder that sees no text before it)."""
+    """A text answer loses its leading space (a decoder that sees no text before it)."""
 
     def without(self, refusal: str) -> Capabilities | None:
         """Capabilities to try after the server refused with this message; None where nothing is left to omit."""

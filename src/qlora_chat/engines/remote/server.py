@@ -111,7 +111,7 @@ class Server:
             return []
 
     async def is_healthy(self) -> bool:
-        """Whether it answers /health next to its /v1; any answer counts where it has no such route."""
+        """True if it answers /health next to its /v1; any answer counts where it has no such route."""
         with contextlib.suppress(ServerError):
             response = await self._get(httpx.URL(self.url).copy_with(path="/health"), self._timeouts.health)
             return response.status_code < 500

@@ -39,7 +39,7 @@ class Frozen:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """Device of the weights."""
         return _device(self.parts[0])
 
     @property
