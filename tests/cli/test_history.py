@@ -116,7 +116,7 @@ def test_erase_asks_first_and_erases_what_it_was_told() -> None:
     assert len(history("list").stdout.splitlines()) == 2
     erased = history("erase", "aaaa", "--yes")
     assert erased.stdout == "1 conversation erased\n"
-    assert "a receiver that was sent any of them has not been told" in erased.stderr
+    assert "a receiver that has copies of them still has them" in erased.stderr
     assert history("search", "lighthouse").stdout == ""
     with pytest.raises(SettingsError, match="say what to erase"):
         history("erase")
@@ -150,7 +150,7 @@ STORE = """
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation, Message
 
-def with_open_answer(url, queue):
+def opened(url, queue):
     store = MemoryHistory(queue=queue)
     store.save(Conversation("from-my-own", (Message("user", "kept in " + url),)))
     return store

@@ -171,7 +171,11 @@ def test_held_out_text_of_ones_own_is_measured_on(parts: tuple[Path, Path], tmp_
 
 @pytest.mark.parametrize(
     ("line", "problem"),
-    [("{", "mine.jsonl:1: is not JSON"), ('{"text": "x"}', "holds no '### Human:'"), ('{"messages": []}', "is empty")],
+    [
+        ("{", "mine.jsonl:1: is not JSON"),
+        ('{"text": "x"}', "holds no '### Human:'"),
+        ('{"messages": []}', "holds no turn of a user"),
+    ],
 )
 def test_bad_held_out_text_is_named(
     line: str, problem: str, parts: tuple[Path, Path], tmp_path: Path, notices: list[str]

@@ -58,7 +58,7 @@ def test_refusals_say_what_to_do(
 
 def test_nobody_there_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notices: list[str]) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    with pytest.raises(ModelError, match=r"could not be fetched .* check connection and disk"):
+    with pytest.raises(ModelError, match=r"could not be fetched: .*; check connection and disk"):
         Hub(tmp_path, offline=False, endpoint="http://127.0.0.1:9").fetch("org/tiny", base_files, notices.append)
 
 

@@ -157,7 +157,10 @@ def test_an_export_is_a_table_with_a_row_a_turn(store: RecordStore, sqlite_url: 
     ("arguments", "message"),
     [
         (("stats", "--store", "sqlite:////nowhere/x.db"), "there is no store at /nowhere/x.db"),
-        (("query", "--store", "STORE", "--rating", "great"), "--rating is 'great', but must be up, down, edited or commented"),
+        (
+            ("query", "--store", "STORE", "--rating", "great"),
+            "--rating is 'great', but must be one of up, down, edited, commented",
+        ),
         (("query", "--store", "STORE", "--since", "yesterday"), "--since is 'yesterday'"),
         (("export", "--store", "STORE", "--parquet", "/nowhere/x.parquet"), "/nowhere/x.parquet cannot be written"),
         (("serve", "--store", "STORE", "--host", "0.0.0.0"), "LOGGING_TOKEN"),

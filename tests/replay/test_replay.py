@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from qlora_chat.chat import AnswerOptions, Chat
 from qlora_chat.cli import app
-from qlora_chat.cli.replay import _model, as_text
+from qlora_chat.cli.replay import _like_recorded, _model, as_text
 from qlora_chat.delivery.payload import payload_v2
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.history.memory import MemoryHistory
@@ -176,7 +176,7 @@ def test_a_prompt_of_another_model_is_refused(chat: Chat) -> None:
 def test_the_model_is_loaded_in_the_recorded_precision(precision: str, loaded: tuple[str, str]) -> None:
     data = record_of(ScriptedEngine("one two three"), ["Hi"], GREEDY)
     record = parse_recorded_answer({**data, "model": {**data["model"], "precision": precision, "base": "b", "adapter": "a"}})
-    chosen = _model(record, None, None, None, "auto", "cpu", None)
+    chosen = _model(record, None, None, None, _like_recorded(record, "auto", None) | {"device": "cpu"})
     assert (chosen.base, chosen.adapter, chosen.precision, chosen.adapter_mode) == ("b", "a", *loaded)
 
 
@@ -203,7 +203,7 @@ def test_the_command_replays_a_turn_of_a_receivers_store(
     data = record_of(shared_engine, ["What is the capital of France?"], GREEDY)
     url = f"sqlite:///{tmp_path}/logs.db"
     with closing(RecordStore(url, create=True)) as store:
-        store.keep([read_record(json.dumps(data).encode())])
+        store.add([read_record(json.dumps(data).encode())])
     done = CliRunner().invoke(app, ["replay", data["turn_id"], "--store", url])
     assert done.exit_code == 0
     assert "identical: all" in done.stdout

@@ -26,7 +26,7 @@ from qlora_chat.settings import ServeSettings
 from tests.fakes import ScriptedEngine
 from tests.web.serving import Served, serving
 
-SAMPLING = [0.7, 0.9, 0, 1.0, 256]
+SAMPLING = [0.7, 0.9, 0, 0.0, 1.0, 256]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_a_message_is_answered(page: Served) -> None:
 @pytest.mark.parametrize(
     "value", [float("nan"), float("inf"), -float("inf"), -1, 1e309, 2**63, True, "0.7", "x", None, [], {}, 3.5], ids=repr
 )
-@pytest.mark.parametrize("index", range(5))
+@pytest.mark.parametrize("index", range(len(SAMPLING)))
 def test_a_hostile_sampling_value_is_refused_and_the_engine_not_called(
     page: Served, index: int, value: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,7 +42,8 @@ def export(
 
     from qlora_chat.exporting.vllm import export_for_vllm
 
-    exported = export_for_vllm(source, folder, notify, layout, named, cards)
+    checked_layout: Any = layout
+    exported = export_for_vllm(source, folder, notify, checked_layout, named, cards)
     print(f"wrote {exported.folder}\n\non the server, in that folder:\n  {shlex.join(exported.command)}\n\nthen, here:")
     here = shlex.quote(str(exported.folder))
     print(f"  qlora-chat serve --engine http://127.0.0.1:8000/v1 --engine-model {exported.name} --base {here}")

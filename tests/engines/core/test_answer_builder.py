@@ -56,7 +56,7 @@ def test_a_stop_token_ends_the_answer_and_releases_held_back_text() -> None:
 
 def test_the_limit_ends_the_answer_without_held_back_text() -> None:
     answer = builder("##")
-    assert answer.push_token(*LETTERS.encode("#"), 1, TokenLogprobs(-0.5))
+    assert answer.push_token(LETTERS.encode("#")[0], 1, TokenLogprobs(-0.5))
     (piece,) = iterate(answer.pieces)
     assert (piece.text, piece.logprob) == ("", -0.5)
     assert piece.finish is not None
