@@ -191,6 +191,7 @@ def test_two_tabs_are_independent(page: Page, context: BrowserContext, server: S
     expect(other.locator("#chat .bot")).to_contain_text("Second answer.")
     expect(other.locator("#chat .user")).to_have_count(1)
     assert engine.streams[0].reason is None, "the first tab's answer goes on"
+    page.bring_to_front()  # a tab in the background draws no frames, and a click waits for some
     page.click("#stop")
     assert "Second" not in page.inner_text("#chat")
 
