@@ -269,7 +269,6 @@ def check_sampling(decoder, shape):
         torch.manual_seed(1)
         logits = torch.randn(shape.vocabulary, device="cuda") * 4
         decoder.logits[:] = logits
-        sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
         candidates = filter_candidates((logits / temperature)[None], [sampling], shape.vocabulary)
         expected = torch.zeros(shape.vocabulary, device="cuda")
         expected[candidates.tokens[0]] = candidates.logits[0].softmax(-1)
