@@ -64,6 +64,16 @@ def test_a_message_is_answered(page: Served) -> None:
     assert page.engine.streams[-1].sampling.max_new_tokens == 256
 
 
+def test_the_end_of_an_answer_repeats_nothing_that_clear_may_have_removed(page: Served) -> None:
+    """Gradio sends the last update again as the event completes; by then another conversation may be shown."""
+    events = [json.loads(line[5:]) for line in send(page, "hi", SAMPLING, "completed").splitlines() if line.startswith("data:")]
+    (completed,) = [event for event in events if event["msg"] == "process_completed"]
+    assert completed["success"]
+    values = completed["output"]["data"]
+    assert values, "one for each part"
+    assert all(value["__type__"] == "update" and "value" not in value for value in values)
+
+
 @pytest.mark.parametrize(
     "value", [float("nan"), float("inf"), -float("inf"), -1, 1e309, 2**63, True, "0.7", "x", None, [], {}, 3.5], ids=repr
 )
