@@ -2,7 +2,7 @@
 
     PYTHONPATH=src python3 bench/card/check_kernels.py [--layers N] [--rows 1,8,32] [--skip-checks] [--kv8] [--shared 99]
 
-LLaMA-7B's widths, random NF4 weights. Every check is against float64 or float32 arithmetic on the dequantised weights, on fresh
+LLaMA-7B's widths, random NF4 weights. Every check is against float64 or float32 arithmetic on the dequantized weights, on fresh
 random inputs, with outputs poisoned before; a step's logits must be as near to float32 as the plain bf16 pass is, or within
 2e-2 and KL 1e-4. With --kv8 the cache has 8 bits, which rounds INT8_KV_FACTOR times as coarsely as bf16 (benchmark/check.py):
 keys, values and logits may be so much farther off, KL its square. With --shared 99 the kernels are cut as for an
@@ -46,7 +46,7 @@ from qlora_chat.settings import Sampling
 SAMPLING = Sampling(temperature=0.7, top_p=0.9, top_k=40, repetition_penalty=1.1)
 
 
-def dequantised(part: NF4) -> torch.Tensor:
+def dequantized(part: NF4) -> torch.Tensor:
     """(N, K) float64, by bitsandbytes' rule, from the stored tensors."""
     assert part.nested_absmax is not None
     assert part.nested_code is not None
@@ -78,7 +78,7 @@ def step_bytes(weights):
 def check_products(decoder, tensors, rows_list):
     for outputs, inputs in ((4096, 4096), (4096, 11008), (22016, 4096), (1728, 576), (17_920, 1536)):
         part = random_nf4(outputs if inputs < 4096 else min(outputs, 11008), inputs, tensors)
-        truth = dequantised(part)
+        truth = dequantized(part)
         row_of = torch.tensor(natural_order(part.outputs), dtype=torch.int32, device="cuda")
         kinds = {
             "nf4": pack([part], natural_order(part.outputs)),
@@ -152,7 +152,7 @@ def in_float(tensors, dtype, adapter):
 
 
 def check_step(decoder, prefill, forward, tensors, adapter, rows_list):
-    """Logits of the graph and of the eager bf16 pass, both against float32 arithmetic on the same dequantised weights."""
+    """Logits of the graph and of the eager bf16 pass, both against float32 arithmetic on the same dequantized weights."""
     shape = tensors.shape
     generator = torch.Generator().manual_seed(3)
     texts = [torch.randint(5, shape.vocabulary, (length,), generator=generator).tolist() for length in (3, 40, 131, 300)]

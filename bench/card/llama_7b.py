@@ -35,7 +35,7 @@ SETTINGS = Sampling(temperature=0.7, top_k=40, top_p=0.9, repetition_penalty=1.1
 
 def reference_logits(base: Path, adapter: Path, ids: list[int], device: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits (V,) float32 of plain Transformers + bitsandbytes + PEFT after the ids: in bf16 as usually run, and with the
-    same NF4 weights dequantised to float32, which is what both it and we approximate."""
+    same NF4 weights dequantized to float32, which is what both it and we approximate."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 

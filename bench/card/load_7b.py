@@ -162,7 +162,7 @@ def run(folder: Path, layers: int, device: DeviceType) -> dict[str, Any]:
     results = {
         "nf4+adapter, first start (from bf16)": measured(auto, memory),
         "nf4+adapter, second start (from the cache)": measured(auto, memory),
-        "nf4, first start (merged and requantised)": measured(nf4, memory),
+        "nf4, first start (merged and requantized)": measured(nf4, memory),
         "nf4, second start (from the cache)": measured(nf4, memory),
     }
     merged = sorted((folder / "cache" / "merged").glob("*-nf4-*/qlora_chat.json"))

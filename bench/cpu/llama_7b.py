@@ -3,7 +3,7 @@
     npm install --prefix DIR node-llama-cpp; pip install --target DIR/gguf --no-deps gguf
     python bench/cpu/llama_7b.py --peer DIR [--lock FILE]...
 
-Random weights of the same shape on both sides (ours with double-quantised scales and its head in 8 bits;
+Random weights of the same shape on both sides (ours with double-quantized scales and its head in 8 bits;
 theirs as llama-quantize's Q4_0 leaves it, with a Q6_K head). Both hold their model while the turns alternate; a turn reads
 a 128-token prompt and writes NEW tokens, greedily; the figure is the median over a turn's tokens. Before any timing, a layer
 of ours is compared with its own weights in float32. Holds about 4 GiB a side, theirs as file pages of DIR/q4_0.gguf (made at
@@ -91,7 +91,7 @@ def weights(layers: int):
 
 
 def checked() -> dict[str, float]:
-    """Logits of one layer after a prompt, a chunk and single tokens, against its dequantised weights in float32."""
+    """Logits of one layer after a prompt, a chunk and single tokens, against its dequantized weights in float32."""
     from dataclasses import replace
 
     import torch

@@ -24,9 +24,9 @@ from qlora_chat.training import TrainError
 from qlora_chat.training.data.batches import MicroBatch
 from qlora_chat.training.model.attention import Layout, attend
 from qlora_chat.training.model.elementwise import rotate, swiglu
+from qlora_chat.training.model.frozen import FrozenLinears, stack_biases
 from qlora_chat.training.model.lora import LoraLinears
 from qlora_chat.training.model.loss import summed_loss
-from qlora_chat.training.model.nf4 import Frozen, stacked_bias
 
 GROUPS = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",),
           ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))  # fmt: skip
@@ -175,7 +175,7 @@ class _Weights:
     def linears(self, names: list[str], lora: LoraShape) -> LoraLinears:
         parts = tuple(self._weight(f"{name}.weight") for name in names)
         biases = [self.dense(f"{name}.bias") if f"{name}.bias" in self.tensors else None for name in names]
-        frozen = Frozen(parts, self.compute.dtype, stacked_bias(biases))
+        frozen = FrozenLinears(parts, self.compute.dtype, stack_biases(biases))
         adapted = [name.rpartition(".")[2] in lora.targets for name in names]
         outs, ins = frozen.outs, parts[0].shape[1]
         weights = frozen.dequantized() if self.compute.dense else frozen

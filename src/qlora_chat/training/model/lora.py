@@ -16,14 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qlora_chat.training.model.nf4 import Frozen
+from qlora_chat.training.model.frozen import FrozenLinears
 
 
 class LoraLinears(nn.Module):
     """Linears of one input, some or all with an adapter; parameters in float32."""
 
     def __init__(
-        self, frozen: Frozen, outs: Sequence[int], ins: int, adapted: Sequence[bool], r: int, scaling: float, dropout: float
+        self,
+        frozen: FrozenLinears,
+        outs: Sequence[int],
+        ins: int,
+        adapted: Sequence[bool],
+        r: int,
+        scaling: float,
+        dropout: float,
     ) -> None:
         """`outs` are the linears' out features in the order of `frozen`; `adapted` marks those with an adapter."""
         super().__init__()
@@ -56,7 +63,7 @@ class LoraLinears(nn.Module):
         return _Product.apply(x, self.a, self, dropout, *self.bs)  # type: ignore[no-any-return]
 
 
-def _frozen_product(x: Tensor, frozen: Frozen) -> Tensor:
+def _frozen_product(x: Tensor, frozen: FrozenLinears) -> Tensor:
     return torch.nn.functional.linear(x, frozen.dense(), frozen.bias)
 
 
@@ -64,7 +71,7 @@ class _FrozenProduct(torch.autograd.Function):
     """x W^T + b without an adapter; stores nothing."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, frozen: Frozen) -> Tensor:
+    def forward(ctx: Any, x: Tensor, frozen: FrozenLinears) -> Tensor:
         ctx.frozen = frozen
         return _frozen_product(x, frozen)
 

@@ -1,6 +1,6 @@
-"""Frozen weights of stacked linears, in NF4 and dequantized when a product needs them, or dense.
+"""Frozen weights of stacked linears, dense or in NF4 and dequantized for each product.
 
-Scope: what a layer multiplies with. The NF4 layout itself is in models/weights/nf4.py. Knows no adapters.
+Scope: the weights of a layer's products. The NF4 layout is in models/weights/nf4.py. Knows no adapters.
 
 Shapes: out and in features of one linear.
 """
@@ -18,16 +18,16 @@ from qlora_chat.training import TrainError
 
 
 @dataclass(frozen=True)
-class Frozen:
-    """Linears of one input, stacked: their weights in NF4, or dequantised once where memory allows."""
+class FrozenLinears:
+    """Linears of one input, stacked; their weights are in NF4, or dequantized once if memory allows."""
 
     parts: tuple[NF4 | Tensor, ...]
     dtype: torch.dtype
     bias: Tensor | None = None
-    """(out of all parts,)."""
+    """(out of all parts,); None for linears without biases."""
 
     def dense(self) -> Tensor:
-        """(out of all parts, in) in the type that products are computed in."""
+        """Return the weights in the type of the products, (out of all parts, in)."""
         if len(self.parts) == 1 and isinstance(self.parts[0], Tensor):
             return self.parts[0]
         outs = self.outs
@@ -47,17 +47,17 @@ class Frozen:
         """Out features of each part."""
         return [part.shape[0] for part in self.parts]
 
-    def dequantized(self) -> Frozen:
+    def dequantized(self) -> FrozenLinears:
         """Return the same with its weights dequantized once."""
-        return Frozen((self.dense(),), self.dtype, self.bias)
+        return FrozenLinears((self.dense(),), self.dtype, self.bias)
 
 
 def _device(part: NF4 | Tensor) -> torch.device:
     return part.packed.device if isinstance(part, NF4) else part.device
 
 
-def stacked_bias(biases: Sequence[Tensor | None]) -> Tensor | None:
-    """The biases of stacked linears end to end, or None where none has one. TrainError where only some do."""
+def stack_biases(biases: Sequence[Tensor | None]) -> Tensor | None:
+    """Concatenate the biases of stacked linears; None if none has one. TrainError if only some do."""
     present = [each for each in biases if each is not None]
     if not present:
         return None
