@@ -1,4 +1,4 @@
-"""What `doctor` predicts of a LLaMA-7B in NF4 with an r = 64 adapter, beside what the card's allocator measures.
+"""Memory that `doctor` predicts for a LLaMA-7B in NF4 with an r = 64 adapter against the peak of the card's allocator.
 
     PYTHONPATH=src python3 bench/card/doctor_memory.py [--folder F]
 

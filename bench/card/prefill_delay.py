@@ -34,7 +34,7 @@ from qlora_chat.stopping import Stops
 PROMPT, LEFT_ALONE = 128, 40
 """Tokens of the prompts of those who answer, and of their answers between two questions."""
 TOKENS: dict[Request, list[float]] = defaultdict(list)
-"""When each token of a chat was handed out."""
+"""Times at which each chat got its tokens."""
 
 
 def note_tokens() -> None:

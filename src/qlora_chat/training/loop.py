@@ -48,7 +48,7 @@ class TrainingLoop:
     metrics: MetricsLog
     notify: Notify
     held_out_loss: float | None = None
-    """Of the newest evaluation."""
+    """Loss of the newest evaluation."""
     _monitor: DivergenceMonitor = field(default_factory=DivergenceMonitor)
 
     def run(self, start: int) -> int:
