@@ -171,6 +171,7 @@ SHORT_MODULES = {
     "training/model/loss.py": "an autograd function of its own",
     "web/adapter_chooser.py": "one control of the page with its rules",
     "web/features.py": "read by the server before Gradio is imported",
+    "web/streamed_updates.py": "the only override of Gradio's encoding; knows nothing of the page",
 }
 """Modules under MIN_LINES, with the reason for each. A command of the command line needs none."""
 

@@ -64,14 +64,30 @@ def test_a_message_is_answered(page: Served) -> None:
     assert page.engine.streams[-1].sampling.max_new_tokens == 256
 
 
+def messages_of(events: str) -> list[dict[str, Any]]:
+    return [json.loads(line[5:]) for line in events.splitlines() if line.startswith("data:")]
+
+
 def test_the_end_of_an_answer_repeats_nothing_that_clear_may_have_removed(page: Served) -> None:
     """Gradio sends the last update again as the event completes; by then another conversation may be shown."""
-    events = [json.loads(line[5:]) for line in send(page, "hi", SAMPLING, "completed").splitlines() if line.startswith("data:")]
-    (completed,) = [event for event in events if event["msg"] == "process_completed"]
+    messages = messages_of(send(page, "hi", SAMPLING, "completed"))
+    (completed,) = [each for each in messages if each["msg"] == "process_completed"]
     assert completed["success"]
     values = completed["output"]["data"]
     assert values, "one for each part"
     assert all(value["__type__"] == "update" and "value" not in value for value in values)
+
+
+def test_a_browser_that_draws_late_still_sees_every_button_change(page: Served) -> None:
+    """Gradio's browser code changes an update in place when the next one comes, also where it is not drawn yet."""
+    messages = messages_of(send(page, "hi", SAMPLING, "late"))
+    first, *later = [each["output"]["data"] for each in messages if each["msg"] == "process_generating"]
+    assert later, "the question, then its answer"
+    enabled = [value for value in first if isinstance(value, dict) and value.get("interactive") is True]
+    assert enabled, "Stop, while the answer is written"
+    edits = [edit for update in later for value in update if isinstance(value, list) for edit in value]
+    assert any(path == [] and "interactive" in str(value) for _, path, value in edits), "the buttons, when it ends"
+    assert not [edit for edit in edits if edit[0] == "delete"]
 
 
 @pytest.mark.parametrize(

@@ -196,9 +196,6 @@ class Handlers:
         try:
             async for each in self._watch(session, answer, clear_box):
                 yield each
-            # Gradio sends the last update again when the event completes, which may be after Clear was answered: then
-            # the old conversation would come back.
-            yield {self._parts.notice: gr.skip()}
         finally:
             answer.turn.cancel()
             answer.unwatched.set()

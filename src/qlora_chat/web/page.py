@@ -21,6 +21,7 @@ from qlora_chat.web.feedback import THUMBS, FeedbackHandlers, Panel, lay_out_pan
 from qlora_chat.web.handlers import Handlers
 from qlora_chat.web.parts import MAX_CHARACTERS, Parts
 from qlora_chat.web.sessions import Sessions
+from qlora_chat.web.streamed_updates import StreamedBlocks
 
 CSS = Path(__file__).with_name("page.css")
 JS = Path(__file__).with_name("page.js")
@@ -52,7 +53,7 @@ def theme() -> themes.Base:
 
 def build_page(chat: Chat, sessions: Sessions, features: PageFeatures) -> gr.Blocks:
     """The whole page as Blocks, ready to be mounted."""
-    with gr.Blocks(title="QLoRA Chat", analytics_enabled=False, fill_height=True) as page:
+    with StreamedBlocks(title="QLoRA Chat", analytics_enabled=False, fill_height=True) as page:
         parts, panel = _lay_out(chat, features)
         handlers = Handlers(chat, sessions, parts, features)
         _connect(page, parts, handlers)
