@@ -27,7 +27,7 @@ from qlora_chat.models.weights.checkpoint import read_headers
 FORMAT = 1
 """Part of every key: after a change, entries of older versions are not used."""
 
-EntryKind = Literal["merged", "adapters", "tokenizers"]
+EntryKind = Literal["merged", "adapters", "tokenizers", "gguf"]
 Record = dict[str, Any]
 
 

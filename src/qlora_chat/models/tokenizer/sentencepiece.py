@@ -52,7 +52,7 @@ def convert_tokenizer(base: Path, folder: Path) -> dict[str, Any]:
     source = base / "tokenizer.model"
     try:
         original = _read(source)
-        _converted(original).save(str(folder / "tokenizer.json"))
+        byte_fallback_bpe(original).save(str(folder / "tokenizer.json"))
     except Exception as problem:  # the two libraries raise their own errors for a broken file
         raise ModelError(f"{source} cannot be read ({problem}); fetch it again") from problem
     converted = ModelTokenizer.read(folder, None)
@@ -73,14 +73,14 @@ def _read(path: Path) -> Any:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
 
 
-def _converted(original: Any) -> Tokenizer:
-    """Equal byte-fallback BPE, with `<s>` in front of a text as LLaMA was trained."""
+def byte_fallback_bpe(original: Any, space_in_front: bool = True) -> Tokenizer:
+    """A tokenizer with the ids of a SentencePieceProcessor, and `<s>` in front of a text as LLaMA was trained."""
     vocabulary = {original.id_to_piece(each): each for each in range(len(original))}
     tokenizer = Tokenizer(BPE(vocabulary, _merges(original, vocabulary), fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)])
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
+    spaces = normalizers.Replace(" ", _SPACE)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces]) if space_in_front else spaces
+    steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if space_in_front else steps)
     special = [each for each in range(len(original)) if original.is_control(each) or original.is_unknown(each)]
     tokenizer.add_special_tokens([AddedToken(original.id_to_piece(each), normalized=False) for each in special])
     if (bos := original.bos_id()) >= 0:

@@ -71,7 +71,7 @@ def write_shards(tensors: Iterable[NamedTensor], folder: Path) -> None:
     for index, name in enumerate(names):
         _part(folder, index).rename(folder / name)
     weight_map = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _part(folder: Path, index: int) -> Path:
@@ -91,8 +91,8 @@ def write_small_files(
     written["dtype"] = "bfloat16"
     if stored != "bf16":
         written["quantization_config"] = dict(NF4_CONFIG if stored == "nf4" else INT8_CONFIG)
-    _write_json(folder / "config.json", written)
-    _write_json(folder / "generation_config.json", generation)
+    write_json(folder / "config.json", written)
+    write_json(folder / "generation_config.json", generation)
     for name in TOKENIZER_FILES:
         for source in (tokenizer, base):
             if (source / name).is_file():
@@ -100,5 +100,6 @@ def write_small_files(
                 break
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object as Hugging Face does."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
