@@ -9,18 +9,22 @@ UNUSED := /(tests?|testing|_inductor|pip|setuptools|sympy|torch/(onnx|ao)|transf
 COMPILE := $(BIN)/python -m compileall -q -j 0 -x '$(UNUSED)' $(VENV)/lib >/dev/null 2>&1 || true
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: chat setup test test-slow test-vllm check format bench chromium postgres clean
+.PHONY: chat setup locked test test-slow test-vllm check format bench audit locks chromium postgres clean
 
 chat: setup
 	@exec $(BIN)/qlora-chat serve
 
 setup: $(VENV)/installed
 
-# torch by its exact version first: asked for through another package, pip may take a newer one with gigabytes of CUDA
-define INSTALL
+define ENVIRONMENT
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 chat") if sys.version_info < (3, 11) else None'
 	@echo "setting up $(VENV) (once; a few minutes)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+endef
+
+# torch by its exact version first: asked for through another package, pip may take a newer one with gigabytes of CUDA
+define INSTALL
+	$(ENVIRONMENT)
 	@$(PIP) '$(TORCH)'
 	@$(PIP) -c constraints.txt -e '.$(1)'
 	@$(COMPILE)
@@ -33,6 +37,18 @@ $(VENV)/installed: pyproject.toml constraints.txt
 # all at once: pip takes half a minute to look at what is there already
 $(VENV)/installed-dev: pyproject.toml constraints.txt
 	$(call INSTALL,[dev])
+
+# the same environment from locks/, where pip checks the SHA-256 of every file and builds nothing but this package.
+# A torch that is in .venv already stays, whatever its hash. LOCK=dev installs what `make test` needs, too
+LOCK ?= runtime
+LOCKED := $(PIP) --require-hashes --only-binary :all:
+locked:
+	$(ENVIRONMENT)
+	@$(BIN)/python -m pip show --quiet torch 2>/dev/null || $(LOCKED) -r locks/torch.txt
+	@$(LOCKED) -r locks/build.txt -r locks/$(LOCK).txt
+	@$(PIP) --no-deps --no-index --no-build-isolation -e .
+	@$(COMPILE)
+	@touch $(VENV)/installed $(if $(filter dev,$(LOCK)),$(VENV)/installed-dev)
 
 chromium:
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || sh tests/install_debian.sh chromium 'the browser tests'
@@ -70,8 +86,23 @@ format: $(VENV)/installed-dev
 	@$(BIN)/ruff check --fix --quiet
 	@$(BIN)/ruff format
 
+# tools that never share an environment with the program
+TOOLS := .venv-tools
+$(TOOLS)/installed: locks/tools.txt
+	@test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r locks/tools.txt
+	@touch $@
+
+# known vulnerabilities of all pinned packages: 1 if there are any, 2 if the advisories cannot be read. SERVICE=pypi is the other one
+SERVICE ?= osv
+audit: $(TOOLS)/installed
+	@$(TOOLS)/bin/python locks/audit.py $(SERVICE) locks/torch.txt locks/dev.txt locks/build.txt locks/tools.txt
+
+locks: $(TOOLS)/installed
+	@sh locks/refresh.sh $(TOOLS)/bin/uv
+
 bench: $(VENV)/installed-dev chromium
 	@for script in bench/cpu/engine.py bench/serving/first_text.py; do $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(TOOLS) .pytest_cache .ruff_cache .hypothesis

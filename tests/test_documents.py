@@ -18,7 +18,7 @@ TOP = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "
 PAGES = sorted([*TOP, *(ROOT / "docs").glob("*.md"), ROOT / "demo" / "README.md", DEPLOY / "compose.yaml"])
 DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
 """Dated notes. They may name files, options and tests that have changed since; their links must work."""
-FILE = re.compile(r"(?<![\w/.<])((?:src|tests|bench|docs|demo|deploy|examples)/[\w./-]*\w)")
+FILE = re.compile(r"(?<![\w/.<])((?:src|tests|bench|docs|demo|deploy|examples|locks)/[\w./-]*\w)")
 PROGRAM: Any = typer.main.get_command(app)
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 VARIABLE = re.compile(r"\b(?:QLORA_CHAT|LOGGING|OTEL|HF)_[A-Z][A-Z_]*\b")
@@ -26,7 +26,8 @@ OTHERS = {
     "--tensor-parallel-size", "--enable-lora", "--distributed-executor-backend", "--pipeline-parallel-size", "--port",  # vLLM
     "--head", "--address",  # Ray
     "--env-file", "--scale",  # Compose
-    "--no-deps",  # pip
+    "--build-arg",  # Docker
+    "--no-deps", "--no-index", "--no-build-isolation", "--require-hashes", "--only-binary",  # pip
 }  # fmt: skip
 """Options of programs that are not ours."""
 
@@ -110,8 +111,9 @@ def test_every_variable_of_ours_has_its_place_in_a_page() -> None:
 
 
 def missing_files(text: str) -> list[str]:
-    """Paths from the repository's root that do not exist."""
-    return sorted({each for each in FILE.findall(text) if not (ROOT / each).exists()})
+    """Paths that do not exist, from the repository's root or, for a test, from tests/."""
+    named = set(FILE.findall(text))
+    return sorted(each for each in named if not any((folder / each).exists() for folder in (ROOT, ROOT / "tests")))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
