@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
-# what pip would do on one core, on all of them, but for what is never imported here; a package may hold files for other Pythons
+# byte-compiles on all cores what pip would compile on one, except what is never imported here; files for other Pythons may fail
 UNUSED := /(tests?|testing|_inductor|pip|setuptools|sympy|torch/(onnx|ao)|transformers/models/(?!auto|llama))/
 COMPILE := $(BIN)/python -m compileall -q -j 0 -x '$(UNUSED)' $(VENV)/lib >/dev/null 2>&1 || true
 TORCH := $(shell grep '^torch==' constraints.txt)
@@ -34,7 +34,7 @@ endef
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(call INSTALL)
 
-# all at once: pip takes half a minute to look at what is there already
+# in one installation: pip takes half a minute to look at what is installed already
 $(VENV)/installed-dev: pyproject.toml constraints.txt
 	$(call INSTALL,[dev])
 
@@ -64,7 +64,7 @@ test: $(VENV)/installed-dev chromium postgres
 test-slow: $(VENV)/installed-dev chromium postgres
 	@$(BIN)/pytest -m slow
 
-# a real vLLM in an environment of its own; what it brings for pictures and sound does not fit this torch and is not needed
+# a real vLLM in an environment of its own, without its packages for images and sound, which do not fit this torch and are not needed
 VLLM_VENV ?= .venv-vllm
 $(VLLM_VENV)/installed:
 	@$(PYTHON) -m venv $(VLLM_VENV)
