@@ -1,17 +1,20 @@
 """Recipes and flags -> the validated settings of a run.
 
-Scope: every number of a run, its range and its origin: a recipe's file, overridden by flags. Knows nothing of data,
-weights or the numbers' effect.
+Scope: every number of a run, declared once: its range, its words in --help, and its origin: a recipe's file, overridden by
+flags. Knows nothing of data, weights or the numbers' effect.
 """
+
+# ruff: noqa: RUF009  (the fields are declared by a function whose results are immutable)
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from qlora_chat.prompt import LossOn, find_prompt_format
 from qlora_chat.settings import SettingsError
@@ -26,106 +29,62 @@ AdapterType = Literal["fp32", "bf16"]
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-_ALLOWED: Mapping[str, tuple[str, ...]] = {
-    "loss": get_args(LossOn),
-    "optimizer": get_args(Optimizer),
-    "schedule": get_args(Schedule),
-    "checkpointing": get_args(Switch),
-    "compute": get_args(Compute),
-    "adapter_dtype": get_args(AdapterType),
-}
-_INTEGERS: Mapping[str, tuple[int, int]] = {
-    "max_length": (8, 131_072),
-    "r": (1, 1024),
-    "steps": (1, 10_000_000),
-    "batch": (1, 65_536),
-    "packing": (8, 10_000_000),
-    "pass_tokens": (8, 10_000_000),
-    "save_every": (1, 1_000_000),
-    "eval_every": (1, 1_000_000),
-    "seed": (0, 2**32 - 1),
-    "data_seed": (0, 2**32 - 1),
-}
-_NUMBERS: Mapping[str, tuple[float, float]] = {
-    "alpha": (0.001, 65_536),
-    "dropout": (0, 0.9),
-    "learning_rate": (1e-9, 10),
-    "warmup": (0, 1),
-    "final_rate": (0, 1),
-    "beta1": (0, 0.99999),
-    "beta2": (0, 0.9999999),
-    "weight_decay": (0, 10),
-    "max_grad_norm": (0, 1e6),
-    "epochs": (0.001, 100_000),
-    "held_out": (0, 0.5),
-    "system_share": (0, 1),
-}
-_OPTIONAL = ("steps", "packing", "pass_tokens", "save_every", "eval_every")
+
+def _declare(default: Any, help: str | None = None, low: float = 0, high: float = 0) -> Any:
+    """Declare a setting: its --help (None: recipes only), and a number's range."""
+    return field(default=default, metadata={"help": help, "range": (low, high)})
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Every number of a run. SettingsError names the field, what arrived and what is allowed."""
+    """Every number of a run, in the order of --help. SettingsError names the field, what arrived and what is allowed."""
 
-    base: str = ""
-    """Hub id or folder of a LLaMA-family base, or demo. It is loaded in NF4 with double quantization."""
-    data: tuple[str, ...] = ()
-    """Files or folders of dialogues, or a dataset's Hub id."""
-    prompt_format: str = "guanaco"
-    loss: LossOn = "answers"
-    """Tokens with a loss: the answers and their end, or everything."""
-    system_share: float = 0.0
-    """Share of the dialogues without a system text that get the standard one."""
-    max_length: int = 512
-    """Tokens of a dialogue; the rest is cut off."""
-    r: int = 64
-    alpha: float = 16.0
-    """The adapter's product is scaled by alpha / r."""
-    dropout: float = 0.0
-    """On the adapter's input; query, key and value share one mask, and so do gate and up."""
-    targets: tuple[str, ...] = LINEARS
-    optimizer: Optimizer = "paged_adamw_32bit"
-    learning_rate: float = 2e-4
-    schedule: Schedule = "constant"
-    warmup: float = 0.03
-    """Share of the steps in which the learning rate rises from zero."""
-    final_rate: float = 0.0
+    base: str = _declare("", "Hub id or folder of a LLaMA-family base, or demo for the bundled one")
+    """It is loaded in NF4 with double quantization."""
+    data: tuple[str, ...] = _declare((), "dialogues: .jsonl, .jsonl.xz, .json, a folder of them, or a dataset's Hub id")
+    steps: int | None = _declare(None, "total updates", 1, 10_000_000)
+    epochs: float = _declare(1.0, "passes over the data, without --steps", 0.001, 100_000)
+    batch: int = _declare(16, "dialogues per step", 1, 65_536)
+    packing: int | None = _declare(None, "tokens per step of whole dialogues, instead of --batch", 8, 10_000_000)
+    max_length: int = _declare(512, "tokens of a dialogue; the rest is cut off", 8, 131_072)
+    loss: LossOn = _declare("answers", "answers (with their end) or all")
+    prompt_format: str = _declare("guanaco", "prompt format")
+    system_share: float = _declare(0.0, "share of dialogues that get the standard system text", 0, 1)
+    """Of those without a system text."""
+    r: int = _declare(64, "rank of the adapter", 1, 1024)
+    alpha: float = _declare(16.0, "the adapter is scaled by alpha / r", 0.001, 65_536)
+    dropout: float = _declare(0.0, "dropout of the adapter's input", 0, 0.9)
+    """Query, key and value share one mask, and so do gate and up."""
+    targets: tuple[str, ...] = _declare(LINEARS, "all, or names with commas: q_proj,v_proj")
+    optimizer: Optimizer = _declare("paged_adamw_32bit", ", ".join(get_args(Optimizer)))
+    learning_rate: float = _declare(2e-4, "peak learning rate", 1e-9, 10)
+    schedule: Schedule = _declare("constant", "constant, linear or cosine")
+    warmup: float = _declare(0.03, "share of the steps in which the rate rises", 0, 1)
+    final_rate: float = _declare(0.0, None, 0, 1)
     """Final rate of linear and cosine, as a share of learning_rate."""
-    beta1: float = 0.9
-    beta2: float = 0.999
-    weight_decay: float = 0.0
-    max_grad_norm: float = 0.3
-    """Gradients are scaled down to this norm; 0 turns that off."""
-    steps: int | None = None
-    """Updates; None uses epochs."""
-    epochs: float = 1.0
-    batch: int = 16
-    """Dialogues in a step."""
-    packing: int | None = None
-    """Tokens in a step of whole dialogues; replaces batch."""
-    group_by_length: bool = False
-    """Put dialogues of about the same length into a step."""
-    checkpointing: Switch = "auto"
-    """Recompute a layer's activations in the backward pass instead of storing them."""
-    pass_tokens: int | None = None
-    """Most tokens of a micro-batch; a larger step takes several. None fits it to memory."""
-    compute: Compute = "auto"
+    beta1: float = _declare(0.9, None, 0, 0.99999)
+    beta2: float = _declare(0.999, None, 0, 0.9999999)
+    weight_decay: float = _declare(0.0, "weight decay of AdamW", 0, 10)
+    max_grad_norm: float = _declare(0.3, "gradients are scaled down to this norm; 0 turns it off", 0, 1e6)
+    group_by_length: bool = _declare(False, "put dialogues of similar length together")
+    checkpointing: Switch = _declare("auto", "recompute in the backward pass: auto (by memory), on, off")
+    pass_tokens: int | None = _declare(None, "tokens of a micro-batch; default: what fits", 8, 10_000_000)
+    compute: Compute = _declare("auto", "auto, bf16 or fp32")
     """auto: bf16 on a card, fp32 on a CPU."""
-    adapter_dtype: AdapterType = "fp32"
+    adapter_dtype: AdapterType = _declare("fp32")
     """Type of the stored adapter; it is trained in fp32."""
-    held_out: float = 0.02
-    """Share of the dialogues (500 at most) that is only evaluated."""
-    eval_every: int | None = None
-    save_every: int | None = None
-    """Steps between two; None spreads ten over the run."""
-    seed: int = 0
-    """Seed of the adapter's initial weights and of dropout."""
-    data_seed: int = 42
-    """Seed of the held-out split and of the order of the data."""
+    held_out: float = _declare(0.02, "share of the dialogues that is only evaluated", 0, 0.5)
+    """500 at most."""
+    eval_every: int | None = _declare(None, "steps between evaluations of the held-out loss", 1, 1_000_000)
+    """None spreads ten over the run; the same for save_every."""
+    save_every: int | None = _declare(None, "steps between checkpoints", 1, 1_000_000)
+    seed: int = _declare(0, "seed of initial weights and dropout", 0, 2**32 - 1)
+    data_seed: int = _declare(42, "seed of the data order", 0, 2**32 - 1)
+    """Also of the held-out split."""
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            object.__setattr__(self, each.name, _check(each.name, getattr(self, each.name)))
+        for name, kind in SETTING_TYPES.items():
+            object.__setattr__(self, name, _check(name, kind, getattr(self, name)))
         find_prompt_format(self.prompt_format)
 
     def as_dict(self) -> dict[str, Any]:
@@ -133,33 +92,37 @@ class TrainSettings:
         return asdict(self)
 
 
-def _check(name: str, value: Any) -> Any:
-    if value is None and name in _OPTIONAL:
+SETTING_TYPES: Mapping[str, Any] = get_type_hints(TrainSettings)
+SETTING_HELP: Mapping[str, str | None] = {each.name: each.metadata["help"] for each in fields(TrainSettings)}
+"""Words for --help; None for a setting of recipes only."""
+_RANGES: Mapping[str, tuple[float, float]] = {each.name: each.metadata["range"] for each in fields(TrainSettings)}
+
+
+def _check(name: str, kind: Any, value: Any) -> Any:
+    allowed = get_args(kind)
+    if value is None and NoneType in allowed:
         return None
-    if name in _ALLOWED:
-        return _check_choice(name, value)
-    if name in _INTEGERS or name in _NUMBERS:
-        return _check_number(name, value)
-    if name in ("data", "targets"):
+    if get_origin(kind) is Literal:
+        return _check_choice(name, allowed, value)
+    if kind is float or int in (kind, *allowed):
+        return _check_number(name, kind is not float, value)
+    if get_origin(kind) is tuple:
         return _check_names(name, value)
-    if name == "group_by_length" and not isinstance(value, bool):
-        raise SettingsError(f"group_by_length is {value!r}, but must be true or false")
-    if name in ("base", "prompt_format") and not isinstance(value, str):
-        raise SettingsError(f"{name} is {value!r}, but must be a text")
+    if not isinstance(value, kind):
+        raise SettingsError(f"{name} is {value!r}, but must be {'true or false' if kind is bool else 'a text'}")
     return value
 
 
-def _check_choice(name: str, value: Any) -> str:
+def _check_choice(name: str, allowed: tuple[str, ...], value: Any) -> str:
     if isinstance(value, bool):  # YAML reads on and off as true and false
         value = "on" if value else "off"
-    if value not in _ALLOWED[name]:
-        raise SettingsError(f"{name} is {value!r}, but must be one of {', '.join(_ALLOWED[name])}")
+    if value not in allowed:
+        raise SettingsError(f"{name} is {value!r}, but must be one of {', '.join(allowed)}")
     return value
 
 
-def _check_number(name: str, value: Any) -> float | int:
-    low, high = _INTEGERS.get(name) or _NUMBERS[name]
-    integer = name in _INTEGERS
+def _check_number(name: str, integer: bool, value: Any) -> float | int:
+    low, high = _RANGES[name]
     if isinstance(value, str):  # YAML reads 2e-4 as a text
         with suppress(ValueError):
             value = float(value)
@@ -216,9 +179,8 @@ def settings_from(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> TrainS
         values.pop("steps", None)  # a recipe's steps would override the epochs of the flag
     if "batch" in set_flags and "packing" not in set_flags:
         values.pop("packing", None)
-    known = {each.name for each in fields(TrainSettings)}
-    if unknown := sorted(set(values) - known):
-        raise SettingsError(f"unknown training setting {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    if unknown := sorted(set(values) - set(SETTING_TYPES)):
+        raise SettingsError(f"unknown training setting {unknown[0]!r}; known: {', '.join(sorted(SETTING_TYPES))}")
     settings = TrainSettings(**values)
     if not settings.base:
         raise SettingsError("no base to train on: set --base ID_OR_FOLDER, or a --recipe that names one")
