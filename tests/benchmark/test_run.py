@@ -26,15 +26,15 @@ THEIRS = [Row("original", 1, 128, 256, 50.0, 45.0, 60.0, None, 0.6, 0.1)]
 def fixed_results(passed: bool) -> Callable[..., Any]:
     """Return fixed results of the parts, without a model."""
     results = {
-        "check_against_plain": Check(passed, "logits", {"relative": 0.001 if passed else 0.7}),
-        "time_a_copy": 50.0,
-        "time_the_engine": list(OURS),
-        "time_the_original": list(THEIRS),
+        "check_subject": Check(passed, "logits", {"relative": 0.001 if passed else 0.7}),
+        "measure_copy_rate": 50.0,
+        "measure_engine": list(OURS),
+        "measure_original": list(THEIRS),
         "describe_environment": ("2 cores of a test", {"torch": "2"}),
     }
 
     def execute(part: Callable[..., Any], *arguments: Any) -> Any:
-        if part.__name__.startswith("time") and not passed:
+        if part.__name__.startswith("measure") and not passed:
             raise AssertionError("a wrong result was timed")
         return results[part.__name__]
 
@@ -136,4 +136,4 @@ def test_a_wrong_pass_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
         return replace(model, weights=replace(model.weights, layers=(layer, *model.weights.layers[1:])))
 
     monkeypatch.setattr(RandomShape, "load", wrong)
-    assert not check.check(Subject("7b", "cpu", "bf16", 1)).passed
+    assert not check.check_subject(Subject("7b", "cpu", "bf16", 1)).passed

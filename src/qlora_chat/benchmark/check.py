@@ -37,7 +37,7 @@ MAX_LAYERS_ON_CPU = 4
 """Depth of the check on a CPU: two 7Bs, one of them in bf16, would not fit into memory."""
 
 
-def check(subject: Subject) -> Check:
+def check_subject(subject: Subject) -> Check:
     """Compare; the caller decides the consequence of a failure."""
     if subject.name == "demo":
         return _check_greedy_tokens(Demo(subject), subject)

@@ -10,7 +10,7 @@ import gc
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import psutil
 import torch
@@ -30,17 +30,7 @@ GIB, GB = 1024**3, 1e9
 COPIES = 10
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Medians over a row's runs; see Row."""
-
-    tokens_per_s: float
-    tokens_per_s_with_prompts: float
-    first_ms: float
-    cold_ms: float | None
-
-
-def copy_rate(subject: Subject) -> float:
+def measure_copy_rate(subject: Subject) -> float:
     """GB/s of a plain copy on the device, bytes read plus bytes written; median of ten."""
     device = open_subject(subject).device
     size = 4 * GIB if device.type == "cuda" else GIB // 2
@@ -94,15 +84,13 @@ def _engine_row(
         runs = [_timed_answers(engine, model, chats, context, sampling, number) for number in range(1, work.rounds + 1)]
     finally:
         engine.close()
-    timing = Timing(
-        tokens_per_s=statistics.median(total_rate(answers) for answers, _ in runs),
-        tokens_per_s_with_prompts=statistics.median(chats * work.new / seconds for _, seconds in runs),
-        first_ms=statistics.median(
-            end.ttft_ms or 0.0 for answers, _ in runs for pieces in answers if (end := pieces[-1].finish)
-        ),
-        cold_ms=1000 * cold,
-    )
-    return _row("qlora-chat", model, chats, context, work.new, timing, engine.token_bytes)
+    finishes = [pieces[-1].finish for answers, _ in runs for pieces in answers]
+    return _row(
+        "qlora-chat", model, chats, context, work.new, engine.token_bytes, cold_ms=1000 * cold,
+        rate=statistics.median(total_rate(answers) for answers, _ in runs),
+        rate_with_prompts=statistics.median(chats * work.new / seconds for _, seconds in runs),
+        first_ms=statistics.median(finish.ttft_ms or 0.0 for finish in finishes if finish),
+    )  # fmt: skip
 
 
 def _timed_answers(
@@ -162,24 +150,25 @@ def measure_original(subject: Subject, work: Workload) -> list[Row]:
         generate(model, subject_model.prompt(context, 0), replace(sampling, max_new_tokens=min(24, work.new)), device)
         prompts = [subject_model.prompt(context, number) for number in range(1, work.rounds + 1)]
         runs = [generate(model, prompt, sampling, device) for prompt in prompts]
-        timing = Timing(
-            tokens_per_s=statistics.median((work.new - 1) / (each.total - each.first) for each in runs),
-            tokens_per_s_with_prompts=statistics.median(work.new / each.total for each in runs),
-            first_ms=1000 * statistics.median(each.first for each in runs),
-            cold_ms=None,
-        )
         token_bytes = 4 * shape.layers * shape.kv_heads * shape.head_dim  # keys and values in bf16
-        rows.append(_row("original", subject_model, 1, context, work.new, timing, token_bytes))
+        rows.append(_row(
+            "original", subject_model, 1, context, work.new, token_bytes, cold_ms=None,
+            rate=statistics.median((work.new - 1) / (each.total - each.first) for each in runs),
+            rate_with_prompts=statistics.median(work.new / each.total for each in runs),
+            first_ms=1000 * statistics.median(each.first for each in runs),
+        ))  # fmt: skip
     return rows
 
 
-def _row(path: str, model: OpenSubject, chats: int, context: int, new: int, timing: Timing, token_bytes: int) -> Row:
-    """Build a row from times and from a token's bytes in the KV cache."""
+def _row(
+    path: str, model: OpenSubject, chats: int, context: int, new: int, token_bytes: int, *,
+    rate: float, rate_with_prompts: float, first_ms: float, cold_ms: float | None,
+) -> Row:  # fmt: skip
+    """Round the medians of a row's runs; `token_bytes`: of a token in the KV cache."""
     bytes_read = model.bytes_per_pass() / chats + token_bytes * (context + new / 2)
-    cold = None if timing.cold_ms is None else round(timing.cold_ms, 1)
     return Row(
-        path, chats, context, new, round(timing.tokens_per_s, 2), round(timing.tokens_per_s_with_prompts, 2),
-        round(timing.first_ms, 2), cold, round(_peak_bytes(model.device) / GIB, 3), round(bytes_read / GB, 4),
+        path, chats, context, new, round(rate, 2), round(rate_with_prompts, 2), round(first_ms, 2),
+        None if cold_ms is None else round(cold_ms, 1), round(_peak_bytes(model.device) / GIB, 3), round(bytes_read / GB, 4),
     )  # fmt: skip
 
 

@@ -33,20 +33,9 @@ def print_table(result: Result) -> None:
 
     kv_cache = ", keys and values in int8" if result.subject.kv_cache_dtype == "int8" else ""
     table = Table(title=f"{result.subject.name}, {result.subject.precision}{kv_cache}; {result.hardware}; {result.date}")
-    headings = (
-        "path",
-        "chats",
-        "prompt",
-        "new",
-        "tokens/s",
-        "with prompts",
-        "first token",
-        "cold",
-        "memory",
-        "of a copy's rate",
-    )
-    for heading in headings:
-        table.add_column(heading, justify="left" if heading == "path" else "right")
+    table.add_column("path")
+    for heading in ("chats", "prompt", "new", "tokens/s", "with prompts", "first token", "cold", "memory", "of a copy's rate"):
+        table.add_column(heading, justify="right")
     for row in result.rows:
         table.add_row(
             row.path, str(row.chats), str(row.context), str(row.new), f"{row.tokens_per_s:.1f}",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -58,18 +58,37 @@ def linears(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     return {f"model.layers.{index}.{name}": size for index in layers for name, size in in_a_layer.items()}
 
 
-class RandomTensors(Mapping[str, Tensor]):
+class _Tensors(Mapping[str, Tensor]):
+    """Tensors by name, generated at each access."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = dict.fromkeys(names)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._generate(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def _generate(self, name: str) -> Tensor:
+        raise NotImplementedError
+
+
+class RandomTensors(_Tensors):
     """Tensors of such a checkpoint by name, generated on the device at each access, always with the same values."""
 
     def __init__(self, config: Mapping[str, Any], precision: str, device: torch.device) -> None:
         self.shape = LlamaShape.from_config(config)
         self._device, self._nf4 = device, precision == "nf4"
         self._linears = linears(config)
-        self._names = dict.fromkeys(self._all_names())
+        super().__init__(self._all_names())
 
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
+    def _generate(self, name: str) -> Tensor:
         if name.endswith("norm.weight"):
             return torch.ones(self.shape.hidden, dtype=torch.bfloat16, device=self._device)
         generator = torch.Generator(self._device).manual_seed(zlib.crc32(name.encode()))
@@ -79,12 +98,6 @@ class RandomTensors(Mapping[str, Tensor]):
         if not self._nf4:
             return self._normal(self._linears[linear], self._std(linear), generator)
         return self._four_bits(linear, part, generator)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
     def in_float(self, linear: str, dtype: torch.dtype) -> Tensor:
         """Return a linear's weight in floating point, (out, in), as bitsandbytes dequantizes it."""
@@ -130,29 +143,21 @@ class RandomTensors(Mapping[str, Tensor]):
         })  # fmt: skip
 
 
-class InFloat(Mapping[str, Tensor]):
+class InFloat(_Tensors):
     """The same checkpoint with every weight in floating point, for the plain path."""
 
     def __init__(self, tensors: RandomTensors, dtype: torch.dtype = torch.bfloat16, *, int8_embeddings: bool = False) -> None:
         """`int8_embeddings` rounds embeddings and head to 8 bits with a scale per row."""
         self._tensors, self._dtype = tensors, dtype
         self._rounded = ("model.embed_tokens.weight", "lm_head.weight") if int8_embeddings else ()
-        self._names = dict.fromkeys(name for name in tensors if ".weight." not in name)
+        super().__init__(name for name in tensors if ".weight." not in name)
 
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
+    def _generate(self, name: str) -> Tensor:
         linear = name.removesuffix(".weight")
         if linear in self._tensors._linears:
             return self._tensors.in_float(linear, self._dtype)
         tensor = self._tensors[name]
         return (_round_to_int8(tensor) if name in self._rounded else tensor).to(self._dtype)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def _round_to_int8(matrix: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import random
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -19,7 +19,7 @@ from qlora_chat.models.load import load
 from qlora_chat.models.locate import BUNDLED
 from qlora_chat.models.placement import NF4_BYTES, weight_bytes
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
-from qlora_chat.models.weights.llama import LlamaShape, LlamaWeights, build
+from qlora_chat.models.weights.llama import LlamaWeights, build
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import ModelSettings
 
@@ -27,8 +27,6 @@ WORDS = str.split(
     "a the small old boat cat river asked said why how rain bread tea morning garden letter window friend walked found kept "
     "under over because while quiet bright seven two never always tell me about write story please explain what is"
 )
-
-
 QUESTIONS = (
     "Tell me a short story about a cat and a boat.", "Why do birds fly?", "How do I make a cup of tea?",
     "Give me three tips for staying healthy.", "What is gravity?", "Write a poem about rain.", "What can I do on a free day?",
@@ -39,34 +37,6 @@ QUESTIONS = (
 def chat_prompt(tokenizer: ModelTokenizer, question: str, before: str = "") -> Prompt:
     """Return a question in the demo's format, after earlier turns' text if `before` is set."""
     return Prompt("", (1, *tokenizer.encode_continuation(f"{before}### Human: {question}### Assistant:")))
-
-
-class OpenSubject(Protocol):
-    """A subject that either path can load."""
-
-    device: torch.device
-    shape: LlamaShape
-
-    def load(self) -> LoadedModel:
-        """Load for our engine."""
-        ...
-
-    def load_original(self) -> Any:
-        """Load Transformers' model with weights in the format of the original's path."""
-        ...
-
-    def prompt(self, length: int, seed: int) -> tuple[int, ...]:
-        """Return `length` token ids, BOS first, different for every seed."""
-        ...
-
-    def bytes_per_pass(self) -> int:
-        """Return the bytes of weights that every forward pass must read."""
-        ...
-
-
-def open_subject(subject: Subject) -> OpenSubject:
-    """Return the subject on its device. BenchmarkError for a device that is not there."""
-    return Demo(subject) if subject.name == "demo" else RandomShape(subject)
 
 
 def device_of(subject: Subject) -> torch.device:
@@ -90,27 +60,31 @@ class Demo:
         self._tokenizer = ModelTokenizer.read(BUNDLED / "base", bos_id=1)
 
     def load(self) -> LoadedModel:
+        """Load for our engine."""
         settings = ModelSettings(model="demo", precision=self._precision, device=self.device.type)  # type: ignore[arg-type]
         return load(settings, lambda line: None)
 
     def load_original(self) -> Any:
+        """Load Transformers' model with weights in the format of the original's path."""
         from qlora_chat.benchmark.original import merged_demo
 
         return merged_demo(self.device)
 
     def prompt(self, length: int, seed: int) -> tuple[int, ...]:
+        """Return `length` token ids, BOS first, different for every seed."""
         words = random.Random(seed)
         question = " ".join(words.choice(WORDS) for _ in range(length))
         opening = self._tokenizer.encode_continuation("### Assistant:")
         return (1, *self._tokenizer.encode(f"### Human: {question}")[: length - 1 - len(opening)], *opening)
 
     def bytes_per_pass(self) -> int:
+        """Return the bytes of weights that every forward pass must read."""
         embeddings = 0 if self.shape.tied_head else 2 * self.shape.vocabulary * self.shape.hidden  # one row of it is read
         return weight_bytes(self._base, "nf4" if self._precision == "nf4" else "bf16") - embeddings
 
 
 class RandomShape:
-    """Random weights of a known shape; the bundled tokenizer padded to its vocabulary."""
+    """Random weights of a known shape; the bundled tokenizer padded to its vocabulary. Methods are those of Demo."""
 
     def __init__(self, subject: Subject) -> None:
         self.device = device_of(subject)
@@ -143,15 +117,22 @@ class RandomShape:
     def bytes_per_pass(self) -> int:
         weights = sum(out * ins for out, ins in linears(self.config).values())
         weight_size = NF4_BYTES if self._nf4 else 2
-        return (
-            int(weights * weight_size) + (1 if self._nf4 else 2) * self.shape.vocabulary * self.shape.hidden
-        )  # NF4: an 8-bit head
+        head_size = 1 if self._nf4 else 2  # NF4: an 8-bit head
+        return int(weights * weight_size) + head_size * self.shape.vocabulary * self.shape.hidden
 
     def _weights(self) -> LlamaWeights:
         try:
             return build(self.tensors, self.shape, self.device)
         except ModuleNotFoundError as missing:
             raise BenchmarkError(f"NF4 on this device needs {missing.name}: install it, or use --precision bf16") from missing
+
+
+OpenSubject = Demo | RandomShape
+
+
+def open_subject(subject: Subject) -> OpenSubject:
+    """Return the subject on its device. BenchmarkError for a device that is not there."""
+    return Demo(subject) if subject.name == "demo" else RandomShape(subject)
 
 
 def padded_tokenizer(size: int) -> ModelTokenizer:
