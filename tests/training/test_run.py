@@ -23,12 +23,12 @@ from qlora_chat.models.folders import Base
 from qlora_chat.models.placement import detect_devices
 from qlora_chat.settings import SettingsError
 from qlora_chat.training import TrainError
-from qlora_chat.training.base import locate_base
 from qlora_chat.training.checkpoint import TENSORS, Checkpoints
 from qlora_chat.training.data.dialogues import Dialogues
 from qlora_chat.training.divergence import WINDOW, DivergenceMonitor
 from qlora_chat.training.metrics_log import MetricsLog
 from qlora_chat.training.run_record import open_run
+from qlora_chat.training.train import locate_base
 from tests.training.conftest import Command
 from tests.training.processes import RunningCommand, run_command
 
@@ -195,13 +195,13 @@ def test_ctrl_c_saves_and_says_how_to_resume(command: Command, tmp_path: Path) -
         run.resumed_settings({"r": 8})
     with pytest.raises(TrainError, match="holds a run already"):
         open_run(out, resume=False)
-    base = locate_base("demo", detect_devices("cpu")[0], print)
+    base = locate_base("demo", detect_devices("cpu")[0], print).base
     other_data = Dialogues((), "x", (), {})
     with pytest.raises(TrainError, match="started with other dialogues"):
-        run.start(settings, other_data, replace(base, identity={}))
+        run.start(settings, other_data, base)
     same_data = Dialogues((), run.record["data"]["sha256"], (), {})
     with pytest.raises(TrainError, match="started with another base"):
-        run.start(settings, same_data, replace(base, identity={"files": {}}))
+        run.start(settings, same_data, replace(base, revision="another", folder=tmp_path))
 
 
 def test_ctrl_c_before_the_first_step_says_how_to_resume_too(command: Command, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from qlora_chat.models import Notify
 from qlora_chat.models.adapter.merge_loss import HeldOut, Passage
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.prompt import PromptFormat, training_text
-from qlora_chat.training.data.sources import load_dialogues
+from qlora_chat.training.data.dialogues import load_dialogues
 
 
 class HeldOutError(UserError, ValueError):

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from qlora_chat import __version__
+from qlora_chat.models.part import ModelPart
 from qlora_chat.prompt import find_prompt_format
 from qlora_chat.settings import SettingsError
 from qlora_chat.training import TrainError
 from qlora_chat.training.adapter import replace_text
-from qlora_chat.training.base import LocatedBase
 from qlora_chat.training.data.dialogues import Dialogues
 from qlora_chat.training.memory import StepPlan
 from qlora_chat.training.recipe import TrainSettings
@@ -54,7 +54,7 @@ class Run:
                 )
         return settings
 
-    def start(self, settings: TrainSettings, dialogues: Dialogues, base: LocatedBase) -> Run:
+    def start(self, settings: TrainSettings, dialogues: Dialogues, base: ModelPart) -> Run:
         """Return the run with its record filled in, and make its folder.
 
         TrainError if a resumed run started with other data or another base, or the folder cannot be made.
@@ -64,7 +64,7 @@ class Run:
             "begun": datetime.now(UTC).isoformat(timespec="seconds"),
             "settings": settings.as_dict(),
             "data": {"files": list(dialogues.files), "sha256": dialogues.digest, "dialogues": len(dialogues.conversations)},
-            "base": dict(base.identity),
+            "base": {"name": base.name, "revision": base.revision, "files": base.fingerprints},
         }
         if self.resumed:
             self._check_same(record)

@@ -14,13 +14,17 @@ from pathlib import Path
 import torch
 
 from qlora_chat.models import Notify
-from qlora_chat.models.placement import detect_devices
-from qlora_chat.settings import Device
+from qlora_chat.models.cache import Cache
+from qlora_chat.models.hub import Hub
+from qlora_chat.models.placement import DeviceMemory, detect_devices
+from qlora_chat.models.prepare import PreparedModel, prepare
+from qlora_chat.models.resolve import ResolvedModel, resolve
+from qlora_chat.settings import Device, ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
+from qlora_chat.training import TrainError
 from qlora_chat.training.adapter import write_adapter
-from qlora_chat.training.base import locate_base, prepare_base
 from qlora_chat.training.checkpoint import Checkpoints
 from qlora_chat.training.data.batches import TrainingData, prepare_data
-from qlora_chat.training.data.sources import load_dialogues
+from qlora_chat.training.data.dialogues import load_dialogues
 from qlora_chat.training.loop import TrainingLoop
 from qlora_chat.training.memory import GIB, StepPlan, plan_memory
 from qlora_chat.training.metrics_log import MetricsLog, plot_losses
@@ -56,22 +60,41 @@ def train(settings: TrainSettings, run: Run, notify: Notify, *, device: Device =
     notify(dialogues.summary())
     memory = detect_devices(device)[0]
     located = locate_base(settings.base, memory, notify)
-    run = run.start(settings, dialogues, located)
-    base = prepare_base(located, notify)
-    data = prepare_data(dialogues.conversations, settings, base.tokenizer, base.end_id, base.base.shape.window, notify)
+    run = run.start(settings, dialogues, located.base)
+    model = prepare(located, Cache(cache_folder(), notify), notify)  # a base in 16 bits is quantized into chat's cache first
+    for line in model.notices:
+        notify(line)
+    base = model.base
+    data = prepare_data(dialogues.conversations, settings, model.text.tokenizer, _end_token(model), base.shape.window, notify)
     dtype = _compute_dtype(settings, memory.device)
-    plan = run.plan or plan_memory(base.base, settings, data.max_step_tokens(), data.longest(), memory, dtype.itemsize)
+    plan = run.plan or plan_memory(base, settings, data.max_step_tokens(), data.longest(), memory, dtype.itemsize)
     try:
         run = run.with_plan(plan)
         notify(_describe(data, plan, memory.device, dtype))
         compute = ComputeFormat(torch.device("cuda", 0) if memory.device == "cuda" else torch.device("cpu"), dtype, plan.dense)
         lora = LoraShape(settings.r, settings.alpha, settings.dropout, settings.targets)
-        model = TrainableLlama(base.tensors, base.base.shape, lora, compute, settings.seed)
-        model.checkpointing = plan.checkpointing
-        return _run_steps(run, model, settings, data, plan, notify)
+        trainable = TrainableLlama(model.tensors, base.shape, lora, compute, settings.seed)
+        trainable.checkpointing = plan.checkpointing
+        return _run_steps(run, trainable, settings, data, plan, notify)
     except KeyboardInterrupt:  # outside the loop, which takes Ctrl-C as its end
         notify(f"stopped between steps; saved steps are intact. To continue: {_resume_command(run)}")
         raise
+
+
+def locate_base(name: str, device: DeviceMemory, notify: Notify) -> ResolvedModel:
+    """Resolve a name and check the headers, without reading weights. ModelError or TrainError if it cannot be trained on."""
+    cache = Cache(cache_folder(), notify)
+    settings = ModelSettings(base=name, precision="nf4")
+    model = resolve(settings, Hub(hub_cache_folder(), hub_is_offline()), cache, (device,), notify)
+    if model.base.folder is None:
+        raise TrainError(f"{model.base.name} is not on this machine, only a merge of it; training needs the base itself")
+    return model
+
+
+def _end_token(model: PreparedModel) -> int | None:
+    """Token that ends a dialogue; None if the tokenizer defines none."""
+    stops, eos = model.text.special.stops, model.text.tokenizer.token_id("</s>")
+    return eos if eos in stops else min(stops, default=None)
 
 
 def _run_steps(

@@ -24,8 +24,7 @@ from qlora_chat.training import TrainError
 from qlora_chat.training.data.batches import MicroBatch
 from qlora_chat.training.model.attention import Layout, attend
 from qlora_chat.training.model.elementwise import rotate, swiglu
-from qlora_chat.training.model.frozen import FrozenLinears, stack_biases
-from qlora_chat.training.model.lora import LoraLinears
+from qlora_chat.training.model.lora import FrozenLinears, LoraLinears, stack_biases
 from qlora_chat.training.model.loss import summed_loss
 
 GROUPS = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",),
