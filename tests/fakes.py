@@ -412,6 +412,8 @@ class _CompletionsHandler(BaseHTTPRequestHandler):
 class NumberedAdapters:
     """Adapters on a card by their numbers alone: a slot's adapter is its number."""
 
+    backend_name = "kernels"
+
     def __init__(self, cache: KVCache) -> None:
         self._cache = cache
 

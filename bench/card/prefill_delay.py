@@ -25,8 +25,9 @@ import torch
 from qlora_chat.benchmark import SAMPLING, Subject
 from qlora_chat.benchmark.environment import print_report
 from qlora_chat.benchmark.subjects import OpenSubject, open_subject
-from qlora_chat.engines.core.request import LocalStream, Request
+from qlora_chat.engines.core.request import Request
 from qlora_chat.engines.cuda.scheduler import CudaScheduler
+from qlora_chat.engines.cuda.weights.adapters import CudaAdapters
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.prompt import Prompt
 from qlora_chat.stopping import Stops
@@ -53,11 +54,11 @@ class Client:
     def __init__(self, engine: LocalEngine, what: OpenSubject) -> None:
         self._engine, self._what, self._seed = engine, what, 0
 
-    def ask(self, length: int, new: int) -> LocalStream:
+    def ask(self, length: int, new: int) -> Request:
         self._seed += 1
         prompt = Prompt("", self._what.prompt(length, self._seed))
         stream = self._engine.stream(prompt, SAMPLING.changed(max_new_tokens=new, seed=self._seed), Stops())
-        assert isinstance(stream, LocalStream)
+        assert isinstance(stream, Request)
         return stream
 
     def first_token(self, length: int) -> float:
@@ -71,7 +72,9 @@ class Client:
 def wait_for_warm_up(scheduler: CudaScheduler, slots: int) -> None:
     """Wait until kernels are compiled and graphs captured: until then a step of a new width costs extra time."""
     began = time.perf_counter()
-    while scheduler.decoder.missing_graphs(max(scheduler.limits.step_rows_idle, slots), scheduler.adapters.used):
+    adapters = scheduler.adapters
+    assert isinstance(adapters, CudaAdapters)
+    while scheduler.decoder.missing_graphs(max(scheduler.limits.step_rows_idle, slots), adapters.used):
         if time.perf_counter() - began > 60:
             sys.exit("the engine is still warming up after a minute")
         time.sleep(0.1)
@@ -104,13 +107,12 @@ def one_round(client: Client, requests: Sequence[Request], length: int) -> tuple
 
 
 def watched(client: Client, chats: int, lengths: Sequence[int], window: int, rounds: int) -> dict[str, Any]:
-    streams = [client.ask(PROMPT, window - PROMPT - 1) for _ in range(chats)]
-    requests = [each._request for each in streams]
+    requests = [client.ask(PROMPT, window - PROMPT - 1) for _ in range(chats)]
     wait_for(requests, LEFT_ALONE)
     found = [{length: one_round(client, requests, length) for length in lengths} for _ in range(rounds)]
-    for stream in streams:
-        stream.cancel()
-        list(stream)
+    for request in requests:
+        request.cancel()
+        list(request)
     alone = [{length: client.first_token(length) for length in lengths} for _ in range(rounds)]
     before = [gap * 1000 for each in found for gaps_before, _, _ in each.values() for gap in gaps_before]
     figures: dict[str, Any] = {"left alone, ms between tokens": spread(before)}

@@ -99,10 +99,9 @@ def shape() -> list[dict[str, float]]:
     import torch
     from llama_7b import FEED, HIDDEN, weights
 
-    from qlora_chat.engines.core.forward_pass import Span
+    from qlora_chat.engines.core.forward_pass import Span, fused_names
     from qlora_chat.engines.core.kv_cache import KVCache
     from qlora_chat.engines.cpu import compiled_forward
-    from qlora_chat.engines.cpu.lora import product_names
 
     stored = weights(LAYERS)
     forward = compiled_forward(stored, KVCache(stored, 4, torch.float16), lambda line: None)
@@ -113,7 +112,7 @@ def shape() -> list[dict[str, float]]:
         outputs = FEED if "gate" in name or "up" in name else HIDDEN
         return tuple((torch.randn(*size) / 64).bfloat16() for size in ((RANK, inputs), (outputs, RANK)))  # type: ignore[return-value]
 
-    names = [name for product in product_names(LAYERS)[:-1] for name in product]
+    names = [name for index in range(LAYERS) for product in fused_names(index) for name in product]
     held = [forward.pack({name: matrices(name) for name in names}, 0.25) for _ in NAMES]
 
     def run(*loras: Any) -> float:

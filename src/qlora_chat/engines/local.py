@@ -11,22 +11,22 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import torch
 
-from qlora_chat.engines import EngineError, Stream
+from qlora_chat.engines import EngineError, Stream, check_prompt
 from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache, fitting_slots, slot_bytes
 from qlora_chat.engines.core.lora_registry import LoraRegistry
 from qlora_chat.engines.core.prompt_lookup import EXPECTED_COSTS, PassCosts
-from qlora_chat.engines.core.request import LocalStream, Request
+from qlora_chat.engines.core.request import Request
 from qlora_chat.engines.core.scheduler import Scheduler, SpanScheduler
 from qlora_chat.engines.cpu import open_cpu
 from qlora_chat.engines.eager.multi_lora import MultiLoraForward
-from qlora_chat.engines.protocol import check_prompt
 from qlora_chat.models import LoadedModel, ModelError, ModelInfo, Notify
 from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
@@ -63,9 +63,8 @@ class LocalEngine:
         self._calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
         """For the engine's thread to run between two steps."""
         opened: Future[None] = Future()
-        self._thread = threading.Thread(
-            target=self._run, args=(load, slots, notify, kv_cache_dtype, opened), name="qlora-chat-engine", daemon=True
-        )
+        opening = partial(self._open, load, slots, notify, kv_cache_dtype)
+        self._thread = threading.Thread(target=self._run, args=(opening, opened), name="qlora-chat-engine", daemon=True)
         self._thread.start()
         opened.result()
 
@@ -106,15 +105,15 @@ class LocalEngine:
                 raise EngineError(self._card_error)
             self._scheduler.submit(request)
             self._changed.notify()
-        return LocalStream(request)
+        return request
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Load an unmerged adapter; see AdapterHost. Running answers pause while it is read."""
-        self._on_thread(lambda: self._load_adapter(name, AdapterFolder.read(folder)))
+        self._on_thread(lambda: self._change_adapters(self._adapters.load, name, AdapterFolder.read(folder)))
 
     def unload_adapter(self, name: str) -> None:
         """Accept no more requests for an adapter; see AdapterHost."""
-        self._on_thread(lambda: self._unload_adapter(name))
+        self._on_thread(lambda: self._change_adapters(self._adapters.unload, name))
 
     def close(self) -> None:
         """Cancel running answers and end the thread."""
@@ -133,12 +132,8 @@ class LocalEngine:
             raise ValueError(f"adapter {name!r} is not loaded; loaded: {loaded}")
         return lora
 
-    def _load_adapter(self, name: str, folder: AdapterFolder) -> None:
-        self._adapters.load(name, folder)
-        self.info = replace(self.info, adapters=self._adapters.names)
-
-    def _unload_adapter(self, name: str) -> None:
-        self._adapters.unload(name)
+    def _change_adapters(self, change: Callable[..., None], *arguments: Any) -> None:
+        change(*arguments)
         self.info = replace(self.info, adapters=self._adapters.names)
 
     def _on_thread(self, call: Callable[[], T]) -> T:
@@ -153,16 +148,9 @@ class LocalEngine:
 
     # --- on the engine's thread ------------------------------------------------------------------------------------------
 
-    def _run(
-        self,
-        load: Callable[[], LoadedModel],
-        slots: int | None,
-        notify: Notify,
-        kv_cache_dtype: KVCacheDtype,
-        opened: Future[None],
-    ) -> None:
+    def _run(self, opening: Callable[[], None], opened: Future[None]) -> None:
         try:
-            self._open(load, slots, notify, kv_cache_dtype)
+            opening()
         except torch.OutOfMemoryError as problem:
             opened.set_exception(_does_not_fit(problem))
             return
@@ -189,11 +177,11 @@ class LocalEngine:
         self.tokenizer: ModelTokenizer = model.tokenizer
         self._vocabulary = model.weights.shape.vocabulary
         self._scheduler, self._cache = backend
-        self.info: ModelInfo = replace(model.info, computed_by=self._scheduler.backend_name)
+        self.info: ModelInfo = replace(model.info, computed_by=self._scheduler.adapters.backend_name)
         self._model = model
         self._adapters = LoraRegistry(model, self._cache, self._scheduler.adapters)
         for name, folder in model.unmerged_adapters:
-            self._load_adapter(name, folder)
+            self._change_adapters(self._adapters.load, name, folder)
 
     def _serve(self) -> None:
         warming_up = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qlora_chat.engines.protocol import Engine
+from qlora_chat.engines import Engine
 from qlora_chat.models import Notify
 from qlora_chat.settings import EngineSettings, ModelSettings
 

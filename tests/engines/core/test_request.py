@@ -9,7 +9,8 @@ from qlora_chat.engines.core.scheduler import SpanScheduler
 from qlora_chat.prompt import DEFAULT_FORMAT
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
-from tests.fakes import LetterTokenizer
+from tests.engines.drafts import make_cache
+from tests.fakes import LetterTokenizer, MarkovForward
 
 STOPS = Stops(frozenset({2}), DEFAULT_FORMAT.stop_texts)
 
@@ -53,7 +54,7 @@ def test_text_that_only_resembles_a_marker_is_shown_when_the_model_ends() -> Non
 
 
 def test_a_request_may_arrive_in_the_middle_of_a_step() -> None:
-    scheduler = SpanScheduler(lambda spans: pytest.fail("nothing to run"), cache=None)  # type: ignore[arg-type]
+    scheduler = SpanScheduler(MarkovForward(), make_cache(1))  # type: ignore[arg-type]
     late = make_request(5)
 
     class ArrivesLate(Request):

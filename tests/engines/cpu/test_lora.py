@@ -11,8 +11,7 @@ from torch import Tensor
 
 from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache
-from qlora_chat.engines.cpu.forward import CpuForward
-from qlora_chat.engines.cpu.lora import PackedLora
+from qlora_chat.engines.cpu.forward import CpuForward, PackedLora
 from qlora_chat.engines.eager.forward import Forward
 from qlora_chat.models.weights.llama import Adapter, LlamaWeights, build
 from qlora_chat.models.weights.shape import PROJECTIONS, LlamaShape

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import pytest
 
 from qlora_chat.engines.core.prompt_lookup import PassCosts
-from qlora_chat.engines.core.request import LocalStream
 from qlora_chat.engines.cuda.decode.rows import MAX_ROWS
 from qlora_chat.engines.cuda.policy import StepLimits
 from qlora_chat.settings import Sampling
@@ -82,7 +81,7 @@ def test_requests_with_logprobs_get_those_of_their_tokens(costs: Sequence[float]
     table, ids = MarkovForward().table.log_softmax(-1), request.ids
     rows = [table[ids[at - 2], ids[at - 1]] for at in range(len(PROMPT), len(ids))]
     expected = [float(row[token]) for row, token in zip(rows, ids[len(PROMPT) :], strict=True)]
-    pieces, others = list(LocalStream(request)), list(LocalStream(other))
+    pieces, others = list(request), list(other)
     assert [piece.logprob for piece in pieces] == pytest.approx(expected)
     assert [piece.top_logprobs[0][0] for piece in pieces] == [int(row.argmax()) for row in rows]
     assert {piece.logprob for piece in others} == {None}

@@ -13,7 +13,7 @@ import torch
 from qlora_chat.engines import EngineError
 from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache
-from qlora_chat.engines.core.request import LocalStream, Request
+from qlora_chat.engines.core.request import Request
 from qlora_chat.engines.cuda.policy import StepLimits
 from qlora_chat.engines.cuda.prefill.reader import PrefillPass
 from qlora_chat.engines.cuda.prefill_budget import PrefillBudget, PrefillChunk
@@ -134,7 +134,7 @@ def card() -> ChunkedCard:
 
 
 def ids_of(request: Request) -> list[int]:
-    return [piece.token_id for piece in LocalStream(request) if piece.token_id is not None]
+    return [piece.token_id for piece in request if piece.token_id is not None]
 
 
 @cache
@@ -249,7 +249,7 @@ def test_a_prompt_without_memory_fails_alone(card: ChunkedCard) -> None:
     card.run()
     assert ids_of(answer) == alone(SHORT, 60)
     with pytest.raises(EngineError, match="not enough memory"):
-        list(LocalStream(prefilled))
+        list(prefilled)
 
 
 def test_an_engine_that_failed_during_a_pass_starts_again(card: ChunkedCard) -> None:

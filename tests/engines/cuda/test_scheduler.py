@@ -10,7 +10,7 @@ import torch
 from qlora_chat.engines import EngineError, OutOfMemory
 from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache
-from qlora_chat.engines.core.request import LocalStream, Request
+from qlora_chat.engines.core.request import Request
 from qlora_chat.engines.cuda.policy import StepLimits
 from qlora_chat.engines.cuda.prefill.reader import PrefillPass
 from qlora_chat.engines.cuda.scheduler import CudaScheduler
@@ -52,11 +52,11 @@ class Driven:
 
     def ask(
         self, prompt: Prompt, sampling: Sampling = GREEDY, changes: dict[int, Sampling] | None = None, adapter: object = None
-    ) -> LocalStream:
+    ) -> Request:
         request = Request(prompt.ids, sampling, Stops(), self._model.info.window, self._model.tokenizer, changes)
         request.adapter = adapter
         self.scheduler.submit(request)
-        return LocalStream(request)
+        return request
 
     def run(self, steps: int = 10_000) -> None:
         for _ in range(steps):
@@ -70,7 +70,7 @@ def driven(demo_fp32: LoadedModel) -> Driven:
     return Driven(demo_fp32)
 
 
-def ids_of(stream: LocalStream) -> list[int]:
+def ids_of(stream: Request) -> list[int]:
     return [piece.token_id for piece in stream if piece.token_id is not None]
 
 
@@ -117,7 +117,7 @@ def test_a_short_prompts_first_token_comes_with_the_step_that_prefills_its_end(
     long = prompt_for("Tell me about " + "rivers and mountains and " * 30)
     prompt = Prompt("", long.ids[:tokens])
     stream = driven.ask(prompt)
-    while not stream._request.generated:
+    while not stream.generated:
         driven.scheduler.step()
     assert (driven.passes, driven.decoder.started) == ([], steps)
     driven.run()
@@ -131,7 +131,7 @@ def test_a_first_token_is_sampled_in_the_kind_of_step_that_a_repeated_prompt_get
     """A repeated prompt has only its last token left to compute, and a wider step would round differently."""
     driven.decoder.narrow_rows = 8
     stream = driven.ask(Prompt("", prompt_for("Tell me about " + "rivers and mountains and " * 30).ids[:tokens]))
-    while not stream._request.generated:
+    while not stream.generated:
         driven.scheduler.step()
     assert driven.decoder.started - steps in (0, 1), "a step for the next token may be in flight"
 
@@ -144,9 +144,9 @@ def test_short_prompts_that_come_together_are_answered_together(
     long = prompt_for("Tell me about " + "rivers and mountains and " * 30).ids
     prompts = [Prompt("", (chat + 1, *long[1:count])) for chat, count in enumerate(tokens)]
     streams = [driven.ask(prompt) for prompt in prompts]
-    while not all(stream._request.generated for stream in streams):
+    while not all(stream.generated for stream in streams):
         driven.scheduler.step()
-    assert [stream._request.generated for stream in streams] == [1] * len(tokens)
+    assert [stream.generated for stream in streams] == [1] * len(tokens)
     assert (driven.passes, driven.decoder.started) == ([], steps)
 
 
@@ -195,8 +195,8 @@ def test_a_first_token_does_not_wait_for_every_prompt_behind_it(
     others = [driven.ask(prompt_for("What do you know of " + "lakes and forests and " * 30)) for _ in range(3)]
     for _ in range(5):
         driven.scheduler.step()
-    assert first._request.generated, "two passes over the other prompts, then its own token"
-    assert all(other._request.pending > 1 for other in others[1:])
+    assert first.generated, "two passes over the other prompts, then its own token"
+    assert all(other.pending > 1 for other in others[1:])
     for other in others:
         other.cancel()
     driven.run()
@@ -209,7 +209,7 @@ def test_where_a_step_has_few_rows_chats_take_turns_and_all_of_them_answer(
     driven.decoder.max_rows = max_rows
     streams = [driven.ask(prompt_for(text)) for text in QUESTIONS]
     driven.run(60)
-    generated = [stream._request.generated for stream in streams]
+    generated = [stream.generated for stream in streams]
     assert max(generated) - min(generated) <= 2, "no chat waits for the others to end"
     late = driven.ask(prompt_for("What is a river?"))
     driven.run()
@@ -248,7 +248,7 @@ def test_a_slider_acts_on_the_very_next_token(driven: Driven, prompt_for: Callab
     stream = driven.ask(prompt_for("What is gravity?"), GREEDY.changed(max_new_tokens=200))
     for _ in range(8):
         driven.scheduler.step()
-    so_far = stream._request.generated
+    so_far = stream.generated
     assert so_far > 2
     stream.update(GREEDY.changed(max_new_tokens=so_far + 1))
     driven.run()
@@ -258,7 +258,7 @@ def test_a_slider_acts_on_the_very_next_token(driven: Driven, prompt_for: Callab
 def test_a_slider_that_was_moved_is_moved_at_the_same_token_again(driven: Driven, prompt_for: Callable[..., Prompt]) -> None:
     prompt, warm = prompt_for("Why do birds fly?"), GREEDY.changed(temperature=2.0)
     stream = driven.ask(prompt)
-    while stream._request.generated < 5:
+    while stream.generated < 5:
         driven.scheduler.step()
     stream.update(warm)
     driven.run()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from queue import SimpleQueue
 
-from qlora_chat.engines.protocol import NO_LOGPROBS, EngineError, Finish, Piece, TokenLogprobs
+from qlora_chat.engines import NO_LOGPROBS, EngineError, Finish, Piece, TokenLogprobs
 from qlora_chat.messages import FinishReason
 from qlora_chat.prompt import Tokenizer
 from qlora_chat.settings import Sampling

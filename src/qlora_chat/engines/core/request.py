@@ -1,4 +1,4 @@
-"""One answer in progress: its tokens, its settings, and the handle that its caller holds.
+"""One answer in progress: its tokens and settings, and what its caller does with it.
 
 Scope: per-chat state. Knows no model and no batch; a scheduler moves it on.
 """
@@ -22,7 +22,8 @@ from qlora_chat.stopping import Stops
 
 
 class Request:
-    """State of one answer. Any thread may set `sampling` and `cancelled`; the rest belongs to the engine's thread."""
+    """State of one answer, and the Stream of its caller, who may iterate, `update` and `cancel` from any thread. The rest
+    belongs to the engine's thread."""
 
     def __init__(
         self,
@@ -53,10 +54,28 @@ class Request:
         self._speculator: Speculator | None = None
         self._seen: torch.Tensor | None = None
 
+    def __iter__(self) -> Iterator[Piece]:
+        """Pieces as they are generated; the last one has `finish`. EngineError if generation fails."""
+        return iterate(self.pieces)
+
+    def update(self, sampling: Sampling) -> None:
+        """Use these settings from the very next token; the seed stays the one that the answer began with."""
+        self.sampling = sampling
+
+    def cancel(self) -> None:
+        """End the answer at the next token. Safe more than once."""
+        self.cancelled = True
+
     @property
     def pieces(self) -> PieceQueue:
         """Queue that the caller reads the answer from."""
         return self._answer.pieces
+
+    @property
+    def running_slot(self) -> Slot:
+        """Slot of a running request."""
+        assert self.slot is not None, "a running request has a slot"
+        return self.slot
 
     @property
     def generated(self) -> int:
@@ -138,25 +157,6 @@ class Request:
             self._seen = torch.zeros(vocabulary, dtype=torch.bool, device=device)
             self._seen[torch.tensor(self.ids, device=device)] = True
         return self._seen
-
-
-class LocalStream:
-    """Handle of a request's caller; see the Stream protocol."""
-
-    def __init__(self, request: Request) -> None:
-        self._request = request
-
-    def __iter__(self) -> Iterator[Piece]:
-        """Pieces as they are generated; the last one has `finish`. EngineError if generation fails."""
-        return iterate(self._request.pieces)
-
-    def update(self, sampling: Sampling) -> None:
-        """Use these settings from the very next token; the seed stays the one that the answer began with."""
-        self._request.sampling = sampling
-
-    def cancel(self) -> None:
-        """End the answer at the next token. Safe from any thread and more than once."""
-        self._request.cancelled = True
 
 
 def is_out_of_memory(problem: BaseException) -> bool:

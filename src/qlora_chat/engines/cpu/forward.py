@@ -1,6 +1,6 @@
 """The compiled forward pass as the scheduler calls it, and the packing of every weight matrix into it.
 
-Scope: hands weights to the library, which packs them once, and spans to its pass. The pass is in csrc/model.h, its
+Scope: hands weights and adapters to the library, which packs them once, and spans to its pass. The pass is in csrc/model.h, its
 arithmetic in csrc/matmul.h. Knows no sampling settings, stops or engine threads.
 """
 
@@ -17,12 +17,16 @@ import torch
 from torch import Tensor
 
 from qlora_chat.engines import COMPILED
-from qlora_chat.engines.core.forward_pass import LoraMatrices, Span
+from qlora_chat.engines.core.forward_pass import LoraMatrices, Span, fused_names, parts_of, products_of
 from qlora_chat.engines.core.kv_cache import KVCache
-from qlora_chat.engines.cpu.lora import PackedLora, product_names
 from qlora_chat.engines.cpu.sampler import CpuSampler
 from qlora_chat.models.weights.llama import Dense, Layer, Linear, LlamaWeights, Stacked, WithAdapter
 from qlora_chat.models.weights.nf4 import BLOCK, NESTED, NF4
+
+AB = tuple[Tensor, Tensor]
+"""A (r, in) and B (out, r)."""
+MIN_SCALE = 1e-30
+"""Divisor instead of a scale of 0."""
 
 
 class CpuForward:
@@ -74,7 +78,8 @@ class CpuForward:
 
     def pack(self, matrices: LoraMatrices, scaling: float) -> PackedLora:
         """Adapter for slots to name. MemoryError without room."""
-        by_product = [[matrices.get(name) for name in names] for names in product_names(self._layers)]
+        products = [*(names for index in range(self._layers) for names in fused_names(index)), ("lm_head",)]
+        by_product = [[matrices.get(name) for name in names] for names in products]
         return PackedLora(self._library, [(each, scaling) for each in by_product], self._int8)
 
     def _lora_of(self, span: Span) -> int:
@@ -84,7 +89,7 @@ class CpuForward:
 
     def _packed_own_lora(self, weights: LlamaWeights) -> PackedLora | None:
         """The adapter that the weights came with, which applies to every chat."""
-        adapted = [[part if isinstance(part, WithAdapter) else None for part in _parts(each)] for each in _products(weights)]
+        adapted = [[part if isinstance(part, WithAdapter) else None for part in parts_of(each)] for each in _products(weights)]
         if not any(part for parts in adapted for part in parts):
             return None
         return PackedLora(self._library, [
@@ -104,7 +109,7 @@ class CpuForward:
 
     def _add_layer(self, index: int, layer: Layer) -> None:
         norms = [self._reference(each.float()) for each in (layer.attention_norm, layer.mlp_norm)]
-        products = [self._product(each) for each in (layer.qkv, layer.attention_out, layer.gate_up, layer.mlp_down)]
+        products = [self._product(each) for each in products_of(layer)]
         self._library.model_layer(self._model, index, *norms, *products)
 
     def _add_ends(self, weights: LlamaWeights) -> None:
@@ -122,7 +127,7 @@ class CpuForward:
         return tensor.data_ptr()
 
     def _product(self, product: Linear, int8: bool = False) -> int:
-        matrices = [self._matrix(part.base if isinstance(part, WithAdapter) else part, int8) for part in _parts(product)]
+        matrices = [self._matrix(part.base if isinstance(part, WithAdapter) else part, int8) for part in parts_of(product)]
         packed = _checked(self._library.product_new((ctypes.c_void_p * len(matrices))(*matrices), len(matrices)))
         self.bytes_packed += self._library.product_bytes(packed)
         return packed
@@ -183,12 +188,7 @@ def _supports(product: Linear) -> bool:
 
 def _products(weights: LlamaWeights) -> list[Linear]:
     """In the order of the pass."""
-    layers = [(each.qkv, each.attention_out, each.gate_up, each.mlp_down) for each in weights.layers]
-    return [*(product for layer in layers for product in layer), weights.head]
-
-
-def _parts(product: Linear) -> Sequence[Linear]:
-    return product.parts if isinstance(product, Stacked) else (product,)
+    return [*(product for layer in weights.layers for product in products_of(layer)), weights.head]
 
 
 def _outputs(product: Linear) -> int:
@@ -241,3 +241,46 @@ def _declared(library: ctypes.CDLL) -> Any:
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
     return library
+
+
+class PackedLora:
+    """One adapter in the library's memory, freed with this object. Compared by identity: a reloaded one is another one."""
+
+    def __init__(self, library: Any, products: Sequence[tuple[Sequence[AB | None], float]], int8: bool) -> None:
+        """`products`: in the pass's order, the matrices of each product's linears (None where it has none), and the scaling.
+        MemoryError without room."""
+        self._library = library
+        self.pointer: int = library.lora_new(len(products)) or _out_of_memory()
+        for index, (parts, scaling) in enumerate(products):
+            if any(parts):
+                self._add(index, [_scaled(part, scaling, int8) if part else None for part in parts])
+
+    def _add(self, product: int, parts: Sequence[tuple[Tensor, Tensor, Tensor] | None]) -> None:
+        a, scales = (torch.cat([part[index] for part in parts if part]) for index in (0, 2))
+        b = (ctypes.c_void_p * len(parts))(*[self._packed(part[1]) if part else None for part in parts])
+        if not self._library.lora_product(self.pointer, product, self._packed(a), b, len(parts), scales.data_ptr()):
+            _out_of_memory()
+
+    def _packed(self, matrix: Tensor) -> int:
+        matrix = matrix.contiguous()
+        return self._library.matrix_dense(matrix.element_size(), matrix.data_ptr(), *matrix.shape, None) or _out_of_memory()
+
+    def __del__(self) -> None:
+        if pointer := getattr(self, "pointer", None):
+            self._library.lora_free(pointer)
+
+
+def _scaled(part: AB, scaling: float, int8: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """A, B and a factor for each rank (r). In int8 each row of A and each column of B is scaled to integers up to 127."""
+    a, b = part
+    if not int8:
+        return a, b, torch.full((len(a),), scaling)
+    a, b = a.float(), b.float()
+    rows, columns = a.abs().amax(1) / 127, b.abs().amax(0) / 127  # a NaN stays, and reaches the logits through the factor
+    quotients = [a / rows[:, None].clamp(min=MIN_SCALE), b / columns.clamp(min=MIN_SCALE)]
+    a, b = (each.round().nan_to_num().to(torch.int8) for each in quotients)
+    return a, b, rows * columns * scaling
+
+
+def _out_of_memory() -> int:
+    raise MemoryError("no memory for the packed adapter")

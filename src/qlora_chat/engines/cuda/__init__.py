@@ -7,15 +7,24 @@ touched, and WeightsConsumed after that; the engine then uses the eager pass.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
-    from qlora_chat.engines.core.kv_cache import KVCache
-    from qlora_chat.engines.cuda.scheduler import CudaScheduler
-    from qlora_chat.models.weights.llama import LlamaWeights
-    from qlora_chat.settings import KVCacheDtype
+from qlora_chat.engines.core.kv_cache import KVCache, fitting_slots
+from qlora_chat.engines.core.prompt_lookup import PassCosts
+from qlora_chat.engines.cuda.decode.graph import Decoder
+from qlora_chat.engines.cuda.kernels import check_device
+from qlora_chat.engines.cuda.policy import StepLimits
+from qlora_chat.engines.cuda.prefill.activations import padded_row_counts
+from qlora_chat.engines.cuda.prefill.reader import Prefill
+from qlora_chat.engines.cuda.runtime.driver import KernelError
+from qlora_chat.engines.cuda.scheduler import CudaScheduler
+from qlora_chat.engines.cuda.warmup import Warmup
+from qlora_chat.engines.cuda.weights.adapters import CudaAdapters, own_adapter_bytes
+from qlora_chat.engines.cuda.weights.model import check_supported, pack_weights
+from qlora_chat.engines.cuda.weights.packing import CannotPack
+from qlora_chat.models.weights.llama import LlamaWeights
+from qlora_chat.settings import KVCacheDtype
 
 
 class WeightsConsumed(RuntimeError):
@@ -32,13 +41,6 @@ def open_cuda(
     """Pack the weights, which cannot be used for anything else afterwards, and build cache and scheduler over them. The cache
     is for `slots` chats, or for as many as fit next to `adapter_bytes` of adapters still to be loaded. CannotPack, KernelError
     or WeightsConsumed for a model or card that is not supported."""
-    import torch
-
-    from qlora_chat.engines.cuda.kernels import check_device
-    from qlora_chat.engines.cuda.runtime.driver import KernelError
-    from qlora_chat.engines.cuda.weights.model import check_supported
-    from qlora_chat.engines.cuda.weights.packing import CannotPack
-
     if weights.dtype != torch.bfloat16:
         raise CannotPack(f"its compute type is {weights.dtype}; the kernels compute in bfloat16")
     check_supported(weights)
@@ -52,17 +54,6 @@ def open_cuda(
 def _open(
     weights: LlamaWeights, slots: int | None, cache_folder: Path | None, cache_dtype: torch.dtype | None, adapter_bytes: int
 ) -> tuple[CudaScheduler, KVCache]:
-    from qlora_chat.engines.core.kv_cache import KVCache, fitting_slots
-    from qlora_chat.engines.core.prompt_lookup import PassCosts
-    from qlora_chat.engines.cuda.decode.graph import Decoder
-    from qlora_chat.engines.cuda.policy import StepLimits
-    from qlora_chat.engines.cuda.prefill.activations import padded_row_counts
-    from qlora_chat.engines.cuda.prefill.reader import Prefill
-    from qlora_chat.engines.cuda.scheduler import CudaScheduler
-    from qlora_chat.engines.cuda.warmup import Warmup
-    from qlora_chat.engines.cuda.weights.adapters import CudaAdapters, own_adapter_bytes
-    from qlora_chat.engines.cuda.weights.model import pack_weights
-
     limits, packed = StepLimits(), pack_weights(weights)
     reserve = CudaAdapters.copies * adapter_bytes + (CudaAdapters.copies - 1) * own_adapter_bytes(packed)
     cache = KVCache(weights, slots or fitting_slots(weights, cache_dtype, int(reserve)), cache_dtype)

@@ -31,8 +31,8 @@ class ScheduledRow:
         """The chat's newest token, then its draft; `adapter` as in Row."""
         request = self.request
         newest = Row(
-            slot_index(request), len(request.ids) - 1, request.ids[-1], self.sampling, request.generated, request.seed, adapter,
-            drafted=0 if self.draft else None,
+            request.running_slot.index, len(request.ids) - 1, request.ids[-1], self.sampling, request.generated, request.seed,
+            adapter, drafted=0 if self.draft else None,
         )  # fmt: skip
         yield newest
         for n, token in enumerate(self.draft, 1):
@@ -50,30 +50,18 @@ def schedule_rows(requests: Sequence[Request], drafts: Sequence[Sequence[int]] =
 
 def prefill_rows(request: Request, count: int, adapter: int) -> list[Row]:
     """The next `count` tokens of a prompt."""
-    start = len(cached_ids(request))
-    return [Row(slot_index(request), at, request.ids[at], adapter=adapter) for at in range(start, start + count)]
+    start = len(request.running_slot.ids)
+    return [Row(request.running_slot.index, at, request.ids[at], adapter=adapter) for at in range(start, start + count)]
 
 
 def prefill_spans(requests: Sequence[Request], max_tokens: int) -> list[Span]:
     """All but the last token of each prompt, up to `max_tokens` tokens in total: maybe not of every request."""
     spans = []
     for request in requests:
-        start = len(cached_ids(request))
+        start = len(request.running_slot.ids)
         ids = request.ids[start : min(start + max_tokens, len(request.ids) - 1)]
-        spans.append(Span(slot_index(request), start, ids, logits=0))
+        spans.append(Span(request.running_slot.index, start, ids, logits=0))
         max_tokens -= len(ids)
         if not max_tokens:
             break
     return spans
-
-
-def slot_index(request: Request) -> int:
-    """Index of a running request's KV-cache slot."""
-    assert request.slot is not None, "a running request has a slot"
-    return request.slot.index
-
-
-def cached_ids(request: Request) -> list[int]:
-    """Tokens whose keys and values are in the cache; the caller extends the list."""
-    assert request.slot is not None, "a running request has a slot"
-    return request.slot.ids

@@ -16,14 +16,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from qlora_chat.engines import NO_LOGPROBS, EngineError
 from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.core.prompt_lookup import PassCosts
 from qlora_chat.engines.core.request import Request, is_out_of_memory
-from qlora_chat.engines.core.request_queue import RequestQueue
-from qlora_chat.engines.core.sampler import NOT_FINITE, token_logprobs
-from qlora_chat.engines.cuda.batch import ScheduledRow, cached_ids, prefill_rows, prefill_spans, schedule_rows, slot_index
+from qlora_chat.engines.core.scheduler import Scheduler
+from qlora_chat.engines.cuda.batch import ScheduledRow, prefill_rows, prefill_spans, schedule_rows
 from qlora_chat.engines.cuda.decode.graph import Decoder
 from qlora_chat.engines.cuda.decode.rows import Row
 from qlora_chat.engines.cuda.policy import Action, StepLimits, StepState, plan_step, starts_pass
@@ -58,10 +56,8 @@ class _Prefill:
         return sum(len(span.ids) for span in self.spans)
 
 
-class CudaScheduler:
-    """Continuous batching over captured decode steps. Methods are those of the Scheduler protocol."""
-
-    backend_name = "kernels"
+class CudaScheduler(Scheduler):
+    """Continuous batching over captured decode steps."""
 
     def __init__(
         self,
@@ -74,12 +70,11 @@ class CudaScheduler:
         limits: StepLimits = StepLimits(),  # noqa: B008  (frozen)
     ) -> None:
         """`begin_prefill` begins a pass with the same weights, cache and adapters, on the decoder's stream. With `costs`,
-        drafts are verified where that pays. `warm_up` as in the Scheduler protocol."""
-        self.decoder, self.adapters, self.costs, self.limits = decoder, adapters, costs, limits
+        drafts are verified where that pays. `warm_up` as in Scheduler."""
+        super().__init__(cache, adapters)
+        self.decoder, self.costs, self.limits = decoder, costs, limits
         self.begin_prefill, self.warm_up = begin_prefill, warm_up
-        self.forwards = 0
-        """Steps and prefill passes so far."""
-        self._queue = RequestQueue(cache)
+        self._adapter_number = adapters.number
         self._in_flight: deque[_Step] = deque()
         self._device_rows: list[ScheduledRow] = []
         """Rows that the device advances by itself from step to step."""
@@ -100,10 +95,7 @@ class CudaScheduler:
 
     @property
     def idle(self) -> bool:
-        return self._queue.idle and not self._in_flight
-
-    def submit(self, request: Request) -> None:
-        self._queue.submit(request)
+        return super().idle and not self._in_flight
 
     def step(self) -> None:
         self._queue.drop_cancelled()
@@ -130,12 +122,12 @@ class CudaScheduler:
 
     def cancel_all(self) -> None:
         self._drop_prefill()
-        self._queue.cancel_all()
+        super().cancel_all()
 
     def fail_all(self, problem: BaseException) -> None:
         self._in_flight.clear()
         self._drop_prefill()
-        self._queue.fail_all(problem)
+        super().fail_all(problem)
 
     def compute_logits(self, spans: Sequence[Span]) -> Tensor:
         """Logits (R, V) float32 after the last token of each span, through the graph, for checks; only while idle."""
@@ -143,7 +135,7 @@ class CudaScheduler:
             if len(span.ids) > 1:
                 self.begin_prefill([Span(span.slot, span.start, span.ids[:-1], logits=0)]).run()
         last = [(span.slot, span.start + len(span.ids) - 1, span.ids[-1]) for span in spans]
-        self.decoder.set_rows([Row(*each, adapter=self.adapters.number(each[0])) for each in last])
+        self.decoder.set_rows([Row(*each, adapter=self._adapter_number(each[0])) for each in last])
         self.decoder.finish(self.decoder.start(len(spans)))
         return self.decoder.logits[: len(spans)]
 
@@ -204,7 +196,7 @@ class CudaScheduler:
         rows = self._rows_of(scheduled)
         self._device_rows = []
         self._set_rows(rows, decoding)
-        self._stale_seen |= {slot_index(each.request) for each in scheduled if each.draft}
+        self._stale_seen |= {each.request.running_slot.index for each in scheduled if each.draft}
         self._hand_out(self._start(scheduled, len(rows)))
 
     def _mixed_step(
@@ -216,7 +208,7 @@ class CudaScheduler:
         scheduled = schedule_rows(decoding)
         rows = self._rows_of(scheduled)
         for request, count in zip(prompts, counts, strict=True):
-            adapter = self.adapters.number(slot_index(request))
+            adapter = self._adapter_number(request.running_slot.index)
             rows += prefill_rows(request, count, adapter)
             if first_tokens:
                 scheduled.append(ScheduledRow(request, len(rows), request.generated, request.apply_pending_sampling()))
@@ -225,22 +217,22 @@ class CudaScheduler:
         self._set_rows(rows, decoding)
         step = self._start(scheduled, len(rows))
         for request, count in zip(prompts, counts, strict=True):
-            start = len(cached_ids(request))
-            cached_ids(request).extend(request.ids[start : start + count])
+            start = len(request.running_slot.ids)
+            request.running_slot.ids.extend(request.ids[start : start + count])
         self._hand_out(step)
 
     def _rows_of(self, scheduled: Sequence[ScheduledRow]) -> list[Row]:
-        return [row for each in scheduled for row in each.rows(self.adapters.number(slot_index(each.request)))]
+        return [row for each in scheduled for row in each.rows(self._adapter_number(each.request.running_slot.index))]
 
     def _set_rows(self, rows: Sequence[Row], decoding: Sequence[Request]) -> None:
         for request in decoding:
-            if slot_index(request) in self._stale_seen and request.sampling.repetition_penalty != 1.0:
+            if request.running_slot.index in self._stale_seen and request.sampling.repetition_penalty != 1.0:
                 self._set_seen(request)
         self.decoder.set_rows(rows)
 
     def _set_seen(self, request: Request) -> None:
-        self.decoder.set_seen(slot_index(request), request.ids)
-        self._stale_seen.discard(slot_index(request))
+        self.decoder.set_seen(request.running_slot.index, request.ids)
+        self._stale_seen.discard(request.running_slot.index)
 
     def _start(self, scheduled: Sequence[ScheduledRow], rows: int) -> _Step:
         self.forwards += 1
@@ -292,7 +284,7 @@ class CudaScheduler:
         if prefill.forward.ended:
             self._prefill, self._prefilled = None, prefill.requests if self._answering() else ()
             for request, span in zip(prefill.requests, prefill.spans, strict=True):
-                cached_ids(request).extend(span.ids)
+                request.running_slot.ids.extend(span.ids)
         return done
 
     def _drop_prefill(self) -> None:
@@ -309,9 +301,9 @@ class CudaScheduler:
         for scheduled in step.scheduled:
             for index in range(1 + len(scheduled.draft)):
                 if not self._is_valid(scheduled, index):
-                    self._stale_seen.add(slot_index(scheduled.request))  # the device counts the rejected token as seen
+                    self._stale_seen.add(scheduled.request.running_slot.index)  # the device counts the rejected token as seen
                     break
-                self._accept(scheduled, index)
+                self._accept_row(scheduled, index)
 
     def _note_times(self, step: _Step, gap_s: float, step_s: float) -> None:
         self._budget.note(step.rows, gap_s, step_s, step.chunk)
@@ -330,15 +322,10 @@ class CudaScheduler:
             return False  # an earlier token was rejected
         return not index or request.ids[-1] == scheduled.draft[index - 1]
 
-    def _accept(self, scheduled: ScheduledRow, index: int) -> None:
-        request, row, sampling = scheduled.request, scheduled.row + index, scheduled.sampling
+    def _accept_row(self, scheduled: ScheduledRow, index: int) -> None:
+        """Hand out the token of the row `index` behind the chat's first."""
+        request, row = scheduled.request, scheduled.row + index
+        cached = request.running_slot.ids
+        cached.append(request.ids[len(cached)])
         token = self.decoder.sampled_token(row, scheduled.count + index)
-        cached_ids(request).append(request.ids[len(cached_ids(request))])
-        try:
-            if token == NOT_FINITE:
-                raise EngineError("the model's output is not a number: its weights or its adapter are damaged")
-            reported = NO_LOGPROBS if sampling.logprobs is None else token_logprobs(self.decoder.logits[row], token, sampling)
-            if request.accept(token, reported):
-                self._queue.remove(request)
-        except Exception as problem:
-            self._queue.fail(request, problem)
+        self._accept(request, token, self.decoder.logits, row, scheduled.sampling)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from qlora_chat.engines.core.forward_pass import LoraMatrices, Span
+from qlora_chat.engines.core.forward_pass import PRODUCTS, LoraMatrices, Span, adapter_runs, fused_names, products_of
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.eager.forward import Forward
 from qlora_chat.models.weights.llama import Layer, Linear, LlamaWeights
@@ -63,7 +63,7 @@ class MultiLoraForward:
     def __call__(self, spans: Sequence[Span]) -> Tensor:
         """Logits as ForwardPass returns them."""
         if self._adapted:
-            self.lora_rows = self._lora_rows(spans)
+            self.lora_rows = adapter_runs(spans, self._lora_of)
         return self._forward(spans)
 
     def pack(self, matrices: LoraMatrices, scaling: float) -> Lora:
@@ -73,19 +73,9 @@ class MultiLoraForward:
             self._adapted = True
         return Lora({name: (a, b * scaling) for name, (a, b) in matrices.items()})
 
-    def _lora_rows(self, spans: Sequence[Span]) -> list[tuple[Lora, slice]]:
-        """Rows by adapter; neighbours with the same adapter share one slice."""
-        rows: list[tuple[Lora, slice]] = []
-        end = 0
-        for span in spans:
-            start, end = end, end + len(span.ids)
-            lora = self._cache.slots[span.slot].adapter
-            if not isinstance(lora, Lora):
-                continue
-            if rows and rows[-1][0] is lora and rows[-1][1].stop == start:
-                start = rows.pop()[1].start
-            rows.append((lora, slice(start, end)))
-        return rows
+    def _lora_of(self, slot: int) -> Lora | None:
+        adapter = self._cache.slots[slot].adapter
+        return adapter if isinstance(adapter, Lora) else None
 
 
 def _with_adapters(weights: LlamaWeights, owner: MultiLoraForward) -> LlamaWeights:
@@ -93,23 +83,13 @@ def _with_adapters(weights: LlamaWeights, owner: MultiLoraForward) -> LlamaWeigh
     shape = weights.shape
     q, k = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     x = torch.zeros(1, shape.hidden, device=weights.device, dtype=weights.dtype)
-    feed_forward = weights.layers[0].gate_up(x).shape[-1] // 2
-    everything = slice(None)
+    up = weights.layers[0].gate_up(x).shape[-1] // 2
+    everything = (slice(None),)
+    columns = ((slice(q), slice(q, q + k), slice(q + k, None)), everything, (slice(up), slice(up, None)), everything)
 
     def adapted(index: int, layer: Layer) -> Layer:
-        attention, mlp = f"model.layers.{index}.self_attn.", f"model.layers.{index}.mlp."
-        qkv = (
-            (attention + "q_proj", slice(q)),
-            (attention + "k_proj", slice(q, q + k)),
-            (attention + "v_proj", slice(q + k, q + 2 * k)),
-        )
-        gate_up = ((mlp + "gate_proj", slice(feed_forward)), (mlp + "up_proj", slice(feed_forward, None)))
-        return replace(
-            layer,
-            qkv=AdaptedLinear(layer.qkv, qkv, owner),
-            attention_out=AdaptedLinear(layer.attention_out, ((attention + "o_proj", everything),), owner),
-            gate_up=AdaptedLinear(layer.gate_up, gate_up, owner),
-            mlp_down=AdaptedLinear(layer.mlp_down, ((mlp + "down_proj", everything),), owner),
-        )
+        parts = [tuple(zip(*each, strict=True)) for each in zip(fused_names(index), columns, strict=True)]
+        products = zip(PRODUCTS, products_of(layer), parts, strict=True)
+        return replace(layer, **{name: AdaptedLinear(product, part, owner) for name, product, part in products})
 
     return replace(weights, layers=tuple(adapted(index, layer) for index, layer in enumerate(weights.layers)))

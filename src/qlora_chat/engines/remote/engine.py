@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qlora_chat.engines.protocol import EngineError, Stream, check_prompt
+from qlora_chat.engines import EngineError, Stream, check_prompt
 from qlora_chat.engines.remote.answer import RemoteAnswer, RemoteRequest, RemoteStream
 from qlora_chat.engines.remote.pool import Pool
 from qlora_chat.engines.remote.server import ModelCard, Server, ServerError, Timeouts

@@ -20,16 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from qlora_chat.engines.core.forward_pass import Span
+from qlora_chat.engines.core.forward_pass import Span, adapter_runs
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cuda.prefill.activations import Activations, PrefillKernels
 from qlora_chat.engines.cuda.prefill.dequantize import DequantizeLaunch, Dequantizer
 from qlora_chat.engines.cuda.weights.adapters import OF_DOWN, OF_GATE_UP, OF_OUT, OF_QKV, CudaAdapter
 from qlora_chat.engines.cuda.weights.model import CudaLayer, CudaWeights
 from qlora_chat.engines.cuda.weights.packing import Packed, select_tiles
-
-_RowAdapters = Sequence[tuple[CudaAdapter, slice | None]]
-"""Adapters of a pass and their rows; None: all rows, as in most passes, which saves the host the slicing."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +161,9 @@ class Prefill:
         ids, slots, positions = self._token_columns(spans)
         stream = torch.cuda.current_stream(self._device).cuda_stream
         rows = Activations(self._kernels, self._embeddings(ids), slots, positions, self._max_outputs, stream)
-        row_adapters = self._row_adapters(spans)
+        runs = adapter_runs(spans, self._adapter_of)
+        row_adapters = [(adapter, None if some == slice(0, len(ids)) else some) for adapter, some in runs]
+        """None: all rows, as in most passes, which saves the host the slicing."""
 
         def multiply(product: _Product, kind: int, x: Tensor, y: Tensor) -> None:
             """Run a product and add the rows' adapters."""
@@ -192,19 +191,6 @@ class Prefill:
                 done += product.outputs // 2
             yield layer.mlp_down.weights
             multiply(layer.mlp_down, OF_DOWN, rows.activated, rows.addend)
-
-    def _row_adapters(self, spans: Sequence[Span]) -> _RowAdapters:
-        """Neighbouring spans with the same adapter are one run of rows."""
-        runs: list[tuple[CudaAdapter, slice]] = []
-        begin = 0
-        for span in spans:
-            adapter, end = self._adapter_of(span.slot), begin + len(span.ids)
-            if adapter and runs and runs[-1][0] is adapter and runs[-1][1].stop == begin:
-                runs[-1] = adapter, slice(runs[-1][1].start, end)
-            elif adapter:
-                runs.append((adapter, slice(begin, end)))
-            begin = end
-        return [(adapter, None if rows == slice(0, begin) else rows) for adapter, rows in runs]
 
     def _token_columns(self, spans: Sequence[Span]) -> tuple[Tensor, Tensor, Tensor]:
         """ids, slots and positions of all tokens, (N,) int32 each, in one copy."""

@@ -62,12 +62,8 @@ class Kernel:
     ) -> None:
         """Launch on PyTorch's current stream. `dependent_launch`: programmatic dependent launch (Hopper and newer): the kernel
         starts before the previous one has ended, and waits for it itself."""
-        attribute = _Attribute(PROGRAMMATIC_SERIALIZATION, 0, _AttributeValue(1))
-        stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        attributes = ctypes.pointer(attribute) if dependent_launch else None
-        config = _LaunchConfig(*grid, threads, 1, 1, shared_bytes, stream, attributes, int(dependent_launch))
-        parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
-        _check(_driver().cuLaunchKernelEx(ctypes.byref(config), self._function, parameters, None), f"launching {self.name}")
+        launch = Launch(self.name, self._function, threads, arguments, shared_bytes, dependent_launch)
+        launch(grid, torch.cuda.current_stream().cuda_stream)
 
     def bind(self, threads: int, arguments: ctypes.Structure) -> Launch:
         """A launch with fixed threads and arguments, to be repeated."""
@@ -80,9 +76,13 @@ class Launch:
     Arguments are copied at each launch, so their fields may change before the next one.
     """
 
-    def __init__(self, name: str, function: ctypes.c_void_p, threads: int, arguments: ctypes.Structure) -> None:
+    def __init__(
+        self, name: str, function: ctypes.c_void_p, threads: int, arguments: ctypes.Structure, shared_bytes: int = 0,
+        dependent_launch: bool = False,
+    ) -> None:  # fmt: skip
         self._name, self._arguments = name, arguments
-        self._config = _LaunchConfig(1, 1, 1, threads, 1, 1, 0, None, None, 0)
+        attribute = ctypes.pointer(_Attribute(PROGRAMMATIC_SERIALIZATION, 0, _AttributeValue(1))) if dependent_launch else None
+        self._config = _LaunchConfig(1, 1, 1, threads, 1, 1, shared_bytes, None, attribute, int(dependent_launch))
         self._parameters = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         self._call = ctypes.byref(self._config), function, self._parameters, None
         self._launch = _driver().cuLaunchKernelEx

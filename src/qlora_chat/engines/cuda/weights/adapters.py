@@ -18,17 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from qlora_chat.engines.core.forward_pass import fused_names
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cuda.runtime.driver import KernelError
 from qlora_chat.engines.cuda.weights.lora_tiles import MAX_ADAPTERS, FusedLora, FusedProduct, LoraTable, padded_rank
 from qlora_chat.engines.cuda.weights.model import CudaWeights
 from qlora_chat.engines.cuda.weights.packing import TILE_ROWS, CannotPack
 from qlora_chat.models import ModelError
-from qlora_chat.models.weights.shape import PROJECTIONS
 
-Q, K, V, OUT, GATE, UP, DOWN = PROJECTIONS
-FUSED = ((Q, K, V), (OUT,), (GATE, UP), (DOWN,))
-"""The linears of a layer's fused products, by the ends of Hugging Face's names."""
 OF_QKV, OF_OUT, OF_GATE_UP, OF_DOWN = 0, 1, (2, 3), 4
 """Indices into a layer of CudaAdapter.deltas: gate and up are two halves."""
 
@@ -75,6 +72,7 @@ class LoraDecoder(Protocol):
 class CudaAdapters:
     """All loaded adapters, and the model's own if it was opened with an unmerged one."""
 
+    backend_name = "kernels"
     copies = 2.5
     """Memory relative to an adapter's own bytes: its matrices, the same in tiles, and each A once more for prefill."""
 
@@ -88,11 +86,11 @@ class CudaAdapters:
         """Pack an adapter for slots to name; it lives as long as one does. `parts`: A (r, in) and B (out, r) by the linear's
         Hugging Face name. ModelError for one that the kernels do not support."""
 
-        def fused(index: int, names: Sequence[str]) -> FusedLora:
-            pairs = [parts.get(f"model.layers.{index}.{name}") for name in names]
+        def fused(names: Sequence[str]) -> FusedLora:
+            pairs = [parts.get(name) for name in names]
             return FusedLora(*(tuple(pair and pair[side].bfloat16() for pair in pairs) for side in (0, 1)))
 
-        layers = tuple(tuple(fused(index, names) for names in FUSED) for index in range(len(self._weights.layers)))
+        layers = tuple(tuple(map(fused, fused_names(index))) for index in range(len(self._weights.layers)))
         try:
             return self._add(layers, scaling)
         except (CannotPack, KernelError) as problem:

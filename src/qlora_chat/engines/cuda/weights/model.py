@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qlora_chat.engines.core.forward_pass import parts_of, products_of
 from qlora_chat.engines.cuda.weights.lora_tiles import FusedLora, FusedProduct, LoraLayout
 from qlora_chat.engines.cuda.weights.packing import (
     TILE_ROWS,
@@ -27,7 +28,7 @@ from qlora_chat.engines.cuda.weights.packing import (
     pack_int8,
     rotary_order,
 )
-from qlora_chat.models.weights.llama import Dense, Layer, Linear, LlamaShape, LlamaWeights, Stacked, WithAdapter
+from qlora_chat.models.weights.llama import Dense, Layer, Linear, LlamaShape, LlamaWeights, WithAdapter
 from qlora_chat.models.weights.nf4 import NF4
 
 MAX_PARTIALS = 1024
@@ -109,7 +110,7 @@ def check_supported(weights: LlamaWeights) -> None:
     _dense_weight(weights.head)
     _scaling(weights.layers)
     for layer in weights.layers:
-        for product in _products(layer):
+        for product in products_of(layer):
             check_parts(_base_parts(product))
 
 
@@ -130,7 +131,7 @@ def pack_weights(weights: LlamaWeights, *, release: bool = True) -> CudaWeights:
     for layer in weights.layers:
         layers.append(_packed_layer(layer, shape, feed_forward))
         if release:
-            for product in _products(layer):
+            for product in products_of(layer):
                 _release(product)
     row_of = torch.tensor(natural_order(shape.vocabulary), dtype=torch.int32, device=weights.device)
     head = (pack_int8 if int8_ends else pack_bf16)(_dense_weight(weights.head), row_of)
@@ -170,7 +171,7 @@ def _packed_layer(layer: Layer, shape: LlamaShape, feed_forward: int) -> CudaLay
         interleaved_order(feed_forward),
         natural_order(shape.hidden),
     )
-    qkv, out, gate_up, down = (_product(each, order) for each, order in zip(_products(layer), orders, strict=True))
+    qkv, out, gate_up, down = (_product(each, order) for each, order in zip(products_of(layer), orders, strict=True))
     return CudaLayer(layer.attention_norm.bfloat16(), qkv, out, layer.mlp_norm.bfloat16(), gate_up, down)
 
 
@@ -180,7 +181,7 @@ def _product(product: Linear, order: Sequence[int]) -> Product:
 
 def _own_adapter(product: Linear) -> FusedLora:
     """Matrices of the unmerged adapter of a product's parts."""
-    adapted = [part if isinstance(part, WithAdapter) else None for part in _parts(product)]
+    adapted = [part if isinstance(part, WithAdapter) else None for part in parts_of(product)]
     return FusedLora(
         tuple(each and each.a.bfloat16() for each in adapted), tuple(each and each.b.bfloat16() for each in adapted)
     )
@@ -188,25 +189,17 @@ def _own_adapter(product: Linear) -> FusedLora:
 
 def _scaling(layers: Sequence[Layer]) -> float:
     """Scaling of the model's own adapter. CannotPack if it differs between products."""
-    products = [each for layer in layers for each in _products(layer)]
-    scalings = {part.scaling for product in products for part in _parts(product) if isinstance(part, WithAdapter)}
+    products = [each for layer in layers for each in products_of(layer)]
+    scalings = {part.scaling for product in products for part in parts_of(product) if isinstance(part, WithAdapter)}
     if len(scalings) > 1:
         raise CannotPack("an adapter that is scaled differently in different places")
     return scalings.pop() if scalings else 1.0
 
 
-def _products(layer: Layer) -> tuple[Linear, ...]:
-    return layer.qkv, layer.attention_out, layer.gate_up, layer.mlp_down
-
-
-def _parts(product: Linear) -> tuple[Linear, ...]:
-    return product.parts if isinstance(product, Stacked) else (product,)
-
-
 def _base_parts(product: Linear) -> list[NF4 | Dense]:
     """The parts of a product without their adapters."""
     bases = []
-    for part in _parts(product):
+    for part in parts_of(product):
         base = part.base if isinstance(part, WithAdapter) else part
         if not isinstance(base, NF4 | Dense):
             raise CannotPack(f"weights of type {type(base).__name__}")
