@@ -76,3 +76,30 @@ def test_a_run_without_base_or_data_says_what_to_give() -> None:
         settings_from({}, {"data": ["d"]})
     with pytest.raises(SettingsError, match="--data"):
         settings_from({}, {"base": "demo"})
+
+
+BOMB = "\n".join(["- &n0 [x, x]", *(f"- &n{level} [{', '.join([f'*n{level - 1}'] * 10)}]" for level in range(1, 9))])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (BOMB, "repeats a part with an alias"),
+        ("base: " + "[" * 20_000, "nested too deep"),
+        ("base: " + "x" * 100_000, "longer than 64 KiB"),
+        ("steps: " + "9" * 5000, "cannot be read as YAML"),
+        ("steps: 0x" + "F" * 5000, "steps is a number with thousands of digits"),
+        ("steps: 1e400", "steps is inf"),
+        ("steps: 1000001", "from 1 to 1e\\+06"),
+        ("loss: " + "x" * 10_000, "must be one of answers, all"),
+        ("learning_rate: [" + "1, " * 10_000 + "1]", "must be a number"),
+        ("x" * 1000 + ": 1", "unknown training setting"),
+        ("base: !" + "x" * 10_000 + " 1", "cannot be read as YAML"),
+    ],
+)
+def test_a_recipe_that_means_harm_is_refused_in_few_words(text: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "odd.yaml"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match=told) as raised:
+        settings_from(read_recipe(str(path)), {})
+    assert len(str(raised.value)) < 1000

@@ -8,7 +8,7 @@ flags. Knows nothing of data, weights or the numbers' effect.
 
 from __future__ import annotations
 
-import math
+import reprlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -27,6 +27,11 @@ Switch = Literal["auto", "on", "off"]
 Compute = Literal["auto", "bf16", "fp32"]
 AdapterType = Literal["fp32", "bf16"]
 
+MAX_STEPS = 1_000_000
+"""Updates of a run, all of which are planned before the first."""
+MAX_RECIPE_BYTES, MAX_RECIPE_NESTING = 64 * 1024, 3
+"""A recipe is a list of names and values; the longest value is a list of files."""
+
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -42,7 +47,7 @@ class TrainSettings:
     base: str = _declare("", "Hub id or folder of a LLaMA-family base, or demo for the bundled one")
     """It is loaded in NF4 with double quantization."""
     data: tuple[str, ...] = _declare((), "dialogues: .jsonl, .jsonl.xz, .json, a folder of them, or a dataset's Hub id")
-    steps: int | None = _declare(None, "total updates", 1, 10_000_000)
+    steps: int | None = _declare(None, "total updates", 1, MAX_STEPS)
     epochs: float = _declare(1.0, "passes over the data, without --steps", 0.001, 100_000)
     batch: int = _declare(16, "dialogues per step", 1, 65_536)
     packing: int | None = _declare(None, "tokens per step of whole dialogues, instead of --batch", 8, 10_000_000)
@@ -109,7 +114,7 @@ def _check(name: str, kind: Any, value: Any) -> Any:
     if get_origin(kind) is tuple:
         return _check_names(name, value)
     if not isinstance(value, kind):
-        raise SettingsError(f"{name} is {value!r}, but must be {'true or false' if kind is bool else 'a text'}")
+        raise SettingsError(f"{name} is {_shown(value)}, but must be {'true or false' if kind is bool else 'a text'}")
     return value
 
 
@@ -117,7 +122,7 @@ def _check_choice(name: str, allowed: tuple[str, ...], value: Any) -> str:
     if isinstance(value, bool):  # YAML reads on and off as true and false
         value = "on" if value else "off"
     if value not in allowed:
-        raise SettingsError(f"{name} is {value!r}, but must be one of {', '.join(allowed)}")
+        raise SettingsError(f"{name} is {_shown(value)}, but must be one of {', '.join(allowed)}")
     return value
 
 
@@ -126,11 +131,19 @@ def _check_number(name: str, integer: bool, value: Any) -> float | int:
     if isinstance(value, str):  # YAML reads 2e-4 as a text
         with suppress(ValueError):
             value = float(value)
-    in_range = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
+    in_range = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
     if not in_range or (integer and value != int(value)):
         kind = "a whole number" if integer else "a number"
-        raise SettingsError(f"{name} is {value!r}, but must be {kind} from {low:g} to {high:g}")
+        raise SettingsError(f"{name} is {_shown(value)}, but must be {kind} from {low:g} to {high:g}")
     return int(value) if integer else float(value)
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, however long it is."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number with thousands of digits"
 
 
 def _check_names(name: str, value: Any) -> tuple[str, ...]:
@@ -138,11 +151,11 @@ def _check_names(name: str, value: Any) -> tuple[str, ...]:
         return LINEARS
     values = (value,) if isinstance(value, str) else value
     if not isinstance(values, list | tuple) or not all(isinstance(each, str) for each in values):
-        raise SettingsError(f"{name} is {value!r}, but must be a name or a list of names")
+        raise SettingsError(f"{name} is {_shown(value)}, but must be a name or a list of names")
     if name == "targets":
         unknown = [each for each in values if each not in LINEARS]
         if unknown or not values:
-            raise SettingsError(f"targets names {', '.join(unknown) or 'nothing'}; known: all, {', '.join(LINEARS)}")
+            raise SettingsError(f"targets names {', '.join(unknown)[:200] or 'nothing'}; known: all, {', '.join(LINEARS)}")
         values = [each for each in LINEARS if each in values]
     return tuple(values)
 
@@ -163,12 +176,32 @@ def read_recipe(name_or_file: str) -> dict[str, Any]:
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeError, yaml.YAMLError) as problem:
-        raise SettingsError(f"{path} cannot be read as YAML ({' '.join(str(problem).split())})") from problem
-    if not isinstance(values, dict):
-        raise SettingsError(f"{path} must hold one name and value per line, such as `learning_rate: 2e-4`")
-    return {str(name): value for name, value in values.items()}
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_RECIPE_BYTES + 1)
+        _check_recipe_size(path, text)
+        values = yaml.safe_load(text)
+        if not isinstance(values, dict):
+            raise SettingsError(f"{path} must hold one name and value per line, such as `learning_rate: 2e-4`")
+        return {str(name): value for name, value in values.items()}
+    except SettingsError:
+        raise
+    except (OSError, ValueError, yaml.YAMLError) as problem:
+        raise SettingsError(f"{path} cannot be read as YAML ({' '.join(str(problem).split())[:300]})") from problem
+
+
+def _check_recipe_size(path: Path, text: str) -> None:
+    """SettingsError for a recipe that would become large or deep; nothing is built from it before that."""
+    import yaml
+
+    if len(text) > MAX_RECIPE_BYTES:
+        raise SettingsError(f"{path} is longer than {MAX_RECIPE_BYTES >> 10} KiB, which no recipe is; name the recipe's file")
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise SettingsError(f"{path} repeats a part with an alias (*{event.anchor[:40]}); write the part out")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_RECIPE_NESTING:
+            raise SettingsError(f"{path} is nested too deep; it must hold one name and value per line")
 
 
 def settings_from(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> TrainSettings:
@@ -180,7 +213,7 @@ def settings_from(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> TrainS
     if "batch" in set_flags and "packing" not in set_flags:
         values.pop("packing", None)
     if unknown := sorted(set(values) - set(SETTING_TYPES)):
-        raise SettingsError(f"unknown training setting {unknown[0]!r}; known: {', '.join(sorted(SETTING_TYPES))}")
+        raise SettingsError(f"unknown training setting {_shown(unknown[0])}; known: {', '.join(sorted(SETTING_TYPES))}")
     settings = TrainSettings(**values)
     if not settings.base:
         raise SettingsError("no base to train on: set --base ID_OR_FOLDER, or a --recipe that names one")

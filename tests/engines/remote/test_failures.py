@@ -43,6 +43,11 @@ BEFORE: dict[str, list[Any]] = {
     "ids of another kind": [sse(text="a", token_ids=["x"])],
     "an error in the stream": [b'data: {"error": {"message": "engine died"}}\n\n'],
     "aborted": [sse(text="", finish_reason="abort")],
+    "an error without end": [Status(500, body="x" * 10_000_000)],
+    "a line without end": [b"data: " + b"x" * 2_000_000],
+    "comments without end": [b": hello\n" * 20_000],
+    "events without text": [sse(text="") * 20_000],
+    "more text than tokens": [sse(text="x" * 500_000)] * 8,
 }
 
 

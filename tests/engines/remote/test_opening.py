@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from qlora_chat.engines.remote.engine import RemoteEngine
 from qlora_chat.engines.remote.server import Timeouts
 from qlora_chat.settings import ModelSettings, engine_settings
 from tests.engines.remote.requests import DEMO, GREEDY, PROMPT, STOPS, TEXT, until
-from tests.fakes import ScriptedServer
+from tests.fakes import ScriptedServer, sse
 
 
 def test_an_adapter_is_chosen_by_the_name_that_the_servers_list(
@@ -90,3 +91,34 @@ assert "torch" not in sys.modules, sorted(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == TEXT.strip(), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("models", "told"),
+    [
+        ([{"id": "m", "description": "x" * 3_000_000}], "lists its models in more than 2,097,152 bytes"),
+        ([{"id": f"m{number}"} for number in range(1001)], "lists 1,001 models; up to 1,000 are read"),
+        ([{"id": "x" * 257}], "256 characters at most, all printable: 'xxx"),
+        ([{"id": "m\x1b]0;title\x07"}], r"256 characters at most, all printable: 'm\\x1b"),
+    ],
+)
+def test_a_list_of_models_that_means_harm_is_refused_in_few_words(
+    models: list[dict[str, Any]], told: str, server: ScriptedServer, open_to: Callable[..., RemoteEngine]
+) -> None:
+    server.models = models
+    with pytest.raises(EngineError, match=told) as raised:
+        open_to(server)
+    assert len(str(raised.value)) < 400
+
+
+def test_many_models_to_choose_from_are_not_all_printed(server: ScriptedServer, open_to: Callable[..., RemoteEngine]) -> None:
+    server.models = [{"id": f"m{number}"} for number in range(1000)]
+    with pytest.raises(EngineError, match=r"m0, m1, .*m19, and 980 more\): choose one with --engine-model"):
+        open_to(server)
+
+
+def test_a_probe_that_never_ends_is_given_up(server: ScriptedServer, open_to: Callable[..., RemoteEngine]) -> None:
+    server.reply = lambda request: (sse(text=" a") for _ in count())
+    with pytest.raises(EngineError, match="does not end an answer after 4 tokens"):
+        open_to(server)
+    until(lambda: server.cut_off)

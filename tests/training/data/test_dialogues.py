@@ -58,6 +58,45 @@ def test_a_path_that_holds_no_dialogues_is_refused(tmp_path: Path, name: str) ->
         read_dialogues([tmp_path / name])
 
 
+def test_a_small_file_that_expands_into_a_large_one_is_refused(tmp_path: Path) -> None:
+    bomb, packer = tmp_path / "a.jsonl.xz", lzma.LZMACompressor()
+    with bomb.open("wb") as file:
+        for _ in range(70):
+            file.write(packer.compress(b" " * 2**20))
+        file.write(packer.flush())
+    assert bomb.stat().st_size < 20_000
+    with pytest.raises(TrainError, match="expands to more than 64 MiB.*decompress it and use the .jsonl file"):
+        read_dialogues([bomb])
+
+
+def test_files_that_are_too_large_together_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qlora_chat.training.data.dialogues.MAX_BYTES", 3 * 2**20)
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_bytes(b"\n" * 2 * 2**20)
+    with pytest.raises(TrainError, match=r"more than 3 MiB, up to .*b\.jsonl: use a part"):
+        read_dialogues([tmp_path])
+
+
+def test_millions_of_bad_records_are_counted_and_few_are_remembered(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("7\n" * 20_000 + "9" * 5000)
+    with pytest.raises(TrainError) as raised:
+        read_dialogues([tmp_path / "a.jsonl"])
+    assert str(raised.value).startswith("20,001 records cannot be used")
+    assert len(str(raised.value)) < 3000
+
+
+def test_a_line_that_is_too_long_is_a_bad_record(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("\n[" + "[], " * 5_000_000 + "[]]")
+    with pytest.raises(TrainError, match=r"a\.jsonl:2: is longer than 16 MiB"):
+        read_dialogues([tmp_path / "a.jsonl"])
+
+
+def test_half_a_compressed_file_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress(b"{}\n" * 1000)[:-20])
+    with pytest.raises(TrainError, match="cannot be read"):
+        read_dialogues([tmp_path / "a.jsonl.xz"])
+
+
 def in_hub_cache(tmp_path: Path, *names: str) -> Path:
     """A dataset where the Hub's client would have downloaded it (own_folders names the cache)."""
     root = tmp_path / "hf" / "hub" / "datasets--some--dialogues"

@@ -27,6 +27,8 @@ DEBOUNCE_SECONDS = 0.1
 """A slider that is dragged sends many updates; the answer continues once none has come for this long."""
 AFFINITY_TOKENS = 16
 """First tokens of a prompt, which identify a conversation when a server is picked."""
+TOKEN_CHARACTERS = 1024
+"""Most characters of an answer's text for each of its tokens, on average: the longest tokens have a few hundred."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class RemoteAnswer:
         """Token ids of the answer, as far as servers returned them."""
         self._affinity = str(request.prompt.ids[:AFFINITY_TOKENS]).encode()
         self._reading: asyncio.Task[None] | None = None
+        self._characters = 0
+        """Of texts that came without ids."""
         self._cancelled = self._changed = False
         self._between_words_only = False
         """True if the server in use can only be interrupted between two words, because its decoder drops a space there."""
@@ -178,6 +182,9 @@ class RemoteAnswer:
         if chunk.ids:
             self._add_tokens(chunk.ids, chunk.logprobs, limit)
         elif chunk.text:
+            self._characters += len(chunk.text)
+            if self._characters > TOKEN_CHARACTERS * limit:
+                raise ServerError(f"sent more text than {limit:,} tokens can have")
             answer.push_text(chunk.text, limit)
         if chunk.completion_tokens is not None and not answer.ended and chunk.ids is None:
             answer.count = before + chunk.completion_tokens

@@ -121,7 +121,7 @@ class RemoteEngine:
         if name not in self._models:  # it may have been loaded since
             self._loop.run(self._refresh_models())
         if name not in self._models:
-            raise ValueError(f"adapter {name!r} is not loaded; the servers have: {', '.join(sorted(self._models))}")
+            raise ValueError(f"adapter {name!r} is not loaded; the servers have: {_listing(sorted(self._models))}")
         return name
 
 
@@ -192,18 +192,24 @@ async def _probe(servers: Sequence[Server], model: str, identity: Identity, noti
     return tuple(f"{server.url} {notice}" for server, each in capabilities.items() for notice in each.notices())
 
 
+def _listing(names: Sequence[str]) -> str:
+    """The first 20 names, and the number of the others."""
+    more = [f"and {len(names) - 20:,} more"] if len(names) > 20 else []
+    return ", ".join([*names[:20], *more])
+
+
 def _served_name(servers: EngineSettings, listings: Listings) -> str:
     """Model name to request. EngineError where the servers have several models, none, or not the one in the settings."""
     names = list(dict.fromkeys(card.name for cards in listings.values() for card in cards))
     if servers.model:
         if names and servers.model not in names:
-            raise EngineError(f"--engine-model is {servers.model!r}, but the servers have: {', '.join(names)}")
+            raise EngineError(f"--engine-model is {servers.model!r}, but the servers have: {_listing(names)}")
         return servers.model
     if len(names) == 1:
         return names[0]
     if not names:
         raise EngineError(f"{servers.urls[0]} does not say which models it has: name one with --engine-model")
-    raise EngineError(f"the servers have several models ({', '.join(names)}): choose one with --engine-model")
+    raise EngineError(f"the servers have several models ({_listing(names)}): choose one with --engine-model")
 
 
 def _with_served_base(settings: ModelSettings, listings: Listings, name: str) -> ModelSettings:

@@ -24,6 +24,13 @@ from qlora_chat.stopping import Stops
 KEEPALIVE_SECONDS = 4.0
 """Time for which an idle connection is reused: uvicorn, under vLLM and most others, closes them after 5 s."""
 MAX_ERROR_BYTES = 64 * 1024
+MAX_LISTING_BYTES = 2 * 2**20
+"""Bytes of a list of models; a thousand of vLLM's have half as many."""
+MAX_MODELS, MAX_NAME = 1000, 256
+"""Models of a list, and characters of a name, an id or a folder."""
+MAX_PROBE_CHUNKS = 64
+"""Chunks of an answer of PROBE_TOKENS tokens."""
+PROBE_TOKENS = 4
 BUSY_STATUSES = frozenset({429, 502, 503, 504})
 """Statuses of a server that may accept the same request later."""
 PROBE = "one, two, three, four,"
@@ -100,31 +107,40 @@ class Server:
         await self._client.aclose()
 
     async def models(self) -> list[ModelCard]:
-        """Models that it lists; [] where it answers without a list. ServerError if it cannot be reached."""
-        response = await self._get("models")
-        if response.status_code in (401, 403):
-            raise ServerError(_status_text(response.status_code, ""))
+        """Models that it lists; [] where it answers without a list. ServerError if it cannot be reached, or lists too much."""
+        status, content = await self._get("models", MAX_LISTING_BYTES)
+        if status in (401, 403):
+            raise ServerError(_status_text(status, ""))
+        if len(content) > MAX_LISTING_BYTES:
+            raise ServerError(f"lists its models in more than {MAX_LISTING_BYTES:,} bytes, which were not read further")
         try:
-            cards = response.json()["data"] if response.is_success else []
-            return [_model_card(each) for each in cards if isinstance(each, dict) and isinstance(each.get("id"), str)]
+            listed = json.loads(content)["data"] if 200 <= status < 300 else []
+            cards = [_model_card(each) for each in listed if isinstance(each, dict) and isinstance(each.get("id"), str)]
         except (ValueError, KeyError, TypeError, RecursionError):
             return []
+        if len(cards) > MAX_MODELS:
+            raise ServerError(f"lists {len(cards):,} models; up to {MAX_MODELS:,} are read: start it with fewer")
+        return cards
 
     async def is_healthy(self) -> bool:
         """True if it answers /health next to its /v1; any answer counts where it has no such route."""
         with contextlib.suppress(ServerError):
-            response = await self._get(httpx.URL(self.url).copy_with(path="/health"), self._timeouts.health)
-            return response.status_code < 500
+            health = httpx.URL(self.url).copy_with(path="/health")
+            status, _ = await self._get(health, MAX_ERROR_BYTES, self._timeouts.health)
+            return status < 500
         return False
 
-    async def _get(self, path: str | httpx.URL, seconds: float = 10.0) -> httpx.Response:
+    async def _get(self, path: str | httpx.URL, max_bytes: int, seconds: float = 10.0) -> tuple[int, bytes]:
+        """Status, and the body up to a little more than `max_bytes`. ServerError if it does not reply in time."""
+        content = bytearray()
         try:
-            async with asyncio.timeout(seconds):
-                return await self._client.get(path)
+            async with asyncio.timeout(seconds), self._client.stream("GET", path) as response:
+                await _read_up_to(response, max_bytes, content)
         except TimeoutError:
             raise ServerError(f"did not reply within {seconds:g} s") from None
         except httpx.HTTPError as problem:
             raise ServerError(_reason(problem)) from problem
+        return response.status_code, bytes(content)
 
     # --- one request ---------------------------------------------------------------------------------------------------
 
@@ -166,16 +182,13 @@ class Server:
         return contextlib.aclosing(response)
 
     async def _refusal(self, response: httpx.Response) -> ServerError:
-        content = b""
+        content = bytearray()
         with contextlib.suppress(httpx.HTTPError, TimeoutError):
             async with asyncio.timeout(5.0):
-                async for part in response.aiter_raw():
-                    content += part
-                    if len(content) > MAX_ERROR_BYTES:
-                        break
+                await _read_up_to(response, MAX_ERROR_BYTES, content)
         status = response.status_code
         retry_after = _retry_after(response.headers.get("retry-after")) if status in BUSY_STATUSES else None
-        text = _status_text(status, _error_message(content))
+        text = _status_text(status, _error_message(bytes(content)))
         return ServerError(text, refused=status in (400, 422, 500), retry_after=retry_after)
 
     # --- capabilities --------------------------------------------------------------------------------------------------
@@ -231,9 +244,24 @@ class Server:
         ids = identity.tokenizer.encode(PROBE)
         bos = [] if identity.tokenizer.bos_id is None else [identity.tokenizer.bos_id]
         prompt = [*bos, *ids] if capabilities.takes_ids else PROBE
-        body = capabilities.body(model, prompt, Sampling(temperature=0.0, logprobs=0), Stops(), 4, 0)
+        body = capabilities.body(model, prompt, Sampling(temperature=0.0, logprobs=0), Stops(), PROBE_TOKENS, 0)
+        answer: list[Chunk] = []
         async with contextlib.aclosing(self.chunks(body)) as chunks:
-            return [chunk async for chunk in chunks]
+            async for chunk in chunks:
+                answer.append(chunk)
+                if len(answer) > MAX_PROBE_CHUNKS:
+                    raise ServerError(f"does not end an answer after {PROBE_TOKENS} tokens")
+        return answer
+
+
+async def _read_up_to(response: httpx.Response, max_bytes: int, content: bytearray) -> None:
+    """Append a body to `content`, as it was sent, until there are more than `max_bytes`. Nothing is decompressed: a few bytes
+    could become any number."""
+    async with contextlib.aclosing(response.aiter_raw()) as parts:
+        async for part in parts:
+            content += part
+            if len(content) > max_bytes:
+                return
 
 
 async def _with_timeouts(parts: AsyncIterator[bytes], timeouts: Timeouts) -> AsyncGenerator[bytes, None]:
@@ -252,13 +280,16 @@ async def _with_timeouts(parts: AsyncIterator[bytes], timeouts: Timeouts) -> Asy
 
 
 def _model_card(value: dict[str, Any]) -> ModelCard:
-    root, parent, window = value.get("root"), value.get("parent"), value.get("max_model_len")
-    return ModelCard(
-        value["id"],
-        root if isinstance(root, str) else None,
-        parent if isinstance(parent, str) else None,
-        window if type(window) is int and window > 0 else None,
-    )
+    """The model. ServerError for a name that no terminal should print."""
+    name, window = value["id"], value.get("max_model_len")
+    if not _is_name(name):
+        raise ServerError(f"lists a model whose name is not {MAX_NAME} characters at most, all printable: {name[:40]!a}")
+    root, parent = (value.get(key) if _is_name(value.get(key)) else None for key in ("root", "parent"))
+    return ModelCard(name, root, parent, window if type(window) is int and 0 < window < 2**31 else None)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isprintable() and len(value) <= MAX_NAME
 
 
 def _error_message(content: bytes) -> str:

@@ -14,6 +14,8 @@ from qlora_chat.engines import TokenLogprobs
 
 MAX_LINE = 1 << 20
 """Bytes; a chunk has a few hundred."""
+MAX_EMPTY_LINES = 10_000
+"""Lines in a row that bring nothing of an answer: comments that hold a connection open come every few seconds."""
 TOKEN_ID = "token_id:"
 """Prefix of tokens that a server names by their ids (vLLM's return_tokens_as_token_ids)."""
 
@@ -39,8 +41,11 @@ class Chunk:
 
 async def read_chunks(parts: AsyncIterator[bytes]) -> AsyncIterator[Chunk]:
     """Chunks until [DONE], or the end after a finish reason (some servers send no [DONE]). StreamError for anything else."""
-    finished = False
+    finished, empty = False, 0
     async for line in _lines(parts):
+        empty += 1
+        if empty > MAX_EMPTY_LINES:
+            raise StreamError(f"{MAX_EMPTY_LINES:,} lines in a row bring nothing of an answer")
         if not line.startswith(b"data:"):
             continue  # a comment, an event's name, or the empty line after one
         payload = line[5:].strip()
@@ -48,6 +53,7 @@ async def read_chunks(parts: AsyncIterator[bytes]) -> AsyncIterator[Chunk]:
             return
         chunk = parse_chunk(payload)
         finished = finished or chunk.finish is not None
+        empty = 0 if chunk.text or chunk.ids else empty
         yield chunk
     if not finished:
         raise StreamError("the answer broke off")
@@ -57,11 +63,11 @@ async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Lines without their ends, however the bytes were cut. Only a line feed ends one: JSON may contain a bare U+2028."""
     buffer = bytearray()
     async for part in parts:
-        buffer += part
-        *lines, rest = buffer.split(b"\n")
-        for line in lines:
-            yield bytes(line).rstrip(b"\r")
-        buffer = bytearray(rest)
+        end, *following = part.split(b"\n")
+        buffer += end
+        for begin in following:
+            yield bytes(buffer).rstrip(b"\r")
+            buffer = bytearray(begin)
         if len(buffer) > MAX_LINE:
             raise StreamError(f"a line is longer than {MAX_LINE:,} bytes")
     if buffer:
@@ -138,7 +144,7 @@ def _counts(usage: dict[str, Any]) -> dict[str, Any]:
 
 
 def _count(value: Any) -> int | None:
-    return value if type(value) is int and value >= 0 else None
+    return value if type(value) is int and 0 <= value < 2**31 else None
 
 
 def error_text(value: Any) -> str:

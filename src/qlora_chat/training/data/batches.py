@@ -19,7 +19,7 @@ from qlora_chat.messages import Conversation
 from qlora_chat.models import Notify
 from qlora_chat.prompt import SYSTEM_TEXT, SpanTokenizer, find_prompt_format, training_text
 from qlora_chat.training import TrainError
-from qlora_chat.training.recipe import TrainSettings
+from qlora_chat.training.recipe import MAX_STEPS, TrainSettings
 
 MAX_HELD_OUT = 500
 IGNORED = -100
@@ -140,12 +140,14 @@ def split(conversations: Sequence[Conversation], settings: TrainSettings) -> tup
 
 
 def plan_steps(examples: Examples, settings: TrainSettings) -> list[tuple[int, ...]]:
-    """Return the examples of every step of the run, in order."""
+    """Return the examples of every step of the run, in order. TrainError for more than MAX_STEPS."""
     steps: list[tuple[int, ...]] = []
     epoch = 0
     while settings.steps is None or len(steps) < settings.steps:
         of_epoch = _epoch(examples, settings, epoch)
         steps += of_epoch
+        if len(steps) > MAX_STEPS and settings.steps is None:
+            raise TrainError(f"{settings.epochs:g} epochs are more than {MAX_STEPS:,} steps: set fewer, or --steps")
         epoch += 1
         if settings.steps is None and epoch >= settings.epochs:
             excess = epoch - settings.epochs

@@ -7,10 +7,11 @@ reported by file and line. Knows no tokenizer and no weights.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import lzma
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,12 @@ SUFFIXES = (".jsonl", ".jsonl.xz", ".json")
 BUILT = "sft.jsonl"
 """Training data of `dataset build`; the preference pairs in the same folder repeat its answers."""
 SHOWN_PROBLEMS = 10
+MAX_BYTES = 2**30
+"""Bytes of all files together, decompressed: they are read into memory."""
+MAX_RECORD_BYTES = 16 * 2**20
+"""Bytes of a line: objects take thirty times the memory of their JSON."""
+MAX_EXPANSION, FREE_EXPANSION = 50, 64 * 2**20
+"""Bytes per compressed byte, beyond the second figure: text expands tenfold at most, and a bomb 7,000 times."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,16 @@ class _Progress:
     conversations: list[Conversation] = field(default_factory=list)
     formats: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    """The first few."""
+    bad: int = 0
+    """Records with a problem."""
     unanswered: int = 0
+
+    def report(self, problem: str) -> None:
+        """Count a bad record; a file may have millions."""
+        self.bad += 1
+        if self.bad <= SHOWN_PROBLEMS:
+            self.problems.append(problem)
 
 
 def load_dialogues(names: Iterable[str], notify: Notify, *, skip_bad: bool | None = False) -> Dialogues:
@@ -106,14 +122,15 @@ def read_dialogues(paths: Sequence[Path], *, skip_bad: bool | None = False) -> D
     skip_bad leaves bad records out; None for a command without --skip-bad, whose error must not suggest it.
     """
     files = [file for path in paths for file in _files(path)]
-    progress, digest = _Progress(), hashlib.sha256()
+    progress, digest, room = _Progress(), hashlib.sha256(), MAX_BYTES
     for file in files:
-        data = _read_file(file)
+        data = _read_file(file, room)
+        room -= len(data)
         digest.update(data)
-        for where, record in _records(file, data, progress.problems):
+        for where, record in _records(file, data, progress.report):
             _add_record(progress, f"{file}:{where}", record)
-    if progress.problems and not skip_bad:
-        raise TrainError(_problem_report(progress.problems, can_skip=skip_bad is not None))
+    if progress.bad and not skip_bad:
+        raise TrainError(_problem_report(progress, can_skip=skip_bad is not None))
     if not progress.conversations:
         raise TrainError(f"no dialogue with an answer in {', '.join(str(path) for path in paths)}")
     return Dialogues(
@@ -122,7 +139,7 @@ def read_dialogues(paths: Sequence[Path], *, skip_bad: bool | None = False) -> D
         tuple(str(file) for file in files),
         progress.formats,
         progress.unanswered,
-        len(progress.problems),
+        progress.bad,
     )
 
 
@@ -130,7 +147,7 @@ def _add_record(progress: _Progress, where: str, record: Any) -> None:
     try:
         name, conversation = parse_dialogue(record)
     except BadRecord as problem:
-        progress.problems.append(f"{where}: {problem}")
+        progress.report(f"{where}: {problem}")
         return
     progress.formats[name] = progress.formats.get(name, 0) + 1
     if conversation.messages[-1].role == "user":
@@ -140,11 +157,11 @@ def _add_record(progress: _Progress, where: str, record: Any) -> None:
         progress.conversations.append(conversation)
 
 
-def _problem_report(problems: Sequence[str], *, can_skip: bool) -> str:
-    shown = "\n".join(f"  {each}" for each in problems[:SHOWN_PROBLEMS])
-    more = len(problems) - SHOWN_PROBLEMS
-    rest = f"\n  and {more:,} more" if more > 0 else ""
-    records = "1 record" if len(problems) == 1 else f"{len(problems):,} records"
+def _problem_report(progress: _Progress, *, can_skip: bool) -> str:
+    shown = "\n".join(f"  {each}" for each in progress.problems)
+    more = progress.bad - len(progress.problems)
+    rest = f"\n  and {more:,} more" if more else ""
+    records = "1 record" if progress.bad == 1 else f"{progress.bad:,} records"
     advice = "fix them, or leave them out with --skip-bad" if can_skip else "fix them"
     return f"{records} cannot be used; {advice}\n{shown}{rest}"
 
@@ -164,33 +181,48 @@ def _files(path: Path) -> list[Path]:
     return [path]
 
 
-def _read_file(file: Path) -> bytes:
+def _read_file(file: Path, room: int) -> bytes:
+    """Read a file, decompressed. TrainError for more than `room` bytes, and for a few that expand into very many."""
+    limit, packed = room, file.suffix == ".xz"
     try:
-        data = file.read_bytes()
-        return lzma.decompress(data) if file.suffix == ".xz" else data
-    except (OSError, lzma.LZMAError) as problem:
+        size = file.stat().st_size
+        if packed:
+            limit = size = min(room, FREE_EXPANSION + MAX_EXPANSION * size)
+        with lzma.open(file) if packed else file.open("rb") as opened:
+            data = opened.read(min(limit, size) + 1)  # which is allocated at once
+    except (OSError, EOFError, lzma.LZMAError) as problem:
         raise TrainError(f"{file} cannot be read ({problem})") from problem
+    if len(data) <= limit:
+        return data
+    if limit < room:
+        raise TrainError(
+            f"{file} expands to more than {limit >> 20:,} MiB, over {MAX_EXPANSION} times its size, as no text does; "
+            "if it is meant, decompress it and use the .jsonl file"
+        )
+    raise TrainError(f"the dialogues have more than {MAX_BYTES >> 20:,} MiB, up to {file}: use a part of them")
 
 
-def _records(file: Path, data: bytes, problems: list[str]) -> Iterator[tuple[str, Any]]:
-    """Yield (location, record); lines that are not JSON go to `problems`."""
+def _records(file: Path, data: bytes, report: Callable[[str], None]) -> Iterator[tuple[str, Any]]:
+    """Yield (location, record); lines that are not JSON are reported."""
     if file.suffix == ".json":
-        yield from _list_records(file, data, problems)
+        yield from _list_records(file, data, report)
         return
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if line.strip():
-            value = _decode(f"{file}:{number}", line, problems)
+    for number, line in enumerate(io.BytesIO(data), start=1):
+        if len(line) > MAX_RECORD_BYTES:
+            report(f"{file}:{number}: is longer than {MAX_RECORD_BYTES >> 20} MiB")
+        elif line.strip():
+            value = _decode(f"{file}:{number}", line, report)
             if value is not _INVALID:
                 yield str(number), value
 
 
-def _list_records(file: Path, data: bytes, problems: list[str]) -> Iterator[tuple[str, Any]]:
+def _list_records(file: Path, data: bytes, report: Callable[[str], None]) -> Iterator[tuple[str, Any]]:
     """Yield the records of one JSON list with their first lines."""
-    value = _decode(str(file), data, problems)
+    value = _decode(str(file), data, report)
     if value is _INVALID:
         return
     if not isinstance(value, list):
-        problems.append(f"{file}: holds {kind_of(value)}, but must hold a list of records, or JSON lines in a .jsonl file")
+        report(f"{file}: holds {kind_of(value)}, but must hold a list of records, or JSON lines in a .jsonl file")
         return
     lines = _first_lines(data.decode("utf-8"))
     for number, record in enumerate(value, start=1):
@@ -212,13 +244,15 @@ def _first_lines(text: str) -> Iterator[int]:
 _INVALID = object()
 
 
-def _decode(where: str, data: bytes, problems: list[str]) -> Any:
+def _decode(where: str, data: bytes, report: Callable[[str], None]) -> Any:
     try:
         return json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as problem:
-        problems.append(f"{where}: is not UTF-8 (byte {problem.start + 1})")
+        report(f"{where}: is not UTF-8 (byte {problem.start + 1})")
     except json.JSONDecodeError as problem:
-        problems.append(f"{where}: is not JSON ({problem.msg}, column {problem.colno})")
+        report(f"{where}: is not JSON ({problem.msg}, column {problem.colno})")
+    except ValueError:
+        report(f"{where}: is not a record (a number with thousands of digits)")
     except RecursionError:
-        problems.append(f"{where}: is not a record (nested too deep)")
+        report(f"{where}: is not a record (nested too deep)")
     return _INVALID
