@@ -257,11 +257,10 @@ class Server:
 async def _read_up_to(response: httpx.Response, max_bytes: int, content: bytearray) -> None:
     """Append a body to `content`, as it was sent, until there are more than `max_bytes`. Nothing is decompressed: a few bytes
     could become any number."""
-    async with contextlib.aclosing(response.aiter_raw()) as parts:
-        async for part in parts:
-            content += part
-            if len(content) > max_bytes:
-                return
+    async for part in response.aiter_raw():
+        content += part
+        if len(content) > max_bytes:
+            return
 
 
 async def _with_timeouts(parts: AsyncIterator[bytes], timeouts: Timeouts) -> AsyncGenerator[bytes, None]:
