@@ -9,8 +9,13 @@ from __future__ import annotations
 from collections import deque
 from queue import SimpleQueue
 
+from torch import Tensor
+
+from qlora_chat.engines import NO_LOGPROBS, EngineError
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.core.request import Request
+from qlora_chat.engines.core.sampler import NOT_FINITE, token_logprobs
+from qlora_chat.settings import Sampling
 
 
 class RequestQueue:
@@ -56,6 +61,20 @@ class RequestQueue:
         self.running.remove(request)
         if request.slot is not None:
             self._cache.release(request.slot)
+
+    def accept(self, request: Request, token: int, logits: Tensor, sampling: Sampling) -> bool:
+        """Hand out a token that was sampled from logits (V,). Returns whether the answer continues."""
+        try:
+            if token == NOT_FINITE:
+                raise EngineError("the model's output is not a number: its weights or its adapter are damaged")
+            reported = NO_LOGPROBS if sampling.logprobs is None else token_logprobs(logits, token, sampling)
+            ended = request.accept(token, reported)
+        except Exception as problem:
+            self.fail(request, problem)
+            return False
+        if ended:
+            self.remove(request)
+        return not ended
 
     def fail(self, request: Request, problem: BaseException) -> None:
         """End one request with an error for its caller."""

@@ -1,6 +1,6 @@
 """Schedulers: which tokens go through the model in the next step, and which answers they continue.
 
-Scope: the base of every in-process backend's scheduler, and SpanScheduler, which runs one forward pass over spans a step
+Scope: the Scheduler protocol of every in-process backend, and SpanScheduler, which runs one forward pass over spans a step
 (engines/eager, engines/cpu); the CUDA path has its own (engines/cuda/scheduler.py). Knows no text formats and no pages.
 
 Shapes: R rows of logits, V vocabulary.
@@ -9,20 +9,19 @@ Shapes: R rows of logits, V vocabulary.
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from qlora_chat.engines import NO_LOGPROBS, EngineError
 from qlora_chat.engines.core.forward_pass import AdapterPass, ForwardPass, Span
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.core.prompt_lookup import PassCosts, select_drafts
 from qlora_chat.engines.core.request import Request
 from qlora_chat.engines.core.request_queue import RequestQueue
-from qlora_chat.engines.core.sampler import NOT_FINITE, Sampler, sample, token_logprobs
+from qlora_chat.engines.core.sampler import Sampler, sample
 from qlora_chat.settings import Sampling
 
 PREFILL_BUDGET_IDLE = 512
@@ -31,67 +30,70 @@ PREFILL_BUDGET_MIXED = 64
 """Prompt tokens a pass while others decode, whose next tokens must not wait for a long prompt."""
 
 
-class Scheduler(ABC):
+class Scheduler(Protocol):
     """Moves the requests of one engine on, a step at a time. All but `submit` belongs to the engine's thread."""
 
-    def __init__(self, cache: KVCache, adapters: AdapterPass) -> None:
-        """`adapters`: the pass that adapters are packed for."""
-        self.adapters = adapters
-        self.forwards = 0
-        """Forward passes so far."""
-        self._queue = RequestQueue(cache)
+    forwards: int
+    """Forward passes so far."""
 
     @property
     def idle(self) -> bool:
         """True if there is no request."""
-        return self._queue.idle
+        ...
+
+    @property
+    def adapters(self) -> AdapterPass:
+        """Pass that adapters are packed for."""
+        ...
 
     def submit(self, request: Request) -> None:
         """Add a request at the next step. Safe from any thread."""
-        self._queue.submit(request)
+        ...
 
-    @abstractmethod
     def step(self) -> None:
         """Drop cancelled requests, admit waiting ones, run the model once, and hand out the new tokens."""
-
-    @abstractmethod
-    def compute_logits(self, spans: Sequence[Span]) -> Tensor:
-        """Logits (R, V) float32 as ForwardPass returns them, for checks; only while idle."""
+        ...
 
     def warm_up(self) -> bool:
         """Prepare one thing that a later step would have to prepare first; returns True if there may be more to prepare."""
-        return False
+        ...
+
+    def compute_logits(self, spans: Sequence[Span]) -> Tensor:
+        """Logits (R, V) float32 as ForwardPass returns them, for checks; only while idle."""
+        ...
 
     def cancel_all(self) -> None:
         """End every request, so that no caller waits for a piece that will not come."""
-        self._queue.cancel_all()
+        ...
 
     def fail_all(self, problem: BaseException) -> None:
         """End every running request with an error; the waiting ones stay."""
-        self._queue.fail_all(problem)
-
-    def _accept(self, request: Request, token: int, logits: Tensor, row: int, sampling: Sampling) -> bool:
-        """Hand out a token that was sampled from a row of logits (R, V). Returns whether the answer continues."""
-        try:
-            if token == NOT_FINITE:
-                raise EngineError("the model's output is not a number: its weights or its adapter are damaged")
-            reported = NO_LOGPROBS if sampling.logprobs is None else token_logprobs(logits[row], token, sampling)
-            ended = request.accept(token, reported)
-        except Exception as problem:
-            self._queue.fail(request, problem)
-            return False
-        if ended:
-            self._queue.remove(request)
-        return not ended
+        ...
 
 
-class SpanScheduler(Scheduler):
-    """Continuous batching over spans: one forward pass a step over the decoding chats' newest tokens and prefill chunks."""
+class SpanScheduler:
+    """Continuous batching over spans: one forward pass a step over the decoding chats' newest tokens and prefill chunks.
+
+    Methods are those of Scheduler.
+    """
 
     def __init__(self, forward: ForwardPass, cache: KVCache, costs: PassCosts | None = None, sample: Sampler = sample) -> None:
         """With `costs`, drafts of next tokens are verified in the same pass wherever that pays."""
-        super().__init__(cache, forward)
         self._forward, self._costs, self._sample = forward, costs, sample
+        self._queue = RequestQueue(cache)
+        self.forwards = 0
+        self.submit, self.cancel_all, self.fail_all = self._queue.submit, self._queue.cancel_all, self._queue.fail_all
+
+    @property
+    def idle(self) -> bool:
+        return self._queue.idle
+
+    @property
+    def adapters(self) -> AdapterPass:
+        return self._forward
+
+    def warm_up(self) -> bool:
+        return False
 
     def compute_logits(self, spans: Sequence[Span]) -> Tensor:
         return self._forward(spans)
@@ -101,9 +103,8 @@ class SpanScheduler(Scheduler):
         self._queue.admit()
         if not self._queue.running:
             return
-        requests = sorted(
-            self._queue.running, key=lambda request: request.running_slot.index
-        )  # neighbours in the cache share one attention
+        # neighbours in the cache share one attention
+        requests = sorted(self._queue.running, key=lambda request: request.running_slot.index)
         spans = self._spans(requests)
         started = time.perf_counter()
         try:
@@ -196,7 +197,7 @@ class SpanScheduler(Scheduler):
                     return
                 request.running_slot.ids.append(previous)
             # a cancelled request is dropped at the next step, without another token
-            if request.cancelled or not self._accept(request, token, output.logits, index, request.sampling):
+            if request.cancelled or not self._queue.accept(request, token, output.logits[index], request.sampling):
                 return
 
 

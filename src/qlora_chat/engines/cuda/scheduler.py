@@ -20,7 +20,7 @@ from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.core.prompt_lookup import PassCosts
 from qlora_chat.engines.core.request import Request, is_out_of_memory
-from qlora_chat.engines.core.scheduler import Scheduler
+from qlora_chat.engines.core.request_queue import RequestQueue
 from qlora_chat.engines.cuda.batch import ScheduledRow, prefill_rows, prefill_spans, schedule_rows
 from qlora_chat.engines.cuda.decode.graph import Decoder
 from qlora_chat.engines.cuda.decode.rows import Row
@@ -56,8 +56,8 @@ class _Prefill:
         return sum(len(span.ids) for span in self.spans)
 
 
-class CudaScheduler(Scheduler):
-    """Continuous batching over captured decode steps."""
+class CudaScheduler:
+    """Continuous batching over captured decode steps. Methods are those of core.scheduler.Scheduler."""
 
     def __init__(
         self,
@@ -71,7 +71,9 @@ class CudaScheduler(Scheduler):
     ) -> None:
         """`begin_prefill` begins a pass with the same weights, cache and adapters, on the decoder's stream. With `costs`,
         drafts are verified where that pays. `warm_up` as in Scheduler."""
-        super().__init__(cache, adapters)
+        self._queue, self.adapters = RequestQueue(cache), adapters
+        self.submit = self._queue.submit
+        self.forwards = 0
         self.decoder, self.costs, self.limits = decoder, costs, limits
         self.begin_prefill, self.warm_up = begin_prefill, warm_up
         self._adapter_number = adapters.number
@@ -95,7 +97,7 @@ class CudaScheduler(Scheduler):
 
     @property
     def idle(self) -> bool:
-        return super().idle and not self._in_flight
+        return self._queue.idle and not self._in_flight
 
     def step(self) -> None:
         self._queue.drop_cancelled()
@@ -122,12 +124,12 @@ class CudaScheduler(Scheduler):
 
     def cancel_all(self) -> None:
         self._drop_prefill()
-        super().cancel_all()
+        self._queue.cancel_all()
 
     def fail_all(self, problem: BaseException) -> None:
         self._in_flight.clear()
         self._drop_prefill()
-        super().fail_all(problem)
+        self._queue.fail_all(problem)
 
     def compute_logits(self, spans: Sequence[Span]) -> Tensor:
         """Logits (R, V) float32 after the last token of each span, through the graph, for checks; only while idle."""
@@ -328,4 +330,4 @@ class CudaScheduler(Scheduler):
         cached = request.running_slot.ids
         cached.append(request.ids[len(cached)])
         token = self.decoder.sampled_token(row, scheduled.count + index)
-        self._accept(request, token, self.decoder.logits, row, scheduled.sampling)
+        self._queue.accept(request, token, self.decoder.logits[row], scheduled.sampling)
