@@ -92,7 +92,7 @@ def score(chosen: argparse.Namespace, adapter: Path, folder: Path) -> dict[str, 
         report = run_questions(chat, questions, HAND_WRITTEN, range(1 if chosen.rehearse else SAMPLED), log)
     finally:
         engine.close()
-    write(folder, "questions", report.as_json())
+    write(folder, "questions", report)
     greedy, *sampled = [run.score.right for run in report.runs]
     kinds = {kind: [run.score.by_kind[kind][0] for run in report.runs] for kind in report.runs[0].score.by_kind}
     return {"asked": len(questions), "greedy": greedy, "sampled": sampled, "mean": round(fmean(sampled), 2), "by kind": kinds}

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from qlora_chat.evaluation.held_out import HeldOutError, read_text
+from qlora_chat.evaluation import EvaluationError
+from qlora_chat.evaluation.held_out import read_text
 from qlora_chat.models.locate import BUNDLED
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.prompt import DEFAULT_FORMAT
@@ -60,9 +61,9 @@ def test_plain_text_counts_whole_in_windows(tokenizer: ModelTokenizer, tmp_path:
 
 def test_bad_text_is_an_error_that_names_the_file(tokenizer: ModelTokenizer, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("")
-    with pytest.raises(HeldOutError, match=r"empty\.txt holds no text to evaluate"):
+    with pytest.raises(EvaluationError, match=r"empty\.txt holds no text to evaluate"):
         read_text(str(tmp_path / "empty.txt"), print).tokenize(tokenizer, 32, 10, DEFAULT_FORMAT)
-    with pytest.raises(HeldOutError, match=r"none\.txt cannot be read"):
+    with pytest.raises(EvaluationError, match=r"none\.txt cannot be read"):
         read_text(str(tmp_path / "none.txt"), print)
     (tmp_path / "bad.jsonl").write_text('{"messages": 3}\n')
     with pytest.raises(TrainError, match=r"bad\.jsonl:1: 'messages' is a number") as error:

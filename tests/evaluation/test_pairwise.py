@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from qlora_chat.evaluation import EvaluationError
 from qlora_chat.evaluation.held_out import read_text
 from qlora_chat.evaluation.pairwise import (
     AnswerPair,
-    ComparisonError,
     ask_judge,
     compare,
     generate_answers,
@@ -22,9 +23,8 @@ from qlora_chat.evaluation.pairwise import (
     write_sheet,
 )
 from qlora_chat.evaluation.perplexity import measure
-from qlora_chat.evaluation.plots import plot_comparison, plot_perplexity, plot_questions
 from qlora_chat.evaluation.questions import HAND_WRITTEN, Question
-from qlora_chat.evaluation.report import ReportError, read_earlier, write
+from qlora_chat.evaluation.report import plot_comparison, plot_perplexity, plot_questions, read_earlier, write
 from qlora_chat.evaluation.run import run_questions
 from qlora_chat.models import LoadedModel
 from qlora_chat.models.adapter.merge_loss import builtin_dialogues
@@ -61,10 +61,10 @@ def test_a_file_of_preferences_must_match_the_pairs(tmp_path: Path) -> None:
     file = tmp_path / "choices.txt"
     file.write_text("1\n=\n2\n")
     assert list(read_preferences(file, 3)) == ["1", "=", "2"]
-    with pytest.raises(ComparisonError, match="3 choices, and there are 4 pairs"):
+    with pytest.raises(EvaluationError, match="3 choices, and there are 4 pairs"):
         list(read_preferences(file, 4))
     file.write_text("1\nb\n2\n")
-    with pytest.raises(ComparisonError, match="line 2: 'b' is no choice"):
+    with pytest.raises(EvaluationError, match="line 2: 'b' is no choice"):
         list(read_preferences(file, 3))
 
 
@@ -91,7 +91,7 @@ def test_a_sheet_does_not_reveal_the_models(tmp_path: Path) -> None:
 )
 def test_bad_prompts_are_named(name: str, text: str, problem: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(ComparisonError, match=problem):
+    with pytest.raises(EvaluationError, match=problem):
         read_prompts(tmp_path / name)
 
 
@@ -120,12 +120,12 @@ def test_questions_run_greedily_and_with_each_seed_and_earlier_turns_stay(tmp_pa
     report = run_questions(scripted_chat(engine), questions, HAND_WRITTEN, range(2), lambda _: None)
     assert [run.seed for run in report.runs] == [None, 0, 1]
     assert all((run.score.right, run.score.total) == (1, 2) for run in report.runs)
-    assert report.runs[0].results[0].answers == ("Anna", "Anna")
+    assert report.runs[0].asked[0].answers == ("Anna", "Anna")
     assert engine.streams[0].sampling.temperature == 0
-    path = write(tmp_path, "questions", report.as_json())
-    plot_questions([("before", read_earlier(path)), ("after", report.as_json())], tmp_path / "questions.png")
+    write(tmp_path, "questions", report, plot_questions)
+    plot_questions(asdict(report), tmp_path / "questions.png", before=read_earlier(tmp_path / "questions.json"))
     assert (tmp_path / "questions.png").read_bytes()[:4] == b"\x89PNG"
-    with pytest.raises(ReportError, match=re.escape("is no questions.json")):
+    with pytest.raises(EvaluationError, match=re.escape("is no questions.json")):
         read_earlier(HAND_WRITTEN)
 
 
@@ -144,7 +144,7 @@ def test_perplexity_counts_the_tokens_of_the_training_loss(demo_fp32: LoadedMode
         for each in (nonsense, plain)
     )
     assert first.perplexity > second.perplexity, "a story is less of a surprise than a list of words"
-    plot_perplexity(report.as_json(), tmp_path / "perplexity.png")
-    plot_comparison(compare(shuffle_pairs(["x"], ["a"], ["b"], 0), ("a", "b"), lambda *_: "1").as_json(), tmp_path / "ab.png")
+    write(tmp_path, "perplexity", report, plot_perplexity)
+    write(tmp_path, "ab", compare(shuffle_pairs(["x"], ["a"], ["b"], 0), ("a", "b"), lambda *_: "1"), plot_comparison)
     assert (tmp_path / "perplexity.png").stat().st_size > 1000
     assert (tmp_path / "ab.png").stat().st_size > 1000

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from qlora_chat.evaluation.questions import Answer, Question, QuestionsError, Score, read_questions
+from qlora_chat.evaluation import EvaluationError
+from qlora_chat.evaluation.questions import Answer, Question, Score, read_questions
 
 DATA = Path(os.environ.get("QLORA_CHAT_DATA") or Path(__file__).parents[3] / "shared" / "data")
 """The text that the demo was trained on: third-party, so it is never in the repository; QLORA_CHAT_DATA says where it is."""
@@ -137,7 +138,7 @@ def test_a_score_counts_by_kind() -> None:
 def test_a_bad_question_is_named_by_its_line(tmp_path: Path, line: str, problem: str) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text('{"id": "ok", "kind": "fact", "ask": ["b"], "says": ["c"]}\n' + line + "\n")
-    with pytest.raises(QuestionsError, match=re.escape(problem)) as raised:
+    with pytest.raises(EvaluationError, match=re.escape(problem)) as raised:
         read_questions(file)
     assert "mine.jsonl, line 2" in str(raised.value)
 
@@ -145,7 +146,7 @@ def test_a_bad_question_is_named_by_its_line(tmp_path: Path, line: str, problem:
 def test_two_questions_cannot_share_an_id(tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text('{"id": "a", "kind": "fact", "ask": ["b"], "says": ["c"]}\n' * 2)
-    with pytest.raises(QuestionsError, match="two questions with one id"):
+    with pytest.raises(EvaluationError, match="two questions with one id"):
         read_questions(file)
 
 

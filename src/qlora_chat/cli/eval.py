@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -41,7 +43,7 @@ def questions(
     """Ask the hand-written questions (facts, sums, memory, no human life, stopping) and score the answers by exact rules."""
     settings.quiet_libraries()
     from qlora_chat.evaluation.questions import HAND_WRITTEN, read_questions
-    from qlora_chat.evaluation.report import print_scores, read_earlier, write
+    from qlora_chat.evaluation.report import plot_questions, print_scores, read_earlier, write
     from qlora_chat.evaluation.run import run_questions
 
     source = file or HAND_WRITTEN
@@ -51,12 +53,8 @@ def questions(
     with closing(chat.engine):
         report = run_questions(chat, question_set, source, range(seeds), notify)
     if out:
-        from qlora_chat.evaluation.plots import plot_questions
-
-        path = write(out, "questions", report.as_json())
-        plotted = [("before", earlier), ("after", report.as_json())] if earlier else [(report.model, report.as_json())]
-        plot_questions(plotted, path.with_suffix(".png"))
-    print(json.dumps(report.as_json(), ensure_ascii=False)) if as_json else print_scores(report)
+        write(out, "questions", report, partial(plot_questions, before=earlier))
+    print(json.dumps(asdict(report), ensure_ascii=False)) if as_json else print_scores(report)
 
 
 @app.command()
@@ -75,7 +73,7 @@ def perplexity(
     model_settings = model.settings()
     from qlora_chat.evaluation.held_out import read_text
     from qlora_chat.evaluation.perplexity import measure
-    from qlora_chat.evaluation.report import write
+    from qlora_chat.evaluation.report import plot_perplexity, write
     from qlora_chat.models import open_model
     from qlora_chat.prompt import find_prompt_format
 
@@ -85,12 +83,9 @@ def perplexity(
     name = Path(data).name
     report = measure(loaded, text, name, notify)
     if out:
-        from qlora_chat.evaluation.plots import plot_perplexity
-
-        path = write(out, "perplexity", report.as_json())
-        plot_perplexity(report.as_json(), path.with_suffix(".png"))
+        write(out, "perplexity", report, plot_perplexity)
     summary = f"perplexity {report.perplexity} ({report.nats} nats per token) on {report.tokens:,} tokens of {name}"
-    print(json.dumps(report.as_json(), ensure_ascii=False) if as_json else f"{report.model}: {summary}")
+    print(json.dumps(asdict(report), ensure_ascii=False) if as_json else f"{report.model}: {summary}")
 
 
 @app.command("ab")
@@ -111,17 +106,14 @@ def compare(
     """Judge two adapters blindly by the better of two answers in random order."""
     settings.quiet_libraries()
     from qlora_chat.evaluation import pairwise
-    from qlora_chat.evaluation.report import print_comparison, write
+    from qlora_chat.evaluation.report import plot_comparison, print_comparison, write
 
     texts = pairwise.read_prompts(prompts)
-    preferences = list(pairwise.read_preferences(judge_file, len(texts))) if judge_file else None
+    preferences = pairwise.read_preferences(judge_file, len(texts)) if judge_file else None
     answers = []
+    shared = {"base": base, "precision": precision, "device": device, "prompt_format": prompt_format, "slots": 1}
     for each in (adapter, against):
-        chat = open_chat(
-            model_settings(
-                base=_folder_of(base), adapter=each, precision=precision, device=device, prompt_format=prompt_format, slots=1
-            )
-        )
+        chat = open_chat(model_settings(adapter=each, **shared))
         with closing(chat.engine):
             answers.append(pairwise.generate_answers(chat, texts, seed))
     pairs = pairwise.shuffle_pairs(texts, answers[0], answers[1], seed)
@@ -131,17 +123,5 @@ def compare(
     judge = (lambda index, pair: preferences[index]) if preferences else pairwise.ask_judge
     report = pairwise.compare(pairs, (adapter, against), judge)
     if out:
-        from qlora_chat.evaluation.plots import plot_comparison
-
-        path = write(out, "ab", report.as_json())
-        plot_comparison(report.as_json(), path.with_suffix(".png"))
-    print(json.dumps(report.as_json(), ensure_ascii=False)) if as_json else print_comparison(report)
-
-
-def _folder_of(base: str) -> str:
-    """Return the folder of the bundled base for its name, anything else unchanged."""
-    if base != "demo":
-        return base
-    from qlora_chat.models.locate import BUNDLED
-
-    return str(BUNDLED / "base")
+        write(out, "ab", report, plot_comparison)
+    print(json.dumps(asdict(report), ensure_ascii=False)) if as_json else print_comparison(report)

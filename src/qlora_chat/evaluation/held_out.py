@@ -10,17 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from qlora_chat.errors import UserError
+from qlora_chat.evaluation import EvaluationError, read_file
 from qlora_chat.messages import Conversation
 from qlora_chat.models import Notify
 from qlora_chat.models.adapter.merge_loss import HeldOut, Passage
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.prompt import PromptFormat, training_text
 from qlora_chat.training.data.dialogues import load_dialogues
-
-
-class HeldOutError(UserError, ValueError):
-    """Text that cannot be evaluated; the message says what arrived and what to pass."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +28,7 @@ class HeldOutText:
     conversations: tuple[Conversation, ...] = ()
 
     def tokenize(self, tokenizer: ModelTokenizer, window: int, max_tokens: int, template: PromptFormat) -> HeldOut:
-        """Return passages of at most `window` tokens until about `max_tokens` count. HeldOutError if none does."""
+        """Return passages of at most `window` tokens until about `max_tokens` count. EvaluationError if none does."""
         passages: list[Passage] = []
         counted = 0
         for each in self._passages(tokenizer, window, template):
@@ -42,7 +38,7 @@ class HeldOutText:
             if counted >= max_tokens:
                 break
         if not counted:
-            raise HeldOutError(
+            raise EvaluationError(
                 f"{self.name} holds no text to evaluate; pass dialogues with answers in a format of `train`, or a .txt"
             )
         return HeldOut(tuple(each for each in passages if each.rows))
@@ -57,13 +53,10 @@ class HeldOutText:
 
 
 def read_text(name: str, notify: Notify) -> HeldOutText:
-    """Read a .txt, or dialogues: a file, a folder or a dataset's Hub id. HeldOutError or TrainError for bad text."""
+    """Read a .txt, or dialogues: a file, a folder or a dataset's Hub id. EvaluationError or TrainError for bad text."""
     if not name.endswith(".txt"):
         return HeldOutText(name, None, load_dialogues([name], notify, skip_bad=None).conversations)
-    try:
-        return HeldOutText(name, Path(name).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as problem:
-        raise HeldOutError(f"{name} cannot be read as text ({problem})") from problem
+    return HeldOutText(name, read_file(Path(name)))
 
 
 def _windows(text: str, tokenizer: ModelTokenizer, window: int) -> Iterator[Passage]:

@@ -9,22 +9,18 @@ import json
 import math
 import random
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from qlora_chat.chat import AnswerOptions, Chat
-from qlora_chat.errors import UserError
-from qlora_chat.evaluation.run import PAGE_SAMPLING
+from qlora_chat.chat import Chat
+from qlora_chat.evaluation import EvaluationError, read_file, read_lines
+from qlora_chat.evaluation.run import PAGE_SAMPLING, finished_turn
 from qlora_chat.messages import Conversation
 
 Preference = Literal["1", "2", "="]
 PREFERENCES: tuple[Preference, ...] = ("1", "2", "=")
-
-
-class ComparisonError(UserError, ValueError):
-    """Prompts or preferences that cannot be used; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -56,49 +52,26 @@ class ComparisonReport:
     """Two-sided sign test over the pairs that are not ties: the probability of a split as uneven by chance."""
     judged: tuple[dict[str, Any], ...]
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values for ab.json."""
-        return asdict(self)
-
 
 def read_prompts(path: Path) -> list[str]:
-    """Read one prompt per line, or JSON lines with `prompt` or `ask`. ComparisonError names the line that is wrong."""
-    lines = _read(path).splitlines()
-    prompts = [_prompt(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not prompts:
-        raise ComparisonError(f"{path} holds no prompt")
-    return prompts
+    """Read one prompt per line, or JSON lines with `prompt` or `ask`. EvaluationError names the line that is wrong."""
+    parse = _prompt if path.suffix == ".jsonl" else str.strip
+    return read_lines(path, parse, what="prompt", hint='; a line is {"prompt": "..."}')
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as problem:
-        raise ComparisonError(f"{path} cannot be read ({problem})") from problem
-
-
-def _prompt(path: Path, number: int, line: str) -> str:
-    if path.suffix != ".jsonl":
-        return line.strip()
-    try:
-        record = json.loads(line)
-        text = record["prompt"] if "prompt" in record else record["ask"][-1]
-        if not isinstance(text, str) or not text.strip():
-            raise ValueError("the prompt is empty")
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as problem:
-        raise ComparisonError(f'{path}, line {number}: {problem}; a line is {{"prompt": "..."}}') from problem
+def _prompt(line: str) -> str:
+    record = json.loads(line)
+    text = record["prompt"] if "prompt" in record else record["ask"][-1]
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("the prompt is empty")
     return text
 
 
 def generate_answers(chat: Chat, prompts: Sequence[str], seed: int) -> list[str]:
     """Generate one answer per prompt with the page's default sampling, one after the other."""
-    answers = []
-    for index, prompt in enumerate(prompts):
-        turn = chat.reply(Conversation(), prompt, AnswerOptions(PAGE_SAMPLING.changed(seed=1000 * seed + index), logged=False))
-        for _ in turn:
-            pass
-        answers.append(turn.answer)
-    return answers
+    samplings = (PAGE_SAMPLING.changed(seed=1000 * seed + index) for index in range(len(prompts)))
+    turns = (finished_turn(chat, Conversation(), *each) for each in zip(prompts, samplings, strict=True))
+    return [turn.answer for turn in turns]
 
 
 def shuffle_pairs(prompts: Sequence[str], of_a: Sequence[str], of_b: Sequence[str], seed: int) -> list[AnswerPair]:
@@ -134,13 +107,13 @@ def sign_test(wins: int, losses: int) -> float:
 
 
 def ask_judge(index: int, pair: AnswerPair) -> Preference:
-    """Show one pair at the terminal and read a preference. ComparisonError at the end of input."""
+    """Show one pair at the terminal and read a preference. EvaluationError at the end of input."""
     print(f"\n--- {index + 1} ---\n{pair.prompt}\n\n[1] {pair.answers[0]}\n\n[2] {pair.answers[1]}\n", file=sys.stderr)
     while True:
         try:
             typed = input("better: 1, 2 or = > ").strip()
         except EOFError:
-            raise ComparisonError(
+            raise EvaluationError(
                 "the input ended before every pair was judged; judge at a terminal, or with --sheet FILE and then --judge FILE"
             ) from None
         for preference in PREFERENCES:
@@ -150,22 +123,22 @@ def ask_judge(index: int, pair: AnswerPair) -> Preference:
 
 
 def write_sheet(path: Path, pairs: Sequence[AnswerPair]) -> None:
-    """Write prompts and answers in blind order as JSON lines. ComparisonError if the file cannot be written."""
+    """Write prompts and answers in blind order as JSON lines. EvaluationError if the file cannot be written."""
     records = [{"prompt": each.prompt, "1": each.answers[0], "2": each.answers[1]} for each in pairs]
     lines = [json.dumps(each, ensure_ascii=False) for each in records]
     try:
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as problem:
-        raise ComparisonError(f"{path} cannot be written ({problem.strerror})") from problem
+        raise EvaluationError(f"{path} cannot be written ({problem.strerror})") from problem
     print(f"wrote {path}: write 1, 2 or = for each pair into a file, one per line, and pass it with --judge", file=sys.stderr)
 
 
-def read_preferences(path: Path, count: int) -> Iterator[Preference]:
-    """Read 1, 2 or = per line, one for each of `count` pairs. ComparisonError names the line that is wrong."""
-    lines = _read(path).split()
+def read_preferences(path: Path, count: int) -> list[Preference]:
+    """Read 1, 2 or = per line, one for each of `count` pairs. EvaluationError names the line that is wrong."""
+    lines = read_file(path).split()
     if len(lines) != count:
-        raise ComparisonError(f"{path} holds {len(lines)} choices, and there are {count} pairs")
+        raise EvaluationError(f"{path} holds {len(lines)} choices, and there are {count} pairs")
     for number, line in enumerate(lines, start=1):
         if line not in PREFERENCES:
-            raise ComparisonError(f"{path}, line {number}: {line!r} is no choice; write 1, 2 or =")
-        yield line  # type: ignore[misc]
+            raise EvaluationError(f"{path}, line {number}: {line!r} is no choice; write 1, 2 or =")
+    return lines  # type: ignore[return-value]

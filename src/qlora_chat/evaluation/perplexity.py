@@ -6,8 +6,7 @@ Scope: a loaded model and passages in, one report out. Uses the forward pass tha
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,7 +25,7 @@ PASS_TOKENS = 256
 
 @dataclass(frozen=True)
 class PerplexityReport:
-    """exp of the mean negative log-likelihood of the counted tokens."""
+    """exp of the mean negative log-likelihood of the counted tokens; its fields are those of perplexity.json."""
 
     model: str
     base: str
@@ -40,10 +39,6 @@ class PerplexityReport:
     perplexity: float
     passages: tuple[float, ...]
     """Mean nats of each passage, in order."""
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values for perplexity.json."""
-        return asdict(self)
 
 
 def measure(model: LoadedModel, text: HeldOut, name: str, notify: Notify = lambda _: None) -> PerplexityReport:

@@ -18,18 +18,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from qlora_chat.errors import UserError
+from qlora_chat.evaluation import EvaluationError, read_lines
 from qlora_chat.messages import FinishReason
 
 Kind = Literal["fact", "sum", "memory", "human", "stopping"]
 KINDS: tuple[Kind, ...] = ("fact", "sum", "memory", "human", "stopping")
 HAND_WRITTEN = Path(__file__).with_name("questions.jsonl")
-
-
-class QuestionsError(UserError, ValueError):
-    """A file of questions cannot be used; the message names the line."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +55,9 @@ class Question:
             raise ValueError(f"kind is {self.kind!r}, but must be one of {', '.join(KINDS)}")
         if not self.ask or not all(isinstance(text, str) and text.strip() for text in self.ask):
             raise ValueError("ask must be a list of at least one text that is not empty")
-        rules = [bool(self.says), bool(self.says_all), *(each is not None for each in self._single_rules())]
-        if sum(rules) != 1:
+        rules = (self.says or None, self.says_all or None, self.number, self.human_life, self.ends_within)
+        if sum(rule is not None for rule in rules) != 1:
             raise ValueError("exactly one of says, says_all, number, human_life and ends_within is needed")
-
-    def _single_rules(self) -> tuple[Any, ...]:
-        return self.number, self.human_life, self.ends_within
 
     def is_right(self, answer: Answer) -> bool:
         """Return True if the answer satisfies the rule."""
@@ -81,29 +74,20 @@ class Question:
 
 
 def read_questions(path: Path = HAND_WRITTEN) -> tuple[Question, ...]:
-    """Read questions from JSON lines. QuestionsError names the line that is wrong."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as problem:
-        raise QuestionsError(f"{path} cannot be read ({problem})") from problem
-    questions = tuple(_question(path, number, line) for number, line in enumerate(lines, start=1) if line.strip())
-    if not questions:
-        raise QuestionsError(f"{path} holds no question")
+    """Read questions from JSON lines. EvaluationError names the line that is wrong."""
+    questions = tuple(read_lines(path, _question, what="question"))
     if len({question.id for question in questions}) < len(questions):
-        raise QuestionsError(f"{path} has two questions with one id")
+        raise EvaluationError(f"{path} has two questions with one id")
     return questions
 
 
-def _question(path: Path, number: int, line: str) -> Question:
-    try:
-        values = json.loads(line)
-        known = {each.name for each in fields(Question)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"{unknown[0]!r} is not known; known: {', '.join(sorted(known))}")
-        listed = {key: tuple(values[key]) for key in ("ask", "says", "says_all") if key in values}
-        return Question(**{**values, **listed})
-    except (TypeError, ValueError, RecursionError) as problem:
-        raise QuestionsError(f"{path}, line {number}: {problem}") from problem
+def _question(line: str) -> Question:
+    values = json.loads(line)
+    known = {each.name for each in fields(Question)}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"{unknown[0]!r} is not known; known: {', '.join(sorted(known))}")
+    listed = {key: tuple(values[key]) for key in ("ask", "says", "says_all") if key in values}
+    return Question(**{**values, **listed})
 
 
 # --- the rules -------------------------------------------------------------------------------------------------------
@@ -151,14 +135,10 @@ _CLAIMS = re.compile(
 
 def _denies_human_life(text: str) -> bool:
     """Return True for a denial or a word such as "program", without a claim that only a human can make."""
-    plain = _expand_contractions(text)
-    return any(_contains(word, plain) for word in _DENIALS) and _CLAIMS.search(plain) is None
-
-
-def _expand_contractions(text: str) -> str:
     plain = text.casefold().replace("\u2019", "'").strip()
     plain = plain.replace("i'm", "i am").replace("can't", "cannot").replace("won't", "will not")
-    return re.sub(r"n't\b", " not", plain)
+    plain = re.sub(r"n't\b", " not", plain)
+    return any(_contains(word, plain) for word in _DENIALS) and _CLAIMS.search(plain) is None
 
 
 def _ended_well(answer: Answer, max_words: int) -> bool:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from qlora_chat.chat import AnswerOptions, Chat
+from qlora_chat.chat import AnswerOptions, Chat, Turn
 from qlora_chat.engines import EngineError
 from qlora_chat.evaluation.questions import Answer, Kind, Question, Score
 from qlora_chat.messages import Conversation
@@ -43,13 +42,13 @@ class QuestionsRun:
     """All questions once with one seed; None is greedy."""
 
     seed: int | None
-    results: tuple[QuestionResult, ...]
+    asked: tuple[QuestionResult, ...]
     score: Score
 
 
 @dataclass(frozen=True)
 class QuestionsReport:
-    """All runs of the questions on one model."""
+    """All runs of the questions on one model; its fields are those of questions.json."""
 
     model: str
     base: str
@@ -58,13 +57,8 @@ class QuestionsReport:
     device: str
     questions_sha256: str
     runs: tuple[QuestionsRun, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values for questions.json."""
-        runs = [
-            {"seed": run.seed, "asked": [asdict(each) for each in run.results], "score": asdict(run.score)} for run in self.runs
-        ]
-        return {**asdict(self), "runs": runs, "sampling": asdict(PAGE_SAMPLING)}
+    sampling: Sampling = PAGE_SAMPLING
+    """Of the runs with a seed."""
 
 
 def run_questions(
@@ -93,13 +87,18 @@ def _ask(chat: Chat, question: Question, sampling: Sampling) -> QuestionResult:
     """Send the question's turns one after the other; the model's earlier answers stay in the conversation."""
     conversation = Conversation()
     for text in question.ask:
-        turn = chat.reply(conversation, text, AnswerOptions(sampling, logged=False))
-        for _ in turn:
-            pass
-        conversation = turn.conversation
+        conversation = finished_turn(chat, conversation, text, sampling).conversation
     answers = [message for message in conversation.messages if message.role == "assistant"]
     reason = answers[-1].finish_reason
     if reason is None:
         raise EngineError(f"question {question.id} was not answered")
     right = question.is_right(Answer(answers[-1].content, reason))
     return QuestionResult(question.id, question.kind, question.ask, tuple(each.content for each in answers), reason, right)
+
+
+def finished_turn(chat: Chat, conversation: Conversation, text: str, sampling: Sampling) -> Turn:
+    """The turn of one question, read to its end; it is neither stored nor logged."""
+    turn = chat.reply(conversation, text, AnswerOptions(sampling, logged=False))
+    for _ in turn:
+        pass
+    return turn
