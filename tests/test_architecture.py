@@ -161,7 +161,6 @@ SHORT_MODULES = {
     "history/answer_metadata.py": "JSON fields of an answer that stores and payloads share",
     "history/errors.py": "imported by every store, so it imports none",
     "history/retention.py": "a thread of its own, started by the server alone",
-    "models/adapter/unpickle.py": "a program of its own, run in another process",
     "private_files.py": "permissions of every file that people's text is written to",
     "serving/probes.py": "routes that answer before there is a model",
     "settings/checks.py": "validators that the settings share",

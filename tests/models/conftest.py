@@ -225,13 +225,14 @@ def local_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
                 if len(parts) > 5 and parts[4] == "tree":
                     tree = [{"type": "file", "path": name, "size": len(data), "oid": "b" * 40} for name, data in files.items()]
                     return self._send(200, json.dumps(tree).encode(), {"Content-Type": "application/json"}, body)
-                info = {"id": repository, "modelId": repository, "sha": "c" * 40, "siblings": siblings, "tags": []}
+                commit = parts[5] if parts[4:5] == ["revision"] else "c" * 40
+                info = {"id": repository, "modelId": repository, "sha": commit, "siblings": siblings, "tags": []}
                 return self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"}, body)
             name = "/".join(parts[4:])
             if body:
                 hub.fetched.append(name)
             data = files[name]
-            headers = {"ETag": f'"{hash(name) & (2**64 - 1):040x}"', "X-Repo-Commit": "c" * 40, "Accept-Ranges": "bytes"}
+            headers = {"ETag": f'"{hash(name) & (2**64 - 1):040x}"', "X-Repo-Commit": parts[3], "Accept-Ranges": "bytes"}
             return self._send(200, data, headers, body)
 
         def _send(self, status: int, data: bytes, headers: dict[str, str], body: bool) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qlora_chat.models import ModelError
-from qlora_chat.models.hub import Hub, adapter_files, adapter_files_or_pickle, base_files, is_hub_id
+from qlora_chat.models.hub import PINNED, Hub, adapter_files, adapter_files_or_pickle, base_files, is_hub_id
 from tests.models.conftest import LocalHub
 
 FILES = {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": b"w" * 5_000_000, "pytorch_model.bin": b"pickle"}
@@ -34,6 +34,36 @@ def test_fetches_what_is_needed_says_how_much_and_finds_it_again(hub: Hub, local
     hub.fetch("org/tiny", base_files, notices.append)
     assert local_hub.fetched == []
     assert "0.0 MB" in notices[-1]
+
+
+def test_a_commit_is_fetched_and_recorded(
+    hub: Hub, local_hub: LocalHub, monkeypatch: pytest.MonkeyPatch, notices: list[str]
+) -> None:
+    """The newest of the main branch, or the one that this program names; never a branch, which may move in between."""
+    assert hub.fetch("org/tiny", base_files, notices.append).revision == "c" * 40
+    monkeypatch.setitem(PINNED, "org/tiny", "d" * 40)
+    snapshot = hub.fetch("org/tiny", base_files, notices.append)
+    assert (snapshot.revision, snapshot.folder.name) == ("d" * 40, "d" * 40)
+    (hub.cache / "models--org--tiny" / "refs" / "main").write_text("c" * 40)
+    assert hub.cached("org/tiny") == snapshot, "the pinned commit is preferred"
+
+
+def test_a_hub_that_describes_another_commit_than_the_pinned_one_is_refused(
+    hub: Hub, local_hub: LocalHub, monkeypatch: pytest.MonkeyPatch, notices: list[str]
+) -> None:
+    monkeypatch.setitem(PINNED, "org/tiny", "v1.0")
+    with pytest.raises(ModelError, match=r"the Hub describes org/tiny at 'v1\.0': not at v1\.0"):
+        hub.fetch("org/tiny", base_files, notices.append)
+    assert local_hub.fetched == []
+
+
+@pytest.mark.parametrize("reference", ["../../../elsewhere", "/tmp", "main", "", "\xff"])
+def test_a_reference_that_is_no_commit_leads_nowhere(reference: str, hub: Hub) -> None:
+    refs = hub.cache / "models--org--tiny" / "refs"
+    refs.mkdir(parents=True)
+    (hub.cache / "elsewhere").mkdir()
+    (refs / "main").write_text(reference, encoding="latin-1")
+    assert hub.cached("org/tiny") is None
 
 
 @pytest.mark.parametrize(

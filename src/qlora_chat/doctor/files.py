@@ -12,10 +12,10 @@ from typing import Any
 from qlora_chat.doctor import Finding
 from qlora_chat.models import ModelError
 from qlora_chat.models.adapter.folder import read_adapter_config
-from qlora_chat.models.folders import RECORD, Base, has_tokenizer, read_json
+from qlora_chat.models.folders import RECORD, Base, has_tokenizer, read_index, read_json
 from qlora_chat.models.tokenizer.special_tokens import special_ids
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
-from qlora_chat.models.weights.checkpoint import DamagedFile, TensorHeader, read_header
+from qlora_chat.models.weights.checkpoint import TensorHeader, read_header
 from qlora_chat.prompt import FORMATS
 from qlora_chat.settings import DEFAULT_PROMPT_FORMAT
 
@@ -56,7 +56,7 @@ def check_tensors(folder: Path, role: str) -> tuple[dict[str, TensorHeader], lis
     for path in files:
         try:
             headers |= read_header(path)
-        except (DamagedFile, OSError) as problem:
+        except (ModelError, OSError) as problem:
             why = "a broken-off download or copy; reading it would fail half way"
             findings.append(Finding("blocker", f"the {role} is damaged: {problem}", why, AGAIN))
     findings += _missing_shards(folder, headers, damaged=bool(findings))
@@ -67,13 +67,11 @@ def check_tensors(folder: Path, role: str) -> tuple[dict[str, TensorHeader], lis
 
 def _missing_shards(folder: Path, headers: dict[str, TensorHeader], *, damaged: bool) -> Iterator[Finding]:
     try:
-        index = read_json(folder / "model.safetensors.index.json").get("weight_map", {})
-    except ModelError:
-        return  # reported by check_configs
-    if not isinstance(index, dict):
-        yield Finding("blocker", "model.safetensors.index.json holds no table of tensors", "shards cannot be found", AGAIN)
+        index = read_index(folder)
+    except ModelError as problem:
+        yield Finding("blocker", str(problem).split(";")[0], "shards cannot be found", AGAIN)
         return
-    names = {Path(str(name)).name for name in index.values()}
+    names = set(index.values())
     if missing := sorted(name for name in names if not (folder / name).is_file()):
         why = "the weights in it are missing"
         yield Finding("blocker", f"{len(missing)} of {len(names)} shards are not there ({missing[0]})", why, AGAIN)

@@ -39,7 +39,10 @@ def locate(text: str, role: Literal["base", "adapter"], hub: Hub) -> tuple[Path 
 def _check_licence(folder: Path, role: str) -> Finding:
     """Licence that the model card names; licences are for people to read, so an unknown one is a warning."""
     card = folder / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace")[:20_000] if card.is_file() else ""
+    text = ""
+    if card.is_file():
+        with card.open(encoding="utf-8", errors="replace") as file:
+            text = file.read(20_000)
     head = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
     named = re.search(r"^license:\s*['\"]?([\w.-]+)", head.group(1), re.MULTILINE) if head else None
     return _licence(named.group(1) if named else None, role)

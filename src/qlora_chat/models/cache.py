@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from qlora_chat import __version__
 from qlora_chat.models import ModelError, Notify
 from qlora_chat.models.folders import RECORD, read_json
+from qlora_chat.models.trust import check_private
 from qlora_chat.models.weights.checkpoint import read_headers
 
 FORMAT = 1
@@ -53,7 +54,7 @@ class Cache:
     def find(self, kind: EntryKind, key: str) -> CacheEntry | None:
         """The entry, or None; a damaged one is reported, and the caller writes it again."""
         folder = self.root / kind / key
-        if not folder.is_dir():
+        if not folder.is_dir() or not self._is_trusted(folder):
             return None
         entry = _complete_entry(folder)
         if entry is None:
@@ -64,16 +65,17 @@ class Cache:
         """Every complete entry, newest first."""
         root = self.root / kind
         folders = [each for each in root.iterdir() if each.is_dir() and each.name[0] != "."] if root.is_dir() else []
+        folders = [folder for folder in folders if self._is_trusted(folder)]
         entries = [entry for folder in folders if (entry := _complete_entry(folder))]
         return sorted(entries, key=lambda entry: str(entry.record.get("made")), reverse=True)
 
     def check_free_space(self, kind: EntryKind, count: int) -> None:
-        """CacheUnusable if the folder cannot be created or has less than `count` bytes free."""
+        """CacheUnusable if the folder cannot be created, if others can write to it, or if it has too few bytes free."""
         try:
-            (self.root / kind).mkdir(parents=True, exist_ok=True)
+            self._make(kind)
             free = shutil.disk_usage(self.root).free
         except OSError as problem:
-            raise CacheUnusable(f"{self.root} cannot be written ({problem.strerror})") from problem
+            raise CacheUnusable(f"{self.root} cannot be used ({problem.strerror})") from problem
         if free < count:
             raise CacheUnusable(f"{self.root} has {free / 1e9:.1f} GB free and {count / 1e9:.1f} GB are needed")
 
@@ -81,13 +83,32 @@ class Cache:
         """Add the folder that `fill` writes, with the record that it returns; the entry appears complete or not at all."""
         target = self.root / kind / key
         try:
-            with new_folder(target, reuse=lambda folder: _complete_entry(folder) is not None) as folder:
+            self._make(kind)
+            with new_folder(target, reuse=lambda folder: self._is_trusted(folder) and bool(_complete_entry(folder))) as folder:
                 record = {"format": FORMAT, "tool": f"qlora-chat {__version__}", "made": _now(), **fill(folder)}
                 files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != RECORD}
                 (folder / RECORD).write_text(json.dumps({**record, "files": files}, indent=2) + "\n")
+                for path in (*folder.iterdir(), folder):
+                    path.chmod(0o700 if path.is_dir() else 0o600)
         except (OSError, SafetensorError) as problem:
             raise CacheUnusable(f"{target.parent} cannot be written ({problem})") from problem
         return CacheEntry(target, record)
+
+    def _make(self, kind: EntryKind) -> None:
+        """Create the folder of a kind for this user alone. OSError if that fails, or if others can write to it."""
+        for folder in (self.root, self.root / kind):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            check_private(folder)
+
+    def _is_trusted(self, folder: Path) -> bool:
+        """True if nobody else could have written an entry; otherwise it is reported, and not read."""
+        try:
+            for path in (self.root, folder.parent, folder, *folder.iterdir()):
+                check_private(path)
+        except OSError as problem:
+            self.notify(f"what is cached in {folder} is left out: {problem.filename}: {problem.strerror}")
+            return False
+        return True
 
 
 def _now() -> str:

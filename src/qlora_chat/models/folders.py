@@ -9,11 +9,13 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from qlora_chat.models import ModelError
-from qlora_chat.models.weights.checkpoint import TensorHeader, read_headers
+from qlora_chat.models.trust import SMALL_FILE, own_file
+from qlora_chat.models.weights.checkpoint import TensorHeader, read_header, read_headers
 from qlora_chat.models.weights.shape import PROJECTIONS, LlamaShape
 
 RECORD = "qlora_chat.json"
@@ -22,11 +24,14 @@ NF4_MARK = ".quant_state.bitsandbytes__nf4"
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, {} for a missing file. ModelError for anything else, and for a request to run code (auto_map)."""
+    """A JSON object, {} for a missing file.
+
+    ModelError for anything else, for a link out of its folder, and for a request to run code (auto_map).
+    """
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(own_file(path, SMALL_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as problem:
         raise ModelError(f"{path} cannot be read as JSON ({problem}); fetch it again") from problem
     if not isinstance(value, dict):
@@ -40,10 +45,20 @@ def is_complete_base(folder: Path) -> bool:
     """True if config, tokenizer and every shard of the weights are there; an interrupted download lacks some."""
     if not (folder / "config.json").is_file() or not has_tokenizer(folder):
         return False
-    shards = read_json(folder / "model.safetensors.index.json").get("weight_map", {})
-    if not shards:
-        return any(folder.glob("*.safetensors"))
-    return all((folder / Path(str(name)).name).is_file() for name in shards.values())
+    shards = set(read_index(folder).values())
+    return all((folder / name).is_file() for name in shards) if shards else any(folder.glob("*.safetensors"))
+
+
+def read_index(folder: Path) -> dict[str, str]:
+    """The file of each tensor by name, {} without an index. ModelError for one that names anything but the folder's shards."""
+    path = folder / "model.safetensors.index.json"
+    index = read_json(path).get("weight_map", {})
+    if not isinstance(index, dict):
+        raise ModelError(f"{path} holds no table of tensors (weight_map); fetch it again")
+    for name in index.values():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise ModelError(f"{path} names {name!r}, but may name *.safetensors of its own folder only; use another model")
+    return index
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -165,8 +180,23 @@ class Base:
     def check_weights(self) -> None:
         """Check the headers of the folder's weights. ModelError for the first problem."""
         _refuse_pickles(self.folder)
-        if problem := next(self.problems(read_headers(self.folder)), None):
+        headers, index = read_headers(self.folder), read_index(self.folder)
+        if problem := next(chain(index_problems(self.folder, index), self.problems(headers)), None):
             raise ModelError(f"the weights in {self.folder} do not fit: {problem}")
+
+
+def index_problems(folder: Path, index: Mapping[str, str]) -> Iterator[Problem]:
+    """Tensors that the index says are in a file that does not hold them: its readers would find others than were checked."""
+    remedy = "fetch the base again: hf download OWNER/NAME"
+    for shard in sorted(set(index.values())):
+        if not (folder / shard).is_file():
+            yield Problem(f"the index names {shard}, which is not there", "the weights in it are missing", remedy)
+            return
+        named = {name for name, file in index.items() if file == shard}
+        if missing := sorted(named - set(read_header(folder / shard))):
+            what = f"the index names {missing[0]} in {shard}, which does not hold it"
+            yield Problem(what, "index and shards are of two versions", remedy)
+            return
 
 
 def _has_shape(name: str, headers: Mapping[str, TensorHeader], size: tuple[int, ...]) -> bool:

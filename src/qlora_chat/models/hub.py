@@ -28,6 +28,10 @@ _ADAPTER_SMALL = (ADAPTER_CONFIG, RECORD)
 _CONFIGS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", RECORD)
 _PICKLED = (".bin", ".pt", ".pth")
 
+PINNED = {"huggyllama/llama-7b": "4782ad278652c7c71b72204d462d6d01eaaf7549"}
+"""Commit to fetch of repositories that the program itself names; of any other, the newest of its main branch."""
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
 SelectFiles = Callable[[str, Sequence[str]], list[str]]
 """(repository, its file names) -> those to fetch; ModelError if it lacks what is needed."""
 
@@ -101,14 +105,18 @@ class Hub:
     """None uses the client's own: HF_ENDPOINT, else huggingface.co."""
 
     def cached(self, repository: str) -> Snapshot | None:
-        """Files of the main branch that were fetched earlier, complete or not; needs no network."""
-        root = self.cache / f"models--{repository.replace('/', '--')}"
+        """Files of the pinned commit or the main branch that were fetched earlier, complete or not; needs no network."""
+        root = self._folder(repository)
         try:
-            revision = (root / "refs" / "main").read_text().strip()
-        except OSError:
-            return None
-        folder = root / "snapshots" / revision
-        return Snapshot(folder, revision) if revision and folder.is_dir() else None
+            main = (root / "refs" / "main").read_text()[:100].strip()
+        except (OSError, ValueError):
+            main = ""
+        commits = [each for each in (PINNED.get(repository, ""), main) if _COMMIT.fullmatch(each)]
+        snapshots = (Snapshot(root / "snapshots" / commit, commit) for commit in commits)
+        return next((each for each in snapshots if each.folder.is_dir()), None)
+
+    def _folder(self, repository: str) -> Path:
+        return self.cache / f"models--{repository.replace('/', '--')}"
 
     def responds(self, repository: str, seconds: float = 3.0) -> bool:
         """True if the Hub describes a repository within the time; False at once when offline."""
@@ -130,11 +138,17 @@ class Hub:
         return True
 
     def describe(self, repository: str, seconds: float = 10.0) -> Any:
-        """The Hub's description of a repository, with file sizes. HubError if there is none."""
+        """The Hub's description of a repository's pinned or newest commit, with file sizes. HubError if there is none."""
         from huggingface_hub import HfApi
 
+        pinned = PINNED.get(repository)
         with _readable_errors(repository):
-            return HfApi(endpoint=self.endpoint).model_info(repository, files_metadata=True, timeout=seconds)
+            api = HfApi(endpoint=self.endpoint)
+            info = api.model_info(repository, revision=pinned, files_metadata=True, timeout=seconds)
+        if not _COMMIT.fullmatch(info.sha or "") or pinned not in (None, info.sha):
+            what = f"the Hub describes {repository} at {info.sha!r}"
+            raise HubError(Problem(what, f"not at {pinned or 'a commit'}", "check HF_ENDPOINT, or give a folder"))
+        return info
 
     def fetch(self, repository: str, select: SelectFiles, notify: Notify) -> Snapshot:
         """Download the selected files that are missing. ModelError with the remedy if that fails."""
@@ -150,8 +164,13 @@ class Hub:
         with _readable_errors(repository):
             from huggingface_hub import snapshot_download
 
-            folder = snapshot_download(repository, cache_dir=self.cache, allow_patterns=names, endpoint=self.endpoint)
-        return Snapshot(Path(folder), info.sha or Path(folder).name)
+            folder = snapshot_download(
+                repository, revision=info.sha, cache_dir=self.cache, allow_patterns=names, endpoint=self.endpoint
+            )
+            reference = self._folder(repository) / "refs" / "main"  # written by the client for branches alone
+            reference.parent.mkdir(exist_ok=True)
+            reference.write_text(info.sha)
+        return Snapshot(Path(folder), info.sha)
 
     def _announce(self, repository: str, sizes: dict[str, int], notify: Notify) -> None:
         """Report the size of the download. ModelError if the disk has too little room."""

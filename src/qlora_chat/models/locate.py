@@ -83,13 +83,13 @@ def local_part(name: Path | str, required: RequiredFiles, hub: Hub) -> ModelPart
     snapshot = hub.cached(name)
     if snapshot is None or not required.are_in(snapshot.folder):
         return None
-    return ModelPart(name, snapshot.folder, snapshot.revision)
+    return ModelPart(name, snapshot.folder, snapshot.revision, hub.cache)
 
 
 def fetch_part(repository: str, required: RequiredFiles, hub: Hub, notify: Notify) -> ModelPart:
     """Download a repository's required files. ModelError with the remedy if that fails."""
     snapshot = hub.fetch(repository, required.select, notify)
-    return ModelPart(repository, snapshot.folder, snapshot.revision)
+    return ModelPart(repository, snapshot.folder, snapshot.revision, hub.cache)
 
 
 def locate_part(option: str, text: str, required: RequiredFiles, hub: Hub, notify: Notify) -> ModelPart:

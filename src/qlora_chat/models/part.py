@@ -15,9 +15,11 @@ from pathlib import Path
 from qlora_chat.models import ModelError
 from qlora_chat.models.cache import sha256
 from qlora_chat.models.folders import RECORD, read_json
+from qlora_chat.models.trust import hub_digest, own_file, weight_files
 
 HASHED_UP_TO = 64 * 1024**2
-"""Bytes. Larger files are told apart by the Hub's own sha256 where the download carries it, else by size and time."""
+"""Bytes. Larger files are told apart by the Hub's own sha256 in the store of its client, else by what no archive can set: the
+file's place on this machine and the time of its last change."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class ModelPart:
     """None for a base that is no longer on this machine but whose merge is in the cache."""
     revision: str | None = None
     """Commit of a Hub repository."""
+    store: Path | None = None
+    """Folder of the Hub's client, if the part was found there: only its names are believed to be hashes."""
     _digests: dict[Path, str] = field(default_factory=dict, compare=False, repr=False)
 
     def existing_folder(self) -> Path:
@@ -40,7 +44,7 @@ class ModelPart:
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Fingerprint of each file by name: "sha256:...", or for big plain files "size:...,time:..."; {} without a folder."""
+        """Fingerprint of each file by name: "sha256:...", or for big plain files size, time and place; {} without a folder."""
         if self.folder is None:
             return {}
         patterns = ("*.safetensors", "*.json", "adapter_model.bin", "tokenizer.model")
@@ -48,16 +52,16 @@ class ModelPart:
         return {path.name: self._fingerprint(path, HASHED_UP_TO) for path in paths if path.is_file() and path.name != RECORD}
 
     def sha256(self, name: str) -> str:
-        """Hex digest of one file; the Hub's client names large files in its cache by theirs."""
-        path = self.existing_folder() / name
-        return _hub_digest(path) or self._digests.get(path) or self._digests.setdefault(path, sha256(path))
+        """Hex digest of one file; the Hub's client names large files in its store by theirs."""
+        path = own_file(self.existing_folder() / name)
+        return hub_digest(path, self.store) or self._digests.get(path) or self._digests.setdefault(path, sha256(path))
 
     def weights_sha256(self, hashed_up_to: int = HASHED_UP_TO) -> str | None:
         """Hash of the safetensors: of the one file, or over the names and hashes of several.
 
         None without any, and if one is bigger than `hashed_up_to` bytes and its hash is not known from the Hub.
         """
-        paths = sorted(self.folder.glob("*.safetensors")) if self.folder else []
+        paths = weight_files(self.folder) if self.folder else []
         fingerprints = {path.name: self._fingerprint(path, hashed_up_to) for path in paths}
         if not fingerprints or not all(each.startswith("sha256:") for each in fingerprints.values()):
             return None
@@ -66,9 +70,9 @@ class ModelPart:
         return hashlib.sha256(json.dumps(fingerprints).encode()).hexdigest()
 
     def _fingerprint(self, path: Path, hashed_up_to: int) -> str:
-        status = path.stat()
-        if status.st_size > hashed_up_to and not _hub_digest(path):
-            return f"size:{status.st_size},time:{status.st_mtime_ns}"
+        status = own_file(path).stat()
+        if status.st_size > hashed_up_to and not hub_digest(path, self.store):
+            return f"size:{status.st_size},time:{status.st_mtime_ns},file:{status.st_dev}-{status.st_ino}-{status.st_ctime_ns}"
         return f"sha256:{self.sha256(path.name)}"
 
 
@@ -77,8 +81,3 @@ def declared_format(*parts: ModelPart | None) -> str | None:
     folders = [part.folder for part in parts if part and part.folder]
     declared = (read_json(folder / RECORD).get("prompt_format") for folder in folders)
     return next((name for name in declared if isinstance(name, str)), None)
-
-
-def _hub_digest(path: Path) -> str | None:
-    blob = path.resolve().name if path.is_symlink() else ""
-    return blob if len(blob) == 64 and set(blob) <= set("0123456789abcdef") else None

@@ -79,6 +79,24 @@ def test_a_cache_that_cannot_be_written_costs_a_compilation_and_nothing_else(
     assert list(tmp_path.glob("**/*.so")) == []
 
 
+@pytest.mark.parametrize("loose", ["folder", "library"])
+def test_a_library_that_another_user_could_have_written_is_not_loaded(
+    loose: str, tmp_path: Path, notices: list[str], copying_compiler: str
+) -> None:
+    cache = tmp_path / "kernels"
+    assert build.library(notices.append, cache)
+    (library,) = cache.iterdir()
+    library.unlink()
+    library.write_text("what another user put there")
+    (cache if loose == "folder" else library).chmod(0o777)
+    notices.clear()
+    assert build.library(notices.append, cache), "compiled anew, or the text would have been loaded"
+    assert len(notices) == 1
+    if loose == "folder":
+        assert "other users can write to it, so it is not trusted" in notices[0]
+        assert library.read_text() == "what another user put there"
+
+
 def test_two_processes_that_start_at_once_both_load_a_complete_library(tmp_path: Path, copying_compiler: str) -> None:
     """Real processes: each finds no library and compiles one; the last to finish replaces the other's."""
     code = START.format(compiler=copying_compiler, folder=str(tmp_path / "kernels"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import pickle
 import zipfile
@@ -141,6 +142,46 @@ def test_garbage_is_refused(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, lambda path: path.write_bytes(b"garbage"))
     with pytest.raises(ModelError, match="is refused"):
         convert_adapter(folder, tmp_path / "out")
+
+
+def test_one_number_that_stands_for_many_is_refused(tmp_path: Path) -> None:
+    large = {"base_model.model.x.lora_A.weight": torch.zeros(1).expand(700_000_000)}
+    folder = folder_with(tmp_path, lambda path: torch.save(large, path))
+    with pytest.raises(ModelError, match=r"is refused: its [\d,]+ bytes would become 2,800,000,000"):
+        convert_adapter(folder, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_a_pickle_that_unpacks_to_gigabytes_gets_no_memory_for_them(tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        torch.save({"base_model.model.x.lora_A.weight": torch.ones(2, 2)}, path.with_suffix(".good"))
+        with zipfile.ZipFile(path.with_suffix(".good")) as good, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bad:
+            for name in good.namelist():
+                bad.writestr(name, bytes(10**9) if name.endswith("data/0") else good.read(name))
+
+    with pytest.raises(ModelError, match=r"is refused: it cannot be read as plain tensors .*memory"):
+        convert_adapter(folder_with(tmp_path, write), tmp_path / "out")
+
+
+def test_the_process_that_reads_a_pickle_has_limits_and_no_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program in place of unpickle.py's reading, which reports what it may do."""
+    report = (
+        "import os, resource, sys\n"
+        f"sys.path.insert(0, {str(Path(unpickle.__file__).parent)!r})\n"
+        "import unpickle\n"
+        "unpickle.limit_resources(1000)\n"
+        "names = ('AS', 'CPU', 'FSIZE', 'NPROC', 'CORE')\n"
+        "limits = [resource.getrlimit(getattr(resource, 'RLIMIT_' + name)) for name in names]\n"
+        "open(sys.argv[2], 'w').write(repr((sorted(set(os.environ) - {'LC_CTYPE'}), limits)))\n"
+    )
+    (tmp_path / "unpickle.py").write_text(report)
+    monkeypatch.setattr(convert, "__file__", str(tmp_path / "convert.py"))
+    folder = folder_with(tmp_path, lambda path: path.write_bytes(b"x"))
+    convert_adapter(folder, tmp_path / "out")
+    environment, limits = ast.literal_eval((tmp_path / "out" / "adapter_model.safetensors").read_text())
+    assert environment == []
+    assert all(soft == hard >= 0 for soft, hard in limits)
+    assert limits[3] == (0, 0)
 
 
 def test_an_existing_folder_is_not_overwritten(tmp_path: Path) -> None:

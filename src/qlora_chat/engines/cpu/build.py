@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from qlora_chat.models import Notify
+from qlora_chat.models.trust import check_private, is_private
 from qlora_chat.settings import CPU_ISAS, CpuIsa, SettingsError, cache_folder, cpu_isa
 
 SOURCES = Path(__file__).parent / "csrc"
@@ -77,10 +78,11 @@ def _load_or_compile(folder: Path, isa: CpuIsa | None, notify: Notify) -> ctypes
         raise BuildError(f"this CPU lacks {', '.join(missing)}")
     compiler = _compiler()
     target = folder / f"cpu-{_key(compiler, isa)}.so"
-    if target.exists():
+    stored = is_private(folder)
+    if stored and is_private(target):
         return ctypes.CDLL(str(target))
     failed = target.with_suffix(".failed")
-    if failed.exists():
+    if stored and failed.exists():
         raise BuildError(f"{compiler} could not compile it; its output is in {failed}")
     with _build_folder(folder, notify) as (build, writable):
         built = build / target.name
@@ -99,7 +101,8 @@ def _load_or_compile(folder: Path, isa: CpuIsa | None, notify: Notify) -> ctypes
 def _build_folder(folder: Path, notify: Notify) -> Iterator[tuple[Path, bool]]:
     """A temporary folder, and whether the cache is writable: otherwise every start compiles anew."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_private(folder)
         temporary, error = tempfile.TemporaryDirectory(dir=folder), None
     except OSError as problem:
         temporary, error = tempfile.TemporaryDirectory(), problem.strerror or str(problem)

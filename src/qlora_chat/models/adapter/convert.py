@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from qlora_chat.models import ModelError
 from qlora_chat.models.adapter.folder import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, read_adapter_config
 from qlora_chat.models.cache import new_folder, sha256
 from qlora_chat.models.folders import RECORD
+from qlora_chat.models.trust import own_file
 
 _SECONDS = 900
 _REFUSED = 3
@@ -43,7 +45,7 @@ def convert_into(source: Path, folder: Path) -> dict[str, object]:
     pickled = source / ADAPTER_PICKLE
     if not pickled.is_file():
         raise ModelError(f"{source} holds no {ADAPTER_PICKLE}; there is nothing to convert")
-    _unpickle_in_subprocess(pickled, folder / ADAPTER_WEIGHTS)
+    _unpickle_in_subprocess(own_file(pickled), folder / ADAPTER_WEIGHTS)
     shutil.copyfile(source / ADAPTER_CONFIG, folder / ADAPTER_CONFIG)
     return {"converted_from": {"file": ADAPTER_PICKLE, "sha256": sha256(pickled)}}
 
@@ -52,10 +54,12 @@ def _unpickle_in_subprocess(pickled: Path, target: Path) -> None:
     program = Path(__file__).with_name("unpickle.py")
     command = [sys.executable, "-I", str(program), str(pickled.resolve()), str(target.resolve())]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=False, env={})
     except subprocess.TimeoutExpired as problem:
         raise ModelError(f"{pickled} was not converted within {_SECONDS} s; it is refused") from problem
     reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+    if done.returncode in (-signal.SIGXCPU, -signal.SIGKILL, -signal.SIGXFSZ):
+        raise ModelError(f"{pickled} is refused: it took more time or memory than an adapter of its size needs")
     if done.returncode not in (0, _REFUSED):
         raise ModelError(f"{pickled} could not be converted ({reason})")
     if done.returncode:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qlora_chat.models import ModelError
-from qlora_chat.models.adapter.folder import AdapterFolder
+from qlora_chat.models.adapter.folder import ADAPTER_CONFIG, AdapterFolder
 from qlora_chat.models.adapter.merge_loss import HeldOut, Passage
 from qlora_chat.models.folders import Base
 from qlora_chat.models.weights.nf4 import BLOCK, quiet_bitsandbytes, restrict_cpu_product
@@ -74,6 +74,8 @@ def folder_logits(folder: Path, device: str, text: HeldOut) -> Tensor:
 def _load(folder: Path, device: str) -> Any:
     from transformers import AutoModelForCausalLM
 
+    if (folder / ADAPTER_CONFIG).exists():  # Transformers would load the base that this names instead
+        raise ModelError(f"{folder} is a base and holds an {ADAPTER_CONFIG}; move the adapter to a folder of its own")
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.bfloat16,

@@ -1,11 +1,18 @@
 """Program of its own: one pickled adapter in, one safetensors file out.
 
 Scope: the only place that reads a pickle, and only through PyTorch's restricted unpickler (weights_only). It imports
-nothing of this package, so that it runs in isolation, and refuses with one line on standard error.
+nothing of this package, so that it runs in isolation, limits itself to what a file of that size can need, and refuses with
+one line on standard error.
 """
 
+import os
+import resource
 import sys
 from typing import Any, NoReturn
+
+SLACK = 512 * 1024**2
+"""Bytes of memory besides the tensors: the library's own, and small files."""
+CPU_SECONDS = 300
 
 
 def main(source: str, target: str) -> None:
@@ -13,14 +20,35 @@ def main(source: str, target: str) -> None:
     import torch
     from safetensors.torch import save_file
 
+    size = os.path.getsize(source)
     try:
         table = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as problem:
         refuse(f"it cannot be read as plain tensors ({first_line(problem)})")
     if not isinstance(table, dict) or not table:
         refuse(f"it holds a {type(table).__name__}, but must hold a table of tensors by name")
+    total = sum(value.numel() * value.element_size() for value in table.values() if isinstance(value, torch.Tensor))
+    if total > size:
+        refuse(f"its {size:,} bytes would become {total:,} (one number stands for many)")
     tensors = {name: checked(name, value) for name, value in table.items()}
     save_file(tensors, target, metadata={"format": "pt"})
+
+
+def limit_resources(size: int) -> None:
+    """Leave this process memory, CPU time and disk for a file of `size` bytes, and no further process or thread."""
+    with open("/proc/self/statm") as file:
+        in_use = int(file.read().split()[0]) * resource.getpagesize()
+    limits = {
+        resource.RLIMIT_AS: in_use + 3 * size + SLACK,
+        resource.RLIMIT_CPU: CPU_SECONDS,
+        resource.RLIMIT_FSIZE: size + SLACK,
+        resource.RLIMIT_NPROC: 0,
+        resource.RLIMIT_CORE: 0,
+    }
+    for kind, most in limits.items():
+        hard = resource.getrlimit(kind)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (most, most))
 
 
 def checked(name: Any, value: Any) -> Any:
@@ -48,4 +76,8 @@ def refuse(reason: str) -> NoReturn:
 
 
 if __name__ == "__main__":
+    import torch
+
+    torch.set_num_threads(1)
+    limit_resources(os.path.getsize(sys.argv[1]))
     main(sys.argv[1], sys.argv[2])

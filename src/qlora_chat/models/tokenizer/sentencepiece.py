@@ -19,6 +19,7 @@ from qlora_chat.models import ModelError, Notify
 from qlora_chat.models.cache import Cache, CacheUnusable, key_of, sha256
 from qlora_chat.models.folders import has_tokenizer
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
+from qlora_chat.models.trust import TOKENIZER_FILE, own_file
 
 _SPACE = "▁"
 _SAMPLES = ("Grüße, 世界! 🙂", "  two  spaces\n\nand\ttabs ", "def f(x):\n    return x ** 2", " ", "")
@@ -33,7 +34,7 @@ def tokenizer_folder(name: str, base: Path, cache: Cache, notify: Notify) -> Pat
         return base
     if not has_tokenizer(base):
         raise ModelError(f"{base} holds neither tokenizer.json nor tokenizer.model; fetch the base again")
-    key = key_of(name, {"model": sha256(base / "tokenizer.model")})
+    key = key_of(name, {"model": sha256(own_file(base / "tokenizer.model", TOKENIZER_FILE))})
     if (entry := cache.find("tokenizers", key)) is not None:
         return entry.folder
     notify(f"{name} comes with a tokenizer.model only: converting it once")

@@ -9,15 +9,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from qlora_chat.models import ModelError
+from qlora_chat.models.trust import TOKENIZER_FILE, own_file
 from qlora_chat.text import replace_surrogates
 
 _SENTINELS = ("\n", "\x01", ".")
 _CACHE_SIZE = 256
 """Pieces of text whose ids the library caches for good: role markers are among the first. Its default of 10,000 would be
 28 MiB of what people typed."""
+
+
+class _ReadablePanics:
+    """Turns a panic of the library, which is no Exception, into a ModelError: a foreign tokenizer.json can cause one."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, problem: BaseException | None, _: object) -> None:
+        if kind is not None and kind.__name__ == "PanicException":
+            reason = str(problem).strip().split("\n")[0][:200]
+            raise ModelError(f"the tokenizers library fails on it ({reason}); use another copy of the base") from problem
+
+
+_readable_panics = _ReadablePanics()
 
 
 class ModelTokenizer:
@@ -37,21 +52,26 @@ class ModelTokenizer:
 
     @staticmethod
     def read(folder: Path, bos_id: int | None) -> ModelTokenizer:
-        """Read folder/tokenizer.json. ModelError if it is missing or broken."""
+        """Read folder/tokenizer.json. ModelError if it is missing, broken, too large or a link out of its folder."""
         path = folder / "tokenizer.json"
         try:
-            return ModelTokenizer(Tokenizer.from_file(str(path)), bos_id)
+            with _readable_panics:
+                return ModelTokenizer(Tokenizer.from_file(str(own_file(path, TOKENIZER_FILE))), bos_id)
         except Exception as problem:
             raise ModelError(f"the tokenizer {path} cannot be read ({problem})") from problem
 
     def encode(self, text: str) -> list[int]:
         """Ids of text that begins a sequence, without BOS."""
-        return self._tokenizer.encode(replace_surrogates(text), add_special_tokens=False).ids
+        return self._encode(text).ids
 
     def encode_with_spans(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Ids of text that begins a sequence, without BOS, and the span of characters (begin, end) of each."""
-        encoded = self._tokenizer.encode(replace_surrogates(text), add_special_tokens=False)
+        encoded = self._encode(text)
         return encoded.ids, encoded.offsets
+
+    def _encode(self, text: str, special: bool = False) -> Encoding:
+        with _readable_panics:
+            return self._tokenizer.encode(replace_surrogates(text), add_special_tokens=special)
 
     def encode_continuation(self, text: str) -> list[int]:
         """Ids of text that follows other text: no dummy space in front (SentencePiece adds one to every beginning)."""
@@ -63,11 +83,12 @@ class ModelTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids that follow other text: a first token's space stays; special tokens have no text."""
-        return self._tokenizer.decode([*self._lead, *ids]).removeprefix(self._lead_text)
+        with _readable_panics:
+            return self._tokenizer.decode([*self._lead, *ids]).removeprefix(self._lead_text)
 
     def leading_id(self) -> int | None:
         """Id that the tokenizer's own post-processing puts in front of a text; None if it adds none."""
-        plain, whole = self.encode("a"), self._tokenizer.encode("a", add_special_tokens=True).ids
+        plain, whole = self.encode("a"), self._encode("a", special=True).ids
         return whole[0] if whole[1 : 1 + len(plain)] == plain else None
 
     def token_id(self, token: str) -> int | None:
@@ -81,12 +102,13 @@ class ModelTokenizer:
         """
         if self.bos_id is None or not (name := self._tokenizer.id_to_token(self.bos_id)):
             return ""
-        reader, sample = Tokenizer.from_str(self._tokenizer.to_str()), "### a"
-        reader.encode_special_tokens = False
+        written, sample = (name, f"{name} "), "### a"
         expected = [self.bos_id, *self.encode(sample)]
-        written = (name, f"{name} ")
-        same = (each for each in written if reader.encode(each + sample, add_special_tokens=False).ids == expected)
-        return next(same, name)
+        with _readable_panics:
+            reader = Tokenizer.from_str(self._tokenizer.to_str())
+            reader.encode_special_tokens = False
+            same = [each for each in written if reader.encode(each + sample, add_special_tokens=False).ids == expected]
+        return same[0] if same else name
 
     @property
     def special_names(self) -> tuple[str, ...]:

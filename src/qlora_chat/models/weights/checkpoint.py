@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 
 from qlora_chat.models import ModelError
+from qlora_chat.models.trust import own_file, weight_files
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-LONGEST_HEADER = 100_000_000
-"""Bytes; the limit of the safetensors library itself."""
+LONGEST_HEADER = 16 * 1024**2
+"""Bytes: a hundred times what a 70B model has. The safetensors library reads up to 100 MB."""
+MOST_DIMENSIONS = 8
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "I16": 16,
     "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
@@ -48,8 +50,11 @@ class TensorHeader:
 
 
 def read_header(path: Path) -> dict[str, TensorHeader]:
-    """Tensors of one file by name. DamagedFile if the header is invalid or the file is longer or shorter than it says."""
-    size = path.stat().st_size
+    """Tensors of one file by name. DamagedFile if the header is invalid or the file is longer or shorter than it says.
+
+    ModelError for a link out of its folder.
+    """
+    size = own_file(path).stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, LONGEST_HEADER):
@@ -67,13 +72,21 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
 
 
 def read_headers(folder: Path) -> dict[str, TensorHeader]:
-    """Tensors of all *.safetensors files in a folder by name; {} without any. ModelError for a damaged file."""
+    """Tensors of all *.safetensors files in a folder by name; {} without any.
+
+    ModelError for a damaged file, and for two files that hold a tensor of one name: readers would differ in which they take.
+    """
     headers: dict[str, TensorHeader] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         try:
-            headers |= read_header(path)
+            found = read_header(path)
         except (DamagedFile, OSError) as problem:
             raise ModelError(f"the weights in {folder} cannot be read ({problem}); fetch them again") from problem
+        if twice := sorted(set(headers) & set(found)):
+            raise ModelError(
+                f"two files of {folder} hold {twice[0]}, one of them {path.name}; remove the one that is not meant"
+            )
+        headers |= found
     return headers
 
 
@@ -81,8 +94,8 @@ def _tensor_header(described: Mapping[str, Any]) -> TensorHeader:
     """ValueError for a shape that does not take the bytes between its offsets."""
     begin, end = described["data_offsets"]
     dtype, shape = str(described["dtype"]), tuple(described["shape"])
-    if not all(type(each) is int and each >= 0 for each in shape):
-        raise ValueError(f"a shape is {list(shape)}")
+    if len(shape) > MOST_DIMENSIONS or not all(type(each) is int and 0 <= each < 2**48 for each in shape):
+        raise ValueError(f"a shape is {list(shape)[:MOST_DIMENSIONS]}")
     if math.prod(shape) * DTYPE_BITS[dtype] != 8 * (end - begin):
         raise ValueError(f"{list(shape)} in {dtype} is not {end - begin} bytes")
     return TensorHeader(dtype, shape, end - begin)
@@ -103,7 +116,7 @@ class Checkpoint(Mapping[str, "Tensor"]):
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
         self.folder = folder
-        paths = sorted(folder.glob("*.safetensors"))
+        paths = weight_files(folder)
         if not paths:
             raise ModelError(f"{folder} holds no *.safetensors file")
         try:

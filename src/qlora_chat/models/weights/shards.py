@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qlora_chat.models import ModelError
+from qlora_chat.models.trust import TOKENIZER_FILE, own_file
 
 SHARD_BYTES = 1024**3
 """Bytes gathered in memory, at most, before they are written."""
@@ -96,7 +97,7 @@ def write_small_files(
     for name in TOKENIZER_FILES:
         for source in (tokenizer, base):
             if (source / name).is_file():
-                shutil.copyfile(source / name, folder / name)
+                shutil.copyfile(own_file(source / name, TOKENIZER_FILE), folder / name)
                 break
 
 

@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 
+from qlora_chat.models.trust import is_private
+
 SOURCES = Path(__file__).parents[1] / "csrc"
 ELF = b"\x7fELF"
 """First bytes of machine code."""
@@ -110,7 +112,9 @@ def load_or_compile(source: str, defines: Mapping[str, int], arch: str, cache_fo
     _nvrtc().nvrtcVersion(*map(ctypes.byref, version))
     inputs = repr((text, headers, options, [each.value for each in version])).encode()
     cached = cache_folder / f"{hashlib.sha256(inputs).hexdigest()}.cubin" if cache_folder else None
-    if cached and cached.is_file() and (code := cached.read_bytes()).startswith(ELF):  # a power cut leaves files of zeros
+    if (
+        cached and is_private(cached.parent) and is_private(cached) and (code := cached.read_bytes()).startswith(ELF)
+    ):  # a power cut leaves files of zeros
         return code
     code = _compile(source, text, headers, options)
     if cached:
