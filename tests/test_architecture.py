@@ -159,7 +159,6 @@ SHORT_MODULES = {
     "errors.py": "imported by every package, so it imports none",
     "exporting/template.py": "one format in Jinja, compared with prompt.py by a test",
     "history/answer_metadata.py": "JSON fields of an answer that stores and payloads share",
-    "history/errors.py": "imported by every store, so it imports none",
     "history/retention.py": "a thread of its own, started by the server alone",
     "private_files.py": "permissions of every file that people's text is written to",
     "serving/probes.py": "routes that answer before there is a model",

@@ -6,15 +6,17 @@ the newest turn of the active branch. Knows no engine, no page and no payload.
 
 from __future__ import annotations
 
-from qlora_chat.history.errors import HistoryError, HistoryUnavailable, StaleConversation
 from qlora_chat.history.protocols import HistoryStore, Queue, Recorder
 from qlora_chat.history.types import (
     ConversationInfo,
     Feedback,
+    HistoryError,
+    HistoryUnavailable,
     ModelUsed,
     OutboxRecord,
     SearchHit,
     SettingsChange,
+    StaleConversation,
     StoredConversation,
     StoredTurn,
     Summary,

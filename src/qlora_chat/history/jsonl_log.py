@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from qlora_chat.history import Feedback, StoredConversation, StoredTurn
-from qlora_chat.history.json_codec import assembled, feedback_from_json, turn_from_json
+from qlora_chat.history.json_codec import (
+    assembled,
+    feedback_from_json,
+    feedback_to_json,
+    heading_to_json,
+    turn_from_json,
+    turn_to_json,
+)
 
 
 def append(file: IO[bytes], lines: Sequence[Mapping[str, Any]]) -> None:
@@ -31,6 +38,27 @@ def append(file: IO[bytes], lines: Sequence[Mapping[str, Any]]) -> None:
         with suppress(OSError):
             os.ftruncate(file.fileno(), size)
         raise
+
+
+def changes(before: StoredConversation | None, after: StoredConversation, owner: str | None) -> list[dict[str, Any]]:
+    """Lines that turn the stored conversation into the changed one; `owner` is that of a new conversation."""
+    new, updated = after.summary, {"updated_at": after.summary.updated_at.isoformat()}
+    old = before.summary if before else new
+    known = {turn.message.id: turn for turn in before.turns} if before else {}
+    added = [turn for turn in after.turns if turn.message.id not in known]
+    ended = [turn for turn in after.turns if known.get(turn.message.id, turn) != turn]
+    lines: list[dict[str, Any]] = [] if before else [{"type": "conversation", "owner": owner, **heading_to_json(after)}]
+    lines += [{"type": "turn", **turn_to_json(turn)} for turn in added]
+    lines += [{"type": "answer", **turn_to_json(replace(turn, parent_id=None)), **updated} for turn in ended]
+    lines += [
+        {"type": "feedback", **feedback_to_json(each)} for each in after.feedback[len(before.feedback) if before else 0 :]
+    ]
+    if before is None or added or (new.updated_at != old.updated_at and not ended):
+        settings = {"settings": dict(after.settings), "model": new.model, "adapter": new.adapter} if after.settings else {}
+        lines.append({"type": "head", "head_id": after.head_id, "system": after.system, **settings, **updated})
+    if (old.title, old.tags) != (new.title, new.tags):
+        lines.append({"type": "change", "title": new.title, "tags": [*new.tags]})
+    return lines
 
 
 def read(lines: Iterable[bytes]) -> tuple[StoredConversation, str | None] | None:

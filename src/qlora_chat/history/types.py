@@ -1,6 +1,6 @@
-"""Values that cross the border of a store: turns as they are recorded, and conversations as they are stored.
+"""Values that cross the border of a store: recorded turns, stored conversations, errors.
 
-Scope: frozen values. Knows no store and no payload.
+Scope: frozen values and exceptions. Knows no store and no payload.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from qlora_chat.errors import UserError
 from qlora_chat.messages import Conversation, Message, new_id
 from qlora_chat.settings import Sampling
 
@@ -212,3 +213,28 @@ class SearchHit:
     excerpt: str
     """About 160 characters around the first match."""
     created_at: datetime
+
+
+# --- errors ------------------------------------------------------------------------------------------------------------
+
+
+class HistoryError(UserError, RuntimeError):
+    """A store cannot do what it was called for; the message quotes no conversation."""
+
+
+class StaleConversation(HistoryError):
+    """The conversation has another head by now, or was deleted; nothing was written."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This conversation has gone on in another window, or was deleted there. "
+            "It is shown here as it is now; your message was not sent."
+        )
+
+
+class HistoryUnavailable(HistoryError):
+    """The store cannot be read or written at the moment: a full disk, an unreachable server."""
+
+
+class HistoryDamaged(HistoryUnavailable):
+    """The store's file is no intact database."""

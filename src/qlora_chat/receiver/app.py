@@ -18,10 +18,9 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from qlora_chat.receiver.intake import HEALTH, Intake, ReceiverPolicy
+from qlora_chat.receiver.intake import HEALTH, BatchWriter, Intake, ReceiverPolicy
 from qlora_chat.receiver.stats import statistics
 from qlora_chat.receiver.store import RecordStore
-from qlora_chat.receiver.writer import BatchWriter
 from qlora_chat.server.access_control import AccessControl
 from qlora_chat.server.listener import ServeError, listen, url_of, uvicorn_config
 from qlora_chat.server.security_headers import SecurityHeaders

@@ -1,6 +1,7 @@
-"""Access to the receiver, and its answer to each record.
+"""Access to the receiver, its answer to each record, and the batches in which records reach the store.
 
-Scope: the HTTP side of receiving. Every request passes `ReceiverPolicy` first. Knows no tables and no plots.
+Scope: the HTTP side of receiving, up to the store. Every request passes `ReceiverPolicy` first, and what arrives while the disk
+is busy shares one commit. Knows no tables and no plots.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
+from collections.abc import Callable, Sequence
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -17,7 +20,7 @@ from starlette.types import Scope
 from qlora_chat.delivery.signing import IDEMPOTENCY_HEADER, BadSignature, verify
 from qlora_chat.receiver.database import StoreError
 from qlora_chat.receiver.records import Record, RecordRefused, read_record
-from qlora_chat.receiver.writer import BatchWriter
+from qlora_chat.receiver.store import Outcome
 from qlora_chat.server.access_control import WRONG_CREDENTIALS_DELAY_S, authorization, tokens_equal
 from qlora_chat.server.request_body import BodyLimit, Refused
 
@@ -96,3 +99,54 @@ def _basic_password(credentials: str) -> str:
         return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
     except (binascii.Error, UnicodeDecodeError):
         return ""
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+MAX_BATCH = 200
+"""Records per commit."""
+
+_Pending = tuple[Record, "asyncio.Future[Outcome]"]
+
+
+class BatchWriter:
+    """Hands records to `store_all` in the order of their arrival, in another thread, one batch at a time."""
+
+    def __init__(self, store_all: Callable[[Sequence[Record]], list[Outcome]]) -> None:
+        self._store_all = store_all
+        self._queue: asyncio.Queue[_Pending] = asyncio.Queue()
+
+    async def add(self, record: Record) -> Outcome:
+        """Outcome of the record, once it is on disk. Raises what `store_all` raised."""
+        outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._queue.put_nowait((record, outcome))
+        return await outcome
+
+    async def run(self) -> None:
+        """Write until cancelled; a batch in progress is finished first."""
+        while True:
+            batch = [await self._queue.get()]
+            while len(batch) < MAX_BATCH and not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            await asyncio.shield(asyncio.create_task(self._write(batch)))
+
+    async def _write(self, batch: Sequence[_Pending]) -> None:
+        try:
+            outcomes = await asyncio.to_thread(self._store_all, [record for record, _ in batch])
+        except Exception as problem:
+            if len(batch) > 1:  # perhaps only one record's fault: retry each alone
+                for each in batch:
+                    await self._write([each])
+                return
+            _resolve(batch[0][1], problem)
+            return
+        for (_, pending), outcome in zip(batch, outcomes, strict=True):
+            _resolve(pending, outcome)
+
+
+def _resolve(pending: asyncio.Future[Outcome], result: Outcome | Exception) -> None:
+    with contextlib.suppress(asyncio.InvalidStateError):  # the client is gone
+        if isinstance(result, Exception):
+            pending.set_exception(result)
+        else:
+            pending.set_result(result)

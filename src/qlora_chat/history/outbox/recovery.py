@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qlora_chat.history import HistoryError, OutboxRecord
-from qlora_chat.history.errors import HistoryDamaged
 from qlora_chat.history.outbox.queue import Outbox
 from qlora_chat.history.outbox.record_frame import HEADER_BYTES, MAGIC, read_header, unframe
 from qlora_chat.history.storage.database import Database, open_database
 from qlora_chat.history.storage.encryption import Cipher
 from qlora_chat.history.storage.migrations import OUTBOX_MIGRATIONS
 from qlora_chat.history.storage.sqlite_pages import SUFFIXES, Pages, read_pages, varint_bytes
+from qlora_chat.history.types import HistoryDamaged
 
 
 def open_outbox_file(path: Path, cipher: Cipher, cap_bytes: int) -> Outbox:

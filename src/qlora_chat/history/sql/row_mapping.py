@@ -6,13 +6,13 @@ Scope: values. Knows no connection and no statement.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
-from qlora_chat.history import ConversationInfo, Feedback, StoredConversation, StoredTurn, Summary, TurnRecord
+from qlora_chat.history import ConversationInfo, Feedback, StoredConversation, StoredTurn, Summary, TurnRecord, now
 from qlora_chat.history.answer_metadata import answer_metadata
+from qlora_chat.history.json_codec import feedback_to_json, heading_to_json, turn_to_json
 from qlora_chat.history.storage.encryption import Cipher
 from qlora_chat.history.text_match import title_of
 from qlora_chat.messages import Conversation, Message
@@ -32,31 +32,24 @@ class RowMapper:
 
     def new_conversation(self, conversation: Conversation, info: ConversationInfo) -> dict[str, Any]:
         """Row of a conversation that begins now; its turns are added later."""
-        moment = time.time()
-        return {
-            "id": conversation.id, "owner": info.owner, "title": self.text_column(title_of(conversation)),
-            "tags": self.tags_column(()), "model": info.model, "adapter": info.adapter, "system": None,
-            "settings": json.dumps(dict(info.settings)), "head_id": None, "turns": 0, "created_at": moment,
-            "updated_at": moment,
-        }  # fmt: skip
+        moment = now()
+        summary = Summary(conversation.id, title_of(conversation), (), info.model, info.adapter, 0, moment, moment)
+        return self.restored_conversation(StoredConversation(summary, None, info.settings, None, ()), info.owner)
 
-    def restored_conversation(self, conversation: StoredConversation) -> dict[str, Any]:
+    def restored_conversation(self, conversation: StoredConversation, owner: str | None = None) -> dict[str, Any]:
         """Row of an existing conversation."""
-        summary = conversation.summary
-        return {
-            "id": summary.id, "owner": None, "title": self.text_column(summary.title),
-            "tags": self.tags_column(summary.tags), "model": summary.model, "adapter": summary.adapter,
-            "system": self.optional_column(conversation.system), "settings": json.dumps(dict(conversation.settings)),
+        fields, summary = heading_to_json(conversation), conversation.summary
+        return fields | {
+            "owner": owner, "title": self.text_column(fields["title"]), "tags": self.tags_column(fields["tags"]),
+            "system": self.optional_column(conversation.system), "settings": json.dumps(fields["settings"]),
             "head_id": conversation.head_id, "turns": len(conversation.turns),
             "created_at": summary.created_at.timestamp(), "updated_at": summary.updated_at.timestamp(),
         }  # fmt: skip
 
     def new_turn(self, conversation_id: str, turn: StoredTurn) -> dict[str, Any]:
         """Row of a turn."""
-        message = turn.message
-        return {
-            "id": message.id, "conversation_id": conversation_id, "parent_id": turn.parent_id, "role": message.role,
-            **self._message_columns(message, turn.details), "indexed": 0, "created_at": turn.created_at.timestamp(),
+        return turn_to_json(turn) | self._message_columns(turn.message, turn.details) | {
+            "conversation_id": conversation_id, "indexed": 0, "created_at": turn.created_at.timestamp(),
         }  # fmt: skip
 
     def finished_answer(self, record: TurnRecord) -> dict[str, Any]:
@@ -71,10 +64,9 @@ class RowMapper:
 
     def new_feedback(self, conversation_id: str, feedback: Feedback) -> dict[str, Any]:
         """Row of a user's feedback."""
-        return {
-            "conversation_id": conversation_id, "turn_id": feedback.turn_id, "rating": feedback.rating,
-            "edited": self.optional_column(feedback.edited), "comment": self.optional_column(feedback.comment),
-            "created_at": feedback.created_at.timestamp(),
+        return feedback_to_json(feedback) | {
+            "conversation_id": conversation_id, "edited": self.optional_column(feedback.edited),
+            "comment": self.optional_column(feedback.comment), "created_at": feedback.created_at.timestamp(),
         }  # fmt: skip
 
     def tags_column(self, tags: Sequence[str]) -> str:

@@ -18,8 +18,8 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from qlora_chat.databases import FULL, READS_ONLY, DatabaseError, Migration, parse_url, postgresql_engine, sqlite_engine
 from qlora_chat.history import HistoryError, HistoryUnavailable
-from qlora_chat.history.errors import HistoryDamaged
 from qlora_chat.history.storage.migrations import MIGRATIONS, migrate
+from qlora_chat.history.types import HistoryDamaged
 from qlora_chat.private_files import make_private_file, private_opener
 
 BUSY_MS = 30_000

@@ -1,0 +1,148 @@
+"""Base of the stores that read and write a conversation as one value: in memory, and in plain files.
+
+Scope: the rules of HistoryStore for changing a conversation. Subclasses know where conversations are.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from threading import RLock
+from typing import TypeAlias
+
+from qlora_chat.history import (
+    ConversationInfo,
+    Feedback,
+    OutboxRecord,
+    Queue,
+    SearchHit,
+    StaleConversation,
+    StoredConversation,
+    Summary,
+    TurnRecord,
+    now,
+)
+from qlora_chat.history.answer_metadata import answer_metadata
+from qlora_chat.history.text_match import list_conversations, search_conversations, title_of
+from qlora_chat.messages import Conversation
+
+Write: TypeAlias = Callable[[StoredConversation, str | None], None]
+"""Writes a conversation as it is now, and its owner, which counts for a new conversation only."""
+
+
+class ValueStore(ABC):
+    """HistoryStore without storage; records to deliver go to `queue`."""
+
+    def __init__(self, queue: Queue | None) -> None:
+        self._queue, self._lock = queue, RLock()
+
+    @abstractmethod
+    def read(self, conversation_id: str) -> StoredConversation | None:
+        """Conversation with all branches and feedback, or None."""
+
+    @abstractmethod
+    def _all(self, owner: str | None) -> Iterable[StoredConversation]: ...
+
+    @abstractmethod
+    def _changing(self, conversation_id: str) -> AbstractContextManager[tuple[StoredConversation | None, Write]]:
+        """The stored conversation, locked against other threads and processes."""
+
+    @abstractmethod
+    def _may_begin(self, conversation: Conversation) -> bool:
+        """False if a conversation that is not stored was erased."""
+
+    @abstractmethod
+    def _remove(self, conversation_id: str) -> bool: ...
+
+    def save(self, conversation: Conversation, info: ConversationInfo | None = None) -> Conversation:
+        """Add new messages and move the head; StaleConversation if the stored head is another."""
+        info = info or ConversationInfo()
+        with self._changing(conversation.id) as (stored, write):
+            if not self._may_begin(conversation) if stored is None else stored.head_id != conversation.head:
+                raise StaleConversation
+            changed = _extended(stored, conversation, info)
+            write(changed, info.owner)
+        return replace(conversation, head=changed.head_id)
+
+    def finish(self, record: TurnRecord, outgoing: OutboxRecord | None = None) -> None:
+        """Queue the answer's record, then close the answer: a crash in between must not lose the record."""
+        answer, conversation = record.answer, record.conversation
+        with self._changing(conversation.id) as (stored, write):
+            if stored is None and (conversation.head is not None or not self._may_begin(conversation)):
+                return
+            if outgoing and self._queue:
+                self._queue.put(outgoing)
+            if stored is None or not stored.has_turn(answer.id):
+                stored = _extended(stored, conversation, ConversationInfo())
+            finished = {"message": answer, "details": answer_metadata(record)}
+            turns = tuple(replace(each, **finished) if each.message.id == answer.id else each for each in stored.turns)
+            write(replace(stored, turns=turns, summary=replace(stored.summary, updated_at=now())), None)
+
+    def load(self, conversation_id: str) -> Conversation | None:
+        """Active branch, or None."""
+        stored = self.read(conversation_id)
+        return stored.conversation() if stored else None
+
+    def restore(self, conversation: StoredConversation) -> bool:
+        """Add a whole conversation; False if its id exists."""
+        with self._changing(conversation.summary.id) as (stored, write):
+            if stored is None:
+                write(conversation, None)
+            return stored is None
+
+    def list(self, *, limit: int | None = None, owner: str | None = None) -> Sequence[Summary]:
+        """Summaries of the conversations with a turn, the most recently changed first."""
+        return list_conversations(self._all(owner), limit)
+
+    def search(self, text: str, *, limit: int = 50, owner: str | None = None) -> Sequence[SearchHit]:
+        """Turns that have every word, the newest first."""
+        return search_conversations(self._all(owner), text, limit)
+
+    def change(self, conversation_id: str, *, title: str | None = None, tags: Iterable[str] | None = None) -> bool:
+        """Set title or tags."""
+        changes = {"title": title, "tags": None if tags is None else tuple(tags)}
+        given = {name: value for name, value in changes.items() if value is not None}
+        return self._change(conversation_id, lambda stored: replace(stored, summary=replace(stored.summary, **given)))
+
+    def add_feedback(self, conversation_id: str, feedback: Feedback, outgoing: OutboxRecord | None = None) -> bool:
+        """Store feedback on an answer; False for an unknown turn."""
+        stored = self.read(conversation_id)
+        if stored is None or not stored.has_turn(feedback.turn_id):
+            return False
+        if outgoing and self._queue:
+            self._queue.put(outgoing)
+        return self._change(conversation_id, lambda stored: replace(stored, feedback=(*stored.feedback, feedback)))
+
+    def erase(self, conversation_ids: Sequence[str], tombstones: Sequence[OutboxRecord] = ()) -> int:
+        """Delete conversations and queued records. Returns how many conversations existed."""
+        with self._lock:
+            erased = sum(self._remove(each) for each in conversation_ids)
+        if self._queue:
+            self._queue.erase(conversation_ids, tombstones)
+        return erased
+
+    def _change(self, conversation_id: str, changed: Callable[[StoredConversation], StoredConversation]) -> bool:
+        if self.read(conversation_id) is None:
+            return False
+        with self._changing(conversation_id) as (stored, write):
+            if stored is not None:
+                write(changed(stored), None)
+            return stored is not None
+
+
+def _extended(stored: StoredConversation | None, conversation: Conversation, info: ConversationInfo) -> StoredConversation:
+    """Stored conversation with the new messages, which are a branch beside the active one if they follow another head."""
+    moment = now()
+    if stored is None:
+        summary = Summary(conversation.id, title_of(conversation), (), info.model, info.adapter, 0, moment, moment)
+        stored = StoredConversation(summary, conversation.system, info.settings, conversation.head, ())
+    turns = (*stored.turns, *stored.new_turns(conversation))
+    model, adapter = (info.model, info.adapter) if info.settings else (stored.summary.model, stored.summary.adapter)
+    summary = replace(stored.summary, turns=len(turns), updated_at=moment, model=model, adapter=adapter)
+    if stored.head_id != conversation.head:
+        return replace(stored, summary=summary, turns=turns)
+    head = conversation.messages[-1].id if conversation.messages else None
+    settings = info.settings or stored.settings
+    return replace(stored, summary=summary, system=conversation.system, settings=settings, head_id=head, turns=turns)
