@@ -209,7 +209,7 @@ def test_a_store_of_received_records_is_counted_and_searched(run: Run, samples: 
     assert "# Nearly: schön!" in told
     fox = json.loads(run("logs", "query", *store, "--text", "ZÜRICH", "--json").stdout)
     assert fox["answer"].startswith("Grüße aus Zürich!")
-    assert version_of(samples / "received.db", "receiver_schema", "version") == 1
+    assert version_of(samples / "received.db", "receiver_schema", "version") == 2
     report = json.loads(run("dataset", "build", *store, "--out", "data", "--json").stdout)
     assert report["preference_pairs"] == 1
 

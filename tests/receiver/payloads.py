@@ -88,6 +88,6 @@ def posted(data: dict[str, Any]) -> bytes:
     return json.dumps(data).encode()
 
 
-def record(data: dict[str, Any]) -> Record:
+def record(data: dict[str, Any], sender: str = "") -> Record:
     """As the receiver reads it."""
-    return read_record(posted(data))
+    return read_record(posted(data), sender=sender)

@@ -94,6 +94,52 @@ def test_with_a_token_nothing_is_written_or_shown_without_it(
         assert session.get(f"{url}/health").text == "ok"
 
 
+def test_a_sender_with_a_token_of_its_own_writes_apart_and_reads_nothing(
+    store: RecordStore, session: requests.Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "WRONG_CREDENTIALS_DELAY_S", 0.01)
+    settings = ReceiverSettings(token="shared", senders={"anna": "token-a", "ben": "token-b"})
+    turn = turn_v2(conversation_id="c")
+
+    def post(data: Any, token: str) -> requests.Response:
+        return session.post(f"{url}/log", json=data, headers={"Authorization": f"Bearer {token}"})
+
+    with receiving(store, settings) as url:
+        for token in ("shared", "token-a", "token-b"):
+            assert post(turn, token).json()["status"] == "stored"
+            assert post(turn, token).json()["status"] == "duplicate"
+        assert post({**turn, "messages": "another"}, "token-a").status_code == 409
+        assert post(tombstone("c"), "token-a").json()["status"] == "stored"
+        assert post(turn, "token-c").status_code == 401
+        for token, status in (("token-a", 401), ("shared", 200)):
+            assert session.get(f"{url}/stats.json", headers={"Authorization": f"Bearer {token}"}).status_code == status
+    assert [row["sender"] for row in store.rows(RecordFilter())] == ["", "ben"]
+
+
+def test_plots_never_take_the_threads_that_records_need(store: RecordStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawing, go_on, drawn = threading.Event(), threading.Event(), []
+
+    def draw(_: RecordStore) -> str:
+        drawn.append(1)
+        drawing.set()
+        assert go_on.wait(60)
+        return "plots"
+
+    monkeypatch.setattr("qlora_chat.receiver.app._page", draw)
+    with receiving(store) as url:
+        lookers = [threading.Thread(target=requests.get, args=(f"{url}/",)) for _ in range(40)]
+        for each in lookers:
+            each.start()
+        try:
+            assert drawing.wait(60)
+            assert requests.post(f"{url}/log", json=turn_v1(), timeout=60).json()["status"] == "stored"
+        finally:
+            go_on.set()
+        for each in lookers:
+            each.join()
+    assert len(drawn) < 40, "those who look at once share a drawing"
+
+
 def test_with_a_secret_only_signed_records_are_taken(store: RecordStore, session: requests.Session) -> None:
     data = turn_v2()
     body, other = posted(data), posted(turn_v2(id=data["id"]))

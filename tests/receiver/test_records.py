@@ -69,6 +69,12 @@ def test_feedback_and_tombstones_are_records_of_their_own() -> None:
         (posted(turn_v2(turn_id="x" * 201)), "turn_id must be a string of 1 to 200"),
         (posted({**feedback(turn_v2(), rating=1), "feedback": {"rating": 5}}), "feedback.rating must be 1, -1 or null"),
         (posted({**feedback(turn_v2(), rating=1), "feedback": {"edited": 5}}), "feedback.edited must be a string or null"),
+        (posted({**feedback(turn_v2()), "feedback": [1]}), "feedback must be an object"),
+        (posted({**turn_v2(), "kind": "feedback"}), "feedback must be an object"),
+        (posted({**feedback(turn_v2(), rating=1), "feedback": {"rating": 1.0}}), "feedback.rating must be 1, -1 or null"),
+        (posted(turn_v2(parent_id=[1])), "parent_id must be a string or null"),
+        (posted(turn_v2(version=2.0)), "version must be 1 or 2"),
+        (posted(turn_v1(x=1))[:-2] + b"[" * 101 + b"]" * 101 + b"}", "more than 100 levels deep"),
     ],
 )  # fmt: skip
 def test_other_bodies_are_refused_with_the_reason(body: bytes, message: str) -> None:
@@ -87,11 +93,32 @@ def test_an_id_in_header_and_body_must_be_one() -> None:
         read_record(posted(turn_v2(id="one")), "another")
 
 
-def test_a_figure_that_cannot_be_counted_loses_no_turn() -> None:
-    kwargs = {"temperature": "hot", "top_k": 1e308 * 10, "top_p": True, "repetition_penalty": None}
-    body = posted(turn_v2(ttft_ms=-0.0, tokens_per_s=[], generate_kwargs=kwargs, model="gpt")).replace(b"Infinity", b"1e999")
-    columns = read_record(body).columns
-    assert columns["temperature"] is columns["top_k"] is columns["top_p"] is columns["tokens_per_s"] is columns["model"] is None
+def test_a_figure_that_is_no_number_loses_no_turn() -> None:
+    kwargs = {"temperature": "hot", "top_p": True, "repetition_penalty": None}
+    columns = read_record(posted(turn_v2(ttft_ms=-0.0, tokens_per_s=[], generate_kwargs=kwargs, model="gpt"))).columns
+    assert columns["temperature"] is columns["top_p"] is columns["tokens_per_s"] is columns["model"] is None
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "1e300", "-1.7e308", "1000000000001", "9" * 400])
+@pytest.mark.parametrize("name", ["prompt_tokens", "ttft_ms", "tokens_per_s", "temperature", "top_k"])
+def test_a_number_that_cannot_be_counted_is_refused(name: str, number: str) -> None:
+    body = posted(turn_v2(**{name: 77770}, generate_kwargs={name: 77770})).replace(b"77770", number.encode())
+    with pytest.raises(RecordRefused, match="number"):
+        read_record(body)
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        "9999-12-31T23:59:59-12:00",
+        "0001-01-01T00:00:00+12:00",
+        "1969-12-30T00:00:00+00:00",
+        "2100-01-02T00:00:00",
+    ],
+)
+def test_a_time_that_no_calendar_of_ours_has_is_refused(time: str) -> None:
+    with pytest.raises(RecordRefused, match="finished_at must be a time from 1970 to 2099"):
+        read_record(posted(turn_v2(finished_at=time)))
 
 
 def test_a_setting_that_is_off_or_not_sent_has_an_empty_column() -> None:

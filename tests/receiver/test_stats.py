@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from typer.testing import CliRunner, Result
 
 from qlora_chat.cli import app
 from qlora_chat.errors import UserError
-from qlora_chat.receiver.page import page
+from qlora_chat.receiver.page import _turns_per_day, page
 from qlora_chat.receiver.stats import distribution, statistics
 from qlora_chat.receiver.store import RecordFilter, RecordStore
 from qlora_chat.receiver.turns import turns
@@ -174,3 +175,20 @@ def test_a_wrong_option_is_one_clear_line(
     assert done.exit_code == 1
     assert message in str(done.exception)
     assert isinstance(done.exception, UserError)
+
+
+@pytest.mark.parametrize("values", [[1e12], [1e12, 1e12 - 1e-4], [-1e12, 1e12], [0, 1e-300]])
+def test_any_number_that_is_taken_has_a_histogram(values: list[float]) -> None:
+    counted = distribution(values)
+    assert counted is not None
+    assert sum(counted["histogram"]["counts"]) == len(values)
+
+
+def test_the_plot_of_days_has_at_most_ninety_whatever_the_clocks_say(store: RecordStore) -> None:
+    for moment in ("1970-01-01T00:00:00", "2098-01-01T00:00:00", "2026-11-24T09:08:07"):
+        store.add([record(turn_v1(timestamp=moment))])
+    figure = Figure()
+    axes = figure.add_subplot()
+    _turns_per_day(axes, statistics(store))
+    assert len(axes.patches) == 90
+    assert axes.patches[-1].get_height() == 1, "the newest day that has come"

@@ -12,7 +12,10 @@ import pytest
 from sqlalchemy import text
 
 from qlora_chat.receiver.database import StoreError
+from qlora_chat.receiver.page import page
+from qlora_chat.receiver.stats import statistics
 from qlora_chat.receiver.store import RecordFilter, RecordStore
+from qlora_chat.receiver.turns import turns, unreadable
 from tests.receiver.payloads import feedback, record, tombstone, turn_v1, turn_v2
 
 
@@ -161,3 +164,91 @@ def test_a_store_of_a_later_program_is_refused(tmp_path: Path) -> None:
         connection.commit()
     with pytest.raises(StoreError, match="version 99"):
         RecordStore(url, create=True)
+
+
+# --- senders ---------------------------------------------------------------------------------------------------------
+
+
+def test_senders_have_ids_and_conversations_of_their_own(store: RecordStore) -> None:
+    turn = turn_v2(conversation_id="c")
+    assert store.add([record(turn, "anna"), record(turn, "ben"), record(turn, "ben")]) == ["stored", "stored", "duplicate"]
+    grave = tombstone("c")
+    assert store.add([record(grave, "ben")]) == ["stored"]
+    assert [row["sender"] for row in store.rows(RecordFilter())] == ["anna"], "a tombstone erases its sender's records only"
+    assert store.add([record(turn_v2(conversation_id="c"), name) for name in ("anna", "ben")]) == ["stored", "erased"]
+
+
+def test_feedback_of_one_sender_is_not_about_a_turn_of_another(store: RecordStore) -> None:
+    turn = turn_v2()
+    store.add([record(turn, "anna"), record(turn, "ben"), record(feedback(turn, rating=-1), "ben")])
+    assert {turn.row["sender"]: turn.feedback and turn.feedback["rating"] for turn in turns(store, RecordFilter())} == {
+        "anna": None,
+        "ben": -1,
+    }
+
+
+def test_an_id_with_another_body_is_a_conflict_and_changes_nothing(store: RecordStore) -> None:
+    turn, grave = turn_v2(), tombstone("gone")
+    store.add([record(turn), record(grave)])
+    assert store.add([record({**turn, "messages": "another"})]) == ["conflict"]
+    assert store.add([record({**tombstone("conversation-1"), "id": turn["id"]})]) == ["conflict"]
+    assert store.add([record({**grave, "conversation_id": "conversation-1"})]) == ["conflict"]
+    assert store.add([record({**turn, "id": grave["id"]})]) == ["conflict"]
+    assert [row["body"] for row in store.rows(RecordFilter())] == [record(turn).body]
+
+
+# --- stores of earlier versions --------------------------------------------------------------------------------------
+
+VERSION_1 = (
+    "CREATE TABLE new_records AS SELECT * FROM records",
+    "ALTER TABLE new_records DROP COLUMN sender",
+    "DROP TABLE records",
+    "CREATE TABLE records (number INTEGER NOT NULL PRIMARY KEY, id VARCHAR(200) NOT NULL UNIQUE, kind VARCHAR(16) NOT NULL, "
+    "version SMALLINT NOT NULL, conversation_id VARCHAR(200) NOT NULL, turn_id VARCHAR(200), at DOUBLE NOT NULL, "
+    "day VARCHAR(10) NOT NULL, received_at DOUBLE NOT NULL, temperature DOUBLE, prompt_tokens DOUBLE, rating SMALLINT, "
+    "body TEXT NOT NULL)",
+    "INSERT INTO records SELECT number, id, kind, version, conversation_id, turn_id, at, day, received_at, temperature, "
+    "prompt_tokens, rating, body FROM new_records",
+    "CREATE INDEX records_kind_at ON records (kind, at)",
+    "DROP TABLE new_records",
+    "DROP TABLE erased",
+    "CREATE TABLE erased (conversation_id VARCHAR(200) NOT NULL PRIMARY KEY, record_id VARCHAR(200) NOT NULL, "
+    "at DOUBLE NOT NULL)",
+    "INSERT INTO erased VALUES ('gone', 'grave', 0)",
+    "DELETE FROM receiver_schema WHERE version > 1",
+)
+"""Statements that make a new SQLite store one of the first version, with fewer settings."""
+
+
+def test_a_store_without_senders_is_migrated_with_all_its_records(tmp_path: Path) -> None:
+    url, turn = f"sqlite:///{tmp_path}/logs.db", turn_v2()
+    with closing(RecordStore(url, create=True)) as store, store._engine.begin() as connection:
+        store_row = record(turn)
+        connection.execute(
+            text(
+                "INSERT INTO records (sender, id, kind, version, conversation_id, turn_id, at, day, received_at, body) "
+                "VALUES ('', :id, 'turn', 2, 'c', 't', 1, '2026-11-24', 1, :body)"
+            ),
+            {"id": store_row.id, "body": store_row.body},
+        )
+        for statement in VERSION_1:
+            connection.execute(text(statement))
+    with closing(RecordStore(url)) as reading:
+        assert [(row["sender"], row["id"]) for row in reading.rows(RecordFilter())] == [("", turn["id"])]
+    with closing(RecordStore(url, create=True)) as store:
+        assert store.add([record(turn), record(turn, "anna")]) == ["duplicate", "stored"]
+        assert store.add([record(turn_v2(conversation_id="gone"))]) == ["erased"]
+
+
+def test_what_is_stored_and_unreadable_is_skipped_and_counted(store: RecordStore) -> None:
+    good = turn_v2()
+    store.add([record(good), *(record(turn_v2()) for _ in range(4)), record(feedback(good, rating=1))])
+    with store._engine.begin() as connection:
+        for number, change in enumerate(("prompt_tokens = 1e300", "at = 3e11", "at = -7e10", "body = '{}'"), start=2):
+            connection.execute(text(f"UPDATE records SET {change} WHERE number = {number}"))
+        connection.execute(text("UPDATE records SET body = '{\"feedback\": [1]}' WHERE kind = 'feedback'"))
+    assert [turn.row["id"] for turn in turns(store, RecordFilter())] == [good["id"]]
+    assert unreadable(store) == 5
+    counted = statistics(store)
+    assert (counted["turns"], counted["unreadable"]) == (2, 3)
+    assert "unreadable" in page(counted)

@@ -19,7 +19,7 @@ from qlora_chat.cli.options import JsonOption, expanded
 from qlora_chat.settings import SettingsError, one_of
 
 if TYPE_CHECKING:
-    from qlora_chat.receiver.store import RecordFilter
+    from qlora_chat.receiver.store import RecordFilter, RecordStore
     from qlora_chat.receiver.turns import LoggedTurn
 
 app = typer.Typer(help="Receive, count, search and export what chats send to LOGGING_URL.", no_args_is_help=True)
@@ -76,7 +76,7 @@ def serve(
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file of the certificate chain; without it, plain http")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key")] = None,
 ) -> None:
-    """Receive records at /log, store each once, and show plots at /. LOGGING_TOKEN and LOGGING_SECRET as senders have them."""
+    """Receive records at /log, store each once, and show plots at /. LOGGING_TOKEN or LOGGING_TOKENS, and LOGGING_SECRET."""
     receiver_settings = settings.receiver_settings(host, port, allow_host or (), tls_cert, tls_key)
     from qlora_chat.receiver.app import serve as receive
     from qlora_chat.receiver.store import RecordStore
@@ -116,6 +116,7 @@ def query(
     ):
         for each in islice(found, limit):
             print(json.dumps(each.record()) if as_json else _turn_text(each))
+        _report_unreadable(records)
 
 
 @app.command()
@@ -133,7 +134,15 @@ def export(
 
     with closing(RecordStore(store)) as records:
         count = export_parquet(turns(records, turn_filter, text=which.text, rating=which.rated()), parquet)
+        _report_unreadable(records)
     print(f"wrote {count:,} turns to {parquet}")
+
+
+def _report_unreadable(records: RecordStore) -> None:
+    from qlora_chat.receiver.turns import unreadable
+
+    if count := unreadable(records):
+        notify(f"logs: {count:,} record{'' if count == 1 else 's'} left out as unreadable")
 
 
 def _seconds(option: str, text: str | None) -> float | None:
@@ -148,7 +157,8 @@ def _seconds(option: str, text: str | None) -> float | None:
 def _stats_text(counted: Mapping[str, Any]) -> str:
     lines = [
         f"{counted['turns']:,} turns in {counted['conversations']:,} conversations "
-        f"({counted['erased_conversations']:,} erased), {counted['turns_with_feedback']:,} with feedback",
+        f"({counted['erased_conversations']:,} erased), {counted['turns_with_feedback']:,} with feedback"
+        + (f"; {counted['unreadable']:,} records could not be read and are left out" if counted["unreadable"] else ""),
         f"from {counted['first'] or '-'} to {counted['last'] or '-'}",
         "",
         f"{'':20}{'turns':>9}{'p10':>10}{'median':>10}{'p90':>10}{'p99':>10}",

@@ -12,7 +12,7 @@ from qlora_chat.dataset import NO_OPINION, Example, Exchange, Opinion
 from qlora_chat.history import HistoryStore, StoredConversation, StoredTurn
 from qlora_chat.prompt import FORMATS
 from qlora_chat.receiver.store import RecordFilter, RecordStore
-from qlora_chat.receiver.turns import LoggedTurn, turns
+from qlora_chat.receiver.turns import LoggedTurn, TurnKey, turns
 
 
 def from_history(store: HistoryStore) -> Iterator[Example]:
@@ -46,39 +46,31 @@ def _exchanges(turn: StoredTurn, by_id: Mapping[str, StoredTurn], opinions: Mapp
 
 def from_receiver(store: RecordStore) -> Iterator[Example]:
     """Every answer in a receiver's store. Opinions need version 2: turns of version 1 have no id."""
-    parents = {row["turn_id"]: row for row in _parents(store)}
-    opinions = {turn_id: row["opinion"] for turn_id, row in parents.items()}
+    logged = {turn.key: (turn.parent_key, _opinion(turn)) for turn in turns(store, RecordFilter()) if turn.row["turn_id"]}
     for turn in turns(store, RecordFilter()):
-        names = _earlier_turns(turn, parents)
         pairs = turn.data["history"]
+        keys = [*_earlier_turns(turn, logged), turn.key]
         exchanges = [
-            Exchange(question, answer, opinions.get(name, NO_OPINION))
-            for (question, answer), name in zip(pairs, [*names, turn.row["turn_id"]][-len(pairs) :], strict=True)
+            Exchange(question, answer, logged.get(key, (key, NO_OPINION))[1])
+            for (question, answer), key in zip(pairs, keys[-len(pairs) :], strict=True)
         ]
         yield Example(
             turn.row["conversation_id"], tuple(exchanges[:-1]), exchanges[-1], turn.row["finish_reason"], _system(turn.data)
         )
 
 
-def _parents(store: RecordStore) -> Iterator[dict[str, Any]]:
-    """turn_id, parent_id and opinion of each version 2 turn."""
-    for turn in turns(store, RecordFilter()):
-        if turn.row["turn_id"] is not None:
-            feedback = turn.feedback
-            opinion = Opinion(feedback.get("rating"), feedback.get("edited")) if feedback else NO_OPINION
-            yield {"turn_id": turn.row["turn_id"], "parent_id": turn.data.get("parent_id"), "opinion": opinion}
+def _opinion(turn: LoggedTurn) -> Opinion:
+    return Opinion(turn.feedback.get("rating"), turn.feedback.get("edited")) if turn.feedback else NO_OPINION
 
 
-def _earlier_turns(turn: LoggedTurn, parents: Mapping[str, Mapping[str, Any]]) -> list[str | None]:
-    """Ids of the earlier answers, one for each exchange, oldest first; None for a turn that was not logged."""
-    count = len(turn.data["history"]) - 1
-    names: list[str | None] = []
-    name = turn.data.get("parent_id")
-    while len(names) < count:
-        names.append(name)
-        row = parents.get(name) if isinstance(name, str) else None
-        name = row["parent_id"] if row else None
-    return names[::-1]
+def _earlier_turns(turn: LoggedTurn, logged: Mapping[TurnKey, tuple[TurnKey, Opinion]]) -> list[TurnKey]:
+    """Keys of the earlier answers, one for each exchange, oldest first; an id of None for a turn that was not logged."""
+    keys: list[TurnKey] = []
+    key = turn.parent_key
+    while len(keys) < len(turn.data["history"]) - 1:
+        keys.append(key)
+        key = logged[key][0] if key in logged else (key[0], None)
+    return keys[::-1]
 
 
 def _system(data: Mapping[str, Any]) -> str | None:
@@ -87,6 +79,6 @@ def _system(data: Mapping[str, Any]) -> str | None:
     prompt_format = FORMATS.get(str(model.get("prompt_format"))) if isinstance(model, dict) else None
     if prompt_format is None:
         return None
-    prefix, marker, _ = data["messages"].partition(prompt_format.before_user)
+    prefix, marker, _ = str(data.get("messages")).partition(prompt_format.before_user)
     system = prefix.removesuffix(prompt_format.after_system) if marker else ""
     return system if system and system != prompt_format.default_system else None

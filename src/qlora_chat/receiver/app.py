@@ -10,6 +10,9 @@ import contextlib
 import signal
 import ssl
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Generic, TypeVar
 
 import uvicorn
 from starlette.applications import Starlette
@@ -25,6 +28,8 @@ from qlora_chat.server.access_control import AccessControl
 from qlora_chat.server.listener import ServeError, listen, url_of, uvicorn_config
 from qlora_chat.server.security_headers import SecurityHeaders
 from qlora_chat.settings import ReceiverSettings, is_loopback
+
+T = TypeVar("T")
 
 MAX_CONNECTIONS = 500
 """More get 503, and their senders try again."""
@@ -43,11 +48,13 @@ def build_app(store: RecordStore, settings: ReceiverSettings) -> ASGIApp:
         yield
         writing.cancel()
 
+    plots_of, numbers_of = SharedResult(partial(_page, store)), SharedResult(partial(statistics, store))
+
     async def plots(_: Request) -> Response:
-        return HTMLResponse(await asyncio.to_thread(_page, store))
+        return HTMLResponse(await plots_of())
 
     async def numbers(_: Request) -> Response:
-        return JSONResponse(await asyncio.to_thread(statistics, store), headers={"cache-control": "no-store"})
+        return JSONResponse(await numbers_of(), headers={"cache-control": "no-store"})
 
     async def health(_: Request) -> Response:
         return PlainTextResponse("ok")
@@ -59,8 +66,26 @@ def build_app(store: RecordStore, settings: ReceiverSettings) -> ASGIApp:
         Route(HEALTH, health),
     ]
     app = Starlette(routes=routes, lifespan=lifespan)
-    protected = AccessControl(app, ReceiverPolicy(settings.token), settings.host, settings.allowed_hosts)
+    protected = AccessControl(app, ReceiverPolicy(settings.token, settings.senders), settings.host, settings.allowed_hosts)
     return SecurityHeaders(protected, lambda _: PLOTS_POLICY)
+
+
+_READERS = ThreadPoolExecutor(1, thread_name_prefix="qlora-chat-plots")
+"""Computes statistics and plots, one at a time, so that records never wait for a thread."""
+
+
+class SharedResult(Generic[T]):
+    """Result of a computation; callers that come while it runs share it."""
+
+    def __init__(self, compute: Callable[[], T]) -> None:
+        self._compute = compute
+        self._running: asyncio.Future[T] | None = None
+
+    async def __call__(self) -> T:
+        """The result, not older than the call that began it."""
+        if self._running is None or self._running.done():
+            self._running = asyncio.get_running_loop().run_in_executor(_READERS, self._compute)
+        return await asyncio.shield(self._running)
 
 
 def server_config(store: RecordStore, settings: ReceiverSettings) -> uvicorn.Config:

@@ -10,7 +10,7 @@ import asyncio
 import base64
 import binascii
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -35,17 +35,20 @@ class ReceiverPolicy:
 
     allow_links = False
 
-    def __init__(self, token: str | None) -> None:
+    def __init__(self, token: str | None, senders: Mapping[str, str]) -> None:
         self.body_limit = BODY_LIMIT
-        self._token = token
+        self._token, self._senders = token, senders
 
     async def authorize(self, scope: Scope, headers: Headers) -> None:
-        """Check the token; a wrong one is answered after a delay."""
+        """Check the token, and note whose it is; a wrong one is answered after a delay."""
         is_post = scope["method"] == "POST"
-        if scope["path"] != HEALTH and not self._is_allowed(scope["method"], headers):
+        sender = self._sender(headers) if is_post else ""
+        scope.setdefault("state", {})["sender"] = sender
+        if scope["path"] != HEALTH and (sender is None or not (is_post or self._may_read(headers))):
             await asyncio.sleep(WRONG_CREDENTIALS_DELAY_S if "authorization" in headers else 0)
             challenge = {} if is_post else {"www-authenticate": 'Basic realm="QLoRA Chat logs", charset="UTF-8"'}
-            raise Refused(401, "LOGGING_TOKEN is needed: as a bearer token, or as the password.", challenge)
+            needed = "its token, as a bearer token" if is_post else "LOGGING_TOKEN, as the password or a bearer token"
+            raise Refused(401, f"The receiver needs {needed}.", challenge)
         if is_post and headers.get("content-encoding", "identity") != "identity":
             raise Refused(415, "send the body as it is, without Content-Encoding")
 
@@ -55,15 +58,25 @@ class ReceiverPolicy:
             return JSONResponse({"error": refused.message}, refused.status, refused.headers)
         return PlainTextResponse(refused.message, refused.status, refused.headers)
 
-    def _is_allowed(self, method: str, headers: Headers) -> bool:
-        """True if the token is right. Browsers send a Basic password by themselves, so it reads only; writing takes a bearer
-        token."""
-        if self._token is None:
-            return True
+    def _sender(self, headers: Headers) -> str | None:
+        """Name of the sender whose bearer token comes with a record, "" for LOGGING_TOKEN; None if it is nobody's.
+
+        Browsers send a Basic password by themselves, so it reads only.
+        """
+        if self._token is None and not self._senders:
+            return ""
         scheme, credentials = authorization(headers)
-        if scheme == "basic" and method in ("GET", "HEAD"):
-            return tokens_equal(_basic_password(credentials), self._token)
-        return scheme == "bearer" and tokens_equal(credentials, self._token)
+        tokens = {**self._senders, **({"": self._token} if self._token else {})}
+        matching = [name for name, token in tokens.items() if tokens_equal(credentials, token)]
+        return matching[0] if scheme == "bearer" and matching else None
+
+    def _may_read(self, headers: Headers) -> bool:
+        """True if LOGGING_TOKEN comes with a request for statistics, which are of all senders; a sender's token only writes."""
+        if self._token is None:
+            return not self._senders
+        scheme, credentials = authorization(headers)
+        password = _basic_password(credentials) if scheme == "basic" else credentials
+        return scheme in ("basic", "bearer") and tokens_equal(password, self._token)
 
 
 class Intake:
@@ -75,23 +88,25 @@ class Intake:
     async def receive(self, request: Request) -> Response:
         """Take one record from a request's body."""
         try:
-            record = self._read(request.headers, await request.body())
+            record = self._read(request.headers, await request.body(), request.state.sender)
         except (BadSignature, RecordRefused) as problem:
             return JSONResponse({"error": str(problem)}, 401 if isinstance(problem, BadSignature) else 400)
         try:
             outcome = await self._writer.add(record)
         except StoreError as problem:
             return JSONResponse({"error": str(problem)}, 503, {"retry-after": str(RETRY_S)})
+        if outcome == "conflict":
+            return JSONResponse({"error": "this id belongs to another record of the same sender"}, 409)
         return JSONResponse({"id": record.id, "status": outcome})
 
-    def _read(self, headers: Headers, body: bytes) -> Record:
+    def _read(self, headers: Headers, body: bytes, sender: str) -> Record:
         key = headers.get(IDEMPOTENCY_HEADER)
         if self._secret is not None:
             signed_id = verify(self._secret, headers, body)
             if key not in (None, signed_id):
                 raise RecordRefused(f"{IDEMPOTENCY_HEADER} is not the id that was signed")
             key = signed_id
-        return read_record(body, key)
+        return read_record(body, key, sender)
 
 
 def _basic_password(credentials: str) -> str:

@@ -24,6 +24,8 @@ TEAL, AMBER, RED = "#0f766e", "#d97706", "#b91c1c"
 INCHES = (5.2, 3.0)
 MOST_ROWS = 12
 """Adapters and finish reasons in a plot; stats.json has all of them."""
+PLOT_DAYS = 90
+"""Most days in a plot, up to the newest; stats.json has all of them."""
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "qlora-chat",
@@ -65,7 +67,9 @@ def _figure(title: str, note: str, draw: Callable[[Axes, Stats], None], stats: S
 def _turns_per_day(axes: Axes, stats: Stats) -> None:
     days = stats["days"]
     counts = {date.fromisoformat(each["day"]): each["turns"] for each in days}
-    first, last = min(counts), max(counts)
+    tomorrow = date.today() + timedelta(1)
+    last = max((day for day in counts if day <= tomorrow), default=max(counts))  # one wrong clock must not hide all other days
+    first = max(min(counts), last - timedelta(PLOT_DAYS - 1))
     every = [first + timedelta(each) for each in range((last - first).days + 1)]
     axes.bar(range(len(every)), [counts.get(day, 0) for day in every], color=TEAL, width=0.8)
     step = max(1, len(every) // 6)
@@ -162,7 +166,7 @@ def _short(name: str) -> str:
 
 
 _PLOTS: tuple[tuple[str, str, Callable[[Axes, Stats], None]], ...] = (
-    ("Turns a day", "by the senders' dates", _turns_per_day),
+    ("Turns a day", f"by the senders' dates, at most {PLOT_DAYS} days", _turns_per_day),
     ("Finish reasons", "how answers ended", _finish_reasons),
     ("Answer length", "the last bar holds what lies beyond", _histogram("completion_tokens", "tokens")),
     ("Prompt length", "the last bar holds what lies beyond", _histogram("prompt_tokens", "tokens")),
@@ -179,6 +183,7 @@ def _facts(stats: Stats) -> str:
         ("conversations", f"{stats['conversations']:,}"),
         ("with feedback", f"{stats['turns_with_feedback']:,}"),
         ("conversations erased", f"{stats['erased_conversations']:,}"),
+        *([("unreadable, left out", f"{stats['unreadable']:,}")] if stats["unreadable"] else []),
         ("newest", (stats["last"] or "none yet").replace("T", " ")),
     ]
     return "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)

@@ -19,8 +19,8 @@ from qlora_chat.text import replace_surrogates
 
 ROWS_PER_GROUP = 2000
 _TEXT_COLUMNS = (
-    "id", "conversation_id", "turn_id", "parent_id", "user_turn_id", "day", "question", "answer", "prompt", "finish_reason",
-    "model", "base", "adapter", "precision", "device", "edited", "comment",
+    "sender", "id", "conversation_id", "turn_id", "parent_id", "user_turn_id", "day", "question", "answer", "prompt",
+    "finish_reason", "model", "base", "adapter", "precision", "device", "edited", "comment",
 )  # fmt: skip
 _INT_SETTINGS = tuple(name for name in LOGITS_PROCESSORS if SAMPLING_SETTINGS[name].whole)
 _INT_COLUMNS = ("version", *_INT_SETTINGS, "prompt_tokens", "cached_tokens", "completion_tokens", "rating")
@@ -72,7 +72,7 @@ def _row(turn: LoggedTurn) -> dict[str, Any]:
         "user_turn_id": data.get("user_turn_id"),
         "question": turn.question,
         "answer": turn.answer,
-        "prompt": data["messages"],
+        "prompt": data.get("messages"),
         "edited": feedback.get("edited"),
         "comment": feedback.get("comment"),
         "rating": feedback.get("rating"),

@@ -1,7 +1,7 @@
 """Durable store of records: each once, until its conversation is erased.
 
-Scope: tables, writing, erasing and reading. Knows no HTTP and no statistics. Methods block, and may be called from several
-threads and processes.
+Scope: tables, writing, erasing and reading. Each sender has ids and conversations of its own. Methods block, and may be called
+from several threads and processes. Knows no HTTP and no statistics.
 """
 
 from __future__ import annotations
@@ -23,13 +23,19 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    Select,
     SmallInteger,
     String,
     Table,
     Text,
+    UniqueConstraint,
+    and_,
     delete,
+    func,
     insert,
     inspect,
+    not_,
+    or_,
     select,
     text,
 )
@@ -38,11 +44,12 @@ from sqlalchemy.exc import DBAPIError
 
 from qlora_chat.databases import READS_ONLY, Migration
 from qlora_chat.receiver.database import BUSY_S, StoreError, migrate, open_database, unusable
-from qlora_chat.receiver.records import MAX_NAME_LENGTH, Record
+from qlora_chat.receiver.records import EARLIEST, LATEST, MAX_NAME_LENGTH, MAX_NUMBER, USAGE, Record
 from qlora_chat.settings import LOGITS_PROCESSORS
 
-Outcome = Literal["stored", "duplicate", "erased"]
-"""erased: the conversation was erased before; nothing of the record is stored."""
+Outcome = Literal["stored", "duplicate", "erased", "conflict"]
+"""erased: the conversation was erased before; nothing of the record is stored. conflict: its id is that of another record."""
+MAX_SENDER_LENGTH = 64
 ROWS_PER_FETCH = 500
 CHECKPOINT_MS = 2000
 """Longest time that an erasure waits for readers of erased pages."""
@@ -51,7 +58,8 @@ _metadata = MetaData()
 records = Table(
     "records", _metadata,
     Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
-    Column("id", String(MAX_NAME_LENGTH), nullable=False, unique=True),
+    Column("sender", String(MAX_SENDER_LENGTH), nullable=False),
+    Column("id", String(MAX_NAME_LENGTH), nullable=False),
     Column("kind", String(16), nullable=False),
     Column("version", SmallInteger, nullable=False),
     Column("conversation_id", String(MAX_NAME_LENGTH), nullable=False, index=True),
@@ -61,29 +69,58 @@ records = Table(
     Column("received_at", Double, nullable=False),
     *(Column(name, String(MAX_NAME_LENGTH)) for name in ("model", "base", "adapter", "precision", "device", "finish_reason")),
     *(Column(name, Double) for name in LOGITS_PROCESSORS),
-    *(Column(name, Double) for name in ("prompt_tokens", "cached_tokens", "completion_tokens")),
+    *(Column(name, Double) for name in USAGE),
     Column("question_chars", Integer),
     Column("answer_chars", Integer),
-    Column("ttft_ms", Double),
-    Column("tokens_per_s", Double),
     Column("rating", SmallInteger),
     Column("edited", Boolean),
     Column("commented", Boolean),
     Column("body", Text, nullable=False),
     Index("records_kind_at", "kind", "at"),
+    UniqueConstraint("sender", "id", name="records_sender_id_key"),
 )  # fmt: skip
 """One row per turn or feedback. Double: seconds since 1970, or a number as it was sent. body: exactly what was sent."""
 erased = Table(
     "erased", _metadata,
+    Column("sender", String(MAX_SENDER_LENGTH), primary_key=True),
     Column("conversation_id", String(MAX_NAME_LENGTH), primary_key=True),
     Column("record_id", String(MAX_NAME_LENGTH), nullable=False),
     Column("at", Double, nullable=False),
 )  # fmt: skip
-"""Conversations that must not come back with a late record."""
+"""Conversations that must not come back with a late record of the sender that erased them."""
 
-_RECORD_FIELDS = ("id", "kind", "version", "conversation_id", "turn_id", "at", "day", "body")
+_RECORD_FIELDS = ("sender", "id", "kind", "version", "conversation_id", "turn_id", "at", "day", "body")
 
-MIGRATIONS = (Migration(1, "records", _metadata.create_all),)
+_COUNTED = (*LOGITS_PROCESSORS, *USAGE)
+_READABLE = and_(
+    records.c.at.between(EARLIEST, LATEST),
+    *(or_(records.c[name].is_(None), records.c[name].between(-MAX_NUMBER, MAX_NUMBER)) for name in _COUNTED),
+)
+"""Condition of rows that can be counted and printed. Earlier versions stored others, too."""
+
+
+def _add_senders(connection: Connection) -> None:
+    """Key records and erasures by their sender; those that are there have the unnamed one."""
+    if "sender" in _columns_of(connection, "records"):
+        return  # a new store
+    if connection.dialect.name == "postgresql":
+        for table in ("records", "erased"):
+            connection.execute(text(f"ALTER TABLE {table} ADD COLUMN sender VARCHAR({MAX_SENDER_LENGTH}) NOT NULL DEFAULT ''"))
+        connection.execute(text("ALTER TABLE records DROP CONSTRAINT records_id_key"))
+        connection.execute(text("ALTER TABLE records ADD CONSTRAINT records_sender_id_key UNIQUE (sender, id)"))
+        connection.execute(text("ALTER TABLE erased DROP CONSTRAINT erased_pkey, ADD PRIMARY KEY (sender, conversation_id)"))
+        return
+    for index in records.indexes:
+        connection.execute(text(f"DROP INDEX IF EXISTS {index.name}"))
+    for table in (records, erased):
+        names = ", ".join(_columns_of(connection, table.name))
+        connection.execute(text(f"ALTER TABLE {table.name} RENAME TO old_{table.name}"))
+        table.create(connection)
+        connection.execute(text(f"INSERT INTO {table.name} (sender, {names}) SELECT '', {names} FROM old_{table.name}"))
+        connection.execute(text(f"DROP TABLE old_{table.name}"))
+
+
+MIGRATIONS = (Migration(1, "records", _metadata.create_all), Migration(2, "senders", _add_senders))
 
 
 @dataclass(frozen=True)
@@ -107,16 +144,18 @@ class RecordStore:
         """StoreError if the store cannot be opened, or does not exist and `create` is false."""
         self._engine = open_database(address, create=create)
         try:
-            if create:
-                migrate(self._engine, MIGRATIONS)
-            else:
+            if not create:
                 self._check()
+            if create or self._is_older():
+                migrate(self._engine, MIGRATIONS)
             self._add_missing_columns()
         except BaseException:
             self._engine.dispose()
             raise
         dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
-        self._insert = dialect.insert(records).on_conflict_do_nothing(index_elements=["id"]).returning(records.c.number)
+        self._insert = (
+            dialect.insert(records).on_conflict_do_nothing(index_elements=["sender", "id"]).returning(records.c.number)
+        )
 
     def add(self, arrived: Sequence[Record]) -> list[Outcome]:
         """Store each record once, erase what tombstones name, in order; on disk when this returns. StoreError if not."""
@@ -132,9 +171,9 @@ class RecordStore:
     def rows(
         self, where: RecordFilter, columns: Sequence[str] | None = None, *, newest_first: bool = False
     ) -> Iterator[dict[str, Any]]:
-        """Rows in the order of `at`, as dicts of these columns of `records`; None is all of them."""
+        """Rows in the order of `at`, as dicts of these columns of `records`; None is all. Unreadable rows are skipped."""
         order = (records.c.at, records.c.number)
-        query = select(*(records.c[name] for name in columns or records.c.keys())).where(*_conditions(where))
+        query = select(*(records.c[name] for name in columns or records.c.keys())).where(_READABLE, *_conditions(where))
         query = query.order_by(*(each.desc() for each in order) if newest_first else order)
         try:
             with self._reading() as connection:
@@ -143,10 +182,15 @@ class RecordStore:
         except DBAPIError as problem:
             raise unusable(problem) from problem
 
+    def unreadable_rows(self) -> int:
+        """Number of rows that `rows` skips: their numbers or times are out of bounds."""
+        with self._reading() as connection:
+            return connection.execute(select(func.count()).select_from(records).where(not_(_READABLE))).scalar_one()
+
     def erased_conversations(self) -> int:
         """Number of conversations that have been erased."""
         with self._reading() as connection:
-            return len(connection.execute(select(erased.c.conversation_id)).all())
+            return connection.execute(select(func.count()).select_from(erased)).scalar_one()
 
     def close(self) -> None:
         """Close the database."""
@@ -160,6 +204,10 @@ class RecordStore:
             raise StoreError(
                 f"{unusable(problem)}; is it the URL that `qlora-chat logs serve --store` was started with?"
             ) from problem
+
+    def _is_older(self) -> bool:
+        with self._reading() as connection:
+            return "sender" not in _columns_of(connection, "records")
 
     def _add_missing_columns(self) -> None:
         """Add the columns of sampling settings that are newer than the store. StoreError where they cannot be added."""
@@ -184,10 +232,17 @@ class RecordStore:
             if self._engine.dialect.name == "postgresql":
                 # No other process erases before this commits, so no record is inserted after its tombstone.
                 connection.execute(text("LOCK TABLE erased IN SHARE MODE"))
-            names = {record.conversation_id for record in arrived}
-            query = select(erased.c.conversation_id).where(erased.c.conversation_id.in_(names))
-            gone = set(connection.execute(query).scalars())
-            return ["erased" if each.conversation_id in gone else self._insert_one(connection, each) for each in arrived]
+            ids = {name for record in arrived for name in (record.conversation_id, record.id)}
+            query = select(erased).where(or_(erased.c.conversation_id.in_(ids), erased.c.record_id.in_(ids)))
+            graves = connection.execute(query).all()
+            gone = {(row.sender, row.conversation_id) for row in graves}
+            tombstones = {(row.sender, row.record_id) for row in graves}
+            return [
+                "erased" if (each.sender, each.conversation_id) in gone
+                else "conflict" if (each.sender, each.id) in tombstones
+                else self._insert_one(connection, each)
+                for each in arrived
+            ]  # fmt: skip
 
     def _insert_one(self, connection: Connection, record: Record) -> Outcome:
         row = {
@@ -195,17 +250,24 @@ class RecordStore:
             **record.columns,
             "received_at": time.time(),
         }
-        return "duplicate" if connection.execute(self._insert, row).first() is None else "stored"
+        if connection.execute(self._insert, row).first() is not None:
+            return "stored"
+        return "duplicate" if connection.execute(_body_of(record)).scalar() == record.body else "conflict"
 
     def _erase(self, tombstone: Record) -> Outcome:
-        """Delete the conversation's records and remember its id. A repeated tombstone erases again: the first may have
-        been answered with an error because a reader held the old pages."""
-        name = tombstone.conversation_id
+        """Delete the sender's records of the conversation and remember its id. A repeated tombstone erases again: the first
+        may have been answered with an error because a reader held the old pages."""
+        name, mine = tombstone.conversation_id, erased.c.sender == tombstone.sender
         with self._engine.begin() as connection:
-            known = connection.execute(select(erased.c.record_id).where(erased.c.conversation_id == name)).first()
+            known = connection.execute(select(erased.c.record_id).where(mine, erased.c.conversation_id == name)).first()
+            other = select(erased.c.record_id).where(mine, erased.c.record_id == tombstone.id, erased.c.conversation_id != name)
+            if connection.execute(other).first() or connection.execute(_body_of(tombstone)).first():
+                return "conflict"
             if known is None:
-                connection.execute(insert(erased).values(conversation_id=name, record_id=tombstone.id, at=tombstone.at))
-            connection.execute(delete(records).where(records.c.conversation_id == name))
+                values = {"sender": tombstone.sender, "conversation_id": name, "record_id": tombstone.id, "at": tombstone.at}
+                connection.execute(insert(erased).values(values))
+            gone = (records.c.sender == tombstone.sender, records.c.conversation_id == name)
+            connection.execute(delete(records).where(*gone))
         self._purge_files()
         return "stored" if known is None else "duplicate"
 
@@ -231,8 +293,17 @@ class RecordStore:
             connection.close()
 
 
+def _body_of(record: Record) -> Select[tuple[str]]:
+    """Query of the body that is stored under the record's sender and id."""
+    return select(records.c.body).where(records.c.sender == record.sender, records.c.id == record.id)
+
+
+def _columns_of(connection: Connection, table: str) -> list[str]:
+    return [each["name"] for each in inspect(connection).get_columns(table)]
+
+
 def _missing_columns(connection: Connection) -> list[str]:
-    present = {each["name"] for each in inspect(connection).get_columns("records")}
+    present = _columns_of(connection, "records")
     return [name for name in LOGITS_PROCESSORS if name not in present]
 
 

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
+from qlora_chat.receiver.records import last_exchange, read_feedback
 from qlora_chat.receiver.store import RecordFilter, RecordStore
 
 Rating = Literal["up", "down", "edited", "commented"]
+TurnKey: TypeAlias = tuple[str, str | None]
+"""Sender and turn id; None for a turn of version 1."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +29,21 @@ class LoggedTurn:
     """The record as it was sent."""
     feedback: dict[str, Any] | None
     """Newest rating (1, -1 or None), edited and comment; None without feedback."""
+    question: str
+    """The last user message."""
+    answer: str
+    """Its answer, as it was shown."""
 
     @property
-    def question(self) -> str:
-        """The last user message."""
-        return self.data["history"][-1][0]
+    def key(self) -> TurnKey:
+        """Sender and turn id."""
+        return self.row["sender"], self.row["turn_id"]
 
     @property
-    def answer(self) -> str:
-        """Its answer, as it was shown."""
-        return self.data["history"][-1][1]
+    def parent_key(self) -> TurnKey:
+        """Sender and id of the turn that this one follows."""
+        parent = self.data.get("parent_id")
+        return self.row["sender"], parent if isinstance(parent, str) else None
 
     def record(self) -> dict[str, Any]:
         """The record as it was sent, with its feedback."""
@@ -49,21 +58,44 @@ def turns(
     rating: Rating | None = None,
     newest_first: bool = False,
 ) -> Generator[LoggedTurn]:
-    """Turns in order of time; with `text`, only those whose question or answer contains it, in any case."""
+    """Turns in order of time; with `text`, only those whose question or answer contains it, in any case.
+
+    What cannot be read is skipped; `unreadable` counts it.
+    """
     feedback_by_turn = feedback(store, where.conversation_id)
     needle = text.casefold() if text else ""
     for row in store.rows(replace(where, kind="turn"), newest_first=newest_first):
-        turn = LoggedTurn(row, json.loads(row.pop("body")), feedback_by_turn.get(row["turn_id"]))
-        if needle and needle not in turn.question.casefold() and needle not in turn.answer.casefold():
+        try:
+            data = json.loads(row.pop("body"))
+            question, answer = last_exchange(data)
+        except (ValueError, RecursionError):
             continue
-        if rating is None or _matches(turn.feedback, rating):
-            yield turn
+        if needle and needle not in question.casefold() and needle not in answer.casefold():
+            continue
+        opinion = feedback_by_turn.get((row["sender"], row["turn_id"]))
+        if rating is None or _matches(opinion, rating):
+            yield LoggedTurn(row, data, opinion, question, answer)
 
 
-def feedback(store: RecordStore, conversation_id: str | None = None) -> dict[str, dict[str, Any]]:
-    """The newest feedback to each turn, by turn id."""
-    rows = store.rows(RecordFilter(kind="feedback", conversation_id=conversation_id), ("turn_id", "body"))
-    return {row["turn_id"]: json.loads(row["body"])["feedback"] for row in rows}
+def feedback(store: RecordStore, conversation_id: str | None = None) -> dict[TurnKey, dict[str, Any]]:
+    """The newest readable feedback to each turn."""
+    rows = store.rows(RecordFilter(kind="feedback", conversation_id=conversation_id), ("sender", "turn_id", "body"))
+    found: dict[TurnKey, dict[str, Any]] = {}
+    for row in rows:
+        with suppress(ValueError, RecursionError):
+            found[row["sender"], row["turn_id"]] = read_feedback(json.loads(row["body"]))
+    return found
+
+
+def unreadable(store: RecordStore) -> int:
+    """Number of stored records that `turns` and `feedback` skip."""
+    count = store.unreadable_rows()
+    for row in store.rows(RecordFilter(), ("kind", "body")):
+        try:
+            (last_exchange if row["kind"] == "turn" else read_feedback)(json.loads(row["body"]))
+        except (ValueError, RecursionError):
+            count += 1
+    return count
 
 
 def _matches(feedback: dict[str, Any] | None, rating: Rating) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -68,9 +69,25 @@ def receiver_settings(
     key: Path | None,
     environ: Mapping[str, str] = os.environ,
 ) -> ReceiverSettings:
-    """ReceiverSettings with the token and the secret that senders have: LOGGING_TOKEN and LOGGING_SECRET."""
+    """ReceiverSettings with the tokens and the secret that senders have: LOGGING_TOKEN, LOGGING_TOKENS and LOGGING_SECRET."""
     token, secret = environ.get("LOGGING_TOKEN") or None, environ.get("LOGGING_SECRET") or None
-    return ReceiverSettings(host, port, token, secret, tuple(allowed_hosts), certificate, key)
+    return ReceiverSettings(
+        host, port, token, secret, tuple(allowed_hosts), certificate, key, _senders(environ.get("LOGGING_TOKENS", ""))
+    )
+
+
+def _senders(text: str) -> dict[str, str]:
+    """Token of each sender by its name, from "NAME:TOKEN,NAME:TOKEN". SettingsError quotes no token."""
+    senders: dict[str, str] = {}
+    for number, each in enumerate(text.replace(",", " ").split(), start=1):
+        name, _, token = each.partition(":")
+        if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or not token or name in senders or token in senders.values():
+            raise SettingsError(
+                f"entry {number} of LOGGING_TOKENS must be NAME:TOKEN; a name has 1 to 64 of a-z, A-Z, 0-9, '._-', and "
+                "no two entries may have the same name or token"
+            )
+        senders[name] = token
+    return senders
 
 
 def engine_settings(engine: str, model: str | None = None, environ: Mapping[str, str] = os.environ) -> EngineSettings:

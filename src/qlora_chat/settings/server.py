@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from qlora_chat.settings.checks import SettingsError, is_loopback
@@ -57,7 +58,7 @@ class ReceiverSettings:
     host: str = "127.0.0.1"
     port: int = 9000
     token: str | None = None
-    """Bearer token of every sender, and password of the page; required to listen beyond loopback."""
+    """Bearer token of senders without a name, and password of the page; without it or `senders`, loopback only."""
     secret: str | None = None
     """Every record must be signed with it; None accepts unsigned ones."""
     allowed_hosts: tuple[str, ...] = ()
@@ -66,15 +67,19 @@ class ReceiverSettings:
     """PEM file of the chain; None serves plain http."""
     key: Path | None = None
     """PEM file of the private key; None where the certificate's file contains it."""
+    senders: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Bearer token of each named sender, which only writes; records of one name are apart from those of the others."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.port <= 65_535:
             raise SettingsError(f"--port is {self.port}, but must be from 1 to 65535")
-        if not is_loopback(self.host) and not self.token:
+        if not is_loopback(self.host) and not (self.token or self.senders):
             raise SettingsError(
                 f"--host {self.host} can be reached by other machines, so senders need a token: "
                 "set LOGGING_TOKEN here and there, or leave --host at 127.0.0.1"
             )
+        if self.token in self.senders.values():
+            raise SettingsError("LOGGING_TOKEN is also the token of a sender in LOGGING_TOKENS, but it must be another one")
         if self.key and not self.certificate:
             raise SettingsError("--tls-key needs --tls-cert, the certificate that belongs to it")
         for option, file in (("--tls-cert", self.certificate), ("--tls-key", self.key)):
