@@ -1,12 +1,21 @@
 """Bad settings are refused where they are made, with the field, the value and the range."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from qlora_chat import settings
-from qlora_chat.settings import EngineSettings, LogSettings, ModelSettings, Sampling, ServeSettings, SettingsError
+from qlora_chat.settings import (
+    EngineSettings,
+    LogSettings,
+    ModelSettings,
+    Sampling,
+    ServeSettings,
+    SettingsError,
+    receiver_settings,
+)
 
 
 @pytest.mark.parametrize(
@@ -171,3 +180,17 @@ def test_a_model_of_other_servers_needs_servers() -> None:
 def test_an_authority_that_is_not_there_is_refused() -> None:
     with pytest.raises(SettingsError, match="QLORA_CHAT_ENGINE_CA"):
         settings.engine_settings("https://box", None, {"QLORA_CHAT_ENGINE_CA": "/nowhere.pem"})
+
+
+def test_senders_of_a_receiver_have_a_name_and_a_token_each() -> None:
+    def senders(text: str) -> Mapping[str, str]:
+        return receiver_settings("0.0.0.0", 9000, (), None, None, {"LOGGING_TOKENS": text, "LOGGING_TOKEN": "shared"}).senders
+
+    assert senders("anna:token-a, ben:to:ken-b") == {"anna": "token-a", "ben": "to:ken-b"}
+    assert senders("") == {}
+    for wrong in ("token-a", "anna:", ":token-a", "an/na:token-a", "anna:x,anna:y", "anna:x,ben:x", f"{'a' * 65}:x"):
+        with pytest.raises(SettingsError, match="LOGGING_TOKENS must be NAME:TOKEN") as raised:
+            senders(wrong)
+        assert "token-a" not in str(raised.value)
+    with pytest.raises(SettingsError, match="also the token of a sender"):
+        senders("anna:shared")

@@ -5,6 +5,7 @@ Scope: SQLAlchemy engines. Knows no table, and not whose database it is: callers
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -81,6 +82,15 @@ def sqlite_engine(file: Path, busy_ms: int) -> Engine:
         connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def file_identity(path: str | Path | None) -> tuple[int, int] | None:
+    """Device and inode of a file, which another file under its name does not have; None if there is none."""
+    try:
+        status = os.stat(path or "")
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _execute_when_free(connection: sqlite3.Connection, pragma: str, seconds: float) -> None:

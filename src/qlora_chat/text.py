@@ -15,6 +15,11 @@ def replace_surrogates(text: object) -> str:
     return text.encode("utf-8", "replace").decode() if isinstance(text, str) else ""
 
 
+def plain(text: str, *, allowed: str = "", instead: str = "\ufffd") -> str:
+    """Text that cannot steer a terminal: `instead` for each unprintable character that is not `allowed`."""
+    return "".join(each if each.isprintable() or each in allowed else instead for each in text)
+
+
 def json_records(text: str) -> Iterator[tuple[str, Any]]:
     """(position, value) of each record in a JSON array, a single JSON object or JSON lines; blank lines are skipped.
 

@@ -90,6 +90,18 @@ def test_a_turn_that_could_not_be_opened_is_added_whole(store: HistoryStore) -> 
     assert loaded(store, talk).pairs() == [["one", "1"], ["two", "2"]]
 
 
+def test_a_turn_that_could_not_be_opened_is_a_branch_if_the_conversation_went_on(store: HistoryStore) -> None:
+    talk = add_turn(store, Conversation(), "one", "1")
+    unopened = with_open_answer(talk, "two")
+    add_turn(store, talk, "two, elsewhere", "another 2")
+    done = unopened.replacing_last(replace(unopened.messages[-1], content="2", finish_reason="stop"))
+    store.finish(TurnRecord(done, "prompt", Sampling()))
+    assert loaded(store, talk).pairs() == [["one", "1"], ["two, elsewhere", "another 2"]]
+    tree = store.read(talk.id)
+    assert tree is not None
+    assert [turn.message.content for turn in tree.turns][-2:] == ["two", "2"]
+
+
 def test_an_answer_that_ends_after_the_erasure_restores_nothing(store: HistoryStore) -> None:
     stored = store.save(with_open_answer(Conversation(), "Hi"))
     assert store.erase([stored.id]) == 1

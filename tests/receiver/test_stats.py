@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from typer.testing import CliRunner, Result
 
 from qlora_chat.cli import app
@@ -191,4 +192,6 @@ def test_the_plot_of_days_has_at_most_ninety_whatever_the_clocks_say(store: Reco
     axes = figure.add_subplot()
     _turns_per_day(axes, statistics(store))
     assert len(axes.patches) == 90
-    assert axes.patches[-1].get_height() == 1, "the newest day that has come"
+    newest = axes.patches[-1]
+    assert isinstance(newest, Rectangle)
+    assert newest.get_height() == 1, "the newest day that has come"

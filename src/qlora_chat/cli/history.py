@@ -16,6 +16,7 @@ from qlora_chat import settings
 from qlora_chat.cli.open import Persistence, notify
 from qlora_chat.cli.options import HistoryOption
 from qlora_chat.settings import HistorySettings, SettingsError
+from qlora_chat.text import plain
 
 if TYPE_CHECKING:
     from qlora_chat.history import HistoryStore, StoredConversation
@@ -49,7 +50,7 @@ def list_conversations(
     for each in summaries:
         tags = f"  [{', '.join(each.tags)}]" if each.tags else ""
         when = f"{each.updated_at.astimezone():%Y-%m-%d %H:%M}"
-        print(f"{each.id[:8]}  {when}  {each.turns:4} turns  {_plain(each.title + tags)}")
+        print(f"{each.id[:8]}  {when}  {each.turns:4} turns  {plain(each.title + tags)}")
 
 
 @app.command()
@@ -58,7 +59,7 @@ def show(conversation: Id, history: HistoryOption = None) -> None:
     from qlora_chat.history.import_export import markdown
 
     with closing(_open(history)) as persistence:
-        print(_plain(markdown(_find(persistence.store, conversation)), lines=True))
+        print(plain(markdown(_find(persistence.store, conversation)), allowed="\n\t"))
 
 
 @app.command()
@@ -78,7 +79,7 @@ def search(
         notify("history: no turn holds all of these words")
     for hit in hits:
         when = f"{hit.created_at.astimezone():%Y-%m-%d %H:%M}"
-        print(f"{hit.conversation_id[:8]}  {when}  {_plain(hit.title)}\n    {_plain(hit.excerpt)}")
+        print(f"{hit.conversation_id[:8]}  {when}  {plain(hit.title)}\n    {plain(hit.excerpt)}")
 
 
 @app.command()
@@ -202,9 +203,3 @@ def _conversations(count: int) -> str:
 
 def _all(store: HistoryStore, names: list[str]) -> Iterator[StoredConversation]:
     return (_find(store, name) for name in names)
-
-
-def _plain(text: str, lines: bool = False) -> str:
-    """Text that cannot steer a terminal: control characters as their pictures."""
-    allowed = "\n\t" if lines else ""
-    return "".join(each if each.isprintable() or each in allowed else "\ufffd" for each in text)

@@ -1,4 +1,4 @@
-"""logs serve, stats, query and export: the receiving end of LOGGING_URL."""
+"""logs serve, stats, query and export: the receiving end of LOGGING_URL; logs outbox: what waits for it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import typer
 
 from qlora_chat import settings
 from qlora_chat.cli.open import notify
-from qlora_chat.cli.options import JsonOption, expanded
+from qlora_chat.cli.options import HistoryOption, JsonOption, expanded
 from qlora_chat.settings import SettingsError, one_of
+from qlora_chat.text import plain
 
 if TYPE_CHECKING:
     from qlora_chat.receiver.store import RecordFilter, RecordStore
@@ -83,6 +84,27 @@ def serve(
 
     with closing(RecordStore(store, create=True)) as records:
         receive(records, receiver_settings, notify)
+
+
+@app.command()
+def outbox(
+    history: HistoryOption = None,
+    move: Annotated[str | None, typer.Option(help="send what waits for this address to LOGGING_URL instead")] = None,
+) -> None:
+    """Show how many records wait for which address, or move them. Each is sent to the LOGGING_URL that it was made for."""
+    from qlora_chat.history.open import opened_outbox
+
+    log = settings.log_settings()
+    if move is not None and log.url is None:
+        raise SettingsError("--move needs LOGGING_URL, the address that the records are to be sent to")
+    with opened_outbox(settings.history_settings(history), log) as opened:
+        if move is not None:
+            print(f"{opened.move(move, str(log.url)):,} moved from {plain(move)} to {log.url}")
+        addresses = opened.addresses()
+    for address, waiting, dead in addresses:
+        print(f"{waiting:7,} waiting  {dead:7,} refused  {plain(address or 'any LOGGING_URL (queued by an earlier version)')}")
+    if not addresses:
+        notify("logs: no record waits")
 
 
 @app.command()
@@ -195,5 +217,5 @@ def _turn_text(turn: LoggedTurn) -> str:
 
 def _one_line(text: str) -> str:
     """The beginning of a text, without anything that a terminal would obey."""
-    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text[: 4 * EXCERPT_CHARACTERS]).split())
+    line = " ".join(plain(text[: 4 * EXCERPT_CHARACTERS], instead=" ").split())
     return line if len(line) <= EXCERPT_CHARACTERS else f"{line[: EXCERPT_CHARACTERS - 1]}…"

@@ -58,6 +58,11 @@ class LogSender:
         self._outcomes = _Outcomes()
         self._closing = threading.Event()
         self._deadline = float("inf")
+        if elsewhere := outbox.counts().elsewhere:
+            notify(
+                f"log: {elsewhere:,} record{'' if elsewhere == 1 else 's'} for another LOGGING_URL stay here: "
+                "`qlora-chat logs outbox` shows and moves them"
+            )
         self._thread = threading.Thread(target=self._work, name="qlora-chat-log", daemon=True)
         self._thread.start()
 

@@ -6,7 +6,8 @@ Scope: which module is imported, and which outbox a store gets. A package provid
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -17,6 +18,7 @@ from qlora_chat.settings import HistorySettings, LogSettings, outbox_file
 
 if TYPE_CHECKING:
     from qlora_chat.history.outbox.queue import Outbox
+    from qlora_chat.history.sql.store import SqlHistory
 
 ENTRY_POINTS = "qlora_chat.history"
 DATABASES = ("sqlite", "postgresql")
@@ -43,7 +45,8 @@ def open_history(settings: HistorySettings, log: LogSettings) -> OpenHistory:
     """Open the history of --history. HistoryError if it cannot be opened. Memory without a log creates no file."""
     scheme = _scheme(settings.url)
     if scheme in DATABASES:
-        return _open_database(settings, log)
+        store = _open_database(settings, log)
+        return OpenHistory(store, store.outbox if log.url else None, durable=True)
     if settings.url and settings.key:
         raise HistoryError(
             f"{scheme}: stores plain files; unset QLORA_CHAT_HISTORY_KEY, or use sqlite:///FILE, which is encrypted with it"
@@ -51,6 +54,17 @@ def open_history(settings: HistorySettings, log: LogSettings) -> OpenHistory:
     make_store = _store_factory(scheme, settings.url)
     outbox = _open_outbox_file(settings, log) if log.url else None
     return OpenHistory(make_store(outbox), outbox, durable=settings.url is not None)
+
+
+@contextmanager
+def opened_outbox(settings: HistorySettings, log: LogSettings) -> Iterator[Outbox]:
+    """Outbox of a history, with nothing that sends from it. HistoryError if it cannot be opened."""
+    if _scheme(settings.url) in DATABASES:
+        with closing(_open_database(settings, log)) as store:
+            yield store.outbox
+    else:
+        with closing(_open_outbox_file(settings, log)) as outbox:
+            yield outbox
 
 
 def history_path(url: str) -> Path | None:
@@ -73,7 +87,7 @@ def _jsonl_folder(url: str) -> Path:
     return Path(url.partition(":")[2])
 
 
-def _open_database(settings: HistorySettings, log: LogSettings) -> OpenHistory:
+def _open_database(settings: HistorySettings, log: LogSettings) -> SqlHistory:
     from qlora_chat.history.outbox.queue import Outbox
     from qlora_chat.history.sql.store import SqlHistory
     from qlora_chat.history.storage.database import open_database
@@ -83,10 +97,10 @@ def _open_database(settings: HistorySettings, log: LogSettings) -> OpenHistory:
     database = open_database(settings.url or "", settings.password)
     try:
         check_cipher(database, cipher)
-        outbox = Outbox(database, cipher, log.cap_bytes)
+        outbox = Outbox(database, cipher, log.cap_bytes, log.url)
         if log.url:
             database.ensure_reserve()  # now: the disk may be full before the sender's first claim
-        return OpenHistory(SqlHistory(database, cipher, outbox), outbox if log.url else None, durable=True)
+        return SqlHistory(database, cipher, outbox)
     except BaseException:
         database.close()
         raise
@@ -96,7 +110,7 @@ def _open_outbox_file(settings: HistorySettings, log: LogSettings) -> Outbox:
     from qlora_chat.history.outbox.recovery import open_outbox_file
     from qlora_chat.history.storage.encryption import Cipher
 
-    return open_outbox_file(outbox_file(log), Cipher(settings.key), log.cap_bytes)
+    return open_outbox_file(outbox_file(log), Cipher(settings.key), log.cap_bytes, log.url)
 
 
 def _store_factory(scheme: str, url: str | None) -> Callable[[Queue | None], HistoryStore]:

@@ -6,6 +6,7 @@ Scope: signatures and what callers may rely on.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Protocol
 
 from qlora_chat.history.types import (
@@ -98,10 +99,17 @@ class HistoryStore(Protocol):
         """Store a user's feedback on an answer, and queue `outgoing`. False for an unknown turn."""
         ...
 
-    def erase(self, conversation_ids: Sequence[str], tombstones: Sequence[OutboxRecord] = ()) -> int:
+    def erase(
+        self,
+        conversation_ids: Sequence[str],
+        tombstones: Sequence[OutboxRecord] = (),
+        *,
+        unchanged_since: datetime | None = None,
+    ) -> int:
         """Delete conversations with their feedback and queued records, and queue tombstones. Returns how many existed.
 
-        On return, no byte of their text is left in the store's files.
+        On return, no byte of their text is left in the store's files. With `unchanged_since`, those that have changed at that
+        time or later stay.
         """
         ...
 

@@ -105,6 +105,8 @@ class OutboxRecord:
     body: bytes
     id: str = field(default_factory=new_id)
     """Idempotency key, by which a receiver recognises a record it already has."""
+    address: str | None = None
+    """LOGGING_URL that it is for; None for that of the outbox which takes it."""
 
 
 # --- stored conversations ----------------------------------------------------------------------------------------------

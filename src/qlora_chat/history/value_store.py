@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from datetime import datetime
 from threading import RLock
 from typing import TypeAlias
 
@@ -115,9 +116,18 @@ class ValueStore(ABC):
             self._queue.put(outgoing)
         return self._change(conversation_id, lambda stored: replace(stored, feedback=(*stored.feedback, feedback)))
 
-    def erase(self, conversation_ids: Sequence[str], tombstones: Sequence[OutboxRecord] = ()) -> int:
+    def erase(
+        self,
+        conversation_ids: Sequence[str],
+        tombstones: Sequence[OutboxRecord] = (),
+        *,
+        unchanged_since: datetime | None = None,
+    ) -> int:
         """Delete conversations and queued records. Returns how many conversations existed."""
         with self._lock:
+            if unchanged_since is not None:
+                stored = filter(None, map(self.read, conversation_ids))
+                conversation_ids = [each.summary.id for each in stored if each.summary.updated_at < unchanged_since]
             erased = sum(self._remove(each) for each in conversation_ids)
         if self._queue:
             self._queue.erase(conversation_ids, tombstones)

@@ -42,7 +42,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
-from qlora_chat.databases import READS_ONLY, Migration
+from qlora_chat.databases import READS_ONLY, Migration, file_identity
 from qlora_chat.receiver.database import BUSY_S, StoreError, migrate, open_database, unusable
 from qlora_chat.receiver.records import EARLIEST, LATEST, MAX_NAME_LENGTH, MAX_NUMBER, USAGE, Record
 from qlora_chat.settings import LOGITS_PROCESSORS
@@ -152,6 +152,7 @@ class RecordStore:
         except BaseException:
             self._engine.dispose()
             raise
+        self._identity = file_identity(self._engine.url.database)
         dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
         self._insert = (
             dialect.insert(records).on_conflict_do_nothing(index_elements=["sender", "id"]).returning(records.c.number)
@@ -159,6 +160,8 @@ class RecordStore:
 
     def add(self, arrived: Sequence[Record]) -> list[Outcome]:
         """Store each record once, erase what tombstones name, in order; on disk when this returns. StoreError if not."""
+        if self._engine.dialect.name == "sqlite" and file_identity(self._engine.url.database) != self._identity:
+            raise StoreError("the store's file was removed or replaced; put it back, or restart the receiver")
         outcomes: list[Outcome] = []
         try:
             for is_tombstone, group in groupby(arrived, key=lambda record: record.kind == "tombstone"):

@@ -16,7 +16,7 @@ import pytest
 
 from qlora_chat.delivery.sender import LogSender
 from qlora_chat.history import HistoryError
-from qlora_chat.history.outbox.queue import Outbox
+from qlora_chat.history.outbox.queue import Outbox, Retry
 from qlora_chat.history.outbox.recovery import open_outbox_file
 from qlora_chat.history.storage.encryption import Cipher
 from qlora_chat.settings import LogSettings
@@ -226,3 +226,71 @@ def test_erased_conversations_leave_no_byte_in_queue_or_dead_letters(tmp_path: P
         outbox.release_claims()
         assert len(waiting(outbox)) == 2, "what stays, and the tombstone"
     assert sorted(os.listdir(tmp_path)) == ["outbox.db", "outbox.db-reserve"]
+
+
+# --- addresses and clocks --------------------------------------------------------------------------------------------
+
+A, B = "http://127.0.0.1:9/team-a", "http://127.0.0.1:9/team-b"
+
+
+def outbox_for(address: str | None, folder: Path) -> Outbox:
+    return open_outbox_file(folder / "outbox.db", Cipher(None), 50_000_000, address)
+
+
+def test_what_waits_for_one_address_is_never_sent_to_another(tmp_path: Path) -> None:
+    first, second = record("for team A"), record("for team B")
+    with closing(outbox_for(A, tmp_path)) as team_a:
+        team_a.put(first)
+    with closing(outbox_for(B, tmp_path)) as team_b:
+        team_b.put(second)
+        assert waiting(team_b) == {second.id}
+        counts = team_b.counts()
+        assert (counts.waiting, counts.elsewhere) == (1, 1)
+        assert team_b.addresses() == [(A, 1, 0), (B, 1, 0)]
+    with closing(outbox_for(A, tmp_path)) as again:
+        assert waiting(again) == {first.id}, "it still waits for its own"
+
+
+def test_what_waits_can_be_moved_to_another_address(tmp_path: Path) -> None:
+    moved = record("for team A")
+    with closing(outbox_for(A, tmp_path)) as team_a:
+        team_a.put(moved)
+    with closing(outbox_for(B, tmp_path)) as team_b:
+        assert team_b.move("http://nobody", B) == 0
+        assert team_b.move(A, B) == 1
+        (claimed,) = team_b.claim(5)
+        assert (claimed.outgoing.id, claimed.outgoing.body, claimed.outgoing.address) == (moved.id, moved.body, B)
+
+
+def test_records_of_a_version_without_addresses_go_to_the_first_one(tmp_path: Path) -> None:
+    with closing(outbox_for(None, tmp_path)) as earlier:
+        earlier.put(record())
+    with closing(outbox_for(A, tmp_path)) as team_a:
+        assert team_a.addresses() == [(A, 1, 0)]
+    with closing(outbox_for(B, tmp_path)) as team_b:
+        assert waiting(team_b) == set()
+
+
+def test_the_records_of_a_damaged_file_keep_their_addresses(tmp_path: Path) -> None:
+    with closing(outbox_for(A, tmp_path)) as team_a:
+        team_a.put(record())
+    file = tmp_path / "outbox.db"
+    content = bytearray(file.read_bytes())
+    content[100:2000] = b"\xff" * 1900  # the tables' names
+    file.write_bytes(content)
+    with closing(outbox_for(B, tmp_path)) as team_b:
+        assert team_b.addresses() == [(A, 1, 0)]
+
+
+def test_a_clock_that_was_ahead_delays_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put, tried, released = record("put"), record("tried"), record("released")
+    with closing(outbox_in(tmp_path)) as outbox:
+        with monkeypatch.context() as ahead:
+            ahead.setattr(time, "time", lambda: 2.1e9)
+            outbox.put(tried)
+            outbox.put(released)
+            retried, claimed = outbox.claim(5)
+            retries = [Retry(retried.seq, time.time() + 60, "down"), Retry(claimed.seq, time.time(), "", attempted=False)]
+            outbox.ack(retries=retries)
+            outbox.put(put)
+        assert waiting(outbox) == {put.id, tried.id, released.id}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_chat.history import Feedback, HistoryError, OutboxRecord
+from qlora_chat.history import Feedback, HistoryError, HistoryUnavailable, OutboxRecord
 from qlora_chat.history.sql.store import SqlHistory
 from qlora_chat.messages import Conversation
 from tests.history.conftest import KEY, add_turn, sqlite_history, with_open_answer
@@ -159,3 +159,18 @@ def test_an_open_answer_is_written_while_it_is_generated(tmp_path: Path) -> None
         while (found := store.load(stored.id)) and found.messages[-1].content != "word " * 3:
             assert time.monotonic() < until
             time.sleep(0.02)
+
+
+@pytest.mark.parametrize("replaced", [True, False], ids=["replaced", "removed"])
+def test_a_file_that_is_removed_or_replaced_is_noticed_at_the_next_write(replaced: bool, tmp_path: Path) -> None:
+    path = tmp_path / "chats.db"
+    with closing(sqlite_history(path)) as store:
+        talk = add_turn(store, Conversation(), "one", "1")
+        path.rename(tmp_path / "elsewhere.db")
+        if replaced:
+            sqlite_history(path).close()
+        with pytest.raises(HistoryUnavailable, match="was removed or replaced while it was open"):
+            add_turn(store, talk, "two", "2")
+        if replaced:
+            with closing(sqlite_history(path)) as other:
+                assert other.list() == [], "nothing is written into another history"

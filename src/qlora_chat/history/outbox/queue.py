@@ -10,10 +10,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Row, Text, cast, delete, func, insert, select, update
+from sqlalchemy import BigInteger, ColumnElement, Connection, Row, Text, cast, delete, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from qlora_chat.databases import WAL_LIMIT_BYTES
@@ -30,6 +30,8 @@ CLAIM_SECONDS = 120.0
 """Time for which a claimed record is hidden from other senders, unless it is released."""
 CLAIM_BYTES = WAL_LIMIT_BYTES // 2
 """Most that is claimed at once: acknowledged records are overwritten with zeros, which goes through the log."""
+MAX_DELAY_SECONDS = 7200.0
+"""Longest time that a retry or a claim may hide a record. One that is due later was queued with a clock that was ahead."""
 OVERHEAD_BYTES = RESERVE_BYTES + 2 * WAL_LIMIT_BYTES
 """Part of the cap for the file's log and the reserved disk space."""
 
@@ -71,18 +73,26 @@ class Counts:
     """Never sent: the outbox was full, or the redaction failed."""
     damaged: int
     """Found damaged in the file."""
+    elsewhere: int = 0
+    """For another LOGGING_URL; part of no other number."""
 
 
 class Outbox:
-    """Queue in one database, its own or the history's. Safe to call from several threads and processes."""
+    """Queue in one database, its own or the history's. Safe to call from several threads and processes.
 
-    def __init__(self, database: Database, cipher: Cipher, cap_bytes: int) -> None:
+    Records are for `address`, the LOGGING_URL of this process; those for another wait until it is set again, or `move`.
+    """
+
+    def __init__(self, database: Database, cipher: Cipher, cap_bytes: int, address: str | None = None) -> None:
         self.added = threading.Event()
         """Set when this process has added a record."""
-        self._database, self._cipher, self._cap = database, cipher, cap_bytes
+        self._database, self._cipher, self._cap, self._address = database, cipher, cap_bytes, address
+        self._mine = OUTBOX.c.address == address
         self._unwritten: Counter[str] = Counter()
         """Increments of counters that could not be written to a full disk."""
         self._unwritten_lock, self._flush_lock = threading.Lock(), threading.Lock()
+        if address is not None:
+            self._adopt(address)
 
     def put(self, outgoing: OutboxRecord) -> None:
         """Add a record in a transaction of its own; one that cannot be written is counted as dropped."""
@@ -96,6 +106,8 @@ class Outbox:
     def add(self, connection: Connection, outgoing: OutboxRecord) -> None:
         """Add a record in the caller's transaction; one that exceeds the cap is counted as dropped instead."""
         moment = time.time()
+        if outgoing.address is None:
+            outgoing = replace(outgoing, address=self._address)
         data = frame(outgoing, moment, self._cipher)
         cost = _cost(len(data))
         # twice the cost: the log holds a second copy until the next checkpoint
@@ -104,9 +116,12 @@ class Outbox:
             return
         row = {
             "id": outgoing.id, "kind": outgoing.kind, "conversation_id": outgoing.conversation_id, "cost": cost,
-            "state": "waiting", "attempts": 0, "due_at": moment, "created_at": moment,
+            "state": "waiting", "attempts": 0, "due_at": moment, "created_at": moment, "address": outgoing.address,
         }  # fmt: skip
-        seq = connection.execute(insert(OUTBOX).values(row).returning(OUTBOX.c.seq)).scalar_one()
+        added = (sqlite if self._database.sqlite else postgresql).insert(OUTBOX).values(row)
+        seq = connection.execute(added.on_conflict_do_nothing(index_elements=["id"]).returning(OUTBOX.c.seq)).scalar()
+        if seq is None:  # a transaction that seemed to fail had been committed
+            return
         connection.execute(insert(BODIES).values(seq=seq, frame=data))
         self._count(connection, "bytes", cost)
 
@@ -119,12 +134,8 @@ class Outbox:
         """Claim due records for CLAIM_SECONDS, the oldest first. Damaged ones are counted and become dead letters."""
         self._database.ensure_reserve()
         moment = time.time()
-        due = (
-            select(OUTBOX.c.seq)
-            .where(OUTBOX.c.state == "waiting", OUTBOX.c.due_at <= moment)
-            .order_by(OUTBOX.c.seq)
-            .limit(limit)
-        )
+        is_due = or_(OUTBOX.c.due_at <= moment, OUTBOX.c.due_at > moment + MAX_DELAY_SECONDS)
+        due = select(OUTBOX.c.seq).where(OUTBOX.c.state == "waiting", is_due, self._mine).order_by(OUTBOX.c.seq).limit(limit)
         with self._database.read() as connection:
             if connection.execute(due.limit(1)).first() is None:
                 return ()
@@ -154,12 +165,45 @@ class Outbox:
     def counts(self) -> Counts:
         """Number of records in each state; sent, dropped and damaged are totals since the outbox was created."""
         with self._database.read() as connection:
-            rows = connection.execute(select(OUTBOX.c.state, func.count()).group_by(OUTBOX.c.state))
+            rows = connection.execute(select(OUTBOX.c.state, func.count()).where(self._mine).group_by(OUTBOX.c.state))
             states = {row[0]: row[1] for row in rows}
+            elsewhere = OUTBOX.c.address.is_distinct_from(self._address)
+            others = connection.execute(select(func.count()).select_from(OUTBOX).where(elsewhere)).scalar_one()
             totals = {name: self._value(connection, name) for name in ("bytes", "sent", "dropped", "damaged")}
         with self._unwritten_lock:
             totals["dropped"] += self._unwritten["dropped"]
-        return Counts(states.get("waiting", 0), states.get("dead", 0), **totals)
+        return Counts(states.get("waiting", 0), states.get("dead", 0), **totals, elsewhere=others)
+
+    def addresses(self) -> Sequence[tuple[str | None, int, int]]:
+        """(address, waiting, dead) of each address with records; None for records of earlier versions."""
+        waiting, dead = (func.count().filter(OUTBOX.c.state == state) for state in ("waiting", "dead"))
+        query = select(OUTBOX.c.address, waiting, dead).group_by(OUTBOX.c.address).order_by(OUTBOX.c.address)
+        with self._database.read() as connection:
+            return [(row[0], row[1], row[2]) for row in connection.execute(query)]
+
+    def move(self, from_address: str, to_address: str) -> int:
+        """Send the records for one address to another, dead letters included. Returns how many."""
+        return self._set_address(OUTBOX.c.address == from_address, to_address)
+
+    def _adopt(self, address: str) -> None:
+        """Take over records of an earlier version, which noted no address."""
+        unmarked = OUTBOX.c.address.is_(None)
+        with self._database.read() as connection:
+            found = connection.execute(select(OUTBOX.c.seq).where(unmarked).limit(1)).first()
+        if found:
+            self._set_address(unmarked, address)
+
+    def _set_address(self, condition: ColumnElement[bool], address: str) -> int:
+        with self._database.write() as connection:
+            query = select(OUTBOX.c.seq, BODIES.c.frame).join(BODIES, BODIES.c.seq == OUTBOX.c.seq).where(condition)
+            for seq, data in connection.execute(query).all():
+                with suppress(DamagedRecord, HistoryError):  # a broken record is found when it is claimed
+                    record, created_at = unframe(data, self._cipher)
+                    moved = frame(replace(record, address=address), created_at, self._cipher)
+                    connection.execute(update(BODIES).where(BODIES.c.seq == seq).values(frame=moved))
+            moved_rows = connection.execute(update(OUTBOX).where(condition).values(address=address, due_at=time.time()))
+        self.added.set()
+        return moved_rows.rowcount
 
     def dead_letters(self) -> Sequence[tuple[str, str]]:
         """(id, reason) of each dead letter, the oldest first."""

@@ -35,9 +35,8 @@ class Header:
 
 def frame(outgoing: OutboxRecord, created_at: float, cipher: Cipher) -> bytes:
     """A record as bytes; `created_at` in Unix seconds."""
-    heading = json.dumps(
-        {"id": outgoing.id, "kind": outgoing.kind, "conversation_id": outgoing.conversation_id, "created_at": created_at}
-    )
+    names = ("id", "kind", "conversation_id", "address")
+    heading = json.dumps({**{name: getattr(outgoing, name) for name in names}, "created_at": created_at})
     payload = cipher.encrypt(heading.encode() + b"\n" + outgoing.body)
     return _HEADER.pack(MAGIC, len(payload), zlib.crc32(payload)) + payload
 
@@ -63,4 +62,5 @@ def unframe(data: bytes, cipher: Cipher) -> tuple[OutboxRecord, float]:
         fields = json.loads(heading)
     except ValueError:  # the payload is intact, so it is encrypted
         raise HistoryError("a record is encrypted: set QLORA_CHAT_HISTORY_KEY to its key") from None
-    return OutboxRecord(fields["kind"], fields["conversation_id"], body, fields["id"]), fields["created_at"]
+    record = OutboxRecord(fields["kind"], fields["conversation_id"], body, fields["id"], fields.get("address"))
+    return record, fields["created_at"]

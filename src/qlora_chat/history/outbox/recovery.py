@@ -20,13 +20,13 @@ from qlora_chat.history.storage.sqlite_pages import SUFFIXES, Pages, read_pages,
 from qlora_chat.history.types import HistoryDamaged
 
 
-def open_outbox_file(path: Path, cipher: Cipher, cap_bytes: int) -> Outbox:
+def open_outbox_file(path: Path, cipher: Cipher, cap_bytes: int, address: str | None = None) -> Outbox:
     """Outbox in that file, created if it is missing. If it is damaged, its intact records go into a new file."""
     database = _intact(path)
     if database is None:
         _replace_damaged(path, cipher, cap_bytes)
         database = _open(path)
-    outbox = Outbox(database, cipher, cap_bytes)
+    outbox = Outbox(database, cipher, cap_bytes, address)
     outbox.repair_counters()
     database.ensure_reserve()
     return outbox

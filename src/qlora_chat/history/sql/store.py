@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
@@ -19,6 +20,7 @@ from qlora_chat.databases import NORMAL
 from qlora_chat.history import (
     ConversationInfo,
     Feedback,
+    HistoryUnavailable,
     OutboxRecord,
     SearchHit,
     StaleConversation,
@@ -31,6 +33,7 @@ from qlora_chat.history import (
 from qlora_chat.history.outbox.queue import Outbox
 from qlora_chat.history.partial_answers import PartialAnswerWriter
 from qlora_chat.history.sql.full_text import WordIndex
+from qlora_chat.history.sql.held_answers import HeldAnswers
 from qlora_chat.history.sql.row_mapping import RowMapper
 from qlora_chat.history.storage.database import Database
 from qlora_chat.history.storage.encryption import Cipher
@@ -49,6 +52,7 @@ class SqlHistory:
         self._rows = RowMapper(cipher)
         self._words = WordIndex(database.sqlite, cipher)
         self._partials = PartialAnswerWriter(self._write_partials)
+        self._held = HeldAnswers(self._finish)
         with database.write() as connection:
             self._words.add_missing(connection)
 
@@ -63,11 +67,25 @@ class SqlHistory:
         self._partials.note(answer)
 
     def finish(self, record: TurnRecord, outgoing: OutboxRecord | None = None) -> None:
-        """Close the open answer and queue its record, both or neither."""
+        """Close the open answer and queue its record, both or neither.
+
+        While a database server is away, both are held and written when it is back; HistoryUnavailable says so.
+        """
         self._partials.discard(record.answer.id)
-        with self._queueing(outgoing) as connection:
+        try:
+            self._finish(record, outgoing)
+        except HistoryUnavailable as problem:
+            if not self.database.sqlite and self._held.hold(record, outgoing):
+                raise HistoryUnavailable(f"{problem}; the answer is held and saved as soon as it can be") from None
+            self._count_dropped(outgoing)
+            raise
+
+    def _finish(self, record: TurnRecord, outgoing: OutboxRecord | None) -> None:
+        with self.database.write() as connection:
             if self._close_answer(connection, record) and outgoing:
                 self.outbox.add(connection, outgoing)
+        if outgoing:
+            self.outbox.added.set()
 
     def load(self, conversation_id: str) -> Conversation | None:
         """Active branch, or None."""
@@ -138,12 +156,21 @@ class SqlHistory:
                 self.outbox.add(connection, outgoing)
         return True
 
-    def erase(self, conversation_ids: Sequence[str], tombstones: Sequence[OutboxRecord] = ()) -> int:
+    def erase(
+        self,
+        conversation_ids: Sequence[str],
+        tombstones: Sequence[OutboxRecord] = (),
+        *,
+        unchanged_since: datetime | None = None,
+    ) -> int:
         """Delete conversations from tables, index, outbox and the database's log. Returns how many existed."""
         erased = 0
         with self.database.write() as connection:
             for start in range(0, len(conversation_ids), IDS_PER_STATEMENT):
                 ids = conversation_ids[start : start + IDS_PER_STATEMENT]
+                if unchanged_since is not None:
+                    old = (CONVERSATIONS.c.id.in_(ids), CONVERSATIONS.c.updated_at < unchanged_since.timestamp())
+                    ids = connection.execute(select(CONVERSATIONS.c.id).where(*old).with_for_update()).scalars().all()
                 self._words.remove_conversations(connection, ids)
                 connection.execute(delete(FEEDBACK).where(FEEDBACK.c.conversation_id.in_(ids)))
                 connection.execute(delete(TURNS).where(TURNS.c.conversation_id.in_(ids)))
@@ -160,6 +187,8 @@ class SqlHistory:
     def close(self) -> None:
         """Write pending changes and close the database."""
         self._partials.close()
+        for outgoing in self._held.close():
+            self._count_dropped(outgoing)
         self.outbox.close()
         self.database.close()
 
@@ -172,11 +201,14 @@ class SqlHistory:
             with self.database.write() as connection:
                 yield connection
         except Exception:
-            if outgoing:
-                self.outbox.count_dropped()
+            self._count_dropped(outgoing)
             raise
         if outgoing:
             self.outbox.added.set()
+
+    def _count_dropped(self, outgoing: OutboxRecord | None) -> None:
+        if outgoing:
+            self.outbox.count_dropped()
 
     def _append(self, connection: Connection, conversation: Conversation, info: ConversationInfo) -> None:
         """Add the new messages and move the head; StaleConversation, with nothing written, if the stored head is another."""

@@ -16,7 +16,16 @@ from typing import Any
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from qlora_chat.databases import FULL, READS_ONLY, DatabaseError, Migration, parse_url, postgresql_engine, sqlite_engine
+from qlora_chat.databases import (
+    FULL,
+    READS_ONLY,
+    DatabaseError,
+    Migration,
+    file_identity,
+    parse_url,
+    postgresql_engine,
+    sqlite_engine,
+)
 from qlora_chat.history import HistoryError, HistoryUnavailable
 from qlora_chat.history.storage.migrations import MIGRATIONS, migrate
 from qlora_chat.history.types import HistoryDamaged
@@ -36,6 +45,8 @@ class Database:
         self._engine = engine
         self._lock = threading.RLock()
         self._writer: Connection | None = None
+        self._identity: tuple[int, int] | None = None
+        """Device and inode of SQLite's file when it was opened."""
 
     @property
     def path(self) -> Path | None:
@@ -52,6 +63,7 @@ class Database:
                 return
             with self._lock:
                 connection = self._writer_connection()
+                self._check_identity()
                 connection.connection.driver_connection.execute(f"PRAGMA synchronous={synchronous}")  # type: ignore[union-attr]
                 with connection.begin():
                     yield connection
@@ -120,7 +132,15 @@ class Database:
     def _writer_connection(self) -> Connection:
         if self._writer is None or self._writer.closed:
             self._writer = self._engine.connect()
+            self._identity = self._identity or file_identity(self.path)
         return self._writer
+
+    def _check_identity(self) -> None:
+        """HistoryUnavailable if the file's name is another file's by now, or nobody's: what is written would be lost."""
+        if file_identity(self.path) != self._identity:
+            raise HistoryUnavailable(
+                f"{self.path} was removed or replaced while it was open, and nothing more is written: restart this program"
+            )
 
 
 @contextmanager

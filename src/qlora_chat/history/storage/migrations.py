@@ -91,10 +91,15 @@ def _token_index(dialect: str) -> Sequence[str]:
     return ("UPDATE turns SET indexed = 0",)
 
 
-OUTBOX_MIGRATIONS = (Migration(1, "outbox", _executing(_outbox)),)
+def _addresses(_: str) -> Sequence[str]:
+    return ("ALTER TABLE outbox ADD COLUMN address TEXT",)
+
+
+OUTBOX_MIGRATIONS = (Migration(1, "outbox", _executing(_outbox)), Migration(2, "addresses", _executing(_addresses)))
 """For an outbox in a file of its own."""
 MIGRATIONS = (
-    *OUTBOX_MIGRATIONS,
+    OUTBOX_MIGRATIONS[0],
     Migration(2, "conversations", _executing(_conversations)),
     Migration(3, "an index of tokens", _executing(_token_index)),
+    Migration(4, "addresses", _executing(_addresses)),
 )

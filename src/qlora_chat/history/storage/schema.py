@@ -64,6 +64,7 @@ OUTBOX = Table(
     Column("due_at", Float, nullable=False),
     Column("reason", Text),
     Column("created_at", Float, nullable=False),
+    Column("address", Text),  # LOGGING_URL that it is for; NULL if an earlier version queued it
 )
 
 BODIES = Table(
