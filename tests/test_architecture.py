@@ -151,7 +151,6 @@ MAX_MODULES = 15
 MIN_LINES = 60
 MAX_FUNCTION_LINES = 60
 SHORT_MODULES = {
-    "api/app.py": "the app that serves the routes also generates their OpenAPI description",
     "benchmark/environment.py": "machine and versions, which reports of every kind print",
     "delivery/connect.py": "sockets within a deadline, name lookup included; http_post.py knows no sockets",
     "engines/cpu/sampler.py": "binds csrc/sampler.h, beside the pass that binds the rest",
@@ -161,13 +160,10 @@ SHORT_MODULES = {
     "exporting/template.py": "one format in Jinja, compared with prompt.py by a test",
     "history/answer_metadata.py": "JSON fields of an answer that stores and payloads share",
     "private_files.py": "permissions of every file that people's text is written to",
-    "serving/probes.py": "routes that answer before there is a model",
     "settings/checks.py": "validators that the settings share",
     "text.py": "cleaning of foreign text, for history, receiver and page",
     "training/model/loss.py": "an autograd function of its own",
     "web/adapter_chooser.py": "one control of the page with its rules",
-    "web/features.py": "read by the server before Gradio is imported",
-    "web/streamed_updates.py": "the only override of Gradio's encoding; knows nothing of the page",
 }
 """Modules under MIN_LINES, with the reason for each. A command of the command line needs none."""
 

@@ -38,7 +38,7 @@ def every_route() -> list[tuple[str, str]]:
     import asyncio
 
     from qlora_chat.server.site import Site, _build_page
-    from qlora_chat.web.features import PageFeatures
+    from qlora_chat.web.sessions import PageFeatures
     from tests.fakes import scripted_chat
 
     async def build() -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Routes under /v1, and their OpenAPI responses."""
+"""Routes under /v1, the FastAPI app around them, and its /openapi.json."""
 
 from __future__ import annotations
 
@@ -8,24 +8,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from qlora_chat.api.errors import ApiError, ErrorBody, invalid
+from qlora_chat import __version__
+from qlora_chat.api.choices import Choice
+from qlora_chat.api.errors import ApiError, ErrorBody, api_error, error_body, invalid
 from qlora_chat.api.parsing import ParsedRequest, parse_chat_request, parse_completion_request
 from qlora_chat.api.request_schemas import ChatRequest, CompletionRequest, LoadAdapter, UnloadAdapter
 from qlora_chat.api.response_schemas import ChatAnswer, CompletionAnswer, Done, ModelCard, ModelList, Usage
 from qlora_chat.api.serializers import AnswerSerializer, ChatSerializer, CompletionSerializer
 from qlora_chat.api.state import ServerState
 from qlora_chat.api.stored_turns import StoredTurnWriter, StoreOptions, owner_of
-from qlora_chat.api.streaming import Answer, EventStream, ResponseOptions
+from qlora_chat.api.streaming import Answer, EventStream
 from qlora_chat.chat import Chat
-from qlora_chat.engines import Stream
+from qlora_chat.engines import EngineError, Stream
 from qlora_chat.models import ModelError, find_adapter
 from qlora_chat.serving.request_log import add_log_fields, caller_of
 from qlora_chat.serving.stream_reader import StreamReader
 from qlora_chat.settings import is_loopback
 
+OPENAPI = "/openapi.json"
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "a field is missing, wrong or not supported, or the context is too long"},
     401: {"model": ErrorBody, "description": "a token is needed"},
@@ -157,14 +164,51 @@ async def _answer(
 
     parsed, streams = await asyncio.to_thread(start)
     reader = StreamReader(streams, request.receive, state.settings.request_seconds)
-    options = ResponseOptions(serializer, parsed.choices, body.reported_logprobs is not None, body.include_usage, on_end)
     tokenizer = engine.tokenizer
     stop_ids = {tokenizer.token_id(token): token for token in chat.prompt_format.stop_tokens}
     special_tokens = {token_id: token for token_id, token in stop_ids.items() if token_id is not None}
-    answer = Answer(reader, len(streams), tokenizer, special_tokens, options)
+    choices = [Choice(index, tokenizer, special_tokens, trimmed=serializer.trimmed) for index in range(len(streams))]
+    reports_logprobs = body.reported_logprobs is not None
+    answer = Answer(reader, choices, serializer, parsed.choices, reports_logprobs, body.include_usage, on_end)
     response = EventStream(answer, await answer.first_events()) if body.stream else await answer.whole()
     if store:
         response.headers["x-conversation-id"] = store.name.encode("ascii", "replace").decode()
     if ignored := [name for name in body.ignored if FIELD_NAME.fullmatch(name)][:20]:
         response.headers["x-ignored-fields"] = ", ".join(ignored)
     return response
+
+
+def build_api(state: ServerState, others: Sequence[APIRouter] = ()) -> FastAPI:
+    """App of the API and of other routers; a page can be mounted into it afterwards."""
+    app = FastAPI(title="QLoRA Chat", version=__version__, openapi_url=OPENAPI, docs_url=None, redoc_url=None)
+    for router in (routes(state), *others):
+        app.include_router(router)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, problem: HTTPException) -> JSONResponse:
+        return JSONResponse(error_body(problem.status_code, str(problem.detail)), problem.status_code, problem.headers)
+
+    @app.exception_handler(Exception)
+    @app.exception_handler(ApiError)
+    @app.exception_handler(EngineError)
+    @app.exception_handler(ValueError)
+    @app.exception_handler(RequestValidationError)
+    async def failed(request: Request, problem: Exception) -> JSONResponse:
+        return api_error(problem).response()
+
+    app.openapi = lambda: _description(app)
+    return app
+
+
+def _description(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's OpenAPI description without its 422, which is a 400 here."""
+    if app.openapi_schema:
+        return app.openapi_schema
+    description = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    for path in description["paths"].values():
+        for operation in path.values():
+            operation["responses"].pop("422", None)
+    for unused in ("HTTPValidationError", "ValidationError"):
+        description.get("components", {}).get("schemas", {}).pop(unused, None)
+    app.openapi_schema = description
+    return description

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from qlora_chat.api.choices import Choice, Delta
 from qlora_chat.api.response_schemas import (
@@ -27,53 +28,55 @@ from qlora_chat.api.response_schemas import (
 Logprobs = Sequence[tuple[TokenLogprob, int]]
 
 
-class AnswerSerializer(Protocol):
-    """Format of an answer."""
+class AnswerSerializer(ABC):
+    """Format of an answer: one object, or chunks with entries of choices."""
 
-    trimmed: bool
+    trimmed: ClassVar[bool]
     """True if white space around an answer is left out."""
+    kind: ClassVar[str]
+    """`object` of a chunk."""
+    prefix: ClassVar[str]
+    """Begins the answer's id."""
+
+    def __init__(self, model: str) -> None:
+        self._head = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
     def opening(self, index: int) -> dict[str, Any] | None:
         """First entry of a streamed choice, if the format has one."""
-        ...
+        return None
 
+    @abstractmethod
     def delta(self, index: int, delta: Delta, logprobs: bool) -> dict[str, Any]:
         """Entry with new text, and with its tokens if `logprobs`."""
-        ...
 
+    @abstractmethod
     def end(self, index: int, reason: Reason) -> dict[str, Any]:
         """Last entry of a streamed choice."""
-        ...
+
+    @abstractmethod
+    def whole(self, choices: Sequence[tuple[Choice, Reason]], usage: Usage, logprobs: bool) -> ChatAnswer | CompletionAnswer:
+        """Answer to a request that does not stream."""
 
     def chunk(self, entries: list[dict[str, Any]], usage: Usage | None = None) -> dict[str, Any]:
         """Chunk with these entries."""
-        ...
-
-    def whole(self, choices: Sequence[tuple[Choice, Reason]], usage: Usage, logprobs: bool) -> ChatAnswer | CompletionAnswer:
-        """Answer to a request that does not stream."""
-        ...
+        chunk = {"id": self._head["id"], "object": self.kind, **self._head, "choices": entries}
+        return chunk if usage is None else chunk | {"usage": usage.model_dump()}
 
 
-class ChatSerializer:
-    """chat.completion and chat.completion.chunk; see AnswerSerializer."""
+class ChatSerializer(AnswerSerializer):
+    """chat.completion and chat.completion.chunk."""
 
-    trimmed = True
-
-    def __init__(self, model: str) -> None:
-        self._head = _head("chatcmpl", model)
+    trimmed, kind, prefix = True, "chat.completion.chunk", "chatcmpl"
 
     def opening(self, index: int) -> dict[str, Any] | None:
-        return {"index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+        return _chat_entry(index, {"role": "assistant", "content": ""})
 
     def delta(self, index: int, delta: Delta, logprobs: bool) -> dict[str, Any]:
         tokens = _chat_logprobs(delta.logprobs).model_dump() if logprobs else None
-        return {"index": index, "delta": {"content": delta.text}, "logprobs": tokens, "finish_reason": None}
+        return _chat_entry(index, {"content": delta.text}) | {"logprobs": tokens}
 
     def end(self, index: int, reason: Reason) -> dict[str, Any]:
-        return {"index": index, "delta": {}, "logprobs": None, "finish_reason": reason}
-
-    def chunk(self, entries: list[dict[str, Any]], usage: Usage | None = None) -> dict[str, Any]:
-        return _chunk("chat.completion.chunk", self._head, entries, usage)
+        return _chat_entry(index, {}) | {"finish_reason": reason}
 
     def whole(self, choices: Sequence[tuple[Choice, Reason]], usage: Usage, logprobs: bool) -> ChatAnswer:
         listed = [
@@ -88,26 +91,17 @@ class ChatSerializer:
         return ChatAnswer(**self._head, choices=listed, usage=usage)
 
 
-class CompletionSerializer:
-    """text_completion, whole and in chunks; see AnswerSerializer."""
+class CompletionSerializer(AnswerSerializer):
+    """text_completion, whole and in chunks."""
 
-    trimmed = False
-
-    def __init__(self, model: str) -> None:
-        self._head = _head("cmpl", model)
-
-    def opening(self, index: int) -> dict[str, Any] | None:
-        return None
+    trimmed, kind, prefix = False, "text_completion", "cmpl"
 
     def delta(self, index: int, delta: Delta, logprobs: bool) -> dict[str, Any]:
-        tokens = _completion_logprobs(delta.logprobs).model_dump() if logprobs else None
-        return {"index": index, "text": delta.text, "logprobs": tokens, "finish_reason": None}
+        tokens = _completion_logprobs(delta.logprobs) if logprobs else None
+        return {"index": index, "text": delta.text, "logprobs": tokens and tokens.model_dump(), "finish_reason": None}
 
     def end(self, index: int, reason: Reason) -> dict[str, Any]:
         return {"index": index, "text": "", "logprobs": None, "finish_reason": reason}
-
-    def chunk(self, entries: list[dict[str, Any]], usage: Usage | None = None) -> dict[str, Any]:
-        return _chunk("text_completion", self._head, entries, usage)
 
     def whole(self, choices: Sequence[tuple[Choice, Reason]], usage: Usage, logprobs: bool) -> CompletionAnswer:
         listed = [
@@ -122,13 +116,8 @@ class CompletionSerializer:
         return CompletionAnswer(**self._head, choices=listed, usage=usage)
 
 
-def _head(prefix: str, model: str) -> dict[str, Any]:
-    return {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-
-
-def _chunk(kind: str, head: dict[str, Any], entries: list[dict[str, Any]], usage: Usage | None) -> dict[str, Any]:
-    chunk = {"id": head["id"], "object": kind, **head, "choices": entries}
-    return chunk if usage is None else chunk | {"usage": usage.model_dump()}
+def _chat_entry(index: int, delta: dict[str, str]) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
 
 def _chat_logprobs(entries: Logprobs) -> ChatLogprobs:

@@ -10,8 +10,7 @@ from qlora_chat.api.errors import ApiError
 from qlora_chat.chat import Chat
 from qlora_chat.engines import AdapterHost
 from qlora_chat.serving.admission import Gate
-from qlora_chat.serving.metrics import Metrics
-from qlora_chat.serving.probes import Lifecycle
+from qlora_chat.serving.metrics import Lifecycle, Metrics
 from qlora_chat.serving.shared_engine import SharedEngine, slots_of
 from qlora_chat.settings import ServeSettings
 

@@ -7,7 +7,7 @@ still ends with [DONE]. A client that leaves cancels its answers at their next t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,6 @@ from qlora_chat.api.errors import ApiError, api_error, invalid
 from qlora_chat.api.response_schemas import Reason, Usage
 from qlora_chat.api.serializers import AnswerSerializer
 from qlora_chat.engines import Piece
-from qlora_chat.prompt import Tokenizer
 from qlora_chat.serving.request_log import CLIENT_LEFT
 from qlora_chat.serving.stream_reader import Event, StreamReader
 
@@ -30,9 +29,11 @@ COMPACT = json.JSONEncoder(separators=(",", ":"))
 
 
 @dataclass(frozen=True)
-class ResponseOptions:
-    """Format and extent of a response."""
+class Answer:
+    """The choices of one request while they are generated."""
 
+    reader: StreamReader
+    choices: Sequence[Choice]
     serializer: AnswerSerializer
     answers_per_prompt: int
     logprobs: bool
@@ -40,28 +41,12 @@ class ResponseOptions:
     on_end: Callable[[Usage, str], None]
     """Called with the token counts and the finish reasons when all answers have ended."""
 
-
-class Answer:
-    """The choices of one request while they are generated."""
-
-    def __init__(
-        self,
-        reader: StreamReader,
-        count: int,
-        tokenizer: Tokenizer,
-        special_tokens: Mapping[int, str],
-        options: ResponseOptions,
-    ) -> None:
-        self.reader, self.options = reader, options
-        trimmed = options.serializer.trimmed
-        self.choices = [Choice(index, tokenizer, special_tokens, trimmed=trimmed) for index in range(count)]
-
     async def first_events(self) -> Sequence[Event]:
         """The first pieces. ApiError if there is an error instead."""
         events = await self.reader.next()
         self._raise_error(events)
         tokens = [item for _, item in events if isinstance(item, Piece) and item.token_id is not None]
-        if self.options.logprobs and any(piece.logprob is None for piece in tokens):
+        if self.logprobs and any(piece.logprob is None for piece in tokens):
             self.reader.close()
             raise invalid("this engine reports no log probabilities; leave logprobs out", "logprobs", "unsupported_parameter")
         return events
@@ -79,7 +64,7 @@ class Answer:
             self._raise_error(events)
         counts = self.close()
         choices: list[tuple[Choice, Reason]] = [(choice, self.reason(choice)) for choice in self.choices]
-        return JSONResponse(self.options.serializer.whole(choices, counts, self.options.logprobs).model_dump())
+        return JSONResponse(self.serializer.whole(choices, counts, self.logprobs).model_dump())
 
     def reason(self, choice: Choice) -> Reason:
         """OpenAI's finish reason of a choice. ApiError if the server or its client cut it off."""
@@ -96,14 +81,14 @@ class Answer:
 
     def chunk_entries(self, events: Sequence[Event]) -> list[dict[str, Any]]:
         """Entries that the events add to a stream: one per delta and one per end of a choice."""
-        serializer, entries = self.options.serializer, []
+        serializer, entries = self.serializer, []
         for index, item in events:
             if isinstance(item, Exception):
                 raise item
             choice = self.choices[index]
             delta = choice.add(item)
             if delta.text or delta.logprobs:
-                entries.append(serializer.delta(index, delta, self.options.logprobs))
+                entries.append(serializer.delta(index, delta, self.logprobs))
             if choice.finish:
                 entries.append(serializer.end(index, self.reason(choice)))
         return entries
@@ -111,8 +96,8 @@ class Answer:
     def close(self) -> Usage:
         """Stop what still runs; returns the token counts, and reports them to `on_end`."""
         self.reader.close()
-        counts = usage(self.choices, self.options.answers_per_prompt)
-        self.options.on_end(counts, ",".join(choice.finish.reason for choice in self.choices if choice.finish))
+        counts = usage(self.choices, self.answers_per_prompt)
+        self.on_end(counts, ",".join(choice.finish.reason for choice in self.choices if choice.finish))
         return counts
 
     def _raise_error(self, events: Sequence[Event]) -> None:
@@ -142,7 +127,7 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_all(self, send: Send) -> None:
-        answer, serializer = self._answer, self._answer.options.serializer
+        answer, serializer = self._answer, self._answer.serializer
         openings = [opening for choice in answer.choices if (opening := serializer.opening(choice.index))]
         unsent = b"".join(_event(serializer.chunk([each])) for each in openings)
         try:
@@ -160,7 +145,7 @@ class EventStream(Response):
             await _write(send, unsent + _event(api_error(problem).body) + DONE)
             return
         counts = answer.close()
-        last = _event(serializer.chunk([], counts)) if answer.options.include_usage else b""
+        last = _event(serializer.chunk([], counts)) if answer.include_usage else b""
         await _write(send, unsent + last + DONE)
 
 

@@ -67,7 +67,7 @@ class LoginForm:
 
 def login_page(problem: str = "") -> str:
     """HTML of the form, with a problem to show under it."""
-    return _LOGIN_PAGE.replace("{problem}", escape(problem))
+    return small_page(_LOGIN_FORM.replace("{problem}", escape(problem)))
 
 
 def _form_field(body: bytes, name: str) -> str:
@@ -78,21 +78,27 @@ def _form_field(body: bytes, name: str) -> str:
         return ""
 
 
-_LOGIN_PAGE = """<!doctype html>
+def small_page(body: str, head: str = "") -> str:
+    """HTML of a page without scripts, whose body is centred."""
+    return _SMALL_PAGE.replace("{head}", head).replace("{body}", body)
+
+
+_SMALL_PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>QLoRA Chat</title>
+<title>QLoRA Chat</title>{head}
 <style>
 :root { color-scheme: light dark; font-family: system-ui, sans-serif; }
 body { display: grid; min-height: 90vh; place-items: center; margin: 0; }
 form { display: grid; gap: .75rem; width: min(20rem, 90vw); }
 input, button { font: inherit; padding: .6rem; border-radius: .5rem; border: 1px solid #8888; }
-p { margin: 0; color: #c00; min-height: 1.2em; }
+p[role=alert] { margin: 0; color: #c00; min-height: 1.2em; }
 </style></head>
-<body><form method="post" action="/login">
+<body>{body}</body></html>
+"""
+_LOGIN_FORM = """<form method="post" action="/login">
 <h1>QLoRA Chat</h1>
 <label for="token">Password</label>
 <input id="token" name="token" type="password" autocomplete="current-password" required autofocus>
 <button>Enter</button>
 <p role="alert">{problem}</p>
-</form></body></html>
-"""
+</form>"""

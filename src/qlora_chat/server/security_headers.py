@@ -25,7 +25,10 @@ _HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
-
+_PAGE_POLICY = (
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self' data:; connect-src 'self'; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
 
 ContentPolicy = Callable[[bytes], str]
 """Content-Security-Policy of an HTML document; of an empty one for every other response."""
@@ -88,20 +91,7 @@ def page_policy(html: bytes) -> str:
     hence inline styles.
     """
     scripts = " ".join(f"'sha256-{_hash(script)}'" for script in _INLINE_SCRIPT.findall(html))
-    return "; ".join(
-        (
-            "default-src 'self'",
-            f"script-src 'self' 'unsafe-eval' {scripts}".strip(),
-            "style-src 'self' 'unsafe-inline'",
-            "img-src 'self' data:",
-            "font-src 'self' data:",
-            "connect-src 'self'",
-            "object-src 'none'",
-            "base-uri 'self'",
-            "form-action 'self'",
-            "frame-ancestors 'none'",
-        )
-    )
+    return f"{_PAGE_POLICY}; script-src 'self' 'unsafe-eval' {scripts}".strip()
 
 
 def _hash(script: bytes) -> str:

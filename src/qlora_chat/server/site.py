@@ -15,18 +15,18 @@ from typing import Any
 from starlette.responses import HTMLResponse, PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from qlora_chat.api.app import build_api
+from qlora_chat.api.routes import build_api
 from qlora_chat.api.state import LOADING_RETRY_S, ServerState
 from qlora_chat.chat import Chat
+from qlora_chat.server.login import small_page
 from qlora_chat.server.security_headers import SecurityHeaders, page_policy
 from qlora_chat.server.site_access import protect, route_of
-from qlora_chat.serving.probes import probes
+from qlora_chat.serving.metrics import probes
 from qlora_chat.serving.request_log import RequestLog
 from qlora_chat.serving.tracing import Tracer
 from qlora_chat.settings import ServeSettings, is_loopback, quiet_libraries
 from qlora_chat.web.event_filter import PageEvents
-from qlora_chat.web.features import PageFeatures
-from qlora_chat.web.sessions import Sessions
+from qlora_chat.web.sessions import PageFeatures, Sessions
 
 
 class Site:
@@ -78,7 +78,7 @@ def _build_page(chat: Chat, features: PageFeatures) -> tuple[Sessions, Any, ASGI
     from fastapi.responses import FileResponse
     from gradio.routes import App, mount_gradio_app
 
-    from qlora_chat.web.files import leave_files_alone, private_folder
+    from qlora_chat.web.gradio_overrides import leave_files_alone, private_folder
     from qlora_chat.web.page import CSS, JS, build_page, events_of, theme
 
     sessions = Sessions(chat)
@@ -115,12 +115,6 @@ async def _loading(scope: Scope, receive: Receive, send: Send) -> None:
     await answer(scope, receive, send)
 
 
-_LOADING_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="refresh" content="2"><title>QLoRA Chat</title>
-<style>
-:root { color-scheme: light dark; font-family: system-ui, sans-serif; }
-body { display: grid; min-height: 90vh; place-items: center; margin: 0; }
-</style></head>
-<body><p role="status">The model is being loaded. This page continues by itself.</p></body></html>
-"""
+_LOADING_PAGE = small_page(
+    '<p role="status">The model is being loaded. This page continues by itself.</p>', '<meta http-equiv="refresh" content="2">'
+)

@@ -12,12 +12,12 @@ from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Scope
 
-from qlora_chat.api.app import OPENAPI
 from qlora_chat.api.errors import error_body
+from qlora_chat.api.routes import OPENAPI
 from qlora_chat.server.access_control import AccessControl, bearer_token, tokens_equal
 from qlora_chat.server.login import LOGIN, LoginForm, Password, login_page
 from qlora_chat.server.request_body import BodyLimit, Refused
-from qlora_chat.serving.probes import HEALTH, METRICS, READY
+from qlora_chat.serving.metrics import HEALTH, METRICS, READY
 from qlora_chat.settings import ServeSettings
 
 BODY_LIMIT = BodyLimit(size=2 * 2**20, seconds=10.0)

@@ -1,19 +1,26 @@
-"""Prometheus metrics, one registry per server.
+"""Readiness and metrics of one server, and /health, /ready and /metrics for load balancers, orchestrators and Prometheus.
 
-Scope: names, units and labels. Labels are routes, reasons and kinds from fixed sets: nothing that a client sends becomes one.
+Scope: names, units and labels, and the three routes, which answer before there is a model. Labels are routes, reasons and kinds
+from fixed sets: nothing that a client sends becomes one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Literal
 
+from fastapi import APIRouter
+from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from qlora_chat.engines import Finish
 from qlora_chat.serving.admission import Gate
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
+HEALTH, READY, METRICS = "/health", "/ready", "/metrics"
+NOT_READY: dict[int | str, dict[str, Any]] = {
+    503: {"description": "loading or draining", "content": {"text/plain": {"schema": {"type": "string"}}}}
+}
 SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 RATES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 
@@ -82,3 +89,47 @@ class Metrics:
     def text(self) -> bytes:
         """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
+
+
+class Lifecycle:
+    """loading -> ready -> draining, never back. Requests are taken while it is ready."""
+
+    def __init__(self) -> None:
+        self.phase: Literal["loading", "ready", "draining"] = "loading"
+
+    @property
+    def ready(self) -> bool:
+        """True if requests are taken."""
+        return self.phase == "ready"
+
+    def opened(self) -> None:
+        """Take requests: the model is loaded. A draining server stays so."""
+        if self.phase == "loading":
+            self.phase = "ready"
+
+    def drain(self) -> None:
+        """Take no new requests; what runs goes on to its end."""
+        self.phase = "draining"
+
+
+def probes(lifecycle: Lifecycle, metrics: Metrics) -> APIRouter:
+    """Routes of the three probes."""
+    router = APIRouter()
+    metrics.watch_ready(lambda: lifecycle.ready)
+
+    @router.get(HEALTH, response_class=PlainTextResponse)
+    async def health() -> PlainTextResponse:
+        """200 as long as the process responds; the one route that never needs a token."""
+        return PlainTextResponse("ok")
+
+    @router.get(READY, response_class=PlainTextResponse, responses=NOT_READY)
+    async def ready() -> PlainTextResponse:
+        """200 once the weights are loaded, until shutdown begins."""
+        return PlainTextResponse(lifecycle.phase, 200 if lifecycle.ready else 503)
+
+    @router.get(METRICS, response_class=PlainTextResponse)
+    async def prometheus() -> Response:
+        """Metrics in Prometheus' text format."""
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    return router

@@ -160,7 +160,7 @@ def hub_token_is_set(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def gradio_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """The path of this process's own folder for Gradio; web/files.py creates and removes it.
+    """The path of this process's own folder for Gradio; web/gradio_overrides.py creates and removes it.
 
     Gradio's own choice is /tmp/gradio, which another user can own, fill or read. Nobody can guess this name.
     """

@@ -5,7 +5,6 @@ Scope: the panel, and the way from Gradio's events to the session of the tab. Th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from html import escape
 from typing import Any
 
@@ -19,55 +18,22 @@ from qlora_chat.web.handlers import Handlers
 from qlora_chat.web.parts import Parts
 from qlora_chat.web.session import Session
 
-THUMBS = ("Like", "Dislike")
-"""The names by which Gradio draws its thumbs."""
 EXCERPT_CHARACTERS = 80
 RATINGS = {"up": 1, "down": -1, "": None}
-"""By the value of Panel.rating; "" is a thumb that was withdrawn."""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Hidden until a thumb is pressed."""
-
-    box: gr.Column
-    about: gr.HTML
-    comment: gr.Textbox
-    edited: gr.Textbox
-    save: gr.Button
-    close: gr.Button
-    turn: gr.Textbox
-    """Invisible: the id of the answer that it is about."""
-    rating: gr.Textbox
-    """Invisible: up or down."""
-
-
-def lay_out_panel() -> Panel:
-    """The panel, in whatever block is open."""
-    with gr.Column(visible=False, elem_id="feedback") as box:
-        about = gr.HTML(elem_id="feedback-about", padding=False)
-        comment = gr.Textbox(
-            elem_id="comment", label="Comment", placeholder="What was good about it, or wrong?", lines=1, max_lines=4
-        )
-        edited = gr.Textbox(elem_id="edited", label="The answer as it should have been", lines=3, max_lines=12)
-        with gr.Row():
-            save = gr.Button("Save", size="sm", variant="primary", elem_id="feedback-save", scale=0, min_width=88)
-            close = gr.Button("Close", size="sm", elem_id="feedback-close", scale=0, min_width=88)
-    turn, rating = gr.Textbox(elem_id="turn", visible=False), gr.Textbox(elem_id="rating", visible=False)
-    return Panel(box, about, comment, edited, save, close, turn, rating)
+"""By the value of FeedbackPanel.rating; "" is a thumb that was withdrawn."""
 
 
 class FeedbackHandlers:
     """One method per event."""
 
-    def __init__(self, handlers: Handlers, parts: Parts, panel: Panel) -> None:
-        self._handlers, self._parts, self._panel = handlers, parts, panel
+    def __init__(self, handlers: Handlers, parts: Parts) -> None:
+        self._handlers, self._parts, self._panel = handlers, parts, parts.feedback
 
-    def connect(self, chatbot: gr.Chatbot, options: dict[str, Any]) -> None:
+    def connect(self, options: dict[str, Any]) -> None:
         """Attach the events; `options` are those of every event that is not queued."""
         panel, notice = self._panel, self._parts.notice
         outputs = [panel.box, panel.about, panel.comment, panel.edited, panel.turn, panel.rating, notice]
-        chatbot.like(self.rate, [self._parts.conversation, self._parts.logged], outputs, **options)
+        self._parts.chatbot.like(self.rate, [self._parts.conversation, self._parts.logged], outputs, **options)
         values = [self._parts.conversation, panel.turn, panel.rating, panel.comment, panel.edited, self._parts.logged]
         gr.on([panel.save.click, panel.comment.submit], self.save, values, [panel.box, notice], **options)
         panel.close.click(self.close, None, [panel.box], **options)

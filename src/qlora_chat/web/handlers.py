@@ -24,12 +24,11 @@ from qlora_chat.settings import SLIDERS, Sampling, SettingsError
 from qlora_chat.text import replace_surrogates
 from qlora_chat.web import render
 from qlora_chat.web.adapter_chooser import AdapterChooser
-from qlora_chat.web.features import PageFeatures
 from qlora_chat.web.parts import Parts
 from qlora_chat.web.past_conversations import PastConversations, list_update
 from qlora_chat.web.running_answer import RunningAnswer
 from qlora_chat.web.session import Busy, ConversationRef, Session
-from qlora_chat.web.sessions import Sessions
+from qlora_chat.web.sessions import PageFeatures, Sessions
 
 Updates = dict[Any, Any]
 """New values of parts of the page."""
@@ -140,7 +139,7 @@ class Handlers:
             return {parts.notice: render.notice("That conversation is not there any more.")}
         conversation = session.conversation
         adapter = self._chooser.update(self._chooser.used_in(conversation))
-        return {**self._idle(session), parts.title: title, parts.adapter: adapter, parts.system: conversation.system or ""}
+        return {**self._idle(session), parts.past.title: title, parts.adapter: adapter, parts.system: conversation.system or ""}
 
     def rename_past(self, selected: Any, title: Any, query: Any, request: gr.Request) -> Updates:
         """Change the title of the selected conversation."""
@@ -161,14 +160,14 @@ class Handlers:
         if not deleted:
             return self._list(query, session)
         notice = render.notice("Deleted, here and wherever it was sent." if self._features.logged else "Deleted.")
-        return {**self._list(query, session), **self._idle(session), self._parts.title: "", self._parts.notice: notice}
+        return {**self._list(query, session), **self._idle(session), self._parts.past.title: "", self._parts.notice: notice}
 
     def leave(self, request: gr.Request) -> None:
         """The tab was closed."""
         self._sessions.close(_name(request))
 
     def _list(self, query: Any, session: Session, selected: Any = None) -> Updates:
-        return {self._parts.found: list_update(self._past.choices(query, session.owner), selected)}
+        return {self._parts.past.found: list_update(self._past.choices(query, session.owner), selected)}
 
     def session(self, request: gr.Request, ref: str = "") -> Session:
         """The tab that an event came from, caught up with the ConversationRef its page shows; "" where that does not matter."""
@@ -206,7 +205,7 @@ class Handlers:
         yield {
             **({parts.box: ""} if clear_box else {}),
             **_buttons(parts, answering=True, empty=False),
-            parts.feedback: gr.update(visible=False),
+            parts.feedback.box: gr.update(visible=False),
             parts.chatbot: question,
             parts.notice: note,
             parts.status: self._status(answer),
@@ -228,7 +227,7 @@ class Handlers:
         parts, conversation = self._parts, session.conversation
         return {
             **_buttons(parts, answering=False, empty=not conversation.messages),
-            parts.feedback: gr.update(visible=False),
+            parts.feedback.box: gr.update(visible=False),
             parts.chatbot: gr.update(
                 value=render.messages(conversation), feedback_value=render.thumbs(conversation, session.ratings())
             ),

@@ -1,4 +1,4 @@
-"""The page: its layout, and the events that call the handlers.
+"""The page: its parts, connected to the handlers of their events.
 
 Scope: Gradio Blocks. Knows no engine and no HTTP.
 """
@@ -13,15 +13,13 @@ import gradio as gr
 from gradio import themes
 
 from qlora_chat.chat import Chat
-from qlora_chat.settings import SAMPLING_SETTINGS, SLIDERS
-from qlora_chat.web import render
+from qlora_chat.settings import SLIDERS
 from qlora_chat.web.event_filter import Event, Field
-from qlora_chat.web.features import PageFeatures
-from qlora_chat.web.feedback import THUMBS, FeedbackHandlers, Panel, lay_out_panel
+from qlora_chat.web.feedback import FeedbackHandlers
+from qlora_chat.web.gradio_overrides import StreamedBlocks
 from qlora_chat.web.handlers import Handlers
 from qlora_chat.web.parts import MAX_CHARACTERS, Parts
-from qlora_chat.web.sessions import Sessions
-from qlora_chat.web.streamed_updates import StreamedBlocks
+from qlora_chat.web.sessions import PageFeatures, Sessions
 
 CSS = Path(__file__).with_name("page.css")
 JS = Path(__file__).with_name("page.js")
@@ -32,8 +30,6 @@ QUEUE_TICK_SECONDS = 0.005
 # Values come as they were sent: Sampling refuses bad ones by name, where Gradio's sliders raise a bare TypeError.
 QUEUED: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "preprocess": False}
 IMMEDIATE: dict[str, Any] = {**QUEUED, "queue": False}
-
-DISCLAIMER = "A language model wrote these answers. They can be wrong, biased or offensive: check what matters."
 
 
 def theme() -> themes.Base:
@@ -54,10 +50,10 @@ def theme() -> themes.Base:
 def build_page(chat: Chat, sessions: Sessions, features: PageFeatures) -> gr.Blocks:
     """The whole page as Blocks, ready to be mounted."""
     with StreamedBlocks(title="QLoRA Chat", analytics_enabled=False, fill_height=True) as page:
-        parts, panel = _lay_out(chat, features)
+        parts = Parts(chat, features)
         handlers = Handlers(chat, sessions, parts, features)
         _connect(page, parts, handlers)
-        FeedbackHandlers(handlers, parts, panel).connect(parts.chatbot, IMMEDIATE)
+        FeedbackHandlers(handlers, parts).connect(IMMEDIATE)
     page.max_threads = MAX_CONCURRENT_ANSWERS
     page.queue(default_concurrency_limit=None, api_open=False)
     # Gradio looks for work every millisecond, which takes the model 2 % of a core more than this; there is no public setting.
@@ -86,89 +82,11 @@ def _field(part: Any) -> Field:
     return Field(label, "text", MAX_CHARACTERS[part.elem_id])
 
 
-def _lay_out(chat: Chat, features: PageFeatures) -> tuple[Parts, Panel]:
-    info = chat.engine.info
-    gr.HTML(f"<h1>QLoRA Chat</h1>{render.banner(info)}", elem_id="head", padding=False)
-    chatbot = gr.Chatbot(
-        elem_id="chat", label="Conversation", show_label=False, height="100%", layout="bubble", buttons=["copy"],
-        latex_delimiters=[], allow_tags=False, feedback_options=THUMBS, scale=1, placeholder="Say something to begin.",
-    )  # fmt: skip
-    notice = gr.HTML(elem_id="notice", padding=False)
-    adapter = gr.Dropdown(
-        list(info.adapters), label="Answers", elem_id="adapter", filterable=False, visible=bool(info.adapters), scale=0,
-    )  # fmt: skip
-    panel = lay_out_panel()
-    with gr.Row(elem_id="ask", equal_height=True):
-        box = gr.Textbox(
-            elem_id="box", label="Your message", show_label=False, placeholder="Message (Enter sends)",
-            lines=1, max_lines=8, autofocus=True, scale=1, container=False,
-        )  # fmt: skip
-        send = gr.Button("Send", variant="primary", elem_id="send", scale=0, min_width=88)
-        stop = gr.Button("Stop", variant="stop", elem_id="stop", scale=0, min_width=88, interactive=False)
-    with gr.Row(elem_id="actions"):
-        retry = gr.Button("Retry", size="sm", elem_id="retry", scale=0, min_width=72, interactive=False)
-        undo = gr.Button("Undo", size="sm", elem_id="undo", scale=0, min_width=72, interactive=False)
-        clear = gr.Button("Clear", size="sm", elem_id="clear", scale=0, min_width=72)
-        status = gr.HTML(render.status(info, used=0), elem_id="status", padding=False)
-    logged = _logging(features)
-    past = _past(features.persistent)
-    with gr.Accordion("Advanced options", open=False, elem_id="options"):
-        with gr.Row():
-            sliders = tuple(_slider(name, info.window) for name in SLIDERS)
-        system = gr.Textbox(
-            label="System text", elem_id="system", lines=2, max_lines=6,
-            info="leads the conversation, from the next message on",
-            placeholder=chat.prompt_format.default_system or "none: the model was tuned without one",
-        )  # fmt: skip
-    gr.HTML(f'<p class="disclaimer">{DISCLAIMER}</p>', elem_id="foot", padding=False)
-    conversation = gr.Textbox(elem_id="conversation", visible=False)
-    memory = gr.Textbox(elem_id="memory", visible=False)
-    parts = Parts(
-        chatbot, notice, box, send, stop, retry, undo, clear, sliders, adapter, system, logged, *past, status, panel.box,
-        conversation, memory,
-    )  # fmt: skip
-    return parts, panel
-
-
-def _past(on: bool) -> tuple[gr.Textbox, gr.Radio, gr.Textbox, gr.Button, gr.Button, gr.Accordion]:
-    with gr.Accordion("Past conversations", open=False, elem_id="past", visible=on) as past:
-        find = gr.Textbox(
-            elem_id="find", label="Search past conversations", show_label=False, placeholder="Search titles and words",
-            container=False, lines=1, max_lines=1, max_length=MAX_CHARACTERS["find"],
-        )  # fmt: skip
-        found = gr.Radio([], label="Past conversations", show_label=False, elem_id="found", container=False)
-        with gr.Row(elem_id="past-actions"):
-            title = gr.Textbox(
-                elem_id="title", label="Title", show_label=False, placeholder="Title of the selected conversation",
-                container=False, lines=1, max_lines=1, max_length=MAX_CHARACTERS["title"], scale=1,
-            )  # fmt: skip
-            rename = gr.Button("Rename", size="sm", elem_id="rename", scale=0, min_width=72)
-            delete = gr.Button("Delete", size="sm", variant="stop", elem_id="delete", scale=0, min_width=72)
-    return find, found, title, rename, delete, past
-
-
-def _logging(features: PageFeatures) -> gr.Checkbox:
-    what = "saved and logged" if features.persistent else "logged"
-    with gr.Row(elem_id="logging", visible=features.logged):
-        gr.HTML(f'<p class="notice">Conversations on this page are {what} by whoever runs it.</p>', padding=False)
-        return gr.Checkbox(True, label="Log mine, from the next message on", elem_id="logged", container=False)
-
-
-def _slider(name: str, window: int) -> gr.Slider:
-    setting = SAMPLING_SETTINGS[name]
-    maximum = min(setting.maximum, window) if name == "max_new_tokens" else setting.maximum
-    default = min(setting.default or 0, maximum)
-    return gr.Slider(
-        setting.minimum, maximum, default, step=setting.step, label=setting.label, info=setting.help, elem_id=name,
-        min_width=220,
-    )  # fmt: skip
-
-
 def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
     queued, immediate = QUEUED, IMMEDIATE
     outputs = [
         parts.chatbot, parts.notice, parts.box, parts.send, parts.stop, parts.retry, parts.undo, *parts.sliders,
-        parts.adapter, parts.system, parts.logged, parts.status, parts.feedback, parts.conversation,
+        parts.adapter, parts.system, parts.logged, parts.status, parts.feedback.box, parts.conversation,
     ]  # fmt: skip
     options = [parts.conversation, parts.adapter, parts.system, parts.logged, *parts.sliders]
 
@@ -195,12 +113,13 @@ def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
 
 
 def _connect_past(parts: Parts, handlers: Handlers, outputs: list[Any], immediate: dict[str, Any]) -> None:
-    gr.on([parts.past.expand, parts.find.change], handlers.find, [parts.find, parts.found], [parts.found], **immediate)
-    parts.found.input(handlers.open_past, [parts.found], [*outputs, parts.title], **immediate)
-    renamed = [parts.rename.click, parts.title.submit]
-    gr.on(renamed, handlers.rename_past, [parts.found, parts.title, parts.find], [parts.found, parts.notice], **immediate)
-    changed = [*outputs, parts.found, parts.title]
-    parts.delete.click(handlers.delete_past, [parts.found, parts.find], changed, js=_js("confirmDelete"), **immediate)
+    past = parts.past
+    gr.on([past.box.expand, past.find.change], handlers.find, [past.find, past.found], [past.found], **immediate)
+    past.found.input(handlers.open_past, [past.found], [*outputs, past.title], **immediate)
+    renamed = [past.rename.click, past.title.submit]
+    gr.on(renamed, handlers.rename_past, [past.found, past.title, past.find], [past.found, parts.notice], **immediate)
+    changed = [*outputs, past.found, past.title]
+    past.delete.click(handlers.delete_past, [past.found, past.find], changed, js=_js("confirmDelete"), **immediate)
 
 
 def _js(name: str, *arguments: Any) -> str:

@@ -50,10 +50,8 @@ class PastConversations:
 
     def rename(self, conversation_id: Any, title: Any, session: Session) -> bool:
         """Change its title."""
-        summary, name = (
-            self._owned(conversation_id, session),
-            " ".join(replace_surrogates(title).split())[: MAX_CHARACTERS["title"]],
-        )
+        summary = self._owned(conversation_id, session)
+        name = " ".join(replace_surrogates(title).split())[: MAX_CHARACTERS["title"]]
         return bool(summary and name and self._chat.history.change(summary.id, title=name))
 
     def delete(self, conversation_id: Any, session: Session) -> bool:

@@ -1,15 +1,29 @@
-"""The tabs that are open, in this process.
+"""The tabs that are open in this process, and the features of the page that they show.
 
-Scope: tabs by name, and which one goes on with a conversation that two of them name. Knows no Gradio.
+Scope: tabs by name, and which one goes on with a conversation that two of them name. Knows no Gradio, which the server imports
+later.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass
 
 from qlora_chat.chat import Chat
 from qlora_chat.web.session import Session
+
+
+@dataclass(frozen=True)
+class PageFeatures:
+    """Fixed when the page is built."""
+
+    logged: bool = False
+    """Finished turns are sent to a receiver."""
+    persistent: bool = False
+    """Conversations outlive the program."""
+    shared: bool = False
+    """People on other machines can reach the page: then each browser lists only its own conversations."""
 
 
 class Sessions:

@@ -14,7 +14,7 @@ import pytest
 
 from qlora_chat.settings import gradio_folder
 from qlora_chat.web.event_filter import PageEvents
-from qlora_chat.web.files import FolderError, leave_files_alone, private_folder
+from qlora_chat.web.gradio_overrides import FolderError, leave_files_alone, private_folder
 from tests.fakes import ScriptedEngine
 
 from .serving import Served, serving
