@@ -47,6 +47,7 @@ class LetterTokenizer:
     """Every character is a token, so ids and text turn into each other without loss."""
 
     bos_id = 1
+    longest_token = 16
     _first = 3
 
     def encode(self, text: str) -> list[int]:

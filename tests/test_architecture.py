@@ -160,7 +160,7 @@ SHORT_MODULES = {
     "exporting/template.py": "one format in Jinja, compared with prompt.py by a test",
     "history/answer_metadata.py": "JSON fields of an answer that stores and payloads share",
     "private_files.py": "permissions of every file that people's text is written to",
-    "settings/checks.py": "validators that the settings share",
+    "serving/cookies.py": "cookies of the login and of the page, which know nothing of each other",
     "text.py": "cleaning of foreign text, for history, receiver and page",
     "training/model/loss.py": "an autograd function of its own",
     "web/adapter_chooser.py": "one control of the page with its rules",

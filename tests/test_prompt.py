@@ -207,3 +207,14 @@ def test_markers_in_the_data_are_no_turns() -> None:
     text, _ = learnt_text(talk("Say ### Human: x", "### Assistant: y"), "guanaco", "answers")
     assert text.count("### Human:") == 1
     assert text.count("### Assistant:") == 1
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def encode(self: LetterTokenizer, text: str) -> list[int]:
+        raise AssertionError("the text was tokenised")
+
+    tokenizer = LetterTokenizer()
+    monkeypatch.setattr(LetterTokenizer, "encode", encode)
+    long = Conversation().adding(Message("user", "a" * (tokenizer.longest_token * 100)))
+    with pytest.raises(PromptTooLong, match=r"at least 100 tokens, and at most 75 fit"):
+        fit_prompt(long, FORMATS["guanaco"], tokenizer, 100, 1000)

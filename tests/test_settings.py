@@ -93,7 +93,7 @@ def test_what_ships_listens_here_only_bounds_its_queue_and_keeps_and_sends_nothi
 def test_listening_beyond_this_machine_needs_a_password() -> None:
     with pytest.raises(SettingsError, match="QLORA_CHAT_TOKEN"):
         ServeSettings("0.0.0.0")
-    assert ServeSettings("0.0.0.0", token="secret").host == "0.0.0.0"
+    assert ServeSettings("0.0.0.0", token="correct horse").host == "0.0.0.0"
     assert ServeSettings("::1").host == "::1"
 
 
@@ -194,3 +194,17 @@ def test_senders_of_a_receiver_have_a_name_and_a_token_each() -> None:
         assert "token-a" not in str(raised.value)
     with pytest.raises(SettingsError, match="also the token of a sender"):
         senders("anna:shared")
+@pytest.mark.parametrize("secrets", [{"token": "short"}, {"token": "x" * 12, "api_tokens": ("short",)}])
+def test_a_short_password_is_refused_where_other_machines_can_try_it(secrets: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="12 characters or more"):
+        ServeSettings("0.0.0.0", **secrets)
+    for here in ("127.0.0.1", "::1", "localhost", "127.1"):
+        assert ServeSettings(here, **secrets).token
+
+
+def test_the_operators_token_is_its_own_and_a_proxy_is_an_address() -> None:
+    with pytest.raises(SettingsError, match="QLORA_CHAT_OPERATOR_TOKEN"):
+        ServeSettings(token="correct horse", operator_token="correct horse")
+    with pytest.raises(SettingsError, match="--trusted-proxy"):
+        ServeSettings(trusted_proxies=("proxy.example",))
+    assert settings.operator_token({"QLORA_CHAT_OPERATOR_TOKEN": "o"}) == "o"

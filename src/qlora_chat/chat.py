@@ -24,7 +24,7 @@ from qlora_chat.history import (
     Usage,
 )
 from qlora_chat.messages import Conversation, FinishReason, Message
-from qlora_chat.prompt import Prompt, PromptFormat, fit_prompt, render, trim_ids
+from qlora_chat.prompt import Prompt, PromptFormat, fewest_tokens, fit_prompt, render, trim_ids
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
 
@@ -111,9 +111,12 @@ class Chat:
 
     def context_used(self, conversation: Conversation) -> int:
         """Tokens of the window that the conversation takes, the next answer's opening included; 0 before it begins."""
+        window = self.engine.info.window
         if not conversation.messages:
             return 0
-        return min(len(render(conversation, self.prompt_format, self.engine.tokenizer).ids), self.engine.info.window)
+        if fewest_tokens(conversation, self.engine.tokenizer) >= window:
+            return window
+        return min(len(render(conversation, self.prompt_format, self.engine.tokenizer).ids), window)
 
     def feedback(
         self,

@@ -28,6 +28,11 @@ class Tokenizer(Protocol):
 
     @property
     def bos_id(self) -> int | None: ...
+    @property
+    def longest_token(self) -> int:
+        """No token has more characters."""
+        ...
+
     def encode(self, text: str) -> list[int]:
         """Ids of text that begins a sequence, without BOS."""
         ...
@@ -105,9 +110,11 @@ class Prompt:
 class PromptTooLong(UserError, ValueError):
     """The newest message and the system text alone do not fit the window."""
 
-    def __init__(self, tokens: int, limit: int, window: int) -> None:
+    def __init__(self, tokens: int, limit: int, window: int, *, at_least: bool = False) -> None:
+        """`at_least`: the text was not tokenised, because its length alone says so."""
         super().__init__(
-            f"This message is too long: with the system text it takes {tokens:,} tokens, and at most {limit:,} fit "
+            f"This message is too long: with the system text it takes {'at least ' if at_least else ''}{tokens:,} tokens, "
+            f"and at most {limit:,} fit "
             f"(the model's window is {window:,}; {window - limit:,} are reserved for the answer). "
             "Shorten it, or send it in parts."
         )
@@ -131,15 +138,26 @@ def fit_prompt(
     rendered: dict[int, Prompt] = {}
 
     def fits(start: int) -> bool:
+        if fewest_tokens(conversation, tokenizer, start) > limit:
+            return False
         rendered[start] = render(conversation, prompt_format, tokenizer, start)
         return len(rendered[start].ids) <= limit
 
     if fits(0):
         return rendered[0]
     first = bisect_left(starts, True, key=fits)
-    if first == len(starts):
+    if first < len(starts):
+        return rendered[starts[first]]
+    if newest in rendered:
         raise PromptTooLong(len(rendered[newest].ids), limit, window)
-    return rendered[starts[first]]
+    raise PromptTooLong(fewest_tokens(conversation, tokenizer, newest), limit, window, at_least=True)
+
+
+def fewest_tokens(conversation: Conversation, tokenizer: Tokenizer, start: int = 0) -> int:
+    """Fewest tokens that the system text and the messages from index `start` can take. It tokenises nothing: that takes seconds
+    for a text of megabytes."""
+    characters = len(conversation.system or "") + sum(len(each.content) for each in conversation.messages[start:])
+    return characters // tokenizer.longest_token
 
 
 def render(conversation: Conversation, prompt_format: PromptFormat, tokenizer: Tokenizer, start: int = 0) -> Prompt:

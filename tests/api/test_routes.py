@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from qlora_chat.settings import ServeSettings
-from tests.fakes import ScriptedEngine
+from tests.fakes import LetterTokenizer, ScriptedEngine
 from tests.web.serving import Served, serving
 
 CHAT = "/v1/chat/completions"
@@ -152,3 +152,23 @@ def test_an_adapter_is_a_model_by_its_own_name() -> None:
         refused = httpx.post(f"{served.url}/v1/load_lora_adapter", json={"lora_name": "x", "lora_path": "/nowhere"}, timeout=60)
         assert refused.status_code == 400, "this engine takes none"
         assert httpx.post(f"{served.url}/v1/unload_lora_adapter", json={"lora_name": "x"}, timeout=60).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("chat/completions", {"messages": [{"role": "user", "content": "a" * 1_900_000}]}),
+        ("completions", {"prompt": ["hi", "a" * 1_900_000]}),
+    ],
+)
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(
+    served: Served, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    def encode(self: LetterTokenizer, text: str) -> list[int]:
+        raise AssertionError("the text was tokenised")
+
+    monkeypatch.setattr(LetterTokenizer, "encode", encode)
+    refused = httpx.post(f"{served.url}/v1/{path}", json={"model": "scripted", **body}, timeout=60)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "context_length_exceeded"
+    assert "at least 118,750" in refused.json()["error"]["message"]

@@ -83,6 +83,32 @@ def test_a_browser_that_names_another_site_is_refused() -> None:
     assert ask("POST", JOIN, sec_fetch_site="cross-site").status_code == 403
 
 
+@pytest.mark.parametrize("header", ["x_forwarded_host", "x_gradio_server"])
+@pytest.mark.parametrize("value", ["evil.example", "localhost:1", "localhost:7860, evil.example", "http://evil.example"])
+def test_no_client_chooses_the_host_that_the_page_sends_its_requests_to(header: str, value: str) -> None:
+    assert ask("GET", "/config", **{header: value}).status_code == 421
+
+
+def test_a_trusted_proxy_names_the_host_and_an_undeclared_one_repeats_it() -> None:
+    behind = ServeSettings(allowed_hosts=("chat.example",), trusted_proxies=("127.0.0.0/8",))
+    assert ask("GET", "/config", behind, x_forwarded_host="chat.example").status_code == 200
+    assert ask("GET", "/config", behind, x_forwarded_host="evil.example").status_code == 421
+    assert ask("GET", "/config", x_forwarded_host="localhost:7860").status_code == 200
+
+
+@pytest.mark.parametrize(("proxies", "caller"), [((), "127.0.0.1"), (("127.0.0.1",), "203.0.113.9")])
+def test_only_a_trusted_proxy_tells_callers_apart(proxies: tuple[str, ...], caller: str) -> None:
+    async def say_caller(scope: Scope, receive: Receive, send: Send) -> None:
+        await PlainTextResponse(scope["client"][0])(scope, receive, send)
+
+    async def send() -> str:
+        transport = httpx.ASGITransport(protect(say_caller, ServeSettings(trusted_proxies=proxies)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost:7860") as client:
+            return (await client.get("/config", headers={"x-forwarded-for": "198.51.100.1, 203.0.113.9"})).text
+
+    assert asyncio.run(send()) == caller
+
+
 def test_a_body_of_exactly_the_limit_arrives_whole() -> None:
     assert ask("POST", JOIN, content=b"x" * BODY_LIMIT.size).text == f"{BODY_LIMIT.size} bytes"
 
@@ -181,6 +207,26 @@ def test_the_form_sets_a_cookie_that_opens_the_page() -> None:
     assert ask("GET", "/config", GUARDED, cookie=cookie.split(";")[0]).status_code == 200
     other = ServeSettings(token="another")
     assert ask("GET", "/config", other, cookie=cookie.split(";")[0]).status_code == 401
+
+
+def test_logging_out_ends_the_session_even_for_a_copy_of_its_cookie() -> None:
+    async def visit() -> None:
+        transport = httpx.ASGITransport(protect(echo, GUARDED))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost:7860") as client:
+            await client.post("/login", content=b"token=correct+horse")
+            assert (await client.get("/config")).status_code == 200
+            copied = httpx.Cookies(client.cookies)
+            assert (await client.post("/logout")).status_code == 303
+            assert (await client.get("/config")).status_code == 401
+            client.cookies = copied
+            assert (await client.get("/config")).status_code == 401
+
+    asyncio.run(visit())
+
+
+def test_behind_a_proxy_that_speaks_tls_the_cookie_is_for_tls_only() -> None:
+    cookie = ask("POST", "/login", GUARDED, content=b"token=correct+horse", x_forwarded_proto="https").headers["set-cookie"]
+    assert "; Secure" in cookie
 
 
 @pytest.mark.parametrize("body", [b"token=wrong", b"", b"token", b"\xff\xfe", b"a=1&" * 3])

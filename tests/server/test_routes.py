@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from qlora_chat.server import site_access
+from qlora_chat.server import guesses, site_access
 from qlora_chat.settings import ServeSettings
 from tests.fakes import ScriptedEngine
 from tests.web.serving import Served, serving
@@ -27,8 +27,8 @@ NEEDED = {
     "/", "/health", "/page.js", "/theme.css", "/favicon.ico", "/config", "/assets/{path:path}", "/static/{path:path}",
     "/svelte/{path:path}", "/gradio_api/theme.css", "/gradio_api/heartbeat/{session_hash}", "/gradio_api/startup-events",
     "/gradio_api/app_id", "/gradio_api/info", "/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/cancel",
-    "/gradio_api/run/{api_name}", "/login", "/ready", "/metrics", "/openapi.json", "/v1/models", "/v1/models/{model:path}",
-    "/v1/chat/completions", "/v1/completions", "/v1/load_lora_adapter", "/v1/unload_lora_adapter",
+    "/gradio_api/run/{api_name}", "/login", "/logout", "/ready", "/metrics", "/openapi.json", "/v1/models",
+    "/v1/models/{model:path}", "/v1/chat/completions", "/v1/completions", "/v1/load_lora_adapter", "/v1/unload_lora_adapter",
 }  # fmt: skip
 
 
@@ -92,8 +92,10 @@ WAYS_OUT = [
 
 @pytest.fixture(scope="module")
 def locked() -> Iterator[Served]:
-    settings = ServeSettings(token="correct horse", api_tokens=("first", "second"))
-    with serving(ScriptedEngine("Hello there."), settings) as served:
+    settings = ServeSettings(token="correct horse", api_tokens=("first", "second"), operator_token="battery staple")
+    with pytest.MonkeyPatch.context() as patch, serving(ScriptedEngine("Hello there."), settings) as served:
+        patch.setattr(guesses, "FREE_GUESSES", 1_000_000)  # tests of the limit are in test_guesses.py
+        patch.setattr(guesses, "WRONG_DELAY_S", 0.0)
         yield served
 
 
@@ -109,7 +111,9 @@ def needed_routes() -> list[tuple[str, str]]:
 
 
 def test_the_list_has_existing_routes_and_all_that_access_control_lets_through() -> None:
-    assert {path for _, path in every_route()} | {"/login"} >= NEEDED, "a route that nobody enumerates is tried by no test"
+    assert {path for _, path in every_route()} | {"/login", "/logout"} >= NEEDED, (
+        "a route that nobody enumerates is tried by no test"
+    )
     let_through = (
         site_access.PAGE_READS
         | site_access.PAGE_WRITES
@@ -126,7 +130,7 @@ def test_the_list_has_existing_routes_and_all_that_access_control_lets_through()
 def test_every_route_but_health_is_denied_to_strangers(locked: Served) -> None:
     """Row by row: a route that is needed and not in the list above fails here, or in the test before."""
     with httpx.Client(base_url=locked.url, timeout=60) as client:
-        for method, path in [*needed_routes(), ("POST", "/login")]:
+        for method, path in [*needed_routes(), ("POST", "/login"), ("POST", "/logout")]:
             right = {"authorization": "Bearer correct horse"}
             foreign = [
                 ({"host": "evil.example", **right}, {421}),
@@ -139,7 +143,7 @@ def test_every_route_but_health_is_denied_to_strangers(locked: Served) -> None:
                 ({"authorization": "Bearer wrong"}, bare),
                 ({"authorization": "Basic Y29ycmVjdCBob3JzZQ=="}, bare),
             ]
-            for headers, expected in foreign if path == "/login" else [*foreign, *strange]:
+            for headers, expected in foreign if path in ("/login", "/logout") else [*foreign, *strange]:
                 answer = client.request(method, path, headers=headers)
                 assert answer.status_code in expected, f"{method} {path} with {headers} answered {answer.status_code}"
     assert locked.engine.streams == []
@@ -157,6 +161,28 @@ def test_an_api_token_opens_the_api_and_nothing_else(locked: Served, token: str)
     missing = httpx.post(f"{locked.url}/v1/completions", json=body, timeout=60)
     assert missing.status_code == 401
     assert missing.json()["error"]["type"] == "authentication_error"
+
+
+def test_adapters_and_metrics_are_the_operators(locked: Served) -> None:
+    adapter = {"lora_name": "x", "lora_path": "/root"}
+    with httpx.Client(base_url=locked.url, timeout=60) as client:
+        for token in ("correct horse", "first"):
+            client.headers["authorization"] = f"Bearer {token}"
+            assert client.get("/metrics").status_code == 403
+            for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
+                refused = client.post(path, json=adapter)
+                assert refused.status_code == 403
+                assert "QLORA_CHAT_OPERATOR_TOKEN" in refused.text
+        client.headers["authorization"] = "Bearer battery staple"
+        assert "qlora_chat_ready 1.0" in client.get("/metrics").text
+        assert client.post("/v1/load_lora_adapter", json=adapter).status_code == 400, "this engine has no adapters"
+        assert client.get("/v1/models").status_code == 200
+
+
+def test_with_a_password_and_no_operators_token_nobody_is_the_operator() -> None:
+    settings = ServeSettings(token="correct horse")
+    with serving(ScriptedEngine(), settings) as served, httpx.Client(base_url=served.url, timeout=60) as client:
+        assert client.get("/metrics", headers={"authorization": "Bearer correct horse"}).status_code == 403
 
 
 def test_a_hundred_traversals_from_every_route_are_denied(locked: Served) -> None:

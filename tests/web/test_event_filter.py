@@ -19,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from qlora_chat.web import event_filter
 from qlora_chat.web.event_filter import CANCEL, JOIN, LARGEST_NUMBER, RUN, Event, Field, PageEvents
 from qlora_chat.web.parts import MAX_CHARACTERS
+from qlora_chat.web.tab_names import TabNames
 
 MESSAGE = Field("Your message", "text", 100)
 SEND, THUMB, STOP = 1, 2, 3
@@ -46,7 +47,8 @@ def post(body: object, path: str = RUN) -> httpx.Response:
 
 def ask(method: str, path: str, content: bytes | None = None) -> httpx.Response:
     async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(PageEvents(echo, EVENTS, lambda name: name == "tab"))
+        tabs = TabNames(lambda name: False, lambda name: None)
+        transport = httpx.ASGITransport(PageEvents(echo, EVENTS, lambda name: name == "tab", tabs))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             return await client.request(method, path, content=content)
 
@@ -152,6 +154,28 @@ def test_the_events_of_a_session_that_there_is_are_gradios_business() -> None:
     assert ask("GET", f"{event_filter.QUEUE_DATA}?session_hash=%00").status_code == 422
     assert ask("GET", f"{event_filter.HEARTBEAT}tab").status_code == 200
     assert ask("GET", f"{event_filter.HEARTBEAT}{'s' * 65}").status_code == 422
+
+
+def test_a_tabs_events_and_streams_are_for_its_browser_only() -> None:
+    page = PageEvents(echo, EVENTS, lambda name: True, TabNames(lambda name: False, lambda name: None), shared=True)
+
+    async def visit() -> None:
+        def browser() -> httpx.AsyncClient:
+            return httpx.AsyncClient(transport=httpx.ASGITransport(page), base_url="http://localhost")
+
+        async with browser() as alice, browser() as mallory, browser() as stranger:
+            for each in (alice, mallory):
+                assert "HttpOnly" in (await each.get("/config")).headers["set-cookie"]
+            assert (await alice.post(RUN, json=SENT)).status_code == 200
+            for other in (mallory, stranger):
+                assert (await other.post(RUN, json=SENT)).status_code == 422
+                assert (await other.post(JOIN, json=SENT)).status_code == 422
+                assert "not_found" in (await other.get(f"{event_filter.QUEUE_DATA}?session_hash=tab")).text
+                assert (await other.get(f"{event_filter.HEARTBEAT}tab")).status_code == 422
+            assert (await alice.get(f"{event_filter.HEARTBEAT}tab")).status_code == 200
+            assert "cookies" in (await stranger.post(RUN, json={**SENT, "session_hash": "new"})).text
+
+    asyncio.run(visit())
 
 
 LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=120), st.just(FILE))

@@ -334,3 +334,20 @@ def test_what_no_page_wrote_is_no_place(text: object) -> None:
     assert ConversationRef.parse(text) == ConversationRef()
     assert ConversationRef.parse("id head") == ConversationRef("id", "head")
     assert ConversationRef.parse("id") == ConversationRef("id")
+
+
+def test_an_id_opens_no_conversation_of_another_owner() -> None:
+    chat = scripted_chat(ScriptedEngine("I am well."))
+    sessions = Sessions(chat)
+    hers = sessions.open("hers", owner="alice")
+    answered(hers, "my secret plans")
+    ref = ConversationRef.of(hers.conversation)
+    for reloaded in (True, False):
+        his = sessions.open(f"his {reloaded}", ref.conversation_id, reloaded, owner="mallory")
+        his.catch_up(ref)
+        assert his.conversation.messages == ()
+        assert his.undo() is None
+        assert not his.feedback(hers.conversation.messages[-1].id, 1, None, None, logged=True)
+    sessions.close("hers")
+    again = sessions.open("hers again", ref.conversation_id, owner="alice")
+    assert said(again) == ["my secret plans", "I am well."]

@@ -6,7 +6,7 @@ Scope: from the engine's pieces to what may be sent of them. Knows no JSON forma
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from qlora_chat.api.response_schemas import PromptDetails, TokenLogprob, TopLogprob, Usage
@@ -75,7 +75,7 @@ class Choice:
         return kind(**values, **({"top_logprobs": []} if kind is TokenLogprob else {}))
 
 
-def usage(choices: list[Choice], answers_per_prompt: int) -> Usage:
+def usage(choices: Sequence[Choice], answers_per_prompt: int) -> Usage:
     """Token counts of a whole request: each prompt once, each answer in full."""
     finishes = [choice.finish for choice in choices if choice.finish]
     prompts = finishes[::answers_per_prompt]

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from qlora_chat.api.errors import invalid
+from qlora_chat.api.errors import ApiError, invalid
 from qlora_chat.api.request_schemas import ChatMessage, ChatRequest, CompletionRequest
 from qlora_chat.chat import Chat
 from qlora_chat.engines import Stream
 from qlora_chat.messages import Conversation, Message
-from qlora_chat.prompt import Prompt, Tokenizer, render
+from qlora_chat.prompt import Prompt, Tokenizer, fewest_tokens, render
 from qlora_chat.settings import LOGITS_PROCESSORS, Sampling
 from qlora_chat.stopping import Stops
 
@@ -56,16 +56,19 @@ def parse_chat_request(request: ChatRequest, chat: Chat, max_tokens: int | None)
 
     `max_tokens` is the server's limit for one answer.
     """
-    conversation = to_conversation(request.messages)
+    conversation, window = to_conversation(request.messages), chat.engine.info.window
+    _refuse_by_length(fewest_tokens(conversation, chat.engine.tokenizer), window, "messages")
     prompt = render(conversation, chat.prompt_format, chat.engine.tokenizer)
     stops = Stops() if request.ignore_eos else chat.stops
-    room = _room([prompt], request.answer_limit, chat.engine.info.window, max_tokens, "messages")
+    room = _room([prompt], request.answer_limit, window, max_tokens, "messages")
     return ParsedRequest([prompt], request.n, _sampling(request, room), _with_texts(stops, request.stops), conversation)
 
 
 def parse_completion_request(request: CompletionRequest, chat: Chat, max_tokens: int | None) -> ParsedRequest:
     """ApiError 400 for prompts that leave no room. Only the model's stop tokens and the client's stops apply, not those of the
     chat format."""
+    texts = (len(each) // chat.engine.tokenizer.longest_token for each in request.prompts if isinstance(each, str))
+    _refuse_by_length(max(texts, default=0), chat.engine.info.window, "prompt")
     prompts = [_plain_prompt(each, chat.engine.tokenizer) for each in request.prompts]
     stops = Stops() if request.ignore_eos else Stops(chat.stops.token_ids)
     room = _room(prompts, request.answer_limit, chat.engine.info.window, max_tokens, "prompt")
@@ -102,6 +105,17 @@ def _plain_prompt(prompt: str | list[int], tokenizer: Tokenizer) -> Prompt:
     return Prompt("", tuple(prompt))
 
 
+def _refuse_by_length(fewest: int, window: int, param: str) -> None:
+    """ApiError 400 for a text that cannot fit, before it is tokenised."""
+    if fewest > window:
+        raise _too_long(window, param, f"at least {fewest:,}, which leaves no room for an answer", "")
+
+
+def _too_long(window: int, param: str, takes: str, remedy: str) -> ApiError:
+    text = f"This model's maximum context length is {window:,} tokens; the {param} takes {takes}. Shorten the {param}{remedy}."
+    return invalid(text, param, "context_length_exceeded")
+
+
 def _room(prompts: Sequence[Prompt], requested: int | None, window: int, limit: int | None, param: str) -> int:
     """Longest answer in tokens."""
     if limit is not None and requested is not None and requested > limit:
@@ -110,12 +124,7 @@ def _room(prompts: Sequence[Prompt], requested: int | None, window: int, limit: 
     room = window - longest
     if room < 1 or (requested or 1) > room:
         excess = f" and max_tokens needs {requested:,} more" if requested else ", which leaves no room for an answer"
-        raise invalid(
-            f"This model's maximum context length is {window:,} tokens; the {param} takes {longest:,}{excess}. "
-            f"Shorten the {param}" + (" or request fewer tokens." if requested else "."),
-            param,
-            "context_length_exceeded",
-        )
+        raise _too_long(window, param, f"{longest:,}{excess}", " or request fewer tokens" if requested else "")
     return requested or min(room, limit or room)
 
 

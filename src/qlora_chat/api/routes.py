@@ -30,7 +30,7 @@ from qlora_chat.engines import EngineError, Stream
 from qlora_chat.models import ModelError, find_adapter
 from qlora_chat.serving.request_log import add_log_fields, caller_of
 from qlora_chat.serving.stream_reader import StreamReader
-from qlora_chat.settings import is_loopback
+from qlora_chat.settings import is_shared
 
 OPENAPI = "/openapi.json"
 REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -82,13 +82,13 @@ def routes(state: ServerState) -> APIRouter:
 
     @router.post("/load_lora_adapter", response_model=Done)
     async def load_adapter(body: LoadAdapter) -> Done:
-        """Load a LoRA adapter, which requests can use from then on. Needs the page's own token."""
+        """Load a LoRA adapter, which requests can use from then on. Needs the operator's token."""
         await asyncio.to_thread(_load, state, body)
         return Done(message=f"adapter {body.lora_name} is loaded")
 
     @router.post("/unload_lora_adapter", response_model=Done)
     async def unload_adapter(body: UnloadAdapter) -> Done:
-        """Unload a LoRA adapter; running answers go on. Needs the page's own token."""
+        """Unload a LoRA adapter; running answers go on. Needs the operator's token."""
         if body.lora_name not in state.chat.engine.info.adapters:
             raise _unknown(state)
         await asyncio.to_thread(state.adapters.unload_adapter, body.lora_name)
@@ -135,8 +135,7 @@ def _store_options(state: ServerState, request: Request, body: Body) -> StoreOpt
     if not state.can_store:
         text = "this server stores no turns: start it with --history or LOGGING_URL, or leave store out"
         raise invalid(text, "store", "unsupported_parameter")
-    is_shared = not is_loopback(state.settings.host)
-    owner = owner_of(request.headers.get("authorization", "")) if is_shared else None
+    owner = owner_of(request.headers.get("authorization", "")) if is_shared(state.settings) else None
     return StoreOptions.of(body.metadata, owner)
 
 

@@ -40,13 +40,16 @@ def serve(
     log_requests: Annotated[
         bool, typer.Option(help="write a line of JSON per request to standard error, without text")
     ] = False,
+    trusted_proxy: Annotated[
+        list[str] | None, typer.Option(help="address or network of a proxy whose X-Forwarded headers count")
+    ] = None,
 ) -> None:
     """Open the page and the OpenAI-compatible API, on one port."""
     settings.quiet_libraries()
     model_settings, engine_settings = model.settings(kv_cache_dtype, slots), engine.settings()
     serve_settings = ServeSettings(
         host, port, settings.page_token(), tuple(allow_host or ()), settings.api_tokens(), queue, max_tokens, time_limit,
-        log_requests,
+        log_requests, settings.operator_token(), tuple(trusted_proxy or ()),
     )  # fmt: skip
 
     from qlora_chat.server.run import serve as serve_page

@@ -31,8 +31,6 @@ from qlora_chat.settings import ReceiverSettings, is_loopback
 
 T = TypeVar("T")
 
-MAX_CONNECTIONS = 500
-"""More get 503, and their senders try again."""
 CLOSE_S = 10
 """Longest time that shutdown waits for requests in progress."""
 PLOTS_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -94,7 +92,6 @@ def server_config(store: RecordStore, settings: ReceiverSettings) -> uvicorn.Con
         build_app(store, settings),
         shutdown_timeout_s=CLOSE_S,
         lifespan="on",
-        limit_concurrency=MAX_CONNECTIONS,
         ssl_certfile=settings.certificate,
         ssl_keyfile=settings.key,
     )

@@ -6,7 +6,6 @@ is busy shares one commit. Knows no tables and no plots.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import contextlib
@@ -21,7 +20,8 @@ from qlora_chat.delivery.signing import IDEMPOTENCY_HEADER, BadSignature, verify
 from qlora_chat.receiver.database import StoreError
 from qlora_chat.receiver.records import Record, RecordRefused, read_record
 from qlora_chat.receiver.store import Outcome
-from qlora_chat.server.access_control import WRONG_CREDENTIALS_DELAY_S, authorization, tokens_equal
+from qlora_chat.server.access_control import authorization, tokens_equal
+from qlora_chat.server.guesses import Guesses
 from qlora_chat.server.request_body import BodyLimit, Refused
 
 BODY_LIMIT = BodyLimit(size=8 * 2**20, seconds=15.0)
@@ -38,14 +38,13 @@ class ReceiverPolicy:
     def __init__(self, token: str | None, senders: Mapping[str, str]) -> None:
         self.body_limit = BODY_LIMIT
         self._token, self._senders = token, senders
+        self._guesses = Guesses()
 
     async def authorize(self, scope: Scope, headers: Headers) -> None:
         """Check the token, and note whose it is; a wrong one is answered after a delay."""
         is_post = scope["method"] == "POST"
-        sender = self._sender(headers) if is_post else ""
-        scope.setdefault("state", {})["sender"] = sender
-        if scope["path"] != HEALTH and (sender is None or not (is_post or self._may_read(headers))):
-            await asyncio.sleep(WRONG_CREDENTIALS_DELAY_S if "authorization" in headers else 0)
+        allowed = scope["path"] == HEALTH or await (self._may_write if is_post else self._may_read)(scope, headers)
+        if not allowed:
             challenge = {} if is_post else {"www-authenticate": 'Basic realm="QLoRA Chat logs", charset="UTF-8"'}
             needed = "its token, as a bearer token" if is_post else "LOGGING_TOKEN, as the password or a bearer token"
             raise Refused(401, f"The receiver needs {needed}.", challenge)
@@ -58,25 +57,26 @@ class ReceiverPolicy:
             return JSONResponse({"error": refused.message}, refused.status, refused.headers)
         return PlainTextResponse(refused.message, refused.status, refused.headers)
 
-    def _sender(self, headers: Headers) -> str | None:
-        """Name of the sender whose bearer token comes with a record, "" for LOGGING_TOKEN; None if it is nobody's.
+    async def _may_write(self, scope: Scope, headers: Headers) -> bool:
+        """True if a record comes with a sender's bearer token, whose name is noted: "" for LOGGING_TOKEN.
 
         Browsers send a Basic password by themselves, so it reads only.
         """
-        if self._token is None and not self._senders:
-            return ""
-        scheme, credentials = authorization(headers)
         tokens = {**self._senders, **({"": self._token} if self._token else {})}
+        scheme, credentials = authorization(headers)
+        if tokens and (scheme != "bearer" or not await self._guesses.check(scope.get("client"), credentials, tokens.values())):
+            return False
         matching = [name for name, token in tokens.items() if tokens_equal(credentials, token)]
-        return matching[0] if scheme == "bearer" and matching else None
+        scope.setdefault("state", {})["sender"] = matching[0] if matching else ""
+        return True
 
-    def _may_read(self, headers: Headers) -> bool:
+    async def _may_read(self, scope: Scope, headers: Headers) -> bool:
         """True if LOGGING_TOKEN comes with a request for statistics, which are of all senders; a sender's token only writes."""
         if self._token is None:
             return not self._senders
         scheme, credentials = authorization(headers)
         password = _basic_password(credentials) if scheme == "basic" else credentials
-        return scheme in ("basic", "bearer") and tokens_equal(password, self._token)
+        return scheme in ("basic", "bearer") and await self._guesses.check(scope.get("client"), password, [self._token])
 
 
 class Intake:

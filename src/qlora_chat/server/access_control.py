@@ -6,7 +6,7 @@ Scope: pure ASGI, the same for the page's server and the receiver. Knows no path
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from ipaddress import ip_address
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -14,12 +14,11 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from qlora_chat.server.connection_limits import MOST_BODY_BYTES, BodyBytes, client_address
 from qlora_chat.server.request_body import BodyLimit, Refused, read_body, replay
 from qlora_chat.settings import is_loopback
-
-WRONG_CREDENTIALS_DELAY_S = 0.5
-"""Wait before a wrong password or token is answered."""
 
 
 class AccessPolicy(Protocol):
@@ -39,10 +38,17 @@ class AccessPolicy(Protocol):
 
 
 class AccessControl:
-    """Wraps an ASGI app. Refuses with 421 (host), 403 (origin), the policy's statuses, then 413, 408 or 400 (body)."""
+    """Wraps an ASGI app. Refuses with 421 (host), 403 (origin), the policy's statuses, then 413, 408, 400 or 503 (body).
 
-    def __init__(self, app: ASGIApp, policy: AccessPolicy, host: str, allowed_hosts: Iterable[str]) -> None:
+    `trusted_proxies` are addresses or networks whose X-Forwarded-For, -Proto and -Host count.
+    """
+
+    def __init__(
+        self, app: ASGIApp, policy: AccessPolicy, host: str, allowed_hosts: Iterable[str], trusted_proxies: Sequence[str] = ()
+    ) -> None:
         self._app, self._policy = app, policy
+        self._bodies = BodyBytes(max(MOST_BODY_BYTES, 4 * policy.body_limit.size))
+        self._forwarded = ProxyHeadersMiddleware(self._check, list(trusted_proxies))  # type: ignore[arg-type]
         self._host_names = frozenset(name.strip("[]").lower() for name in (host, *allowed_hosts) if name)
         self._any_address = host in ("0.0.0.0", "::", "")
 
@@ -53,21 +59,35 @@ class AccessControl:
         if scope["type"] != "http":  # no server here has WebSockets
             await send({"type": "websocket.close", "code": 1008})
             return
+        client = scope.get("client")
+        is_proxy = bool(client and client[0] in self._forwarded.trusted_hosts)
+        scope.setdefault("state", {})["by_proxy"] = is_proxy
+        await self._forwarded(scope, receive, send)  # type: ignore[arg-type]
+
+    async def _check(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         try:
-            self._check_site(scope["method"], headers)
+            self._check_site(scope["method"], headers, by_proxy=scope["state"]["by_proxy"])
             await self._policy.authorize(scope, headers)
             if scope["method"] == "POST":
-                receive = replay(await read_body(receive, headers, self._policy.body_limit), receive)
+                with self._bodies.held_for(client_address(scope.get("client"))) as share:
+                    receive = replay(await read_body(receive, headers, self._policy.body_limit, share), receive)
         except Refused as refused:
             await self._policy.response(scope, refused)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
-    def _check_site(self, method: str, headers: Headers) -> None:
+    def _check_site(self, method: str, headers: Headers, *, by_proxy: bool) -> None:
         host = headers.get("host", "")
-        if not self._is_own_host(host):
-            raise Refused(421, f"This server does not answer for the host {host[:100]!r}; --allow-host NAME allows a name.")
+        forwarded = [each.strip() for value in headers.getlist("x-forwarded-host") for each in value.split(",")]
+        unknown = [each for each in (host, *forwarded) if not self._is_own_host(each)]
+        if unknown:
+            raise Refused(
+                421, f"This server does not answer for the host {unknown[0][:100]!r}; --allow-host NAME allows a name."
+            )
+        # Gradio tells the page to send its requests to the host that these headers name.
+        if "x-gradio-server" in headers or (not by_proxy and any(each != host for each in forwarded)):
+            raise Refused(421, "A forwarding header names another host; --trusted-proxy ADDRESS allows a proxy to send it.")
         if "origin" in headers and not _same_origin(headers["origin"], host):
             raise Refused(403, "Requests from other sites are refused.")
         if self._policy.allow_links and method != "POST":

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from functools import partial
 from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from qlora_chat.errors import UserError
+from qlora_chat.server.connection_limits import ConnectionLimits
 from qlora_chat.server.slow_clients import TimedConnection
 from qlora_chat.settings import DEFAULT_PORT
 
 PORTS_TRIED = 100
-BACKLOG = 2048
+BACKLOG = 128
+"""Connections that the system holds until they are accepted; asyncio accepts as many in a row."""
 KEEP_ALIVE_S = 75
 
 
@@ -42,10 +45,14 @@ def url_of(listening: socket.socket, host: str, scheme: str = "http") -> str:
 
 
 def uvicorn_config(app: ASGIApp, *, shutdown_timeout_s: int, **options: Any) -> uvicorn.Config:
-    """Settings of a server whose connections are timed; `shutdown_timeout_s` is how long they may take to finish."""
+    """Settings of a server whose connections are limited in time and number; `shutdown_timeout_s` is how long they may take to
+    finish. Forwarding headers are access_control.py's business.
+    """
     return uvicorn.Config(
         app,
-        http=TimedConnection,
+        http=partial(TimedConnection, limits=ConnectionLimits.of_this_process()),  # type: ignore[arg-type]
+        backlog=BACKLOG,
+        proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=shutdown_timeout_s,
         server_header=False,

@@ -1,12 +1,14 @@
-"""The page's password: the form that takes it, and the cookie that proves it.
+"""The page's password: the form that takes it, and the session that proves it until it expires or is ended.
 
 Scope: one password for everybody. Knows no routes but its own.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hmac
+import secrets
+import time
+from collections.abc import Callable
 from html import escape
 from urllib.parse import parse_qs
 
@@ -15,54 +17,85 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from qlora_chat.server.access_control import WRONG_CREDENTIALS_DELAY_S, bearer_token, tokens_equal
+from qlora_chat.server.access_control import tokens_equal
+from qlora_chat.server.guesses import Guesses
+from qlora_chat.server.request_body import Refused
+from qlora_chat.serving.cookies import cookie_values, is_secure, set_cookie
 
-LOGIN = "/login"
+LOGIN, LOGOUT = "/login", "/logout"
+SESSION_S = 24 * 60 * 60
+"""Time after which the password has to be entered again."""
 
 
 class Password:
-    """Password of the page, sent as a bearer token or, derived, in the cookie that the login form sets."""
+    """Password of the page, sent as a bearer token or proved by the cookie of a session that the login form began.
 
-    def __init__(self, token: str) -> None:
-        self._token = token
-        self._proof = hmac.new(token.encode(), b"qlora-chat page cookie", "sha256").hexdigest()
+    A cookie holds the session's end and its random name, signed with a key derived from the password, so that every process
+    with the same password takes it, and none does once the password is changed.
+    """
+
+    def __init__(self, token: str, clock: Callable[[], float] = time.time) -> None:
+        self.token, self._clock = token, clock
+        self._key = hmac.digest(token.encode(), b"qlora-chat page session", "sha256")
         # The name depends on the password: pages on other ports of this machine share the cookies.
-        self._cookie = f"qlora_chat_{hmac.new(token.encode(), b'qlora-chat cookie name', 'sha256').hexdigest()[:8]}"
+        self._cookie = f"qlora_chat_{hmac.digest(token.encode(), b'qlora-chat cookie name', 'sha256').hex()[:8]}"
+        self._ended: dict[str, float] = {}
 
-    def opens(self, headers: Headers) -> bool:
-        """True if the request has the password or its cookie."""
-        if self.matches(bearer_token(headers)):
-            return True
-        cookies = (each.strip().partition("=") for each in headers.get("cookie", "").split(";"))
-        return any(tokens_equal(value, self._proof) for name, _, value in cookies if name == self._cookie)
+    def has_session(self, headers: Headers) -> bool:
+        """True if the request comes with a session that has not ended."""
+        return self._session(headers) is not None
 
-    def matches(self, token: str) -> bool:
-        """True if this is the password."""
-        return tokens_equal(token, self._token)
+    def begin_session(self, *, secure: bool) -> str:
+        """Set-Cookie header of a new session; `secure` if the request came by TLS."""
+        session = f"{int(self._clock() + SESSION_S)}.{secrets.token_hex(16)}"
+        return set_cookie(self._cookie, f"{session}.{self._signature(session)}", SESSION_S, secure=secure)
 
-    def cookie(self, *, secure: bool) -> str:
-        """Set-Cookie header; `secure` if the request came by TLS."""
-        return f"{self._cookie}={self._proof}; Path=/; HttpOnly; SameSite=Strict{'; Secure' if secure else ''}"
+    def end_session(self, headers: Headers, *, secure: bool) -> str:
+        """End the request's session in this process; returns the Set-Cookie header that removes it from the browser."""
+        if session := self._session(headers):
+            now = self._clock()
+            self._ended = {name: end for name, end in self._ended.items() if end > now}
+            self._ended[session] = now + SESSION_S
+        return set_cookie(self._cookie, "", 0, secure=secure)
+
+    def _session(self, headers: Headers) -> str | None:
+        for value in cookie_values(headers, self._cookie):
+            session, _, signature = value.rpartition(".")
+            end = session.partition(".")[0]
+            if tokens_equal(signature, self._signature(session)) and int(end) > self._clock() and session not in self._ended:
+                return session
+        return None
+
+    def _signature(self, session: str) -> str:
+        return hmac.new(self._key, session.encode("utf-8", "replace"), "sha256").hexdigest()
 
 
 class LoginForm:
-    """Wraps an ASGI app and answers POST /login itself; a wrong password shows the form again, after a delay."""
+    """Wraps an ASGI app and answers POST /login and /logout itself; a wrong password shows the form again, after a delay."""
 
-    def __init__(self, app: ASGIApp, password: Password) -> None:
-        self._app, self._password = app, password
+    def __init__(self, app: ASGIApp, password: Password, guesses: Guesses) -> None:
+        self._app, self._password, self._guesses = app, password, guesses
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != LOGIN:
+        if scope["type"] != "http" or scope["path"] not in (LOGIN, LOGOUT):
             await self._app(scope, receive, send)
             return
-        response = await self._log_in(Request(scope, receive))
+        request = Request(scope, receive)
+        if scope["path"] == LOGOUT:
+            cookie = self._password.end_session(request.headers, secure=is_secure(scope))
+            response: Response = RedirectResponse("/", 303, {"set-cookie": cookie})
+        else:
+            response = await self._log_in(request)
         await response(scope, receive, send)
 
     async def _log_in(self, request: Request) -> Response:
-        if not self._password.matches(_form_field(await request.body(), "token")):
-            await asyncio.sleep(WRONG_CREDENTIALS_DELAY_S)
-            return HTMLResponse(login_page("That password is not right."), 401)
-        return RedirectResponse("/", 303, {"set-cookie": self._password.cookie(secure=request.url.scheme == "https")})
+        sent = _form_field(await request.body(), "token")
+        try:
+            if not await self._guesses.check(request.scope.get("client"), sent, [self._password.token]):
+                return HTMLResponse(login_page("That password is not right."), 401)
+        except Refused as refused:
+            return HTMLResponse(login_page(refused.message), refused.status, refused.headers)
+        return RedirectResponse("/", 303, {"set-cookie": self._password.begin_session(secure=is_secure(request.scope))})
 
 
 def login_page(problem: str = "") -> str:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive
 
+from qlora_chat.server.connection_limits import BodyShare
+
 CLOSE = {"connection": "close"}
 """The rest of a refused body is not read, so the connection cannot be used again."""
 
@@ -32,8 +34,8 @@ class BodyLimit:
     seconds: float
 
 
-async def read_body(receive: Receive, headers: Headers, limit: BodyLimit) -> bytes:
-    """The whole body. Refused with 413 (too large), 408 (too slow) or 400 (cut off).
+async def read_body(receive: Receive, headers: Headers, limit: BodyLimit, share: BodyShare) -> bytes:
+    """The whole body. Refused with 413 (too large), 408 (too slow), 400 (cut off) or 503 (too many arrive at once).
 
     Bytes are counted as they come, so a chunked body without a length is limited too.
     """
@@ -48,7 +50,10 @@ async def read_body(receive: Receive, headers: Headers, limit: BodyLimit) -> byt
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise Refused(400, "The request was cut off.")
-                body += message.get("body", b"")
+                chunk = message.get("body", b"")
+                if not share.take(len(chunk)):
+                    raise Refused(503, "Too much is being sent at once. Try again in a moment.", {"retry-after": "1", **CLOSE})
+                body += chunk
                 if len(body) > limit.size:
                     raise too_large
                 if not message.get("more_body"):

@@ -24,9 +24,10 @@ from qlora_chat.server.site_access import protect, route_of
 from qlora_chat.serving.metrics import probes
 from qlora_chat.serving.request_log import RequestLog
 from qlora_chat.serving.tracing import Tracer
-from qlora_chat.settings import ServeSettings, is_loopback, quiet_libraries
+from qlora_chat.settings import ServeSettings, is_shared, quiet_libraries
 from qlora_chat.web.event_filter import PageEvents
 from qlora_chat.web.sessions import PageFeatures, Sessions
+from qlora_chat.web.tab_names import TabNames
 
 
 class Site:
@@ -37,7 +38,7 @@ class Site:
     ) -> None:
         """`logging_on`: turns are sent to a receiver; `history_on`: conversations outlive the process."""
         self.state = ServerState(settings, can_store=logging_on or history_on)
-        self.features = PageFeatures(logging_on, history_on, shared=not is_loopback(settings.host))
+        self.features = PageFeatures(logging_on, history_on, is_shared(settings), has_password=settings.token is not None)
         self._page: ASGIApp = _loading
         self._sessions: Sessions | None = None
         metrics = self.state.metrics
@@ -99,10 +100,15 @@ def _build_page(chat: Chat, features: PageFeatures) -> tuple[Sessions, Any, ASGI
     # Each page holds a connection open so that its closing is noticed; this event ends them.
     app.state.release = next(each for each in mounted if isinstance(each, App)).stop_event.set
 
-    def has_session(name: str) -> bool:
-        return name in page._queue.pending_messages_per_session
+    queue = page._queue
 
-    return sessions, app, PageEvents(app, events_of(page), has_session)
+    def forget(name: str) -> None:
+        queue.pending_messages_per_session.pop(name, None)
+        sessions.forget(name)
+
+    tabs = TabNames(lambda name: bool(queue.pending_event_ids_session.get(name)), forget)
+    has_session = queue.pending_messages_per_session.__contains__
+    return sessions, app, PageEvents(app, events_of(page), has_session, tabs, shared=features.shared)
 
 
 async def _loading(scope: Scope, receive: Receive, send: Send) -> None:

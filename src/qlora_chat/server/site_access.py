@@ -6,8 +6,6 @@ monitoring) are absent from the lists, and so refused. Knows no Gradio and no ch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Scope
@@ -15,7 +13,8 @@ from starlette.types import ASGIApp, Scope
 from qlora_chat.api.errors import error_body
 from qlora_chat.api.routes import OPENAPI
 from qlora_chat.server.access_control import AccessControl, bearer_token, tokens_equal
-from qlora_chat.server.login import LOGIN, LoginForm, Password, login_page
+from qlora_chat.server.guesses import Guesses
+from qlora_chat.server.login import LOGIN, LOGOUT, LoginForm, Password, login_page
 from qlora_chat.server.request_body import BodyLimit, Refused
 from qlora_chat.serving.metrics import HEALTH, METRICS, READY
 from qlora_chat.settings import ServeSettings
@@ -25,15 +24,16 @@ BODY_LIMIT = BodyLimit(size=2 * 2**20, seconds=10.0)
 API = "/v1/"
 MODELS = "/v1/models"
 ONE_MODEL = f"{MODELS}/"
-ADMIN_WRITES = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
-API_WRITES = frozenset({"/v1/chat/completions", "/v1/completions"}) | ADMIN_WRITES
+OPERATOR_WRITES = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
+OPERATOR_ROUTES = OPERATOR_WRITES | {METRICS}
+API_WRITES = frozenset({"/v1/chat/completions", "/v1/completions"}) | OPERATOR_WRITES
 SERVER_READS = frozenset({HEALTH, READY, METRICS, OPENAPI})
 PAGE_READS = frozenset(
     {"/", "/page.js", "/theme.css", "/favicon.ico", "/gradio_api/startup-events", "/gradio_api/queue/data",
      "/gradio_api/app_id", "/gradio_api/info", "/config", "/gradio_api/theme.css"}
 )  # fmt: skip
 PAGE_PREFIXES = ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/")
-PAGE_WRITES = frozenset({"/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/run/predict", LOGIN})
+PAGE_WRITES = frozenset({"/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/run/predict", LOGIN, LOGOUT})
 
 READS = PAGE_READS | SERVER_READS | {MODELS}
 READ_PREFIXES = (*PAGE_PREFIXES, ONE_MODEL)
@@ -51,37 +51,52 @@ def route_of(path: str) -> str:
 
 def protect(app: ASGIApp, settings: ServeSettings) -> ASGIApp:
     """Access control around the site's app, and the login form if there is a password."""
-    password = Password(settings.token) if settings.token else None
-    policy = SitePolicy(password, settings.api_tokens)
-    return AccessControl(LoginForm(app, password) if password else app, policy, settings.host, settings.allowed_hosts)
+    password, guesses = Password(settings.token) if settings.token else None, Guesses()
+    policy = SitePolicy(password, guesses, settings)
+    inner = LoginForm(app, password, guesses) if password else app
+    return AccessControl(inner, policy, settings.host, settings.allowed_hosts, settings.trusted_proxies)
 
 
 class SitePolicy:
-    """Access policy of the page and the API. Refuses with 404 (path), 405 (method), 401 or 403 (credentials)."""
+    """Access policy of the page and the API. Refuses with 404 (path), 405 (method), 401 or 403 (credentials), 429 (guesses)."""
 
     allow_links = True
 
-    def __init__(self, password: Password | None, api_tokens: Sequence[str]) -> None:
+    def __init__(self, password: Password | None, guesses: Guesses, settings: ServeSettings) -> None:
         self.body_limit = BODY_LIMIT
-        self._password, self._api_tokens = password, api_tokens
+        self._password, self._guesses = password, guesses
+        tokens = {"operator": settings.operator_token, "token": settings.token}
+        tokens |= {f"api-token-{number}": each for number, each in enumerate(settings.api_tokens, 1)}
+        self._tokens = {name: each for name, each in tokens.items() if each}
+        """By the name that a token has in logs."""
 
     async def authorize(self, scope: Scope, headers: Headers) -> None:
         """Check the route, then the credentials; their name goes into the scope's state, for logs and fairness."""
         path = scope["path"]
         _check_route(scope["method"], path)
-        if self._password is None and path == LOGIN:
+        if self._password is None and path in (LOGIN, LOGOUT):
             raise Refused(404, "There is no password to enter.")
-        if self._password is None or path in (HEALTH, LOGIN):
+        if path in (HEALTH, LOGIN, LOGOUT):
             return
-        if self._password.opens(headers):
-            token_name = "token"
-        elif number := self._api_token_number(bearer_token(headers)):
-            if path in ADMIN_WRITES or not path.startswith(API):
-                raise Refused(403, "This token is for chats and completions under /v1 only.")
-            token_name = f"api-token-{number}"
-        else:
-            raise Refused(401, "A password is needed.", {"www-authenticate": "Bearer"})
-        scope.setdefault("state", {})["token"] = token_name
+        is_operators = path in OPERATOR_ROUTES and bool(self._tokens)
+        if self._password is None and not is_operators:
+            return
+        name = await self._credentials(scope, headers)
+        if is_operators and name != "operator":
+            raise Refused(403, "This is the operator's: it takes QLORA_CHAT_OPERATOR_TOKEN, set where the server is started.")
+        if name.startswith("api-token") and not path.startswith(API):
+            raise Refused(403, "This token is for chats and completions under /v1 only.")
+        scope.setdefault("state", {})["token"] = name
+
+    async def _credentials(self, scope: Scope, headers: Headers) -> str:
+        """Name of the credentials that a request has. Refused with 401 without right ones."""
+        if self._password and self._password.has_session(headers):
+            return "token"
+        token = bearer_token(headers)
+        if token and await self._guesses.check(scope.get("client"), token, self._tokens.values()):
+            return next(name for name, each in self._tokens.items() if tokens_equal(token, each))
+        needed = "A password is needed." if self._password else "The operator's token is needed."
+        raise Refused(401, needed, {"www-authenticate": "Bearer"})
 
     def response(self, scope: Scope, refused: Refused) -> Response:
         """OpenAI's error format under /v1, the login form for the page, plain text elsewhere."""
@@ -91,11 +106,6 @@ class SitePolicy:
         if path == "/" and status == 401:
             return HTMLResponse(login_page(), status)
         return PlainTextResponse(refused.message, status, refused.headers)
-
-    def _api_token_number(self, token: str) -> int:
-        """Number of this API token, counted from 1; 0 if it is none. All are compared, so timing reveals nothing."""
-        matches = [number for number, each in enumerate(self._api_tokens, 1) if tokens_equal(token, each)]
-        return matches[0] if matches else 0
 
 
 def _check_route(method: str, path: str) -> None:

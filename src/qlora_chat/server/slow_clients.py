@@ -1,6 +1,7 @@
-"""Connections that are closed when their client is slow to send a request's head or to read a response.
+"""Connections that are closed when their client is slow to send a request or to read a response, or when there are too many.
 
-Scope: times one connection; uvicorn limits only idle ones. Slow bodies are refused by request_body.py.
+Scope: one connection; uvicorn limits only idle ones. Slow bodies are refused by request_body.py, and connection_limits.py says
+which connection is one too many.
 """
 
 from __future__ import annotations
@@ -10,34 +11,65 @@ import socket
 import struct
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from qlora_chat.server.connection_limits import ConnectionLimits, client_address
 
 HEAD_S = 10.0
 """Longest time from connecting, or from the first byte of a further request, to the end of its head."""
 READ_STALL_S = 10.0
 """Longest time that sent data may wait without the client reading any of it."""
+REFUSED_BODY_S = 2.0
+"""Longest time that the rest of a body may take to come whose request has been answered."""
 CHECK_INTERVAL_S = 1.0
 UNACKED, ACKED, NOT_SENT = 24, 120, 144
 """Offsets in Linux' struct tcp_info: packets in flight (u32), bytes acknowledged (u64), bytes not sent yet (u32)."""
 
 
 class TimedConnection(H11Protocol):
-    """Uvicorn's HTTP/1.1 connection with both limits."""
+    """Uvicorn's HTTP/1.1 connection with these limits."""
 
+    _address = ""
     _head_timer: asyncio.TimerHandle | None = None
+    _rest_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
     _check_timer: asyncio.TimerHandle | None = None
     _acked = 0
     _acked_at = 0.0
 
+    def __init__(self, *args: Any, limits: ConnectionLimits, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._limits = limits
+
+    @property
+    def idle(self) -> bool:
+        """True if no request is being answered: none has come, or half a one, or the last is answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def drop(self) -> None:
+        """Close it now."""
+        self.transport.abort()
+
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._address = client_address(self.client)
+        if not self._limits.admit(self, self._address):
+            transport.abort()
+            return
+        self.loop.set_exception_handler(self._limits.handle_full_table)  # uvicorn has no place for it before this
         self._time_head()
         self._check_progress()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self._time_head()
+
+    def on_response_complete(self) -> None:
+        """Let the rest of a body come that nobody reads, but not for long."""
+        if self.conn.their_state is h11.SEND_BODY:
+            self._rest_timer = self._rest_timer or self.loop.call_later(REFUSED_BODY_S, self.transport.abort)
+        super().on_response_complete()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -50,8 +82,8 @@ class TimedConnection(H11Protocol):
             self._stall_timer = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timing_head()
-        for timer in (self._stall_timer, self._check_timer):
+        self._limits.release(self, self._address)
+        for timer in (self._head_timer, self._rest_timer, self._stall_timer, self._check_timer):
             if timer:
                 timer.cancel()
         super().connection_lost(exc)
@@ -72,7 +104,10 @@ class TimedConnection(H11Protocol):
 
     def _time_head(self) -> None:
         """Start the timer while no head is complete, stop it once one is. Idle connections are uvicorn's keep-alive timer's."""
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._rest_timer and self.conn.their_state is not h11.SEND_BODY:
+            self._rest_timer.cancel()
+            self._rest_timer = None
+        if not self.idle:
             self._stop_timing_head()
         elif self._head_timer is None:
             self._head_timer = self.loop.call_later(HEAD_S, self.transport.abort)

@@ -16,6 +16,7 @@ from qlora_chat.settings.environment import (
     hub_is_offline,
     hub_token_is_set,
     log_settings,
+    operator_token,
     outbox_file,
     page_token,
     quiet_libraries,
@@ -42,4 +43,4 @@ from qlora_chat.settings.sampling import (
     Sampling,
     SamplingSetting,
 )
-from qlora_chat.settings.server import DEFAULT_PORT, ReceiverSettings, ServeSettings
+from qlora_chat.settings.server import DEFAULT_PORT, ReceiverSettings, ServeSettings, is_shared

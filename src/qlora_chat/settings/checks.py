@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from ipaddress import ip_address
+import socket
+from ipaddress import ip_address, ip_network
 from urllib.parse import SplitResult, urlsplit
 
 from qlora_chat.errors import UserError
@@ -40,6 +41,22 @@ def is_loopback(host: str) -> bool:
         return ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def is_this_machine(host: str) -> bool:
+    """True for a host that can only be this machine, in the short forms that sockets read (127.1), too."""
+    try:
+        return is_loopback(host) or is_loopback(socket.inet_ntoa(socket.inet_aton(host)))
+    except OSError:
+        return False
+
+
+def network(option: str, text: str) -> None:
+    """SettingsError that names the option unless `text` is an address or a network."""
+    try:
+        ip_network(text)
+    except ValueError:
+        raise SettingsError(f"{option} is {text!r}, but must be an address (10.0.0.7) or a network (10.0.0.0/8)") from None
 
 
 def one_of(name: str, value: str | None, allowed: tuple[str | None, ...]) -> None:

@@ -111,6 +111,11 @@ def api_tokens(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     return tuple(environ.get("QLORA_CHAT_API_TOKENS", "").replace(",", " ").split())
 
 
+def operator_token(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The operator's token from QLORA_CHAT_OPERATOR_TOKEN."""
+    return environ.get("QLORA_CHAT_OPERATOR_TOKEN") or None
+
+
 def traces_endpoint(environ: Mapping[str, str] = os.environ) -> str | None:
     """Endpoint for traces from OpenTelemetry's own variables; None where they name none, or switch traces off."""
     if environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or environ.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":

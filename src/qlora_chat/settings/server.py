@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qlora_chat.settings.checks import SettingsError, is_loopback
+from qlora_chat.settings.checks import SettingsError, is_loopback, is_this_machine, network
 
 DEFAULT_PORT = 7860
+SHORTEST_PASSWORD = 12
+"""Characters of a password or token of a server that other machines can reach."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,11 @@ class ServeSettings:
     """Time limit of one API request, its wait included."""
     log_requests: bool = False
     """Write a line of JSON per request to standard error: ids, sizes and times, never text."""
+    operator_token: str | None = None
+    """Bearer token that adapters are loaded and metrics read with, and that opens everything else, too. None: nobody may where
+    there is a password, everybody where there is none."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks of proxies whose X-Forwarded headers count."""
 
     def __post_init__(self) -> None:
         if self.api_tokens and not self.token:
@@ -44,11 +51,23 @@ class ServeSettings:
             raise SettingsError(f"--time-limit is {self.request_seconds:g}, but must be from 1 to 86400 seconds")
         if self.port is not None and not 1 <= self.port <= 65_535:
             raise SettingsError(f"--port is {self.port}, but must be from 1 to 65535")
+        if self.operator_token and self.operator_token in (self.token, *self.api_tokens):
+            raise SettingsError("QLORA_CHAT_OPERATOR_TOKEN is also a password of others: the operator's must be its own")
+        for proxy in self.trusted_proxies:
+            network("--trusted-proxy", proxy)
         if not is_loopback(self.host) and not self.token:
             raise SettingsError(
                 f"--host {self.host} can be reached by other machines, so a password is needed: "
                 "set QLORA_CHAT_TOKEN, or leave --host at 127.0.0.1"
             )
+        _check_lengths(self.host, "QLORA_CHAT_TOKEN", self.token)
+        _check_lengths(self.host, "QLORA_CHAT_OPERATOR_TOKEN", self.operator_token)
+        _check_lengths(self.host, "each of QLORA_CHAT_API_TOKENS", *self.api_tokens)
+
+
+def is_shared(settings: ServeSettings) -> bool:
+    """True if several people use the page: other machines reach it, themselves or through a proxy."""
+    return not is_loopback(settings.host) or bool(settings.trusted_proxies)
 
 
 @dataclass(frozen=True)
@@ -80,8 +99,20 @@ class ReceiverSettings:
             )
         if self.token in self.senders.values():
             raise SettingsError("LOGGING_TOKEN is also the token of a sender in LOGGING_TOKENS, but it must be another one")
+        _check_lengths(self.host, "LOGGING_TOKEN", self.token)
+        _check_lengths(self.host, "each of LOGGING_TOKENS", *self.senders.values())
         if self.key and not self.certificate:
             raise SettingsError("--tls-key needs --tls-cert, the certificate that belongs to it")
         for option, file in (("--tls-cert", self.certificate), ("--tls-key", self.key)):
             if file and not file.is_file():
                 raise SettingsError(f"{option} is {file}, but there is no such file")
+
+
+def _check_lengths(host: str, name: str, *secrets: str | None) -> None:
+    """SettingsError for a short password of a server that other machines reach."""
+    shortest = min((len(each) for each in secrets if each), default=SHORTEST_PASSWORD)
+    if shortest < SHORTEST_PASSWORD and not is_this_machine(host):
+        raise SettingsError(
+            f"--host {host} can be reached by other machines, so {name} needs {SHORTEST_PASSWORD} characters or more, "
+            f"but has {shortest}: `openssl rand -hex 24` draws a good one"
+        )

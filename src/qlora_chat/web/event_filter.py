@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qlora_chat.text import replace_surrogates
+from qlora_chat.web.tab_names import TabNames, browser_of, new_browser
 
 JOIN, RUN, CANCEL = "/gradio_api/queue/join", "/gradio_api/run/predict", "/gradio_api/cancel"
 QUEUE_DATA, HEARTBEAT = "/gradio_api/queue/data", "/gradio_api/heartbeat/"
@@ -85,10 +86,22 @@ class _Refused(ValueError):
 
 
 class PageEvents:
-    """Wraps Gradio's app; `events` are those that a browser may send, and `has_session` tells which sessions there are."""
+    """Wraps Gradio's app; `events` are those that a browser may send, and `has_session` tells which sessions there are.
 
-    def __init__(self, app: ASGIApp, events: Mapping[int, Event], has_session: Callable[[str], bool]) -> None:
-        self._app, self._events, self._has_session = app, events, has_session
+    A tab's events and streams are for the browser that opened it. Where the page is `shared`, browsers without its cookie get
+    none.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        events: Mapping[int, Event],
+        has_session: Callable[[str], bool],
+        tabs: TabNames,
+        *,
+        shared: bool = False,
+    ) -> None:
+        self._app, self._events, self._has_session, self._tabs, self._shared = app, events, has_session, tabs, shared
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"] if scope["type"] == "http" else ""
@@ -96,15 +109,25 @@ class PageEvents:
             await self._check_event(scope, receive, send)
         elif path == QUEUE_DATA and (answer := self._refusal_of_stream(scope)):
             await answer(scope, receive, send)
-        elif path.startswith(HEARTBEAT) and not _is_name(path.removeprefix(HEARTBEAT)):
-            await PlainTextResponse(_NAME_EXPECTED, 422)(scope, receive, send)
+        elif path.startswith(HEARTBEAT) and (problem := self._problem_of_tab(scope, path.removeprefix(HEARTBEAT))):
+            await PlainTextResponse(problem, 422)(scope, receive, send)
         else:
-            await self._app(scope, receive, send)
+            first = path in ("/", "/config") and not browser_of(scope)
+            await self._app(scope, receive, _with_cookie(send, new_browser(scope)) if first else send)
+
+    def _problem_of_tab(self, scope: Scope, name: object) -> str:
+        """The reason why a browser may not use a tab, or ""."""
+        browser = browser_of(scope)
+        if not _is_name(name):
+            return _NAME_EXPECTED
+        if self._shared and not browser:
+            return "Several people use this page, and cookies tell them apart: allow them for this site, then reload the page."
+        return "" if self._tabs.claim(str(name), browser) else "This is not a tab of this browser. Reload the page to go on."
 
     async def _check_event(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await Request(scope, receive).body()
         try:
-            checked = self._checked(scope["path"], body)
+            checked = self._checked(scope, body)
         except _Refused as problem:
             await _refusal(problem)(scope, receive, send)
             return
@@ -115,18 +138,19 @@ class PageEvents:
         name = Request(scope).query_params.get("session_hash")
         if not _is_name(name):
             return PlainTextResponse(_NAME_EXPECTED, 422)
-        if not self._has_session(str(name)):
+        if not self._has_session(str(name)) or self._problem_of_tab(scope, name):
             return PlainTextResponse(f"data: {json.dumps(_NO_SESSION)}\n\n", media_type="text/event-stream")
         return None
 
-    def _checked(self, path: str, body: bytes) -> dict[str, Any]:
+    def _checked(self, scope: Scope, body: bytes) -> dict[str, Any]:
         """Body to pass on to Gradio. _Refused with the reason."""
+        path = scope["path"]
         request = _parsed(body, CANCEL_KEYS if path == CANCEL else EVENT_KEYS)
         index, session = request.get("fn_index"), request.get("session_hash")
         if type(index) is not int or index not in self._events:
             raise _Refused("fn_index names no event of this page")
-        if not _is_name(session):
-            raise _Refused(_NAME_EXPECTED)
+        if problem := self._problem_of_tab(scope, session):
+            raise _Refused(problem)
         known: dict[str, Any] = {"fn_index": index, "session_hash": session}
         if path == CANCEL:
             if not _is_name(request.get("event_id")):
@@ -203,6 +227,17 @@ def _replaying(body: bytes, receive: Receive) -> Receive:
         return waiting.pop() if waiting else await receive()
 
     return replay
+
+
+def _with_cookie(send: Send, cookie: str) -> Send:
+    """A send that adds a Set-Cookie header to the response."""
+
+    async def added(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), (b"set-cookie", cookie.encode())]}
+        await send(message)
+
+    return added
 
 
 def _kind(value: object) -> str:

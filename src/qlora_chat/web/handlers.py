@@ -50,9 +50,9 @@ class Handlers:
         """A page was opened or reloaded: go on where its tab was."""
         memory = _read_memory(remembered)
         ref, reloaded = ConversationRef.parse(memory.get("conversation")), memory.get("reloaded") is True
-        session = self._sessions.open(_name(request), ref.conversation_id, reloaded)
-        if self._features.shared:
-            session.owner = _owner(memory.get("browser"))
+        owner = self._owner(request, memory.get("browser"))
+        session = self._sessions.open(_name(request), ref.conversation_id, reloaded, owner)
+        session.owner = owner
         conversation = session.conversation
         parts = self._parts
         system = memory.get("system", conversation.system)  # typed but not sent yet, or the conversation's
@@ -172,11 +172,25 @@ class Handlers:
     def session(self, request: gr.Request, ref: str = "") -> Session:
         """The tab that an event came from, caught up with the ConversationRef its page shows; "" where that does not matter."""
         shown = ConversationRef.parse(ref)
-        session = self._sessions.open(_name(request), shown.conversation_id, reloaded=True)
-        if self._features.shared and session.owner is None:
-            session.owner = _owner(None)  # a page that was loaded from another process: it lists nothing here
+        session = self._sessions.find(_name(request))
+        if session is None:  # the page was loaded from another process
+            owner = self._owner(request)
+            session = self._sessions.open(_name(request), shown.conversation_id, reloaded=True, owner=owner)
         session.catch_up(shown)
         return session
+
+    def _owner(self, request: gr.Request, browser: Any = None) -> str | None:
+        """Owner of a browser's conversations where several people use the page: the secret that it drew for itself. page.js
+        sends it when a page opens, and leaves it in a cookie for other processes.
+
+        Stored as a hash, so that a reader of the history cannot use it. A client without a secret sees nothing.
+        """
+        if not self._features.shared:
+            return None
+        port = str(request.headers.get("host", "")).rpartition("]")[2].partition(":")[2]
+        known = (browser, request.cookies.get(f"qlora_chat_owner{port}"))
+        secret = next((each for each in known if isinstance(each, str) and len(each) >= 32), secrets.token_hex())
+        return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
 
     async def _answer(
         self, session: Session, begin: Callable[[], RunningAnswer | None], clear_box: bool
@@ -184,7 +198,7 @@ class Handlers:
         try:
             answer = await asyncio.to_thread(begin)
         except StaleConversation as problem:
-            yield {**self._idle(session), self._parts.notice: render.problem(str(problem))}
+            yield {**await asyncio.to_thread(self._idle, session), self._parts.notice: render.problem(str(problem))}
             return
         except (ValueError, EngineError, HistoryError, Busy) as problem:  # PromptTooLong and SettingsError are ValueErrors
             yield {self._parts.notice: render.problem(str(problem))}
@@ -220,7 +234,8 @@ class Handlers:
             rendered = render.answer(answer.turn.answer)
             yield {parts.chatbot: [*question, rendered] if rendered else question, parts.status: self._status(answer)}
         if session.shows(answer):
-            yield {**self._idle(session, answer), parts.notice: _final_notice(answer, note)}
+            idle = await asyncio.to_thread(self._idle, session, answer)
+            yield {**idle, parts.notice: _final_notice(answer, note)}
 
     def _idle(self, session: Session, answer: RunningAnswer | None = None) -> Updates:
         """The page when no answer is being written."""
@@ -285,15 +300,6 @@ def _final_notice(answer: RunningAnswer, note: str) -> str:
     if answer.turn.save_error:
         return note + render.problem(f"This answer is not saved: {answer.turn.save_error}.")
     return note
-
-
-def _owner(browser: Any) -> str:
-    """Owner of a browser's conversations where several people use the page: the secret that it drew for itself.
-
-    Stored as a hash, so that a reader of the history cannot use it. A client without a secret sees nothing.
-    """
-    secret = browser if isinstance(browser, str) and len(browser) >= 32 else secrets.token_hex()
-    return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
 
 
 def _buttons(parts: Parts, answering: bool, empty: bool) -> Updates:

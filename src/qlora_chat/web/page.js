@@ -45,6 +45,9 @@ function browser() {
     secret = Array.from(crypto.getRandomValues(new Uint8Array(32)), (byte) => byte.toString(16).padStart(2, "0")).join("");
     write(localStorage, BROWSER, secret);
   }
+  // Another page process that takes over reads it here; it is in no URL and goes to no other site.
+  const secure = location.protocol === "https:" ? "; Secure" : "";
+  document.cookie = `qlora_chat_owner${location.port}=${secret}; Path=/gradio_api; Max-Age=34560000; SameSite=Strict${secure}`;
   return secret;
 }
 

@@ -37,6 +37,7 @@ MAX_CHARACTERS: Mapping[str, int] = {
 THUMBS = ("Like", "Dislike")
 """The names by which Gradio draws its thumbs."""
 DISCLAIMER = "A language model wrote these answers. They can be wrong, biased or offensive: check what matters."
+LOG_OUT = '<form method="post" action="logout"><button>Log out</button></form>'
 
 
 class FeedbackPanel:
@@ -117,7 +118,8 @@ class Parts:
                 info="leads the conversation, from the next message on",
                 placeholder=chat.prompt_format.default_system or "none: the model was tuned without one",
             )  # fmt: skip
-        gr.HTML(f'<p class="disclaimer">{DISCLAIMER}</p>', elem_id="foot", padding=False)
+        log_out = LOG_OUT if features.has_password else ""
+        gr.HTML(f'<p class="disclaimer">{DISCLAIMER}</p>{log_out}', elem_id="foot", padding=False)
         self.conversation = gr.Textbox(elem_id="conversation", visible=False)
         """ConversationRef of the conversation shown, for page.js to remember."""
         self.memory = gr.Textbox(elem_id="memory", visible=False)

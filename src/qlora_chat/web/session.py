@@ -134,8 +134,17 @@ class Session:
         with self._lock:
             if self._running or self._closed or ref in (ConversationRef(), ConversationRef.of(self._conversation)):
                 return
-            if stored := self._chat.history.load(ref.conversation_id):
+            if stored := self.stored(ref.conversation_id):
                 self._conversation = replace(with_answer(stored), head=ref.head)
+
+    def stored(self, conversation_id: str) -> Conversation | None:
+        """The history's conversation of this id; None if this tab's owner has none: an id proves nothing."""
+        if not conversation_id:
+            return None
+        history, owner = self._chat.history, self.owner
+        if owner is not None and all(each.id != conversation_id for each in history.list(owner=owner)):
+            return None
+        return history.load(conversation_id)
 
     def feedback(self, turn_id: str, rating: int | None, edited: str | None, comment: str | None, *, logged: bool) -> bool:
         """Save feedback on an answer of this conversation; False where the history does not have the answer."""

@@ -23,7 +23,9 @@ class PageFeatures:
     persistent: bool = False
     """Conversations outlive the program."""
     shared: bool = False
-    """People on other machines can reach the page: then each browser lists only its own conversations."""
+    """People on other machines can reach the page: then each browser sees only its own conversations."""
+    has_password: bool = False
+    """A person logs in, and can log out."""
 
 
 class Sessions:
@@ -45,8 +47,8 @@ class Sessions:
         with self._lock:
             return self._sessions.get(name)
 
-    def open(self, name: str, conversation_id: str = "", reloaded: bool = False) -> Session:
-        """The tab of that name. A new one goes on with the conversation it names, if there is one.
+    def open(self, name: str, conversation_id: str = "", reloaded: bool = False, owner: str | None = None) -> Session:
+        """The tab of that name. A new one goes on with the conversation it names, if its `owner` has one of that id.
 
         A reloaded page takes over the conversation of the page before it. Another tab that names a conversation in use (a
         duplicated tab does) gets a copy under a new id, so that neither overwrites the other.
@@ -55,12 +57,12 @@ class Sessions:
             if existing := self._sessions.get(name):
                 self._sessions.move_to_end(name)
                 return existing
-            session = self._sessions[name] = Session(self._chat)
-            other = self._showing(conversation_id)
+            session = self._sessions[name] = Session(self._chat, owner)
+            other = self._showing(conversation_id, owner)
         self._close_oldest()
         if other and reloaded:
             other.close()
-        conversation = other.conversation if other else self._chat.history.load(conversation_id) if conversation_id else None
+        conversation = other.conversation if other else session.stored(conversation_id)
         if conversation:
             session.restore(conversation.copied() if other and not reloaded else conversation)
         return session
@@ -82,8 +84,16 @@ class Sessions:
         for session in sessions:
             session.stop()
 
-    def _showing(self, conversation_id: str) -> Session | None:
-        return next((each for each in self._sessions.values() if each.conversation.id == conversation_id), None)
+    def forget(self, name: str) -> None:
+        """Close a tab without waiting for its answer."""
+        with self._lock:
+            session = self._sessions.pop(name, None)
+        if session:
+            session.close(seconds=0)
+
+    def _showing(self, conversation_id: str, owner: str | None) -> Session | None:
+        shown = (each for each in self._sessions.values() if each.conversation.id == conversation_id)
+        return next((each for each in shown if each.owner == owner), None)
 
     def _close_oldest(self) -> None:
         while True:

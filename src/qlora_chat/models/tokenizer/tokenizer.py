@@ -7,6 +7,7 @@ tokenizer.model, sentencepiece.py writes a tokenizer.json first.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Encoding, Tokenizer
@@ -109,6 +110,11 @@ class ModelTokenizer:
             reader.encode_special_tokens = False
             same = [each for each in written if reader.encode(each + sample, add_special_tokens=False).ids == expected]
         return same[0] if same else name
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token."""
+        return max(map(len, self._tokenizer.get_vocab()))
 
     @property
     def special_names(self) -> tuple[str, ...]:
