@@ -48,6 +48,11 @@ def test_an_address_whose_connections_are_all_busy_gets_no_more_and_others_do() 
     assert limits.admit(Line(), "there")
 
 
+def test_a_trusted_proxy_takes_what_there_is_for_the_people_behind_it() -> None:
+    limits = ConnectionLimits(most=3, most_per_address=1, proxies=("10.0.0.0/8",))
+    assert [limits.admit(Line(idle=False), "10.0.0.7") for _ in range(4)] == [True, True, True, False]
+
+
 def test_a_full_server_makes_room_at_the_address_with_the_most() -> None:
     limits = ConnectionLimits(most=4, most_per_address=4)
     few, many = [Line()], [Line(), Line(), Line()]
@@ -106,7 +111,7 @@ def test_the_descriptor_limit_is_raised_to_what_the_system_allows() -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     """A server for three connections of an address."""
-    monkeypatch.setattr(ConnectionLimits, "of_this_process", staticmethod(lambda: ConnectionLimits(6, 3)))
+    monkeypatch.setattr(ConnectionLimits, "of_this_process", staticmethod(lambda proxies: ConnectionLimits(6, 3, proxies)))
     with serving(ScriptedEngine()) as served:
         yield served
 

@@ -10,8 +10,8 @@ import contextlib
 import logging
 import resource
 from collections import Counter
-from collections.abc import Iterator
-from ipaddress import IPv6Address, ip_address
+from collections.abc import Iterator, Sequence
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Protocol
 
 RESERVED_DESCRIPTORS = 256
@@ -45,22 +45,24 @@ class ConnectionLimits:
     longest goes first.
     """
 
-    def __init__(self, most: int, most_per_address: int) -> None:
+    def __init__(self, most: int, most_per_address: int, proxies: Sequence[str] = ()) -> None:
+        """`proxies` are addresses or networks that many people share, and that may take all there is."""
         self._most, self._most_per_address = most, most_per_address
+        self._proxies = [ip_network(each) for each in proxies]
         self._open: dict[str, dict[Connection, None]] = {}
         self._count = 0
         self._logged_at = -FULL_LOG_INTERVAL_S
 
     @staticmethod
-    def of_this_process() -> ConnectionLimits:
-        """As many as the descriptors allow, with half of them at most for one address."""
-        most = min(MOST_CONNECTIONS, max(16, raise_descriptor_limit() - RESERVED_DESCRIPTORS))
-        return ConnectionLimits(most, most // 2)
+    def of_this_process(proxies: Sequence[str] = ()) -> ConnectionLimits:
+        """As many as the descriptors allow, with a quarter of them at most for one address."""
+        most = min(MOST_CONNECTIONS, max(64, raise_descriptor_limit() - RESERVED_DESCRIPTORS))
+        return ConnectionLimits(most, most // 4, proxies)
 
     def admit(self, connection: Connection, address: str) -> bool:
         """Count a new connection, and close an idle one where it is one too many; False if it has to be refused."""
         own = self._open.get(address, {})
-        if len(own) >= self._most_per_address and not self._drop_idle(address):
+        if len(own) >= self._most_per_address and not self._is_proxy(address) and not self._drop_idle(address):
             return False
         if self._count >= self._most and not self.drop_some(1):
             return False
@@ -87,6 +89,12 @@ class ConnectionLimits:
                 break
             dropped += 1
         return dropped
+
+    def _is_proxy(self, address: str) -> bool:
+        with contextlib.suppress(ValueError):
+            own = ip_network(f"{address}/64" if ":" in address else address)
+            return any(each.version == own.version and each.overlaps(own) for each in self._proxies)  # type: ignore[arg-type]
+        return False
 
     def _drop_idle(self, address: str) -> bool:
         oldest = next((each for each in self._open.get(address, {}) if each.idle), None)

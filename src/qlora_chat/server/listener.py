@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -44,13 +45,13 @@ def url_of(listening: socket.socket, host: str, scheme: str = "http") -> str:
     return f"{scheme}://{f'[{name}]' if ':' in name else name}:{listening.getsockname()[1]}"
 
 
-def uvicorn_config(app: ASGIApp, *, shutdown_timeout_s: int, **options: Any) -> uvicorn.Config:
+def uvicorn_config(app: ASGIApp, *, shutdown_timeout_s: int, proxies: Sequence[str] = (), **options: Any) -> uvicorn.Config:
     """Settings of a server whose connections are limited in time and number; `shutdown_timeout_s` is how long they may take to
-    finish. Forwarding headers are access_control.py's business.
+    finish. One of the trusted `proxies` may have any number. Forwarding headers are access_control.py's business.
     """
     return uvicorn.Config(
         app,
-        http=partial(TimedConnection, limits=ConnectionLimits.of_this_process()),  # type: ignore[arg-type]
+        http=partial(TimedConnection, limits=ConnectionLimits.of_this_process(proxies)),  # type: ignore[arg-type]
         backlog=BACKLOG,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_S,

@@ -93,7 +93,8 @@ class _Server(uvicorn.Server):
 
 
 async def _serve(site: Site, opening: Future[Chat], notify: Notify, listening: socket.socket, host: str) -> None:
-    server = _Server(uvicorn_config(site.app, shutdown_timeout_s=CLOSE_S, lifespan="off"))
+    proxies = site.state.settings.trusted_proxies
+    server = _Server(uvicorn_config(site.app, shutdown_timeout_s=CLOSE_S, proxies=proxies, lifespan="off"))
     attending = asyncio.create_task(_attend(server, site, opening, notify, url_of(listening, host)))
     try:
         await server.serve(sockets=[listening])
