@@ -85,12 +85,12 @@ def test_a_full_table_of_descriptors_closes_idle_connections_and_is_one_line(cap
 
 def test_bodies_that_arrive_share_what_there_is_and_an_address_has_a_quarter() -> None:
     bodies = BodyBytes(100)
-    with bodies.held_for("here") as share, bodies.held_for("there") as other:
-        assert share.take(25)
-        assert not share.take(1)
-        assert other.take(25)
-    with bodies.held_for("here") as share:
-        assert share.take(25), "what has arrived is given back"
+    with bodies.share_of("here") as take, bodies.share_of("there") as take_there:
+        assert take(25)
+        assert not take(1)
+        assert take_there(25)
+    with bodies.share_of("here") as take:
+        assert take(25), "what has arrived is given back"
 
 
 def test_a_household_of_ipv6_is_one_address() -> None:

@@ -70,8 +70,8 @@ class AccessControl:
             self._check_site(scope["method"], headers, by_proxy=scope["state"]["by_proxy"])
             await self._policy.authorize(scope, headers)
             if scope["method"] == "POST":
-                with self._bodies.held_for(client_address(scope.get("client"))) as share:
-                    receive = replay(await read_body(receive, headers, self._policy.body_limit, share), receive)
+                with self._bodies.share_of(client_address(scope.get("client"))) as take:
+                    receive = replay(await read_body(receive, headers, self._policy.body_limit, take), receive)
         except Refused as refused:
             await self._policy.response(scope, refused)(scope, receive, send)
             return

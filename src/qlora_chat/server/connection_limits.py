@@ -10,7 +10,7 @@ import contextlib
 import logging
 import resource
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Protocol
 
@@ -126,36 +126,25 @@ class BodyBytes:
         self._held: Counter[str] = Counter()
 
     @contextlib.contextmanager
-    def held_for(self, address: str) -> Iterator[BodyShare]:
-        """A share that is given back at the end of the block."""
-        share = BodyShare(self, address)
+    def share_of(self, address: str) -> Iterator[Callable[[int], bool]]:
+        """A function that counts further bytes of a body, and returns False where there is no room for them now. They are given
+        back at the end of the block."""
+        taken = 0
+
+        def take(size: int) -> bool:
+            nonlocal taken
+            if self._held.total() + size > self._most or self._held[address] + size > self._most // 4:
+                return False
+            self._held[address] += size
+            taken += size
+            return True
+
         try:
-            yield share
+            yield take
         finally:
-            self._held[address] -= share.size
+            self._held[address] -= taken
             if not self._held[address]:
                 del self._held[address]
-
-    def take(self, address: str, size: int) -> bool:
-        """Count bytes; False if they are too many."""
-        if self._held.total() + size > self._most or self._held[address] + size > self._most // 4:
-            return False
-        self._held[address] += size
-        return True
-
-
-class BodyShare:
-    """The bytes of one body."""
-
-    def __init__(self, bodies: BodyBytes, address: str) -> None:
-        self._bodies, self._address, self.size = bodies, address, 0
-
-    def take(self, size: int) -> bool:
-        """Count further bytes; False if there is no room for them now."""
-        if not self._bodies.take(self._address, size):
-            return False
-        self.size += size
-        return True
 
 
 def raise_descriptor_limit() -> int:

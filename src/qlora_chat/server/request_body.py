@@ -6,13 +6,11 @@ Scope: bytes. Knows no format, no path and no server.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive
-
-from qlora_chat.server.connection_limits import BodyShare
 
 CLOSE = {"connection": "close"}
 """The rest of a refused body is not read, so the connection cannot be used again."""
@@ -34,8 +32,9 @@ class BodyLimit:
     seconds: float
 
 
-async def read_body(receive: Receive, headers: Headers, limit: BodyLimit, share: BodyShare) -> bytes:
-    """The whole body. Refused with 413 (too large), 408 (too slow), 400 (cut off) or 503 (too many arrive at once).
+async def read_body(receive: Receive, headers: Headers, limit: BodyLimit, take: Callable[[int], bool]) -> bytes:
+    """The whole body. Refused with 413 (too large), 408 (too slow), 400 (cut off) or 503 (too many arrive at once:
+    `take` counts the bytes of all).
 
     Bytes are counted as they come, so a chunked body without a length is limited too.
     """
@@ -51,7 +50,7 @@ async def read_body(receive: Receive, headers: Headers, limit: BodyLimit, share:
                 if message["type"] == "http.disconnect":
                     raise Refused(400, "The request was cut off.")
                 chunk = message.get("body", b"")
-                if not share.take(len(chunk)):
+                if not take(len(chunk)):
                     raise Refused(503, "Too much is being sent at once. Try again in a moment.", {"retry-after": "1", **CLOSE})
                 body += chunk
                 if len(body) > limit.size:
