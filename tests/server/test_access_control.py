@@ -86,7 +86,7 @@ def test_a_browser_that_names_another_site_is_refused() -> None:
 @pytest.mark.parametrize("header", ["x_forwarded_host", "x_gradio_server"])
 @pytest.mark.parametrize("value", ["evil.example", "localhost:1", "localhost:7860, evil.example", "http://evil.example"])
 def test_no_client_chooses_the_host_that_the_page_sends_its_requests_to(header: str, value: str) -> None:
-    assert ask("GET", "/config", **{header: value}).status_code == 421
+    assert ask("GET", "/config", None, None, **{header: value}).status_code == 421
 
 
 def test_a_trusted_proxy_names_the_host_and_an_undeclared_one_repeats_it() -> None:
