@@ -31,6 +31,7 @@ PAGE_HOST=
 # drawn at random. Without HISTORY_KEY, stored conversations cannot be read: keep a copy elsewhere
 PAGE_PASSWORD=$(openssl rand -hex 24)
 ENGINE_KEY=$(openssl rand -hex 24)
+OPERATOR_TOKEN=$(openssl rand -hex 24)
 DATABASE_PASSWORD=$(openssl rand -hex 24)
 DATABASE_ADMIN_PASSWORD=$(openssl rand -hex 24)
 HISTORY_KEY=$(openssl rand -base64 32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from qlora_chat.settings import (
     engine_settings,
     history_settings,
     log_settings,
+    operator_token,
     page_token,
 )
 
@@ -26,7 +28,8 @@ DIGEST = f"sha256:{'0' * 64}"
 REQUIRED = {"MODEL_FOLDER": "/srv/chat", "MODEL_NAME": "chat", "PAGE_HOST": "chat.example", "PAGE_PASSWORD": "p" * 24,
             "ENGINE_KEY": "k" * 24, "DATABASE_PASSWORD": "d" * 24, "DATABASE_ADMIN_PASSWORD": "a" * 24,
             "PYTHON_DIGEST": DIGEST, "VLLM_DIGEST": DIGEST, "POSTGRES_DIGEST": DIGEST, "CADDY_DIGEST": DIGEST}  # fmt: skip
-OPTIONAL = {"API_TOKENS": "one,two", "HISTORY_KEY": "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=",
+OPTIONAL = {"API_TOKENS": "one,two", "OPERATOR_TOKEN": "o" * 24,
+            "HISTORY_KEY": "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=",
             "LOGGING_URL": "https://logs.example/log", "LOGGING_TOKEN": "t" * 24, "LOGGING_SECRET": "s" * 24}  # fmt: skip
 WRITABLE = {"conversations", "certificates"}
 """Volumes; every other mount is read-only."""
@@ -88,6 +91,8 @@ def test_the_pages_command_is_one_that_the_program_takes(compose: dict[str, Any]
     environ = {key: "" if value is None else str(value) for key, value in page["environment"].items()}
     settings = ServeSettings(given["host"], given["port"], page_token(environ), tuple(given["allow_host"]), api_tokens(environ))
     assert settings.api_tokens == ()
+    proxy = compose["services"]["proxy"]["networks"]["front"]["ipv4_address"]
+    assert given["trusted_proxy"] == [proxy]
     assert settings.allowed_hosts == (REQUIRED["PAGE_HOST"],)
     where = engine_settings(given["engine"], given["engine_model"], environ)
     assert (where.urls, where.model, where.key) == (("http://vllm:8000/v1",), REQUIRED["MODEL_NAME"], REQUIRED["ENGINE_KEY"])
@@ -103,6 +108,7 @@ def test_pages_get_every_secret_that_was_set() -> None:
     text = filled((DEPLOY / "compose.yaml").read_text(), REQUIRED | OPTIONAL)
     environ = yaml.safe_load(text)["services"]["page"]["environment"]
     assert api_tokens(environ) == ("one", "two")
+    assert operator_token(environ) == OPTIONAL["OPERATOR_TOKEN"]
     assert history_settings("postgresql://qlora@postgres/qlora", environ).key == OPTIONAL["HISTORY_KEY"]
     log = log_settings(environ)
     assert (log.url, log.token, log.secret) == tuple(OPTIONAL[f"LOGGING_{name}"] for name in ("URL", "TOKEN", "SECRET"))
@@ -134,9 +140,16 @@ def test_no_service_can_gain_rights_or_change_its_own_files(compose: dict[str, A
 
 
 def test_only_pages_are_on_both_networks_and_the_back_one_has_no_way_out(compose: dict[str, Any]) -> None:
-    networks = {name: service["networks"] for name, service in compose["services"].items()}
+    networks = {name: list(service["networks"]) for name, service in compose["services"].items()}
     assert networks == {"vllm": ["back"], "postgres": ["back"], "page": ["front", "back"], "proxy": ["front"]}
     assert compose["networks"]["back"]["internal"] is True
+
+
+def test_no_page_can_be_given_the_proxys_address(compose: dict[str, Any]) -> None:
+    front = compose["networks"]["front"]["ipam"]["config"][0]
+    proxy = ip_address(compose["services"]["proxy"]["networks"]["front"]["ipv4_address"])
+    assert proxy in ip_network(front["subnet"])
+    assert proxy not in ip_network(front["ip_range"])
 
 
 def test_images_are_named_by_their_digest(compose: dict[str, Any]) -> None:

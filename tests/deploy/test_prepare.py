@@ -45,8 +45,8 @@ def test_the_file_has_every_value_and_is_for_its_owner_only(tmp_path: Path) -> N
 def test_no_two_secrets_are_the_same(tmp_path: Path) -> None:
     prepare(tmp_path, f"echo {DIGEST}")
     written = values(tmp_path / ".env")
-    secrets = [written[name] for name in written if name.endswith(("_PASSWORD", "_KEY"))]
-    assert len(set(secrets)) == len(secrets) == 5
+    secrets = [written[name] for name in written if name.endswith(("_PASSWORD", "_KEY", "OPERATOR_TOKEN"))]
+    assert len(set(secrets)) == len(secrets) == 6
     assert all(len(secret) >= 44 for secret in secrets)
 
 
