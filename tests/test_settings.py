@@ -194,6 +194,8 @@ def test_senders_of_a_receiver_have_a_name_and_a_token_each() -> None:
         assert "token-a" not in str(raised.value)
     with pytest.raises(SettingsError, match="also the token of a sender"):
         senders("anna:shared")
+
+
 @pytest.mark.parametrize("secrets", [{"token": "short"}, {"token": "x" * 12, "api_tokens": ("short",)}])
 def test_a_short_password_is_refused_where_other_machines_can_try_it(secrets: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match="12 characters or more"):

@@ -6,6 +6,7 @@ is busy shares one commit. Knows no tables and no plots.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import contextlib

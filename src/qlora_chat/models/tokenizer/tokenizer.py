@@ -7,7 +7,6 @@ tokenizer.model, sentencepiece.py writes a tokenizer.json first.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Encoding, Tokenizer
@@ -50,6 +49,8 @@ class ModelTokenizer:
         self._lead = self.encode("a")  # not a byte token, which would join with bytes that follow
         self._lead_text = self._tokenizer.decode(self._lead)
         self.size: int = tokenizer.get_vocab_size()
+        self.longest_token = max(map(len, tokenizer.get_vocab()), default=1)
+        """Characters."""
 
     @staticmethod
     def read(folder: Path, bos_id: int | None) -> ModelTokenizer:
@@ -110,11 +111,6 @@ class ModelTokenizer:
             reader.encode_special_tokens = False
             same = [each for each in written if reader.encode(each + sample, add_special_tokens=False).ids == expected]
         return same[0] if same else name
-
-    @cached_property
-    def longest_token(self) -> int:
-        """Characters of the longest token."""
-        return max(map(len, self._tokenizer.get_vocab()))
 
     @property
     def special_names(self) -> tuple[str, ...]:
