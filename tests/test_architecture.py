@@ -33,7 +33,7 @@ ARROWS: dict[str, set[str]] = {
     "doctor": {"models", "prompt", "settings", "training"},
     "serving": {"engines", "errors", "models", "prompt", "settings", "stopping"},
     "api": {"chat", "engines", "errors", "history", "messages", "models", "prompt", "serving", "settings", "stopping"},
-    "evaluation": {"chat", "engines", "errors", "messages", "models", "prompt", "settings", "training"},
+    "evaluation": {"chat", "engines", "errors", "messages", "models", "prompt", "settings", "text", "training"},
     "replay": {"chat", "engines", "errors", "prompt", "settings", "stopping", "text"},
     "terminal": {"chat", "engines", "history", "messages", "prompt", "settings"},
     "web": {"chat", "engines", "errors", "history", "messages", "models", "serving", "settings", "text"},

@@ -1,4 +1,4 @@
-"""Text from outside: broken Unicode, and files of JSON records.
+"""Text from outside: broken Unicode, lines, and files of JSON records.
 
 Scope: strings. Knows no record format.
 """
@@ -37,7 +37,7 @@ def json_records(text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _json_lines(text: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(split_lines(text), start=1):
         if not line.strip():
             continue
         try:
@@ -45,3 +45,11 @@ def _json_lines(text: str) -> Iterator[tuple[str, Any]]:
         except (ValueError, RecursionError):
             raise ValueError(f"line {number} is not JSON") from None
         yield f"line {number}", value
+
+
+def split_lines(text: str) -> list[str]:
+    """Lines of text that end at "\\n" only.
+
+    str.splitlines also splits at U+2028, U+2029, U+0085 and others, which a JSON text may hold.
+    """
+    return text.removesuffix("\n").split("\n")

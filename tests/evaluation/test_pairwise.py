@@ -52,6 +52,16 @@ def test_equal_answers_are_a_tie_without_asking() -> None:
     assert (report.wins_a, report.wins_b, report.ties, report.p_value) == (0, 0, 2, 1.0)
 
 
+@pytest.mark.parametrize("mark", ["\u2028", "\u2029", "\u0085", "\v", "\x1e"])
+def test_a_prompt_and_a_sheet_may_hold_other_ends_of_lines(mark: str, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": f"one{mark}two"}, ensure_ascii=False) + "\n" + json.dumps({"prompt": "x"}))
+    texts = read_prompts(prompts)
+    assert texts == [f"one{mark}two", "x"]
+    write_sheet(tmp_path / "sheet.jsonl", shuffle_pairs(texts, ["a", "b"], ["c", "d"], seed=0))
+    assert read_prompts(tmp_path / "sheet.jsonl") == texts
+
+
 @pytest.mark.parametrize(("wins", "losses", "p"), [(5, 5, 1.0), (10, 0, 2 / 1024), (9, 1, 22 / 1024), (0, 0, 1.0)])
 def test_the_sign_test(wins: int, losses: int, p: float) -> None:
     assert sign_test(wins, losses) == pytest.approx(p)

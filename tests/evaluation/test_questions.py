@@ -24,6 +24,13 @@ def right(text: str, *, finish_reason: Any = "stop", **rule: Any) -> bool:
     return Question("x-1", "fact", ("Well?",), **rule).is_right(Answer(text, finish_reason))
 
 
+def test_a_question_may_hold_other_ends_of_lines(tmp_path: Path) -> None:
+    path = tmp_path / "questions.jsonl"
+    question = {"id": "x-1", "kind": "fact", "ask": ["one\u2028two\u0085three"], "says": ["x"]}
+    path.write_text(json.dumps(question, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_questions(path)[0].ask == ("one\u2028two\u0085three",)
+
+
 # --- rules -----------------------------------------------------------------------------------------------------------
 
 

@@ -190,6 +190,13 @@ def test_one_turn_of_several_is_selected_by_its_id() -> None:
         read_recorded_answer("nonsense")
 
 
+def test_records_may_hold_other_ends_of_lines() -> None:
+    engine = ScriptedEngine("one\u2028two\u2029three\u0085four")
+    lines = [record_of(engine, ["Hi\u2028there"], GREEDY) for _ in range(2)]
+    text = "\n".join(json.dumps(each, ensure_ascii=False) for each in lines)
+    assert read_recorded_answer(text, lines[1]["turn_id"]).turn_id == lines[1]["turn_id"]
+
+
 def test_the_command_replays_a_turn_of_a_receivers_store(
     shared_engine: LocalEngine, demo_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

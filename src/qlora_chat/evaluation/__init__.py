@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from qlora_chat.errors import UserError
+from qlora_chat.text import split_lines
 
 Parsed = TypeVar("Parsed")
 
@@ -30,7 +31,7 @@ def read_file(path: Path) -> str:
 def read_lines(path: Path, parse: Callable[[str], Parsed], *, what: str, hint: str = "") -> list[Parsed]:
     """Parsed value of every line that is not blank. EvaluationError names a line that `parse` refuses, or an empty file."""
     parsed: list[Parsed] = []
-    for number, line in enumerate(read_file(path).splitlines(), start=1):
+    for number, line in enumerate(split_lines(read_file(path)), start=1):
         try:
             parsed += [parse(line)] if line.strip() else []
         except (ValueError, KeyError, TypeError, IndexError, RecursionError) as problem:

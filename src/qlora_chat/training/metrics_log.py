@@ -33,7 +33,7 @@ class MetricsLog:
     def lines(self) -> list[dict[str, Any]]:
         """Every complete line so far."""
         parsed = []
-        for line in self.path.read_text().splitlines() if self.path.is_file() else []:
+        for line in self.path.read_text().split("\n") if self.path.is_file() else []:
             with suppress(ValueError):  # the process was killed while it wrote
                 parsed.append(json.loads(line))
         return parsed
