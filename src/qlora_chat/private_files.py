@@ -5,13 +5,34 @@ Scope: permissions. Knows nothing of what the files hold.
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 
 def private_opener(path: str, flags: int) -> int:
     """Opener for open(): a file it creates gets mode 0600."""
     return os.open(path, flags, 0o600)
+
+
+def write_new_file(path: Path, texts: Iterable[str]) -> None:
+    """Write a new file with mode 0600, as a whole or not at all. FileExistsError, or OSError if that fails.
+
+    The texts go to a file beside it, which gets the name when all of it is on disk.
+    """
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    unfinished = path.with_name(f".{secrets.token_hex(8)}.unfinished")
+    try:
+        with open(unfinished, "x", encoding="utf-8", errors="replace", opener=private_opener) as file:
+            file.writelines(texts)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def make_private_folder(folder: Path) -> None:

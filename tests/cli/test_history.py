@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import stat
 import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from qlora_chat.cli import app
+from qlora_chat.history import HistoryError
 from qlora_chat.history.open import open_history
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import HistorySettings, LogSettings, SettingsError
@@ -98,7 +102,68 @@ def test_what_is_exported_comes_back_whole(form: str, tmp_path: Path) -> None:
 
 
 def _records(text: str, form: str) -> list[object]:
-    return json.loads(text) if form == "json" else [json.loads(line) for line in text.splitlines()]
+    return json.loads(text) if form == "json" else [json.loads(line) for line in text.split("\n") if line]
+
+
+@pytest.mark.usefixtures("url")
+def test_import_says_what_it_left_out_and_what_it_could_not_read(tmp_path: Path) -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:"}}
+    talks: list[object] = [
+        {"id": "aaaa-trip", "messages": [{"role": "user", "content": "Another trip?"}]},
+        {"id": "cccc", "messages": [{"role": "user", "content": [image, {"type": "text", "text": "Well?"}]}]},
+        {"x\x1b": 1},
+    ]
+    file = tmp_path / "talks.json"
+    file.write_text(json.dumps(talks))
+    with pytest.raises(HistoryError, match="record 3: has"):
+        history("import", str(file), "--strict")
+    assert len(history("list").stdout.strip().split("\n")) == 2
+    done = history("import", str(file))
+    assert done.stdout == "2 conversations added\nleft out: 1 images\n"
+    renamed, refused = done.stderr.strip().split("\n")
+    assert renamed.startswith("history: aaaa-trip is another conversation here, so it became aaaa-trip-")
+    assert refused.startswith(f"history: not imported: {file}, record 3: has 'x\\x1b', which is none of the known formats")
+    assert len(history("list").stdout.strip().split("\n")) == 4
+    with pytest.raises(HistoryError, match="'mapping' is missing"):
+        history("import", str(file), "--format", "chatgpt")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_an_export_to_a_full_disk_is_one_line_and_leaves_no_file(tmp_path: Path) -> None:
+    url = f"jsonl:{tmp_path}/chats"
+    with closing(open_history(HistorySettings(url), LogSettings()).store) as store:
+        add_turn(store, Conversation(), "Hi", "word " * 20_000)
+    folder = tmp_path / "out"
+    folder.mkdir()
+
+    def limit_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+
+    def exported(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "qlora_chat", "history", "export", "--history", url, *arguments]
+        return subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=100, **options)
+
+    to_file = exported("--out", str(folder / "all.jsonl"), preexec_fn=limit_files)
+    assert (to_file.returncode, to_file.stderr.count("\n")) == (1, 1)
+    assert f"nothing is exported: {folder}/all.jsonl cannot be written" in to_file.stderr
+    assert list(folder.iterdir()) == []
+    with open("/dev/full", "w") as full:
+        to_stdout = exported(stdout=full)
+    assert (to_stdout.returncode, to_stdout.stderr.count("\n")) == (1, 1)
+    assert "standard output cannot be written (No space left on device)" in to_stdout.stderr
+
+
+def test_a_folder_that_cannot_be_read_is_not_an_empty_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> list[str]:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "chats").mkdir()
+    monkeypatch.setattr(os, "listdir", refused)
+    with pytest.raises(HistoryError, match="chats cannot be read \\(Permission denied\\)"):
+        history("list", "--history", f"jsonl:{tmp_path}/chats")
+    monkeypatch.setattr(Path, "stat", refused)
+    with pytest.raises(SettingsError, match="chats.db cannot be read \\(Permission denied\\)"):
+        history("list", "--history", f"sqlite:///{tmp_path}/chats.db")
 
 
 @pytest.mark.usefixtures("url")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from qlora_chat.history import HistoryStore, StoredConversation
 
 app = typer.Typer(help="Stored conversations: list, show, search, export, import, erase, rescue.", no_args_is_help=True)
+
+MAX_LINES = 20
+"""Of problems that an import prints one by one."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Id = Annotated[str, typer.Argument(help="a conversation's id, or its beginning where only one begins so")]
@@ -56,7 +60,7 @@ def list_conversations(
 @app.command()
 def show(conversation: Id, history: HistoryOption = None) -> None:
     """Print a conversation as Markdown."""
-    from qlora_chat.history.import_export import markdown
+    from qlora_chat.history.export import markdown
 
     with closing(_open(history)) as persistence:
         print(plain(markdown(_find(persistence.store, conversation)), allowed="\n\t"))
@@ -90,33 +94,40 @@ def export(
     out: Annotated[Path | None, typer.Option(help="a new file; default: standard output")] = None,
 ) -> None:
     """Write conversations to a file or to standard output."""
-    from qlora_chat.history.import_export import export as export_texts
-    from qlora_chat.private_files import private_opener
+    from qlora_chat.history.export import export as export_texts
 
     with closing(_open(history)) as persistence:
         ids = conversations or [each.id for each in persistence.store.list()]
         texts = export_texts(_all(persistence.store, ids), text_format)
-        if out is None:
-            for text in texts:
-                sys.stdout.write(text)
-            return
-        try:
-            with open(out, "x", encoding="utf-8", opener=private_opener) as file:
-                file.writelines(texts)
-        except FileExistsError:
-            raise SettingsError(f"{out} is there already; choose another --out") from None
+        _write(texts, out)
 
 
 @app.command("import")
 def import_conversations(
-    source: Annotated[Path, typer.Argument(help="our export (json, jsonl) or ShareGPT's")], history: HistoryOption = None
+    source: Annotated[Path, typer.Argument(help="our export, another tool's (conversations.json, also zipped), or dialogues")],
+    history: HistoryOption = None,
+    file_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="qlora-chat, chatgpt, claude, open-webui, text-generation-webui, sillytavern, librechat, messages, sharegpt, "
+            "alpaca, preference or guanaco; default: recognised",
+        ),
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="import nothing if a record cannot be imported")] = False,
 ) -> None:
     """Add a file's conversations; those that are there already stay as they are."""
-    from qlora_chat.history.import_export import import_into
+    from qlora_chat.history.importing.importer import import_file
 
     with closing(_open(history, create=True)) as persistence:
-        added, there = import_into(persistence.store, source)
-    print(f"{_conversations(added)} added" + (f", {there:,} there already" if there else ""))
+        report = import_file(persistence.store, source, file_format, strict=strict)
+    print(f"{_conversations(report.added)} added" + (f", {report.there:,} there already" if report.there else ""))
+    if report.left_out:
+        print("left out: " + ", ".join(f"{count:,} {name}" for name, count in sorted(report.left_out.items())))
+    for line in _shortened([f"{old} is another conversation here, so it became {new}" for old, new in report.renamed]):
+        notify(f"history: {line}")
+    for line in _shortened(report.problems):
+        notify(f"history: not imported: {line}")
 
 
 @app.command()
@@ -167,9 +178,44 @@ def _open(history: str | None, *, create: bool = False) -> Persistence:
 
     history_settings = _history_settings(history)
     file = history_path(history_settings.url or "")
-    if not create and file and not file.exists():
+    if not create and file and not _exists(file):
         raise SettingsError(f"there is no history at {file}")
     return Persistence(history_settings, settings.log_settings())
+
+
+def _write(texts: Iterator[str], out: Path | None) -> None:
+    """Write to a new file, or to standard output. SettingsError if a part cannot be written; then there is no file."""
+    from qlora_chat.private_files import write_new_file
+
+    try:
+        if out is not None:
+            write_new_file(out, texts)
+            return
+        sys.stdout.writelines(texts)
+        sys.stdout.flush()
+    except FileExistsError:
+        raise SettingsError(f"{out} is there already; choose another --out") from None
+    except OSError as problem:
+        if out is None:  # or the interpreter would try again when it ends, and print a traceback
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        what = "the export is not complete: standard output" if out is None else f"nothing is exported: {out}"
+        raise SettingsError(f"{what} cannot be written ({problem.strerror})") from None
+
+
+def _shortened(lines: list[str]) -> list[str]:
+    """The first lines, and the number of the others."""
+    return lines if len(lines) <= MAX_LINES else [*lines[:MAX_LINES], f"and {len(lines) - MAX_LINES:,} more"]
+
+
+def _exists(file: Path) -> bool:
+    """SettingsError where that cannot be found out."""
+    try:
+        file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as problem:
+        raise SettingsError(f"{file} cannot be read ({problem.strerror})") from None
+    return True
 
 
 def _history_settings(history: str | None) -> HistorySettings:

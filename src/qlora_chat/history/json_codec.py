@@ -13,6 +13,9 @@ from qlora_chat.history import Feedback, StoredConversation, StoredTurn, Summary
 from qlora_chat.messages import FinishReason, Message
 
 FINISH_REASONS = get_args(FinishReason)
+MAX_TOKEN_ID = 1 << 31
+YEARS = range(2, 9999)
+"""Years that every time zone can express."""
 
 
 def conversation_to_json(conversation: StoredConversation) -> dict[str, Any]:
@@ -69,7 +72,7 @@ def feedback_to_json(feedback: Feedback) -> dict[str, Any]:
 def conversation_from_json(data: Mapping[str, Any]) -> StoredConversation:
     """A whole conversation. ValueError says what is missing or wrong."""
     turns = [turn_from_json(each) for each in _list(data, "turns")]
-    return assembled(data, turns, [feedback_from_json(each) for each in data.get("feedback") or ()])
+    return assembled(data, turns, [feedback_from_json(each) for each in _list(data, "feedback", optional=True)])
 
 
 def assembled(heading: Mapping[str, Any], turns: Sequence[StoredTurn], feedback: Sequence[Feedback]) -> StoredConversation:
@@ -84,7 +87,7 @@ def assembled(heading: Mapping[str, Any], turns: Sequence[StoredTurn], feedback:
         if turn.message.id in known:
             raise ValueError(f"turn {turn.message.id!r} comes twice")
         known.add(turn.message.id)
-    head = heading.get("head_id")
+    head = _text_or_none(heading, "head_id")
     if head not in known:
         raise ValueError(f"head_id is {head!r}, which is no turn of the conversation")
     summary, system = _summary_from_json(heading, len(turns)), _text_or_none(heading, "system")
@@ -115,8 +118,8 @@ def turn_from_json(data: Mapping[str, Any]) -> StoredTurn:
     if reason is not None and reason not in FINISH_REASONS:
         raise ValueError(f"finish_reason is {reason!r}, but must be one of {', '.join(FINISH_REASONS)}")
     ids = data.get("token_ids") or ()
-    if not isinstance(ids, list | tuple) or not all(type(each) is int for each in ids):
-        raise ValueError("token_ids is not a list of whole numbers")
+    if not isinstance(ids, list | tuple) or not all(type(each) is int and 0 <= each < MAX_TOKEN_ID for each in ids):
+        raise ValueError(f"token_ids is not a list of whole numbers from 0 to {MAX_TOKEN_ID - 1:,}")
     message = Message(role, _text(data, "content"), tuple(ids), reason, _text(data, "id"))
     return StoredTurn(message, _text_or_none(data, "parent_id"), _time(data, "created_at"), _object(data, "details"))
 
@@ -125,10 +128,10 @@ def feedback_from_json(data: Mapping[str, Any]) -> Feedback:
     """A user's feedback on an answer. ValueError says what is missing or wrong."""
     if not isinstance(data, Mapping):
         raise ValueError("feedback is not a list of objects")
-    moment = _time(data, "created_at")
-    return Feedback(
-        _text(data, "turn_id"), data.get("rating"), _text_or_none(data, "edited"), _text_or_none(data, "comment"), moment
-    )
+    moment, rating = _time(data, "created_at"), data.get("rating")
+    if rating is not None and type(rating) is not int:
+        raise ValueError(f"rating is {type(rating).__name__}, but must be 1, -1 or null")
+    return Feedback(_text(data, "turn_id"), rating, _text_or_none(data, "edited"), _text_or_none(data, "comment"), moment)
 
 
 def _text(data: Mapping[str, Any], name: str) -> str:
@@ -142,8 +145,10 @@ def _text_or_none(data: Mapping[str, Any], name: str) -> str | None:
     return None if data.get(name) is None else _text(data, name)
 
 
-def _list(data: Mapping[str, Any], name: str) -> list[Any]:
+def _list(data: Mapping[str, Any], name: str, *, optional: bool = False) -> list[Any]:
     value = data.get(name)
+    if value is None and optional:
+        return []
     if not isinstance(value, list):
         raise ValueError(f"{name} is not a list")
     return value
@@ -159,6 +164,9 @@ def _object(data: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _time(data: Mapping[str, Any], name: str) -> datetime:
     value = _text(data, name)
     try:
-        return datetime.fromisoformat(value).astimezone()
-    except ValueError:
+        moment = datetime.fromisoformat(value)
+        if moment.year not in YEARS:
+            raise OverflowError
+        return moment.astimezone()
+    except (ValueError, OverflowError):
         raise ValueError(f"{name} is {value[:40]!r}, but must be a time like 2026-11-24T10:00:00+01:00") from None

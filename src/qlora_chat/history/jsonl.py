@@ -120,7 +120,11 @@ class JsonlHistory(ValueStore):
                 os.replace(new, partial)
 
     def _all(self, owner: str | None) -> Iterator[StoredConversation]:
-        for path in sorted(self._folder.glob(f"*{SUFFIX}")):
+        try:
+            names = sorted(each for each in os.listdir(self._folder) if each.endswith(SUFFIX))
+        except OSError as problem:
+            raise HistoryUnavailable(f"the history's folder {self._folder} cannot be read ({problem.strerror})") from None
+        for path in map(self._folder.joinpath, names):
             content = self._read(path)
             if content and (owner is None or content[1] == owner):
                 yield content[0]
@@ -133,7 +137,7 @@ class JsonlHistory(ValueStore):
             state = (status.st_size, status.st_mtime_ns)
             if (cached := self._cache.get(path)) and cached[0] == state and not partial.exists():
                 return cached[1:]
-            lines = path.read_bytes().splitlines()
+            lines = path.read_bytes().split(b"\n")
         except FileNotFoundError:
             return None
         except OSError as problem:

@@ -80,7 +80,10 @@ class HistoryStore(Protocol):
         ...
 
     def restore(self, conversation: StoredConversation) -> bool:
-        """Add a whole conversation, as returned by `read`. False, with nothing changed, if its id exists."""
+        """Add a whole conversation, as returned by `read`.
+
+        False, with nothing changed, if its id exists, or the id of a turn where a store has each of these only once.
+        """
         ...
 
     def list(self, *, limit: int | None = None, owner: str | None = None) -> Sequence[Summary]:

@@ -105,10 +105,10 @@ class SqlHistory:
         return self._rows.conversation(row, turns, feedback)
 
     def restore(self, conversation: StoredConversation) -> bool:
-        """Add a whole conversation; False if its id exists."""
+        """Add a whole conversation; False if its id or that of a turn exists."""
         name = conversation.summary.id
         with self.database.write() as connection:
-            if self._exists(connection, name):
+            if self._exists(connection, name) or self._have_turn(connection, [each.message.id for each in conversation.turns]):
                 return False
             connection.execute(insert(CONVERSATIONS).values(self._rows.restored_conversation(conversation)))
             self._insert_turns(connection, name, conversation.turns)
@@ -264,6 +264,12 @@ class SqlHistory:
     @staticmethod
     def _exists(connection: Connection, conversation_id: str) -> bool:
         return connection.execute(select(CONVERSATIONS.c.id).where(CONVERSATIONS.c.id == conversation_id)).first() is not None
+
+    @staticmethod
+    def _have_turn(connection: Connection, turn_ids: Sequence[str]) -> bool:
+        """True if any conversation has one of these turns."""
+        parts = (turn_ids[start : start + IDS_PER_STATEMENT] for start in range(0, len(turn_ids), IDS_PER_STATEMENT))
+        return any(connection.execute(select(TURNS.c.id).where(TURNS.c.id.in_(part))).first() for part in parts)
 
     @staticmethod
     def _new_turns(connection: Connection, conversation: Conversation) -> Sequence[StoredTurn]:

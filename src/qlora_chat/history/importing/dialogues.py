@@ -1,0 +1,100 @@
+"""Dialogue files: OpenAI's `messages`, ShareGPT's `conversations`, Alpaca's and Guanaco's records, preference pairs.
+
+Scope: one record of them, with what a chat holds beyond training data: tools, images, empty turns.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from qlora_chat.dialogue_formats import parse_dialogue
+from qlora_chat.history.importing import BadExport
+from qlora_chat.history.importing.content import TOOLS, list_at, object_of, text_of, time_of, with_placeholder
+from qlora_chat.history.importing.draft import Draft, DraftTurn, linear
+
+
+def recognises_messages(record: Any) -> bool:
+    """True for an object with `messages`, and for a list of messages."""
+    messages = record.get("messages") if isinstance(record, dict) else record
+    return isinstance(messages, list) and (isinstance(record, dict) or (bool(record) and all(map(_is_message, record))))
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and "role" in value and ("content" in value or "tool_calls" in value)
+
+
+def read_messages(record: Any) -> Draft:
+    """Draft of OpenAI's messages, whose contents may be lists of parts."""
+    about = record if isinstance(record, dict) else {}
+    messages = record if isinstance(record, list) else list_at(about, "messages")
+    return _draft(about, messages, "messages", "role", "content")
+
+
+def recognises_sharegpt(record: Any) -> bool:
+    """True for an object with ShareGPT's `conversations`, or `items` as older files have it."""
+    return isinstance(record, dict) and any(isinstance(record.get(name), list) for name in ("conversations", "items"))
+
+
+def read_sharegpt(record: Mapping[str, Any]) -> Draft:
+    """Draft of ShareGPT's turns."""
+    name = "items" if "items" in record and "conversations" not in record else "conversations"
+    return _draft(record, list_at(record, name), name, "from", "value")
+
+
+def recognises_alpaca(record: Any) -> bool:
+    """True for an instruction with its output."""
+    return isinstance(record, dict) and {"instruction", "output"} <= record.keys()
+
+
+def recognises_guanaco(record: Any) -> bool:
+    """True for a text with role markers."""
+    return isinstance(record, dict) and "text" in record and "chosen" not in record
+
+
+def recognises_preference(record: Any) -> bool:
+    """True for a prompt with a chosen answer."""
+    return isinstance(record, dict) and {"prompt", "chosen"} <= record.keys()
+
+
+def read_parsed(record: Mapping[str, Any]) -> Draft:
+    """Draft of a record that training reads, too."""
+    _, conversation = parse_dialogue(record, as_written=True)
+    turns = linear((each.role, each.content, None) for each in conversation.messages)
+    return Draft(turns, record.get("id"), record.get("title"), conversation.system)
+
+
+def _draft(record: Mapping[str, Any], messages: list[Any], name: str, role_key: str, text_key: str) -> Draft:
+    left_out: Counter[str] = Counter()
+    turns: list[DraftTurn] = []
+    for index, each in enumerate(messages):
+        message = object_of(each)
+        if not isinstance(message.get(role_key), str):
+            raise BadExport(f"{name}[{index}] has no {role_key!r} that is a text")
+        turns.append(_turn(message, turns, left_out, role_key, text_key))
+    system = record.get("system")
+    return Draft(
+        turns,
+        record.get("id"),
+        record.get("title"),
+        system if isinstance(system, str) else None,
+        record.get("model"),
+        created_at=time_of(record.get("created_at")),
+        left_out=left_out,
+    )
+
+
+def _turn(
+    message: Mapping[str, Any], before: list[DraftTurn], left_out: Counter[str], role_key: str, text_key: str
+) -> DraftTurn:
+    text, others = text_of(message.get(text_key) or "")
+    parent = before[-1].id if before else None
+    calls = message.get("tool_calls")
+    role = message[role_key].lower()
+    if isinstance(calls, list) and calls:
+        others[TOOLS] += len(calls)
+        role = role if text.strip() else "system"  # an empty one, which is not counted again
+    left_out += others
+    moment = time_of(message.get("created_at") or message.get("timestamp"))
+    return DraftTurn(str(len(before)), parent, role, with_placeholder(text, others), moment)

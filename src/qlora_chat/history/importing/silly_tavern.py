@@ -1,0 +1,61 @@
+"""SillyTavern's chats: a file of JSON lines, of which the first is about the chat and each other one is a message.
+
+Scope: this format. Swipes, the other versions of a message, become branches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qlora_chat.history.importing import BadExport
+from qlora_chat.history.importing.content import object_of, text_of, time_of
+from qlora_chat.history.importing.draft import Draft, DraftTurn
+
+
+def is_header(record: Any) -> bool:
+    """True for the first line of a chat."""
+    return isinstance(record, dict) and "mes" not in record and {"user_name", "character_name"} & record.keys() != set()
+
+
+def recognises(record: Any) -> bool:
+    """True for the lines of a chat."""
+    return isinstance(record, list) and bool(record) and is_header(record[0])
+
+
+def read(record: Sequence[Any]) -> Draft:
+    """Draft of the lines of a chat. BadExport where the first is no header."""
+    if not recognises(record):
+        raise BadExport("its first line has no 'user_name': it is no chat of SillyTavern")
+    header, *lines = map(object_of, record)
+    turns: list[DraftTurn] = []
+    before: str | None = None
+    for index, line in enumerate(lines):
+        shown = DraftTurn(str(index), before, _role_of(line), _text(line.get("mes")), time_of(line.get("send_date")))
+        turns += [*_swipes(line, shown), shown]
+        before = shown.id
+    character = header.get("character_name")
+    title = f"Chat with {character}" if isinstance(character, str) and character not in ("", "unused") else None
+    return Draft(turns, title=title, head_id=before, created_at=time_of(header.get("create_date")))
+
+
+def _role_of(line: Mapping[str, Any]) -> str:
+    if line.get("is_system"):
+        return "system"
+    return "user" if line.get("is_user") else "assistant"
+
+
+def _swipes(line: Mapping[str, Any], shown: DraftTurn) -> list[DraftTurn]:
+    swipes, details = line.get("swipes"), line.get("swipe_info")
+    about = details if isinstance(details, list) else []
+    found: list[DraftTurn] = []
+    for number, swipe in enumerate(swipes if isinstance(swipes, list) else ()):
+        text = _text(swipe)
+        moment = time_of(object_of(about[number]).get("send_date")) if number < len(about) else shown.created_at
+        if text.strip() and text != shown.text:
+            found.append(DraftTurn(f"{shown.id}/{number}", shown.parent_id, shown.role, text, moment))
+    return found
+
+
+def _text(value: Any) -> str:
+    return text_of(value)[0] if isinstance(value, str) else ""

@@ -1,0 +1,155 @@
+"""Files to import: plain JSON, JSON lines, or a zip that holds conversations.json.
+
+A broken record costs none of the others: each line of JSON lines and each element of a list is parsed by itself if the whole
+cannot be. Scope: bytes to JSON values, within limits. A zip's paths are never used.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+from qlora_chat.history import HistoryError
+
+MAX_BYTES = 512 << 20
+"""Of the JSON, unpacked."""
+MAX_RECORDS = 1_000_000
+"""Of JSON lines, or of a list that is broken somewhere."""
+MAX_ZIP_ENTRIES = 65_000
+MAX_ZIP_DIRECTORY = 32 << 20
+_CONVERSATIONS = "conversations.json"
+_ZIP = b"PK\3\4"
+_BRACKET_OR_TEXT = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\Z)|[\[\]{}]', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One record of a file."""
+
+    position: str
+    """"record 3", "line 3", or "" for a single object."""
+    value: Any = None
+    problem: str | None = None
+    """Reason that there is no value."""
+
+
+def read_records(path: Path) -> list[FileRecord]:
+    """Records of a file. HistoryError if it cannot be read, is too large, or holds no JSON at all."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(_ZIP))
+            data = _unzipped(path, file) if head == _ZIP else _bounded(path, file, head).removeprefix(codecs.BOM_UTF8)
+    except OSError as problem:
+        raise HistoryError(f"{path} cannot be read ({problem.strerror or problem})") from None
+    except HistoryError:
+        raise
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as problem:
+        raise HistoryError(f"{path} cannot be unpacked ({problem})") from None
+    value, problem = _parsed(data)
+    if problem is None:
+        return _elements(value)
+    is_list = data.lstrip()[:1] == b"["
+    found = _one_by_one(data.decode("utf-8-sig", "replace") if is_list else None, data)
+    records = list(islice(found, MAX_RECORDS + 1))
+    if len(records) > MAX_RECORDS:
+        raise HistoryError(f"{path} holds more than {MAX_RECORDS:,} records; split it into several files")
+    if not any(each.problem is None for each in records):
+        raise HistoryError(f"{path} is neither JSON nor JSON lines: it {problem}")
+    return records
+
+
+def _bounded(path: Path, file: IO[bytes], head: bytes = b"") -> bytes:
+    """The rest of a file after `head`, which may come from a pipe."""
+    data = head + file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise HistoryError(f"{path} holds more than {MAX_BYTES >> 20} MiB of JSON; split it into several files")
+    return data
+
+
+def _unzipped(path: Path, file: IO[bytes]) -> bytes:
+    """Content of the only conversations.json in a zip, read up to the limit whatever size the zip claims."""
+    _check_directory(path, file)
+    with zipfile.ZipFile(file) as archive:
+        found = [each for each in archive.infolist() if each.filename.rpartition("/")[2] == _CONVERSATIONS]
+        if len(found) != 1:
+            raise HistoryError(f"{path} holds {len(found)} files named {_CONVERSATIONS}, but must hold one: unpack it yourself")
+        with archive.open(found[0]) as packed:
+            return _bounded(path, packed)
+
+
+def _check_directory(path: Path, file: IO[bytes]) -> None:
+    """HistoryError for a table of contents that would take much memory; zipfile reads it as a whole."""
+    file.seek(0, io.SEEK_END)
+    file.seek(max(0, file.tell() - (1 << 16) - 22))
+    tail = file.read()
+    end = tail[max(tail.rfind(b"PK\5\6"), 0) :]
+    entries, size = int.from_bytes(end[10:12], "little"), int.from_bytes(end[12:16], "little")
+    if entries > MAX_ZIP_ENTRIES or size > MAX_ZIP_DIRECTORY:
+        raise HistoryError(f"{path} holds too many files; import the {_CONVERSATIONS} inside it")
+
+
+def _elements(value: Any) -> list[FileRecord]:
+    if not isinstance(value, list):
+        return [FileRecord("", value)]
+    return [FileRecord(f"record {number}", each) for number, each in enumerate(value, start=1)]
+
+
+def _one_by_one(listed: str | None, data: bytes) -> Iterator[FileRecord]:
+    """Records of JSON lines, or the elements of a JSON list (`listed`) that is broken somewhere."""
+    first = next((line for line in io.BytesIO(data) if line.strip()), b"")
+    if listed is not None and _parsed(first)[1] is not None:
+        yield from _elements_of(listed)
+        return
+    for number, line in enumerate(io.BytesIO(data), start=1):
+        if line.strip():
+            value, problem = _parsed(line)
+            problem = problem if isinstance(value, dict | list) or problem else "is no object"
+            yield FileRecord(f"line {number}", value, problem)
+
+
+def _elements_of(text: str) -> Iterator[FileRecord]:
+    """Elements of a list, found by their brackets alone, so that one which is no JSON does not hide the next."""
+    depth, begin, number = 0, 0, 0
+    for found in _BRACKET_OR_TEXT.finditer(text):
+        mark = found.group()
+        if mark in ("[", "{"):
+            depth += 1
+            begin = found.start() if depth == 2 else begin
+        elif mark in ("]", "}"):
+            depth -= 1
+            if depth == 1:
+                number += 1
+                value, problem = _parsed(text[begin : found.end()].encode())
+                yield FileRecord(f"record {number}", value, problem)
+            elif depth == 0:
+                return
+    yield FileRecord(f"record {number + 1}", None, "is cut off, as is the rest of the file")
+
+
+def _parsed(data: bytes) -> tuple[Any, str | None]:
+    """(value, None), or (None, what is wrong)."""
+    try:
+        return json.loads(data.decode("utf-8-sig"), parse_constant=lambda name: None, parse_float=_finite), None
+    except UnicodeDecodeError as problem:
+        return None, f"is not UTF-8 (byte {problem.start + 1})"
+    except json.JSONDecodeError as problem:
+        return None, f"is not JSON ({problem.msg}, line {problem.lineno}, column {problem.colno})"
+    except ValueError:
+        return None, "holds a number of too many digits"
+    except RecursionError:
+        return None, "is nested too deeply"
+
+
+def _finite(text: str) -> float | None:
+    """A number; None for one that is too large, which JSON could not hold again."""
+    value = float(text)
+    return value if abs(value) < float("inf") else None
