@@ -62,15 +62,18 @@ def talk(chat: Chat, sampling: Sampling, system: str | None, *, logging_on: bool
                 return
 
 
-def ask_once(chat: Chat, text: str, sampling: Sampling, system: str | None, *, show: bool) -> dict[str, Any]:
-    """Answer one question, printing it as it comes if `show`; closes the chat's engine. Returns what `ask --json` prints."""
+def ask_once(chat: Chat, text: str, sampling: Sampling, system: str | None, *, show: bool) -> tuple[dict[str, Any], str | None]:
+    """Answer one question, printing it as it comes if `show`; closes the chat's engine.
+
+    Returns what `ask --json` prints, and the reason that the turn was not saved, None if it was.
+    """
     with closing(chat.engine):
         turn = chat.reply(Conversation(system=system), text, AnswerOptions(sampling))
         with _ctrl_c_calls(turn.cancel):
             _print_answer(turn, show)
     info, finish = chat.engine.info, turn.finish
     assert finish is not None, "a turn that ended without an error has its finish"
-    return {
+    result = {
         "answer": turn.answer,
         "finish_reason": finish.reason,
         "prompt_tokens": finish.prompt_tokens,
@@ -82,6 +85,7 @@ def ask_once(chat: Chat, text: str, sampling: Sampling, system: str | None, *, s
         "precision": info.precision,
         "device": info.device,
     }
+    return result, turn.save_error
 
 
 def describe(chat: Chat) -> str:

@@ -100,6 +100,18 @@ def test_a_log_address_that_is_not_safe_stops_the_program_before_anything_is_loa
     assert "unencrypted: use https" in done.stderr
 
 
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=["text", "json"])
+def test_ask_says_that_the_history_lacks_the_turn(environment: dict[str, str], form: tuple[str, ...]) -> None:
+    """In /proc, nobody can create a file."""
+    asked = ("ask", "What is the capital of France?", "--model", "demo", "--temperature", "0", "--history", "jsonl:/proc/self")
+    done = run(environment, *asked, *form)
+    assert done.returncode == 1
+    answer = json.loads(done.stdout)["answer"] if form else done.stdout
+    assert answer.strip() == "The capital of France is Paris."
+    last = done.stderr.strip().split("\n")[-1]
+    assert last.startswith("qlora-chat: the answer is complete, but this turn was not saved: the history's folder")
+
+
 def test_the_log_is_sent_before_ask_exits(environment: dict[str, str]) -> None:
     received: list[Any] = []
 

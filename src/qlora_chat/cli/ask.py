@@ -41,10 +41,13 @@ def ask(
     if not question.strip():
         raise SettingsError("there is nothing to ask: TEXT is empty")
 
+    from qlora_chat.history import HistoryUnavailable
     from qlora_chat.terminal import ask_once
 
     with closing(Persistence(settings.history_settings(history), settings.log_settings())) as persistence:
         chat = persistence.open_chat(model_settings, engine_settings)
-        result = ask_once(chat, question, sampling, system, show=not as_json)
+        result, save_error = ask_once(chat, question, sampling, system, show=not as_json)
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
+    if save_error is not None:
+        raise HistoryUnavailable(f"the answer is complete, but this turn was not saved: {save_error}")
