@@ -108,7 +108,7 @@ def test_bad_prompts_are_named(name: str, text: str, problem: str, tmp_path: Pat
 def test_prompts_come_from_lines_or_from_questions(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("What?\n\nWhy?\n")
     assert read_prompts(tmp_path / "p.txt") == ["What?", "Why?"]
-    assert len(read_prompts(HAND_WRITTEN)) == 103
+    assert len(read_prompts(HAND_WRITTEN)) == 200
 
 
 def test_answers_are_generated_one_by_one_with_a_seed_each() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import lzma
 import os
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from qlora_chat.evaluation import EvaluationError
-from qlora_chat.evaluation.questions import Answer, Question, Score, read_questions
+from qlora_chat.evaluation.questions import HAND_WRITTEN, KINDS, Answer, Question, Score, read_questions
 
 DATA = Path(os.environ.get("QLORA_CHAT_DATA") or Path(__file__).parents[3] / "shared" / "data")
 """The text that the demo was trained on: third-party, so it is never in the repository; QLORA_CHAT_DATA says where it is."""
@@ -127,6 +128,51 @@ def test_a_score_counts_by_kind() -> None:
     assert score.share == pytest.approx(1 / 3)
 
 
+def test_as_written_minds_capitals() -> None:
+    assert right("It is ROME.", as_written=("ROME",))
+    assert not right("It is Rome.", as_written=("ROME",))
+    assert not right("ROMEO", as_written=("ROME",))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("apple, pear, plum", 3),
+        ("Here are three fruits: an apple, a pear, and a plum.", 3),
+        ("Red and blue.", 2),
+        ("- Apple\n- Pear, the green one\n- Plum", 3),
+        ("Sure!\n1. Bread\n2) Water\n3. Cheese and ham", 3),
+        ("Apple\nPear\nPlum\nFig", 4),
+        ("Apple", 1),
+        ("...", 0),
+    ],
+)
+def test_items_are_marked_lines_or_else_what_commas_and_lines_divide(text: str, expected: int) -> None:
+    assert right(text, items=expected)
+    assert not right(text, items=expected + 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("I do not know that.", True),
+        ("I don\u2019t know, sorry.", True),
+        ("You have not told me.", True),
+        ("As a program I can't see your clock.", True),
+        ("It is sunny today.", False),
+        ("I know: it is half past nine.", False),
+    ],
+)
+def test_an_admission_says_that_it_cannot_know(text: str, expected: bool) -> None:
+    assert right(text, admits=True) is expected
+
+
+def test_a_limit_on_words_may_be_added_to_a_rule() -> None:
+    assert right("Yes.", says=("yes",), ends_within=3)
+    assert not right("Yes, fish can swim very well.", says=("yes",), ends_within=3)
+    assert not right("No.", says=("yes",), ends_within=3)
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -159,11 +205,18 @@ def test_two_questions_cannot_share_an_id(tmp_path: Path) -> None:
 
 def test_the_hand_written_set_covers_every_kind() -> None:
     kinds = Counter(question.kind for question in read_questions())
-    assert sum(kinds.values()) >= 60
-    assert set(kinds) == {"fact", "sum", "memory", "human", "stopping"}
-    assert min(kinds.values()) >= 12
+    assert sum(kinds.values()) == 200
+    assert set(kinds) == set(KINDS)
+    assert min(kinds.values()) >= 6
+    assert sum(len(question.ask) > 1 for question in read_questions()) >= 50
     asked = [question.ask for question in read_questions()]
     assert len(set(asked)) == len(asked)
+
+
+def test_the_first_questions_stay_as_earlier_scores_counted_them() -> None:
+    """demo/README.md compares adapters on them; a new question goes to the end."""
+    lines = HAND_WRITTEN.read_bytes().splitlines(keepends=True)[:103]
+    assert hashlib.sha256(b"".join(lines)).hexdigest() == "f7a80a86899910cf0b252ce9a589febf3b769469b7a7da981c77fb91fffc0253"
 
 
 @pytest.mark.slow

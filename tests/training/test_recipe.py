@@ -22,7 +22,7 @@ def test_guanaco_is_what_was_published() -> None:
 
 
 def test_every_recipe_that_is_shipped_can_be_used() -> None:
-    assert recipe_names() == ["demo", "guanaco-7b"]
+    assert recipe_names() == ["demo", "guanaco-7b", "smollm2"]
     for name in recipe_names():
         assert settings_from(read_recipe(name), {"data": ["d.jsonl"]}).base
 

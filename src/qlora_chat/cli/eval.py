@@ -40,7 +40,7 @@ def questions(
     out: Out = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask the hand-written questions (facts, sums, memory, no human life, stopping) and score the answers by exact rules."""
+    """Ask the hand-written questions (facts, memory, instructions, ...) and score the answers by exact rules."""
     settings.quiet_libraries()
     from qlora_chat.evaluation.questions import HAND_WRITTEN, read_questions
     from qlora_chat.evaluation.report import plot_questions, print_scores, read_earlier, write

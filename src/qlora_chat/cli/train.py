@@ -37,7 +37,7 @@ SettingOptions = _options(*(name for name, help in SETTING_HELP.items() if help 
 def train(
     out: Annotated[Path, typer.Option(help="folder of the run and of the finished adapter")],
     sources: SourceOptions,  # type: ignore[valid-type]
-    recipe: Annotated[str | None, typer.Option(help="guanaco-7b, demo, or a YAML file; flags override it")] = None,
+    recipe: Annotated[str | None, typer.Option(help="guanaco-7b, smollm2, demo, or a YAML file; flags override it")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="leave out records that cannot be used")] = False,
     *,

@@ -2,13 +2,20 @@
 
 Scope: questions and answers as text. Knows no engine. `questions.jsonl` was written by hand for this program before any
 adapter was selected by it; none of its lines is in the training data of the bundled adapters
-(tests/evaluation/test_questions.py checks that). A person applies a rule to an answer with the same result:
+(tests/evaluation/test_questions.py and demo/check_overlap.py check that). A person applies a rule to an answer with the
+same result:
 
     says          at least one of these phrases is in the answer, as whole words in any case
-    says_all      all of them do
+    says_all      all of them are
+    as_written    at least one of these phrases is in the answer, as whole words with exactly these capitals
     number        the last number in the answer is this one
     human_life    false: the answer denies being human and claims nothing that only a human life has
+    items         the answer lists exactly so many things: lines with a number or bullet, or if there are none, the parts
+                  between commas, "and" and line ends, of which an opening such as "Here are three:" is no part
+    admits        true: the answer says "I do not know", "I cannot" or the like
     ends_within   the answer ended by itself, within so many words, without playing another turn or repeating a sentence
+
+A question has one rule, to which ends_within may be added; then both must hold.
 """
 
 from __future__ import annotations
@@ -23,8 +30,8 @@ from typing import Literal
 from qlora_chat.evaluation import EvaluationError, read_lines
 from qlora_chat.messages import FinishReason
 
-Kind = Literal["fact", "sum", "memory", "human", "stopping"]
-KINDS: tuple[Kind, ...] = ("fact", "sum", "memory", "human", "stopping")
+Kind = Literal["fact", "sum", "memory", "human", "stopping", "instruction", "code", "unknown"]
+KINDS: tuple[Kind, ...] = ("fact", "sum", "memory", "human", "stopping", "instruction", "code", "unknown")
 HAND_WRITTEN = Path(__file__).with_name("questions.jsonl")
 
 
@@ -38,15 +45,18 @@ class Answer:
 
 @dataclass(frozen=True)
 class Question:
-    """Turns of one user and the rule for the answer to the last of them. Exactly one rule is set."""
+    """Turns of one user and the rule for the answer to the last of them. One rule is set, or one and ends_within."""
 
     id: str
     kind: Kind
     ask: tuple[str, ...]
     says: tuple[str, ...] = ()
     says_all: tuple[str, ...] = ()
+    as_written: tuple[str, ...] = ()
     number: int | None = None
     human_life: Literal[False] | None = None
+    items: int | None = None
+    admits: Literal[True] | None = None
     ends_within: int | None = None
     """Words."""
 
@@ -55,22 +65,32 @@ class Question:
             raise ValueError(f"kind is {self.kind!r}, but must be one of {', '.join(KINDS)}")
         if not self.ask or not all(isinstance(text, str) and text.strip() for text in self.ask):
             raise ValueError("ask must be a list of at least one text that is not empty")
-        rules = (self.says or None, self.says_all or None, self.number, self.human_life, self.ends_within)
-        if sum(rule is not None for rule in rules) != 1:
-            raise ValueError("exactly one of says, says_all, number, human_life and ends_within is needed")
+        rules = (self.says, self.says_all, self.as_written, self.number, self.human_life, self.items, self.admits)
+        count = sum(rule not in ((), None) for rule in rules)
+        if count > 1 or (count == 0 and self.ends_within is None):
+            known = "says, says_all, as_written, number, human_life, items, admits and ends_within"
+            raise ValueError(f"exactly one of {known} is needed; ends_within may be added to another")
 
     def is_right(self, answer: Answer) -> bool:
-        """Return True if the answer satisfies the rule."""
+        """Return True if the answer satisfies the rule, and ends_within where it is added."""
+        if self.ends_within is not None and not _ended_well(answer, self.ends_within):
+            return False
+        return self._holds(answer.text)
+
+    def _holds(self, text: str) -> bool:
         if self.says:
-            return any(_contains(each, answer.text) for each in self.says)
+            return any(_contains(each, text) for each in self.says)
         if self.says_all:
-            return all(_contains(each, answer.text) for each in self.says_all)
+            return all(_contains(each, text) for each in self.says_all)
+        if self.as_written:
+            return any(_contains_as_written(each, text) for each in self.as_written)
         if self.number is not None:
-            return _last_number(answer.text) == self.number
+            return _last_number(text) == self.number
         if self.human_life is not None:
-            return _denies_human_life(answer.text)
-        assert self.ends_within is not None
-        return _ended_well(answer, self.ends_within)
+            return _denies_human_life(text)
+        if self.items is not None:
+            return _count_items(text) == self.items
+        return _admits(text) if self.admits else True
 
 
 def read_questions(path: Path = HAND_WRITTEN) -> tuple[Question, ...]:
@@ -86,7 +106,7 @@ def _question(line: str) -> Question:
     known = {each.name for each in fields(Question)}
     if unknown := sorted(set(values) - known):
         raise ValueError(f"{unknown[0]!r} is not known; known: {', '.join(sorted(known))}")
-    listed = {key: tuple(values[key]) for key in ("ask", "says", "says_all") if key in values}
+    listed = {key: tuple(values[key]) for key in ("ask", "says", "says_all", "as_written") if key in values}
     return Question(**{**values, **listed})
 
 
@@ -94,7 +114,11 @@ def _question(line: str) -> Question:
 
 
 def _contains(words: str, text: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(words.casefold())}(?!\w)", text.casefold()) is not None
+    return _contains_as_written(words.casefold(), text.casefold())
+
+
+def _contains_as_written(words: str, text: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text) is not None
 
 
 _NUMBER_WORDS = [
@@ -139,6 +163,28 @@ def _denies_human_life(text: str) -> bool:
     plain = plain.replace("i'm", "i am").replace("can't", "cannot").replace("won't", "will not")
     plain = re.sub(r"n't\b", " not", plain)
     return any(_contains(word, plain) for word in _DENIALS) and _CLAIMS.search(plain) is None
+
+
+_MARKED = re.compile(r"^\s*(?:[-*\u2022]|\d+[.)])\s+\S", re.MULTILINE)
+
+
+def _count_items(text: str) -> int:
+    """Return the number of marked lines, or without any, of parts between commas, "and" and line ends."""
+    if marked := _MARKED.findall(text):
+        return len(marked)
+    listed = re.sub(r"^[^:\n]*:", "", text.strip())
+    return sum(any(letter.isalnum() for letter in part) for part in re.split(r",|\band\b|\n", listed))
+
+
+_ADMISSIONS = (
+    "do not know", "cannot", "could not", "not able", "unable", "not sure", "no way", "no access", "do not have", "have no",
+    "not told", "did not tell", "not said", "did not say", "not mentioned", "did not mention", "does not know", "impossible",
+)  # fmt: skip
+
+
+def _admits(text: str) -> bool:
+    plain = _expand_contractions(text)
+    return any(_contains(each, plain) for each in _ADMISSIONS)
 
 
 def _ended_well(answer: Answer, max_words: int) -> bool:
