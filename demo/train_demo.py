@@ -21,7 +21,6 @@ import argparse
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import tarfile
@@ -32,6 +31,7 @@ from typing import Any
 
 import torch
 import yaml
+from side_by_side import start, wait_for
 
 from qlora_chat.benchmark.environment import hardware
 from qlora_chat.models.locate import BUNDLED
@@ -103,23 +103,8 @@ def score(chosen: argparse.Namespace, adapter: Path, folder: Path) -> dict[str, 
 
 def start_part(chosen: argparse.Namespace, name: str) -> subprocess.Popen[bytes]:
     """Start this script for one part, with its output in NAME.log."""
-    folder = chosen.work / name
-    folder.mkdir(parents=True, exist_ok=True)
-    environment = {"QLORA_CHAT_CACHE": str(chosen.work / "cache" / name), "HF_HUB_OFFLINE": "1", **os.environ}
-    with (chosen.work / f"{name}.log").open("ab") as log:
-        return subprocess.Popen([sys.executable, *sys.argv, "--part", name], stdout=log, stderr=log, env=environment)
-
-
-def wait_for(process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Wait for a part; after `seconds`, send Ctrl-C, at which training saves, and allow half a minute for that."""
-    try:
-        process.wait(max(0.1, seconds))
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
+    (chosen.work / name).mkdir(parents=True, exist_ok=True)
+    return start([sys.executable, *sys.argv, "--part", name], chosen.work / f"{name}.log", chosen.work / "cache" / name)
 
 
 def run_part(chosen: argparse.Namespace, name: str) -> None:
