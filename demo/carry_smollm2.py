@@ -45,7 +45,9 @@ def pack(files: list[Path], part_mib: float, cuda: str) -> list[dict[str, object
                 raise CarryError(f"{path} does not exist")
             tar.add(path, path.name)
         for name in PACKAGES:
-            tar.add(_folder_of(name), f"site/{name}", filter=lambda each: each if _belongs(each.name, cuda) else None)
+            folder = _folder_of(name)
+            for each in (folder, *folder.parent.glob(f"{name}-*.dist-info")):
+                tar.add(each, f"site/{each.name}", filter=lambda entry: entry if _belongs(entry.name, cuda) else None)
     rows: list[dict[str, object]] = []
     for index, piece in enumerate(_pieces(whole, int(part_mib * MIB))):
         name = f"part-{index:03}"
@@ -118,7 +120,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     packing = commands.add_parser("pack")
     packing.add_argument("files", type=Path, nargs="+", help="base (a GGUF file or a folder) and data")
-    packing.add_argument("--part-mib", type=float, default=20, help="size of a part: the upload limit less the tree")
+    packing.add_argument("--part-mib", type=float, default=18, help="size of a part: the upload limit less the tree")
     packing.add_argument("--cuda", default="130", help="as in torch.version.cuda, without the point")
     commands.add_parser("stage").add_argument("index", type=int)
     commands.add_parser("join")
