@@ -159,10 +159,14 @@ _CLAIMS = re.compile(
 
 def _denies_human_life(text: str) -> bool:
     """Return True for a denial or a word such as "program", without a claim that only a human can make."""
+    plain = _expand_contractions(text)
+    return any(_contains(word, plain) for word in _DENIALS) and _CLAIMS.search(plain) is None
+
+
+def _expand_contractions(text: str) -> str:
     plain = text.casefold().replace("\u2019", "'").strip()
     plain = plain.replace("i'm", "i am").replace("can't", "cannot").replace("won't", "will not")
-    plain = re.sub(r"n't\b", " not", plain)
-    return any(_contains(word, plain) for word in _DENIALS) and _CLAIMS.search(plain) is None
+    return re.sub(r"n't\b", " not", plain)
 
 
 _MARKED = re.compile(r"^\s*(?:[-*\u2022]|\d+[.)])\s+\S", re.MULTILINE)
