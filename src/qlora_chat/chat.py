@@ -193,6 +193,11 @@ class Turn:
         self._ids: list[int] = []
 
     @property
+    def answer_id(self) -> str:
+        """Id of the answer's turn, from the beginning."""
+        return self._start.conversation.messages[-1].id
+
+    @property
     def answer(self) -> str:
         """The answer so far, as shown: without surrounding white space."""
         return self._text.strip()

@@ -215,3 +215,32 @@ def test_open_webui_lists_models_and_streams_with_its_extra_fields(demo_url: str
     chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks if chunk["choices"]) == ANSWER
     assert chunks[-1]["usage"]["completion_tokens"] > 3
+
+
+def test_langchains_completions_send_null_for_what_is_not_set(demo_url: str, model: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from langchain_openai import OpenAI
+
+    completion = OpenAI(model=model, base_url=f"{demo_url}/v1", api_key="none", max_retries=0)  # type: ignore[arg-type, call-arg]
+    assert isinstance(completion.invoke("The capital of France is"), str)
+
+
+# --- responses -------------------------------------------------------------------------------------------------------
+
+
+def test_a_response_is_answered_streamed_and_continued(client: openai.OpenAI, model: str) -> None:
+    first = client.responses.create(model=model, input=QUESTION, temperature=0)
+    assert first.output_text == ANSWER
+    with client.responses.stream(model=model, input=QUESTION, temperature=0) as stream:
+        deltas = [event.delta for event in stream if event.type == "response.output_text.delta"]
+        assert stream.get_final_response().output_text == "".join(deltas) == ANSWER
+    assert len(deltas) > 3, "a piece a token"
+    second = client.responses.create(model=model, input="Thank you.", previous_response_id=first.id, temperature=0)
+    assert first.usage
+    assert second.usage
+    assert second.usage.input_tokens > first.usage.input_tokens + first.usage.output_tokens
+    cut = client.responses.create(model=model, input=QUESTION, max_output_tokens=2, temperature=0)
+    assert cut.status == "incomplete"
+    assert cut.incomplete_details
+    assert cut.incomplete_details.reason == "max_output_tokens"

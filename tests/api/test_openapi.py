@@ -15,7 +15,7 @@ from tests.web.serving import Served
 FEW, MANY = 6, 500
 """Requests a route and kind (valid and invalid): in every run, and in the slow one."""
 ROUTES = [
-    "/v1/chat/completions", "/v1/completions", "/v1/models", "/v1/models/{model}", "/v1/load_lora_adapter",
+    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/models", "/v1/models/{model}", "/v1/load_lora_adapter",
     "/v1/unload_lora_adapter", "/health", "/ready", "/metrics",
 ]  # fmt: skip
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
@@ -46,7 +46,7 @@ def drive(served: Served, route: str, mode: schemathesis.GenerationMode, cases: 
 
 def modes_of(route: str) -> list[schemathesis.GenerationMode]:
     """A route without input has nothing that could be invalid."""
-    posts = route.endswith(("completions", "adapter"))
+    posts = route.endswith(("completions", "responses", "adapter"))
     return [schemathesis.GenerationMode.POSITIVE, *([schemathesis.GenerationMode.NEGATIVE] if posts else [])]
 
 
@@ -54,7 +54,7 @@ def modes_of(route: str) -> list[schemathesis.GenerationMode]:
 def test_generated_requests_get_what_is_described(scripted: Served, route: str) -> None:
     for mode in modes_of(route):
         drive(scripted, route, mode, FEW)
-    assert not route.endswith("completions") or scripted.engine.streams, "some of them were answered"
+    assert not route.endswith(("completions", "responses")) or scripted.engine.streams, "some of them were answered"
 
 
 @pytest.mark.slow

@@ -15,13 +15,30 @@ from tests.web.serving import Served
 
 CHAT = "/v1/chat/completions"
 COMPLETION = "/v1/completions"
+RESPONSES = "/v1/responses"
 HELLO: dict[str, dict[str, Any]] = {
     CHAT: {"model": "scripted", "messages": [{"role": "user", "content": "hi"}]},
     COMPLETION: {"model": "scripted", "prompt": "hi"},
+    RESPONSES: {"model": "scripted", "input": "hi"},
 }
-NUMBERS = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "seed", "n"]
+ONLY = {
+    "n": (CHAT, COMPLETION),
+    "max_tokens": (CHAT, COMPLETION),
+    "max_completion_tokens": (CHAT,),
+    "max_output_tokens": (RESPONSES,),
+    "top_logprobs": (CHAT,),
+    "logprobs": (CHAT, COMPLETION),
+    "stream_options": (CHAT, COMPLETION),
+    "store": (CHAT, RESPONSES),
+    "instructions": (RESPONSES,),
+    "previous_response_id": (RESPONSES,),
+    "include": (RESPONSES,),
+}
+"""Routes of the fields that not every route has."""
+NUMBERS = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "max_output_tokens", "seed", "n"]
 OTHERS = [
     "max_completion_tokens", "top_logprobs", "logprobs", "stream", "stream_options", "stop", "store", "ignore_eos",
+    "instructions", "previous_response_id", "include",
 ]  # fmt: skip
 HOSTILE = [
     "NaN",
@@ -35,7 +52,6 @@ HOSTILE = [
     "true",
     '"0.5"',
     '"x"',
-    "null",
     "[]",
     "{}",
 ]
@@ -46,16 +62,18 @@ def post(served: Served, path: str, content: bytes | str | Iterator[bytes], **he
     return httpx.post(served.url + path, content=content, headers=named, timeout=60)
 
 
-@pytest.mark.parametrize("path", [CHAT, COMPLETION])
+@pytest.mark.parametrize("path", [CHAT, COMPLETION, RESPONSES])
 @pytest.mark.parametrize("name", [*NUMBERS, *OTHERS])
 def test_a_hostile_value_is_a_client_error(scripted: Served, path: str, name: str) -> None:
-    if path == COMPLETION and name in ("max_completion_tokens", "top_logprobs", "store"):
-        pytest.skip("not a field of completions")
+    if path not in ONLY.get(name, HELLO):
+        pytest.skip("not a field of this route")
     allowed = {
         "logprobs": {"true"} if path == CHAT else set(),
         "stream": {"true"},
         "ignore_eos": {"true"},
         "stop": {'"0.5"', '"x"', "[]"},
+        "instructions": {'"0.5"', '"x"'},
+        "include": {"[]"},
     }.get(name, set())
     with httpx.Client(base_url=scripted.url, headers={"content-type": "application/json"}, timeout=60) as client:
         for value in HOSTILE:
@@ -71,8 +89,8 @@ def test_a_hostile_value_is_a_client_error(scripted: Served, path: str, name: st
 def test_every_parameter_of_the_description_is_tried(scripted: Served) -> None:
     """A field that is added is added here, or above, or is no number."""
     schemas = httpx.get(f"{scripted.url}/openapi.json", timeout=60).json()["components"]["schemas"]
-    named = set(schemas["ChatRequest"]["properties"]) | set(schemas["CompletionRequest"]["properties"])
-    of_text = {"model", "messages", "prompt", "user", "metadata"}
+    named = {name for each in ("Chat", "Completion", "Responses") for name in schemas[f"{each}Request"]["properties"]}
+    of_text = {"model", "messages", "prompt", "input", "user", "metadata"}
     assert named == {*NUMBERS, *OTHERS} | of_text
 
 

@@ -28,7 +28,8 @@ NEEDED = {
     "/svelte/{path:path}", "/gradio_api/theme.css", "/gradio_api/heartbeat/{session_hash}", "/gradio_api/startup-events",
     "/gradio_api/app_id", "/gradio_api/info", "/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/cancel",
     "/gradio_api/run/{api_name}", "/login", "/logout", "/ready", "/metrics", "/openapi.json", "/v1/models",
-    "/v1/models/{model:path}", "/v1/chat/completions", "/v1/completions", "/v1/load_lora_adapter", "/v1/unload_lora_adapter",
+    "/v1/models/{model:path}", "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/load_lora_adapter",
+    "/v1/unload_lora_adapter",
 }  # fmt: skip
 
 

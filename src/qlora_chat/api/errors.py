@@ -5,10 +5,8 @@ Scope: exceptions to status, type and code. A message says what arrived and what
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
@@ -72,8 +70,6 @@ def api_error(problem: BaseException) -> ApiError:
     match problem:
         case ApiError():
             return problem
-        case RequestValidationError():
-            return _validation_error(problem.errors())
         case Overloaded():
             return ApiError(429, str(problem), "rate_limit_exceeded", retry_after=problem.retry_after)
         case OutOfMemory():
@@ -90,20 +86,3 @@ def api_error(problem: BaseException) -> ApiError:
             return invalid(str(problem))
         case _:  # its message may quote the conversation
             return ApiError(500, f"The answer could not be finished ({type(problem).__name__}).", "internal_error")
-
-
-def _validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
-    """Error 400 of pydantic's first finding. The value is described by its field and type, not quoted."""
-    first = errors[0] if errors else {}
-    param = ".".join(str(each) for each in first.get("loc", ()) if each not in ("body", "query", "path")) or None
-    if first.get("type") == "json_invalid":
-        return invalid("the request's body is not valid JSON")
-    if first.get("type") == "missing":
-        return invalid(f"{param or 'the request'} is missing", param)
-    value = first.get("input")
-    arrived = (
-        "null" if value is None else f"{value!r}" if isinstance(value, bool | int | float) else f"a {type(value).__name__}"
-    )
-    reason = str(first.get("msg", "is not valid")).encode("ascii", "replace").decode()[:300]
-    hint = " (leave it out for the default)" if value is None else ""
-    return invalid(f"{param or 'the request'} is {arrived[:60]}: {reason}{hint}", param)

@@ -7,7 +7,8 @@ template and a role marker in its text is no turn. Nothing is dropped silently: 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from qlora_chat.api.errors import ApiError, invalid
 from qlora_chat.api.request_schemas import ChatMessage, ChatRequest, CompletionRequest
@@ -19,6 +20,19 @@ from qlora_chat.settings import LOGITS_PROCESSORS, Sampling
 from qlora_chat.stopping import Stops
 
 SEPARATOR = "\n\n"
+
+
+class AnswerRequest(Protocol):
+    """Fields of a request that its answer depends on, besides its text."""
+
+    ignore_eos: bool
+
+    @property
+    def stops(self) -> tuple[str, ...]: ...
+    @property
+    def answer_limit(self) -> int | None: ...
+    @property
+    def reported_logprobs(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -56,12 +70,20 @@ def parse_chat_request(request: ChatRequest, chat: Chat, max_tokens: int | None)
 
     `max_tokens` is the server's limit for one answer.
     """
-    conversation, window = to_conversation(request.messages), chat.engine.info.window
-    _refuse_by_length(fewest_tokens(conversation, chat.engine.tokenizer), window, "messages")
+    parsed = parse_conversation(to_conversation(request.messages), request, chat, max_tokens, "messages", "max_tokens")
+    return replace(parsed, choices=request.n)
+
+
+def parse_conversation(
+    conversation: Conversation, request: AnswerRequest, chat: Chat, max_tokens: int | None, param: str, limit_param: str
+) -> ParsedRequest:
+    """One answer to a conversation. `param` and `limit_param` are the fields that it and the answer's limit come from."""
+    window = chat.engine.info.window
+    _refuse_by_length(fewest_tokens(conversation, chat.engine.tokenizer), window, param)
     prompt = render(conversation, chat.prompt_format, chat.engine.tokenizer)
     stops = Stops() if request.ignore_eos else chat.stops
-    room = _room([prompt], request.answer_limit, window, max_tokens, "messages")
-    return ParsedRequest([prompt], request.n, _sampling(request, room), _with_texts(stops, request.stops), conversation)
+    room = _room([prompt], request.answer_limit, window, max_tokens, param, limit_param)
+    return ParsedRequest([prompt], 1, _sampling(request, room), _with_texts(stops, request.stops), conversation)
 
 
 def parse_completion_request(request: CompletionRequest, chat: Chat, max_tokens: int | None) -> ParsedRequest:
@@ -71,20 +93,20 @@ def parse_completion_request(request: CompletionRequest, chat: Chat, max_tokens:
     _refuse_by_length(max(texts, default=0), chat.engine.info.window, "prompt")
     prompts = [_plain_prompt(each, chat.engine.tokenizer) for each in request.prompts]
     stops = Stops() if request.ignore_eos else Stops(chat.stops.token_ids)
-    room = _room(prompts, request.answer_limit, chat.engine.info.window, max_tokens, "prompt")
+    room = _room(prompts, request.answer_limit, chat.engine.info.window, max_tokens, "prompt", "max_tokens")
     return ParsedRequest(prompts, request.n, _sampling(request, room), _with_texts(stops, request.stops))
 
 
-def to_conversation(messages: Sequence[ChatMessage]) -> Conversation:
+def to_conversation(messages: Sequence[ChatMessage], param: str = "messages") -> Conversation:
     """OpenAI's messages as alternating turns. System text comes first; adjacent messages of one role are merged, and a
     conversation that the assistant opens gets an empty question before it. ApiError if that is impossible."""
     leading = next((index for index, each in enumerate(messages) if each.role in ("user", "assistant")), len(messages))
     turns = messages[leading:]
     late = next((index for index, each in enumerate(turns) if each.role not in ("user", "assistant")), None)
     if late is not None:
-        raise invalid("system and developer messages must come before all others", f"messages.{leading + late}.role")
+        raise invalid("system and developer messages must come before all others", f"{param}.{leading + late}.role")
     if not turns or turns[-1].role != "user":
-        raise invalid("the last message must be the user's: it is what gets an answer", "messages")
+        raise invalid("the last message must be the user's: it is what gets an answer", param)
     merged: list[Message] = [] if turns[0].role == "user" else [Message("user", "")]
     for each in turns:
         if merged and merged[-1].role == each.role:
@@ -116,19 +138,21 @@ def _too_long(window: int, param: str, takes: str, remedy: str) -> ApiError:
     return invalid(text, param, "context_length_exceeded")
 
 
-def _room(prompts: Sequence[Prompt], requested: int | None, window: int, limit: int | None, param: str) -> int:
+def _room(
+    prompts: Sequence[Prompt], requested: int | None, window: int, limit: int | None, param: str, limit_param: str
+) -> int:
     """Longest answer in tokens."""
     if limit is not None and requested is not None and requested > limit:
-        raise invalid(f"max_tokens is {requested:,}, and this server allows at most {limit:,} per request", "max_tokens")
+        raise invalid(f"{limit_param} is {requested:,}, and this server allows at most {limit:,} per request", limit_param)
     longest = max(len(prompt.ids) for prompt in prompts)
     room = window - longest
     if room < 1 or (requested or 1) > room:
-        excess = f" and max_tokens needs {requested:,} more" if requested else ", which leaves no room for an answer"
+        excess = f" and {limit_param} needs {requested:,} more" if requested else ", which leaves no room for an answer"
         raise _too_long(window, param, f"{longest:,}{excess}", " or request fewer tokens" if requested else "")
     return requested or min(room, limit or room)
 
 
-def _sampling(request: ChatRequest | CompletionRequest, max_new_tokens: int) -> Sampling:
+def _sampling(request: AnswerRequest, max_new_tokens: int) -> Sampling:
     drawn_with = {name: getattr(request, name) for name in (*LOGITS_PROCESSORS, "seed")}
     return Sampling(**drawn_with, max_new_tokens=max_new_tokens, logprobs=request.reported_logprobs)
 

@@ -1,17 +1,31 @@
 """Request bodies, checked by pydantic; /openapi.json is generated from the same classes.
 
-Scope: fields and ranges. Types are strict: no text or boolean for a number, no null for a field that can be left out.
-Fields of other servers that would change an answer are refused, not dropped; all other unknown fields (clients send many)
-are ignored and listed in a response header.
+Scope: fields and ranges. Types are strict: no text or boolean for a number. Null means the default, as OpenAI's clients expect.
+Fields of other servers that would change an answer are refused, not dropped; all other unknown fields (clients send many) are
+ignored and listed in a response header.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from qlora_chat.api.errors import invalid
+from qlora_chat.api.field_errors import invalid_field
 from qlora_chat.settings import LOGITS_PROCESSORS, SAMPLING_SETTINGS
 
 MAX_CHOICES = 16
@@ -78,7 +92,56 @@ Metadata = TypeAdapter(
 )
 
 
-class StreamOptions(BaseModel):
+def check_metadata(metadata: Any) -> None:
+    """ApiError 400 for metadata beyond OpenAI's limits."""
+    try:
+        Metadata.validate_python(metadata)
+    except ValidationError as problem:
+        raise invalid_field(problem.errors(), metadata, "metadata") from None
+
+
+def without_nulls(value: Any) -> Any:
+    """An object without its null fields, which then take their defaults; anything else as it is."""
+    return {name: each for name, each in value.items() if each is not None} if isinstance(value, dict) else value
+
+
+def _allow_nulls(schema: JsonSchemaValue) -> None:
+    """Let the optional fields of an object's JSON schema be null."""
+    for name, field in schema.get("properties", {}).items():
+        if name in schema.get("required", ()):
+            continue
+        kinds = field.pop("anyOf", None) or [
+            {key: field.pop(key) for key in [*field] if key not in ("title", "description", "default")}
+        ]
+        if kinds != [{}]:  # which is any value
+            field["anyOf"] = [*(each for each in kinds if each != {"type": "null"}), {"type": "null"}]
+
+
+def refuse_other_kinds(value: Any, kinds: Sequence[str], what: str) -> Any:
+    """The object, if its `type` is one of `kinds`, or no text at all; ValueError that names another one."""
+    kind = value.get("type") if isinstance(value, dict) else None
+    if isinstance(kind, str) and kind not in kinds:
+        name = kind if kind.isidentifier() and kind.isascii() else "such"
+        raise ValueError(f"{name[:40]} {what} are not supported here; send {kinds[0]} {what} only")
+    return value
+
+
+class NullableFields(BaseModel):
+    """An object in which null means the default."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, value: Any) -> Any:
+        return without_nulls(value)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        _allow_nulls(handler.resolve_ref_schema(schema))
+        return schema
+
+
+class StreamOptions(NullableFields):
     """Options of a streamed answer."""
 
     model_config = ConfigDict(strict=True)
@@ -87,29 +150,34 @@ class StreamOptions(BaseModel):
 
 _SamplingFields = create_model(
     "_SamplingFields",
-    __config__=ConfigDict(strict=True, extra="allow"),
+    __base__=NullableFields,
     **{name: _sampling_field(name) for name in (*LOGITS_PROCESSORS, "seed")},
 )
 
 
-class _Request(_SamplingFields):
-    """Fields that chats and completions share."""
+class GenerationRequest(_SamplingFields):
+    """Fields that all requests for answers share."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+    no_effect: ClassVar[Mapping[str, tuple[Any, ...]]] = NO_EFFECT
+    """Unsupported fields, with the values that have no effect."""
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Fields of other routes, with their name on this one."""
 
     model: Annotated[Text, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] = Field([])
     ignore_eos: bool = Field(False, description="ignore stop tokens and go on to max_tokens; for measurements")
     stream: bool = False
-    stream_options: StreamOptions = Field(None)  # type: ignore[assignment]
     user: Annotated[Text, Field(max_length=MAX_NAME_LENGTH)] = ""
 
     @model_validator(mode="after")
     def _refuse_unsupported(self) -> Any:
-        for name, value in (self.model_extra or {}).items():
-            if name in NO_EFFECT and value is not None and value not in NO_EFFECT[name]:
+        extra = self.model_extra or {}
+        for name in self.renamed.keys() & extra.keys():
+            raise invalid(f"{name} is not a field of this route; send {self.renamed[name]}", name, "unsupported_parameter")
+        for name, without_effect in self.no_effect.items():  # in this order: tools before tool_choice
+            if name in extra and extra[name] not in without_effect:
                 raise invalid(f"{name} is not supported by this server; leave it out", name, "unsupported_parameter")
-        if self.stream_options is not None and not self.stream:
-            raise invalid("stream_options needs stream to be true", "stream_options")
         return self
 
     @property
@@ -118,14 +186,27 @@ class _Request(_SamplingFields):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @property
+    def ignored(self) -> list[str]:
+        """Names of unknown fields."""
+        return [name for name in self.model_extra or {} if name not in self.no_effect]
+
+
+class _Request(GenerationRequest):
+    """Fields that chats and completions share."""
+
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
+    stream_options: StreamOptions = Field(None)  # type: ignore[assignment]
+
+    @model_validator(mode="after")
+    def _check_stream_options(self) -> Any:
+        if self.stream_options is not None and not self.stream:
+            raise invalid("stream_options needs stream to be true", "stream_options")
+        return self
+
+    @property
     def include_usage(self) -> bool:
         """True if a stream ends with its token counts."""
         return self.stream_options is not None and self.stream_options.include_usage
-
-    @property
-    def ignored(self) -> list[str]:
-        """Names of unknown fields."""
-        return [name for name in self.model_extra or {} if name not in NO_EFFECT]
 
 
 class TextPart(BaseModel):
@@ -134,6 +215,11 @@ class TextPart(BaseModel):
     model_config = ConfigDict(strict=True)
     type: Literal["text"]
     text: Text
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_other_kinds(cls, value: Any) -> Any:
+        return refuse_other_kinds(value, ("text",), "parts")
 
 
 class ChatMessage(BaseModel):
@@ -167,13 +253,8 @@ class ChatRequest(_Request):
     def _check_dependent_fields(self) -> Any:
         if self.top_logprobs and not self.logprobs:
             raise invalid("top_logprobs needs logprobs to be true", "top_logprobs")
-        try:
-            if self.store:  # nothing reads metadata otherwise, and clients send what they like (Open WebUI: objects)
-                Metadata.validate_python(self.metadata)
-        except ValidationError as problem:
-            first = problem.errors()[0]
-            param = ".".join(["metadata", *map(str, first["loc"])])
-            raise invalid(f"{param}: {first['msg']}", param) from None
+        if self.store:  # nothing reads metadata otherwise, and clients send what they like (Open WebUI: objects)
+            check_metadata(self.metadata)
         return self
 
     @property

@@ -18,13 +18,18 @@ from starlette.responses import Response
 from qlora_chat import __version__
 from qlora_chat.api.choices import Choice
 from qlora_chat.api.errors import ApiError, ErrorBody, api_error, error_body, invalid
+from qlora_chat.api.field_errors import invalid_request
 from qlora_chat.api.parsing import ParsedRequest, parse_chat_request, parse_completion_request
 from qlora_chat.api.request_schemas import ChatRequest, CompletionRequest, LoadAdapter, UnloadAdapter
 from qlora_chat.api.response_schemas import ChatAnswer, CompletionAnswer, Done, ModelCard, ModelList, Usage
+from qlora_chat.api.responses.exchange import Exchange
+from qlora_chat.api.responses.request_schema import ResponsesRequest
+from qlora_chat.api.responses.response_schema import ResponseObject
+from qlora_chat.api.responses.serializer import ResponsesSerializer
 from qlora_chat.api.serializers import AnswerSerializer, ChatSerializer, CompletionSerializer
 from qlora_chat.api.state import ServerState
-from qlora_chat.api.stored_turns import StoredTurnWriter, StoreOptions, owner_of
-from qlora_chat.api.streaming import Answer, EventStream
+from qlora_chat.api.stored_turns import NAME_KEY, StoredTurnWriter, StoreOptions, owner_of
+from qlora_chat.api.streaming import Answer
 from qlora_chat.chat import Chat
 from qlora_chat.engines import EngineError, Stream
 from qlora_chat.models import ModelError, find_adapter
@@ -42,6 +47,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     405: {"model": ErrorBody, "description": "not with this method"},
     408: {"model": ErrorBody, "description": "the body took too long to arrive"},
     413: {"model": ErrorBody, "description": "the body is too large"},
+    415: {"model": ErrorBody, "description": "the body is no JSON by its Content-Type, or compressed in another way than gzip"},
     421: {"model": ErrorBody, "description": "not this server's host name"},
     429: {"model": ErrorBody, "description": "the queue is full; Retry-After says when to come back"},
     503: {"model": ErrorBody, "description": "loading, shutting down, or out of memory for this answer"},
@@ -49,7 +55,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type": "string"}}, "description": "one event"}
 """Data of an event: a chunk as JSON, and [DONE] at the end."""
 STREAM = {"text/event-stream": {"schema": EVENT}}
-Body = TypeVar("Body", ChatRequest, CompletionRequest)
+Body = TypeVar("Body", ChatRequest, CompletionRequest, ResponsesRequest)
 FIELD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -79,6 +85,12 @@ def routes(state: ServerState) -> APIRouter:
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Continue a text, or token ids."""
         return await _answer(state, request, body, parse_completion_request, CompletionSerializer(body.model))
+
+    @router.post("/responses", response_model=ResponseObject, responses={200: {"content": STREAM}})
+    async def responses(request: Request, body: ResponsesRequest) -> Response:
+        """Answer the last message of an input, or of a response that it continues."""
+        exchange = Exchange(body, state.remembered, _owner(state, request))
+        return await _answer(state, request, body, exchange.parse, ResponsesSerializer(exchange), exchange.name)
 
     @router.post("/load_lora_adapter", response_model=Done)
     async def load_adapter(body: LoadAdapter) -> Done:
@@ -128,15 +140,19 @@ def _adapter(state: ServerState, model: str) -> str | None:
     return None
 
 
-def _store_options(state: ServerState, request: Request, body: Body) -> StoreOptions | None:
-    """Conversation to store the turn in; None if the client does not ask for that."""
-    if not isinstance(body, ChatRequest) or not body.store:
+def _owner(state: ServerState, request: Request) -> str | None:
+    """Owner of what a client stores; None on a server that only this machine reaches."""
+    return owner_of(request.headers.get("authorization", "")) if is_shared(state.settings) else None
+
+
+def _store_options(state: ServerState, request: Request, body: Body, name: str | None) -> StoreOptions | None:
+    """Conversation to store the turn in, under `name` or the client's name; None if the client does not ask for that."""
+    if isinstance(body, CompletionRequest) or not body.store:
         return None
     if not state.can_store:
         text = "this server stores no turns: start it with --history or LOGGING_URL, or leave store out"
         raise invalid(text, "store", "unsupported_parameter")
-    owner = owner_of(request.headers.get("authorization", "")) if is_shared(state.settings) else None
-    return StoreOptions.of(body.metadata, owner)
+    return StoreOptions.of(body.metadata if name is None else {**body.metadata, NAME_KEY: name}, _owner(state, request))
 
 
 async def _answer(
@@ -145,10 +161,11 @@ async def _answer(
     body: Body,
     parse: Callable[[Body, Chat, int | None], ParsedRequest],
     serializer: AnswerSerializer,
+    conversation_name: str | None = None,
 ) -> Response:
     chat, adapter = state.chat, _adapter(state, body.model)
     engine = state.engine(caller_of(request.scope))
-    store = _store_options(state, request, body)
+    store = _store_options(state, request, body, conversation_name)
 
     def start() -> tuple[ParsedRequest, Sequence[Stream]]:
         parsed = parse(body, chat, state.settings.most_tokens)
@@ -162,6 +179,7 @@ async def _answer(
         add_log_fields(request.scope, model=body.model, stream=body.stream, finish=reasons, **counts)
 
     parsed, streams = await asyncio.to_thread(start)
+    serializer.started(streams)
     reader = StreamReader(streams, request.receive, state.settings.request_seconds)
     tokenizer = engine.tokenizer
     stop_ids = {tokenizer.token_id(token): token for token in chat.prompt_format.stop_tokens}
@@ -169,7 +187,7 @@ async def _answer(
     choices = [Choice(index, tokenizer, special_tokens, trimmed=serializer.trimmed) for index in range(len(streams))]
     reports_logprobs = body.reported_logprobs is not None
     answer = Answer(reader, choices, serializer, parsed.choices, reports_logprobs, body.include_usage, on_end)
-    response = EventStream(answer, await answer.first_events()) if body.stream else await answer.whole()
+    response = await answer.event_stream() if body.stream else await answer.whole()
     if store:
         response.headers["x-conversation-id"] = store.name.encode("ascii", "replace").decode()
     if ignored := [name for name in body.ignored if FIELD_NAME.fullmatch(name)][:20]:
@@ -191,9 +209,12 @@ def build_api(state: ServerState, others: Sequence[APIRouter] = ()) -> FastAPI:
     @app.exception_handler(ApiError)
     @app.exception_handler(EngineError)
     @app.exception_handler(ValueError)
-    @app.exception_handler(RequestValidationError)
     async def failed(request: Request, problem: Exception) -> JSONResponse:
         return api_error(problem).response()
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid_body(request: Request, problem: RequestValidationError) -> JSONResponse:
+        return invalid_request(problem, request.headers.get("content-type")).response()
 
     app.openapi = lambda: _description(app)
     return app

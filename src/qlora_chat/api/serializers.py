@@ -1,6 +1,6 @@
-"""JSON of chats and completions, whole and in chunks.
+"""JSON of chats and completions, whole and in events.
 
-Scope: two formats with the same methods, so that streaming.py need not know which it sends.
+Scope: formats with the same methods, so that streaming.py need not know which it sends. responses/serializer.py is the third.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from pydantic import BaseModel
+
 from qlora_chat.api.choices import Choice, Delta
+from qlora_chat.api.errors import ApiError
 from qlora_chat.api.response_schemas import (
     AnswerMessage,
     ChatAnswer,
@@ -24,15 +27,52 @@ from qlora_chat.api.response_schemas import (
     TokenLogprob,
     Usage,
 )
+from qlora_chat.engines import Stream
 
+Json = dict[str, Any]
 Logprobs = Sequence[tuple[TokenLogprob, int]]
 
 
 class AnswerSerializer(ABC):
-    """Format of an answer: one object, or chunks with entries of choices."""
+    """Format of an answer: one object, or events."""
 
     trimmed: ClassVar[bool]
     """True if white space around an answer is left out."""
+    done: ClassVar[bytes] = b"data: [DONE]\n\n"
+    """End of a stream."""
+
+    def started(self, streams: Sequence[Stream]) -> None:
+        """Note the streams that are read, before anything is written."""
+        return
+
+    def opening(self, index: int) -> list[Json]:
+        """First events of a choice."""
+        return []
+
+    @abstractmethod
+    def delta(self, index: int, delta: Delta, logprobs: bool) -> Json:
+        """Event with new text, and with its tokens if `logprobs`."""
+
+    @abstractmethod
+    def end(self, index: int, reason: Reason) -> list[Json]:
+        """Last events of a choice."""
+
+    @abstractmethod
+    def last(self, usage: Usage, include_usage: bool) -> list[Json]:
+        """Events after the end of all choices."""
+
+    def failed(self, problem: ApiError) -> list[Json]:
+        """Events of an error in the middle of a stream."""
+        return [problem.body]
+
+    @abstractmethod
+    def whole(self, choices: Sequence[tuple[Choice, Reason]], usage: Usage, logprobs: bool) -> BaseModel:
+        """Answer to a request that does not stream."""
+
+
+class ChunkSerializer(AnswerSerializer):
+    """Events that are chunks: the head of an answer, and an entry for a choice."""
+
     kind: ClassVar[str]
     """`object` of a chunk."""
     prefix: ClassVar[str]
@@ -41,42 +81,27 @@ class AnswerSerializer(ABC):
     def __init__(self, model: str) -> None:
         self._head = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
-    def opening(self, index: int) -> dict[str, Any] | None:
-        """First entry of a streamed choice, if the format has one."""
-        return None
+    def last(self, usage: Usage, include_usage: bool) -> list[Json]:
+        return [self._chunk() | {"usage": usage.model_dump()}] if include_usage else []
 
-    @abstractmethod
-    def delta(self, index: int, delta: Delta, logprobs: bool) -> dict[str, Any]:
-        """Entry with new text, and with its tokens if `logprobs`."""
-
-    @abstractmethod
-    def end(self, index: int, reason: Reason) -> dict[str, Any]:
-        """Last entry of a streamed choice."""
-
-    @abstractmethod
-    def whole(self, choices: Sequence[tuple[Choice, Reason]], usage: Usage, logprobs: bool) -> ChatAnswer | CompletionAnswer:
-        """Answer to a request that does not stream."""
-
-    def chunk(self, entries: list[dict[str, Any]], usage: Usage | None = None) -> dict[str, Any]:
-        """Chunk with these entries."""
-        chunk = {"id": self._head["id"], "object": self.kind, **self._head, "choices": entries}
-        return chunk if usage is None else chunk | {"usage": usage.model_dump()}
+    def _chunk(self, *entries: Json) -> Json:
+        return {"id": self._head["id"], "object": self.kind, **self._head, "choices": list(entries)}
 
 
-class ChatSerializer(AnswerSerializer):
+class ChatSerializer(ChunkSerializer):
     """chat.completion and chat.completion.chunk."""
 
     trimmed, kind, prefix = True, "chat.completion.chunk", "chatcmpl"
 
-    def opening(self, index: int) -> dict[str, Any] | None:
-        return _chat_entry(index, {"role": "assistant", "content": ""})
+    def opening(self, index: int) -> list[Json]:
+        return [self._chunk(_chat_entry(index, {"role": "assistant", "content": ""}))]
 
-    def delta(self, index: int, delta: Delta, logprobs: bool) -> dict[str, Any]:
+    def delta(self, index: int, delta: Delta, logprobs: bool) -> Json:
         tokens = _chat_logprobs(delta.logprobs).model_dump() if logprobs else None
-        return _chat_entry(index, {"content": delta.text}) | {"logprobs": tokens}
+        return self._chunk(_chat_entry(index, {"content": delta.text}) | {"logprobs": tokens})
 
-    def end(self, index: int, reason: Reason) -> dict[str, Any]:
-        return _chat_entry(index, {}) | {"finish_reason": reason}
+    def end(self, index: int, reason: Reason) -> list[Json]:
+        return [self._chunk(_chat_entry(index, {}) | {"finish_reason": reason})]
 
     def whole(self, choices: Sequence[tuple[Choice, Reason]], usage: Usage, logprobs: bool) -> ChatAnswer:
         listed = [
@@ -91,17 +116,18 @@ class ChatSerializer(AnswerSerializer):
         return ChatAnswer(**self._head, choices=listed, usage=usage)
 
 
-class CompletionSerializer(AnswerSerializer):
+class CompletionSerializer(ChunkSerializer):
     """text_completion, whole and in chunks."""
 
     trimmed, kind, prefix = False, "text_completion", "cmpl"
 
-    def delta(self, index: int, delta: Delta, logprobs: bool) -> dict[str, Any]:
+    def delta(self, index: int, delta: Delta, logprobs: bool) -> Json:
         tokens = _completion_logprobs(delta.logprobs) if logprobs else None
-        return {"index": index, "text": delta.text, "logprobs": tokens and tokens.model_dump(), "finish_reason": None}
+        entry = {"index": index, "text": delta.text, "logprobs": tokens and tokens.model_dump(), "finish_reason": None}
+        return self._chunk(entry)
 
-    def end(self, index: int, reason: Reason) -> dict[str, Any]:
-        return {"index": index, "text": "", "logprobs": None, "finish_reason": reason}
+    def end(self, index: int, reason: Reason) -> list[Json]:
+        return [self._chunk({"index": index, "text": "", "logprobs": None, "finish_reason": reason})]
 
     def whole(self, choices: Sequence[tuple[Choice, Reason]], usage: Usage, logprobs: bool) -> CompletionAnswer:
         listed = [
@@ -116,7 +142,7 @@ class CompletionSerializer(AnswerSerializer):
         return CompletionAnswer(**self._head, choices=listed, usage=usage)
 
 
-def _chat_entry(index: int, delta: dict[str, str]) -> dict[str, Any]:
+def _chat_entry(index: int, delta: dict[str, str]) -> Json:
     return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
 

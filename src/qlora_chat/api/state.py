@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 
 from qlora_chat.api.errors import ApiError
+from qlora_chat.api.responses.earlier_answers import RememberedAnswers
 from qlora_chat.chat import Chat
 from qlora_chat.engines import AdapterHost
 from qlora_chat.serving.admission import Gate
@@ -26,6 +27,8 @@ class ServerState:
     """True if turns are saved beyond this process or sent on, so that a client may ask to store its own."""
     metrics: Metrics = field(default_factory=Metrics)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
+    remembered: RememberedAnswers = field(default_factory=RememberedAnswers)
+    """Answers of /v1/responses that clients can continue, though they are stored nowhere."""
     started: int = field(default_factory=lambda: int(time.time()))
     _chat: Chat | None = None
     _engine: SharedEngine | None = None

@@ -1,15 +1,15 @@
 """Running streams as an HTTP response: whole, or as server-sent events.
 
-Scope: status and bytes. Until the first token an error is a status of its own; after it, an event in the stream, which
-still ends with [DONE]. A client that leaves cancels its answers at their next token.
+Scope: status and bytes. Until the first token an error is a status of its own; after it, or after ten seconds without one, an
+event in the stream, which still ends as usual. A client that leaves cancels its answers at their next token.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
@@ -18,12 +18,14 @@ from starlette.types import Receive, Scope, Send
 from qlora_chat.api.choices import Choice, usage
 from qlora_chat.api.errors import ApiError, api_error, invalid
 from qlora_chat.api.response_schemas import Reason, Usage
-from qlora_chat.api.serializers import AnswerSerializer
+from qlora_chat.api.serializers import AnswerSerializer, Json
 from qlora_chat.engines import Piece
 from qlora_chat.serving.request_log import CLIENT_LEFT
 from qlora_chat.serving.stream_reader import Event, StreamReader
 
-DONE = b"data: [DONE]\n\n"
+COMMENT_INTERVAL_S = 10.0
+"""Longest silence of a stream. Proxies and clients give up on a connection without a byte after half a minute or more."""
+COMMENT = b": waiting\n\n"
 COMPACT = json.JSONEncoder(separators=(",", ":"))
 """Shared: json.dumps creates an encoder for every call with separators."""
 
@@ -45,11 +47,24 @@ class Answer:
         """The first pieces. ApiError if there is an error instead."""
         events = await self.reader.next()
         self._raise_error(events)
-        tokens = [item for _, item in events if isinstance(item, Piece) and item.token_id is not None]
-        if self.logprobs and any(piece.logprob is None for piece in tokens):
-            self.reader.close()
-            raise invalid("this engine reports no log probabilities; leave logprobs out", "logprobs", "unsupported_parameter")
+        self._check_logprobs(events)
         return events
+
+    async def events_in_time(self) -> Sequence[Event] | None:
+        """The next pieces; None if there are none for COMMENT_INTERVAL_S."""
+        try:
+            async with asyncio.timeout(COMMENT_INTERVAL_S):
+                return await self.reader.next()
+        except TimeoutError:
+            return None
+
+    async def event_stream(self) -> EventStream:
+        """The answer as server-sent events. ApiError if an error comes instead of the first piece, and comes soon."""
+        events = await self.events_in_time()
+        if events is not None:
+            self._raise_error(events)
+            self._check_logprobs(events)  # here, too: a refusal has a status of its own
+        return EventStream(self, events)
 
     async def whole(self) -> Response:
         """One JSON object, when all choices have ended."""
@@ -79,19 +94,20 @@ class Answer:
             raise ApiError(503, "The answer did not begin within the server's time limit.", "time_limit", retry_after=5)
         return "length"
 
-    def chunk_entries(self, events: Sequence[Event]) -> list[dict[str, Any]]:
-        """Entries that the events add to a stream: one per delta and one per end of a choice."""
-        serializer, entries = self.serializer, []
+    def stream_events(self, events: Sequence[Event]) -> list[Json]:
+        """Events that pieces add to a stream: of each delta, and of each end of a choice."""
+        self._check_logprobs(events)
+        serializer, sent = self.serializer, []
         for index, item in events:
             if isinstance(item, Exception):
                 raise item
             choice = self.choices[index]
             delta = choice.add(item)
             if delta.text or delta.logprobs:
-                entries.append(serializer.delta(index, delta, self.logprobs))
+                sent.append(serializer.delta(index, delta, self.logprobs))
             if choice.finish:
-                entries.append(serializer.end(index, self.reason(choice)))
-        return entries
+                sent += serializer.end(index, self.reason(choice))
+        return sent
 
     def close(self) -> Usage:
         """Stop what still runs; returns the token counts, and reports them to `on_end`."""
@@ -99,6 +115,12 @@ class Answer:
         counts = usage(self.choices, self.answers_per_prompt)
         self.on_end(counts, ",".join(choice.finish.reason for choice in self.choices if choice.finish))
         return counts
+
+    def _check_logprobs(self, events: Sequence[Event]) -> None:
+        tokens = [item for _, item in events if isinstance(item, Piece) and item.token_id is not None]
+        if self.logprobs and any(piece.logprob is None for piece in tokens):
+            self.reader.close()
+            raise invalid("this engine reports no log probabilities; leave logprobs out", "logprobs", "unsupported_parameter")
 
     def _raise_error(self, events: Sequence[Event]) -> None:
         problem = next((item for _, item in events if isinstance(item, Exception)), None)
@@ -108,11 +130,11 @@ class Answer:
 
 
 class EventStream(Response):
-    """Server-sent events of an answer; `events` are the pieces that came before the status was known."""
+    """Server-sent events of an answer; `events` are the pieces that came before the status was known, None if none came."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, answer: Answer, events: Sequence[Event]) -> None:
+    def __init__(self, answer: Answer, events: Sequence[Event] | None) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"}, media_type=self.media_type)
         del self.headers["content-length"]
         self._answer, self._events = answer, events
@@ -128,29 +150,31 @@ class EventStream(Response):
 
     async def _send_all(self, send: Send) -> None:
         answer, serializer = self._answer, self._answer.serializer
-        openings = [opening for choice in answer.choices if (opening := serializer.opening(choice.index))]
-        unsent = b"".join(_event(serializer.chunk([each])) for each in openings)
+        unsent = _encoded([event for choice in answer.choices for event in serializer.opening(choice.index)])
         try:
             while True:
-                entries = answer.chunk_entries(self._events)
-                unsent += b"".join(_event(serializer.chunk([each])) for each in entries)
+                unsent += COMMENT if self._events is None else _encoded(answer.stream_events(self._events))
                 if not answer.reader.live:
                     break
                 if unsent:
                     await _write(send, unsent)
                     unsent = b""
-                self._events = await answer.reader.next()
+                self._events = await answer.events_in_time()
         except Exception as problem:
             answer.close()
-            await _write(send, unsent + _event(api_error(problem).body) + DONE)
+            await _write(send, unsent + _encoded(serializer.failed(api_error(problem))) + serializer.done)
             return
-        counts = answer.close()
-        last = _event(serializer.chunk([], counts)) if answer.include_usage else b""
-        await _write(send, unsent + last + DONE)
+        last = _encoded(serializer.last(answer.close(), answer.include_usage))
+        await _write(send, unsent + last + serializer.done)
 
 
-def _event(content: dict[str, Any]) -> bytes:
-    return b"data: " + COMPACT.encode(content).encode() + b"\n\n"
+def _encoded(events: Sequence[Json]) -> bytes:
+    return b"".join(_event(each) for each in events)
+
+
+def _event(content: Json) -> bytes:
+    name = f"event: {content['type']}\n" if "type" in content else ""
+    return f"{name}data: {COMPACT.encode(content)}\n\n".encode()
 
 
 async def _write(send: Send, body: bytes) -> None:

@@ -26,7 +26,7 @@ MODELS = "/v1/models"
 ONE_MODEL = f"{MODELS}/"
 OPERATOR_WRITES = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 OPERATOR_ROUTES = OPERATOR_WRITES | {METRICS}
-API_WRITES = frozenset({"/v1/chat/completions", "/v1/completions"}) | OPERATOR_WRITES
+API_WRITES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"}) | OPERATOR_WRITES
 SERVER_READS = frozenset({HEALTH, READY, METRICS, OPENAPI})
 PAGE_READS = frozenset(
     {"/", "/page.js", "/theme.css", "/favicon.ico", "/gradio_api/startup-events", "/gradio_api/queue/data",

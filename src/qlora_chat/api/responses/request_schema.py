@@ -1,0 +1,125 @@
+"""Body of POST /v1/responses.
+
+Scope: fields, and what becomes of OpenAI's that this server lacks: refused by name, or accepted with the values that change
+nothing. SDKs send many of those by default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from qlora_chat.api.errors import invalid
+from qlora_chat.api.request_schemas import (
+    GenerationRequest,
+    MaxTokens,
+    NullableFields,
+    Text,
+    check_metadata,
+    refuse_other_kinds,
+)
+
+NO_EFFECT: dict[str, tuple[Any, ...]] = {
+    "tools": ([],), "tool_choice": ("none", "auto"), "text": ({}, {"format": {"type": "text"}}), "background": (False,),
+    "conversation": (), "prompt": (), "truncation": ("disabled",), "top_logprobs": (0,), "n": (1,), "reasoning": ({},),
+    "logit_bias": ({},), "frequency_penalty": (0,), "presence_penalty": (0,), "response_format": ({"type": "text"},),
+    "context_management": ([],), "modalities": (["text"],), "multi_agent": (), "moderation": (),
+}  # fmt: skip
+"""Unsupported fields, with the values that have no effect."""
+WITHOUT_EFFECT_HERE = (
+    "parallel_tool_calls", "max_tool_calls", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    "prompt_cache_options", "stream_options",
+)  # fmt: skip
+"""Fields about tools, bills and caches of OpenAI's own service. They cannot change an answer of this server."""
+RENAMED = {"messages": "input", "max_tokens": "max_output_tokens", "max_completion_tokens": "max_output_tokens"}
+TEXT_PARTS = ("input_text", "output_text", "text")
+
+
+class InputPart(NullableFields):
+    """Text of a message."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+    type: str = Field(description="input_text, output_text or text")
+    text: Text
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_other_kinds(cls, value: Any) -> Any:
+        return refuse_other_kinds(value, TEXT_PARTS, "parts")
+
+
+class InputItem(NullableFields):
+    """A message, or a reference to one by its id; further fields are ignored."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+    type: str = Field("message", description="message or item_reference")
+    role: Literal["system", "developer", "user", "assistant"] = Field(None)  # type: ignore[assignment]
+    content: Text | Annotated[list[InputPart], Field(max_length=256)] = Field(None)  # type: ignore[assignment]
+    id: Annotated[Text, Field(max_length=256)] = Field("", description="of an item_reference: an earlier answer's item id")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_other_kinds(cls, value: Any) -> Any:
+        return refuse_other_kinds(value, ("message", "item_reference"), "items")
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> Any:
+        needed = {"id": self.id} if self.type == "item_reference" else {"role": self.role, "content": self.content}
+        missing = [name for name, value in needed.items() if value is None or (name == "id" and not value)]
+        if missing:
+            raise ValueError(f"{missing[0]} is missing")
+        return self
+
+    @property
+    def text(self) -> str:
+        """All parts as one text."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class ResponsesRequest(GenerationRequest):
+    """POST /v1/responses"""
+
+    no_effect: ClassVar[Mapping[str, tuple[Any, ...]]] = NO_EFFECT
+    renamed: ClassVar[Mapping[str, str]] = RENAMED
+
+    input: Text | Annotated[list[InputItem], Field(min_length=1, max_length=4096)]
+    instructions: Text = Field(None, description="system text of this answer alone")  # type: ignore[assignment]
+    previous_response_id: Annotated[Text, Field(max_length=256)] = Field(None, description="answer that this request continues")  # type: ignore[assignment]
+    max_output_tokens: MaxTokens = Field(None, description="default: the rest of the window")  # type: ignore[assignment]
+    store: bool = Field(
+        None,
+        description="true: store the turn in the history, as the page's are; false: remember nothing; left out: the server's "
+        "memory alone has it for a while, for previous_response_id",
+    )  # type: ignore[assignment]
+    metadata: Any = Field({}, description="up to 16 texts by name, returned with the answer; with store, stored as tags")
+    include: list[str] = Field([], description="nothing of it exists here; log probabilities are refused")
+
+    @model_validator(mode="after")
+    def _check_dependent_fields(self) -> Any:
+        check_metadata(self.metadata)
+        if any("logprobs" in each for each in self.include):
+            text = "log probabilities are not supported on this route; /v1/chat/completions reports them"
+            raise invalid(text, "include", "unsupported_parameter")
+        return self
+
+    @property
+    def ignored(self) -> list[str]:
+        """Names of unknown fields."""
+        return [name for name in super().ignored if name not in WITHOUT_EFFECT_HERE]
+
+    @property
+    def answer_limit(self) -> int | None:
+        """Longest answer requested, in tokens; None for the rest of the window."""
+        return self.max_output_tokens
+
+    @property
+    def reported_logprobs(self) -> int | None:
+        """None: this format has no log probabilities here."""
+        return None
+
+    @property
+    def include_usage(self) -> bool:
+        """True: the last event always has the token counts."""
+        return True

@@ -1,0 +1,39 @@
+// Asks the API a question through a client for Node with its defaults, and prints the answer. usage: node ask.mjs CLIENT URL
+import { createOpenAI } from "@ai-sdk/openai";
+import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
+import { generateText, streamText } from "ai";
+import OpenAI from "openai";
+
+const [client, url] = process.argv.slice(2);
+const model = "scripted", apiKey = "none", question = "hi";
+const openai = () => new OpenAI({ baseURL: url, apiKey, maxRetries: 0 });
+
+async function twoTurns(languageModel) {
+  const first = [{ role: "user", content: question }];
+  const streamed = streamText({ model: languageModel, messages: first, maxRetries: 0, onError: ({ error }) => { throw error; } });
+  let text = "";
+  for await (const part of streamed.textStream) text += part;
+  const { messages } = await streamed.response;
+  const again = [...first, ...messages, { role: "user", content: "again" }];
+  const second = await generateText({ model: languageModel, messages: again, maxRetries: 0 });
+  if (second.text !== text) throw new Error(`${second.text} after ${text}`);
+  return text;
+}
+
+const clients = {
+  async node_openai_chat() {
+    let text = "";
+    const stream = await openai().chat.completions.create({ model, messages: [{ role: "user", content: question }], stream: true });
+    for await (const chunk of stream) text += chunk.choices[0]?.delta?.content ?? "";
+    return text;
+  },
+  async node_openai_responses() {
+    const stream = openai().responses.stream({ model, input: question });
+    const first = await stream.finalResponse();
+    return (await openai().responses.create({ model, input: "again", previous_response_id: first.id })).output_text;
+  },
+  ai_sdk_openai: () => twoTurns(createOpenAI({ baseURL: url, apiKey })(model)),
+  ai_sdk_compatible: () => twoTurns(createOpenAICompatible({ name: "ours", baseURL: url, apiKey })(model)),
+};
+
+console.log(`answer: ${await clients[client]()}`);

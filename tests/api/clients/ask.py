@@ -1,0 +1,154 @@
+"""Ask the API a question through a client with its defaults, and print the answer. usage: python ask.py CLIENT URL
+
+Runs in the environment of requirements.txt, not in the project's.
+"""
+
+# The clients are not installed where types are checked.
+# pyright: reportMissingImports=false
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MODEL, QUESTION = "scripted", "hi"
+KEY: Any = "none"
+"""Each library has a type of its own for it."""
+MESSAGES: Any = [{"role": "user", "content": QUESTION}]
+
+
+def openai_client(url: str) -> Any:
+    """Client of OpenAI's library."""
+    import openai
+
+    return openai.OpenAI(base_url=url, api_key=KEY, max_retries=0)
+
+
+def openai_chat(url: str) -> str:
+    """Chat of an older major version than the project's."""
+    return openai_client(url).chat.completions.create(model=MODEL, messages=MESSAGES).choices[0].message.content
+
+
+def openai_responses(url: str) -> str:
+    """Streamed response, and one that continues it."""
+    client = openai_client(url)
+    with client.responses.stream(model=MODEL, input=QUESTION) as stream:
+        first = stream.get_final_response()
+    return client.responses.create(model=MODEL, input="again", previous_response_id=first.id).output_text
+
+
+def langchain_completion(url: str) -> str:
+    """Sends null in every field that it has no value for."""
+    from langchain_openai import OpenAI
+
+    return OpenAI(model=MODEL, base_url=url, api_key=KEY).invoke(QUESTION)
+
+
+def langchain_chat(url: str) -> str:
+    """Whole, then streamed."""
+    from langchain_openai import ChatOpenAI
+
+    model: Any = ChatOpenAI(model=MODEL, base_url=url, api_key=KEY)
+    whole, streamed = model.invoke(QUESTION).text, "".join(each.text for each in model.stream(QUESTION))
+    assert whole == streamed
+    return whole
+
+
+def langchain_responses(url: str) -> str:
+    """The same over /v1/responses, streamed."""
+    from langchain_openai import ChatOpenAI
+
+    model: Any = ChatOpenAI(model=MODEL, base_url=url, api_key=KEY, use_responses_api=True)
+    whole, streamed = model.invoke(QUESTION).text, "".join(each.text for each in model.stream(QUESTION))
+    assert whole == streamed
+    return whole
+
+
+def litellm_chat(url: str) -> str:
+    """Whole, then streamed."""
+    import litellm
+
+    asked: Any = {"model": f"openai/{MODEL}", "messages": MESSAGES, "api_base": url, "api_key": KEY}
+    whole = litellm.completion(**asked).choices[0].message.content
+    streamed = "".join(each.choices[0].delta.content or "" for each in litellm.completion(**asked, stream=True))
+    assert whole == streamed
+    return whole
+
+
+def litellm_responses(url: str) -> str:
+    """Over /v1/responses."""
+    import litellm
+
+    response: Any = litellm.responses(model=f"openai/{MODEL}", input=QUESTION, api_base=url, api_key=KEY)
+    return response.output[0].content[0].text
+
+
+def instructor_json(url: str) -> str:
+    """An object out of JSON in the answer; instructor's default mode needs tools, which the server refuses by name."""
+    import instructor
+    from pydantic import BaseModel
+
+    class Person(BaseModel):
+        name: str
+
+    asked: Any = {"model": MODEL, "messages": MESSAGES, "response_model": Person}
+    person: Any = instructor.from_openai(openai_client(url), mode=instructor.Mode.MD_JSON).chat.completions.create(**asked)
+    refusal = ""
+    try:
+        instructor.from_openai(openai_client(url)).chat.completions.create(**asked, max_retries=1)
+    except Exception as problem:
+        refusal = str(problem)
+    assert "tools is not supported" in refusal
+    return person.name
+
+
+def llm_command(url: str) -> str:
+    """The `llm` command, which streams."""
+    with tempfile.TemporaryDirectory() as folder:
+        entry = f"- model_id: ours\n  model_name: {MODEL}\n  api_base: {url}\n  api_key_name: none\n"
+        Path(folder, "extra-openai-models.yaml").write_text(entry)
+        command = [str(Path(sys.executable).with_name("llm")), "-m", "ours", "--key", KEY, QUESTION]
+        environment = os.environ | {"LLM_USER_PATH": folder}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def pydantic_ai_chat(url: str) -> str:
+    """An agent, with a second turn."""
+    from pydantic_ai import Agent
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    return _two_turns(Agent(OpenAIChatModel(MODEL, provider=OpenAIProvider(base_url=url, api_key=KEY))))
+
+
+def pydantic_ai_responses(url: str) -> str:
+    """The same over /v1/responses."""
+    from pydantic_ai import Agent
+    from pydantic_ai.models.openai import OpenAIResponsesModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    return _two_turns(Agent(OpenAIResponsesModel(MODEL, provider=OpenAIProvider(base_url=url, api_key=KEY))))
+
+
+def _two_turns(agent: Any) -> str:
+    first = agent.run_sync(QUESTION)
+    return agent.run_sync("again", message_history=first.all_messages()).output
+
+
+CLIENTS: dict[str, Callable[[str], str]] = {
+    each.__name__: each
+    for each in (
+        openai_chat, openai_responses, langchain_completion, langchain_chat, langchain_responses, litellm_chat,
+        litellm_responses, instructor_json, llm_command, pydantic_ai_chat, pydantic_ai_responses,
+    )
+}  # fmt: skip
+
+if __name__ == "__main__":
+    print(f"answer: {CLIENTS[sys.argv[1]](sys.argv[2])}")
