@@ -161,6 +161,8 @@ SHORT_MODULES = {
     "history/answer_metadata.py": "JSON fields of an answer that stores and payloads share",
     "private_files.py": "permissions of every file that people's text is written to",
     "serving/cookies.py": "cookies of the login and of the page, which know nothing of each other",
+    "server/content_encoding.py": "decompression within a limit; request_body.py reads what arrives",
+    "server/head_requests.py": "one method answered as another",
     "text.py": "cleaning of foreign text, for history, receiver and page",
     "training/model/loss.py": "an autograd function of its own",
     "web/adapter_chooser.py": "one control of the page with its rules",

@@ -34,6 +34,9 @@ def serve(
     host: Annotated[str, typer.Option(help="address to listen on; beyond this machine needs QLORA_CHAT_TOKEN")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="default: 7860 or the next free one")] = None,
     allow_host: Annotated[list[str] | None, typer.Option(help="a host name by which browsers may reach the page")] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="origin of a browser app that may use the API, as http://localhost:3000")
+    ] = None,
     queue: Annotated[int, typer.Option(help="requests that may wait; one more is refused with a time to retry")] = 128,
     max_tokens: Annotated[int | None, typer.Option(help="limit of an API request's new tokens; default: the window")] = None,
     time_limit: Annotated[float, typer.Option(help="seconds that an API request may take")] = 600.0,
@@ -49,7 +52,7 @@ def serve(
     model_settings, engine_settings = model.settings(kv_cache_dtype, slots), engine.settings()
     serve_settings = ServeSettings(
         host, port, settings.page_token(), tuple(allow_host or ()), settings.api_tokens(), queue, max_tokens, time_limit,
-        log_requests, settings.operator_token(), tuple(trusted_proxy or ()),
+        log_requests, settings.operator_token(), tuple(trusted_proxy or ()), tuple(allow_origin or ()),
     )  # fmt: skip
 
     from qlora_chat.server.run import serve as serve_page

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from qlora_chat.server.connection_limits import MOST_BODY_BYTES, BodyBytes, client_address
+from qlora_chat.server.content_encoding import decoded
 from qlora_chat.server.request_body import BodyLimit, Refused, read_body, replay
 from qlora_chat.settings import is_loopback
 
@@ -38,7 +39,7 @@ class AccessPolicy(Protocol):
 
 
 class AccessControl:
-    """Wraps an ASGI app. Refuses with 421 (host), 403 (origin), the policy's statuses, then 413, 408, 400 or 503 (body).
+    """Wraps an ASGI app. Refuses with 421 (host), 403 (origin), the policy's statuses, then 413, 408, 400, 415 or 503 (body).
 
     `trusted_proxies` are addresses or networks whose X-Forwarded-For, -Proto and -Host count.
     """
@@ -71,7 +72,8 @@ class AccessControl:
             await self._policy.authorize(scope, headers)
             if scope["method"] == "POST":
                 with self._bodies.share_of(client_address(scope.get("client"))) as take:
-                    receive = replay(await read_body(receive, headers, self._policy.body_limit, take), receive)
+                    body = await read_body(receive, headers, self._policy.body_limit, take)
+                    receive = replay(decoded(body, headers, self._policy.body_limit.size), receive)
         except Refused as refused:
             await self._policy.response(scope, refused)(scope, receive, send)
             return

@@ -11,9 +11,12 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.types import ASGIApp, Scope
 
 from qlora_chat.api.errors import error_body
+from qlora_chat.api.guidance import unknown_route
 from qlora_chat.api.routes import OPENAPI
 from qlora_chat.server.access_control import AccessControl, bearer_token, tokens_equal
+from qlora_chat.server.browser_apps import BrowserApps
 from qlora_chat.server.guesses import Guesses
+from qlora_chat.server.head_requests import HeadAsGet
 from qlora_chat.server.login import LOGIN, LOGOUT, LoginForm, Password, login_page
 from qlora_chat.server.request_body import BodyLimit, Refused
 from qlora_chat.serving.metrics import HEALTH, METRICS, READY
@@ -33,6 +36,8 @@ PAGE_READS = frozenset(
      "/gradio_api/app_id", "/gradio_api/info", "/config", "/gradio_api/theme.css"}
 )  # fmt: skip
 PAGE_PREFIXES = ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/")
+PAGE_STREAMS = ("/gradio_api/queue/data", "/gradio_api/heartbeat/")
+"""Streams without end, which have no answer to HEAD."""
 PAGE_WRITES = frozenset({"/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/run/predict", LOGIN, LOGOUT})
 
 READS = PAGE_READS | SERVER_READS | {MODELS}
@@ -50,11 +55,12 @@ def route_of(path: str) -> str:
 
 
 def protect(app: ASGIApp, settings: ServeSettings) -> ASGIApp:
-    """Access control around the site's app, and the login form if there is a password."""
+    """Access control around the site's app, the login form if there is a password, and the origins that may use the API."""
     password, guesses = Password(settings.token) if settings.token else None, Guesses()
     policy = SitePolicy(password, guesses, settings)
     inner = LoginForm(app, password, guesses) if password else app
-    return AccessControl(inner, policy, settings.host, settings.allowed_hosts, settings.trusted_proxies)
+    checked = AccessControl(HeadAsGet(inner), policy, settings.host, settings.allowed_hosts, settings.trusted_proxies)
+    return BrowserApps(checked, settings.allowed_origins)
 
 
 class SitePolicy:
@@ -99,18 +105,32 @@ class SitePolicy:
         raise Refused(401, needed, {"www-authenticate": "Bearer"})
 
     def response(self, scope: Scope, refused: Refused) -> Response:
-        """OpenAI's error format under /v1, the login form for the page, plain text elsewhere."""
+        """OpenAI's error format under /v1 and for unknown routes, the login form for the page, plain text elsewhere."""
         path, status = scope["path"], refused.status
-        if path.startswith(API):
-            return JSONResponse(error_body(status, refused.message), status, refused.headers)
+        if path.startswith(API) or route_of(path) == "other":
+            message, code = refused.message, None
+            if status == 404:
+                base_url = f"{scope.get('scheme', 'http')}://{Headers(scope=scope).get('host', 'localhost')}/v1"
+                message, code = unknown_route(path, base_url)
+            return JSONResponse(error_body(status, message, code), status, refused.headers)
         if path == "/" and status == 401:
             return HTMLResponse(login_page(), status)
         return PlainTextResponse(refused.message, status, refused.headers)
 
 
 def _check_route(method: str, path: str) -> None:
-    readable, writable = path in READS or path.startswith(READ_PREFIXES), path in WRITES
-    if ".." in path.split("/") or "\\" in path or "\0" in path or "//" in path or not (readable or writable):
+    methods = _methods(path)
+    if ".." in path.split("/") or "\\" in path or "\0" in path or "//" in path or not methods:
         raise Refused(404, "Not found.")
-    if not (readable if method in ("GET", "HEAD") else writable and method == "POST"):
-        raise Refused(405, f"{method[:20]} is not allowed here.", {"allow": "POST" if writable else "GET, HEAD"})
+    if method not in methods:
+        allowed = ", ".join(methods)
+        raise Refused(405, f"{method[:20]} is not allowed here; this route takes {allowed}.", {"allow": allowed})
+
+
+def _methods(path: str) -> tuple[str, ...]:
+    """Methods that a path takes; none if it is unknown."""
+    if path in WRITES:
+        return ("POST",)
+    if path.startswith(PAGE_STREAMS):
+        return ("GET",)
+    return ("GET", "HEAD") if path in READS or path.startswith(READ_PREFIXES) else ()

@@ -59,6 +59,16 @@ def network(option: str, text: str) -> None:
         raise SettingsError(f"{option} is {text!r}, but must be an address (10.0.0.7) or a network (10.0.0.0/8)") from None
 
 
+def check_origin(option: str, text: str) -> None:
+    """SettingsError that names the option unless `text` is an origin exactly as browsers send it."""
+    found = re.fullmatch(r"([a-z][a-z0-9+.-]*)://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", text)
+    if not found or (found[1], found[3]) in (("http", ":80"), ("https", ":443")):
+        raise SettingsError(
+            f"{option} is {text!r}, but must be one origin as browsers send it, such as https://app.example or "
+            "http://localhost:3000: in small letters, without a path, and without the scheme's own port"
+        )
+
+
 def one_of(name: str, value: str | None, allowed: tuple[str | None, ...]) -> None:
     """SettingsError that names the option unless `value` is allowed."""
     if value not in allowed:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qlora_chat.settings.checks import SettingsError, is_loopback, is_this_machine, network
+from qlora_chat.settings.checks import SettingsError, check_origin, is_loopback, is_this_machine, network
 
 DEFAULT_PORT = 7860
 SHORTEST_PASSWORD = 12
@@ -39,6 +39,8 @@ class ServeSettings:
     there is a password, everybody where there is none."""
     trusted_proxies: tuple[str, ...] = ()
     """Addresses or networks of proxies whose X-Forwarded headers count."""
+    allowed_origins: tuple[str, ...] = ()
+    """Origins of browser apps that may use the API."""
 
     def __post_init__(self) -> None:
         if self.api_tokens and not self.token:
@@ -55,6 +57,8 @@ class ServeSettings:
             raise SettingsError("QLORA_CHAT_OPERATOR_TOKEN is also a password of others: the operator's must be its own")
         for proxy in self.trusted_proxies:
             network("--trusted-proxy", proxy)
+        for origin in self.allowed_origins:
+            check_origin("--allow-origin", origin)
         if not is_loopback(self.host) and not self.token:
             raise SettingsError(
                 f"--host {self.host} can be reached by other machines, so a password is needed: "
