@@ -46,6 +46,14 @@ def test_the_cuts_do_not_matter(cuts: list[int]) -> None:
     assert chunks_of(*(STREAM[begin:end] for begin, end in pairwise(edges))) == CHUNKS
 
 
+def test_halves_of_a_character_in_two_chunks_are_joined() -> None:
+    events = (
+        b'data: {"choices": [{"text": "a\\ud83d"}]}\n',
+        b'data: {"choices": [{"text": "\\ude00", "finish_reason": "stop"}]}\n',
+    )
+    assert chunks_of(*events) == [Chunk("a"), Chunk("\U0001f600", None, "stop")]
+
+
 def test_a_finish_reason_ends_a_stream_that_says_no_done() -> None:
     assert chunks_of(b'data: {"choices": [{"text": "a", "finish_reason": "length"}]}') == [Chunk("a", None, "length")]
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qlora_chat.engines import TokenLogprobs
+from qlora_chat.engines.remote.surrogates import SurrogateJoiner
 
 MAX_LINE = 1 << 20
 """Bytes; a chunk has a few hundred."""
@@ -41,7 +42,7 @@ class Chunk:
 
 async def read_chunks(parts: AsyncIterator[bytes]) -> AsyncIterator[Chunk]:
     """Chunks until [DONE], or the end after a finish reason (some servers send no [DONE]). StreamError for anything else."""
-    finished, empty = False, 0
+    finished, empty, joiner = False, 0, SurrogateJoiner()
     async for line in _lines(parts):
         empty += 1
         if empty > MAX_EMPTY_LINES:
@@ -54,7 +55,7 @@ async def read_chunks(parts: AsyncIterator[bytes]) -> AsyncIterator[Chunk]:
         chunk = parse_chunk(payload)
         finished = finished or chunk.finish is not None
         empty = 0 if chunk.text or chunk.ids else empty
-        yield chunk
+        yield replace(chunk, text=joiner.add(chunk.text, last=chunk.finish is not None))
     if not finished:
         raise StreamError("the answer broke off")
 
