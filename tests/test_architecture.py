@@ -24,6 +24,7 @@ ARROWS: dict[str, set[str]] = {
     "history": {"databases", "dialogue_formats", "errors", "messages", "private_files", "settings", "text"},
     "models": {"errors", "settings", "text"},
     "prompt": {"errors", "messages", "settings"},
+    "chat_templates": {"errors", "messages", "prompt"},
     "delivery": {"errors", "history", "messages", "settings"},
     "engines": {"errors", "messages", "models", "prompt", "settings", "stopping"},
     "exporting": {"models", "prompt", "settings"},
