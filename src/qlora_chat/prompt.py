@@ -61,6 +61,16 @@ class ChatFormat(Protocol):
         ...
 
     @property
+    def template_text(self) -> str | None:
+        """The chat template that the format consists of; None for a format of this module."""
+        ...
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Lines about what the format cannot express, and what is done instead."""
+        ...
+
+    @property
     def stop_texts(self) -> tuple[str, ...]: ...
     @property
     def stop_tokens(self) -> tuple[str, ...]: ...
@@ -91,6 +101,16 @@ class PromptFormat:
     default_system: str = ""
     stop_texts: tuple[str, ...] = ("### Human", "### Assistant")
     stop_tokens: tuple[str, ...] = ("</s>",)
+
+    @property
+    def template_text(self) -> str | None:
+        """None: it consists of markers."""
+        return None
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """None: every format here expresses all."""
+        return ()
 
     def render(self, conversation: Conversation, tokenizer: Tokenizer, start: int = 0) -> Prompt:
         """As the function `render`."""

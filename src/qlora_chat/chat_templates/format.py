@@ -6,6 +6,7 @@ say about it: which roles it takes, how an answer opens and what ends it. Knows 
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from qlora_chat.prompt import LossOn, Prompt, SpanTokenizer, Tokenizer, Training
 
 SEPARATOR = "\n\n"
 _SAMPLES = ("Which way is it?", "To the left.", "How far?")
+_TAG = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
+"""A marker such as <|im_end|> or [INST], where the vocabulary has no token for it."""
 _SYSTEM_SAMPLE = "You know every street."
 
 
@@ -50,10 +53,15 @@ class TemplateFormat:
         self.stop_texts: tuple[str, ...] = (traits.stop_text,) if traits.stop_text else ()
 
     @property
+    def template_text(self) -> str | None:
+        """The template as it was found."""
+        return self.source.text
+
+    @property
     def notices(self) -> tuple[str, ...]:
         """Lines about what the template cannot express, and what is done instead."""
         if not self._traits.takes_system:
-            return (f"{self.source.origin} has no system role: system text leads the first message instead",)
+            return ("The chat template has no system role: system text leads the first message instead.",)
         return ()
 
     def render(self, conversation: Conversation, tokenizer: Tokenizer, start: int = 0) -> Prompt:
@@ -206,7 +214,9 @@ class TemplateFormat:
         token = next((name for (at, _), name in parts.specials if at == first), None)
         if token or not after.strip():
             return token, None
-        return None, after.strip().splitlines()[0].rstrip()
+        line = after.strip().splitlines()[0].rstrip()
+        tag = _TAG.match(line)
+        return None, tag.group() if tag else line
 
 
 def _clean(text: str) -> str:
