@@ -10,6 +10,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from qlora_chat.chat_templates.parts import PartsRenderer, RenderedParts, Span, TemplateMessage
 from qlora_chat.chat_templates.renderer import TemplateError, TemplateSource
@@ -21,6 +22,9 @@ SEPARATOR = "\n\n"
 _SAMPLES = ("Which way is it?", "To the left.", "How far?")
 _TAG = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 """A marker such as <|im_end|> or [INST], where the vocabulary has no token for it."""
+_BETWEEN_MARKERS = re.compile(r"\n|(?<=[>\]]) +(?=[<\[])")
+_MARKER = re.compile(r"(?=.*[^\w\s]).{3,24}")
+"""A line between two messages that is a role marker: short, and more than a word."""
 _SYSTEM_SAMPLE = "You know every street."
 
 
@@ -47,8 +51,8 @@ class TemplateFormat:
         self.default_system = ""
         self._vocabulary = vocabulary
         self._renderer = PartsRenderer(source, vocabulary.specials)
-        self._traits = self._examine()
-        traits = self._traits
+        self._traits = traits = self._examine()
+        self._markers = self._find_markers()
         self.stop_tokens: tuple[str, ...] = (traits.stop_token,) if traits.stop_token else ()
         self.stop_texts: tuple[str, ...] = (traits.stop_text,) if traits.stop_text else ()
 
@@ -106,12 +110,18 @@ class TemplateFormat:
             ids, mask = [*ids, end_id], [*mask, True]
         return TrainingText(parts.text, tuple(ids), tuple(mask))
 
+    def escape(self, text: str) -> str:
+        """Text in which no role marker of the template stands that is plain text: "[INST]" becomes "[ INST]"."""
+        text = _clean(text)
+        return self._markers.sub(lambda found: f"{found.group()[0]} {found.group()[1:]}", text) if self._markers else text
+
     # --- conversations as the template takes them -------------------------------------------------------------------------
 
     def _messages(self, conversation: Conversation, shown: Sequence[Message]) -> tuple[list[dict[str, str]], int]:
         """Role and content of each message, and the number of system messages in front."""
-        messages = [{"role": each.role, "content": _clean(each.content)} for each in shown]
-        system = None if conversation.system is None else _clean(conversation.system)
+        messages = [{"role": each.role, "content": self.escape(each.content) if not each.ids else _clean(each.content)}
+                    for each in shown]  # fmt: skip
+        system = None if conversation.system is None else self.escape(conversation.system)
         if self._traits.takes_system and (system is not None or self._traits.needs_system):
             return [{"role": "system", "content": system or ""}, *messages], 1
         if system and messages:
@@ -190,6 +200,20 @@ class TemplateFormat:
         following = parts.messages.get(2 + needs_system)
         token, text = self._end(parts, span[1], following[0] if following else len(parts.text))
         return _Traits(takes_system, needs_system, "" if lead.strip() else lead, token, text)
+
+    def _find_markers(self) -> re.Pattern[str] | None:
+        """Role markers that are plain text in this vocabulary: what stands between messages, special tokens left out."""
+        system = [{"role": "system", "content": _SYSTEM_SAMPLE}] if self._traits.takes_system else []
+        turns = [{"role": ("user", "assistant")[index % 2], "content": each} for index, each in enumerate(_SAMPLES)]
+        parts = self._dialogue([*system, *turns], len(system) + 1)
+        if parts is None:
+            return None
+        spans = sorted(parts.messages.values())
+        gaps = [(end, begin) for (_, end), (begin, _) in pairwise(([(0, 0)] if system else []) + spans)]
+        pieces = (piece for begin, end in gaps for piece in self._vocabulary.specials.split(parts.text[begin:end]))
+        lines = {line.strip() for piece in pieces for line in _BETWEEN_MARKERS.split(piece)}
+        markers = sorted((each for each in lines if _MARKER.fullmatch(each)), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, markers))) if markers else None
 
     def _dialogue(self, turns: Sequence[TemplateMessage], answer: int) -> RenderedParts | None:
         """A sample dialogue with a further question, or without where the template takes one exchange only."""

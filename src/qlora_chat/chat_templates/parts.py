@@ -50,6 +50,10 @@ class SpecialTokens:
         object.__setattr__(self, "pattern", pattern)
         object.__setattr__(self, "edges", frozenset(each[at] for each in longest_first for at in (0, -1)))
 
+    def split(self, text: str) -> list[str]:
+        """The text between special tokens."""
+        return self.pattern.split(text) if self.pattern else [text]
+
     def find(self, text: str) -> list[tuple[Span, str]]:
         """Each special token in a text, with its position."""
         return [(each.span(), each.group()) for each in self.pattern.finditer(text)] if self.pattern else []
