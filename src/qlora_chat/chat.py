@@ -24,7 +24,7 @@ from qlora_chat.history import (
     Usage,
 )
 from qlora_chat.messages import Conversation, FinishReason, Message
-from qlora_chat.prompt import Prompt, PromptFormat, fewest_tokens, fit_prompt, render, trim_ids
+from qlora_chat.prompt import ChatFormat, Prompt, fewest_tokens, fit_prompt, render, trim_ids
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
 
@@ -67,7 +67,7 @@ class Chat:
     """An engine, its model's prompt format, the history, and the recorder of finished turns for a receiver."""
 
     engine: Engine
-    prompt_format: PromptFormat
+    prompt_format: ChatFormat
     history: HistoryStore
     recorder: Recorder | None = None
 

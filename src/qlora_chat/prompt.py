@@ -50,6 +50,41 @@ class Tokenizer(Protocol):
         ...
 
 
+class ChatFormat(Protocol):
+    """A conversation as text and ids: one of the named formats here, or a chat template."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def default_system(self) -> str:
+        """System text of a conversation that sets none, where it is known."""
+        ...
+
+    @property
+    def template_text(self) -> str | None:
+        """The chat template that the format consists of; None for a format of this module."""
+        ...
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Lines about what the format cannot express, and what is done instead."""
+        ...
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]: ...
+    @property
+    def stop_tokens(self) -> tuple[str, ...]: ...
+    def render(self, conversation: Conversation, tokenizer: Tokenizer, start: int = 0) -> Prompt:
+        """As the function `render`."""
+        ...
+
+    def training_text(
+        self, conversation: Conversation, tokenizer: SpanTokenizer, end_id: int | None, loss_on: LossOn
+    ) -> TrainingText:
+        """As the function `training_text`."""
+        ...
+
+
 @dataclass(frozen=True)
 class PromptFormat:
     """Role markers, separators and stops of a chat format."""
@@ -66,6 +101,26 @@ class PromptFormat:
     default_system: str = ""
     stop_texts: tuple[str, ...] = ("### Human", "### Assistant")
     stop_tokens: tuple[str, ...] = ("</s>",)
+
+    @property
+    def template_text(self) -> str | None:
+        """None: it consists of markers."""
+        return None
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """None: every format here expresses all."""
+        return ()
+
+    def render(self, conversation: Conversation, tokenizer: Tokenizer, start: int = 0) -> Prompt:
+        """As the function `render`."""
+        return _render(conversation, self, tokenizer, start)
+
+    def training_text(
+        self, conversation: Conversation, tokenizer: SpanTokenizer, end_id: int | None, loss_on: LossOn
+    ) -> TrainingText:
+        """As the function `training_text`."""
+        return _training_text(conversation, self, tokenizer, end_id, loss_on)
 
 
 FORMATS: Mapping[str, PromptFormat] = {
@@ -123,7 +178,7 @@ class PromptTooLong(UserError, ValueError):
 
 
 def fit_prompt(
-    conversation: Conversation, prompt_format: PromptFormat, tokenizer: Tokenizer, window: int, max_new_tokens: int
+    conversation: Conversation, prompt_format: ChatFormat, tokenizer: Tokenizer, window: int, max_new_tokens: int
 ) -> Prompt:
     """Render a conversation that ends with a user message into at most `window` tokens.
 
@@ -160,8 +215,12 @@ def fewest_tokens(conversation: Conversation, tokenizer: Tokenizer, start: int =
     return characters // tokenizer.longest_token
 
 
-def render(conversation: Conversation, prompt_format: PromptFormat, tokenizer: Tokenizer, start: int = 0) -> Prompt:
+def render(conversation: Conversation, prompt_format: ChatFormat, tokenizer: Tokenizer, start: int = 0) -> Prompt:
     """Text and ids of the system text and the messages from index `start`, with the answer's opening at the end."""
+    return prompt_format.render(conversation, tokenizer, start)
+
+
+def _render(conversation: Conversation, prompt_format: PromptFormat, tokenizer: Tokenizer, start: int) -> Prompt:
     chunks = _chunks(conversation, prompt_format, start)
     beginning = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     ids = list(beginning)
@@ -257,7 +316,7 @@ class TrainingText:
 
 
 def training_text(
-    conversation: Conversation, prompt_format: PromptFormat, tokenizer: SpanTokenizer, end_id: int | None, loss_on: LossOn
+    conversation: Conversation, prompt_format: ChatFormat, tokenizer: SpanTokenizer, end_id: int | None, loss_on: LossOn
 ) -> TrainingText:
     """Render a conversation that ends with an answer, as chat would for the model.
 
@@ -267,6 +326,12 @@ def training_text(
     """
     if not conversation.messages or conversation.messages[-1].role != "assistant":
         raise ValueError("a dialogue to train on needs an answer at its end")
+    return prompt_format.training_text(conversation, tokenizer, end_id, loss_on)
+
+
+def _training_text(
+    conversation: Conversation, prompt_format: PromptFormat, tokenizer: SpanTokenizer, end_id: int | None, loss_on: LossOn
+) -> TrainingText:
     text, answers = _closed_text(conversation, prompt_format, with_marker=end_id is None)
     ids, spans = tokenizer.encode_with_spans(text)
     loss_mask = [loss_on == "all" or _overlaps(span, answers) for span in spans]

@@ -190,7 +190,7 @@ BROKEN: dict[str, tuple[Break, str, str]] = {
             {"base_model.model.model.embed_tokens.weight": torch.zeros(9000, 4)})), "9,000 tokens", "tuned on",
     ),
     "an unknown prompt format": (
-        write("adapter", "qlora_chat.json", '{"prompt_format": "chatml"}'), "'chatml', which is not known", "--format",
+        write("adapter", "qlora_chat.json", '{"prompt_format": "claude"}'), "unknown prompt format 'claude'", "--format",
     ),
 }  # fmt: skip
 

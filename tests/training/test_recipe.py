@@ -54,7 +54,7 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
         ("loss", "some", "must be one of answers, all"),
         ("targets", ["head"], "targets names head"),
         ("group_by_length", "yes please", "true or false"),
-        ("prompt_format", "chatml", "unknown prompt format"),
+        ("prompt_format", "claude", "unknown prompt format"),
     ],
 )
 def test_a_bad_value_is_named_with_its_range(field: str, value: object, told: str) -> None:

@@ -111,6 +111,8 @@ class ModelCard(BaseModel):
     root: str
     parent: str | None
     max_model_len: int
+    prompt_format: str
+    """Its name, and why it was chosen."""
 
 
 class Done(BaseModel):

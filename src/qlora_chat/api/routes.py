@@ -118,9 +118,12 @@ def _load(state: ServerState, body: LoadAdapter) -> None:
 
 def _cards(state: ServerState) -> list[ModelCard]:
     info = state.chat.engine.info
+    prompt_format = info.format.summary if info.format else info.prompt_format
 
     def card(name: str, root: str, parent: str | None) -> ModelCard:
-        return ModelCard(id=name, created=state.started, root=root, parent=parent, max_model_len=info.window)
+        return ModelCard(
+            id=name, created=state.started, root=root, parent=parent, max_model_len=info.window, prompt_format=prompt_format
+        )
 
     return [card(info.name, info.base, None), *(card(name, name, info.name) for name in info.adapters)]
 

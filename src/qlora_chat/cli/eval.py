@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from qlora_chat import settings
-from qlora_chat.cli.open import notify, open_chat
+from qlora_chat.cli.open import format_of, notify, open_chat
 from qlora_chat.cli.options import (
     DeviceOption,
     FormatOption,
@@ -75,11 +75,10 @@ def perplexity(
     from qlora_chat.evaluation.perplexity import measure
     from qlora_chat.evaluation.report import plot_perplexity, write
     from qlora_chat.models import open_model
-    from qlora_chat.prompt import find_prompt_format
 
     held_out = read_text(data, notify)
     loaded = open_model(model_settings, notify)
-    text = held_out.tokenize(loaded.tokenizer, loaded.info.window, tokens, find_prompt_format(loaded.info.prompt_format))
+    text = held_out.tokenize(loaded.tokenizer, loaded.info.window, tokens, format_of(loaded.info, loaded.tokenizer))
     name = Path(data).name
     report = measure(loaded, text, name, notify)
     if out:

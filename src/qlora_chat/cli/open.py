@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qlora_chat.settings import EngineSettings, HistorySettings, LogSettings, ModelSettings
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from qlora_chat.delivery.recorder import LogRecorder
     from qlora_chat.delivery.sender import LogSender
     from qlora_chat.history import HistoryStore
+    from qlora_chat.models import ModelInfo
+    from qlora_chat.prompt import ChatFormat
 
 
 def open_chat(
@@ -24,10 +26,27 @@ def open_chat(
     from qlora_chat.chat import Chat
     from qlora_chat.engines.open import open_engine
     from qlora_chat.history.memory import MemoryHistory
-    from qlora_chat.prompt import find_prompt_format
 
     opened = open_engine(model, notify, engine)
-    return Chat(opened, find_prompt_format(opened.info.prompt_format), history or MemoryHistory(), recorder)
+    try:
+        prompt_format = format_of(opened.info, opened.tokenizer)
+    except BaseException:
+        opened.close()
+        raise
+    return Chat(opened, prompt_format, history or MemoryHistory(), recorder)
+
+
+def format_of(info: ModelInfo, tokenizer: Any) -> ChatFormat:
+    """The model's prompt format, opened, after a line that says what it is and why. TemplateError if it cannot be used."""
+    from qlora_chat.chat_templates.known import open_format
+    from qlora_chat.prompt import find_prompt_format
+
+    if info.format is None:
+        return find_prompt_format(info.prompt_format)
+    opened = open_format(info.format, tokenizer)
+    for line in (info.format.line, *opened.notices):
+        notify(line)
+    return opened
 
 
 class Persistence:

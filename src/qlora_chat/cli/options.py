@@ -34,7 +34,7 @@ AdaptersOption = Annotated[
 PrecisionOption = Annotated[str, typer.Option(help="auto, bf16 or nf4")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cuda or cpu")]
 FormatOption = Annotated[
-    str | None, typer.Option("--format", help="prompt format; default: what the adapter declares, else guanaco")
+    str | None, typer.Option("--format", help="prompt format; default: what adapter or base declare or bring, else guanaco")
 ]
 SlotsOption = Annotated[
     int | None, typer.Option(help="chats that share one forward pass; default: as many as fit in memory, up to 16")
@@ -149,10 +149,10 @@ def _sampling_option(setting: SamplingSetting) -> Any:
 
 def model_settings(prompt_format: str | None = None, **fields: Any) -> ModelSettings:
     """ModelSettings from options; SettingsError for an unknown value, or values that exclude each other."""
-    from qlora_chat.prompt import find_prompt_format
+    from qlora_chat.chat_templates.known import check_format_name
 
     if prompt_format is not None:
-        find_prompt_format(prompt_format)
+        check_format_name(prompt_format)
     return ModelSettings(prompt_format=prompt_format, **fields)
 
 

@@ -63,10 +63,10 @@ def examine(base_name: str, adapter_name: str | None, hub: Hub, devices: Sequenc
     findings += check_base_name(base_name, adapter.config if adapter else {})
     if base and adapter and adapter.headers:
         findings += blockers(adapter.problems(base))
-    folders = [folder for folder in (adapter_folder, base_folder) if folder]
-    findings += check_format(folders) if folders else ()
     needs: list[Need] = []
     if base:
+        names = (adapter_name, base_name) if adapter_name else (base_name,)
+        findings += check_format(base, adapter_folder, names)
         size, rank = (adapter.bytes, adapter.rank) if adapter else (0, 64)
         needs, found = check_memory(base, size, rank, devices)
         findings += found

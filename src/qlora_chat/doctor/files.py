@@ -9,15 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from qlora_chat.chat_templates.known import FORMAT_NAMES, open_format
 from qlora_chat.doctor import Finding
+from qlora_chat.errors import UserError
 from qlora_chat.models import ModelError
 from qlora_chat.models.adapter.folder import read_adapter_config
-from qlora_chat.models.folders import RECORD, Base, has_tokenizer, read_index, read_json
+from qlora_chat.models.chat_format import FormatSources
+from qlora_chat.models.folders import Base, has_tokenizer, read_index, read_json
 from qlora_chat.models.tokenizer.special_tokens import special_ids
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.models.weights.checkpoint import TensorHeader, read_header
-from qlora_chat.prompt import FORMATS
-from qlora_chat.settings import DEFAULT_PROMPT_FORMAT
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
 AGAIN = "fetch it again: hf download OWNER/NAME, or copy the folder anew"
@@ -132,21 +133,19 @@ def check_adapter_config(folder: Path) -> tuple[dict[str, Any] | None, list[Find
     return config, [Finding("fine", f"the adapter is a LoRA of rank {config['r']}, alpha {config['lora_alpha']}, for {base}")]
 
 
-def check_format(folders: list[Path]) -> Iterator[Finding]:
-    """The prompt format that adapter or base declare."""
-    for folder in folders:
-        try:
-            declared = read_json(folder / RECORD).get("prompt_format")
-        except ModelError:
-            continue  # reported by check_configs
-        if isinstance(declared, str) and declared in FORMATS:
-            yield Finding("fine", f"it declares the prompt format {declared}; stops: {', '.join(FORMATS[declared].stop_texts)}")
-            return
-        if declared is not None:
-            what = f"it declares the prompt format {declared!r}, which is not known here"
-            why = "in another format than it was tuned on, it answers badly and does not stop"
-            yield Finding("blocker", what, why, f"name one with --format: {', '.join(FORMATS)}")
-            return
-    why = f"{DEFAULT_PROMPT_FORMAT} is used; in another than it was tuned on, it answers badly"
-    remedy = f"if it was tuned on another, name it: --format {' or '.join(FORMATS)}"
-    yield Finding("warning", "it declares no prompt format", why, remedy)
+def check_format(base: Base, adapter: Path | None, names: tuple[str, ...]) -> Iterator[Finding]:
+    """The prompt format that base and adapter bring or declare, with a trial of its template."""
+    remedy = f"name one with --format: {', '.join(FORMAT_NAMES)}"
+    why = "in another format than it was tuned on, it answers badly and does not stop"
+    try:
+        chosen = FormatSources(base.folder, base.configs, adapter, names).choose(None)
+        notices: tuple[str, ...] = ()
+        if (base.folder / "tokenizer.json").is_file():
+            notices = open_format(chosen, ModelTokenizer.read(base.folder, None)).notices
+    except UserError as problem:
+        yield Finding("blocker", str(problem), why, remedy)
+        return
+    yield Finding("fine", "; ".join((chosen.line, *notices)))
+    if not chosen.is_declared:
+        remedy = f"if it was tuned on another, name it: --format {' or '.join(FORMAT_NAMES)}"
+        yield Finding("warning", "it declares no prompt format", f"{chosen.name} is used; {why}", remedy)

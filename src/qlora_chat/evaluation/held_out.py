@@ -15,7 +15,7 @@ from qlora_chat.messages import Conversation
 from qlora_chat.models import Notify
 from qlora_chat.models.adapter.merge_loss import HeldOut, Passage
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
-from qlora_chat.prompt import PromptFormat, training_text
+from qlora_chat.prompt import ChatFormat, training_text
 from qlora_chat.training.data.dialogues import load_dialogues
 
 
@@ -27,7 +27,7 @@ class HeldOutText:
     plain: str | None
     conversations: tuple[Conversation, ...] = ()
 
-    def tokenize(self, tokenizer: ModelTokenizer, window: int, max_tokens: int, template: PromptFormat) -> HeldOut:
+    def tokenize(self, tokenizer: ModelTokenizer, window: int, max_tokens: int, template: ChatFormat) -> HeldOut:
         """Return passages of at most `window` tokens until about `max_tokens` count. EvaluationError if none does."""
         passages: list[Passage] = []
         counted = 0
@@ -43,7 +43,7 @@ class HeldOutText:
             )
         return HeldOut(tuple(each for each in passages if each.rows))
 
-    def _passages(self, tokenizer: ModelTokenizer, window: int, template: PromptFormat) -> Iterator[Passage]:
+    def _passages(self, tokenizer: ModelTokenizer, window: int, template: ChatFormat) -> Iterator[Passage]:
         if self.plain is not None:
             yield from _windows(self.plain, tokenizer, window)
         end = tokenizer.token_id("</s>")

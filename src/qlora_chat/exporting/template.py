@@ -5,7 +5,7 @@ Scope: the same text as prompt.py renders, BOS in front. Our own page and API ne
 
 from __future__ import annotations
 
-from qlora_chat.prompt import PromptFormat
+from qlora_chat.prompt import ChatFormat, PromptFormat
 
 _PLAIN = (
     "{%- macro plain(text) -%}{%- for part in text.split('###') -%}{%- if not loop.first -%}"
@@ -13,6 +13,13 @@ _PLAIN = (
     "{{- part -}}{%- endfor -%}{{- ' ' if text.endswith('#') -}}{%- endmacro -%}"
 )
 """Like prompt.escape: a role marker inside a message must not become a turn, and a "#" at its end must not complete one."""
+
+
+def template_file(prompt_format: ChatFormat, bos_text: str) -> str:
+    """Contents of chat_template.jinja: the model's own template unchanged, or the format written as one."""
+    if isinstance(prompt_format, PromptFormat):
+        return chat_template(prompt_format, bos_text) + "\n"
+    return prompt_format.template_text or ""
 
 
 def chat_template(prompt_format: PromptFormat, bos_text: str) -> str:

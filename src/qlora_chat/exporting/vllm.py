@@ -16,20 +16,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qlora_chat import __version__
-from qlora_chat.exporting.template import chat_template
+from qlora_chat.chat_templates.known import FormatChoice, open_format
+from qlora_chat.exporting.template import template_file
 from qlora_chat.models import ModelError, Notify
 from qlora_chat.models.adapter.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFolder
 from qlora_chat.models.cache import Cache, new_folder
+from qlora_chat.models.chat_format import format_sources
 from qlora_chat.models.folders import RECORD
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.locate import locate_adapter
-from qlora_chat.models.part import declared_format
 from qlora_chat.models.placement import detect_devices
 from qlora_chat.models.prepare import PreparedModel, prepare
 from qlora_chat.models.resolve import ResolvedModel, resolve
 from qlora_chat.models.weights.shards import write_shards, write_small_files
-from qlora_chat.prompt import PromptFormat, find_prompt_format
-from qlora_chat.settings import DEFAULT_PROMPT_FORMAT, ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
+from qlora_chat.prompt import ChatFormat
+from qlora_chat.settings import ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
 
 Layout = Literal["merged", "adapters"]
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -58,7 +59,7 @@ class _Export:
     model: ResolvedModel
     adapters: Mapping[str, AdapterFolder]
     """Adapters to serve unmerged, by the names of requests."""
-    format: PromptFormat
+    format: FormatChoice
     cards: int
 
 
@@ -81,12 +82,13 @@ def export_for_vllm(
     cache, hub = Cache(cache_folder(), notify), Hub(hub_cache_folder(), hub_is_offline())
     settings = replace(settings, precision="bf16", adapter_mode="auto")
     model = resolve(settings, hub, cache, detect_devices(settings.device), notify)
-    name = settings.prompt_format or declared_format(model.adapter, model.base) or DEFAULT_PROMPT_FORMAT
+    chosen = format_sources(model.base, model.config, model.adapter).choose(settings.prompt_format)
+    notify(chosen.line)
     if layout == "merged":
-        export = _Export(_tidy(model.name), model, {}, find_prompt_format(name), cards)
+        export = _Export(_tidy(model.name), model, {}, chosen, cards)
     else:
         adapters = _adapters(model, more or {}, lambda text: locate_adapter(text, hub, cache, notify).existing_folder())
-        export = _Export(_tidy(model.base.name), _without_adapter(model), adapters, find_prompt_format(name), cards)
+        export = _Export(_tidy(model.base.name), _without_adapter(model), adapters, chosen, cards)
     _check(export)
     prepared = prepare(export.model, cache, notify)
     with new_folder(folder) as temporary:
@@ -99,14 +101,15 @@ def _write(export: _Export, prepared: PreparedModel, folder: Path) -> None:
     write_shards(prepared.tensors.items(), folder)
     config = {**prepared.base.config, **text.special.config}
     write_small_files(folder, config, text.special.generation, text.folder, prepared.base.folder, stored="bf16")
-    template = chat_template(export.format, text.tokenizer.written_bos())
-    (folder / TEMPLATE).write_text(template + "\n", encoding="utf-8")
+    prompt_format = open_format(export.format, text.tokenizer)
+    template = template_file(prompt_format, text.tokenizer.written_bos())
+    (folder / TEMPLATE).write_text(template, encoding="utf-8")
     for name, adapter in export.adapters.items():
         target = folder / "adapters" / name
         target.mkdir(parents=True)
         for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
             shutil.copyfile(adapter.folder / file, target / file)
-    (folder / RECORD).write_text(json.dumps(_record(export), indent=2) + "\n", encoding="utf-8")
+    (folder / RECORD).write_text(json.dumps(_record(export, prompt_format), indent=2) + "\n", encoding="utf-8")
     script = folder / SCRIPT
     script.write_text(_script(_command(export)), encoding="utf-8")
     script.chmod(0o755)
@@ -143,7 +146,7 @@ def _script(command: Sequence[str]) -> str:
     )
 
 
-def _record(export: _Export) -> dict[str, Any]:
+def _record(export: _Export, prompt_format: ChatFormat) -> dict[str, Any]:
     base, adapter = export.model.base, export.model.adapter
     return {
         "tool": f"qlora-chat {__version__}",
@@ -153,7 +156,7 @@ def _record(export: _Export) -> dict[str, Any]:
         "adapter": adapter.name if adapter else None,
         "adapters": sorted(export.adapters),
         "prompt_format": export.format.name,
-        "stop_texts": list(export.format.stop_texts),
+        "stop_texts": list(prompt_format.stop_texts),
     }
 
 

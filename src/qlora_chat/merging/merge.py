@@ -15,6 +15,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from qlora_chat.chat_templates.known import open_format
 from qlora_chat.evaluation.held_out import HeldOutText, read_text
 from qlora_chat.merging.candidates import FORMS, Candidate, Form, Origin, check, pick
 from qlora_chat.merging.measure import Measure
@@ -23,17 +24,16 @@ from qlora_chat.models import ModelError, Notify
 from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.adapter.merge_loss import HeldOut, builtin_dialogues
 from qlora_chat.models.cache import Cache, new_folder
+from qlora_chat.models.chat_format import format_sources
 from qlora_chat.models.folders import Base
 from qlora_chat.models.hub import Hub
-from qlora_chat.models.part import declared_format
 from qlora_chat.models.placement import DoesNotFit, detect_devices
 from qlora_chat.models.prepare import QuantizedBase, quantize_base
 from qlora_chat.models.resolve import ResolvedModel, resolve
 from qlora_chat.models.weights.quantize import quantize_int8, quantize_nf4
 from qlora_chat.models.weights.shards import NamedTensor, StoredFormat, write_shards, write_small_files
-from qlora_chat.prompt import PromptFormat, find_prompt_format
+from qlora_chat.prompt import ChatFormat
 from qlora_chat.settings import (
-    DEFAULT_PROMPT_FORMAT,
     Device,
     ModelSettings,
     SettingsError,
@@ -81,9 +81,10 @@ def merge(options: MergeOptions, notify: Notify) -> Report:
     text = read_text(options.data, notify) if options.data else None
     cache = Cache(cache_folder(), notify)
     model, adapter = _resolve(options, cache, notify)
-    declared = declared_format(model.adapter, model.base)
-    prompt_format = find_prompt_format(options.prompt_format or declared or DEFAULT_PROMPT_FORMAT)
+    chosen = format_sources(model.base, model.config, model.adapter).choose(options.prompt_format)
     base = quantize_base(model, cache, notify)
+    prompt_format = open_format(chosen, base.text.tokenizer)
+    notify(chosen.line)
     held_out = _in_ids(text, base, prompt_format)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +111,7 @@ def _resolve(options: MergeOptions, cache: Cache, notify: Notify) -> tuple[Resol
     return model, model.adapter_folder
 
 
-def _in_ids(text: HeldOutText | None, base: QuantizedBase, prompt_format: PromptFormat) -> HeldOut:
+def _in_ids(text: HeldOutText | None, base: QuantizedBase, prompt_format: ChatFormat) -> HeldOut:
     tokenizer, window = base.text.tokenizer, base.original.shape.window
     if text is None:
         return builtin_dialogues(tokenizer, base.text.special.bos, window)
@@ -130,7 +131,7 @@ class _Merges:
     """Temporary, on the disk of the result."""
     notify: Notify
 
-    def run(self, prompt_format: PromptFormat) -> Report:
+    def run(self, prompt_format: ChatFormat) -> Report:
         logits, reference = self.measure.reference(self.base.nf4, self.adapter)
         self.notify(f"reference: the adapter on the NF4 base, perplexity {reference.perplexity}")
         origins: tuple[Origin, ...] = ("nf4",) if self.base.original.is_nf4 else ("nf4", "original")

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from qlora_chat import __version__
-from qlora_chat.exporting.template import chat_template
+from qlora_chat.exporting.template import template_file
 from qlora_chat.merging.candidates import RULE, Candidate, Reference
 from qlora_chat.models.adapter.merge_loss import MAX_KL, MIN_TOP1
 from qlora_chat.models.folders import RECORD
 from qlora_chat.models.part import ModelPart
 from qlora_chat.models.prepare import ModelText, source_record
-from qlora_chat.prompt import PromptFormat
+from qlora_chat.prompt import ChatFormat
 
 HEADINGS = ("merge", "KL, nats", "agreement", "perplexity", "GB", "tokens/s")
 
@@ -117,7 +117,7 @@ def _aligned(row: tuple[str, ...], widths: list[int]) -> list[str]:
     return [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
 
 
-def write_description(folder: Path, report: Report, prompt_format: PromptFormat, text: ModelText) -> None:
+def write_description(folder: Path, report: Report, prompt_format: ChatFormat, text: ModelText) -> None:
     """Write qlora_chat.json, chat_template.jinja and merge_report.md and .json into a folder that holds a merged model."""
     assert report.adapter
     record = {
@@ -130,9 +130,9 @@ def write_description(folder: Path, report: Report, prompt_format: PromptFormat,
         "stops": {"texts": list(prompt_format.stop_texts), "token_ids": sorted(text.special.stops)},
         "loss": asdict(report.chosen.loss),
     }
-    template = chat_template(prompt_format, text.tokenizer.written_bos())
+    template = template_file(prompt_format, text.tokenizer.written_bos())
     _write_json(folder / RECORD, record)
-    (folder / "chat_template.jinja").write_text(template + "\n", encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     _write_json(folder / "merge_report.json", report.as_json())
     (folder / "merge_report.md").write_text(report.page(), encoding="utf-8")
 

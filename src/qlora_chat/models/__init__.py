@@ -15,6 +15,7 @@ from qlora_chat.errors import UserError
 from qlora_chat.settings import ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
 
 if TYPE_CHECKING:
+    from qlora_chat.chat_templates.known import FormatChoice
     from qlora_chat.models.adapter.folder import AdapterFolder
     from qlora_chat.models.folders import Base
     from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
@@ -50,6 +51,8 @@ class ModelInfo:
     adapter_sha256: str | None = None
     computed_by: str | None = None
     """Forward pass of the answers, since each rounds in its own way; None for another machine's."""
+    format: FormatChoice | None = None
+    """Choice of the prompt format; None is the named one of prompt.py."""
     adapters: tuple[str, ...] = ()
     """Unmerged adapters that a request can name."""
 

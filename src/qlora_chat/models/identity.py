@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from qlora_chat.models import ModelError, ModelInfo, Notify
 from qlora_chat.models.cache import Cache
+from qlora_chat.models.chat_format import FormatSources
 from qlora_chat.models.folders import ModelConfigs
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.locate import (
@@ -19,12 +20,12 @@ from qlora_chat.models.locate import (
     GUANACO_BASE,
     locate_part,
 )
-from qlora_chat.models.part import ModelPart, declared_format
+from qlora_chat.models.part import ModelPart
 from qlora_chat.models.resolve import LocatedModel, demo
 from qlora_chat.models.tokenizer.sentencepiece import tokenizer_folder
 from qlora_chat.models.tokenizer.special_tokens import special_ids
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
-from qlora_chat.settings import DEFAULT_PROMPT_FORMAT, ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
+from qlora_chat.settings import ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,9 @@ def identify(settings: ModelSettings, notify: Notify) -> Identity:
     tokenizer = ModelTokenizer.read(tokenizer_folder(base.name, folder, Cache(cache_folder(), notify), notify), None)
     special = special_ids(base.name, configs, tokenizer)
     tokenizer.bos_id = special.bos
+    adapter = located.adapter
+    names = (adapter.name, base.name) if adapter else (base.name,)
+    chosen = FormatSources(folder, configs, adapter.folder if adapter else None, names).choose(settings.prompt_format)
     info = ModelInfo(
         name=located.name,
         base=base.name,
@@ -58,7 +62,8 @@ def identify(settings: ModelSettings, notify: Notify) -> Identity:
         precision="remote",
         device="another machine",
         window=configs.shape(folder).window,
-        prompt_format=settings.prompt_format or declared_format(located.adapter, base) or DEFAULT_PROMPT_FORMAT,
+        prompt_format=chosen.name,
+        format=chosen,
         stop_token_ids=special.stops,
         notices=(*located.notices, *special.notices),
     )

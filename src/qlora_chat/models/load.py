@@ -12,17 +12,18 @@ from collections.abc import Sequence
 
 import torch
 
+from qlora_chat.chat_templates.known import FormatChoice
 from qlora_chat.models import LoadedModel, ModelInfo, Notify
 from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.cache import Cache
+from qlora_chat.models.chat_format import format_sources
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.locate import locate_adapter
-from qlora_chat.models.part import declared_format
 from qlora_chat.models.placement import DeviceMemory, detect_devices
 from qlora_chat.models.prepare import PreparedModel, prepare
 from qlora_chat.models.resolve import ResolvedModel, resolve
 from qlora_chat.models.weights.llama import build
-from qlora_chat.settings import DEFAULT_PROMPT_FORMAT, ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
+from qlora_chat.settings import ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
 
 ADAPTER_HASHED_UP_TO = 2**30
 """Bytes. Every record says which adapter answered, and one that was trained again has the same name: worth half a second."""
@@ -48,15 +49,15 @@ def load(
     located = [(name, locate_adapter(text, hub, cache, notify)) for name, text in settings.adapters]
     unmerged = tuple((name, AdapterFolder.read(adapter.existing_folder())) for name, adapter in located)
     adapter = resolved.adapter or (located[0][1] if located else None)
-    declared = declared_format(adapter, resolved.base)
-    info = _info(resolved, prepared, settings.prompt_format or declared or DEFAULT_PROMPT_FORMAT, dtype, notices)
+    chosen = format_sources(resolved.base, resolved.config, adapter).choose(settings.prompt_format)
+    info = _info(resolved, prepared, chosen, dtype, notices)
     device = torch.device("cuda", 0) if resolved.plan.device == "cuda" else torch.device("cpu")
     weights = build(prepared.tensors, prepared.base.shape, device, dtype, prepared.adapter)
     return LoadedModel(weights, prepared.text.tokenizer, info, prepared.base, unmerged)
 
 
 def _info(
-    resolved: ResolvedModel, prepared: PreparedModel, prompt_format: str, dtype: torch.dtype, notices: tuple[str, ...]
+    resolved: ResolvedModel, prepared: PreparedModel, chosen: FormatChoice, dtype: torch.dtype, notices: tuple[str, ...]
 ) -> ModelInfo:
     plan = resolved.plan
     return ModelInfo(
@@ -66,7 +67,8 @@ def _info(
         precision="fp32" if plan.weight_format == "bf16" and dtype == torch.float32 else plan.weight_format,
         device=plan.device,
         window=prepared.base.shape.window,
-        prompt_format=prompt_format,
+        prompt_format=chosen.name,
+        format=chosen,
         stop_token_ids=prepared.text.special.stops,
         notices=notices,
         base_sha256=resolved.base.weights_sha256(),

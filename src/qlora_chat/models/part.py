@@ -1,7 +1,6 @@
 """One base or adapter: its name, its folder, and the hashes of its files.
 
 Scope: hashes for cache keys and for the record of which weights answered; each file is hashed at most once.
-Of the files' meaning it knows the declared prompt format alone.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from qlora_chat.models import ModelError
 from qlora_chat.models.cache import sha256
-from qlora_chat.models.folders import RECORD, read_json
+from qlora_chat.models.folders import RECORD
 from qlora_chat.models.trust import hub_digest, own_file, weight_files
 
 HASHED_UP_TO = 64 * 1024**2
@@ -74,10 +73,3 @@ class ModelPart:
         if status.st_size > hashed_up_to and not hub_digest(path, self.store):
             return f"size:{status.st_size},time:{status.st_mtime_ns},file:{status.st_dev}-{status.st_ino}-{status.st_ctime_ns}"
         return f"sha256:{self.sha256(path.name)}"
-
-
-def declared_format(*parts: ModelPart | None) -> str | None:
-    """Prompt format that the first of these parts with one names in its record: the one it was trained on."""
-    folders = [part.folder for part in parts if part and part.folder]
-    declared = (read_json(folder / RECORD).get("prompt_format") for folder in folders)
-    return next((name for name in declared if isinstance(name, str)), None)

@@ -16,7 +16,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from qlora_chat.prompt import LossOn, find_prompt_format
+from qlora_chat.chat_templates.known import check_format_name
+from qlora_chat.prompt import LossOn
 from qlora_chat.settings import SettingsError
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -33,6 +34,8 @@ MAX_RECIPE_BYTES, MAX_RECIPE_NESTING = 64 * 1024, 3
 """A recipe is a list of names and values; the longest value is a list of files."""
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+AUTO_FORMAT = "auto"
 
 
 def _declare(default: Any, help: str | None = None, low: float = 0, high: float = 0) -> Any:
@@ -53,7 +56,7 @@ class TrainSettings:
     packing: int | None = _declare(None, "tokens per step of whole dialogues, instead of --batch", 8, 10_000_000)
     max_length: int = _declare(512, "tokens of a dialogue; the rest is cut off", 8, 131_072)
     loss: LossOn = _declare("answers", "answers (with their end) or all")
-    prompt_format: str = _declare("guanaco", "prompt format")
+    prompt_format: str = _declare(AUTO_FORMAT, "prompt format; auto: what the base brings, else guanaco")
     system_share: float = _declare(0.0, "share of dialogues that get the standard system text", 0, 1)
     """Of those without a system text."""
     r: int = _declare(64, "rank of the adapter", 1, 1024)
@@ -90,7 +93,8 @@ class TrainSettings:
     def __post_init__(self) -> None:
         for name, kind in SETTING_TYPES.items():
             object.__setattr__(self, name, _check(name, kind, getattr(self, name)))
-        find_prompt_format(self.prompt_format)
+        if self.prompt_format != AUTO_FORMAT:
+            check_format_name(self.prompt_format)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

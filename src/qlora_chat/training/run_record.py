@@ -14,7 +14,7 @@ from typing import Any
 
 from qlora_chat import __version__
 from qlora_chat.models.part import ModelPart
-from qlora_chat.prompt import find_prompt_format
+from qlora_chat.prompt import ChatFormat
 from qlora_chat.settings import SettingsError
 from qlora_chat.training import TrainError
 from qlora_chat.training.adapter import replace_text
@@ -84,9 +84,10 @@ class Run:
             raise TrainError(f"--out {self.folder} cannot be written ({problem})") from problem
         return replace(self, record=record)
 
-    def adapter_record(self, settings: TrainSettings, steps: int, loss: float | None, held_out: float | None) -> dict[str, Any]:
+    def adapter_record(
+        self, settings: TrainSettings, template: ChatFormat, steps: int, loss: float | None, held_out: float | None
+    ) -> dict[str, Any]:
         """Return the finished adapter's description of itself (qlora_chat.json)."""
-        template = find_prompt_format(settings.prompt_format)
         base = self.record["base"]
         return {
             "format": 1,

@@ -8,17 +8,20 @@ a run that was interrupted and resumed ends with the same adapter as an unbroken
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from qlora_chat.chat_templates.known import open_format
 from qlora_chat.models import Notify
 from qlora_chat.models.cache import Cache
+from qlora_chat.models.chat_format import format_sources
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.placement import DeviceMemory, detect_devices
 from qlora_chat.models.prepare import PreparedModel, prepare
 from qlora_chat.models.resolve import ResolvedModel, resolve
+from qlora_chat.prompt import ChatFormat
 from qlora_chat.settings import Device, ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
 from qlora_chat.training import TrainError
 from qlora_chat.training.adapter import write_adapter
@@ -30,7 +33,7 @@ from qlora_chat.training.memory import GIB, StepPlan, plan_memory
 from qlora_chat.training.metrics_log import MetricsLog, plot_losses
 from qlora_chat.training.model.llama import ComputeFormat, LoraShape, TrainableLlama
 from qlora_chat.training.optimizer import Optimizer
-from qlora_chat.training.recipe import TrainSettings
+from qlora_chat.training.recipe import AUTO_FORMAT, TrainSettings
 from qlora_chat.training.run_record import Run
 
 
@@ -60,12 +63,17 @@ def train(settings: TrainSettings, run: Run, notify: Notify, *, device: Device =
     notify(dialogues.summary())
     memory = detect_devices(device)[0]
     located = locate_base(settings.base, memory, notify)
+    sources = format_sources(located.base, located.config, None)
+    chosen = sources.choose(None if settings.prompt_format == AUTO_FORMAT else settings.prompt_format)
+    settings = replace(settings, prompt_format=chosen.name)
     run = run.start(settings, dialogues, located.base)
     model = prepare(located, Cache(cache_folder(), notify), notify)  # a base in 16 bits is quantized into chat's cache first
-    for line in model.notices:
+    base, tokenizer = model.base, model.text.tokenizer
+    template = open_format(chosen, tokenizer)
+    for line in (*model.notices, chosen.line, *template.notices):
         notify(line)
-    base = model.base
-    data = prepare_data(dialogues.conversations, settings, model.text.tokenizer, _end_token(model), base.shape.window, notify)
+    window = base.shape.window
+    data = prepare_data(dialogues.conversations, settings, tokenizer, _end_token(model), window, notify, template)
     dtype = _compute_dtype(settings, memory.device)
     plan = run.plan or plan_memory(base, settings, data.max_step_tokens(), data.longest(), memory, dtype.itemsize)
     try:
@@ -75,7 +83,7 @@ def train(settings: TrainSettings, run: Run, notify: Notify, *, device: Device =
         lora = LoraShape(settings.r, settings.alpha, settings.dropout, settings.targets)
         trainable = TrainableLlama(model.tensors, base.shape, lora, compute, settings.seed)
         trainable.checkpointing = plan.checkpointing
-        return _run_steps(run, trainable, settings, data, plan, notify)
+        return _run_steps(run, trainable, settings, template, data, plan, notify)
     except KeyboardInterrupt:  # outside the loop, which takes Ctrl-C as its end
         notify(f"stopped between steps; saved steps are intact. To continue: {_resume_command(run)}")
         raise
@@ -98,7 +106,13 @@ def _end_token(model: PreparedModel) -> int | None:
 
 
 def _run_steps(
-    run: Run, model: TrainableLlama, settings: TrainSettings, data: TrainingData, plan: StepPlan, notify: Notify
+    run: Run,
+    model: TrainableLlama,
+    settings: TrainSettings,
+    template: ChatFormat,
+    data: TrainingData,
+    plan: StepPlan,
+    notify: Notify,
 ) -> TrainResult:
     """Restore the newest checkpoint of a resumed run, train, and write the adapter after the last step."""
     checkpoints = Checkpoints(run.folder / "checkpoints", notify)
@@ -116,8 +130,8 @@ def _run_steps(
         metrics.close()
     result = TrainResult(run.folder, done, total, loop.mean_loss(), loop.held_out_loss)
     if result.finished:
-        record = run.adapter_record(settings, done, result.loss, result.held_out_loss)
-        write_adapter(run.folder, model.adapter_tensors(), settings, record)
+        record = run.adapter_record(settings, template, done, result.loss, result.held_out_loss)
+        write_adapter(run.folder, model.adapter_tensors(), settings, record, template.template_text)
     else:
         notify(f"stopped after step {done} of {total}, saved; to continue: {_resume_command(run)}")
     plot_losses(metrics, run.folder, notify)

@@ -84,7 +84,7 @@ class Parts:
     def __init__(self, chat: Chat, features: PageFeatures) -> None:
         """Lay out the page, in whatever Blocks are open."""
         info = chat.engine.info
-        gr.HTML(f"<h1>QLoRA Chat</h1>{render.banner(info)}", elem_id="head", padding=False)
+        gr.HTML(f"<h1>QLoRA Chat</h1>{render.banner(info, chat.prompt_format.notices)}", elem_id="head", padding=False)
         self.chatbot = gr.Chatbot(
             elem_id="chat", label="Conversation", show_label=False, height="100%", layout="bubble", buttons=["copy"],
             latex_delimiters=[], allow_tags=False, feedback_options=THUMBS, scale=1, placeholder="Say something to begin.",

@@ -120,6 +120,8 @@ def dropped(indices: Sequence[int], window: int) -> str:
     )
 
 
-def banner(info: ModelInfo) -> str:
-    """Notice that the model's licence requires, as one line of HTML; "" if there is none."""
-    return f'<p class="banner">{escape(" ".join(info.notices))}</p>' if info.notices else ""
+def banner(info: ModelInfo, more: Sequence[str] = ()) -> str:
+    """Notices of the model, its prompt format and `more`, as one line of HTML; "" if there are none."""
+    prompt_format = (f"Prompt format: {info.format.summary}.",) if info.format else ()
+    lines = (*info.notices, *prompt_format, *more)
+    return f'<p class="banner">{escape(" ".join(lines))}</p>' if lines else ""

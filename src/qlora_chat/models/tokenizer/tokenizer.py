@@ -113,6 +113,11 @@ class ModelTokenizer:
         return same[0] if same else name
 
     @property
+    def tokenizer_json(self) -> str:
+        """The tokenizer as the text of a tokenizer.json."""
+        return self._tokenizer.to_str()
+
+    @property
     def special_names(self) -> tuple[str, ...]:
         """Special tokens as text, longest first: other tokenizers may recognise them in text."""
         added = self._tokenizer.get_added_tokens_decoder().values()

@@ -20,7 +20,8 @@ from qlora_chat.models.trust import TOKENIZER_FILE, own_file
 
 SHARD_BYTES = 1024**3
 """Bytes gathered in memory, at most, before they are written."""
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+                   "chat_template.jinja")  # fmt: skip
 NF4_CONFIG: Mapping[str, Any] = {
     "quant_method": "bitsandbytes",
     "_load_in_4bit": True,

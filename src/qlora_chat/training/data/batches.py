@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qlora_chat.messages import Conversation
 from qlora_chat.models import Notify
-from qlora_chat.prompt import SYSTEM_TEXT, SpanTokenizer, find_prompt_format, training_text
+from qlora_chat.prompt import DEFAULT_FORMAT, SYSTEM_TEXT, ChatFormat, SpanTokenizer, training_text
 from qlora_chat.training import TrainError
 from qlora_chat.training.recipe import MAX_STEPS, TrainSettings
 
@@ -88,26 +88,31 @@ def prepare_data(
     end_id: int | None,
     window: int,
     notify: Notify,
+    template: ChatFormat = DEFAULT_FORMAT,
 ) -> TrainingData:
     """Split, tokenize and order the dialogues. TrainError if max_length is beyond the base's window or leaves nothing."""
     if settings.max_length > window:
         raise TrainError(f"max_length is {settings.max_length}, but the base's window is {window}: set --max-length {window}")
     train, held_out = split(conversations, settings)
-    examples = tokenize(train, settings, tokenizer, end_id)
+    examples = tokenize(train, settings, tokenizer, end_id, template)
     if examples.truncated or examples.empty:
         notify(
             f"{examples.truncated:,} of {len(train):,} dialogues are cut off at {settings.max_length} tokens, "
             f"and {examples.empty:,} left out because no answer begins before that"
         )
-    evaluated = tokenize(held_out, settings, tokenizer, end_id) if held_out else None
+    evaluated = tokenize(held_out, settings, tokenizer, end_id, template) if held_out else None
     return TrainingData(examples, evaluated, plan_steps(examples, settings))
 
 
 def tokenize(
-    conversations: Sequence[Conversation], settings: TrainSettings, tokenizer: SpanTokenizer, end_id: int | None
+    conversations: Sequence[Conversation],
+    settings: TrainSettings,
+    tokenizer: SpanTokenizer,
+    end_id: int | None,
+    template: ChatFormat = DEFAULT_FORMAT,
 ) -> Examples:
     """Tokenize every dialogue, max_length tokens at most. TrainError if no loss token is left."""
-    template, rng = find_prompt_format(settings.prompt_format), random.Random(f"system {settings.data_seed}")
+    rng = random.Random(f"system {settings.data_seed}")
     ids: list[Tensor] = []
     masks: list[Tensor] = []
     offsets, empty, truncated = [0], 0, 0
