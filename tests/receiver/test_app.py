@@ -97,7 +97,7 @@ def test_with_a_token_nothing_is_written_or_shown_without_it(
 def test_a_sender_with_a_token_of_its_own_writes_apart_and_reads_nothing(
     store: RecordStore, session: requests.Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "WRONG_CREDENTIALS_DELAY_S", 0.01)
+    monkeypatch.setattr(guesses, "WRONG_DELAY_S", 0.01)
     settings = ReceiverSettings(token="shared", senders={"anna": "token-a", "ben": "token-b"})
     turn = turn_v2(conversation_id="c")
 
