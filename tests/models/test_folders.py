@@ -46,7 +46,7 @@ def test_a_base_that_asks_to_run_its_own_code_is_refused(name: str, make_base: M
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, but must be"),
         ({"num_key_value_heads": 3}, "do not go with 3 key-value heads"),
         ({"num_attention_heads": 0, "head_dim": None}, "lacks a setting or has an invalid value"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type 'yarn'"),
+        ({"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}}, "rope_type 'proportional'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantized by 'gptq'"),
         ({"quantization_config": {"quant_method": "awq"}}, "reads bitsandbytes' NF4"),
     ],

@@ -155,12 +155,13 @@ class Base:
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Shapes of every tensor that the network needs, unquantized, by name (without biases)."""
-        hidden = (self.shape.hidden,)
-        norms = ("input_layernorm", "post_attention_layernorm")
+        hidden, head = (self.shape.hidden,), (self.shape.head_dim,)
+        norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
+        norms |= {"self_attn.q_norm": head, "self_attn.k_norm": head} if self.shape.head_norms else {}
         return {
             "model.embed_tokens.weight": (self.shape.vocabulary, self.shape.hidden),
             "model.norm.weight": hidden,
-            **{f"model.layers.{index}.{norm}.weight": hidden for index in range(self.shape.layers) for norm in norms},
+            **{f"model.layers.{index}.{norm}.weight": norms[norm] for index in range(self.shape.layers) for norm in norms},
             **{f"{name}.weight": size for name, size in self.linears().items()},
         }
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
 
 from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache
@@ -17,6 +17,10 @@ SIZES: dict[str, Any] = {
 LINEAR: Any = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
 LLAMA3: Any = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 32}  # fmt: skip
+DYNAMIC: Any = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+YARN: Any = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
+LONGROPE: Any = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0 + 0.1 * each for each in range(8)],
+                 "long_factor": [4.0] * 8, "original_max_position_embeddings": 64}  # fmt: skip
 CONFIGS: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**SIZES, num_attention_heads=4),
     "llama-3": LlamaConfig(  # grouped queries, slowed wavelengths, one matrix for both ends
@@ -25,6 +29,10 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "biases": LlamaConfig(**SIZES, num_attention_heads=4, attention_bias=True, mlp_bias=True, head_dim=32),
     "linear rope": LlamaConfig(**SIZES, num_attention_heads=4, rope_parameters=LINEAR),
     "mistral": MistralConfig(**SIZES, num_attention_heads=4, num_key_value_heads=2, sliding_window=None),
+    "dynamic rope": LlamaConfig(**SIZES, num_attention_heads=4, rope_parameters=DYNAMIC),
+    "yarn": LlamaConfig(**SIZES, num_attention_heads=4, rope_parameters=YARN),
+    "longrope": LlamaConfig(**SIZES, num_attention_heads=4, rope_parameters=LONGROPE),
+    "qwen3": Qwen3Config(**SIZES, num_attention_heads=4, num_key_value_heads=2, head_dim=32),
     "qwen2": Qwen2Config(**SIZES, num_attention_heads=4, num_key_value_heads=2),
 }
 

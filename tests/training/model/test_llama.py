@@ -21,6 +21,7 @@ from qlora_chat.training.data.dialogues import read_dialogues
 from qlora_chat.training.model.elementwise import _SwiGLU
 from qlora_chat.training.model.llama import ComputeFormat, LoraShape, TrainableLlama
 from qlora_chat.training.recipe import LINEARS, TrainSettings
+from tests.models.conftest import write_base
 from tests.training.conftest import EXAMPLE
 
 CPU = torch.device("cpu")
@@ -98,6 +99,29 @@ def peft_gradients(folder: Path, model: TrainableLlama, batch: MicroBatch) -> tu
         total += float(loss.detach())
     named = ((name.replace(".default", ""), each.grad) for name, each in wrapped.named_parameters())
     return total, {name: gradient for name, gradient in named if gradient is not None}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]},
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}},
+    ],
+)
+def test_norms_of_heads_and_scaled_angles_are_transformers_own(changes: dict[str, Any], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = write_base(tmp_path / "base", **changes)
+    ids = torch.arange(3, 43)
+    with torch.inference_mode():
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        expected = model.model(input_ids=ids[None]).last_hidden_state[0]
+    lora = trainable(folder)
+    for name, tensor in lora.adapter_tensors().items():
+        if "lora_B" in name:
+            tensor.zero_()
+    with torch.inference_mode():
+        torch.testing.assert_close(lora.eval().hidden(MicroBatch(ids, ids, (40,))), expected, atol=1e-4, rtol=1e-3)
 
 
 def test_dialogues_laid_end_to_end_do_not_see_each_other(examples: Examples, tiny_nf4_base: Path) -> None:

@@ -111,11 +111,13 @@ class CpuForward:
         norms = [self._reference(each.float()) for each in (layer.attention_norm, layer.mlp_norm)]
         products = [self._product(each) for each in products_of(layer)]
         self._library.model_layer(self._model, index, *norms, *products)
+        if layer.query_norm is not None and layer.key_norm is not None:
+            head_norms = (self._reference(each.float()) for each in (layer.query_norm, layer.key_norm))
+            self._library.model_head_norms(self._model, index, *head_norms)
 
     def _add_ends(self, weights: LlamaWeights) -> None:
         shape = weights.shape
-        angles = torch.outer(torch.arange(shape.window).float(), shape.rope_frequencies())  # (W, D / 2)
-        tensors = (weights.embeddings, weights.norm.float(), angles.cos(), angles.sin())
+        tensors = (weights.embeddings, weights.norm.float(), *shape.rope_angles())
         embeddings, norm, cos, sin = (self._reference(each.contiguous()) for each in tensors)
         is_bf16 = int(weights.embeddings.dtype == torch.bfloat16)
         head = self._product(weights.head, self._int8)
@@ -231,6 +233,7 @@ def _declared(library: ctypes.CDLL) -> Any:
         "product_bytes": (ctypes.c_int64, [pointer]),
         "model_new": (pointer, [pointer, number, integer]),
         "model_layer": (None, [pointer, integer, *[pointer] * 6]),
+        "model_head_norms": (None, [pointer, integer, pointer, pointer]),
         "model_ends": (None, [pointer, pointer, integer, pointer, pointer, pointer, pointer]),
         "model_cache": (None, [pointer, pointer, pointer, integer, integer]),
         "model_forward": (integer, [pointer, integer, *[pointer] * 4, integer, pointer, pointer]),

@@ -44,10 +44,8 @@ class Forward:
     def __init__(self, weights: LlamaWeights, cache: KVCache) -> None:
         self.weights, self.cache = fastest_on_cpu(weights), cache
         shape = weights.shape
-        angles = torch.outer(torch.arange(shape.window).float(), shape.rope_frequencies())  # (W, D / 2)
-        angles = torch.cat((angles, angles), dim=-1).to(weights.device)
-        self._cos = angles.cos().to(cache.dtype)
-        self._sin = angles.sin().to(cache.dtype)
+        angles = (torch.cat((each, each), dim=-1) for each in shape.rope_angles())  # (W, D)
+        self._cos, self._sin = (each.to(weights.device, cache.dtype) for each in angles)
         self._grouped = shape.heads != shape.kv_heads
         self.always_share_attention = weights.device.type == "cuda"
         """True if decoding chats share one attention even at the price of copying scattered caches or padding short ones: a
@@ -77,12 +75,20 @@ class Forward:
     def _attention(self, layer: Layer, index: int, hidden: Tensor, batch: _Batch) -> Tensor:
         shape = self.weights.shape
         qkv = layer.qkv(self._norm(hidden, layer.attention_norm)).view(len(hidden), -1, shape.head_dim).to(self.cache.dtype)
-        rotated = self._rotate(qkv[:, : shape.heads + shape.kv_heads], batch)  # queries and keys, (N, Q + K, D)
+        rotated = self._rotate(self._normed(layer, qkv[:, : shape.heads + shape.kv_heads]), batch)  # (N, Q + K, D)
         queries, keys = rotated.split((shape.heads, shape.kv_heads), dim=1)
         self.cache.keys[index, batch.slots, :, batch.positions] = keys
         self.cache.values[index, batch.slots, :, batch.positions] = qkv[:, shape.heads + shape.kv_heads :]
         attended = self._attend_shared(index, queries, batch) if batch.shared else self._attend_each(index, queries, batch)
         return layer.attention_out(attended.reshape(len(hidden), -1).to(hidden.dtype))
+
+    def _normed(self, layer: Layer, x: Tensor) -> Tensor:
+        """Queries and keys (N, Q + K, D), each head normalized in the families that do so."""
+        if layer.query_norm is None or layer.key_norm is None:
+            return x
+        queries, keys = x.split((self.weights.shape.heads, self.weights.shape.kv_heads), dim=1)
+        parts = (self._norm(part, norm.to(part.dtype)) for part, norm in ((queries, layer.query_norm), (keys, layer.key_norm)))
+        return torch.cat(tuple(parts), dim=1)
 
     @staticmethod
     def _rotate(x: Tensor, batch: _Batch) -> Tensor:

@@ -23,6 +23,7 @@ from qlora_chat.models.weights.nf4 import NF4
 from qlora_chat.models.weights.quantize import read_widened
 from qlora_chat.models.weights.shape import LlamaShape
 
+HEAD = "lm_head"
 Linear = Callable[[Tensor], Tensor]
 """(N, in) -> (N, out)."""
 
@@ -37,6 +38,9 @@ class Layer:
     mlp_norm: Tensor
     gate_up: Linear
     mlp_down: Linear
+    query_norm: Tensor | None = None
+    """(head_dim,): norm of each query head before it is rotated; None for families without."""
+    key_norm: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -172,16 +176,23 @@ def build(
     """Weights from tensors by Hugging Face names, dense or as bitsandbytes stores 4 bits, with an unmerged adapter.
 
     On a card, dense q/k/v and gate/up are fused into one product each; on a CPU all stays as it is stored, since the CPU
-    engine packs it once more. ModelError names a missing tensor.
+    engine packs it once more. A head of its own is used even if the shape says that it is tied, and the vocabulary is that of
+    the embeddings: a merge may change both. ModelError names a missing tensor.
     """
     reader = _Reader(tensors, device, dtype, adapter)
     embeddings = reader.dense("model.embed_tokens.weight")
-    layers = tuple(_layer(reader, f"model.layers.{index}.") for index in range(shape.layers))
-    head = reader.optimized(Dense(embeddings)) if shape.tied_head else reader.linear("lm_head")
+    shape = replace(shape, vocabulary=len(embeddings), tied_head=shape.tied_head and f"{HEAD}.weight" not in tensors)
+    if shape.tied_head and adapter and any(f".{HEAD}." in name for name in adapter.tensors):
+        raise ModelError(
+            "the adapter changes lm_head, which this base ties to its embeddings, so only a merge can apply it: "
+            "start with --precision nf4 or bf16, and without --adapter-mode exact"
+        )
+    layers = tuple(_layer(reader, f"model.layers.{index}.", shape) for index in range(shape.layers))
+    head = reader.optimized(Dense(embeddings)) if shape.tied_head else reader.linear(HEAD)
     return LlamaWeights(shape, embeddings, layers, reader.dense("model.norm.weight"), head, device, dtype)
 
 
-def _layer(reader: _Reader, prefix: str) -> Layer:
+def _layer(reader: _Reader, prefix: str, shape: LlamaShape) -> Layer:
     return Layer(
         attention_norm=reader.dense(prefix + "input_layernorm.weight"),
         qkv=reader.stacked(*(prefix + f"self_attn.{each}_proj" for each in "qkv")),
@@ -189,6 +200,8 @@ def _layer(reader: _Reader, prefix: str) -> Layer:
         mlp_norm=reader.dense(prefix + "post_attention_layernorm.weight"),
         gate_up=reader.stacked(prefix + "mlp.gate_proj", prefix + "mlp.up_proj"),
         mlp_down=reader.linear(prefix + "mlp.down_proj"),
+        query_norm=reader.dense(prefix + "self_attn.q_norm.weight") if shape.head_norms else None,
+        key_norm=reader.dense(prefix + "self_attn.k_norm.weight") if shape.head_norms else None,
     )
 
 

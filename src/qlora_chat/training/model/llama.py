@@ -73,6 +73,8 @@ class _Layer(nn.Module):
         self.shape = shape
         self.attention_norm = weights.dense(prefix + "input_layernorm.weight")
         self.mlp_norm = weights.dense(prefix + "post_attention_layernorm.weight")
+        names = ("q_norm", "k_norm") if shape.head_norms else ()
+        self.head_norms = [weights.dense(f"{prefix}self_attn.{name}.weight") for name in names]
         self.qkv, self.attention_out, self.gate_up, self.mlp_down = (
             weights.linears([prefix + name for name in group], lora) for group in GROUPS
         )
@@ -93,6 +95,8 @@ class _Layer(nn.Module):
         shape = self.shape
         qkv = self.qkv(x).view(len(x), -1, shape.head_dim)
         queries, keys, values = qkv.split((shape.heads, shape.kv_heads, shape.kv_heads), dim=1)
+        if self.head_norms:
+            queries, keys = (self._norm(each, norm) for each, norm in zip((queries, keys), self.head_norms, strict=True))
         queries, keys = rotate(queries, positions.cos, positions.sin), rotate(keys, positions.cos, positions.sin)
         return self.attention_out(attend(queries, keys, values, positions.layout).reshape(len(x), -1))
 
@@ -128,7 +132,9 @@ class TrainableLlama(nn.Module):
         """Return the hidden states after the last norm, (N, H)."""
         layout = Layout.of(batch.lengths, self.compute.device)
         angles = layout.positions.float()[:, None, None] * self.frequencies  # (N, 1, D / 2)
-        positions = _Positions(angles.cos().to(self.compute.dtype), angles.sin().to(self.compute.dtype), layout)
+        scale = self.shape.rope_scale()
+        cos, sin = (each.mul(scale).to(self.compute.dtype) for each in (angles.cos(), angles.sin()))
+        positions = _Positions(cos, sin, layout)
         hidden = embedding(batch.ids, self.embeddings)
         for layer in self.decoder:
             if self.checkpointing and self.training:

@@ -119,6 +119,12 @@ void model_layer(Model* model, int index, const float* attention_norm, const flo
   model->layers[index] = {attention_norm, mlp_norm, qkv, attention_out, gate_up, mlp_down};
 }
 
+// Retains the pointers, each to (head_dim) weights.
+void model_head_norms(Model* model, int index, const float* query_norm, const float* key_norm) {
+  model->layers[index].query_norm = query_norm;
+  model->layers[index].key_norm = key_norm;
+}
+
 // Retains all pointers; owns the head.
 void model_ends(Model* model, const void* embeddings, int bf16, const float* norm, Product* head, const float* cos,
                 const float* sin) {

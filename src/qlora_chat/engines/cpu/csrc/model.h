@@ -18,6 +18,7 @@ struct Product {
 struct Layer {
   const float *attention_norm, *mlp_norm;
   Product *qkv, *attention_out, *gate_up, *mlp_down;
+  const float *query_norm = nullptr, *key_norm = nullptr;  // (head_dim); null in families that do not normalize heads
 };
 
 struct Shape {
@@ -227,7 +228,13 @@ class Model {
     }
   }
 
-  // Rotates queries and keys, and writes keys and values into the cache.
+  // Normalizes one head of queries or keys in place.
+  void norm_head(float* x, const float* weight) const {
+    const float factor = 1.0f / std::sqrt(dot(x, x, shape.head_dim) / float(shape.head_dim) + shape.norm_eps);
+    for (int i = 0; i < shape.head_dim; i++) x[i] *= factor * weight[i];
+  }
+
+  // Normalizes (where the family does) and rotates queries and keys, and writes keys and values into the cache.
   void write_cache(int id, uint64_t& phase, int layer) {
     const int d = shape.head_dim, group = shape.heads / shape.kv_heads;
     pool.parallel_for(id, phase, n_ * shape.kv_heads, 2, [&](int first, int end) {
@@ -237,6 +244,10 @@ class Model {
         float *key = row + query_width() + head * d, *value = key + shape.kv_heads * d;
         const int64_t position = positions_[token];
         const float *c = cos + position * (d / 2), *s = sin + position * (d / 2);
+        if (const Layer& own = layers[layer]; own.query_norm) {
+          for (int query = head * group; query < (head + 1) * group; query++) norm_head(row + query * d, own.query_norm);
+          norm_head(key, own.key_norm);
+        }
         for (int query = head * group; query < (head + 1) * group; query++) rotate(row + query * d, c, s, d);
         rotate(key, c, s, d);
         cache.write(cache.keys, layer, slots_[token], head, position, key);

@@ -154,6 +154,10 @@ def _int8_embeddings(embeddings: Tensor) -> Embeddings:
 
 
 def _check_shape(shape: LlamaShape) -> None:
+    if shape.head_norms:
+        raise CannotPack("queries and keys are normalized head by head, which the kernels do not compute")
+    if shape.rope_scale() != 1.0:
+        raise CannotPack(f"rope_type {shape.rope['rope_type']} scales the angles, which the kernels do not compute")
     if shape.head_dim not in (64, 128):
         raise CannotPack(f"heads of {shape.head_dim} dimensions; the attention kernel is made for 64 and 128")
     if shape.heads % shape.kv_heads or shape.heads // shape.kv_heads > 8:
