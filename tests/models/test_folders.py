@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from qlora_chat.models import ModelError
 from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.folders import Base, is_complete_base, read_json
 from qlora_chat.models.locate import BUNDLED
+from qlora_chat.models.weights.checkpoint import Checkpoint
 from tests.models.conftest import MakeAdapter, MakeBase, change_tensors
 
 
@@ -47,7 +49,10 @@ def test_a_base_that_asks_to_run_its_own_code_is_refused(name: str, make_base: M
         ({"num_key_value_heads": 3}, "do not go with 3 key-value heads"),
         ({"num_attention_heads": 0, "head_dim": None}, "lacks a setting or has an invalid value"),
         ({"rope_parameters": {"rope_type": "proportional", "rope_theta": 1e4}}, "rope_type 'proportional'"),
+        ({"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0]}}, "short_factor must be 32 numbers"),
+        ({"partial_rotary_factor": 0.5}, "rotates whole heads"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantized by 'gptq'"),
+        ({"quantization_config": {"quant_method": "b", "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}}, "'b' in fp4"),
         ({"quantization_config": {"quant_method": "awq"}}, "reads bitsandbytes' NF4"),
     ],
 )
@@ -108,3 +113,39 @@ def test_a_mutated_weights_file_is_refused_or_says_the_same(
         else:
             assert len(file.read_bytes()) == len(whole), "a file that was cut short was taken"
     assert refused > 0.9 * mutations
+
+
+def sharded(base: Path) -> dict[str, torch.Tensor]:
+    """Split a base's weights into two shards with an index."""
+    tensors = load_file(base / "model.safetensors")
+    (base / "model.safetensors").unlink()
+    names = sorted(tensors)
+    weight_map: dict[str, str] = {}
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        file = f"model-{number:05d}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in part}, base / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return tensors
+
+
+def test_stale_shards_beside_the_index_are_not_read(make_base: MakeBase) -> None:
+    base = make_base()
+    tensors = sharded(base)
+    save_file({name: torch.zeros_like(each) for name, each in tensors.items()}, base / "model-00009-of-00009.safetensors")
+    Base.read(base).check_weights()
+    assert torch.equal(Checkpoint(base)["lm_head.weight"], tensors["lm_head.weight"])
+
+
+def test_shards_without_their_index_are_refused(make_base: MakeBase) -> None:
+    base = make_base()
+    sharded(base)
+    (base / "model.safetensors.index.json").unlink()
+    with pytest.raises(ModelError, match="2 shards .* and no model.safetensors.index.json"):
+        Base.read(base).check_weights()
+
+
+def test_the_lost_biases_of_a_qwen2_are_named(make_base: MakeBase) -> None:
+    base = Base.read(make_base(model_type="qwen2"))
+    with pytest.raises(ModelError, match=r"lacks 6 of .*q_proj.bias"):
+        base.check_weights()

@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from qlora_chat.models.weights.shape import PROJECTIONS, LlamaShape
 RECORD = "qlora_chat.json"
 """File in every adapter and merged model that this program writes: its kind and its sources."""
 NF4_MARK = ".quant_state.bitsandbytes__nf4"
+SINGLE = "model.safetensors"
+"""File of a model that is not split into shards."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -89,11 +90,19 @@ class ModelConfigs:
     @staticmethod
     def read(folder: Path) -> ModelConfigs:
         """ModelError for a file that is no JSON object or asks to run code, and for a missing config.json."""
-        names = ("config.json", "tokenizer_config.json", "generation_config.json")
-        configs = ModelConfigs(*(read_json(folder / name) for name in names))
-        if not configs.model:
+        model = read_json(folder / "config.json")
+        if not model:
             raise ModelError(f"{folder} holds no config.json; give a folder or Hub id of a LLaMA-family model")
-        return configs
+        return ModelConfigs(model, _tokenizer_config(folder), read_json(folder / "generation_config.json"))
+
+    def with_adapter(self, folder: Path) -> ModelConfigs:
+        """The same with the tokenizer's settings and the ends of answers that an adapter's folder brings."""
+        ends = [
+            *_as_list(self.generation.get("eos_token_id")),
+            *_as_list(read_json(folder / "generation_config.json").get("eos_token_id")),
+        ]
+        generation = {**self.generation, "eos_token_id": ends} if ends else self.generation
+        return replace(self, tokenizer={**self.tokenizer, **_tokenizer_config(folder)}, generation=generation)
 
     def shape(self, folder: Path) -> LlamaShape:
         """Sizes from config.json. ModelError for a setting that is missing or invalid, and for another kind of model."""
@@ -101,6 +110,15 @@ class ModelConfigs:
             return LlamaShape.from_config(self.model)
         except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as problem:
             raise invalid_setting(folder, problem) from problem
+
+
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, with the special tokens that only special_tokens_map.json names."""
+    return {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [] if value is None else [value]
 
 
 def invalid_setting(folder: Path, problem: Exception) -> ModelError:
@@ -125,7 +143,7 @@ class Base:
     def read(folder: Path) -> Base:
         """Read the folder's configs. ModelError for missing files, foreign models and other quantization than NF4 or 8 bits."""
         configs = ModelConfigs.read(folder)
-        shape = configs.shape(folder)
+        shape = _with_own_head(folder, configs.shape(folder))
         try:
             feed_forward = int(configs.model["intermediate_size"])
             _check_sizes(shape, feed_forward)
@@ -165,9 +183,14 @@ class Base:
             **{f"{name}.weight": size for name, size in self.linears().items()},
         }
 
+    def biases(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the biases that the config implies, by name."""
+        linears = self.linears()
+        return {f"{name}.bias": size[:1] for name, size in linears.items() if name.endswith(self.shape.biased or ("?",))}
+
     def problems(self, headers: Mapping[str, TensorHeader]) -> Iterator[Problem]:
-        """Missing tensors, and the first of another shape than config.json says."""
-        tensors = self.tensors()
+        """Missing tensors, biases that config.json does not name, and the first of another shape than it says."""
+        tensors = {**self.tensors(), **self.biases()}
         remedy = "fetch the base again: hf download OWNER/NAME"
         if missing := [name for name in tensors if name not in headers]:
             what = f"the base lacks {len(missing)} of {len(tensors)} tensors ({missing[0]})"
@@ -177,18 +200,37 @@ class Base:
                 what = f"{name} is {list(headers[name].shape)}, but config.json makes it {list(size)}"
                 yield Problem(what, "config.json and weights are of two models", remedy)
                 return
+        if extra := [f"{name}.bias" for name in self.linears() if f"{name}.bias" in headers and f"{name}.bias" not in tensors]:
+            what = f"the base holds {extra[0]}, and config.json names no such bias"
+            yield Problem(what, "config.json and weights are of two models", remedy)
 
     def check_weights(self) -> None:
         """Check the headers of the folder's weights. ModelError for the first problem."""
         _refuse_pickles(self.folder)
-        headers, index = read_headers(self.folder), read_index(self.folder)
-        if problem := next(chain(index_problems(self.folder, index), self.problems(headers)), None):
+        index = read_index(self.folder)
+        problem = next(index_problems(self.folder, index), None) or next(self.problems(read_headers(self.folder)), None)
+        if problem:
             raise ModelError(f"the weights in {self.folder} do not fit: {problem}")
 
 
+def _with_own_head(folder: Path, shape: LlamaShape) -> LlamaShape:
+    """The shape, untied if the weights hold a head all the same: Transformers then uses that."""
+    if not shape.tied_head:
+        return shape
+    try:
+        return replace(shape, tied_head="lm_head.weight" not in read_headers(folder))
+    except ModelError:  # check_weights says what is wrong with them
+        return shape
+
+
 def index_problems(folder: Path, index: Mapping[str, str]) -> Iterator[Problem]:
-    """Tensors that the index says are in a file that does not hold them: its readers would find others than were checked."""
+    """A lost index, and tensors that the index says are in a file that does not hold them: readers would differ."""
     remedy = "fetch the base again: hf download OWNER/NAME"
+    shards = sorted(path.name for path in folder.glob("model-*-of-*.safetensors"))
+    if shards and not index:
+        what = f"there are {len(shards)} shards ({shards[0]}) and no model.safetensors.index.json"
+        yield Problem(what, "which of them belong together is not known", remedy)
+        return
     for shard in sorted(set(index.values())):
         if not (folder / shard).is_file():
             yield Problem(f"the index names {shard}, which is not there", "the weights in it are missing", remedy)
@@ -198,6 +240,9 @@ def index_problems(folder: Path, index: Mapping[str, str]) -> Iterator[Problem]:
             what = f"the index names {missing[0]} in {shard}, which does not hold it"
             yield Problem(what, "index and shards are of two versions", remedy)
             return
+    if index and (folder / SINGLE).is_file() and SINGLE not in index.values():
+        what = f"{SINGLE} lies beside an index that does not name it"
+        yield Problem(what, "some programs read the one and some the other", "remove the one that is not meant")
 
 
 def _has_shape(name: str, headers: Mapping[str, TensorHeader], size: tuple[int, ...]) -> bool:
@@ -229,9 +274,19 @@ def _is_nf4(folder: Path, config: Mapping[str, Any]) -> bool:
     if not stored:
         return False
     if not isinstance(stored, dict) or stored.get("bnb_4bit_quant_type") != "nf4" or not stored.get("load_in_4bit"):
-        method = stored.get("quant_method", "?") if isinstance(stored, dict) else stored
-        raise ModelError(f"{folder} is quantized by {method!r}; this program reads bitsandbytes' NF4 or unquantized weights")
+        raise ModelError(
+            f"{folder} is quantized by {_method(stored)}; this program reads bitsandbytes' NF4 or 8 bits, or unquantized "
+            "weights: give the original base"
+        )
     return True
+
+
+def _method(stored: Any) -> str:
+    """Name of a quantization, for a message."""
+    if not isinstance(stored, dict):
+        return repr(stored)
+    kind = stored.get("bnb_4bit_quant_type") if stored.get("load_in_4bit") else None
+    return f"{stored.get('quant_method', '?')!r}" + (f" in {kind}" if kind else "")
 
 
 def _refuse_pickles(folder: Path) -> None:

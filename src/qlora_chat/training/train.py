@@ -19,7 +19,7 @@ from qlora_chat.models.cache import Cache
 from qlora_chat.models.chat_format import format_sources
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.placement import DeviceMemory, detect_devices
-from qlora_chat.models.prepare import PreparedModel, prepare
+from qlora_chat.models.prepare import prepare
 from qlora_chat.models.resolve import ResolvedModel, resolve
 from qlora_chat.prompt import ChatFormat
 from qlora_chat.settings import Device, ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
@@ -72,8 +72,8 @@ def train(settings: TrainSettings, run: Run, notify: Notify, *, device: Device =
     template = open_format(chosen, tokenizer)
     for line in (*model.notices, chosen.line, *template.notices):
         notify(line)
-    window = base.shape.window
-    data = prepare_data(dialogues.conversations, settings, tokenizer, _end_token(model), window, notify, template)
+    window, eos = base.shape.window, model.text.special.eos
+    data = prepare_data(dialogues.conversations, settings, tokenizer, eos, window, notify, template)
     dtype = _compute_dtype(settings, memory.device)
     plan = run.plan or plan_memory(base, settings, data.max_step_tokens(), data.longest(), memory, dtype.itemsize)
     try:
@@ -97,12 +97,6 @@ def locate_base(name: str, device: DeviceMemory, notify: Notify) -> ResolvedMode
     if model.base.folder is None:
         raise TrainError(f"{model.base.name} is not on this machine, only a merge of it; training needs the base itself")
     return model
-
-
-def _end_token(model: PreparedModel) -> int | None:
-    """Token that ends a dialogue; None if the tokenizer defines none."""
-    stops, eos = model.text.special.stops, model.text.tokenizer.token_id("</s>")
-    return eos if eos in stops else min(stops, default=None)
 
 
 def _run_steps(

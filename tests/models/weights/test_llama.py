@@ -13,7 +13,8 @@ from qlora_chat.models import ModelError
 from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.folders import Base
 from qlora_chat.models.locate import BUNDLED
-from qlora_chat.models.weights.llama import Adapter, Checkpoint, LlamaShape, build
+from qlora_chat.models.weights.checkpoint import Checkpoint
+from qlora_chat.models.weights.llama import Adapter, LlamaShape, build
 from tests.models.conftest import MakeAdapter, MakeBase
 
 PLAIN = {"rope_type": "default", "rope_theta": 10_000.0}

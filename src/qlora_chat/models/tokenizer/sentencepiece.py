@@ -17,7 +17,7 @@ from tokenizers.models import BPE
 
 from qlora_chat.models import ModelError, Notify
 from qlora_chat.models.cache import Cache, CacheUnusable, key_of, sha256
-from qlora_chat.models.folders import has_tokenizer
+from qlora_chat.models.folders import has_tokenizer, read_json
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.models.trust import TOKENIZER_FILE, own_file
 
@@ -34,7 +34,10 @@ def tokenizer_folder(name: str, base: Path, cache: Cache, notify: Notify) -> Pat
         return base
     if not has_tokenizer(base):
         raise ModelError(f"{base} holds neither tokenizer.json nor tokenizer.model; fetch the base again")
-    key = key_of(name, {"model": sha256(own_file(base / "tokenizer.model", TOKENIZER_FILE))})
+    sources = {"model": sha256(own_file(base / "tokenizer.model", TOKENIZER_FILE))}
+    if added := added_tokens(base):
+        sources |= {"added": [[number, str(token), token.special] for number, token in added]}
+    key = key_of(name, sources)
     if (entry := cache.find("tokenizers", key)) is not None:
         return entry.folder
     notify(f"{name} comes with a tokenizer.model only: converting it once")
@@ -53,7 +56,9 @@ def convert_tokenizer(base: Path, folder: Path) -> dict[str, Any]:
     source = base / "tokenizer.model"
     try:
         original = _read(source)
-        byte_fallback_bpe(original).save(str(folder / "tokenizer.json"))
+        tokenizer = byte_fallback_bpe(original)
+        _add(tokenizer, added_tokens(base))
+        tokenizer.save(str(folder / "tokenizer.json"))
     except Exception as problem:  # the two libraries raise their own errors for a broken file
         raise ModelError(f"{source} cannot be read ({problem}); fetch it again") from problem
     converted = ModelTokenizer.read(folder, None)
@@ -64,6 +69,35 @@ def convert_tokenizer(base: Path, folder: Path) -> dict[str, Any]:
                 "use a copy of the base that holds a tokenizer.json"
             )
     return {"converted_from": "tokenizer.model"}
+
+
+def added_tokens(base: Path) -> list[tuple[int, AddedToken]]:
+    """Tokens that added_tokens.json or tokenizer_config.json adds to a tokenizer.model, by id.
+
+    As in Transformers, one is special if tokenizer_config.json says so, or if it is the bos, eos, pad or unk token.
+    """
+    config, names = read_json(base / "tokenizer_config.json"), read_json(base / "special_tokens_map.json")
+    special = {_content(value) for source in (config, names) for key, value in source.items() if key.endswith("_token")}
+    found = {int(number): str(text) for text, number in read_json(base / "added_tokens.json").items()}
+    described = {int(number): entry for number, entry in (config.get("added_tokens_decoder") or {}).items()}
+    found |= {number: _content(entry) for number, entry in described.items()}
+    special |= {_content(entry) for entry in described.values() if isinstance(entry, dict) and entry.get("special")}
+    special |= {_content(each) for each in names.get("additional_special_tokens") or ()}
+    return [(number, AddedToken(text, normalized=False, special=text in special)) for number, text in sorted(found.items())]
+
+
+def _content(token: Any) -> str:
+    return str(token.get("content", "") if isinstance(token, dict) else token)
+
+
+def _add(tokenizer: Tokenizer, tokens: list[tuple[int, AddedToken]]) -> None:
+    """Add the tokens that the vocabulary lacks. ValueError if one would get another id than its own."""
+    for number, token in tokens:
+        if tokenizer.token_to_id(token.content) == number:
+            continue
+        tokenizer.add_tokens([token])
+        if tokenizer.token_to_id(token.content) != number:
+            raise ValueError(f"added token {token.content!r} has id {number}, and the ids before it are not all in use")
 
 
 def _read(path: Path) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qlora_chat.models import ModelError
 from qlora_chat.models.folders import ModelConfigs
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 
@@ -27,21 +28,24 @@ class SpecialIds:
     generation: Mapping[str, Any]
     """generation_config.json, repaired."""
     notices: tuple[str, ...] = ()
+    eos: int | None = None
+    """The end of an answer that the tokenizer names, or else the first that the configs name; training ends a text with it."""
 
 
-def special_ids(name: str, configs: ModelConfigs, tokenizer: ModelTokenizer) -> SpecialIds:
+def special_ids(name: str, configs: ModelConfigs, tokenizer: ModelTokenizer, vocabulary: int | None = None) -> SpecialIds:
     """Check and repair the declared ids: those beyond the vocabulary, and 0 or 1 as an end in LLaMA's vocabulary.
 
-    `name` is the model's, for the notices.
+    `name` is the model's, for the notices; `vocabulary` is the number of embeddings, if not that of config.json.
     """
     config, generation, settings = configs.model, configs.generation, configs.tokenizer
     llama = all(tokenizer.token_id(token) == number for token, number in LLAMA_IDS.items())
-    size = int(config["vocab_size"])
+    size = vocabulary or int(config["vocab_size"])
 
     def is_wrong_end(number: Any) -> bool:
         return not _is_id(number, size) or (llama and number in (0, 1))
 
-    declared = [*_as_list(generation.get("eos_token_id")), *_as_list(config.get("eos_token_id"))]
+    listed = [*_as_list(generation.get("eos_token_id")), *_as_list(config.get("eos_token_id"))]
+    declared = [_id_of(each, tokenizer) for each in listed]
     wrong = [number for number in declared if is_wrong_end(number)]
     named = tokenizer.token_id(_text(settings.get("eos_token")))
     stops = {number for number in declared if number not in wrong} | ({2} if llama else set())
@@ -55,7 +59,24 @@ def special_ids(name: str, configs: ModelConfigs, tokenizer: ModelTokenizer) -> 
         config=ends,
         generation={**generation, **ends, "pad_token_id": None},
         notices=notices,
+        eos=next((each for each in (named, *declared) if each in stops), min(stops, default=None)),
     )
+
+
+def _id_of(token: Any, tokenizer: ModelTokenizer) -> Any:
+    """The id of an end that a config writes as text; anything else as it is."""
+    number = tokenizer.token_id(token) if isinstance(token, str) else None
+    return token if number is None else number
+
+
+def check_ids(tokenizer: ModelTokenizer, vocabulary: int) -> None:
+    """ModelError if text can become an id that has no embedding; special tokens, which nobody can type, may be such."""
+    largest = tokenizer.largest_id()
+    if largest >= vocabulary:
+        raise ModelError(
+            f"the tokenizer gives ids up to {largest:,}, and the base has embeddings for {vocabulary:,} tokens (ids up to "
+            f"{vocabulary - 1:,}); use the tokenizer that came with the base"
+        )
 
 
 def _bos(settings: Mapping[str, Any], tokenizer: ModelTokenizer, llama: bool, size: int) -> int | None:

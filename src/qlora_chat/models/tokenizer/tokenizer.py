@@ -93,6 +93,13 @@ class ModelTokenizer:
         plain, whole = self.encode("a"), self._encode("a", special=True).ids
         return whole[0] if whole[1 : 1 + len(plain)] == plain else None
 
+    def largest_id(self) -> int:
+        """Largest id that a text can become. Special tokens cannot be typed, so theirs do not count."""
+        plain = self._tokenizer.get_vocab(with_added_tokens=False)
+        added = {number: token.special for number, token in self._tokenizer.get_added_tokens_decoder().items()}
+        typed = [number for number, special in added.items() if not special]
+        return max([*(number for number in plain.values() if not added.get(number)), *typed], default=0)
+
     def token_id(self, token: str) -> int | None:
         """Id of a token by its name; None if the vocabulary lacks it."""
         return self._tokenizer.token_to_id(token)

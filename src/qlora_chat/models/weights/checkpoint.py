@@ -71,13 +71,26 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
     return headers
 
 
+def model_files(folder: Path) -> list[Path]:
+    """The *.safetensors that hold a folder's model: those that its index names, or all without an index.
+
+    ModelError for a link out of the folder, and for an index that names a file which is not there or no shard.
+    """
+    from qlora_chat.models.folders import read_index  # it reads headers with this module
+
+    names = sorted(set(read_index(folder).values()))
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise ModelError(f"the index in {folder} names {missing[0]}, which is not there; fetch the weights again")
+    return [own_file(folder / name) for name in names] if names else weight_files(folder)
+
+
 def read_headers(folder: Path) -> dict[str, TensorHeader]:
-    """Tensors of all *.safetensors files in a folder by name; {} without any.
+    """Tensors of a folder's model by name; {} without any.
 
     ModelError for a damaged file, and for two files that hold a tensor of one name: readers would differ in which they take.
     """
     headers: dict[str, TensorHeader] = {}
-    for path in weight_files(folder):
+    for path in model_files(folder):
         try:
             found = read_header(path)
         except (DamagedFile, OSError) as problem:
@@ -112,11 +125,11 @@ def _data_bytes(offsets: list[tuple[int, int]]) -> int:
 
 
 class Checkpoint(Mapping[str, "Tensor"]):
-    """Tensors of a folder's *.safetensors files by name, each read on access."""
+    """Tensors of a folder's model, or of one file of it, by name, each read on access."""
 
-    def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
+    def __init__(self, folder: Path, device: torch.device | str = "cpu", file: Path | None = None) -> None:
         self.folder = folder
-        paths = weight_files(folder)
+        paths = [own_file(file)] if file else model_files(folder)
         if not paths:
             raise ModelError(f"{folder} holds no *.safetensors file")
         try:
