@@ -156,7 +156,7 @@ BROKEN: dict[str, tuple[Break, str, str]] = {
     "base cut short": (cut("base", "model.safetensors"), "the base is damaged: .* but its header describes", "hf download"),
     "adapter cut short": (cut("adapter", "adapter_model.safetensors"), "the adapter is damaged", "hf download"),
     "no safetensors at all": (write("base", "model.safetensors", "<html>404</html>"), "the base is damaged", "hf download"),
-    "a shard is missing": (write("base", "model.safetensors.index.json", SHARDS), "1 of 1 shards are not there", "hf download"),
+    "a shard is missing": (write("base", "model.safetensors.index.json", SHARDS), "model-00002.*is not there", "hf download"),
     "an index of another version": (
         write("base", "model.safetensors.index.json", OTHER_INDEX), "the index names model.extra.weight", "hf download",
     ),
@@ -169,7 +169,7 @@ BROKEN: dict[str, tuple[Break, str, str]] = {
     "no tokenizer": (remove("base", "tokenizer.json"), "neither tokenizer.json nor", "hf download"),
     "a broken tokenizer": (write("base", "tokenizer.json", '{"model": 3}'), "tokenizer .* cannot be read", "hf download"),
     "a tokenizer of a larger vocabulary": (
-        edit_json("config.json", vocab_size=8000), "8,192 tokens and the base embeds 8,000", "came with the base",
+        edit_json("config.json", vocab_size=8000), "ids up to 8,191, and the base has embeddings for 8,000", "hf download",
     ),
     "no adapter config": (remove("adapter", "adapter_config.json"), "no adapter_config.json", "PEFT LoRA"),
     "another kind of adapter": (edit_json("adapter_config.json", peft_type="IA3"), "type 'IA3'", "PEFT LoRA"),

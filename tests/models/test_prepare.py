@@ -18,7 +18,8 @@ from qlora_chat.models.folders import Base
 from qlora_chat.models.load import load
 from qlora_chat.models.locate import BUNDLED
 from qlora_chat.models.placement import DeviceMemory, needed_bytes
-from qlora_chat.models.weights.llama import Adapter, Checkpoint, Stacked, WithAdapter, build
+from qlora_chat.models.weights.checkpoint import Checkpoint
+from qlora_chat.models.weights.llama import Adapter, Stacked, WithAdapter, build
 from qlora_chat.models.weights.quantize import quantize_nf4
 from qlora_chat.settings import ModelSettings, Precision
 from tests.models.conftest import MakeAdapter, MakeBase, merged_folders, opened
@@ -188,9 +189,20 @@ def test_a_base_with_nan_is_not_quantized(make_base: MakeBase, notices: list[str
 
 def test_peft_must_use_every_tensor_of_the_adapter(make_base: MakeBase, make_adapter: MakeAdapter, notices: list[str]) -> None:
     base = make_base()
-    adapter = make_adapter(base, target_modules=r".*\.(q_proj|v_proj)")  # a pattern, which PEFT alone reads
-    with pytest.raises(ModelError, match=r"PEFT does not use .*down_proj"):
+    adapter = make_adapter(base, target_modules=r".*\.(q_proj|v_proj)")
+    with pytest.raises(ModelError, match=r"the weights change down_proj, which target_modules"):
         opened(base, adapter, notices)
+
+
+def test_added_tokens_beside_a_tokenizer_model_keep_their_ids(make_base: MakeBase, notices: list[str]) -> None:
+    base = make_base(vocab_size=8194)
+    (base / "tokenizer.json").unlink()
+    shutil.copyfile(BUNDLED / "base" / "tokenizer.model", base / "tokenizer.model")
+    (base / "added_tokens.json").write_text(json.dumps({"<|im_start|>": 8192, "<|im_end|>": 8193}))
+    (base / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
+    model = opened(base, None, notices, "bf16")
+    assert model.info.stop_token_ids == {2, 8193}
+    assert model.tokenizer.token_id("<|im_start|>") == 8192
 
 
 def test_a_base_with_only_a_tokenizer_model_gets_its_tokenizer_json_once(

@@ -14,6 +14,7 @@ from typing import Any
 
 from qlora_chat.doctor import Finding, blockers, is_blocked
 from qlora_chat.doctor.files import (
+    AGAIN,
     check_adapter_config,
     check_base_config,
     check_configs,
@@ -25,8 +26,9 @@ from qlora_chat.doctor.files import (
 )
 from qlora_chat.doctor.memory import Need, check_memory
 from qlora_chat.doctor.repository import check_base_name, locate
+from qlora_chat.models import ModelError
 from qlora_chat.models.adapter.folder import ADAPTER_WEIGHTS, AdapterFolder
-from qlora_chat.models.folders import Base
+from qlora_chat.models.folders import Base, has_tokenizer
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.placement import DeviceMemory
 from qlora_chat.models.weights.checkpoint import TensorHeader
@@ -60,9 +62,11 @@ def examine(base_name: str, adapter_name: str | None, hub: Hub, devices: Sequenc
     findings += found
     adapter, found = _check_adapter(adapter_folder) if adapter_folder else (None, [])
     findings += found
+    findings += check_vocabulary(base, adapter) if base and has_tokenizer(base.folder) else ()
     findings += check_base_name(base_name, adapter.config if adapter else {})
-    if base and adapter and adapter.headers:
-        findings += blockers(adapter.problems(base))
+    if base and adapter:
+        fit = blockers(adapter.problems(base))
+        findings += fit or _check_merge_only(adapter)
     needs: list[Need] = []
     if base:
         names = (adapter_name, base_name) if adapter_name else (base_name,)
@@ -71,6 +75,14 @@ def examine(base_name: str, adapter_name: str | None, hub: Hub, devices: Sequenc
         needs, found = check_memory(base, size, rank, devices)
         findings += found
     return Examination(base_name, adapter_name, tuple(findings), tuple(needs))
+
+
+def _check_merge_only(adapter: AdapterFolder) -> list[Finding]:
+    """Parts of a fitting adapter that cannot be applied unmerged."""
+    if not (features := adapter.merge_only_features()):
+        return []
+    what = f"the adapter uses {', '.join(features)}, which only a merge can apply"
+    return [Finding("warning", what, "--adapter-mode exact refuses it", "nothing: auto merges it where memory allows")]
 
 
 def _check_base(folder: Path) -> tuple[Base | None, list[Finding]]:
@@ -83,7 +95,6 @@ def _check_base(folder: Path) -> tuple[Base | None, list[Finding]]:
     findings += found
     if base is None:
         return None, findings
-    findings += [] if is_blocked(tokenizer) else check_vocabulary(base)
     if not is_blocked(findings):
         findings += _check_base_tensors(base, headers)
     return base, findings
@@ -109,4 +120,9 @@ def _check_adapter(folder: Path) -> tuple[AdapterFolder | None, list[Finding]]:
         findings.append(Finding("blocker", f"there is no {ADAPTER_WEIGHTS}", why, "rename the adapter's weights to it"))
     if not headers and not is_blocked(findings):
         findings.append(Finding("blocker", "the adapter holds no weights", "there is nothing to apply", "fetch it again"))
-    return AdapterFolder(folder, config, headers) if config else None, findings
+    if is_blocked(findings) or config is None:
+        return None, findings
+    try:
+        return AdapterFolder.read(folder), findings
+    except ModelError as problem:
+        return None, [*findings, Finding("blocker", str(problem), "it cannot be applied", AGAIN)]

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from qlora_chat.chat_templates.known import FORMAT_NAMES, open_format
-from qlora_chat.doctor import Finding
+from qlora_chat.doctor import Finding, blockers
 from qlora_chat.errors import UserError
 from qlora_chat.models import ModelError
-from qlora_chat.models.adapter.folder import read_adapter_config
+from qlora_chat.models.adapter.folder import ADAPTER_WEIGHTS, AdapterFolder, read_adapter_config
 from qlora_chat.models.chat_format import FormatSources
-from qlora_chat.models.folders import Base, has_tokenizer, read_index, read_json
-from qlora_chat.models.tokenizer.special_tokens import special_ids
+from qlora_chat.models.folders import RECORD, Base, has_tokenizer, index_problems, read_index, read_json
+from qlora_chat.models.tokenizer.special_tokens import check_ids, special_ids
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
-from qlora_chat.models.weights.checkpoint import TensorHeader, read_header
+from qlora_chat.models.weights.checkpoint import TensorHeader, model_files, read_header
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
 AGAIN = "fetch it again: hf download OWNER/NAME, or copy the folder anew"
@@ -53,32 +53,37 @@ def check_tensors(folder: Path, role: str) -> tuple[dict[str, TensorHeader], lis
     """Headers of all tensors by name, and the faults of their files."""
     headers: dict[str, TensorHeader] = {}
     findings: list[Finding] = []
-    files = sorted(folder.glob("*.safetensors"))
+    files = _files(folder, role)
     for path in files:
         try:
             headers |= read_header(path)
         except (ModelError, OSError) as problem:
             why = "a broken-off download or copy; reading it would fail half way"
             findings.append(Finding("blocker", f"the {role} is damaged: {problem}", why, AGAIN))
-    findings += _missing_shards(folder, headers, damaged=bool(findings))
+    findings += _of_index(folder, damaged=bool(findings)) if role == "base" else []
     if files and not findings:
         findings.append(Finding("fine", f"the {role}'s {len(files)} file(s) with {len(headers):,} tensors are whole"))
     return headers, findings
 
 
-def _missing_shards(folder: Path, headers: dict[str, TensorHeader], *, damaged: bool) -> Iterator[Finding]:
+def _files(folder: Path, role: str) -> list[Path]:
+    """Files that the loader would read."""
+    everything = sorted(folder.glob("*.safetensors"))
+    if role == "adapter":
+        return [path for path in everything if path.name == ADAPTER_WEIGHTS] or everything
     try:
-        index = read_index(folder)
-    except ModelError as problem:
-        yield Finding("blocker", str(problem).split(";")[0], "shards cannot be found", AGAIN)
-        return
-    names = set(index.values())
-    if missing := sorted(name for name in names if not (folder / name).is_file()):
-        why = "the weights in it are missing"
-        yield Finding("blocker", f"{len(missing)} of {len(names)} shards are not there ({missing[0]})", why, AGAIN)
-    elif (missing := sorted(set(index) - set(headers))) and not damaged:
-        why = "index and shards are of two versions"
-        yield Finding("blocker", f"the index names {missing[0]}, which no shard holds", why, AGAIN)
+        return model_files(folder)
+    except ModelError:  # reported with the index
+        return everything
+
+
+def _of_index(folder: Path, *, damaged: bool) -> list[Finding]:
+    """Faults of the index, or of what it names, in the loader's own check."""
+    try:
+        problems = list(index_problems(folder, read_index(folder)))
+    except (ModelError, OSError) as problem:
+        return [] if damaged else [Finding("blocker", str(problem).split(";")[0], "shards cannot be found", AGAIN)]
+    return blockers(problems)
 
 
 def check_tokenizer(folder: Path) -> Iterator[Finding]:
@@ -102,20 +107,21 @@ def check_base_config(folder: Path) -> tuple[Base | None, list[Finding]]:
     return base, [Finding("fine", f"the base is {base.config.get('model_type')} in {stored}: {sizes}")]
 
 
-def check_vocabulary(base: Base) -> Iterator[Finding]:
+def check_vocabulary(base: Base, adapter: AdapterFolder | None) -> Iterator[Finding]:
     """Ids of the tokenizer that the embeddings lack; wrong ids for a text's beginning and end."""
-    if not (base.folder / "tokenizer.json").is_file():
-        return  # a bare tokenizer.model is converted at the first start, and checked then
+    folder, vocabulary, configs = base.folder, base.shape.vocabulary, base.configs
     try:
-        tokenizer = ModelTokenizer.read(base.folder, None)
-        special = special_ids(base.folder.name, base.configs, tokenizer)
+        if adapter:
+            folder = adapter.folder if has_tokenizer(adapter.folder) else folder
+            vocabulary, configs = adapter.vocabulary(base), configs.with_adapter(adapter.folder)
+        if not (folder / "tokenizer.json").is_file():
+            return  # a bare tokenizer.model is converted at the first start, and checked then
+        tokenizer = ModelTokenizer.read(folder, None)
+        check_ids(tokenizer, vocabulary)
+        special = special_ids(base.folder.name, configs, tokenizer, vocabulary)
     except ModelError as problem:
         yield Finding("blocker", str(problem), "text cannot become ids", AGAIN)
         return
-    if tokenizer.size > base.shape.vocabulary:
-        what = f"the tokenizer has {tokenizer.size:,} tokens and the base embeds {base.shape.vocabulary:,}"
-        remedy = "use the tokenizer that came with the base"
-        yield Finding("blocker", what, "an id beyond the embeddings has no meaning", remedy)
     for notice in special.notices:
         yield Finding("warning", notice, "an answer may not end where it should", "nothing: it is repaired as it is loaded")
     if not special.notices:

@@ -18,12 +18,12 @@ from qlora_chat.models import ModelError, Notify
 from qlora_chat.models.adapter.folder import ADAPTER_WEIGHTS, AdapterFolder
 from qlora_chat.models.adapter.merge_loss import MergeLoss, builtin_dialogues, compare
 from qlora_chat.models.cache import Cache, CacheEntry, CacheUnusable, Record, key_of
-from qlora_chat.models.folders import Base
+from qlora_chat.models.folders import Base, has_tokenizer
 from qlora_chat.models.part import ModelPart
 from qlora_chat.models.placement import DeviceType, weight_bytes
 from qlora_chat.models.resolve import ResolvedModel
 from qlora_chat.models.tokenizer.sentencepiece import tokenizer_folder
-from qlora_chat.models.tokenizer.special_tokens import SpecialIds, special_ids
+from qlora_chat.models.tokenizer.special_tokens import SpecialIds, check_ids, special_ids
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.models.weights.checkpoint import Checkpoint
 from qlora_chat.models.weights.llama import Adapter
@@ -40,10 +40,15 @@ class ModelText:
     special: SpecialIds
 
     @staticmethod
-    def read(name: str, base: Base, folder: Path) -> ModelText:
-        """Read the tokenizer in `folder` and the special ids of the base's configs; `name` is for notices."""
+    def read(name: str, base: Base, folder: Path, adapter: Path | None = None, vocabulary: int | None = None) -> ModelText:
+        """Read the tokenizer in `folder` and the special ids of the configs of base and adapter; `name` is for notices.
+
+        `vocabulary`: embeddings after a merge, if not the base's. ModelError if the tokenizer has ids beyond them.
+        """
         tokenizer = ModelTokenizer.read(folder, None)
-        special = special_ids(name, base.configs, tokenizer)
+        check_ids(tokenizer, vocabulary or base.shape.vocabulary)
+        configs = base.configs.with_adapter(adapter) if adapter else base.configs
+        special = special_ids(name, configs, tokenizer, vocabulary)
         tokenizer.bos_id = special.bos
         return ModelText(folder, tokenizer, special)
 
@@ -80,10 +85,11 @@ def prepare(model: ResolvedModel, cache: Cache, notify: Notify) -> PreparedModel
     if model.cached:
         made = model.cached.record.get("made")
         notify(f"{model.base.name} is no longer on this machine; what was made of it on {made} is used")
-        return _read_entry(model, model.config, model.cached, unmerged)
+        prepared = _read_entry(model, model.config, model.cached)
+        return _with_unmerged(model, prepared, unmerged, cache, notify)
     merged = None if unmerged else adapter
     if merged is None and model.config.is_nf4 == (stored == "nf4"):
-        text = _text_of(model, model.config, cache, notify)
+        text = _text_of(model, model.config, adapter if unmerged else None, cache, notify)
         return PreparedModel(model.config, Checkpoint(model.config.folder), text, unmerged, text.special.notices)
     conversion = _Conversion(model, model.config, stored, merged, cache, notify)
     entry = conversion.find()
@@ -91,7 +97,16 @@ def prepare(model: ResolvedModel, cache: Cache, notify: Notify) -> PreparedModel
         nf4 = _nf4_base(model, cache, notify)
         conversion = replace(conversion, source=nf4.base, earlier=nf4.notices)
     prepared = conversion.read(entry) if entry else conversion.run()
-    return replace(prepared, adapter=unmerged)
+    return _with_unmerged(model, prepared, unmerged, cache, notify)
+
+
+def _with_unmerged(
+    model: ResolvedModel, prepared: PreparedModel, unmerged: Adapter | None, cache: Cache, notify: Notify
+) -> PreparedModel:
+    """The prepared base with the unmerged adapter, if there is one, and the tokenizer and ends that this brings."""
+    if unmerged is None:
+        return prepared
+    return replace(prepared, adapter=unmerged, text=_text_of(model, prepared.base, model.adapter_folder, cache, notify))
 
 
 def quantize_base(model: ResolvedModel, cache: Cache, notify: Notify) -> QuantizedBase:
@@ -99,7 +114,7 @@ def quantize_base(model: ResolvedModel, cache: Cache, notify: Notify) -> Quantiz
     if model.base.folder is None:
         raise ModelError(f"{model.base.name} is not on this machine, and a merge is measured from the base itself")
     nf4 = model.config if model.config.is_nf4 else _nf4_base(model, cache, notify).base
-    return QuantizedBase(model.config, nf4, _text_of(model, model.config, cache, notify))
+    return QuantizedBase(model.config, nf4, _text_of(model, model.config, model.adapter_folder, cache, notify))
 
 
 def source_record(role: str, part: ModelPart) -> Record:
@@ -114,9 +129,13 @@ def _stored_format(model: ResolvedModel) -> Literal["bf16", "nf4"]:
     return "bf16" if model.plan.weight_format == "bf16" else "nf4"
 
 
-def _text_of(model: ResolvedModel, base: Base, cache: Cache, notify: Notify) -> ModelText:
-    folder = tokenizer_folder(model.base.name, base.folder, cache, notify)
-    return ModelText.read(model.base.name, base, folder)
+def _text_of(model: ResolvedModel, base: Base, adapter: AdapterFolder | None, cache: Cache, notify: Notify) -> ModelText:
+    """The adapter's own tokenizer and ends of answers, where its folder holds them; else the base's."""
+    own = adapter.folder if adapter and has_tokenizer(adapter.folder) else base.folder
+    folder = tokenizer_folder(model.base.name, own, cache, notify)
+    if adapter is None:
+        return ModelText.read(model.base.name, base, folder)
+    return ModelText.read(model.base.name, base, folder, adapter.folder, adapter.vocabulary(base))
 
 
 def _nf4_base(model: ResolvedModel, cache: Cache, notify: Notify) -> PreparedModel:
@@ -129,10 +148,10 @@ def _nf4_base(model: ResolvedModel, cache: Cache, notify: Notify) -> PreparedMod
     return nf4
 
 
-def _read_entry(model: ResolvedModel, base: Base, entry: CacheEntry, unmerged: Adapter | None = None) -> PreparedModel:
+def _read_entry(model: ResolvedModel, base: Base, entry: CacheEntry) -> PreparedModel:
     notices = tuple(str(line) for line in entry.record.get("notices", ()))
     text = ModelText.read(model.base.name, base, entry.folder)
-    return PreparedModel(base, Checkpoint(entry.folder), text, unmerged, notices)
+    return PreparedModel(base, Checkpoint(entry.folder), text, notices=notices)
 
 
 @dataclass(frozen=True)
@@ -151,8 +170,8 @@ class _Conversion:
 
     @cached_property
     def text(self) -> ModelText:
-        """Tokenizer and special ids of the source."""
-        return _text_of(self.model, self.source, self.cache, self.notify)
+        """Tokenizer and special ids of the source, and of the adapter that is merged into it."""
+        return _text_of(self.model, self.source, self.merged, self.cache, self.notify)
 
     @property
     def adapter(self) -> ModelPart | None:

@@ -119,11 +119,15 @@ def test_a_hostile_pickle_named_as_weights_is_never_read(
 @pytest.mark.parametrize(
     ("table", "reason"),
     [
-        ({"optimizer": torch.ones(2)}, "which is no LoRA weight"),
+        ({"optimizer": torch.ones(2)}, "no LoRA weight"),
         ({"base_model.model.x.lora_A.weight": "text"}, "no plain floating-point tensor"),
         ({"base_model.model.x.lora_A.weight": torch.ones(2, dtype=torch.int64)}, "no plain floating-point tensor"),
         ([torch.ones(2)], "holds a list"),
-        ({}, "must hold a table"),
+        ({}, "its table is empty"),
+        (
+            {"base_model.model.x.lora_A.weight": torch.ones(2, 2), "step": torch.ones(1)},
+            "'step', which is no weight",
+        ),
     ],
 )
 def test_what_is_no_table_of_lora_tensors_is_refused(

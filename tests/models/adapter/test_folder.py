@@ -64,14 +64,14 @@ def test_other_adapters_than_lora_are_refused(
 
 def test_a_folder_that_is_no_adapter_is_refused(make_base: MakeBase) -> None:
     folder = make_base()
-    with pytest.raises(ModelError, match=r"holds no adapter_config.json; give a folder or Hub id of a PEFT LoRA"):
+    with pytest.raises(ModelError, match=r"holds no adapter_config.json; it is a whole model: give it as --base"):
         AdapterFolder.read(folder).check(Base.read(folder))
 
 
 def test_an_adapter_for_a_larger_vocabulary_is_refused(make_base: MakeBase, make_adapter: MakeAdapter) -> None:
     folder = make_base()
     adapter = make_adapter(folder)
-    added = {"base_model.model.model.embed_tokens.weight": torch.zeros(9000, 4)}
+    added = {"base_model.model.model.embed_tokens.weight": torch.zeros(9000, 128)}
     change_tensors(adapter / "adapter_model.safetensors", **added)
     with pytest.raises(ModelError, match="for 9,000 tokens, and the base has 8,192: it was tuned with added tokens"):
         AdapterFolder.read(adapter).check(Base.read(folder))

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from qlora_chat.models import ModelError
-from qlora_chat.models.adapter.folder import ADAPTER_CONFIG, AdapterFolder
+from qlora_chat.models.adapter.config import ADAPTER_CONFIG, peft_settings
+from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.adapter.merge_loss import HeldOut, Passage
 from qlora_chat.models.folders import Base
 from qlora_chat.models.weights.nf4 import BLOCK, quiet_bitsandbytes, restrict_cpu_product
@@ -34,7 +35,7 @@ def merge_bf16(base: Base, adapter: AdapterFolder | None, device: str) -> Iterat
         if base.is_nf4:
             model = model.dequantize(torch.bfloat16)
         if adapter:
-            model = _with_adapter(model, adapter).merge_and_unload()
+            model = _unwrapped(_with_adapter(model, adapter, base), adapter)
     for name, tensor in _tensors(model, base):
         yield name, check_finite(name, tensor.to("cpu", torch.bfloat16))
     del model
@@ -44,7 +45,7 @@ def merge_bf16(base: Base, adapter: AdapterFolder | None, device: str) -> Iterat
 def merge_nf4(base: Base, adapter: AdapterFolder, device: str, text: HeldOut) -> tuple[dict[str, Tensor], Tensor]:
     """Tensors of an NF4 base with the adapter merged and requantized one linear at a time, on the CPU, and its logits."""
     with _quiet():
-        model = _merge_and_requantize(_with_adapter(_load(base.folder, device), adapter))
+        model = _merge_and_requantize(_with_adapter(_load(base.folder, device), adapter, base), adapter)
         tensors = {name: check_finite(name, tensor.to("cpu", copy=True)) for name, tensor in _tensors(model, base)}
         logits = _logits(model, text)
     del model
@@ -58,7 +59,7 @@ def unmerged_logits(base: Base, adapter: AdapterFolder, device: str, text: HeldO
     From a load of its own, because a forward pass may repack weights in place.
     """
     with _quiet():
-        logits = _logits(_with_adapter(_load(base.folder, device), adapter), text)
+        logits = _logits(_with_adapter(_load(base.folder, device), adapter, base), text)
     _free()
     return logits
 
@@ -107,32 +108,70 @@ def _in_four_bits(module: Any) -> bool:
     return hasattr(module, "compute_dtype")
 
 
-def _with_adapter(model: Any, adapter: AdapterFolder) -> Any:
-    """The model wrapped by PEFT. ModelError if PEFT would leave out, or make up, some of the adapter's tensors."""
-    from peft import PeftModel, get_peft_model_state_dict
+def _with_adapter(model: Any, adapter: AdapterFolder, base: Base) -> Any:
+    """The model wrapped by PEFT. ModelError if PEFT would leave out, or make up, some of the adapter's tensors.
 
+    The config goes to PEFT without names of bases: it would ask the Hub about them.
+    """
+    from peft import LoraConfig, PeftModelForCausalLM, set_peft_model_state_dict
+
+    adapter.check(base)
     try:
-        wrapped = PeftModel.from_pretrained(model, str(adapter.folder), is_trainable=False, use_safetensors=True)
-    except Exception as problem:  # PEFT raises any error for a config that it does not understand
-        reason = str(problem).strip().split("\n")[0][:300]
-        raise ModelError(f"PEFT cannot apply the adapter in {adapter.folder} ({reason}); it may need a newer peft") from problem
-    stored, used = set(adapter.headers), set(get_peft_model_state_dict(wrapped))
-    if different := sorted(stored ^ used):
-        which = "does not use" if different[0] in stored else "misses"
+        if (rows := adapter.vocabulary(base)) != base.shape.vocabulary:
+            model.resize_token_embeddings(rows, mean_resizing=False)
+        if adapter.unties(base):
+            _untie(model)
+        wrapped: Any = PeftModelForCausalLM(model, LoraConfig(**peft_settings(adapter.config)))
+        result: Any = set_peft_model_state_dict(wrapped, _state(adapter, wrapped))
+    except ModelError:
+        raise
+    except Exception as problem:  # PEFT raises any error for a config or base that it does not understand
+        reason = " ".join(str(problem).split())[:300]
+        raise ModelError(f"PEFT cannot apply the adapter in {adapter.folder} ({type(problem).__name__}: {reason})") from problem
+    missing = [name for name in result.missing_keys if ".default" in name]
+    if different := [*result.unexpected_keys, *missing]:
+        which = "misses" if missing else "does not use"
         raise ModelError(
             f"PEFT {which} {different[0]} of the adapter in {adapter.folder}; config and weights do not belong together"
         )
     return wrapped.eval()
 
 
-def _merge_and_requantize(wrapped: Any) -> Any:
+def _state(adapter: AdapterFolder, wrapped: Any) -> dict[str, Tensor]:
+    """The adapter's tensors by the names that PEFT loads; the base's own tensors inside its LoRA layers."""
+    names = set(wrapped.state_dict())
+    state: dict[str, Tensor] = {}
+    for name, tensor in adapter.tensors().items():
+        module, _, part = name.rpartition(".")
+        inside = f"{module}.base_layer.{part}"
+        state[inside if inside in names else name] = check_finite(f"{name} of the adapter", tensor)
+    return state
+
+
+def _untie(model: Any) -> None:
+    """Give the head weights of its own, which start as the embeddings."""
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(model.get_input_embeddings().weight.detach().clone(), requires_grad=False)
+    model.config.tie_word_embeddings = False
+
+
+def _unwrapped(wrapped: Any, adapter: AdapterFolder, *, safe: bool = False) -> Any:
+    """The model with the adapter merged. ModelError if PEFT cannot, or a weight turns out NaN or infinite."""
+    try:
+        return wrapped.merge_and_unload(safe_merge=safe)
+    except Exception as problem:
+        reason = " ".join(str(problem).split())[:300]
+        raise ModelError(f"the adapter in {adapter.folder} cannot be merged ({type(problem).__name__}: {reason})") from problem
+
+
+def _merge_and_requantize(wrapped: Any, adapter: AdapterFolder) -> Any:
     """The model with the adapter merged into NF4. ModelError if a weight turns out NaN or infinite."""
     try:
         for layer in wrapped.base_model.model.model.layers:
             _merge(layer)
-        model = wrapped.merge_and_unload(safe_merge=True)
     except ValueError as problem:
         raise ModelError(f"the merge failed ({problem}); base or adapter is broken: fetch them again") from problem
+    model = _unwrapped(wrapped, adapter, safe=True)
     for parameter in model.parameters():
         if (state := getattr(parameter, "quant_state", None)) is not None:
             state.dtype = torch.bfloat16  # PEFT merges in fp32 and bitsandbytes would go on dequantizing to that
@@ -188,10 +227,14 @@ def _passage_logits(model: Any, passage: Passage) -> Tensor:
 
 
 def _tensors(model: Any, base: Base) -> Iterator[NamedTensor]:
-    """The state dict without a head that is tied to the embeddings, which safetensors cannot store twice."""
-    for name, tensor in model.state_dict().items():
-        if not (base.shape.tied_head and name == "lm_head.weight"):
+    """The state dict; a head that is tied to the embeddings, which safetensors cannot store twice, is left out or copied."""
+    state = model.state_dict()
+    tied = state["lm_head.weight"].data_ptr() == state["model.embed_tokens.weight"].data_ptr()
+    for name, tensor in state.items():
+        if name != "lm_head.weight" or not tied:
             yield name, tensor
+        elif not base.shape.tied_head:
+            yield name, tensor.clone()
 
 
 @contextmanager

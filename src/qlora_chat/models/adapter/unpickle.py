@@ -13,6 +13,8 @@ from typing import Any, NoReturn
 SLACK = 512 * 1024**2
 """Bytes of memory besides the tensors: the library's own, and small files."""
 CPU_SECONDS = 300
+ENDINGS = (".weight", ".bias", ".trainable_tokens_delta")
+"""Of heads, embeddings, norms, biases and tokens that an adapter may bring besides its LoRA."""
 
 
 def main(source: str, target: str) -> None:
@@ -25,8 +27,10 @@ def main(source: str, target: str) -> None:
         table = torch.load(source, map_location="cpu", weights_only=True)
     except Exception as problem:
         refuse(f"it cannot be read as plain tensors ({first_line(problem)})")
-    if not isinstance(table, dict) or not table:
+    if not isinstance(table, dict):
         refuse(f"it holds a {type(table).__name__}, but must hold a table of tensors by name")
+    if not any(isinstance(name, str) and "lora_" in name for name in table):
+        refuse("it holds no LoRA weight" + ("" if table else ": its table is empty, as old scripts saved it by mistake"))
     total = sum(value.numel() * value.element_size() for value in table.values() if isinstance(value, torch.Tensor))
     if total > size:
         refuse(f"its {size:,} bytes would become {total:,} (one number stands for many)")
@@ -55,8 +59,8 @@ def checked(name: Any, value: Any) -> Any:
     """The tensor, in memory of its own, if name and value are those of an adapter."""
     import torch
 
-    if not isinstance(name, str) or ".lora_" not in name or not name.startswith("base_model.model."):
-        refuse(f"it holds {name!r}, which is no LoRA weight")
+    if not isinstance(name, str) or not ("lora_" in name or name.endswith(ENDINGS)):
+        refuse(f"it holds {name!r}, which is no weight of an adapter")
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided or not value.is_floating_point():
         refuse(f"{name} is no plain floating-point tensor")
     return value.detach().clone(memory_format=torch.contiguous_format)

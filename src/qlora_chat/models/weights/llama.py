@@ -18,7 +18,6 @@ from torch import Tensor
 from qlora_chat.models import ModelError
 from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.folders import NF4_MARK
-from qlora_chat.models.weights.checkpoint import Checkpoint
 from qlora_chat.models.weights.nf4 import NF4
 from qlora_chat.models.weights.quantize import read_widened
 from qlora_chat.models.weights.shape import LlamaShape
@@ -155,7 +154,7 @@ class Adapter:
 
     @staticmethod
     def read(adapter: AdapterFolder) -> Adapter:
-        """Open an adapter's tensors. ModelError for variants that only a merge can apply (DoRA, per-layer ranks, biases)."""
+        """Open an adapter's tensors. ModelError for what only a merge can apply (DoRA, per-layer ranks, whole tensors)."""
         if features := adapter.merge_only_features():
             raise ModelError(
                 f"the adapter uses {', '.join(features)}, which only a merge can apply: start with --precision nf4 or bf16, "
@@ -163,7 +162,7 @@ class Adapter:
             )
         rank = adapter.rank
         scaling = adapter.config["lora_alpha"] / (math.sqrt(rank) if adapter.config.get("use_rslora") else rank)
-        return Adapter(Checkpoint(adapter.folder), scaling)
+        return Adapter(adapter.tensors(), scaling)
 
 
 def build(

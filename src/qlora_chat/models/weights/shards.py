@@ -17,6 +17,7 @@ from torch import Tensor
 
 from qlora_chat.models import ModelError
 from qlora_chat.models.trust import TOKENIZER_FILE, own_file
+from qlora_chat.models.weights.checkpoint import read_headers
 
 SHARD_BYTES = 1024**3
 """Bytes gathered in memory, at most, before they are written."""
@@ -88,9 +89,17 @@ def _write_shard(tensors: dict[str, Tensor], folder: Path, index: int) -> list[s
 def write_small_files(
     folder: Path, config: Mapping[str, Any], generation: Mapping[str, Any], tokenizer: Path, base: Path, *, stored: StoredFormat
 ) -> None:
-    """Write config.json with the stored format of the weights, generation_config.json, and the tokenizer's files."""
+    """Write config.json with the stored format of the weights, generation_config.json, and the tokenizer's files.
+
+    A head of its own and the rows of the embeddings are as the weights in the folder have them: a merge may change both.
+    """
     written = {key: value for key, value in config.items() if key not in ("quantization_config", "torch_dtype")}
     written["dtype"] = "bfloat16"
+    headers = read_headers(folder)
+    if "lm_head.weight" in headers:
+        written["tie_word_embeddings"] = False
+    if embeddings := headers.get("model.embed_tokens.weight"):
+        written["vocab_size"] = embeddings.shape[0]
     if stored != "bf16":
         written["quantization_config"] = dict(NF4_CONFIG if stored == "nf4" else INT8_CONFIG)
     write_json(folder / "config.json", written)

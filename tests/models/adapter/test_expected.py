@@ -1,0 +1,81 @@
+"""An adapter's file holds exactly the tensors that its config implies for the base, or the one that differs is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from qlora_chat.models import ModelError
+from qlora_chat.models.adapter.folder import AdapterFolder
+from qlora_chat.models.folders import Base
+from tests.models.conftest import MakeAdapter, MakeBase, change_tensors
+
+PREFIX = "base_model.model."
+UP = f"{PREFIX}model.layers.0.mlp.up_proj."
+
+
+def checked(base: Path, adapter: Path, **tensors: torch.Tensor | None) -> None:
+    """Change an adapter's tensors and check it against the base."""
+    change_tensors(adapter / "adapter_model.safetensors", **tensors)
+    AdapterFolder.read(adapter).check(Base.read(base))
+
+
+def test_missing_layers_are_refused(make_base: MakeBase, make_adapter: MakeAdapter) -> None:
+    base = make_base()
+    adapter = make_adapter(base)
+    names = [name for name in load_file(adapter / "adapter_model.safetensors") if ".layers.1." in name]
+    with pytest.raises(ModelError, match=r"lacks 14 of the 28 tensors that its config names \(.*layers.1"):
+        checked(base, adapter, **dict.fromkeys(names))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("prompt_embeddings", "holds base_model.model.prompt_embeddings"),
+        (f"{PREFIX}score.weight", "holds base_model.model.score.weight"),
+        (f"{UP}lora_magnitude_vector", "for which adapter_config.json has no setting"),
+        (f"{UP}lora_B.bias", "for which adapter_config.json has no setting"),
+        (f"{PREFIX}model.embed_tokens.lora_embedding_A", "embed_tokens, which target_modules"),
+    ],
+)
+def test_a_tensor_that_nothing_would_apply_is_refused(
+    name: str, reason: str, make_base: MakeBase, make_adapter: MakeAdapter
+) -> None:
+    base = make_base()
+    with pytest.raises(ModelError, match=reason):
+        checked(base, make_adapter(base), **{name: torch.zeros(192)})
+
+
+def test_layers_that_the_config_leaves_out_may_not_have_weights(make_base: MakeBase, make_adapter: MakeAdapter) -> None:
+    base = make_base()
+    with pytest.raises(ModelError, match=r"change model.layers.0\..*, which layers_to_transform"):
+        checked(base, make_adapter(base, layers_to_transform=[1]))
+
+
+def test_weights_that_were_saved_empty_say_why(make_base: MakeBase, make_adapter: MakeAdapter) -> None:
+    base = make_base()
+    with pytest.raises(ModelError, match="DeepSpeed ZeRO-3"):
+        checked(base, make_adapter(base), **{f"{UP}lora_A.weight": torch.zeros(0)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "tensors"),
+    [
+        ({"rank_pattern": {"layers.0.mlp.up_proj": 2}}, {f"{UP}lora_A.weight": (2, 128), f"{UP}lora_B.weight": (192, 2)}),
+        ({"modules_to_save": ["lm_head"]}, {f"{PREFIX}lm_head.weight": (8192, 128)}),
+        ({"trainable_token_indices": [5, 6]},
+         {f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta": (2, 128)}),
+        ({}, {f"{PREFIX}model.norm.weight": (128,)}),
+    ],
+)  # fmt: skip
+def test_what_only_a_merge_can_apply_fits_and_is_named(
+    changes: dict[str, Any], tensors: dict[str, tuple[int, ...]], make_base: MakeBase, make_adapter: MakeAdapter
+) -> None:
+    base = make_base()
+    adapter = make_adapter(base, **changes)
+    checked(base, adapter, **{name: torch.ones(shape) for name, shape in tensors.items()})
+    assert AdapterFolder.read(adapter).merge_only_features() == (list(changes) or list(tensors))
