@@ -142,3 +142,19 @@ def test_the_ends_of_a_merge_follow_its_own_vocabulary(make_base: MakeBase) -> N
     tokenizer = ModelTokenizer.read(base.folder, None)
     assert special_ids("b", base.configs, tokenizer, 8194).stops == {2, 8193}
     assert special_ids("b", base.configs, tokenizer).stops == {2}
+
+
+def test_an_end_written_as_text_is_no_obstacle_to_a_merge(
+    make_base: MakeBase, make_adapter: MakeAdapter, notices: list[str]
+) -> None:
+    base = make_base(eos_token_id="</s>")
+    (base / "generation_config.json").unlink()
+    assert opened(base, make_adapter(base), notices, "bf16").info.stop_token_ids == {2}
+
+
+def test_what_transformers_cannot_load_is_reported_in_one_line(
+    make_base: MakeBase, make_adapter: MakeAdapter, notices: list[str]
+) -> None:
+    base = make_base(bos_token_id=1.5)
+    with pytest.raises(ModelError, match="Transformers cannot load .*bos_token_id"):
+        opened(base, make_adapter(base), notices, "bf16")

@@ -20,7 +20,7 @@ from qlora_chat.models import ModelError
 from qlora_chat.models.adapter.config import ADAPTER_CONFIG, peft_settings
 from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.adapter.merge_loss import HeldOut, Passage
-from qlora_chat.models.folders import Base
+from qlora_chat.models.folders import Base, read_json
 from qlora_chat.models.weights.nf4 import BLOCK, quiet_bitsandbytes, restrict_cpu_product
 from qlora_chat.models.weights.shards import NamedTensor, check_finite
 
@@ -77,17 +77,36 @@ def _load(folder: Path, device: str) -> Any:
 
     if (folder / ADAPTER_CONFIG).exists():  # Transformers would load the base that this names instead
         raise ModelError(f"{folder} is a base and holds an {ADAPTER_CONFIG}; move the adapter to a folder of its own")
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=torch.bfloat16,
-        device_map={"": device},
-        use_safetensors=True,
-        local_files_only=True,
-        trust_remote_code=False,
-    )
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.bfloat16,
+            device_map={"": device},
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            **_readable_config(folder),
+        )
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as problem:  # it raises any error for a config or file that it does not take
+        reason = " ".join(str(problem).split())[:300]
+        raise ModelError(f"Transformers cannot load {folder} ({type(problem).__name__}: {reason})") from problem
     if device == "cpu":
         _prepare_for_cpu(model, folder)
     return model
+
+
+def _readable_config(folder: Path) -> dict[str, Any]:
+    """Argument with the config where Transformers refuses the file's: it takes no id that is written as text."""
+    from transformers import AutoConfig
+
+    config = read_json(folder / "config.json")
+    written = {key for key in ("bos_token_id", "eos_token_id", "pad_token_id") if isinstance(config.get(key), str)}
+    if not written:
+        return {}
+    rest = {key: value for key, value in config.items() if key not in {*written, "model_type"}}
+    return {"config": AutoConfig.for_model(config["model_type"], **rest)}
 
 
 def _prepare_for_cpu(model: Any, folder: Path) -> None:
