@@ -54,3 +54,15 @@ def test_mlxs_matrices_are_turned_round() -> None:
     tensors = RenamedTensors({f"{Q}.lora_a": written}, stored)
     assert torch.equal(tensors[name], written.t())
     assert list(tensors) == [name]
+
+
+def test_a_module_that_peft_saved_twice_is_read_once_and_must_be_the_same() -> None:
+    plain, copy, original = "lm_head.weight", "lm_head.modules_to_save.weight", "lm_head.original_module.weight"
+    header = TensorHeader("F32", (4, 8), 128)
+    headers, stored = normalize(Path("a"), dict.fromkeys((copy, original, plain), header), rank=4)
+    assert list(headers) == ["base_model.model.lm_head.weight"]
+    same, other = torch.ones(4, 8), torch.zeros(4, 8)
+    tensors = RenamedTensors({plain: same, copy: same, original: other}, stored)
+    assert torch.equal(tensors["base_model.model.lm_head.weight"], same)
+    with pytest.raises(ModelError, match="twice.* and they differ"):
+        RenamedTensors({plain: same, copy: other, original: other}, stored)["base_model.model.lm_head.weight"]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PREFIX = "base_model.model."
 _WRAPPERS = (PREFIX, "module.", "_orig_mod.", "_fsdp_wrapped_module.")
 """Prefixes of PEFT and of the wrappers for distributed and compiled training."""
+_COPY, _ORIGINAL = ".modules_to_save.", ".original_module."
 _PART = re.compile(
     r"\.(?:(?P<matrix>lora_[AB])(?:\.\w+)?\.(?P<kind>weight|bias)"
     r"|(?P<mlx>lora_[ab])(?:\.weight)?"
@@ -74,6 +75,8 @@ class StoredName:
     text: str
     transposed: bool = False
     """True for MLX's A (in, r) and B (r, out)."""
+    copy: str | None = None
+    """Another tensor of the file that must be the same: PEFT saves a resized module to save twice."""
 
 
 def normalize(
@@ -82,12 +85,17 @@ def normalize(
     """Headers by PEFT's names, and the name of each in the file. ModelError for two tensors that mean the same one."""
     normal: dict[str, TensorHeader] = {}
     stored: dict[str, StoredName] = {}
-    for text, header in headers.items():
-        name = TensorName.of(text)
-        if (other := stored.get(str(name))) is not None:
-            raise ModelError(
-                f"{text} and {other.text} of the adapter in {folder} are the same tensor {name}; remove one of them"
-            )
+    for text in sorted(headers, key=lambda each: _COPY in each):
+        if _ORIGINAL in text and text.replace(_ORIGINAL, ".") in headers:
+            continue  # the module before training, which PEFT leaves out, too
+        header, name = headers[text], TensorName.of(text)
+        other = stored.get(str(name))
+        if other and _COPY in text and normal[str(name)] == header:
+            stored[str(name)] = StoredName(other.text, copy=text)
+            continue
+        if other:
+            twice = f"{text} and {other.text} of the adapter in {folder} are the same tensor {name}"
+            raise ModelError(f"{twice}; remove one of them")
         transposed = name.is_matrix and _is_transposed(text, header.shape, rank)
         stored[str(name)] = StoredName(text, transposed)
         normal[str(name)] = TensorHeader(header.dtype, header.shape[::-1], header.bytes) if transposed else header
@@ -111,6 +119,8 @@ class RenamedTensors(Mapping[str, "Tensor"]):
     def __getitem__(self, name: str) -> Tensor:
         stored = self._stored[name]
         tensor = self._tensors[stored.text]
+        if stored.copy and not bool((self._tensors[stored.copy] == tensor).all()):
+            raise ModelError(f"the adapter holds {name} twice, as {stored.text} and {stored.copy}, and they differ")
         return tensor.t().contiguous() if stored.transposed else tensor
 
     def __iter__(self) -> Iterator[str]:
