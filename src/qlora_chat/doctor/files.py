@@ -15,7 +15,7 @@ from qlora_chat.errors import UserError
 from qlora_chat.models import ModelError
 from qlora_chat.models.adapter.folder import ADAPTER_WEIGHTS, AdapterFolder, read_adapter_config
 from qlora_chat.models.chat_format import FormatSources
-from qlora_chat.models.folders import RECORD, Base, has_tokenizer, index_problems, read_index, read_json
+from qlora_chat.models.folders import Base, has_tokenizer, index_problems, read_index, read_json
 from qlora_chat.models.tokenizer.special_tokens import check_ids, special_ids
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.models.weights.checkpoint import TensorHeader, model_files, read_header
