@@ -24,8 +24,8 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _BASE_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 _BASE_SMALL = ("config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer.model",
                "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")  # fmt: skip
-_ADAPTER_SMALL = (ADAPTER_CONFIG, RECORD, "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-                  "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")  # fmt: skip
+_ADAPTER_SMALL = (ADAPTER_CONFIG, RECORD, "generation_config.json", "tokenizer.json", "tokenizer.model",
+                  "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")  # fmt: skip
 _CONFIGS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
             "special_tokens_map.json", "chat_template.jinja", RECORD)  # fmt: skip
 _PICKLED = (".bin", ".pt", ".pth")
