@@ -14,7 +14,7 @@ SIGNS = {"blocker": "✗", "warning": "!", "fine": "✓"}
 
 
 def doctor(
-    base: Annotated[str, typer.Argument(help="Hub id or folder of a LLaMA-family base")],
+    base: Annotated[str, typer.Argument(help="Hub id, folder or .gguf file of a LLaMA-family base")],
     adapter: Annotated[str | None, typer.Argument(help="Hub id or folder of a PEFT LoRA adapter for it")] = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,

@@ -90,7 +90,7 @@ def perplexity(
 @app.command("ab")
 def compare(
     prompts: Annotated[Path, typer.Argument(help="a prompt a line (.txt), or JSON lines with `prompt`")],
-    base: Annotated[str, typer.Option(help="Hub id or folder of the base of both, or demo")],
+    base: Annotated[str, typer.Option(help="Hub id, folder or .gguf file of the base of both, or demo")],
     adapter: Annotated[str, typer.Option(help="adapter A")],
     against: Annotated[str, typer.Option(help="adapter B")],
     judge_file: Annotated[Path | None, typer.Option("--judge", help="choices made elsewhere: 1, 2 or = a line")] = None,

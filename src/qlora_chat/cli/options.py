@@ -25,7 +25,10 @@ from qlora_chat.settings import (
 )
 
 ModelOption = Annotated[str, typer.Option(help="auto, guanaco-7b or demo")]
-BaseOption = Annotated[str | None, typer.Option(help="Hub id or folder of a LLaMA-family base, or demo for the bundled one")]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(help="Hub id, folder or .gguf file of a LLaMA-family base; or demo, the bundled one"),
+]
 AdapterOption = Annotated[str | None, typer.Option(help="Hub id or folder of a PEFT LoRA adapter for that base")]
 AdaptersOption = Annotated[
     list[str] | None,

@@ -1,6 +1,6 @@
 """The whole of an examination.
 
-    names -> folders -> files -> base -> adapter -> memory -> findings
+    names -> folders or GGUF files -> files -> base -> adapter -> memory -> findings
 
 Scope: ties the checks together; checks whose input is missing are skipped.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from qlora_chat.doctor import Finding, blockers, is_blocked
@@ -25,10 +26,11 @@ from qlora_chat.doctor.files import (
     check_vocabulary,
 )
 from qlora_chat.doctor.memory import Need, check_memory
-from qlora_chat.doctor.repository import check_base_name, locate
+from qlora_chat.doctor.repository import check_base_name, check_gguf, locate
 from qlora_chat.models import ModelError
 from qlora_chat.models.adapter.folder import ADAPTER_WEIGHTS, AdapterFolder
 from qlora_chat.models.folders import Base, has_tokenizer
+from qlora_chat.models.gguf.cached import is_gguf
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.placement import DeviceMemory
 from qlora_chat.models.weights.checkpoint import TensorHeader
@@ -54,11 +56,14 @@ class Examination:
 
 
 def examine(base_name: str, adapter_name: str | None, hub: Hub, devices: Sequence[DeviceMemory]) -> Examination:
-    """Check a pair of names or folders."""
-    base_folder, findings = locate(base_name, "base", hub)
+    """Check a pair of names, folders or files."""
+    with TemporaryDirectory() as scratch:
+        return _examine(base_name, adapter_name, hub, devices, Path(scratch))
+
+
+def _examine(base_name: str, adapter_name: str | None, hub: Hub, devices: Sequence[DeviceMemory], scratch: Path) -> Examination:
+    base_folder, base, findings = _find_base(base_name, hub, scratch)
     adapter_folder, found = locate(adapter_name, "adapter", hub) if adapter_name else (None, [])
-    findings += found
-    base, found = _check_base(base_folder) if base_folder else (None, [])
     findings += found
     adapter, found = _check_adapter(adapter_folder) if adapter_folder else (None, [])
     findings += found
@@ -83,6 +88,20 @@ def _check_merge_only(adapter: AdapterFolder) -> list[Finding]:
         return []
     what = f"the adapter uses {', '.join(features)}, which only a merge can apply"
     return [Finding("warning", what, "--adapter-mode exact refuses it", "nothing: auto merges it where memory allows")]
+
+
+def _find_base(name: str, hub: Hub, scratch: Path) -> tuple[Path | None, Base | None, list[Finding]]:
+    """Folder of a base, the base if it can be computed, and findings; of a GGUF file, the small files are in `scratch`."""
+    path = Path(name).expanduser()
+    if is_gguf(path):
+        headers, findings = check_gguf(path, scratch)
+        base, found = check_base_config(scratch) if headers else (None, [])
+        findings += found
+        findings += blockers(base.problems(headers)) if base else []
+        return scratch, base, findings
+    folder, findings = locate(name, "base", hub)
+    base, found = _check_base(folder) if folder else (None, [])
+    return folder, base, findings + found
 
 
 def _check_base(folder: Path) -> tuple[Base | None, list[Finding]]:

@@ -1,4 +1,4 @@
-"""Origin of a base or an adapter: on this machine or at the Hub, and under which licence.
+"""Origin of a base or an adapter: on this machine or at the Hub, a folder or a GGUF file, and under which licence.
 
 Scope: a name in, a folder (or None) and findings out. Asks the Hub about a repository that is not here, and fetches nothing.
 """
@@ -14,8 +14,11 @@ from qlora_chat import settings
 from qlora_chat.doctor import Finding, blockers
 from qlora_chat.models import ModelError
 from qlora_chat.models.adapter.folder import ADAPTER_PICKLE
+from qlora_chat.models.gguf.convert import headers_of, write_description
+from qlora_chat.models.gguf.file import GgufFile
 from qlora_chat.models.hub import Hub, HubError, gated
 from qlora_chat.models.locate import ALIASES, PRESENT, local_part, parse_name
+from qlora_chat.models.weights.checkpoint import TensorHeader
 
 
 def locate(text: str, role: Literal["base", "adapter"], hub: Hub) -> tuple[Path | None, list[Finding]]:
@@ -24,7 +27,8 @@ def locate(text: str, role: Literal["base", "adapter"], hub: Hub) -> tuple[Path 
         name = parse_name(f"--{role}", text, notify=lambda _: None)
     except ModelError:
         what = f"{text!r} is neither a folder nor a Hub id"
-        return None, [Finding("blocker", what, f"there is no {role}", "give a folder, or OWNER/NAME")]
+        more = ", or a .gguf file" if role == "base" else ""
+        return None, [Finding("blocker", what, f"there is no {role}", f"give a folder, or OWNER/NAME{more}")]
     findings = []
     if text in ALIASES and name == ALIASES[text]:
         remedy = f"use {name}, which holds the same weights"
@@ -45,10 +49,11 @@ def _check_licence(folder: Path, role: str) -> Finding:
             text = file.read(20_000)
     head = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
     named = re.search(r"^license:\s*['\"]?([\w.-]+)", head.group(1), re.MULTILINE) if head else None
-    return _licence(named.group(1) if named else None, role)
+    return licence(named.group(1) if named else None, role)
 
 
-def _licence(name: str | None, role: str) -> Finding:
+def licence(name: str | None, role: str) -> Finding:
+    """Finding about the licence that a card or a file names."""
     if name:
         return Finding("fine", f"the {role}'s card names the licence {name}")
     why = "you may not be allowed to use, merge or pass it on"
@@ -65,7 +70,7 @@ def _check_remote(repository: str, role: str, hub: Hub) -> list[Finding]:
         return blockers([error.problem])
     sizes = {each.rfilename: each.size or 0 for each in info.siblings or ()}
     card = getattr(info, "card_data", None)
-    findings = [_to_fetch(repository, role, sizes), _licence(getattr(card, "license", None), role)]
+    findings = [_to_fetch(repository, role, sizes), licence(getattr(card, "license", None), role)]
     if getattr(info, "gated", False) and not settings.hub_token_is_set():
         findings += blockers([gated(repository)])
     return findings
@@ -82,6 +87,19 @@ def _to_fetch(repository: str, role: str, sizes: dict[str, int]) -> Finding:
         return Finding("blocker", f"{repository} is a pickle ({ADAPTER_PICKLE})", "reading a pickle can run code", remedy)
     why, remedy = "weights in other file formats are not read", "take a repository with *.safetensors"
     return Finding("blocker", f"{repository} holds no safetensors", why, remedy)
+
+
+def check_gguf(path: Path, folder: Path) -> tuple[dict[str, TensorHeader], list[Finding]]:
+    """Headers of a GGUF file's tensors as they are dequantised; its config and tokenizer are written into `folder`."""
+    try:
+        file = GgufFile(path)
+        headers = headers_of(file)
+        write_description(file, folder)
+    except ModelError as problem:
+        return {}, [Finding("blocker", str(problem), "nothing can be loaded without it", "give another .gguf file")]
+    kinds = sorted({each.kind for each in file.tensors.values()})
+    what = f"the base is the GGUF file {path.name}: {len(headers):,} tensors in {', '.join(kinds)}, dequantised once when used"
+    return headers, [Finding("fine", what), licence(file.text("general.license"), "base")]
 
 
 def check_base_name(base: str, adapter_config: Mapping[str, Any]) -> Iterator[Finding]:

@@ -18,6 +18,8 @@ from qlora_chat.models.locate import (
     GUANACO,
     GUANACO_ADAPTER,
     GUANACO_BASE,
+    fetch_part,
+    local_base,
     locate_part,
 )
 from qlora_chat.models.part import ModelPart
@@ -46,10 +48,11 @@ class Identity:
 
 def identify(settings: ModelSettings, notify: Notify) -> Identity:
     """Tokenizer and description of the model that the settings name; ModelError for `auto` and for missing files."""
-    located = _locate(settings, Hub(hub_cache_folder(), hub_is_offline()), notify)
+    cache = Cache(cache_folder(), notify)
+    located = _locate(settings, Hub(hub_cache_folder(), hub_is_offline()), cache, notify)
     base, folder = located.base, located.base.existing_folder()
     configs = ModelConfigs.read(folder)
-    tokenizer = ModelTokenizer.read(tokenizer_folder(base.name, folder, Cache(cache_folder(), notify), notify), None)
+    tokenizer = ModelTokenizer.read(tokenizer_folder(base.name, folder, cache, notify), None)
     special = special_ids(base.name, configs, tokenizer)
     tokenizer.bos_id = special.bos
     adapter = located.adapter
@@ -70,9 +73,10 @@ def identify(settings: ModelSettings, notify: Notify) -> Identity:
     return Identity(tokenizer, info, tokenizer.written_bos())
 
 
-def _locate(settings: ModelSettings, hub: Hub, notify: Notify) -> LocatedModel:
+def _locate(settings: ModelSettings, hub: Hub, cache: Cache, notify: Notify) -> LocatedModel:
     if settings.base:
-        base = locate_part("--base", settings.base, BASE_WITHOUT_WEIGHTS, hub, notify)
+        found = local_base(settings.base, BASE_WITHOUT_WEIGHTS, hub, cache, notify)
+        base = fetch_part(found, BASE_WITHOUT_WEIGHTS, hub, notify) if isinstance(found, str) else found
         adapter = _adapter(settings.adapter, hub, notify) if settings.adapter else None
     elif settings.model == "demo":
         return demo()

@@ -14,6 +14,7 @@ from qlora_chat.models.adapter.convert import convert_into
 from qlora_chat.models.adapter.folder import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS
 from qlora_chat.models.cache import Cache, CacheUnusable, key_of
 from qlora_chat.models.folders import has_tokenizer, is_complete_base
+from qlora_chat.models.gguf.cached import gguf_part, is_gguf
 from qlora_chat.models.hub import (
     Hub,
     SelectFiles,
@@ -69,6 +70,10 @@ def parse_name(option: str, text: str, notify: Notify) -> Path | str:
     path = Path(text).expanduser()
     if path.is_dir():
         return path.resolve()
+    if is_gguf(path):
+        raise ModelError(f"{option} is {text!r}, but only a base is read from GGUF; give a folder or Hub id of a PEFT LoRA")
+    if path.is_file():
+        raise ModelError(f"{option} is {text!r}, a file; give its folder, a Hub id, or for a base a .gguf file")
     if not is_hub_id(text):
         raise ModelError(f"{option} is {text!r}, but there is no such folder, and a Hub id looks like owner/name")
     if text in ALIASES:
@@ -92,10 +97,21 @@ def fetch_part(repository: str, required: RequiredFiles, hub: Hub, notify: Notif
     return ModelPart(repository, snapshot.folder, snapshot.revision, hub.cache)
 
 
-def locate_part(option: str, text: str, required: RequiredFiles, hub: Hub, notify: Notify) -> ModelPart:
-    """A base or adapter by folder or Hub id, fetched if necessary. ModelError with the remedy if there is none."""
-    if option == "--base" and is_bundled(text):
+def local_base(text: str, required: RequiredFiles, hub: Hub, cache: Cache, notify: Notify) -> ModelPart | str:
+    """The base that a name means if it is on this machine, else the Hub id to fetch. ModelError for any other name.
+
+    A GGUF file is converted at its first use; without its weights where the use needs none.
+    """
+    if is_bundled(text):
         return BUNDLED_BASE
+    if is_gguf(Path(text).expanduser()):
+        return gguf_part(Path(text), cache, notify, weights=required is WHOLE_BASE)
+    name = parse_name("--base", text, notify)
+    return local_part(name, required, hub) or str(name)
+
+
+def locate_part(option: str, text: str, required: RequiredFiles, hub: Hub, notify: Notify) -> ModelPart:
+    """A folder or Hub repository, fetched if necessary. ModelError with the remedy if there is none."""
     name = parse_name(option, text, notify)
     return local_part(name, required, hub) or fetch_part(str(name), required, hub, notify)
 

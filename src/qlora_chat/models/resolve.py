@@ -23,11 +23,10 @@ from qlora_chat.models.locate import (
     WHOLE_BASE,
     fetch_guanaco_adapter,
     fetch_part,
-    is_bundled,
+    local_base,
     local_guanaco_adapter,
     local_part,
     locate_adapter,
-    parse_name,
     without_pickle,
 )
 from qlora_chat.models.part import ModelPart
@@ -116,13 +115,10 @@ class _Resolver:
     def named(self, base_text: str, adapter_text: str | None) -> LocatedModel:
         """A base and an adapter by their names."""
         adapter = locate_adapter(adapter_text, self.hub, self.cache, self.notify) if adapter_text else None
-        if is_bundled(base_text):
-            return LocatedModel((adapter or BUNDLED_BASE).name, BUNDLED_BASE, adapter, (TOY,))
-        name = parse_name("--base", base_text, self.notify)
-        base = local_part(name, WHOLE_BASE, self.hub)
-        merges = {} if base else self._merges(str(name), adapter)
-        base = base or self._missing_base(str(name), merges)
-        return LocatedModel((adapter or base).name, base, adapter, (), merges)
+        found = local_base(base_text, WHOLE_BASE, self.hub, self.cache, self.notify)
+        merges = self._merges(found, adapter) if isinstance(found, str) else {}
+        base = self._missing_base(found, merges) if isinstance(found, str) else found
+        return LocatedModel((adapter or base).name, base, adapter, (TOY,) if base is BUNDLED_BASE else (), merges)
 
     def guanaco(self, before_fetching: Callable[[], None]) -> LocatedModel:
         """guanaco-7b; `before_fetching` is called if a download is necessary, and may refuse it."""

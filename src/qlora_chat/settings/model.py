@@ -27,7 +27,7 @@ class ModelSettings:
     model: str = "auto"
     """auto, guanaco-7b or demo; ignored when base is given."""
     base: str | None = None
-    """Hub id or folder of a LLaMA-family base."""
+    """Hub id, folder or .gguf file of a LLaMA-family base."""
     adapter: str | None = None
     """Hub id or folder of a PEFT LoRA adapter; None talks to the base alone."""
     precision: Precision = "auto"

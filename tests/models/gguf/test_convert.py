@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from qlora_chat.models import ModelError
 from qlora_chat.models.cache import Cache
 from qlora_chat.models.folders import Base
-from qlora_chat.models.gguf.convert import gguf_part
+from qlora_chat.models.gguf.cached import gguf_part
 from qlora_chat.models.gguf.file import READABLE
 from tests.models.gguf.making import HEADS, HIDDEN, TEMPLATE, write_gguf
 
