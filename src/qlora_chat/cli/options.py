@@ -24,10 +24,10 @@ from qlora_chat.settings import (
     engine_settings,
 )
 
-ModelOption = Annotated[str, typer.Option(help="auto, guanaco-7b or demo")]
+ModelOption = Annotated[str, typer.Option(help="auto, guanaco-7b, smollm2 or demo")]
 BaseOption = Annotated[
     str | None,
-    typer.Option(help="Hub id, folder or .gguf file of a LLaMA-family base; or demo, the bundled one"),
+    typer.Option(help="Hub id, folder or .gguf file of a LLaMA-family base; or smollm2; or demo, the bundled one"),
 ]
 AdapterOption = Annotated[str | None, typer.Option(help="Hub id or folder of a PEFT LoRA adapter for that base")]
 AdaptersOption = Annotated[

@@ -46,7 +46,7 @@ def replay(
     ],
     store: Annotated[str | None, typer.Option(help="the receiver's store to take the turn from")] = None,
     turn: Annotated[str | None, typer.Option(help="id of the turn, where the file contains several")] = None,
-    model: Annotated[str | None, typer.Option(help="guanaco-7b or demo; default: the model that is recorded")] = None,
+    model: Annotated[str | None, typer.Option(help="guanaco-7b, smollm2 or demo; default: the model that is recorded")] = None,
     base: BaseOption = None,
     adapter: AdapterOption = None,
     precision: PrecisionOption = "auto",
@@ -112,9 +112,12 @@ def _named(recorded: RecordedAnswer, model: str | None, base: str | None, adapte
     if model or base:
         return {"model": model or "auto", "base": base, "adapter": adapter}
     from qlora_chat.models.locate import DEMO, GUANACO, GUANACO_ADAPTER, GUANACO_BASE
+    from qlora_chat.models.smollm2 import SMOLLM2, SMOLLM2_ADAPTER_NAME
 
     was = recorded.model
     bundled = {DEMO: "demo", GUANACO_BASE: GUANACO if was.get("adapter") == GUANACO_ADAPTER else None}
+    if was.get("adapter") == SMOLLM2_ADAPTER_NAME:
+        return {"model": SMOLLM2}
     if name := bundled.get(was.get("base", "")):
         return {"model": name}
     if not was.get("base"):

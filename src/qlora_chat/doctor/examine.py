@@ -62,7 +62,7 @@ def examine(base_name: str, adapter_name: str | None, hub: Hub, devices: Sequenc
 
 
 def _examine(base_name: str, adapter_name: str | None, hub: Hub, devices: Sequence[DeviceMemory], scratch: Path) -> Examination:
-    base_folder, base, findings = _find_base(base_name, hub, scratch)
+    base, findings = _find_base(base_name, hub, scratch)
     adapter_folder, found = locate(adapter_name, "adapter", hub) if adapter_name else (None, [])
     findings += found
     adapter, found = _check_adapter(adapter_folder) if adapter_folder else (None, [])
@@ -90,18 +90,18 @@ def _check_merge_only(adapter: AdapterFolder) -> list[Finding]:
     return [Finding("warning", what, "--adapter-mode exact refuses it", "nothing: auto merges it where memory allows")]
 
 
-def _find_base(name: str, hub: Hub, scratch: Path) -> tuple[Path | None, Base | None, list[Finding]]:
-    """Folder of a base, the base if it can be computed, and findings; of a GGUF file, the small files are in `scratch`."""
+def _find_base(name: str, hub: Hub, scratch: Path) -> tuple[Base | None, list[Finding]]:
+    """A base, if it can be computed, and findings; of a GGUF file, the small files are in `scratch`."""
     path = Path(name).expanduser()
     if is_gguf(path):
         headers, findings = check_gguf(path, scratch)
         base, found = check_base_config(scratch) if headers else (None, [])
         findings += found
         findings += blockers(base.problems(headers)) if base else []
-        return scratch, base, findings
+        return base, findings
     folder, findings = locate(name, "base", hub)
     base, found = _check_base(folder) if folder else (None, [])
-    return folder, base, findings + found
+    return base, findings + found
 
 
 def _check_base(folder: Path) -> tuple[Base | None, list[Finding]]:

@@ -52,7 +52,7 @@ class MergeOptions:
 
     out: Path
     model: str = "auto"
-    """demo or guanaco-7b, instead of base and adapter."""
+    """demo, smollm2 or guanaco-7b, instead of base and adapter."""
     base: str | None = None
     adapter: str | None = None
     data: str | None = None
@@ -68,7 +68,7 @@ class MergeOptions:
         if self.form not in ("auto", *FORMS):
             raise SettingsError(f"--form is {self.form!r}, but must be one of auto, {', '.join(FORMS)}")
         if self.base is None and self.model == "auto":
-            raise SettingsError("a merge needs --base and --adapter, or --model demo or guanaco-7b")
+            raise SettingsError("a merge needs --base and --adapter, or --model demo, smollm2 or guanaco-7b")
         if self.base is not None and self.adapter is None:
             raise SettingsError("a merge needs --adapter, the LoRA to add to --base")
 

@@ -30,7 +30,10 @@ _CONFIGS = ("config.json", "generation_config.json", "tokenizer.json", "tokenize
             "special_tokens_map.json", "chat_template.jinja", RECORD)  # fmt: skip
 _PICKLED = (".bin", ".pt", ".pth")
 
-PINNED = {"huggyllama/llama-7b": "4782ad278652c7c71b72204d462d6d01eaaf7549"}
+PINNED = {
+    "huggyllama/llama-7b": "4782ad278652c7c71b72204d462d6d01eaaf7549",
+    "HuggingFaceTB/SmolLM2-135M-Instruct": "12fd25f77366fa6b3b4b768ec3050bf629380bac",
+}
 """Commit to fetch of repositories that the program itself names; of any other, the newest of its main branch."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 

@@ -23,7 +23,8 @@ from qlora_chat.models.locate import (
     locate_part,
 )
 from qlora_chat.models.part import ModelPart
-from qlora_chat.models.resolve import LocatedModel, demo
+from qlora_chat.models.resolve import LocatedModel, demo, smollm2_with_adapter
+from qlora_chat.models.smollm2 import SMOLLM2
 from qlora_chat.models.tokenizer.sentencepiece import tokenizer_folder
 from qlora_chat.models.tokenizer.special_tokens import special_ids
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
@@ -76,16 +77,23 @@ def identify(settings: ModelSettings, notify: Notify) -> Identity:
 def _locate(settings: ModelSettings, hub: Hub, cache: Cache, notify: Notify) -> LocatedModel:
     if settings.base:
         found = local_base(settings.base, BASE_WITHOUT_WEIGHTS, hub, cache, notify)
-        base = fetch_part(found, BASE_WITHOUT_WEIGHTS, hub, notify) if isinstance(found, str) else found
+        base = _fetched(found, hub, notify)
         adapter = _adapter(settings.adapter, hub, notify) if settings.adapter else None
     elif settings.model == "demo":
         return demo()
+    elif settings.model == SMOLLM2:
+        found = local_base(SMOLLM2, BASE_WITHOUT_WEIGHTS, hub, cache, notify)
+        return smollm2_with_adapter(_fetched(found, hub, notify))
     elif settings.model == GUANACO:
         base = locate_part("--base", GUANACO_BASE, BASE_WITHOUT_WEIGHTS, hub, notify)
         adapter = ModelPart(GUANACO_ADAPTER, None)
     else:
-        raise ModelError("which model the server runs is not known: name it with --base, or --model demo or guanaco-7b")
+        raise ModelError("the server's model is not known: name it with --base, or --model demo, smollm2 or guanaco-7b")
     return LocatedModel((adapter or base).name, base, adapter)
+
+
+def _fetched(found: ModelPart | str, hub: Hub, notify: Notify) -> ModelPart:
+    return fetch_part(found, BASE_WITHOUT_WEIGHTS, hub, notify) if isinstance(found, str) else found
 
 
 def _adapter(text: str, hub: Hub, notify: Notify) -> ModelPart:

@@ -26,6 +26,7 @@ from qlora_chat.models.hub import (
     is_hub_id,
 )
 from qlora_chat.models.part import ModelPart
+from qlora_chat.models.smollm2 import SHA256, SMOLLM2, SMOLLM2_BASE, packaged_file
 
 GUANACO = "guanaco-7b"
 GUANACO_BASE = "huggyllama/llama-7b"
@@ -104,10 +105,19 @@ def local_base(text: str, required: RequiredFiles, hub: Hub, cache: Cache, notif
     """
     if is_bundled(text):
         return BUNDLED_BASE
+    if text == SMOLLM2 and not Path(text).exists():
+        return local_smollm2_base(required, hub, cache, notify) or SMOLLM2_BASE
     if is_gguf(Path(text).expanduser()):
         return gguf_part(Path(text), cache, notify, weights=required is WHOLE_BASE)
     name = parse_name("--base", text, notify)
     return local_part(name, required, hub) or str(name)
+
+
+def local_smollm2_base(required: RequiredFiles, hub: Hub, cache: Cache, notify: Notify) -> ModelPart | None:
+    """The base of smollm2 from its package, else from the Hub's cache. ModelError for a package that is damaged."""
+    if path := packaged_file():
+        return gguf_part(path, cache, notify, weights=required is WHOLE_BASE, contents=f"sha256:{SHA256}")
+    return local_part(SMOLLM2_BASE, required, hub)
 
 
 def locate_part(option: str, text: str, required: RequiredFiles, hub: Hub, notify: Notify) -> ModelPart:

@@ -26,6 +26,7 @@ from qlora_chat.models.locate import (
     local_base,
     local_guanaco_adapter,
     local_part,
+    local_smollm2_base,
     locate_adapter,
     without_pickle,
 )
@@ -39,6 +40,7 @@ from qlora_chat.models.placement import (
     choose_plan,
     explain_cpu_fallback,
 )
+from qlora_chat.models.smollm2 import INSTALL, SMOLLM2, SMOLLM2_BASE, smollm2_adapter
 from qlora_chat.settings import ModelSettings
 
 FREE_CARD_BYTES = 6 * GIB
@@ -84,6 +86,13 @@ def demo(reason: str | None = None) -> LocatedModel:
     return LocatedModel(f"{DEMO} (demo)", BUNDLED_BASE, BUNDLED_ADAPTER, notices)
 
 
+def smollm2_with_adapter(base: ModelPart, reason: str | None = None) -> LocatedModel:
+    """The base of smollm2 with the bundled adapter, or alone in a copy of the program that comes without the adapter."""
+    adapter = smollm2_adapter()
+    alone = () if adapter else ("this copy of the program comes without smollm2's adapter: the base answers alone",)
+    return LocatedModel(f"SmolLM2-135M ({SMOLLM2})", base, adapter, (*([reason] if reason else []), *alone))
+
+
 def resolve(settings: ModelSettings, hub: Hub, cache: Cache, devices: Sequence[DeviceMemory], notify: Notify) -> ResolvedModel:
     """The model of the settings: located, fetched if necessary, checked and planned. ModelError with the remedy."""
     resolver = _Resolver(settings, hub, cache, devices, notify)
@@ -91,6 +100,8 @@ def resolve(settings: ModelSettings, hub: Hub, cache: Cache, devices: Sequence[D
         return resolver.planned(resolver.named(settings.base, settings.adapter))
     if settings.model == GUANACO:
         return resolver.planned(resolver.guanaco(before_fetching=lambda: None))
+    if settings.model == SMOLLM2:
+        return resolver.planned(resolver.smollm2(may_fetch=True))
     if settings.model == "demo":
         return resolver.planned(demo())
     return resolver.auto()
@@ -105,12 +116,30 @@ class _Resolver:
     notify: Notify
 
     def auto(self) -> ResolvedModel:
-        """guanaco-7b if it is here and fits, or can be fetched for a card; else the demo, with the reason."""
+        """guanaco-7b if it is here and fits, or can be fetched for a card; else smollm2 if it is here; else the demo.
+
+        One line says which, why, and how to get the better one.
+        """
         try:
-            return self.planned(self.guanaco(self._check_worth_fetching))
+            chosen = self.planned(self.guanaco(self._check_worth_fetching))
+            self.notify(f"{GUANACO} answers: it is on this machine and fits (for another: --model, or --base and --adapter)")
+            return chosen
         except ModelError as problem:
-            remedy = f"to get the 7B: qlora-chat serve --model {GUANACO}"
-            return self.planned(demo(f"The bundled demo answers, because {GUANACO} was left out: {problem} ({remedy})"))
+            left_out = f"{GUANACO} was left out: {problem} (to get the 7B: qlora-chat serve --model {GUANACO})"
+        try:
+            return self.planned(self.smollm2(f"{SMOLLM2} answers, because {left_out}"))
+        except ModelError as problem:
+            reason = f"The bundled demo answers, because {left_out}; and {SMOLLM2}, which is far better than it: {problem}"
+            return self.planned(demo(reason))
+
+    def smollm2(self, reason: str | None = None, *, may_fetch: bool = False) -> LocatedModel:
+        """smollm2 with the bundled adapter; `reason` tells the user why no larger model answers."""
+        base = local_smollm2_base(WHOLE_BASE, self.hub, self.cache, self.notify)
+        if base is None:
+            if self.hub.offline or not may_fetch:
+                raise ModelError(f"its weights are not on this machine; to get them: {INSTALL}")
+            base = fetch_part(SMOLLM2_BASE, WHOLE_BASE, self.hub, self.notify)
+        return smollm2_with_adapter(base, reason)
 
     def named(self, base_text: str, adapter_text: str | None) -> LocatedModel:
         """A base and an adapter by their names."""

@@ -25,7 +25,7 @@ class ModelSettings:
     """The model to talk to and how it is loaded."""
 
     model: str = "auto"
-    """auto, guanaco-7b or demo; ignored when base is given."""
+    """auto, guanaco-7b, smollm2 or demo; ignored when base is given."""
     base: str | None = None
     """Hub id, folder or .gguf file of a LLaMA-family base."""
     adapter: str | None = None
@@ -44,7 +44,7 @@ class ModelSettings:
     """exact: the base in NF4 and the adapter unmerged, as in training; auto: merged where memory allows."""
 
     def __post_init__(self) -> None:
-        one_of("model", self.model, ("auto", "guanaco-7b", "demo"))
+        one_of("model", self.model, ("auto", "guanaco-7b", "smollm2", "demo"))
         one_of("precision", self.precision, ("auto", "bf16", "nf4"))
         one_of("device", self.device, ("auto", "cuda", "cpu"))
         one_of("kv-cache-dtype", self.kv_cache_dtype, ("auto", "int8"))

@@ -47,7 +47,7 @@ def _declare(default: Any, help: str | None = None, low: float = 0, high: float 
 class TrainSettings:
     """Every number of a run, in the order of --help. SettingsError names the field, what arrived and what is allowed."""
 
-    base: str = _declare("", "Hub id, folder or .gguf file of a LLaMA-family base; or demo, the bundled one")
+    base: str = _declare("", "Hub id, folder or .gguf file of a LLaMA-family base; or smollm2; or demo, the bundled one")
     """It is loaded in NF4 with double quantization."""
     data: tuple[str, ...] = _declare((), "dialogues: .jsonl, .jsonl.xz, .json, a folder of them, or a dataset's Hub id")
     steps: int | None = _declare(None, "total updates", 1, MAX_STEPS)

@@ -224,7 +224,7 @@ def _with_served_base(settings: ModelSettings, listings: Listings, name: str) ->
         return replace(settings, base=root, model="auto")
     raise EngineError(
         f"the servers run {name!r}, whose tokenizer is needed here to write prompts: "
-        "name its base with --base (a folder or Hub id), or --model demo or guanaco-7b"
+        "name its base with --base (a folder or Hub id), or --model demo, smollm2 or guanaco-7b"
     )
 
 
