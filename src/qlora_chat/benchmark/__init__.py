@@ -23,13 +23,13 @@ class BenchmarkError(UserError, RuntimeError):
 
 @dataclass(frozen=True)
 class Subject:
-    """The model to measure: the bundled demo, or random weights of a known shape."""
+    """The model to measure: the bundled demo, smollm2, or random weights of a known shape."""
 
     name: str
-    """demo or 7b."""
+    """demo, smollm2 or 7b."""
     device: Device
     precision: str
-    """bf16 or nf4."""
+    """bf16 or nf4; of smollm2, nf4 leaves the adapter unmerged."""
     layers: int | None = None
     """Decoder layers of a shape; None for all, fewer for a dry run."""
     kv_cache_dtype: KVCacheDtype = "auto"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,13 +22,21 @@ from qlora_chat.settings import Sampling
 
 
 def merged_demo(device: torch.device) -> Any:
-    """Return the bundled base and adapter as the original demo loads them: PeftModel, merge_and_unload, bf16."""
+    """Return the bundled base and adapter as the original demo loads them."""
+    return merged_model(BUNDLED / "base", BUNDLED / "adapter", device)
+
+
+def merged_model(base_folder: Path, adapter: Path | None, device: torch.device) -> Any:
+    """Return base and adapter as the original demo loads them: PeftModel, merge_and_unload, bf16."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(BUNDLED / "base", dtype=torch.bfloat16).dequantize().to(torch.bfloat16)
-    merged: Any = PeftModel.from_pretrained(base, str(BUNDLED / "adapter")).merge_and_unload()
-    return merged.to(device).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.bfloat16)
+    if getattr(model, "is_quantized", False):
+        model = model.dequantize().to(torch.bfloat16)
+    if adapter:
+        model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    return model.to(device).eval()
 
 
 def random_model(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,14 +15,18 @@ import torch
 from qlora_chat.benchmark import BenchmarkError, Subject
 from qlora_chat.benchmark.shapes import InFloat, RandomTensors, config_of, linears
 from qlora_chat.models import LoadedModel, ModelInfo
+from qlora_chat.models.cache import Cache
 from qlora_chat.models.folders import Base
+from qlora_chat.models.hub import Hub
 from qlora_chat.models.load import load
-from qlora_chat.models.locate import BUNDLED
+from qlora_chat.models.locate import BUNDLED, WHOLE_BASE, local_smollm2_base
 from qlora_chat.models.placement import NF4_BYTES, weight_bytes
+from qlora_chat.models.smollm2 import INSTALL, SMOLLM2, smollm2_adapter
+from qlora_chat.models.tokenizer.special_tokens import special_ids
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.models.weights.llama import LlamaWeights, build
 from qlora_chat.prompt import Prompt
-from qlora_chat.settings import ModelSettings
+from qlora_chat.settings import ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
 
 WORDS = str.split(
     "a the small old boat cat river asked said why how rain bread tea morning garden letter window friend walked found kept "
@@ -50,37 +55,56 @@ def device_of(subject: Subject) -> torch.device:
 
 
 class Demo:
-    """The bundled base and adapter, merged."""
+    """A model that comes with the program: the bundled base and adapter, merged; or smollm2, merged or exact."""
 
     def __init__(self, subject: Subject) -> None:
         self.device = device_of(subject)
-        self._precision: Any = subject.precision
-        self._base = Base.read(BUNDLED / "base")
+        self._name, self._precision = subject.name, subject.precision
+        self._folder, self.adapter = _parts(subject.name)
+        self._base = Base.read(self._folder)
         self.shape = self._base.shape
-        self._tokenizer = ModelTokenizer.read(BUNDLED / "base", bos_id=1)
+        self._tokenizer = ModelTokenizer.read(self._folder, None)
+        self._begin = [] if (bos := special_ids(subject.name, self._base.configs, self._tokenizer).bos) is None else [bos]
+
+    @property
+    def is_exact(self) -> bool:
+        """True if the adapter is left unmerged over NF4."""
+        return self._name == SMOLLM2 and self._precision == "nf4" and self.adapter is not None
 
     def load(self) -> LoadedModel:
         """Load for our engine."""
-        settings = ModelSettings(model="demo", precision=self._precision, device=self.device.type)  # type: ignore[arg-type]
-        return load(settings, lambda line: None)
+        form: Any = {"adapter_mode": "exact"} if self.is_exact else {"precision": self._precision}
+        return load(ModelSettings(model=self._name, device=self.device.type, **form), lambda line: None)  # type: ignore[arg-type]
 
     def load_original(self) -> Any:
         """Load Transformers' model with weights in the format of the original's path."""
-        from qlora_chat.benchmark.original import merged_demo
+        from qlora_chat.benchmark.original import merged_model
 
-        return merged_demo(self.device)
+        return merged_model(self._folder, self.adapter, self.device)
 
     def prompt(self, length: int, seed: int) -> tuple[int, ...]:
-        """Return `length` token ids, BOS first, different for every seed."""
+        """Return `length` token ids, BOS first where the model has one, different for every seed."""
         words = random.Random(seed)
         question = " ".join(words.choice(WORDS) for _ in range(length))
         opening = self._tokenizer.encode_continuation("### Assistant:")
-        return (1, *self._tokenizer.encode(f"### Human: {question}")[: length - 1 - len(opening)], *opening)
+        room = length - len(self._begin) - len(opening)
+        return (*self._begin, *self._tokenizer.encode(f"### Human: {question}")[:room], *opening)
 
     def bytes_per_pass(self) -> int:
         """Return the bytes of weights that every forward pass must read."""
         embeddings = 0 if self.shape.tied_head else 2 * self.shape.vocabulary * self.shape.hidden  # one row of it is read
         return weight_bytes(self._base, "nf4" if self._precision == "nf4" else "bf16") - embeddings
+
+
+def _parts(name: str) -> tuple[Path, Path | None]:
+    """Folders of base and adapter. BenchmarkError for a smollm2 that is not on this machine."""
+    if name == "demo":
+        return BUNDLED / "base", BUNDLED / "adapter"
+    hub, cache = Hub(hub_cache_folder(), hub_is_offline()), Cache(cache_folder(), lambda line: None)
+    base, adapter = local_smollm2_base(WHOLE_BASE, hub, cache, lambda line: None), smollm2_adapter()
+    if base is None:
+        raise BenchmarkError(f"the weights of {name} are not on this machine; to get them: {INSTALL}")
+    return base.existing_folder(), adapter.folder if adapter else None
 
 
 class RandomShape:
@@ -132,7 +156,7 @@ OpenSubject = Demo | RandomShape
 
 def open_subject(subject: Subject) -> OpenSubject:
     """Return the subject on its device. BenchmarkError for a device that is not there."""
-    return Demo(subject) if subject.name == "demo" else RandomShape(subject)
+    return Demo(subject) if subject.name in ("demo", SMOLLM2) else RandomShape(subject)
 
 
 def padded_tokenizer(size: int) -> ModelTokenizer:

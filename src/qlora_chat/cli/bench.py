@@ -16,10 +16,10 @@ PLOTTED_CHATS = (1, 2, 4, 8, 16, 32)
 
 
 def bench(
-    model: Annotated[str, typer.Option(help="demo, the bundled model")] = "demo",
+    model: Annotated[str, typer.Option(help="demo, the bundled toy, or smollm2")] = "demo",
     shape: Annotated[str | None, typer.Option(help="7b: random weights of LLaMA-7B's shape, nothing is downloaded")] = None,
     device: Annotated[str, typer.Option(help="auto, cuda or cpu")] = "auto",
-    precision: Annotated[str | None, typer.Option(help="bf16 or nf4; default: nf4 for a shape, bf16 for the demo")] = None,
+    precision: Annotated[str | None, typer.Option(help="bf16 or nf4; default: bf16 for the demo, else nf4")] = None,
     chats: Annotated[str, typer.Option(help="concurrent chats, such as 1,8,32; default with --plot: up to 32")] = "",
     context: Annotated[str, typer.Option(help="prompt tokens, such as 128,1024")] = "",
     tokens: Annotated[int, typer.Option(help="new tokens per answer")] = 256,
@@ -37,7 +37,7 @@ def bench(
     from qlora_chat.benchmark.report import print_table, require_figure
     from qlora_chat.benchmark.run import run
 
-    one_of("model", model, ("demo",))
+    one_of("model", model, ("demo", "smollm2"))
     one_of("shape", shape, (None, "7b"))
     one_of("device", device, ("auto", "cuda", "cpu"))
     one_of("precision", precision, (None, "bf16", "nf4"))
@@ -49,7 +49,9 @@ def bench(
         require_figure()
     checked_device: Any = device
     checked_dtype: Any = kv_cache_dtype
-    subject = Subject(shape or model, checked_device, precision or ("nf4" if shape else "bf16"), layers, checked_dtype)
+    subject = Subject(
+        shape or model, checked_device, precision or ("bf16" if model == "demo" and not shape else "nf4"), layers, checked_dtype
+    )
     work = Workload(
         _numbers("chats", chats) or (PLOTTED_CHATS if plot else (1,)),
         _numbers("context", context) or (_plotted_contexts(shape) if plot else (128,)),

@@ -56,7 +56,7 @@ def _problem_of(path: Path) -> str | None:
 
 
 def _version(installed: Distribution) -> str:
-    return installed.metadata.get("Version") or "of an unknown version"
+    return installed.version or "of an unknown version"
 
 
 def smollm2_adapter() -> ModelPart | None:
