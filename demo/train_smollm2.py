@@ -213,9 +213,9 @@ def log(line: str) -> None:
 def base_folder(chosen: argparse.Namespace) -> str:
     """Return the folder of the base; a GGUF file is dequantised once, before the runs start."""
     from qlora_chat.models.cache import Cache
-    from qlora_chat.models.gguf.convert import gguf_part, is_gguf
+    from qlora_chat.models.gguf.cached import gguf_part, is_gguf
 
-    if not is_gguf(chosen.base):
+    if not is_gguf(Path(chosen.base)):
         return chosen.base
     return str(gguf_part(Path(chosen.base), Cache(chosen.work / "base", log), log).folder)
 
