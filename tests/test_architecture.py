@@ -25,7 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "models": {"chat_templates", "errors", "settings", "text"},
     "prompt": {"errors", "messages", "settings"},
     "chat_templates": {"errors", "messages", "prompt", "settings"},
-    "delivery": {"errors", "history", "messages", "settings"},
+    "delivery": {"errors", "history", "messages", "settings", "text"},
     "engines": {"errors", "messages", "models", "prompt", "settings", "stopping"},
     "exporting": {"chat_templates", "models", "prompt", "settings"},
     "training": {"chat_templates", "dialogue_formats", "errors", "messages", "models", "prompt", "settings"},

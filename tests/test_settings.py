@@ -11,6 +11,7 @@ from qlora_chat.settings import (
     EngineSettings,
     LogSettings,
     ModelSettings,
+    ReceiverSettings,
     Sampling,
     ServeSettings,
     SettingsError,
@@ -210,3 +211,12 @@ def test_the_operators_token_is_its_own_and_a_proxy_is_an_address() -> None:
     with pytest.raises(SettingsError, match="--trusted-proxy"):
         ServeSettings(trusted_proxies=("proxy.example",))
     assert settings.operator_token({"QLORA_CHAT_OPERATOR_TOKEN": "o"}) == "o"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:7915", "http://localhost", "localhost:80/", "my host", "", "7915", "[::1]:80"])
+def test_a_host_with_anything_else_is_explained(host: str) -> None:
+    with pytest.raises(SettingsError, match="--host is .*, but must be an address or a host name alone") as raised:
+        ServeSettings(host)
+    assert ("--port 7915" in str(raised.value)) == (host == "127.0.0.1:7915")
+    with pytest.raises(SettingsError, match="--host is"):
+        ReceiverSettings(host)

@@ -6,9 +6,11 @@ Scope: SQLAlchemy engines. Knows no table, and not whose database it is: callers
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,8 +38,36 @@ _PRAGMAS = (
 )
 
 
+SQLITE_HEADER = b"SQLite format 3\0"
+_UNREACHABLE = "the database server cannot be reached: "
+_SERVER_PROBLEMS = (
+    ("role .* does not exist", "the server knows no such user: check the name before the @ of the URL"),
+    ("database .* does not exist", "the server has no such database: create it with createdb, or check the URL"),
+    ("no password supplied|authentication failed",
+     "the database server refuses the password: set it in QLORA_CHAT_HISTORY_PASSWORD (--history), PGPASSWORD or ~/.pgpass"),
+    ("no pg_hba.conf entry", "the server accepts no connection of this user from this address: add a line to its pg_hba.conf"),
+    ("permission denied", "its user lacks rights: let the database's owner GRANT it CREATE on the schema"),
+    ("invalid connection option|invalid uri query parameter|invalid .* value:",
+     "its URL has an option that PostgreSQL does not know: check what follows the ?"),
+    ("failed to resolve host|could not translate host name", f"{_UNREACHABLE}there is no host of that name"),
+    ("connection refused", f"{_UNREACHABLE}nothing listens on that host and port"),
+    ("no such file or directory", f"{_UNREACHABLE}it has no socket on this machine, so is it running?"),
+    ("timeout expired|timed out", f"{_UNREACHABLE}it did not answer in time"),
+    ("starting up|shutting down", "the database server is starting or stopping: try again in a moment"),
+    ("too many (clients|connections)|remaining connection slots",
+     "the database server has no connection left: raise its max_connections"),
+    ("read-only transaction", "the database is read-only, as a standby is: use the address of the primary"),
+    ("(column|relation) .* does not exist", "its tables are not this program's: give the program a database of its own"),
+)  # fmt: skip
+"""Texts of PostgreSQL and its driver, in English, and the clause for the person who set the URL."""
+
+
 class DatabaseError(UserError, RuntimeError):
     """A database that cannot be opened; the message is a clause that says why and what to do."""
+
+
+class ForeignFile(DatabaseError):
+    """A file that is not this program's, and that is left as it is."""
 
 
 def parse_url(url: str) -> URL:
@@ -57,7 +87,60 @@ def parse_url(url: str) -> URL:
         )
     if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise DatabaseError("its URL names no file; sqlite:///FILE needs a file")
-    return parsed
+    return _in_home_folder(parsed) if backend == "sqlite" else parsed
+
+
+def _in_home_folder(url: URL) -> URL:
+    """SQLite's URL with a leading ~ replaced. DatabaseError for an unknown user's, and for options, which have no effect."""
+    if url.query:
+        raise DatabaseError("its URL has options after a ?, which an SQLite file does not take: leave them out")
+    if not (url.database or "").startswith("~"):
+        return url
+    try:
+        return url.set(database=str(Path(url.database or "").expanduser()))
+    except RuntimeError:
+        raise DatabaseError(f"its URL names {url.database}, but no home folder of that name is known") from None
+
+
+def check_sqlite_file(path: Path, own_tables: frozenset[str]) -> None:
+    """ForeignFile if a file is there that is not SQLite's, or another program's database; it is only read.
+
+    `own_tables` are three names of this program's; two are enough, because a damaged file may have lost one.
+    """
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise ForeignFile(f"{path} is no file, so it cannot be a database: name another one")
+    if not begins_like_sqlite(path):
+        raise ForeignFile(f"{path} is not an SQLite database, and it was left as it is: name another file")
+    tables = _tables(path)
+    if tables and len(own_tables & tables) < 2:
+        raise ForeignFile(f"{path} is another program's SQLite database, and it was left as it is: name another file")
+
+
+def begins_like_sqlite(path: Path) -> bool:
+    """True if most of the file's first bytes are those of SQLite, or none is written; a damaged file may have lost some."""
+    with path.open("rb") as file:
+        found = file.read(len(SQLITE_HEADER))
+    alike = sum(mine == theirs for mine, theirs in zip(found, SQLITE_HEADER, strict=False))
+    return 2 * alike >= len(found) or not any(found)
+
+
+def _tables(path: Path) -> frozenset[str]:
+    """Names of the tables in the file itself, read without its log and without making one; none if it is damaged."""
+    try:
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
+            return frozenset(row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'"))
+    except sqlite3.Error:
+        return frozenset()
+
+
+def server_problem(problem: Exception) -> str | None:
+    """Clause for an error of PostgreSQL: the cause and what to do; None for another database's, or an unknown one."""
+    cause = getattr(problem, "orig", None) or problem
+    if not type(cause).__module__.startswith("psycopg"):
+        return None
+    return next((clause for pattern, clause in _SERVER_PROBLEMS if re.search(pattern, str(cause).lower())), None)
 
 
 def sqlite_engine(file: Path, busy_ms: int) -> Engine:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from qlora_chat.history import HistoryError
-from qlora_chat.history.open import open_history
+from qlora_chat.history.open import history_path, open_history
+from qlora_chat.history.outbox.recovery import open_outbox_file
+from qlora_chat.history.sql.recovery import recover
+from qlora_chat.history.storage.encryption import Cipher
+from qlora_chat.messages import Conversation
 from qlora_chat.settings import HistorySettings, LogSettings
-from tests.history.conftest import sqlite_history
+from tests.history.conftest import add_turn, sqlite_history
+from tests.postgres import Server, new_database
 
 
 @pytest.mark.parametrize(
@@ -20,7 +27,12 @@ from tests.history.conftest import sqlite_history
         ("nonsense:x", "is no kind of history"),
         ("sqlite://", "needs a file"),
         ("sqlite:////proc/none/chats.db", "cannot be opened for writing"),
-        ("postgresql://nobody@127.0.0.1:9/x", "cannot be reached"),
+        ("sqlite:///x.db?mode=ro", "has options after a"),
+        ("sqlite:///~nobody-here/x.db", "no home folder of that name"),
+        ("jsonl:", "jsonl: names no folder; write jsonl:FOLDER"),
+        ("jsonl:~nobody-here/x", "no home folder of that name"),
+        ("postgresql://nobody@127.0.0.1:9/x", "cannot be reached: nothing listens on that host and port"),
+        ("postgresql://nobody@no-such-host.invalid/x", "cannot be reached: there is no host of that name"),
     ],
 )
 def test_an_unusable_url_is_one_clear_error(url: str, problem: str) -> None:
@@ -29,8 +41,89 @@ def test_an_unusable_url_is_one_clear_error(url: str, problem: str) -> None:
     assert "secret" not in str(raised.value)
 
 
-def test_a_file_that_is_no_database_is_reported_as_damaged(tmp_path: Path) -> None:
-    (tmp_path / "chats.db").write_bytes(b"not a database at all" * 100)
-    with pytest.raises(HistoryError, match="damaged"):
-        sqlite_history(tmp_path / "chats.db")
-    assert (tmp_path / "chats.db").read_bytes().startswith(b"not a database"), "and is left as it is"
+def untouched(path: Path) -> tuple[bytes, int, list[str]]:
+    return path.read_bytes(), path.stat().st_mode, sorted(each.name for each in path.parent.iterdir())
+
+
+def other_programs_database(path: Path, journal: str = "delete") -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA journal_mode={journal}")
+        connection.execute("CREATE TABLE migrations (id INTEGER)")
+        connection.execute("CREATE TABLE bookmarks (url TEXT)")
+        connection.commit()
+
+
+@pytest.mark.parametrize("text", [b"not a database at all" * 100, b"x", b"\x89PNG" * 2000], ids=["text", "letter", "picture"])
+def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(text: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_bytes(text)
+    path.chmod(0o644)
+    before = untouched(path)
+    with pytest.raises(HistoryError, match="is not an SQLite database, and it was left as it is: name another file"):
+        sqlite_history(path)
+    with pytest.raises(HistoryError, match="the outbox .LOGGING_OUTBOX. cannot be opened: .* is not an SQLite database"):
+        open_outbox_file(path, Cipher(None), LogSettings().cap_bytes)
+    with pytest.raises(HistoryError, match="nothing was changed"):
+        recover(path, Cipher(None), LogSettings().cap_bytes)
+    assert untouched(path) == before
+
+
+@pytest.mark.parametrize("journal", ["delete", "wal"])
+def test_another_programs_database_is_refused_and_left_as_it_is(journal: str, tmp_path: Path) -> None:
+    path = tmp_path / "places.sqlite"
+    other_programs_database(path, journal)
+    path.chmod(0o644)
+    before = untouched(path)
+    with pytest.raises(HistoryError, match="is another program's SQLite database, and it was left as it is"):
+        sqlite_history(path)
+    with pytest.raises(HistoryError, match="is another program's SQLite database, and it was left as it is"):
+        open_outbox_file(path, Cipher(None), LogSettings().cap_bytes)
+    assert untouched(path) == before
+
+
+def test_a_device_is_no_database() -> None:
+    mode = Path("/dev/null").stat().st_mode
+    with pytest.raises(HistoryError, match="/dev/null is no file"):
+        open_history(HistorySettings("sqlite:////dev/null"), LogSettings())
+    assert Path("/dev/null").stat().st_mode == mode
+
+
+@pytest.mark.parametrize("url", ["sqlite:///~/chats.db", "jsonl:~/chats.db", "jsonl://~/chats.db"])
+def test_a_tilde_is_the_home_folder(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with closing(open_history(HistorySettings(url), LogSettings())) as opened:
+        add_turn(opened.store, Conversation(), "Hi", "Hello")
+    assert history_path(url) == tmp_path / "chats.db"
+    assert (tmp_path / "chats.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("/postgres?", "/nothere?"), "no such database: create it with createdb"),
+        (("postgres@", "nobody_here@"), "knows no such user"),
+        (("?", "?colour=red&"), "has an option that PostgreSQL does not know"),
+        (("host=", "host=/nowhere"), "has no socket on this machine"),
+    ],
+)
+def test_errors_of_postgresql_are_told_apart(change: tuple[str, str], said: str, postgres_server: Server) -> None:
+    with pytest.raises(HistoryError, match=said):
+        open_history(HistorySettings(postgres_server.socket_url.replace(*change, 1)), LogSettings())
+
+
+@pytest.mark.parametrize("password", [None, "wrong"])
+def test_a_password_that_postgresql_refuses_is_named(password: str | None, postgres_server: Server) -> None:
+    with pytest.raises(HistoryError, match="refuses the password: set it in QLORA_CHAT_HISTORY_PASSWORD"):
+        open_history(HistorySettings(postgres_server.network_url, password), LogSettings())
+
+
+def test_a_user_without_rights_is_told_which(postgres_server: Server) -> None:
+    import psycopg
+
+    url = new_database(postgres_server)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CREATE ROLE reader LOGIN")
+        connection.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    with pytest.raises(HistoryError, match="lacks rights: let the database's owner GRANT it CREATE"):
+        open_history(HistorySettings(url.replace("postgres@", "reader@")), LogSettings())

@@ -151,7 +151,7 @@ def test_a_file_that_is_something_else_is_left_alone(tmp_path: Path) -> None:
     other = tmp_path / "notes.txt"
     other.write_text("not a database, and precious " * 100)
     for create in (True, False):
-        with pytest.raises(StoreError, match="cannot be used: file is not a database"):
+        with pytest.raises(StoreError, match="cannot be opened: .* is not an SQLite database"):
             RecordStore(f"sqlite:///{other}", create=create)
     assert other.read_text().startswith("not a database")
 

@@ -1,4 +1,4 @@
-"""logs serve, stats, query and export: the receiving end of LOGGING_URL; logs outbox: what waits for it."""
+"""logs serve, stats, query and export: the receiving end of LOGGING_URL; logs outbox and dead-letters: what waits for it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qlora_chat import settings
+from qlora_chat.cli import dead_letters
 from qlora_chat.cli.open import notify
 from qlora_chat.cli.options import HistoryOption, JsonOption, expanded
 from qlora_chat.settings import SettingsError, one_of
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from qlora_chat.receiver.turns import LoggedTurn
 
 app = typer.Typer(help="Receive, count, search and export what chats send to LOGGING_URL.", no_args_is_help=True)
+app.add_typer(dead_letters.app, name="dead-letters")
 
 Store = Annotated[str, typer.Option(help="sqlite:///FILE or postgresql://USER@HOST/NAME (its password: PGPASSWORD)")]
 Conversation = Annotated[str | None, typer.Option(help="id of one conversation")]
@@ -99,7 +101,7 @@ def outbox(
         raise SettingsError("--move needs LOGGING_URL, the address that the records are to be sent to")
     with opened_outbox(settings.history_settings(history), log) as opened:
         if move is not None:
-            print(f"{opened.move(move, str(log.url)):,} moved from {plain(move)} to {log.url}")
+            print(f"{opened.move(move, str(log.url)):,} moved from {plain(move)} to {plain(str(log.url))}")
         addresses = opened.addresses()
     for address, waiting, dead in addresses:
         print(f"{waiting:7,} waiting  {dead:7,} refused  {plain(address or 'any LOGGING_URL (queued by an earlier version)')}")

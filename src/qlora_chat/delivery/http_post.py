@@ -22,6 +22,7 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from qlora_chat.delivery.connect import connect
+from qlora_chat.delivery.reasons import failure_reason, status_reason
 from qlora_chat.delivery.signing import IDEMPOTENCY_HEADER, sign
 from qlora_chat.history import OutboxRecord
 from qlora_chat.settings import LogSettings
@@ -86,7 +87,7 @@ class Poster:
                     return PostResult("retry", "no complete response in time", receiver_is_down=True)
                 return _result(response)
         except Exception as problem:
-            return PostResult("retry", _reason(problem), receiver_is_down=True)
+            return PostResult("retry", failure_reason(problem), receiver_is_down=True)
         finally:
             timer.cancel()
 
@@ -105,11 +106,11 @@ class Poster:
 
 def _result(response: requests.Response) -> PostResult:
     status = response.status_code
-    reason = f"status {status}"
     if 200 <= status < 300:
         if response.headers.get("Content-Length") == "0" or status == 204:
             _ = response.content  # nothing is left to read, so the connection can be reused
         return PostResult("sent")
+    reason = status_reason(status, response.headers.get("Location"))
     if status in REJECTIONS:
         return PostResult("rejected", reason)
     seconds = retry_after(response.headers.get("Retry-After"))
@@ -129,13 +130,6 @@ def retry_after(value: str | None, now: float | None = None) -> float | None:
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
     moment = time.time() if now is None else now
     return min(max(0.0, when.timestamp() - datetime.fromtimestamp(moment, UTC).timestamp()), MAX_RETRY_AFTER_SECONDS)
-
-
-def _reason(problem: Exception) -> str:
-    """Class of the problem, since its message may quote the record or the URL."""
-    if isinstance(problem, requests.exceptions.SSLError):
-        return "the receiver's certificate is not good (expired, for another host, or of an unknown authority)"
-    return type(problem).__name__
 
 
 def _socket(connection: HTTPConnection) -> socket.socket:

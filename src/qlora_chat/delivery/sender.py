@@ -23,6 +23,9 @@ ACK_SECONDS = 0.25
 """Longest time before a sent record is acknowledged; after a crash in between it is sent twice, under the same id."""
 POLL_SECONDS = 1.0
 """Interval at which the outbox is checked for retries and for records of other processes."""
+MAX_REASONS = 20
+"""A receiver that words each failure in a new way fills neither memory nor terminal."""
+OTHER_REASONS = "other reasons"
 FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS = 0.5, 60.0
 
 
@@ -142,7 +145,7 @@ class LogSender:
             self.sent += 1
             self._consecutive_outages = 0
             return
-        self._count_failure(result.reason)
+        self._count_failure(result.reason, is_rejected=result.outcome == "rejected")
         if result.receiver_is_down:
             self._consecutive_outages += 1
             self._paused_until = time.monotonic() + self._backoff(result, self._consecutive_outages - 1)
@@ -155,7 +158,16 @@ class LogSender:
         backoff = min(MAX_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2 ** min(attempts, 20))
         return (result.retry_after or 0.0) + backoff * random.uniform(0.5, 1.5)
 
-    def _count_failure(self, reason: str) -> None:
+    def _count_failure(self, reason: str, *, is_rejected: bool = False) -> None:
+        if reason not in self.failures and len(self.failures) >= MAX_REASONS:
+            reason = OTHER_REASONS
         self.failures[reason] += 1
-        if self.failures[reason] == 1:
-            self._notify(f"log: a record did not arrive at LOGGING_URL ({reason}); it is kept and tried again")
+        if self.failures[reason] > 1:
+            return
+        if is_rejected:
+            self._notify(
+                f"log: the receiver refused a record ({reason}); it is set aside and not tried again: "
+                "`qlora-chat logs dead-letters list` shows it"
+            )
+        else:
+            self._notify(f"log: a record did not arrive at LOGGING_URL ({reason}); it is queued and tried again")

@@ -84,7 +84,14 @@ def _scheme(url: str | None) -> str:
 
 
 def _jsonl_folder(url: str) -> Path:
-    return Path(url.partition(":")[2])
+    """Folder of jsonl:FOLDER, a leading ~ replaced. HistoryError if it names none."""
+    name = url.partition(":")[2].removeprefix("//")
+    if not name.strip():
+        raise HistoryError("the history jsonl: names no folder; write jsonl:FOLDER, for example jsonl:chats")
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        raise HistoryError(f"the history's URL names {name}, but no home folder of that name is known") from None
 
 
 def _open_database(settings: HistorySettings, log: LogSettings) -> SqlHistory:

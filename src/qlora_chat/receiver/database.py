@@ -14,13 +14,22 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
 from qlora_chat import databases
-from qlora_chat.databases import DatabaseError, Migration, parse_url, postgresql_engine, sqlite_engine
+from qlora_chat.databases import (
+    DatabaseError,
+    Migration,
+    check_sqlite_file,
+    parse_url,
+    postgresql_engine,
+    server_problem,
+    sqlite_engine,
+)
 from qlora_chat.errors import UserError
 from qlora_chat.private_files import make_private_file
 
 BUSY_S = 10
 """Longest time that a writer of SQLite waits for another, in seconds."""
 ADVISORY_LOCK = 716253
+OWN_TABLES = frozenset({"receiver_schema", "records", "erased"})
 
 
 class StoreError(UserError, RuntimeError):
@@ -41,7 +50,8 @@ def open_database(address: str, *, create: bool) -> Engine:
 
 
 def _sqlite(url: URL, create: bool) -> Engine:
-    file = Path(str(url.database)).expanduser()
+    file = Path(str(url.database))
+    check_sqlite_file(file, OWN_TABLES)
     if not file.is_file():
         if not create:
             raise StoreError(f"there is no store at {file}; `qlora-chat logs serve --store` makes one")
@@ -67,5 +77,7 @@ def migrate(engine: Engine, migrations: Sequence[Migration]) -> None:
 
 def unusable(problem: Exception) -> StoreError:
     """A database's error for the operator, without the statement and its values."""
+    if clause := server_problem(problem):
+        return StoreError(f"the store cannot be used: {clause}")
     reason = str(getattr(problem, "orig", None) or problem).strip().splitlines()
     return StoreError(f"the store cannot be used: {reason[0] if reason else type(problem).__name__}")

@@ -51,6 +51,20 @@ def is_this_machine(host: str) -> bool:
         return False
 
 
+def check_host(option: str, text: str) -> None:
+    """SettingsError that names the option unless `text` is an address or a host name, without scheme, port and path."""
+    try:
+        ip_address(text.removeprefix("[").removesuffix("]"))
+        return
+    except ValueError:
+        pass
+    if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252})", text) and not re.fullmatch(r"[0-9]+", text):
+        return
+    port = re.search(r":([0-9]+)/?$", text)
+    hint = f"; the port is an option of its own: --port {port[1]}" if port else ""
+    raise SettingsError(f"{option} is {text!r}, but must be an address or a host name alone, as 127.0.0.1 or localhost{hint}")
+
+
 def network(option: str, text: str) -> None:
     """SettingsError that names the option unless `text` is an address or a network."""
     try:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qlora_chat.settings.checks import SettingsError, check_origin, is_loopback, is_this_machine, network
+from qlora_chat.settings.checks import SettingsError, check_host, check_origin, is_loopback, is_this_machine, network
 
 DEFAULT_PORT = 7860
 SHORTEST_PASSWORD = 12
@@ -43,6 +43,7 @@ class ServeSettings:
     """Origins of browser apps that may use the API."""
 
     def __post_init__(self) -> None:
+        check_host("--host", self.host)
         if self.api_tokens and not self.token:
             raise SettingsError("QLORA_CHAT_API_TOKENS opens the API only, so set QLORA_CHAT_TOKEN for the page, too")
         if not 0 <= self.queue <= 10_000:
@@ -94,6 +95,7 @@ class ReceiverSettings:
     """Bearer token of each named sender, which only writes; records of one name are apart from those of the others."""
 
     def __post_init__(self) -> None:
+        check_host("--host", self.host)
         if not 1 <= self.port <= 65_535:
             raise SettingsError(f"--port is {self.port}, but must be from 1 to 65535")
         if not is_loopback(self.host) and not (self.token or self.senders):

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, Connection, Row, Text, cast, delete, func, insert, or_, select, update
@@ -32,6 +32,7 @@ CLAIM_BYTES = WAL_LIMIT_BYTES // 2
 """Most that is claimed at once: acknowledged records are overwritten with zeros, which goes through the log."""
 MAX_DELAY_SECONDS = 7200.0
 """Longest time that a retry or a claim may hide a record. One that is due later was queued with a clock that was ahead."""
+DAMAGED = "damaged in the file"
 OVERHEAD_BYTES = RESERVE_BYTES + 2 * WAL_LIMIT_BYTES
 """Part of the cap for the file's log and the reserved disk space."""
 
@@ -75,6 +76,21 @@ class Counts:
     """Found damaged in the file."""
     elsewhere: int = 0
     """For another LOGGING_URL; part of no other number."""
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A record that was set aside, without its body."""
+
+    id: str
+    kind: str
+    conversation_id: str
+    address: str | None
+    """LOGGING_URL that it was for."""
+    reason: str
+    attempts: int
+    created_at: float
+    """Unix seconds."""
 
 
 class Outbox:
@@ -205,13 +221,12 @@ class Outbox:
         self.added.set()
         return moved_rows.rowcount
 
-    def dead_letters(self) -> Sequence[tuple[str, str]]:
-        """(id, reason) of each dead letter, the oldest first."""
+    def dead_letters(self) -> Sequence[DeadLetter]:
+        """Dead letters of every address, the oldest first."""
+        columns = [OUTBOX.c[each.name] for each in fields(DeadLetter)]
         with self._database.read() as connection:
-            rows = connection.execute(
-                select(OUTBOX.c.id, OUTBOX.c.reason).where(OUTBOX.c.state == "dead").order_by(OUTBOX.c.seq)
-            )
-            return [(row.id, row.reason or "") for row in rows]
+            rows = connection.execute(select(*columns).where(OUTBOX.c.state == "dead").order_by(OUTBOX.c.seq))
+            return [DeadLetter(**{**row._mapping, "reason": row.reason or ""}) for row in rows]
 
     def release_claims(self) -> None:
         """Release the claims of a sender that has crashed. Only for a process that uses the outbox alone."""
@@ -220,11 +235,14 @@ class Outbox:
             connection.execute(update(OUTBOX).where(*claimed).values(due_at=time.time()))
         self.added.set()
 
-    def requeue_dead_letters(self) -> int:
-        """Queue all dead letters again. Returns how many."""
+    def requeue_dead_letters(self, ids: Sequence[str] | None = None) -> int:
+        """Queue dead letters again, all or those with these ids; damaged ones stay. Returns how many."""
+        chosen = [OUTBOX.c.state == "dead", OUTBOX.c.reason.is_distinct_from(DAMAGED)]
+        if ids is not None:
+            chosen.append(OUTBOX.c.id.in_(ids))
         with self._database.write() as connection:
             values = {"state": "waiting", "due_at": time.time(), "attempts": 0}
-            requeued = connection.execute(update(OUTBOX).where(OUTBOX.c.state == "dead").values(values))
+            requeued = connection.execute(update(OUTBOX).where(*chosen).values(values))
         self.added.set()
         return requeued.rowcount
 
@@ -280,7 +298,7 @@ class Outbox:
             outgoing, _ = unframe(data or b"", self._cipher)
         except DamagedRecord:
             self._count(connection, "damaged", 1)
-            reason = "damaged in the file"
+            reason = DAMAGED
         except HistoryError:
             reason = "encrypted with another key"
         else:

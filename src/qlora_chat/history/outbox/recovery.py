@@ -33,7 +33,7 @@ def open_outbox_file(path: Path, cipher: Cipher, cap_bytes: int, address: str | 
 
 
 def _open(path: Path) -> Database:
-    return open_database(f"sqlite:///{path}", migrations=OUTBOX_MIGRATIONS)
+    return open_database(f"sqlite:///{path}", migrations=OUTBOX_MIGRATIONS, what="outbox (LOGGING_OUTBOX)")
 
 
 def _intact(path: Path) -> Database | None:

@@ -68,7 +68,7 @@ class _Found:
 def recover(path: Path, cipher: Cipher, cap_bytes: int) -> Recovered:
     """Replace a damaged history with a new one, and rename the damaged file.
 
-    HistoryError, with nothing changed, if the file is intact or missing, or has another key.
+    HistoryError, with nothing changed, if the file is intact or missing, has another key, or holds nothing of a history.
     """
     if not path.is_file():
         raise HistoryError(f"there is no history at {path}")
@@ -77,6 +77,8 @@ def recover(path: Path, cipher: Cipher, cap_bytes: int) -> Recovered:
     found = _read_rows(path, cipher)
     records, damaged = recover_records(path, cipher)
     conversations = [*_conversations(found)]
+    if not conversations and not records:
+        raise HistoryError(f"nothing in {path} is a conversation or a record of this program; nothing was changed")
     new = path.with_name(f"{path.name}.new")
     remove_database(new)
     with closing(_new_history(new, cipher, cap_bytes)) as store:

@@ -5,6 +5,7 @@ Scope: opening, transactions, disk space, and errors in words that quote no conv
 
 from __future__ import annotations
 
+import mmap
 import os
 import sqlite3
 import threading
@@ -20,10 +21,14 @@ from qlora_chat.databases import (
     FULL,
     READS_ONLY,
     DatabaseError,
+    ForeignFile,
     Migration,
+    begins_like_sqlite,
+    check_sqlite_file,
     file_identity,
     parse_url,
     postgresql_engine,
+    server_problem,
     sqlite_engine,
 )
 from qlora_chat.history import HistoryError, HistoryUnavailable
@@ -33,6 +38,10 @@ from qlora_chat.private_files import make_private_file, private_opener
 
 BUSY_MS = 30_000
 """Time that a process waits for the transaction of another before "locked" is an error."""
+MARKS = (b"an index of tokens", b"outbox bytes", b"\x93QLCrec")
+"""In every history's list of migrations, in an outbox's counters, and before each record."""
+OWN_TABLES = frozenset({"facts", "outbox", "outbox_bodies"})
+"""Of a history and of an outbox, in every version."""
 RESERVE_BYTES = 2 * 2**20
 """Disk space held back, so that the outbox can still be emptied when the disk is full."""
 
@@ -156,29 +165,36 @@ def _readable_errors() -> Iterator[None]:
 
 def _history_error(problem: DBAPIError | sqlite3.Error) -> HistoryError:
     cause = problem.orig if isinstance(problem, DBAPIError) else problem
+    if clause := server_problem(problem):
+        return HistoryUnavailable(clause)
     reason = str(cause).lower()
     if "disk is full" in reason or "no space left" in reason:
         return HistoryUnavailable("the disk is full")
     if "malformed" in reason or "not a database" in reason or "disk image" in reason:
-        return HistoryDamaged(
-            "the history's file is damaged: `qlora-chat history rescue` copies what can be read of it, and what waits to be "
-            "delivered, into a new file, and renames the damaged one; or restore a backup"
-        )
+        return _damaged()
     if "readonly" in reason or "read-only" in reason or "unable to open" in reason:
         return HistoryUnavailable("the history's file cannot be opened for writing: check its folder and permissions")
     if "locked" in reason:
         return HistoryUnavailable(f"another program has locked the history's file for {BUSY_MS // 1000} s")
-    if "password" in reason or "authentication" in reason:
-        return HistoryUnavailable(
-            "the database server refuses the password: set it in QLORA_CHAT_HISTORY_PASSWORD, PGPASSWORD or ~/.pgpass"
-        )
     if "connect" in reason or (isinstance(problem, DBAPIError) and problem.connection_invalidated):
         return HistoryUnavailable("the database server cannot be reached")
     return HistoryUnavailable(f"the history cannot be used at the moment ({type(cause).__name__})")
 
 
-def open_database(url: str, password: str | None = None, migrations: Sequence[Migration] = MIGRATIONS) -> Database:
-    """Connect, and create or migrate the tables. HistoryError for an unusable URL, an unwritable file or a newer schema."""
+def _damaged() -> HistoryDamaged:
+    return HistoryDamaged(
+        "the history's file is damaged: `qlora-chat history rescue` copies what can be read of it, and what waits to be "
+        "delivered, into a new file, and renames the damaged one; or restore a backup"
+    )
+
+
+def open_database(
+    url: str, password: str | None = None, migrations: Sequence[Migration] = MIGRATIONS, what: str = "history"
+) -> Database:
+    """Connect, and create or migrate the tables. HistoryError for an unusable URL, an unwritable file or a newer schema.
+
+    `what` is the database's name in messages.
+    """
     try:
         database = Database(_engine(url, password))
         try:
@@ -188,7 +204,7 @@ def open_database(url: str, password: str | None = None, migrations: Sequence[Mi
             database.close()
             raise
     except DatabaseError as problem:
-        raise HistoryError(f"the history cannot be opened: {problem}") from None
+        raise HistoryError(f"the {what} cannot be opened: {problem}") from None
     return database
 
 
@@ -209,7 +225,26 @@ def _engine(url: str, password: str | None) -> Engine:
         return postgresql_engine(parsed, password)
     path = Path(parsed.database or "")
     try:
+        _check_file(path)
         make_private_file(path)
     except OSError as problem:
         raise DatabaseError(f"{path} cannot be opened for writing ({problem.strerror})") from None
     return sqlite_engine(path, BUSY_MS)
+
+
+def _check_file(path: Path) -> None:
+    """ForeignFile if the file is not this program's; HistoryDamaged if it is, but has lost its beginning."""
+    try:
+        check_sqlite_file(path, OWN_TABLES)
+    except ForeignFile:
+        if path.is_file() and _holds_marks(path):
+            raise _damaged() from None
+        raise
+
+
+def _holds_marks(path: Path) -> bool:
+    """True for a file that was this program's database, though its first page may be lost."""
+    if begins_like_sqlite(path):
+        return False
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return any(content.find(mark) >= 0 for mark in MARKS)
