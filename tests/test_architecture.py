@@ -36,7 +36,7 @@ ARROWS: dict[str, set[str]] = {
     "api": {"chat", "engines", "errors", "history", "messages", "models", "prompt", "serving", "settings", "stopping"},
     "evaluation": {"chat", "engines", "errors", "messages", "models", "prompt", "settings", "text", "training"},
     "replay": {"chat", "engines", "errors", "prompt", "settings", "stopping", "text"},
-    "terminal": {"chat", "engines", "history", "messages", "prompt", "settings"},
+    "terminal": {"chat", "engines", "history", "messages", "prompt", "settings", "text"},
     "web": {"chat", "engines", "errors", "history", "messages", "models", "serving", "settings", "text"},
     "merging": {"chat_templates", "engines", "evaluation", "exporting", "models", "prompt", "settings"},
     "server": {"api", "chat", "errors", "models", "serving", "settings", "web"},
@@ -166,7 +166,6 @@ SHORT_MODULES = {
     "serving/cookies.py": "cookies of the login and of the page, which know nothing of each other",
     "server/content_encoding.py": "decompression within a limit; request_body.py reads what arrives",
     "server/head_requests.py": "one method answered as another",
-    "text.py": "cleaning of foreign text, for history, receiver and page",
     "training/model/loss.py": "an autograd function of its own",
     "web/adapter_chooser.py": "one control of the page with its rules",
 }

@@ -40,7 +40,7 @@ def commands(group: Any = PROGRAM, name: tuple[str, ...] = ()) -> dict[tuple[str
 
 
 COMMANDS = commands()
-KNOWN = set.union(*COMMANDS.values())
+KNOWN = set.union(*COMMANDS.values(), *(each.opts for each in PROGRAM.params))
 
 
 def lines_of_code(page: Path) -> list[str]:

@@ -18,6 +18,7 @@ from qlora_chat.history import HistoryError
 from qlora_chat.messages import Conversation
 from qlora_chat.prompt import PromptTooLong
 from qlora_chat.settings import SAMPLING_OPTIONS, Sampling, SettingsError
+from qlora_chat.text import plain
 
 HELP = f"""\
 /clear              start a new conversation
@@ -25,7 +26,9 @@ HELP = f"""\
 /system TEXT        set the system text; /system alone takes the prompt format's own
 /retry              answer the last message again
 /undo               remove the last message and its answer
-/exit               leave (so does Ctrl-D); Ctrl-C stops an answer"""
+/exit               leave (so does Ctrl-D); Ctrl-C stops an answer
+Any other line is a message, even one that begins with a slash, such as /etc/passwd."""
+COMMANDS = frozenset({"clear", "exit", "help", "quit", "retry", "set", "system", "undo"})
 
 
 @dataclass
@@ -51,15 +54,22 @@ def talk(chat: Chat, sampling: Sampling, system: str | None, *, logging_on: bool
     session = _Session(chat, sampling, Conversation(system=system))
     with closing(chat.engine), _ctrl_c_calls(session.interrupt):
         if logging_on:
-            print("Finished turns are sent to LOGGING_URL.", file=sys.stderr)
-        print(f"{describe(chat)}. /help lists the commands.", file=sys.stderr)
+            _note("Finished turns are sent to LOGGING_URL.")
+        _note(f"{describe(chat)}. /help lists the commands.")
         while (line := _read_line(session)) is not None:
             if not line.strip():
                 continue
-            if not line.startswith("/"):
+            if is_command(line):
+                if not _command(session, line):
+                    return
+            else:
                 _answer(session, line, session.conversation)
-            elif not _command(session, line):
-                return
+
+
+def is_command(line: str) -> bool:
+    """True for a known /command, and for a single word after a slash, which is one that was mistyped."""
+    word, _, rest = line[1:].rstrip().partition(" ")
+    return line.startswith("/") and (word in COMMANDS or (not rest and word.isalpha()))
 
 
 def ask_once(chat: Chat, text: str, sampling: Sampling, system: str | None, *, show: bool) -> tuple[dict[str, Any], str | None]:
@@ -99,10 +109,14 @@ def _read_line(session: _Session) -> str | None:
     while True:
         try:
             session.reading = True
-            return input("> ")
+            line = input("> ")
+            line.encode("utf-8")
+            return line
+        except UnicodeError:
+            _note("(this line is not UTF-8 text, so it was not sent: set the terminal to UTF-8)")
         except KeyboardInterrupt:
             session.reading = False
-            print("\n(/exit or Ctrl-D leaves)", file=sys.stderr)
+            _note("\n(/exit or Ctrl-D leaves)")
         except EOFError:
             print()
             return None
@@ -117,16 +131,13 @@ def _answer(session: _Session, text: str, conversation: Conversation) -> None:
             conversation, text, AnswerOptions(session.sampling), instead_of=session.conversation
         )
         if turn.prompt.dropped:
-            print(
-                f"(the window is full: the model no longer sees the oldest {len(turn.prompt.dropped)} messages)",
-                file=sys.stderr,
-            )
+            _note(f"(the window is full: the model no longer sees the oldest {len(turn.prompt.dropped)} messages)")
         _print_answer(turn, show=True)
         session.conversation = turn.conversation
         if turn.save_error:
-            print(f"(not saved: {turn.save_error})", file=sys.stderr)
+            _note(f"(not saved: {turn.save_error})")
     except (PromptTooLong, EngineError, HistoryError) as problem:
-        print(f"\n{problem}" if session.turn else problem, file=sys.stderr)
+        _note(f"\n{problem}" if session.turn else str(problem))
         if isinstance(problem, EngineError) and session.turn:
             session.conversation = session.turn.undo()
     finally:
@@ -137,10 +148,23 @@ def _print_answer(turn: Turn, show: bool) -> None:
     shown = 0
     for _ in turn:
         if show:
-            print(turn.answer[shown:], end="", flush=True)
-            shown = len(turn.answer)
+            end = len(turn.answer) - turn.answer.endswith("\r")  # the line feed of a pair may be in the next piece
+            print(_shown(turn.answer[shown:end]), end="", flush=True)
+            shown = end
     if show:
-        print()
+        print(_shown(turn.answer[shown:]))
+        if not turn.answer:
+            _note("(the answer is empty)")
+
+
+def _shown(text: str) -> str:
+    """Text of a model as a terminal may have it; `ask --json` has it unchanged."""
+    return plain(text.replace("\r\n", "\n"), allowed="\n\t")
+
+
+def _note(line: str) -> None:
+    """Print a line that is no answer."""
+    print(plain(line, allowed="\n\t"), file=sys.stderr, flush=True)
 
 
 def _command(session: _Session, line: str) -> bool:
@@ -166,7 +190,7 @@ def _command(session: _Session, line: str) -> bool:
         case "retry":
             _retry(session)
         case _:
-            print(f"unknown command /{name}; /help lists them", file=sys.stderr)
+            _note(f"unknown command /{name}; /help lists them. To ask it, begin with a space")
     return True
 
 
@@ -180,15 +204,15 @@ def _set(session: _Session, rest: str) -> None:
         session.sampling = session.sampling.changed(**{name: number})
         print(f"({name} {getattr(session.sampling, name)})")
     except SettingsError as problem:
-        print(problem, file=sys.stderr)
+        _note(str(problem))
     except ValueError:
-        print(f"/set {name} needs a number, but got {value.strip()!r}", file=sys.stderr)
+        _note(f"/set {name} needs a number, but got {value.strip()!r}")
 
 
 def _retry(session: _Session) -> None:
     text = session.conversation.last_user_text
     if text is None:
-        print("there is nothing to retry yet", file=sys.stderr)
+        _note("there is nothing to retry yet")
         return
     _answer(session, text, session.conversation.without_last_exchange())
 

@@ -6,6 +6,7 @@ Scope: strings. Knows no record format.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,9 +16,16 @@ def replace_surrogates(text: object) -> str:
     return text.encode("utf-8", "replace").decode() if isinstance(text, str) else ""
 
 
+_STEERING = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""Control characters, halves of characters, ends of lines, and the marks that reorder the text of a whole line.
+
+Joiners are none of them: emoji and Persian words consist of characters that they join.
+"""
+
+
 def plain(text: str, *, allowed: str = "", instead: str = "\ufffd") -> str:
-    """Text that cannot steer a terminal: `instead` for each unprintable character that is not `allowed`."""
-    return "".join(each if each.isprintable() or each in allowed else instead for each in text)
+    """Text that cannot steer a terminal: `instead` for each control character that is not `allowed`."""
+    return _STEERING.sub(lambda found: found[0] if found[0] in allowed else instead, text)
 
 
 def json_records(text: str) -> Iterator[tuple[str, Any]]:

@@ -148,6 +148,16 @@ def test_search_ignores_case_and_accents_and_matches_prefixes(store: HistoryStor
         assert store.search(nothing) == [], nothing
 
 
+def test_emoji_and_other_single_characters_are_found(store: HistoryStore) -> None:
+    talk = add_turn(store, Conversation(), "Is it 5 € or C++ 😀?", "It is 👩‍👧 & x.")
+    add_turn(store, Conversation(), "unrelated", "words")
+    for query in ("😀", "€", "++", "&", "x", "5", "👩‍👧", "👧", "it € 5"):
+        assert {hit.conversation_id for hit in store.search(query)} == {talk.id}, query
+    assert "😀" in store.search("😀")[0].excerpt
+    for nothing in ("😁", "¥", "€ nowhere"):
+        assert store.search(nothing) == [], nothing
+
+
 def test_search_finds_words_anywhere_in_scripts_without_spaces(store: HistoryStore) -> None:
     chinese = add_turn(store, Conversation(), "北京的天气怎么样", "今天很冷" * 60 + "。明天会下雪")
     japanese = add_turn(store, Conversation(), "東京タワーの高さは", "333メートル")

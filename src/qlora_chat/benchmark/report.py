@@ -43,7 +43,7 @@ def print_table(result: Result) -> None:
             "" if row.first_token_cold_ms is None else f"{row.first_token_cold_ms / 1000:.2f} s",
             f"{row.memory_gib:.2f} GiB", f"{row.bandwidth_percent:.1f} %",
         )  # fmt: skip
-    console = Console()
+    console = Console(color_system=None)
     console.print(table)
     console.print(f"checked: {result.check.what}: {result.check.figures}")
     console.print(f"a copy moves {result.copy_gb_per_s} GB/s; {', '.join(map(' '.join, result.software.items()))}")

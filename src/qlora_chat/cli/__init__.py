@@ -6,6 +6,7 @@ Scope: options in, exit code out. Commands import what they need inside their fu
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -26,13 +27,20 @@ from qlora_chat.cli import (
     serve,
     train,
 )
+from qlora_chat.cli.streams import prepare
 from qlora_chat.errors import UserError
+from qlora_chat.text import plain
+
+NEWLINE = "\n"
+STOPPED = 130
+"""Exit code of a program that Ctrl-C ended."""
 
 app = typer.Typer(
     name="qlora-chat",
     help="Turn a QLoRA adapter into a chatbot, on the hardware you own.",
     no_args_is_help=True,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,  # importing rich and its Markdown parser took half of the time that --help takes
     pretty_exceptions_enable=False,
 )
@@ -59,12 +67,41 @@ def version() -> None:
     print(__version__)
 
 
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[
+        bool, typer.Option("--version", help="print the version", callback=_print_version, is_eager=True, expose_value=False)
+    ] = False,
+) -> None:
+    """Turn a QLoRA adapter into a chatbot, on the hardware you own."""
+
+
 def main() -> None:
     """Entry point: an error that a person can act on is one line and exit code 1; a traceback is a defect."""
+    prepare()
+    try:
+        code = _exit_code()
+        sys.stdout.flush()
+    except UserError as problem:
+        print(f"qlora-chat: {plain(str(problem), allowed=NEWLINE)}", file=sys.stderr)
+        code = 1
+    if code == STOPPED:
+        print("qlora-chat: stopped by Ctrl-C", file=sys.stderr)
+    sys.exit(code)
+
+
+def _exit_code() -> int:
+    """Run the command. UserError for what a person can act on."""
     try:
         app()
     except KeyboardInterrupt:
-        sys.exit(130)
-    except UserError as problem:
-        print(f"qlora-chat: {problem}", file=sys.stderr)
-        sys.exit(1)
+        return STOPPED
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from contextlib import closing
 from typing import Annotated
 
@@ -20,6 +18,7 @@ from qlora_chat.cli.options import (
     SystemOption,
     expanded,
 )
+from qlora_chat.cli.streams import print_json, read_input
 from qlora_chat.settings import Sampling, SettingsError
 
 
@@ -37,7 +36,7 @@ def ask(
     """Ask one question and print the answer."""
     settings.quiet_libraries()
     model_settings, engine_settings = model.settings(kv_cache_dtype), engine.settings()
-    question = sys.stdin.read() if text == "-" else text
+    question = read_input() if text == "-" else text
     if not question.strip():
         raise SettingsError("there is nothing to ask: TEXT is empty")
 
@@ -48,6 +47,6 @@ def ask(
         chat = persistence.open_chat(model_settings, engine_settings)
         result, save_error = ask_once(chat, question, sampling, system, show=not as_json)
     if as_json:
-        print(json.dumps(result, ensure_ascii=False))
+        print_json(result)
     if save_error is not None:
         raise HistoryUnavailable(f"the answer is complete, but this turn was not saved: {save_error}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
 from qlora_chat import settings
 from qlora_chat.cli.options import DeviceOption, JsonOption
+from qlora_chat.cli.streams import print_json
 
 SIGNS = {"blocker": "✗", "warning": "!", "fine": "✓"}
 
@@ -29,7 +29,7 @@ def doctor(
     hub = Hub(settings.hub_cache_folder(), settings.hub_is_offline())
     report = examine(base, adapter, hub, detect_devices(checked.device))
     if as_json:
-        print(json.dumps(report.as_json(), ensure_ascii=False))
+        print_json(report.as_json())
     else:
         for finding in report.findings:
             print(f"{SIGNS[finding.level]} {finding.what}")

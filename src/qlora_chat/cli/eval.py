@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
@@ -22,6 +21,7 @@ from qlora_chat.cli.options import (
     expanded,
     model_settings,
 )
+from qlora_chat.cli.streams import print_json
 
 app = typer.Typer(
     name="eval", help="Quality of a model: questions with exact rules, perplexity, a blind comparison.", no_args_is_help=True
@@ -54,7 +54,7 @@ def questions(
         report = run_questions(chat, question_set, source, range(seeds), notify)
     if out:
         write(out, "questions", report, partial(plot_questions, before=earlier))
-    print(json.dumps(asdict(report), ensure_ascii=False)) if as_json else print_scores(report)
+    print_json(asdict(report)) if as_json else print_scores(report)
 
 
 @app.command()
@@ -84,7 +84,7 @@ def perplexity(
     if out:
         write(out, "perplexity", report, plot_perplexity)
     summary = f"perplexity {report.perplexity} ({report.nats} nats per token) on {report.tokens:,} tokens of {name}"
-    print(json.dumps(asdict(report), ensure_ascii=False) if as_json else f"{report.model}: {summary}")
+    print_json(asdict(report)) if as_json else print(f"{report.model}: {summary}")
 
 
 @app.command("ab")
@@ -123,4 +123,4 @@ def compare(
     report = pairwise.compare(pairs, (adapter, against), judge)
     if out:
         write(out, "ab", report, plot_comparison)
-    print(json.dumps(asdict(report), ensure_ascii=False)) if as_json else print_comparison(report)
+    print_json(asdict(report)) if as_json else print_comparison(report)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -16,6 +14,7 @@ import typer
 from qlora_chat import settings
 from qlora_chat.cli.open import Persistence, notify
 from qlora_chat.cli.options import HistoryOption
+from qlora_chat.cli.streams import print_json
 from qlora_chat.settings import HistorySettings, SettingsError
 from qlora_chat.text import plain
 
@@ -47,14 +46,14 @@ def list_conversations(
         for each in summaries
     ]  # fmt: skip
     if as_json:
-        print(json.dumps(rows, ensure_ascii=False))
+        print_json(rows)
         return
     if not summaries:
         notify("history: no conversation is stored there yet")
     for each in summaries:
         tags = f"  [{', '.join(each.tags)}]" if each.tags else ""
         when = f"{each.updated_at.astimezone():%Y-%m-%d %H:%M}"
-        print(f"{each.id[:8]}  {when}  {each.turns:4} turns  {plain(each.title + tags)}")
+        print(f"{plain(each.id[:8])}  {when}  {each.turns:4} turns  {plain(each.title + tags)}")
 
 
 @app.command()
@@ -77,13 +76,13 @@ def search(
     with closing(_open(history)) as persistence:
         hits = persistence.store.search(text, limit=limit)
     if as_json:
-        print(json.dumps([{**vars(hit), "created_at": hit.created_at.isoformat()} for hit in hits], ensure_ascii=False))
+        print_json([{**vars(hit), "created_at": hit.created_at.isoformat()} for hit in hits])
         return
     if not hits:
         notify("history: no turn holds all of these words")
     for hit in hits:
         when = f"{hit.created_at.astimezone():%Y-%m-%d %H:%M}"
-        print(f"{hit.conversation_id[:8]}  {when}  {plain(hit.title)}\n    {plain(hit.excerpt)}")
+        print(f"{plain(hit.conversation_id[:8])}  {when}  {plain(hit.title)}\n    {plain(hit.excerpt)}")
 
 
 @app.command()
@@ -192,14 +191,10 @@ def _write(texts: Iterator[str], out: Path | None) -> None:
             write_new_file(out, texts)
             return
         sys.stdout.writelines(texts)
-        sys.stdout.flush()
     except FileExistsError:
         raise SettingsError(f"{out} is there already; choose another --out") from None
     except OSError as problem:
-        if out is None:  # or the interpreter would try again when it ends, and print a traceback
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        what = "the export is not complete: standard output" if out is None else f"nothing is exported: {out}"
-        raise SettingsError(f"{what} cannot be written ({problem.strerror})") from None
+        raise SettingsError(f"nothing is exported: {out} cannot be written ({problem.strerror})") from None
 
 
 def _shortened(lines: list[str]) -> list[str]:

@@ -17,6 +17,7 @@ from qlora_chat import settings
 from qlora_chat.cli import dead_letters
 from qlora_chat.cli.open import notify
 from qlora_chat.cli.options import HistoryOption, JsonOption, expanded
+from qlora_chat.cli.streams import print_json
 from qlora_chat.settings import SettingsError, one_of
 from qlora_chat.text import plain
 
@@ -117,7 +118,7 @@ def stats(store: Store, as_json: JsonOption = False) -> None:
 
     with closing(RecordStore(store)) as records:
         counted = statistics(records)
-    print(json.dumps(counted, ensure_ascii=False, indent=1) if as_json else _stats_text(counted))
+    print_json(counted, indent=1) if as_json else print(_stats_text(counted))
 
 
 @app.command()
@@ -195,7 +196,7 @@ def _stats_text(counted: Mapping[str, Any]) -> str:
     for kind in ("temperature", "adapter"):
         lines += ["", f"feedback by {kind}", f"{'':32}{'turns':>9}{'up':>8}{'down':>8}{'edited':>8}{'comments':>10}"]
         for row in counted[f"feedback_by_{kind}"]:
-            named = "not recorded" if row[kind] is None else str(row[kind])
+            named = "not recorded" if row[kind] is None else plain(str(row[kind]))
             lines.append(
                 f"{named[:31]:32}{row['turns']:>9,}{row['up']:>8,}{row['down']:>8,}{row['edited']:>8,}{row['commented']:>10,}"
             )
@@ -211,7 +212,7 @@ def _turn_text(turn: LoggedTurn) -> str:
         "edited" if feedback.get("edited") is not None else "",
     ]
     head = f"{when}  {row['conversation_id']}  {row['turn_id'] or row['id']}  {', '.join(filter(None, marks))}"
-    lines = [head.rstrip(), f"  < {_one_line(turn.question)}", f"  > {_one_line(turn.answer)}"]
+    lines = [plain(head.rstrip()), f"  < {_one_line(turn.question)}", f"  > {_one_line(turn.answer)}"]
     if comment := feedback.get("comment"):
         lines.append(f"  # {_one_line(comment)}")
     return "\n".join(lines)

@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from qlora_chat.settings import EngineSettings, HistorySettings, LogSettings, ModelSettings
+from qlora_chat.text import plain
 
 if TYPE_CHECKING:
     from qlora_chat.chat import Chat
@@ -99,4 +100,4 @@ class Persistence:
 
 def notify(line: str) -> None:
     """Print a line for the person who started the program."""
-    print(line, file=sys.stderr, flush=True)
+    print(plain(line, allowed="\n\t"), file=sys.stderr, flush=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,7 +20,9 @@ from qlora_chat.cli.options import (
     PrecisionOption,
     model_settings,
 )
+from qlora_chat.cli.streams import print_json, read_input
 from qlora_chat.settings import ModelSettings, SettingsError
+from qlora_chat.text import plain
 
 if TYPE_CHECKING:
     from qlora_chat.replay.record import RecordedAnswer
@@ -63,7 +63,10 @@ def replay(
     options = _like_recorded(recorded, precision, prompt_format) | {"device": device}
     with closing((chat := open_chat(_model(recorded, model, base, adapter, options))).engine):
         replayed = replay_recorded(recorded, chat)
-    print(_as_json(recorded, replayed) if as_json else as_text(recorded, replayed))
+    if as_json:
+        print_json(_as_json(recorded, replayed))
+    else:
+        print(plain(as_text(recorded, replayed), allowed="\n"))
     if not replayed.identical:
         raise typer.Exit(1)
 
@@ -72,7 +75,7 @@ def _record_text(record: str, store: str | None) -> str:
     if store is not None:
         return _from_store(record, store)
     if record == "-":
-        return sys.stdin.read()
+        return read_input()
     try:
         return Path(record).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as problem:
@@ -125,14 +128,13 @@ def _named(recorded: RecordedAnswer, model: str | None, base: str | None, adapte
     return {"base": was["base"], "adapter": adapter or was.get("adapter")}
 
 
-def _as_json(recorded: RecordedAnswer, replayed: ReplayResult) -> str:
-    result: dict[str, Any] = {
+def _as_json(recorded: RecordedAnswer, replayed: ReplayResult) -> dict[str, Any]:
+    return {
         "turn_id": recorded.turn_id,
         "identical": replayed.identical,
         "tokens": len(recorded.answer_ids),
         **asdict(replayed),
     }
-    return json.dumps(result, ensure_ascii=False)
 
 
 def as_text(recorded: RecordedAnswer, replayed: ReplayResult) -> str:

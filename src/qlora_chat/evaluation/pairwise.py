@@ -18,6 +18,7 @@ from qlora_chat.chat import Chat
 from qlora_chat.evaluation import EvaluationError, read_file, read_lines
 from qlora_chat.evaluation.run import PAGE_SAMPLING, finished_turn
 from qlora_chat.messages import Conversation
+from qlora_chat.text import plain
 
 Preference = Literal["1", "2", "="]
 PREFERENCES: tuple[Preference, ...] = ("1", "2", "=")
@@ -108,7 +109,8 @@ def sign_test(wins: int, losses: int) -> float:
 
 def ask_judge(index: int, pair: AnswerPair) -> Preference:
     """Show one pair at the terminal and read a preference. EvaluationError at the end of input."""
-    print(f"\n--- {index + 1} ---\n{pair.prompt}\n\n[1] {pair.answers[0]}\n\n[2] {pair.answers[1]}\n", file=sys.stderr)
+    text = f"\n--- {index + 1} ---\n{pair.prompt}\n\n[1] {pair.answers[0]}\n\n[2] {pair.answers[1]}\n"
+    print(plain(text, allowed="\n\t"), file=sys.stderr)
     while True:
         try:
             typed = input("better: 1, 2 or = > ").strip()

@@ -130,7 +130,7 @@ def print_scores(report: QuestionsReport) -> None:
     for run in report.runs:
         counts = ["/".join(map(str, run.score.by_kind[kind])) for kind in kinds]
         table.add_row("greedy" if run.seed is None else f"seed {run.seed}", *counts, f"{run.score.right}/{run.score.total}")
-    Console().print(table)
+    Console(color_system=None).print(table)
     sampled = [run.score.share for run in report.runs if run.seed is not None]
     if sampled:
         print(f"sampled: {statistics.mean(sampled):.1%} right on average, {min(sampled):.1%} to {max(sampled):.1%}")

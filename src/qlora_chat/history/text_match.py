@@ -60,19 +60,29 @@ def query_phrases(query: str) -> list[list[str]]:
     return [tokens for word in _WORD.findall(normalized(query)) if (tokens := _TOKEN.findall(word))]
 
 
+def query_symbols(query: str) -> list[str]:
+    """Parts of a query that no index has: those without any letter or digit, such as emoji; [] if there is none."""
+    return [each for each in normalized(query).split() if not _WORD.search(each)]
+
+
 def matches(content: str, query: str) -> bool:
-    """True if content has every word of the query, the last one as a prefix; False for a query without words."""
-    phrases = query_phrases(query)
-    if not phrases:
+    """True if content has every word of the query, the last one as a prefix, and every symbol; False for a query of neither."""
+    phrases, symbols = query_phrases(query), query_symbols(query)
+    if not phrases and not symbols:
+        return False
+    if symbols and not all(each in normalized(content) for each in symbols):
         return False
     text = f" {' '.join(index_tokens(content))} "
-    return all(f" {' '.join(phrase)} " in text for phrase in phrases[:-1]) and f" {' '.join(phrases[-1])}" in text
+    words = all(f" {' '.join(phrase)} " in text for phrase in phrases[:-1])
+    return words and (not phrases or f" {' '.join(phrases[-1])}" in text)
 
 
 def excerpt(content: str, query: str) -> str:
     """About EXCERPT_LETTERS of content on one line, around the first match."""
     line = " ".join(content.split())
-    start = max(0, _first_match(line, query_phrases(query)) - EXCERPT_LETTERS // 3)
+    phrases, symbols = query_phrases(query), query_symbols(query)
+    found = _first_match(line, phrases) if phrases or not symbols else line.find(symbols[0])
+    start = max(0, found - EXCERPT_LETTERS // 3)
     if start:
         space = line.rfind(" ", max(0, start - WORD_BOUNDARY_LETTERS), start)
         start = space + 1 if space >= 0 else start

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Connection, Select, TextClause, select, te
 from qlora_chat.history import SearchHit
 from qlora_chat.history.storage.encryption import Cipher
 from qlora_chat.history.storage.schema import CONVERSATIONS, TURNS
-from qlora_chat.history.text_match import excerpt, index_tokens, matches, query_phrases
+from qlora_chat.history.text_match import excerpt, index_tokens, matches, query_phrases, query_symbols
 
 INDEXED_LETTERS = 200_000
 """Indexed part of a turn in PostgreSQL, which rejects a tsvector above 1 MB."""
@@ -69,11 +69,11 @@ class WordIndex:
             connection.execute(text("INSERT INTO turns_words(turns_words) VALUES('optimize')"))
 
     def find(self, connection: Connection, query: str, limit: int, owner: str | None) -> list[SearchHit]:
-        """Turns that have every word, the last one as a prefix; the newest first."""
-        phrases = query_phrases(query)
-        if not phrases:
+        """Turns that have every word, the last one as a prefix, and every symbol, which are in no index; the newest first."""
+        phrases, symbols = query_phrases(query), query_symbols(query)
+        if not phrases and not symbols:
             return []
-        if self._cipher.encrypts:
+        if self._cipher.encrypts or symbols:
             return self._scan(connection, query, limit, owner)
         if self._sqlite:
             expression = " ".join(f'"{" ".join(phrase)}"' for phrase in phrases) + "*"
