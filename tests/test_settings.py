@@ -1,7 +1,8 @@
 """Bad settings are refused where they are made, with the field, the value and the range."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -211,6 +212,59 @@ def test_the_operators_token_is_its_own_and_a_proxy_is_an_address() -> None:
     with pytest.raises(SettingsError, match="--trusted-proxy"):
         ServeSettings(trusted_proxies=("proxy.example",))
     assert settings.operator_token({"QLORA_CHAT_OPERATOR_TOKEN": "o"}) == "o"
+
+
+def test_spaces_and_line_ends_around_secrets_and_addresses_are_no_part_of_them() -> None:
+    log = settings.log_settings({"LOGGING_URL": " https://a/log\n", "LOGGING_TOKEN": "tok\n", "LOGGING_SECRET": "\ts\r\n"})
+    assert (log.url, log.token, log.secret) == ("https://a/log", "tok", "s")
+    assert settings.page_token({"QLORA_CHAT_TOKEN": "correct horse\n"}) == "correct horse"
+    assert settings.operator_token({"QLORA_CHAT_OPERATOR_TOKEN": "\n"}) is None
+    assert settings.engine_settings("http://a/v1 , http://b/v1", environ={"QLORA_CHAT_ENGINE_KEY": "k\n"}).key == "k"
+    assert settings.history_settings(None, {"QLORA_CHAT_HISTORY": "jsonl:x\n"}).url == "jsonl:x"
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("LOGGING_TOKEN", lambda secret: LogSettings("https://a/log", secret)),
+        ("LOGGING_TOKEN", lambda secret: ReceiverSettings(token=secret)),
+        ("LOGGING_TOKENS", lambda secret: ReceiverSettings(senders={"anna": secret})),
+        ("QLORA_CHAT_TOKEN", lambda secret: ServeSettings(token=secret)),
+        ("QLORA_CHAT_OPERATOR_TOKEN", lambda secret: ServeSettings(operator_token=secret)),
+        ("QLORA_CHAT_API_TOKENS", lambda secret: ServeSettings(token="a password", api_tokens=("good", secret))),
+        ("QLORA_CHAT_ENGINE_KEY", lambda secret: EngineSettings(("http://a/v1",), key=secret)),
+    ],
+)
+@pytest.mark.parametrize("secret", ["ключ-ключ-ключ", "one\ntwo-and-three", "caf\xe9-and-more", "nul\0nul-nul-nul"])
+def test_a_secret_that_no_header_carries_is_refused_by_its_variable(
+    name: str, make: Callable[[str], object], secret: str
+) -> None:
+    with pytest.raises(SettingsError, match=f"{name} has characters that no HTTP header can carry") as raised:
+        make(secret)
+    assert secret not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"no certificate", b"\xff\xfe", b"-----BEGIN CERTIFICATE-----\nAAAA\n"])
+def test_authorities_without_a_certificate_are_refused_by_their_variable(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+    file.write_bytes(content)
+    with pytest.raises(SettingsError, match="LOGGING_CA is .* holds no certificate that can be read"):
+        LogSettings("https://a/log", certificates=file)
+    with pytest.raises(SettingsError, match="QLORA_CHAT_ENGINE_CA is .* holds no certificate that can be read"):
+        settings.engine_settings("https://a/v1", environ={"QLORA_CHAT_ENGINE_CA": str(file)})
+
+
+def test_two_ways_to_sign_in_at_the_receiver_are_refused() -> None:
+    with pytest.raises(SettingsError, match="LOGGING_URL holds a user and a password, and LOGGING_TOKEN is set") as raised:
+        LogSettings("https://me:hunter2@a/log", "a-token")
+    assert "hunter2" not in str(raised.value)
+    assert LogSettings("https://me:hunter2@a/log").token is None
+
+
+@pytest.mark.parametrize("url", ["https://a b/log", "https://a/l\nog", "https://a..b/log", "https://" + "a" * 64 + "/log"])
+def test_an_address_that_no_request_can_have_is_refused(url: str) -> None:
+    with pytest.raises(SettingsError, match="LOGGING_URL must look like"):
+        LogSettings(url)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:7915", "http://localhost", "localhost:80/", "my host", "", "7915", "[::1]:80"])

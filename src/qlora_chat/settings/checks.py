@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from ipaddress import ip_address, ip_network
+from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from qlora_chat.errors import UserError
@@ -26,11 +27,39 @@ def http_url(url: str, message: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         _ = parts.port  # validated on access only
+        (parts.hostname or "").encode("idna")
+        if not url.isprintable() or " " in url:  # urlsplit drops line ends
+            raise ValueError
     except ValueError:
         raise SettingsError(message) from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise SettingsError(message)
     return parts
+
+
+def check_header_secret(name: str, *secrets: str | None) -> None:
+    """SettingsError that names the variable, and quotes none, unless each secret can be sent in a header."""
+    for secret in filter(None, secrets):
+        if not (secret.isascii() and secret.isprintable()):
+            raise SettingsError(
+                f"{name} has characters that no HTTP header can carry: use letters, digits and signs of ASCII, on one line"
+            )
+
+
+def check_authorities(name: str, file: Path | None) -> None:
+    """SettingsError that names the variable unless the file is missing from the settings or holds a certificate."""
+    if file is None:
+        return
+    if not file.is_file():
+        raise SettingsError(f"{name} is {str(file)!r}, but there is no such file")
+    import ssl
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(str(file))
+    except (OSError, ValueError):  # SSLError is an OSError
+        raise SettingsError(
+            f"{name} is {str(file)!r}, which holds no certificate that can be read: it must be a PEM file of authorities"
+        ) from None
 
 
 def is_loopback(host: str) -> bool:

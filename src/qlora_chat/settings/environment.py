@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +21,32 @@ _GRADIO_FOLDER = f"qlora-chat-{secrets.token_hex(16)}"
 
 def log_settings(environ: Mapping[str, str] = os.environ) -> LogSettings:
     """LogSettings from LOGGING_URL (unset or empty: no log), _TOKEN, _SECRET, _VERSION, _REDACT, _CA, _OUTBOX, _OUTBOX_MB."""
-    get = environ.get
+    get = partial(_text, environ)
     authorities, outbox = get("LOGGING_CA"), get("LOGGING_OUTBOX")
     return LogSettings(
-        get("LOGGING_URL") or None,
-        get("LOGGING_TOKEN") or None,
-        get("LOGGING_SECRET") or None,
+        get("LOGGING_URL"),
+        get("LOGGING_TOKEN"),
+        get("LOGGING_SECRET"),
         int(_number("LOGGING_VERSION", get("LOGGING_VERSION") or "1")),
-        get("LOGGING_REDACT") or None,
+        get("LOGGING_REDACT"),
         Path(authorities).expanduser() if authorities else None,
         Path(outbox).expanduser() if outbox else None,
         int(_number("LOGGING_OUTBOX_MB", get("LOGGING_OUTBOX_MB") or "50") * 1e6),
     )
 
 
+def _text(environ: Mapping[str, str], name: str) -> str | None:
+    """Variable without the spaces and line ends around it, which a file or a copied line leaves there; None if it is empty."""
+    return environ.get(name, "").strip() or None
+
+
 def history_settings(url: str | None, environ: Mapping[str, str] = os.environ) -> HistorySettings:
     """HistorySettings from --history, else QLORA_CHAT_HISTORY; password, key and days from the environment only."""
     days = environ.get("QLORA_CHAT_HISTORY_DAYS")
     return HistorySettings(
-        url or environ.get("QLORA_CHAT_HISTORY") or None,
-        environ.get("QLORA_CHAT_HISTORY_PASSWORD") or None,
-        environ.get("QLORA_CHAT_HISTORY_KEY") or None,
+        (url or "").strip() or _text(environ, "QLORA_CHAT_HISTORY"),
+        _text(environ, "QLORA_CHAT_HISTORY_PASSWORD"),
+        _text(environ, "QLORA_CHAT_HISTORY_KEY"),
         _number("QLORA_CHAT_HISTORY_DAYS", days) if days else None,
     )
 
@@ -70,7 +76,7 @@ def receiver_settings(
     environ: Mapping[str, str] = os.environ,
 ) -> ReceiverSettings:
     """ReceiverSettings with the tokens and the secret that senders have: LOGGING_TOKEN, LOGGING_TOKENS and LOGGING_SECRET."""
-    token, secret = environ.get("LOGGING_TOKEN") or None, environ.get("LOGGING_SECRET") or None
+    token, secret = _text(environ, "LOGGING_TOKEN"), _text(environ, "LOGGING_SECRET")
     return ReceiverSettings(
         host, port, token, secret, tuple(allowed_hosts), certificate, key, _senders(environ.get("LOGGING_TOKENS", ""))
     )
@@ -95,15 +101,13 @@ def engine_settings(engine: str, model: str | None = None, environ: Mapping[str,
     if engine == "local":
         return EngineSettings((), model)
     urls = tuple(server_url(each.strip()) for each in engine.split(","))
-    authority = environ.get("QLORA_CHAT_ENGINE_CA")
-    if authority and not Path(authority).is_file():
-        raise SettingsError(f"QLORA_CHAT_ENGINE_CA is {authority!r}, but there is no such file")
-    return EngineSettings(urls, model, environ.get("QLORA_CHAT_ENGINE_KEY") or None, Path(authority) if authority else None)
+    authority = _text(environ, "QLORA_CHAT_ENGINE_CA")
+    return EngineSettings(urls, model, _text(environ, "QLORA_CHAT_ENGINE_KEY"), Path(authority) if authority else None)
 
 
 def page_token(environ: Mapping[str, str] = os.environ) -> str | None:
     """The page's password from QLORA_CHAT_TOKEN; never from argv, which every user can read."""
-    return environ.get("QLORA_CHAT_TOKEN") or None
+    return _text(environ, "QLORA_CHAT_TOKEN")
 
 
 def api_tokens(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
@@ -113,14 +117,14 @@ def api_tokens(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
 
 def operator_token(environ: Mapping[str, str] = os.environ) -> str | None:
     """The operator's token from QLORA_CHAT_OPERATOR_TOKEN."""
-    return environ.get("QLORA_CHAT_OPERATOR_TOKEN") or None
+    return _text(environ, "QLORA_CHAT_OPERATOR_TOKEN")
 
 
 def traces_endpoint(environ: Mapping[str, str] = os.environ) -> str | None:
     """Endpoint for traces from OpenTelemetry's own variables; None where they name none, or switch traces off."""
     if environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or environ.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":
         return None
-    return environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None
+    return _text(environ, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or _text(environ, "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
 def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:

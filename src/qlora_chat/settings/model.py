@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from qlora_chat.settings.checks import SettingsError, adapter_name, http_url, is_loopback, one_of
+from qlora_chat.settings.checks import (
+    SettingsError,
+    adapter_name,
+    check_authorities,
+    check_header_secret,
+    http_url,
+    is_loopback,
+    one_of,
+)
 
 Precision = Literal["auto", "bf16", "nf4"]
 Device = Literal["auto", "cuda", "cpu"]
@@ -87,6 +95,8 @@ class EngineSettings:
     """Certificates that sign the servers' own; None trusts the usual authorities."""
 
     def __post_init__(self) -> None:
+        check_header_secret("QLORA_CHAT_ENGINE_KEY", self.key)
+        check_authorities("QLORA_CHAT_ENGINE_CA", self.ca_file)
         if len(set(self.urls)) < len(self.urls):
             raise SettingsError("--engine names a server twice")
         if self.model and not self.urls:

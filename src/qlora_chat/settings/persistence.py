@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qlora_chat.settings.checks import SettingsError, http_url, is_loopback
+from qlora_chat.settings.checks import SettingsError, check_authorities, check_header_secret, http_url, is_loopback
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,18 @@ class LogSettings:
             raise SettingsError(f"LOGGING_VERSION is {self.version!r}, but must be 1 or 2")
         if self.redact not in (None, "standard") and ":" not in str(self.redact):
             raise SettingsError(f"LOGGING_REDACT is {self.redact!r}, but must be standard or MODULE:FUNCTION")
-        if self.certificates is not None and not self.certificates.is_file():
-            raise SettingsError(f"LOGGING_CA names {self.certificates}, which is not a file")
+        check_authorities("LOGGING_CA", self.certificates)
+        check_header_secret("LOGGING_TOKEN", self.token)
         if not 8_000_000 <= self.cap_bytes <= 10**12:
             raise SettingsError("LOGGING_OUTBOX_MB must be a number from 8 to 1,000,000")
         if self.url is None:
             return
         parts = http_url(self.url, "LOGGING_URL must look like https://host/path")
+        if self.token and (parts.username or parts.password):
+            raise SettingsError(
+                "LOGGING_URL holds a user and a password, and LOGGING_TOKEN is set, but a request carries one of the two: "
+                "leave out the other"
+            )
         if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
             raise SettingsError(
                 f"LOGGING_URL would send conversations to {parts.hostname} unencrypted: use https (http is for loopback only)"

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qlora_chat.settings.checks import SettingsError, check_host, check_origin, is_loopback, is_this_machine, network
+from qlora_chat.settings.checks import (
+    SettingsError,
+    check_header_secret,
+    check_host,
+    check_origin,
+    is_loopback,
+    is_this_machine,
+    network,
+)
 
 DEFAULT_PORT = 7860
 SHORTEST_PASSWORD = 12
@@ -54,6 +62,9 @@ class ServeSettings:
             raise SettingsError(f"--time-limit is {self.request_seconds:g}, but must be from 1 to 86400 seconds")
         if self.port is not None and not 1 <= self.port <= 65_535:
             raise SettingsError(f"--port is {self.port}, but must be from 1 to 65535")
+        check_header_secret("QLORA_CHAT_TOKEN", self.token)
+        check_header_secret("QLORA_CHAT_OPERATOR_TOKEN", self.operator_token)
+        check_header_secret("each of QLORA_CHAT_API_TOKENS", *self.api_tokens)
         if self.operator_token and self.operator_token in (self.token, *self.api_tokens):
             raise SettingsError("QLORA_CHAT_OPERATOR_TOKEN is also a password of others: the operator's must be its own")
         for proxy in self.trusted_proxies:
@@ -103,6 +114,8 @@ class ReceiverSettings:
                 f"--host {self.host} can be reached by other machines, so senders need a token: "
                 "set LOGGING_TOKEN here and there, or leave --host at 127.0.0.1"
             )
+        check_header_secret("LOGGING_TOKEN", self.token)
+        check_header_secret("each of LOGGING_TOKENS", *self.senders.values())
         if self.token in self.senders.values():
             raise SettingsError("LOGGING_TOKEN is also the token of a sender in LOGGING_TOKENS, but it must be another one")
         _check_lengths(self.host, "LOGGING_TOKEN", self.token)
