@@ -36,6 +36,7 @@ class _Session:
     chat: Chat
     sampling: Sampling
     conversation: Conversation
+    read_line: Callable[[], str]
     reading: bool = False
     """Waiting for a line."""
     turn: Turn | None = None
@@ -49,9 +50,13 @@ class _Session:
             raise KeyboardInterrupt
 
 
-def talk(chat: Chat, sampling: Sampling, system: str | None, *, logging_on: bool = False) -> None:
-    """Read lines and print answers until /exit or the end of input; closes the chat's engine."""
-    session = _Session(chat, sampling, Conversation(system=system))
+def talk(chat: Chat, sampling: Sampling, system: str | None, read_line: Callable[[], str], *, logging_on: bool = False) -> None:
+    """Read lines and print answers until /exit or the end of input; closes the chat's engine.
+
+    `read_line` shows a prompt. It raises EOFError at the end of input, KeyboardInterrupt for Ctrl-C, and ValueError for a line
+    that did not arrive as it was typed.
+    """
+    session = _Session(chat, sampling, Conversation(system=system), read_line)
     with closing(chat.engine), _ctrl_c_calls(session.interrupt):
         if logging_on:
             _note("Finished turns are sent to LOGGING_URL.")
@@ -109,11 +114,13 @@ def _read_line(session: _Session) -> str | None:
     while True:
         try:
             session.reading = True
-            line = input("> ")
+            line = session.read_line()
             line.encode("utf-8")
             return line
         except UnicodeError:
             _note("(this line is not UTF-8 text, so it was not sent: set the terminal to UTF-8)")
+        except ValueError as problem:
+            _note(f"(this line was not sent: {problem})")
         except KeyboardInterrupt:
             session.reading = False
             _note("\n(/exit or Ctrl-D leaves)")

@@ -23,8 +23,12 @@ def chat(
     settings.quiet_libraries()
     model_settings, engine_settings = model.settings(kv_cache_dtype), engine.settings()
 
+    from qlora_chat.cli.line_editor import line_reader, unedited_typing
     from qlora_chat.terminal import talk
 
-    with closing(Persistence(settings.history_settings(history), settings.log_settings())) as persistence:
+    with (
+        unedited_typing(),
+        closing(Persistence(settings.history_settings(history), settings.log_settings())) as persistence,
+    ):
         opened = persistence.open_chat(model_settings, engine_settings)
-        talk(opened, sampling, system, logging_on=persistence.logging_on)
+        talk(opened, sampling, system, line_reader(), logging_on=persistence.logging_on)

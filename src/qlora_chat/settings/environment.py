@@ -183,6 +183,7 @@ def quiet_libraries(environ: Any = os.environ) -> None:
     environ["GRADIO_ANALYTICS_MAX_EVENTS"] = "1"
     environ["GRADIO_TEMP_DIR"] = str(gradio_folder(environ))
     environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    environ.setdefault("PROMPT_TOOLKIT_NO_CPR", "1")  # a terminal that does not answer would get a warning instead of a prompt
     environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
