@@ -21,7 +21,7 @@ from qlora_chat.history import HistoryError
 from qlora_chat.history.open import open_history
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import HistorySettings, LogSettings, SettingsError
-from tests.history.conftest import add_turn
+from tests.history.conftest import KEY, NEW_KEY, add_turn, sqlite_history
 
 
 @pytest.fixture(params=["sqlite:///{}/chats.db", "jsonl:{}/chats"], ids=["sqlite", "jsonl"])
@@ -241,3 +241,26 @@ def test_a_store_of_ones_own_is_found_by_its_entry_point(tmp_path: Path) -> None
     assert unknown.returncode == 1
     assert unknown.stderr.count("\n") == 1, "one line"
     assert "known: sqlite:///FILE, postgresql://USER@HOST/DATABASE, jsonl:FOLDER, mine:..." in unknown.stderr
+
+
+def test_rekey_says_what_it_did_and_which_keys_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "chats.db"
+    with closing(sqlite_history(file, KEY)) as store:
+        add_turn(store, Conversation(), "question", "answer")
+    monkeypatch.setenv("QLORA_CHAT_HISTORY_OLD_KEY", KEY)
+    with pytest.raises(SettingsError, match="QLORA_CHAT_HISTORY_KEY, which must be the new key, is not"):
+        history("rekey", "--history", f"sqlite:///{file}")
+    monkeypatch.setenv("QLORA_CHAT_HISTORY_KEY", NEW_KEY)
+    with pytest.raises(SettingsError, match="there is no history at"):
+        history("rekey", "--history", f"sqlite:///{file}x")
+    done = history("rekey", "--history", f"sqlite:///{file}")
+    assert [line.split(maxsplit=1) for line in done.stdout.splitlines()] == [
+        ["1", "conversations with the new key"],
+        ["2", "turns with the new key"],
+        ["0", "pieces of feedback with the new key"],
+        ["0", "records to be delivered with the new key"],
+    ]
+    assert "unset QLORA_CHAT_HISTORY_OLD_KEY now" in done.stderr
+    monkeypatch.delenv("QLORA_CHAT_HISTORY_OLD_KEY")
+    assert "question" in history("list", "--history", f"sqlite:///{file}").stdout
+    monkeypatch.delenv("QLORA_CHAT_HISTORY_KEY")

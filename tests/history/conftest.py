@@ -18,10 +18,11 @@ from qlora_chat.settings import HistorySettings, LogSettings, Sampling
 from tests.postgres import PASSWORD, Server
 
 KEY = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+NEW_KEY = KEY.replace("M", "N", 1)
 
 
-def sqlite_history(path: Path, key: str | None = None) -> HistoryStore:
-    return open_history(HistorySettings(f"sqlite:///{path}", key=key), LogSettings()).store
+def sqlite_history(path: Path, key: str | None = None, old_key: str | None = None) -> HistoryStore:
+    return open_history(HistorySettings(f"sqlite:///{path}", key=key, old_key=old_key), LogSettings()).store
 
 
 OPENERS: dict[str, Callable[[Path], HistoryStore]] = {

@@ -1,4 +1,4 @@
-"""history list, show, search, export, import, erase, rescue: stored conversations, without a model."""
+"""history list, show, search, export, import, erase, rescue, rekey: stored conversations, without a model."""
 
 from __future__ import annotations
 
@@ -21,10 +21,18 @@ from qlora_chat.text import plain
 if TYPE_CHECKING:
     from qlora_chat.history import HistoryStore, StoredConversation
 
-app = typer.Typer(help="Stored conversations: list, show, search, export, import, erase, rescue.", no_args_is_help=True)
+app = typer.Typer(help="Stored conversations: list, show, search, export, import, erase, rescue, rekey.", no_args_is_help=True)
 
 MAX_LINES = 20
 """Of problems that an import prints one by one."""
+
+REKEYED = {
+    "conversations": "conversations",
+    "turns": "turns",
+    "feedback": "pieces of feedback",
+    "outbox_bodies": "records to be delivered",
+}
+"""Labels of the tables whose values have a key."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Id = Annotated[str, typer.Argument(help="a conversation's id, or its beginning where only one begins so")]
@@ -159,7 +167,7 @@ def rescue(history: HistoryOption = None) -> None:
     from qlora_chat.history.storage.encryption import Cipher
 
     damaged = _history_settings(history)
-    found = recover(sqlite_file(damaged.url or ""), Cipher(damaged.key), settings.log_settings().cap_bytes)
+    found = recover(sqlite_file(damaged.url or ""), Cipher(damaged.key, damaged.old_key), settings.log_settings().cap_bytes)
     print(
         f"{found.conversations:,} conversations with {found.turns:,} turns, and {found.records:,} records that wait to be sent"
     )
@@ -169,6 +177,31 @@ def rescue(history: HistoryOption = None) -> None:
             "marked where they were; nothing is known of pages that are wholly lost"
         )
     print(f"the damaged file is {found.damaged_file}; no erasure reaches what it holds, so delete it when you are done with it")
+
+
+@app.command()
+def rekey(history: HistoryOption = None) -> None:
+    """Encrypt a history anew: the new key in QLORA_CHAT_HISTORY_KEY, the present one in QLORA_CHAT_HISTORY_OLD_KEY.
+
+    Also what waits to be delivered. A run that was cut off is continued by the next one; until then, set both keys.
+    """
+    from qlora_chat.history.open import history_path, rekey_history
+
+    log, encrypted = settings.log_settings(), settings.history_settings(history)
+    if encrypted.url is None and log.url is None:
+        raise _no_history()
+    file = history_path(encrypted.url) if encrypted.url else settings.outbox_file(log)
+    if file and not _exists(file):
+        raise SettingsError(f"there is no history at {file}")
+    done = rekey_history(encrypted, log, lambda line: notify(f"history: {line}"))
+    for name, label in REKEYED.items():
+        already = f" ({done.before[name]:,} had it before)" if done.before[name] else ""
+        print(f"{done.changed[name] + done.before[name]:7,} {label} with the new key{already}")
+    for line in _shortened([f"left as it was: {each}" for each in done.unreadable]):
+        notify(f"history: {line}")
+    if not done.log_emptied:
+        notify("history: another program reads the file, so its log may hold values with the old key until that program ends")
+    notify("history: unset QLORA_CHAT_HISTORY_OLD_KEY now; backups still need the old key")
 
 
 def _open(history: str | None, *, create: bool = False) -> Persistence:
@@ -216,8 +249,12 @@ def _exists(file: Path) -> bool:
 def _history_settings(history: str | None) -> HistorySettings:
     history_settings = settings.history_settings(history)
     if history_settings.url is None:
-        raise SettingsError("which history? name --history sqlite:///FILE (or another), or set QLORA_CHAT_HISTORY")
+        raise _no_history()
     return history_settings
+
+
+def _no_history() -> SettingsError:
+    return SettingsError("which history? name --history sqlite:///FILE (or another), or set QLORA_CHAT_HISTORY")
 
 
 def _selected(store: HistoryStore, conversations: list[str] | None, untouched_days: float | None) -> list[str]:

@@ -49,7 +49,7 @@ class JsonlHistory(ValueStore):
     def update_partial(self, conversation_id: str, answer: Message) -> None:
         """Note the current text of an open answer."""
         self._open_answers.setdefault(answer.id, conversation_id)
-        self._partials.note(answer)
+        self._partials.note(conversation_id, answer)
 
     def finish(self, record: TurnRecord, outgoing: OutboxRecord | None = None) -> None:
         """Close the open answer; its text is no longer beside the file."""
@@ -107,9 +107,9 @@ class JsonlHistory(ValueStore):
         self._cache.pop(file, None)
         return existed
 
-    def _write_partials(self, answers: Mapping[str, Message]) -> None:
+    def _write_partials(self, answers: Mapping[str, tuple[str, Message]]) -> None:
         with self._lock:
-            for answer in answers.values():
+            for _, answer in answers.values():
                 conversation_id = self._open_answers.get(answer.id)
                 if conversation_id is None or not self._file(conversation_id).exists():
                     continue

@@ -18,6 +18,7 @@ from qlora_chat.settings import HistorySettings, LogSettings, outbox_file
 
 if TYPE_CHECKING:
     from qlora_chat.history.outbox.queue import Outbox
+    from qlora_chat.history.sql.rekey import Rekeyed
     from qlora_chat.history.sql.store import SqlHistory
 
 ENTRY_POINTS = "qlora_chat.history"
@@ -48,9 +49,7 @@ def open_history(settings: HistorySettings, log: LogSettings) -> OpenHistory:
         store = _open_database(settings, log)
         return OpenHistory(store, store.outbox if log.url else None, durable=True)
     if settings.url and settings.key:
-        raise HistoryError(
-            f"{scheme}: stores plain files; unset QLORA_CHAT_HISTORY_KEY, or use sqlite:///FILE, which is encrypted with it"
-        )
+        raise _not_encrypted(scheme)
     make_store = _store_factory(scheme, settings.url)
     outbox = _open_outbox_file(settings, log) if log.url else None
     return OpenHistory(make_store(outbox), outbox, durable=settings.url is not None)
@@ -67,6 +66,28 @@ def opened_outbox(settings: HistorySettings, log: LogSettings) -> Iterator[Outbo
             yield outbox
 
 
+def rekey_history(settings: HistorySettings, log: LogSettings, notify: Callable[[str], None]) -> Rekeyed:
+    """Change the key of a database, or of the outbox's own file if the history is none, from `old_key` to `key`.
+
+    HistoryError if one of the two is missing, or is not a key of that history.
+    """
+    from qlora_chat.history.sql.rekey import rekey
+    from qlora_chat.history.storage.encryption import Cipher
+
+    if not settings.key or not settings.old_key or settings.key == settings.old_key:
+        raise HistoryError(
+            "to change the key, set QLORA_CHAT_HISTORY_KEY to the new key and QLORA_CHAT_HISTORY_OLD_KEY to the present one"
+        )
+    cipher = Cipher(settings.key, settings.old_key)
+    if _scheme(settings.url) in DATABASES:
+        with closing(_open_database(settings, log)) as store:
+            return rekey(store.database, cipher, notify)
+    if settings.url:
+        raise _not_encrypted(_scheme(settings.url))
+    with closing(_open_outbox_file(settings, log)) as outbox:
+        return rekey(outbox.database, cipher, notify, only_outbox=True)
+
+
 def history_path(url: str) -> Path | None:
     """File or folder of a history URL; None for a database server or a store of another package."""
     scheme = _scheme(url)
@@ -77,6 +98,12 @@ def history_path(url: str) -> Path | None:
     from qlora_chat.history.storage.database import sqlite_file
 
     return sqlite_file(url)
+
+
+def _not_encrypted(scheme: str) -> HistoryError:
+    return HistoryError(
+        f"{scheme}: stores plain files; unset QLORA_CHAT_HISTORY_KEY, or use sqlite:///FILE, which is encrypted with it"
+    )
 
 
 def _scheme(url: str | None) -> str:
@@ -98,9 +125,10 @@ def _open_database(settings: HistorySettings, log: LogSettings) -> SqlHistory:
     from qlora_chat.history.outbox.queue import Outbox
     from qlora_chat.history.sql.store import SqlHistory
     from qlora_chat.history.storage.database import open_database
-    from qlora_chat.history.storage.encryption import Cipher, check_cipher
+    from qlora_chat.history.storage.encryption import Cipher
+    from qlora_chat.history.storage.key_check import check_cipher
 
-    cipher = Cipher(settings.key)
+    cipher = Cipher(settings.key, settings.old_key)
     database = open_database(settings.url or "", settings.password)
     try:
         check_cipher(database, cipher)
@@ -117,7 +145,7 @@ def _open_outbox_file(settings: HistorySettings, log: LogSettings) -> Outbox:
     from qlora_chat.history.outbox.recovery import open_outbox_file
     from qlora_chat.history.storage.encryption import Cipher
 
-    return open_outbox_file(outbox_file(log), Cipher(settings.key), log.cap_bytes, log.url)
+    return open_outbox_file(outbox_file(log), Cipher(settings.key, settings.old_key), log.cap_bytes, log.url)
 
 
 def _store_factory(scheme: str, url: str | None) -> Callable[[Queue | None], HistoryStore]:

@@ -16,19 +16,19 @@ INTERVAL_SECONDS = 0.25
 
 
 class PartialAnswerWriter:
-    """Passes the answers that have changed since the last interval to `write`, by their ids."""
+    """Passes the answers that have changed since the last interval to `write`: by their ids, with those of conversations."""
 
-    def __init__(self, write: Callable[[Mapping[str, Message]], None]) -> None:
+    def __init__(self, write: Callable[[Mapping[str, tuple[str, Message]]], None]) -> None:
         self._write = write
-        self._changed: dict[str, Message] = {}
+        self._changed: dict[str, tuple[str, Message]] = {}
         self._lock = threading.Lock()
         self._wake, self._closed = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 
-    def note(self, answer: Message) -> None:
+    def note(self, conversation_id: str, answer: Message) -> None:
         """Schedule the current text of an answer for writing; returns at once."""
         with self._lock:
-            self._changed[answer.id] = answer
+            self._changed[answer.id] = conversation_id, answer
             if self._thread is None and not self._closed.is_set():
                 self._thread = threading.Thread(target=self._work, name="qlora-chat-history", daemon=True)
                 self._thread.start()

@@ -41,13 +41,14 @@ def _text(environ: Mapping[str, str], name: str) -> str | None:
 
 
 def history_settings(url: str | None, environ: Mapping[str, str] = os.environ) -> HistorySettings:
-    """HistorySettings from --history, else QLORA_CHAT_HISTORY; password, key and days from the environment only."""
+    """HistorySettings from --history, else QLORA_CHAT_HISTORY; password, keys and days from the environment only."""
     days = environ.get("QLORA_CHAT_HISTORY_DAYS")
     return HistorySettings(
         (url or "").strip() or _text(environ, "QLORA_CHAT_HISTORY"),
         _text(environ, "QLORA_CHAT_HISTORY_PASSWORD"),
         _text(environ, "QLORA_CHAT_HISTORY_KEY"),
         _number("QLORA_CHAT_HISTORY_DAYS", days) if days else None,
+        environ.get("QLORA_CHAT_HISTORY_OLD_KEY") or None,
     )
 
 

@@ -21,12 +21,18 @@ class HistorySettings:
     """Encryption key: 32 bytes in base64."""
     keep_days: float | None = None
     """Conversations untouched for longer are erased; None: never."""
+    old_key: str | None = field(default=None, repr=False)
+    """Key that values may still have while the history's key is being changed."""
 
     def __post_init__(self) -> None:
         if self.url is not None and ":" not in self.url:
             raise SettingsError(
                 f"--history is {self.url!r}, but must be like sqlite:///chats.db, postgresql://USER@HOST/DATABASE "
                 "or jsonl:FOLDER"
+            )
+        if self.old_key and not self.key:
+            raise SettingsError(
+                "QLORA_CHAT_HISTORY_OLD_KEY is set, but QLORA_CHAT_HISTORY_KEY, which must be the new key, is not"
             )
         if self.keep_days is not None and not 0 < self.keep_days < math.inf:
             raise SettingsError(f"QLORA_CHAT_HISTORY_DAYS is {self.keep_days!r}, but must be a number of days above 0")

@@ -16,7 +16,8 @@ from qlora_chat.history.open import open_history
 from qlora_chat.history.outbox.queue import Outbox
 from qlora_chat.history.sql.store import SqlHistory
 from qlora_chat.history.storage.database import open_database
-from qlora_chat.history.storage.encryption import Cipher, check_cipher
+from qlora_chat.history.storage.encryption import Cipher
+from qlora_chat.history.storage.key_check import check_cipher
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import HistorySettings, LogSettings
 from tests.delivery.receiving import Reply, receiving, record, wait_for

@@ -102,7 +102,7 @@ class Outbox:
     def __init__(self, database: Database, cipher: Cipher, cap_bytes: int, address: str | None = None) -> None:
         self.added = threading.Event()
         """Set when this process has added a record."""
-        self._database, self._cipher, self._cap, self._address = database, cipher, cap_bytes, address
+        self.database, self._cipher, self._cap, self._address = database, cipher, cap_bytes, address
         self._mine = OUTBOX.c.address == address
         self._unwritten: Counter[str] = Counter()
         """Increments of counters that could not be written to a full disk."""
@@ -113,7 +113,7 @@ class Outbox:
     def put(self, outgoing: OutboxRecord) -> None:
         """Add a record in a transaction of its own; one that cannot be written is counted as dropped."""
         try:
-            with self._database.write() as connection:
+            with self.database.write() as connection:
                 self.add(connection, outgoing)
         except HistoryUnavailable:
             self.count_dropped()
@@ -134,7 +134,7 @@ class Outbox:
             "id": outgoing.id, "kind": outgoing.kind, "conversation_id": outgoing.conversation_id, "cost": cost,
             "state": "waiting", "attempts": 0, "due_at": moment, "created_at": moment, "address": outgoing.address,
         }  # fmt: skip
-        added = (sqlite if self._database.sqlite else postgresql).insert(OUTBOX).values(row)
+        added = (sqlite if self.database.sqlite else postgresql).insert(OUTBOX).values(row)
         seq = connection.execute(added.on_conflict_do_nothing(index_elements=["id"]).returning(OUTBOX.c.seq)).scalar()
         if seq is None:  # a transaction that seemed to fail had been committed
             return
@@ -148,20 +148,21 @@ class Outbox:
 
     def claim(self, limit: int) -> Sequence[QueuedRecord]:
         """Claim due records for CLAIM_SECONDS, the oldest first. Damaged ones are counted and become dead letters."""
-        self._database.ensure_reserve()
+        self.database.ensure_reserve()
         moment = time.time()
         is_due = or_(OUTBOX.c.due_at <= moment, OUTBOX.c.due_at > moment + MAX_DELAY_SECONDS)
         due = select(OUTBOX.c.seq).where(OUTBOX.c.state == "waiting", is_due, self._mine).order_by(OUTBOX.c.seq).limit(limit)
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             if connection.execute(due.limit(1)).first() is None:
                 return ()
-        if not self._database.sqlite:
+        if not self.database.sqlite:
             due = due.with_for_update(skip_locked=True)
         with self._write() as connection:
             seqs = _within_claim_bytes(connection.execute(due.add_columns(OUTBOX.c.cost)).all())
-            rows = select(OUTBOX.c.seq, OUTBOX.c.attempts, BODIES.c.frame).outerjoin(BODIES, BODIES.c.seq == OUTBOX.c.seq)
+            columns = (OUTBOX.c.seq, OUTBOX.c.attempts, OUTBOX.c.id, OUTBOX.c.conversation_id, BODIES.c.frame)
+            rows = select(*columns).outerjoin(BODIES, BODIES.c.seq == OUTBOX.c.seq)
             claimed_rows = connection.execute(rows.where(OUTBOX.c.seq.in_(seqs)).order_by(OUTBOX.c.seq)).all()
-            claimed = [each for each in (self._read(connection, *row) for row in claimed_rows) if each]
+            claimed = [each for each in (self._read(connection, row) for row in claimed_rows) if each]
             connection.execute(update(OUTBOX).where(OUTBOX.c.seq.in_(seqs)).values(due_at=moment + CLAIM_SECONDS))
         return claimed
 
@@ -180,7 +181,7 @@ class Outbox:
 
     def counts(self) -> Counts:
         """Number of records in each state; sent, dropped and damaged are totals since the outbox was created."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             rows = connection.execute(select(OUTBOX.c.state, func.count()).where(self._mine).group_by(OUTBOX.c.state))
             states = {row[0]: row[1] for row in rows}
             elsewhere = OUTBOX.c.address.is_distinct_from(self._address)
@@ -194,7 +195,7 @@ class Outbox:
         """(address, waiting, dead) of each address with records; None for records of earlier versions."""
         waiting, dead = (func.count().filter(OUTBOX.c.state == state) for state in ("waiting", "dead"))
         query = select(OUTBOX.c.address, waiting, dead).group_by(OUTBOX.c.address).order_by(OUTBOX.c.address)
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return [(row[0], row[1], row[2]) for row in connection.execute(query)]
 
     def move(self, from_address: str, to_address: str) -> int:
@@ -204,13 +205,13 @@ class Outbox:
     def _adopt(self, address: str) -> None:
         """Take over records of an earlier version, which noted no address."""
         unmarked = OUTBOX.c.address.is_(None)
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             found = connection.execute(select(OUTBOX.c.seq).where(unmarked).limit(1)).first()
         if found:
             self._set_address(unmarked, address)
 
     def _set_address(self, condition: ColumnElement[bool], address: str) -> int:
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             query = select(OUTBOX.c.seq, BODIES.c.frame).join(BODIES, BODIES.c.seq == OUTBOX.c.seq).where(condition)
             for seq, data in connection.execute(query).all():
                 with suppress(DamagedRecord, HistoryError):  # a broken record is found when it is claimed
@@ -224,14 +225,14 @@ class Outbox:
     def dead_letters(self) -> Sequence[DeadLetter]:
         """Dead letters of every address, the oldest first."""
         columns = [OUTBOX.c[each.name] for each in fields(DeadLetter)]
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             rows = connection.execute(select(*columns).where(OUTBOX.c.state == "dead").order_by(OUTBOX.c.seq))
             return [DeadLetter(**{**row._mapping, "reason": row.reason or ""}) for row in rows]
 
     def release_claims(self) -> None:
         """Release the claims of a sender that has crashed. Only for a process that uses the outbox alone."""
         claimed = (OUTBOX.c.state == "waiting", OUTBOX.c.due_at > time.time(), OUTBOX.c.attempts == 0)
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             connection.execute(update(OUTBOX).where(*claimed).values(due_at=time.time()))
         self.added.set()
 
@@ -240,7 +241,7 @@ class Outbox:
         chosen = [OUTBOX.c.state == "dead", OUTBOX.c.reason.is_distinct_from(DAMAGED)]
         if ids is not None:
             chosen.append(OUTBOX.c.id.in_(ids))
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             values = {"state": "waiting", "due_at": time.time(), "attempts": 0}
             requeued = connection.execute(update(OUTBOX).where(*chosen).values(values))
         self.added.set()
@@ -248,7 +249,7 @@ class Outbox:
 
     def repair_counters(self) -> None:
         """Recompute attempts, costs and the byte count, which a flipped bit may have changed without any index noticing."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             invalid = func.typeof(OUTBOX.c.attempts) != "integer"
             connection.execute(update(OUTBOX).where(invalid).values(attempts=0))
             costs = connection.execute(
@@ -265,7 +266,7 @@ class Outbox:
 
     def import_recovered(self, records: Sequence[OutboxRecord], damaged: int) -> None:
         """Add the records of a damaged file, and count those that were lost."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             for outgoing in records:
                 self.add(connection, outgoing)
             if damaged:
@@ -279,11 +280,11 @@ class Outbox:
 
     def erase(self, conversation_ids: Sequence[str], tombstones: Sequence[OutboxRecord]) -> None:
         """Delete the records of conversations and queue their tombstones, for an outbox in a file of its own."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             self.delete_for(connection, conversation_ids)
             for tombstone in tombstones:
                 self.add(connection, tombstone)
-        self._database.purge_old_pages()
+        self.database.purge_old_pages()
         self.added.set()
 
     def close(self) -> None:
@@ -291,19 +292,21 @@ class Outbox:
         if self._unwritten:
             with suppress(HistoryUnavailable), self._write():
                 pass
-        self._database.close()
+        self.database.close()
 
-    def _read(self, connection: Connection, seq: int, attempts: int, data: bytes | None) -> QueuedRecord | None:
+    def _read(self, connection: Connection, row: Row[*tuple[Any, ...]]) -> QueuedRecord | None:
         try:
-            outgoing, _ = unframe(data or b"", self._cipher)
+            outgoing, _ = unframe(row.frame or b"", self._cipher)
         except DamagedRecord:
             self._count(connection, "damaged", 1)
             reason = DAMAGED
         except HistoryError:
             reason = "encrypted with another key"
         else:
-            return QueuedRecord(seq, outgoing, attempts)
-        connection.execute(update(OUTBOX).where(OUTBOX.c.seq == seq).values(state="dead", reason=reason))
+            if not self._cipher.encrypts or (outgoing.id, outgoing.conversation_id) == (row.id, row.conversation_id):
+                return QueuedRecord(row.seq, outgoing, row.attempts)
+            reason = "moved from another record"  # an erasure, which finds records by their rows, would miss it
+        connection.execute(update(OUTBOX).where(OUTBOX.c.seq == row.seq).values(state="dead", reason=reason))
         return None
 
     def _remove(self, connection: Connection, seqs: Sequence[int]) -> None:
@@ -324,13 +327,13 @@ class Outbox:
                 yield connection
         except HistoryUnavailable:
             with suppress(HistoryUnavailable):
-                self._database.free_reserve()
+                self.database.free_reserve()
             raise
 
     @contextmanager
     def _write_once(self) -> Iterator[Connection]:
         with self._flush_lock:
-            with self._database.write() as connection:
+            with self.database.write() as connection:
                 with self._unwritten_lock:
                     counts = Counter(self._unwritten)
                 for name, count in counts.items():
@@ -346,7 +349,7 @@ class Outbox:
 
     def _count(self, connection: Connection, name: str, count: int) -> None:
         """Add to a counter."""
-        make_insert = sqlite.insert if self._database.sqlite else postgresql.insert
+        make_insert = sqlite.insert if self.database.sqlite else postgresql.insert
         total = cast(cast(FACTS.c.value, BigInteger) + count, Text)
         added = make_insert(FACTS).values(name=f"outbox {name}", value=str(count))
         connection.execute(added.on_conflict_do_update(index_elements=["name"], set_={"value": total}))

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, TextClause, select, text, update
 
 from qlora_chat.history import SearchHit
+from qlora_chat.history.sql.row_mapping import HEADING_COLUMNS, TURN_COLUMNS
 from qlora_chat.history.storage.encryption import Cipher
 from qlora_chat.history.storage.schema import CONVERSATIONS, TURNS
 from qlora_chat.history.text_match import excerpt, index_tokens, matches, query_phrases, query_symbols
@@ -87,7 +88,7 @@ class WordIndex:
     def _scan(self, connection: Connection, query: str, limit: int, owner: str | None) -> list[SearchHit]:
         hits: list[SearchHit] = []
         for row in connection.execution_options(yield_per=SCAN_ROWS).execute(_newest_first(owner)):
-            if matches(self._cipher.decrypt_text(row.content), query):
+            if matches(self._content(row), query):
                 hits.append(self._hit(row, query))
                 if len(hits) == limit:
                     break
@@ -95,8 +96,11 @@ class WordIndex:
 
     def _hit(self, row: Any, query: str) -> SearchHit:
         created_at = datetime.fromtimestamp(row.created_at).astimezone()
-        content, title = self._cipher.decrypt_text(row.content), self._cipher.decrypt_text(row.title)
-        return SearchHit(row.conversation_id, title, row.id, row.role, excerpt(content, query), created_at)
+        title = self._cipher.decrypt_text(row.title, HEADING_COLUMNS.binding("title", row.conversation_id))
+        return SearchHit(row.conversation_id, title, row.id, row.role, excerpt(self._content(row), query), created_at)
+
+    def _content(self, row: Any) -> str:
+        return self._cipher.decrypt_text(row.content, TURN_COLUMNS.binding_in(row, "content"))
 
 
 def _joined(content: str) -> str:

@@ -24,7 +24,8 @@ from qlora_chat.history.outbox.recovery import recover_records, remove_database
 from qlora_chat.history.sql.row_mapping import RowMapper
 from qlora_chat.history.sql.store import SqlHistory
 from qlora_chat.history.storage.database import open_database
-from qlora_chat.history.storage.encryption import CHECK_FACT, Cipher, check_cipher, check_key
+from qlora_chat.history.storage.encryption import Cipher
+from qlora_chat.history.storage.key_check import CHECK_FACT, check_cipher, check_key
 from qlora_chat.history.storage.schema import CONVERSATIONS, FEEDBACK, TURNS
 from qlora_chat.history.storage.sqlite_pages import SUFFIXES, read_pages
 from qlora_chat.history.text_match import title_of

@@ -64,7 +64,7 @@ class SqlHistory:
 
     def update_partial(self, conversation_id: str, answer: Message) -> None:
         """Note the current text of an open answer."""
-        self._partials.note(answer)
+        self._partials.note(conversation_id, answer)
 
     def finish(self, record: TurnRecord, outgoing: OutboxRecord | None = None) -> None:
         """Close the open answer and queue its record, both or neither.
@@ -136,9 +136,9 @@ class SqlHistory:
 
     def change(self, conversation_id: str, *, title: str | None = None, tags: Iterable[str] | None = None) -> bool:
         """Set title or tags."""
-        values: dict[str, Any] = {} if title is None else {"title": self._rows.text_column(title)}
+        values: dict[str, Any] = {} if title is None else {"title": self._rows.title(conversation_id, title)}
         if tags is not None:
-            values["tags"] = self._rows.tags_column(list(tags))
+            values["tags"] = self._rows.tags(conversation_id, list(tags))
         changed = update(CONVERSATIONS).where(CONVERSATIONS.c.id == conversation_id)
         with self.database.write() as connection:
             if not values:
@@ -223,7 +223,7 @@ class SqlHistory:
         values = {
             "head_id": conversation.messages[-1].id if conversation.messages else None,
             "turns": CONVERSATIONS.c.turns + len(added), "updated_at": time.time(),
-            "system": self._rows.optional_column(conversation.system),
+            "system": self._rows.system(conversation.id, conversation.system),
         }  # fmt: skip
         if info.settings:
             values |= {"settings": json.dumps(dict(info.settings)), "model": info.model, "adapter": info.adapter}
@@ -253,13 +253,13 @@ class SqlHistory:
         except StaleConversation:
             self._insert_turns(connection, conversation.id, self._new_turns(connection, conversation))
 
-    def _write_partials(self, answers: Mapping[str, Message]) -> None:
+    def _write_partials(self, answers: Mapping[str, tuple[str, Message]]) -> None:
         # Not synchronous: a power cut may cost the last 0.25 s of an unfinished answer.
         with self.database.write(synchronous=NORMAL) as connection:
-            for answer in answers.values():
+            for conversation_id, answer in answers.values():
                 still_open = (TURNS.c.id == answer.id, TURNS.c.finish_reason == "partial", TURNS.c.indexed == 0)
-                content = self._rows.text_column(answer.content)
-                connection.execute(update(TURNS).where(*still_open).values(content=content))
+                values = self._rows.partial_answer(conversation_id, answer)
+                connection.execute(update(TURNS).where(*still_open).values(values))
 
     @staticmethod
     def _exists(connection: Connection, conversation_id: str) -> bool:

@@ -9,7 +9,7 @@ import mmap
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ class Database:
         self._writer: Connection | None = None
         self._identity: tuple[int, int] | None = None
         """Device and inode of SQLite's file when it was opened."""
+        self._check: Callable[[Connection], None] | None = None
 
     @property
     def path(self) -> Path | None:
@@ -68,6 +69,7 @@ class Database:
         with _readable_errors():
             if not self.sqlite:
                 with self._engine.begin() as connection:
+                    self._check_first(connection)
                     yield connection
                 return
             with self._lock:
@@ -75,7 +77,12 @@ class Database:
                 self._check_identity()
                 connection.connection.driver_connection.execute(f"PRAGMA synchronous={synchronous}")  # type: ignore[union-attr]
                 with connection.begin():
+                    self._check_first(connection)
                     yield connection
+
+    def before_writing(self, check: Callable[[Connection], None]) -> None:
+        """Call `check` at the beginning of each further transaction of `write`; an exception from it ends the transaction."""
+        self._check = check
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -143,6 +150,10 @@ class Database:
             self._writer = self._engine.connect()
             self._identity = self._identity or file_identity(self.path)
         return self._writer
+
+    def _check_first(self, connection: Connection) -> None:
+        if self._check:
+            self._check(connection)
 
     def _check_identity(self) -> None:
         """HistoryUnavailable if the file's name is another file's by now, or nobody's: what is written would be lost."""

@@ -1,83 +1,129 @@
 """Encryption at rest: text and bytes under AES-256-GCM with the operator's key, or unchanged.
 
-Scope: the cipher, and a check that a database is always opened with the same key.
+Scope: the cipher, and what a value is bound to. key_check.py has a database opened with its own key only.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import json
 import os
-from typing import TYPE_CHECKING
-
-from sqlalchemy import select
-from sqlalchemy.dialects import postgresql, sqlite
+from typing import TYPE_CHECKING, NamedTuple
 
 from qlora_chat.history import HistoryError
-from qlora_chat.history.storage.schema import FACTS
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-    from qlora_chat.history.storage.database import Database
-
 KEY_BYTES = 32
 NONCE_BYTES = 12
-CHECK_FACT = "seal"
-"""Name of the row in `facts` that holds the encrypted CHECK_TEXT, or UNENCRYPTED."""
-CHECK_TEXT = "qlora-chat history"
-UNENCRYPTED = "none"
+
+
+class Binding(NamedTuple):
+    """Column and row that an encrypted value belongs to. It is authenticated with the value, so that a moved one is refused."""
+
+    table: str
+    column: str
+    conversation_id: str = ""
+    row_id: str = ""
+    """Of a turn, or of what else has an id before its row is written."""
+
+    @property
+    def associated_data(self) -> bytes:
+        """The same bytes for the same binding only."""
+        return json.dumps(self).encode()
 
 
 class Cipher:
-    """AES-256-GCM with a random nonce for each value; without a key, no encryption. HistoryError for an invalid key."""
+    """AES-256-GCM with a random nonce for each value; without a key, no encryption. HistoryError for an invalid key.
 
-    def __init__(self, key: str | None) -> None:
-        self._aes = _aes(key) if key else None
+    Values are encrypted with `key`. While a history's key is being changed, `old_key` decrypts those that still have it.
+    """
+
+    def __init__(self, key: str | None, old_key: str | None = None) -> None:
+        self._aes = _aes(key, "QLORA_CHAT_HISTORY_KEY") if key else None
+        old = _aes(old_key, "QLORA_CHAT_HISTORY_OLD_KEY") if old_key else None
+        self._readers = [each for each in (self._aes, old) if each]
 
     @property
     def encrypts(self) -> bool:
         """True if files are unreadable without the key; then there is no search index."""
         return self._aes is not None
 
-    def encrypt(self, data: bytes) -> bytes:
+    def without_old_key(self) -> Cipher:
+        """The cipher as it will be when no value has the old key."""
+        other = Cipher(None)
+        other._aes, other._readers = self._aes, self._readers[:1]
+        return other
+
+    def encrypt(self, data: bytes, binding: Binding) -> bytes:
         """Nonce, then ciphertext and tag; the same bytes without a key."""
         if self._aes is None:
             return data
         nonce = os.urandom(NONCE_BYTES)
-        return nonce + self._aes.encrypt(nonce, data, None)
+        return nonce + self._aes.encrypt(nonce, data, binding.associated_data)
 
-    def decrypt(self, data: bytes) -> bytes:
-        """Bytes as they were before encryption. HistoryError for altered bytes or another key."""
+    def decrypt(self, data: bytes, binding: Binding) -> bytes:
+        """Bytes as they were before encryption. HistoryError for altered or moved ones, and for another key."""
         if self._aes is None:
             return data
-        from cryptography.exceptions import InvalidTag
+        associated = binding.associated_data
+        for accepted in (associated, None):  # None: earlier versions bound values to nothing
+            for aes in self._readers:
+                if (found := _decrypted(aes, data, accepted)) is not None:
+                    return found
+        of = f" of conversation {binding.conversation_id}" if binding.conversation_id else ""
+        raise HistoryError(
+            f"an encrypted value ({binding.column} in {binding.table}{of}) cannot be decrypted: QLORA_CHAT_HISTORY_KEY is not "
+            "its key, or it was altered, or moved there from elsewhere"
+        )
 
-        try:
-            return self._aes.decrypt(data[:NONCE_BYTES], data[NONCE_BYTES:], None)
-        except (InvalidTag, ValueError):
-            raise HistoryError(
-                "an encrypted value cannot be decrypted: QLORA_CHAT_HISTORY_KEY is not its key, or it was altered"
-            ) from None
+    def renewed(self, data: bytes, binding: Binding) -> bytes | None:
+        """The value encrypted anew, with the present key and bound; None if it is so already. HistoryError if unreadable."""
+        if self._aes is None or _decrypted(self._aes, data, binding.associated_data) is not None:
+            return None
+        return self.encrypt(self.decrypt(data, binding), binding)
 
-    def encrypt_text(self, text: str) -> str:
+    def encrypt_text(self, text: str, binding: Binding) -> str:
         """Value of a text column: base64 of the encrypted text, or the text itself."""
-        return base64.b64encode(self.encrypt(text.encode())).decode() if self._aes else text
+        return base64.b64encode(self.encrypt(text.encode(), binding)).decode() if self._aes else text
 
-    def decrypt_text(self, text: str) -> str:
-        """Text of a text column. HistoryError for an altered value or another key."""
-        return self.decrypt(base64.b64decode(text)).decode() if self._aes else text
+    def decrypt_text(self, text: str, binding: Binding) -> str:
+        """Text of a text column. HistoryError for an altered or moved value, and for another key."""
+        return self.decrypt(_from_base64(text), binding).decode() if self._aes else text
+
+    def renewed_text(self, text: str, binding: Binding) -> str | None:
+        """The value of a text column as `renewed` has it."""
+        data = self.renewed(_from_base64(text), binding) if self._aes else None
+        return None if data is None else base64.b64encode(data).decode()
 
 
-def _aes(key: str) -> AESGCM:
+def _decrypted(aes: AESGCM, data: bytes, associated: bytes | None) -> bytes | None:
+    """Bytes as they were before encryption; None for another key, other associated data, or an altered value."""
+    from cryptography.exceptions import InvalidTag
+
+    try:
+        return aes.decrypt(data[:NONCE_BYTES], data[NONCE_BYTES:], associated)
+    except (InvalidTag, ValueError):
+        return None
+
+
+def _from_base64(text: str) -> bytes:
+    """Bytes of a text column; none, which no key decrypts, if it is not base64."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        return b""
+
+
+def _aes(key: str, name: str) -> AESGCM:
     try:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
     except ImportError:
-        raise HistoryError(
-            "QLORA_CHAT_HISTORY_KEY needs the cryptography package: pip install 'qlora-chat[encryption]'"
-        ) from None
+        raise HistoryError(f"{name} needs the cryptography package: pip install 'qlora-chat[encryption]'") from None
     problem = HistoryError(
-        "QLORA_CHAT_HISTORY_KEY must be 32 random bytes in base64; make one with: "
+        f"{name} must be 32 random bytes in base64; make one with: "
         "python -c 'import base64, os; print(base64.urlsafe_b64encode(os.urandom(32)).decode())'"
     )
     try:
@@ -87,28 +133,3 @@ def _aes(key: str) -> AESGCM:
     if len(decoded) != KEY_BYTES:
         raise problem
     return AESGCM(decoded)
-
-
-def check_cipher(database: Database, cipher: Cipher) -> None:
-    """Store the check value of a new database, and compare that of an existing one. HistoryError if the key is not its own."""
-    with database.write() as connection:
-        insert = sqlite.insert if database.sqlite else postgresql.insert
-        value = cipher.encrypt_text(CHECK_TEXT) if cipher.encrypts else UNENCRYPTED
-        first = insert(FACTS).values(name=CHECK_FACT, value=value)
-        connection.execute(first.on_conflict_do_nothing())  # another process may open the same new database
-        stored = connection.execute(select(FACTS.c.value).where(FACTS.c.name == CHECK_FACT)).scalar_one()
-    check_key(stored, cipher)
-
-
-def check_key(stored: str, cipher: Cipher) -> None:
-    """Compare a database's check value. HistoryError for another key, a missing one, or one for an unencrypted database."""
-    encrypted = stored != UNENCRYPTED
-    if cipher.encrypts and not encrypted:
-        raise HistoryError(
-            "this history was begun without QLORA_CHAT_HISTORY_KEY, and its old text would stay readable: "
-            "export it, and import it into a new one"
-        )
-    if encrypted and not cipher.encrypts:
-        raise HistoryError("this history is encrypted: set QLORA_CHAT_HISTORY_KEY to its key")
-    if encrypted and cipher.decrypt_text(stored) != CHECK_TEXT:
-        raise HistoryError("QLORA_CHAT_HISTORY_KEY is not the key of this history")
