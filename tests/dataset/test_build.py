@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from typer.testing import CliRunner
 
 from qlora_chat.cli import app
@@ -184,6 +185,18 @@ def test_the_command_writes_files_and_reports_what_it_left_out(store: RecordStor
     again = CliRunner().invoke(app, arguments)
     assert isinstance(again.exception, DatasetError)
     assert "is not empty" in str(again.exception)
+
+
+def test_the_command_counts_stored_records_that_cannot_be_read(store: RecordStore, tmp_path: Path) -> None:
+    store.add([record(turn_v2()) for _ in range(3)])
+    with store._engine.begin() as connection:
+        connection.execute(text("UPDATE records SET body = '{}' WHERE number = 2"))
+    arguments = ["dataset", "build", "--store", f"sqlite:///{tmp_path}/logs.db"]
+    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "data")])
+    assert "1 stored records skipped as unreadable" in done.stdout
+    done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "again"), "--json"])
+    report = json.loads(done.stdout)
+    assert (report["answers"], report["unreadable_records"]) == (2, 1)
 
 
 def test_the_command_reads_a_chats_own_history(tmp_path: Path) -> None:

@@ -34,6 +34,20 @@ def test_a_clock_that_is_ahead_erases_nothing_before_its_time(store: HistoryStor
     assert len(store.list()) == 5
 
 
+def test_a_turn_saved_with_a_clock_that_was_ahead_erases_nothing_after_a_restart_with_the_right_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(sqlite_history(tmp_path / "chats.db")) as store:
+        assert isinstance(store, SqlHistory)
+        for number in range(5):
+            ahead = add_turn(store, Conversation(), f"question {number}", "answer")
+        with store.database.write() as connection:
+            connection.exec_driver_sql("UPDATE conversations SET updated_at = updated_at + 3e8 WHERE id = ?", (ahead.id,))
+        assert retention._trusted_time(store) <= retention.now(), "the turn's time is no reason to believe it"
+        assert expire(store, 30) == 0
+        assert len(store.list()) == 5
+
+
 def test_time_that_has_really_passed_is_followed_check_by_check(store: HistoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
     add_turn(store, Conversation(), "old", "1")
     real, checked, checks = retention.now, None, 0

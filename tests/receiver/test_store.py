@@ -252,3 +252,10 @@ def test_what_is_stored_and_unreadable_is_skipped_and_counted(store: RecordStore
     counted = statistics(store)
     assert (counted["turns"], counted["unreadable"]) == (2, 3)
     assert "unreadable" in page(counted)
+
+
+def test_a_file_that_is_removed_is_noticed_at_the_next_record(tmp_path: Path) -> None:
+    with closing(RecordStore(f"sqlite:///{tmp_path}/logs.db", create=True)) as store:
+        (tmp_path / "logs.db").rename(tmp_path / "elsewhere.db")
+        with pytest.raises(StoreError, match="was removed or replaced"):
+            store.add([record(turn_v2())])

@@ -48,9 +48,10 @@ def _from_store(address: str) -> Dataset:
     from qlora_chat.dataset.build import build as build_from
     from qlora_chat.dataset.sources import from_receiver
     from qlora_chat.receiver.store import RecordStore
+    from qlora_chat.receiver.turns import unreadable
 
     with closing(RecordStore(address)) as records:
-        return build_from(from_receiver(records))
+        return build_from(from_receiver(records), unreadable(records))
 
 
 def _from_history(address: str | None) -> Dataset:
@@ -70,6 +71,8 @@ def _report_text(report: Mapping[str, Any], out: Path) -> str:
     ]
     lines += [f"{count:>9,} left out: {reason}" for reason, count in report["left_out"].items()]
     lines += [f"{count:>9,} in no pair: {reason}" for reason, count in report["not_in_a_pair"].items()]
+    if skipped := report["unreadable_records"]:
+        lines.append(f"{skipped:>9,} stored records skipped as unreadable")
     if report["sft_records"]:
         lines.append(f"next: qlora-chat train --base BASE --data {out}/sft.jsonl --out ADAPTER")
     return "\n".join(lines)

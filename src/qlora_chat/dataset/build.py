@@ -44,8 +44,8 @@ class Dataset:
     """answers = learnt + the sum of left_out."""
 
 
-def build(examples: Iterable[Example]) -> Dataset:
-    """Build both kinds of records, in the order of the answers."""
+def build(examples: Iterable[Example], unreadable: int = 0) -> Dataset:
+    """Build both kinds of records, in the order of the answers. The report has the number of unreadable stored records."""
     answers = list(examples)
     left_out: Counter[str] = Counter()
     dialogues: list[Messages] = []
@@ -63,6 +63,7 @@ def build(examples: Iterable[Example]) -> Dataset:
         "preference_pairs": len(pairs),
         "left_out": dict(left_out.most_common()),
         "not_in_a_pair": {NOTHING_BETTER: unpaired} if unpaired else {},
+        "unreadable_records": unreadable,
     }
     return Dataset(tuple({"messages": _as_json(each)} for each in longest), tuple(pairs), report)
 

@@ -161,7 +161,7 @@ class RecordStore:
     def add(self, arrived: Sequence[Record]) -> list[Outcome]:
         """Store each record once, erase what tombstones name, in order; on disk when this returns. StoreError if not."""
         if self._engine.dialect.name == "sqlite" and file_identity(self._engine.url.database) != self._identity:
-            raise StoreError("the store's file was removed or replaced; put it back, or restart the receiver")
+            raise StoreError("the store's file was removed or replaced while it was open: restart the receiver")
         outcomes: list[Outcome] = []
         try:
             for is_tombstone, group in groupby(arrived, key=lambda record: record.kind == "tombstone"):

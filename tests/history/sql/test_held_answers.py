@@ -1,4 +1,4 @@
-"""Answers that end while the database server is away are written when it is back."""
+"""Answers that end, and feedback that is given, while the database server is away are written when it is back."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from qlora_chat.history import HistoryUnavailable, OutboxRecord, TurnRecord
+from qlora_chat.history import Feedback, HistoryUnavailable, OutboxRecord, TurnRecord
 from qlora_chat.history.sql import held_answers
-from qlora_chat.history.sql.held_answers import HeldAnswers
+from qlora_chat.history.sql.held_answers import HeldValues
 from qlora_chat.history.sql.store import SqlHistory
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.settings import Sampling
@@ -41,7 +41,7 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_all_are_written_when_the_server_is_back() -> None:
     away = Away(refused="never")
-    held = HeldAnswers(away.finish)
+    held = HeldValues("answers", away.finish)
     outgoing = OutboxRecord("turn", "c", b"{}")
     for text in ("never", "one", "two"):
         assert held.hold(turn(text), outgoing)
@@ -52,9 +52,9 @@ def test_all_are_written_when_the_server_is_back() -> None:
 
 
 def test_later_answers_are_written_too_and_too_many_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(held_answers, "MOST_ANSWERS", 2)
+    monkeypatch.setattr(held_answers, "MOST_HELD", 2)
     away = Away()
-    held = HeldAnswers(away.finish)
+    held = HeldValues("answers", away.finish)
     assert [held.hold(turn(text), None) for text in "abc"] == [True, True, False]
     away.is_away = False
     wait_for(lambda: len(away.written) == 2)
@@ -81,6 +81,29 @@ def test_an_answer_that_ends_while_postgresql_is_away_is_in_history_and_outbox_a
         saved = store.load(begun.id)
         assert saved is not None
         assert (saved.messages[-1].content, saved.messages[-1].finish_reason) == ("read to its end", "stop")
+        assert store.outbox.counts().dropped == 0
+
+
+def test_feedback_given_while_postgresql_is_away_follows_the_answer_that_it_is_about(
+    postgres_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = postgres_history(postgres_server)
+    assert isinstance(store, SqlHistory)
+    with closing(store):
+        unsaved = with_open_answer(Conversation(), "q")
+        done = unsaved.replacing_last(replace(unsaved.messages[-1], content="unsaved until then", finish_reason="stop"))
+        liked = Feedback(done.messages[-1].id, 1, None, "well said")
+        with monkeypatch.context() as patched:
+            patched.setattr(store.database, "write", _server_is_away)
+            with pytest.raises(HistoryUnavailable, match="the answer is held and saved as soon as it can be"):
+                store.finish(TurnRecord(done, "", Sampling()), OutboxRecord("turn", done.id, b"{}"))
+            with pytest.raises(HistoryUnavailable, match="the feedback is held and saved as soon as it can be"):
+                store.add_feedback(done.id, liked, OutboxRecord("feedback", done.id, b"{}"))
+        wait_for(lambda: store.outbox.counts().waiting == 2)
+        saved = store.read(done.id)
+        assert saved is not None
+        assert [(each.rating, each.comment) for each in saved.feedback] == [(1, "well said")]
+        assert [each.outgoing.kind for each in store.outbox.claim(5)] == ["turn", "feedback"]
         assert store.outbox.counts().dropped == 0
 
 

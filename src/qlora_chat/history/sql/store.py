@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
@@ -33,7 +32,7 @@ from qlora_chat.history import (
 from qlora_chat.history.outbox.queue import Outbox
 from qlora_chat.history.partial_answers import PartialAnswerWriter
 from qlora_chat.history.sql.full_text import WordIndex
-from qlora_chat.history.sql.held_answers import HeldAnswers
+from qlora_chat.history.sql.held_answers import HeldValues
 from qlora_chat.history.sql.row_mapping import RowMapper
 from qlora_chat.history.storage.database import Database
 from qlora_chat.history.storage.encryption import Cipher
@@ -52,7 +51,8 @@ class SqlHistory:
         self._rows = RowMapper(cipher)
         self._words = WordIndex(database.sqlite, cipher)
         self._partials = PartialAnswerWriter(self._write_partials)
-        self._held = HeldAnswers(self._finish)
+        self._held_answers = HeldValues[TurnRecord]("answers", self._finish)
+        self._held_feedback = HeldValues[tuple[str, Feedback]]("pieces of feedback", self._add_held_feedback)
         with database.write() as connection:
             self._words.add_missing(connection)
 
@@ -75,7 +75,7 @@ class SqlHistory:
         try:
             self._finish(record, outgoing)
         except HistoryUnavailable as problem:
-            if not self.database.sqlite and self._held.hold(record, outgoing):
+            if not self.database.sqlite and self._held_answers.hold(record, outgoing):
                 raise HistoryUnavailable(f"{problem}; the answer is held and saved as soon as it can be") from None
             self._count_dropped(outgoing)
             raise
@@ -146,15 +146,35 @@ class SqlHistory:
             return connection.execute(changed.values(values)).rowcount > 0
 
     def add_feedback(self, conversation_id: str, feedback: Feedback, outgoing: OutboxRecord | None = None) -> bool:
-        """Store feedback on an answer, and queue its record; False for an unknown turn."""
+        """Store feedback on an answer, and queue its record; False for an unknown turn.
+
+        While a database server is away, both are held and written when it is back; HistoryUnavailable says so.
+        """
+        try:
+            return self._add_feedback(conversation_id, feedback, outgoing)
+        except HistoryUnavailable as problem:
+            if not self.database.sqlite and self._held_feedback.hold((conversation_id, feedback), outgoing):
+                raise HistoryUnavailable(f"{problem}; the feedback is held and saved as soon as it can be") from None
+            self._count_dropped(outgoing)
+            raise
+
+    def _add_feedback(self, conversation_id: str, feedback: Feedback, outgoing: OutboxRecord | None) -> bool:
         turn = select(TURNS.c.seq).where(TURNS.c.id == feedback.turn_id, TURNS.c.conversation_id == conversation_id)
-        with self._queueing(outgoing) as connection:
+        with self.database.write() as connection:
             if connection.execute(turn).first() is None:
                 return False
             connection.execute(insert(FEEDBACK).values(self._rows.new_feedback(conversation_id, feedback)))
             if outgoing:
                 self.outbox.add(connection, outgoing)
+        if outgoing:
+            self.outbox.added.set()
         return True
+
+    def _add_held_feedback(self, held: tuple[str, Feedback], outgoing: OutboxRecord | None) -> None:
+        """Add feedback after the answers that are held, because it may be about one of them."""
+        if self._held_answers.has_values:
+            raise HistoryUnavailable("answers are written first")
+        self._add_feedback(*held, outgoing)
 
     def erase(
         self,
@@ -187,24 +207,12 @@ class SqlHistory:
     def close(self) -> None:
         """Write pending changes and close the database."""
         self._partials.close()
-        for outgoing in self._held.close():
+        for outgoing in [*self._held_answers.close(), *self._held_feedback.close()]:
             self._count_dropped(outgoing)
         self.outbox.close()
         self.database.close()
 
     # --- writing ---------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _queueing(self, outgoing: OutboxRecord | None) -> Iterator[Connection]:
-        """Transaction that adds `outgoing` to the outbox: it is counted as dropped on failure, and signalled on success."""
-        try:
-            with self.database.write() as connection:
-                yield connection
-        except Exception:
-            self._count_dropped(outgoing)
-            raise
-        if outgoing:
-            self.outbox.added.set()
 
     def _count_dropped(self, outgoing: OutboxRecord | None) -> None:
         if outgoing:
