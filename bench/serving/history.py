@@ -195,7 +195,7 @@ def delivery(folder: Path) -> dict[str, Any]:
         words = random.Random(3)
         with closing(open_history(HistorySettings(f"sqlite:///{folder / 'chats.db'}"), settings)) as history:
             assert history.outbox
-            with history.outbox._database.write() as connection:
+            with history.outbox.database.write() as connection:
                 for number in range(QUEUED):
                     message = Message("assistant", prose(words, 200), finish_reason="stop")
                     conversation = Conversation(f"c{number}", (Message("user", prose(words, 20)), message))

@@ -104,7 +104,13 @@ def test_an_adapter_that_vllm_would_apply_wrongly_is_refused(tmp_path: Path) -> 
     odd.mkdir()
     config = json.loads((BUNDLED / "adapter" / "adapter_config.json").read_text())
     (odd / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
-    save_file(load_file(BUNDLED / "adapter" / "adapter_model.safetensors"), odd / "adapter_model.safetensors")
+    tensors = load_file(BUNDLED / "adapter" / "adapter_model.safetensors")
+    magnitudes = {
+        name.replace("lora_B.weight", "lora_magnitude_vector"): torch.ones(tensor.shape[0])
+        for name, tensor in tensors.items()
+        if name.endswith("lora_B.weight")
+    }
+    save_file(tensors | magnitudes, odd / "adapter_model.safetensors")
     with pytest.raises(ModelError, match="use_dora of adapter odd: export it with --layout merged"):
         export_for_vllm(DEMO, tmp_path / "out", quiet, "adapters", {"odd": str(odd)})
 

@@ -39,8 +39,7 @@ def test_a_turn_saved_with_a_clock_that_was_ahead_erases_nothing_after_a_restart
 ) -> None:
     with closing(sqlite_history(tmp_path / "chats.db")) as store:
         assert isinstance(store, SqlHistory)
-        for number in range(5):
-            ahead = add_turn(store, Conversation(), f"question {number}", "answer")
+        ahead, *_ = [add_turn(store, Conversation(), f"question {number}", "answer") for number in range(5)]
         with store.database.write() as connection:
             connection.exec_driver_sql("UPDATE conversations SET updated_at = updated_at + 3e8 WHERE id = ?", (ahead.id,))
         assert retention._trusted_time(store) <= retention.now(), "the turn's time is no reason to believe it"

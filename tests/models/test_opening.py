@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from qlora_chat.models import ModelInfo, open_model, part
+from qlora_chat.models import ModelInfo, folders, open_model, part
+from qlora_chat.models.adapter import folder as adapter_folder
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.weights import checkpoint
 from qlora_chat.settings import ModelSettings
@@ -49,7 +50,8 @@ class Accesses:
         patch.setattr(Hub, "cached", count_name)
         patch.setattr(Path, "read_text", count_text)
         patch.setattr(part, "sha256", count_hash)
-        patch.setattr(checkpoint, "read_header", count_header)
+        for module in (checkpoint, adapter_folder, folders):
+            patch.setattr(module, "read_header", count_header)
         patch.setattr(checkpoint, "safe_open", count_open)
 
     def repeated(self) -> dict[str, int]:

@@ -67,7 +67,7 @@ def test_a_record_that_was_moved_to_another_conversation_is_not_sent(tmp_path: P
         with store.database.write() as connection:
             connection.exec_driver_sql("UPDATE outbox_bodies SET frame = (SELECT frame FROM outbox_bodies WHERE seq = 1)")
         assert [each.outgoing.body for each in store.outbox.claim(5)] == [b"talk"]
-        assert [reason for _, reason in store.outbox.dead_letters()] == ["moved from another record"]
+        assert [each.reason for each in store.outbox.dead_letters()] == ["moved from another record"]
 
 
 def test_what_an_earlier_version_encrypted_can_still_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
