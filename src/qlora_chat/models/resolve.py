@@ -62,6 +62,8 @@ class LocatedModel:
     notices: tuple[str, ...] = ()
     cached: Mapping[WeightFormat, CacheEntry] = field(default_factory=dict)
     """Usable entries, best format first, if the base is no longer here."""
+    unmerged_first: bool = False
+    """The adapter corrects the errors of NF4, on which it was trained: `auto` merges it only where NF4 does not fit."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def smollm2_with_adapter(base: ModelPart, reason: str | None = None) -> LocatedM
     """The base of smollm2 with the bundled adapter, or alone in a copy of the program that comes without the adapter."""
     adapter = smollm2_adapter()
     alone = () if adapter else ("this copy of the program comes without smollm2's adapter: the base answers alone",)
-    return LocatedModel(f"SmolLM2-135M ({SMOLLM2})", base, adapter, (*([reason] if reason else []), *alone))
+    notices = (*([reason] if reason else []), *alone)
+    return LocatedModel(f"SmolLM2-135M ({SMOLLM2})", base, adapter, notices, unmerged_first=adapter is not None)
 
 
 def resolve(settings: ModelSettings, hub: Hub, cache: Cache, devices: Sequence[DeviceMemory], notify: Notify) -> ResolvedModel:
@@ -197,7 +200,8 @@ class _Resolver:
         if located.base.folder:
             base = Base.read(located.base.folder)
             base.check_weights()
-            bases = dict.fromkeys(self._formats(adapter is not None), base)
+            formats = self._formats(adapter is not None)
+            bases = dict.fromkeys(reversed(formats) if located.unmerged_first else formats, base)
         formats, base = tuple(bases), next(iter(bases.values()))
         if adapter:
             adapter.check(base)
