@@ -56,8 +56,9 @@ def wander(page: Page) -> None:
     set_slider(page, "top_p", "1")
     for _ in range(8):
         say(page, "Tell me a very long story about the sea.")
-        expect(page.locator("#chat .bot")).to_have_count(1)  # not Stop, which a short answer enables for a moment only
-        wait_for(page, lambda: page.locator("#send").is_enabled() or len(answers(page)[-1]) > 40)
+        # a short answer enables Stop for a moment only
+        wait_for(page, lambda: page.locator("#stop").is_enabled() or (answers(page) and answers(page)[-1]))
+        wait_for(page, lambda: page.locator("#send").is_enabled() or (answers(page) and len(answers(page)[-1]) > 40))
         if not page.locator("#send").is_enabled():
             return
         page.click("#clear")
