@@ -211,6 +211,8 @@ def test_the_operators_token_is_its_own_and_a_proxy_is_an_address() -> None:
         ServeSettings(token="correct horse", operator_token="correct horse")
     with pytest.raises(SettingsError, match="--trusted-proxy"):
         ServeSettings(trusted_proxies=("proxy.example",))
+    with pytest.raises(SettingsError, match="so a password is needed: set QLORA_CHAT_TOKEN"):
+        ServeSettings(trusted_proxies=("127.0.0.1",))
     assert settings.operator_token({"QLORA_CHAT_OPERATOR_TOKEN": "o"}) == "o"
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
@@ -123,13 +125,30 @@ def begins_like_sqlite(path: Path) -> bool:
     with path.open("rb") as file:
         found = file.read(len(SQLITE_HEADER))
     alike = sum(mine == theirs for mine, theirs in zip(found, SQLITE_HEADER, strict=False))
-    return 2 * alike >= len(found) or not any(found)
+    return 4 * alike >= 3 * len(found) or not any(found)
 
 
 def _tables(path: Path) -> frozenset[str]:
-    """Names of the tables in the file itself, read without its log and without making one; none if it is damaged."""
+    """Names of the tables, read without changing the file or making a log; none if it is damaged.
+
+    Tables that are only in the write-ahead log are read from a copy: SQLite would write into the log's index.
+    """
+    if tables := _tables_in(path):
+        return tables
+    log = path.with_name(f"{path.name}-wal")
+    if not log.is_file() or not log.stat().st_size:
+        return frozenset()
+    with TemporaryDirectory() as folder:
+        copy = Path(folder, "copy.db")
+        shutil.copyfile(path, copy)
+        shutil.copyfile(log, f"{copy}-wal")
+        return _tables_in(copy, with_log=True)
+
+
+def _tables_in(path: Path, *, with_log: bool = False) -> frozenset[str]:
+    options = "" if with_log else "?mode=ro&immutable=1"
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro&immutable=1", uri=True)) as connection:
+        with closing(sqlite3.connect(path.resolve().as_uri() + options, uri=True)) as connection:
             return frozenset(row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'"))
     except sqlite3.Error:
         return frozenset()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -79,6 +81,38 @@ def test_another_programs_database_is_refused_and_left_as_it_is(journal: str, tm
     with pytest.raises(HistoryError, match="is another program's SQLite database, and it was left as it is"):
         open_outbox_file(path, Cipher(None), LogSettings().cap_bytes)
     assert untouched(path) == before
+
+
+def test_another_programs_tables_that_are_only_in_its_log_are_seen(tmp_path: Path) -> None:
+    path = tmp_path / "places.sqlite"
+    script = (
+        f"import os, sqlite3; c = sqlite3.connect({str(path)!r}, isolation_level=None); c.execute('PRAGMA journal_mode=WAL');"
+        "c.execute('CREATE TABLE users (name TEXT)'); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+    path.chmod(0o644)
+    before = untouched(path)
+    with pytest.raises(HistoryError, match="is another program's SQLite database, and it was left as it is"):
+        sqlite_history(path)
+    assert untouched(path) == before
+
+
+@pytest.mark.parametrize("content", [b"SQLite format 3\0" + b"precious " * 1000, bytes(8192)], ids=["damaged", "zeros"])
+def test_a_damaged_file_without_a_record_of_ours_is_renamed_when_an_outbox_takes_its_name(
+    content: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine"
+    path.write_bytes(content)
+    open_outbox_file(path, Cipher(None), LogSettings().cap_bytes).close()
+    assert (tmp_path / "mine.unreadable").read_bytes() == content
+
+
+def test_a_text_that_begins_with_the_word_sqlite_is_no_database(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("SQLite for beginners: a database in a file")
+    with pytest.raises(HistoryError, match="is not an SQLite database"):
+        open_outbox_file(path, Cipher(None), LogSettings().cap_bytes)
+    assert path.read_text().startswith("SQLite for beginners")
 
 
 def test_a_device_is_no_database() -> None:

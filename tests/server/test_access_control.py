@@ -90,9 +90,10 @@ def test_no_client_chooses_the_host_that_the_page_sends_its_requests_to(header: 
 
 
 def test_a_trusted_proxy_names_the_host_and_an_undeclared_one_repeats_it() -> None:
-    behind = ServeSettings(allowed_hosts=("chat.example",), trusted_proxies=("127.0.0.0/8",))
-    assert ask("GET", "/config", behind, x_forwarded_host="chat.example").status_code == 200
-    assert ask("GET", "/config", behind, x_forwarded_host="evil.example").status_code == 421
+    behind = ServeSettings(allowed_hosts=("chat.example",), trusted_proxies=("127.0.0.0/8",), token=TOKEN)
+    right = f"Bearer {TOKEN}"
+    assert ask("GET", "/config", behind, x_forwarded_host="chat.example", authorization=right).status_code == 200
+    assert ask("GET", "/config", behind, x_forwarded_host="evil.example", authorization=right).status_code == 421
     assert ask("GET", "/config", x_forwarded_host="localhost:7860").status_code == 200
 
 
@@ -102,9 +103,10 @@ def test_only_a_trusted_proxy_tells_callers_apart(proxies: tuple[str, ...], call
         await PlainTextResponse(scope["client"][0])(scope, receive, send)
 
     async def send() -> str:
-        transport = httpx.ASGITransport(protect(say_caller, ServeSettings(trusted_proxies=proxies)))
+        transport = httpx.ASGITransport(protect(say_caller, ServeSettings(trusted_proxies=proxies, token=TOKEN)))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost:7860") as client:
-            return (await client.get("/config", headers={"x-forwarded-for": "198.51.100.1, 203.0.113.9"})).text
+            headers = {"x-forwarded-for": "198.51.100.1, 203.0.113.9", "authorization": f"Bearer {TOKEN}"}
+            return (await client.get("/config", headers=headers)).text
 
     assert asyncio.run(send()) == caller
 

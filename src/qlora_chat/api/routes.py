@@ -144,8 +144,10 @@ def _adapter(state: ServerState, model: str) -> str | None:
 
 
 def _owner(state: ServerState, request: Request) -> str | None:
-    """Owner of what a client stores; None on a server that only this machine reaches."""
-    return owner_of(request.headers.get("authorization", "")) if is_shared(state.settings) else None
+    """Owner of what a client stores: its token, or in a browser its login; None on a server that only this machine reaches."""
+    if not is_shared(state.settings):
+        return None
+    return owner_of(request.headers.get("authorization") or request.headers.get("cookie", ""))
 
 
 def _store_options(state: ServerState, request: Request, body: Body, name: str | None) -> StoreOptions | None:

@@ -48,7 +48,7 @@ def history_settings(url: str | None, environ: Mapping[str, str] = os.environ) -
         _text(environ, "QLORA_CHAT_HISTORY_PASSWORD"),
         _text(environ, "QLORA_CHAT_HISTORY_KEY"),
         _number("QLORA_CHAT_HISTORY_DAYS", days) if days else None,
-        environ.get("QLORA_CHAT_HISTORY_OLD_KEY") or None,
+        _text(environ, "QLORA_CHAT_HISTORY_OLD_KEY"),
     )
 
 

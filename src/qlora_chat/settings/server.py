@@ -76,6 +76,11 @@ class ServeSettings:
                 f"--host {self.host} can be reached by other machines, so a password is needed: "
                 "set QLORA_CHAT_TOKEN, or leave --host at 127.0.0.1"
             )
+        if self.trusted_proxies and not self.token:
+            raise SettingsError(
+                "--trusted-proxy says that other machines reach this server through a proxy, so a password is needed: "
+                "set QLORA_CHAT_TOKEN"
+            )
         _check_lengths(self.host, "QLORA_CHAT_TOKEN", self.token)
         _check_lengths(self.host, "QLORA_CHAT_OPERATOR_TOKEN", self.operator_token)
         _check_lengths(self.host, "each of QLORA_CHAT_API_TOKENS", *self.api_tokens)

@@ -53,15 +53,34 @@ def _intact(path: Path) -> Database | None:
 
 
 def _replace_damaged(path: Path, cipher: Cipher, cap_bytes: int) -> None:
-    """Replace a damaged file, broken records included, which no erasure would reach."""
+    """Replace a damaged file, broken records included, which no erasure would reach. One without any may be somebody else's,
+    so it is renamed."""
     records, damaged = recover_records(path, cipher)
     new = path.with_name(f"{path.name}.new")
     remove_database(new)
     recovered = Outbox(_open(new), cipher, cap_bytes)
     recovered.import_recovered(records, damaged)
     recovered.close()
-    remove_database(path)
+    if _holds_a_record(path):
+        remove_database(path)
+    else:
+        _rename_aside(path)
     os.replace(new, path)
+
+
+def _holds_a_record(path: Path) -> bool:
+    """True if a record of ours, whole or broken, begins somewhere in the file or its logs."""
+    files = (Path(f"{path}{suffix}") for suffix in SUFFIXES)
+    return any(MAGIC in file.read_bytes() for file in files if file.exists())
+
+
+def _rename_aside(path: Path) -> None:
+    """Rename a file and its logs to NAME.unreadable, NAME.unreadable-2 and so on."""
+    names = (f"{path}.unreadable{number}" for number in ("", *(f"-{each}" for each in range(2, 1000))))
+    free = next(name for name in names if not Path(name).exists())
+    for suffix in SUFFIXES:
+        if Path(f"{path}{suffix}").exists():
+            os.replace(f"{path}{suffix}", f"{free}{suffix}")
 
 
 def recover_records(path: Path, cipher: Cipher) -> tuple[list[OutboxRecord], int]:
