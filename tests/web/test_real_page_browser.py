@@ -79,6 +79,7 @@ def test_the_demo_answers_and_remembers_and_says_that_it_is_a_toy(page: Page) ->
     )
 
 
+@pytest.mark.slow  # the toy may write its whole answer before a busy browser draws any; test_page_browser.py has a scripted one
 def test_an_answer_grows_and_stop_ends_it(page: Page) -> None:
     for _ in range(8):
         wander(page)
@@ -94,6 +95,7 @@ def test_an_answer_grows_and_stop_ends_it(page: Page) -> None:
     assert answers(page) == ended
 
 
+@pytest.mark.slow  # the toy may write its whole answer before a busy browser draws any; test_page_browser.py has a scripted one
 def test_a_slider_acts_on_the_answer_being_written(page: Page) -> None:
     for _ in range(8):
         wander(page)
