@@ -75,13 +75,13 @@ class ChatFormat(Protocol):
     @property
     def stop_tokens(self) -> tuple[str, ...]: ...
     def render(self, conversation: Conversation, tokenizer: Tokenizer, start: int = 0) -> Prompt:
-        """As the function `render`."""
+        """Text and ids from message index `start` on, with the answer's opening at the end."""
         ...
 
     def training_text(
         self, conversation: Conversation, tokenizer: SpanTokenizer, end_id: int | None, loss_on: LossOn
     ) -> TrainingText:
-        """As the function `training_text`."""
+        """The text of a finished dialogue, its ids and loss mask. ValueError without an answer at its end."""
         ...
 
 
@@ -113,13 +113,13 @@ class PromptFormat:
         return ()
 
     def render(self, conversation: Conversation, tokenizer: Tokenizer, start: int = 0) -> Prompt:
-        """As the function `render`."""
+        """Text and ids from message index `start` on, with the answer's opening at the end."""
         return _render(conversation, self, tokenizer, start)
 
     def training_text(
         self, conversation: Conversation, tokenizer: SpanTokenizer, end_id: int | None, loss_on: LossOn
     ) -> TrainingText:
-        """As the function `training_text`."""
+        """The text of a finished dialogue, its ids and loss mask. ValueError without an answer at its end."""
         return _training_text(conversation, self, tokenizer, end_id, loss_on)
 
 

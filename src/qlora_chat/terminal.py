@@ -29,6 +29,7 @@ HELP = f"""\
 /exit               leave (so does Ctrl-D); Ctrl-C stops an answer
 Any other line is a message, even one that begins with a slash, such as /etc/passwd."""
 COMMANDS = frozenset({"clear", "exit", "help", "quit", "retry", "set", "system", "undo"})
+WITH_ARGUMENTS = frozenset({"set", "system"})
 
 
 @dataclass
@@ -72,9 +73,12 @@ def talk(chat: Chat, sampling: Sampling, system: str | None, read_line: Callable
 
 
 def is_command(line: str) -> bool:
-    """True for a known /command, and for a single word after a slash, which is one that was mistyped."""
+    """True for a single word after a slash, even a mistyped one, and for a command with its argument.
+
+    "/clear the table" is a message: /clear takes no argument, and would lose the conversation.
+    """
     word, _, rest = line[1:].rstrip().partition(" ")
-    return line.startswith("/") and (word in COMMANDS or (not rest and word.isalpha()))
+    return line.startswith("/") and (word in WITH_ARGUMENTS if rest else word.isalpha())
 
 
 def ask_once(chat: Chat, text: str, sampling: Sampling, system: str | None, *, show: bool) -> tuple[dict[str, Any], str | None]:

@@ -161,7 +161,7 @@ def test_lines_typed_while_an_answer_comes_are_not_lost(tmp_path: Path) -> None:
 
 
 def test_any_text_can_be_asked(tmp_path: Path) -> None:
-    asked = ["/etc/passwd is a file?", "café 😀 日本語", "/ etc"]
+    asked = ["/etc/passwd is a file?", "/clear the table please", "/quit smoking how", "café 😀 日本語", "/ etc"]
     assert talked(tmp_path, *(f"{each}\r" for each in asked)) == asked
 
 

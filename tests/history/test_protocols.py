@@ -149,9 +149,9 @@ def test_search_ignores_case_and_accents_and_matches_prefixes(store: HistoryStor
 
 
 def test_emoji_and_other_single_characters_are_found(store: HistoryStore) -> None:
-    talk = add_turn(store, Conversation(), "Is it 5 € or C++ 😀?", "It is 👩‍👧 & x.")
+    talk = add_turn(store, Conversation(), "Is it 5 € or C++ 😀?", "It is 👩‍👧 & x, or a_b.")
     add_turn(store, Conversation(), "unrelated", "words")
-    for query in ("😀", "€", "++", "&", "x", "5", "👩‍👧", "👧", "it € 5"):
+    for query in ("😀", "€", "++", "&", "x", "5", "👩‍👧", "👧", "_", "it € 5", "it _"):
         assert {hit.conversation_id for hit in store.search(query)} == {talk.id}, query
     assert "😀" in store.search("😀")[0].excerpt
     for nothing in ("😁", "¥", "€ nowhere"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -75,8 +76,8 @@ class _Tensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._names)
 
-    def _generate(self, name: str) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _generate(self, name: str) -> Tensor: ...
 
 
 class RandomTensors(_Tensors):

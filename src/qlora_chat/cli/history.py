@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime, timedelta
@@ -14,7 +13,7 @@ import typer
 from qlora_chat import settings
 from qlora_chat.cli.open import Persistence, notify
 from qlora_chat.cli.options import HistoryOption
-from qlora_chat.cli.streams import print_json
+from qlora_chat.cli.streams import print_json, write_data
 from qlora_chat.settings import HistorySettings, SettingsError
 from qlora_chat.text import plain
 
@@ -223,7 +222,7 @@ def _write(texts: Iterator[str], out: Path | None) -> None:
         if out is not None:
             write_new_file(out, texts)
             return
-        sys.stdout.writelines(texts)
+        write_data(texts)
     except FileExistsError:
         raise SettingsError(f"{out} is there already; choose another --out") from None
     except OSError as problem:

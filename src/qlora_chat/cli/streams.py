@@ -9,6 +9,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -91,6 +92,11 @@ class Output(_Stream):
         except OSError as problem:
             raise self._failed(problem) from None
 
+    def use_utf8(self) -> None:
+        """Encode what is written from now on in UTF-8."""
+        if self._stream is not None:
+            self._stream.reconfigure(encoding="utf-8")
+
     def _failed(self, problem: OSError) -> OutputError:
         """Error for a failed write; what is left goes nowhere, or the interpreter would fail again when it ends."""
         with suppress(OSError):
@@ -148,6 +154,13 @@ def read_input() -> str:
     except OSError as problem:
         raise InputError(f"standard input cannot be read ({problem.strerror})") from None
     return text
+
+
+def write_data(texts: Iterable[str]) -> None:
+    """Write a data format's text to standard output: in UTF-8 into a file or pipe, whatever the terminal's encoding is."""
+    if isinstance(sys.stdout, Output) and not sys.stdout.isatty():
+        sys.stdout.use_utf8()
+    sys.stdout.writelines(texts)
 
 
 def print_json(value: object, indent: int | None = None) -> None:

@@ -56,13 +56,14 @@ def index_tokens(content: str) -> list[str]:
 
 
 def query_phrases(query: str) -> list[list[str]]:
-    """Words of a query, each as the sequence of its index tokens; [] if it has none."""
-    return [tokens for word in _WORD.findall(normalized(query)) if (tokens := _TOKEN.findall(word))]
+    """Words of a query, each as the sequence of its index tokens; [] if it has none. "_" alone is a symbol."""
+    words = (word for word in _WORD.findall(normalized(query)) if word.strip("_"))
+    return [tokens for word in words if (tokens := _TOKEN.findall(word))]
 
 
 def query_symbols(query: str) -> list[str]:
     """Parts of a query that no index has: those without any letter or digit, such as emoji; [] if there is none."""
-    return [each for each in normalized(query).split() if not _WORD.search(each)]
+    return [each for each in normalized(query).split() if not _WORD.search(each.replace("_", ""))]
 
 
 def matches(content: str, query: str) -> bool:

@@ -55,7 +55,7 @@ class ConnectionLimits:
 
     @staticmethod
     def of_this_process(proxies: Sequence[str] = ()) -> ConnectionLimits:
-        """As many as the descriptors allow, with a quarter of them at most for one address."""
+        """Limits from this process's descriptors: all but the reserved ones, and a quarter of them for one address."""
         most = min(MOST_CONNECTIONS, max(64, raise_descriptor_limit() - RESERVED_DESCRIPTORS))
         return ConnectionLimits(most, most // 4, proxies)
 

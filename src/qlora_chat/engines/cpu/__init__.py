@@ -28,7 +28,7 @@ def open_cpu(weights: LlamaWeights, slots: int | None, notify: Notify) -> CpuFor
 
 
 def compiled_forward(weights: LlamaWeights, cache: KVCache, notify: Notify) -> CpuForward | None:
-    """As open_cpu, over an existing cache."""
+    """The compiled pass over an existing cache; None where open_cpu gives None."""
     loaded = _library(weights, notify)
     return CpuForward(loaded, weights, cache) if loaded else None
 

@@ -31,7 +31,7 @@ _processors = attrgetter(*LOGITS_PROCESSORS)
 
 
 class CpuSampler:
-    """As core.sampler.sample, without torch, whose threads would go on spinning on the core that the next pass needs."""
+    """The sampler of core.sampler without torch, whose threads would go on spinning on the core that the next pass needs."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._sample = library.sample_tokens
