@@ -1,13 +1,14 @@
 """The CUDA path against plain arithmetic, on the card: products, attention, sampling, whole steps; then what they take.
 
-    PYTHONPATH=src python3 bench/card/check_kernels.py [--layers N] [--rows 1,8,32] [--skip-checks] [--kv8] [--shared 99]
+    PYTHONPATH=src python3 bench/card/check_kernels.py [--shape qwen3-4b] [--layers N] [--rows 1,8,32] [--skip-checks] [--kv8]
+                                                       [--shared 99]
 
-LLaMA-7B's widths, random NF4 weights. Every check is against float64 or float32 arithmetic on the dequantized weights, on fresh
-random inputs, with outputs poisoned before; a step's logits must be as near to float32 as the plain bf16 pass is, or within
-2e-2 and KL 1e-4. With --kv8 the cache has 8 bits, which rounds INT8_KV_FACTOR times as coarsely as bf16 (benchmark/check.py):
-keys, values and logits may be so much farther off, KL its square. With --shared 99 the kernels are cut as for an
-RTX card: blocks of 99 KiB, a kernel a product. Prints a line of JSON a result; exits with 1
-if a check fails.
+Random NF4 weights of LLaMA-7B's widths, or of Qwen3-4B's (norms of heads, grouped heads, YaRN). Every check is against
+float64 or float32 arithmetic on the dequantized weights, on fresh random inputs, with outputs poisoned before; a step's
+logits must be as near to float32 as the plain bf16 pass is, or within 2e-2 and KL 1e-4. With --kv8 the cache has 8 bits,
+which rounds INT8_KV_FACTOR times as coarsely as bf16 (benchmark/check.py): keys, values and logits may be so much farther
+off, KL its square. With --shared 99 the kernels are cut as for an RTX card: blocks of 99 KiB, a kernel a product. Prints a
+line of JSON a result; exits with 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from check_prefill import check_prefill, time_prompts
 from torch.nn.functional import kl_div
 
 from qlora_chat.benchmark.check import INT8_KV_FACTOR
-from qlora_chat.benchmark.shapes import InFloat, RandomTensors, config_of, linears
+from qlora_chat.benchmark.shapes import CONFIGS, InFloat, RandomTensors, config_of, linears
 from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache, slot_bytes
 from qlora_chat.engines.cuda.decode import graph
@@ -325,14 +326,15 @@ def time_copy(device):
 
 def check_all(decoder, prefill, adapters, tensors, adapter, plain_cache, config, rows_list):
     forward = Forward(in_float(tensors, torch.bfloat16, adapter), plain_cache)
-    check_prefill(decoder, prefill, plain_cache, forward, random_nf4(4096, 4096, tensors))
+    matrices = RandomTensors(config_of("7b", 1), "nf4", torch.device("cuda"))  # wide enough for every matrix of the checks
+    check_prefill(decoder, prefill, plain_cache, forward, random_nf4(4096, 4096, matrices))
     check_step(decoder, prefill, forward, tensors, adapter, rows_list)
     check_equal_bits(decoder, prefill, tensors.shape, rows_list)
     if adapter:
         check_adapters(decoder, adapters, config)
     check_sampling(decoder, tensors.shape)
     if tensors.shape.layers < 8:
-        check_products(decoder, tensors, rows_list)
+        check_products(decoder, matrices, rows_list)
 
 
 def be_smaller(shared):
@@ -342,7 +344,8 @@ def be_smaller(shared):
 
 def arguments():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--shape", choices=CONFIGS, default="7b")
+    parser.add_argument("--layers", type=int)
     parser.add_argument("--slots", type=int, default=32)
     parser.add_argument("--rows", default="1,2,4,8,16,32,64")
     parser.add_argument("--adapter", action="store_true", help="with an unmerged adapter of rank 64")
@@ -361,7 +364,7 @@ def main():
         be_smaller(chosen.shared * 1024)
     device = torch.device("cuda")
     begin = time.perf_counter()
-    config = config_of("7b", chosen.layers)
+    config = config_of(chosen.shape, chosen.layers)
     tensors = RandomTensors(config, "nf4", device)
     adapter = Adapter(RandomAdapter(config), 0.25) if chosen.adapter else None
     weights = build(tensors, tensors.shape, device, adapter=adapter)

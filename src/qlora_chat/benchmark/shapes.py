@@ -36,24 +36,39 @@ SPREAD = 0.3
 """Block scales are uniform within this fraction of their mean."""
 _STATE = ".quant_state.bitsandbytes__nf4"
 
+HEAD_NORMS = (".self_attn.q_norm.weight", ".self_attn.k_norm.weight")
+
 CONFIG_7B: Mapping[str, Any] = {
     "model_type": "llama", "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
     "num_attention_heads": 32, "num_key_value_heads": 32, "vocab_size": 32_000, "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 """LLaMA-7B (Touvron 2023)."""
+CONFIG_QWEN3_4B: Mapping[str, Any] = {
+    "model_type": "qwen3", "hidden_act": "silu", "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151_936,
+    "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2,
+    "rope_parameters": {
+        "rope_theta": 1e6, "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512,
+    },
+}  # fmt: skip
+"""The widths of Qwen3-4B, with a head of its own and YaRN over a short window, so that 32 chats fit and YaRN shows."""
+CONFIGS = {"7b": CONFIG_7B, "qwen3-4b": CONFIG_QWEN3_4B}
 
 
 def config_of(name: str, layers: int | None) -> dict[str, Any]:
     """Return config.json of a known shape with `layers` layers."""
-    assert name == "7b"
-    return {**CONFIG_7B, "num_hidden_layers": layers or CONFIG_7B["num_hidden_layers"]}
+    config = CONFIGS[name]
+    return {**config, "num_hidden_layers": layers or config["num_hidden_layers"]}
 
 
 def linears(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     """Return (out, in) of every linear but the head, by name."""
-    hidden, wide = config["hidden_size"], config["intermediate_size"]
-    in_a_layer = {f"self_attn.{each}_proj": (hidden, hidden) for each in "qkvo"}
+    hidden, wide, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+    dim = config.get("head_dim") or hidden // heads
+    queries, keys = heads * dim, (config.get("num_key_value_heads") or heads) * dim
+    in_a_layer = {"self_attn.q_proj": (queries, hidden), "self_attn.k_proj": (keys, hidden)}
+    in_a_layer |= {"self_attn.v_proj": (keys, hidden), "self_attn.o_proj": (hidden, queries)}
     in_a_layer |= {"mlp.gate_proj": (wide, hidden), "mlp.up_proj": (wide, hidden), "mlp.down_proj": (hidden, wide)}
     layers = range(config["num_hidden_layers"])
     return {f"model.layers.{index}.{name}": size for index in layers for name, size in in_a_layer.items()}
@@ -90,9 +105,11 @@ class RandomTensors(_Tensors):
         super().__init__(self._all_names())
 
     def _generate(self, name: str) -> Tensor:
+        generator = torch.Generator(self._device).manual_seed(zlib.crc32(name.encode()))
+        if name.endswith(HEAD_NORMS):  # all different, so that a wrong index shows
+            return torch.rand(self.shape.head_dim, generator=generator, device=self._device).add_(0.5).bfloat16()
         if name.endswith("norm.weight"):
             return torch.ones(self.shape.hidden, dtype=torch.bfloat16, device=self._device)
-        generator = torch.Generator(self._device).manual_seed(zlib.crc32(name.encode()))
         linear, _, part = name.partition(".weight")
         if linear not in self._linears:
             return self._normal((self.shape.vocabulary, self.shape.hidden), STD, generator)
@@ -110,6 +127,7 @@ class RandomTensors(_Tensors):
         yield from ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
         for index in range(self.shape.layers):
             yield from (f"model.layers.{index}.{each}_layernorm.weight" for each in ("input", "post_attention"))
+            yield from (f"model.layers.{index}{each}" for each in HEAD_NORMS if self.shape.head_norms)
         parts = ("", ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", _STATE) if self._nf4 else ("",)
         yield from (f"{name}.weight{part}" for name in self._linears for part in parts)
 

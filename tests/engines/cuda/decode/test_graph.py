@@ -87,6 +87,26 @@ def test_a_bias_that_the_layers_kernel_does_not_support_needs_a_kernel_per_produ
     assert [bool(each.arguments.bias) for each in card.launches if each.name == "product"].index(True) == 5
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
+def test_norms_of_heads_come_between_the_product_and_attention(
+    card: RecordingCard, weights: CudaWeights, dtype: torch.dtype
+) -> None:
+    norms = torch.ones(2, 128, dtype=torch.bfloat16)
+    layers = tuple(replace(each, query_norm=norms[0], key_norm=norms[1]) for each in weights.layers)
+    shape = replace(weights.shape, head_norms=True)
+    like: Any = SimpleNamespace(shape=shape, device=torch.device("cpu"))
+    decoder = Decoder(replace(weights, shape=shape, layers=layers), KVCache(like, 3, dtype), None)
+    decoder.set_lora(table(weights, 16))
+    step(decoder, 2, adapter=0)
+    quantize = ["quantize_kv"] if dtype == torch.int8 else []
+    layer = ["product", "norm_and_rope", *quantize, "attention", "product", "product", "product"]
+    assert card.names() == ["embed", *layer, *layer, "product", "sample"], "the kernel of all layers does not norm heads"
+    _, product, head_norms = card.launches[:3]
+    assert head_norms.arguments.qkv == product.arguments.out
+    assert (head_norms.arguments.query_norm, head_norms.arguments.key_norm) == (norms[0].data_ptr(), norms[1].data_ptr())
+    assert head_norms.grid == (3 * 16, 2, 1), "a warp for each head of queries, keys and values of each row"
+
+
 def test_an_older_card_has_a_kernel_per_product_and_no_dependent_launches(make: Make, card: RecordingCard) -> None:
     card.major = 8
     step(make(), 1)

@@ -144,7 +144,7 @@ def test_the_kernels_arguments_are_declared_alike_in_python_and_in_cuda() -> Non
 
     for name, source in (("Product", "gemv"), ("Dequantize", "gemv"), ("Attention", "attention"), ("QuantizeKV", "attention"),
                          ("Embed", "sampling"), ("Sample", "sampling"), ("AddNorm", "prefill"), ("RopeAndCache", "prefill"),
-                         ("SiluTimesUp", "prefill")):  # fmt: skip
+                         ("SiluTimesUp", "prefill"), ("HeadNorms", "head_norms")):  # fmt: skip
         text = (SOURCES / f"{source}.cu").read_text()
         body = re.search(rf"^struct {name} {{(.*?)^}};", text, re.MULTILINE | re.DOTALL)
         assert body, name

@@ -5,6 +5,7 @@
 #define ADD_TO_RESIDUAL 1  // and apply the next norm's weight, store partial sums of squares
 #define SILU_TIMES_UP 2
 #define STORE 3
+#define STORE_QKV 4         // q, k and v with their adapters, for norm_and_rope in head_norms.cu
 
 // Apply RoPE (RoFormer, Su 2021; halves of a head as pairs) and store the query, key or value.
 template <class Product> __device__ __forceinline__ void store_rope(const Product& p, int tile, int r, int column, float v0, float v1) {
@@ -65,8 +66,9 @@ template <class Product> __device__ __forceinline__ float apply_epilogue(const P
     return 0.0f;
   }
   const int n = tile * 16 + r;
-  float* out = (p.epilogue == STORE ? p.out : p.residual) + (size_t)column * p.outputs;
-  if (p.epilogue == STORE) {
+  const bool stores = p.epilogue == STORE || p.epilogue == STORE_QKV;
+  float* out = (stores ? p.out : p.residual) + (size_t)column * p.outputs;
+  if (stores) {
     if (n < p.outputs) out[n] = v0;
     if (n + 8 < p.outputs) out[n + 8] = v1;
     return 0.0f;

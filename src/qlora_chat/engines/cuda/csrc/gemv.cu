@@ -172,7 +172,7 @@ __device__ void add_lora(const Product& p, const LoraShared* shared, const u8* s
   for (int item = blockIdx.x; item < items; item += gridDim.x, number++) {
     const int tile = tile_of(item), head = tile / (p.head_dim / 16);
     const int of_head = head < p.heads ? 0 : head < p.heads + p.kv_heads ? LORA : 2 * LORA;
-    const int first = p.epilogue == ROPE_AND_CACHE ? of_head : 0, second = p.epilogue == SILU_TIMES_UP ? LORA : first;
+    const int first = p.epilogue == ROPE_AND_CACHE || p.epilogue == STORE_QKV ? of_head : 0, second = p.epilogue == SILU_TIMES_UP ? LORA : first;
     float d[CT][4] = {};
     for (int i = 0; i < shared->count; i++) {
       const BTile b_tile = i ? load_b_tile(p.lora_product, shared->groups[i], tile, lane) : next;

@@ -58,10 +58,13 @@ struct RopeAndCache {
   int heads, kv_heads, window;
   float* key_scales;    // KV8: [slot][kv head][window]
   float* value_scales;
+  const u16* query_norm;  // [D] bf16, of a head's RMS norm (Qwen3); null in families without
+  const u16* key_norm;
+  float eps;
 };
 
-// Apply RoPE (RoFormer, Su 2021; halves of a head as pairs) to queries and keys; write keys and values to the cache. One warp per
-// head; lane l has elements l, 32 + l and so on.
+// Apply RoPE (RoFormer, Su 2021; halves of a head as pairs) to queries and keys, after their heads' norms where a model has them;
+// write keys and values to the cache. One warp per head; lane l has elements l, 32 + l and so on.
 extern "C" __global__ void __launch_bounds__(THREADS) rope_and_cache(const __grid_constant__ RopeAndCache p) {
   constexpr int EACH = HEAD_DIM / 32, HALF = EACH / 2;
   const int lane = threadIdx.x % 32, heads = p.heads + 2 * p.kv_heads;
@@ -72,6 +75,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) rope_and_cache(const __gri
 #pragma unroll
     for (int i = 0; i < EACH; i++) v[i] = bf16_to_float(in[i * 32]);
     const bool is_value = head >= p.heads + p.kv_heads;
+    if (p.query_norm && !is_value) {
+      const u16* const norm = head < p.heads ? p.query_norm : p.key_norm;
+      float squares = 0.0f;
+#pragma unroll
+      for (int i = 0; i < EACH; i++) squares += v[i] * v[i];
+      const float scale = rsqrtf(warp_sum(squares) / HEAD_DIM + p.eps);
+#pragma unroll
+      for (int i = 0; i < EACH; i++) v[i] *= scale * bf16_to_float(norm[i * 32 + lane]);
+    }
 #pragma unroll
     for (int i = 0; i < HALF && !is_value; i++) {
       const float2 cos_sin = p.rope_cos_sin[(size_t)position * (HEAD_DIM / 2) + i * 32 + lane];

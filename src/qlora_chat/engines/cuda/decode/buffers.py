@@ -35,6 +35,9 @@ class Buffers:
         bf16, int32, width = torch.bfloat16, torch.int32, shape.heads * shape.head_dim
         self.residual, self.x = zeros(MAX_ROWS, shape.hidden), zeros(MAX_ROWS, shape.hidden, dtype=bf16)
         self.queries, self.attended = zeros(MAX_ROWS, width), zeros(MAX_ROWS, width, dtype=bf16)
+        heads = shape.heads + 2 * shape.kv_heads
+        self.qkv = zeros(MAX_ROWS, heads * shape.head_dim) if shape.head_norms else None
+        """Queries, keys and values before the norms of their heads, in rotary_order."""
         self.activated = zeros(MAX_ROWS, weights.feed_forward, dtype=bf16)
         self.squares = zeros(2, MAX_ROWS, MAX_PARTIALS)
         """Partial sums of squares of the residual: [0] after the MLP, [1] after attention."""
@@ -50,8 +53,7 @@ class Buffers:
         """(S, V / 32): a bit per token of the vocabulary."""
         self.sampled = torch.zeros(MAX_ROWS, RING, dtype=int32).pin_memory()
         """Pinned host memory, written by the card."""
-        angles = torch.outer(torch.arange(shape.window).float(), shape.rope_frequencies())
-        self.rope_cos_sin = torch.stack((angles.cos(), angles.sin()), dim=-1).to(device).contiguous()
+        self.rope_cos_sin = torch.stack(shape.rope_angles(), dim=-1).to(device).contiguous()
         """(W, D / 2, 2)"""
         self.counters = zeros(BARRIER_COUNTERS, dtype=int32)
 

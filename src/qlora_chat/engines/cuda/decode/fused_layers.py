@@ -69,6 +69,8 @@ def fused_layers_for(
         rows <= MAX_FUSED_ROWS
         and shape.layers <= MAX_LAYERS
         and (shape.head_dim, shape.kv_heads) == (HEAD_DIM, shape.heads)
+        and not shape.head_norms
+        and shape.heads * shape.head_dim == shape.hidden
         and all(each.packed.kind == "nf4" and each.packed.paired for each in products)
         and all(each.packed.row_tiles >= processors for each in products)
         and all(each.packed.bias is None for layer in weights.layers for each in layer.products[1:])

@@ -23,8 +23,10 @@ from qlora_chat.engines.cuda.runtime.arguments import (
     ROPE_AND_CACHE,
     SILU_TIMES_UP,
     STORE,
+    STORE_QKV,
     AttentionArguments,
     EmbedArguments,
+    HeadNormsArguments,
     ProductArguments,
     QuantizeKVArguments,
     RowsArguments,
@@ -109,6 +111,8 @@ class Launches:
             keys["gemv.cu", "product", self._tiling(product.packed, self.lora)[1]] = None
         keys["gemv.cu", "product", self._tiling(self.weights.head.packed, None)[1]] = None
         if self.rows == 1:
+            if self.weights.shape.head_norms:
+                keys["head_norms.cu", "norm_and_rope", self._head_norm_defines] = None
             for name in ("quantize_kv", "attention") if self._kv8 else ("attention",):
                 keys["attention.cu", name, self._attention_defines] = None
             for name in ("embed", "sample"):
@@ -127,6 +131,10 @@ class Launches:
     def _attention_defines(self) -> Defines:
         shape = self.weights.shape
         return ("GROUP", shape.heads // shape.kv_heads), ("HEAD_DIM", shape.head_dim), ("KV8", int(self._kv8))
+
+    @property
+    def _head_norm_defines(self) -> Defines:
+        return ("HEAD_DIM", self.weights.shape.head_dim), ("KV8", int(self._kv8))
 
     @property
     def _sampling_defines(self) -> Defines:
@@ -166,11 +174,14 @@ class Launches:
 
     def _layer(self, index: int, layer: CudaLayer, next_norm: Tensor, partials: int) -> int:
         """Launch one layer; returns the number of partial sums of squares that its last product leaves."""
-        buffers, hidden = self.buffers, self.weights.shape.hidden
+        buffers, hidden, with_norms = self.buffers, self.weights.shape.hidden, self.weights.shape.head_norms
         self.product(
-            layer.qkv, ROPE_AND_CACHE, x=buffers.x, squares_in=buffers.squares[0], squares_count=partials,
-            out=buffers.queries, outputs=layer.qkv.packed.outputs, cache_layer=index, lora_target=(index, 0),
+            layer.qkv, STORE_QKV if with_norms else ROPE_AND_CACHE, x=buffers.x, squares_in=buffers.squares[0],
+            squares_count=partials, out=buffers.qkv if with_norms else buffers.queries, outputs=layer.qkv.packed.outputs,
+            cache_layer=index, lora_target=(index, 0),
         )  # fmt: skip
+        if with_norms:
+            self._norm_and_rope(index, layer)
         if self._kv8:
             self._quantize_kv(index)
         self._attention(index)
@@ -240,6 +251,19 @@ class Launches:
         if (new_kv := self.buffers.new_kv) is not None:
             return new_kv[0], new_kv[1]
         return self.cache.keys[cache_layer], self.cache.values[cache_layer]
+
+    def _norm_and_rope(self, index: int, layer: CudaLayer) -> None:
+        """Normalize the heads of a step's queries and keys, apply RoPE, and write keys and values as ROPE_AND_CACHE does."""
+        shape, buffers = self.weights.shape, self.buffers
+        keys, values = self._key_value_output(index)
+        arguments = HeadNormsArguments(
+            qkv=address(buffers.qkv), query_norm=address(layer.query_norm), key_norm=address(layer.key_norm),
+            rope_cos_sin=address(buffers.rope_cos_sin), queries=address(buffers.queries), keys=address(keys),
+            values=address(values), rows=self._row_arguments(), heads=shape.heads, kv_heads=shape.kv_heads,
+            window=shape.window, eps=shape.norm_eps,
+        )  # fmt: skip
+        kernel = self.kernels.get("head_norms.cu", "norm_and_rope", self._head_norm_defines)
+        self._launch(kernel, (shape.heads + 2 * shape.kv_heads, self.rows, 1), 32, arguments)
 
     def _quantize_kv(self, index: int) -> None:
         """Quantize a step's keys and values into an int8 cache, all before attention, since rows may be of one chat."""

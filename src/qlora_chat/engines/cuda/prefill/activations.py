@@ -90,7 +90,7 @@ class Activations:
         self._rope_arguments = RopeAndCacheArguments(
             qkv=address(self._projected), rope_cos_sin=address(kernels.rope_cos_sin), queries=address(self.queries),
             rows=RowsArguments(slots=address(slots), positions=address(positions)),
-            heads=shape.heads, kv_heads=shape.kv_heads, window=shape.window,
+            heads=shape.heads, kv_heads=shape.kv_heads, window=shape.window, eps=shape.norm_eps,
         )  # fmt: skip
         self._silu_arguments = SiluTimesUpArguments(gate_up=address(self._projected), stride=kernels.feed_forward)
         self._add_norm = kernels.add_norm.bind(THREADS, self._norm_arguments)
@@ -107,11 +107,13 @@ class Activations:
         self._norm_arguments.addend = address(self.addend) if add else None
         self._add_norm((self._count, 1, 1), self._stream)
 
-    def rope_and_cache(self, index: int) -> None:
-        """Apply RoPE to q and k of layer `index` in `projected`; write `queries`, and keys and values to the cache."""
+    def rope_and_cache(self, index: int, query_norm: Tensor | None, key_norm: Tensor | None) -> None:
+        """Apply the norms of heads (Qwen3; None in families without) and RoPE to q and k of layer `index` in `projected`; write
+        `queries`, and keys and values to the cache."""
         layer, arguments = self._kernels.layers[index], self._rope_arguments
         arguments.keys, arguments.values = address(layer.keys), address(layer.values)
         arguments.key_scales, arguments.value_scales = address(layer.key_scales), address(layer.value_scales)
+        arguments.query_norm, arguments.key_norm = address(query_norm), address(key_norm)
         self._rope_and_cache((self._count, 1, 1), self._stream)
 
     def silu_times_up(self, first: int, count: int) -> None:

@@ -68,6 +68,8 @@ class _Layer:
     mlp_norm: Tensor
     gate_up: tuple[_Product, _Product]
     mlp_down: _Product
+    query_norm: Tensor | None
+    key_norm: Tensor | None
 
     @staticmethod
     def of(layer: CudaLayer, dequantizer: Dequantizer) -> _Layer:
@@ -78,7 +80,8 @@ class _Layer:
             _Product.of(packed, dequantizer)
             for packed in (layer.qkv.packed, layer.attention_out.packed, *halves, layer.mlp_down.packed)
         )
-        return _Layer(layer.attention_norm, qkv, out, layer.mlp_norm, (first, second), down)
+        norms = layer.query_norm, layer.key_norm
+        return _Layer(layer.attention_norm, qkv, out, layer.mlp_norm, (first, second), down, *norms)
 
 
 class PrefillPass:
@@ -176,7 +179,7 @@ class Prefill:
             yield layer.qkv.weights
             rows.norm(layer.attention_norm, add=index > 0)
             multiply(layer.qkv, OF_QKV, rows.x, rows.projected(layer.qkv.outputs))
-            rows.rope_and_cache(index)
+            rows.rope_and_cache(index, layer.query_norm, layer.key_norm)
             if index == len(self._layers) - 1:
                 return
             yield layer.attention_out.weights

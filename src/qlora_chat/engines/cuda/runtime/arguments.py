@@ -10,7 +10,7 @@ from ctypes import c_float, c_int, c_uint64, c_void_p
 
 from qlora_chat.settings import LOGITS_PROCESSORS
 
-ROPE_AND_CACHE, ADD_TO_RESIDUAL, SILU_TIMES_UP, STORE = range(4)
+ROPE_AND_CACHE, ADD_TO_RESIDUAL, SILU_TIMES_UP, STORE, STORE_QKV = range(5)
 """Epilogues of a product, as in epilogue.cuh."""
 
 
@@ -102,7 +102,16 @@ class RopeAndCacheArguments(ctypes.Structure):
 
     _fields_ = _fields(
         "qkv rope_cos_sin queries keys values", ("rows", RowsArguments), *_ints("heads kv_heads window"),
-        *_fields("key_scales value_scales"),
+        *_fields("key_scales value_scales query_norm key_norm"), ("eps", c_float),
+    )  # fmt: skip
+
+
+class HeadNormsArguments(ctypes.Structure):
+    """HeadNorms in head_norms.cu."""
+
+    _fields_ = _fields(
+        "qkv query_norm key_norm rope_cos_sin queries keys values",
+        ("rows", RowsArguments), *_ints("heads kv_heads window"), ("eps", c_float),
     )  # fmt: skip
 
 

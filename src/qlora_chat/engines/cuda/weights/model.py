@@ -69,6 +69,10 @@ class CudaLayer:
     mlp_norm: Tensor
     gate_up: Product
     mlp_down: Product
+    query_norm: Tensor | None = None
+    """(D,) bf16: RMS norm of each query head (Qwen3)."""
+    key_norm: Tensor | None = None
+    """The same of each key head."""
 
     @property
     def products(self) -> tuple[Product, ...]:
@@ -154,10 +158,6 @@ def _int8_embeddings(embeddings: Tensor) -> Embeddings:
 
 
 def _check_shape(shape: LlamaShape) -> None:
-    if shape.head_norms:
-        raise CannotPack("queries and keys are normalized head by head, which the kernels do not compute")
-    if shape.rope_scale() != 1.0:
-        raise CannotPack(f"rope_type {shape.rope['rope_type']} scales the angles, which the kernels do not compute")
     if shape.head_dim not in (64, 128):
         raise CannotPack(f"heads of {shape.head_dim} dimensions; the attention kernel is made for 64 and 128")
     if shape.heads % shape.kv_heads or shape.heads // shape.kv_heads > 8:
@@ -176,7 +176,8 @@ def _packed_layer(layer: Layer, shape: LlamaShape, feed_forward: int) -> CudaLay
         natural_order(shape.hidden),
     )
     qkv, out, gate_up, down = (_product(each, order) for each, order in zip(products_of(layer), orders, strict=True))
-    return CudaLayer(layer.attention_norm.bfloat16(), qkv, out, layer.mlp_norm.bfloat16(), gate_up, down)
+    head_norms = (each if each is None else each.bfloat16() for each in (layer.query_norm, layer.key_norm))
+    return CudaLayer(layer.attention_norm.bfloat16(), qkv, out, layer.mlp_norm.bfloat16(), gate_up, down, *head_norms)
 
 
 def _product(product: Linear, order: Sequence[int]) -> Product:
