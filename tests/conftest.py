@@ -10,11 +10,12 @@ import hypothesis
 import pytest
 import torch
 
+from qlora_chat.context import fit_prompt
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.models import LoadedModel
 from qlora_chat.models.load import load
-from qlora_chat.prompt import DEFAULT_FORMAT, Prompt, fit_prompt
+from qlora_chat.prompt import DEFAULT_FORMAT, Prompt
 from qlora_chat.settings import ModelSettings, quiet_libraries
 from tests import WORKERS
 from tests.postgres import Server, postgres, programs

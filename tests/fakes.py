@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 from qlora_chat.chat import Chat
-from qlora_chat.engines import EngineError, Finish, Piece
+from qlora_chat.engines import EngineError, Finish, Piece, PrefillProgress
 from qlora_chat.history import ConversationInfo, Feedback, HistoryUnavailable, OutboxRecord, TurnRecord
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation
@@ -79,6 +79,8 @@ class ScriptedStream:
     fails_after: int | None = None
     failure: str = "the script says that generation fails"
     pauses_after: int | None = None
+    prefilled: Sequence[int] = ()
+    """Tokens of the prompt that are reported as read before the first token."""
     go_on: threading.Event = field(default_factory=threading.Event)
     """Set to go on after a pause."""
     seen: list[Sampling] = field(default_factory=list)
@@ -107,6 +109,8 @@ class ScriptedStream:
         """One piece a token, `delay` seconds apart; EngineError after `fails_after` tokens."""
         began = time.perf_counter()
         ids = LetterTokenizer()
+        for read in self.prefilled:
+            yield Piece("", prefill=PrefillProgress(read, len(self.prompt.ids)))
         for index, token in enumerate(self.tokens):
             while index == self.pauses_after and not self.cancelled and not self.go_on.wait(0.01):
                 pass
@@ -148,6 +152,7 @@ class ScriptedEngine:
         self.answer, self.delay, self.fails_after = answer, delay, fails_after
         self.failure = "the script says that generation fails"
         self.pauses_after: int | None = None
+        self.prefilled: Sequence[int] = ()
         self.go_on = threading.Event()
         self.info = replace(info, window=window)
         self.tokenizer = LetterTokenizer()
@@ -165,7 +170,7 @@ class ScriptedEngine:
         self.adapters_asked.append(adapter)
         text = self.answer if isinstance(self.answer, str) else self.answer(prompt)
         stream = ScriptedStream(_words(text), self.delay, prompt, sampling, stops, self.fails_after, self.failure)
-        stream.pauses_after, stream.go_on = self.pauses_after, self.go_on
+        stream.pauses_after, stream.go_on, stream.prefilled = self.pauses_after, self.go_on, self.prefilled
         self.streams.append(stream)
         return stream
 

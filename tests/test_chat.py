@@ -3,11 +3,12 @@
 import pytest
 
 from qlora_chat.chat import AnswerOptions, Chat
+from qlora_chat.context import PromptTooLong
 from qlora_chat.engines import EngineError
-from qlora_chat.history import StaleConversation, TurnRecord
+from qlora_chat.history import ContinuedAnswer, StaleConversation, TurnRecord
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation
-from qlora_chat.prompt import DEFAULT_FORMAT, PromptTooLong
+from qlora_chat.prompt import DEFAULT_FORMAT
 from qlora_chat.settings import Sampling
 from tests.fakes import FullHistory, ScriptedEngine, ScriptedRecorder
 
@@ -188,3 +189,74 @@ def test_what_is_recorded_makes_the_same_answer_again() -> None:
     assert logged[1].parent_id == record.answer.id
     assert logged[1].sampling.seed == 7
     assert follow.conversation.messages[2].id == logged[1].question.id
+
+
+def test_the_progress_of_a_long_prompt_is_known() -> None:
+    engine = ScriptedEngine("ok then")
+    engine.prefilled = (5, 20)
+    chat, *_ = chat_over(engine)
+    turn = chat.reply(Conversation(), "Hi", AnswerOptions(Sampling()))
+    assert (turn.prefilled, turn.prompt_tokens) == (0, len(turn.prompt.ids))
+    assert [turn.prefilled for _ in turn][:3] == [5, 20, turn.prompt_tokens]
+    assert turn.answer == "ok then"
+
+
+def test_a_cut_answer_goes_on_as_a_new_version_of_it() -> None:
+    engine = ScriptedEngine(" One two", delay=0.0)
+    chat, history, logged = chat_over(engine)
+    list(first := chat.reply(Conversation(), "Count.", AnswerOptions(Sampling())))
+    old = first.conversation.messages[-1]
+    engine.answer = " three four "
+    second = chat.continue_answer(first.conversation, AnswerOptions(Sampling(seed=5)))
+    opened = history.load(first.conversation.id)
+    assert opened is not None
+    assert (opened.messages[-1].content, opened.messages[-1].finish_reason) == ("One two", "partial"), (
+        "nothing is lost in a crash"
+    )
+    list(second)
+    assert second.prompt.text == "### Human: Count.### Assistant: One two"
+    assert second.conversation.pairs() == [["Count.", "One two three four"]]
+    stored = history.read(first.conversation.id)
+    assert stored is not None
+    assert stored.conversation() == second.conversation
+    versions = [turn.message for turn in stored.turns if turn.parent_id == first.conversation.messages[0].id]
+    assert [each.content for each in versions] == ["One two", "One two three four"], "the old version stays beside it"
+    record = logged[-1]
+    assert record.continues == ContinuedAnswer(old.id, second.prompt.continued, len("One two"))
+    assert record.sampling.seed == 5 + second.prompt.continued, "other random numbers than the beginning's"
+    details = next(turn.details for turn in stored.turns if turn.message.id == record.answer.id)
+    assert details["continues"] == {"turn_id": old.id, "tokens": second.prompt.continued, "characters": 7}
+
+
+def test_an_answer_that_cannot_go_on_is_shown_as_it_was() -> None:
+    engine = ScriptedEngine(" One two")
+    chat, history, _ = chat_over(engine)
+    list(first := chat.reply(Conversation(), "Count.", AnswerOptions(Sampling())))
+    engine.refusal = ValueError("no room")
+    with pytest.raises(ValueError, match="no room"):
+        chat.continue_answer(first.conversation, AnswerOptions(Sampling()))
+    assert history.load(first.conversation.id) == first.conversation
+    with pytest.raises(ValueError, match="the assistant's"):
+        chat.continue_answer(Conversation(), AnswerOptions(Sampling()))
+
+
+def test_a_slider_s_place_in_the_answer_is_recorded() -> None:
+    engine = ScriptedEngine("  One two three")
+    chat, history, _ = chat_over(engine)
+    turn = chat.reply(Conversation(), "Count.", AnswerOptions(Sampling(temperature=0.5)))
+    for index, _ in enumerate(turn):
+        if index == 3:
+            turn.update(Sampling(temperature=1.5))
+            assert [(each.at_token, each.at_character) for each in turn.changes] == [(3, len("One two"))], "at once"
+    stored = history.read(turn.conversation.id)
+    assert stored is not None
+    (change,) = stored.turns[-1].details["settings_changes"]
+    assert (change["at_token"], change["at_character"], change["generate_kwargs"]["temperature"]) == (3, 7, 1.5)
+
+
+def test_the_use_of_the_window_is_known_before_anything_is_sent() -> None:
+    chat, *_ = chat_over(ScriptedEngine("answer", window=400))
+    list(turn := chat.reply(Conversation(), "question", AnswerOptions(Sampling())))
+    use = chat.context_use(turn.conversation, "and", 60)
+    list(sent := chat.reply(turn.conversation, "and", AnswerOptions(Sampling(max_new_tokens=60))))
+    assert (use.history + use.draft, use.draft, use.answer, use.window) == (sent.prompt_tokens, 3, 60, 400)

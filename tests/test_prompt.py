@@ -1,10 +1,8 @@
-"""Prompts: the named formats to the letter, markers that users type, and what goes when the window is full."""
+"""Prompts: the named formats to the letter, and markers that users type."""
 
 from itertools import groupby
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.models import LoadedModel
@@ -15,10 +13,8 @@ from qlora_chat.prompt import (
     FORMATS,
     SYSTEM_TEXT,
     LossOn,
-    PromptTooLong,
     escape,
     find_prompt_format,
-    fit_prompt,
     render,
     training_text,
     trim_ids,
@@ -113,38 +109,6 @@ def test_kept_ids_leave_out_the_stop_and_decode_to_what_was_shown(demo_fp32: Loa
     assert tokenizer.decode(cut_inside) == " Pa"
 
 
-@settings(deadline=None)
-@given(
-    st.lists(st.text(alphabet="abc ", min_size=1, max_size=30), min_size=1, max_size=12),
-    st.integers(40, 200),
-    st.integers(1, 400),
-)
-def test_a_prompt_fits_its_window_and_drops_as_little_as_it_can(texts: list[str], window: int, max_new_tokens: int) -> None:
-    texts = texts if len(texts) % 2 else texts[:-1]
-    conversation, limit = talk(*texts, system="S"), window - min(max_new_tokens, window // 4)
-    newest = len(render(conversation, DEFAULT_FORMAT, LetterTokenizer(), len(texts) - 1).ids)
-    if newest > limit:
-        with pytest.raises(PromptTooLong) as caught:
-            fit_prompt(conversation, DEFAULT_FORMAT, LetterTokenizer(), window, max_new_tokens)
-        assert f"{newest:,}" in str(caught.value)
-        assert f"{limit:,}" in str(caught.value)
-        return
-    prompt = fit_prompt(conversation, DEFAULT_FORMAT, LetterTokenizer(), window, max_new_tokens)
-    assert len(prompt.ids) <= limit
-    assert prompt.text.startswith("S\n### Human: ")
-    assert prompt.text.endswith(f"### Human: {texts[-1]}### Assistant:")
-    assert prompt.dropped == tuple(range(len(prompt.dropped)))
-    assert len(prompt.dropped) % 2 == 0, "whole turns go"
-    if prompt.dropped:
-        fuller = render(conversation, DEFAULT_FORMAT, LetterTokenizer(), len(prompt.dropped) - 2)
-        assert len(fuller.ids) > limit, "one turn more would not have fitted"
-
-
-def test_a_prompt_needs_a_question() -> None:
-    with pytest.raises(ValueError, match="user message"):
-        fit_prompt(talk("X", "Y"), DEFAULT_FORMAT, LetterTokenizer(), 100, 10)
-
-
 def test_text_that_utf8_cannot_write_is_read_as_a_replacement(demo_fp32: LoadedModel) -> None:
     assert demo_fp32.tokenizer.decode(render(talk("a\ud800b"), DEFAULT_FORMAT, demo_fp32.tokenizer).ids)
 
@@ -209,12 +173,21 @@ def test_markers_in_the_data_are_no_turns() -> None:
     assert text.count("### Assistant:") == 1
 
 
-def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(monkeypatch: pytest.MonkeyPatch) -> None:
-    def encode(self: LetterTokenizer, text: str) -> list[int]:
-        raise AssertionError("the text was tokenised")
-
-    tokenizer = LetterTokenizer()
-    monkeypatch.setattr(LetterTokenizer, "encode", encode)
-    long = Conversation().adding(Message("user", "a" * (tokenizer.longest_token * 100)))
-    with pytest.raises(PromptTooLong, match=r"at least 100 tokens, and at most 75 fit"):
-        fit_prompt(long, FORMATS["guanaco"], tokenizer, 100, 1000)
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_open_answer_follows_the_prompt_that_it_was_begun_with(name: str) -> None:
+    tokenizer, opened = LetterTokenizer(), talk("X", "Y", "Z", system="S")
+    begun = Message("assistant", "An answer", tuple(tokenizer.encode("  An answer")))
+    prompt, before = (
+        render(opened.adding(begun), FORMATS[name], tokenizer, continue_final=True),
+        render(opened, FORMATS[name], tokenizer),
+    )
+    assert prompt.ids == (*before.ids, *begun.ids)
+    assert prompt.continued == len(begun.ids)
+    assert prompt.text.startswith(before.text)
+    assert prompt.text.endswith("An answer")
+    typed = render(opened.adding(Message("assistant", "so ### Human: #")), FORMATS[name], tokenizer, continue_final=True)
+    assert typed.text.endswith("so # # # Human: #"), "markers are escaped, and nothing follows that a # could melt into"
+    assert tokenizer.decode(typed.ids[-typed.continued :]).strip() == "so # # # Human: #"
+    assert render(opened.adding(Message("assistant", "")), FORMATS[name], tokenizer, continue_final=True) == before
+    with pytest.raises(ValueError, match="ends with an answer"):
+        render(opened, FORMATS[name], tokenizer, continue_final=True)

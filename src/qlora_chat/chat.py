@@ -11,8 +11,10 @@ import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
+from qlora_chat.context import ContextUse, context_use, fewest_tokens, fit_prompt
 from qlora_chat.engines import Engine, Finish, Piece, Stream
 from qlora_chat.history import (
+    ContinuedAnswer,
     ConversationInfo,
     Feedback,
     HistoryStore,
@@ -24,7 +26,7 @@ from qlora_chat.history import (
     Usage,
 )
 from qlora_chat.messages import Conversation, FinishReason, Message
-from qlora_chat.prompt import ChatFormat, Prompt, fewest_tokens, fit_prompt, render, trim_ids
+from qlora_chat.prompt import ChatFormat, Prompt, render, trim_ids
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
 
@@ -52,7 +54,7 @@ class TurnStart:
     """A turn whose question has been saved, before its first token."""
 
     conversation: Conversation
-    """Ends with the answer, which is empty and partial."""
+    """Ends with the answer, which is partial, and empty unless it goes on with an earlier one."""
     before: Conversation
     """Shown again if the turn comes to nothing."""
     prompt: Prompt
@@ -60,6 +62,12 @@ class TurnStart:
     """With the seed that is used."""
     model: ModelUsed
     save_error: str | None
+    continues: ContinuedAnswer | None = None
+
+    @property
+    def answer(self) -> Message:
+        """The answer as it begins."""
+        return self.conversation.messages[-1]
 
 
 @dataclass(frozen=True)
@@ -80,27 +88,39 @@ class Chat:
         StaleConversation where the history has gone on from another head.
         """
         with_question = conversation.adding(Message("user", text))
-        window, max_new_tokens = self.engine.info.window, options.sampling.max_new_tokens
-        prompt = fit_prompt(with_question, self.prompt_format, self.engine.tokenizer, window, max_new_tokens)
+        prompt = self._fitted(with_question, options)
         return self.answer(with_question, prompt, options, self.stops, before=instead_of or conversation)
 
-    def answer(
-        self, with_question: Conversation, prompt: Prompt, options: AnswerOptions, stops: Stops, before: Conversation
+    def continue_answer(
+        self, conversation: Conversation, options: AnswerOptions, *, instead_of: Conversation | None = None
     ) -> Turn:
-        """Save the question that a conversation ends with, and begin its answer; `prompt` is that conversation, rendered.
+        """Go on with the answer that a conversation ends with, as if it had not been cut: a new version of it, beside the old.
 
-        HistoryUnavailable where options.must_save is set and the question cannot be saved.
+        The answer may be shorter than the stored one, or another. `instead_of`, PromptTooLong and StaleConversation as in
+        `reply`; ValueError without an answer.
+        """
+        prompt, seed = self._fitted(conversation, options, continue_final=True), options.sampling.seed
+        if seed is not None:  # the first tokens' random numbers again would not be random
+            options = replace(options, sampling=options.sampling.changed(seed=(seed + prompt.continued) % 2**63))
+        return self.answer(conversation, prompt, options, self.stops, before=instead_of or conversation)
+
+    def answer(self, asked: Conversation, prompt: Prompt, options: AnswerOptions, stops: Stops, before: Conversation) -> Turn:
+        """Save the question that a conversation ends with and begin its answer, or go on with the answer that it ends with.
+
+        `prompt` is that conversation, rendered. HistoryUnavailable where options.must_save is set and the question cannot be
+        saved.
         """
         if options.sampling.seed is None:
             options = replace(options, sampling=options.sampling.changed(seed=secrets.randbits(SEED_BITS)))
         model = self._model_used(options.adapter)
-        conversation, save_error = self._save_question(with_question, options, model)
+        opened, continues = _opened(asked, prompt)
+        conversation, save_error = self._save_question(opened, options, model)
         try:
             stream = self.engine.stream(prompt, options.sampling, stops, options.adapter)
         except BaseException:
             self.restore(before, conversation)
             raise
-        return Turn(self, TurnStart(conversation, before, prompt, options, model, save_error), stream)
+        return Turn(self, TurnStart(conversation, before, prompt, options, model, save_error, continues), stream)
 
     @property
     def stops(self) -> Stops:
@@ -111,12 +131,25 @@ class Chat:
 
     def context_used(self, conversation: Conversation) -> int:
         """Tokens of the window that the conversation takes, the next answer's opening included; 0 before it begins."""
-        window = self.engine.info.window
+        window, tokenizer = self.engine.info.window, self.engine.tokenizer
         if not conversation.messages:
             return 0
-        if fewest_tokens(conversation, self.engine.tokenizer) >= window:
+        if fewest_tokens(conversation, tokenizer) >= window:
             return window
-        return min(len(render(conversation, self.prompt_format, self.engine.tokenizer).ids), window)
+        return min(len(render(conversation, self.prompt_format, tokenizer).ids), window)
+
+    def context_use(self, conversation: Conversation, draft: str, max_new_tokens: int) -> ContextUse:
+        """The window's use if `draft` were sent now: what stays, what goes, what is left. Computes for milliseconds."""
+        if conversation.messages and conversation.messages[-1].role == "user":
+            conversation = conversation.before_last()
+        engine = self.engine
+        return context_use(conversation, draft, self.prompt_format, engine.tokenizer, engine.info.window, max_new_tokens)
+
+    def _fitted(self, conversation: Conversation, options: AnswerOptions, *, continue_final: bool = False) -> Prompt:
+        engine, most = self.engine, options.sampling.max_new_tokens
+        return fit_prompt(
+            conversation, self.prompt_format, engine.tokenizer, engine.info.window, most, continue_final=continue_final
+        )
 
     def feedback(
         self,
@@ -152,10 +185,10 @@ class Chat:
             return before
 
     def _save_question(
-        self, with_question: Conversation, options: AnswerOptions, model: ModelUsed
+        self, conversation: Conversation, options: AnswerOptions, model: ModelUsed
     ) -> tuple[Conversation, str | None]:
-        """The conversation with an open answer, and why it was not saved, if so: a full disk must not end the chat."""
-        conversation = with_question.adding(Message("assistant", "", (), "partial"))
+        """Save a conversation with an open answer. Returns it, and why it was not saved, if so: a full disk must not end the
+        chat."""
         info = ConversationInfo(model.name, model.adapter, asdict(options.sampling), options.owner)
         try:
             return self.history.save(conversation, info), None
@@ -174,15 +207,28 @@ class Chat:
         )  # fmt: skip
 
 
+def _opened(asked: Conversation, prompt: Prompt) -> tuple[Conversation, ContinuedAnswer | None]:
+    """The conversation with an open answer, which has the text of the one that it goes on with, if any."""
+    last = asked.messages[-1]
+    if last.role == "user":
+        return asked.adding(Message("assistant", "", (), "partial")), None
+    begun = prompt.ids[len(prompt.ids) - prompt.continued :]
+    opened = Message("assistant", last.content, begun, "partial")
+    continues = ContinuedAnswer(last.id if last.finish_reason else None, len(begun), len(last.content))
+    return asked.replacing_last(opened), continues
+
+
 class Turn:
     """An answer being written: iterate it once for its pieces; afterwards `conversation` holds the whole turn."""
 
     def __init__(self, chat: Chat, start: TurnStart, stream: Stream) -> None:
-        self.conversation = replace(start.conversation, messages=start.conversation.messages[:-1])
+        self.conversation = start.conversation.before_last()
         """Ends with the question until the turn has ended, then with the answer."""
         self.before = start.before
         """As shown before the turn."""
         self.prompt = start.prompt
+        self.prefilled = 0
+        """Tokens of the prompt that the engine has read; all of `prompt_tokens` from the first token on."""
         self.sampling = start.options.sampling
         self.save_error = start.save_error
         """User-facing reason this turn was not saved; None if it was."""
@@ -190,22 +236,35 @@ class Turn:
         self._chat, self._start, self._stream = chat, start, stream
         self._changes: list[SettingsChange] = []
         self._text = ""
+        """Generated text."""
+        self._lengths: list[int] = []
+        """Of the text after each token."""
         self._ids: list[int] = []
 
     @property
     def answer_id(self) -> str:
         """Id of the answer's turn, from the beginning."""
-        return self._start.conversation.messages[-1].id
+        return self._start.answer.id
 
     @property
     def answer(self) -> str:
         """The answer so far, as shown: without surrounding white space."""
-        return self._text.strip()
+        return (self._start.answer.content + self._text).strip()
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.prompt.ids)
+
+    @property
+    def changes(self) -> Sequence[SettingsChange]:
+        """Changes of the settings so far, each with its place in the answer."""
+        return self._settings_changes()
 
     def update(self, sampling: Sampling) -> None:
         """Use these settings from the very next token; the seed stays."""
         self.sampling = sampling.changed(seed=self._start.options.sampling.seed)
-        self._changes.append(SettingsChange(len(self._ids), self.sampling))
+        self._changes.append(SettingsChange(len(self._lengths), self.sampling))
         self._stream.update(self.sampling)
 
     def cancel(self) -> None:
@@ -221,9 +280,7 @@ class Turn:
         reason: FinishReason = "error"
         try:
             for piece in self._stream:
-                self._text += piece.text
-                if piece.token_id is not None:
-                    self._ids.append(piece.token_id)
+                self._add(piece)
                 if piece.finish is not None:
                     self.finish, reason = piece.finish, piece.finish.reason
                 elif piece.text:
@@ -236,13 +293,28 @@ class Turn:
             self._stream.cancel()
             self._save(reason)
 
+    def _add(self, piece: Piece) -> None:
+        if piece.prefill is not None:
+            self.prefilled = piece.prefill.read
+            return
+        self._text += piece.text
+        if piece.token_id is not None:
+            self._ids.append(piece.token_id)
+        if piece.token_id is not None or piece.text:
+            self._lengths.append(len(self._text))
+            self.prefilled = self.prompt_tokens
+
     def _message(self, reason: FinishReason, ids: tuple[int, ...]) -> Message:
-        return replace(self._start.conversation.messages[-1], content=self.answer, ids=ids, finish_reason=reason)
+        return replace(self._start.answer, content=self.answer, ids=ids, finish_reason=reason)
+
+    def _all_ids(self) -> tuple[int, ...]:
+        """Ids of the shown answer; () where the engine reports none."""
+        ids = trim_ids(self._chat.engine.tokenizer, self._ids, self._text.rstrip())
+        return (*self._start.answer.ids, *ids) if ids or not self._text.strip() else ()
 
     def _save(self, reason: FinishReason) -> None:
         """Close the answer in the history, and queue it for the receiver in the same step."""
-        ids = trim_ids(self._chat.engine.tokenizer, self._ids, self._text.rstrip())
-        self.conversation = self._start.conversation.replacing_last(self._message(reason, ids))
+        self.conversation = self._start.conversation.replacing_last(self._message(reason, self._all_ids()))
         record, recorder = self._record(), self._chat.recorder
         logged = self._start.options.logged and reason != "error"
         try:
@@ -267,10 +339,18 @@ class Turn:
             changes=self._settings_changes(),
             usage=usage,
             model=start.model,
+            continues=start.continues,
         )
 
     def _settings_changes(self) -> tuple[SettingsChange, ...]:
         """Settings changes as the engine reports them, since it is ahead of the pieces read here; else as counted here."""
-        if self.finish is None or self.finish.changes is None:
-            return tuple(self._changes)
-        return tuple(SettingsChange(at_token, sampling) for at_token, sampling in self.finish.changes)
+        changes = self._changes
+        if self.finish is not None and self.finish.changes is not None:
+            changes = [SettingsChange(at_token, sampling) for at_token, sampling in self.finish.changes]
+        return tuple(replace(each, at_character=self._character(each.at_token)) for each in changes)
+
+    def _character(self, tokens: int) -> int:
+        """Length of the shown answer when so many tokens had been generated."""
+        generated = self._text[: self._lengths[min(tokens, len(self._lengths)) - 1]] if tokens and self._lengths else ""
+        begun = self._start.answer.content
+        return min(len((begun + generated).lstrip()), len(self.answer))

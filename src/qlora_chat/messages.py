@@ -63,6 +63,10 @@ class Conversation:
         users = [index for index, message in enumerate(self.messages) if message.role == "user"]
         return replace(self, messages=self.messages[: users[-1]] if users else ())
 
+    def before_last(self) -> Conversation:
+        """The conversation without its newest message."""
+        return replace(self, messages=self.messages[:-1])
+
     def replacing_last(self, message: Message) -> Conversation:
         """The conversation with another newest message of the same role."""
         return replace(self, messages=(*self.messages[:-1], message))

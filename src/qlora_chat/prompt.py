@@ -1,19 +1,16 @@
-"""Conversation -> prompt: text for the log, ids for the engine, fitted to the window.
+"""Conversation -> prompt: text for the log, ids for the engine.
 
-Scope: the named prompt formats, their role markers and stops, escaping, the old turns to drop when the window is full, and
-the loss mask of a finished dialogue. Chat and training share it, so that inference prompts match training text. Knows no
-model; the tokenizer is a parameter.
+Scope: the named prompt formats, their role markers and stops, escaping, and the loss mask of a finished dialogue. Chat and
+training share it, so that inference prompts match training text. Knows no model and no window; the tokenizer is a parameter.
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from qlora_chat.errors import UserError
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.settings import DEFAULT_PROMPT_FORMAT, SettingsError
 
@@ -74,8 +71,8 @@ class ChatFormat(Protocol):
     def stop_texts(self) -> tuple[str, ...]: ...
     @property
     def stop_tokens(self) -> tuple[str, ...]: ...
-    def render(self, conversation: Conversation, tokenizer: Tokenizer, start: int = 0) -> Prompt:
-        """Text and ids from message index `start` on, with the answer's opening at the end."""
+    def render(self, conversation: Conversation, tokenizer: Tokenizer, *, continue_final: bool = False) -> Prompt:
+        """Text and ids with the next answer's opening at the end; with `continue_final`, the last answer stays open."""
         ...
 
     def training_text(
@@ -112,9 +109,12 @@ class PromptFormat:
         """None: every format here expresses all."""
         return ()
 
-    def render(self, conversation: Conversation, tokenizer: Tokenizer, start: int = 0) -> Prompt:
-        """Text and ids from message index `start` on, with the answer's opening at the end."""
-        return _render(conversation, self, tokenizer, start)
+    def render(self, conversation: Conversation, tokenizer: Tokenizer, *, continue_final: bool = False) -> Prompt:
+        """Text and ids with the next answer's opening at the end; with `continue_final`, the last answer stays open."""
+        if not continue_final:
+            return _render(conversation, self, tokenizer)
+        opened = _render(conversation.before_last(), self, tokenizer)
+        return _continued(opened, self, conversation.messages[-1], tokenizer)
 
     def training_text(
         self, conversation: Conversation, tokenizer: SpanTokenizer, end_id: int | None, loss_on: LossOn
@@ -160,68 +160,24 @@ class Prompt:
     """Token ids, BOS included; at most the window less the tokens reserved for the answer."""
     dropped: tuple[int, ...] = ()
     """Indices of the messages that were dropped for the prompt to fit, oldest first."""
+    continued: int = 0
+    """Number of ids at the end that are the beginning of the answer."""
 
 
-class PromptTooLong(UserError, ValueError):
-    """The newest message and the system text alone do not fit the window."""
-
-    def __init__(self, tokens: int, limit: int, window: int, *, at_least: bool = False) -> None:
-        """`at_least`: the text was not tokenised, because its length alone says so."""
-        super().__init__(
-            f"This message is too long: with the system text it takes {'at least ' if at_least else ''}{tokens:,} tokens, "
-            f"and at most {limit:,} fit "
-            f"(the model's window is {window:,}; {window - limit:,} are reserved for the answer). "
-            "Shorten it, or send it in parts."
-        )
-        self.tokens = tokens
-        self.limit = limit
-
-
-def fit_prompt(
-    conversation: Conversation, prompt_format: ChatFormat, tokenizer: Tokenizer, window: int, max_new_tokens: int
+def render(
+    conversation: Conversation, prompt_format: ChatFormat, tokenizer: Tokenizer, *, continue_final: bool = False
 ) -> Prompt:
-    """Render a conversation that ends with a user message into at most `window` tokens.
+    """Text and ids of a conversation, with the next answer's opening at the end.
 
-    min(max_new_tokens, window // 4) tokens are reserved for the answer. The system text and the newest message always stay;
-    as few of the older exchanges as possible are dropped, oldest first and whole. Raises PromptTooLong.
+    With `continue_final` it must end with an answer, which stays open: the model goes on with it.
     """
-    limit = window - min(max_new_tokens, window // 4)
-    newest = len(conversation.messages) - 1
-    if newest < 0 or conversation.messages[newest].role != "user":
-        raise ValueError("a prompt needs a user message at its end")
-    starts = range(0, newest + 1, 2)
-    rendered: dict[int, Prompt] = {}
-
-    def fits(start: int) -> bool:
-        if fewest_tokens(conversation, tokenizer, start) > limit:
-            return False
-        rendered[start] = render(conversation, prompt_format, tokenizer, start)
-        return len(rendered[start].ids) <= limit
-
-    if fits(0):
-        return rendered[0]
-    first = bisect_left(starts, True, key=fits)
-    if first < len(starts):
-        return rendered[starts[first]]
-    if newest in rendered:
-        raise PromptTooLong(len(rendered[newest].ids), limit, window)
-    raise PromptTooLong(fewest_tokens(conversation, tokenizer, newest), limit, window, at_least=True)
+    if continue_final and (not conversation.messages or conversation.messages[-1].role != "assistant"):
+        raise ValueError("only a conversation that ends with an answer can be continued")
+    return prompt_format.render(conversation, tokenizer, continue_final=continue_final)
 
 
-def fewest_tokens(conversation: Conversation, tokenizer: Tokenizer, start: int = 0) -> int:
-    """Fewest tokens that the system text and the messages from index `start` can take. It tokenises nothing: that takes seconds
-    for a text of megabytes."""
-    characters = len(conversation.system or "") + sum(len(each.content) for each in conversation.messages[start:])
-    return characters // tokenizer.longest_token
-
-
-def render(conversation: Conversation, prompt_format: ChatFormat, tokenizer: Tokenizer, start: int = 0) -> Prompt:
-    """Text and ids of the system text and the messages from index `start`, with the answer's opening at the end."""
-    return prompt_format.render(conversation, tokenizer, start)
-
-
-def _render(conversation: Conversation, prompt_format: PromptFormat, tokenizer: Tokenizer, start: int) -> Prompt:
-    chunks = _chunks(conversation, prompt_format, start)
+def _render(conversation: Conversation, prompt_format: PromptFormat, tokenizer: Tokenizer) -> Prompt:
+    chunks = _chunks(conversation, prompt_format)
     beginning = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     ids = list(beginning)
     run = ""  # neighbouring texts are tokenised together, as they were in training
@@ -233,7 +189,22 @@ def _render(conversation: Conversation, prompt_format: PromptFormat, tokenizer: 
         ids += known_ids
         run = ""
     ids += _encode(tokenizer, run, at_beginning=ids == beginning)
-    return Prompt("".join(text for text, _ in chunks), tuple(ids), tuple(range(start)))
+    return Prompt("".join(text for text, _ in chunks), tuple(ids))
+
+
+def _continued(opened: Prompt, prompt_format: PromptFormat, answer: Message, tokenizer: Tokenizer) -> Prompt:
+    """A prompt that ends with the beginning of its answer."""
+    if not answer.content:
+        return opened
+    text = _lead(prompt_format) + (answer.content if answer.ids else _escape_markers(answer.content))
+    ids = answer.ids or tuple(tokenizer.encode_continuation(text))
+    return Prompt(opened.text + text, (*opened.ids, *ids), continued=len(ids))
+
+
+def _lead(prompt_format: PromptFormat) -> str:
+    """White space between the opening and an answer's text."""
+    opening, before = prompt_format.open_answer, prompt_format.before_answer
+    return before.removeprefix(opening) if before.startswith(opening) else ""
 
 
 def _encode(tokenizer: Tokenizer, text: str, at_beginning: bool) -> list[int]:
@@ -242,13 +213,13 @@ def _encode(tokenizer: Tokenizer, text: str, at_beginning: bool) -> list[int]:
     return tokenizer.encode(text) if at_beginning else tokenizer.encode_continuation(text)
 
 
-def _chunks(conversation: Conversation, prompt_format: PromptFormat, start: int) -> list[tuple[str, tuple[int, ...]]]:
+def _chunks(conversation: Conversation, prompt_format: PromptFormat) -> list[tuple[str, tuple[int, ...]]]:
     """(text, ids) in order; ids are () where the text still has to be tokenised."""
     system = prompt_format.default_system if conversation.system is None else conversation.system
     chunks: list[tuple[str, tuple[int, ...]]] = []
     if system:
         chunks.append((escape(system) + prompt_format.after_system, ()))
-    for message in conversation.messages[start:]:
+    for message in conversation.messages:
         if message.role == "user":
             chunks.append((prompt_format.before_user + escape(message.content) + prompt_format.after_user, ()))
         else:
@@ -272,8 +243,12 @@ def escape(text: str) -> str:
 
     Other headings stay as they are. A "#" at the very end would melt into the marker that follows, so it gets a space.
     """
-    spaced = _ROLE_MARKER.sub(lambda match: " ".join(match.group()), text)
+    spaced = _escape_markers(text)
     return spaced + " " if spaced.endswith("#") else spaced
+
+
+def _escape_markers(text: str) -> str:
+    return _ROLE_MARKER.sub(lambda match: " ".join(match.group()), text)
 
 
 def trim_ids(tokenizer: Tokenizer, generated: Sequence[int], text: str) -> tuple[int, ...]:

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qlora_chat.chat import AnswerOptions, Chat, Turn
-from qlora_chat.engines import EngineError
+from qlora_chat.context import PromptTooLong
+from qlora_chat.engines import EngineError, PrefillProgress
 from qlora_chat.history import HistoryError
 from qlora_chat.messages import Conversation
-from qlora_chat.prompt import PromptTooLong
 from qlora_chat.settings import SAMPLING_OPTIONS, Sampling, SettingsError
 from qlora_chat.text import plain
 
@@ -25,10 +25,11 @@ HELP = f"""\
 /set NAME VALUE     one of {", ".join(SAMPLING_OPTIONS)}; /set alone shows them
 /system TEXT        set the system text; /system alone takes the prompt format's own
 /retry              answer the last message again
+/continue           go on with an answer that was cut
 /undo               remove the last message and its answer
 /exit               leave (so does Ctrl-D); Ctrl-C stops an answer
 Any other line is a message, even one that begins with a slash, such as /etc/passwd."""
-COMMANDS = frozenset({"clear", "exit", "help", "quit", "retry", "set", "system", "undo"})
+COMMANDS = frozenset({"clear", "continue", "exit", "help", "quit", "retry", "set", "system", "undo"})
 WITH_ARGUMENTS = frozenset({"set", "system"})
 
 
@@ -137,10 +138,14 @@ def _read_line(session: _Session) -> str | None:
 
 def _answer(session: _Session, text: str, conversation: Conversation) -> None:
     """Answer `text` after `conversation`; the session's own conversation changes only if that succeeds."""
+    options = AnswerOptions(session.sampling)
+    _run(session, lambda: session.chat.reply(conversation, text, options, instead_of=session.conversation))
+
+
+def _run(session: _Session, begin: Callable[[], Turn]) -> None:
+    """Begin a turn and print its answer; the session's conversation changes only if that succeeds."""
     try:
-        turn = session.turn = session.chat.reply(
-            conversation, text, AnswerOptions(session.sampling), instead_of=session.conversation
-        )
+        turn = session.turn = begin()
         if turn.prompt.dropped:
             _note(f"(the window is full: the model no longer sees the oldest {len(turn.prompt.dropped)} messages)")
         _print_answer(turn, show=True)
@@ -156,16 +161,44 @@ def _answer(session: _Session, text: str, conversation: Conversation) -> None:
 
 
 def _print_answer(turn: Turn, show: bool) -> None:
-    shown = 0
-    for _ in turn:
-        if show:
-            end = len(turn.answer) - turn.answer.endswith("\r")  # the line feed of a pair may be in the next piece
-            print(_shown(turn.answer[shown:end]), end="", flush=True)
-            shown = end
+    shown = len(turn.answer)  # of an answer that goes on, the beginning is on the screen
+    with _ProgressLine(enabled=show and sys.stdout.isatty() and sys.stderr.isatty()) as progress:
+        for piece in turn:
+            progress.show(piece.prefill)
+            if show:
+                end = len(turn.answer) - turn.answer.endswith("\r")  # the line feed of a pair may be in the next piece
+                print(_shown(turn.answer[shown:end]), end="", flush=True)
+                shown = max(shown, end)
     if show:
         print(_shown(turn.answer[shown:]))
         if not turn.answer:
             _note("(the answer is empty)")
+
+
+class _ProgressLine:
+    """Line of a terminal that says how much of a prompt has been read; erased when the answer begins."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._enabled, self._width = enabled, 0
+
+    def __enter__(self) -> _ProgressLine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._erase()
+
+    def show(self, progress: PrefillProgress | None) -> None:
+        """Write the progress over the line before; None erases it."""
+        self._erase()
+        if progress and self._enabled:
+            line = f"(reading {progress.read:,} of {progress.total:,} tokens)"
+            self._width = len(line)
+            print(line, end="", file=sys.stderr, flush=True)
+
+    def _erase(self) -> None:
+        if self._width:
+            print("\r" + " " * self._width + "\r", end="", file=sys.stderr, flush=True)
+            self._width = 0
 
 
 def _shown(text: str) -> str:
@@ -200,6 +233,8 @@ def _command(session: _Session, line: str) -> bool:
             print("(removed)")
         case "retry":
             _retry(session)
+        case "continue":
+            _continue(session)
         case _:
             _note(f"unknown command /{name}; /help lists them. To ask it, begin with a space")
     return True
@@ -226,6 +261,15 @@ def _retry(session: _Session) -> None:
         _note("there is nothing to retry yet")
         return
     _answer(session, text, session.conversation.without_last_exchange())
+
+
+def _continue(session: _Session) -> None:
+    messages = session.conversation.messages
+    if not messages or messages[-1].role != "assistant":
+        _note("there is no answer to go on with yet")
+        return
+    options = AnswerOptions(session.sampling)
+    _run(session, lambda: session.chat.continue_answer(session.conversation, options))
 
 
 @contextmanager

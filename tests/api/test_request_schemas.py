@@ -33,12 +33,14 @@ ONLY = {
     "instructions": (RESPONSES,),
     "previous_response_id": (RESPONSES,),
     "include": (RESPONSES,),
+    "continue_final_message": (CHAT,),
+    "add_generation_prompt": (CHAT,),
 }
 """Routes of the fields that not every route has."""
 NUMBERS = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "max_output_tokens", "seed", "n"]
 OTHERS = [
     "max_completion_tokens", "top_logprobs", "logprobs", "stream", "stream_options", "stop", "store", "ignore_eos",
-    "instructions", "previous_response_id", "include",
+    "instructions", "previous_response_id", "include", "continue_final_message", "add_generation_prompt",
 ]  # fmt: skip
 HOSTILE = [
     "NaN",
@@ -70,6 +72,7 @@ def test_a_hostile_value_is_a_client_error(scripted: Served, path: str, name: st
     allowed = {
         "logprobs": {"true"} if path == CHAT else set(),
         "stream": {"true"},
+        "add_generation_prompt": {"true"},
         "ignore_eos": {"true"},
         "stop": {'"0.5"', '"x"', "[]"},
         "instructions": {'"0.5"', '"x"'},

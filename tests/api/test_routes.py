@@ -172,3 +172,20 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised(
     assert refused.status_code == 400
     assert refused.json()["error"]["code"] == "context_length_exceeded"
     assert "at least 118,750" in refused.json()["error"]["message"]
+
+
+def test_a_client_can_have_its_own_beginning_of_an_answer_continued(served: Served) -> None:
+    served.engine.answer = "  three four "
+    begun = [{"role": "user", "content": "Count."}, {"role": "assistant", "content": "One two"}]
+    body = {"model": "scripted", "messages": begun, "continue_final_message": True, "add_generation_prompt": False}
+    answer = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=60).json()
+    assert served.engine.streams[-1].prompt.text == "### Human: Count.### Assistant: One two"
+    assert answer["choices"][0]["message"]["content"] == "  three four", "white space between the two parts is the client's"
+    for wrong, field in (
+        (body | {"add_generation_prompt": True}, "continue_final_message"),
+        (body | {"continue_final_message": False}, "add_generation_prompt"),
+        (body | {"messages": begun[:1]}, "messages"),
+        ({"model": "scripted", "messages": begun}, "messages"),
+    ):
+        refused = httpx.post(f"{served.url}/v1/chat/completions", json=wrong, timeout=60)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, field)

@@ -70,3 +70,24 @@ def test_clients_read_past_comments(waiting: Served) -> None:
         assert "".join(each.choices[0].delta.content or "" for each in chunks) == "This is a scripted answer."
         with client.responses.stream(model="scripted", input="hi") as stream:
             assert stream.get_final_response().output_text == "This is a scripted answer."
+
+
+@pytest.mark.parametrize("path", HELLO)
+def test_comments_say_how_much_of_a_long_prompt_is_read(scripted: Served, path: str) -> None:
+    scripted.engine.prefilled = (1, 3)
+    with httpx.stream("POST", scripted.url + path, json=HELLO[path], timeout=60) as answer:
+        lines = [line for line in answer.iter_lines() if line]
+    comments = [line for line in lines if line.startswith(":")]
+    total = len(scripted.engine.streams[-1].prompt.ids)
+    assert comments[-1] == f": prefill 3/{total}"
+    first_text = next(index for index, line in enumerate(lines) if "This" in line)
+    assert lines.index(comments[-1]) < first_text
+
+
+def test_clients_read_past_the_progress(scripted: Served) -> None:
+    scripted.engine.prefilled = (1, 2, 3)
+    client = openai.OpenAI(base_url=f"{scripted.url}/v1", api_key="none")
+    events = client.chat.completions.create(model="scripted", messages=[{"role": "user", "content": "hi"}], stream=True)
+    assert "".join(each.choices[0].delta.content or "" for each in events if each.choices) == "This is a scripted answer."
+    whole = client.chat.completions.create(model="scripted", messages=[{"role": "user", "content": "hi"}])
+    assert whole.choices[0].message.content == "This is a scripted answer."

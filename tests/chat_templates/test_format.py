@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from qlora_chat.chat_templates.format import TemplateFormat
 from qlora_chat.chat_templates.renderer import TemplateError, TemplateSource
 from qlora_chat.chat_templates.vocabulary import TemplateVocabulary
+from qlora_chat.context import PromptTooLong, fit_prompt
 from qlora_chat.messages import Conversation, Message
-from qlora_chat.prompt import PromptTooLong, fit_prompt, render, training_text
+from qlora_chat.prompt import render, training_text
 from tests.chat_templates.examples import EXAMPLES
 from tests.chat_templates.vocabularies import KINDS, opened
 
@@ -137,7 +138,7 @@ def test_old_exchanges_go_when_the_window_is_full(name: str) -> None:
     whole = render(conversation, ours, tokenizer)
     fitted = fit_prompt(conversation, ours, tokenizer, window=len(whole.ids), max_new_tokens=10)
     assert len(fitted.ids) <= len(whole.ids) - 10
-    assert fitted.dropped in ((0, 1), (0, 1, 2, 3))
+    assert fitted.dropped in ((0, 1, 2, 3), (0, 1, 2, 3, 4, 5)), "a quarter of what fits"
     assert "Be brief." in fitted.text
     with pytest.raises(PromptTooLong):
         fit_prompt(conversation, ours, tokenizer, window=20, max_new_tokens=5)
@@ -211,3 +212,23 @@ def test_a_template_that_cannot_be_used_is_refused_by_file_and_line(template: st
     tokenizer = opened("chatml", "byte-level")[2]
     with pytest.raises(TemplateError, match=words):
         TemplateFormat("template", TemplateSource(template, "bad.jinja"), TemplateVocabulary(tokenizer._tokenizer.to_str()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_an_open_answer_is_that_of_transformers(name: str, kind: str) -> None:
+    """continue_final_message, except where a template writes finished answers otherwise than it opens them."""
+    theirs, ours, tokenizer = opened(name, kind)
+    conversation = conversation_of(["Count.", "One, two"], None)
+    prompt = render(conversation, ours, tokenizer, continue_final=True)
+    messages = [{"role": each.role, "content": each.content} for each in conversation.messages]
+    ids = theirs.apply_chat_template(messages, continue_final_message=True, return_dict=False)
+    opening = render(conversation.before_last(), ours, tokenizer)
+    assert prompt.ids[: len(opening.ids)] == opening.ids, "the KV cache still has it"
+    assert prompt.text.endswith("One, two")
+    assert (list(prompt.ids) == [int(str(each)) for each in ids]) == (name not in ("deepseek-r1-distill", "qwen3"))
+    generated = tuple(tokenizer.encode_continuation("One, two"))
+    reused = conversation.replacing_last(Message("assistant", "One, two", generated))
+    again = render(reused, ours, tokenizer, continue_final=True)
+    assert again.ids == (*opening.ids, *generated)
+    assert again.continued == len(generated)

@@ -196,3 +196,13 @@ def test_the_command_uses_the_editor(tmp_path: Path) -> None:
         assert person.ended() == 0
     server.stop()
     assert questions(tmp_path) == ["hello"]
+
+
+def test_progress_is_a_line_that_the_answer_replaces(tmp_path: Path) -> None:
+    program = PROGRAM.replace("    talk(", "    chat.engine.prefilled = (7, 14)\n    talk(")
+    with on_terminal(tmp_path, ["-c", program, f"{tmp_path}/chats"]) as person:
+        person.type("hello\r")
+        person.wait_for(ANSWER)
+        assert "(reading 14 of " in person.shown
+        erased = person.shown.index("(reading 14 of ")
+        assert "\r" + " " * len("(reading 14 of ") in person.shown[erased : person.shown.index(ANSWER)]

@@ -366,3 +366,17 @@ def test_logits_for_another_thread_are_computed_on_the_engine_s(
     monkeypatch.setattr(shared_engine._scheduler, "compute_logits", forward)
     assert shared_engine.forward([]).shape == (1, 4)
     assert threads == ["qlora-chat-engine"]
+
+
+def test_a_cut_answer_goes_on_as_if_it_had_not_been_cut(shared_engine: LocalEngine) -> None:
+    chat = Chat(shared_engine, DEFAULT_FORMAT, MemoryHistory())
+    question = "Tell me about the sea."
+    list(whole := chat.reply(Conversation(), question, AnswerOptions(Sampling(temperature=0.0, max_new_tokens=30))))
+    list(cut := chat.reply(Conversation(), question, AnswerOptions(Sampling(temperature=0.0, max_new_tokens=11))))
+    assert cut.finish is not None
+    assert cut.finish.reason == "length"
+    list(rest := chat.continue_answer(cut.conversation, AnswerOptions(Sampling(temperature=0.0, max_new_tokens=19))))
+    assert rest.answer == whole.answer
+    assert rest.conversation.messages[-1].ids == whole.conversation.messages[-1].ids
+    assert rest.finish is not None
+    assert rest.finish.cached_tokens >= rest.prompt_tokens - 1, "only the last token is computed again"

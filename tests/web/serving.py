@@ -29,6 +29,7 @@ class Served:
         """The same, its engine as it was at first."""
         self.engine.answer, self.engine.delay, self.engine.fails_after = "This is a scripted answer.", 0.0, None
         self.engine.pauses_after, self.engine.go_on = None, threading.Event()
+        self.engine.prefilled = ()
         self.engine.streams.clear()
         return self
 

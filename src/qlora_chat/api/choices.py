@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from qlora_chat.api.response_schemas import PromptDetails, TokenLogprob, TopLogprob, Usage
-from qlora_chat.engines import Finish, Piece
+from qlora_chat.engines import Finish, Piece, PrefillProgress
 from qlora_chat.prompt import Tokenizer
 
 
@@ -26,14 +26,20 @@ class Delta:
 class Choice:
     """One answer, built from its pieces."""
 
-    def __init__(self, index: int, tokenizer: Tokenizer, special_tokens: Mapping[int, str], *, trimmed: bool) -> None:
-        """`special_tokens` are names of ids that decode to nothing; `trimmed` leaves out white space around the answer."""
+    def __init__(
+        self, index: int, tokenizer: Tokenizer, special_tokens: Mapping[int, str], *, trimmed: bool, continues: bool = False
+    ) -> None:
+        """`special_tokens` are names of ids that decode to nothing; `trimmed` leaves out white space around the answer, but not
+        before the rest of one that `continues`."""
         self.index = index
         self.text = ""
         """All text that may be sent so far."""
         self.logprobs: list[tuple[TokenLogprob, int]] = []
         self.finish: Finish | None = None
+        self.prefill: PrefillProgress | None = None
+        """Newest report of its prompt."""
         self._tokenizer, self._special_tokens, self._trimmed = tokenizer, special_tokens, trimmed
+        self._continues = continues
         self._trailing_space = ""
         self._decoded_chars = self._released_chars = 0
         self._pending: deque[tuple[TokenLogprob, int]] = deque()
@@ -42,6 +48,8 @@ class Choice:
         """Add a piece; returns what can be sent after it."""
         if piece.finish is not None:
             self.finish = piece.finish
+        if piece.prefill is not None:
+            self.prefill = piece.prefill
         text = self._trim(piece.text) if self._trimmed else piece.text
         self.text += text
         if piece.token_id is not None and piece.logprob is not None:
@@ -52,9 +60,9 @@ class Choice:
         return Delta(text, self._release_logprobs(piece))
 
     def _trim(self, text: str) -> str:
-        """Drop white space at the beginning, and hold back other white space until something follows it."""
+        """Drop white space at the beginning of the answer, and hold back other white space until something follows it."""
         text = self._trailing_space + text
-        if not self.text:
+        if not (self.text or self._continues):
             text = text.lstrip()
         trimmed = text.rstrip()
         self._trailing_space = text[len(trimmed) :]

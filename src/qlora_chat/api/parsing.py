@@ -13,9 +13,10 @@ from typing import Protocol
 from qlora_chat.api.errors import ApiError, invalid
 from qlora_chat.api.request_schemas import ChatMessage, ChatRequest, CompletionRequest
 from qlora_chat.chat import Chat
+from qlora_chat.context import fewest_tokens
 from qlora_chat.engines import Stream
 from qlora_chat.messages import Conversation, Message
-from qlora_chat.prompt import Prompt, Tokenizer, fewest_tokens, render
+from qlora_chat.prompt import Prompt, Tokenizer, render
 from qlora_chat.settings import LOGITS_PROCESSORS, Sampling
 from qlora_chat.stopping import Stops
 
@@ -46,6 +47,11 @@ class ParsedRequest:
     conversation: Conversation | None = None
     """Source of the prompt; None for a text completion."""
 
+    @property
+    def continues(self) -> bool:
+        """True if the client has the beginning of the answer."""
+        return self.conversation is not None and self.conversation.messages[-1].role == "assistant"
+
     def start(self, start_stream: Callable[[Prompt, Sampling], Stream]) -> list[Stream]:
         """Start all streams, or none: if one cannot be started, the others are cancelled."""
         streams: list[Stream] = []
@@ -70,17 +76,20 @@ def parse_chat_request(request: ChatRequest, chat: Chat, max_tokens: int | None)
 
     `max_tokens` is the server's limit for one answer.
     """
-    parsed = parse_conversation(to_conversation(request.messages), request, chat, max_tokens, "messages", "max_tokens")
+    conversation = to_conversation(request.messages, continue_final=request.continue_final_message)
+    parsed = parse_conversation(conversation, request, chat, max_tokens, "messages", "max_tokens")
     return replace(parsed, choices=request.n)
 
 
 def parse_conversation(
     conversation: Conversation, request: AnswerRequest, chat: Chat, max_tokens: int | None, param: str, limit_param: str
 ) -> ParsedRequest:
-    """One answer to a conversation. `param` and `limit_param` are the fields that it and the answer's limit come from."""
+    """One answer to a conversation, or the rest of the answer that it ends with. `param` and `limit_param` are the fields that
+    it and the answer's limit come from."""
     window = chat.engine.info.window
     _refuse_by_length(fewest_tokens(conversation, chat.engine.tokenizer), window, param)
-    prompt = render(conversation, chat.prompt_format, chat.engine.tokenizer)
+    continue_final = conversation.messages[-1].role == "assistant"
+    prompt = render(conversation, chat.prompt_format, chat.engine.tokenizer, continue_final=continue_final)
     stops = Stops() if request.ignore_eos else chat.stops
     room = _room([prompt], request.answer_limit, window, max_tokens, param, limit_param)
     return ParsedRequest([prompt], 1, _sampling(request, room), _with_texts(stops, request.stops), conversation)
@@ -97,15 +106,18 @@ def parse_completion_request(request: CompletionRequest, chat: Chat, max_tokens:
     return ParsedRequest(prompts, request.n, _sampling(request, room), _with_texts(stops, request.stops))
 
 
-def to_conversation(messages: Sequence[ChatMessage], param: str = "messages") -> Conversation:
+def to_conversation(messages: Sequence[ChatMessage], param: str = "messages", *, continue_final: bool = False) -> Conversation:
     """OpenAI's messages as alternating turns. System text comes first; adjacent messages of one role are merged, and a
-    conversation that the assistant opens gets an empty question before it. ApiError if that is impossible."""
+    conversation that the assistant opens gets an empty question before it. The last one is the user's, with `continue_final`
+    the assistant's. ApiError if that is impossible."""
     leading = next((index for index, each in enumerate(messages) if each.role in ("user", "assistant")), len(messages))
     turns = messages[leading:]
     late = next((index for index, each in enumerate(turns) if each.role not in ("user", "assistant")), None)
     if late is not None:
         raise invalid("system and developer messages must come before all others", f"{param}.{leading + late}.role")
-    if not turns or turns[-1].role != "user":
+    if continue_final and (not turns or turns[-1].role != "assistant"):
+        raise invalid("with continue_final_message the last message must be the assistant's", param)
+    if not continue_final and (not turns or turns[-1].role != "user"):
         raise invalid("the last message must be the user's: it is what gets an answer", param)
     merged: list[Message] = [] if turns[0].role == "user" else [Message("user", "")]
     for each in turns:

@@ -248,11 +248,20 @@ class ChatRequest(_Request):
     )
     logprobs: bool = False
     top_logprobs: LogprobCount = Field(0, description="needs logprobs to be true")
+    continue_final_message: bool = Field(
+        False, description="go on with the last message, the assistant's; needs add_generation_prompt to be false"
+    )
+    add_generation_prompt: bool = Field(True, description="false only with continue_final_message")
 
     @model_validator(mode="after")
     def _check_dependent_fields(self) -> Any:
         if self.top_logprobs and not self.logprobs:
             raise invalid("top_logprobs needs logprobs to be true", "top_logprobs")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise invalid("continue_final_message needs add_generation_prompt to be false", "continue_final_message")
+        if not (self.add_generation_prompt or self.continue_final_message):
+            text = "add_generation_prompt can be false only with continue_final_message"
+            raise invalid(text, "add_generation_prompt", "unsupported_parameter")
         if self.store:  # nothing reads metadata otherwise, and clients send what they like (Open WebUI: objects)
             check_metadata(self.metadata)
         return self

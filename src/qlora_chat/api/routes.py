@@ -189,7 +189,10 @@ async def _answer(
     tokenizer = engine.tokenizer
     stop_ids = {tokenizer.token_id(token): token for token in chat.prompt_format.stop_tokens}
     special_tokens = {token_id: token for token_id, token in stop_ids.items() if token_id is not None}
-    choices = [Choice(index, tokenizer, special_tokens, trimmed=serializer.trimmed) for index in range(len(streams))]
+    choices = [
+        Choice(index, tokenizer, special_tokens, trimmed=serializer.trimmed, continues=parsed.continues)
+        for index in range(len(streams))
+    ]
     reports_logprobs = body.reported_logprobs is not None
     answer = Answer(reader, choices, serializer, parsed.choices, reports_logprobs, body.include_usage, on_end)
     response = await answer.event_stream() if body.stream else await answer.whole()

@@ -68,7 +68,7 @@ class StoredTurnWriter:
         conversation meanwhile; nothing is computed then."""
         options = replace(self._options, sampling=sampling)
         turn = self._chat.answer(self._conversation, prompt, options, self._stops, self._before)
-        self._conversation = turn.conversation
+        self._conversation = replace(self._conversation, head=turn.conversation.head)
         if not self._is_tagged:
             self._is_tagged = self._chat.history.change(self._conversation.id, tags=self._conversation.tags)
         return turn

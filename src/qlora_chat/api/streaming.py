@@ -1,7 +1,8 @@
 """Running streams as an HTTP response: whole, or as server-sent events.
 
 Scope: status and bytes. Until the first token an error is a status of its own; after it, or after ten seconds without one, an
-event in the stream, which still ends as usual. A client that leaves cancels its answers at their next token.
+event in the stream, which still ends as usual. While a long prompt is read, comments say how far it is. A client that leaves
+cancels its answers at their next token.
 """
 
 from __future__ import annotations
@@ -109,6 +110,13 @@ class Answer:
                 sent += serializer.end(index, self.reason(choice))
         return sent
 
+    def prefill_comment(self, events: Sequence[Event]) -> bytes:
+        """Comment on the prompts' progress, which OpenAI's clients ignore; b"" where no event reports any."""
+        if not any(isinstance(item, Piece) and item.prefill for _, item in events):
+            return b""
+        reports = [choice.prefill for choice in self.choices if choice.prefill]
+        return b": prefill %d/%d\n\n" % (sum(each.read for each in reports), sum(each.total for each in reports))
+
     def close(self) -> Usage:
         """Stop what still runs; returns the token counts, and reports them to `on_end`."""
         self.reader.close()
@@ -153,7 +161,7 @@ class EventStream(Response):
         unsent = _encoded([event for choice in answer.choices for event in serializer.opening(choice.index)])
         try:
             while True:
-                unsent += COMMENT if self._events is None else _encoded(answer.stream_events(self._events))
+                unsent += COMMENT if self._events is None else self._new_events(self._events)
                 if not answer.reader.live:
                     break
                 if unsent:
@@ -166,6 +174,10 @@ class EventStream(Response):
             return
         last = _encoded(serializer.last(answer.close(), answer.include_usage))
         await _write(send, unsent + last + serializer.done)
+
+    def _new_events(self, events: Sequence[Event]) -> bytes:
+        sent = _encoded(self._answer.stream_events(events))
+        return self._answer.prefill_comment(events) + sent
 
 
 def _encoded(events: Sequence[Json]) -> bytes:

@@ -112,7 +112,7 @@ def generate_together(
         engine.stream(prompt, replace(sampling, seed=seed + index), Stops(), name)
         for index, (prompt, name) in enumerate(zip(prompts, names, strict=True))
     ]
-    return [list(stream) for stream in streams]
+    return [[piece for piece in stream if not piece.prefill] for stream in streams]
 
 
 def total_rate(answers: Sequence[Sequence[Piece]]) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from qlora_chat.chat_templates.parts import PartsRenderer, RenderedParts, Span, TemplateMessage
@@ -68,9 +68,23 @@ class TemplateFormat:
             return ("The chat template has no system role: system text leads the first message instead.",)
         return ()
 
-    def render(self, conversation: Conversation, tokenizer: Tokenizer, start: int = 0) -> Prompt:
-        """Text and ids of the system text and the messages from index `start`, with the answer's opening at the end."""
-        shown = conversation.messages[start:]
+    def render(self, conversation: Conversation, tokenizer: Tokenizer, *, continue_final: bool = False) -> Prompt:
+        """Text and ids with the next answer's opening at the end; with `continue_final`, the last answer stays open.
+
+        An open answer follows the same opening as when it was begun, even where the template writes finished answers
+        otherwise: the model goes on from what it has read, and the KV cache still holds it.
+        """
+        parts, ids = self._opened(conversation.before_last() if continue_final else conversation)
+        text = self._without_bos(parts.text, tokenizer)
+        answer = conversation.messages[-1] if continue_final else None
+        if answer is None or not answer.content:
+            return Prompt(text, tuple(ids))
+        begun, begun_ids = self._begun(parts, answer)
+        return Prompt(text + begun, (*ids, *begun_ids), continued=len(begun_ids))
+
+    def _opened(self, conversation: Conversation) -> tuple[RenderedParts, list[int]]:
+        """The rendered conversation with an answer's opening at the end, and its ids."""
+        shown = conversation.messages
         messages, offset = self._messages(conversation, shown)
         parts = self._renderer.render(messages, open_answer=True)
         ids: list[int] = []
@@ -82,8 +96,16 @@ class TemplateFormat:
             ids += self._vocabulary.encode(parts, at, span[0])[0]
             ids += self._without_end(message.ids)
             at = span[1]
-        ids += self._vocabulary.encode(parts, at)[0]
-        return Prompt(self._without_bos(parts.text, tokenizer), tuple(ids), tuple(range(start)))
+        return parts, ids + self._vocabulary.encode(parts, at)[0]
+
+    def _begun(self, opened: RenderedParts, answer: Message) -> tuple[str, Sequence[int]]:
+        """Text and ids of an answer's beginning, as they follow the opening."""
+        content = _clean(answer.content) if answer.ids else self.escape(answer.content)
+        lead = self._traits.lead if not content[:1].isspace() else ""
+        if answer.ids:
+            return lead + content, self._without_end(answer.ids)
+        whole = replace(opened, text=opened.text + lead + content)
+        return lead + content, self._vocabulary.encode(whole, len(opened.text))[0]
 
     def training_text(
         self, conversation: Conversation, tokenizer: SpanTokenizer, end_id: int | None, loss_on: LossOn

@@ -51,9 +51,20 @@ class Finish:
     """Sampling changes during the answer, as (tokens generated before, new settings); None where an engine cannot tell."""
 
 
+class PrefillProgress(NamedTuple):
+    """Tokens of a prompt that are in the KV cache, of all its tokens."""
+
+    read: int
+    """Tokens that were cached before count as read."""
+    total: int
+
+
 @dataclass(frozen=True)
 class Piece:
-    """One token's share of an answer. Only the last piece has `finish`."""
+    """One token's share of an answer. Only the last piece has `finish`.
+
+    While a long prompt is prefilled, pieces without text report the progress; they come before the first token only.
+    """
 
     text: str
     """May be empty: text is held back until its characters are complete and cannot begin a stop text."""
@@ -62,6 +73,7 @@ class Piece:
     logprob: float | None = None
     """As in TokenLogprobs."""
     top_logprobs: tuple[tuple[int, float], ...] = ()
+    prefill: PrefillProgress | None = None
 
 
 class EngineError(UserError, RuntimeError):

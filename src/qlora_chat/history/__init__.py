@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from qlora_chat.history.protocols import HistoryStore, Queue, Recorder
 from qlora_chat.history.types import (
+    ContinuedAnswer,
     ConversationInfo,
     Feedback,
     HistoryError,
@@ -26,6 +27,7 @@ from qlora_chat.history.types import (
 )
 
 __all__ = [
+    "ContinuedAnswer",
     "ConversationInfo",
     "Feedback",
     "HistoryError",

@@ -32,12 +32,14 @@ def answer_metadata(turn: TurnRecord) -> dict[str, Any]:
         "settings_changes": [
             {
                 "at_token": change.at_token,
+                "at_character": change.at_character,
                 "generate_kwargs": generate_kwargs(change.sampling),
                 "max_new_tokens": change.sampling.max_new_tokens,
             }
             for change in turn.changes
         ],
         "model": turn.model and {**asdict(turn.model), "version": __version__},
+        **({"continues": asdict(turn.continues)} if turn.continues else {}),
     }
 
 

@@ -57,6 +57,20 @@ class SettingsChange:
 
     at_token: int
     sampling: Sampling
+    at_character: int | None = None
+    """Length of the shown answer at that token; None if unknown."""
+
+
+@dataclass(frozen=True)
+class ContinuedAnswer:
+    """The earlier version of an answer that another one goes on with."""
+
+    turn_id: str | None
+    """None if a client or a user wrote it."""
+    tokens: int
+    """Tokens of it at the prompt's end."""
+    characters: int
+    """Length of its text, with which the new version begins."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +92,8 @@ class TurnRecord:
     usage: Usage | None = None
     """None if the engine reported none."""
     model: ModelUsed | None = None
+    continues: ContinuedAnswer | None = None
+    """Set if the prompt ends with the beginning of the answer; `answer_ids`, `changes` and `usage` are those of the rest."""
 
     @property
     def answer(self) -> Message:

@@ -145,7 +145,7 @@ def _with_probabilities(first: FirstToken, recorded: RecordedAnswer, chat: Chat)
         stream = chat.engine.stream(
             Prompt("", ids), Sampling(temperature=0.0, max_new_tokens=1, logprobs=TOP_LOGPROBS), Stops()
         )
-        top_logprobs = dict(next(iter(stream)).top_logprobs)
+        top_logprobs = dict(next(piece for piece in stream if not piece.prefill).top_logprobs)
     except (ValueError, EngineError):
         return first
 

@@ -119,7 +119,7 @@ class SharedStream:
         assert self._stream
         first = True
         for piece in self._stream:
-            if first and (piece.finish is None or piece.finish.completion_tokens):
+            if first and not piece.prefill and (piece.finish is None or piece.finish.completion_tokens):
                 first = False
                 self._metrics.first_token_seconds.observe(time.perf_counter() - self._ticket.entered)
             if piece.finish:

@@ -72,7 +72,7 @@ class RunningAnswer:
                 if piece.token_id is not None or piece.text:
                     self.tokens += 1
                     self.first_at = self.first_at or time.perf_counter()
-                if piece.text and (wakeup := self._wakeup):
+                if (piece.text or piece.prefill) and (wakeup := self._wakeup):
                     wakeup.notify()
         except EngineError as problem:
             self.problem = str(problem)
@@ -88,13 +88,15 @@ class RunningAnswer:
             wakeup.notify(now=True)
 
     async def changes(self) -> AsyncIterator[bool]:
-        """True when there is more text: at the first text, then at most 10 times a second. False as a sign of life."""
-        shown = ""
+        """True when there is more text, or more of the prompt has been read: at the first, then at most 10 times a second.
+        False as a sign of life."""
+        shown = "", 0
         wakeup = self._wakeup = Wakeup(UPDATE_SECONDS)
         try:
             while not self.done:
-                if self.turn.answer != shown:
-                    shown = self.turn.answer
+                newest = self.turn.answer, self.turn.prefilled
+                if newest != shown:
+                    shown = newest
                     wakeup.start_interval()
                     yield True
                 try:

@@ -1,9 +1,11 @@
 """Tokens become pieces: without partial characters, without losing text, and with one end."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qlora_chat.engines import TokenLogprobs
+from qlora_chat.engines.core import answer_builder
 from qlora_chat.engines.core.answer_builder import AnswerBuilder, Detokenizer, iterate
 from qlora_chat.models import LoadedModel
 from qlora_chat.stopping import Stops
@@ -74,3 +76,19 @@ def test_an_answer_ends_once() -> None:
     assert last.finish is not None
     assert (last.finish.reason, last.finish.completion_tokens) == ("stop", 4)
     assert answer.pieces.empty()
+
+
+def test_prefill_is_reported_at_intervals_until_the_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter([0.0, 0.05, 0.11, 0.15, 0.22, *[1.0] * 9])
+    monkeypatch.setattr(answer_builder.time, "perf_counter", lambda: next(moments))
+    answer = AnswerBuilder(LETTERS, Stops(), 100)  # 0.0
+    answer.report_prefill(10)  # too soon: a short prompt is read by then
+    answer.report_prefill(20)
+    answer.report_prefill(20)  # nothing new
+    answer.report_prefill(30)  # too soon after the last one
+    answer.report_prefill(101)  # as a server may count that tokenises in its own way
+    answer.push_token(LETTERS.encode("a")[0], 1)
+    answer.report_prefill(100)
+    pieces = list(iterate(answer.pieces))
+    assert [each.prefill for each in pieces] == [(20, 100), (100, 100), None]
+    assert [each.text for each in pieces] == ["", "", "a"]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
 
-from qlora_chat.engines import Piece
+from qlora_chat.engines import Piece, PrefillProgress
+from qlora_chat.engines.core import answer_builder
 from qlora_chat.engines.core.request import Request
 from qlora_chat.engines.core.scheduler import SpanScheduler
 from qlora_chat.settings import Sampling
@@ -178,3 +179,22 @@ def test_a_pass_that_fails_over_a_draft_fails_for_its_own_chat_only() -> None:
         answers.append(None if not isinstance(pieces[-1], Piece) else [each.token_id for each in pieces])  # type: ignore[union-attr]
     assert None in answers
     assert answer_of(alone)[0] in answers
+
+
+@either_scheduler
+def test_a_long_prompt_reports_how_much_of_it_is_read(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer_builder, "PREFILL_INTERVAL_S", 0.0)
+    brief = Sampling(temperature=0.0, max_new_tokens=3)
+    requests = [make_request(brief, prompt=(1, *[4 + index] * 420)) for index in range(3)]
+    run(requests)
+    reports: list[PrefillProgress] = []
+    for request in requests:
+        pieces = list(request)
+        own = [each.prefill for each in pieces if each.prefill]
+        assert own == [each.prefill for each in pieces[: len(own)]], "before the first token"
+        assert all(earlier.read < later.read for earlier, later in pairwise(own))
+        assert not any(each.text or each.token_id for each in pieces[: len(own)])
+        assert len([each for each in pieces if each.token_id is not None]) == 3
+        reports += own
+    assert reports, "three prompts are more than one pass reads"
+    assert all(0 < each.read < each.total == 421 for each in reports)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qlora_chat.engines import PrefillProgress
 from qlora_chat.engines.remote.sse import MAX_LINE, Chunk, StreamError, error_text, read_chunks
 
 STREAM = (
@@ -100,3 +101,16 @@ def test_top_log_probabilities_are_read_by_their_ids_and_sorted() -> None:
     choice = {"text": "ab", "token_ids": [5, 6], "logprobs": {"token_logprobs": [-0.5, -3], "top_logprobs": tops}}
     (chunk, *_) = chunks_of(f"data: {json.dumps({'choices': [choice]})}\n\ndata: [DONE]\n".encode())
     assert chunk.logprobs == ((-0.5, ((5, -0.5), (7, -2.0))), (-3.0, ()))
+
+
+def test_our_own_servers_comments_tell_how_much_of_the_prompt_is_read() -> None:
+    comments = (
+        b"".join(b": prefill %d/4984\n\n" % read for read in (512, 1024, 1024, 900)) + b": prefill 9/3\n\n: prefill x/9\n\n"
+    )
+    assert chunks_of(comments + STREAM) == [
+        Chunk(prefill=PrefillProgress(512, 4984)),
+        Chunk(prefill=PrefillProgress(1024, 4984)),
+        *CHUNKS,
+    ]
+    slow = b"".join(b": prefill %d/99999\n\n" % read for read in range(1, 8_000))
+    assert chunks_of(slow + STREAM)[-1] == CHUNKS[-1], "many comments are no endless silence while the number grows"

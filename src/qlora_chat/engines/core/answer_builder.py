@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from queue import SimpleQueue
 
-from qlora_chat.engines import NO_LOGPROBS, EngineError, Finish, Piece, TokenLogprobs
+from qlora_chat.engines import NO_LOGPROBS, EngineError, Finish, Piece, PrefillProgress, TokenLogprobs
 from qlora_chat.messages import FinishReason
 from qlora_chat.prompt import Tokenizer
 from qlora_chat.settings import Sampling
@@ -19,6 +19,8 @@ from qlora_chat.stopping import StopOnTokens, Stops, TextStops
 PieceQueue = SimpleQueue[Piece | EngineError]
 """One answer's pieces as they are generated; the last item has `finish`, or is an error instead."""
 REPLACEMENT = "\ufffd"
+PREFILL_INTERVAL_S = 0.1
+"""Shortest time between two reports of a prompt's prefill, and before the first: a short prompt has none."""
 LONGEST_CHARACTER = 4
 """Bytes of the longest UTF-8 character: a character still broken after as many tokens stays broken."""
 
@@ -65,11 +67,21 @@ class AnswerBuilder:
         self._detokenizer = Detokenizer(tokenizer)
         self._started = time.perf_counter()
         self._first_token = self._last_token = 0.0
+        self._prefilled, self._reported = 0, self._started
 
     @property
     def text(self) -> str:
         """All text so far, including text that is held back or follows a stop."""
         return "".join(self._text)
+
+    def report_prefill(self, read: int) -> None:
+        """Report the tokens of the prompt that have been read, unless there is nothing new or the last report is too recent."""
+        if self.count or self.ended or read <= self._prefilled:
+            return
+        moment = time.perf_counter()
+        if moment - self._reported >= PREFILL_INTERVAL_S:
+            self._prefilled, self._reported = read, moment
+            self.pieces.put(Piece("", prefill=PrefillProgress(min(read, self._prompt_tokens), self._prompt_tokens)))
 
     def push_token(self, token_id: int, limit: int, logprobs: TokenLogprobs = NO_LOGPROBS) -> bool:
         """Add a token; returns True if the answer ends with it: at a stop, or as the last of `limit` tokens."""

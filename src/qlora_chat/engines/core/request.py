@@ -91,6 +91,11 @@ class Request:
         """Run in this slot; the part of the prompt that it already holds is not computed again."""
         self.slot, self._answer.cached_tokens = slot, len(slot.ids)
 
+    def report_prefill(self) -> None:
+        """Tell the caller how much of the prompt has been read, while more than its last token is left to read."""
+        if self.pending > 1 and not self.generated:
+            self._answer.report_prefill(len(self.running_slot.ids))
+
     def draft(self) -> Draft:
         """Tokens that may follow, at most as many as the answer may still have."""
         if self._speculator is None:

@@ -56,6 +56,11 @@ class RequestQueue:
         self.running += admitted
         return admitted
 
+    def report_prefill(self) -> None:
+        """Tell the callers of running requests how much of their prompts has been read."""
+        for request in self.running:
+            request.report_prefill()
+
     def remove(self, request: Request) -> None:
         """Remove a request that has ended; its slot keeps the conversation until another needs the slot."""
         self.running.remove(request)

@@ -113,6 +113,7 @@ class SpanScheduler:
             self._run_one_by_one(requests, spans)
             return
         self._hand_out(requests, spans, logits)
+        self._queue.report_prefill()
         if self._costs and all(len(span.ids) == span.logits for span in spans):
             self._costs.note(sum(span.logits for span in spans), time.perf_counter() - started)
 

@@ -121,6 +121,7 @@ class CudaScheduler:
             self._draft_step(decoding, plan.drafts)
         elif plan.action is Action.STEP:
             self._decode_step(decoding)
+        self._queue.report_prefill()
 
     def cancel_all(self) -> None:
         self._drop_prefill()

@@ -164,6 +164,9 @@ class RemoteAnswer:
         self._between_words_only, at_start = capabilities.strips_space, True
         async with contextlib.aclosing(server.chunks(body)) as chunks:
             async for chunk in chunks:
+                if chunk.prefill:
+                    self._answer.report_prefill(chunk.prefill.read)
+                    continue
                 if self._reading:
                     server.waiting.discard(self._reading)
                 if self._changed and chunk.text[:1].isspace():

@@ -6,17 +6,20 @@ Scope: OpenAI's JSON in server-sent events, and everything that may be wrong wit
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qlora_chat.engines import TokenLogprobs
+from qlora_chat.engines import PrefillProgress, TokenLogprobs
 from qlora_chat.engines.remote.surrogates import SurrogateJoiner
 
 MAX_LINE = 1 << 20
 """Bytes; a chunk has a few hundred."""
 MAX_EMPTY_LINES = 10_000
 """Lines in a row that bring nothing of an answer: comments that hold a connection open come every few seconds."""
+_PREFILL = re.compile(rb": prefill (\d{1,7})/(\d{1,7})")
+"""Comment of this program's own servers while they read a prompt."""
 TOKEN_ID = "token_id:"
 """Prefix of tokens that a server names by their ids (vLLM's return_tokens_as_token_ids)."""
 
@@ -38,13 +41,19 @@ class Chunk:
     cached_tokens: int = 0
     logprobs: tuple[TokenLogprobs, ...] = ()
     """One for each id; () where none were requested, or the server returns none that can be used."""
+    prefill: PrefillProgress | None = None
+    """The server is still reading the prompt."""
 
 
 async def read_chunks(parts: AsyncIterator[bytes]) -> AsyncIterator[Chunk]:
     """Chunks until [DONE], or the end after a finish reason (some servers send no [DONE]). StreamError for anything else."""
-    finished, empty, joiner = False, 0, SurrogateJoiner()
+    finished, empty, read, joiner = False, 0, 0, SurrogateJoiner()
     async for line in _lines(parts):
         empty += 1
+        if (progress := _progress(line)) and progress.read > read:
+            read, empty = progress.read, 0
+            yield Chunk(prefill=progress)
+            continue
         if empty > MAX_EMPTY_LINES:
             raise StreamError(f"{MAX_EMPTY_LINES:,} lines in a row bring nothing of an answer")
         if not line.startswith(b"data:"):
@@ -58,6 +67,12 @@ async def read_chunks(parts: AsyncIterator[bytes]) -> AsyncIterator[Chunk]:
         yield replace(chunk, text=joiner.add(chunk.text, last=chunk.finish is not None))
     if not finished:
         raise StreamError("the answer broke off")
+
+
+def _progress(line: bytes) -> PrefillProgress | None:
+    found = _PREFILL.fullmatch(line)
+    progress = PrefillProgress(int(found[1]), int(found[2])) if found else None
+    return progress if progress and progress.read <= progress.total else None
 
 
 async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
