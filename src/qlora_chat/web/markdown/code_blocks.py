@@ -1,0 +1,66 @@
+"""Code with a header and highlighting.
+
+Scope: the HTML of one block of code. Its colours are in stylesheet.py.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from html import escape
+from typing import Any
+
+from pygments.lexer import Lexer
+from pygments.lexers import get_lexer_by_name
+from pygments.token import STANDARD_TYPES, Token
+from pygments.util import ClassNotFound
+
+MAX_LETTERS = 30_000
+"""Longer code is shown without colours."""
+LANGUAGES = frozenset(
+    {"bash", "c", "c++", "cmake", "cpp", "cs", "csharp", "css", "cuda", "diff", "docker", "dockerfile", "go", "golang",
+     "graphql", "haskell", "html", "http", "ini", "java", "javascript", "js", "json", "json5", "jsx", "julia", "kotlin",
+     "latex", "lua", "make", "makefile", "markdown", "md", "matlab", "nginx", "objective-c", "ocaml", "perl", "php",
+     "powershell", "proto", "protobuf", "ps1", "py", "python", "python3", "pytb", "r", "rb", "ruby", "rs", "rust", "scala",
+     "scss", "sh", "shell", "sql", "swift", "tex", "toml", "ts", "tsx", "typescript", "vim", "vue", "xml", "yaml", "yml",
+     "zig", "zsh"}
+)  # fmt: skip
+"""Names of languages whose lexers are known to take linear time. Code in any other is shown without colours."""
+
+
+def code_block(code: str, info: str) -> str:
+    """HTML of a fenced block with its info string, which names the language."""
+    language = info.split()[0][:40] if info.split() else ""
+    label = escape(language) or "text"
+    return (
+        f'<div class="code"><div class="code-head"><span>{label}</span><button type="button" data-copy>Copy</button></div>'
+        f'<pre dir="ltr" tabindex="0"><code>{_highlighted(code, language.lower())}</code></pre></div>\n'
+    )
+
+
+@lru_cache(maxsize=256)
+def _highlighted(code: str, language: str) -> str:
+    lexer = _lexer(language) if len(code) <= MAX_LETTERS else None
+    if lexer is None:
+        return escape(code)
+    return "".join(_span(kind, text) for _, kind, text in lexer.get_tokens_unprocessed(code))
+
+
+def _span(kind: Any, text: str) -> str:
+    name = _class_of(kind)
+    return f'<span class="{name}">{escape(text)}</span>' if name and text else escape(text)
+
+
+def _class_of(kind: Any) -> str:
+    while kind is not Token and kind not in STANDARD_TYPES:
+        kind = kind.parent
+    return STANDARD_TYPES.get(kind, "")
+
+
+@lru_cache(maxsize=128)
+def _lexer(language: str) -> Lexer | None:
+    if language not in LANGUAGES:
+        return None
+    try:
+        return get_lexer_by_name(language)
+    except ClassNotFound:
+        return None
