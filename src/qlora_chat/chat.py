@@ -43,6 +43,8 @@ class AnswerOptions:
     """One of the engine's adapters, or the model's own name for the model alone; None leaves it to the engine."""
     owner: str | None = None
     """Owner of a new conversation; None lists it for everybody."""
+    name_key: str | None = None
+    """Key by which an API client finds a new conversation again."""
     logged: bool = True
     """Send the finished turn to the receiver, if there is one."""
     must_save: bool = False
@@ -189,7 +191,7 @@ class Chat:
     ) -> tuple[Conversation, str | None]:
         """Save a conversation with an open answer. Returns it, and why it was not saved, if so: a full disk must not end the
         chat."""
-        info = ConversationInfo(model.name, model.adapter, asdict(options.sampling), options.owner)
+        info = ConversationInfo(model.name, model.adapter, asdict(options.sampling), options.owner, options.name_key)
         try:
             return self.history.save(conversation, info), None
         except HistoryUnavailable as problem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,9 @@ from qlora_chat.api.stored_turns import API_TAG, StoreOptions, owner_of
 from qlora_chat.chat import Chat
 from qlora_chat.history import HistoryStore, StoredConversation
 from qlora_chat.history.memory import MemoryHistory
+from qlora_chat.messages import Conversation, Message
 from qlora_chat.prompt import DEFAULT_FORMAT
+from qlora_chat.settings import ServeSettings
 from tests.fakes import FullHistory, ScriptedEngine, ScriptedRecorder
 from tests.web.serving import serving_chat
 
@@ -183,11 +186,43 @@ def test_a_turn_that_cannot_be_stored_is_not_started() -> None:
 
 def test_the_same_name_is_another_conversation_for_another_owner() -> None:
     named = {"conversation_id": "my chat"}
-    ids = {StoreOptions.of(named, owner).id for owner in (None, owner_of("Bearer a"), owner_of("Bearer b"))}
-    assert len(ids) == 3
-    generated = StoreOptions.of({}, None)
-    assert generated.id == generated.name
-    assert StoreOptions.of({"conversation_id": generated.id}, owner_of("Bearer a")).id != generated.id, "an id opens nothing"
+    keys = {StoreOptions.of(named, owner).name_key for owner in (None, owner_of("Bearer a"), owner_of("Bearer b"))}
+    assert len(keys) == 3
+    history, generated = MemoryHistory(), StoreOptions.of({}, None)
+    assert generated.find_id(history) == generated.name, "a generated name is the id where nobody owns a conversation"
+    claimed = StoreOptions.of({"conversation_id": generated.name}, owner_of("Bearer a"))
+    assert claimed.find_id(history) is None, "an id opens nothing"
+
+
+def test_ids_cannot_be_computed_from_names(storing: StoringServer) -> None:
+    named = {"store": True, "metadata": {"conversation_id": "my chat"}}
+    storing.post("one", **named)
+    first = storing.only().summary.id
+    assert uuid.UUID(first).version == 4, "random"
+    storing.history.erase([first])
+    storing.post("one", **named)
+    assert storing.only().summary.id != first
+
+
+def test_a_conversation_of_an_earlier_version_goes_on_under_its_derived_id(storing: StoringServer) -> None:
+    derived = Conversation(str(uuid.uuid5(uuid.NAMESPACE_OID, " my chat")))
+    storing.history.save(derived.adding(Message("user", "one")).adding(Message("assistant", "An answer.")))
+    storing.post("one", "An answer.", "two", store=True, metadata={"conversation_id": "my chat"})
+    assert texts(storing.only()) == ["one", "An answer.", "two", "An answer."]
+
+
+def test_two_tokens_of_one_loopback_server_have_conversations_of_their_own() -> None:
+    history = MemoryHistory()
+    settings = ServeSettings(token="the page's", api_tokens=("token-a", "token-b"))
+    with serving_chat(Chat(ScriptedEngine(), DEFAULT_FORMAT, history), settings, history_on=True) as url:
+        for token in ("token-a", "token-b", "the page's"):
+            body = {"model": "scripted", "messages": [{"role": "user", "content": token}], "store": True}
+            body |= {"metadata": {"conversation_id": "my chat"}}
+            sent = httpx.post(url + CHAT, json=body, headers={"authorization": f"Bearer {token}"}, timeout=60)
+            assert sent.status_code == 200
+    assert len(history.list()) == 3
+    for token in ("token-a", "token-b"):
+        assert [each.title for each in history.list(owner=owner_of(f"Bearer {token}"))] == [token]
 
 
 @pytest.mark.parametrize("metadata", [{"a": 1}, {"a": "x" * 513}, {"": "x"}, {str(n): "" for n in range(17)}, "text"])

@@ -38,7 +38,7 @@ def postgres_history(server: Server) -> HistoryStore:
     store = open_history(HistorySettings(server.network_url, PASSWORD), LogSettings()).store
     assert isinstance(store, SqlHistory)
     with store.database.write() as connection:
-        for table in ("feedback", "turns", "conversations", "outbox", "outbox_bodies"):
+        for table in ("names", "feedback", "turns", "conversations", "outbox", "outbox_bodies"):
             connection.exec_driver_sql(f"DELETE FROM {table}")
     return store
 

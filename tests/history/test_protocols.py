@@ -190,6 +190,19 @@ def test_list_and_search_can_be_limited_to_an_owner(store: HistoryStore) -> None
     assert [hit.conversation_id for hit in store.search("secret", owner="you")] == [other.id]
 
 
+def test_a_named_conversation_is_found_until_it_is_erased_and_a_name_is_given_once(store: HistoryStore) -> None:
+    first, second = (with_open_answer(Conversation(), text) for text in ("one", "two"))
+    store.save(first, ConversationInfo(name_key="key"))
+    with pytest.raises(StaleConversation):
+        store.save(second, ConversationInfo(name_key="key"))
+    assert store.find_named("key") == first.id
+    assert store.find_named("another") is None
+    store.erase([first.id])
+    assert store.find_named("key") is None
+    store.save(second, ConversationInfo(name_key="key"))
+    assert store.find_named("key") == second.id
+
+
 def test_feedback_stays_with_its_turn(store: HistoryStore) -> None:
     talk = add_turn(store, Conversation(), "one", "1")
     turn_id = talk.messages[-1].id

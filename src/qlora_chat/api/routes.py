@@ -33,7 +33,7 @@ from qlora_chat.api.streaming import Answer
 from qlora_chat.chat import Chat
 from qlora_chat.engines import EngineError, Stream
 from qlora_chat.models import ModelError, find_adapter
-from qlora_chat.serving.request_log import add_log_fields, caller_of
+from qlora_chat.serving.request_log import API_TOKEN, add_log_fields, caller_of
 from qlora_chat.serving.stream_reader import StreamReader
 from qlora_chat.settings import is_shared
 
@@ -144,8 +144,11 @@ def _adapter(state: ServerState, model: str) -> str | None:
 
 
 def _owner(state: ServerState, request: Request) -> str | None:
-    """Owner of what a client stores: its token, or in a browser its login; None on a server that only this machine reaches."""
-    if not is_shared(state.settings):
+    """Owner of what a client stores: its token, or in a browser its login.
+
+    On a server that only this machine reaches, None unless the client has one of the API's own tokens.
+    """
+    if not is_shared(state.settings) and not caller_of(request.scope).startswith(API_TOKEN):
         return None
     return owner_of(request.headers.get("authorization") or request.headers.get("cookie", ""))
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from qlora_chat.chat import AnswerOptions, Chat, Turn
+from qlora_chat.history import HistoryStore
 from qlora_chat.messages import Conversation, new_id
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import Sampling
@@ -30,19 +31,33 @@ class StoreOptions:
 
     name: str
     """The client's name for it; generated if it has none."""
-    id: str
-    """Its id in the history."""
     tags: tuple[str, ...]
     owner: str | None
 
     @staticmethod
     def of(metadata: Mapping[str, str], owner: str | None) -> StoreOptions:
         """Options from a request's metadata. The same name means another conversation for another owner."""
-        name = metadata.get(NAME_KEY) or new_id()
-        is_id = owner is None and _UUID.fullmatch(name) is not None
-        conversation_id = name if is_id else str(uuid.uuid5(uuid.NAMESPACE_OID, f"{owner or ''} {name}"))
         tags = (f"{key}={value}" for key, value in metadata.items() if key != NAME_KEY)
-        return StoreOptions(name, conversation_id, (API_TAG, *tags), owner)
+        return StoreOptions(metadata.get(NAME_KEY) or new_id(), (API_TAG, *tags), owner)
+
+    @property
+    def is_id(self) -> bool:
+        """True if the name is the conversation's id: only where nobody owns a conversation, and for the form that ids have."""
+        return self.owner is None and _UUID.fullmatch(self.name) is not None
+
+    @property
+    def name_key(self) -> str | None:
+        """Key by which the history finds the conversation; None if its name is its id."""
+        if self.is_id:
+            return None
+        return hashlib.sha256(f"name {self.owner or ''} {self.name}".encode("utf-8", "replace")).hexdigest()
+
+    def find_id(self, history: HistoryStore) -> str | None:
+        """Id of the conversation if it has begun. Ids are random; earlier versions derived them from owner and name."""
+        if self.name_key is None:
+            return self.name
+        derived = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{self.owner or ''} {self.name}"))
+        return history.find_named(self.name_key) or (derived if history.read(derived) else None)
 
 
 def owner_of(authorization: str) -> str:
@@ -58,8 +73,9 @@ class StoredTurnWriter:
     ) -> None:
         """`conversation` ends with the question; messages that the history has already are not added again."""
         self._chat, self._stops = chat, stops
-        self._options = AnswerOptions(Sampling(), adapter, options.owner, must_save=True)
-        self._before = chat.history.load(options.id) or Conversation(options.id)
+        self._options = AnswerOptions(Sampling(), adapter, options.owner, options.name_key, must_save=True)
+        conversation_id = options.find_id(chat.history) or new_id()
+        self._before = chat.history.load(conversation_id) or Conversation(conversation_id)
         self._conversation = replace(_merge(self._before, conversation), tags=options.tags)
         self._is_tagged = self._before.tags == options.tags
 

@@ -14,7 +14,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from qlora_chat.history import HistoryError, HistoryUnavailable, OutboxRecord, Queue, StoredConversation, TurnRecord
+from qlora_chat.history import (
+    ConversationInfo,
+    HistoryError,
+    HistoryUnavailable,
+    OutboxRecord,
+    Queue,
+    StoredConversation,
+    TurnRecord,
+)
 from qlora_chat.history.jsonl_log import append, changes, read, with_partial
 from qlora_chat.history.partial_answers import PartialAnswerWriter
 from qlora_chat.history.value_store import ValueStore, Write
@@ -40,8 +48,8 @@ class JsonlHistory(ValueStore):
             make_private_folder(folder)
         except OSError as problem:
             raise HistoryError(f"{folder} cannot be used as a folder ({problem.strerror})") from None
-        self._cache: dict[Path, tuple[tuple[int, int], StoredConversation, str | None]] = {}
-        """((size, mtime), conversation, owner) of each file that has been read."""
+        self._cache: dict[Path, tuple[tuple[int, int], StoredConversation, ConversationInfo]] = {}
+        """((size, mtime), conversation, its owner and name) of each file that has been read."""
         self._open_answers: dict[str, str] = {}
         """Conversation id of each open answer of this process."""
         self._partials = PartialAnswerWriter(self._write_partials)
@@ -63,6 +71,10 @@ class JsonlHistory(ValueStore):
         """Conversation with all branches and feedback, or None."""
         content = self._read(self._file(conversation_id))
         return content[0] if content else None
+
+    def find_named(self, name_key: str) -> str | None:
+        """Id of the conversation with this key, or None."""
+        return next((each.summary.id for each, info in self._contents() if info.name_key == name_key), None)
 
     def close(self) -> None:
         """Write pending partial answers."""
@@ -88,7 +100,7 @@ class JsonlHistory(ValueStore):
                 if fcntl:
                     fcntl.flock(file, fcntl.LOCK_EX)
                 stored = self.read(conversation_id)
-                yield stored, lambda changed, owner: append(file, changes(stored, changed, owner))
+                yield stored, lambda changed, info: append(file, changes(stored, changed, info))
         except OSError as problem:
             raise HistoryUnavailable(f"the history's folder cannot be written ({problem.strerror})") from None
         finally:
@@ -120,17 +132,20 @@ class JsonlHistory(ValueStore):
                 os.replace(new, partial)
 
     def _all(self, owner: str | None) -> Iterator[StoredConversation]:
+        return (each for each, info in self._contents() if owner in (None, info.owner))
+
+    def _contents(self) -> Iterator[tuple[StoredConversation, ConversationInfo]]:
         try:
             names = sorted(each for each in os.listdir(self._folder) if each.endswith(SUFFIX))
         except OSError as problem:
             raise HistoryUnavailable(f"the history's folder {self._folder} cannot be read ({problem.strerror})") from None
         for path in map(self._folder.joinpath, names):
             content = self._read(path)
-            if content and (owner is None or content[1] == owner):
-                yield content[0]
+            if content:
+                yield content
 
-    def _read(self, path: Path) -> tuple[StoredConversation, str | None] | None:
-        """(conversation, owner) of a file; None if it has none."""
+    def _read(self, path: Path) -> tuple[StoredConversation, ConversationInfo] | None:
+        """(conversation, its owner and name) of a file; None if it has none."""
         partial = path.with_suffix(PARTIAL_SUFFIX)
         try:
             status = path.stat()
@@ -145,6 +160,6 @@ class JsonlHistory(ValueStore):
         content = read(lines)
         if content is None:
             return None
-        conversation, owner = with_partial(content[0], partial), content[1]
-        self._cache[path] = (state, conversation, owner)
-        return conversation, owner
+        conversation, info = with_partial(content[0], partial), content[1]
+        self._cache[path] = (state, conversation, info)
+        return conversation, info

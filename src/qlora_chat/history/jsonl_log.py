@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from qlora_chat.history import Feedback, StoredConversation, StoredTurn
+from qlora_chat.history import ConversationInfo, Feedback, StoredConversation, StoredTurn
 from qlora_chat.history.json_codec import (
     assembled,
     feedback_from_json,
@@ -40,14 +40,15 @@ def append(file: IO[bytes], lines: Sequence[Mapping[str, Any]]) -> None:
         raise
 
 
-def changes(before: StoredConversation | None, after: StoredConversation, owner: str | None) -> list[dict[str, Any]]:
-    """Lines that turn the stored conversation into the changed one; `owner` is that of a new conversation."""
+def changes(before: StoredConversation | None, after: StoredConversation, info: ConversationInfo) -> list[dict[str, Any]]:
+    """Lines that turn the stored conversation into the changed one; a new one has the owner and the name's key of `info`."""
     new, updated = after.summary, {"updated_at": after.summary.updated_at.isoformat()}
     old = before.summary if before else new
     known = {turn.message.id: turn for turn in before.turns} if before else {}
     added = [turn for turn in after.turns if turn.message.id not in known]
     ended = [turn for turn in after.turns if known.get(turn.message.id, turn) != turn]
-    lines: list[dict[str, Any]] = [] if before else [{"type": "conversation", "owner": owner, **heading_to_json(after)}]
+    labels = {"owner": info.owner} | ({"name_key": info.name_key} if info.name_key else {})
+    lines: list[dict[str, Any]] = [] if before else [{"type": "conversation", **labels, **heading_to_json(after)}]
     lines += [{"type": "turn", **turn_to_json(turn)} for turn in added]
     lines += [{"type": "answer", **turn_to_json(replace(turn, parent_id=None)), **updated} for turn in ended]
     lines += [
@@ -61,8 +62,8 @@ def changes(before: StoredConversation | None, after: StoredConversation, owner:
     return lines
 
 
-def read(lines: Iterable[bytes]) -> tuple[StoredConversation, str | None] | None:
-    """(conversation, owner) that the lines add up to; None if they hold none. Broken lines are ignored."""
+def read(lines: Iterable[bytes]) -> tuple[StoredConversation, ConversationInfo] | None:
+    """(conversation, its owner and its name's key) of the lines; None if they hold none. Broken lines are ignored."""
     heading: dict[str, Any] | None = None
     turns: dict[str, StoredTurn] = {}
     feedback: list[Feedback] = []
@@ -86,7 +87,8 @@ def read(lines: Iterable[bytes]) -> tuple[StoredConversation, str | None] | None
     if heading is None:
         return None
     try:
-        return assembled(heading, [*turns.values()], feedback), heading.get("owner")
+        info = ConversationInfo(owner=heading.get("owner"), name_key=heading.get("name_key"))
+        return assembled(heading, [*turns.values()], feedback), info
     except ValueError:
         return None
 

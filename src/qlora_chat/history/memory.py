@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from qlora_chat.history import Queue, StoredConversation
+from qlora_chat.history import ConversationInfo, Queue, StoredConversation
 from qlora_chat.history.value_store import ValueStore, Write
 from qlora_chat.messages import Conversation, Message
 
@@ -17,8 +17,8 @@ class MemoryHistory(ValueStore):
     def __init__(self, limit: int = 1000, queue: Queue | None = None) -> None:
         super().__init__(queue)
         self._limit = limit
-        self._conversations: OrderedDict[str, tuple[StoredConversation, str | None]] = OrderedDict()
-        """(conversation, owner) by id, the least recently changed first."""
+        self._conversations: OrderedDict[str, tuple[StoredConversation, ConversationInfo]] = OrderedDict()
+        """(conversation, its owner and name) by id, the least recently changed first."""
         self._erased: set[str] = set()
         """Ids that a page which still shows them must not bring back; those evicted by `limit` may come back."""
 
@@ -29,6 +29,11 @@ class MemoryHistory(ValueStore):
         """Conversation with all branches and feedback, or None."""
         with self._lock:
             return self._conversations.get(conversation_id, (None, None))[0]
+
+    def find_named(self, name_key: str) -> str | None:
+        """Id of the conversation with this key, or None."""
+        with self._lock:
+            return next((name for name, (_, info) in self._conversations.items() if info.name_key == name_key), None)
 
     def restore(self, conversation: StoredConversation) -> bool:
         """Add a whole conversation, even one that was erased; False if its id exists."""
@@ -41,10 +46,10 @@ class MemoryHistory(ValueStore):
     @contextmanager
     def _changing(self, conversation_id: str) -> Iterator[tuple[StoredConversation | None, Write]]:
         with self._lock:
-            stored, stored_owner = self._conversations.get(conversation_id, (None, None))
+            stored, stored_info = self._conversations.get(conversation_id, (None, None))
 
-            def write(changed: StoredConversation, owner: str | None) -> None:
-                self._conversations[conversation_id] = changed, stored_owner if stored else owner
+            def write(changed: StoredConversation, info: ConversationInfo) -> None:
+                self._conversations[conversation_id] = changed, stored_info or info
                 if stored is None or changed.summary.updated_at != stored.summary.updated_at:
                     self._conversations.move_to_end(conversation_id)
                 while len(self._conversations) > self._limit:
@@ -63,4 +68,4 @@ class MemoryHistory(ValueStore):
 
     def _all(self, owner: str | None) -> Sequence[StoredConversation]:
         with self._lock:
-            return [each for each, its_owner in self._conversations.values() if owner in (None, its_owner)]
+            return [each for each, info in self._conversations.values() if owner in (None, info.owner)]

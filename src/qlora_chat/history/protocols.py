@@ -56,8 +56,13 @@ class HistoryStore(Protocol):
         """Add the messages that are not stored yet and make the last one the head. Returns the conversation with that head.
 
         Durable on return. StaleConversation, with nothing written, if the stored head is not `conversation.head`.
-        A newest answer with finish_reason "partial" stays open for `update_partial` and `finish`.
+        A newest answer with finish_reason "partial" stays open for `update_partial` and `finish`. StaleConversation also for
+        a new conversation whose `name_key` another one has.
         """
+        ...
+
+    def find_named(self, name_key: str) -> str | None:
+        """Id of the conversation that was begun with this `name_key`; None if there is none, or no longer."""
         ...
 
     def update_partial(self, conversation_id: str, answer: Message) -> None:

@@ -138,6 +138,8 @@ class ConversationInfo:
     """Fields of Sampling at the newest question."""
     owner: str | None = None
     """User whose list shows it; None in a store with a single user."""
+    name_key: str | None = None
+    """Key that `find_named` finds it by, of which a store has each once; None for a conversation without a name."""
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from qlora_chat.history.answer_metadata import answer_metadata
 from qlora_chat.history.text_match import list_conversations, search_conversations, title_of
 from qlora_chat.messages import Conversation
 
-Write: TypeAlias = Callable[[StoredConversation, str | None], None]
-"""Writes a conversation as it is now, and its owner, which counts for a new conversation only."""
+Write: TypeAlias = Callable[[StoredConversation, ConversationInfo], None]
+"""Writes a conversation as it is now, with its owner and its name's key, which count for a new conversation only."""
 
 
 class ValueStore(ABC):
@@ -42,6 +42,10 @@ class ValueStore(ABC):
     @abstractmethod
     def read(self, conversation_id: str) -> StoredConversation | None:
         """Conversation with all branches and feedback, or None."""
+
+    @abstractmethod
+    def find_named(self, name_key: str) -> str | None:
+        """Id of the conversation with this key, or None."""
 
     @abstractmethod
     def _all(self, owner: str | None) -> Iterable[StoredConversation]: ...
@@ -63,8 +67,10 @@ class ValueStore(ABC):
         with self._changing(conversation.id) as (stored, write):
             if not self._may_begin(conversation) if stored is None else stored.head_id != conversation.head:
                 raise StaleConversation
+            if stored is None and info.name_key and self.find_named(info.name_key):
+                raise StaleConversation  # another request began it a moment ago
             changed = _extended(stored, conversation, info)
-            write(changed, info.owner)
+            write(changed, info)
         return replace(conversation, head=changed.head_id)
 
     def finish(self, record: TurnRecord, outgoing: OutboxRecord | None = None) -> None:
@@ -79,7 +85,7 @@ class ValueStore(ABC):
                 stored = _extended(stored, conversation, ConversationInfo())
             finished = {"message": answer, "details": answer_metadata(record)}
             turns = tuple(replace(each, **finished) if each.message.id == answer.id else each for each in stored.turns)
-            write(replace(stored, turns=turns, summary=replace(stored.summary, updated_at=now())), None)
+            write(replace(stored, turns=turns, summary=replace(stored.summary, updated_at=now())), ConversationInfo())
 
     def load(self, conversation_id: str) -> Conversation | None:
         """Active branch, or None."""
@@ -90,7 +96,7 @@ class ValueStore(ABC):
         """Add a whole conversation; False if its id exists."""
         with self._changing(conversation.summary.id) as (stored, write):
             if stored is None:
-                write(conversation, None)
+                write(conversation, ConversationInfo())
             return stored is None
 
     def list(self, *, limit: int | None = None, owner: str | None = None) -> Sequence[Summary]:
@@ -138,7 +144,7 @@ class ValueStore(ABC):
             return False
         with self._changing(conversation_id) as (stored, write):
             if stored is not None:
-                write(changed(stored), None)
+                write(changed(stored), ConversationInfo())
             return stored is not None
 
 

@@ -17,9 +17,10 @@ from qlora_chat.server.access_control import AccessControl, bearer_token, tokens
 from qlora_chat.server.browser_apps import BrowserApps
 from qlora_chat.server.guesses import Guesses
 from qlora_chat.server.head_requests import HeadAsGet
-from qlora_chat.server.login import LOGIN, LOGOUT, LoginForm, Password, login_page
+from qlora_chat.server.login import LOGIN, LOGOUT, EndedSessions, LoginForm, Password, login_page
 from qlora_chat.server.request_body import BodyLimit, Refused
 from qlora_chat.serving.metrics import HEALTH, METRICS, READY
+from qlora_chat.serving.request_log import API_TOKEN
 from qlora_chat.settings import ServeSettings
 
 BODY_LIMIT = BodyLimit(size=2 * 2**20, seconds=10.0)
@@ -54,9 +55,9 @@ def route_of(path: str) -> str:
     return "page" if path in PAGE_READS or path in PAGE_WRITES or path.startswith(PAGE_PREFIXES) else "other"
 
 
-def protect(app: ASGIApp, settings: ServeSettings) -> ASGIApp:
+def protect(app: ASGIApp, settings: ServeSettings, ended_sessions: EndedSessions | None = None) -> ASGIApp:
     """Access control around the site's app, the login form if there is a password, and the origins that may use the API."""
-    password, guesses = Password(settings.token) if settings.token else None, Guesses()
+    password, guesses = Password(settings.token, ended_sessions) if settings.token else None, Guesses()
     policy = SitePolicy(password, guesses, settings)
     inner = LoginForm(app, password, guesses) if password else app
     checked = AccessControl(HeadAsGet(inner), policy, settings.host, settings.allowed_hosts, settings.trusted_proxies)
@@ -72,7 +73,7 @@ class SitePolicy:
         self.body_limit = BODY_LIMIT
         self._password, self._guesses = password, guesses
         tokens = {"operator": settings.operator_token, "token": settings.token}
-        tokens |= {f"api-token-{number}": each for number, each in enumerate(settings.api_tokens, 1)}
+        tokens |= {f"{API_TOKEN}-{number}": each for number, each in enumerate(settings.api_tokens, 1)}
         self._tokens = {name: each for name, each in tokens.items() if each}
         """By the name that a token has in logs."""
 
@@ -90,13 +91,13 @@ class SitePolicy:
         name = await self._credentials(scope, headers)
         if is_operators and name != "operator":
             raise Refused(403, "This is the operator's: it takes QLORA_CHAT_OPERATOR_TOKEN, set where the server is started.")
-        if name.startswith("api-token") and not path.startswith(API):
+        if name.startswith(API_TOKEN) and not path.startswith(API):
             raise Refused(403, "This token is for chats and completions under /v1 only.")
         scope.setdefault("state", {})["token"] = name
 
     async def _credentials(self, scope: Scope, headers: Headers) -> str:
         """Name of the credentials that a request has. Refused with 401 without right ones."""
-        if self._password and self._password.has_session(headers):
+        if self._password and await self._password.has_session(headers):
             return "token"
         token = bearer_token(headers)
         if token and await self._guesses.check(scope.get("client"), token, self._tokens.values()):

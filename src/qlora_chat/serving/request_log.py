@@ -35,6 +35,10 @@ def add_log_fields(scope: Scope, **fields: Any) -> None:
     scope.setdefault("state", {}).setdefault("log_fields", {}).update(fields)
 
 
+API_TOKEN = "api-token"
+"""Begin of the names of callers who have a token of their own for the API."""
+
+
 def caller_of(scope: Scope) -> str:
     """Identity of the client for fairness and logs: the token's number, if tokens are needed, and the address."""
     client = scope.get("client")

@@ -96,7 +96,8 @@ class EarlierAnswers:
     def _find(self, answer: AnswerId) -> Conversation | None:
         if found := self.remembered.find(self.owner, answer.answer):
             return found
-        stored = self.chat.history.read(StoreOptions.of({NAME_KEY: answer.name}, self.owner).id)
+        conversation_id = StoreOptions.of({NAME_KEY: answer.name}, self.owner).find_id(self.chat.history)
+        stored = self.chat.history.read(conversation_id) if conversation_id else None
         if stored is None or not stored.has_turn(answer.answer):
             return None
         conversation = replace(stored, head_id=answer.answer).conversation()

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from qlora_chat.databases import NORMAL
 from qlora_chat.history import (
@@ -36,7 +37,7 @@ from qlora_chat.history.sql.held_answers import HeldValues
 from qlora_chat.history.sql.row_mapping import RowMapper
 from qlora_chat.history.storage.database import Database
 from qlora_chat.history.storage.encryption import Cipher
-from qlora_chat.history.storage.schema import CONVERSATIONS, FEEDBACK, TURNS
+from qlora_chat.history.storage.schema import CONVERSATIONS, FEEDBACK, NAMES, TURNS
 from qlora_chat.messages import Conversation, Message
 
 IDS_PER_STATEMENT = 500
@@ -103,6 +104,11 @@ class SqlHistory:
                 for table in (TURNS, FEEDBACK)
             )
         return self._rows.conversation(row, turns, feedback)
+
+    def find_named(self, name_key: str) -> str | None:
+        """Id of the conversation with this key, or None."""
+        with self.database.read() as connection:
+            return connection.execute(select(NAMES.c.conversation_id).where(NAMES.c.name_key == name_key)).scalar()
 
     def restore(self, conversation: StoredConversation) -> bool:
         """Add a whole conversation; False if its id or that of a turn exists."""
@@ -192,15 +198,15 @@ class SqlHistory:
                     old = (CONVERSATIONS.c.id.in_(ids), CONVERSATIONS.c.updated_at < unchanged_since.timestamp())
                     ids = connection.execute(select(CONVERSATIONS.c.id).where(*old).with_for_update()).scalars().all()
                 self._words.remove_conversations(connection, ids)
-                connection.execute(delete(FEEDBACK).where(FEEDBACK.c.conversation_id.in_(ids)))
-                connection.execute(delete(TURNS).where(TURNS.c.conversation_id.in_(ids)))
+                for table in (NAMES, FEEDBACK, TURNS):
+                    connection.execute(delete(table).where(table.c.conversation_id.in_(ids)))
                 erased += connection.execute(delete(CONVERSATIONS).where(CONVERSATIONS.c.id.in_(ids))).rowcount
                 self.outbox.delete_for(connection, ids)
             self._words.compact(connection)
             for tombstone in tombstones:
                 self.outbox.add(connection, tombstone)
         self.database.purge_old_pages()
-        self.database.vacuum(("conversations", "turns", "feedback", "outbox", "outbox_bodies"))
+        self.database.vacuum(("names", "conversations", "turns", "feedback", "outbox", "outbox_bodies"))
         self.outbox.added.set()
         return erased
 
@@ -226,6 +232,7 @@ class SqlHistory:
             raise StaleConversation  # another head, or an erased conversation
         if row is None:
             connection.execute(insert(CONVERSATIONS).values(self._rows.new_conversation(conversation, info)))
+            self._add_name(connection, conversation.id, info.name_key)
         added = self._new_turns(connection, conversation)
         self._insert_turns(connection, conversation.id, added)
         values = {
@@ -236,6 +243,15 @@ class SqlHistory:
         if info.settings:
             values |= {"settings": json.dumps(dict(info.settings)), "model": info.model, "adapter": info.adapter}
         connection.execute(update(CONVERSATIONS).where(CONVERSATIONS.c.id == conversation.id).values(values))
+
+    def _add_name(self, connection: Connection, conversation_id: str, name_key: str | None) -> None:
+        """Name a new conversation; StaleConversation if another request began one of that name a moment ago."""
+        if name_key is None:
+            return
+        dialect = sqlite if self.database.sqlite else postgresql
+        name = dialect.insert(NAMES).values(name_key=name_key, conversation_id=conversation_id).on_conflict_do_nothing()
+        if connection.execute(name.returning(NAMES.c.name_key)).first() is None:
+            raise StaleConversation
 
     def _close_answer(self, connection: Connection, record: TurnRecord) -> bool:
         """Write the final text of the open answer; False if it has been erased meanwhile."""

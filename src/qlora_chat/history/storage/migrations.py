@@ -95,6 +95,16 @@ def _addresses(_: str) -> Sequence[str]:
     return ("ALTER TABLE outbox ADD COLUMN address TEXT",)
 
 
+def _names_and_sessions(dialect: str) -> Sequence[str]:
+    real = _column_types(dialect)[1]
+    return (
+        "CREATE TABLE names (name_key TEXT PRIMARY KEY, "
+        "conversation_id TEXT NOT NULL REFERENCES conversations(id) ON DELETE CASCADE)",
+        "CREATE INDEX names_by_conversation ON names(conversation_id)",
+        f"CREATE TABLE ended_sessions (name TEXT PRIMARY KEY, ends_at {real} NOT NULL)",
+    )
+
+
 OUTBOX_MIGRATIONS = (Migration(1, "outbox", _executing(_outbox)), Migration(2, "addresses", _executing(_addresses)))
 """For an outbox in a file of its own."""
 MIGRATIONS = (
@@ -102,4 +112,5 @@ MIGRATIONS = (
     Migration(2, "conversations", _executing(_conversations)),
     Migration(3, "an index of tokens", _executing(_token_index)),
     Migration(4, "addresses", _executing(_addresses)),
+    Migration(5, "names and ended sessions", _executing(_names_and_sessions)),
 )

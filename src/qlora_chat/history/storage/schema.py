@@ -23,6 +23,22 @@ CONVERSATIONS = Table(
     Column("updated_at", Float, nullable=False),
 )
 
+NAMES = Table(
+    "names",
+    METADATA,
+    Column("name_key", Text, primary_key=True),
+    Column("conversation_id", Text, nullable=False),
+)
+"""Conversations that API clients find by a name; a table of its own, because recovery.py knows a row by its columns."""
+
+ENDED_SESSIONS = Table(
+    "ended_sessions",
+    METADATA,
+    Column("name", Text, primary_key=True),
+    Column("ends_at", Float, nullable=False),
+)
+"""Sessions of the page that were logged out before their end."""
+
 TURNS = Table(
     "turns",
     METADATA,
@@ -80,4 +96,4 @@ FACTS = Table(
     Column("name", Text, primary_key=True),
     Column("value", Text, nullable=False),
 )
-"""Counters of the outbox, and the check value of the encryption key."""
+"""Counters of the outbox, the check value of the encryption key, and the time that retention goes by."""
