@@ -175,6 +175,7 @@ SHORT_MODULES = {
     "errors.py": "imported by every package, so it imports none",
     "exporting/template.py": "one format in Jinja, compared with prompt.py by a test",
     "history/answer_metadata.py": "JSON fields of an answer that stores and payloads share",
+    "history/sql/shared_state.py": "two tables that are no part of conversations; store.py knows only those",
     "private_files.py": "permissions of every file that people's text is written to",
     "serving/cookies.py": "cookies of the login and of the page, which know nothing of each other",
     "server/content_encoding.py": "decompression within a limit; request_body.py reads what arrives",

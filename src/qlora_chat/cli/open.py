@@ -68,12 +68,12 @@ class Persistence:
             self.recorder = LogRecorder(log.version, load_redaction(log.redact), outbox.count_dropped)
             self._sender = LogSender(outbox, log, notify)
         self.store = self._opened.store
-        self.durable = self._opened.durable
+        self.durable, self.ended_sessions = self._opened.durable, self._opened.ended_sessions
         self._retention = None
         if history.keep_days:
             from qlora_chat.history.retention import Retention
 
-            self._retention = Retention(self.store, history.keep_days, notify)
+            self._retention = Retention(self.store, history.keep_days, notify, self._opened.facts)
 
     @property
     def logging_on(self) -> bool:

@@ -65,5 +65,6 @@ def serve(
             notify,
             logging_on=persistence.logging_on,
             history_on=persistence.durable,
+            ended_sessions=persistence.ended_sessions,
             outbox_depth=persistence.outbox_depth if persistence.logging_on else None,
         )

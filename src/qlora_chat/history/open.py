@@ -6,6 +6,7 @@ Scope: which module is imported, and which outbox a store gets. A package provid
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -13,16 +14,50 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qlora_chat.history import HistoryError, HistoryStore, Queue
+from qlora_chat.history import HistoryError, HistoryStore, HistoryUnavailable, Queue
+from qlora_chat.history.retention_clock import Facts
+from qlora_chat.private_files import private_opener
 from qlora_chat.settings import HistorySettings, LogSettings, outbox_file
 
 if TYPE_CHECKING:
     from qlora_chat.history.outbox.queue import Outbox
     from qlora_chat.history.sql.rekey import Rekeyed
+    from qlora_chat.history.sql.shared_state import EndedSessionsTable
     from qlora_chat.history.sql.store import SqlHistory
 
 ENTRY_POINTS = "qlora_chat.history"
 DATABASES = ("sqlite", "postgresql")
+
+
+class FactFiles:
+    """Facts as small files in the folder of a history of plain files."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def read(self, name: str) -> str | None:
+        """The value, or None."""
+        try:
+            return self._file(name).read_text()
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as problem:
+            raise HistoryUnavailable(f"{self._file(name)} cannot be read ({problem})") from None
+
+    def write(self, name: str, value: str) -> None:
+        """Store the value; the file has the old value or the new one."""
+        new = self._file(name).with_suffix(".new")
+        try:
+            with open(new, "w", opener=private_opener) as file:
+                file.write(value)
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(self._file(name))
+        except OSError as problem:
+            raise HistoryUnavailable(f"{new} cannot be written ({problem.strerror})") from None
+
+    def _file(self, name: str) -> Path:
+        return self._folder / f"{name.replace(' ', '-')}.fact"
 
 
 @dataclass(frozen=True)
@@ -34,6 +69,10 @@ class OpenHistory:
     """None if nothing is delivered."""
     durable: bool
     """True if conversations survive the process."""
+    ended_sessions: EndedSessionsTable | None = None
+    """Record of log-outs; None if the history is no database."""
+    facts: Facts | None = None
+    """Values that belong to the history as a whole; None if it is in memory, or another package's."""
 
     def close(self) -> None:
         """Write pending changes and close files and connections."""
@@ -46,13 +85,19 @@ def open_history(settings: HistorySettings, log: LogSettings) -> OpenHistory:
     """Open the history of --history. HistoryError if it cannot be opened. Memory without a log creates no file."""
     scheme = _scheme(settings.url)
     if scheme in DATABASES:
+        from qlora_chat.history.sql.shared_state import EndedSessionsTable, FactsTable
+
         store = _open_database(settings, log)
-        return OpenHistory(store, store.outbox if log.url else None, durable=True)
+        outbox = store.outbox if log.url else None
+        sessions, facts = EndedSessionsTable(store.database), FactsTable(store.database)
+        return OpenHistory(store, outbox, durable=True, ended_sessions=sessions, facts=facts)
     if settings.url and settings.key:
         raise _not_encrypted(scheme)
     make_store = _store_factory(scheme, settings.url)
     outbox = _open_outbox_file(settings, log) if log.url else None
-    return OpenHistory(make_store(outbox), outbox, durable=settings.url is not None)
+    store = make_store(outbox)
+    facts = FactFiles(_jsonl_folder(settings.url)) if settings.url and scheme == "jsonl" else None
+    return OpenHistory(store, outbox, durable=settings.url is not None, facts=facts)
 
 
 @contextmanager

@@ -5,11 +5,14 @@ Scope: one password for everybody. Knows no routes but its own.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from html import escape
+from typing import Protocol
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers
@@ -17,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from qlora_chat.errors import UserError
 from qlora_chat.server.access_control import tokens_equal
 from qlora_chat.server.guesses import Guesses
 from qlora_chat.server.request_body import Refused
@@ -25,49 +29,110 @@ from qlora_chat.serving.cookies import cookie_values, is_secure, set_cookie
 LOGIN, LOGOUT = "/login", "/logout"
 SESSION_S = 24 * 60 * 60
 """Time after which the password has to be entered again."""
+REREAD_S = 2.0
+"""Time after which log-outs of other processes are read again."""
+READ_S = 2.0
+"""Longest time that a request waits for them to be read."""
+NOT_RECORDED = (
+    "This browser is logged out. A copy of its cookie works until tomorrow where other processes serve this page, because the "
+    "log-out could not be recorded."
+)
+
+logger = logging.getLogger("qlora_chat.server")
+
+
+class EndedSessions(Protocol):
+    """Log-outs, where every process that takes the sessions reads them. Methods block, and may raise a UserError."""
+
+    def add(self, name: str, ends_at: float) -> None:
+        """Record that a session is ended; durable on return."""
+        ...
+
+    def names(self) -> Set[str]:
+        """Names of the sessions that were ended."""
+        ...
 
 
 class Password:
     """Password of the page, sent as a bearer token or proved by the cookie of a session that the login form began.
 
-    A cookie holds the session's end and its random name, signed with a key derived from the password, so that every process
-    with the same password takes it, and none does once the password is changed.
+    A cookie holds the session's end and its random name, signed with a key derived from the password. With `ended`, every
+    process with the same password takes it until a log-out is recorded there. Without, the key is also this process's own: no
+    other process takes the session, and none does after a restart, because it could not know of a log-out.
     """
 
-    def __init__(self, token: str, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, token: str, ended: EndedSessions | None = None, clock: Callable[[], float] = time.time) -> None:
         self.token, self._clock = token, clock
-        self._key = hmac.digest(token.encode(), b"qlora-chat page session", "sha256")
+        own = b"" if ended else secrets.token_bytes(32)
+        self._key = hmac.digest(token.encode(), b"qlora-chat page session" + own, "sha256")
         # The name depends on the password: pages on other ports of this machine share the cookies.
         self._cookie = f"qlora_chat_{hmac.digest(token.encode(), b'qlora-chat cookie name', 'sha256').hex()[:8]}"
-        self._ended: dict[str, float] = {}
+        self._log_outs = _LogOuts(ended)
 
-    def has_session(self, headers: Headers) -> bool:
+    async def has_session(self, headers: Headers) -> bool:
         """True if the request comes with a session that has not ended."""
-        return self._session(headers) is not None
+        session = self._session(headers)
+        return session is not None and not await self._log_outs.include(session)
 
     def begin_session(self, *, secure: bool) -> str:
         """Set-Cookie header of a new session; `secure` if the request came by TLS."""
         session = f"{int(self._clock() + SESSION_S)}.{secrets.token_hex(16)}"
         return set_cookie(self._cookie, f"{session}.{self._signature(session)}", SESSION_S, secure=secure)
 
-    def end_session(self, headers: Headers, *, secure: bool) -> str:
-        """End the request's session in this process; returns the Set-Cookie header that removes it from the browser."""
+    async def end_session(self, headers: Headers) -> None:
+        """End the request's session everywhere. UserError if that cannot be recorded; then it has ended in this process."""
         if session := self._session(headers):
-            now = self._clock()
-            self._ended = {name: end for name, end in self._ended.items() if end > now}
-            self._ended[session] = now + SESSION_S
+            await self._log_outs.add(session, self._clock() + SESSION_S)
+
+    def removal(self, *, secure: bool) -> str:
+        """Set-Cookie header that removes the session from the browser."""
         return set_cookie(self._cookie, "", 0, secure=secure)
 
     def _session(self, headers: Headers) -> str | None:
         for value in cookie_values(headers, self._cookie):
             session, _, signature = value.rpartition(".")
             end = session.partition(".")[0]
-            if tokens_equal(signature, self._signature(session)) and int(end) > self._clock() and session not in self._ended:
+            if tokens_equal(signature, self._signature(session)) and int(end) > self._clock():
                 return session
         return None
 
     def _signature(self, session: str) -> str:
         return hmac.new(self._key, session.encode("utf-8", "replace"), "sha256").hexdigest()
+
+
+class _LogOuts:
+    """Sessions ended here, and those ended elsewhere as of the last reading, REREAD_S ago at most."""
+
+    def __init__(self, recorded: EndedSessions | None) -> None:
+        self._recorded = recorded
+        self._here: dict[str, float] = {}
+        self._elsewhere: Set[str] | None = None
+        self._read_at = -REREAD_S
+
+    async def add(self, session: str, ends_at: float) -> None:
+        now = time.time()
+        self._here = {name: end for name, end in self._here.items() if end > now} | {session: ends_at}
+        if self._recorded:
+            await asyncio.to_thread(self._recorded.add, session, ends_at)
+
+    async def include(self, session: str) -> bool:
+        """True for an ended session, and for any while log-outs could not be read even once."""
+        if session in self._here:
+            return True
+        if self._recorded is None:
+            return False
+        if self._elsewhere is None or time.monotonic() - self._read_at >= REREAD_S:
+            await self._read(self._recorded)
+        return self._elsewhere is None or session in self._elsewhere
+
+    async def _read(self, recorded: EndedSessions) -> None:
+        """Read the log-outs. While the database is away, those that were read before count."""
+        self._read_at = time.monotonic()
+        try:
+            async with asyncio.timeout(READ_S):
+                self._elsewhere = await asyncio.to_thread(recorded.names)
+        except (UserError, TimeoutError) as problem:
+            logger.warning("log-outs could not be read: %s", str(problem) or "the history's database does not answer")
 
 
 class LoginForm:
@@ -82,11 +147,19 @@ class LoginForm:
             return
         request = Request(scope, receive)
         if scope["path"] == LOGOUT:
-            cookie = self._password.end_session(request.headers, secure=is_secure(scope))
-            response: Response = RedirectResponse("/", 303, {"set-cookie": cookie})
+            response = await self._log_out(request)
         else:
             response = await self._log_in(request)
         await response(scope, receive, send)
+
+    async def _log_out(self, request: Request) -> Response:
+        removal = {"set-cookie": self._password.removal(secure=is_secure(request.scope))}
+        try:
+            await self._password.end_session(request.headers)
+        except UserError as problem:
+            logger.warning("a log-out could not be recorded: %s", problem)
+            return HTMLResponse(login_page(NOT_RECORDED), 503, removal)
+        return RedirectResponse("/", 303, removal)
 
     async def _log_in(self, request: Request) -> Response:
         sent = _form_field(await request.body(), "token")

@@ -22,6 +22,7 @@ import uvicorn
 from qlora_chat.chat import Chat
 from qlora_chat.models import Notify
 from qlora_chat.server.listener import ServeError, listen, url_of, uvicorn_config
+from qlora_chat.server.login import EndedSessions
 from qlora_chat.server.site import Site
 from qlora_chat.serving.request_log import log_requests_to
 from qlora_chat.serving.tracing import open_tracer
@@ -41,18 +42,20 @@ def serve(
     *,
     logging_on: bool,
     history_on: bool = False,
+    ended_sessions: EndedSessions | None = None,
     outbox_depth: Callable[[], int] | None = None,
 ) -> None:
     """Serve, open the chat meanwhile, and at SIGTERM or Ctrl-C finish running answers and close the engine.
 
-    `outbox_depth` counts the turns that wait for delivery, for /metrics; None if nothing is delivered. Raises ServeError if
+    `ended_sessions` is where log-outs are recorded; without it, a login ends with the process. `outbox_depth` counts the turns
+    that wait for delivery, for /metrics; None if nothing is delivered. Raises ServeError if
     the port cannot be used, before anything is loaded, and whatever `open_chat` raises.
     """
     tracer = open_tracer(traces_endpoint())
     if settings.log_requests:
         log_requests_to(sys.stderr)
     with contextlib.closing(listen(settings.host, settings.port)) as listening:
-        site = Site(settings, logging_on=logging_on, history_on=history_on, tracer=tracer)
+        site = Site(settings, logging_on=logging_on, history_on=history_on, ended_sessions=ended_sessions, tracer=tracer)
         if outbox_depth:
             site.state.metrics.watch_outbox(outbox_depth)
         opening = _in_background(open_chat, "qlora-chat-open")

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from qlora_chat.api.routes import build_api
 from qlora_chat.api.state import LOADING_RETRY_S, ServerState
 from qlora_chat.chat import Chat
-from qlora_chat.server.login import small_page
+from qlora_chat.server.login import EndedSessions, small_page
 from qlora_chat.server.security_headers import SecurityHeaders, page_policy
 from qlora_chat.server.site_access import protect, route_of
 from qlora_chat.serving.metrics import probes
@@ -34,9 +34,16 @@ class Site:
     """One server's parts. `app` responds from the beginning; `open` adds the model and the page."""
 
     def __init__(
-        self, settings: ServeSettings, *, logging_on: bool = False, history_on: bool = False, tracer: Tracer | None = None
+        self,
+        settings: ServeSettings,
+        *,
+        logging_on: bool = False,
+        history_on: bool = False,
+        ended_sessions: EndedSessions | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
-        """`logging_on`: turns are sent to a receiver; `history_on`: conversations outlive the process."""
+        """`logging_on`: turns are sent to a receiver; `history_on`: conversations outlive the process; `ended_sessions`: where
+        log-outs are recorded."""
         self.state = ServerState(settings, can_store=logging_on or history_on)
         self.features = PageFeatures(logging_on, history_on, is_shared(settings), has_password=settings.token is not None)
         self._page: ASGIApp = _loading
@@ -44,7 +51,8 @@ class Site:
         metrics = self.state.metrics
         self.api = build_api(self.state, [probes(self.state.lifecycle, metrics)])
         self.api.mount("/", self._current_page)
-        logged = RequestLog(protect(self.api, settings), metrics, route_of, log=settings.log_requests, tracer=tracer)
+        protected = protect(self.api, settings, ended_sessions)
+        logged = RequestLog(protected, metrics, route_of, log=settings.log_requests, tracer=tracer)
         self.app: ASGIApp = SecurityHeaders(logged, page_policy)
 
     @contextlib.asynccontextmanager
