@@ -186,7 +186,8 @@ def test_an_authority_that_is_not_there_is_refused() -> None:
 
 def test_senders_of_a_receiver_have_a_name_and_a_token_each() -> None:
     def senders(text: str) -> Mapping[str, str]:
-        return receiver_settings("127.0.0.1", 9000, (), None, None, {"LOGGING_TOKENS": text, "LOGGING_TOKEN": "shared"}).senders
+        environ = {"LOGGING_TOKENS": text, "LOGGING_TOKEN": "shared"}
+        return receiver_settings("127.0.0.1", 9000, (), None, None, environ=environ).senders
 
     assert senders("anna:token-a, ben:to:ken-b") == {"anna": "token-a", "ben": "to:ken-b"}
     assert senders("") == {}

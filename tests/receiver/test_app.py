@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import requests
 from qlora_chat.delivery.signing import sign
 from qlora_chat.receiver import intake
 from qlora_chat.receiver.store import RecordFilter, RecordStore
-from qlora_chat.server import guesses, slow_clients
+from qlora_chat.server import access_control, guesses, slow_clients
 from qlora_chat.server.request_body import BodyLimit
 from qlora_chat.settings import ReceiverSettings, SettingsError
 from tests.receiver.payloads import feedback, posted, tombstone, turn_v1, turn_v2
@@ -226,6 +227,47 @@ def test_there_is_nothing_else_to_do_at_the_log(method: str, store: RecordStore,
         assert session.request(method, f"{url}/../etc/passwd").status_code == 404
 
 
+def test_behind_a_trusted_proxy_senders_are_told_apart(
+    store: RecordStore, session: requests.Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guesses, "FREE_GUESSES", 2)
+    monkeypatch.setattr(guesses, "WRONG_DELAY_S", 0.0)
+    monkeypatch.setattr(guesses, "REFUSED_DELAY_S", 0.0)
+    with receiving(store, ReceiverSettings(token="open sesame", trusted_proxies=("127.0.0.1",))) as url:
+
+        def status(sender: str, token: str) -> int:
+            headers = {"X-Forwarded-For": sender, "Authorization": f"Bearer {token}"}
+            return session.post(f"{url}/log", json=turn_v1(), headers=headers).status_code
+
+        assert [status("203.0.113.1", "wrong") for _ in range(3)] == [401, 401, 429]
+        assert status("203.0.113.1", "open sesame") == 429
+        assert status("203.0.113.2", "open sesame") == 200
+
+
+def test_large_records_that_wait_for_the_disk_are_bounded(
+    store: RecordStore, session: requests.Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access_control, "MOST_HELD_BYTES", 0)  # an address may hold one record of the largest size
+    storing, go_on = threading.Event(), threading.Event()
+    add = store.add
+
+    def slowly(arrived: Any) -> Any:
+        storing.set()
+        go_on.wait(60)
+        return add(arrived)
+
+    monkeypatch.setattr(store, "add", slowly)
+    large = turn_v1() | {"messages": "x" * (intake.BODY_LIMIT.size * 2 // 3)}
+    with receiving(store) as url, ThreadPoolExecutor() as pool:
+        first = pool.submit(session.post, f"{url}/log", json=large)
+        assert storing.wait(60)
+        refused = requests.post(f"{url}/log", json=large, timeout=60)
+        small = pool.submit(requests.post, f"{url}/log", json=turn_v1(), timeout=60)
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+        go_on.set()
+        assert (first.result().status_code, small.result().status_code) == (200, 200)
+
+
 def test_a_store_that_fails_is_unavailable_and_the_record_may_be_sent_again(
     sqlite_url: str, session: requests.Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -339,6 +381,8 @@ def test_it_speaks_tls_by_itself(certificate: Path, sqlite_url: str, session: re
     [
         ({"host": "0.0.0.0"}, "LOGGING_TOKEN"),
         ({"host": "0.0.0.0", "secret": "alone"}, "LOGGING_TOKEN"),
+        ({"trusted_proxies": ("10.0.0.1",)}, "LOGGING_TOKEN"),
+        ({"trusted_proxies": ("proxy",), "token": "open-sesame-1"}, "--trusted-proxy"),
         ({"port": 0}, "--port is 0"),
         ({"key": Path("/x")}, "--tls-key needs --tls-cert"),
         ({"certificate": Path("/nowhere.pem")}, "there is no such file"),

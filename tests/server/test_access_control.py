@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from qlora_chat.server import site_access
+from qlora_chat.server import access_control, site_access
 from qlora_chat.server.request_body import BodyLimit
 from qlora_chat.server.security_headers import SecurityHeaders, page_policy
 from qlora_chat.server.site_access import BODY_LIMIT, protect
@@ -20,6 +20,16 @@ from qlora_chat.settings import ServeSettings
 JOIN = "/gradio_api/queue/join"
 TOKEN = "correct horse"
 GUARDED = ServeSettings(token=TOKEN)
+
+
+class NoLogOuts:
+    """A record of log-outs, which the access controls of several requests share."""
+
+    def add(self, name: str, ends_at: float) -> None:
+        raise AssertionError("nobody logs out here")
+
+    def names(self) -> set[str]:
+        return set()
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
@@ -38,7 +48,7 @@ def ask(
     named = {name.replace("_", "-"): value for name, value in headers.items()}
 
     async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(SecurityHeaders(protect(echo, settings or ServeSettings()), page_policy))
+        transport = httpx.ASGITransport(SecurityHeaders(protect(echo, settings or ServeSettings(), NoLogOuts()), page_policy))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost:7860") as client:
             return await client.request(method, path, content=content, headers=named)
 
@@ -162,6 +172,36 @@ def test_the_password_is_checked_before_any_of_the_body_is_read() -> None:
         yield b""
 
     assert ask("POST", JOIN, GUARDED, content=unread()).status_code == 401
+
+
+def test_bodies_whose_requests_wait_for_an_answer_are_bounded_for_each_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access_control, "MOST_HELD_BYTES", 4 * BODY_LIMIT.size)
+    held, answering = asyncio.Event(), asyncio.Event()
+
+    async def wait(scope: Scope, receive: Receive, send: Send) -> None:
+        await Request(scope, receive).body()
+        held.set()
+        await answering.wait()
+        await PlainTextResponse("answered")(scope, receive, send)
+
+    async def visit() -> None:
+        app = protect(wait, ServeSettings())
+        clients = [
+            httpx.AsyncClient(transport=httpx.ASGITransport(app, client=(address, 1)), base_url="http://localhost:7860")
+            for address in ("127.0.0.2", "127.0.0.3")
+        ]
+        body = b"x" * BODY_LIMIT.size
+        first = asyncio.create_task(clients[0].post(JOIN, content=body))
+        await held.wait()
+        refused = await clients[0].post(JOIN, content=body)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+        assert "wait for their answers" in refused.text
+        other = asyncio.create_task(clients[1].post(JOIN, content=body))
+        answering.set()
+        assert [(await each).status_code for each in (first, other)] == [200, 200], "another address has a share of its own"
+        assert (await clients[0].post(JOIN, content=body)).status_code == 200, "given back with the answer"
+
+    asyncio.run(visit())
 
 
 @pytest.mark.parametrize(

@@ -79,9 +79,12 @@ def serve(
     allow_host: Annotated[list[str] | None, typer.Option(help="a host name by which senders reach it")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file of the certificate chain; without it, plain http")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file of its private key")] = None,
+    trusted_proxy: Annotated[
+        list[str] | None, typer.Option(help="address or network of a proxy whose X-Forwarded headers count")
+    ] = None,
 ) -> None:
     """Receive records at /log, store each once, and show plots at /. LOGGING_TOKEN or LOGGING_TOKENS, and LOGGING_SECRET."""
-    receiver_settings = settings.receiver_settings(host, port, allow_host or (), tls_cert, tls_key)
+    receiver_settings = settings.receiver_settings(host, port, allow_host or (), tls_cert, tls_key, trusted_proxy or ())
     from qlora_chat.receiver.app import serve as receive
     from qlora_chat.receiver.store import RecordStore
 

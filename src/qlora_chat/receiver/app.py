@@ -64,7 +64,8 @@ def build_app(store: RecordStore, settings: ReceiverSettings) -> ASGIApp:
         Route(HEALTH, health),
     ]
     app = Starlette(routes=routes, lifespan=lifespan)
-    protected = AccessControl(app, ReceiverPolicy(settings.token, settings.senders), settings.host, settings.allowed_hosts)
+    policy = ReceiverPolicy(settings.token, settings.senders)
+    protected = AccessControl(app, policy, settings.host, settings.allowed_hosts, settings.trusted_proxies)
     return SecurityHeaders(protected, lambda _: PLOTS_POLICY)
 
 
@@ -91,6 +92,7 @@ def server_config(store: RecordStore, settings: ReceiverSettings) -> uvicorn.Con
     return uvicorn_config(
         build_app(store, settings),
         shutdown_timeout_s=CLOSE_S,
+        proxies=settings.trusted_proxies,
         lifespan="on",
         ssl_certfile=settings.certificate,
         ssl_keyfile=settings.key,

@@ -16,10 +16,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from qlora_chat.server.connection_limits import MOST_BODY_BYTES, BodyBytes, client_address
+from qlora_chat.server.connection_limits import MOST_BODY_BYTES, MOST_HELD_BYTES, BodyBytes, client_address
 from qlora_chat.server.content_encoding import decoded
 from qlora_chat.server.request_body import BodyLimit, Refused, read_body, replay
 from qlora_chat.settings import is_loopback
+
+RETRY = {"retry-after": "5"}
 
 
 class AccessPolicy(Protocol):
@@ -48,7 +50,8 @@ class AccessControl:
         self, app: ASGIApp, policy: AccessPolicy, host: str, allowed_hosts: Iterable[str], trusted_proxies: Sequence[str] = ()
     ) -> None:
         self._app, self._policy = app, policy
-        self._bodies = BodyBytes(max(MOST_BODY_BYTES, 4 * policy.body_limit.size))
+        self._arriving = BodyBytes(max(MOST_BODY_BYTES, 4 * policy.body_limit.size))
+        self._held = BodyBytes(max(MOST_HELD_BYTES, 4 * policy.body_limit.size))
         self._forwarded = ProxyHeadersMiddleware(self._check, list(trusted_proxies))  # type: ignore[arg-type]
         self._host_names = frozenset(name.strip("[]").lower() for name in (host, *allowed_hosts) if name)
         self._any_address = host in ("0.0.0.0", "::", "")
@@ -70,14 +73,27 @@ class AccessControl:
         try:
             self._check_site(scope["method"], headers, by_proxy=scope["state"]["by_proxy"])
             await self._policy.authorize(scope, headers)
-            if scope["method"] == "POST":
-                with self._bodies.share_of(client_address(scope.get("client"))) as take:
-                    body = await read_body(receive, headers, self._policy.body_limit, take)
-                    receive = replay(decoded(body, headers, self._policy.body_limit.size), receive)
         except Refused as refused:
             await self._policy.response(scope, refused)(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        if scope["method"] == "POST":
+            await self._pass_body(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _pass_body(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read the body, and count it until the app has answered, because the app has it in memory until then."""
+        headers, address, limit = Headers(scope=scope), client_address(scope.get("client")), self._policy.body_limit
+        with self._held.share_of(address) as hold:
+            try:
+                with self._arriving.share_of(address) as take:
+                    body = decoded(await read_body(receive, headers, limit, take), headers, limit.size)
+                if not hold(len(body)):
+                    raise Refused(503, "Too many large requests wait for their answers. Try again in a moment.", RETRY)
+            except Refused as refused:
+                await self._policy.response(scope, refused)(scope, receive, send)
+                return
+            await self._app(scope, replay(body, receive), send)
 
     def _check_site(self, method: str, headers: Headers, *, by_proxy: bool) -> None:
         host = headers.get("host", "")

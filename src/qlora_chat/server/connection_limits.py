@@ -20,6 +20,9 @@ MOST_DESCRIPTORS = 65_536
 MOST_CONNECTIONS = 4096
 MOST_BODY_BYTES = 64 * 2**20
 """Of all bodies that are still arriving."""
+MOST_HELD_BYTES = 128 * 2**20
+"""Of all bodies that have arrived and whose requests are not answered yet. What an app makes of a body takes several times
+its size."""
 FULL_LOG_INTERVAL_S = 60.0
 
 logger = logging.getLogger("qlora_chat.server")
@@ -119,7 +122,7 @@ class ConnectionLimits:
 
 
 class BodyBytes:
-    """Bytes of bodies that are arriving: an address holds a quarter of all at most."""
+    """Bytes of bodies: an address holds a quarter of all at most."""
 
     def __init__(self, most: int = MOST_BODY_BYTES) -> None:
         self._most = most

@@ -74,13 +74,15 @@ def receiver_settings(
     allowed_hosts: Sequence[str],
     certificate: Path | None,
     key: Path | None,
+    trusted_proxies: Sequence[str] = (),
     environ: Mapping[str, str] = os.environ,
 ) -> ReceiverSettings:
     """ReceiverSettings with the tokens and the secret that senders have: LOGGING_TOKEN, LOGGING_TOKENS and LOGGING_SECRET."""
     token, secret = _text(environ, "LOGGING_TOKEN"), _text(environ, "LOGGING_SECRET")
     return ReceiverSettings(
-        host, port, token, secret, tuple(allowed_hosts), certificate, key, _senders(environ.get("LOGGING_TOKENS", ""))
-    )
+        host, port, token, secret, tuple(allowed_hosts), certificate, key, _senders(environ.get("LOGGING_TOKENS", "")),
+        tuple(trusted_proxies),
+    )  # fmt: skip
 
 
 def _senders(text: str) -> dict[str, str]:

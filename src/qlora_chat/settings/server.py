@@ -109,6 +109,8 @@ class ReceiverSettings:
     """PEM file of the private key; None where the certificate's file contains it."""
     senders: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Bearer token of each named sender, which only writes; records of one name are apart from those of the others."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks of proxies whose X-Forwarded headers count."""
 
     def __post_init__(self) -> None:
         check_host("--host", self.host)
@@ -125,6 +127,13 @@ class ReceiverSettings:
             raise SettingsError("LOGGING_TOKEN is also the token of a sender in LOGGING_TOKENS, but it must be another one")
         _check_lengths(self.host, "LOGGING_TOKEN", self.token)
         _check_lengths(self.host, "each of LOGGING_TOKENS", *self.senders.values())
+        for proxy in self.trusted_proxies:
+            network("--trusted-proxy", proxy)
+        if self.trusted_proxies and not (self.token or self.senders):
+            raise SettingsError(
+                "--trusted-proxy says that other machines reach this receiver through a proxy, so senders need a token: "
+                "set LOGGING_TOKEN here and there"
+            )
         if self.key and not self.certificate:
             raise SettingsError("--tls-key needs --tls-cert, the certificate that belongs to it")
         for option, file in (("--tls-cert", self.certificate), ("--tls-key", self.key)):
