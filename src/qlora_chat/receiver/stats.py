@@ -6,13 +6,14 @@ Scope: numbers from the columns of a store; no conversation text is read. Knows 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import numpy as np
+from sqlalchemy import Label, Subquery, and_, case, func, select
 
-from qlora_chat.receiver.store import RecordFilter, RecordStore
+from qlora_chat.receiver.store import READABLE, RecordStore, records
 
 BINS = 24
 MIN_SPREAD = 1e-10
@@ -23,103 +24,144 @@ NOT_RECORDED = "not recorded (version 1)"
 BASE_ALONE = "none: the base alone"
 
 _MEASURES = {
-    "prompt_tokens": "prompt_tokens",
-    "completion_tokens": "completion_tokens",
-    "question_characters": "question_chars",
-    "answer_characters": "answer_chars",
-    "ttft_ms": "ttft_ms",
-    "tokens_per_s": "tokens_per_s",
+    "prompt_tokens": records.c.prompt_tokens,
+    "completion_tokens": records.c.completion_tokens,
+    "question_characters": records.c.question_chars,
+    "answer_characters": records.c.answer_chars,
+    "ttft_ms": records.c.ttft_ms,
+    "tokens_per_s": records.c.tokens_per_s,
 }
-_TURN_COLUMNS = (
-    "version", "sender", "conversation_id", "turn_id", "at", "day", "model", "adapter", "temperature", "finish_reason",
-    *_MEASURES.values(),
-)  # fmt: skip
-_FEEDBACK_COLUMNS = ("sender", "turn_id", "rating", "edited", "commented")
+_IS_TURN = and_(records.c.kind == "turn", READABLE)
 
 
 def statistics(store: RecordStore) -> dict[str, Any]:
     """All statistics, as plain values for JSON.
 
-    Of several pieces of feedback to a turn the newest counts. measures: count, mean, percentiles and a histogram up to
-    the 99th percentile, in tokens, characters, ms and tokens/s. unreadable: stored records that are left out.
+    The database counts; what is held here grows with the number of different values, not with that of turns. Of several
+    pieces of feedback to a turn the newest counts. measures: count, mean, percentiles and a histogram up to the 99th
+    percentile, in tokens, characters, ms and tokens/s. unreadable: stored records that are left out.
     """
-    turns = list(store.rows(RecordFilter(kind="turn"), _TURN_COLUMNS))
-    feedback = {_key(row): row for row in store.rows(RecordFilter(kind="feedback"), _FEEDBACK_COLUMNS)}
+    ((turns, first, last),) = store.counted(
+        select(func.count(), func.min(records.c.at), func.max(records.c.at)).where(_IS_TURN)
+    )
+    adapters = _feedback_by(store, (records.c.model.is_(None).label("old"), records.c.adapter.label("value")), _adapter)
+    temperatures = _feedback_by(store, (func.round(records.c.temperature / TEMPERATURE_STEP).label("value"),), _temperature)
     return {
-        "turns": len(turns),
-        "conversations": len({(row["sender"], row["conversation_id"]) for row in turns}),
+        "turns": turns,
+        "conversations": _conversations(store),
         "erased_conversations": store.erased_conversations(),
         "unreadable": store.unreadable_rows(),
-        "turns_with_feedback": sum(_key(row) in feedback for row in turns),
-        "first": _iso_time(turns[0]["at"]) if turns else None,
-        "last": _iso_time(turns[-1]["at"]) if turns else None,
-        "versions": {str(version): count for version, count in sorted(Counter(row["version"] for row in turns).items())},
-        "days": _days(turns),
-        "measures": {name: distribution(row[column] for row in turns) for name, column in _MEASURES.items()},
-        "finish_reasons": dict(Counter(row["finish_reason"] or NOT_RECORDED for row in turns).most_common()),
-        "feedback_by_temperature": _feedback_by(turns, feedback, "temperature", _temperature),
-        "feedback_by_adapter": _feedback_by(turns, feedback, "adapter", _adapter),
+        "turns_with_feedback": sum(group["rated"] for group in adapters.values()),
+        "first": _iso_time(first) if turns else None,
+        "last": _iso_time(last) if turns else None,
+        "versions": {str(version): count for version, count in sorted(_counts(store, records.c.version).items())},
+        "days": _days(store),
+        "measures": {name: distribution(_values(store, column)) for name, column in _MEASURES.items()},
+        "finish_reasons": _finish_reasons(store),
+        "feedback_by_temperature": _table("temperature", temperatures),
+        "feedback_by_adapter": _table("adapter", adapters),
     }
 
 
-def distribution(values: Iterable[float | None]) -> dict[str, Any] | None:
-    """count, mean, p10, median, p90, p99, max and a histogram of what is not None; None if nothing is left."""
-    known = np.array([value for value in values if value is not None], dtype=float)
-    if not len(known):
+def distribution(counts: Mapping[float, int]) -> dict[str, Any] | None:
+    """count, mean, p10, median, p90, p99, max and a histogram of values that occur so often; None if there are none."""
+    if not counts:
         return None
-    p10, median, p90, p99 = np.percentile(known, (10, 50, 90, 99))
-    low, high = known.min(), p99
+    values, times = np.array([[*each] for each in sorted(counts.items())]).T
+    upto, total = np.cumsum(times), times.sum()
+
+    def percentile(part: float) -> float:
+        """Between the values at the two ranks around it, as NumPy's percentile is."""
+        rank = part * (total - 1)
+        low, high = (values[np.searchsorted(upto, each, side="right")] for each in (np.floor(rank), np.ceil(rank)))
+        return float(low + (high - low) * (rank - np.floor(rank)))
+
+    p10, median, p90, p99 = map(percentile, (0.1, 0.5, 0.9, 0.99))
+    low, high = float(values[0]), p99
     if high - low < MIN_SPREAD * max(abs(low), abs(high), 1.0):  # too close for that many bins
         low, high = low - 0.5, high + 0.5
-    counts, edges = np.histogram(np.minimum(known, p99), bins=BINS, range=(low, high))
+    histogram, edges = np.histogram(np.minimum(values, p99), bins=BINS, range=(low, high), weights=times)
     return {
-        "count": len(known),
-        "mean": float(known.mean()),
-        "p10": float(p10),
-        "median": float(median),
-        "p90": float(p90),
-        "p99": float(p99),
-        "max": float(known.max()),
-        "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+        "count": int(total),
+        "mean": float((values * times).sum() / total),
+        "p10": p10,
+        "median": median,
+        "p90": p90,
+        "p99": p99,
+        "max": float(values[-1]),
+        "histogram": {"edges": edges.tolist(), "counts": [int(each) for each in histogram]},
     }
 
 
-def _days(turns: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    by_day: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for row in turns:
-        by_day[row["day"]].append((row["sender"], row["conversation_id"]))
-    return [{"day": day, "turns": len(names), "conversations": len(set(names))} for day, names in sorted(by_day.items())]
+def _counts(store: RecordStore, column: Any) -> Counter[Any]:
+    """Number of turns by the column's value."""
+    query = select(column.label("value"), func.count()).where(_IS_TURN).group_by("value")
+    return Counter({row[0]: row[1] for row in store.counted(query)})
 
 
-def _feedback_by(
-    turns: Sequence[Mapping[str, Any]], feedback: Mapping[Any, Mapping[str, Any]], name: str, key: Any
-) -> list[Any]:
+def _values(store: RecordStore, column: Any) -> dict[float, int]:
+    """Number of turns by a measure, to a tenth; turns without it are left out."""
+    counts = _counts(store, func.round(column * 10.0) / 10.0)
+    return {float(value): count for value, count in counts.items() if value is not None}
+
+
+def _conversations(store: RecordStore) -> int:
+    each = select(records.c.sender, records.c.conversation_id).where(_IS_TURN).distinct().subquery()
+    return store.counted(select(func.count()).select_from(each))[0][0]
+
+
+def _days(store: RecordStore) -> list[dict[str, Any]]:
+    """Turns and conversations of each day."""
+    columns = (records.c.day, records.c.sender, records.c.conversation_id)
+    each = select(*columns, func.count().label("turns")).where(_IS_TURN).group_by(*columns).subquery()
+    query = select(each.c.day, func.sum(each.c.turns), func.count()).group_by(each.c.day).order_by(each.c.day)
+    return [{"day": day, "turns": int(turns), "conversations": count} for day, turns, count in store.counted(query)]
+
+
+def _finish_reasons(store: RecordStore) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for reason, count in _counts(store, records.c.finish_reason).items():
+        counts[reason or NOT_RECORDED] += count
+    return dict(counts.most_common())
+
+
+_FEEDBACK = ("up", "down", "edited", "commented")
+
+
+def _feedback_by(store: RecordStore, columns: Sequence[Label[Any]], key: Callable[..., Any]) -> dict[Any, Counter[str]]:
+    """Turns, and those whose newest feedback says something, by the key of these columns' values."""
+    newest = _newest_feedback()
+    said = (newest.c.rating == 1, newest.c.rating == -1, newest.c.edited.is_(True), newest.c.commented.is_(True))
+    numbers = (func.count(), func.count(newest.c.sender), *(func.count(case((each, 1))) for each in said))
+    same_turn = and_(newest.c.sender == records.c.sender, newest.c.turn_id == records.c.turn_id, newest.c.place == 1)
+    query = select(*columns, *numbers).select_from(records.outerjoin(newest, same_turn)).where(_IS_TURN)
     groups: dict[Any, Counter[str]] = defaultdict(Counter)
-    for row in turns:
-        group = groups[key(row)]
-        group["turns"] += 1
-        if newest := feedback.get(_key(row)):
-            group["up"] += newest["rating"] == 1
-            group["down"] += newest["rating"] == -1
-            group["edited"] += bool(newest["edited"])
-            group["commented"] += bool(newest["commented"])
-    counted = ("turns", "up", "down", "edited", "commented")
+    for row in store.counted(query.group_by(*(each.name for each in columns))):
+        values, counts = row[: len(columns)], row[len(columns) :]
+        groups[key(*values)].update(dict(zip(("turns", "rated", *_FEEDBACK), counts, strict=True)))
+    return groups
+
+
+def _newest_feedback() -> Subquery:
+    """Feedback to each turn, numbered by `place` from the newest on."""
+    newest_first = (records.c.at.desc(), records.c.number.desc())
+    place = func.row_number().over(partition_by=(records.c.sender, records.c.turn_id), order_by=newest_first).label("place")
+    names = ("sender", "turn_id", "rating", "edited", "commented")
+    return select(*(records.c[name] for name in names), place).where(records.c.kind == "feedback", READABLE).subquery()
+
+
+def _table(name: str, groups: Mapping[Any, Counter[str]]) -> list[dict[str, Any]]:
     ordered = sorted(groups.items(), key=lambda item: (item[0] is None, str(item[0])))
-    return [{name: value, **{each: group[each] for each in counted}} for value, group in ordered]
+    return [{name: value, **{each: group[each] for each in ("turns", *_FEEDBACK)}} for value, group in ordered]
 
 
-def _temperature(row: Mapping[str, Any]) -> float | None:
+def _temperature(steps: float | None) -> float | None:
     """On the slider's grid, so that 0.7 and 0.7000001 are one."""
-    value = row["temperature"]
-    return None if value is None else round(round(value / TEMPERATURE_STEP) * TEMPERATURE_STEP, 2)
+    return None if steps is None else round(steps * TEMPERATURE_STEP, 2)
 
 
-def _key(row: Mapping[str, Any]) -> tuple[str, str | None]:
-    return row["sender"], row["turn_id"]
-
-
-def _adapter(row: Mapping[str, Any]) -> str:
-    return NOT_RECORDED if row["model"] is None else row["adapter"] or BASE_ALONE
+def _adapter(is_old: bool, adapter: str | None) -> str:
+    return NOT_RECORDED if is_old else adapter or BASE_ALONE
 
 
 def _iso_time(seconds: float) -> str:

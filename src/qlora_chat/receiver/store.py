@@ -23,6 +23,7 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    Row,
     Select,
     SmallInteger,
     String,
@@ -92,7 +93,7 @@ erased = Table(
 _RECORD_FIELDS = ("sender", "id", "kind", "version", "conversation_id", "turn_id", "at", "day", "body")
 
 _COUNTED = (*LOGITS_PROCESSORS, *USAGE)
-_READABLE = and_(
+READABLE = and_(
     records.c.at.between(EARLIEST, LATEST),
     *(or_(records.c[name].is_(None), records.c[name].between(-MAX_NUMBER, MAX_NUMBER)) for name in _COUNTED),
 )
@@ -176,7 +177,7 @@ class RecordStore:
     ) -> Iterator[dict[str, Any]]:
         """Rows in the order of `at`, as dicts of these columns of `records`; None is all. Unreadable rows are skipped."""
         order = (records.c.at, records.c.number)
-        query = select(*(records.c[name] for name in columns or records.c.keys())).where(_READABLE, *_conditions(where))
+        query = select(*(records.c[name] for name in columns or records.c.keys())).where(READABLE, *_conditions(where))
         query = query.order_by(*(each.desc() for each in order) if newest_first else order)
         try:
             with self._reading() as connection:
@@ -185,10 +186,18 @@ class RecordStore:
         except DBAPIError as problem:
             raise unusable(problem) from problem
 
+    def counted(self, query: Select[Any]) -> Sequence[Row[Any]]:
+        """Rows of a query that counts records. StoreError if it fails."""
+        try:
+            with self._reading() as connection:
+                return connection.execute(query).all()
+        except DBAPIError as problem:
+            raise unusable(problem) from problem
+
     def unreadable_rows(self) -> int:
         """Number of rows that `rows` skips: their numbers or times are out of bounds."""
         with self._reading() as connection:
-            return connection.execute(select(func.count()).select_from(records).where(not_(_READABLE))).scalar_one()
+            return connection.execute(select(func.count()).select_from(records).where(not_(READABLE))).scalar_one()
 
     def erased_conversations(self) -> int:
         """Number of conversations that have been erased."""
