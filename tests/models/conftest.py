@@ -195,6 +195,8 @@ class LocalHub:
     refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Repository -> status and X-Error-Code to answer with."""
     fetched: list[str] = field(default_factory=list)
+    newest: str = "c" * 40
+    """Commit of each main branch."""
 
 
 @pytest.fixture
@@ -226,7 +228,7 @@ def local_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
                 if len(parts) > 5 and parts[4] == "tree":
                     tree = [{"type": "file", "path": name, "size": len(data), "oid": "b" * 40} for name, data in files.items()]
                     return self._send(200, json.dumps(tree).encode(), {"Content-Type": "application/json"}, body)
-                commit = parts[5] if parts[4:5] == ["revision"] else "c" * 40
+                commit = parts[5] if parts[4:5] == ["revision"] else hub.newest
                 info = {"id": repository, "modelId": repository, "sha": commit, "siblings": siblings, "tags": []}
                 return self._send(200, json.dumps(info).encode(), {"Content-Type": "application/json"}, body)
             name = "/".join(parts[4:])

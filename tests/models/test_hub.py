@@ -48,6 +48,16 @@ def test_a_commit_is_fetched_and_recorded(
     assert hub.cached("org/tiny") == snapshot, "the pinned commit is preferred"
 
 
+def test_later_fetches_take_the_commit_of_the_first(hub: Hub, local_hub: LocalHub, notices: list[str]) -> None:
+    first = hub.fetch("org/tiny", base_files, notices.append)
+    local_hub.newest = "e" * 40
+    (first.folder / "config.json").unlink()  # as after a broken download
+    assert hub.fetch("org/tiny", base_files, notices.append).revision == first.revision
+    local_hub.refusals["org/tiny"] = (404, "RevisionNotFound")
+    with pytest.raises(ModelError, match="no longer has the commit .* that was fetched before"):
+        hub.fetch("org/tiny", base_files, notices.append)
+
+
 def test_a_hub_that_describes_another_commit_than_the_pinned_one_is_refused(
     hub: Hub, local_hub: LocalHub, monkeypatch: pytest.MonkeyPatch, notices: list[str]
 ) -> None:

@@ -213,6 +213,27 @@ def test_what_others_can_write_to_is_not_read_from_the_cache(which: str, tmp_pat
             cache.check_free_space("merged", 1)
 
 
+def test_a_cache_whose_folder_others_can_replace_is_not_read(tmp_path: Path, notices: list[str]) -> None:
+    above = tmp_path / "shared"
+    cache, _ = entry_in(above / "user" / "cache", notices)
+    assert cache.find("merged", "key")
+    above.chmod(0o777)
+    assert cache.find("merged", "key") is None
+    assert f"{above}: other users can write to it and replace what is in it" in notices[-1]
+    above.chmod(0o1777)  # as /tmp: others cannot move what they do not own
+    assert cache.find("merged", "key")
+
+
+def test_a_link_that_others_can_replace_leads_to_no_cache(tmp_path: Path, notices: list[str]) -> None:
+    entry_in(tmp_path / "real" / "cache", notices)
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "link").symlink_to(tmp_path / "real")
+    through = Cache(tmp_path / "shared" / "link" / "cache", notices.append)
+    assert through.find("merged", "key")
+    (tmp_path / "shared").chmod(0o777)
+    assert through.find("merged", "key") is None
+
+
 def test_a_link_in_the_cache_is_not_read(tmp_path: Path, notices: list[str]) -> None:
     cache, folder = entry_in(tmp_path / "cache", notices)
     linked(folder / "model.safetensors", tmp_path / "elsewhere" / "model.safetensors")

@@ -34,7 +34,8 @@ PINNED = {
     "huggyllama/llama-7b": "4782ad278652c7c71b72204d462d6d01eaaf7549",
     "HuggingFaceTB/SmolLM2-135M-Instruct": "12fd25f77366fa6b3b4b768ec3050bf629380bac",
 }
-"""Commit to fetch of repositories that the program itself names; of any other, the newest of its main branch."""
+"""Commit to fetch of repositories that the program itself names; of any other, the newest of its main branch at the first
+fetch, and the same one at later ones."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 SelectFiles = Callable[[str, Sequence[str]], list[str]]
@@ -143,10 +144,14 @@ class Hub:
         return True
 
     def describe(self, repository: str, seconds: float = 10.0) -> Any:
-        """The Hub's description of a repository's pinned or newest commit, with file sizes. HubError if there is none."""
+        """The Hub's description of a repository's commit, with file sizes. HubError if there is none.
+
+        The commit is the pinned one, else the one that was fetched before, else the newest.
+        """
         from huggingface_hub import HfApi
 
-        pinned = PINNED.get(repository)
+        before = self.cached(repository)
+        pinned = PINNED.get(repository) or (before.revision if before else None)
         with _readable_errors(repository):
             api = HfApi(endpoint=self.endpoint)
             info = api.model_info(repository, revision=pinned, files_metadata=True, timeout=seconds)
@@ -220,6 +225,10 @@ def _readable_errors(repository: str) -> Iterator[None]:
         raise
     except errors.GatedRepoError as problem:
         raise HubError(gated(repository)) from problem
+    except errors.RevisionNotFoundError as problem:
+        what = f"the Hub no longer has the commit of {repository} that was fetched before"
+        remedy = "to take the newest one, delete its folder in the Hub's cache"
+        raise HubError(Problem(what, "its history was rewritten", remedy)) from problem
     except errors.RepositoryNotFoundError as problem:
         what, why = f"the Hub knows no {repository}", "or only those it is shared with may see it"
         raise HubError(Problem(what, why, "check the spelling, or set HF_TOKEN")) from problem

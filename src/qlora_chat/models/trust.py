@@ -11,6 +11,8 @@ import grp
 import os
 import pwd
 import stat
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from qlora_chat.models import ModelError
@@ -57,18 +59,55 @@ def hub_digest(path: Path, store: Path | None) -> str | None:
 
 
 def check_private(path: Path) -> None:
-    """Check a folder or file of the cache. OSError if it is missing, or if another user owns it or can write to it."""
+    """Check a folder or file of the cache. OSError if it is missing, if another user owns it or can write to it, or if another
+    user could put something else in its place or in that of a folder above it."""
     status = path.stat()
     if path.is_file() and path.is_symlink():
-        reason = "it is a link"
-    elif status.st_uid not in (0, os.geteuid()):
-        reason = f"it belongs to user {status.st_uid}"
-    elif status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and not _is_own_group(status.st_gid)):
-        reason = "other users can write to it"
-    else:
-        return
+        raise _untrusted(path, "it is a link")
+    if status.st_uid not in (0, os.geteuid()):
+        raise _untrusted(path, f"it belongs to user {status.st_uid}")
+    if _is_writable_by_others(status):
+        raise _untrusted(path, "other users can write to it")
+    for folder in _folders_above(path):
+        owner, above = folder.lstat().st_uid, folder.stat()
+        if owner not in (0, os.geteuid(), _unmapped_user()):
+            raise _untrusted(folder, f"it belongs to user {owner}, who can replace what is in it")
+        if _is_writable_by_others(above) and not above.st_mode & stat.S_ISVTX:  # sticky, as /tmp: nobody moves what others own
+            raise _untrusted(folder, "other users can write to it and replace what is in it")
+
+
+def _untrusted(path: Path, reason: str) -> PermissionError:
     advice = "so it is not trusted: chmod -R go-w, or name another folder"
-    raise PermissionError(errno.EPERM, f"{reason}, {advice}", str(path))
+    return PermissionError(errno.EPERM, f"{reason}, {advice}", str(path))
+
+
+def _is_writable_by_others(status: os.stat_result) -> bool:
+    return bool(status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and not _is_own_group(status.st_gid)))
+
+
+def _folders_above(path: Path) -> Iterator[Path]:
+    """Every folder, and every link to one, that the path leads through."""
+    pending, seen = [path.absolute()], set[Path]()
+    while pending:
+        for each in pending.pop().parents:
+            if each in seen:
+                continue
+            seen.add(each)
+            yield each
+            if each.is_symlink():
+                pending.append(each.parent / os.readlink(each) / "-")
+
+
+@cache
+def _unmapped_user() -> int | None:
+    """The user as whom root's folders appear in a container that knows no root, as on clusters; None elsewhere."""
+    try:
+        first, _, count = Path("/proc/self/uid_map").read_text().split()[:3]
+        if first == "0" and int(count) == 2**32 - 1:
+            return None
+        return int(Path("/proc/sys/kernel/overflowuid").read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def is_private(path: Path) -> bool:

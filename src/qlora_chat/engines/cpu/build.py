@@ -82,7 +82,7 @@ def _load_or_compile(folder: Path, isa: CpuIsa | None, notify: Notify) -> ctypes
     if stored and is_private(target):
         return ctypes.CDLL(str(target))
     failed = target.with_suffix(".failed")
-    if stored and failed.exists():
+    if stored and is_private(failed):
         raise BuildError(f"{compiler} could not compile it; its output is in {failed}")
     with _build_folder(folder, notify) as (build, writable):
         built = build / target.name
