@@ -172,6 +172,11 @@ def test_a_tree_is_read_with_its_folders() -> None:
 HELD_BY = re.compile(r"\b((?:\w+/)*test_\w+\.py)((?:(?:, )?::test_\w+…?)*)")
 
 
+def test_promises_have_numbers_of_their_own_and_are_made_once() -> None:
+    rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", (ROOT / "docs" / "reliability.md").read_text(), re.MULTILINE)
+    assert len({number for number, _ in rows}) == len({promise for _, promise in rows}) == len(rows) > 80
+
+
 def test_every_test_that_a_promise_names_exists() -> None:
     """docs/reliability.md shortens a test's name with an ellipsis, and leaves a file out where it has just named it."""
     missing = []
