@@ -147,6 +147,14 @@ def test_a_conversation_continues_under_the_clients_name(storing: StoringServer)
     assert stored.summary.turns == 7, "one, its answer, two, its answer, 2, and both of its answers"
 
 
+def test_a_name_that_no_header_carries_is_a_name(storing: StoringServer) -> None:
+    for text in ("one\x00two", "one\r\nx-evil: 1", "Größe"):
+        answer = storing.post("hi", store=True, metadata={"conversation_id": text})
+        assert answer.status_code == 200
+        assert "x-evil" not in answer.headers
+    assert len(storing.history.list()) == 3
+
+
 def test_a_generated_name_can_be_sent_back(storing: StoringServer) -> None:
     name = storing.post("one", store=True).headers["x-conversation-id"]
     storing.post("one", "An answer.", "two", store=True, metadata={"conversation_id": name})

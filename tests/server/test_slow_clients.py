@@ -53,6 +53,18 @@ def test_a_connection_with_half_a_request_is_closed(served: Served, sent: bytes)
         assert time.monotonic() - began > SECONDS * 0.8
 
 
+@pytest.mark.parametrize(("size", "count", "is_taken"), [(1, 20_000, False), (4096, 300, True), (1, 900, True)])
+def test_a_body_in_tiny_chunks_is_not_parsed_to_its_end(served: Served, size: int, count: int, is_taken: bool) -> None:
+    """Each chunk takes as long to parse as kilobytes in one: a megabyte in chunks of a byte held the server for 20 s."""
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with connected(served) as client:
+        received = b""
+        with contextlib.suppress(ConnectionError):
+            client.sendall(head + (b"%x\r\n%s\r\n" % (size, b" " * size)) * count + b"0\r\n\r\n")
+            received = client.recv(100)
+        assert received.startswith(b"HTTP/1.1 4") == is_taken
+
+
 @pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="only Linux reports what a client has read")
 def test_a_client_that_reads_nothing_is_closed_long_before_buffers_are_full(served: Served) -> None:
     with connected(served, receive_buffer=4096) as client:

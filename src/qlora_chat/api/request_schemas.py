@@ -282,14 +282,18 @@ class ChatRequest(_Request):
         return self.top_logprobs if self.logprobs else None
 
 
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+"""Ids of a prompt. A long list of texts would have an error for each of them."""
+
+
 class CompletionRequest(_Request):
     """POST /v1/completions"""
 
     prompt: (
         Text
         | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | TokenIds
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
     ) = Field(description="text, or token ids with their BOS; or several of either")
     max_tokens: MaxTokens = DEFAULT_COMPLETION_TOKENS
     logprobs: LogprobCount = Field(None, description="number of most likely tokens to report")  # type: ignore[assignment]

@@ -57,6 +57,8 @@ EVENT = {"type": "object", "required": ["data"], "properties": {"data": {"type":
 STREAM = {"text/event-stream": {"schema": EVENT}}
 Body = TypeVar("Body", ChatRequest, CompletionRequest, ResponsesRequest)
 FIELD_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+UNSENDABLE = re.compile(r"[^ -~]")
+"""Characters that a response's header does not carry as they are."""
 
 
 def routes(state: ServerState) -> APIRouter:
@@ -200,7 +202,7 @@ async def _answer(
     answer = Answer(reader, choices, serializer, parsed.choices, reports_logprobs, body.include_usage, on_end)
     response = await answer.event_stream() if body.stream else await answer.whole()
     if store:
-        response.headers["x-conversation-id"] = store.name.encode("ascii", "replace").decode()
+        response.headers["x-conversation-id"] = UNSENDABLE.sub("?", store.name)
     if ignored := [name for name in body.ignored if FIELD_NAME.fullmatch(name)][:20]:
         response.headers["x-ignored-fields"] = ", ".join(ignored)
     return response

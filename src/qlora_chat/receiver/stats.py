@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Label, Subquery, and_, case, func, select
+from sqlalchemy import Row, Subquery, and_, case, func, select
 
 from qlora_chat.receiver.store import READABLE, RecordStore, records
 
@@ -41,25 +41,22 @@ def statistics(store: RecordStore) -> dict[str, Any]:
     pieces of feedback to a turn the newest counts. measures: count, mean, percentiles and a histogram up to the 99th
     percentile, in tokens, characters, ms and tokens/s. unreadable: stored records that are left out.
     """
-    ((turns, first, last),) = store.counted(
-        select(func.count(), func.min(records.c.at), func.max(records.c.at)).where(_IS_TURN)
-    )
-    adapters = _feedback_by(store, (records.c.model.is_(None).label("old"), records.c.adapter.label("value")), _adapter)
-    temperatures = _feedback_by(store, (func.round(records.c.temperature / TEMPERATURE_STEP).label("value"),), _temperature)
+    groups = _groups(store)
+    times = [moment for group in groups for moment in (group.first, group.last)]
     return {
-        "turns": turns,
+        "turns": sum(group.turns for group in groups),
         "conversations": _conversations(store),
         "erased_conversations": store.erased_conversations(),
         "unreadable": store.unreadable_rows(),
-        "turns_with_feedback": sum(group["rated"] for group in adapters.values()),
-        "first": _iso_time(first) if turns else None,
-        "last": _iso_time(last) if turns else None,
-        "versions": {str(version): count for version, count in sorted(_counts(store, records.c.version).items())},
-        "days": _days(store),
-        "measures": {name: distribution(_values(store, column)) for name, column in _MEASURES.items()},
-        "finish_reasons": _finish_reasons(store),
-        "feedback_by_temperature": _table("temperature", temperatures),
-        "feedback_by_adapter": _table("adapter", adapters),
+        "turns_with_feedback": sum(group.rated for group in groups),
+        "first": _iso_time(min(times)) if times else None,
+        "last": _iso_time(max(times)) if times else None,
+        "versions": {str(version): row["turns"] for version, row in sorted(_sums(groups, lambda each: each.version).items())},
+        "days": _days(store, groups),
+        "measures": {name: distribution(counts) for name, counts in _measures(store).items()},
+        "finish_reasons": _finish_reasons(groups),
+        "feedback_by_temperature": _table("temperature", _sums(groups, lambda each: _temperature(each.steps))),
+        "feedback_by_adapter": _table("adapter", _sums(groups, lambda each: _adapter(each.is_old, each.adapter))),
     }
 
 
@@ -93,53 +90,61 @@ def distribution(counts: Mapping[float, int]) -> dict[str, Any] | None:
     }
 
 
-def _counts(store: RecordStore, column: Any) -> Counter[Any]:
-    """Number of turns by the column's value."""
-    query = select(column.label("value"), func.count()).where(_IS_TURN).group_by("value")
-    return Counter({row[0]: row[1] for row in store.counted(query)})
+_FEEDBACK = ("up", "down", "edited", "commented")
 
 
-def _values(store: RecordStore, column: Any) -> dict[float, int]:
-    """Number of turns by a measure, to a tenth; turns without it are left out."""
-    counts = _counts(store, func.round(column * 10.0) / 10.0)
-    return {float(value): count for value, count in counts.items() if value is not None}
+def _groups(store: RecordStore) -> Sequence[Row[Any]]:
+    """Numbers of the turns of one kind: of a day, a version, a finish reason, an adapter and a temperature."""
+    newest = _newest_feedback()
+    kind = (
+        records.c.day, records.c.version, records.c.finish_reason, records.c.model.is_(None).label("is_old"),
+        records.c.adapter, func.round(records.c.temperature / TEMPERATURE_STEP).label("steps"),
+    )  # fmt: skip
+    said = (newest.c.rating == 1, newest.c.rating == -1, newest.c.edited.is_(True), newest.c.commented.is_(True))
+    numbers = (
+        func.count().label("turns"), func.count(newest.c.sender).label("rated"),
+        *(func.count(case((each, 1))).label(name) for name, each in zip(_FEEDBACK, said, strict=True)),
+        func.min(records.c.at).label("first"), func.max(records.c.at).label("last"),
+    )  # fmt: skip
+    same_turn = and_(newest.c.sender == records.c.sender, newest.c.turn_id == records.c.turn_id, newest.c.place == 1)
+    query = select(*kind, *numbers).select_from(records.outerjoin(newest, same_turn)).where(_IS_TURN)
+    return [*store.counted(query.group_by(*kind[:3], "is_old", kind[4], "steps"))]
+
+
+def _sums(groups: Sequence[Row[Any]], key: Callable[[Row[Any]], Any]) -> dict[Any, Counter[str]]:
+    """Numbers of turns, and of those whose newest feedback says something, by the key of each group."""
+    sums: dict[Any, Counter[str]] = defaultdict(Counter)
+    for group in groups:
+        sums[key(group)].update({name: getattr(group, name) for name in ("turns", *_FEEDBACK)})
+    return sums
+
+
+def _measures(store: RecordStore) -> dict[str, Counter[float]]:
+    """Number of turns by the value of each measure, to a tenth."""
+    counts: dict[str, Counter[float]] = {name: Counter() for name in _MEASURES}
+    for row in store.counted(select(*_MEASURES.values()).where(_IS_TURN)):
+        for count, value in zip(counts.values(), row, strict=True):
+            if value is not None:
+                count[round(value, 1)] += 1
+    return counts
 
 
 def _conversations(store: RecordStore) -> int:
     each = select(records.c.sender, records.c.conversation_id).where(_IS_TURN).distinct().subquery()
-    return store.counted(select(func.count()).select_from(each))[0][0]
+    return next(iter(store.counted(select(func.count()).select_from(each))))[0]
 
 
-def _days(store: RecordStore) -> list[dict[str, Any]]:
+def _days(store: RecordStore, groups: Sequence[Row[Any]]) -> list[dict[str, Any]]:
     """Turns and conversations of each day."""
-    columns = (records.c.day, records.c.sender, records.c.conversation_id)
-    each = select(*columns, func.count().label("turns")).where(_IS_TURN).group_by(*columns).subquery()
-    query = select(each.c.day, func.sum(each.c.turns), func.count()).group_by(each.c.day).order_by(each.c.day)
-    return [{"day": day, "turns": int(turns), "conversations": count} for day, turns, count in store.counted(query)]
+    turns = _sums(groups, lambda each: each.day)
+    each = select(records.c.day, records.c.sender, records.c.conversation_id).where(_IS_TURN).distinct().subquery()
+    query = select(each.c.day, func.count()).group_by(each.c.day).order_by(each.c.day)
+    return [{"day": day, "turns": turns[day]["turns"], "conversations": count} for day, count in store.counted(query)]
 
 
-def _finish_reasons(store: RecordStore) -> dict[str, int]:
-    counts: Counter[str] = Counter()
-    for reason, count in _counts(store, records.c.finish_reason).items():
-        counts[reason or NOT_RECORDED] += count
-    return dict(counts.most_common())
-
-
-_FEEDBACK = ("up", "down", "edited", "commented")
-
-
-def _feedback_by(store: RecordStore, columns: Sequence[Label[Any]], key: Callable[..., Any]) -> dict[Any, Counter[str]]:
-    """Turns, and those whose newest feedback says something, by the key of these columns' values."""
-    newest = _newest_feedback()
-    said = (newest.c.rating == 1, newest.c.rating == -1, newest.c.edited.is_(True), newest.c.commented.is_(True))
-    numbers = (func.count(), func.count(newest.c.sender), *(func.count(case((each, 1))) for each in said))
-    same_turn = and_(newest.c.sender == records.c.sender, newest.c.turn_id == records.c.turn_id, newest.c.place == 1)
-    query = select(*columns, *numbers).select_from(records.outerjoin(newest, same_turn)).where(_IS_TURN)
-    groups: dict[Any, Counter[str]] = defaultdict(Counter)
-    for row in store.counted(query.group_by(*(each.name for each in columns))):
-        values, counts = row[: len(columns)], row[len(columns) :]
-        groups[key(*values)].update(dict(zip(("turns", "rated", *_FEEDBACK), counts, strict=True)))
-    return groups
+def _finish_reasons(groups: Sequence[Row[Any]]) -> dict[str, int]:
+    sums = _sums(groups, lambda each: each.finish_reason or NOT_RECORDED)
+    return dict(Counter({reason: numbers["turns"] for reason, numbers in sums.items()}).most_common())
 
 
 def _newest_feedback() -> Subquery:

@@ -186,11 +186,11 @@ class RecordStore:
         except DBAPIError as problem:
             raise unusable(problem) from problem
 
-    def counted(self, query: Select[Any]) -> Sequence[Row[Any]]:
-        """Rows of a query that counts records. StoreError if it fails."""
+    def counted(self, query: Select[Any]) -> Iterator[Row[Any]]:
+        """Rows of a query about records, a few at a time. StoreError if it fails."""
         try:
             with self._reading() as connection:
-                return connection.execute(query).all()
+                yield from connection.execute(query.execution_options(yield_per=ROWS_PER_FETCH))
         except DBAPIError as problem:
             raise unusable(problem) from problem
 

@@ -23,8 +23,34 @@ READ_STALL_S = 10.0
 REFUSED_BODY_S = 2.0
 """Longest time that the rest of a body may take to come whose request has been answered."""
 CHECK_INTERVAL_S = 1.0
+MOST_HEAD_BYTES = 64 * 1024
+FREE_PIECES, BYTES_PER_PIECE = 1000, 256
+"""A body may come in so many chunks, and one more for so many bytes: each takes as long to parse as kilobytes in one."""
 UNACKED, ACKED, NOT_SENT = 24, 120, 144
 """Offsets in Linux' struct tcp_info: packets in flight (u32), bytes acknowledged (u64), bytes not sent yet (u32)."""
+
+
+class _TooManyPieces(Exception):
+    """A body comes in tiny chunks."""
+
+
+class _Parser(h11.Connection):
+    """h11's parser, which gives up on bodies in tiny chunks."""
+
+    _pieces = 0
+    _bytes = 0
+
+    def next_event(self) -> Any:
+        """The next event. _TooManyPieces for a body that is parsed for longer than its size explains."""
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._pieces = self._bytes = 0
+        elif isinstance(event, h11.Data):
+            self._pieces += 1
+            self._bytes += len(event.data)
+            if self._pieces > FREE_PIECES + self._bytes // BYTES_PER_PIECE:
+                raise _TooManyPieces
+        return event
 
 
 class TimedConnection(H11Protocol):
@@ -40,6 +66,7 @@ class TimedConnection(H11Protocol):
 
     def __init__(self, *args: Any, limits: ConnectionLimits, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.conn = _Parser(h11.SERVER, MOST_HEAD_BYTES)
         self._limits = limits
 
     @property
@@ -64,6 +91,13 @@ class TimedConnection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self._time_head()
+
+    def handle_events(self) -> None:
+        """Handle what has arrived. Close the connection of a client that sends a body in tiny chunks."""
+        try:
+            super().handle_events()
+        except _TooManyPieces:
+            self.transport.abort()
 
     def on_response_complete(self) -> None:
         """Let the rest of a body come that nobody reads, but not for long."""
