@@ -176,10 +176,11 @@ SHORT_MODULES = {
     "exporting/template.py": "one format in Jinja, compared with prompt.py by a test",
     "history/answer_metadata.py": "JSON fields of an answer that stores and payloads share",
     "history/sql/shared_state.py": "two tables that are no part of conversations; store.py knows only those",
+    "models/weights/quantize.py": "needs bitsandbytes, which only a first start imports",
     "private_files.py": "permissions of every file that people's text is written to",
-    "serving/cookies.py": "cookies of the login and of the page, which know nothing of each other",
     "server/content_encoding.py": "decompression within a limit; request_body.py reads what arrives",
     "server/head_requests.py": "one method answered as another",
+    "serving/cookies.py": "cookies of the login and of the page, which know nothing of each other",
     "training/model/loss.py": "an autograd function of its own",
     "web/adapter_chooser.py": "one control of the page with its rules",
 }

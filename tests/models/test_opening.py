@@ -6,11 +6,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from qlora_chat.models import ModelInfo, folders, open_model, part
 from qlora_chat.models.adapter import folder as adapter_folder
 from qlora_chat.models.hub import Hub
-from qlora_chat.models.weights import checkpoint
+from qlora_chat.models.weights import checkpoint, shards
 from qlora_chat.settings import ModelSettings
 from tests.models.conftest import MakeAdapter, MakeBase, Publish
 
@@ -91,6 +92,19 @@ def test_a_start_from_the_cache_repeats_nothing(
     assert {base / "model.safetensors", adapter / "adapter_model.safetensors"} <= set(accesses.hashes)
     assert {base / "model.safetensors", adapter / "adapter_model.safetensors"} < set(accesses.headers)
     assert all("cache" in path.parts for path in accesses.weights), "the merged weights alone are read"
+
+
+def test_shards_of_a_tied_base_are_read_once(make_base: MakeBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards are checked against their index, and a tied base against a head in its weights."""
+    base = make_base(tie_word_embeddings=True)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 2**20)
+    tensors = load_file(base / "model.safetensors")
+    (base / "model.safetensors").unlink()
+    shards.write_shards(tensors.items(), base)
+    accesses, info = opened(ModelSettings(base=str(base), device="cpu", precision="bf16"), monkeypatch)
+    assert info.precision == "bf16"
+    assert accesses.repeated() == {}
+    assert len(accesses.headers) == len(accesses.weights) > 1
 
 
 def test_an_unmerged_adapter_is_read_once(published: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:

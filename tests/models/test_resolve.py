@@ -12,7 +12,8 @@ from qlora_chat.models import ModelError
 from qlora_chat.models.cache import Cache
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.placement import GIB, DeviceMemory
-from qlora_chat.models.resolve import ResolvedModel, resolve
+from qlora_chat.models.plan import ResolvedModel
+from qlora_chat.models.resolve import resolve
 from qlora_chat.settings import ModelSettings, hub_cache_folder
 from tests.models.conftest import LocalHub, MakeAdapter, MakeBase, Publish
 

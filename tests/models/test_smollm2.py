@@ -17,7 +17,8 @@ from qlora_chat.models.gguf.cached import gguf_part
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.identity import identify
 from qlora_chat.models.placement import GIB, DeviceMemory
-from qlora_chat.models.resolve import ResolvedModel, resolve
+from qlora_chat.models.plan import ResolvedModel
+from qlora_chat.models.resolve import resolve
 from qlora_chat.settings import ModelSettings, Precision, hub_cache_folder
 from qlora_chat.training.train import locate_base
 from tests.models.conftest import MakeBase, Publish, write_adapter

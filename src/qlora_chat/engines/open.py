@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from qlora_chat.engines import Engine
 from qlora_chat.models import Notify
 from qlora_chat.settings import EngineSettings, ModelSettings
@@ -19,4 +21,4 @@ def open_engine(settings: ModelSettings, notify: Notify, servers: EngineSettings
     from qlora_chat.engines.local import LocalEngine
     from qlora_chat.models import open_model
 
-    return LocalEngine(lambda: open_model(settings, notify), settings.slots, notify, settings.kv_cache_dtype)
+    return LocalEngine(partial(open_model, settings, notify), settings.slots, notify, settings.kv_cache_dtype)

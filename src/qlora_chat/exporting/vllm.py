@@ -26,8 +26,9 @@ from qlora_chat.models.folders import RECORD
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.locate import locate_adapter
 from qlora_chat.models.placement import detect_devices
+from qlora_chat.models.plan import ResolvedModel
 from qlora_chat.models.prepare import PreparedModel, prepare
-from qlora_chat.models.resolve import ResolvedModel, resolve
+from qlora_chat.models.resolve import resolve
 from qlora_chat.models.weights.shards import write_shards, write_small_files
 from qlora_chat.prompt import ChatFormat
 from qlora_chat.settings import ModelSettings, cache_folder, hub_cache_folder, hub_is_offline

@@ -23,7 +23,6 @@ from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.adapter.merge_loss import HeldOut, compare, perplexity
 from qlora_chat.models.folders import Base
 from qlora_chat.models.placement import DeviceType
-from qlora_chat.models.weights.checkpoint import Checkpoint
 from qlora_chat.models.weights.llama import Adapter, LlamaWeights, build
 from qlora_chat.models.weights.shards import StoredFormat
 
@@ -61,7 +60,7 @@ class Measure:
         return candidate
 
     def _speed(self, base: Base, adapter: Adapter | None = None) -> float:
-        weights = build(Checkpoint(base.folder), base.shape, torch.device(self.device), adapter=adapter)
+        weights = build(base.checkpoint(), base.shape, torch.device(self.device), adapter=adapter)
         speed = round(tokens_per_second(weights, self.notify), 1)
         del weights
         gc.collect()

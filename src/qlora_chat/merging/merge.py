@@ -28,8 +28,9 @@ from qlora_chat.models.chat_format import format_sources
 from qlora_chat.models.folders import Base
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.placement import DoesNotFit, detect_devices
+from qlora_chat.models.plan import ResolvedModel
 from qlora_chat.models.prepare import QuantizedBase, quantize_base
-from qlora_chat.models.resolve import ResolvedModel, resolve
+from qlora_chat.models.resolve import resolve
 from qlora_chat.models.weights.quantize import quantize_int8, quantize_nf4
 from qlora_chat.models.weights.shards import NamedTensor, StoredFormat, write_shards, write_small_files
 from qlora_chat.prompt import ChatFormat

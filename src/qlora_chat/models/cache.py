@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 
 from qlora_chat import __version__
 from qlora_chat.models import ModelError, Notify
-from qlora_chat.models.folders import RECORD, read_json
+from qlora_chat.models.folders import RECORD, read_index, read_json
 from qlora_chat.models.trust import check_private
-from qlora_chat.models.weights.checkpoint import read_headers
+from qlora_chat.models.weights.checkpoint import WeightFiles, read_weight_files
 
 FORMAT = 1
 """Part of every key: after a change, entries of older versions are not used."""
@@ -42,6 +42,8 @@ class CacheEntry:
 
     folder: Path
     record: Record
+    weights: WeightFiles | None = None
+    """Index and headers, read when the entry was found."""
 
 
 @dataclass(frozen=True)
@@ -121,11 +123,10 @@ def _complete_entry(folder: Path) -> CacheEntry | None:
         record = read_json(folder / RECORD)
         files = record["files"]
         complete = bool(files) and all((folder / name).stat().st_size == size for name, size in files.items())
-        if complete:
-            read_headers(folder)
+        weights = read_weight_files(folder, read_index(folder)) if complete else None
     except (OSError, KeyError, AttributeError, TypeError, ModelError):
         return None
-    return CacheEntry(folder, record) if complete else None
+    return CacheEntry(folder, record, weights) if weights else None
 
 
 @contextmanager

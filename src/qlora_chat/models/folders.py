@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from qlora_chat.models import ModelError
 from qlora_chat.models.trust import SMALL_FILE, own_file
-from qlora_chat.models.weights.checkpoint import TensorHeader, read_header, read_headers
+from qlora_chat.models.weights.checkpoint import Checkpoint, TensorHeader, WeightFiles, read_header, read_weight_files
 from qlora_chat.models.weights.shape import PROJECTIONS, LlamaShape
 
 RECORD = "qlora_chat.json"
@@ -138,20 +138,26 @@ class Base:
     """Stored in bitsandbytes' NF4."""
     is_int8: bool = False
     """Stored in bitsandbytes' 8 bits, and widened when it is read."""
+    weights: WeightFiles | None = field(default=None, repr=False, compare=False)
+    """Index and headers of the weights; None where they cannot be read, and check_weights says why."""
 
     @staticmethod
-    def read(folder: Path) -> Base:
-        """Read the folder's configs. ModelError for missing files, foreign models and other quantization than NF4 or 8 bits."""
-        configs = ModelConfigs.read(folder)
-        shape = _with_own_head(folder, configs.shape(folder))
+    def read(folder: Path, weights: WeightFiles | None = None) -> Base:
+        """Read the folder's configs, and the headers of its weights unless they are known already.
+
+        ModelError for missing files, foreign models and other quantization than NF4 or 8 bits.
+        """
+        configs, weights = ModelConfigs.read(folder), weights or _readable_weights(folder)
+        has_head = weights is not None and "lm_head.weight" in weights.headers
+        shape = configs.shape(folder)
+        shape = replace(shape, tied_head=shape.tied_head and not has_head)  # Transformers uses a head that is there
         try:
             feed_forward = int(configs.model["intermediate_size"])
-            _check_sizes(shape, feed_forward)
-            shape.check_rope()
+            shape.check(feed_forward)
         except (KeyError, TypeError, ValueError) as problem:
             raise invalid_setting(folder, problem) from problem
         is_int8 = _is_int8(configs.model)
-        return Base(folder, configs, shape, feed_forward, not is_int8 and _is_nf4(folder, configs.model), is_int8)
+        return Base(folder, configs, shape, feed_forward, not is_int8 and _is_nf4(folder, configs.model), is_int8, weights)
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -207,24 +213,29 @@ class Base:
     def check_weights(self) -> None:
         """Check the headers of the folder's weights. ModelError for the first problem."""
         _refuse_pickles(self.folder)
-        index = read_index(self.folder)
-        problem = next(index_problems(self.folder, index), None) or next(self.problems(read_headers(self.folder)), None)
+        index = self.weights.index if self.weights else read_index(self.folder)
+        problem = next(index_problems(self.folder, index, self.weights), None)
+        problem = problem or next(self.problems((self.weights or read_weight_files(self.folder)).headers), None)
         if problem:
             raise ModelError(f"the weights in {self.folder} do not fit: {problem}")
 
+    def checkpoint(self) -> Checkpoint:
+        """The folder's tensors, each read on access. ModelError for files that cannot be read."""
+        return Checkpoint(self.folder, files=tuple(self.weights.files) if self.weights else None)
 
-def _with_own_head(folder: Path, shape: LlamaShape) -> LlamaShape:
-    """The shape, untied if the weights hold a head all the same: Transformers then uses that."""
-    if not shape.tied_head:
-        return shape
+
+def _readable_weights(folder: Path) -> WeightFiles | None:
     try:
-        return replace(shape, tied_head="lm_head.weight" not in read_headers(folder))
-    except ModelError:  # check_weights says what is wrong with them
-        return shape
+        return read_weight_files(folder, read_index(folder))
+    except ModelError:
+        return None
 
 
-def index_problems(folder: Path, index: Mapping[str, str]) -> Iterator[Problem]:
-    """A lost index, and tensors that the index says are in a file that does not hold them: readers would differ."""
+def index_problems(folder: Path, index: Mapping[str, str], weights: WeightFiles | None = None) -> Iterator[Problem]:
+    """A lost index, and tensors that the index says are in a file that does not hold them: readers would differ.
+
+    `weights`: what is known of the files already.
+    """
     remedy = "fetch the base again: hf download OWNER/NAME"
     shards = sorted(path.name for path in folder.glob("model-*-of-*.safetensors"))
     if shards and not index:
@@ -236,7 +247,7 @@ def index_problems(folder: Path, index: Mapping[str, str]) -> Iterator[Problem]:
             yield Problem(f"the index names {shard}, which is not there", "the weights in it are missing", remedy)
             return
         named = {name for name, file in index.items() if file == shard}
-        if missing := sorted(named - set(read_header(folder / shard))):
+        if missing := sorted(named - set(weights.files[folder / shard] if weights else read_header(folder / shard))):
             what = f"the index names {missing[0]} in {shard}, which does not hold it"
             yield Problem(what, "index and shards are of two versions", remedy)
             return
@@ -249,19 +260,6 @@ def _has_shape(name: str, headers: Mapping[str, TensorHeader], size: tuple[int, 
     stored = headers[name]
     packed = f"{name}{NF4_MARK}" in headers
     return stored.shape == size or (packed and 2 * stored.bytes == math.prod(size))
-
-
-def _check_sizes(shape: LlamaShape, feed_forward: int) -> None:
-    """ValueError for sizes that no model has; a config may say anything, and loops run over what it says."""
-    counts = {"num_hidden_layers": shape.layers, "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads}
-    widths = {"hidden_size": shape.hidden, "intermediate_size": feed_forward, "vocab_size": shape.vocabulary,
-              "head_dim": shape.head_dim, "max_position_embeddings": shape.window}  # fmt: skip
-    for name, size in {**counts, **widths}.items():
-        limit = 4096 if name in counts else 2**24
-        if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= limit:
-            raise ValueError(f"{name} is {size!r}, but must be a whole number from 1 to {limit}")
-    if shape.heads % shape.kv_heads or shape.head_dim % 2:
-        raise ValueError(f"{shape.heads} heads of {shape.head_dim} do not go with {shape.kv_heads} key-value heads")
 
 
 def _is_int8(config: Mapping[str, Any]) -> bool:

@@ -23,7 +23,8 @@ from qlora_chat.models.locate import (
     locate_part,
 )
 from qlora_chat.models.part import ModelPart
-from qlora_chat.models.resolve import LocatedModel, demo, smollm2_with_adapter
+from qlora_chat.models.plan import LocatedModel
+from qlora_chat.models.resolve import demo, smollm2_with_adapter
 from qlora_chat.models.smollm2 import SMOLLM2
 from qlora_chat.models.tokenizer.sentencepiece import tokenizer_folder
 from qlora_chat.models.tokenizer.special_tokens import special_ids

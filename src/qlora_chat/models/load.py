@@ -20,8 +20,9 @@ from qlora_chat.models.chat_format import format_sources
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.locate import locate_adapter
 from qlora_chat.models.placement import DeviceMemory, detect_devices
+from qlora_chat.models.plan import ResolvedModel
 from qlora_chat.models.prepare import PreparedModel, prepare
-from qlora_chat.models.resolve import ResolvedModel, resolve
+from qlora_chat.models.resolve import resolve
 from qlora_chat.models.weights.llama import build
 from qlora_chat.settings import ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
 

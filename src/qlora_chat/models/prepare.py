@@ -21,7 +21,7 @@ from qlora_chat.models.cache import Cache, CacheEntry, CacheUnusable, Record, ke
 from qlora_chat.models.folders import Base, has_tokenizer
 from qlora_chat.models.part import ModelPart
 from qlora_chat.models.placement import DeviceType, weight_bytes
-from qlora_chat.models.resolve import ResolvedModel
+from qlora_chat.models.plan import ResolvedModel
 from qlora_chat.models.tokenizer.sentencepiece import tokenizer_folder
 from qlora_chat.models.tokenizer.special_tokens import SpecialIds, check_ids, special_ids
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
@@ -40,14 +40,17 @@ class ModelText:
     special: SpecialIds
 
     @staticmethod
-    def read(name: str, base: Base, folder: Path, adapter: Path | None = None, vocabulary: int | None = None) -> ModelText:
-        """Read the tokenizer in `folder` and the special ids of the configs of base and adapter; `name` is for notices.
+    def read(name: str, base: Base, adapter: AdapterFolder | None, cache: Cache, notify: Notify) -> ModelText:
+        """Read tokenizer and ends of answers: the adapter's own where its folder holds them, else the base's.
 
-        `vocabulary`: embeddings after a merge, if not the base's. ModelError if the tokenizer has ids beyond them.
+        `name` is for notices. ModelError if the tokenizer has ids beyond the embeddings.
         """
+        own = adapter.folder if adapter and has_tokenizer(adapter.folder) else base.folder
+        folder = tokenizer_folder(name, own, cache, notify)
+        vocabulary = adapter.vocabulary(base) if adapter else base.shape.vocabulary
         tokenizer = ModelTokenizer.read(folder, None)
-        check_ids(tokenizer, vocabulary or base.shape.vocabulary)
-        configs = base.configs.with_adapter(adapter) if adapter else base.configs
+        check_ids(tokenizer, vocabulary)
+        configs = base.configs.with_adapter(adapter.folder) if adapter else base.configs
         special = special_ids(name, configs, tokenizer, vocabulary)
         tokenizer.bos_id = special.bos
         return ModelText(folder, tokenizer, special)
@@ -85,28 +88,17 @@ def prepare(model: ResolvedModel, cache: Cache, notify: Notify) -> PreparedModel
     if model.cached:
         made = model.cached.record.get("made")
         notify(f"{model.base.name} is no longer on this machine; what was made of it on {made} is used")
-        prepared = _read_entry(model, model.config, model.cached)
-        return _with_unmerged(model, prepared, unmerged, cache, notify)
+        return _from_entry(model, model.config, model.cached, unmerged, cache, notify)
     merged = None if unmerged else adapter
     if merged is None and model.config.is_nf4 == (stored == "nf4"):
-        text = _text_of(model, model.config, adapter if unmerged else None, cache, notify)
-        return PreparedModel(model.config, Checkpoint(model.config.folder), text, unmerged, text.special.notices)
-    conversion = _Conversion(model, model.config, stored, merged, cache, notify)
+        text = ModelText.read(model.base.name, model.config, adapter, cache, notify)
+        return PreparedModel(model.config, model.config.checkpoint(), text, unmerged, text.special.notices)
+    conversion = _Conversion(model, model.config, stored, merged, unmerged, cache, notify)
     entry = conversion.find()
     if entry is None and merged and stored == "nf4" and not model.config.is_nf4:  # requantizing starts from NF4 on disk
         nf4 = _nf4_base(model, cache, notify)
         conversion = replace(conversion, source=nf4.base, earlier=nf4.notices)
-    prepared = conversion.read(entry) if entry else conversion.run()
-    return _with_unmerged(model, prepared, unmerged, cache, notify)
-
-
-def _with_unmerged(
-    model: ResolvedModel, prepared: PreparedModel, unmerged: Adapter | None, cache: Cache, notify: Notify
-) -> PreparedModel:
-    """The prepared base with the unmerged adapter, if there is one, and the tokenizer and ends that this brings."""
-    if unmerged is None:
-        return prepared
-    return replace(prepared, adapter=unmerged, text=_text_of(model, prepared.base, model.adapter_folder, cache, notify))
+    return conversion.read(entry) if entry else conversion.run()
 
 
 def quantize_base(model: ResolvedModel, cache: Cache, notify: Notify) -> QuantizedBase:
@@ -114,7 +106,8 @@ def quantize_base(model: ResolvedModel, cache: Cache, notify: Notify) -> Quantiz
     if model.base.folder is None:
         raise ModelError(f"{model.base.name} is not on this machine, and a merge is measured from the base itself")
     nf4 = model.config if model.config.is_nf4 else _nf4_base(model, cache, notify).base
-    return QuantizedBase(model.config, nf4, _text_of(model, model.config, model.adapter_folder, cache, notify))
+    text = ModelText.read(model.base.name, model.config, model.adapter_folder, cache, notify)
+    return QuantizedBase(model.config, nf4, text)
 
 
 def source_record(role: str, part: ModelPart) -> Record:
@@ -129,18 +122,9 @@ def _stored_format(model: ResolvedModel) -> Literal["bf16", "nf4"]:
     return "bf16" if model.plan.weight_format == "bf16" else "nf4"
 
 
-def _text_of(model: ResolvedModel, base: Base, adapter: AdapterFolder | None, cache: Cache, notify: Notify) -> ModelText:
-    """The adapter's own tokenizer and ends of answers, where its folder holds them; else the base's."""
-    own = adapter.folder if adapter and has_tokenizer(adapter.folder) else base.folder
-    folder = tokenizer_folder(model.base.name, own, cache, notify)
-    if adapter is None:
-        return ModelText.read(model.base.name, base, folder)
-    return ModelText.read(model.base.name, base, folder, adapter.folder, adapter.vocabulary(base))
-
-
 def _nf4_base(model: ResolvedModel, cache: Cache, notify: Notify) -> PreparedModel:
     """The model's 16-bit base in NF4 on disk."""
-    conversion = _Conversion(model, model.config, "nf4", None, cache, notify)
+    conversion = _Conversion(model, model.config, "nf4", None, None, cache, notify)
     entry = conversion.find()
     nf4 = conversion.read(entry) if entry else conversion.run()
     if not isinstance(nf4.tensors, Checkpoint):
@@ -148,10 +132,13 @@ def _nf4_base(model: ResolvedModel, cache: Cache, notify: Notify) -> PreparedMod
     return nf4
 
 
-def _read_entry(model: ResolvedModel, base: Base, entry: CacheEntry) -> PreparedModel:
+def _from_entry(
+    model: ResolvedModel, base: Base, entry: CacheEntry, unmerged: Adapter | None, cache: Cache, notify: Notify
+) -> PreparedModel:
+    """Contents of an entry, with the tokenizer and ends of an adapter that stays unmerged."""
     notices = tuple(str(line) for line in entry.record.get("notices", ()))
-    text = ModelText.read(model.base.name, base, entry.folder)
-    return PreparedModel(base, Checkpoint(entry.folder), text, notices=notices)
+    text = ModelText.read(model.base.name, base, model.adapter_folder if unmerged else None, cache, notify)
+    return PreparedModel(base, base.checkpoint(), text, unmerged, notices)
 
 
 @dataclass(frozen=True)
@@ -163,6 +150,8 @@ class _Conversion:
     """The base to convert: the model's own, or its NF4 form."""
     stored: Literal["bf16", "nf4"]
     merged: AdapterFolder | None
+    unmerged: Adapter | None
+    """Adapter to apply to the result; no part of the entry."""
     cache: Cache
     notify: Notify
     earlier: tuple[str, ...] = ()
@@ -171,7 +160,7 @@ class _Conversion:
     @cached_property
     def text(self) -> ModelText:
         """Tokenizer and special ids of the source, and of the adapter that is merged into it."""
-        return _text_of(self.model, self.source, self.merged, self.cache, self.notify)
+        return ModelText.read(self.model.base.name, self.source, self.merged, self.cache, self.notify)
 
     @property
     def adapter(self) -> ModelPart | None:
@@ -191,7 +180,8 @@ class _Conversion:
 
     def read(self, entry: CacheEntry) -> PreparedModel:
         """The cached result."""
-        return _read_entry(self.model, Base.read(entry.folder), entry)
+        base = Base.read(entry.folder, entry.weights)
+        return _from_entry(self.model, base, entry, self.unmerged, self.cache, self.notify)
 
     def run(self) -> PreparedModel:
         """Convert into the cache, or in memory if the cache cannot be written."""
@@ -206,7 +196,10 @@ class _Conversion:
         except CacheUnusable as problem:
             self.notify(f"nothing is cached for the next start: {problem}; QLORA_CHAT_CACHE names another folder")
             tensors, loss = self._convert()
-            return PreparedModel(self.source, dict(tensors), self.text, notices=self._notices(loss))
+            text = self.text
+            if self.unmerged:
+                text = ModelText.read(self.model.base.name, self.source, self.model.adapter_folder, self.cache, self.notify)
+            return PreparedModel(self.source, dict(tensors), text, self.unmerged, self._notices(loss))
 
     def _convert(self) -> tuple[Iterable[NamedTensor], MergeLoss | None]:
         """Tensors, maybe as a one-way stream, and the loss of a requantized merge."""

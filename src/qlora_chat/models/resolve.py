@@ -1,18 +1,17 @@
-"""Settings -> one resolved model: parts located, their configs and headers checked, device and weight format planned.
+"""Settings -> one resolved model.
 
-Scope: which model the settings mean (the preferences of `auto` included) and where it fits; reads no weight.
-Knows nothing of merging.
+Scope: which model the settings mean, and the preferences of `auto`. locate.py turns names into folders, and plan.py checks
+and plans what is in them; no weight is read. Knows nothing of merging.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from qlora_chat.models import ModelError, Notify
-from qlora_chat.models.adapter.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFolder
+from qlora_chat.models.adapter.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from qlora_chat.models.cache import Cache, CacheEntry, Record
-from qlora_chat.models.folders import Base
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.locate import (
     BUNDLED_ADAPTER,
@@ -31,15 +30,8 @@ from qlora_chat.models.locate import (
     without_pickle,
 )
 from qlora_chat.models.part import ModelPart
-from qlora_chat.models.placement import (
-    GIB,
-    DeviceMemory,
-    Plan,
-    WeightFormat,
-    candidate_formats,
-    choose_plan,
-    explain_cpu_fallback,
-)
+from qlora_chat.models.placement import GIB, DeviceMemory, WeightFormat, candidate_formats
+from qlora_chat.models.plan import LocatedModel, ResolvedModel, plan_model
 from qlora_chat.models.smollm2 import INSTALL, SMOLLM2, SMOLLM2_BASE, smollm2_adapter
 from qlora_chat.settings import ModelSettings
 
@@ -50,36 +42,6 @@ TOY = (
     f"{DEMO} is a 45 M-parameter toy that comes with the program to show how everything works: fluent, and often wrong. "
     "Built with Llama."
 )
-
-
-@dataclass(frozen=True)
-class LocatedModel:
-    """Folders of a base and an adapter."""
-
-    name: str
-    base: ModelPart
-    adapter: ModelPart | None = None
-    notices: tuple[str, ...] = ()
-    cached: Mapping[WeightFormat, CacheEntry] = field(default_factory=dict)
-    """Usable entries, best format first, if the base is no longer here."""
-    unmerged_first: bool = False
-    """The adapter corrects the errors of NF4, on which it was trained: `auto` merges it only where NF4 does not fit."""
-
-
-@dataclass(frozen=True)
-class ResolvedModel:
-    """All that loading needs to know: parts, their checked configs, and the plan."""
-
-    name: str
-    base: ModelPart
-    adapter: ModelPart | None
-    plan: Plan
-    config: Base
-    """Config of the base's folder, or of the cached entry."""
-    adapter_folder: AdapterFolder | None
-    cached: CacheEntry | None
-    """The entry to read if the base is no longer here."""
-    notices: tuple[str, ...]
 
 
 def demo(reason: str | None = None) -> LocatedModel:
@@ -100,14 +62,16 @@ def resolve(settings: ModelSettings, hub: Hub, cache: Cache, devices: Sequence[D
     """The model of the settings: located, fetched if necessary, checked and planned. ModelError with the remedy."""
     resolver = _Resolver(settings, hub, cache, devices, notify)
     if settings.base:
-        return resolver.planned(resolver.named(settings.base, settings.adapter))
-    if settings.model == GUANACO:
-        return resolver.planned(resolver.guanaco(before_fetching=lambda: None))
-    if settings.model == SMOLLM2:
-        return resolver.planned(resolver.smollm2(may_fetch=True))
-    if settings.model == "demo":
-        return resolver.planned(demo())
-    return resolver.auto()
+        located = resolver.named(settings.base, settings.adapter)
+    elif settings.model == GUANACO:
+        located = resolver.guanaco(before_fetching=lambda: None)
+    elif settings.model == SMOLLM2:
+        located = resolver.smollm2(may_fetch=True)
+    elif settings.model == "demo":
+        located = demo()
+    else:
+        return resolver.auto()
+    return plan_model(located, settings, devices, notify)
 
 
 @dataclass(frozen=True)
@@ -124,16 +88,19 @@ class _Resolver:
         One line says which, why, and how to get the better one.
         """
         try:
-            chosen = self.planned(self.guanaco(self._check_worth_fetching))
+            chosen = self._planned(self.guanaco(self._check_worth_fetching))
             self.notify(f"{GUANACO} answers: it is on this machine and fits (for another: --model, or --base and --adapter)")
             return chosen
         except ModelError as problem:
             left_out = f"{GUANACO} was left out: {problem} (to get the 7B: qlora-chat serve --model {GUANACO})"
         try:
-            return self.planned(self.smollm2(f"{SMOLLM2} answers, because {left_out}"))
+            return self._planned(self.smollm2(f"{SMOLLM2} answers, because {left_out}"))
         except ModelError as problem:
             reason = f"The bundled demo answers, because {left_out}; and {SMOLLM2}, which is far better than it: {problem}"
-            return self.planned(demo(reason))
+            return self._planned(demo(reason))
+
+    def _planned(self, located: LocatedModel) -> ResolvedModel:
+        return plan_model(located, self.settings, self.devices, self.notify)
 
     def smollm2(self, reason: str | None = None, *, may_fetch: bool = False) -> LocatedModel:
         """smollm2 with the bundled adapter; `reason` tells the user why no larger model answers."""
@@ -172,16 +139,14 @@ class _Resolver:
         """Newest cached merge of a base by this name with this adapter, by usable format, best first."""
         entries = self.cache.entries("merged")
         found: dict[WeightFormat, CacheEntry] = {}
-        for weight_format in self._formats(adapter is not None):
+        formats = candidate_formats(self.settings.precision, adapter is not None, self.settings.adapter_mode)
+        for weight_format in formats:
             merged = None if weight_format == "nf4+adapter" else adapter
             precision = "nf4" if weight_format == "nf4+adapter" else weight_format
             entry = next((each for each in entries if _is_merge_of(each.record, base, merged, precision)), None)
             if entry:
                 found[weight_format] = entry
         return found
-
-    def _formats(self, has_adapter: bool) -> tuple[WeightFormat, ...]:
-        return candidate_formats(self.settings.precision, has_adapter, self.settings.adapter_mode)
 
     def _check_worth_fetching(self) -> None:
         """ModelError unless a card has room for the 7B and the Hub responds."""
@@ -192,25 +157,6 @@ class _Resolver:
         if not self.hub.responds(GUANACO_BASE):
             reason = "HF_HUB_OFFLINE is set" if self.hub.offline else "the Hub did not answer within 3 s"
             raise ModelError(f"it is not on this machine, and {reason}")
-
-    def planned(self, located: LocatedModel) -> ResolvedModel:
-        """Check base and adapter from their configs and headers, and choose device and weight format."""
-        adapter = AdapterFolder.read(located.adapter.existing_folder()) if located.adapter else None
-        bases: dict[WeightFormat, Base] = {each: Base.read(entry.folder) for each, entry in located.cached.items()}
-        if located.base.folder:
-            base = Base.read(located.base.folder)
-            base.check_weights()
-            formats = self._formats(adapter is not None)
-            bases = dict.fromkeys(reversed(formats) if located.unmerged_first else formats, base)
-        formats, base = tuple(bases), next(iter(bases.values()))
-        if adapter:
-            adapter.check(base)
-        size = adapter.bytes if adapter else 0
-        plan = choose_plan(base, formats, size, self.devices, self.settings.kv_cache_dtype)
-        if line := explain_cpu_fallback(plan, base, formats, size, self.devices, self.settings.kv_cache_dtype):
-            self.notify(line)
-        config, cached = bases[plan.weight_format], located.cached.get(plan.weight_format)
-        return ResolvedModel(located.name, located.base, located.adapter, plan, config, adapter, cached, located.notices)
 
 
 def _is_merge_of(record: Record, base: str, adapter: ModelPart | None, precision: str) -> bool:

@@ -19,8 +19,9 @@ from qlora_chat.models.cache import Cache
 from qlora_chat.models.chat_format import format_sources
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.placement import DeviceMemory, detect_devices
+from qlora_chat.models.plan import ResolvedModel
 from qlora_chat.models.prepare import prepare
-from qlora_chat.models.resolve import ResolvedModel, resolve
+from qlora_chat.models.resolve import resolve
 from qlora_chat.prompt import ChatFormat
 from qlora_chat.settings import Device, ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
 from qlora_chat.training import TrainError

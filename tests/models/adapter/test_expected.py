@@ -10,12 +10,17 @@ import torch
 from safetensors.torch import load_file
 
 from qlora_chat.models import ModelError
+from qlora_chat.models.adapter.expected import is_target, rank_of
 from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.folders import Base
 from tests.models.conftest import MakeAdapter, MakeBase, change_tensors
 
 PREFIX = "base_model.model."
 UP = f"{PREFIX}model.layers.0.mlp.up_proj."
+MODULES = [
+    *(f"model.layers.{index}.self_attn.{each}_proj" for index in (0, 1, 11) for each in "qkvo"),
+    *(f"model.layers.{index}.mlp.{each}_proj" for index in (0, 1, 11) for each in ("gate", "up", "down")),
+]
 
 
 def checked(base: Path, adapter: Path, **tensors: torch.Tensor | None) -> None:
@@ -79,3 +84,29 @@ def test_what_only_a_merge_can_apply_fits_and_is_named(
     adapter = make_adapter(base, **changes)
     checked(base, adapter, **{name: torch.ones(shape) for name, shape in tensors.items()})
     assert AdapterFolder.read(adapter).merge_only_features() == (list(changes) or list(tensors))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": ["q_proj", "mlp.up_proj"]},
+        {"target_modules": ["proj"]},
+        {"target_modules": ["model.layers.1.self_attn.q_proj", "v_proj"], "layers_to_transform": [0, 11]},
+        {"target_modules": r".*layers\.1\.(self_attn|mlp)\.(q_proj|down_proj)"},
+        {"target_modules": ["q_proj", "k_proj"], "exclude_modules": ["layers.0.self_attn.q_proj"]},
+        {"target_modules": ["q_proj"], "layers_to_transform": 1, "layers_pattern": "layers"},
+        {"target_modules": ["q_proj", "up_proj"], "modules_to_save": ["mlp"]},
+    ],
+)
+def test_the_modules_are_those_that_peft_would_change(changes: dict[str, Any]) -> None:
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    config = LoraConfig(**changes)
+    expected = [each for each in MODULES if check_target_module_exists(config, each)]
+    assert [each for each in MODULES if is_target(changes, each)] == expected
+
+
+def test_ranks_of_a_pattern_are_those_of_peft() -> None:
+    config = {"r": 8, "rank_pattern": {"q_proj": 4, r"layers\.1\.mlp\..*": 2}}
+    assert [rank_of(config, each) for each in (MODULES[0], MODULES[1], "model.layers.1.mlp.up_proj")] == [4, 8, 2]

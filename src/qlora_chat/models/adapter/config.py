@@ -1,4 +1,4 @@
-"""adapter_config.json of a PEFT LoRA: kinds and keys that can be applied, and the modules that it changes.
+"""adapter_config.json of a PEFT LoRA: kinds and keys that can be applied.
 
 Scope: the config alone, read as PEFT reads it. A key that is neither known nor off stands for something that would be left out,
 so it is refused by name. Knows no tensors.
@@ -150,55 +150,6 @@ def peft_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     if _changes_base(start):
         settings |= {"init_lora_weights": start, "loftq_config": config.get("loftq_config") or {}}
     return {**settings, "r": config["r"], "lora_alpha": config["lora_alpha"], "task_type": "CAUSAL_LM", "inference_mode": True}
-
-
-# --- modules ------------------------------------------------------------------------------------------------------------
-
-
-def is_target(config: Mapping[str, Any], module: str) -> bool:
-    """True if PEFT puts a LoRA on this linear or embedding."""
-    if _matches(config.get("exclude_modules") or [], module) or is_saved(config, module, any_part=True):
-        return False
-    targets = config.get("target_modules")
-    if targets is None:
-        targets = ["q_proj", "v_proj"]  # PEFT's own choice for the families that run here
-    if isinstance(targets, str):
-        everything = targets.lower() == "all-linear"
-        return module not in (HEAD, EMBEDDINGS) if everything else re.fullmatch(targets, module) is not None
-    return module in targets or (_matches(targets, module) and _is_chosen_layer(config, module))
-
-
-def is_saved(config: Mapping[str, Any], module: str, *, any_part: bool = False) -> bool:
-    """True if modules_to_save replaces the module, or one that holds it; with `any_part`, by PEFT's rule for LoRA's targets."""
-    names: Iterable[str] = config.get("modules_to_save") or []
-    if any_part:
-        return any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in names)
-    parts = module.split(".")
-    prefixes = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
-    return any(prefix.endswith(name) for name in names for prefix in prefixes)
-
-
-def rank_of(config: Mapping[str, Any], module: str) -> int:
-    """Rank of a module's LoRA."""
-    patterns: Mapping[str, int] = config.get("rank_pattern") or {}
-    return int(next((rank for key, rank in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), config["r"]))
-
-
-def _matches(targets: str | list[str], module: str) -> bool:
-    if isinstance(targets, str):
-        return re.fullmatch(targets, module) is not None
-    return any(module == each or module.endswith(f".{each}") for each in targets)
-
-
-def _is_chosen_layer(config: Mapping[str, Any], module: str) -> bool:
-    chosen = config.get("layers_to_transform")
-    if chosen is None or chosen == []:
-        return True
-    patterns = config.get("layers_pattern") or [r"[^.]*"]
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if found := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module):
-            return int(found.group(1)) in ([chosen] if isinstance(chosen, int) else chosen)
-    return False
 
 
 def _short(value: Any) -> str:

@@ -6,12 +6,13 @@ left out silently. Knows no files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from qlora_chat.models.adapter.config import ADAPTER_CONFIG, EMBEDDINGS, HEAD, is_saved, is_target, rank_of
+from qlora_chat.models.adapter.config import ADAPTER_CONFIG, EMBEDDINGS, HEAD
 from qlora_chat.models.adapter.names import PREFIX, TensorName
 from qlora_chat.models.folders import Base, Problem
 from qlora_chat.models.weights.checkpoint import TensorHeader
@@ -181,3 +182,52 @@ class Comparison:
     def _own_base(self) -> str:
         named = self.config.get("base_model_name_or_path") or "it does not say which"
         return f"give the base that it was tuned on (base_model_name_or_path in its {ADAPTER_CONFIG}): {named}"
+
+
+# --- modules that a config names ------------------------------------------------------------------------------------------
+
+
+def is_target(config: Mapping[str, Any], module: str) -> bool:
+    """True if PEFT puts a LoRA on this linear or embedding."""
+    if _matches(config.get("exclude_modules") or [], module) or is_saved(config, module, any_part=True):
+        return False
+    targets = config.get("target_modules")
+    if targets is None:
+        targets = ["q_proj", "v_proj"]  # PEFT's own choice for the families that run here
+    if isinstance(targets, str):
+        everything = targets.lower() == "all-linear"
+        return module not in (HEAD, EMBEDDINGS) if everything else re.fullmatch(targets, module) is not None
+    return module in targets or (_matches(targets, module) and _is_chosen_layer(config, module))
+
+
+def is_saved(config: Mapping[str, Any], module: str, *, any_part: bool = False) -> bool:
+    """True if modules_to_save replaces the module, or one that holds it; with `any_part`, by PEFT's rule for LoRA's targets."""
+    names: Iterable[str] = config.get("modules_to_save") or []
+    if any_part:
+        return any(re.match(rf"(^|.*\.){name}($|\..*)", module) for name in names)
+    parts = module.split(".")
+    prefixes = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+    return any(prefix.endswith(name) for name in names for prefix in prefixes)
+
+
+def rank_of(config: Mapping[str, Any], module: str) -> int:
+    """Rank of a module's LoRA."""
+    patterns: Mapping[str, int] = config.get("rank_pattern") or {}
+    return int(next((rank for key, rank in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), config["r"]))
+
+
+def _matches(targets: str | list[str], module: str) -> bool:
+    if isinstance(targets, str):
+        return re.fullmatch(targets, module) is not None
+    return any(module == each or module.endswith(f".{each}") for each in targets)
+
+
+def _is_chosen_layer(config: Mapping[str, Any], module: str) -> bool:
+    chosen = config.get("layers_to_transform")
+    if chosen is None or chosen == []:
+        return True
+    patterns = config.get("layers_pattern") or [r"[^.]*"]
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if found := re.match(rf"(?:^|.*?\.){pattern}\.(\d+)\.", module):
+            return int(found.group(1)) in ([chosen] if isinstance(chosen, int) else chosen)
+    return False

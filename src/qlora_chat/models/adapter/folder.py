@@ -5,6 +5,7 @@ Scope: LoRA (Hu 2021), checked before any weight is read. Knows nothing of the H
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +66,7 @@ class AdapterFolder:
     @property
     def bytes(self) -> int:
         """Memory of its tensors in bf16."""
-        return 2 * sum(header.elements for header in self.headers.values())
+        return 2 * sum(math.prod(header.shape) for header in self.headers.values())
 
     def vocabulary(self, base: Base) -> int:
         """Rows of the embeddings once the adapter is applied: the base's, and those of added tokens."""
@@ -86,7 +87,7 @@ class AdapterFolder:
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The weights by PEFT's names, each read on access."""
-        return RenamedTensors(Checkpoint(self.folder, file=self.folder / ADAPTER_WEIGHTS), self.stored)
+        return RenamedTensors(Checkpoint(self.folder, files=[self.folder / ADAPTER_WEIGHTS]), self.stored)
 
     def check(self, base: Base) -> None:
         """Check that the adapter fits the base. ModelError for the first problem."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,36 +72,63 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
     return headers
 
 
-def model_files(folder: Path) -> list[Path]:
+@dataclass(frozen=True)
+class WeightFiles:
+    """The weights of a folder's model, as index and headers describe them."""
+
+    index: Mapping[str, str]
+    """The file of each tensor by name; {} without an index."""
+    files: Mapping[Path, Mapping[str, TensorHeader]]
+    """The tensors of each file by name."""
+
+    @cached_property
+    def headers(self) -> Mapping[str, TensorHeader]:
+        """All tensors by name; {} without any file."""
+        return {name: header for headers in self.files.values() for name, header in headers.items()}
+
+
+def model_files(folder: Path, index: Mapping[str, str] | None = None) -> list[Path]:
     """The *.safetensors that hold a folder's model: those that its index names, or all without an index.
 
     ModelError for a link out of the folder, and for an index that names a file which is not there or no shard.
     """
-    from qlora_chat.models.folders import read_index  # it reads headers with this module
-
-    names = sorted(set(read_index(folder).values()))
+    names = sorted(set((_read_index(folder) if index is None else index).values()))
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise ModelError(f"the index in {folder} names {missing[0]}, which is not there; fetch the weights again")
     return [own_file(folder / name) for name in names] if names else weight_files(folder)
 
 
-def read_headers(folder: Path) -> dict[str, TensorHeader]:
-    """Tensors of a folder's model by name; {} without any.
+def _read_index(folder: Path) -> Mapping[str, str]:
+    from qlora_chat.models.folders import read_index  # it reads headers with this module
+
+    return read_index(folder)
+
+
+def read_headers(folder: Path) -> Mapping[str, TensorHeader]:
+    """Tensors of a folder's model by name; {} without any. Raises the errors of read_weight_files."""
+    return read_weight_files(folder).headers
+
+
+def read_weight_files(folder: Path, index: Mapping[str, str] | None = None) -> WeightFiles:
+    """Read index and headers of a folder's model.
 
     ModelError for a damaged file, and for two files that hold a tensor of one name: readers would differ in which they take.
     """
-    headers: dict[str, TensorHeader] = {}
-    for path in model_files(folder):
+    index = _read_index(folder) if index is None else index
+    files: dict[Path, Mapping[str, TensorHeader]] = {}
+    known: set[str] = set()
+    for path in model_files(folder, index):
         try:
             found = read_header(path)
         except (DamagedFile, OSError) as problem:
             raise ModelError(f"the weights in {folder} cannot be read ({problem}); fetch them again") from problem
-        if twice := sorted(set(headers) & set(found)):
+        if twice := sorted(known & set(found)):
             raise ModelError(
                 f"two files of {folder} hold {twice[0]}, one of them {path.name}; remove the one that is not meant"
             )
-        headers |= found
-    return headers
+        files[path] = found
+        known |= set(found)
+    return WeightFiles(index, files)
 
 
 def _tensor_header(described: Mapping[str, Any]) -> TensorHeader:
@@ -125,11 +153,11 @@ def _data_bytes(offsets: list[tuple[int, int]]) -> int:
 
 
 class Checkpoint(Mapping[str, "Tensor"]):
-    """Tensors of a folder's model, or of one file of it, by name, each read on access."""
+    """Tensors of a folder's model, or of some of its files, by name, each read on access."""
 
-    def __init__(self, folder: Path, device: torch.device | str = "cpu", file: Path | None = None) -> None:
+    def __init__(self, folder: Path, device: torch.device | str = "cpu", files: Sequence[Path] | None = None) -> None:
         self.folder = folder
-        paths = [own_file(file)] if file else model_files(folder)
+        paths = model_files(folder) if files is None else [own_file(file) for file in files]
         if not paths:
             raise ModelError(f"{folder} holds no *.safetensors file")
         try:
@@ -146,3 +174,13 @@ class Checkpoint(Mapping[str, "Tensor"]):
 
     def __len__(self) -> int:
         return len(self._files)
+
+
+def read_widened(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """The tensor of that name; one that bitsandbytes stored in 8 bits, in float32 with its rows' scales applied."""
+    import torch
+
+    tensor = tensors[name]
+    if tensor.dtype != torch.int8:
+        return tensor
+    return tensor.float() * (tensors[name.removesuffix("weight") + "SCB"].float() / 127).unsqueeze(1)

@@ -18,8 +18,8 @@ from torch import Tensor
 from qlora_chat.models import ModelError
 from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.folders import NF4_MARK
+from qlora_chat.models.weights.checkpoint import read_widened
 from qlora_chat.models.weights.nf4 import NF4
-from qlora_chat.models.weights.quantize import read_widened
 from qlora_chat.models.weights.shape import LlamaShape
 
 HEAD = "lm_head"

@@ -1,4 +1,4 @@
-"""16-bit weights -> NF4 with double quantization, or 8 bits a row, one tensor at a time; 8 bits back to floating point.
+"""16-bit weights -> NF4 with double quantization, or 8 bits a row, one tensor at a time.
 
 Scope: the tensors that Transformers' BitsAndBytesConfig would make of the same base, but never with more than one of
 them in memory: a 7B is quantized on a card with 1 GiB free. Knows nothing of adapters or files beyond reading.
@@ -6,14 +6,14 @@ them in memory: a 7B is quantized on a card with 1 GiB free. Knows nothing of ad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from qlora_chat.models.folders import Base
-from qlora_chat.models.weights.checkpoint import Checkpoint
+from qlora_chat.models.weights.checkpoint import read_widened
 from qlora_chat.models.weights.nf4 import BLOCK, quiet_bitsandbytes
 from qlora_chat.models.weights.shards import NamedTensor, check_finite
 
@@ -28,16 +28,8 @@ def quantize_int8(base: Base) -> Iterator[NamedTensor]:
     return _quantize(base, _int8)
 
 
-def read_widened(tensors: Mapping[str, Tensor], name: str) -> Tensor:
-    """The tensor of that name; one that bitsandbytes stored in 8 bits, in float32 with its rows' scales applied."""
-    tensor = tensors[name]
-    if tensor.dtype != torch.int8:
-        return tensor
-    return tensor.float() * (tensors[name.removesuffix("weight") + "SCB"].float() / 127).unsqueeze(1)
-
-
 def _quantize(base: Base, convert: Callable[[str, Tensor], Iterator[NamedTensor]]) -> Iterator[NamedTensor]:
-    checkpoint = Checkpoint(base.folder)
+    checkpoint = base.checkpoint()
     linears = {f"{name}.weight" for name in base.linears() if name != "lm_head"}
     biases = (f"{name}.bias" for name in base.linears() if f"{name}.bias" in checkpoint)
     for name in (*base.tensors(), *biases):

@@ -76,6 +76,22 @@ class LlamaShape:
             biased=_biased(config),
         )
 
+    def check(self, feed_forward: int) -> None:
+        """Check that a model of this shape can be computed. ModelError for another rope_type, ValueError for a bad value.
+
+        A config may say anything, and loops run over what it says.
+        """
+        counts = {"num_hidden_layers": self.layers, "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads}
+        widths = {"hidden_size": self.hidden, "intermediate_size": feed_forward, "vocab_size": self.vocabulary,
+                  "head_dim": self.head_dim, "max_position_embeddings": self.window}  # fmt: skip
+        for name, size in {**counts, **widths}.items():
+            limit = 4096 if name in counts else 2**24
+            if isinstance(size, bool) or not isinstance(size, int) or not 1 <= size <= limit:
+                raise ValueError(f"{name} is {size!r}, but must be a whole number from 1 to {limit}")
+        if self.heads % self.kv_heads or self.head_dim % 2:
+            raise ValueError(f"{self.heads} heads of {self.head_dim} do not go with {self.kv_heads} key-value heads")
+        self.check_rope()
+
     def check_rope(self) -> None:
         """Check that the frequencies can be computed. ModelError for another rope_type, ValueError for a bad parameter."""
         if self.rope.get("partial_rotary_factor", 1.0) != 1.0:
