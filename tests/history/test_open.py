@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from qlora_chat.databases import server_problem
 from qlora_chat.history import HistoryError
 from qlora_chat.history.open import history_path, open_history
 from qlora_chat.history.outbox.recovery import open_outbox_file
@@ -137,13 +138,97 @@ def test_a_tilde_is_the_home_folder(url: str, tmp_path: Path, monkeypatch: pytes
     [
         (("/postgres?", "/nothere?"), "no such database: create it with createdb"),
         (("postgres@", "nobody_here@"), "knows no such user"),
-        (("?", "?colour=red&"), "has an option that PostgreSQL does not know"),
+        (("?", "?colour=red&"), "has the option 'colour', which PostgreSQL does not know"),
         (("host=", "host=/nowhere"), "has no socket on this machine"),
+        (("?", "?row_factory=x&"), "the option 'row_factory', which PostgreSQL does not know"),
+        (("?", "?sslmode=verify-maybe&"), "has an option that PostgreSQL does not know"),
+        (("?", "?options=-csearch_path%3Dnowhere&"), "no schema to create tables in"),
     ],
 )
 def test_errors_of_postgresql_are_told_apart(change: tuple[str, str], said: str, postgres_server: Server) -> None:
     with pytest.raises(HistoryError, match=said):
         open_history(HistorySettings(postgres_server.socket_url.replace(*change, 1)), LogSettings())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("FATAL:  pg_hba.conf rejects connection for host", "a line of the server's pg_hba.conf rejects this user"),
+        ('FATAL:  no pg_hba.conf entry for host "::1", no encryption', "add sslmode=require"),
+        ('FATAL:  Peer authentication failed for user "me"', "from a login of the same name"),
+        ('FATAL:  role "me" is not permitted to log in', "ALTER ROLE ... LOGIN"),
+        ('FATAL:  database "x" is not currently accepting connections', "ALLOW_CONNECTIONS"),
+        ("server does not support SSL, but SSL was required", "turn ssl on there, or leave sslmode out"),
+        ("received invalid response to SSL negotiation: H", "what answers there is no PostgreSQL"),
+        ("server closed the connection unexpectedly", "it closed the connection"),
+        ("something that no release says yet", "cannot be reached: it says 'something that no release says yet'"),
+    ],
+)
+def test_refusals_of_postgresql_have_a_cause_and_a_next_step(text: str, said: str) -> None:
+    import psycopg
+
+    problem = psycopg.OperationalError(f'connection failed: connection to server at "db", port 5432 failed: {text}')
+    assert said in (server_problem(problem) or "")
+
+
+def test_an_sslmode_that_the_server_lacks_is_named(postgres_server: Server) -> None:
+    with pytest.raises(HistoryError, match="offers no encryption .SSL., which the URL's sslmode asks for"):
+        open_history(HistorySettings(f"{postgres_server.network_url}?sslmode=require"), LogSettings())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE conversations (id integer)",
+        "CREATE TABLE migrations (id integer, migration text, batch integer)",
+        "CREATE TABLE users (name text)",
+        "CREATE VIEW turns AS SELECT 1 AS number",
+        "CREATE TABLE migrations (number integer, name text, applied_at float8); CREATE TABLE turns (x integer)",
+    ],
+)
+def test_another_programs_schema_is_refused_and_left_as_it_is(statement: str, postgres_server: Server) -> None:
+    import psycopg
+
+    url = new_database(postgres_server)
+    names = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace ORDER BY 1"
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(statement.encode())
+        before = connection.execute(names.encode()).fetchall()
+        with pytest.raises(HistoryError, match="another program's tables.*give this program a database or a schema of its own"):
+            open_history(HistorySettings(url), LogSettings())
+        assert connection.execute(names.encode()).fetchall() == before
+
+
+def test_tables_of_extensions_and_of_a_log_receiver_are_no_other_programs(postgres_server: Server) -> None:
+    import psycopg
+
+    url = new_database(postgres_server)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(b"CREATE TABLE receiver_schema (version integer NOT NULL); CREATE TABLE records (number integer)")
+    for _ in range(2):
+        open_history(HistorySettings(url), LogSettings()).close()
+
+
+def test_a_database_that_cannot_hold_every_character_is_refused(postgres_server: Server) -> None:
+    import psycopg
+
+    with psycopg.connect(postgres_server.socket_url, autocommit=True) as connection:
+        connection.execute(b"CREATE DATABASE ascii ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+    url = postgres_server.socket_url.replace("/postgres?", "/ascii?")
+    with pytest.raises(HistoryError, match="its encoding is SQL_ASCII, which does not hold every text: create a database"):
+        open_history(HistorySettings(url), LogSettings())
+
+
+def test_a_history_and_an_outbox_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    history, outbox = tmp_path / "chats.db", tmp_path / "outbox.db"
+    sqlite_history(history).close()
+    open_outbox_file(outbox, Cipher(None), LogSettings().cap_bytes).close()
+    before = untouched(history), untouched(outbox)
+    with pytest.raises(HistoryError, match="outbox.db is an outbox .LOGGING_OUTBOX., which holds no conversations"):
+        sqlite_history(outbox)
+    with pytest.raises(HistoryError, match="the outbox .LOGGING_OUTBOX. cannot be opened: .*chats.db is a history .--history."):
+        open_outbox_file(history, Cipher(None), LogSettings().cap_bytes)
+    assert (untouched(history), untouched(outbox)) == before
 
 
 @pytest.mark.parametrize("password", [None, "wrong"])

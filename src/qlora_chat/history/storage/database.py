@@ -42,6 +42,8 @@ MARKS = (b"an index of tokens", b"outbox bytes", b"\x93QLCrec")
 """In every history's list of migrations, in an outbox's counters, and before each record."""
 OWN_TABLES = frozenset({"facts", "outbox", "outbox_bodies"})
 """Of a history and of an outbox, in every version."""
+HISTORY_TABLES = frozenset({"conversations"})
+"""Of a history, but not of an outbox in a file of its own."""
 RESERVE_BYTES = 2 * 2**20
 """Disk space held back, so that the outbox can still be emptied when the disk is full."""
 
@@ -170,8 +172,8 @@ def _readable_errors() -> Iterator[None]:
         yield
     except (DBAPIError, sqlite3.Error) as problem:  # sqlite3.Error: from statements that bypass SQLAlchemy's transactions
         raise _history_error(problem) from None
-    except SQLAlchemyError as problem:
-        raise HistoryUnavailable(f"the history cannot be used at the moment ({type(problem).__name__})") from None
+    except SQLAlchemyError:  # such as its own timeout for a connection
+        raise HistoryUnavailable("the history's database is too busy at the moment: try again") from None
 
 
 def _history_error(problem: DBAPIError | sqlite3.Error) -> HistoryError:
@@ -187,9 +189,12 @@ def _history_error(problem: DBAPIError | sqlite3.Error) -> HistoryError:
         return HistoryUnavailable("the history's file cannot be opened for writing: check its folder and permissions")
     if "locked" in reason:
         return HistoryUnavailable(f"another program has locked the history's file for {BUSY_MS // 1000} s")
-    if "connect" in reason or (isinstance(problem, DBAPIError) and problem.connection_invalidated):
-        return HistoryUnavailable("the database server cannot be reached")
-    return HistoryUnavailable(f"the history cannot be used at the moment ({type(cause).__name__})")
+    return HistoryUnavailable(f"SQLite cannot use the history's file at the moment: {_sqlite_code(cause)}")
+
+
+def _sqlite_code(cause: object) -> str:
+    """Name of SQLite's error, which quotes no value, such as SQLITE_IOERR_WRITE."""
+    return str(getattr(cause, "sqlite_errorname", None) or "an unknown error")
 
 
 def _damaged() -> HistoryDamaged:
@@ -207,7 +212,7 @@ def open_database(
     `what` is the database's name in messages.
     """
     try:
-        database = Database(_engine(url, password))
+        database = Database(_engine(url, password, is_history=migrations is MIGRATIONS))
         try:
             with database.write() as connection:
                 migrate(connection, migrations)
@@ -216,6 +221,10 @@ def open_database(
             raise
     except DatabaseError as problem:
         raise HistoryError(f"the {what} cannot be opened: {problem}") from None
+    except HistoryUnavailable as problem:
+        if url.startswith("sqlite"):
+            raise
+        raise HistoryUnavailable(f"the {what} cannot be opened: {problem}") from None
     return database
 
 
@@ -230,23 +239,24 @@ def sqlite_file(url: str) -> Path:
     return Path(parsed.database or "")
 
 
-def _engine(url: str, password: str | None) -> Engine:
+def _engine(url: str, password: str | None, *, is_history: bool) -> Engine:
     parsed = parse_url(url)
     if parsed.get_backend_name() != "sqlite":
         return postgresql_engine(parsed, password)
     path = Path(parsed.database or "")
     try:
-        _check_file(path)
+        _check_file(path, is_history)
         make_private_file(path)
     except OSError as problem:
         raise DatabaseError(f"{path} cannot be opened for writing ({problem.strerror})") from None
     return sqlite_engine(path, BUSY_MS)
 
 
-def _check_file(path: Path) -> None:
-    """ForeignFile if the file is not this program's; HistoryDamaged if it is, but has lost its beginning."""
+def _check_file(path: Path, is_history: bool) -> None:
+    """ForeignFile if the file is no history, or no outbox; HistoryDamaged if it is, but has lost its beginning."""
+    required, foreign = (HISTORY_TABLES, frozenset[str]()) if is_history else (frozenset[str](), HISTORY_TABLES)
     try:
-        check_sqlite_file(path, OWN_TABLES)
+        check_sqlite_file(path, OWN_TABLES, required=required, foreign=foreign)
     except ForeignFile:
         if path.is_file() and _holds_marks(path):
             raise _damaged() from None

@@ -1,12 +1,12 @@
 """SQLite files and PostgreSQL servers: their URLs, connections that are durable and private, and migrations.
 
-Scope: SQLAlchemy engines. Knows no table, and not whose database it is: callers put their own subject before its messages.
+Scope: SQLAlchemy engines. Knows of tables only the names by which this program's files are told apart, and not whose database
+it is: callers put their own subject before its messages.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import sqlite3
 import time
@@ -21,7 +21,10 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
-from qlora_chat.errors import UserError
+from qlora_chat.databases.postgresql import check_database, postgresql_engine
+from qlora_chat.databases.problems import DatabaseError, ForeignFile, server_problem
+
+__all__ = ["DatabaseError", "ForeignFile", "postgresql_engine", "server_problem"]
 
 WAL_LIMIT_BYTES = 2**20
 FULL, NORMAL = 2, 1
@@ -41,35 +44,13 @@ _PRAGMAS = (
 
 
 SQLITE_HEADER = b"SQLite format 3\0"
-_UNREACHABLE = "the database server cannot be reached: "
-_SERVER_PROBLEMS = (
-    ("role .* does not exist", "the server knows no such user: check the name before the @ of the URL"),
-    ("database .* does not exist", "the server has no such database: create it with createdb, or check the URL"),
-    ("no password supplied|authentication failed",
-     "the database server refuses the password: set it in QLORA_CHAT_HISTORY_PASSWORD (--history), PGPASSWORD or ~/.pgpass"),
-    ("no pg_hba.conf entry", "the server accepts no connection of this user from this address: add a line to its pg_hba.conf"),
-    ("permission denied", "its user lacks rights: let the database's owner GRANT it CREATE on the schema"),
-    ("invalid connection option|invalid uri query parameter|invalid .* value:",
-     "its URL has an option that PostgreSQL does not know: check what follows the ?"),
-    ("failed to resolve host|could not translate host name", f"{_UNREACHABLE}there is no host of that name"),
-    ("connection refused", f"{_UNREACHABLE}nothing listens on that host and port"),
-    ("no such file or directory", f"{_UNREACHABLE}it has no socket on this machine, so is it running?"),
-    ("timeout expired|timed out", f"{_UNREACHABLE}it did not answer in time"),
-    ("starting up|shutting down", "the database server is starting or stopping: try again in a moment"),
-    ("too many (clients|connections)|remaining connection slots",
-     "the database server has no connection left: raise its max_connections"),
-    ("read-only transaction", "the database is read-only, as a standby is: use the address of the primary"),
-    ("(column|relation) .* does not exist", "its tables are not this program's: give the program a database of its own"),
-)  # fmt: skip
-"""Texts of PostgreSQL and its driver, in English, and the clause for the person who set the URL."""
-
-
-class DatabaseError(UserError, RuntimeError):
-    """A database that cannot be opened; the message is a clause that says why and what to do."""
-
-
-class ForeignFile(DatabaseError):
-    """A file that is not this program's, and that is left as it is."""
+_KINDS = (
+    ({"receiver_schema", "records"}, "the store of a log receiver (logs serve --store)"),
+    ({"outbox_bodies", "conversations"}, "a history (--history)"),
+    ({"outbox_bodies", "outbox"}, "an outbox (LOGGING_OUTBOX), which holds no conversations"),
+    (set[str](), "another program's SQLite database"),
+)
+"""Tables by which a file is recognised, and words for it."""
 
 
 def parse_url(url: str) -> URL:
@@ -104,10 +85,13 @@ def _in_home_folder(url: URL) -> URL:
         raise DatabaseError(f"its URL names {url.database}, but no home folder of that name is known") from None
 
 
-def check_sqlite_file(path: Path, own_tables: frozenset[str]) -> None:
-    """ForeignFile if a file is there that is not SQLite's, or another program's database; it is only read.
+def check_sqlite_file(
+    path: Path, own_tables: frozenset[str], *, required: frozenset[str] = frozenset(), foreign: frozenset[str] = frozenset()
+) -> None:
+    """ForeignFile if a file is there that is not SQLite's, or another database than the expected one; it is only read.
 
-    `own_tables` are three names of this program's; two are enough, because a damaged file may have lost one.
+    `own_tables` are three names of the expected one's; two are enough, because a damaged file may have lost one. All of
+    `required` and none of `foreign` must be there; they tell apart two kinds of database with the same tables.
     """
     if not path.exists():
         return
@@ -116,8 +100,9 @@ def check_sqlite_file(path: Path, own_tables: frozenset[str]) -> None:
     if not begins_like_sqlite(path):
         raise ForeignFile(f"{path} is not an SQLite database, and it was left as it is: name another file")
     tables = _tables(path)
-    if tables and len(own_tables & tables) < 2:
-        raise ForeignFile(f"{path} is another program's SQLite database, and it was left as it is: name another file")
+    if tables and (len(own_tables & tables) < 2 or not required <= tables or foreign & tables):
+        kind = next(words for names, words in _KINDS if names <= tables)
+        raise ForeignFile(f"{path} is {kind}, and it was left as it is: name another file")
 
 
 def begins_like_sqlite(path: Path) -> bool:
@@ -152,14 +137,6 @@ def _tables_in(path: Path, *, with_log: bool = False) -> frozenset[str]:
             return frozenset(row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'"))
     except sqlite3.Error:
         return frozenset()
-
-
-def server_problem(problem: Exception) -> str | None:
-    """Clause for an error of PostgreSQL: the cause and what to do; None for another database's, or an unknown one."""
-    cause = getattr(problem, "orig", None) or problem
-    if not type(cause).__module__.startswith("psycopg"):
-        return None
-    return next((clause for pattern, clause in _SERVER_PROBLEMS if re.search(pattern, str(cause).lower())), None)
 
 
 def sqlite_engine(file: Path, busy_ms: int) -> Engine:
@@ -208,18 +185,6 @@ def _execute_when_free(connection: sqlite3.Connection, pragma: str, seconds: flo
         time.sleep(0.01)
 
 
-def postgresql_engine(url: URL, password: str | None = None) -> Engine:
-    """Engine of a server. DatabaseError if its driver is not installed."""
-    try:
-        import psycopg  # noqa: F401
-    except ModuleNotFoundError:
-        raise DatabaseError("postgresql:// needs the psycopg package: pip install 'qlora-chat[postgres]'") from None
-    url = url.set(drivername="postgresql+psycopg")
-    if password:
-        url = url.set(password=password)
-    return create_engine(url, hide_parameters=True, pool_pre_ping=True, pool_size=10, max_overflow=20)
-
-
 @dataclass(frozen=True)
 class Migration:
     """One step from a version of the tables to the next. A released step is never edited."""
@@ -235,10 +200,11 @@ def migrate(connection: Connection, migrations: Sequence[Migration], *, table: s
 
     `table` lists those applied: the first of its `columns` (SQL, separated by ", ") is the number; name and applied_at (Unix
     seconds) are optional. `lock` is PostgreSQL's advisory lock, which makes processes that start at once take turns.
-    DatabaseError if a newer version of the program has migrated the database.
+    DatabaseError if a newer version of the program has migrated the database, or if PostgreSQL's is another program's.
     """
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({lock})")
+        check_database(connection, table)
     connection.exec_driver_sql(f"CREATE TABLE IF NOT EXISTS {table} ({columns})")
     names = [column.split()[0] for column in columns.split(", ")]
     applied = connection.exec_driver_sql(f"SELECT max({names[0]}) FROM {table}").scalar() or 0
