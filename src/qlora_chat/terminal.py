@@ -18,7 +18,7 @@ from qlora_chat.engines import EngineError, PrefillProgress
 from qlora_chat.history import HistoryError
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import SAMPLING_OPTIONS, Sampling, SettingsError
-from qlora_chat.text import plain
+from qlora_chat.text import counted, plain
 
 HELP = f"""\
 /clear              start a new conversation
@@ -147,7 +147,7 @@ def _run(session: _Session, begin: Callable[[], Turn]) -> None:
     try:
         turn = session.turn = begin()
         if turn.prompt.dropped:
-            _note(f"(the window is full: the model no longer sees the oldest {len(turn.prompt.dropped)} messages)")
+            _note(f"(the window is full: the model no longer sees the oldest {counted(len(turn.prompt.dropped), 'message')})")
         _print_answer(turn, show=True)
         session.conversation = turn.conversation
         if turn.save_error:

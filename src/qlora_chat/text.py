@@ -16,6 +16,11 @@ def replace_surrogates(text: object) -> str:
     return text.encode("utf-8", "replace").decode() if isinstance(text, str) else ""
 
 
+def counted(count: int, noun: str, plural: str | None = None) -> str:
+    """A number with its noun: "1 record", "1,200 records"."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
 _STEERING = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 """Control characters, halves of characters, ends of lines, and the marks that reorder the text of a whole line.
 

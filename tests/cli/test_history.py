@@ -119,13 +119,22 @@ def test_import_says_what_it_left_out_and_what_it_could_not_read(tmp_path: Path)
         history("import", str(file), "--strict")
     assert len(history("list").stdout.strip().split("\n")) == 2
     done = history("import", str(file))
-    assert done.stdout == "2 conversations added\nleft out: 1 images\n"
+    assert done.stdout == "2 conversations added\nleft out: 1 image\n"
     renamed, refused = done.stderr.strip().split("\n")
     assert renamed.startswith("history: aaaa-trip is another conversation here, so it became aaaa-trip-")
     assert refused.startswith(f"history: not imported: {file}, record 3: has 'x\\x1b', which is none of the known formats")
     assert len(history("list").stdout.strip().split("\n")) == 4
     with pytest.raises(HistoryError, match="'mapping' is missing"):
         history("import", str(file), "--format", "chatgpt")
+
+
+@pytest.mark.parametrize("options", [["--strict"], []])
+def test_an_import_that_is_refused_leaves_no_file(options: list[str], tmp_path: Path) -> None:
+    file, made = tmp_path / "talks.json", tmp_path / "new" / "chats.db"
+    file.write_text('{"x": 1}\n{"y": 1}\n' + ('{"messages": [{"role": "user", "content": "Hi"}]}' if options else ""))
+    with pytest.raises(HistoryError, match=r"nothing was imported; 1 more record has problems"):
+        history("import", str(file), *options, "--history", f"sqlite:///{made}")
+    assert not made.parent.exists()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
@@ -196,7 +205,7 @@ def test_erase_tells_the_receiver_where_there_is_one(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("LOGGING_OUTBOX", str(tmp_path / "outbox.db"))
     done = history("erase", "bbbb-menu", "--yes")
     assert done.stdout == "1 conversation erased\n"
-    assert "1 not sent yet, and kept for the next start" in done.stderr, "its tombstone"
+    assert "1 record not sent yet, and kept for the next start" in done.stderr, "its tombstone"
 
 
 @pytest.mark.parametrize("address", ["sqlite:///{}/typo.db", "jsonl:{}/typo"])

@@ -39,7 +39,7 @@ def test_outbox_shows_what_waits_for_which_address_and_moves_it(
     with pytest.raises(SettingsError, match="--move needs LOGGING_URL"):
         outbox("--move", A)
     monkeypatch.setenv("LOGGING_URL", B)
-    assert outbox("--move", A).splitlines()[0] == f"2 moved from {A} to {B}"
+    assert outbox("--move", A).splitlines()[0] == f"2 records moved from {A} to {B}"
     assert [line.split() for line in outbox().splitlines()] == [["3", "waiting", "0", "refused", B]]
 
 
@@ -67,8 +67,8 @@ def test_dead_letters_are_listed_with_their_reason_and_queued_again(tmp_path: Pa
         dead_letters("retry")
     with pytest.raises(SettingsError, match="no record that was set aside has the id 'nobody'"):
         dead_letters("retry", "nobody")
-    assert dead_letters("retry", found[1]["id"]).startswith("1 queued again")
+    assert dead_letters("retry", found[1]["id"]).startswith("1 record queued again")
     assert [each["conversation_id"] for each in json.loads(dead_letters("list", "--json"))] == ["one", "three", "esc\x1b[2Jape"]
-    assert dead_letters("retry", "--all").startswith("3 queued again")
+    assert dead_letters("retry", "--all").startswith("3 records queued again")
     with opened_outbox(HistorySettings(url), LogSettings(A)) as opened:
         assert len(opened.claim(5)) == 4, "they wait for the same address as before"

@@ -52,7 +52,7 @@ def test_a_server_that_is_stopped_finishes_its_streams_and_leaves_every_turn_on_
             gone = time.monotonic() - asked
             rest = process.stderr.read()
     assert all(each.endswith("data: [DONE]\n\n") and '"finish_reason":"length"' in each for each in answers)
-    assert "8 not sent yet, and kept for the next start" in rest
+    assert "8 records not sent yet, and kept for the next start" in rest
     with closing(open_history(HistorySettings(url), LogSettings(receiver))) as history:
         assert history.outbox
         assert history.outbox.counts().waiting == STREAMS

@@ -56,7 +56,9 @@ def test_a_receiver_that_is_not_there() -> None:
 
 def test_a_receiver_that_speaks_something_else() -> None:
     with answering(b"SSH-2.0-OpenSSH_9\r\n") as port:
-        assert reason(f"http://127.0.0.1:{port}/") == "the receiver's answer is not HTTP"
+        assert (
+            reason(f"http://127.0.0.1:{port}/") == "the receiver's answer is not HTTP: check the host and port of LOGGING_URL"
+        )
         assert reason(f"https://127.0.0.1:{port}/").startswith("no TLS connection: the receiver may speak http only")
     with answering(b"") as port:
         assert "closed the connection" in reason(f"http://127.0.0.1:{port}/")
@@ -65,7 +67,7 @@ def test_a_receiver_that_speaks_something_else() -> None:
 def test_a_receiver_that_resets() -> None:
     with receiving() as receiver:
         receiver.reply = lambda request: Reply(reset=True)
-        assert reason(receiver.url) == "the connection was reset by the receiver"
+        assert reason(receiver.url) == "the connection was reset by the receiver: its log may say why"
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,8 @@ def test_a_receiver_that_resets() -> None:
         (401, None, "set LOGGING_TOKEN"),
         (404, None, "check the path of LOGGING_URL"),
         (500, None, "the receiver failed with status 500"),
-        (418, None, "status 418"),
+        (418, None, "refuses it with status 418: its log says why, or LOGGING_URL leads elsewhere"),
+        (410, None, "gone for good, status 410: set LOGGING_URL to the new one"),
         (302, "https://me:secret@logs.example/in?key=secret", "redirected to https://logs.example/in, status 302"),
         (301, "/log/", "redirected to /log/, status 301"),
         (307, "/\x1b[2Jx", "redirected to /\ufffd[2Jx, status 307"),
@@ -84,6 +87,13 @@ def test_statuses_are_clauses_that_quote_no_secret(status: int, location: str | 
     clause = status_reason(status, location)
     assert said in clause
     assert "secret" not in clause
+
+
+@pytest.mark.parametrize("status", [100, *range(300, 600)])
+def test_every_status_has_a_next_step(status: int) -> None:
+    words, _, step = status_reason(status).partition(": ")
+    assert f"status {status}" in words
+    assert step or status in (409, 429, 503, 504), words  # for which waiting is enough, or nothing can be done
 
 
 def test_no_clause_names_a_class() -> None:

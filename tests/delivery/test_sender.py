@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from qlora_chat.delivery import http_post, sender
+from qlora_chat.delivery.reasons import status_reason
 from qlora_chat.delivery.recorder import LogRecorder
 from qlora_chat.delivery.sender import LogSender
 from qlora_chat.delivery.signing import verify
@@ -130,12 +131,12 @@ def test_failures_are_retried_and_rejected_records_do_not_delay_others(receiver:
     counts = outbox.counts()
     assert (counts.sent, counts.dead) == (5, 2)
     assert tries == {"a": 2, "b": 2, "c": 3, "d": 1, "e": 1, "f": 1, "g": 2}
-    too_large = "the record is too large for the receiver, status 413"
-    assert {each.reason for each in outbox.dead_letters()} == {"status 400", too_large}
-    refused = [line for line in notices if "(status 400)" in line]
+    too_large = "the record is too large for the receiver, status 413: raise its limit"
+    assert {each.reason for each in outbox.dead_letters()} == {status_reason(400), too_large}
+    refused = [line for line in notices if "status 400: " in line]
     assert refused[0].endswith("it is set aside and not tried again: `qlora-chat logs dead-letters list` shows it")
     assert len({request.key for request in receiver.received}) == len(script), "a try again carries the same id"
-    assert "2 refused by the receiver and set aside" in notices[-1]
+    assert "2 records refused by the receiver and set aside" in notices[-1]
 
 
 def test_retry_after_is_respected(receiver: Receiver, outbox: Outbox) -> None:
@@ -198,7 +199,7 @@ def test_a_receiver_that_is_down_is_not_tried_with_every_record(outbox: Outbox, 
         time.sleep(0.1)
     assert list(log.failures.values()) == [1]
     assert "the connection was refused: nothing listens on the host and port of LOGGING_URL" in log.failures
-    assert "20 not sent yet, and kept for the next start" in notices[-1]
+    assert "20 records not sent yet, and kept for the next start" in notices[-1]
 
 
 @pytest.mark.parametrize("drip", [False, True])
@@ -264,9 +265,9 @@ def test_failures_are_reported_by_count_and_reason_without_text(receiver: Receiv
     for _ in range(3):
         outbox.put(record("my secret"))
     with sending(outbox, receiver.url, notices) as log:
-        wait_for(lambda: log.failures["the receiver failed with status 500"] >= 6)
+        wait_for(lambda: log.failures["the receiver failed with status 500: its log says why"] >= 6)
     assert len(notices) == 2, "once when it begins, once in the end"
-    assert "3 not sent yet, and kept for the next start" in notices[-1]
+    assert "3 records not sent yet, and kept for the next start" in notices[-1]
     assert "x the receiver failed with status 500" in notices[-1]
     assert "secret" not in " ".join(notices)
     assert receiver.url not in " ".join(notices), "an address may carry a key"

@@ -158,5 +158,5 @@ def _arrived(value: Any) -> str:
         return f"is {'null' if value is None else str(value).lower()}"
     if isinstance(value, int | float):
         return f"is {value!r}"[:60]
-    size = f" of {len(value):,} characters" if isinstance(value, str) else ""
+    size = f" of {len(value):,} character{'' if len(value) == 1 else 's'}" if isinstance(value, str) else ""
     return f"is {JSON_NAMES.get(type(value), 'something else')}{size}"

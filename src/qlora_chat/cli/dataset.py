@@ -12,6 +12,7 @@ import typer
 
 from qlora_chat import settings
 from qlora_chat.settings import LogSettings, SettingsError
+from qlora_chat.text import counted
 
 if TYPE_CHECKING:
     from qlora_chat.dataset.build import Dataset
@@ -65,14 +66,14 @@ def _from_history(address: str | None) -> Dataset:
 
 def _report_text(report: Mapping[str, Any], out: Path) -> str:
     lines = [
-        f"{report['answers']:,} answers: {report['learnt']:,} to learn from, in {report['sft_records']:,} dialogues "
-        f"({out}/sft.jsonl), "
-        f"and {report['preference_pairs']:,} preference pairs ({out}/preferences.jsonl)"
+        f"{counted(report['answers'], 'answer')}: {report['learnt']:,} to learn from, "
+        f"in {counted(report['sft_records'], 'dialogue')} ({out}/sft.jsonl), "
+        f"and {counted(report['preference_pairs'], 'preference pair')} ({out}/preferences.jsonl)"
     ]
     lines += [f"{count:>9,} left out: {reason}" for reason, count in report["left_out"].items()]
     lines += [f"{count:>9,} in no pair: {reason}" for reason, count in report["not_in_a_pair"].items()]
     if skipped := report["unreadable_records"]:
-        lines.append(f"{skipped:>9,} stored records skipped as unreadable")
+        lines.append(f"{skipped:>9,} stored record{'' if skipped == 1 else 's'} skipped as unreadable")
     if report["sft_records"]:
         lines.append(f"next: qlora-chat train --base BASE --data {out}/sft.jsonl --out ADAPTER")
     return "\n".join(lines)

@@ -13,7 +13,7 @@ from qlora_chat import settings
 from qlora_chat.cli.open import notify
 from qlora_chat.cli.options import HistoryOption, JsonOption
 from qlora_chat.settings import SettingsError
-from qlora_chat.text import plain
+from qlora_chat.text import counted, plain
 
 if TYPE_CHECKING:
     from qlora_chat.history.outbox.queue import DeadLetter
@@ -54,7 +54,10 @@ def retry(
             raise SettingsError(f"no record that was set aside has the id {unknown[0]!r}; `logs dead-letters list` shows them")
         count = opened.requeue_dead_letters(records)
         left = len(opened.dead_letters())
-    print(f"{count:,} queued again, for the next time that qlora-chat runs with their LOGGING_URL; {left:,} still set aside")
+    print(
+        f"{counted(count, 'record')} queued again, for the next time that qlora-chat runs with the same LOGGING_URL; "
+        f"{left:,} still set aside"
+    )
 
 
 def _line(letter: DeadLetter) -> str:

@@ -15,7 +15,7 @@ from qlora_chat.cli.open import Persistence, notify
 from qlora_chat.cli.options import HistoryOption
 from qlora_chat.cli.streams import print_json, write_data
 from qlora_chat.settings import HistorySettings, SettingsError
-from qlora_chat.text import plain
+from qlora_chat.text import counted, plain
 
 if TYPE_CHECKING:
     from qlora_chat.history import HistoryStore, StoredConversation
@@ -40,7 +40,7 @@ Id = Annotated[str, typer.Argument(help="a conversation's id, or its beginning w
 @app.command("list")
 def list_conversations(
     history: HistoryOption = None,
-    limit: Annotated[int, typer.Option(help="at most so many, the newest change first")] = 50,
+    limit: Annotated[int, typer.Option(help="at most so many, the newest change first", min=1)] = 50,
     as_json: AsJson = False,
 ) -> None:
     """List conversations."""
@@ -60,7 +60,8 @@ def list_conversations(
     for each in summaries:
         tags = f"  [{', '.join(each.tags)}]" if each.tags else ""
         when = f"{each.updated_at.astimezone():%Y-%m-%d %H:%M}"
-        print(f"{plain(each.id[:8])}  {when}  {each.turns:4} turns  {plain(each.title + tags)}")
+        turns = f"{each.turns:4} {'turn ' if each.turns == 1 else 'turns'}"
+        print(f"{plain(each.id[:8])}  {when}  {turns}  {plain(each.title + tags)}")
 
 
 @app.command()
@@ -76,7 +77,7 @@ def show(conversation: Id, history: HistoryOption = None) -> None:
 def search(
     text: Annotated[str, typer.Argument(help="words that a turn must hold; the last may be a beginning")],
     history: HistoryOption = None,
-    limit: Annotated[int, typer.Option(help="at most so many, the newest first")] = 20,
+    limit: Annotated[int, typer.Option(help="at most so many, the newest first", min=1)] = 20,
     as_json: AsJson = False,
 ) -> None:
     """Find turns by their words."""
@@ -123,13 +124,16 @@ def import_conversations(
     strict: Annotated[bool, typer.Option("--strict", help="import nothing if a record cannot be imported")] = False,
 ) -> None:
     """Add a file's conversations; those that are there already stay as they are."""
-    from qlora_chat.history.importing.importer import import_file
+    from qlora_chat.history.importing.content import named_count
+    from qlora_chat.history.importing.importer import read_file
 
-    with closing(_open(history, create=True)) as persistence:
-        report = import_file(persistence.store, source, file_format, strict=strict)
-    print(f"{_conversations(report.added)} added" + (f", {report.there:,} there already" if report.there else ""))
+    _history_settings(history)  # a missing --history is said before a large file is read
+    found = read_file(source, file_format, strict=strict)
+    with closing(_open(history, create=True)) as persistence:  # only now: a refused file must not leave a new database
+        report = found.add_to(persistence.store)
+    print(f"{counted(report.added, 'conversation')} added" + (f", {report.there:,} there already" if report.there else ""))
     if report.left_out:
-        print("left out: " + ", ".join(f"{count:,} {name}" for name, count in sorted(report.left_out.items())))
+        print("left out: " + ", ".join(named_count(name, count) for name, count in sorted(report.left_out.items())))
     for line in _shortened([f"{old} is another conversation here, so it became {new}" for old, new in report.renamed]):
         notify(f"history: {line}")
     for line in _shortened(report.problems):
@@ -150,10 +154,10 @@ def erase(
     with closing(_open(history)) as persistence:
         ids = _selected(persistence.store, conversations, untouched_days)
         if not yes and ids:
-            typer.confirm(f"Erase {_conversations(len(ids))} for good?", abort=True, err=True)
+            typer.confirm(f"Erase {counted(len(ids), 'conversation')} for good?", abort=True, err=True)
         tombstones = [persistence.recorder.tombstone(each) for each in ids] if persistence.recorder else []
         erased = persistence.store.erase(ids, [each for each in tombstones if each])
-    print(f"{_conversations(erased)} erased")
+    print(f"{counted(erased, 'conversation')} erased")
     if erased and not persistence.recorder:
         notify("history: LOGGING_URL is not set, so a receiver that has copies of them still has them")
 
@@ -168,12 +172,14 @@ def rescue(history: HistoryOption = None) -> None:
     damaged = _history_settings(history)
     found = recover(sqlite_file(damaged.url or ""), Cipher(damaged.key, damaged.old_key), settings.log_settings().cap_bytes)
     print(
-        f"{found.conversations:,} conversations with {found.turns:,} turns, and {found.records:,} records that wait to be sent"
+        f"{counted(found.conversations, 'conversation')} with {counted(found.turns, 'turn')}, "
+        f"and {counted(found.records, 'record')} waiting to be sent"
     )
     if found.gaps or found.unreadable:
         print(
-            f"lost: {found.unreadable:,} rows that could not be read, and {found.gaps:,} turns that others follow, which are "
-            "marked where they were; nothing is known of pages that are wholly lost"
+            f"lost: {counted(found.unreadable, 'row')} that could not be read, "
+            f"and {counted(found.gaps, 'turn')} followed by others, marked where they were; "
+            "nothing is known of pages that are wholly lost"
         )
     print(f"the damaged file is {found.damaged_file}; no erasure reaches what it holds, so delete it when you are done with it")
 
@@ -272,10 +278,6 @@ def _find(store: HistoryStore, name: str) -> StoredConversation:
         what = f"{len(ids)} conversations begin with" if ids else "no conversation is called"
         raise SettingsError(f"{what} {name!r}; `qlora-chat history list` shows them")
     return stored
-
-
-def _conversations(count: int) -> str:
-    return f"{count:,} conversation{'' if count == 1 else 's'}"
 
 
 def _all(store: HistoryStore, names: list[str]) -> Iterator[StoredConversation]:

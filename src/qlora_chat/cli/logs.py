@@ -19,7 +19,7 @@ from qlora_chat.cli.open import notify
 from qlora_chat.cli.options import HistoryOption, JsonOption, expanded
 from qlora_chat.cli.streams import print_json
 from qlora_chat.settings import SettingsError, one_of
-from qlora_chat.text import plain
+from qlora_chat.text import counted, plain
 
 if TYPE_CHECKING:
     from qlora_chat.receiver.store import RecordFilter, RecordStore
@@ -105,7 +105,7 @@ def outbox(
         raise SettingsError("--move needs LOGGING_URL, the address that the records are to be sent to")
     with opened_outbox(settings.history_settings(history), log) as opened:
         if move is not None:
-            print(f"{opened.move(move, str(log.url)):,} moved from {plain(move)} to {plain(str(log.url))}")
+            print(f"{counted(opened.move(move, str(log.url)), 'record')} moved from {plain(move)} to {plain(str(log.url))}")
         addresses = opened.addresses()
     for address, waiting, dead in addresses:
         print(f"{waiting:7,} waiting  {dead:7,} refused  {plain(address or 'any LOGGING_URL (queued by an earlier version)')}")
@@ -120,8 +120,8 @@ def stats(store: Store, as_json: JsonOption = False) -> None:
     from qlora_chat.receiver.store import RecordStore
 
     with closing(RecordStore(store)) as records:
-        counted = statistics(records)
-    print_json(counted, indent=1) if as_json else print(_stats_text(counted))
+        found = statistics(records)
+    print_json(found, indent=1) if as_json else print(_stats_text(found))
 
 
 @app.command()
@@ -163,14 +163,14 @@ def export(
     with closing(RecordStore(store)) as records:
         count = export_parquet(turns(records, turn_filter, text=which.text, rating=which.rated()), parquet)
         _report_unreadable(records)
-    print(f"wrote {count:,} turns to {parquet}")
+    print(f"wrote {counted(count, 'turn')} to {parquet}")
 
 
 def _report_unreadable(records: RecordStore) -> None:
     from qlora_chat.receiver.turns import unreadable
 
     if count := unreadable(records):
-        notify(f"logs: {count:,} record{'' if count == 1 else 's'} left out as unreadable")
+        notify(f"logs: {counted(count, 'record')} left out as unreadable")
 
 
 def _seconds(option: str, text: str | None) -> float | None:
@@ -182,23 +182,23 @@ def _seconds(option: str, text: str | None) -> float | None:
         raise SettingsError(f"{option} is {text!r}, but must be a time like 2026-11-24 or 2026-11-24T18:30") from None
 
 
-def _stats_text(counted: Mapping[str, Any]) -> str:
+def _stats_text(totals: Mapping[str, Any]) -> str:
     lines = [
-        f"{counted['turns']:,} turns in {counted['conversations']:,} conversations "
-        f"({counted['erased_conversations']:,} erased), {counted['turns_with_feedback']:,} with feedback"
-        + (f"; {counted['unreadable']:,} records could not be read and are left out" if counted["unreadable"] else ""),
-        f"from {counted['first'] or '-'} to {counted['last'] or '-'}",
+        f"{counted(totals['turns'], 'turn')} in {counted(totals['conversations'], 'conversation')} "
+        f"({totals['erased_conversations']:,} erased), {totals['turns_with_feedback']:,} with feedback"
+        + (f"; left out as unreadable: {counted(totals['unreadable'], 'record')}" if totals["unreadable"] else ""),
+        f"from {totals['first'] or '-'} to {totals['last'] or '-'}",
         "",
         f"{'':20}{'turns':>9}{'p10':>10}{'median':>10}{'p90':>10}{'p99':>10}",
     ]
-    for name, found in counted["measures"].items():
+    for name, found in totals["measures"].items():
         if found:
             values = "".join(f"{found[each]:>10,.1f}" for each in ("p10", "median", "p90", "p99"))
             lines.append(f"{name:20}{found['count']:>9,}{values}")
-    lines += ["", "ended by: " + (", ".join(f"{name} {count:,}" for name, count in counted["finish_reasons"].items()) or "-")]
+    lines += ["", "ended by: " + (", ".join(f"{name} {count:,}" for name, count in totals["finish_reasons"].items()) or "-")]
     for kind in ("temperature", "adapter"):
         lines += ["", f"feedback by {kind}", f"{'':32}{'turns':>9}{'up':>8}{'down':>8}{'edited':>8}{'comments':>10}"]
-        for row in counted[f"feedback_by_{kind}"]:
+        for row in totals[f"feedback_by_{kind}"]:
             named = "not recorded" if row[kind] is None else plain(str(row[kind]))
             lines.append(
                 f"{named[:31]:32}{row['turns']:>9,}{row['up']:>8,}{row['down']:>8,}{row['edited']:>8,}{row['commented']:>10,}"

@@ -142,7 +142,8 @@ def as_text(recorded: RecordedAnswer, replayed: ReplayResult) -> str:
     tokens = len(recorded.answer_ids)
     lines = []
     if replayed.identical:
-        lines.append(f"identical: all {tokens:,} tokens, and the same end ({replayed.finish_reason})")
+        every = "the token" if tokens == 1 else f"all {tokens:,} tokens"
+        lines.append(f"identical: {every}, and the same end ({replayed.finish_reason})")
     if first := replayed.first:
         was = "the answer ends" if first.recorded_id is None else f"{first.recorded_text!r} (id {first.recorded_id})"
         here = "the answer ends" if first.here_id is None else f"{first.here_text!r} (id {first.here_id})"

@@ -17,6 +17,7 @@ from qlora_chat.delivery.http_post import Poster, PostResult
 from qlora_chat.history import HistoryError
 from qlora_chat.history.outbox.queue import Outbox, QueuedRecord, Retry
 from qlora_chat.settings import LogSettings
+from qlora_chat.text import counted
 
 BATCH = 50
 ACK_SECONDS = 0.25
@@ -63,8 +64,8 @@ class LogSender:
         self._deadline = float("inf")
         if elsewhere := outbox.counts().elsewhere:
             notify(
-                f"log: {elsewhere:,} record{'' if elsewhere == 1 else 's'} for another LOGGING_URL stay here: "
-                "`qlora-chat logs outbox` shows and moves them"
+                f"log: {counted(elsewhere, 'record')} for another LOGGING_URL {'stays' if elsewhere == 1 else 'stay'} here: "
+                f"`qlora-chat logs outbox` shows and moves {'it' if elsewhere == 1 else 'them'}"
             )
         self._thread = threading.Thread(target=self._work, name="qlora-chat-log", daemon=True)
         self._thread.start()
@@ -87,10 +88,10 @@ class LogSender:
         states = {
             "not sent yet, and kept for the next start": counts.waiting,
             "refused by the receiver and set aside": counts.dead,
-            "dropped for want of room or because their redaction failed": counts.dropped,
+            "dropped for want of room or because the redaction failed": counts.dropped,
             "found damaged": counts.damaged,
         }
-        report = "; ".join(f"{count:,} {state}" for state, count in states.items() if count)
+        report = "; ".join(f"{counted(count, 'record')} {state}" for state, count in states.items() if count)
         if report:
             self._notify(f"log: {report}{self._reasons()}")
 

@@ -20,10 +20,10 @@ from qlora_chat.history import HistoryError, HistoryStore, StoredConversation
 from qlora_chat.history.export import export
 from qlora_chat.history.importing import source
 from qlora_chat.history.importing.draft import Draft, DraftTurn, conversation_of
-from qlora_chat.history.importing.importer import import_file
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation
 from tests.history.conftest import add_turn
+from tests.history.importing.imported import import_file
 
 
 def talk(question: str = "Hi", answer: str = "Hello.", **more: Any) -> dict[str, Any]:

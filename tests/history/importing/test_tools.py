@@ -11,8 +11,9 @@ import pytest
 
 from qlora_chat.history import StoredConversation
 from qlora_chat.history.importing.formats import FORMATS
-from qlora_chat.history.importing.importer import ImportReport, import_file
+from qlora_chat.history.importing.importer import ImportReport
 from qlora_chat.history.memory import MemoryHistory
+from tests.history.importing.imported import import_file
 
 EXPORTS = Path(__file__).parent / "exports"
 

@@ -151,7 +151,8 @@ class RemoteAnswer:
     def _error_text(self) -> str:
         reasons = [f"{server.url} {problem}" for server, problem in self._failed.items()]
         if self._answer.count:
-            return f"the answer broke off after {self._answer.count} tokens: {'; '.join(reasons)}. Retry asks again"
+            count = "1 token" if self._answer.count == 1 else f"{self._answer.count:,} tokens"
+            return f"the answer broke off after {count}: {'; '.join(reasons)}. Retry asks again"
         return "; ".join(reasons)
 
     async def _read(self, server: Server) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 
 from qlora_chat.engines.remote.capabilities import Capabilities
+from qlora_chat.engines.remote.reasons import failure_text, status_text
 from qlora_chat.engines.remote.sse import Chunk, StreamError, error_text, read_chunks
 from qlora_chat.models.identity import Identity
 from qlora_chat.settings import EngineSettings, Sampling
@@ -110,7 +111,7 @@ class Server:
         """Models that it lists; [] where it answers without a list. ServerError if it cannot be reached, or lists too much."""
         status, content = await self._get("models", MAX_LISTING_BYTES)
         if status in (401, 403):
-            raise ServerError(_status_text(status, ""))
+            raise ServerError(status_text(status, ""))
         if len(content) > MAX_LISTING_BYTES:
             raise ServerError(f"lists its models in more than {MAX_LISTING_BYTES:,} bytes, which were not read further")
         try:
@@ -139,7 +140,7 @@ class Server:
         except TimeoutError:
             raise ServerError(f"did not reply within {seconds:g} s") from None
         except httpx.HTTPError as problem:
-            raise ServerError(_reason(problem)) from problem
+            raise ServerError(failure_text(problem)) from problem
         return response.status_code, bytes(content)
 
     # --- one request ---------------------------------------------------------------------------------------------------
@@ -154,7 +155,7 @@ class Server:
             raise ServerError(str(problem)) from problem
         except httpx.HTTPError as problem:
             unreachable = isinstance(problem, httpx.ConnectError | httpx.ConnectTimeout)
-            raise ServerError(_reason(problem), unreachable=unreachable) from problem
+            raise ServerError(failure_text(problem), unreachable=unreachable) from problem
 
     async def _stream(self, body: dict[str, Any]) -> AsyncGenerator[Chunk, None]:
         async with contextlib.AsyncExitStack() as stack:
@@ -188,7 +189,7 @@ class Server:
                 await _read_up_to(response, MAX_ERROR_BYTES, content)
         status = response.status_code
         retry_after = _retry_after(response.headers.get("retry-after")) if status in BUSY_STATUSES else None
-        text = _status_text(status, _error_message(bytes(content)))
+        text = status_text(status, _error_message(bytes(content)))
         return ServerError(text, refused=status in (400, 422, 500), retry_after=retry_after)
 
     # --- capabilities --------------------------------------------------------------------------------------------------
@@ -305,22 +306,3 @@ def _retry_after(header: str | None) -> float:
         return max(0.0, float(header or 0.5))
     except ValueError:
         return 0.5
-
-
-def _status_text(status: int, message: str) -> str:
-    if status in (401, 403):
-        return "refuses the key: set QLORA_CHAT_ENGINE_KEY to one that it accepts"
-    if 300 <= status < 400:
-        return f"answers with a redirect ({status}), which is never followed: use the address that it leads to"
-    return f"answered {status}{f' ({message})' if message else ''}"
-
-
-def _reason(problem: httpx.HTTPError) -> str:
-    """Reason for a missing answer, in words that quote no conversation."""
-    if isinstance(problem, httpx.ConnectTimeout):
-        return "cannot be reached (no connection within the time)"
-    if isinstance(problem, httpx.ConnectError):
-        return f"cannot be reached ({str(problem) or 'no connection'})"
-    if isinstance(problem, httpx.RemoteProtocolError | httpx.ReadError | httpx.WriteError):
-        return "broke the connection off"
-    return f"could not be reached ({type(problem).__name__})"

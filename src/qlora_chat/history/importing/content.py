@@ -14,13 +14,24 @@ from typing import Any
 
 from qlora_chat.dialogue_formats import kind_of
 from qlora_chat.history.importing import BadExport
-from qlora_chat.text import replace_surrogates
+from qlora_chat.text import counted, replace_surrogates
 
 IMAGES, ATTACHMENTS, TOOLS, REASONING = "images", "attachments", "tool messages", "reasoning"
 SYSTEM, OTHER_ROLES, EMPTY = "system messages", "messages of other roles", "empty turns"
 EARLY = "answers before the first question"
 NO_QUESTION = "conversations without a question"
 """Names under which a report counts what is left out."""
+_ONE = {
+    IMAGES: "image", ATTACHMENTS: "attachment", TOOLS: "tool message", REASONING: "piece of reasoning",
+    SYSTEM: "system message", OTHER_ROLES: "message of another role", EMPTY: "empty turn",
+    EARLY: "answer before the first question", NO_QUESTION: "conversation without a question",
+}  # fmt: skip
+
+
+def named_count(name: str, count: int) -> str:
+    """A number of what is left out, in words: "1 image"."""
+    return counted(count, _ONE.get(name, name), "pieces of reasoning" if name == REASONING else name)
+
 
 _FIRST_MILLISECONDS = 1e11
 """Numbers above are milliseconds: as seconds they would lie after the year 5000."""

@@ -20,6 +20,7 @@ from qlora_chat.history.importing.formats import check_format, conversation_from
 from qlora_chat.history.importing.own import with_ids
 from qlora_chat.history.importing.silly_tavern import is_header
 from qlora_chat.history.importing.source import FileRecord, read_records
+from qlora_chat.text import counted
 
 MAX_PROBLEM_LETTERS = 500
 
@@ -40,10 +41,23 @@ class ImportReport:
     """A line for each record that could not be imported, safe to print."""
 
 
-def import_file(store: HistoryStore, path: Path, file_format: str | None = None, *, strict: bool = False) -> ImportReport:
-    """Add the conversations of a file; `file_format` forces one of formats.FORMATS.
+@dataclass(frozen=True)
+class ImportedFile:
+    """Conversations of a file that was read as a whole, to be added to a store."""
 
-    HistoryError if nothing in the file can be imported, and with `strict` if anything cannot; then nothing has been added.
+    conversations: list[StoredConversation]
+    report: ImportReport
+
+    def add_to(self, store: HistoryStore) -> ImportReport:
+        """Add the conversations that a store lacks. HistoryUnavailable says how many had been added by then."""
+        _store(store, self.conversations, self.report)
+        return self.report
+
+
+def read_file(path: Path, file_format: str | None = None, *, strict: bool = False) -> ImportedFile:
+    """Read the conversations of a file; `file_format` forces one of formats.FORMATS.
+
+    HistoryError if nothing in the file can be imported, and with `strict` if anything cannot.
     """
     check_format(file_format)
     report = ImportReport()
@@ -60,12 +74,12 @@ def import_file(store: HistoryStore, path: Path, file_format: str | None = None,
         else:
             report.left_out[NO_QUESTION] += 1
     if report.problems and (strict or not conversations):
-        others = f"; {len(report.problems) - 1:,} more records have problems" if len(report.problems) > 1 else ""
+        more = len(report.problems) - 1
+        others = f"; {counted(more, 'more record')} {'has' if more == 1 else 'have'} problems" if more else ""
         raise HistoryError(f"{report.problems[0]} (nothing was imported{others})")
     if not conversations:
         raise HistoryError(f"{path}: no conversation in it has a question (nothing was imported)")
-    _store(store, conversations, report)
-    return report
+    return ImportedFile(conversations, report)
 
 
 def _conversation(record: FileRecord, file_format: str | None, report: ImportReport) -> StoredConversation:
@@ -97,7 +111,7 @@ def _store(store: HistoryStore, conversations: Iterable[StoredConversation], rep
             _add(store, each, report)
         except HistoryUnavailable as problem:
             raise HistoryUnavailable(
-                f"{problem} ({report.added:,} conversations had been added by then; import the file again to add the others)"
+                f"{problem} ({counted(report.added, 'conversation')} had been added; import the file again for the others)"
             ) from None
 
 

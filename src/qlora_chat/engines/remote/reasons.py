@@ -1,0 +1,85 @@
+"""Reasons for which a server gave no answer, as clauses after its address, each with what to do.
+
+Scope: statuses and exceptions to words. They quote no conversation.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+from collections.abc import Iterator
+
+import httpx
+
+_NEXT_STEPS = {
+    402: "its account has no credit",
+    404: "check that --engine is its base URL, which usually ends in /v1, and that it serves the model of --engine-model",
+    405: "it takes no completions at that address: check --engine",
+    407: "a proxy in between asks for a password: use an address without it",
+    408: "it waited too long for the request: try again",
+    413: "the conversation is too long for it: begin a new one",
+    429: "it is busy or its limit is reached: try again later",
+    502: "what it stands in front of does not answer: look whether that runs",
+    503: "it is not ready: try again in a moment",
+    504: "what it stands in front of answers too slowly: look whether that runs",
+}
+_UNREACHABLE = "cannot be reached: "
+_ERRNOS = {
+    errno.ECONNREFUSED: f"{_UNREACHABLE}nothing listens on that host and port, so is the server running?",
+    errno.ENETUNREACH: f"{_UNREACHABLE}there is no way to its network from here",
+    errno.EHOSTUNREACH: f"{_UNREACHABLE}there is no way to its host from here",
+    errno.EMFILE: f"{_UNREACHABLE}this program has too many files and connections open",
+}
+_CLASSES: dict[type[BaseException], str] = {
+    ssl.SSLCertVerificationError: f"{_UNREACHABLE}its certificate is not good (expired, for another host, or of an unknown "
+    "authority)",
+    ssl.SSLError: f"{_UNREACHABLE}no TLS connection, so its address may begin with http:// instead of https://",
+    socket.gaierror: f"{_UNREACHABLE}there is no host of that name: check --engine",
+    httpx.ConnectTimeout: f"{_UNREACHABLE}it took no connection within the time: check the host and port of --engine",
+    httpx.ConnectError: f"{_UNREACHABLE}check the host and port of --engine",
+    httpx.RemoteProtocolError: "broke the connection off, or does not speak HTTP there: look into its log",
+    httpx.ReadError: "broke the connection off: look into its log",
+    httpx.WriteError: "broke the connection off: look into its log",
+    httpx.TimeoutException: "did not take the request in time: is it overloaded?",
+}
+
+
+def status_text(status: int, message: str) -> str:
+    """Clause for a status other than 2xx; `message` is the server's own, which may be empty."""
+    if status in (401, 403):
+        return "refuses the key: set QLORA_CHAT_ENGINE_KEY to one that it accepts"
+    if 300 <= status < 400:
+        return f"answers with a redirect ({status}), which is never followed: use the address that it leads to"
+    answered = f"answered {status}{f' ({message})' if message else ''}"
+    step = _NEXT_STEPS.get(status) or (None if message else _without_message(status))
+    return f"{answered}; {step}" if step else answered
+
+
+def _without_message(status: int) -> str:
+    return "its log says why" if status >= 500 else "check that --engine is an OpenAI-compatible server"
+
+
+def failure_text(problem: httpx.HTTPError) -> str:
+    """Clause for a request that ended without an answer."""
+    causes = list(_causes(problem))
+    for cause in causes:
+        if isinstance(cause, OSError) and (clause := _ERRNOS.get(cause.errno or 0)):
+            return clause
+    for kind, clause in _CLASSES.items():
+        if any(isinstance(each, kind) for each in causes):
+            return clause
+    return "could not be asked: check the address of --engine"
+
+
+def _causes(problem: BaseException) -> Iterator[BaseException]:
+    """The exception and those that it wraps."""
+    seen: list[BaseException] = []
+    waiting: list[BaseException | None] = [problem]
+    while waiting:
+        each = waiting.pop(0)
+        if each is None or any(each is other for other in seen):
+            continue
+        seen.append(each)
+        waiting += [each.__cause__, each.__context__, *(each.exceptions if isinstance(each, BaseExceptionGroup) else ())]
+    return iter(seen)
