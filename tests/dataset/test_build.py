@@ -193,7 +193,7 @@ def test_the_command_counts_stored_records_that_cannot_be_read(store: RecordStor
         connection.execute(text("UPDATE records SET body = '{}' WHERE number = 2"))
     arguments = ["dataset", "build", "--store", f"sqlite:///{tmp_path}/logs.db"]
     done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "data")])
-    assert "1 stored records skipped as unreadable" in done.stdout
+    assert "1 stored record skipped as unreadable" in done.stdout
     done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "again"), "--json"])
     report = json.loads(done.stdout)
     assert (report["answers"], report["unreadable_records"]) == (2, 1)

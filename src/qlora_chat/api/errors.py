@@ -80,7 +80,7 @@ def api_error(problem: BaseException) -> ApiError:
             text = "The conversation of metadata.conversation_id was changed or deleted meanwhile. Send the request again."
             return ApiError(409, text, "conversation_changed", "metadata.conversation_id")
         case HistoryError():
-            text = f"The turn cannot be stored, so it was not started: {problem}. Send it again, or without store."
+            text = f"The turn cannot be stored, so it was not started: {problem}. Send it again, or with store=false."
             return ApiError(503, text, "not_stored", "store", retry_after=5)
         case UserError() if isinstance(problem, ValueError):
             return invalid(str(problem))

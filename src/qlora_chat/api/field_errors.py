@@ -51,15 +51,16 @@ REASONS = {
 JSON_NAMES = {str: "a text", list: "a list", dict: "an object", bytes: "not an object of JSON"}
 
 
+Path = tuple[str | int, ...]
+
+
 @dataclass(frozen=True)
 class _Finding:
     """One of pydantic's errors, by the path in what the client sent."""
 
-    path: tuple[str | int, ...]
-    union: tuple[str | int, ...] | None
-    """Path of the field of several types that it is in, None outside of one."""
-    branch: str
-    """Pydantic's name of the type that was tried there."""
+    path: Path
+    unions: tuple[tuple[Path, str], ...]
+    """Paths of the fields of several types that it is in, each with pydantic's name of the type that was tried there."""
     error: Mapping[str, Any]
 
     @property
@@ -88,18 +89,15 @@ def _json_problem(error: Mapping[str, Any]) -> str:
 
 def invalid_field(errors: Sequence[Mapping[str, Any]], body: Any, prefix: str = "") -> ApiError:
     """Error 400 for the first invalid field. `prefix` is the path of `body` in the request."""
-    findings = [_finding(each, body) for each in errors]
-    first = findings[0]
-    if first.union is not None:
-        return _union_error([each for each in findings if each.union == first.union], body, prefix)
-    return _error(first.path, first.error, prefix)
+    return _explained([_finding(each, body) for each in errors], 0, body, prefix)
 
 
 def _finding(error: Mapping[str, Any], body: Any) -> _Finding:
     """The path of an error, without the parts of pydantic's location that name types and not what was sent."""
     location = [each for each in error.get("loc", ()) if each not in ("body", "query", "path")]
     path: list[str | int] = []
-    union, branch, value = None, "", body
+    unions: list[tuple[Path, str]] = []
+    value = body
     for index, part in enumerate(location):
         is_key = isinstance(value, dict) and part in value
         if is_key or (isinstance(value, list) and isinstance(part, int) and part < len(value)):
@@ -107,26 +105,55 @@ def _finding(error: Mapping[str, Any], body: Any) -> _Finding:
             path.append(part)
         elif index == len(location) - 1 and error.get("type") == "missing":
             path.append(part)
-        elif union is None and path and path[-1] in UNIONS:
-            union, branch = tuple(path), str(part)
-    return _Finding(tuple(path), union, branch, error)
+        elif path and path[-1] in UNIONS and (not unions or unions[-1][0] != tuple(path)):
+            unions.append((tuple(path), str(part)))
+    return _Finding(tuple(path), tuple(unions), error)
 
 
-def _union_error(findings: Sequence[_Finding], body: Any, prefix: str) -> ApiError:
-    """Error of the type that was meant; of all types together if none fits better than the others."""
-    assert findings[0].union is not None
-    fitting = [each for each in findings if not each.is_wrong_type]
-    inside = [each for each in findings if len(each.path) > len(findings[0].union)]
-    if not fitting and len({each.branch for each in inside}) == 1:
-        fitting = inside
-    if fitting:
+def _explained(findings: Sequence[_Finding], level: int, body: Any, prefix: str) -> ApiError:
+    """Error of the first finding. In a field of several types, that is one of the type that was meant; of all types together
+    if none fits better than the others. `level` counts the fields of several types around it."""
+    first = findings[0]
+    if len(first.unions) <= level:
+        return _error(first.path, first.error, prefix)
+    union = first.unions[level][0]
+    findings = [each for each in findings if each.unions[level : level + 1] and each.unions[level][0] == union]
+    if fitting := _fitting(findings, level, union):
         best = max(fitting, key=lambda each: len(each.path))
-        return _error(best.path, best.error, prefix)
-    path = findings[0].union
+        return _explained([best, *(each for each in fitting if each is not best)], level + 1, body, prefix)
     value = body
-    for part in path:
+    for part in union:
         value = value[part]
-    return invalid(f"{_dotted(path, prefix)} {_arrived(value)}: it {UNIONS[str(path[-1])]}", _dotted(path, prefix))
+    path, words = _prompt_problem(value, union) if union[-1] == "prompt" else (union, UNIONS[str(union[-1])])
+    for part in path[len(union) :]:
+        value = value[part]
+    return invalid(f"{_dotted(path, prefix)} {_arrived(value)}: it {words}", _dotted(path, prefix))
+
+
+def _fitting(findings: Sequence[_Finding], level: int, union: Path) -> Sequence[_Finding]:
+    """Findings of the type that was meant; none if that is not clear."""
+    if fitting := [each for each in findings if not each.is_wrong_type]:
+        return fitting
+    inside = [each for each in findings if len(each.path) > len(union)]
+    return inside if len({each.unions[level][1] for each in inside}) == 1 else []
+
+
+def _prompt_problem(prompt: Any, path: Path) -> tuple[Path, str]:
+    """Path and words for a prompt of wrong types: its first element says which kind of list was meant."""
+    if not isinstance(prompt, list) or not prompt:
+        return path, UNIONS["prompt"]
+    expected = {str: "a text", int: "a token id, which is a whole number", list: "a list of token ids"}
+    kind = type(prompt[0])
+    if kind not in expected:
+        return (*path, 0), "must be a text, a token id or a list of token ids"
+    other = next((index for index, each in enumerate(prompt) if type(each) is not kind), None)
+    if other is not None:
+        return (*path, other), f"must be {expected[kind]}, as the first is"
+    if kind is list:
+        ids = ((outer, inner) for outer, each in enumerate(prompt) for inner, part in enumerate(each) if type(part) is not int)
+        if bad := next(ids, None):
+            return (*path, *bad), f"must be {expected[int]}"
+    return path, UNIONS["prompt"]
 
 
 def _error(path: Sequence[str | int], error: Mapping[str, Any], prefix: str) -> ApiError:
@@ -148,7 +175,7 @@ def _error(path: Sequence[str | int], error: Mapping[str, Any], prefix: str) -> 
 
 
 def _dotted(path: Sequence[str | int], prefix: str) -> str:
-    plain = (str(each).encode("ascii", "replace").decode()[:64] for each in path)
+    plain = (str(each).encode("ascii", "replace").decode()[:64] or "''" for each in path)
     return ".".join([*([prefix] if prefix else []), *plain])
 
 

@@ -49,6 +49,13 @@ NO_EFFECT: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,), "continue_final_message": (False,), "web_search_options": (),
 }  # fmt: skip
 """Fields of other servers that this one lacks, with the values that have no effect (as null has none)."""
+_PLAIN_TEXT = "leave it out, and for JSON ask in the prompt, as instructor does with mode=instructor.Mode.MD_JSON"
+HINTS = {
+    **dict.fromkeys(("tools", "functions", "tool_choice", "function_call", "response_format", "text"), _PLAIN_TEXT),
+    "echo": "put the prompt before the answer yourself",
+    "best_of": "ask for several with n",
+}
+"""What to do instead of using one of them."""
 
 
 def _within(name: str) -> Any:
@@ -103,6 +110,13 @@ def check_metadata(metadata: Any) -> None:
 def without_nulls(value: Any) -> Any:
     """An object without its null fields, which then take their defaults; anything else as it is."""
     return {name: each for name, each in value.items() if each is not None} if isinstance(value, dict) else value
+
+
+def _without_nulls_inside(value: Any) -> Any:
+    """A value without the null fields of its objects; an object of nulls alone is {}."""
+    if not isinstance(value, dict):
+        return value
+    return {name: _without_nulls_inside(each) for name, each in value.items() if each is not None}
 
 
 def _allow_nulls(schema: JsonSchemaValue) -> None:
@@ -176,8 +190,9 @@ class GenerationRequest(_SamplingFields):
         for name in self.renamed.keys() & extra.keys():
             raise invalid(f"{name} is not a field of this route; send {self.renamed[name]}", name, "unsupported_parameter")
         for name, without_effect in self.no_effect.items():  # in this order: tools before tool_choice
-            if name in extra and extra[name] not in without_effect:
-                raise invalid(f"{name} is not supported by this server; leave it out", name, "unsupported_parameter")
+            if name in extra and _without_nulls_inside(extra[name]) not in without_effect:
+                hint = HINTS.get(name, "leave it out")
+                raise invalid(f"{name} is not supported by this server; {hint}", name, "unsupported_parameter")
         return self
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -32,6 +33,7 @@ from qlora_chat.api.stored_turns import NAME_KEY, StoredTurnWriter, StoreOptions
 from qlora_chat.api.streaming import Answer
 from qlora_chat.chat import Chat
 from qlora_chat.engines import EngineError, Stream
+from qlora_chat.history import HistoryUnavailable
 from qlora_chat.models import ModelError, find_adapter
 from qlora_chat.serving.request_log import API_TOKEN, add_log_fields, caller_of
 from qlora_chat.serving.stream_reader import StreamReader
@@ -91,7 +93,7 @@ def routes(state: ServerState) -> APIRouter:
     @router.post("/responses", response_model=ResponseObject, responses={200: {"content": STREAM}})
     async def responses(request: Request, body: ResponsesRequest) -> Response:
         """Answer the last message of an input, or of a response that it continues."""
-        exchange = Exchange(body, state.remembered, _owner(state, request))
+        exchange = Exchange(body, state.remembered, _owner(state, request), history_on=state.history_on)
         return await _answer(state, request, body, exchange.parse, ResponsesSerializer(exchange), exchange.name)
 
     @router.post("/load_lora_adapter", response_model=Done)
@@ -156,13 +158,20 @@ def _owner(state: ServerState, request: Request) -> str | None:
 
 
 def _store_options(state: ServerState, request: Request, body: Body, name: str | None) -> StoreOptions | None:
-    """Conversation to store the turn in, under `name` or the client's name; None if the client does not ask for that."""
-    if isinstance(body, CompletionRequest) or not body.store:
+    """Conversation to store the turn in, under `name` or the client's name; None if it is not stored.
+
+    As with OpenAI, responses are stored unless the client says no, where there is a history.
+    """
+    if isinstance(body, CompletionRequest):
         return None
-    if not state.can_store:
+    requested = bool(body.store)
+    if requested and not state.can_store:
         text = "this server stores no turns: start it with --history or LOGGING_URL, or leave store out"
         raise invalid(text, "store", "unsupported_parameter")
-    return StoreOptions.of(body.metadata if name is None else {**body.metadata, NAME_KEY: name}, _owner(state, request))
+    if not requested and not (isinstance(body, ResponsesRequest) and body.store is None and state.history_on):
+        return None
+    metadata = body.metadata if name is None else {**body.metadata, NAME_KEY: name}
+    return StoreOptions.of(metadata, _owner(state, request), requested=requested)
 
 
 async def _answer(
@@ -179,10 +188,11 @@ async def _answer(
 
     def start() -> tuple[ParsedRequest, Sequence[Stream]]:
         parsed = parse(body, chat, state.settings.most_tokens)
-        if store is None or parsed.conversation is None:
-            return parsed, parsed.start(lambda prompt, sampling: engine.stream(prompt, sampling, parsed.stops, adapter))
-        writer = StoredTurnWriter(replace(chat, engine=engine), parsed.conversation, store, parsed.stops, adapter)
-        return parsed, parsed.start(writer.start)
+        if store and parsed.conversation:
+            with suppress(*(() if store.requested else (HistoryUnavailable,))):
+                writer = StoredTurnWriter(replace(chat, engine=engine), parsed.conversation, store, parsed.stops, adapter)
+                return parsed, parsed.start(writer.start)
+        return parsed, parsed.start(lambda prompt, sampling: engine.stream(prompt, sampling, parsed.stops, adapter))
 
     def on_end(usage: Usage, reasons: str) -> None:
         counts = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}

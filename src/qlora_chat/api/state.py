@@ -25,6 +25,8 @@ class ServerState:
     settings: ServeSettings
     can_store: bool = False
     """True if turns are saved beyond this process or sent on, so that a client may ask to store its own."""
+    history_on: bool = False
+    """True if conversations outlive the process."""
     metrics: Metrics = field(default_factory=Metrics)
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     remembered: RememberedAnswers = field(default_factory=RememberedAnswers)

@@ -33,12 +33,15 @@ class StoreOptions:
     """The client's name for it; generated if it has none."""
     tags: tuple[str, ...]
     owner: str | None
+    requested: bool = True
+    """False for a turn that is stored without a word of the client: no receiver gets it, and if the history cannot be written,
+    it is answered all the same."""
 
     @staticmethod
-    def of(metadata: Mapping[str, str], owner: str | None) -> StoreOptions:
+    def of(metadata: Mapping[str, str], owner: str | None, *, requested: bool = True) -> StoreOptions:
         """Options from a request's metadata. The same name means another conversation for another owner."""
         tags = (f"{key}={value}" for key, value in metadata.items() if key != NAME_KEY)
-        return StoreOptions(metadata.get(NAME_KEY) or new_id(), (API_TAG, *tags), owner)
+        return StoreOptions(metadata.get(NAME_KEY) or new_id(), (API_TAG, *tags), owner, requested)
 
     @property
     def is_id(self) -> bool:
@@ -73,7 +76,9 @@ class StoredTurnWriter:
     ) -> None:
         """`conversation` ends with the question; messages that the history has already are not added again."""
         self._chat, self._stops = chat, stops
-        self._options = AnswerOptions(Sampling(), adapter, options.owner, options.name_key, must_save=True)
+        self._options = AnswerOptions(
+            Sampling(), adapter, options.owner, options.name_key, logged=options.requested, must_save=options.requested
+        )
         conversation_id = options.find_id(chat.history) or new_id()
         self._before = chat.history.load(conversation_id) or Conversation(conversation_id)
         self._conversation = replace(_merge(self._before, conversation), tags=options.tags)
@@ -85,7 +90,7 @@ class StoredTurnWriter:
         options = replace(self._options, sampling=sampling)
         turn = self._chat.answer(self._conversation, prompt, options, self._stops, self._before)
         self._conversation = replace(self._conversation, head=turn.conversation.head)
-        if not self._is_tagged:
+        if not self._is_tagged and turn.save_error is None:
             self._is_tagged = self._chat.history.change(self._conversation.id, tags=self._conversation.tags)
         return turn
 

@@ -44,7 +44,7 @@ class Site:
     ) -> None:
         """`logging_on`: turns are sent to a receiver; `history_on`: conversations outlive the process; `ended_sessions`: where
         log-outs are recorded."""
-        self.state = ServerState(settings, can_store=logging_on or history_on)
+        self.state = ServerState(settings, can_store=logging_on or history_on, history_on=history_on)
         self.features = PageFeatures(logging_on, history_on, is_shared(settings), has_password=settings.token is not None)
         self._page: ASGIApp = _loading
         self._sessions: Sessions | None = None

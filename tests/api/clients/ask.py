@@ -103,7 +103,7 @@ def instructor_json(url: str) -> str:
         instructor.from_openai(openai_client(url)).chat.completions.create(**asked, max_retries=1)
     except Exception as problem:
         refusal = str(problem)
-    assert "tools is not supported" in refusal
+    assert "mode=instructor.Mode.MD_JSON" in refusal, refusal
     return person.name
 
 

@@ -10,6 +10,7 @@ import openai
 import pytest
 
 from qlora_chat.chat import Chat
+from qlora_chat.history import HistoryUnavailable
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.prompt import DEFAULT_FORMAT
 from tests.fakes import ScriptedEngine, ScriptedRecorder
@@ -125,7 +126,7 @@ def test_a_stored_answer_is_in_the_history_and_continues_there() -> None:
         serving_chat(Chat(engine, DEFAULT_FORMAT, history, recorder), history_on=True, logging_on=True) as url,
         openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
     ):
-        client.responses.create(model="scripted", input="not this")
+        client.responses.create(model="scripted", input="not this", store=False)
         assert history.list() == []
         first = client.responses.create(model="scripted", input="one", store=True, metadata={"case": "7"})
         client.responses.create(model="scripted", input="two", store=True, previous_response_id=first.id)
@@ -136,6 +137,47 @@ def test_a_stored_answer_is_in_the_history_and_continues_there() -> None:
     assert [message.content for message in stored.conversation().messages] == ["one", "An answer.", "2", "An answer."]
     assert summary.turns == 6, "the second answer to the first response is another branch"
     assert len(recorder.turns) == 3
+
+
+def test_where_there_is_a_history_an_answer_can_be_continued_after_a_restart() -> None:
+    engine, history, recorder = ScriptedEngine("An answer."), MemoryHistory(), ScriptedRecorder()
+    with (
+        serving_chat(Chat(engine, DEFAULT_FORMAT, history, recorder), history_on=True, logging_on=True) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        first = client.responses.create(model="scripted", input="one")
+        forgotten = client.responses.create(model="scripted", input="not this", store=False)
+    with (
+        serving_chat(Chat(engine, DEFAULT_FORMAT, history, recorder), history_on=True, logging_on=True) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        second = client.responses.create(model="scripted", input="two", previous_response_id=first.id)
+        with pytest.raises(openai.BadRequestError, match="sent with store=false or another token, or is erased"):
+            client.responses.create(model="scripted", input="two", previous_response_id=forgotten.id)
+    (summary,) = history.list()
+    stored = history.read(summary.id)
+    assert stored
+    assert [message.content for message in stored.conversation().messages] == ["one", "An answer.", "two", "An answer."]
+    assert [first.store, second.store, forgotten.store] == [True, True, False]
+    assert recorder.turns == [], "the client did not ask for the log"
+
+
+def test_an_answer_is_given_and_remembered_where_the_history_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise HistoryUnavailable("the disk is full")
+
+    engine, history = ScriptedEngine("An answer."), MemoryHistory()
+    monkeypatch.setattr(history, "save", refuse)
+    monkeypatch.setattr(history, "finish", refuse)
+    with (
+        serving_chat(Chat(engine, DEFAULT_FORMAT, history), history_on=True) as url,
+        openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        first = client.responses.create(model="scripted", input="one")
+        assert (first.output_text, first.store) == ("An answer.", False)
+        assert client.responses.create(model="scripted", input="two", previous_response_id=first.id).output_text == "An answer."
+        with pytest.raises(openai.InternalServerError, match="the disk is full. Send it again, or with store=false"):
+            client.responses.create(model="scripted", input="one", store=True)
 
 
 def test_an_empty_answer_is_an_empty_answer(client: openai.OpenAI, scripted: Served) -> None:

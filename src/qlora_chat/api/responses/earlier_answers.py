@@ -74,13 +74,15 @@ class EarlierAnswers:
     chat: Chat
     remembered: RememberedAnswers
     owner: str | None
+    history_on: bool = False
+    """True if the history outlives the process."""
 
     def conversation(self, response_id: str) -> tuple[Conversation, AnswerId]:
         """Conversation up to the answer of an id. ApiError 400 if there is none for this client."""
         answer = AnswerId.parse(response_id)
         found = answer and self._find(answer)
         if not answer or not found:
-            raise _not_found("previous_response_id", "response")
+            raise self._not_found("previous_response_id", "response")
         if found.messages[-1].finish_reason == "partial":
             raise invalid("This response is still being written. Wait for its end.", "previous_response_id")
         return found, answer
@@ -90,7 +92,7 @@ class EarlierAnswers:
         answer = AnswerId.parse(item_id)
         found = answer and self._find(answer)
         if not found:
-            raise _not_found(param, "item")
+            raise self._not_found(param, "item")
         return found.messages[-1].content
 
     def _find(self, answer: AnswerId) -> Conversation | None:
@@ -103,13 +105,14 @@ class EarlierAnswers:
         conversation = replace(stored, head_id=answer.answer).conversation()
         return conversation if conversation.messages[-1].role == "assistant" else None
 
-
-def _not_found(param: str, kind: str) -> ApiError:
-    text = (
-        f"There is no such {kind} here. This server has those stored with store=true, and of the others the newest since its "
-        "start. Send the whole conversation as input instead."
-    )
-    return invalid(text, param, f"previous_{kind}_not_found")
+    def _not_found(self, param: str, kind: str) -> ApiError:
+        reason = (
+            "It was sent with store=false or another token, or is erased."
+            if self.history_on
+            else "This server has no history, so it has the newest since its start alone; --history keeps them."
+        )
+        text = f"There is no such {kind} here. {reason} Send the whole conversation as input instead."
+        return invalid(text, param, f"previous_{kind}_not_found")
 
 
 def _characters(conversation: Conversation) -> int:

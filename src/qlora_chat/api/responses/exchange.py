@@ -21,8 +21,11 @@ from qlora_chat.messages import Conversation, Message, new_id
 class Exchange:
     """A request, and its answer once that has ended."""
 
-    def __init__(self, body: ResponsesRequest, remembered: RememberedAnswers, owner: str | None) -> None:
-        self.body, self._remembered, self._owner = body, remembered, owner
+    def __init__(
+        self, body: ResponsesRequest, remembered: RememberedAnswers, owner: str | None, *, history_on: bool = False
+    ) -> None:
+        self.body, self._remembered, self._owner, self._history_on = body, remembered, owner, history_on
+        self._turn: Turn | None = None
         before = AnswerId.parse(body.previous_response_id or "")
         self.name = before.name if before else str(uuid.uuid4())
         """Name of the conversation that the turn belongs to."""
@@ -31,7 +34,7 @@ class Exchange:
 
     def parse(self, body: ResponsesRequest, chat: Chat, max_tokens: int | None) -> ParsedRequest:
         """ApiError 400 for input that is no conversation, continues nothing, or leaves no room. Reads the history."""
-        earlier = EarlierAnswers(chat, self._remembered, self._owner)
+        earlier = EarlierAnswers(chat, self._remembered, self._owner, self._history_on)
         sent = to_conversation(self._messages(earlier), "input")
         before, carried = Conversation(), ""
         if body.previous_response_id is not None:
@@ -58,10 +61,16 @@ class Exchange:
     def started(self, stream: Stream) -> None:
         """Note the stream of the answer: a stored turn has an id already."""
         if isinstance(stream, Turn):
+            self._turn = stream
             self.id = replace(self.id, answer=stream.answer_id)
 
+    @property
+    def is_stored(self) -> bool:
+        """True if the history has the turn, or is to have it."""
+        return self._turn is not None and self._turn.save_error is None
+
     def ended(self, text: str) -> None:
-        """Remember the answer, unless it is stored or the client wants nothing to be remembered."""
-        if self.body.store is None:
+        """Remember the answer, unless the history has it or the client wants nothing to be remembered."""
+        if self.body.store is None and not self.is_stored:
             answer = Message("assistant", text, finish_reason="stop", id=self.id.answer)
             self._remembered.add(self._owner, self._conversation.adding(answer))

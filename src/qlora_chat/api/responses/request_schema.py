@@ -21,8 +21,11 @@ from qlora_chat.api.request_schemas import (
     refuse_other_kinds,
 )
 
+TEXT_FORMAT, VERBOSITY = {"format": {"type": "text"}}, {"verbosity": "medium"}
+PLAIN_TEXT: tuple[Any, ...] = ({}, TEXT_FORMAT, VERBOSITY, {**TEXT_FORMAT, **VERBOSITY})
+"""Defaults of OpenAI's `text`."""
 NO_EFFECT: dict[str, tuple[Any, ...]] = {
-    "tools": ([],), "tool_choice": ("none", "auto"), "text": ({}, {"format": {"type": "text"}}), "background": (False,),
+    "tools": ([],), "tool_choice": ("none", "auto"), "text": PLAIN_TEXT, "background": (False,),
     "conversation": (), "prompt": (), "truncation": ("disabled",), "top_logprobs": (0,), "n": (1,), "reasoning": ({},),
     "logit_bias": ({},), "frequency_penalty": (0,), "presence_penalty": (0,), "response_format": ({"type": "text"},),
     "context_management": ([],), "modalities": (["text"],), "multi_agent": (), "moderation": (),
@@ -90,8 +93,8 @@ class ResponsesRequest(GenerationRequest):
     max_output_tokens: MaxTokens = Field(None, description="default: the rest of the window")  # type: ignore[assignment]
     store: bool = Field(
         None,
-        description="true: store the turn in the history, as the page's are; false: remember nothing; left out: the server's "
-        "memory alone has it for a while, for previous_response_id",
+        description="true: store the turn in the history and send it to the log, as the page's are; false: remember nothing; "
+        "left out: the history has it, or without one the server's memory for a while, for previous_response_id",
     )  # type: ignore[assignment]
     metadata: Any = Field({}, description="up to 16 texts by name, returned with the answer; with store, stored as tags")
     include: list[str] = Field([], description="nothing of it exists here; log probabilities are refused")

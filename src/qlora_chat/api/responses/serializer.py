@@ -106,7 +106,7 @@ class ResponsesSerializer(AnswerSerializer):
             max_output_tokens=body.max_output_tokens,
             temperature=body.temperature,  # type: ignore[attr-defined]
             top_p=body.top_p,  # type: ignore[attr-defined]
-            store=bool(body.store),
+            store=self._exchange.is_stored,
             user=body.user or None,
         )
 
