@@ -55,7 +55,7 @@ HINTS = {
     "echo": "put the prompt before the answer yourself",
     "best_of": "ask for several with n",
 }
-"""What to do instead of using one of them."""
+"""Advice for those who send one of them."""
 
 
 def _within(name: str) -> Any:

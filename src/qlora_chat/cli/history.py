@@ -111,7 +111,10 @@ def export(
 
 @app.command("import")
 def import_conversations(
-    source: Annotated[Path, typer.Argument(help="our export, another tool's (conversations.json, also zipped), or dialogues")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="our export, another tool's (conversations.json, also zipped), or dialogues; - is standard input"),
+    ],
     history: HistoryOption = None,
     file_format: Annotated[
         str | None,
@@ -128,7 +131,7 @@ def import_conversations(
     from qlora_chat.history.importing.importer import read_file
 
     _history_settings(history)  # a missing --history is said before a large file is read
-    found = read_file(source, file_format, strict=strict)
+    found = read_file(Path("/dev/stdin") if str(source) == "-" else source, file_format, strict=strict)
     with closing(_open(history, create=True)) as persistence:  # only now: a refused file must not leave a new database
         report = found.add_to(persistence.store)
     print(f"{counted(report.added, 'conversation')} added" + (f", {report.there:,} there already" if report.there else ""))

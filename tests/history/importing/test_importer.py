@@ -20,6 +20,7 @@ from qlora_chat.history import HistoryError, HistoryStore, StoredConversation
 from qlora_chat.history.export import export
 from qlora_chat.history.importing import source
 from qlora_chat.history.importing.draft import Draft, DraftTurn, conversation_of
+from qlora_chat.history.importing.importer import read_file
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation
 from tests.history.conftest import add_turn
@@ -320,3 +321,53 @@ def test_guanaco_comes_back_and_no_text_begins_a_turn(texts: list[str]) -> None:
 
 def _plain(pair: list[str]) -> list[str]:
     return [re.sub("### (?=(Human|Assistant):)", "# # # ", each) for each in pair]
+
+
+# --- files as tools and systems write them ----------------------------------------------------------------------------
+
+
+def test_a_file_in_utf_16_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "in.json"
+    path.write_bytes(json.dumps([talk("caf\xe9 \U0001f600")], ensure_ascii=False).encode("utf-16"))
+    store = MemoryHistory()
+    import_file(store, path)
+    assert titles(store) == ["caf\xe9 \U0001f600"]
+
+
+def test_a_record_that_is_not_utf_8_is_named_and_costs_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "in.json"
+    path.write_bytes(b"[" + json.dumps(talk()).encode() + b', {"messages": [{"role": "user", "content": "caf\xe9"}]}]')
+    store = MemoryHistory()
+    report = import_file(store, path)
+    assert (report.added, titles(store)) == (1, ["Hi"])
+    assert "record 2: is not UTF-8" in report.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "is empty"), (b" \n", "is empty"), (b"\x1f\x8b\x08\0", "is compressed with gzip: unpack it first")],
+)
+def test_a_file_without_json_is_named_as_what_it_is(content: bytes, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "in.json"
+    path.write_bytes(content)
+    with pytest.raises(HistoryError, match=said):
+        read_file(path)
+
+
+@pytest.mark.parametrize("name", ["conversations", "chats", "data"])
+def test_a_list_in_an_object_of_its_own_is_a_list(name: str, tmp_path: Path) -> None:
+    store = MemoryHistory()
+    assert import_file(store, written(tmp_path, {name: [talk("one"), talk("two")]})).added == 2
+
+
+def test_messages_without_an_id_of_their_own_follow_each_other(tmp_path: Path) -> None:
+    messages = [None, {"uuid": "1", "sender": "human", "text": "Hi"}, {"sender": "assistant", "text": "Hello."}]
+    assert import_file(MemoryHistory(), written(tmp_path, {"uuid": "c", "chat_messages": messages})).added == 1
+
+
+def test_a_chat_of_silly_tavern_whose_first_line_is_lost_is_still_read(tmp_path: Path) -> None:
+    store = MemoryHistory()
+    lines = ("{broken", {"is_user": True, "mes": "Hi"}, {"is_user": False, "mes": "Hello."})
+    report = import_file(store, written(tmp_path, *lines))
+    assert (report.added, titles(store)) == (1, ["Hi"])
+    assert "line 1: is not JSON" in report.problems[0]

@@ -54,7 +54,7 @@ def _turn(message: Mapping[str, Any], index: int, before: str | None, left_out: 
     left_out += others
     parent = text_or_none(message["parent_message_uuid"]) if "parent_message_uuid" in message else before
     return DraftTurn(
-        text_or_none(message.get("uuid")) or str(index),
+        text_or_none(message.get("uuid")) or f"message {index}",
         parent,
         str(message.get("sender")),
         with_placeholder(text, others),

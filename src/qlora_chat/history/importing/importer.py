@@ -18,7 +18,7 @@ from qlora_chat.history.importing.content import NO_QUESTION, clean, text_or_non
 from qlora_chat.history.importing.draft import digest
 from qlora_chat.history.importing.formats import check_format, conversation_from
 from qlora_chat.history.importing.own import with_ids
-from qlora_chat.history.importing.silly_tavern import is_header
+from qlora_chat.history.importing.silly_tavern import begins_chat
 from qlora_chat.history.importing.source import FileRecord, read_records
 from qlora_chat.text import counted
 
@@ -94,7 +94,7 @@ def _conversation(record: FileRecord, file_format: str | None, report: ImportRep
 def _grouped(records: list[FileRecord], file_format: str | None) -> list[FileRecord]:
     """Records of a file; one for a whole chat of SillyTavern, and for a list of messages that is one conversation."""
     values: list[Any] = [each.value for each in records if each.problem is None]
-    is_chat = file_format in (None, "sillytavern") and bool(values) and is_header(values[0])
+    is_chat = file_format in (None, "sillytavern") and bool(values) and begins_chat(values[0])
     is_talk = file_format in (None, "messages") and len(values) > 1 and all(map(_is_bare_message, values))
     if not is_chat and not is_talk:
         return records

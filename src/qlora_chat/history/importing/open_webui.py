@@ -44,7 +44,7 @@ def read(record: Mapping[str, Any]) -> Draft:
         turns = []
         for index, each in enumerate(list_at(chat, "messages")):
             message = {"parentId": turns[-1].id if turns else None, **object_of(each)}
-            turns.append(_turn(text_or_none(message.get("id")) or str(index), message, left_out))
+            turns.append(_turn(text_or_none(message.get("id")) or f"message {index}", message, left_out))
     models = chat.get("models")
     system = object_of(chat.get("params")).get("system")
     return Draft(

@@ -18,16 +18,22 @@ def is_header(record: Any) -> bool:
     return isinstance(record, dict) and "mes" not in record and {"user_name", "character_name"} & record.keys() != set()
 
 
+def begins_chat(record: Any) -> bool:
+    """True for the first line of a chat, and for a message, which is first where the line about the chat is lost."""
+    return is_header(record) or (isinstance(record, dict) and {"mes", "is_user"} <= record.keys())
+
+
 def recognises(record: Any) -> bool:
     """True for the lines of a chat."""
-    return isinstance(record, list) and bool(record) and is_header(record[0])
+    return isinstance(record, list) and bool(record) and begins_chat(record[0])
 
 
 def read(record: Sequence[Any]) -> Draft:
-    """Draft of the lines of a chat. BadExport where the first is no header."""
+    """Draft of the lines of a chat. BadExport where the first is none."""
     if not recognises(record):
-        raise BadExport("its first line has no 'user_name': it is no chat of SillyTavern")
-    header, *lines = map(object_of, record)
+        raise BadExport("its first line has neither 'user_name' nor 'mes': it is no chat of SillyTavern")
+    lines = [object_of(each) for each in record]
+    header = lines.pop(0) if is_header(lines[0]) else {}
     turns: list[DraftTurn] = []
     before: str | None = None
     for index, line in enumerate(lines):

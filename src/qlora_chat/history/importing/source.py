@@ -27,7 +27,9 @@ MAX_RECORDS = 1_000_000
 MAX_ZIP_ENTRIES = 65_000
 MAX_ZIP_DIRECTORY = 32 << 20
 _CONVERSATIONS = "conversations.json"
-_ZIP = b"PK\3\4"
+CONVERSATION_FIELDS = frozenset({"mapping", "chat_messages", "chat", "messages"})
+"""Fields by which one conversation of a tool is told from one message."""
+_ZIP, _GZIP = b"PK\3\4", b"\x1f\x8b"
 _BRACKET_OR_TEXT = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\Z)|[\[\]{}]', re.DOTALL)
 
 
@@ -54,17 +56,29 @@ def read_records(path: Path) -> list[FileRecord]:
         raise
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as problem:
         raise HistoryError(f"{path} cannot be unpacked ({problem})") from None
+    data = _as_utf8(path, data)
     value, problem = _parsed(data)
     if problem is None:
         return _elements(value)
     is_list = data.lstrip()[:1] == b"["
-    found = _one_by_one(data.decode("utf-8-sig", "replace") if is_list else None, data)
+    found = _one_by_one(data.decode("utf-8-sig", "surrogateescape") if is_list else None, data)
     records = list(islice(found, MAX_RECORDS + 1))
     if len(records) > MAX_RECORDS:
         raise HistoryError(f"{path} holds more than {MAX_RECORDS:,} records; split it into several files")
     if not any(each.problem is None for each in records):
         raise HistoryError(f"{path} is neither JSON nor JSON lines: it {problem}")
     return records
+
+
+def _as_utf8(path: Path, data: bytes) -> bytes:
+    """The JSON as UTF-8. HistoryError where there is none, and for another kind of archive than a zip."""
+    if not data.strip():
+        raise HistoryError(f"{path} is empty")
+    if data.startswith(_GZIP):
+        raise HistoryError(f"{path} is compressed with gzip: unpack it first")
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell's > writes it
+        return data.decode("utf-16", "replace").encode("utf-8", "replace")
+    return data
 
 
 def _bounded(path: Path, file: IO[bytes], head: bytes = b"") -> bytes:
@@ -98,9 +112,18 @@ def _check_directory(path: Path, file: IO[bytes]) -> None:
 
 
 def _elements(value: Any) -> list[FileRecord]:
+    if isinstance(value, dict) and len(value) == 1:
+        value = _unwrapped(value)
     if not isinstance(value, list):
         return [FileRecord("", value)]
     return [FileRecord(f"record {number}", each) for number, each in enumerate(value, start=1)]
+
+
+def _unwrapped(value: dict[str, Any]) -> Any:
+    """The list of a tool's conversations, where an object holds nothing else."""
+    (listed,) = value.values()
+    first = listed[0] if isinstance(listed, list) and listed else None
+    return listed if isinstance(first, dict) and CONVERSATION_FIELDS & first.keys() else value
 
 
 def _one_by_one(listed: str | None, data: bytes) -> Iterator[FileRecord]:
@@ -128,7 +151,7 @@ def _elements_of(text: str) -> Iterator[FileRecord]:
             depth -= 1
             if depth == 1:
                 number += 1
-                value, problem = _parsed(text[begin : found.end()].encode())
+                value, problem = _parsed(text[begin : found.end()].encode("utf-8", "surrogateescape"))
                 yield FileRecord(f"record {number}", value, problem)
             elif depth == 0:
                 return
