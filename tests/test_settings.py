@@ -1,6 +1,7 @@
 """Bad settings are refused where they are made, with the field, the value and the range."""
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -277,3 +278,23 @@ def test_a_host_with_anything_else_is_explained(host: str) -> None:
     assert ("--port 7915" in str(raised.value)) == (host == "127.0.0.1:7915")
     with pytest.raises(SettingsError, match="--host is"):
         ReceiverSettings(host)
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"LOGGING_VERSION": "1.5"}, "LOGGING_VERSION is '1.5', but must be 1 or 2"),
+        ({"LOGGING_OUTBOX": "sqlite:///x.db"}, "LOGGING_OUTBOX is 'sqlite:///x.db', but must be the path of a file"),
+        ({"LOGGING_OUTBOX": "~nobody-here/x.db"}, "LOGGING_OUTBOX is '~nobody-here/x.db', but no home folder of that name"),
+        ({"LOGGING_CA": "file:///ca.pem"}, "LOGGING_CA is 'file:///ca.pem', but must be the path of a file"),
+    ],
+)
+def test_a_variable_that_cannot_be_meant_is_named(environ: Mapping[str, str], said: str) -> None:
+    with pytest.raises(SettingsError, match=re.escape(said)):
+        settings.log_settings(environ)
+
+
+@pytest.mark.parametrize("name", ["", " ", "*", "http://chat.example.org", "chat.example.org:8000", "a b"])
+def test_a_host_that_no_browser_sends_is_refused(name: str) -> None:
+    with pytest.raises(SettingsError, match="--allow-host is .* but must be a host name or an address alone"):
+        ServeSettings(allowed_hosts=(name,))

@@ -200,6 +200,14 @@ def test_erase_asks_first_and_erases_what_it_was_told() -> None:
 
 
 @pytest.mark.usefixtures("url")
+@pytest.mark.parametrize("days", ["-1", "nan", "inf", "1e300"])
+def test_erase_refuses_a_time_that_is_none(days: str) -> None:
+    with pytest.raises(SettingsError, match="--untouched-days is .*, but must be a number of days from 0 to 36,500"):
+        history("erase", "--untouched-days", days, "--yes")
+    assert len(history("list").stdout.strip().split("\n")) == 2
+
+
+@pytest.mark.usefixtures("url")
 def test_erase_tells_the_receiver_where_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LOGGING_URL", "http://127.0.0.1:9/")
     monkeypatch.setenv("LOGGING_OUTBOX", str(tmp_path / "outbox.db"))

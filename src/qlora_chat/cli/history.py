@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Stored conversations: list, show, search, export, import, erase, rescue, rekey.", no_args_is_help=True)
 
+MAX_DAYS = 36_500
 MAX_LINES = 20
 """Of problems that an import prints one by one."""
 
@@ -148,12 +149,14 @@ def erase(
     conversations: Annotated[list[str] | None, typer.Argument(help="ids")] = None,
     history: HistoryOption = None,
     everything: Annotated[bool, typer.Option("--all", help="every conversation")] = False,
-    untouched_days: Annotated[float | None, typer.Option(help="those untouched for so many days")] = None,
+    untouched_days: Annotated[float | None, typer.Option(help="those untouched for so many days, 0 or more")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
 ) -> None:
     """Erase conversations here, from what waits to be delivered, and (with LOGGING_URL set) at the receiver."""
     if sum((bool(conversations), everything, untouched_days is not None)) != 1:
         raise SettingsError("say what to erase: ids, or --all, or --untouched-days N")
+    if untouched_days is not None and not 0 <= untouched_days <= MAX_DAYS:
+        raise SettingsError(f"--untouched-days is {untouched_days:g}, but must be a number of days from 0 to {MAX_DAYS:,}")
     with closing(_open(history)) as persistence:
         ids = _selected(persistence.store, conversations, untouched_days)
         if not yes and ids:

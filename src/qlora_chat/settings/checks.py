@@ -94,6 +94,16 @@ def check_host(option: str, text: str) -> None:
     raise SettingsError(f"{option} is {text!r}, but must be an address or a host name alone, as 127.0.0.1 or localhost{hint}")
 
 
+def check_host_name(option: str, text: str) -> None:
+    """SettingsError that names the option unless `text` is a name by which a browser may address the server."""
+    try:
+        check_host(option, text)
+    except SettingsError:
+        raise SettingsError(
+            f"{option} is {text!r}, but must be a host name or an address alone, as chat.example.org: no scheme, no port, no *"
+        ) from None
+
+
 def network(option: str, text: str) -> None:
     """SettingsError that names the option unless `text` is an address or a network."""
     try:

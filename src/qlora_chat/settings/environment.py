@@ -27,10 +27,10 @@ def log_settings(environ: Mapping[str, str] = os.environ) -> LogSettings:
         get("LOGGING_URL"),
         get("LOGGING_TOKEN"),
         get("LOGGING_SECRET"),
-        int(_number("LOGGING_VERSION", get("LOGGING_VERSION") or "1")),
+        _version(get("LOGGING_VERSION") or "1"),
         get("LOGGING_REDACT"),
-        Path(authorities).expanduser() if authorities else None,
-        Path(outbox).expanduser() if outbox else None,
+        _file("LOGGING_CA", authorities) if authorities else None,
+        _file("LOGGING_OUTBOX", outbox) if outbox else None,
         int(_number("LOGGING_OUTBOX_MB", get("LOGGING_OUTBOX_MB") or "50") * 1e6),
     )
 
@@ -50,6 +50,22 @@ def history_settings(url: str | None, environ: Mapping[str, str] = os.environ) -
         _number("QLORA_CHAT_HISTORY_DAYS", days) if days else None,
         _text(environ, "QLORA_CHAT_HISTORY_OLD_KEY"),
     )
+
+
+def _version(text: str) -> int:
+    if text not in ("1", "2"):
+        raise SettingsError(f"LOGGING_VERSION is {text!r}, but must be 1 or 2")
+    return int(text)
+
+
+def _file(name: str, text: str) -> Path:
+    """Path with a leading ~ replaced. SettingsError that names the variable for a URL and for an unknown user's home."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", text) and not re.match(r"[A-Za-z]:/", text):
+        raise SettingsError(f"{name} is {text!r}, but must be the path of a file, without a scheme")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise SettingsError(f"{name} is {text!r}, but no home folder of that name is known") from None
 
 
 def _number(name: str, text: str) -> float:

@@ -27,7 +27,8 @@ class HistorySettings:
     def __post_init__(self) -> None:
         if self.url is not None and ":" not in self.url:
             raise SettingsError(
-                f"--history is {self.url!r}, but must be like sqlite:///chats.db, postgresql://USER@HOST/DATABASE "
+                f"--history or QLORA_CHAT_HISTORY is {self.url!r}, but must be like sqlite:///chats.db, "
+                "postgresql://USER@HOST/DATABASE "
                 "or jsonl:FOLDER"
             )
         if self.old_key and not self.key:

@@ -10,6 +10,7 @@ from qlora_chat.settings.checks import (
     SettingsError,
     check_header_secret,
     check_host,
+    check_host_name,
     check_origin,
     is_loopback,
     is_this_machine,
@@ -52,6 +53,8 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         check_host("--host", self.host)
+        for name in self.allowed_hosts:
+            check_host_name("--allow-host", name)
         if self.api_tokens and not self.token:
             raise SettingsError("QLORA_CHAT_API_TOKENS opens the API only, so set QLORA_CHAT_TOKEN for the page, too")
         if not 0 <= self.queue <= 10_000:
@@ -114,6 +117,8 @@ class ReceiverSettings:
 
     def __post_init__(self) -> None:
         check_host("--host", self.host)
+        for name in self.allowed_hosts:
+            check_host_name("--allow-host", name)
         if not 1 <= self.port <= 65_535:
             raise SettingsError(f"--port is {self.port}, but must be from 1 to 65535")
         if not is_loopback(self.host) and not (self.token or self.senders):

@@ -158,7 +158,7 @@ def test_where_there_is_a_history_an_answer_can_be_continued_after_a_restart() -
     stored = history.read(summary.id)
     assert stored
     assert [message.content for message in stored.conversation().messages] == ["one", "An answer.", "two", "An answer."]
-    assert [first.store, second.store, forgotten.store] == [True, True, False]
+    assert [each.to_dict()["store"] for each in (first, second, forgotten)] == [True, True, False]
     assert recorder.turns == [], "the client did not ask for the log"
 
 
@@ -174,7 +174,7 @@ def test_an_answer_is_given_and_remembered_where_the_history_cannot_be_written(m
         openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client,
     ):
         first = client.responses.create(model="scripted", input="one")
-        assert (first.output_text, first.store) == ("An answer.", False)
+        assert (first.output_text, first.to_dict()["store"]) == ("An answer.", False)
         assert client.responses.create(model="scripted", input="two", previous_response_id=first.id).output_text == "An answer."
         with pytest.raises(openai.InternalServerError, match="the disk is full. Send it again, or with store=false"):
             client.responses.create(model="scripted", input="one", store=True)

@@ -20,7 +20,7 @@ from tests.fakes import ScriptedServer
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("http://127.0.0.1:9/v1", "cannot be reached: nothing listens on that host and port, so is the server running?"),
+        ("http://127.0.0.1:9/v1", "cannot be reached: nothing listens on that host and port. Start it"),
         ("http://no-such-host.invalid/v1", "cannot be reached: there is no host of that name: check --engine"),
     ],
 )

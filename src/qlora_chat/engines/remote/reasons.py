@@ -26,7 +26,7 @@ _NEXT_STEPS = {
 }
 _UNREACHABLE = "cannot be reached: "
 _ERRNOS = {
-    errno.ECONNREFUSED: f"{_UNREACHABLE}nothing listens on that host and port, so is the server running?",
+    errno.ECONNREFUSED: f"{_UNREACHABLE}nothing listens on that host and port",
     errno.ENETUNREACH: f"{_UNREACHABLE}there is no way to its network from here",
     errno.EHOSTUNREACH: f"{_UNREACHABLE}there is no way to its host from here",
     errno.EMFILE: f"{_UNREACHABLE}this program has too many files and connections open",
