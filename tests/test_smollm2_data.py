@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from qlora_chat.dialogue_formats import parse_dialogue
+from qlora_chat.dialogue_formats.dialogue import parse_dialogue
 from qlora_chat.evaluation.questions import Answer, Question, read_questions
 
 DEMO = Path(__file__).parents[1] / "demo"

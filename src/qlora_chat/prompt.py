@@ -7,7 +7,7 @@ training share it, so that inference prompts match training text. Knows no model
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -76,9 +76,18 @@ class ChatFormat(Protocol):
         ...
 
     def training_text(
-        self, conversation: Conversation, tokenizer: SpanTokenizer, end_id: int | None, loss_on: LossOn
+        self,
+        conversation: Conversation,
+        tokenizer: SpanTokenizer,
+        end_id: int | None,
+        loss_on: LossOn,
+        without_loss: Collection[int] = (),
     ) -> TrainingText:
         """The text of a finished dialogue, its ids and loss mask. ValueError without an answer at its end."""
+        ...
+
+    def escape(self, text: str) -> str:
+        """Text whose role markers cannot be read as turns."""
         ...
 
 
@@ -117,10 +126,19 @@ class PromptFormat:
         return _continued(opened, self, conversation.messages[-1], tokenizer)
 
     def training_text(
-        self, conversation: Conversation, tokenizer: SpanTokenizer, end_id: int | None, loss_on: LossOn
+        self,
+        conversation: Conversation,
+        tokenizer: SpanTokenizer,
+        end_id: int | None,
+        loss_on: LossOn,
+        without_loss: Collection[int] = (),
     ) -> TrainingText:
         """The text of a finished dialogue, its ids and loss mask. ValueError without an answer at its end."""
-        return _training_text(conversation, self, tokenizer, end_id, loss_on)
+        return _training_text(conversation, self, tokenizer, end_id, loss_on, without_loss)
+
+    def escape(self, text: str) -> str:
+        """Text whose role markers cannot be read as turns."""
+        return escape(text)
 
 
 FORMATS: Mapping[str, PromptFormat] = {
@@ -291,30 +309,53 @@ class TrainingText:
 
 
 def training_text(
-    conversation: Conversation, prompt_format: ChatFormat, tokenizer: SpanTokenizer, end_id: int | None, loss_on: LossOn
+    conversation: Conversation,
+    prompt_format: ChatFormat,
+    tokenizer: SpanTokenizer,
+    end_id: int | None,
+    loss_on: LossOn,
+    without_loss: Collection[int] = (),
 ) -> TrainingText:
     """Render a conversation that ends with an answer, as chat would for the model.
 
     With `answers`, the loss covers each answer and what ends it: the marker of the next user turn, or end_id after the last.
     With `all`, it covers everything but BOS, as in Guanaco's training. Without an end_id, the user's marker closes the
-    dialogue, so that the model still learns to end. ValueError for a dialogue that ends otherwise.
+    dialogue, so that the model still learns to end. The answers whose indices are in `without_loss` have no loss, nor have
+    their ends. ValueError for a dialogue that ends otherwise.
     """
     if not conversation.messages or conversation.messages[-1].role != "assistant":
         raise ValueError("a dialogue to train on needs an answer at its end")
-    return prompt_format.training_text(conversation, tokenizer, end_id, loss_on)
+    return prompt_format.training_text(conversation, tokenizer, end_id, loss_on, without_loss)
 
 
 def _training_text(
-    conversation: Conversation, prompt_format: PromptFormat, tokenizer: SpanTokenizer, end_id: int | None, loss_on: LossOn
+    conversation: Conversation,
+    prompt_format: PromptFormat,
+    tokenizer: SpanTokenizer,
+    end_id: int | None,
+    loss_on: LossOn,
+    without_loss: Collection[int],
 ) -> TrainingText:
     text, answers = _closed_text(conversation, prompt_format, with_marker=end_id is None)
     ids, spans = tokenizer.encode_with_spans(text)
-    loss_mask = [loss_on == "all" or _overlaps(span, answers) for span in spans]
+    indices = [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
+    loss_mask = answers_mask(spans, dict(zip(indices, answers, strict=True)), loss_on, without_loss)
     if tokenizer.bos_id is not None:
         ids, loss_mask = [tokenizer.bos_id, *ids], [False, *loss_mask]
     if end_id is not None:
-        ids, loss_mask = [*ids, end_id], [*loss_mask, True]
+        ids, loss_mask = [*ids, end_id], [*loss_mask, indices[-1] not in without_loss]
     return TrainingText(text, tuple(ids), tuple(loss_mask))
+
+
+def answers_mask(
+    spans: Sequence[Span], answers: Mapping[int, Span], loss_on: LossOn, without_loss: Collection[int]
+) -> list[bool]:
+    """For each token's span: True if it counts. `answers`: each answer's characters, with its end, by message index."""
+    learned = [span for index, span in answers.items() if index not in without_loss]
+    if loss_on == "answers":
+        return [overlaps(span, learned) for span in spans]
+    excluded = [span for index, span in answers.items() if index in without_loss]
+    return [not overlaps(span, excluded) or overlaps(span, learned) for span in spans]
 
 
 def _closed_text(conversation: Conversation, prompt_format: PromptFormat, with_marker: bool) -> tuple[str, list[Span]]:
@@ -342,5 +383,6 @@ def _closed_text(conversation: Conversation, prompt_format: PromptFormat, with_m
     return (text + marker if with_marker else text), answers
 
 
-def _overlaps(span: Span, others: Sequence[Span]) -> bool:
+def overlaps(span: Span, others: Sequence[Span]) -> bool:
+    """True if a span shares a character with one of the others."""
     return any(span[0] < end and begin < span[1] for begin, end in others)

@@ -37,7 +37,7 @@ def test_the_tokens_that_count_are_those_of_the_training_loss(name: str, tokeniz
     path = tmp_path / "held.jsonl.xz"
     path.write_bytes(lzma.compress(json.dumps(FORMATS[name]).encode()))
     (read,) = read_text(str(path), print).tokenize(tokenizer, 512, 100, DEFAULT_FORMAT).passages
-    trained = tokenize(read_dialogues([path]).conversations, TrainSettings(base="demo", data=("d",)), tokenizer, 2)
+    trained = tokenize(read_dialogues([path]).train, TrainSettings(base="demo", data=("d",)), tokenizer, 2)
     assert list(read.ids) == trained.ids.tolist()
     assert list(read.counted) == trained.loss_mask.tolist()
     counted = tokenizer.decode([each for each, counts in zip(read.ids, read.counted, strict=True) if counts])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -16,7 +16,7 @@ from qlora_chat.chat_templates.parts import PartsRenderer, RenderedParts, Span, 
 from qlora_chat.chat_templates.renderer import TemplateError, TemplateSource
 from qlora_chat.chat_templates.vocabulary import TemplateVocabulary
 from qlora_chat.messages import Conversation, Message
-from qlora_chat.prompt import LossOn, Prompt, SpanTokenizer, Tokenizer, TrainingText
+from qlora_chat.prompt import LossOn, Prompt, SpanTokenizer, Tokenizer, TrainingText, answers_mask
 
 SEPARATOR = "\n\n"
 _SAMPLES = ("Which way is it?", "To the left.", "How far?")
@@ -50,7 +50,7 @@ class TemplateFormat:
         self.source = source
         self.default_system = ""
         self._vocabulary = vocabulary
-        self._renderer = PartsRenderer(source, vocabulary.specials)
+        self.renderer = PartsRenderer(source, vocabulary.specials)
         self._traits = traits = self._examine()
         self._markers = self._find_markers()
         self.stop_tokens: tuple[str, ...] = (traits.stop_token,) if traits.stop_token else ()
@@ -86,7 +86,7 @@ class TemplateFormat:
         """The rendered conversation with an answer's opening at the end, and its ids."""
         shown = conversation.messages
         messages, offset = self._messages(conversation, shown)
-        parts = self._renderer.render(messages, open_answer=True)
+        parts = self.renderer.render(messages, open_answer=True)
         ids: list[int] = []
         at = 0
         for index, message in enumerate(shown):
@@ -108,29 +108,44 @@ class TemplateFormat:
         return lead + content, self._vocabulary.encode(whole, len(opened.text))[0]
 
     def training_text(
-        self, conversation: Conversation, tokenizer: SpanTokenizer, end_id: int | None, loss_on: LossOn
+        self,
+        conversation: Conversation,
+        tokenizer: SpanTokenizer,
+        end_id: int | None,
+        loss_on: LossOn,
+        without_loss: Collection[int] = (),
     ) -> TrainingText:
-        """A finished dialogue; the loss covers each answer and the end of turn after it.
+        """A finished dialogue; the loss covers each answer and the end of turn after it, `without_loss` excepted.
 
         Where the template marks answers itself ({% generation %}), its marks count. `end_id` ends a dialogue whose template
         puts no special token after an answer.
         """
         messages, offset = self._messages(conversation, conversation.messages)
-        parts = self._renderer.render(messages, open_answer=False)
-        answers = list(parts.generation) or self._answers_with_ends(parts, conversation.messages, offset)
+        parts = self.renderer.render(messages, open_answer=False)
+        answers = self._answers(parts, conversation.messages, offset, without_loss)
         if not answers:
             raise TemplateError(
                 f"the chat template in {self.source.origin} changes answers so that they cannot be found in its text; "
                 "name another format with --format"
             )
         closed_by_id = end_id is not None and self._traits.stop_token is None
-        ids, spans = self._vocabulary.encode(parts, 0, answers[-1][1] if closed_by_id else None)
-        mask = [loss_on == "all" or _overlaps(span, answers) for span in spans]
+        last = max(answers)
+        ids, spans = self._vocabulary.encode(parts, 0, answers[last][1] if closed_by_id else None)
+        mask = answers_mask(spans, answers, loss_on, without_loss)
         if loss_on == "all" and ids and tokenizer.bos_id == ids[0]:
             mask[0] = False
         if closed_by_id and end_id is not None:
-            ids, mask = [*ids, end_id], [*mask, True]
+            ids, mask = [*ids, end_id], [*mask, last not in without_loss]
         return TrainingText(parts.text, tuple(ids), tuple(mask))
+
+    @property
+    def takes_system(self) -> bool:
+        """True if the template has a system role."""
+        return self._traits.takes_system
+
+    def finds_end(self, text: str) -> bool:
+        """True if text written by the template holds one of its special tokens, or what ends an answer."""
+        return bool(self._vocabulary.specials.find(text)) or any(each in text for each in self.stop_texts)
 
     def escape(self, text: str) -> str:
         """Text in which no role marker of the template stands that is plain text: "[INST]" becomes "[ INST]"."""
@@ -172,16 +187,34 @@ class TemplateFormat:
         bos = next((name for name, number in self._vocabulary.ids.items() if number == tokenizer.bos_id), None)
         return text.removeprefix(bos) if bos else text
 
-    def _answers_with_ends(self, parts: RenderedParts, messages: Sequence[Message], offset: int) -> list[Span]:
+    def _answers(
+        self, parts: RenderedParts, messages: Sequence[Message], offset: int, without_loss: Collection[int]
+    ) -> dict[int, Span]:
+        """Each answer by its message's index: as the template marks it, or with what leads it and the end of its turn.
+
+        TemplateError if one that must not be learned cannot be told from the others.
+        """
+        indices = [index for index, message in enumerate(messages) if message.role == "assistant"]
+        found = self._answers_with_ends(parts, messages, offset)
+        if parts.generation and len(parts.generation) == len(indices):
+            return dict(zip(indices, parts.generation, strict=True))
+        if without_loss and (parts.generation or len(found) < len(indices)):
+            raise TemplateError(
+                f"the chat template in {self.source.origin} leaves out or changes an answer, so that answers without a loss "
+                "(weight 0) cannot be told from the others; name another format with --format"
+            )
+        return dict(enumerate(parts.generation)) if parts.generation else found
+
+    def _answers_with_ends(self, parts: RenderedParts, messages: Sequence[Message], offset: int) -> dict[int, Span]:
         """Each answer with what leads it and the end of its turn."""
-        found: list[Span] = []
+        found: dict[int, Span] = {}
         for index, message in enumerate(messages):
             span = parts.messages.get(index + offset)
             if message.role != "assistant" or span is None:
                 continue
             lead = self._traits.lead
             begin = span[0] - len(lead) if parts.text[: span[0]].endswith(lead) else span[0]
-            found.append((begin, self._end_of_turn(parts, span[1])))
+            found[index] = (begin, self._end_of_turn(parts, span[1]))
         return found
 
     def _end_of_turn(self, parts: RenderedParts, at: int) -> int:
@@ -203,12 +236,12 @@ class TemplateFormat:
         user = [{"role": "user", "content": _SAMPLES[0]}]
         system = [{"role": "system", "content": ""}]
         try:
-            opened = self._renderer.plain(user, open_answer=True)
+            opened = self.renderer.plain(user, open_answer=True)
         except TemplateError:
             if not takes_system:
                 raise
             needs_system = True
-            opened = self._renderer.plain([*system, *user], open_answer=True)
+            opened = self.renderer.plain([*system, *user], open_answer=True)
         if _SAMPLES[0] not in opened:
             raise TemplateError(
                 f"the chat template in {self.source.origin} leaves out the user's message; name a format with --format"
@@ -241,7 +274,7 @@ class TemplateFormat:
         """A sample dialogue with a further question, or without where the template takes one exchange only."""
         for shown in (turns, turns[: answer + 1]):
             try:
-                return self._renderer.render(shown, open_answer=False)
+                return self.renderer.render(shown, open_answer=False)
             except TemplateError:
                 continue
         return None
@@ -249,7 +282,7 @@ class TemplateFormat:
     def _takes_system(self) -> bool:
         messages = [{"role": "system", "content": _SYSTEM_SAMPLE}, {"role": "user", "content": _SAMPLES[0]}]
         try:
-            return _SYSTEM_SAMPLE in self._renderer.plain(messages, open_answer=True)
+            return _SYSTEM_SAMPLE in self.renderer.plain(messages, open_answer=True)
         except TemplateError:
             return False
 
@@ -268,7 +301,3 @@ class TemplateFormat:
 def _clean(text: str) -> str:
     """Text that UTF-8 can write."""
     return text.encode("utf-8", "replace").decode()
-
-
-def _overlaps(span: Span, others: Sequence[Span]) -> bool:
-    return any(span[0] < end and begin < span[1] for begin, end in others)

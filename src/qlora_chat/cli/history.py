@@ -122,7 +122,7 @@ def import_conversations(
         typer.Option(
             "--format",
             help="qlora-chat, chatgpt, claude, open-webui, text-generation-webui, sillytavern, librechat, messages, sharegpt, "
-            "alpaca, preference or guanaco; default: recognised",
+            "alpaca, question-answer, preference or guanaco; default: recognised",
         ),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="import nothing if a record cannot be imported")] = False,

@@ -1,6 +1,7 @@
 """Held-out text -> token ids for perplexity.
 
-Scope: dialogues in every format of `train`, whose loss tokens count, and plain text (.txt), of which every token counts.
+Scope: dialogues in every format of `train`, whose loss tokens count (of a folder with held-out files, only those), and plain
+text (.txt), of which every token counts.
 Knows no model.
 """
 
@@ -11,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_chat.evaluation import EvaluationError, read_file
-from qlora_chat.messages import Conversation
 from qlora_chat.models import Notify
 from qlora_chat.models.adapter.merge_loss import HeldOut, Passage
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.prompt import ChatFormat, training_text
-from qlora_chat.training.data.dialogues import load_dialogues
+from qlora_chat.training.data.dialogues import Dialogues, load_dialogues, text_reader, usable_dialogues
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class HeldOutText:
 
     name: str
     plain: str | None
-    conversations: tuple[Conversation, ...] = ()
+    dialogues: Dialogues | None = None
 
     def tokenize(self, tokenizer: ModelTokenizer, window: int, max_tokens: int, template: ChatFormat) -> HeldOut:
         """Return passages of at most `window` tokens until about `max_tokens` count. EvaluationError if none does."""
@@ -46,16 +46,19 @@ class HeldOutText:
     def _passages(self, tokenizer: ModelTokenizer, window: int, template: ChatFormat) -> Iterator[Passage]:
         if self.plain is not None:
             yield from _windows(self.plain, tokenizer, window)
+        if self.dialogues is None:
+            return
         end = tokenizer.token_id("</s>")
-        for conversation in self.conversations:
-            text = training_text(conversation, template, tokenizer, end, "answers")
+        usable = usable_dialogues(self.dialogues, text_reader(template), skip_bad=False)
+        for each in usable.held_out or usable.train:
+            text = training_text(each.conversation, template, tokenizer, end, "answers", each.without_loss)
             yield Passage(text.ids, text.loss_mask)
 
 
 def read_text(name: str, notify: Notify) -> HeldOutText:
     """Read a .txt, or dialogues: a file, a folder or a dataset's Hub id. EvaluationError or TrainError for bad text."""
     if not name.endswith(".txt"):
-        return HeldOutText(name, None, load_dialogues([name], notify, skip_bad=None).conversations)
+        return HeldOutText(name, None, load_dialogues([name], notify, skip_bad=None))
     return HeldOutText(name, read_file(Path(name)))
 
 

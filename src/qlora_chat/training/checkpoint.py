@@ -65,14 +65,17 @@ class Checkpoints:
                 self.notify(f"the checkpoint {folder} is damaged ({problem}) and is skipped")
         return None
 
+    def newest_in_words(self) -> str:
+        """Return that the newest intact checkpoint is intact, or that there is none."""
+        intact = next((each for each in self._folders() if _is_intact(each)), None)
+        return f"{intact} is intact" if intact else "there is no checkpoint yet"
+
     def _folders(self) -> list[Path]:
         return sorted((each for each in self.root.glob("step-*") if each.is_dir()), reverse=True)
 
     def _write_error(self, step: int, problem: Exception) -> str:
-        intact = next((each for each in self._folders() if _is_intact(each)), None)
-        earlier = f"{intact} is intact" if intact else "there is no earlier one"
         return (
-            f"the checkpoint of step {step} could not be written to {self.root} ({problem}); {earlier}. "
+            f"the checkpoint of step {step} could not be written to {self.root} ({problem}); {self.newest_in_words()}. "
             "Make room, then continue with --resume"
         )
 

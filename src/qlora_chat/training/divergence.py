@@ -10,8 +10,6 @@ from collections import deque
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from qlora_chat.training import TrainError
-
 WINDOW = 20
 """Steps in the moving average."""
 MAX_RISE = 1.15
@@ -34,16 +32,8 @@ class DivergenceMonitor:
         """Mean loss of the last 20 steps; None before the first one."""
         return fmean(self.recent) if self.recent else None
 
-    def check_step(self, step: int, loss: float, norm: float) -> str | None:
-        """Return a warning about a step's loss, or None. TrainError if loss or gradient norm is not finite."""
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            figure = f"the loss of step {step} is {loss}"
-            if math.isfinite(loss):
-                figure = f"the gradients of step {step} are {norm}"
-            raise TrainError(
-                f"{figure}: the run was stopped before the update, and the last checkpoint is intact. "
-                "Try a smaller --learning-rate or --max-grad-norm, and look at the data of this step"
-            )
+    def check_step(self, step: int, loss: float) -> str | None:
+        """Return a warning about a step's loss, or None."""
         self.recent.append(loss)
         if len(self.recent) < WINDOW:
             return None
@@ -69,3 +59,14 @@ class DivergenceMonitor:
             f"the held-out loss rises: {loss:.3f}, after {self.best_held_out:.3f} at step {self.best_held_out_step}; "
             "the model starts to overfit: fewer --steps may serve better"
         )
+
+
+def not_finite(step: int, loss: float, norm: float) -> str | None:
+    """Return the reason to stop before a step's update, or None if its loss and gradient norm are finite."""
+    if math.isfinite(loss) and math.isfinite(norm):
+        return None
+    figure = f"the gradients of step {step} are {norm}" if math.isfinite(loss) else f"the loss of step {step} is {loss}"
+    return (
+        f"{figure}: the run was stopped before the update. Try a smaller --learning-rate or --max-grad-norm, and look at the "
+        "data of this step"
+    )

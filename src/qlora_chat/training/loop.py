@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from qlora_chat.models import Notify
+from qlora_chat.training import TrainError
 from qlora_chat.training.checkpoint import Checkpoint, Checkpoints
 from qlora_chat.training.data.batches import TrainingData, micro_batches
-from qlora_chat.training.divergence import DivergenceMonitor
+from qlora_chat.training.divergence import DivergenceMonitor, not_finite
 from qlora_chat.training.memory import GIB, StepPlan
 from qlora_chat.training.metrics_log import MetricsLog, ProgressDisplay
 from qlora_chat.training.model.llama import TrainableLlama
@@ -52,7 +53,10 @@ class TrainingLoop:
     _monitor: DivergenceMonitor = field(default_factory=DivergenceMonitor)
 
     def run(self, start: int) -> int:
-        """Train from step `start` to the end or to Ctrl-C; returns the number of finished steps, which are saved."""
+        """Train from step `start` to the end or to Ctrl-C; returns the number of finished steps, which are saved.
+
+        TrainError, before the update, for a step whose loss or gradients are not finite.
+        """
         total = len(self.data.steps)
         save_every = self.settings.save_every or max(1, total // 10)
         self._restore_losses(start)
@@ -92,7 +96,9 @@ class TrainingLoop:
             loss.backward()
             total += loss.detach()
         norm = float(self.optimizer.clip())
-        if warning := self._monitor.check_step(done + 1, float(total), norm):
+        if problem := not_finite(done + 1, float(total), norm):
+            raise TrainError(f"{problem}; {self.checkpoints.newest_in_words()}")
+        if warning := self._monitor.check_step(done + 1, float(total)):
             display.print(warning)
         rate = learning_rate(self.settings, done, len(self.data.steps))
         self.optimizer.step(rate)
@@ -139,7 +145,7 @@ class TrainingLoop:
         """Replay the losses of metrics.jsonl, so that warnings continue as in an unbroken run."""
         for line in self.metrics.lines() if start else ():
             if "loss" in line:
-                self._monitor.check_step(line["step"], line["loss"], 0.0)
+                self._monitor.check_step(line["step"], line["loss"])
             if "held_out_loss" in line:
                 self.held_out_loss = line["held_out_loss"]
                 self._monitor.check_held_out(line["step"], line["held_out_loss"])

@@ -54,10 +54,7 @@ class MetricsLog:
         try:
             yield
         except OSError as problem:
-            raise TrainError(
-                f"{self.path} cannot be written ({problem}); the last checkpoint is intact: "
-                "make room, then continue with --resume"
-            ) from problem
+            raise TrainError(f"{self.path} cannot be written ({problem}); make room, then continue with --resume") from problem
 
 
 def plot_losses(metrics: MetricsLog, folder: Path, notify: Notify) -> None:

@@ -49,7 +49,9 @@ class TrainSettings:
 
     base: str = _declare("", "Hub id, folder or .gguf file of a LLaMA-family base; or smollm2; or demo, the bundled one")
     """It is loaded in NF4 with double quantization."""
-    data: tuple[str, ...] = _declare((), "dialogues: .jsonl, .jsonl.xz, .json, a folder of them, or a dataset's Hub id")
+    data: tuple[str, ...] = _declare(
+        (), "dialogues: .jsonl, .json, .csv, .parquet (.gz and .xz too), a folder of them, or a dataset's Hub id"
+    )
     steps: int | None = _declare(None, "total updates", 1, MAX_STEPS)
     epochs: float = _declare(1.0, "passes over the data, without --steps", 0.001, 100_000)
     batch: int = _declare(16, "dialogues per step", 1, 65_536)

@@ -77,7 +77,13 @@ class Run:
 
     def with_plan(self, plan: StepPlan) -> Run:
         """Write run.json with this plan and return the run. TrainError if the folder cannot be written."""
-        record = {**self.record, "plan": asdict(plan)}
+        return self._written({**self.record, "plan": asdict(plan)})
+
+    def with_settings(self, settings: TrainSettings) -> Run:
+        """Write run.json with these settings and return the run. TrainError if the folder cannot be written."""
+        return self._written({**self.record, "settings": settings.as_dict()})
+
+    def _written(self, record: Mapping[str, Any]) -> Run:
         try:
             replace_text(self.folder / RUN, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         except OSError as problem:

@@ -28,7 +28,7 @@ from qlora_chat.training import TrainError
 from qlora_chat.training.adapter import write_adapter
 from qlora_chat.training.checkpoint import Checkpoints
 from qlora_chat.training.data.batches import TrainingData, prepare_data
-from qlora_chat.training.data.dialogues import load_dialogues
+from qlora_chat.training.data.dialogues import load_dialogues, text_reader, usable_dialogues
 from qlora_chat.training.loop import TrainingLoop
 from qlora_chat.training.memory import GIB, StepPlan, plan_memory
 from qlora_chat.training.metrics_log import MetricsLog, plot_losses
@@ -61,7 +61,6 @@ def train(settings: TrainSettings, run: Run, notify: Notify, *, device: Device =
     Ctrl-C ends the run after the current step, saved; the result is then not finished.
     """
     dialogues = load_dialogues(settings.data, notify, skip_bad=skip_bad)
-    notify(dialogues.summary())
     memory = detect_devices(device)[0]
     located = locate_base(settings.base, memory, notify)
     sources = format_sources(located.base, located.config, None)
@@ -73,8 +72,10 @@ def train(settings: TrainSettings, run: Run, notify: Notify, *, device: Device =
     template = open_format(chosen, tokenizer)
     for line in (*model.notices, chosen.line, *template.notices):
         notify(line)
-    window, eos = base.shape.window, model.text.special.eos
-    data = prepare_data(dialogues.conversations, settings, tokenizer, eos, window, notify, template)
+    dialogues = usable_dialogues(dialogues, text_reader(template), skip_bad=skip_bad)
+    data = prepare_data(dialogues, settings, tokenizer, model.text.special.eos, base.shape.window, template)
+    for line in dialogues.summary():
+        notify(line)
     dtype = _compute_dtype(settings, memory.device)
     plan = run.plan or plan_memory(base, settings, data.max_step_tokens(), data.longest(), memory, dtype.itemsize)
     try:
@@ -86,7 +87,7 @@ def train(settings: TrainSettings, run: Run, notify: Notify, *, device: Device =
         trainable.checkpointing = plan.checkpointing
         return _run_steps(run, trainable, settings, template, data, plan, notify)
     except KeyboardInterrupt:  # outside the loop, which takes Ctrl-C as its end
-        notify(f"stopped between steps; saved steps are intact. To continue: {_resume_command(run)}")
+        notify(f"stopped between steps; to continue: {_resume_command(run)}")
         raise
 
 
@@ -113,6 +114,10 @@ def _run_steps(
     checkpoints = Checkpoints(run.folder / "checkpoints", notify)
     checkpoint = checkpoints.newest() if run.resumed else None
     start, total = checkpoint.step if checkpoint else 0, len(data.steps)
+    if start > total:
+        notify(f"{start} steps are done already, and {total} are fewer: none is added, and the adapter is that of step {start}")
+        total, settings = start, replace(settings, steps=start)
+        run = run.with_settings(settings)
     optimizer = Optimizer.create(tuple(model.parameters()), settings)
     metrics = MetricsLog(run.folder, start)
     loop = TrainingLoop(model, optimizer, settings, data, plan, checkpoints, metrics, notify)
@@ -144,7 +149,7 @@ def _compute_dtype(settings: TrainSettings, device: str) -> torch.dtype:
 
 def _describe(data: TrainingData, plan: StepPlan, device: str, dtype: torch.dtype) -> str:
     loss_tokens, tokens = int(data.train.loss_mask.sum()), len(data.train.ids)
-    held_out = f", {len(data.held_out):,} held out" if data.held_out else ""
+    held_out = f", {len(data.held_out):,} held out" if data.held_out else ", none held out"
     activations = "recomputing layers in the backward pass" if plan.checkpointing else "storing all activations"
     name = "bf16" if dtype == torch.bfloat16 else "fp32"
     return (

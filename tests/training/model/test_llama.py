@@ -31,7 +31,7 @@ SETTINGS = TrainSettings(base="demo", data=("d",), max_length=32, held_out=0.0)
 @pytest.fixture(scope="module")
 def examples() -> Examples:
     dialogues = read_dialogues([EXAMPLE])
-    return tokenize(dialogues.conversations[:30], SETTINGS, ModelTokenizer.read(BUNDLED / "base", 1), 2)
+    return tokenize(dialogues.train[:30], SETTINGS, ModelTokenizer.read(BUNDLED / "base", 1), 2)
 
 
 def trainable(folder: Path, dropout: float = 0.0, *, dense: bool = True, targets: tuple[str, ...] = LINEARS) -> TrainableLlama:
@@ -202,7 +202,7 @@ def test_the_plan_follows_from_the_seed_and_goes_through_all_before_it_repeats(e
 
 def test_grouping_by_length_puts_like_with_like() -> None:
     whole = TrainSettings(base="demo", data=("d",), max_length=512)
-    examples = tokenize(read_dialogues([EXAMPLE]).conversations[:30], whole, ModelTokenizer.read(BUNDLED / "base", 1), 2)
+    examples = tokenize(read_dialogues([EXAMPLE]).train[:30], whole, ModelTokenizer.read(BUNDLED / "base", 1), 2)
 
     def spread(grouped: bool) -> int:
         steps = plan_steps(examples, TrainSettings(base="demo", data=("d",), batch=5, group_by_length=grouped))
@@ -213,10 +213,9 @@ def test_grouping_by_length_puts_like_with_like() -> None:
 
 
 def test_held_out_dialogues_are_not_trained_on() -> None:
-    conversations = read_dialogues([EXAMPLE]).conversations
-    trained, held_out = split(conversations, TrainSettings(base="demo", data=("d",), held_out=0.1))
+    trained, held_out = split(read_dialogues([EXAMPLE]), TrainSettings(base="demo", data=("d",), held_out=0.1))
     assert (len(trained), len(held_out)) == (180, 20)
-    assert not {each.id for each in trained} & {each.id for each in held_out}
+    assert not {each.where for each in trained} & {each.where for each in held_out}
 
 
 def test_targets_are_the_tokens_that_follow(examples: Examples, tmp_path: Path) -> None:

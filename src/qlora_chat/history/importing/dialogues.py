@@ -1,4 +1,4 @@
-"""Dialogue files: OpenAI's `messages`, ShareGPT's `conversations`, Alpaca's and Guanaco's records, preference pairs.
+"""Dialogue files: OpenAI's `messages`, ShareGPT's `conversations`, questions with answers, Guanaco's texts, preference pairs.
 
 Scope: one record of them, with what a chat holds beyond training data: tools, images, empty turns.
 """
@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from qlora_chat.dialogue_formats import parse_dialogue
+from qlora_chat.dialogue_formats.dialogue import parse_dialogue
+from qlora_chat.dialogue_formats.formats import LIST_KEYS, pair_name
+from qlora_chat.dialogue_formats.turns import turn_keys
 from qlora_chat.history.importing import BadExport
 from qlora_chat.history.importing.content import TOOLS, list_at, object_of, text_of, time_of, with_placeholder
 from qlora_chat.history.importing.draft import Draft, DraftTurn, linear
@@ -29,23 +31,33 @@ def read_messages(record: Any) -> Draft:
     """Draft of OpenAI's messages, whose contents may be lists of parts."""
     about = record if isinstance(record, dict) else {}
     messages = record if isinstance(record, list) else list_at(about, "messages")
-    return _draft(about, messages, "messages", "role", "content")
+    return _draft(about, messages, "messages")
 
 
 def recognises_sharegpt(record: Any) -> bool:
-    """True for an object with ShareGPT's `conversations`, or `items` as older files have it."""
-    return isinstance(record, dict) and any(isinstance(record.get(name), list) for name in ("conversations", "items"))
+    """True for an object with ShareGPT's `conversations`, or another name of them."""
+    return isinstance(record, dict) and _list_name(record) is not None
 
 
 def read_sharegpt(record: Mapping[str, Any]) -> Draft:
     """Draft of ShareGPT's turns."""
-    name = "items" if "items" in record and "conversations" not in record else "conversations"
-    return _draft(record, list_at(record, name), name, "from", "value")
+    name = _list_name(record) or "conversations"
+    return _draft(record, list_at(record, name), name)
+
+
+def _list_name(record: Mapping[str, Any]) -> str | None:
+    names = (name for name, kind in LIST_KEYS.items() if kind == "sharegpt")
+    return next((name for name in names if isinstance(record.get(name), list)), None)
 
 
 def recognises_alpaca(record: Any) -> bool:
     """True for an instruction with its output."""
-    return isinstance(record, dict) and {"instruction", "output"} <= record.keys()
+    return isinstance(record, dict) and pair_name(record) == "alpaca"
+
+
+def recognises_pair(record: Any) -> bool:
+    """True for a prompt or a question with its answer."""
+    return isinstance(record, dict) and pair_name(record) is not None
 
 
 def recognises_guanaco(record: Any) -> bool:
@@ -60,19 +72,20 @@ def recognises_preference(record: Any) -> bool:
 
 def read_parsed(record: Mapping[str, Any]) -> Draft:
     """Draft of a record that training reads, too."""
-    _, conversation = parse_dialogue(record, as_written=True)
+    conversation = parse_dialogue(record, as_written=True).conversation
     turns = linear((each.role, each.content, None) for each in conversation.messages)
     return Draft(turns, record.get("id"), record.get("title"), conversation.system)
 
 
-def _draft(record: Mapping[str, Any], messages: list[Any], name: str, role_key: str, text_key: str) -> Draft:
+def _draft(record: Mapping[str, Any], messages: list[Any], name: str) -> Draft:
     left_out: Counter[str] = Counter()
     turns: list[DraftTurn] = []
     for index, each in enumerate(messages):
         message = object_of(each)
-        if not isinstance(message.get(role_key), str):
-            raise BadExport(f"{name}[{index}] has no {role_key!r} that is a text")
-        turns.append(_turn(message, turns, left_out, role_key, text_key))
+        role, text = turn_keys(message, older=name != "messages")
+        if not isinstance(message.get(role), str):
+            raise BadExport(f"{name}[{index}] has no {role!r} that is a text")
+        turns.append(_turn(message, turns, left_out, role, text))
     system = record.get("system")
     return Draft(
         turns,

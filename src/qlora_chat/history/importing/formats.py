@@ -46,6 +46,7 @@ FORMATS: Mapping[str, ImportFormat] = {
     "sharegpt": ImportFormat(dialogues.recognises_sharegpt, dialogues.read_sharegpt),
     "alpaca": ImportFormat(dialogues.recognises_alpaca, dialogues.read_parsed),
     "preference": ImportFormat(dialogues.recognises_preference, dialogues.read_parsed),
+    "question-answer": ImportFormat(dialogues.recognises_pair, dialogues.read_parsed),
     "guanaco": ImportFormat(dialogues.recognises_guanaco, dialogues.read_parsed),
 }
 """By name, the first that recognises a record first."""

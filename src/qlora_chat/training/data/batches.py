@@ -15,15 +15,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qlora_chat.chat_templates.renderer import TemplateError
+from qlora_chat.dialogue_formats.dialogue import Dialogue
 from qlora_chat.messages import Conversation
-from qlora_chat.models import Notify
-from qlora_chat.prompt import DEFAULT_FORMAT, SYSTEM_TEXT, ChatFormat, SpanTokenizer, training_text
+from qlora_chat.prompt import DEFAULT_FORMAT, SYSTEM_TEXT, ChatFormat, SpanTokenizer, TrainingText, training_text
 from qlora_chat.training import TrainError
+from qlora_chat.training.data.dialogues import Dialogues, content_of
+from qlora_chat.training.data.tally import Tally
 from qlora_chat.training.recipe import MAX_STEPS, TrainSettings
 
 MAX_HELD_OUT = 500
 IGNORED = -100
 """Target of a token without a loss."""
+ESCAPED = "had a role marker of the prompt format in a text, now written with a space"
+SYSTEM_LOST = "lost the system text, which the chat template leaves out of a finished dialogue"
 MEGABATCH = 50
 """Steps whose dialogues are sorted by length together, as Transformers' group_by_length does."""
 
@@ -36,10 +41,6 @@ class Examples:
     loss_mask: Tensor  # (T,) bool
     offsets: tuple[int, ...]
     """Start of each dialogue, and the end of the last."""
-    empty: int = 0
-    """Dialogues left out because max_length cuts off all their loss tokens."""
-    truncated: int = 0
-    """Dialogues cut off at max_length."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -82,66 +83,118 @@ class MicroBatch:
 
 
 def prepare_data(
-    conversations: Sequence[Conversation],
+    dialogues: Dialogues,
     settings: TrainSettings,
     tokenizer: SpanTokenizer,
     end_id: int | None,
     window: int,
-    notify: Notify,
     template: ChatFormat = DEFAULT_FORMAT,
 ) -> TrainingData:
-    """Split, tokenize and order the dialogues. TrainError if max_length is beyond the base's window or leaves nothing."""
+    """Split, tokenize and order the dialogues; the tallies of `dialogues` count those that are left out or cut off.
+
+    TrainError if max_length is beyond the base's window or leaves nothing.
+    """
     if settings.max_length > window:
         raise TrainError(f"max_length is {settings.max_length}, but the base's window is {window}: set --max-length {window}")
-    train, held_out = split(conversations, settings)
-    examples = tokenize(train, settings, tokenizer, end_id, template)
-    if examples.truncated or examples.empty:
-        notify(
-            f"{examples.truncated:,} of {len(train):,} dialogues are cut off at {settings.max_length} tokens, "
-            f"and {examples.empty:,} left out because no answer begins before that"
+    if not dialogues.train:
+        raise TrainError(f"{', '.join(dialogues.files)}: every file is to be evaluated, by its name; name a file to train on")
+    train, held_out = split(dialogues, settings)
+    tokenizing = Tokenizing(settings, tokenizer, end_id, template, dialogues.left_out, dialogues.changed)
+    examples, evaluated = tokenizing.examples(train), tokenizing.examples(held_out)
+    if not len(examples):
+        raise TrainError(
+            f"no answer begins within the first {settings.max_length} tokens of any of the {len(train):,} dialogues to train "
+            "on; raise --max-length"
         )
-    evaluated = tokenize(held_out, settings, tokenizer, end_id, template) if held_out else None
-    return TrainingData(examples, evaluated, plan_steps(examples, settings))
+    return TrainingData(examples, evaluated if len(evaluated) else None, plan_steps(examples, settings))
 
 
 def tokenize(
-    conversations: Sequence[Conversation],
+    dialogues: Sequence[Dialogue],
     settings: TrainSettings,
     tokenizer: SpanTokenizer,
     end_id: int | None,
     template: ChatFormat = DEFAULT_FORMAT,
 ) -> Examples:
-    """Tokenize every dialogue, max_length tokens at most. TrainError if no loss token is left."""
-    rng = random.Random(f"system {settings.data_seed}")
-    ids: list[Tensor] = []
-    masks: list[Tensor] = []
-    offsets, empty, truncated = [0], 0, 0
-    for conversation in conversations:
+    """Tokenize every dialogue, max_length tokens at most, and leave out those without a loss token."""
+    return Tokenizing(settings, tokenizer, end_id, template, Tally(), Tally()).examples(dialogues)
+
+
+@dataclass(frozen=True)
+class Tokenizing:
+    """The step from dialogues to token ids."""
+
+    settings: TrainSettings
+    tokenizer: SpanTokenizer
+    end_id: int | None
+    template: ChatFormat
+    left_out: Tally
+    changed: Tally
+
+    def examples(self, dialogues: Sequence[Dialogue]) -> Examples:
+        """Token ids and loss masks of the dialogues that have a loss token within max_length."""
+        rng = random.Random(f"system {self.settings.data_seed}")
+        limit = self.settings.max_length
+        ids: list[Tensor] = []
+        masks: list[Tensor] = []
+        offsets = [0]
+        for dialogue in dialogues:
+            text = self._text(dialogue, rng)
+            mask = text.loss_mask[:limit]
+            if not any(mask[1:]):
+                self.left_out.add(f"without an answer that begins within --max-length ({limit:,} tokens)", dialogue.where)
+                continue
+            if len(text.ids) > limit:
+                self.changed.add(f"are cut off at --max-length ({limit:,} tokens)", dialogue.where)
+            ids.append(torch.tensor(text.ids[:limit], dtype=torch.int32))
+            masks.append(torch.tensor(mask, dtype=torch.bool))
+            offsets.append(offsets[-1] + len(mask))
+        if not ids:
+            return Examples(torch.zeros(0, dtype=torch.int32), torch.zeros(0, dtype=torch.bool), (0,))
+        return Examples(torch.cat(ids), torch.cat(masks), tuple(offsets))
+
+    def _text(self, dialogue: Dialogue, rng: random.Random) -> TrainingText:
+        conversation, settings = dialogue.conversation, self.settings
         bare = conversation.system is None
         if settings.system_share and rng.random() < settings.system_share and bare:
             conversation = Conversation(conversation.id, conversation.messages, SYSTEM_TEXT)
-        text = training_text(conversation, template, tokenizer, end_id, settings.loss)
-        truncated += len(text.ids) > settings.max_length
-        mask = text.loss_mask[: settings.max_length]
-        if not any(mask[1:]):
-            empty += 1
-            continue
-        ids.append(torch.tensor(text.ids[: settings.max_length], dtype=torch.int32))
-        masks.append(torch.tensor(mask, dtype=torch.bool))
-        offsets.append(offsets[-1] + len(mask))
-    if not ids:
-        raise TrainError(f"no answer begins within the first {settings.max_length} tokens of any dialogue; raise --max-length")
-    return Examples(torch.cat(ids), torch.cat(masks), tuple(offsets), empty, truncated)
+        texts = (conversation.system or "", *(each.content for each in conversation.messages))
+        if any(self.template.escape(each) != each for each in texts):
+            self.changed.add(ESCAPED, dialogue.where)
+        try:
+            return training_text(conversation, self.template, self.tokenizer, self.end_id, settings.loss, dialogue.without_loss)
+        except TemplateError as problem:
+            raise TrainError(f"{dialogue.where}: {problem}") from problem
 
 
-def split(conversations: Sequence[Conversation], settings: TrainSettings) -> tuple[list[Conversation], list[Conversation]]:
-    """Return (training, held-out) dialogues; the same for the same data and data_seed."""
-    count = min(MAX_HELD_OUT, round(len(conversations) * settings.held_out))
-    if settings.held_out and len(conversations) > 1:
+def split(dialogues: Dialogues, settings: TrainSettings) -> tuple[list[Dialogue], list[Dialogue]]:
+    """Return (training, held-out) dialogues; the same for the same data and data_seed.
+
+    All copies of a dialogue are on one side. Files that are held out take the place of a share of the others.
+    """
+    if dialogues.held_out:
+        return list(dialogues.train), _sampled(dialogues.held_out, settings)
+    count = min(MAX_HELD_OUT, round(len(dialogues.train) * settings.held_out))
+    if settings.held_out and len(dialogues.train) > 1:
         count = max(1, count)
-    held_out = set(random.Random(f"held out {settings.data_seed}").sample(range(len(conversations)), count))
-    train = [each for index, each in enumerate(conversations) if index not in held_out]
-    return train, [conversations[index] for index in sorted(held_out)]
+    copies: dict[tuple[str | None, ...], list[int]] = {}
+    for index, each in enumerate(dialogues.train):
+        copies.setdefault(content_of(each), []).append(index)
+    groups, rng = list(copies.values()), random.Random(f"held out {settings.data_seed}")
+    chosen = rng.sample(range(len(groups)), min(count, len(groups)))
+    held_out: set[int] = set()
+    for each in (*chosen, *rng.sample(sorted(set(range(len(groups))) - set(chosen)), len(groups) - len(chosen))):
+        if len(held_out) + len(groups[each]) <= min(count, len(dialogues.train) - 1):
+            held_out.update(groups[each])
+    train = [each for index, each in enumerate(dialogues.train) if index not in held_out]
+    return train, [dialogues.train[index] for index in sorted(held_out)]
+
+
+def _sampled(dialogues: Sequence[Dialogue], settings: TrainSettings) -> list[Dialogue]:
+    """MAX_HELD_OUT of them at most."""
+    count = min(MAX_HELD_OUT, len(dialogues))
+    chosen = random.Random(f"held out {settings.data_seed}").sample(range(len(dialogues)), count)
+    return [dialogues[index] for index in sorted(chosen)]
 
 
 def plan_steps(examples: Examples, settings: TrainSettings) -> list[tuple[int, ...]]:

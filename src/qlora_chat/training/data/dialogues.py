@@ -1,119 +1,84 @@
-"""The --data option: files, folders or a dataset on the Hub -> conversations, with every record validated.
+"""Data files -> dialogues, with every record validated, and the counts of all that was left out or changed.
 
-Scope: files of JSON lines (.jsonl, .jsonl.xz) and JSON (.json), whose records dialogue_formats.py parses. A bad record is
-reported by file and line. Knows no tokenizer and no weights.
+Scope: the records of files.py, which dialogue_formats parses. A bad record is reported by file and line. Knows no tokenizer and
+no weights.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import lzma
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qlora_chat.dialogue_formats import BadRecord, kind_of, parse_dialogue
+from qlora_chat.chat_templates.format import TemplateFormat
+from qlora_chat.chat_templates.text_reader import TextReader as ChatTextReader
+from qlora_chat.dialogue_formats import BadRecord
+from qlora_chat.dialogue_formats.dialogue import SURROGATES, UNANSWERED, Dialogue, parse_dialogue
+from qlora_chat.dialogue_formats.formats import TEXT
 from qlora_chat.messages import Conversation
 from qlora_chat.models import Notify
-from qlora_chat.models.hub import is_hub_id
-from qlora_chat.settings import hub_cache_folder, hub_is_offline
+from qlora_chat.prompt import ChatFormat
+from qlora_chat.text import replace_surrogates
 from qlora_chat.training import TrainError
+from qlora_chat.training.data import files as data_files
+from qlora_chat.training.data.files import read_file, read_records
+from qlora_chat.training.data.sources import DataFile, file_names, find_data, find_files
+from qlora_chat.training.data.tally import BadRecords, Tally
 
-SUFFIXES = (".jsonl", ".jsonl.xz", ".json")
-BUILT = "sft.jsonl"
-"""Training data of `dataset build`; the preference pairs in the same folder repeat its answers."""
 SHOWN_PROBLEMS = 10
-MAX_BYTES = 2**30
-"""Bytes of all files together, decompressed: they are read into memory."""
-MAX_RECORD_BYTES = 16 * 2**20
-"""Bytes of a line: objects take thirty times the memory of their JSON."""
-MAX_EXPANSION, FREE_EXPANSION = 50, 64 * 2**20
-"""Bytes per compressed byte, beyond the second figure: text expands tenfold at most, and a bomb 7,000 times."""
+NO_ANSWER = "without an answer"
+NOTHING_LEARNED = "whose answers all have weight 0"
+ALSO_HELD_OUT = "that stand in a held-out file as well"
+ADDED = "got the text that the chat template writes in front"
+DUPLICATES = "occur more than once; all copies are on one side of the split"
+"""Reasons, as a summary writes them after the number of dialogues."""
+
+TextReader = Callable[[str], Dialogue | None]
+"""Reads a text that a model's own template wrote; None for another text."""
 
 
 @dataclass(frozen=True)
 class Dialogues:
-    """Conversations that were read, and counts of records left out."""
+    """Dialogues that were read, and counts of everything left out or changed."""
 
-    conversations: tuple[Conversation, ...]
+    train: tuple[Dialogue, ...]
     digest: str
     """sha256 over the files' contents, in order."""
-    files: tuple[str, ...]
-    formats: Mapping[str, int]
-    """Number of records by format."""
-    unanswered: int = 0
-    """Dialogues that lost a last question without an answer, or had nothing else."""
-    skipped: int = 0
-    """Bad records, if skip_bad allowed them."""
+    files: tuple[str, ...] = ()
+    held_out: tuple[Dialogue, ...] = ()
+    """Of files that are held out as a whole."""
+    bad: BadRecords = field(default_factory=lambda: BadRecords(SHOWN_PROBLEMS))
+    left_out: Tally = field(default_factory=Tally)
+    changed: Tally = field(default_factory=Tally)
 
-    def summary(self) -> str:
-        """Return the counts for the user."""
-        formats = ", ".join(f"{count:,} as {name}" for name, count in self.formats.items())
-        parts = [f"{len(self.conversations):,} dialogues ({formats})"]
-        if self.unanswered:
-            parts.append(f"{self.unanswered:,} of them lost a last question without an answer")
-        if self.skipped:
-            parts.append(f"{self.skipped:,} bad records were skipped")
-        return "; ".join(parts)
+    @property
+    def conversations(self) -> tuple[Conversation, ...]:
+        """All of them."""
+        return tuple(each.conversation for each in (*self.train, *self.held_out))
 
+    def formats(self) -> Mapping[str, int]:
+        """Number of dialogues by format."""
+        counts: dict[str, int] = {}
+        for each in (*self.train, *self.held_out):
+            counts[each.format] = counts.get(each.format, 0) + 1
+        return counts
 
-@dataclass
-class _Progress:
-    conversations: list[Conversation] = field(default_factory=list)
-    formats: dict[str, int] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    """The first few."""
-    bad: int = 0
-    """Records with a problem."""
-    unanswered: int = 0
-
-    def report(self, problem: str) -> None:
-        """Count a bad record; a file may have millions."""
-        self.bad += 1
-        if self.bad <= SHOWN_PROBLEMS:
-            self.problems.append(problem)
+    def summary(self) -> list[str]:
+        """Lines for the user: the dialogues by format, then everything left out or changed, with counts and examples."""
+        formats = ", ".join(f"{count:,} as {name}" for name, count in self.formats().items())
+        held_out = f", {len(self.held_out):,} of them in held-out files" if self.held_out else ""
+        count = len(self.train) + len(self.held_out)
+        changed = [f"  {each}" for each in self.changed.lines()]
+        left_out = [f"  left out: {each}" for each in (*self.bad.lines(), *self.left_out.lines())]
+        return [f"{count:,} {'dialogue' if count == 1 else 'dialogues'} ({formats}){held_out}", *left_out, *changed]
 
 
 def load_dialogues(names: Iterable[str], notify: Notify, *, skip_bad: bool | None = False) -> Dialogues:
     """Read the dialogues of all names, in order; skip_bad as in read_dialogues. TrainError says what prevents it."""
-    return read_dialogues([path for name in names for path in find_data(name, notify)], skip_bad=skip_bad)
-
-
-def find_data(name: str, notify: Notify) -> list[Path]:
-    """Return a local path as it is, or the downloaded files of a Hub dataset. TrainError if there is neither."""
-    path = Path(name).expanduser()
-    if path.exists() or not is_hub_id(name) or name.endswith(SUFFIXES):
-        return [path]
-    return _download(name, notify)
-
-
-def _download(repository: str, notify: Notify) -> list[Path]:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    notify(f"downloading the dataset {repository} from the Hub, unless it is cached")
-    try:
-        folder = Path(
-            snapshot_download(
-                repository,
-                repo_type="dataset",
-                cache_dir=hub_cache_folder(),
-                allow_patterns=[f"*{suffix}" for suffix in SUFFIXES],
-                local_files_only=hub_is_offline(),
-            )
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as problem:
-        reason = " ".join(str(problem).split())[:200]
-        raise TrainError(f"--data {repository} is no file here, and no dataset of the Hub ({reason})") from problem
-    files = sorted(each for each in folder.rglob("*") if each.name.endswith(SUFFIXES))
-    training = [each for each in files if not any(word in each.stem.lower() for word in ("test", "eval", "valid"))]
-    if not training:
-        raise TrainError(f"the dataset {repository} has no {', '.join(SUFFIXES)} file; convert it, and set --data FILE")
-    return training
+    return _read([file for name in names for file in find_data(name, notify)], skip_bad)
 
 
 def read_dialogues(paths: Sequence[Path], *, skip_bad: bool | None = False) -> Dialogues:
@@ -121,138 +86,124 @@ def read_dialogues(paths: Sequence[Path], *, skip_bad: bool | None = False) -> D
 
     skip_bad leaves bad records out; None for a command without --skip-bad, whose error must not suggest it.
     """
-    files = [file for path in paths for file in _files(path)]
-    progress, digest, room = _Progress(), hashlib.sha256(), MAX_BYTES
+    return _read([file for path in paths for file in find_files(path)], skip_bad)
+
+
+def _read(files: Sequence[DataFile], skip_bad: bool | None) -> Dialogues:
+    digest, bad = hashlib.sha256(), BadRecords(SHOWN_PROBLEMS)
+    parsed = [(each, file.is_held_out) for file, each in _parsed(files, digest.update, bad)]
+    if bad.tally.total() and not skip_bad:
+        raise TrainError(_problem_report(bad, can_skip=skip_bad is not None))
+    train = tuple(each for each, is_held_out in parsed if not is_held_out)
+    held_out = tuple(each for each, is_held_out in parsed if is_held_out)
+    if not any(each.learned or each.format == TEXT for each in (*train, *held_out)):
+        raise TrainError(f"no dialogue with an answer in {', '.join(file_names(files))}")
+    return Dialogues(train, digest.hexdigest(), file_names(files), held_out, bad)
+
+
+def _parsed(files: Sequence[DataFile], digest: Callable[[bytes], None], bad: BadRecords) -> Iterator[tuple[DataFile, Dialogue]]:
+    room = data_files.MAX_BYTES
     for file in files:
-        data = _read_file(file, room)
+        data = read_file(file.path, room)
         room -= len(data)
-        digest.update(data)
-        for where, record in _records(file, data, progress.report):
-            _add_record(progress, f"{file}:{where}", record)
-    if progress.bad and not skip_bad:
-        raise TrainError(_problem_report(progress, can_skip=skip_bad is not None))
-    if not progress.conversations:
-        raise TrainError(f"no dialogue with an answer in {', '.join(str(path) for path in paths)}")
-    return Dialogues(
-        tuple(progress.conversations),
-        digest.hexdigest(),
-        tuple(str(file) for file in files),
-        progress.formats,
-        progress.unanswered,
-        progress.bad,
-    )
+        digest(data)
+        for where, record in read_records(file.path, data, bad.add):
+            if (dialogue := _dialogue(where, record, bad)) is not None:
+                yield file, dialogue
 
 
-def _add_record(progress: _Progress, where: str, record: Any) -> None:
+def _dialogue(where: str, record: Any, bad: BadRecords) -> Dialogue | None:
     try:
-        name, conversation = parse_dialogue(record)
+        return replace(parse_dialogue(record), where=where)
     except BadRecord as problem:
-        progress.report(f"{where}: {problem}")
-        return
-    progress.formats[name] = progress.formats.get(name, 0) + 1
-    if conversation.messages[-1].role == "user":
-        progress.unanswered += 1
-        conversation = Conversation(messages=conversation.messages[:-1], system=conversation.system)
-    if conversation.messages:
-        progress.conversations.append(conversation)
+        bad.add(where, str(problem))
+        return None
 
 
-def _problem_report(progress: _Progress, *, can_skip: bool) -> str:
-    shown = "\n".join(f"  {each}" for each in progress.problems)
-    more = progress.bad - len(progress.problems)
+def text_reader(template: ChatFormat) -> TextReader:
+    """The reader of texts in a prompt format; Guanaco's need none, because dialogue_formats knows their markers."""
+    reader = ChatTextReader.of(template) if isinstance(template, TemplateFormat) else None
+    if reader is None:
+        return lambda text: None
+    return partial(_read_text, reader)
+
+
+def _read_text(reader: ChatTextReader, text: str) -> Dialogue | None:
+    found = reader.read(replace_surrogates(text))
+    if found is None:
+        return None
+    changes = {SURROGATES: replace_surrogates(text) != text, UNANSWERED: found.unanswered, ADDED: found.added}
+    return Dialogue(TEXT, found.conversation, changes=tuple(each for each, happened in changes.items() if happened))
+
+
+def usable_dialogues(dialogues: Dialogues, read_text: TextReader, *, skip_bad: bool) -> Dialogues:
+    """The dialogues of which something is learned, once texts are read in the model's format; everything else is counted.
+
+    A dialogue that is held out is not learned as well. TrainError lists texts in another format.
+    """
+    bad, left_out, changed = dialogues.bad, Tally(), Tally()
+    held_out = tuple(_usable(dialogues.held_out, read_text, bad, left_out, changed))
+    contents = {content_of(each) for each in held_out}
+    train = []
+    for each in _usable(dialogues.train, read_text, bad, left_out, changed):
+        if contents and content_of(each) in contents:
+            left_out.add(ALSO_HELD_OUT, each.where)
+        else:
+            train.append(each)
+    if bad.tally.total() and not skip_bad:
+        raise TrainError(_problem_report(bad, can_skip=True))
+    if not train and not held_out:
+        reasons = "; ".join((*bad.lines(), *left_out.lines()))
+        raise TrainError(f"no dialogue is left of {', '.join(dialogues.files)} ({reasons})")
+    _count_duplicates(train, changed)
+    return replace(dialogues, train=tuple(train), held_out=held_out, left_out=left_out, changed=changed)
+
+
+def content_of(dialogue: Dialogue) -> tuple[str | None, ...]:
+    """System text and messages: equal for two copies of a dialogue."""
+    conversation = dialogue.conversation
+    return (conversation.system, *(each.content for each in conversation.messages))
+
+
+def _usable(
+    dialogues: Iterable[Dialogue], read_text: TextReader, bad: BadRecords, left_out: Tally, changed: Tally
+) -> Iterator[Dialogue]:
+    for each in dialogues:
+        found = _in_format(each, read_text)
+        if found is None:
+            bad.add(each.where, "'text' is neither in the model's chat template nor has it '### Human:' and '### Assistant:'")
+        elif not found.conversation.messages:
+            left_out.add(NO_ANSWER, each.where)
+        elif not found.learned:
+            left_out.add(NOTHING_LEARNED, each.where)
+        else:
+            for change in found.changes:
+                changed.add(change, each.where)
+            yield replace(found, text=None)
+
+
+def _in_format(dialogue: Dialogue, read_text: TextReader) -> Dialogue | None:
+    if dialogue.text is None:
+        return dialogue
+    if (found := read_text(dialogue.text)) is not None:
+        return replace(found, where=dialogue.where)
+    return None if dialogue.format == TEXT else dialogue
+
+
+def _count_duplicates(dialogues: Iterable[Dialogue], changed: Tally) -> None:
+    seen: set[int] = set()
+    for each in dialogues:
+        content = hash(content_of(each))
+        if content in seen:
+            changed.add(DUPLICATES, each.where)
+        seen.add(content)
+
+
+def _problem_report(bad: BadRecords, *, can_skip: bool) -> str:
+    shown = "\n".join(f"  {each}" for each in bad.first)
+    count = bad.tally.total()
+    more = count - len(bad.first)
     rest = f"\n  and {more:,} more" if more else ""
-    records = "1 record" if progress.bad == 1 else f"{progress.bad:,} records"
+    records = "1 record" if count == 1 else f"{count:,} records"
     advice = "fix them, or leave them out with --skip-bad" if can_skip else "fix them"
     return f"{records} cannot be used; {advice}\n{shown}{rest}"
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        if (path / BUILT).is_file():
-            return [path / BUILT]
-        files = sorted(each for each in path.iterdir() if each.is_file() and each.name.endswith(SUFFIXES))
-        if not files:
-            raise TrainError(f"{path} is a folder without a {', '.join(SUFFIXES)} file")
-        return files
-    if not path.is_file():
-        raise TrainError(f"{path}: there is no such file")
-    if not path.name.endswith(SUFFIXES):
-        raise TrainError(f"{path}: a file of dialogues ends in {', '.join(SUFFIXES)}")
-    return [path]
-
-
-def _read_file(file: Path, room: int) -> bytes:
-    """Read a file, decompressed. TrainError for more than `room` bytes, and for a few that expand into very many."""
-    limit, packed = room, file.suffix == ".xz"
-    try:
-        size = file.stat().st_size
-        if packed:
-            limit = size = min(room, FREE_EXPANSION + MAX_EXPANSION * size)
-        with lzma.open(file) if packed else file.open("rb") as opened:
-            data = opened.read(min(limit, size) + 1)  # which is allocated at once
-    except (OSError, EOFError, lzma.LZMAError) as problem:
-        raise TrainError(f"{file} cannot be read ({problem})") from problem
-    if len(data) <= limit:
-        return data
-    if limit < room:
-        raise TrainError(
-            f"{file} expands to more than {limit >> 20:,} MiB, over {MAX_EXPANSION} times its size, as no text does; "
-            "if it is meant, decompress it and use the .jsonl file"
-        )
-    raise TrainError(f"the dialogues have more than {MAX_BYTES >> 20:,} MiB, up to {file}: use a part of them")
-
-
-def _records(file: Path, data: bytes, report: Callable[[str], None]) -> Iterator[tuple[str, Any]]:
-    """Yield (location, record); lines that are not JSON are reported."""
-    if file.suffix == ".json":
-        yield from _list_records(file, data, report)
-        return
-    for number, line in enumerate(io.BytesIO(data), start=1):
-        if len(line) > MAX_RECORD_BYTES:
-            report(f"{file}:{number}: is longer than {MAX_RECORD_BYTES >> 20} MiB")
-        elif line.strip():
-            value = _decode(f"{file}:{number}", line, report)
-            if value is not _INVALID:
-                yield str(number), value
-
-
-def _list_records(file: Path, data: bytes, report: Callable[[str], None]) -> Iterator[tuple[str, Any]]:
-    """Yield the records of one JSON list with their first lines."""
-    value = _decode(str(file), data, report)
-    if value is _INVALID:
-        return
-    if not isinstance(value, list):
-        report(f"{file}: holds {kind_of(value)}, but must hold a list of records, or JSON lines in a .jsonl file")
-        return
-    lines = _first_lines(data.decode("utf-8"))
-    for number, record in enumerate(value, start=1):
-        yield f"{next(lines)} (record {number})", record
-
-
-def _first_lines(text: str) -> Iterator[int]:
-    """Yield the line on which each element of a JSON list begins."""
-    decoder, position, line, counted = json.JSONDecoder(), text.index("[") + 1, 1, 0
-    blank = re.compile(r"[\s,]*")
-    while True:
-        match = blank.match(text, position)
-        begin = match.end() if match else position
-        line, counted = line + text.count("\n", counted, begin), begin
-        yield line
-        _, position = decoder.raw_decode(text, begin)
-
-
-_INVALID = object()
-
-
-def _decode(where: str, data: bytes, report: Callable[[str], None]) -> Any:
-    try:
-        return json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as problem:
-        report(f"{where}: is not UTF-8 (byte {problem.start + 1})")
-    except json.JSONDecodeError as problem:
-        report(f"{where}: is not JSON ({problem.msg}, column {problem.colno})")
-    except ValueError:
-        report(f"{where}: is not a record (a number with thousands of digits)")
-    except RecursionError:
-        report(f"{where}: is not a record (nested too deep)")
-    return _INVALID
