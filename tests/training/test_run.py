@@ -204,6 +204,28 @@ def test_ctrl_c_saves_and_says_how_to_resume(command: Command, tmp_path: Path) -
         run.start(settings, same_data, replace(base, revision="another", folder=tmp_path))
 
 
+def test_fewer_steps_than_are_done_end_with_the_adapter_of_the_newest_checkpoint(command: Command, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = RunningCommand(command(out, "--steps", "5000", "--save-every", "1"), tmp_path / "output")
+    while process.alive and newest_step(out) < 3:
+        time.sleep(0.01)
+    process.signal(signal.SIGINT)
+    assert process.wait(60).code == 130
+    resumed = run_command(["train", "--resume", "--steps", "2", "--out", str(out), "--device", "cpu"], tmp_path / "output")
+    assert resumed.code == 0, resumed.output
+    done = newest_step(out)
+    assert f"{done} steps are done already, and 2 are fewer" in resumed.output
+    assert json.loads((out / "qlora_chat.json").read_text())["steps"] == done
+    assert json.loads((out / "run.json").read_text())["settings"]["steps"] == done
+
+
+def test_a_checkpoint_is_called_intact_only_where_there_is_one(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, print)
+    assert checkpoints.newest_in_words() == "there is no checkpoint yet"
+    checkpoints.save(3, {"adapter.x": torch.zeros(1)}, {})
+    assert checkpoints.newest_in_words() == f"{tmp_path}/step-00000003 is intact"
+
+
 def test_ctrl_c_before_the_first_step_says_how_to_resume_too(command: Command, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = RunningCommand(command(out, "--steps", "5000"), tmp_path / "output")

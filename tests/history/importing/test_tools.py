@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qlora_chat.history import StoredConversation
-from qlora_chat.history.importing.formats import FORMATS
+from qlora_chat.history.importing.formats import FORMATS, conversation_from
 from qlora_chat.history.importing.importer import ImportReport
 from qlora_chat.history.memory import MemoryHistory
 from tests.history.importing.imported import import_file
@@ -208,4 +208,21 @@ def _with_each_field_changed(record: Any, value: Any) -> list[Any]:
 
 
 def test_every_format_has_an_export_here() -> None:
-    assert set(FORMATS) - set(FORMAT_OF.values()) == {"qlora-chat", "sharegpt", "preference", "guanaco"}
+    assert set(FORMATS) - set(FORMAT_OF.values()) == {
+        "qlora-chat", "sharegpt", "preference", "question-answer", "guanaco",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("record", "name"),
+    [
+        ({"question": " Hi", "answer": "Hello. "}, "question-answer"),
+        ({"prompt": " Hi", "completion": "Hello. "}, "question-answer"),
+        ({"instruction": " Hi", "response": "Hello. "}, "alpaca"),
+        ({"conversations": [{"role": "user", "content": " Hi"}, {"role": "assistant", "content": "Hello. "}]}, "sharegpt"),
+    ],
+)
+def test_what_train_reads_can_be_imported_as_it_is(record: dict[str, Any], name: str) -> None:
+    found, conversation, _ = conversation_from(record)
+    assert found == name
+    assert [each.message.content for each in conversation.turns] == [" Hi", "Hello. "]

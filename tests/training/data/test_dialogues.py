@@ -102,10 +102,10 @@ def test_a_text_is_read_in_the_models_own_template(tmp_path: Path) -> None:
     path = written(tmp_path / "d.jsonl", {"text": chatml}, {"text": "### Human: Hi### Assistant: Hello."})
     read = usable_dialogues(read_dialogues([path]), text_reader(template), skip_bad=False)
     assert [[message.content for message in each.messages] for each in read.conversations] == [["Hi", "Hello."]] * 2
-    assert read.formats() == {"text": 1, "guanaco": 1}
+    assert read.formats == {"text": 1, "guanaco": 1}
     with pytest.raises(TrainError, match=r"d\.jsonl:1: 'text' is neither in the model's chat template nor has it '### Human:'"):
         usable(path)
-    assert usable(path, skip_bad=True).formats() == {"guanaco": 1}
+    assert usable(path, skip_bad=True).formats == {"guanaco": 1}
 
 
 def test_nothing_to_learn_is_an_error_with_the_reasons(tmp_path: Path) -> None:

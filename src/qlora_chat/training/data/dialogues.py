@@ -59,6 +59,7 @@ class Dialogues:
         """All of them."""
         return tuple(each.conversation for each in (*self.train, *self.held_out))
 
+    @property
     def formats(self) -> Mapping[str, int]:
         """Number of dialogues by format."""
         counts: dict[str, int] = {}
@@ -68,7 +69,7 @@ class Dialogues:
 
     def summary(self) -> list[str]:
         """Lines for the user: the dialogues by format, then everything left out or changed, with counts and examples."""
-        formats = ", ".join(f"{count:,} as {name}" for name, count in self.formats().items())
+        formats = ", ".join(f"{count:,} as {name}" for name, count in self.formats.items())
         held_out = f", {len(self.held_out):,} of them in held-out files" if self.held_out else ""
         count = len(self.train) + len(self.held_out)
         changed = [f"  {each}" for each in self.changed.lines()]
