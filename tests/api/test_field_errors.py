@@ -110,9 +110,17 @@ def test_json_is_json_with_parameters_too(scripted: Served, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "words"), [(b"", "no body"), (b"{,}", "at character 2"), (b"[]", "a list"), (b"null", "is null")]
+    ("body", "words"),
+    [
+        (b"", "no body"),
+        (b"{,}", "at character 2"),
+        (b"[]", "a list"),
+        (b"null", "is null"),
+        (b'{"model": "caf\xe9"}', "is not UTF-8 at byte 15"),
+        (b'{"model": ' + b"[" * 100_000, "not valid JSON|nested too deeply"),
+    ],
 )
 def test_a_body_that_is_no_object_is_explained(scripted: Served, body: bytes, words: str) -> None:
     answer = httpx.post(scripted.url + CHAT, content=body, headers={"content-type": "application/json"}, timeout=60)
     assert answer.status_code == 400
-    assert words in answer.json()["error"]["message"]
+    assert re.search(words, answer.json()["error"]["message"])

@@ -81,6 +81,15 @@ def invalid_request(problem: RequestValidationError, content_type: str | None) -
     return invalid_field(errors, problem.body)
 
 
+def unreadable_body(cause: BaseException | None) -> ApiError | None:
+    """Error of a body that FastAPI could not even parse; None for other causes."""
+    if isinstance(cause, UnicodeDecodeError):
+        return invalid(f"the request's body is not valid JSON: it is not UTF-8 at byte {cause.start + 1:,}")
+    if isinstance(cause, RecursionError):
+        return invalid("the request's body is nested too deeply")
+    return None
+
+
 def _json_problem(error: Mapping[str, Any]) -> str:
     position = next((each for each in error.get("loc", ()) if isinstance(each, int)), None)
     reason = str(error.get("ctx", {}).get("error", "it cannot be read")).encode("ascii", "replace").decode()[:200]

@@ -23,6 +23,7 @@ UNSUPPORTED = {
     "files": "Files",
     "fine_tuning": "Fine-tuning jobs",
     "images": "Images",
+    "messages": "Anthropic's Messages",
     "moderations": "Moderations",
     "realtime": "Realtime sessions",
     "rerank": "Rerankings",
@@ -32,7 +33,7 @@ UNSUPPORTED = {
     "vector_stores": "Vector stores",
     "videos": "Videos",
 }
-"""First parts of routes that OpenAI has and this server lacks, with words for them."""
+"""First parts of routes that OpenAI or Anthropic has and this server lacks, with words for them."""
 
 
 def unknown_route(path: str, base_url: str) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from qlora_chat import __version__
 from qlora_chat.api.choices import Choice
 from qlora_chat.api.errors import ApiError, ErrorBody, api_error, error_body, invalid
-from qlora_chat.api.field_errors import invalid_request
+from qlora_chat.api.field_errors import invalid_request, unreadable_body
 from qlora_chat.api.parsing import ParsedRequest, parse_chat_request, parse_completion_request
 from qlora_chat.api.request_schemas import ChatRequest, CompletionRequest, LoadAdapter, UnloadAdapter
 from qlora_chat.api.response_schemas import ChatAnswer, CompletionAnswer, Done, ModelCard, ModelList, Usage
@@ -226,6 +226,8 @@ def build_api(state: ServerState, others: Sequence[APIRouter] = ()) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, problem: HTTPException) -> JSONResponse:
+        if cause := unreadable_body(problem.__cause__):
+            return cause.response()
         return JSONResponse(error_body(problem.status_code, str(problem.detail)), problem.status_code, problem.headers)
 
     @app.exception_handler(Exception)

@@ -52,6 +52,8 @@ def _is_api(path: str) -> bool:
 def _refusal(origin: str) -> Response:
     shown = ascii(origin[:100])[1:-1]
     message = f"Requests from pages of {shown} are refused; serve --allow-origin {shown} lets them use the API."
+    if origin == "null":  # of files and of sandboxed frames, which no option can name
+        message = "Requests from pages without an origin are refused: open the page over http, not as a file or in a sandbox."
     return JSONResponse(error_body(403, message, "origin_not_allowed"), 403, {"vary": "Origin"})
 
 
