@@ -203,6 +203,79 @@ def test_a_named_conversation_is_found_until_it_is_erased_and_a_name_is_given_on
     assert store.find_named("key") == second.id
 
 
+def test_a_list_is_read_page_by_page(store: HistoryStore) -> None:
+    talks = [add_turn(store, Conversation(), f"talk {number}", "ok") for number in range(7)]
+    newest_first = [each.id for each in reversed(talks)]
+    found: list[str] = []
+    while page := store.list(limit=3, before=found[-1] if found else None):
+        found += [each.id for each in page]
+    assert found == newest_first
+    assert store.list(before="nobody") == []
+
+
+def test_a_list_of_one_tag(store: HistoryStore) -> None:
+    talks = [add_turn(store, Conversation(), f"talk {number}", "ok") for number in range(4)]
+    for talk, tags in ((talks[0], ["pinned"]), (talks[2], ['Ärger "100 %"', "pinned"]), (talks[3], ["pin", "100"])):
+        store.change(talk.id, tags=tags)
+    assert [each.id for each in store.list(tag="pinned")] == [talks[2].id, talks[0].id]
+    assert [each.id for each in store.list(tag="pinned", limit=1)] == [talks[2].id]
+    assert [each.id for each in store.list(tag="pinned", before=talks[2].id)] == [talks[0].id]
+    assert [each.id for each in store.list(tag='Ärger "100 %"')] == [talks[2].id]
+    assert store.list(tag="%") == []
+
+
+def test_a_summary_is_for_its_owner(store: HistoryStore) -> None:
+    mine = add_turn(store, Conversation(), "mine", "ok")
+    store.save(with_open_answer(Conversation(id="theirs"), "hello"), ConversationInfo(owner="you"))
+    summary = store.summary(mine.id)
+    assert summary is not None
+    assert (summary.id, summary.title) == (mine.id, "mine")
+    assert store.summary("theirs", owner="you")
+    assert store.summary("theirs", owner="me") is None
+    assert store.summary("nobody") is None
+    assert store.summary("nobody", owner="me") is None
+
+
+def test_a_restored_conversation_is_its_owners(store: HistoryStore) -> None:
+    talk = add_turn(store, Conversation(), "one", "1")
+    stored = store.read(talk.id)
+    assert stored
+    store.erase([talk.id])
+    assert store.restore(stored, owner="me")
+    assert [each.id for each in store.list(owner="me")] == [talk.id]
+    assert not store.list(owner="you")
+
+
+def test_a_hidden_conversation_is_in_no_list_and_can_come_back(store: HistoryStore) -> None:
+    talk = add_turn(store, Conversation(), "find me", "1")
+    other = add_turn(store, Conversation(), "find me too", "1")
+    store.change(talk.id, tags=["pinned"])
+    assert store.hide(talk.id)
+    assert not store.hide("nobody")
+    assert [each.id for each in store.list()] == [other.id]
+    assert store.list(tag="pinned") == []
+    assert {hit.conversation_id for hit in store.search("find")} == {other.id}
+    assert store.search("🙂 find") == []
+    assert [*store.hidden()] == [talk.id]
+    assert store.summary(talk.id)
+    assert store.hide(talk.id, False)
+    assert {each.id for each in store.list()} == {talk.id, other.id}
+    assert len(store.search("find")) == 2
+    assert store.hidden() == {}
+    assert loaded(store, talk).tags == ("pinned",)
+
+
+def test_a_hidden_conversation_can_be_erased_unless_it_has_gone_on(store: HistoryStore) -> None:
+    talk, other = (add_turn(store, Conversation(), f"find {number}", "1") for number in range(2))
+    for each in (talk, other):
+        assert store.hide(each.id)
+    since = store.hidden()
+    add_turn(store, other, "more", "2")
+    assert store.erase([talk.id], unchanged_since=since[talk.id]) == 1
+    assert store.erase([other.id], unchanged_since=since[other.id]) == 0
+    assert [*store.hidden()] == [other.id]
+
+
 def test_feedback_stays_with_its_turn(store: HistoryStore) -> None:
     talk = add_turn(store, Conversation(), "one", "1")
     turn_id = talk.messages[-1].id

@@ -108,6 +108,10 @@ class JsonlHistory(ValueStore):
                 if path.stat().st_size == 0:  # nothing was added
                     path.unlink()
 
+    def _owner(self, conversation_id: str) -> str | None:
+        content = self._read(self._file(conversation_id))
+        return content[1].owner if content else None
+
     def _may_begin(self, conversation: Conversation) -> bool:
         return conversation.head is None
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -59,6 +60,8 @@ def changes(before: StoredConversation | None, after: StoredConversation, info: 
         lines.append({"type": "head", "head_id": after.head_id, "system": after.system, **settings, **updated})
     if (old.title, old.tags) != (new.title, new.tags):
         lines.append({"type": "change", "title": new.title, "tags": [*new.tags]})
+    if old.hidden_at != new.hidden_at:
+        lines.append({"type": "hidden", "at": new.hidden_at and new.hidden_at.isoformat()})
     return lines
 
 
@@ -67,6 +70,7 @@ def read(lines: Iterable[bytes]) -> tuple[StoredConversation, ConversationInfo] 
     heading: dict[str, Any] | None = None
     turns: dict[str, StoredTurn] = {}
     feedback: list[Feedback] = []
+    hidden_at: datetime | None = None
     for line in filter(None, map(_parsed, lines)):
         kind = line.get("type")
         with suppress(ValueError, KeyError):
@@ -74,6 +78,8 @@ def read(lines: Iterable[bytes]) -> tuple[StoredConversation, ConversationInfo] 
                 heading = line
             elif kind in ("head", "change") and heading is not None:
                 heading |= {name: value for name, value in line.items() if name != "type"}
+            elif kind == "hidden":
+                hidden_at = datetime.fromisoformat(line["at"]) if line["at"] else None
             elif kind == "turn":
                 turn = turn_from_json(line)
                 turns.setdefault(turn.message.id, turn)
@@ -88,7 +94,8 @@ def read(lines: Iterable[bytes]) -> tuple[StoredConversation, ConversationInfo] 
         return None
     try:
         info = ConversationInfo(owner=heading.get("owner"), name_key=heading.get("name_key"))
-        return assembled(heading, [*turns.values()], feedback), info
+        conversation = assembled(heading, [*turns.values()], feedback)
+        return replace(conversation, summary=replace(conversation.summary, hidden_at=hidden_at)), info
     except ValueError:
         return None
 

@@ -35,10 +35,10 @@ class MemoryHistory(ValueStore):
         with self._lock:
             return next((name for name, (_, info) in self._conversations.items() if info.name_key == name_key), None)
 
-    def restore(self, conversation: StoredConversation) -> bool:
+    def restore(self, conversation: StoredConversation, owner: str | None = None) -> bool:
         """Add a whole conversation, even one that was erased; False if its id exists."""
         self._erased.discard(conversation.summary.id)
-        return super().restore(conversation)
+        return super().restore(conversation, owner)
 
     def close(self) -> None:
         """Do nothing."""
@@ -56,6 +56,10 @@ class MemoryHistory(ValueStore):
                     self._conversations.popitem(last=False)
 
             yield stored, write
+
+    def _owner(self, conversation_id: str) -> str | None:
+        with self._lock:
+            return self._conversations[conversation_id][1].owner if conversation_id in self._conversations else None
 
     def _may_begin(self, conversation: Conversation) -> bool:
         return conversation.id not in self._erased

@@ -5,7 +5,7 @@ Scope: signatures and what callers may rely on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -84,23 +84,41 @@ class HistoryStore(Protocol):
         """Conversation with all branches and feedback; None for an unknown id."""
         ...
 
-    def restore(self, conversation: StoredConversation) -> bool:
-        """Add a whole conversation, as returned by `read`.
+    def restore(self, conversation: StoredConversation, owner: str | None = None) -> bool:
+        """Add a whole conversation, as returned by `read`, to those of `owner`.
 
         False, with nothing changed, if its id exists, or the id of a turn where a store has each of these only once.
         """
         ...
 
-    def list(self, *, limit: int | None = None, owner: str | None = None) -> Sequence[Summary]:
-        """Conversations with at least one turn, the most recently changed first; `owner` None lists those of all users."""
+    def list(
+        self, *, limit: int | None = None, owner: str | None = None, before: str | None = None, tag: str | None = None
+    ) -> Sequence[Summary]:
+        """Conversations with at least one turn, the most recently changed first; `owner` None lists those of all users.
+
+        `before` is the id that the last page ended with: the list goes on behind it, and is empty where there is none of that
+        id. `tag` lists only those that have the tag. Hidden ones are left out.
+        """
+        ...
+
+    def summary(self, conversation_id: str, *, owner: str | None = None) -> Summary | None:
+        """Entry of one conversation, hidden or not; None for an unknown id, and for one of another owner."""
         ...
 
     def search(self, text: str, *, limit: int = 50, owner: str | None = None) -> Sequence[SearchHit]:
-        """Turns that have every word of `text`, the last one as a prefix; the newest first."""
+        """Turns that have every word of `text`, the last one as a prefix, the newest first; none of hidden conversations."""
         ...
 
     def change(self, conversation_id: str, *, title: str | None = None, tags: Iterable[str] | None = None) -> bool:
         """Set title or tags; None leaves them unchanged. False for an unknown id."""
+        ...
+
+    def hide(self, conversation_id: str, hidden: bool = True) -> bool:
+        """Leave a conversation out of lists and searches, or show it again. Durable on return. False for an unknown id."""
+        ...
+
+    def hidden(self) -> Mapping[str, datetime]:
+        """Time since when each hidden conversation has been hidden, by its id."""
         ...
 
     def add_feedback(self, conversation_id: str, feedback: Feedback, outgoing: OutboxRecord | None = None) -> bool:

@@ -90,6 +90,28 @@ def excerpt(content: str, query: str) -> str:
     return ("…" if start else "") + shortened(line[start:], EXCERPT_LETTERS)
 
 
+def marked_ranges(line: str, query: str) -> list[tuple[int, int]]:
+    """(begin, end) of every match of the query's words and symbols in a line, in order, to be marked where it is shown."""
+    phrases = query_phrases(query)
+    tokens = [(found.start(), found.end(), normalized(found.group())) for found in _TOKEN.finditer(line)]
+    ranges = [
+        (tokens[at][0], tokens[at + len(phrase) - 1][1])
+        for phrase in phrases
+        for at in range(len(tokens) - len(phrase) + 1)
+        if [word for *_, word in tokens[at : at + len(phrase) - 1]] == phrase[:-1]
+        and tokens[at + len(phrase) - 1][2].startswith(phrase[-1])
+    ]
+    for symbol in query_symbols(query):
+        ranges += [(found.start(), found.end()) for found in re.finditer(re.escape(symbol), line)]
+    merged: list[tuple[int, int]] = []
+    for begin, end in sorted(ranges):
+        if merged and begin <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((begin, end))
+    return merged
+
+
 def _first_match(line: str, phrases: list[list[str]]) -> int:
     """Offset of the first match of any phrase; 0 if normalization hides it."""
     recent: deque[tuple[int, str]] = deque(maxlen=max(map(len, phrases), default=0))
@@ -103,10 +125,17 @@ def _first_match(line: str, phrases: list[list[str]]) -> int:
     return 0
 
 
-def list_conversations(conversations: Iterable[StoredConversation], limit: int | None) -> Sequence[Summary]:
-    """Summaries of the conversations with at least one turn, the most recently changed first."""
+def list_conversations(
+    conversations: Iterable[StoredConversation], limit: int | None, before: str | None = None, tag: str | None = None
+) -> Sequence[Summary]:
+    """Summaries of the conversations with at least one turn, the most recently changed first, as HistoryStore.list returns."""
     summaries = [each.summary for each in conversations if each.turns]
-    return sorted(summaries, key=lambda each: each.updated_at, reverse=True)[:limit]
+    summaries.sort(key=lambda each: (each.updated_at, each.id), reverse=True)
+    if before is not None:
+        ids = [each.id for each in summaries]
+        summaries = summaries[ids.index(before) + 1 :] if before in ids else []
+    shown = [each for each in summaries if not each.hidden_at and (tag is None or tag in each.tags)]
+    return shown[:limit]
 
 
 def search_conversations(conversations: Iterable[StoredConversation], query: str, limit: int) -> Sequence[SearchHit]:
@@ -117,6 +146,7 @@ def search_conversations(conversations: Iterable[StoredConversation], query: str
             turn.created_at,
         )
         for each in conversations
+        if not each.summary.hidden_at
         for turn in each.turns
         if matches(turn.message.content, query)
     ]  # fmt: skip

@@ -155,6 +155,8 @@ class Summary:
     """Number of turns ever added, on all branches."""
     created_at: datetime
     updated_at: datetime
+    hidden_at: datetime | None = None
+    """Set by stores that hold a conversation as one value, while it is hidden."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ Scope: the rules of HistoryStore for changing a conversation. Subclasses know wh
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
@@ -51,6 +51,9 @@ class ValueStore(ABC):
     def _all(self, owner: str | None) -> Iterable[StoredConversation]: ...
 
     @abstractmethod
+    def _owner(self, conversation_id: str) -> str | None: ...
+
+    @abstractmethod
     def _changing(self, conversation_id: str) -> AbstractContextManager[tuple[StoredConversation | None, Write]]:
         """The stored conversation, locked against other threads and processes."""
 
@@ -92,16 +95,23 @@ class ValueStore(ABC):
         stored = self.read(conversation_id)
         return stored.conversation() if stored else None
 
-    def restore(self, conversation: StoredConversation) -> bool:
+    def restore(self, conversation: StoredConversation, owner: str | None = None) -> bool:
         """Add a whole conversation; False if its id exists."""
         with self._changing(conversation.summary.id) as (stored, write):
             if stored is None:
-                write(conversation, ConversationInfo())
+                write(conversation, ConversationInfo(owner=owner))
             return stored is None
 
-    def list(self, *, limit: int | None = None, owner: str | None = None) -> Sequence[Summary]:
+    def list(
+        self, *, limit: int | None = None, owner: str | None = None, before: str | None = None, tag: str | None = None
+    ) -> Sequence[Summary]:
         """Summaries of the conversations with a turn, the most recently changed first."""
-        return list_conversations(self._all(owner), limit)
+        return list_conversations(self._all(owner), limit, before, tag)
+
+    def summary(self, conversation_id: str, *, owner: str | None = None) -> Summary | None:
+        """Entry of one conversation of that owner, or None."""
+        stored = self.read(conversation_id)
+        return stored.summary if stored and owner in (None, self._owner(conversation_id)) else None
 
     def search(self, text: str, *, limit: int = 50, owner: str | None = None) -> Sequence[SearchHit]:
         """Turns that have every word, the newest first."""
@@ -112,6 +122,15 @@ class ValueStore(ABC):
         changes = {"title": title, "tags": None if tags is None else tuple(tags)}
         given = {name: value for name, value in changes.items() if value is not None}
         return self._change(conversation_id, lambda stored: replace(stored, summary=replace(stored.summary, **given)))
+
+    def hide(self, conversation_id: str, hidden: bool = True) -> bool:
+        """Leave a conversation out of lists and searches, or show it again."""
+        since = now() if hidden else None
+        return self._change(conversation_id, lambda stored: replace(stored, summary=replace(stored.summary, hidden_at=since)))
+
+    def hidden(self) -> Mapping[str, datetime]:
+        """Time since when each hidden conversation has been hidden."""
+        return {each.summary.id: each.summary.hidden_at for each in self._all(None) if each.summary.hidden_at}
 
     def add_feedback(self, conversation_id: str, feedback: Feedback, outgoing: OutboxRecord | None = None) -> bool:
         """Store feedback on an answer; False for an unknown turn."""

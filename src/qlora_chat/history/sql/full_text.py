@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Connection, Select, TextClause, select, te
 from qlora_chat.history import SearchHit
 from qlora_chat.history.sql.row_mapping import HEADING_COLUMNS, TURN_COLUMNS
 from qlora_chat.history.storage.encryption import Cipher
-from qlora_chat.history.storage.schema import CONVERSATIONS, TURNS
+from qlora_chat.history.storage.schema import CONVERSATIONS, HIDDEN, TURNS
 from qlora_chat.history.text_match import excerpt, index_tokens, matches, query_phrases, query_symbols
 
 INDEXED_LETTERS = 200_000
@@ -112,6 +112,7 @@ def _newest_first(owner: str | None) -> Select[*tuple[Any, ...]]:
     turn = TURNS.c
     rows = select(turn.id, turn.conversation_id, turn.role, turn.content, turn.created_at, CONVERSATIONS.c.title)
     rows = rows.join(CONVERSATIONS, CONVERSATIONS.c.id == turn.conversation_id).order_by(turn.seq.desc())
+    rows = rows.where(turn.conversation_id.not_in(select(HIDDEN.c.conversation_id)))
     return rows if owner is None else rows.where(CONVERSATIONS.c.owner == owner)
 
 
@@ -120,7 +121,8 @@ def _fts_find(owner_condition: str) -> TextClause:
     return text(
         "SELECT t.id, t.conversation_id, t.role, t.content, t.created_at, c.title FROM turns_words w "
         "JOIN turns t ON t.seq = w.rowid JOIN conversations c ON c.id = t.conversation_id "
-        f"WHERE turns_words MATCH :query {owner_condition} ORDER BY w.rowid DESC LIMIT :most"
+        "WHERE turns_words MATCH :query AND t.conversation_id NOT IN (SELECT conversation_id FROM hidden) "
+        f"{owner_condition} ORDER BY w.rowid DESC LIMIT :most"
     )
 
 

@@ -56,6 +56,11 @@ class RowMapper:
     def __init__(self, cipher: Cipher) -> None:
         self._cipher = cipher
 
+    @property
+    def encrypts(self) -> bool:
+        """True if text columns are encrypted."""
+        return self._cipher.encrypts
+
     # --- to rows ---------------------------------------------------------------------------------------------------
 
     def new_conversation(self, conversation: Conversation, info: ConversationInfo) -> dict[str, Any]:

@@ -11,9 +11,10 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, Select, delete, insert, select, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from qlora_chat.databases import NORMAL
@@ -37,7 +38,7 @@ from qlora_chat.history.sql.held_answers import HeldValues
 from qlora_chat.history.sql.row_mapping import RowMapper
 from qlora_chat.history.storage.database import Database
 from qlora_chat.history.storage.encryption import Cipher
-from qlora_chat.history.storage.schema import CONVERSATIONS, FEEDBACK, NAMES, TURNS
+from qlora_chat.history.storage.schema import CONVERSATIONS, FEEDBACK, HIDDEN, NAMES, TURNS
 from qlora_chat.messages import Conversation, Message
 
 IDS_PER_STATEMENT = 500
@@ -110,30 +111,40 @@ class SqlHistory:
         with self.database.read() as connection:
             return connection.execute(select(NAMES.c.conversation_id).where(NAMES.c.name_key == name_key)).scalar()
 
-    def restore(self, conversation: StoredConversation) -> bool:
+    def restore(self, conversation: StoredConversation, owner: str | None = None) -> bool:
         """Add a whole conversation; False if its id or that of a turn exists."""
         name = conversation.summary.id
         with self.database.write() as connection:
             if self._exists(connection, name) or self._have_turn(connection, [each.message.id for each in conversation.turns]):
                 return False
-            connection.execute(insert(CONVERSATIONS).values(self._rows.restored_conversation(conversation)))
+            connection.execute(insert(CONVERSATIONS).values(self._rows.restored_conversation(conversation, owner)))
             self._insert_turns(connection, name, conversation.turns)
             for each in conversation.feedback:
                 connection.execute(insert(FEEDBACK).values(self._rows.new_feedback(name, each)))
         return True
 
-    def list(self, *, limit: int | None = None, owner: str | None = None) -> Sequence[Summary]:
+    def list(
+        self, *, limit: int | None = None, owner: str | None = None, before: str | None = None, tag: str | None = None
+    ) -> Sequence[Summary]:
         """Summaries of the conversations with a turn, the most recently changed first."""
         table = CONVERSATIONS.c
-        query = select(
-            table.id, table.title, table.tags, table.model, table.adapter, table.turns, table.created_at, table.updated_at
-        )
-        query = query.where(table.turns > 0).order_by(table.updated_at.desc())
-        if owner is not None:
-            query = query.where(table.owner == owner)
+        query = _summaries(owner).where(table.turns > 0, table.id.not_in(select(HIDDEN.c.conversation_id)))
+        if before is not None:
+            last = select(table.updated_at, table.id).where(table.id == before)
+            query = query.where(tuple_(table.updated_at, table.id) < last.scalar_subquery())
+        if tag is not None and not self._rows.encrypts:
+            query = query.where(table.tags.contains(json.dumps(tag), autoescape=True))
+        query = query.order_by(table.updated_at.desc(), table.id.desc())
         with self.database.read() as connection:
-            rows = connection.execute(query.limit(limit)).all()
-        return [self._rows.summary(*row) for row in rows]
+            rows = connection.execute(query.limit(limit if tag is None else None)).all()
+        summaries = (self._rows.summary(*row) for row in rows)
+        return [*islice((each for each in summaries if tag is None or tag in each.tags), limit)]
+
+    def summary(self, conversation_id: str, *, owner: str | None = None) -> Summary | None:
+        """Entry of one conversation of that owner, or None."""
+        with self.database.read() as connection:
+            row = connection.execute(_summaries(owner).where(CONVERSATIONS.c.id == conversation_id)).first()
+        return self._rows.summary(*row) if row else None
 
     def search(self, text: str, *, limit: int = 50, owner: str | None = None) -> Sequence[SearchHit]:
         """Turns that have every word, the newest first."""
@@ -150,6 +161,22 @@ class SqlHistory:
             if not values:
                 return self._exists(connection, conversation_id)
             return connection.execute(changed.values(values)).rowcount > 0
+
+    def hide(self, conversation_id: str, hidden: bool = True) -> bool:
+        """Leave a conversation out of lists and searches, or show it again."""
+        with self.database.write() as connection:
+            if not self._exists(connection, conversation_id):
+                return False
+            connection.execute(delete(HIDDEN).where(HIDDEN.c.conversation_id == conversation_id))
+            if hidden:
+                connection.execute(insert(HIDDEN).values(conversation_id=conversation_id, since=time.time()))
+        return True
+
+    def hidden(self) -> Mapping[str, datetime]:
+        """Time since when each hidden conversation has been hidden."""
+        with self.database.read() as connection:
+            rows = connection.execute(select(HIDDEN.c.conversation_id, HIDDEN.c.since)).all()
+        return {name: datetime.fromtimestamp(since).astimezone() for name, since in rows}
 
     def add_feedback(self, conversation_id: str, feedback: Feedback, outgoing: OutboxRecord | None = None) -> bool:
         """Store feedback on an answer, and queue its record; False for an unknown turn.
@@ -198,7 +225,7 @@ class SqlHistory:
                     old = (CONVERSATIONS.c.id.in_(ids), CONVERSATIONS.c.updated_at < unchanged_since.timestamp())
                     ids = connection.execute(select(CONVERSATIONS.c.id).where(*old).with_for_update()).scalars().all()
                 self._words.remove_conversations(connection, ids)
-                for table in (NAMES, FEEDBACK, TURNS):
+                for table in (HIDDEN, NAMES, FEEDBACK, TURNS):
                     connection.execute(delete(table).where(table.c.conversation_id.in_(ids)))
                 erased += connection.execute(delete(CONVERSATIONS).where(CONVERSATIONS.c.id.in_(ids))).rowcount
                 self.outbox.delete_for(connection, ids)
@@ -312,3 +339,11 @@ class SqlHistory:
             seq = connection.execute(added).scalar_one()
             if turn.message.finish_reason != "partial":
                 self._words.add(connection, seq, turn.message.content)
+
+
+def _summaries(owner: str | None) -> Select[*tuple[Any, ...]]:
+    """Columns of RowMapper.summary, of an owner's conversations or of all."""
+    table = CONVERSATIONS.c
+    columns = (table.id, table.title, table.tags, table.model, table.adapter, table.turns, table.created_at, table.updated_at)
+    query = select(*columns)
+    return query if owner is None else query.where(table.owner == owner)

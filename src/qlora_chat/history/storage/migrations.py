@@ -105,6 +105,11 @@ def _names_and_sessions(dialect: str) -> Sequence[str]:
     )
 
 
+def _hidden(dialect: str) -> Sequence[str]:
+    conversation = "conversation_id TEXT PRIMARY KEY REFERENCES conversations(id) ON DELETE CASCADE"
+    return (f"CREATE TABLE hidden ({conversation}, since {_column_types(dialect)[1]} NOT NULL)",)
+
+
 OUTBOX_MIGRATIONS = (Migration(1, "outbox", _executing(_outbox)), Migration(2, "addresses", _executing(_addresses)))
 """For an outbox in a file of its own."""
 MIGRATIONS = (
@@ -113,4 +118,5 @@ MIGRATIONS = (
     Migration(3, "an index of tokens", _executing(_token_index)),
     Migration(4, "addresses", _executing(_addresses)),
     Migration(5, "names and ended sessions", _executing(_names_and_sessions)),
+    Migration(6, "hidden conversations", _executing(_hidden)),
 )

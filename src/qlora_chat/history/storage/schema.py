@@ -23,6 +23,14 @@ CONVERSATIONS = Table(
     Column("updated_at", Float, nullable=False),
 )
 
+HIDDEN = Table(
+    "hidden",
+    METADATA,
+    Column("conversation_id", Text, primary_key=True),
+    Column("since", Float, nullable=False),
+)
+"""Conversations that a user has deleted and can still bring back. No column: recovery knows rows by their number of columns."""
+
 NAMES = Table(
     "names",
     METADATA,
