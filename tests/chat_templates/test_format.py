@@ -232,3 +232,13 @@ def test_an_open_answer_is_that_of_transformers(name: str, kind: str) -> None:
     again = render(reused, ours, tokenizer, continue_final=True)
     assert again.ids == (*opening.ids, *generated)
     assert again.continued == len(generated)
+
+
+def test_a_template_whose_tokens_have_no_embeddings_is_refused_with_both_numbers() -> None:
+    _, ours, tokenizer = opened("chatml", "byte-level")
+    first = tokenizer.token_id("<|im_start|>") or 0
+    ours.check_ids(first + 100)
+    with pytest.raises(
+        TemplateError, match=rf"writes <\|im_start\|> \(id {first:,}\), and the model has embeddings for {first:,}"
+    ):
+        ours.check_ids(first)

@@ -143,6 +143,26 @@ class TemplateFormat:
         """True if the template has a system role."""
         return self._traits.takes_system
 
+    def check_ids(self, embeddings: int) -> None:
+        """TemplateError if the template writes a special token whose id has no embedding."""
+        beyond = {name: number for name, number in self._vocabulary.ids.items() if number >= embeddings}
+        if name := next((each for each in self._written_specials() if each in beyond), None) if beyond else None:
+            raise TemplateError(
+                f"the chat template in {self.source.origin} writes {name} (id {beyond[name]:,}), and the model has embeddings "
+                f"for {embeddings:,} tokens (ids up to {embeddings - 1:,}); use the base that these tokens were added to, or "
+                "name another format with --format"
+            )
+
+    def _written_specials(self) -> list[str]:
+        """Special tokens that the template writes around a sample question and its answer."""
+        turns = [{"role": ("user", "assistant")[index % 2], "content": each} for index, each in enumerate(_SAMPLES[:2])]
+        system = [{"role": "system", "content": _SYSTEM_SAMPLE}] if self._traits.needs_system else []
+        parts = [
+            self.renderer.render([*system, *turns[:1]], open_answer=True),
+            self._dialogue([*system, *turns], 1 + len(system)),
+        ]
+        return [name for each in parts if each for _, name in each.specials]
+
     def finds_end(self, text: str) -> bool:
         """True if text written by the template holds one of its special tokens, or what ends an answer."""
         return bool(self._vocabulary.specials.find(text)) or any(each in text for each in self.stop_texts)

@@ -91,6 +91,11 @@ class DescribedTokenizer(Protocol):
         """Contents of a tokenizer.json."""
         ...
 
+    @property
+    def embeddings(self) -> int | None:
+        """Number of the model's embeddings; None where it is not known."""
+        ...
+
 
 @dataclass(frozen=True)
 class FormatChoice:
@@ -148,4 +153,7 @@ def open_format(choice: FormatChoice, tokenizer: DescribedTokenizer) -> ChatForm
     from qlora_chat.chat_templates.format import TemplateFormat
     from qlora_chat.chat_templates.vocabulary import TemplateVocabulary
 
-    return TemplateFormat(choice.name, choice.source, TemplateVocabulary(tokenizer.tokenizer_json))
+    opened = TemplateFormat(choice.name, choice.source, TemplateVocabulary(tokenizer.tokenizer_json))
+    if tokenizer.embeddings is not None:
+        opened.check_ids(tokenizer.embeddings)
+    return opened

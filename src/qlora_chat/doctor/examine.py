@@ -75,7 +75,7 @@ def _examine(base_name: str, adapter_name: str | None, hub: Hub, devices: Sequen
     needs: list[Need] = []
     if base:
         names = (adapter_name, base_name) if adapter_name else (base_name,)
-        findings += check_format(base, adapter_folder, names)
+        findings += check_format(base, adapter_folder, names, adapter.vocabulary(base) if adapter else None)
         size, rank = (adapter.bytes, adapter.rank) if adapter else (0, 64)
         needs, found = check_memory(base, size, rank, devices)
         findings += found

@@ -139,15 +139,21 @@ def check_adapter_config(folder: Path) -> tuple[dict[str, Any] | None, list[Find
     return config, [Finding("fine", f"the adapter is a LoRA of rank {config['r']}, alpha {config['lora_alpha']}, for {base}")]
 
 
-def check_format(base: Base, adapter: Path | None, names: tuple[str, ...]) -> Iterator[Finding]:
-    """The prompt format that base and adapter bring or declare, with a trial of its template."""
+def check_format(base: Base, adapter: Path | None, names: tuple[str, ...], vocabulary: int | None = None) -> Iterator[Finding]:
+    """The prompt format that base and adapter bring or declare, with a trial of its template in the tokenizer that counts.
+
+    `vocabulary`: embeddings that the adapter leaves, if not those of the base.
+    """
     remedy = f"name one with --format: {', '.join(FORMAT_NAMES)}"
     why = "in another format than it was tuned on, it answers badly and does not stop"
     try:
         chosen = FormatSources(base.folder, base.configs, adapter, names).choose(None)
         notices: tuple[str, ...] = ()
-        if (base.folder / "tokenizer.json").is_file():
-            notices = open_format(chosen, ModelTokenizer.read(base.folder, None)).notices
+        folder = adapter if adapter and has_tokenizer(adapter) else base.folder
+        if (folder / "tokenizer.json").is_file():
+            tokenizer = ModelTokenizer.read(folder, None)
+            tokenizer.embeddings = vocabulary or base.shape.vocabulary
+            notices = open_format(chosen, tokenizer).notices
     except UserError as problem:
         yield Finding("blocker", str(problem), why, remedy)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import warnings
 from pathlib import Path
@@ -18,7 +19,7 @@ from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.eager.forward import Forward
 from qlora_chat.models import ModelError
 from qlora_chat.models.adapter.folder import AdapterFolder
-from qlora_chat.models.folders import Base
+from qlora_chat.models.folders import NF4_MARK, Base
 from qlora_chat.models.load import load
 from qlora_chat.models.tokenizer.special_tokens import special_ids
 from qlora_chat.settings import ModelSettings
@@ -158,3 +159,25 @@ def test_what_transformers_cannot_load_is_reported_in_one_line(
     base = make_base(bos_token_id=1.5)
     with pytest.raises(ModelError, match="Transformers cannot load .*bos_token_id"):
         opened(base, make_adapter(base), notices, "bf16")
+
+
+def test_four_bits_that_are_stored_as_bf16_are_requantized_like_bytes(
+    tiny_nf4_base: Path, make_adapter: MakeAdapter, tmp_path: Path, notices: list[str]
+) -> None:
+    stored = tmp_path / "stored"
+    shutil.copytree(tiny_nf4_base, stored)
+    for path in stored.glob("*.safetensors"):
+        tensors = load_file(path)
+        packed = [name.removesuffix(NF4_MARK) for name in tensors if name.endswith(NF4_MARK)]
+        tensors |= {name: tensors[name].view(torch.bfloat16) for name in packed}
+        save_file(tensors, path, metadata={"format": "pt"})
+    config = json.loads((stored / "config.json").read_text())
+    config["quantization_config"]["bnb_4bit_quant_storage"] = "bfloat16"
+    (stored / "config.json").write_text(json.dumps(config))
+
+    def logits(base: Path) -> Tensor:
+        weights = opened(base, adapter, notices, "nf4").weights
+        return Forward(weights, KVCache(weights, slots=1))([Span(0, 0, IDS)])[0]
+
+    adapter = make_adapter(tiny_nf4_base)
+    assert torch.equal(logits(stored), logits(tiny_nf4_base))

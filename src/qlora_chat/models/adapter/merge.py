@@ -92,9 +92,18 @@ def _load(folder: Path, device: str) -> Any:
     except Exception as problem:  # it raises any error for a config or file that it does not take
         reason = " ".join(str(problem).split())[:300]
         raise ModelError(f"Transformers cannot load {folder} ({type(problem).__name__}: {reason})") from problem
+    _store_in_bytes(model)
     if device == "cpu":
         _prepare_for_cpu(model, folder)
     return model
+
+
+def _store_in_bytes(model: Any) -> None:
+    """View four bits that are stored as another type, for sharded training, as the bytes that they are."""
+    for module in model.modules():
+        if _in_four_bits(module) and module.weight.dtype != torch.uint8:
+            module.weight.data = module.weight.data.view(torch.uint8).reshape(-1, 1)
+            module.weight.quant_storage = module.quant_storage = torch.uint8
 
 
 def _readable_config(folder: Path) -> dict[str, Any]:

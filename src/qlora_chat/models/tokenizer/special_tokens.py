@@ -70,7 +70,11 @@ def _id_of(token: Any, tokenizer: ModelTokenizer) -> Any:
 
 
 def check_ids(tokenizer: ModelTokenizer, vocabulary: int) -> None:
-    """ModelError if text can become an id that has no embedding; special tokens, which nobody can type, may be such."""
+    """ModelError if text can become an id that has no embedding; special tokens, which nobody can type, may be such.
+
+    A chat template may write those; opening it checks them against the number of embeddings, which the tokenizer gets here.
+    """
+    tokenizer.embeddings = vocabulary
     largest = tokenizer.largest_id()
     if largest >= vocabulary:
         raise ModelError(

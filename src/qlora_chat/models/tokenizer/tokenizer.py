@@ -46,6 +46,8 @@ class ModelTokenizer:
         if resize := getattr(tokenizer.model, "_resize_cache", None):  # there is no public way
             resize(_CACHE_SIZE)
         self.bos_id = bos_id
+        self.embeddings: int | None = None
+        """Number of the model's embeddings, once it is known: ids beyond have none."""
         self._lead = self.encode("a")  # not a byte token, which would join with bytes that follow
         self._lead_text = self._tokenizer.decode(self._lead)
         self.size: int = tokenizer.get_vocab_size()
