@@ -268,6 +268,27 @@ def test_large_records_that_wait_for_the_disk_are_bounded(
         assert (first.result().status_code, small.result().status_code) == (200, 200)
 
 
+def test_a_large_record_is_read_while_others_are_answered(
+    store: RecordStore, session: requests.Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+    read = intake.read_record
+
+    def slowly(body: bytes, *more: Any) -> Any:
+        if len(body) > intake.SMALL_BODY:
+            reading.set()
+            assert go_on.wait(60)
+        return read(body, *more)
+
+    monkeypatch.setattr(intake, "read_record", slowly)
+    with receiving(store) as url, ThreadPoolExecutor() as pool:
+        large = pool.submit(requests.post, f"{url}/log", json=turn_v1() | {"messages": "x" * 100_000}, timeout=60)
+        assert reading.wait(60)
+        assert session.post(f"{url}/log", json=turn_v1()).status_code == 200
+        go_on.set()
+        assert large.result().status_code == 200
+
+
 def test_a_store_that_fails_is_unavailable_and_the_record_may_be_sent_again(
     sqlite_url: str, session: requests.Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import base64
 import binascii
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -27,6 +28,8 @@ from qlora_chat.server.request_body import BodyLimit, Refused
 
 BODY_LIMIT = BodyLimit(size=8 * 2**20, seconds=15.0)
 """A record holds its whole conversation, so it may be larger than any one message."""
+SMALL_BODY = 64 * 1024
+"""Bytes of a record that is read where it arrives; a larger one is read in a thread, because others would wait for it."""
 RETRY_S = 5
 HEALTH = "/health"
 
@@ -80,6 +83,9 @@ class ReceiverPolicy:
         return scheme in ("basic", "bearer") and await self._guesses.check(scope.get("client"), password, [self._token])
 
 
+_PARSERS = ThreadPoolExecutor(2, thread_name_prefix="qlora-chat-intake")
+
+
 class Intake:
     """Answers senders: 200 once a record is on disk, or was before."""
 
@@ -89,7 +95,7 @@ class Intake:
     async def receive(self, request: Request) -> Response:
         """Take one record from a request's body."""
         try:
-            record = self._read(request.headers, await request.body(), request.state.sender)
+            record = await self._read(request.headers, await request.body(), request.state.sender)
         except (BadSignature, RecordRefused) as problem:
             return JSONResponse({"error": str(problem)}, 401 if isinstance(problem, BadSignature) else 400)
         try:
@@ -100,7 +106,12 @@ class Intake:
             return JSONResponse({"error": "this id belongs to another record of the same sender"}, 409)
         return JSONResponse({"id": record.id, "status": outcome})
 
-    def _read(self, headers: Headers, body: bytes, sender: str) -> Record:
+    async def _read(self, headers: Headers, body: bytes, sender: str) -> Record:
+        if len(body) <= SMALL_BODY:
+            return self._record(headers, body, sender)
+        return await asyncio.get_running_loop().run_in_executor(_PARSERS, self._record, headers, body, sender)
+
+    def _record(self, headers: Headers, body: bytes, sender: str) -> Record:
         key = headers.get(IDEMPOTENCY_HEADER)
         if self._secret is not None:
             signed_id = verify(self._secret, headers, body)
