@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import socket
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from qlora_chat.server import slow_clients
+from qlora_chat.server import listener, slow_clients
 from tests.fakes import ScriptedEngine
 from tests.web.serving import Served, serving
 
@@ -63,6 +64,21 @@ def test_a_body_in_tiny_chunks_is_not_parsed_to_its_end(served: Served, size: in
             client.sendall(head + (b"%x\r\n%s\r\n" % (size, b" " * size)) * count + b"0\r\n\r\n")
             received = client.recv(100)
         assert received.startswith(b"HTTP/1.1 4") == is_taken
+
+
+def test_requests_that_are_no_http_are_one_line_of_the_log(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener._INVALID_REQUESTS, "_passed_at", float("-inf"))
+    lines: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = lines.append
+    logger = logging.getLogger("uvicorn.error")
+    logger.addHandler(handler)
+    for _ in range(5):
+        with connected(served) as client:
+            client.sendall(b"no http\r\n\r\n")
+            assert client.recv(100).startswith(b"HTTP/1.1 400")
+    logger.removeHandler(handler)
+    assert [each.getMessage() for each in lines] == ["Invalid HTTP request received."]
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="only Linux reports what a client has read")

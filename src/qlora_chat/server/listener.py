@@ -6,7 +6,9 @@ Scope: one port. Knows no routes, and of settings only the host and the port.
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -23,10 +25,29 @@ PORTS_TRIED = 100
 BACKLOG = 128
 """Connections that the system holds until they are accepted; asyncio accepts as many in a row."""
 KEEP_ALIVE_S = 75
+LOG_INTERVAL_S = 60.0
 
 
 class ServeError(UserError, RuntimeError):
     """A server cannot be started; the message says what to change."""
+
+
+class _Seldom(logging.Filter):
+    """Lets one line a minute pass about requests that are no HTTP, of which a client can send thousands a second."""
+
+    _passed_at = -LOG_INTERVAL_S
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """True for any other line, and for the first of these in a minute."""
+        if record.msg != "Invalid HTTP request received.":
+            return True
+        if time.monotonic() - self._passed_at < LOG_INTERVAL_S:
+            return False
+        self._passed_at = time.monotonic()
+        return True
+
+
+_INVALID_REQUESTS = _Seldom()
 
 
 def listen(host: str, port: int | None) -> socket.socket:
@@ -49,7 +70,7 @@ def uvicorn_config(app: ASGIApp, *, shutdown_timeout_s: int, proxies: Sequence[s
     """Settings of a server whose connections are limited in time and number; `shutdown_timeout_s` is how long they may take to
     finish. One of the trusted `proxies` may have any number. Forwarding headers are access_control.py's business.
     """
-    return uvicorn.Config(
+    config = uvicorn.Config(
         app,
         http=partial(TimedConnection, limits=ConnectionLimits.of_this_process(proxies)),  # type: ignore[arg-type]
         backlog=BACKLOG,
@@ -61,6 +82,8 @@ def uvicorn_config(app: ASGIApp, *, shutdown_timeout_s: int, proxies: Sequence[s
         ws="none",
         **{"log_level": "warning", **options},
     )
+    logging.getLogger("uvicorn.error").addFilter(_INVALID_REQUESTS)
+    return config
 
 
 def _listen(host: str, port: int) -> socket.socket:
