@@ -66,19 +66,14 @@ def test_a_body_in_tiny_chunks_is_not_parsed_to_its_end(served: Served, size: in
         assert received.startswith(b"HTTP/1.1 4") == is_taken
 
 
-def test_requests_that_are_no_http_are_one_line_of_the_log(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener._INVALID_REQUESTS, "_passed_at", float("-inf"))
-    lines: list[logging.LogRecord] = []
-    handler = logging.Handler()
-    handler.emit = lines.append
-    logger = logging.getLogger("uvicorn.error")
-    logger.addHandler(handler)
-    for _ in range(5):
-        with connected(served) as client:
-            client.sendall(b"no http\r\n\r\n")
-            assert client.recv(100).startswith(b"HTTP/1.1 400")
-    logger.removeHandler(handler)
-    assert [each.getMessage() for each in lines] == ["Invalid HTTP request received."]
+def test_requests_that_are_no_http_are_one_line_of_the_log_a_minute(served: Served) -> None:
+    with connected(served) as client:
+        client.sendall(b"no http\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 400")
+    assert listener._INVALID_REQUESTS in logging.getLogger("uvicorn.error").filters
+    lines = [logging.makeLogRecord({"msg": text}) for text in (listener.INVALID_REQUEST, listener.INVALID_REQUEST, "another")]
+    seldom = listener._Seldom()
+    assert [seldom.filter(each) for each in lines] == [True, False, True]
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_INFO"), reason="only Linux reports what a client has read")

@@ -26,6 +26,8 @@ BACKLOG = 128
 """Connections that the system holds until they are accepted; asyncio accepts as many in a row."""
 KEEP_ALIVE_S = 75
 LOG_INTERVAL_S = 60.0
+INVALID_REQUEST = "Invalid HTTP request received."
+"""Uvicorn's line."""
 
 
 class ServeError(UserError, RuntimeError):
@@ -39,7 +41,7 @@ class _Seldom(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """True for any other line, and for the first of these in a minute."""
-        if record.msg != "Invalid HTTP request received.":
+        if record.msg != INVALID_REQUEST:
             return True
         if time.monotonic() - self._passed_at < LOG_INTERVAL_S:
             return False
