@@ -371,3 +371,16 @@ def test_a_chat_of_silly_tavern_whose_first_line_is_lost_is_still_read(tmp_path:
     report = import_file(store, written(tmp_path, *lines))
     assert (report.added, titles(store)) == (1, ["Hi"])
     assert "line 1: is not JSON" in report.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"messages": "x"}, "'messages' is a text, but must be a list"),
+        ({"mapping": [1]}, "'mapping' is a list, but must be an object"),
+        ({"id": "a", "chat": None}, "'chat' is null, but must be an object"),
+    ],
+)
+def test_a_known_field_of_another_type_is_named(record: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(HistoryError, match=said):
+        read_file(written(tmp_path, record))

@@ -51,6 +51,14 @@ FORMATS: Mapping[str, ImportFormat] = {
 }
 """By name, the first that recognises a record first."""
 
+_FIELDS: Mapping[str, tuple[type, str]] = {
+    "mapping": (dict, "an object"),
+    "chat": (dict, "an object"),
+    "chat_messages": (list, "a list"),
+    "messages": (list, "a list"),
+    "conversations": (list, "a list"),
+}
+"""Fields by which records are recognised, with the type of their values."""
 _UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
 """Errors that a record of unexpected types causes somewhere inside its reader."""
 
@@ -85,5 +93,8 @@ def _recognised(record: Any) -> str:
             return name
     if not isinstance(record, dict):
         raise BadExport(f"is {kind_of(record)}, but must be an object")
+    for field, (kind, expected) in _FIELDS.items():
+        if field in record and not isinstance(record[field], kind):
+            raise BadExport(f"{field!r} is {kind_of(record[field])}, but must be {expected}")
     has = ", ".join(repr(str(name)[:40]) for name in list(record)[:6]) or "nothing"
     raise BadExport(f"has {has}, which is none of the known formats; --format may be one of {', '.join(FORMATS)}")
