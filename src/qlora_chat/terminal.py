@@ -13,9 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qlora_chat.chat import AnswerOptions, Chat, Turn
+<<<<<<< HEAD
 from qlora_chat.context import PromptTooLong
 from qlora_chat.engines import EngineError, PrefillProgress
 from qlora_chat.history import HistoryError
+=======
+from qlora_chat.engines import EngineError
+from qlora_chat.errors import UserError
+>>>>>>> facd4a7 (Export models and LoRAs as GGUF, and Modelfiles for Ollama)
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import SAMPLING_OPTIONS, Sampling, SettingsError
 from qlora_chat.text import counted, plain
@@ -152,7 +157,7 @@ def _run(session: _Session, begin: Callable[[], Turn]) -> None:
         session.conversation = turn.conversation
         if turn.save_error:
             _note(f"(not saved: {turn.save_error})")
-    except (PromptTooLong, EngineError, HistoryError) as problem:
+    except UserError as problem:  # too long, refused by a chat template, not generated, not stored
         _note(f"\n{problem}" if session.turn else str(problem))
         if isinstance(problem, EngineError) and session.turn:
             session.conversation = session.turn.undo()

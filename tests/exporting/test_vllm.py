@@ -79,7 +79,7 @@ def test_unmerged_adapters_are_exported_under_their_names(tmp_path: Path) -> Non
     ("changes", "layout", "more", "cards", "reason"),
     [
         ({}, "merged", {"a": "x"}, 1, "--layout adapters"),
-        ({"adapter": None}, "adapters", {}, 1, "needs an adapter"),
+        ({"adapter": None}, "adapters", {}, 1, "give --adapter, or --lora"),
         ({}, "adapters", {"a b": "x"}, 1, "'a b'"),
         ({}, "merged", {}, 2, "9 attention heads split over 1, 3, 9"),
     ],
@@ -113,6 +113,21 @@ def test_an_adapter_that_vllm_would_apply_wrongly_is_refused(tmp_path: Path) -> 
     save_file(tensors | magnitudes, odd / "adapter_model.safetensors")
     with pytest.raises(ModelError, match="use_dora of adapter odd: export it with --layout merged"):
         export_for_vllm(DEMO, tmp_path / "out", quiet, "adapters", {"odd": str(odd)})
+
+
+def test_an_adapter_with_other_spellings_of_its_names_is_exported_with_those_that_vllm_reads(tmp_path: Path) -> None:
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    (odd / "adapter_config.json").write_bytes((BUNDLED / "adapter" / "adapter_config.json").read_bytes())
+    tensors = load_file(BUNDLED / "adapter" / "adapter_model.safetensors")
+    renamed = {
+        name.removeprefix("base_model.model.").replace(".weight", ".default.weight"): each for name, each in tensors.items()
+    }
+    save_file(renamed, odd / "adapter_model.safetensors")
+    made = export_for_vllm(DEMO, tmp_path / "out", quiet, "adapters", {"odd": str(odd)})
+    exported = load_file(made.folder / "adapters" / "odd" / "adapter_model.safetensors")
+    assert exported.keys() == tensors.keys()
+    assert all(torch.equal(exported[name], each) for name, each in tensors.items())
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from qlora_chat import __version__
 from qlora_chat.chat_templates.known import FormatChoice, open_format
+from qlora_chat.exporting.sources import check_new_folder, tidy, unmerged_adapters
 from qlora_chat.exporting.template import template_file
 from qlora_chat.models import ModelError, Notify
 from qlora_chat.models.adapter.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFolder
@@ -76,8 +77,7 @@ def export_for_vllm(
 
     `merged` merges the adapter into the base; `adapters` leaves it, and `more` by name, unmerged next to it.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ModelError(f"{folder} exists and is not empty; give a new folder")
+    check_new_folder(folder)
     if more and layout == "merged":
         raise ModelError("a merged model holds one adapter: to serve several over one base, use --layout adapters")
     cache, hub = Cache(cache_folder(), notify), Hub(hub_cache_folder(), hub_is_offline())
@@ -86,10 +86,10 @@ def export_for_vllm(
     chosen = format_sources(model.base, model.config, model.adapter).choose(settings.prompt_format)
     notify(chosen.line)
     if layout == "merged":
-        export = _Export(_tidy(model.name), model, {}, chosen, cards)
+        export = _Export(tidy(model.name), model, {}, chosen, cards)
     else:
-        adapters = _adapters(model, more or {}, lambda text: locate_adapter(text, hub, cache, notify).existing_folder())
-        export = _Export(_tidy(model.base.name), _without_adapter(model), adapters, chosen, cards)
+        adapters = unmerged_adapters(model, more or {}, lambda text: locate_adapter(text, hub, cache, notify).existing_folder())
+        export = _Export(tidy(model.base.name), _without_adapter(model), adapters, chosen, cards)
     _check(export)
     prepared = prepare(export.model, cache, notify)
     with new_folder(folder) as temporary:
@@ -108,14 +108,24 @@ def _write(export: _Export, prepared: PreparedModel, folder: Path) -> None:
     for name, adapter in export.adapters.items():
         target = folder / "adapters" / name
         target.mkdir(parents=True)
-        for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-            shutil.copyfile(adapter.folder / file, target / file)
+        shutil.copyfile(adapter.folder / ADAPTER_CONFIG, target / ADAPTER_CONFIG)
+        _write_adapter(adapter, target / ADAPTER_WEIGHTS)
     (folder / RECORD).write_text(json.dumps(_record(export, prompt_format), indent=2) + "\n", encoding="utf-8")
     script = folder / SCRIPT
     script.write_text(_script(_command(export)), encoding="utf-8")
     script.chmod(0o755)
     for weights in folder.rglob("*.safetensors"):
         weights.chmod(0o644)  # safetensors writes for its user alone, and a server is often another one
+
+
+def _write_adapter(adapter: AdapterFolder, path: Path) -> None:
+    """The adapter's tensors by PEFT's names, which are the only ones that vLLM reads."""
+    if all(name == stored.text for name, stored in adapter.stored.items()):
+        shutil.copyfile(adapter.folder / ADAPTER_WEIGHTS, path)
+        return
+    from safetensors.torch import save_file
+
+    save_file(dict(adapter.tensors()), path, metadata={"format": "pt"})
 
 
 def _command(export: _Export) -> tuple[str, ...]:
@@ -180,29 +190,7 @@ def _check(export: _Export) -> None:
             )
 
 
-def _adapters(model: ResolvedModel, more: Mapping[str, str], locate: Callable[[str], Path]) -> dict[str, AdapterFolder]:
-    """The model's own adapter and others, by their names on the server. ModelError for an invalid name, and for none."""
-    adapters: dict[str, AdapterFolder] = {}
-    if model.adapter and model.adapter_folder:
-        adapters[_tidy(model.adapter.name)] = model.adapter_folder
-    for name, text in more.items():
-        if _tidy(name) != name or name in adapters:
-            raise ModelError(f"--lora names an adapter {name!r}; letters, digits, -, _ and . will do, each name once")
-        adapters[name] = AdapterFolder.read(locate(text))
-    if not adapters:
-        raise ModelError("--layout adapters needs an adapter: give --adapter, or --lora NAME=ID_OR_FOLDER")
-    return adapters
-
-
 def _without_adapter(model: ResolvedModel) -> ResolvedModel:
     if model.cached:
         raise ModelError(f"{model.base.name} is not on this machine, and only the base itself can have unmerged adapters")
     return replace(model, adapter=None, adapter_folder=None)
-
-
-def _tidy(name: str) -> str:
-    """A name that needs no quotes in a command or a URL."""
-    tidy = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_.") else "-" for letter in name)
-    while "--" in tidy:
-        tidy = tidy.replace("--", "-")
-    return tidy.strip("-.") or "model"

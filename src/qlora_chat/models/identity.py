@@ -5,7 +5,9 @@ Scope: the names that locate.py understands, down to the small files alone. Impo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from unicodedata import normalize
 
 from qlora_chat.models import ModelError, ModelInfo, Notify
 from qlora_chat.models.cache import Cache
@@ -46,6 +48,38 @@ class Identity:
         for name in self.tokenizer.special_names:
             text = text.replace(name, f"{name[0]} {name[1:]}")
         return text
+
+    def prompt_as_text(self, text: str, ids: Sequence[int]) -> str:
+        """A prompt's text in which another tokenizer finds the special tokens of its ids, and none that was typed.
+
+        `text` is without BOS. ModelError where the ids do not tell which of two it is.
+        """
+        names, tokenizer = self.tokenizer.special_tokens(), self.tokenizer
+        rest = ids[1:] if ids and ids[0] == tokenizer.bos_id else ids
+        written, between, at = "", list[int](), 0
+        for number in rest:
+            if number not in names:
+                between.append(number)
+                continue
+            name = names[number]
+            begin = _position(text, name, at, tokenizer.decode(between))
+            if begin is None:
+                raise ModelError(
+                    f"the server takes text only, and {name} of the chat template cannot be told there from the same text in a "
+                    "message; use a server that takes token ids (vLLM, llama.cpp), or name a format without such tokens"
+                )
+            written += self.without_special_tokens(text[at:begin]) + name
+            between, at = [], begin + len(name)
+        return written + self.without_special_tokens(text[at:])
+
+
+def _position(text: str, name: str, start: int, between: str) -> int | None:
+    """Where `name` stands in a text after exactly `between`; white space in front of that may be the tokenizer's own."""
+    expected = normalize("NFC", between).strip()
+    found = text.find(name, start)
+    while found >= 0 and normalize("NFC", text[start:found]).strip() != expected:
+        found = text.find(name, found + 1)
+    return None if found < 0 else found
 
 
 def identify(settings: ModelSettings, notify: Notify) -> Identity:

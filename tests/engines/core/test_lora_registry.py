@@ -164,3 +164,28 @@ def test_running_out_of_memory_while_packing_is_explained(
     monkeypatch.setattr(host._adapters._pass, "pack", full)
     with pytest.raises(ModelError, match="there is no memory for adapter 'more'; unload another first"):
         host.load_adapter("more", BUNDLED / "adapter")
+
+
+def with_files(folder: Path, adapter: Path, **files: str) -> Path:
+    """A copy of an adapter with further files beside it, by name without ending."""
+    shutil.copytree(adapter, folder)
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(content)
+    return folder
+
+
+def test_an_adapter_with_a_tokenizer_of_its_own_is_refused_with_the_way_that_works(host: LocalEngine, tmp_path: Path) -> None:
+    described = json.loads((BUNDLED / "base" / "tokenizer.json").read_text())
+    same = with_files(tmp_path / "same", BUNDLED / "adapter", tokenizer=json.dumps(described))
+    host.load_adapter("same", same)
+    added = {**described["added_tokens"][0], "id": 8192, "content": "<|end|>"}
+    described["added_tokens"].append(added)
+    own = with_files(tmp_path / "own", BUNDLED / "adapter", tokenizer=json.dumps(described))
+    with pytest.raises(
+        ModelError, match=r"1 tokens differ, such as '<\|end\|>'.*serve it alone \(--base BASE --adapter .*own\)"
+    ):
+        host.load_adapter("own", own)
+    end = with_files(tmp_path / "end", BUNDLED / "adapter", generation_config=json.dumps({"eos_token_id": 13}))
+    with pytest.raises(ModelError, match=r"its own end of an answer \(id 13\)"):
+        host.load_adapter("end", end)
+    assert host.info.adapters == ("chat", "other", "same")

@@ -123,7 +123,7 @@ def test_factors_of_another_scaling_are_refused(tmp_path: Path, cache: Cache) ->
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "architecture": ({"architecture": "mamba"}, "a model of kind 'mamba'; this program runs llama"),
     "experts": ({"llama__expert_count": 8}, "mixture of experts"),
-    "scaling": ({"llama__rope__scaling__type": "yarn"}, "scales positions by 'yarn'"),
+    "scaling": ({"llama__rope__scaling__type": "longrope"}, "scales positions by 'longrope'"),
     "missing setting": ({"llama__block_count": None}, "lacks llama.block_count"),
     "tokenizer": ({"tokenizer__ggml__model": "bert"}, "a tokenizer of kind 'bert'"),
     "pre-tokenizer": ({"tokenizer__ggml__pre": "tekken"}, "splits text as 'tekken'"),

@@ -13,6 +13,8 @@ from qlora_chat.engines.core.forward_pass import AdapterPass
 from qlora_chat.engines.core.kv_cache import KVCache, free_bytes
 from qlora_chat.models import LoadedModel, ModelError
 from qlora_chat.models.adapter.folder import AdapterFolder
+from qlora_chat.models.adapter.own_text import own_text
+from qlora_chat.models.folders import Base
 from qlora_chat.models.weights.llama import Adapter, LlamaWeights
 
 RESERVED_BYTES = 512 * 2**20
@@ -46,6 +48,7 @@ class LoraRegistry:
         if name in self._loaded or name == self._model.info.name:
             raise ModelError(f"there is a model called {name!r} already; unload it first, or choose another name")
         folder.check(base)
+        self._check_text(name, folder, base)
         self._check_memory(name, folder)
         adapter = Adapter.read(folder)
         try:
@@ -62,6 +65,15 @@ class LoraRegistry:
             if not slot.busy and slot.adapter is adapter:
                 slot.adapter = None
                 slot.ids.clear()
+
+    def _check_text(self, name: str, folder: AdapterFolder, base: Base) -> None:
+        """ModelError for an adapter whose tokens or ends of answers are not those that all adapters share."""
+        model = self._model
+        if brought := own_text(folder.folder, base, model.tokenizer, model.info.stop_token_ids):
+            raise ModelError(
+                f"adapter {name!r} brings {brought}, and adapters that share a base share its tokenizer; serve it alone "
+                f"(--base BASE --adapter {folder.folder}), or merge it (qlora-chat merge) and serve the result"
+            )
 
     def _check_memory(self, name: str, folder: AdapterFolder) -> None:
         weights = self._model.weights

@@ -18,6 +18,7 @@ from qlora_chat.engines.remote.capabilities import Capabilities
 from qlora_chat.engines.remote.pool import Pool
 from qlora_chat.engines.remote.server import Server, ServerError, Timeouts
 from qlora_chat.engines.remote.sse import Chunk
+from qlora_chat.models import ModelError
 from qlora_chat.models.identity import Identity
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import Sampling
@@ -211,7 +212,11 @@ class RemoteAnswer:
         if capabilities.takes_ids:
             ids = self._ids if len(self._ids) == answer.count else tokenizer.encode_continuation(answer.text)
             return [*prompt.ids, *ids]
-        text = self._identity.without_special_tokens(prompt.text + answer.text)
+        try:
+            written = self._identity.prompt_as_text(prompt.text, prompt.ids)
+        except ModelError as problem:
+            raise EngineError(str(problem)) from problem
+        text = written + self._identity.without_special_tokens(answer.text)
         return text if capabilities.adds_bos else self._identity.bos_text + text
 
     def _with_space(self, text: str) -> str:

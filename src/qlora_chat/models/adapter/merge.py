@@ -64,15 +64,15 @@ def unmerged_logits(base: Base, adapter: AdapterFolder, device: str, text: HeldO
     return logits
 
 
-def folder_logits(folder: Path, device: str, text: HeldOut) -> Tensor:
-    """Logits (N, V) of a merged folder as plain Transformers loads it."""
+def folder_logits(folder: Path, device: str, text: HeldOut, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Logits (N, V) of a merged folder as plain Transformers loads it, its weights held in `dtype`."""
     with _quiet():
-        logits = _logits(_load(folder, device), text)
+        logits = _logits(_load(folder, device, dtype), text)
     _free()
     return logits
 
 
-def _load(folder: Path, device: str) -> Any:
+def _load(folder: Path, device: str, dtype: torch.dtype = torch.bfloat16) -> Any:
     from transformers import AutoModelForCausalLM
 
     if (folder / ADAPTER_CONFIG).exists():  # Transformers would load the base that this names instead
@@ -80,7 +80,7 @@ def _load(folder: Path, device: str) -> Any:
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=torch.bfloat16,
+            dtype=dtype,
             device_map={"": device},
             use_safetensors=True,
             local_files_only=True,
@@ -234,9 +234,9 @@ def _widened(model: Any) -> Iterator[None]:
     for module in model.modules():
         if _in_four_bits(module):
             module.compute_dtype = torch.float32
-        if any(each.dtype == torch.bfloat16 for each in module.parameters(recurse=False)):
-            hooks.append(module.register_forward_pre_hook(lambda at, _: _convert(at, torch.bfloat16, torch.float32)))
-            hooks.append(module.register_forward_hook(lambda at, *_: _convert(at, torch.float32, torch.bfloat16)))
+        for stored in {each.dtype for each in module.parameters(recurse=False)} & {torch.bfloat16, torch.float16}:
+            hooks.append(module.register_forward_pre_hook(lambda at, _, stored=stored: _convert(at, stored, torch.float32)))
+            hooks.append(module.register_forward_hook(lambda at, *_, stored=stored: _convert(at, torch.float32, stored)))
     yield
     for hook in hooks:
         hook.remove()

@@ -8,14 +8,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qlora_chat.models.cache import sha256
-from qlora_chat.models.gguf.config import ROPE_FACTORS, config_of, hf_name, in_hf_order
+from qlora_chat.models.gguf.config import config_of
 from qlora_chat.models.gguf.file import GgufFile, GgufTensor
+from qlora_chat.models.gguf.names import ROPE_FACTORS, hf_name, in_hf_order, interleaved_heads
 from qlora_chat.models.gguf.tokenizer import write_tokenizer
 from qlora_chat.models.trust import weight_files
 from qlora_chat.models.weights.checkpoint import DTYPE_BITS, TensorHeader
+
+if TYPE_CHECKING:
+    import torch
 
 
 def write_description(file: GgufFile, folder: Path) -> dict[str, Any]:
@@ -28,12 +32,15 @@ def write_description(file: GgufFile, folder: Path) -> dict[str, Any]:
     return config
 
 
-def write_base(file: GgufFile, folder: Path) -> dict[str, str]:
-    """Write the whole base into `folder`, and return the sha256 of each file of weights."""
+def write_base(file: GgufFile, folder: Path, quantized_as: torch.dtype | None = None) -> dict[str, str]:
+    """Write the whole base into `folder`, and return the sha256 of each file of weights.
+
+    Quantised tensors become bf16, or `quantized_as`.
+    """
     from qlora_chat.models.weights.shards import write_shards
 
     config = write_description(file, folder)
-    write_shards(_tensors(file, config), folder)
+    write_shards(_tensors(file, config, quantized_as), folder)
     return {shard.name: sha256(shard) for shard in weight_files(folder)}
 
 
@@ -51,11 +58,13 @@ def _header(tensor: GgufTensor) -> TensorHeader:
     return TensorHeader(dtype, tensor.shape, math.prod(tensor.shape) * DTYPE_BITS[dtype] // 8)
 
 
-def _tensors(file: GgufFile, config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _tensors(file: GgufFile, config: dict[str, Any], quantized_as: torch.dtype | None) -> Iterator[tuple[str, torch.Tensor]]:
     import torch
 
     for each in file.tensors.values():
         if each.name == ROPE_FACTORS:
             continue
-        tensor = torch.from_numpy(in_hf_order(each.name, each.read(), config))
-        yield hf_name(each.name), tensor.to(torch.bfloat16) if each.is_quantized or each.kind == "BF16" else tensor
+        heads = interleaved_heads(each.name, config["model_type"], config["num_attention_heads"], config["num_key_value_heads"])
+        tensor = torch.from_numpy(in_hf_order(each.read(), heads))
+        widened = torch.bfloat16 if each.kind == "BF16" else quantized_as or torch.bfloat16
+        yield hf_name(each.name), tensor.to(widened) if each.is_quantized or each.kind == "BF16" else tensor

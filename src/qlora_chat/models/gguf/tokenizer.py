@@ -6,6 +6,7 @@ Scope: byte-level BPE with the pre-tokenizers of the LLaMA family, and SentenceP
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from qlora_chat.models import ModelError
 from qlora_chat.models.gguf.file import GgufFile
 from qlora_chat.models.tokenizer.sentencepiece import byte_fallback_bpe
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Values of tokenizer.ggml.token_type."""
 
 
@@ -53,53 +54,58 @@ PRE_TOKENIZERS = {
 
 def write_tokenizer(file: GgufFile, folder: Path) -> None:
     """Write the tokenizer's files into `folder`. ModelError for a kind that is not read, and for a broken one."""
-    kind = file.text("tokenizer.ggml.model")
+    tokenizer_of(file.metadata, file.path.name).save(str(folder / "tokenizer.json"))
+    _write_config(file, folder)
+
+
+def tokenizer_of(metadata: Mapping[str, Any], name: str) -> Tokenizer:
+    """The tokenizer that a file's metadata describe; `name` is the file's, for errors.
+
+    ModelError for a kind that is not read, and for a broken one.
+    """
     try:
-        match kind:
+        match kind := metadata.get("tokenizer.ggml.model"):
             case "gpt2":
-                tokenizer = _byte_level(file)
+                tokenizer = _byte_level(metadata, name)
             case "llama":
                 tokenizer = byte_fallback_bpe(
-                    GgufPieces(file), file.metadata.get("tokenizer.ggml.add_space_prefix", True) is not False
+                    GgufPieces(metadata), metadata.get("tokenizer.ggml.add_space_prefix", True) is not False
                 )
             case _:
-                raise ModelError(f"{file.path.name} has a tokenizer of kind {kind!r}; gpt2 and llama are read")
-        for token in _added(file, _USER_DEFINED):
+                raise ModelError(f"{name} has a tokenizer of kind {kind!r}; gpt2 and llama are read")
+        for token in _added(metadata, USER_DEFINED):
             tokenizer.add_tokens([token])
     except ModelError:
         raise
     except Exception as problem:  # the library raises plain Exception for a broken vocabulary
-        raise ModelError(
-            f"the tokenizer in {file.path.name} cannot be read ({str(problem)[:120]}); fetch the file again"
-        ) from problem
-    tokenizer.save(str(folder / "tokenizer.json"))
-    _write_config(file, folder)
+        raise ModelError(f"the tokenizer in {name} cannot be read ({str(problem)[:120]}); fetch the file again") from problem
+    return tokenizer
 
 
-def _byte_level(file: GgufFile) -> Tokenizer:
-    pre = file.text("tokenizer.ggml.pre") or "gpt-2"
+def _byte_level(metadata: Mapping[str, Any], name: str) -> Tokenizer:
+    pre = metadata.get("tokenizer.ggml.pre") or "gpt-2"
     if pre not in PRE_TOKENIZERS:
-        raise ModelError(f"{file.path.name} splits text as {pre!r}; {', '.join(PRE_TOKENIZERS)} are read")
-    vocabulary = {token: number for number, token in enumerate(file.metadata["tokenizer.ggml.tokens"])}
-    merges = [tuple(each.split(" ", 1)) for each in file.metadata["tokenizer.ggml.merges"]]
+        raise ModelError(f"{name} splits text as {pre!r}; {', '.join(PRE_TOKENIZERS)} are read")
+    vocabulary = {token: number for number, token in enumerate(metadata["tokenizer.ggml.tokens"])}
+    merges = [tuple(each.split(" ", 1)) for each in metadata["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(BPE(vocabulary, merges, ignore_merges=pre == "llama-bpe"))
     if pre == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = PRE_TOKENIZERS[pre]()
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(_added(file, _CONTROL))
-    bos = file.metadata.get("tokenizer.ggml.bos_token_id")
-    if file.metadata.get("tokenizer.ggml.add_bos_token") is True and bos is not None:
-        name = tokenizer.id_to_token(bos)
+    tokenizer.add_special_tokens(_added(metadata, CONTROL))
+    bos = metadata.get("tokenizer.ggml.bos_token_id")
+    if metadata.get("tokenizer.ggml.add_bos_token") is True and bos is not None:
+        lead = tokenizer.id_to_token(bos)
         tokenizer.post_processor = processors.TemplateProcessing(
-            single=[name, "$A"], pair=[name, "$A", "$B"], special_tokens=[(name, bos)]
+            single=[lead, "$A"], pair=[lead, "$A", "$B"], special_tokens=[(lead, bos)]
         )
     return tokenizer
 
 
-def _added(file: GgufFile, kind: int) -> list[AddedToken]:
-    tokens, kinds = file.metadata["tokenizer.ggml.tokens"], file.metadata.get("tokenizer.ggml.token_type", [])
-    special = kind == _CONTROL
+def _added(metadata: Mapping[str, Any], kind: int) -> list[AddedToken]:
+    tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata.get("tokenizer.ggml.token_type", [])
+    special = kind == CONTROL
     return [
         AddedToken(token, normalized=False, special=special) for token, each in zip(tokens, kinds, strict=False) if each == kind
     ]
@@ -108,11 +114,11 @@ def _added(file: GgufFile, kind: int) -> list[AddedToken]:
 class GgufPieces:
     """The vocabulary of a SentencePiece model, with the methods of SentencePieceProcessor that a conversion reads."""
 
-    def __init__(self, file: GgufFile) -> None:
-        self._pieces: list[str] = file.metadata["tokenizer.ggml.tokens"]
-        self._scores: list[float] = file.metadata["tokenizer.ggml.scores"]
-        self._kinds: list[int] = file.metadata["tokenizer.ggml.token_type"]
-        self._bos = file.metadata.get("tokenizer.ggml.bos_token_id", -1)
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
+        self._pieces: list[str] = metadata["tokenizer.ggml.tokens"]
+        self._scores: list[float] = metadata["tokenizer.ggml.scores"]
+        self._kinds: list[int] = metadata["tokenizer.ggml.token_type"]
+        self._bos = metadata.get("tokenizer.ggml.bos_token_id", -1)
 
     def __len__(self) -> int:
         return len(self._pieces)
@@ -127,15 +133,15 @@ class GgufPieces:
 
     def is_control(self, number: int) -> bool:
         """True for `<s>` and its kind."""
-        return self._kinds[number] == _CONTROL
+        return self._kinds[number] == CONTROL
 
     def is_unknown(self, number: int) -> bool:
         """True for `<unk>`."""
-        return self._kinds[number] == _UNKNOWN
+        return self._kinds[number] == UNKNOWN
 
     def is_byte(self, number: int) -> bool:
         """True for pieces such as `<0x0A>`."""
-        return self._kinds[number] == _BYTE
+        return self._kinds[number] == BYTE
 
     def bos_id(self) -> int:
         """Id in front of a text; -1 without one."""

@@ -121,13 +121,21 @@ class ModelTokenizer:
             same = [each for each in written if reader.encode(each + sample, add_special_tokens=False).ids == expected]
         return same[0] if same else name
 
+    def vocabulary(self) -> dict[str, int]:
+        """Ids of all tokens by name, added ones included."""
+        return self._tokenizer.get_vocab()
+
     @property
     def tokenizer_json(self) -> str:
         """The tokenizer as the text of a tokenizer.json."""
         return self._tokenizer.to_str()
 
+    def special_tokens(self) -> dict[int, str]:
+        """Names of the special tokens by id."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {number: token.content for number, token in added.items() if token.special}
+
     @property
     def special_names(self) -> tuple[str, ...]:
         """Special tokens as text, longest first: other tokenizers may recognise them in text."""
-        added = self._tokenizer.get_added_tokens_decoder().values()
-        return tuple(sorted((each.content for each in added if each.special), key=len, reverse=True))
+        return tuple(sorted(self.special_tokens().values(), key=len, reverse=True))
