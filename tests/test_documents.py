@@ -25,6 +25,7 @@ VARIABLE = re.compile(r"\b(?:QLORA_CHAT|LOGGING|OTEL|HF)_[A-Z][A-Z_]*\b")
 OTHERS = {
     "--tensor-parallel-size", "--enable-lora", "--distributed-executor-backend", "--pipeline-parallel-size", "--port",  # vLLM
     "--head", "--address",  # Ray
+    "--reverse-prompt",  # llama.cpp
     "--env-file", "--scale",  # Compose
     "--build-arg",  # Docker
     "--no-deps", "--no-index", "--no-build-isolation", "--require-hashes", "--only-binary",  # pip

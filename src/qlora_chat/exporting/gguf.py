@@ -51,7 +51,7 @@ MODELFILE = "Modelfile"
 
 @dataclass(frozen=True)
 class GgufOptions:
-    """What to write, and where. SettingsError for an unknown choice."""
+    """Kind and place of an export. SettingsError for an unknown choice."""
 
     folder: Path
     target: GgufTarget = "gguf"
@@ -176,7 +176,7 @@ class _Export:
 
     @property
     def measured(self) -> Measured:
-        """What the weights are made of, and measured by."""
+        """Sources of the weights, and of their measurement."""
         options = self.options
         return Measured(self.model, self.text, options.kind, self.merged, self.adapters, options.force, self.cache, self.notify)
 

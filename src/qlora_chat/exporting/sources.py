@@ -1,4 +1,4 @@
-"""What every export begins with: a new folder, and the adapters that stay unmerged, by name.
+"""Steps that begin every export: a check of the folder, and the adapters that stay unmerged, by name.
 
 Scope: names and folders, before any weight is read. Knows no target.
 """

@@ -74,7 +74,7 @@ class Identity:
 
 
 def _position(text: str, name: str, start: int, between: str) -> int | None:
-    """Where `name` stands in a text after exactly `between`; white space in front of that may be the tokenizer's own."""
+    """Position of `name` in a text after exactly `between`; white space in front of that may be the tokenizer's own."""
     expected = normalize("NFC", between).strip()
     found = text.find(name, start)
     while found >= 0 and normalize("NFC", text[start:found]).strip() != expected:

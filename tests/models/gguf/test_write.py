@@ -60,7 +60,7 @@ def read_back(path: Path, folder: Path) -> Base:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_read_back_is_the_model(family: str, make_base: MakeBase, tmp_path: Path) -> None:
     base = with_biases(make_base(**FAMILIES[family]))
-    back = read_back(written(base, tmp_path / "model.gguf"), tmp_path / "back")
+    back = read_back(written(base, tmp_path / "model.gguf", "bf16"), tmp_path / "back")
     ours, theirs = Checkpoint(base.folder), Checkpoint(back.folder)
     assert set(ours) == set(theirs)
     assert all(torch.equal(ours[name].float(), theirs[name].float()) for name in ours)

@@ -1,4 +1,4 @@
-"""What an adapter's folder says about text in another way than its base: other tokens, other ends of answers.
+"""Differences of an adapter from its base in text: other tokens, other ends of answers.
 
 Scope: tokenizer files and configs. Several adapters over one base share its tokenizer and its ends, so an adapter with its own
 can only be served alone. Knows no engine.

