@@ -49,7 +49,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "evaluation": {"chat", "engines", "errors", "messages", "models", "prompt", "settings", "text", "training"},
     "replay": {"chat", "engines", "errors", "prompt", "settings", "stopping", "text"},
-    "terminal": {"chat", "context", "engines", "errors", "messages", "settings", "text"},
+    "terminal": {"chat", "engines", "errors", "messages", "settings", "text"},
     "web": {"chat", "engines", "errors", "history", "messages", "models", "serving", "settings", "text"},
     "merging": {"chat_templates", "engines", "evaluation", "exporting", "models", "prompt", "settings"},
     "server": {"api", "chat", "errors", "models", "serving", "settings", "web"},

@@ -13,14 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qlora_chat.chat import AnswerOptions, Chat, Turn
-<<<<<<< HEAD
-from qlora_chat.context import PromptTooLong
 from qlora_chat.engines import EngineError, PrefillProgress
-from qlora_chat.history import HistoryError
-=======
-from qlora_chat.engines import EngineError
 from qlora_chat.errors import UserError
->>>>>>> facd4a7 (Export models and LoRAs as GGUF, and Modelfiles for Ollama)
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import SAMPLING_OPTIONS, Sampling, SettingsError
 from qlora_chat.text import counted, plain
