@@ -177,6 +177,7 @@ SHORT_MODULES = {
     "exporting/sources.py": "steps that both exports begin with",
     "exporting/template.py": "one format in Jinja, compared with prompt.py by a test",
     "history/answer_metadata.py": "JSON fields of an answer that stores and payloads share",
+    "history/pinned_turns.py": "one use of tags, which the chat, the page and the command line share",
     "history/sql/shared_state.py": "two tables that are no part of conversations; store.py knows only those",
     "models/weights/quantize.py": "needs bitsandbytes, which only a first start imports",
     "private_files.py": "permissions of every file that people's text is written to",

@@ -260,3 +260,32 @@ def test_the_use_of_the_window_is_known_before_anything_is_sent() -> None:
     use = chat.context_use(turn.conversation, "and", 60)
     list(sent := chat.reply(turn.conversation, "and", AnswerOptions(Sampling(max_new_tokens=60))))
     assert (use.history + use.draft, use.draft, use.answer, use.window) == (sent.prompt_tokens, 3, 60, 400)
+
+
+def test_a_pinned_turn_is_always_seen_and_stays_pinned() -> None:
+    chat, history, _ = chat_over(ScriptedEngine("answer", window=200))
+    conversation = Conversation()
+    for number in range(6):
+        list(turn := chat.reply(conversation, f"question {number}", AnswerOptions(Sampling(max_new_tokens=10))))
+        conversation = (
+            turn.conversation if number else chat.pin(turn.conversation, turn.conversation.messages[1].id, pinned=True)
+        )
+    assert "question 0" in turn.prompt.text
+    assert turn.prompt.dropped[:2] == (2, 3)
+    stored = history.load(conversation.id)
+    assert stored is not None
+    list(again := chat.reply(stored, "question 6", AnswerOptions(Sampling(max_new_tokens=10))))
+    assert "question 0" in again.prompt.text, "as read from the history, too"
+    unpinned = chat.pin(again.conversation, conversation.messages[1].id, pinned=False)
+    list(last := chat.reply(unpinned, "question 7", AnswerOptions(Sampling(max_new_tokens=10))))
+    assert "question 0" not in last.prompt.text
+
+
+def test_a_caller_s_stop_texts_end_the_answer_and_are_recorded() -> None:
+    engine = ScriptedEngine("one STOP two")
+    chat, history, _ = chat_over(engine)
+    list(turn := chat.reply(Conversation(), "Count.", AnswerOptions(Sampling(), stop_texts=("STOP",))))
+    assert engine.streams[-1].stops.texts == (*chat.stops.texts, "STOP")
+    stored = history.read(turn.conversation.id)
+    assert stored is not None
+    assert stored.turns[-1].details["stop_texts"] == ["STOP"], "a replay needs them"

@@ -25,6 +25,7 @@ from qlora_chat.history import (
     TurnRecord,
     Usage,
 )
+from qlora_chat.history.pinned_turns import pinned_turns, with_pin
 from qlora_chat.messages import Conversation, FinishReason, Message
 from qlora_chat.prompt import ChatFormat, Prompt, render, trim_ids
 from qlora_chat.settings import Sampling
@@ -47,6 +48,8 @@ class AnswerOptions:
     """Key by which an API client finds a new conversation again."""
     logged: bool = True
     """Send the finished turn to the receiver, if there is one."""
+    stop_texts: tuple[str, ...] = ()
+    """Texts that end the answer, besides the format's."""
     must_save: bool = False
     """Refuse a question that cannot be saved. Otherwise the chat goes on, and Turn.save_error says so."""
 
@@ -65,6 +68,8 @@ class TurnStart:
     model: ModelUsed
     save_error: str | None
     continues: ContinuedAnswer | None = None
+    stop_texts: tuple[str, ...] = ()
+    """Besides the format's."""
 
     @property
     def answer(self) -> Message:
@@ -91,7 +96,7 @@ class Chat:
         """
         with_question = conversation.adding(Message("user", text))
         prompt = self._fitted(with_question, options)
-        return self.answer(with_question, prompt, options, self.stops, before=instead_of or conversation)
+        return self.answer(with_question, prompt, options, self._stops(options), before=instead_of or conversation)
 
     def continue_answer(
         self, conversation: Conversation, options: AnswerOptions, *, instead_of: Conversation | None = None
@@ -104,7 +109,7 @@ class Chat:
         prompt, seed = self._fitted(conversation, options, continue_final=True), options.sampling.seed
         if seed is not None:  # the first tokens' random numbers again would not be random
             options = replace(options, sampling=options.sampling.changed(seed=(seed + prompt.continued) % 2**63))
-        return self.answer(conversation, prompt, options, self.stops, before=instead_of or conversation)
+        return self.answer(conversation, prompt, options, self._stops(options), before=instead_of or conversation)
 
     def answer(self, asked: Conversation, prompt: Prompt, options: AnswerOptions, stops: Stops, before: Conversation) -> Turn:
         """Save the question that a conversation ends with and begin its answer, or go on with the answer that it ends with.
@@ -122,7 +127,9 @@ class Chat:
         except BaseException:
             self.restore(before, conversation)
             raise
-        return Turn(self, TurnStart(conversation, before, prompt, options, model, save_error, continues), stream)
+        own_stops = tuple(text for text in stops.texts if text not in self.prompt_format.stop_texts)
+        start = TurnStart(conversation, before, prompt, options, model, save_error, continues, own_stops)
+        return Turn(self, start, stream)
 
     @property
     def stops(self) -> Stops:
@@ -130,6 +137,10 @@ class Chat:
         ids = (self.engine.tokenizer.token_id(token) for token in self.prompt_format.stop_tokens)
         token_ids = self.engine.info.stop_token_ids | {each for each in ids if each is not None}
         return Stops(token_ids, self.prompt_format.stop_texts)
+
+    def _stops(self, options: AnswerOptions) -> Stops:
+        stops = self.stops
+        return replace(stops, texts=(*stops.texts, *options.stop_texts))
 
     def context_used(self, conversation: Conversation) -> int:
         """Tokens of the window that the conversation takes, the next answer's opening included; 0 before it begins."""
@@ -144,14 +155,23 @@ class Chat:
         """The window's use if `draft` were sent now: what stays, what goes, what is left. Computes for milliseconds."""
         if conversation.messages and conversation.messages[-1].role == "user":
             conversation = conversation.before_last()
-        engine = self.engine
-        return context_use(conversation, draft, self.prompt_format, engine.tokenizer, engine.info.window, max_new_tokens)
+        engine, pinned = self.engine, _pinned(conversation)
+        return context_use(
+            conversation, draft, self.prompt_format, engine.tokenizer, engine.info.window, max_new_tokens, pinned=pinned
+        )
+
+    def pin(self, conversation: Conversation, turn_id: str, *, pinned: bool) -> Conversation:
+        """The conversation with a turn that the model always sees, or does not any more; stored, if the conversation is."""
+        tags = with_pin(conversation.tags, turn_id, pinned=pinned)
+        self.history.change(conversation.id, tags=tags)
+        return replace(conversation, tags=tags)
 
     def _fitted(self, conversation: Conversation, options: AnswerOptions, *, continue_final: bool = False) -> Prompt:
         engine, most = self.engine, options.sampling.max_new_tokens
         return fit_prompt(
-            conversation, self.prompt_format, engine.tokenizer, engine.info.window, most, continue_final=continue_final
-        )
+            conversation, self.prompt_format, engine.tokenizer, engine.info.window, most,
+            pinned=_pinned(conversation), continue_final=continue_final,
+        )  # fmt: skip
 
     def feedback(
         self,
@@ -207,6 +227,12 @@ class Chat:
             info.name, info.base, used, info.precision, info.device, info.prompt_format,
             info.base_sha256, info.adapter_sha256 if used == info.adapter else None, info.computed_by,
         )  # fmt: skip
+
+
+def _pinned(conversation: Conversation) -> list[int]:
+    """Indices of the pinned messages."""
+    ids = pinned_turns(conversation.tags)
+    return [index for index, message in enumerate(conversation.messages) if message.id in ids]
 
 
 def _opened(asked: Conversation, prompt: Prompt) -> tuple[Conversation, ContinuedAnswer | None]:
@@ -342,6 +368,7 @@ class Turn:
             usage=usage,
             model=start.model,
             continues=start.continues,
+            stop_texts=start.stop_texts,
         )
 
     def _settings_changes(self) -> tuple[SettingsChange, ...]:

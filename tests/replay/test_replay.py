@@ -221,3 +221,17 @@ def test_the_command_replays_a_turn_of_a_receivers_store(
     differs = CliRunner().invoke(app, ["replay", str(file), "--json"])
     assert differs.exit_code == 1
     assert json.loads(differs.stdout)["first"]["index"] == 3
+
+
+def test_an_answer_that_went_on_and_ended_at_a_caller_s_stop_text_is_replayed(shared_engine: LocalEngine, chat: Chat) -> None:
+    recorder = ScriptedRecorder()
+    asking = Chat(shared_engine, DEFAULT_FORMAT, MemoryHistory(), recorder)
+    options = AnswerOptions(GREEDY.changed(max_new_tokens=3), stop_texts=("Paris",))
+    list(cut := asking.reply(Conversation(), "What is the capital of France?", options))
+    list(asking.continue_answer(cut.conversation, options))
+    data = json.loads(json.dumps(payload_v2(recorder.turns[-1], "an-id")))
+    assert data["stop_texts"] == ["Paris"]
+    assert data["answer"].startswith(cut.answer)
+    assert len(data["answer_ids"]) <= 3, "the ids of what was added"
+    again = replay(parse_recorded_answer(data), chat)
+    assert again.identical

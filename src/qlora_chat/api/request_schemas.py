@@ -26,12 +26,10 @@ from pydantic_core import CoreSchema
 
 from qlora_chat.api.errors import invalid
 from qlora_chat.api.field_errors import invalid_field
-from qlora_chat.settings import LOGITS_PROCESSORS, SAMPLING_SETTINGS
+from qlora_chat.settings import LOGITS_PROCESSORS, MAX_STOP_LENGTH, MAX_STOP_TEXTS, SAMPLING_SETTINGS
 
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
-MAX_STOPS = 16
-MAX_STOP_LENGTH = 256
 MAX_NAME_LENGTH = 256
 MAX_METADATA, MAX_KEY_LENGTH, MAX_VALUE_LENGTH = 16, 64, 512
 """OpenAI's limits."""
@@ -179,7 +177,7 @@ class GenerationRequest(_SamplingFields):
     """Fields of other routes, with their name on this one."""
 
     model: Annotated[Text, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] = Field([])
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOP_TEXTS)] = Field([])
     ignore_eos: bool = Field(False, description="ignore stop tokens and go on to max_tokens; for measurements")
     stream: bool = False
     user: Annotated[Text, Field(max_length=MAX_NAME_LENGTH)] = ""

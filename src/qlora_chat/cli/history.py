@@ -45,6 +45,8 @@ def list_conversations(
     as_json: AsJson = False,
 ) -> None:
     """List conversations."""
+    from qlora_chat.history.pinned_turns import visible_tags
+
     with closing(_open(history)) as persistence:
         summaries = persistence.store.list(limit=limit)
     rows = [
@@ -59,7 +61,7 @@ def list_conversations(
     if not summaries:
         notify("history: no conversation is stored there yet")
     for each in summaries:
-        tags = f"  [{', '.join(each.tags)}]" if each.tags else ""
+        tags = f"  [{', '.join(visible)}]" if (visible := visible_tags(each.tags)) else ""
         when = f"{each.updated_at.astimezone():%Y-%m-%d %H:%M}"
         turns = f"{each.turns:4} {'turn ' if each.turns == 1 else 'turns'}"
         print(f"{plain(each.id[:8])}  {when}  {turns}  {plain(each.title + tags)}")

@@ -39,6 +39,7 @@ def answer_metadata(turn: TurnRecord) -> dict[str, Any]:
             for change in turn.changes
         ],
         "model": turn.model and {**asdict(turn.model), "version": __version__},
+        **({"stop_texts": list(turn.stop_texts)} if turn.stop_texts else {}),
         **({"continues": asdict(turn.continues)} if turn.continues else {}),
     }
 

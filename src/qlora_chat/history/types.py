@@ -94,6 +94,8 @@ class TurnRecord:
     model: ModelUsed | None = None
     continues: ContinuedAnswer | None = None
     """Set if the prompt ends with the beginning of the answer; `answer_ids`, `changes` and `usage` are those of the rest."""
+    stop_texts: tuple[str, ...] = ()
+    """Texts that ended the answer, besides the prompt format's."""
 
     @property
     def answer(self) -> Message:

@@ -32,6 +32,8 @@ class RecordedAnswer:
     """Settings at the first token, with the seed that was used."""
     changes: tuple[tuple[int, Sampling], ...]
     """(number of tokens before the change, settings after it)."""
+    stop_texts: tuple[str, ...]
+    """Besides the prompt format's."""
     model: Mapping[str, Any]
     """name, base, adapter, precision, device, prompt_format, base_sha256, adapter_sha256, computed_by, version."""
 
@@ -64,6 +66,7 @@ def parse_recorded_answer(data: Mapping[str, Any]) -> RecordedAnswer:
         finish_reason=str(data.get("finish_reason")),
         sampling=sampling,
         changes=_changes(data, sampling),
+        stop_texts=_stop_texts(data),
         model=_mapping(data.get("model")),
     )
 
@@ -83,6 +86,13 @@ def _ids(data: Mapping[str, Any], name: str) -> tuple[int, ...]:
     value = data.get(name)
     if not isinstance(value, list) or not all(isinstance(each, int) and not isinstance(each, bool) for each in value):
         raise CannotReplay(f"{name} must be a list of token ids")
+    return tuple(value)
+
+
+def _stop_texts(data: Mapping[str, Any]) -> tuple[str, ...]:
+    value = data.get("stop_texts") or []
+    if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
+        raise CannotReplay("stop_texts must be a list of texts")
     return tuple(value)
 
 

@@ -37,10 +37,15 @@ from qlora_chat.settings.model import (
 from qlora_chat.settings.persistence import HistorySettings, LogSettings
 from qlora_chat.settings.sampling import (
     LOGITS_PROCESSORS,
+    MAX_STOP_LENGTH,
+    MAX_STOP_TEXTS,
+    PRESETS,
     SAMPLING_OPTIONS,
     SAMPLING_SETTINGS,
     SLIDERS,
+    Preset,
     Sampling,
     SamplingSetting,
+    check_stop_texts,
 )
 from qlora_chat.settings.server import DEFAULT_PORT, ReceiverSettings, ServeSettings, is_shared
