@@ -39,7 +39,6 @@ from qlora_chat.models.locate import locate_adapter
 from qlora_chat.models.placement import DoesNotFit, detect_devices
 from qlora_chat.models.prepare import ModelText
 from qlora_chat.models.resolve import ResolvedModel, resolve
-from qlora_chat.models.tokenizer.sentencepiece import tokenizer_folder
 from qlora_chat.models.weights.checkpoint import Checkpoint
 from qlora_chat.prompt import ChatFormat, PromptFormat
 from qlora_chat.settings import ModelSettings, SettingsError, cache_folder, hub_cache_folder, hub_is_offline, one_of
@@ -139,10 +138,8 @@ class _Export:
     @cached_property
     def text(self) -> ModelText:
         """Tokenizer and ends of answers: the adapter's own, where its folder holds them."""
-        base, adapter = self.model.config, self.model.adapter_folder
-        own = adapter.folder if adapter and has_tokenizer(adapter.folder) else base.folder
-        folder = tokenizer_folder(self.model.base.name, own, self.cache, self.notify)
-        return ModelText.read(self.model.base.name, base, folder, adapter.folder if adapter else None, self.rows)
+        model = self.model
+        return ModelText.read(model.base.name, model.config, model.adapter_folder, self.cache, self.notify)
 
     @cached_property
     def prompt_format(self) -> ChatFormat:

@@ -86,7 +86,8 @@ def _free_names(used: set[str]) -> Iterator[str]:
 
 def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:
     """Pairs in their order; files write a pair as a list, or as a text with a space."""
-    return [tuple(each.split(" ", 1)) if isinstance(each, str) else tuple(each) for each in model["merges"]]
+    pairs = (each.split(" ", 1) if isinstance(each, str) else each for each in model["merges"])
+    return [(left, right) for left, right in pairs]
 
 
 def _byte_level(original: Tokenizer, model: dict[str, Any]) -> Iterator[dict[str, Any]]:
