@@ -78,7 +78,7 @@ def test_the_summary_counts_everything_that_is_left_out_or_changed(tmp_path: Pat
         f"  left out: 1 whose answers all have weight 0 (the first: {path}:6)",
         f"  2 lost white space around a text (the first: {path}:3)",
         f"  1 lost a last question without an answer (the first: {path}:2)",
-        f"  1 occur more than once; all copies are on one side of the split (the first: {path}:2)",
+        f"  1 repeat an earlier one; all copies are on one side of the split (the first: {path}:2)",
     ]
 
 

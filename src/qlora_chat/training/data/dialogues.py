@@ -33,7 +33,7 @@ NO_ANSWER = "without an answer"
 NOTHING_LEARNED = "whose answers all have weight 0"
 ALSO_HELD_OUT = "that stand in a held-out file as well"
 ADDED = "got the text that the chat template writes in front"
-DUPLICATES = "occur more than once; all copies are on one side of the split"
+DUPLICATES = "repeat an earlier one; all copies are on one side of the split"
 """Reasons, as a summary writes them after the number of dialogues."""
 
 TextReader = Callable[[str], Dialogue | None]
