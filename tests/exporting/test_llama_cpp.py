@@ -26,7 +26,9 @@ from qlora_chat.settings import ModelSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-COUNT = 40
+COUNT = 24
+MARGIN = 0.1
+"""Logits. llama.cpp rounds activations and its KV cache to F16 beside F16 weights, so nearer ties may fall either way."""
 QUESTIONS = (
     "What is the capital of France?",
     "Tell me a short story about a cat and a boat.",
@@ -55,17 +57,12 @@ def llama_cpp(**request: Any) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def greedy(model: LoadedModel, prompt: Sequence[int]) -> list[int]:
-    """Our tokens after a prompt, to the end of the answer or COUNT."""
-    cache = KVCache(model.weights, slots=1)
-    forward, at, ids, tokens = Forward(model.weights, cache), 0, list(prompt), []
-    while len(tokens) < COUNT:
-        token = int(forward([Span(0, at, ids)]).argmax())
-        if token in model.info.stop_token_ids:
-            break
-        at, ids = at + len(ids), [token]
-        tokens.append(token)
-    return tokens
+def differences(model: LoadedModel, prompt: Sequence[int], theirs: Sequence[int]) -> list[float]:
+    """Gap between our first choice and their token wherever the two differ, along their answer."""
+    forward = Forward(model.weights, KVCache(model.weights, slots=1))
+    logits = forward([Span(0, 0, [*prompt, *theirs[:-1]], logits=len(theirs))])
+    gaps = logits.max(dim=-1).values - logits[torch.arange(len(theirs)), torch.tensor(theirs)]
+    return [float(each) for each in gaps if each > 0]
 
 
 def prompts(tokenizer: ModelTokenizer) -> list[list[int]]:
@@ -85,7 +82,9 @@ def test_greedy_tokens_and_ids_are_ours(name: str, tmp_path: Path) -> None:
     asked = prompts(ours.tokenizer)
     reply = llama_cpp(model=str(file), lora=None, prompts=asked, count=COUNT, texts=TEXTS)
     assert reply["ids"] == [ours.tokenizer.encode(each) for each in TEXTS]
-    assert reply["answers"] == [greedy(ours, each) for each in asked]
+    gaps = [gap for prompt, answer in zip(asked, reply["answers"], strict=True) for gap in differences(ours, prompt, answer)]
+    assert max(gaps, default=0.0) < MARGIN
+    assert len(gaps) <= sum(map(len, reply["answers"])) // 20, "all but a few tokens are the same"
 
 
 def test_a_lora_over_its_base_gives_the_tokens_of_the_merge(tmp_path: Path) -> None:
@@ -96,10 +95,7 @@ def test_a_lora_over_its_base_gives_the_tokens_of_the_merge(tmp_path: Path) -> N
     ours = load(ModelSettings(base=str(merged), device="cpu", precision="bf16"), print, dtype=torch.float32)
     asked = prompts(ours.tokenizer)
     reply = llama_cpp(model=str(base), lora=str(lora), prompts=asked, count=COUNT)
-    expected = [greedy(ours, each) for each in asked]
-    same = sum(
-        a == b for answer, mine in zip(reply["answers"], expected, strict=True) for a, b in zip(answer, mine, strict=False)
-    )
-    assert same / sum(map(len, expected)) > 0.9, "the merge is rounded to bf16, and the LoRA is not"
+    gaps = [gap for prompt, answer in zip(asked, reply["answers"], strict=True) for gap in differences(ours, prompt, answer)]
+    assert len(gaps) <= sum(map(len, reply["answers"])) // 10, "the merge is rounded to bf16, and the LoRA is not"
     plain = llama_cpp(model=str(base), lora=None, prompts=asked, count=COUNT)
     assert plain["answers"] != reply["answers"]
