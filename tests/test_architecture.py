@@ -186,6 +186,8 @@ SHORT_MODULES = {
     "serving/cookies.py": "cookies of the login and of the page, which know nothing of each other",
     "training/model/loss.py": "an autograd function of its own",
     "web/adapter_chooser.py": "one control of the page with its rules",
+    "web/message_list/route.py": "HTTP of the page's components; view.py knows none",
+    "web/render.py": "notices and the status line, which every handler uses",
 }
 """Modules under MIN_LINES, with the reason for each. A command of the command line needs none."""
 

@@ -94,9 +94,14 @@ class Chat:
         A retry passes the conversation as shown in `instead_of`, which is shown again if the engine refuses.
         StaleConversation where the history has gone on from another head.
         """
-        with_question = conversation.adding(Message("user", text))
-        prompt = self._fitted(with_question, options)
-        return self.answer(with_question, prompt, options, self._stops(options), before=instead_of or conversation)
+        return self.reply_to(conversation.adding(Message("user", text)), options, before=instead_of or conversation)
+
+    def reply_to(self, with_question: Conversation, options: AnswerOptions, before: Conversation) -> Turn:
+        """Begin an answer to the question that a conversation ends with; errors as in `reply`.
+
+        A question that is stored already gets another version of its answer.
+        """
+        return self.answer(with_question, self._fitted(with_question, options), options, self._stops(options), before=before)
 
     def continue_answer(
         self, conversation: Conversation, options: AnswerOptions, *, instead_of: Conversation | None = None

@@ -67,6 +67,13 @@ class Conversation:
         """The conversation without its newest message."""
         return replace(self, messages=self.messages[:-1])
 
+    def before(self, turn_id: str) -> Conversation | None:
+        """The conversation before the message of that id; None where it has no such message."""
+        for index, message in enumerate(self.messages):
+            if message.id == turn_id:
+                return replace(self, messages=self.messages[:index])
+        return None
+
     def replacing_last(self, message: Message) -> Conversation:
         """The conversation with another newest message of the same role."""
         return replace(self, messages=(*self.messages[:-1], message))

@@ -225,7 +225,14 @@ def test_other_methods_are_refused(method: str, path: str) -> None:
 
 def test_health_needs_no_password_and_everything_else_does() -> None:
     assert ask("GET", "/health", GUARDED).status_code == 200
-    for method, path in (("GET", "/"), ("GET", "/config"), ("GET", "/assets/x.js"), ("GET", "/page.js"), ("POST", JOIN)):
+    for method, path in (
+        ("GET", "/"),
+        ("GET", "/config"),
+        ("GET", "/assets/x.js"),
+        ("GET", "/page/static/messages.js"),
+        ("GET", "/page/messages"),
+        ("POST", JOIN),
+    ):
         assert ask(method, path, GUARDED).status_code == 401
 
 

@@ -78,16 +78,19 @@ def test_the_end_of_an_answer_repeats_nothing_that_clear_may_have_removed(page: 
     assert all(value["__type__"] == "update" and "value" not in value for value in values)
 
 
-def test_a_browser_that_draws_late_still_sees_every_button_change(page: Served) -> None:
+def test_a_browser_that_draws_late_still_sees_the_answer_begin_and_end(page: Served) -> None:
     """Gradio's browser code changes an update in place when the next one comes, also where it is not drawn yet."""
     messages = messages_of(send(page, "hi", SAMPLING, "late"))
     first, *later = [each["output"]["data"] for each in messages if each["msg"] == "process_generating"]
     assert later, "the question, then its answer"
-    enabled = [value for value in first if isinstance(value, dict) and value.get("interactive") is True]
-    assert enabled, "Stop, while the answer is written"
+    begun = [value["live"] for value in first if isinstance(value, dict) and "live" in value]
+    assert len(begun) == 1
+    assert begun[0], "being written"
     edits = [edit for update in later for value in update if isinstance(value, list) for edit in value]
-    assert any(path == [] and "interactive" in str(value) for _, path, value in edits), "the buttons, when it ends"
-    assert not [edit for edit in edits if edit[0] == "delete"]
+    lists = [value for _, path, value in edits if path == [] and isinstance(value, dict) and "live" in value]
+    assert lists, "a list of messages always comes whole"
+    assert lists[-1]["live"] is None, "it has ended"
+    assert lists[-1]["head"] == begun[0]["id"]
 
 
 @pytest.mark.parametrize(
@@ -166,12 +169,14 @@ def test_no_value_of_an_event_is_an_error_of_the_server(page: Served, capfd: pyt
         def ask(drawn: st.DataObject) -> None:
             event = drawn.draw(st.sampled_from(events))
             data = [drawn.draw(STRANGE) for _ in event["inputs"]]
-            liked = {"index": drawn.draw(STRANGE), "liked": drawn.draw(STRANGE)}
+            sent = {"id": drawn.draw(STRANGE), "rating": drawn.draw(STRANGE), "text": drawn.draw(STRANGE)}
             body = {
                 "fn_index": event["id"],
                 "data": data,
                 "session_hash": "strange",
-                "event_data": drawn.draw(st.sampled_from([None, liked])),
+                "event_data": drawn.draw(
+                    st.sampled_from([None, sent, {"id": sent["id"]}, {"id": sent["id"], "rating": sent["rating"]}])
+                ),
             }
             path = "queue/join" if event["queue"] else "run/predict"
             answer = client.post(f"/gradio_api/{path}", content=json.dumps(body), headers={"content-type": "application/json"})

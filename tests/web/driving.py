@@ -13,8 +13,6 @@ from tests.web.serving import Served
 LONG = " ".join(f"w{index}" for index in range(10_000))
 STEP = 0.01
 """Seconds a token in answers that are interrupted."""
-SETTLED = 250
-"""Milliseconds from a slider's being visible to its having its value; on a quiet machine up to 6 were seen."""
 
 
 def opened(context: BrowserContext, server: Served) -> Page:
@@ -35,8 +33,17 @@ def say(page: Page, text: str) -> None:
     page.press("#box textarea", "Enter")
 
 
+def settled(page: Page, count: int = 1) -> None:
+    """Wait until the page shows `count` answers or more, each as it ended."""
+    page.wait_for_function(
+        "count => !document.body.matches('.answering')"
+        " && document.querySelectorAll('#messages .answer:not(.live)').length >= count",
+        arg=count,
+    )
+
+
 def answers(page: Page) -> list[str]:
-    return [text.strip() for text in page.locator("#chat .bot .message-content").all_inner_texts()]
+    return [text.strip() for text in page.locator("#messages .answer .body").all_inner_texts()]
 
 
 def wait_for(page: Page, condition: Callable[[], object], seconds: float = 60.0) -> None:
@@ -49,16 +56,14 @@ def wait_for(page: Page, condition: Callable[[], object], seconds: float = 60.0)
 def begin_long_answer(page: Page, engine: ScriptedEngine, question: str = "go on") -> ScriptedStream:
     engine.answer, engine.delay = LONG, STEP
     say(page, question)
-    expect(page.locator("#chat .bot")).to_contain_text("w5")
+    expect(page.locator("#messages .answer")).to_contain_text("w5")
     return engine.streams[-1]
 
 
 def open_options(page: Page) -> None:
-    """Open the sliders. Gradio builds them now, and gives them their values a moment after they are visible: what is typed
-    in between is lost, which no person is quick enough to meet, and a test is."""
-    page.click("text=Advanced options")
+    """Open the drawer with the sliders."""
+    page.get_by_role("button", name="Settings", exact=True).click()
     expect(page.locator("#temperature input[type=number]")).to_be_visible()
-    page.wait_for_timeout(SETTLED)
 
 
 def set_slider(page: Page, name: str, value: str) -> None:

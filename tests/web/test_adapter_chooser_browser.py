@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.fakes import ScriptedEngine, scripted_chat
-from tests.web.driving import ready, say
+from tests.web.driving import ready, say, settled
 from tests.web.serving import serving_chat
 
 pytestmark = pytest.mark.browser
@@ -37,8 +37,7 @@ def choose(page: Page, name: str) -> None:
 
 def ask(page: Page, text: str, answers: int) -> None:
     say(page, text)
-    expect(page.locator("#chat .bot")).to_have_count(answers)
-    expect(page.locator("#send")).to_be_enabled()
+    settled(page, answers)
 
 
 def test_an_adapter_is_chosen_for_a_conversation_and_kept_with_its_turns(page: Page, engine: ScriptedEngine) -> None:
@@ -54,8 +53,8 @@ def test_an_adapter_is_chosen_for_a_conversation_and_kept_with_its_turns(page: P
         expect(page.locator("#adapter input")).to_have_value("pirate")
         ask(page, "And now?", 2)
         assert engine.adapters_asked == ["pirate", "pirate"]
-        page.click("#clear")
-        expect(page.locator("#chat .bot")).to_have_count(0)
+        page.click("#new")
+        expect(page.locator("#messages .answer")).to_have_count(0)
         choose(page, "scripted")
         ask(page, "Plain?", 1)
         assert engine.adapters_asked[-1] is None, "the model's own name is the model without adapters"
@@ -63,9 +62,8 @@ def test_an_adapter_is_chosen_for_a_conversation_and_kept_with_its_turns(page: P
         kept = [chat.history.read(each.id) for each in chat.history.list()]
         used = [[turn.details["model"]["adapter"] for turn in each.turns if turn.details] for each in kept if each]
         assert used == [[None], ["pirate", "pirate"]]
-        page.click("#past .label-wrap")
         page.locator("#found label").nth(1).click()
-        expect(page.locator("#chat .bot")).to_have_count(2)
+        expect(page.locator("#messages .answer")).to_have_count(2)
         expect(page.locator("#adapter input")).to_have_value("pirate")
 
 

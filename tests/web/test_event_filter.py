@@ -25,11 +25,13 @@ MESSAGE = Field("Your message", "text", 100)
 SEND, THUMB, STOP = 1, 2, 3
 EVENTS = {
     SEND: Event((MESSAGE, Field("Temperature", "number"), Field("Log mine", "switch"))),
-    THUMB: Event((Field("conversation", "text", 200),), is_thumb=True),
+    THUMB: Event(
+        (Field("conversation", "text", 200),), {"id": Field("Message", "text", 100), "rating": Field("Rating", "number")}
+    ),
     STOP: Event(()),
 }
 FILE = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
-LIKED = {"index": 1, "value": ["An answer."], "liked": True}
+LIKED = {"id": "some-id", "rating": 1}
 SENT = {"fn_index": SEND, "data": ["hi", 0.7, True], "session_hash": "tab", "trigger_id": 16}
 RATED = {"fn_index": THUMB, "data": ["id"], "session_hash": "tab", "event_data": LIKED}
 
@@ -61,9 +63,11 @@ def test_what_the_page_sends_goes_through(path: str) -> None:
     assert reached == {"fn_index": SEND, "data": ["hi", 0.7, True], "session_hash": "tab", "event_data": None}
 
 
-def test_of_a_thumb_only_the_message_and_the_direction_go_through() -> None:
-    for liked in (True, False, ""):
-        assert post({**RATED, "event_data": {**LIKED, "liked": liked}}).json()["event_data"] == {"index": 1, "liked": liked}
+def test_of_a_component_the_known_values_go_through() -> None:
+    for sent in (LIKED, {**LIKED, "rating": None}, {"id": "some-id"}, {}):
+        assert post({**RATED, "event_data": sent}).json()["event_data"] == sent
+    too_long = post({**RATED, "event_data": {**LIKED, "id": "x" * 101}})
+    assert (too_long.status_code, "Message has 101 characters" in too_long.text) == (422, True)
 
 
 def test_a_box_that_changed_sends_its_text_twice() -> None:
@@ -84,9 +88,8 @@ def test_no_object_and_no_list_is_a_value(path: str, position: int, value: objec
 
 @pytest.mark.parametrize(
     "event_data",
-    [FILE, [FILE], 5, True, {**LIKED, "more": 1}, {**LIKED, "index": FILE}, {**LIKED, "index": [0, 1]}, {**LIKED, "index": -1},
-     {**LIKED, "index": True}, {**LIKED, "liked": FILE}, {**LIKED, "liked": "x"}, {**LIKED, "liked": []},
-     {**LIKED, "value": FILE}, {**LIKED, "value": [FILE]}, {**LIKED, "value": [["x"]]}],
+    [FILE, [FILE], 5, True, {**LIKED, "more": 1}, {**LIKED, "id": FILE}, {**LIKED, "id": ["x"]}, {**LIKED, "id": 5},
+     {**LIKED, "rating": FILE}, {**LIKED, "rating": "x"}, {**LIKED, "rating": []}, {**LIKED, "rating": True}],
     ids=ascii,
 )  # fmt: skip
 @pytest.mark.parametrize("event", [SENT, RATED], ids=["send", "thumb"])
@@ -198,7 +201,7 @@ def test_any_json_is_refused_or_reaches_gradio_as_plain_values(body: object, pat
         reached = answer.json()
         assert reached.keys() <= {"fn_index", "data", "session_hash", "event_data", "event_id"}
         assert all(value is None or isinstance(value, str | bool | int | float) for value in reached.get("data", []))
-        assert (reached.get("event_data") or {}).keys() <= {"index", "liked"}
+        assert (reached.get("event_data") or {}).keys() <= {"id", "rating"}
 
 
 @settings(deadline=None)
@@ -208,6 +211,6 @@ def test_any_bytes_are_refused(body: bytes) -> None:
 
 
 def test_the_page_does_not_remember_a_system_text_that_the_server_would_refuse() -> None:
-    script = Path(event_filter.__file__).with_name("page.js").read_text()
+    script = Path(event_filter.__file__).with_name("static").joinpath("memory.js").read_text()
     assert re.findall(r"const LONGEST_SYSTEM = (\d+);", script) == [str(MAX_CHARACTERS["system"])]
     assert 6 * MAX_CHARACTERS["system"] < MAX_CHARACTERS["memory"], "a character takes up to six as JSON"

@@ -12,9 +12,8 @@ from qlora_chat.chat import Chat
 from qlora_chat.history import Feedback
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.prompt import DEFAULT_FORMAT
-from qlora_chat.web.parts import MAX_CHARACTERS
 from tests.fakes import ScriptedEngine, ScriptedRecorder
-from tests.web.driving import LONG, STEP, ready, say
+from tests.web.driving import LONG, STEP, ready, say, settled
 from tests.web.serving import Served, serving_chat
 
 pytestmark = pytest.mark.browser
@@ -43,8 +42,7 @@ def page(browser: Browser, rated: Served, chat: Chat) -> Iterator[Page]:
         page.goto(rated.url)
         ready(page)
         say(page, "Capital of Australia?")
-        expect(page.locator("#undo")).to_be_enabled()  # the end of an answer draws the thumbs anew
-        expect(page.get_by_label("Like", exact=True)).to_have_count(1)
+        settled(page)
         yield page
 
 
@@ -61,23 +59,23 @@ def kept(chat: Chat) -> list[Feedback]:
 
 
 def test_a_thumb_is_kept_at_once_and_is_there_after_a_reload(page: Page, chat: Chat) -> None:
-    page.get_by_label("Like", exact=True).click()
-    expect(page.locator("#feedback-about")).to_contain_text("Thumbs up saved")
+    page.get_by_label("Good answer").click()
+    expect(page.locator(".note")).to_have_text("Thumbs up saved.")
     (said,) = kept(chat)
     assert (said.rating, said.edited, said.comment) == (1, None, None)
     page.reload()
     ready(page)
-    expect(page.get_by_label("Liked")).to_have_count(1)
+    expect(page.get_by_label("Rated good")).to_have_count(1)
 
 
 def test_a_better_answer_and_a_comment_are_kept_and_sent_with_the_turn(page: Page, chat: Chat) -> None:
-    page.get_by_label("Dislike").click()
-    expect(page.locator("#edited textarea")).to_have_value("The capital is **Sydney**.")
-    page.fill("#edited textarea", "The capital is **Canberra**.")
-    page.fill("#comment textarea", "Wrong city.")
-    page.click("#feedback-save")
-    expect(page.locator("#notice")).to_contain_text("Saved")
-    expect(page.locator("#feedback")).to_be_hidden()
+    page.get_by_label("Bad answer").click()
+    expect(page.locator(".feedback label:nth-of-type(2) textarea")).to_have_value("The capital is **Sydney**.")
+    page.fill(".feedback label:nth-of-type(2) textarea", "The capital is **Canberra**.")
+    page.fill(".feedback label:nth-of-type(1) textarea", "Wrong city.")
+    page.locator(".feedback .primary").click()
+    expect(page.locator(".note")).to_contain_text("Saved")
+    expect(page.locator(".feedback")).to_have_count(0)
     newest = kept(chat)[-1]
     assert (newest.rating, newest.edited, newest.comment) == (-1, "The capital is **Canberra**.", "Wrong city.")
     conversation = chat.history.load(chat.history.list()[0].id)
@@ -89,65 +87,73 @@ def test_a_better_answer_and_a_comment_are_kept_and_sent_with_the_turn(page: Pag
 def test_the_answer_that_was_pressed_is_the_one_that_is_rated(page: Page, rated: Served, chat: Chat) -> None:
     rated.engine.answer, rated.engine.delay = LONG, STEP
     say(page, "long")
-    expect(page.locator("#chat .bot").last).to_contain_text("w5")
+    expect(page.locator("#messages .answer").last).to_contain_text("w5")
     page.click("#stop")
-    expect(page.locator("#chat")).to_contain_text("Stopped.")
-    expect(page.get_by_label("Like", exact=True)).to_have_count(2)
-    page.get_by_label("Like", exact=True).nth(1).click()
-    expect(page.locator("#feedback-about")).to_contain_text("w0 w1")
-    page.get_by_label("Like", exact=True).first.click()
-    expect(page.locator("#feedback-about")).to_contain_text("Sydney")
+    expect(page.locator("#messages")).to_contain_text("Stopped.")
+    expect(page.get_by_label("Good answer")).to_have_count(2)
+    page.get_by_label("Good answer").nth(1).click()
+    expect(page.locator(".answer").nth(1).locator(".note")).to_contain_text("saved")
+    page.get_by_label("Good answer").first.click()
+    expect(page.locator(".answer").first.locator(".note")).to_contain_text("saved")
     conversation = chat.history.load(chat.history.list()[0].id)
     assert conversation
     assert [said.turn_id for said in kept(chat)] == [conversation.messages[3].id, conversation.messages[1].id]
 
 
 def test_pressed_again_a_thumb_is_taken_back(page: Page, chat: Chat) -> None:
-    page.get_by_label("Like", exact=True).click()
-    expect(page.locator("#feedback")).to_be_visible()
-    page.get_by_label("Liked").click()
-    expect(page.locator("#feedback")).to_be_hidden()
+    page.get_by_label("Good answer").click()
+    expect(page.locator(".feedback")).to_be_visible()
+    page.get_by_label("Rated good").click()
+    expect(page.locator(".feedback")).to_have_count(0)
     assert kept(chat)[-1].rating is None
 
 
 def test_an_emptied_chat_shows_neither_panel_nor_thumbs(page: Page, rated: Served) -> None:
-    page.get_by_label("Like", exact=True).click()
-    expect(page.locator("#feedback")).to_be_visible()
-    page.click("#clear")
-    expect(page.locator("#feedback")).to_be_hidden()
+    page.get_by_label("Good answer").click()
+    expect(page.locator(".feedback")).to_be_visible()
+    page.click("#new")
+    expect(page.locator(".feedback")).to_have_count(0)
     say(page, "Again?")
-    expect(page.get_by_label("Like", exact=True)).to_have_count(1)
-    expect(page.get_by_label("Liked")).to_have_count(0)
+    expect(page.get_by_label("Good answer")).to_have_count(1)
+    expect(page.get_by_label("Rated good")).to_have_count(0)
 
 
 def test_with_the_log_off_nothing_is_sent_of_what_was_said_meanwhile(page: Page, chat: Chat) -> None:
     page.uncheck("#logged input")
     say(page, "Between us?")
-    expect(page.get_by_label("Like", exact=True)).to_have_count(2)
+    expect(page.get_by_label("Good answer")).to_have_count(2)
     page.check("#logged input")
-    page.get_by_label("Like", exact=True).nth(1).click()
-    expect(page.locator("#feedback-about")).to_contain_text("saved")
+    page.get_by_label("Good answer").nth(1).click()
+    expect(page.locator(".note")).to_contain_text("saved")
     assert kept(chat)[-1].rating == 1
     assert recorder(chat).feedbacks == []
 
 
 def test_a_comment_too_long_to_be_sent_is_said_under_its_box_and_stays_in_it(page: Page, chat: Chat) -> None:
-    page.get_by_label("Dislike").click()
-    long = "c" * (MAX_CHARACTERS["comment"] + 1)
-    page.fill("#comment textarea", long)
-    page.click("#feedback-save")
-    expect(page.locator("#feedback")).to_contain_text("Comment has 10,001 characters, but at most 10,000 can be sent")
-    expect(page.locator("#comment textarea")).to_have_value(long)
-    page.fill("#comment textarea", "Wrong city.")
-    page.click("#feedback-save")
-    expect(page.locator("#notice")).to_contain_text("Saved")
+    page.get_by_label("Bad answer").click()
+    long = "c" * (10_001)
+    page.fill(".feedback label:nth-of-type(1) textarea", long)
+    page.locator(".feedback .primary").click()
+    expect(page.locator(".feedback")).to_contain_text("The comment has 10,001 characters, but at most 10,000 can be sent")
+    expect(page.locator(".feedback label:nth-of-type(1) textarea")).to_have_value(long)
+    page.fill(".feedback label:nth-of-type(1) textarea", "Wrong city.")
+    page.locator(".feedback .primary").click()
+    expect(page.locator(".note")).to_contain_text("Saved")
     assert kept(chat)[-1].comment == "Wrong city."
 
 
 def test_made_up_feedback_is_refused(rated: Served, page: Page) -> None:
     config = requests.get(f"{rated.url}/config").json()
     rate = next(each["id"] for each in config["dependencies"] if any(target[1] == "like" for target in each["targets"]))
-    for data in (None, 5, {}, {"index": [0, 1]}, {"index": 10**9, "liked": True}, {"index": 0, "liked": True}, {"index": "1"}):
+    for data in (
+        None,
+        5,
+        {},
+        {"id": [0, 1]},
+        {"id": "made up", "rating": 1},
+        {"id": "made up", "rating": "1"},
+        {"rating": 10**9},
+    ):
         body = {"data": ["", True], "event_data": data, "fn_index": rate, "session_hash": "made-up"}
         answer = requests.post(f"{rated.url}/gradio_api/run/predict", json=body)
         assert answer.status_code in (200, 422)

@@ -19,7 +19,7 @@ from tests.fakes import ScriptedEngine, scripted_chat
 from tests.web.serving import serving_chat
 
 SHARED = ServeSettings("127.1", token="correct horse")
-LOAD, END_ANSWER, UNDO = 0, 3, 6
+LOAD, END_ANSWER, SELECT = 0, 5, 9
 """Numbers of events, in the order of page.py."""
 HERS = "a" * 64
 
@@ -33,10 +33,17 @@ class Browser:
         self.client.get("/config")
 
     def load(self, conversation: str, secret: str) -> str:
-        return self.run(LOAD, [json.dumps({"conversation": conversation, "browser": secret})])
+        """Open the page on a conversation; the messages that it shows."""
+        self.run(LOAD, [json.dumps({"conversation": conversation, "browser": secret})])
+        return self.messages(conversation, secret)
 
-    def run(self, event: int, values: list[Any]) -> str:
-        body = {"fn_index": event, "data": values, "session_hash": self.tab}
+    def messages(self, conversation: str, secret: str) -> str:
+        """The messages that the server gives this browser."""
+        query = {"conversation": conversation.split(" ")[0]}
+        return self.client.get("/page/messages", params=query, headers={"x-qlora-chat-owner": secret}).text
+
+    def run(self, event: int, values: list[Any], event_data: dict[str, Any] | None = None) -> str:
+        body = {"fn_index": event, "data": values, "session_hash": self.tab, "event_data": event_data}
         answer = self.client.post("/gradio_api/run/predict", json=body)
         assert answer.status_code == 200
         return answer.text
@@ -83,11 +90,18 @@ def test_a_page_whose_process_is_gone_goes_on_by_the_cookie_that_it_left(
 ) -> None:
     browser = browse()
     browser.client.cookies.set(f"qlora_chat_owner{httpx.URL(url).port}", HERS)
-    assert "my secret plans" in browser.run(END_ANSWER, ["", ref])
+    head = ref.split(" ")[1]
+    assert head in browser.run(END_ANSWER, ["", ref])
+    assert "my secret plans" in browser.messages(ref, HERS)
 
 
-@pytest.mark.parametrize("event", [END_ANSWER, UNDO])
-def test_another_browser_sees_and_changes_nothing(browse: Callable[[], Browser], ref: str, event: int) -> None:
-    assert "secret plans" not in browse().run(event, ["", ref])
+@pytest.mark.parametrize(("event", "values"), [(END_ANSWER, [""]), (SELECT, [])])
+def test_another_browser_sees_and_changes_nothing(
+    browse: Callable[[], Browser], ref: str, event: int, values: list[str]
+) -> None:
+    event_data = {"id": ref.split(" ")[1]} if event == SELECT else None
+    assert ref.split(" ")[1] not in browse().run(event, [*values, ref], event_data)
+    for secret in ("m" * 64, "", "short"):
+        assert "secret plans" not in browse().messages(ref, secret)
     assert "secret plans" not in browse().load(ref, "m" * 64)
     assert "my secret plans" in browse().load(ref, HERS), "it is still there"

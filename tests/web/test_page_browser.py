@@ -10,7 +10,19 @@ from playwright.sync_api import BrowserContext, Page, expect
 
 from qlora_chat.web.parts import MAX_CHARACTERS
 from tests.fakes import ScriptedEngine
-from tests.web.driving import LONG, STEP, answers, begin_long_answer, open_options, opened, ready, say, set_slider, wait_for
+from tests.web.driving import (
+    LONG,
+    STEP,
+    answers,
+    begin_long_answer,
+    open_options,
+    opened,
+    ready,
+    say,
+    set_slider,
+    settled,
+    wait_for,
+)
 from tests.web.serving import Served
 
 pytestmark = [pytest.mark.browser]
@@ -29,10 +41,10 @@ def test_the_first_words_are_visible_before_the_next_are_made(page: Page, engine
     """How soon is measured by bench/serving/first_text.py."""
     engine.answer, engine.pauses_after = "First words and more", 2
     say(page, "question")
-    expect(page.locator("#chat .bot")).to_contain_text("First words")
+    expect(page.locator("#messages .answer")).to_contain_text("First words")
     assert engine.streams[0].ended_at is None
     engine.go_on.set()
-    expect(page.locator("#chat .bot")).to_contain_text("First words and more")
+    expect(page.locator("#messages .answer")).to_contain_text("First words and more")
 
 
 def test_enter_sends_and_shift_enter_breaks_the_line(page: Page, engine: ScriptedEngine) -> None:
@@ -41,7 +53,7 @@ def test_enter_sends_and_shift_enter_breaks_the_line(page: Page, engine: Scripte
     page.locator("#box textarea").press_sequentially("two")
     assert engine.streams == []
     page.press("#box textarea", "Enter")
-    expect(page.locator("#chat .bot")).to_have_count(1)
+    expect(page.locator("#messages .answer")).to_have_count(1)
     assert "one\ntwo" in engine.streams[0].prompt.text
     expect(page.locator("#box textarea")).to_have_value("")
     expect(page.locator("#box textarea")).to_be_focused()
@@ -55,7 +67,7 @@ def test_what_is_too_long_to_be_sent_is_said_under_the_box_and_stays_in_it(page:
     expect(page.locator("#box textarea")).to_have_value(long)
     assert engine.streams == []
     say(page, "shorter")
-    expect(page.locator("#chat .bot")).to_have_count(1)
+    expect(page.locator("#messages .answer")).to_have_count(1)
     expect(page.locator("#ask")).not_to_contain_text(said)
 
 
@@ -68,16 +80,16 @@ def test_a_system_text_too_long_to_be_sent_does_not_keep_the_page_from_being_rel
     page.reload()
     ready(page)
     say(page, "hi")
-    expect(page.locator("#chat .bot")).to_have_count(1)
+    expect(page.locator("#messages .answer")).to_have_count(1)
 
 
 def test_stop_ends_the_computation_and_keeps_the_part(page: Page, engine: ScriptedEngine) -> None:
     stream = begin_long_answer(page, engine)
     page.click("#stop")
-    expect(page.locator("#chat .bot").last).to_contain_text("Stopped")
+    expect(page.locator("#messages .answer").last).to_contain_text("Stopped")
     assert stream.reason == "cancelled"
     assert answers(page)[0].startswith("w0 w1")
-    expect(page.locator("#send")).to_be_enabled()
+    settled(page)
 
 
 def test_a_slider_moved_in_the_middle_of_an_answer_acts_on_it(page: Page, engine: ScriptedEngine) -> None:
@@ -87,7 +99,7 @@ def test_a_slider_moved_in_the_middle_of_an_answer_acts_on_it(page: Page, engine
     wait_for(page, lambda: stream.seen[-1].temperature == 0.0)
     assert stream.seen[0].temperature == 0.7
     page.click("#stop")
-    expect(page.locator("#send")).to_be_enabled()
+    settled(page)
     say(page, "and now")
     wait_for(page, lambda: len(engine.streams) == 2 and engine.streams[1].seen)
     assert engine.streams[1].seen[0].temperature == 0.0
@@ -96,7 +108,7 @@ def test_a_slider_moved_in_the_middle_of_an_answer_acts_on_it(page: Page, engine
 NOTE_WHAT_APPEARS_AFTER_CLEAR = """() => {
     window.appeared = [];
     let cleared = false;
-    const text = () => [...document.querySelectorAll('#chat .message-content')].map(e => e.innerText).join();
+    const text = () => [...document.querySelectorAll('#messages .body')].map(e => e.innerText).join();
     setInterval(() => {
         if (!text()) cleared = true;
         else if (cleared) window.appeared.push(text());
@@ -108,15 +120,15 @@ def test_clear_in_the_middle_of_an_answer_leaves_nothing(page: Page, engine: Scr
     stream = begin_long_answer(page, engine)
     before = page.evaluate("sessionStorage.getItem('qlora-chat.conversation')")
     page.evaluate(NOTE_WHAT_APPEARS_AFTER_CLEAR)
-    page.click("#clear")
-    expect(page.locator("#chat .bot")).to_have_count(0)
+    page.click("#new")
+    expect(page.locator("#messages .answer")).to_have_count(0)
     wait_for(page, lambda: stream.reason == "cancelled")
     page.wait_for_timeout(300)
     assert page.evaluate("window.appeared") == []
     assert page.evaluate("sessionStorage.getItem('qlora-chat.conversation')") != before
     engine.answer, engine.delay = "Fresh.", 0.0
     say(page, "hello")
-    expect(page.locator("#chat .bot")).to_have_text(re.compile("Fresh"))
+    expect(page.locator("#messages .answer")).to_have_text(re.compile("Fresh"))
     assert "go on" not in engine.streams[-1].prompt.text
 
 
@@ -124,15 +136,15 @@ def test_clear_wins_every_race_with_the_answer(page: Page, engine: ScriptedEngin
     for turn in range(8):
         begin_long_answer(page, engine)
         page.wait_for_timeout(7 * turn)
-        page.click("#clear")
-        expect(page.locator("#chat .bot")).to_have_count(0)
+        page.click("#new")
+        expect(page.locator("#messages .answer")).to_have_count(0)
         page.wait_for_timeout(150)
-        expect(page.locator("#chat .bot")).to_have_count(0)
+        expect(page.locator("#messages .answer")).to_have_count(0)
 
 
 def test_a_reload_restores_the_conversation_and_the_sliders(page: Page, engine: ScriptedEngine) -> None:
     say(page, "remember me")
-    expect(page.locator("#chat .bot")).to_contain_text("scripted answer")
+    expect(page.locator("#messages .answer")).to_contain_text("scripted answer")
     open_options(page)
     set_slider(page, "temperature", "1.3")
     set_slider(page, "top_k", "40")
@@ -140,13 +152,13 @@ def test_a_reload_restores_the_conversation_and_the_sliders(page: Page, engine: 
     page.wait_for_function("JSON.parse(localStorage.getItem('qlora-chat.sampling') || '{}').top_k === 40")
     page.reload()
     ready(page)
-    expect(page.locator("#chat .user")).to_contain_text("remember me")
-    expect(page.locator("#chat .bot")).to_contain_text("scripted answer")
+    expect(page.locator("#messages .question")).to_contain_text("remember me")
+    expect(page.locator("#messages .answer")).to_contain_text("scripted answer")
     open_options(page)
     expect(page.locator("#temperature input[type=number]")).to_have_value("1.3")
     expect(page.locator("#system textarea")).to_have_value("Be kind.")
     say(page, "and again")
-    expect(page.locator("#chat .bot")).to_have_count(2)
+    expect(page.locator("#messages .answer")).to_have_count(2)
     assert "remember me" in engine.streams[-1].prompt.text
     assert (engine.streams[-1].sampling.temperature, engine.streams[-1].sampling.top_k) == (1.3, 40)
 
@@ -164,7 +176,7 @@ def test_sliders_that_a_browser_remembers_by_position_are_restored(page: Page) -
 def test_a_reload_in_the_middle_of_an_answer_keeps_the_part(page: Page, engine: ScriptedEngine) -> None:
     stream = begin_long_answer(page, engine)
     page.reload()
-    expect(page.locator("#chat .bot")).to_contain_text("Stopped")
+    expect(page.locator("#messages .answer")).to_contain_text("Stopped")
     assert stream.reason == "cancelled"
     assert answers(page)[0].startswith("w0 w1")
 
@@ -173,7 +185,7 @@ def test_a_reload_in_the_middle_of_an_answer_keeps_the_part(page: Page, engine: 
 def test_a_closed_tab_ends_the_computation(page: Page, engine: ScriptedEngine, step: float) -> None:
     engine.answer, engine.delay = LONG, step
     say(page, "go on")
-    expect(page.locator("#chat .user")).to_have_count(1)
+    expect(page.locator("#messages .question")).to_have_count(1)
     wait_for(page, lambda: engine.streams and (step > 1 or engine.streams[0].seen))
     page.close()
     stream, until = engine.streams[0], time.monotonic() + 60
@@ -188,12 +200,12 @@ def test_two_tabs_are_independent(page: Page, context: BrowserContext, server: S
     engine.answer, engine.delay = "Second answer.", 0.0
     other = opened(context, server)
     say(other, "second tab")
-    expect(other.locator("#chat .bot")).to_contain_text("Second answer.")
-    expect(other.locator("#chat .user")).to_have_count(1)
+    expect(other.locator("#messages .answer")).to_contain_text("Second answer.")
+    expect(other.locator("#messages .question")).to_have_count(1)
     assert engine.streams[0].reason is None, "the first tab's answer goes on"
     page.bring_to_front()  # a tab in the background draws no frames, and a click waits for some
     page.click("#stop")
-    assert "Second" not in page.inner_text("#chat")
+    assert "Second" not in page.inner_text("#messages")
 
 
 def test_an_impatient_user_does_not_get_two_answers(page: Page, engine: ScriptedEngine) -> None:
@@ -210,17 +222,68 @@ def test_an_impatient_user_does_not_get_two_answers(page: Page, engine: Scripted
     page.click("#stop")
 
 
-def test_retry_answers_again_and_undo_gives_the_question_back(page: Page, engine: ScriptedEngine) -> None:
+def act(page: Page, article: str, label: str, nth: int = 0) -> None:
+    """Press a button under a message."""
+    message = page.locator(f"#messages .{article}").nth(nth)
+    message.hover()
+    message.get_by_role("button", name=label, exact=True).click()
+
+
+def test_any_answer_is_retried_and_its_versions_are_switched_and_outlive_a_reload(page: Page, engine: ScriptedEngine) -> None:
     say(page, "tell me")
-    expect(page.locator("#chat .bot")).to_contain_text("scripted answer")
+    settled(page)
+    say(page, "and more")
+    settled(page, 2)
     engine.answer = "Another answer."
-    page.click("#retry")
-    expect(page.locator("#chat .bot")).to_contain_text("Another answer.")
-    expect(page.locator("#chat .bot")).to_have_count(1)
-    page.click("#undo")
-    expect(page.locator("#chat .bot")).to_have_count(0)
-    expect(page.locator("#box textarea")).to_have_value("tell me")
-    expect(page.locator("#undo")).to_be_disabled()
+    act(page, "answer", "Retry")
+    expect(page.locator("#messages .answer")).to_have_count(1)
+    expect(page.locator("#messages .answer")).to_contain_text("Another answer.")
+    settled(page)
+    expect(page.locator("#messages .answer .count")).to_have_text("2/2")
+    act(page, "answer", "Previous version")
+    expect(page.locator("#messages .answer")).to_have_count(2)
+    expect(page.locator("#messages .answer .count")).to_have_text("1/2")
+    assert page.evaluate("document.activeElement.dataset.action") == "previous", "the focus is where it was"
+    page.reload()
+    expect(page.locator("#messages .answer .count")).to_have_text("1/2")
+
+
+def test_an_edited_question_is_answered_anew_and_the_old_branch_stays(page: Page, engine: ScriptedEngine) -> None:
+    say(page, "What is 2 + 3?")
+    settled(page)
+    act(page, "question", "Edit")
+    page.get_by_label("Edit your message").fill("What is **20** + 3?")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#messages .question .body")).to_have_text("What is **20** + 3?")
+    settled(page)
+    assert "What is **20** + 3?" in engine.streams[-1].prompt.text
+    expect(page.locator("#messages .question .count")).to_have_text("2/2")
+    act(page, "question", "Previous version")
+    expect(page.locator("#messages .question .body")).to_have_text("What is 2 + 3?")
+
+
+def test_an_edited_answer_is_what_the_model_goes_on_from(page: Page, engine: ScriptedEngine) -> None:
+    say(page, "Capital of Australia?")
+    settled(page)
+    act(page, "answer", "Edit")
+    page.get_by_label("Edit the answer").fill("Canberra.")
+    page.get_by_role("button", name="Save").click()
+    expect(page.locator("#messages .answer .body")).to_have_text("Canberra.")
+    say(page, "Sure?")
+    settled(page, 2)
+    assert "Canberra." in engine.streams[-1].prompt.text
+    assert "scripted answer" not in engine.streams[-1].prompt.text
+
+
+def test_the_details_of_an_answer_and_the_settings_it_was_made_with_are_there_after_a_reload(page: Page) -> None:
+    say(page, "count")
+    settled(page)
+    page.reload()
+    settled(page)
+    expect(page.locator("#messages .facts")).to_contain_text(re.compile(r"scripted-adapter · 5 tokens · .* stop"))
+    act(page, "answer", "Details")
+    for row in ("Model\nscripted", "Base\nscripted-base", "Finish reason\nstop", "Temperature\n0.7", "Seed"):
+        expect(page.locator("#messages .details")).to_contain_text(re.compile(row.replace("\n", r"\s*")))
 
 
 def test_an_engine_failure_is_shown_and_the_question_returned(page: Page, engine: ScriptedEngine) -> None:
@@ -228,11 +291,11 @@ def test_an_engine_failure_is_shown_and_the_question_returned(page: Page, engine
     say(page, "my careful question")
     expect(page.locator("#notice [role=alert]")).to_have_text("the script says that generation fails")
     expect(page.locator("#box textarea")).to_have_value("my careful question")
-    expect(page.locator("#send")).to_be_enabled()
+    settled(page, 0)
     engine.fails_after = None
     page.press("#box textarea", "Enter")
-    expect(page.locator("#chat .bot")).to_contain_text("scripted answer")
-    expect(page.locator("#chat .user")).to_have_count(1)
+    expect(page.locator("#messages .answer")).to_contain_text("scripted answer")
+    expect(page.locator("#messages .question")).to_have_count(1)
     expect(page.locator("#notice [role=alert]")).to_have_count(0)
 
 
@@ -246,8 +309,8 @@ def test_a_message_too_long_is_an_error_with_both_numbers_and_stays_in_the_box(p
 
 def test_turns_that_no_longer_fit_are_announced(page: Page, engine: ScriptedEngine) -> None:
     say(page, "a" * 2000)
-    expect(page.locator("#chat .bot")).to_have_count(1)
-    expect(page.locator("#send")).to_be_enabled()
+    expect(page.locator("#messages .answer")).to_have_count(1)
+    settled(page)
     say(page, "b" * 2000)
     expect(page.locator("#notice")).to_contain_text("oldest exchange no longer fits")
 

@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from qlora_chat.settings import ServeSettings
 from tests.fakes import ScriptedEngine
-from tests.web.driving import opened, ready, say
+from tests.web.driving import opened, ready, say, settled
 from tests.web.serving import Served, serving
 
 pytestmark = [pytest.mark.browser]
@@ -38,7 +38,7 @@ def test_a_page_with_a_password_opens_after_it_is_given(browser: Browser) -> Non
         page.press("#token", "Enter")
         ready(page)
         say(page, "hello")
-        expect(page.locator("#chat .bot")).to_contain_text("scripted answer")
+        expect(page.locator("#messages .answer")).to_contain_text("scripted answer")
         page.context.close()
 
 
@@ -132,26 +132,25 @@ def test_no_payload_runs_or_fetches_whether_typed_or_answered(
     for index, payload in enumerate(payloads):
         engine.answer = f"before {payload} after"
         say(page, payload)
-        expect(page.locator("#chat .bot")).to_have_count(index + 1)
-        expect(page.locator("#send")).to_be_enabled()
-        assert page.locator("#chat .user .message-content").nth(index).inner_text().strip() == payload.strip(), payload
-    for link in page.locator("#chat a").all():
+        settled(page, index + 1)
+        assert page.locator("#messages .question .body").nth(index).inner_text().strip() == payload.strip(), payload
+    for link in page.locator("#messages a").all():
         assert not SCHEMES.match(link.get_attribute("href") or link.get_attribute("xlink:href") or "")
     page.wait_for_timeout(200)
     assert page.evaluate("window.hacked") is None
-    assert page.locator(f"#chat .message-content :is({HARMFUL})").count() == 0
-    attributes = "e => [...e.querySelectorAll('.message-content *')].flatMap(each => each.getAttributeNames())"
-    assert [each for each in page.locator("#chat").evaluate(attributes) if each.startswith("on")] == []
+    assert page.locator(f"#messages .body :is({HARMFUL})").count() == 0
+    attributes = "e => [...e.querySelectorAll('.body *')].flatMap(each => each.getAttributeNames())"
+    assert [each for each in page.locator("#messages").evaluate(attributes) if each.startswith("on")] == []
     assert page.url.rstrip("/") == server.url, "nor was the page led elsewhere"
-    expect(page.locator("#chat")).to_be_visible()
+    expect(page.locator("#messages")).to_be_visible()
 
 
 def test_markdown_in_an_answer_is_rendered(page: Page, engine: ScriptedEngine) -> None:
     engine.answer = "Some **bold** words and\n\n```python\nprint('<b>')\n```"
     say(page, "**not bold**")
-    expect(page.locator("#chat .bot strong")).to_have_text("bold")
-    expect(page.locator("#chat .bot pre")).to_contain_text("print('<b>')")
-    expect(page.locator("#chat .user strong")).to_have_count(0)
+    expect(page.locator("#messages .answer strong")).to_have_text("bold")
+    expect(page.locator("#messages .answer pre")).to_contain_text("print('<b>')")
+    expect(page.locator("#messages .question strong")).to_have_count(0)
 
 
 CONTROLS_WITHOUT_A_NAME = """() => [...document.querySelectorAll('button, input, textarea')]
@@ -166,18 +165,16 @@ def test_the_page_fits_a_phone_and_works_by_keyboard(context: BrowserContext, se
     page.goto(server.url)
     ready(page)
     say(page, "hello " * 30)
-    expect(page.locator("#chat .bot")).to_have_count(1)
+    settled(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    for control in ("#box textarea", "#send", "#clear"):
+    for control in ("#box textarea", "#send", "#new"):
         expect(page.locator(control)).to_be_in_viewport(ratio=1)
-    for button in ("#send", "#retry", "#undo"):
-        expect(page.locator(button)).to_be_enabled()
-    page.focus("#box textarea")
+    page.focus("#messages .scroller")
     reached = set()
-    for _ in range(6):
+    for _ in range(12):
         page.keyboard.press("Tab")
-        reached.add(page.evaluate("document.activeElement.id || document.activeElement.innerText"))
-    assert {"send", "retry", "undo", "clear"} <= reached
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.ariaLabel"))
+    assert {"Copy", "Edit", "Retry", "Good answer", "send"} <= reached
     assert page.evaluate(CONTROLS_WITHOUT_A_NAME) == []
 
 
@@ -189,7 +186,7 @@ def test_the_browser_reports_no_error(context: BrowserContext, server: Served, e
     page.goto(server.url)
     ready(page)
     say(page, "hello")
-    expect(page.locator("#chat .bot")).to_contain_text("scripted answer")
-    page.click("#clear")
-    expect(page.locator("#chat .bot")).to_have_count(0)
+    expect(page.locator("#messages .answer")).to_contain_text("scripted answer")
+    page.click("#new")
+    expect(page.locator("#messages .answer")).to_have_count(0)
     assert complaints == []

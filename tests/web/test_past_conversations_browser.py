@@ -17,7 +17,7 @@ from qlora_chat.web.past_conversations import PastConversations
 from qlora_chat.web.session import Session
 from tests.fakes import ScriptedEngine, ScriptedRecorder, scripted_chat
 from tests.history.conftest import sqlite_history
-from tests.web.driving import answers, ready, say, wait_for
+from tests.web.driving import answers, ready, say, settled, wait_for
 from tests.web.serving import serving_chat
 from tests.web.test_session import OPTIONS, answered
 
@@ -51,18 +51,17 @@ def test_past_conversations_are_found_opened_renamed_and_deleted(chat: Chat, con
         expect(page.locator("#logging")).to_contain_text("saved and logged")
         for text in ("Where is the lighthouse?", "What is <b>bold</b>?"):
             say(page, text)
-            expect(page.locator("#chat .bot")).to_contain_text("A scripted answer.")
-            expect(page.locator("#stop")).to_be_disabled()
-            page.click("#clear")
-            expect(page.locator("#chat .bot")).to_have_count(0)
-        page.click("#past .label-wrap")
+            expect(page.locator("#messages .answer")).to_contain_text("A scripted answer.")
+            settled(page)
+            page.click("#new")
+            expect(page.locator("#messages .answer")).to_have_count(0)
         labels = page.locator("#found label")
         expect(labels).to_have_count(2)
         expect(labels.first).to_contain_text("What is <b>bold</b>?")
         page.fill("#find textarea, #find input", "lightho")
         expect(labels).to_have_count(1)
         labels.first.click()
-        expect(page.locator("#chat .user")).to_contain_text("Where is the lighthouse?")
+        expect(page.locator("#messages .question")).to_contain_text("Where is the lighthouse?")
         if SCREENSHOT:
             page.screenshot(path=SCREENSHOT)
         page.fill("#title textarea, #title input", "My lighthouse")
@@ -70,11 +69,11 @@ def test_past_conversations_are_found_opened_renamed_and_deleted(chat: Chat, con
         expect(labels.first).to_contain_text("My lighthouse")
         say(page, "and more?")
         wait_for(page, lambda: len(answers(page)) == 2)  # an opened conversation goes on
-        expect(page.locator("#stop")).to_be_disabled()
+        settled(page)
         page.on("dialog", lambda dialog: dialog.accept())
         page.click("#delete")
         expect(page.locator("#notice")).to_contain_text("Deleted, here and wherever it was sent.")
-        expect(page.locator("#chat .bot")).to_have_count(0)
+        expect(page.locator("#messages .answer")).to_have_count(0)
     assert [each.title for each in chat.history.list()] == ["What is <b>bold</b>?"]
     assert isinstance(chat.recorder, ScriptedRecorder)
     assert len(chat.recorder.tombstones) == 1
@@ -134,7 +133,7 @@ def test_an_engine_that_refuses_leaves_a_page_that_can_send_again(chat: Chat) ->
         with pytest.raises(ValueError, match="no room"):
             session.send("two", OPTIONS)
         with pytest.raises(ValueError, match="no room"):
-            session.retry(OPTIONS)
+            session.retry(session.conversation.messages[-1].id, OPTIONS)
     chat.engine.refusal = None
     answered(session, "two")
     assert session.conversation.pairs() == [["one", "A scripted answer."], ["two", "A scripted answer."]]

@@ -1,54 +1,9 @@
-"""What is shown is what was said: nothing typed becomes Markdown, nothing written becomes HTML."""
+"""Numbers, notices and problems as HTML."""
 
 from __future__ import annotations
 
-from html import unescape
-
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
-from qlora_chat.messages import Conversation, Message
 from qlora_chat.web import render
 from tests.fakes import SCRIPTED_INFO
-
-
-@given(st.text(alphabet=st.characters(exclude_categories=["Cs", "Cc"], include_characters="\n\t"), max_size=60))
-def test_a_reader_sees_the_characters_that_were_typed(text: str) -> None:
-    assert unescape(render.literal(text)) == text
-
-
-@pytest.mark.parametrize("mark", ["# head", "- item", "1. item", "> quote", "    code", "* * *", "=== "])
-def test_typed_text_never_begins_a_block(mark: str) -> None:
-    assert render.literal(mark).startswith("&#")
-
-
-def test_plain_sentences_stay_plain() -> None:
-    assert render.literal("How are you? I'm fine.") == "How are you? I'm fine."
-
-
-def test_tags_in_an_answer_are_shown_and_code_is_left_alone() -> None:
-    text = "Use <b> and `<i>`:\n```html\n<script>x</script>\n```\n<script>y</script>"
-    assert render.markdown(text) == "Use &lt;b> and `<i>`:\n```html\n<script>x</script>\n```\n&lt;script>y&lt;/script>"
-
-
-def test_an_unfinished_code_block_is_code_to_its_end() -> None:
-    assert render.markdown("```\n<div>\n\n<p>") == "```\n<div>\n\n<p>"
-
-
-def test_images_become_links_so_that_nothing_is_fetched() -> None:
-    assert render.markdown("![cat](http://elsewhere/cat.png)") == "&#33;[cat](http://elsewhere/cat.png)"
-
-
-@pytest.mark.parametrize(("reason", "mark"), [("cancelled", "Stopped"), ("length", "Cut off"), ("error", "error")])
-def test_an_answer_that_ended_early_says_so(reason: str, mark: str) -> None:
-    answer = render.answer("half", reason)  # type: ignore[arg-type]
-    assert answer
-    assert mark in answer["content"][1]["text"]
-
-
-def test_an_unanswered_question_is_shown_alone() -> None:
-    assert [each["role"] for each in render.messages(Conversation(messages=(Message("user", "hi"),)))] == ["user"]
 
 
 def test_status_names_model_precision_device_speed_first_token_and_context() -> None:

@@ -10,10 +10,11 @@ from dataclasses import replace
 import pytest
 
 from qlora_chat.chat import AnswerOptions, Chat
-from qlora_chat.history import StaleConversation
+from qlora_chat.context import PromptTooLong
+from qlora_chat.history import StaleConversation, StoredConversation
 from qlora_chat.messages import Message
-from qlora_chat.prompt import PromptTooLong
 from qlora_chat.settings import Sampling
+from qlora_chat.web.message_list.branches import Branches
 from qlora_chat.web.running_answer import RunningAnswer
 from qlora_chat.web.session import Busy, ConversationRef, Session
 from qlora_chat.web.sessions import Sessions
@@ -60,8 +61,7 @@ def test_a_second_answer_does_not_start_while_one_is_written() -> None:
     with pytest.raises(Busy):
         session.send("again", OPTIONS)
     with pytest.raises(Busy):
-        session.retry(OPTIONS)
-    assert session.undo() is None
+        session.retry("any", OPTIONS)
     session.stop()
     assert answering.wait(60)
     assert len(engine.streams) == 1
@@ -115,29 +115,88 @@ def test_after_clear_a_new_answer_starts_at_once() -> None:
     assert said(session) == ["hello", "Fresh."]
 
 
-def test_retry_replaces_the_last_answer() -> None:
+def versions(session: Session, turn_id: str) -> list[str]:
+    stored = session._chat.history.read(session.conversation.id)
+    assert stored
+    return [stored_text(stored, each) for each in Branches(stored).versions(turn_id)]
+
+
+def stored_text(stored: StoredConversation, turn_id: str) -> str:
+    return next(turn.message.content for turn in stored.turns if turn.message.id == turn_id)
+
+
+def test_any_answer_can_be_retried_and_its_versions_be_switched() -> None:
     engine = ScriptedEngine("First.")
     session = Session(scripted_chat(engine))
     answered(session, "hi")
+    first = session.conversation.messages[-1].id
+    answered(session, "more")
     engine.answer = "Second."
-    answering = session.retry(OPTIONS)
+    answering = session.retry(first, OPTIONS)
     assert answering
     assert answering.wait(60)
     assert said(session) == ["hi", "Second."]
+    assert versions(session, first) == ["First.", "Second."]
+    assert session.select(first)
+    assert said(session) == ["hi", "First.", "more", "First."]
+    assert session.select(answering.turn.answer_id)
+    answered(session, "and on")
+    assert said(session) == ["hi", "Second.", "and on", "Second."]
 
 
-def test_retry_of_nothing_is_nothing() -> None:
-    assert Session(scripted_chat()).retry(OPTIONS) is None
+def test_any_question_and_any_answer_can_be_edited_and_nothing_is_lost() -> None:
+    session = Session(scripted_chat(ScriptedEngine(lambda prompt: f"{len(prompt.ids)} letters.")))
+    answered(session, "What is 2 + 2?")
+    answered(session, "Sure?")
+    before = said(session)
+    question = session.conversation.messages[0].id
+    answering = session.edit(question, "What is 3 + 30?", OPTIONS)
+    assert answering
+    assert answering.wait(60)
+    assert said(session)[0] == "What is 3 + 30?"
+    assert len(said(session)) == 2
+    answer = session.conversation.messages[-1].id
+    assert session.rewrite(answer, "33.")
+    assert said(session) == ["What is 3 + 30?", "33."]
+    assert versions(session, answer)[-1] == "33."
+    assert session.select(question)
+    assert said(session) == before
 
 
-def test_undo_gives_the_question_back() -> None:
+def test_a_stopped_answer_goes_on_as_another_version() -> None:
+    engine, session, answering = begin_long_answer(pauses_after=3)
+    session.stop()
+    assert answering.wait(60)
+    cut = session.conversation.messages[-1]
+    engine.pauses_after, engine.answer, engine.delay = None, "and so on.", 0.0
+    continued = session.go_on(cut.id, OPTIONS)
+    assert continued
+    assert continued.wait(60)
+    assert said(session)[1].startswith(cut.content)
+    assert said(session)[1].endswith("and so on.")
+    assert versions(session, cut.id) == [cut.content, said(session)[1]]
+
+
+def test_messages_that_are_not_shown_cannot_be_retried_edited_or_selected() -> None:
     session = Session(scripted_chat())
-    answered(session, "one")
-    answered(session, "two")
-    assert session.undo() == "two"
-    assert said(session) == ["one", "This is a scripted answer."]
-    assert session.undo() == "one"
-    assert session.undo() is None
+    assert session.retry("made up", OPTIONS) is None
+    assert session.edit("made up", "text", OPTIONS) is None
+    assert session.go_on("made up", OPTIONS) is None
+    assert not session.rewrite("made up", "text")
+    assert not session.select("made up")
+
+
+def test_an_edit_that_fails_shows_the_branch_before_it() -> None:
+    engine = ScriptedEngine("First.")
+    session = Session(scripted_chat(engine))
+    answered(session, "hi")
+    engine.fails_after = 0
+    failed = session.edit(session.conversation.messages[0].id, "hello", OPTIONS)
+    assert failed
+    assert failed.wait(60)
+    assert said(session) == ["hi", "First."]
+    assert session.take_failed_question() == "hello"
+    assert versions(session, session.conversation.messages[0].id) == ["hi"]
 
 
 def test_a_message_too_long_changes_nothing() -> None:
@@ -346,7 +405,7 @@ def test_an_id_opens_no_conversation_of_another_owner() -> None:
         his = sessions.open(f"his {reloaded}", ref.conversation_id, reloaded, owner="mallory")
         his.catch_up(ref)
         assert his.conversation.messages == ()
-        assert his.undo() is None
+        assert his.edit(hers.conversation.messages[0].id, "mine", OPTIONS) is None
         assert not his.feedback(hers.conversation.messages[-1].id, 1, None, None, logged=True)
     sessions.close("hers")
     again = sessions.open("hers again", ref.conversation_id, owner="alice")

@@ -20,7 +20,7 @@ from qlora_chat.history.storage.schema import TURNS
 from tests.fakes import ScriptedServer, demo_tokens
 from tests.postgres import new_database
 from tests.server.proxy import Proxy, proxying
-from tests.web.driving import answers, ready, say, wait_for
+from tests.web.driving import answers, ready, say, settled, wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
@@ -99,27 +99,27 @@ def test_a_chat_goes_on_in_the_other_process_when_its_own_is_killed(
     ready(page)
     mine = proxy.served[0]
     say(page, "Are you there?")
-    expect(page.locator("#chat .bot")).to_have_count(1)
-    expect(page.locator("#send")).to_be_enabled(timeout=20_000)
+    expect(page.locator("#messages .answer")).to_have_count(1)
+    settled(page)
 
     upstream.answer, upstream.delay = demo_tokens(" " + LONG), 0.05
     say(page, "Tell me everything.")
-    expect(page.locator("#chat .bot").nth(1)).to_contain_text("w5")
+    expect(page.locator("#messages .answer").nth(1)).to_contain_text("w5")
     wait_for(page, lambda: "w5" in newest_turn(store))  # the store is a little behind
     running[mine].send_signal(signal.SIGKILL)
 
-    expect(page.locator("#chat .bot").nth(1)).to_contain_text("Cut off")  # by itself: nothing was pressed
-    expect(page.locator("#send")).to_be_enabled()
+    expect(page.locator("#messages .answer").nth(1)).to_contain_text("Cut off")  # by itself: nothing was pressed
+    settled(page, 2)
     assert set(proxy.served[-3:]) == {1 - mine}
     first, cut_off = answers(page)[:2]
     assert first.startswith("I am here.")
     assert cut_off.startswith("w0 w1 w2 w3 w4 w5"), "as far as it was written"
     upstream.answer, upstream.delay = demo_tokens(" Still here."), 0.0
     say(page, "And now?")
-    expect(page.locator("#chat .bot").nth(2)).to_contain_text("Still here.")
-    asked = page.locator("#chat .user .message-content").all_inner_texts()
+    expect(page.locator("#messages .answer").nth(2)).to_contain_text("Still here.")
+    asked = page.locator("#messages .question .body").all_inner_texts()
     assert [each.strip() for each in asked] == ["Are you there?", "Tell me everything.", "And now?"]
     page.reload()
     ready(page)
-    expect(page.locator("#chat .bot")).to_have_count(3)
+    expect(page.locator("#messages .answer")).to_have_count(3)
     page.context.close()

@@ -20,6 +20,7 @@ def answer_metadata(turn: TurnRecord) -> dict[str, Any]:
     """Settings, token ids and counts, times and model of an answer."""
     usage = turn.usage
     return {
+        "generate_kwargs": generate_kwargs(turn.sampling),
         "answer_ids": list(turn.answer_ids),
         "finish_reason": turn.answer.finish_reason,
         "seed": turn.sampling.seed,

@@ -84,25 +84,24 @@ def _build_page(chat: Chat, features: PageFeatures) -> tuple[Sessions, Any, ASGI
     """
     quiet_libraries()
     from fastapi import FastAPI
-    from fastapi.responses import FileResponse
     from gradio.routes import App, mount_gradio_app
 
     from qlora_chat.web.gradio_overrides import leave_files_alone, private_folder
-    from qlora_chat.web.page import CSS, JS, build_page, events_of, theme
+    from qlora_chat.web.markdown import stylesheet
+    from qlora_chat.web.message_list.route import component_routes
+    from qlora_chat.web.page import CSS, build_page, events_of, theme
 
     sessions = Sessions(chat)
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
 
-    @app.get("/page.js")
-    async def page_js() -> FileResponse:
-        return FileResponse(JS, media_type="text/javascript", headers={"cache-control": "no-cache"})
+    app.include_router(component_routes(chat, sessions, features))
 
     leave_files_alone()
     with private_folder():
         page = build_page(chat, sessions, features)
         mount_gradio_app(
             app, page, path="/", footer_links=[], run_history=False, ssr_mode=False, enable_monitoring=False, pwa=False,
-            mcp_server=False, theme=theme(), css=CSS.read_text(), show_error=True,
+            mcp_server=False, theme=theme(), css=CSS.read_text() + stylesheet(), show_error=True,
         )  # fmt: skip
     mounted = (getattr(route, "app", None) for route in app.routes)
     # Each page holds a connection open so that its closing is noticed; this event ends them.

@@ -33,10 +33,10 @@ OPERATOR_ROUTES = OPERATOR_WRITES | {METRICS}
 API_WRITES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"}) | OPERATOR_WRITES
 SERVER_READS = frozenset({HEALTH, READY, METRICS, OPENAPI})
 PAGE_READS = frozenset(
-    {"/", "/page.js", "/theme.css", "/favicon.ico", "/gradio_api/startup-events", "/gradio_api/queue/data",
+    {"/", "/page/messages", "/theme.css", "/favicon.ico", "/gradio_api/startup-events", "/gradio_api/queue/data",
      "/gradio_api/app_id", "/gradio_api/info", "/config", "/gradio_api/theme.css"}
 )  # fmt: skip
-PAGE_PREFIXES = ("/assets/", "/static/", "/svelte/", "/gradio_api/heartbeat/")
+PAGE_PREFIXES = ("/assets/", "/page/static/", "/static/", "/svelte/", "/gradio_api/heartbeat/")
 PAGE_STREAMS = ("/gradio_api/queue/data", "/gradio_api/heartbeat/")
 """Streams without end, which have no answer to HEAD."""
 PAGE_WRITES = frozenset({"/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/run/predict", LOGIN, LOGOUT})

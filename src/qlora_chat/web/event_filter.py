@@ -23,7 +23,6 @@ JOIN, RUN, CANCEL = "/gradio_api/queue/join", "/gradio_api/run/predict", "/gradi
 QUEUE_DATA, HEARTBEAT = "/gradio_api/queue/data", "/gradio_api/heartbeat/"
 EVENT_KEYS = frozenset({"fn_index", "data", "session_hash", "event_data", "trigger_id"})
 CANCEL_KEYS = frozenset({"fn_index", "session_hash", "event_id"})
-THUMB_KEYS = frozenset({"index", "value", "liked"})
 LONGEST_NAME = 64
 LARGEST_NUMBER = 1e9
 LARGEST_INDEX = 2**31
@@ -73,8 +72,8 @@ class Event:
     """One event of the page."""
 
     fields: tuple[Field, ...]
-    is_thumb: bool = False
-    """Only a thumb comes with data of its own that a handler reads: which message, and liked or not."""
+    data: Mapping[str, Field] | None = None
+    """The values of event_data by key, for an event that a component of our own triggers; None for every other event."""
 
 
 class _Refused(ValueError):
@@ -186,28 +185,21 @@ def _checked_values(event: Event, data: object) -> list[Any]:
 
 
 def _checked_event_data(event: Event, sent: object) -> dict[str, Any] | None:
-    """A thumb's message and direction. What other events send, the text of a box that changed, is in `data` as well."""
-    if sent is None:
-        return None
-    if event.is_thumb:
-        return _checked_thumb(sent)
-    if not any(field.kind == "text" and not field.problem(sent) for field in event.fields):
+    """The known values of an event of our own components. Other events send the text of a box, which is in `data` as well."""
+    if event.data is not None:
+        return _checked_component_data(event.data, sent)
+    if sent is not None and not any(field.kind == "text" and not field.problem(sent) for field in event.fields):
         raise _Refused("event_data must be null, or the text of a box that changed")
     return None
 
 
-def _checked_thumb(sent: object) -> dict[str, Any]:
-    if not isinstance(sent, dict) or not sent.keys() <= THUMB_KEYS:
-        raise _Refused(f"event_data must be an object with no other keys than {', '.join(sorted(THUMB_KEYS))}")
-    index, liked, value = sent.get("index"), sent.get("liked"), sent.get("value")
-    if not _is_index(index):
-        raise _Refused("index in event_data must be the number of a message")
-    if not isinstance(liked, bool) and liked != "":
-        raise _Refused('liked in event_data must be true, false or ""')
-    pieces = value if isinstance(value, list) else [value]  # the answer as it is shown, which the server has
-    if not all(each is None or isinstance(each, str) for each in pieces):
-        raise _Refused("value in event_data must be a text, or a list of texts")
-    return {"index": index, "liked": liked}
+def _checked_component_data(fields: Mapping[str, Field], sent: object) -> dict[str, Any]:
+    if not isinstance(sent, dict) or not sent.keys() <= fields.keys():
+        raise _Refused(f"event_data must be an object with no other keys than {', '.join(sorted(fields))}")
+    problems = [problem for key, field in fields.items() if (problem := field.problem(sent.get(key)))]
+    if problems:
+        raise _Refused(" ".join(problems))
+    return {key: replace_surrogates(value) if isinstance(value, str) else value for key, value in sent.items()}
 
 
 def _refusal(problem: _Refused) -> JSONResponse:

@@ -6,32 +6,25 @@ state of its own.
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import json
-import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
 
 import gradio as gr
 
-from qlora_chat.chat import AnswerOptions, Chat
-from qlora_chat.engines import EngineError
-from qlora_chat.history import HistoryError, StaleConversation
-from qlora_chat.messages import Conversation
+from qlora_chat.chat import Chat
+from qlora_chat.history import HistoryError
 from qlora_chat.settings import SLIDERS, Sampling, SettingsError
 from qlora_chat.text import replace_surrogates
 from qlora_chat.web import render
 from qlora_chat.web.adapter_chooser import AdapterChooser
+from qlora_chat.web.answering import Answering, Updates, sampling_of
 from qlora_chat.web.parts import Parts
 from qlora_chat.web.past_conversations import PastConversations, list_update
-from qlora_chat.web.running_answer import RunningAnswer
 from qlora_chat.web.session import Busy, ConversationRef, Session
-from qlora_chat.web.sessions import PageFeatures, Sessions
+from qlora_chat.web.sessions import PageFeatures, Sessions, owner_of
 
-Updates = dict[Any, Any]
-"""New values of parts of the page."""
 SLIDERS_BY_POSITION = ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens")
 """As browsers remember them that last moved a slider before values had names."""
 GONE = "The process that was answering is gone. What it had written is saved; Retry answers again."
@@ -40,7 +33,8 @@ GONE = "The process that was answering is gone. What it had written is saved; Re
 class Handlers:
     """One method per event. Each returns updates of some of `parts`."""
 
-    def __init__(self, chat: Chat, sessions: Sessions, parts: Parts, features: PageFeatures) -> None:
+    def __init__(self, chat: Chat, sessions: Sessions, parts: Parts, features: PageFeatures, answering: Answering) -> None:
+        self._answering = answering
         self._chat, self._features, self._past = chat, features, PastConversations(chat)
         self._info, self._chooser = chat.engine.info, AdapterChooser(chat)
         self._sessions = sessions
@@ -57,33 +51,21 @@ class Handlers:
         parts = self._parts
         system = memory.get("system", conversation.system)  # typed but not sent yet, or the conversation's
         return {
-            **self._idle(session),
+            **self._answering.idle(session),
             parts.system: system if isinstance(system, str) else "",
             parts.adapter: self._chooser.update(memory.get("adapter"), self._chooser.used_in(conversation)),
             parts.logged: memory.get("logged") is not False,
             **self._sliders(memory.get("sampling")),
         }
 
-    async def send(
-        self, text: str, ref: str, adapter: Any, system: str, logged: bool, request: gr.Request, *values: Any
-    ) -> AsyncIterator[Updates]:
+    async def send(self, text: str, ref: str, request: gr.Request, *options: Any) -> AsyncIterator[Updates]:
         """Answer the message in the box."""
         text = replace_surrogates(text)
         if not text.strip():
             yield {self._parts.notice: render.notice("")}
             return
         session = self.session(request, ref)
-        begin = partial(_begin, partial(session.send, text), adapter, system, logged, values)
-        async for each in self._answer(session, begin, clear_box=True):
-            yield each
-
-    async def retry(
-        self, ref: str, adapter: Any, system: str, logged: bool, request: gr.Request, *values: Any
-    ) -> AsyncIterator[Updates]:
-        """Answer the last question again."""
-        session = self.session(request, ref)
-        begin = partial(_begin, session.retry, adapter, system, logged, values)
-        async for each in self._answer(session, begin, clear_box=False):
+        async for each in self._answering.run(session, partial(session.send, text), options, clear_box=True):
             yield each
 
     def end_answer(self, typed: str, ref: str, request: gr.Request) -> Updates:
@@ -91,7 +73,7 @@ class Handlers:
         meanwhile. Where another process was answering and is gone, the page shows what the history has."""
         session = self._sessions.find(_name(request))
         if session is None:
-            return {**self._idle(self.session(request, ref)), self._parts.notice: render.problem(GONE)}
+            return {**self._answering.idle(self.session(request, ref)), self._parts.notice: render.problem(GONE)}
         question = session.take_failed_question()
         return {self._parts.box: question if question and not typed else gr.skip()}
 
@@ -100,24 +82,16 @@ class Handlers:
         if session := self._sessions.find(_name(request)):
             session.stop()
 
-    def undo(self, typed: str, ref: str, request: gr.Request) -> Updates:
-        """Take the last exchange out and put its question back into the box."""
-        session = self.session(request, ref)
-        text = session.undo()
-        if text is None:
-            return {self._parts.notice: render.notice("")}
-        return {**self._idle(session), self._parts.box: "\n".join(each for each in (text, typed) if each)}
-
     def clear(self, request: gr.Request) -> Updates:
         """Begin an empty conversation; an answer being written stops."""
         session = self.session(request)
         session.clear()
-        return self._idle(session)
+        return self._answering.idle(session)
 
     def sample(self, request: gr.Request, *values: Any) -> Updates:
         """A slider moved: it acts on the answer being written from its next token."""
         try:
-            sampling = _sampling(values)
+            sampling = sampling_of(values)
         except ValueError as problem:
             return {self._parts.notice: render.problem(str(problem))}
         if session := self._sessions.find(_name(request)):
@@ -139,7 +113,12 @@ class Handlers:
             return {parts.notice: render.notice("That conversation is not there any more.")}
         conversation = session.conversation
         adapter = self._chooser.update(self._chooser.used_in(conversation))
-        return {**self._idle(session), parts.past.title: title, parts.adapter: adapter, parts.system: conversation.system or ""}
+        return {
+            **self._answering.idle(session),
+            parts.past.title: title,
+            parts.adapter: adapter,
+            parts.system: conversation.system or "",
+        }
 
     def rename_past(self, selected: Any, title: Any, query: Any, request: gr.Request) -> Updates:
         """Change the title of the selected conversation."""
@@ -160,7 +139,12 @@ class Handlers:
         if not deleted:
             return self._list(query, session)
         notice = render.notice("Deleted, here and wherever it was sent." if self._features.logged else "Deleted.")
-        return {**self._list(query, session), **self._idle(session), self._parts.past.title: "", self._parts.notice: notice}
+        return {
+            **self._list(query, session),
+            **self._answering.idle(session),
+            self._parts.past.title: "",
+            self._parts.notice: notice,
+        }
 
     def leave(self, request: gr.Request) -> None:
         """The tab was closed."""
@@ -180,85 +164,12 @@ class Handlers:
         return session
 
     def _owner(self, request: gr.Request, browser: Any = None) -> str | None:
-        """Owner of a browser's conversations where several people use the page: the secret that it drew for itself. page.js
-        sends it when a page opens, and leaves it in a cookie for other processes.
-
-        Stored as a hash, so that a reader of the history cannot use it. A client without a secret sees nothing.
-        """
+        """Owner of the conversations of the browser that an event came from; None where everybody sees all. memory.js sends
+        its secret when a page opens, and leaves it in a cookie for other processes."""
         if not self._features.shared:
             return None
         port = str(request.headers.get("host", "")).rpartition("]")[2].partition(":")[2]
-        known = (browser, request.cookies.get(f"qlora_chat_owner{port}"))
-        secret = next((each for each in known if isinstance(each, str) and len(each) >= 32), secrets.token_hex())
-        return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
-
-    async def _answer(
-        self, session: Session, begin: Callable[[], RunningAnswer | None], clear_box: bool
-    ) -> AsyncIterator[Updates]:
-        try:
-            answer = await asyncio.to_thread(begin)
-        except StaleConversation as problem:
-            yield {**await asyncio.to_thread(self._idle, session), self._parts.notice: render.problem(str(problem))}
-            return
-        except (ValueError, EngineError, HistoryError, Busy) as problem:  # PromptTooLong and SettingsError are ValueErrors
-            yield {self._parts.notice: render.problem(str(problem))}
-            return
-        if answer is None:
-            yield {self._parts.notice: render.notice("There is nothing to retry yet.")}
-            return
-        try:
-            async for each in self._watch(session, answer, clear_box):
-                yield each
-        finally:
-            answer.turn.cancel()
-            answer.unwatched.set()
-
-    async def _watch(self, session: Session, answer: RunningAnswer, clear_box: bool) -> AsyncIterator[Updates]:
-        parts, question = self._parts, render.messages(answer.turn.conversation)
-        note = render.notice(render.dropped(answer.turn.prompt.dropped, self._info.window))
-        yield {
-            **({parts.box: ""} if clear_box else {}),
-            **_buttons(parts, answering=True, empty=False),
-            parts.feedback.box: gr.update(visible=False),
-            parts.chatbot: question,
-            parts.notice: note,
-            parts.status: self._status(answer),
-            parts.conversation: str(ConversationRef.of(answer.turn.conversation)),
-        }
-        async for has_new_text in answer.changes():
-            if not session.shows(answer):
-                return
-            if not has_new_text:
-                yield {parts.notice: gr.skip()}
-                continue
-            rendered = render.answer(answer.turn.answer)
-            yield {parts.chatbot: [*question, rendered] if rendered else question, parts.status: self._status(answer)}
-        if session.shows(answer):
-            idle = await asyncio.to_thread(self._idle, session, answer)
-            yield {**idle, parts.notice: _final_notice(answer, note)}
-
-    def _idle(self, session: Session, answer: RunningAnswer | None = None) -> Updates:
-        """The page when no answer is being written."""
-        parts, conversation = self._parts, session.conversation
-        return {
-            **_buttons(parts, answering=False, empty=not conversation.messages),
-            parts.feedback.box: gr.update(visible=False),
-            parts.chatbot: gr.update(
-                value=render.messages(conversation), feedback_value=render.thumbs(conversation, session.ratings())
-            ),
-            parts.notice: "",
-            parts.status: self._status(answer, conversation),
-            parts.conversation: str(ConversationRef.of(conversation)),
-        }
-
-    def _status(self, answer: RunningAnswer | None, conversation: Conversation | None = None) -> str:
-        if answer is None:
-            return render.status(self._info, used=self._chat.context_used(conversation) if conversation else None)
-        if finish := answer.turn.finish:
-            used = finish.prompt_tokens + finish.completion_tokens
-            return render.status(self._info, used, finish.tokens_per_s, finish.ttft_ms)
-        used = len(answer.turn.prompt.ids) + answer.tokens
-        return render.status(self._info, used, answer.tokens_per_s, answer.ttft_ms)
+        return owner_of(browser, request.cookies.get(f"qlora_chat_owner{port}"))
 
     def _sliders(self, remembered: Any) -> Updates:
         """Values that the browser remembers, unless one of them is out of its range by now."""
@@ -273,42 +184,6 @@ class Handlers:
             return {}
         sliders = zip(SLIDERS, self._parts.sliders, strict=True)
         return {slider: min(values[name], slider.maximum) for name, slider in sliders if name in values}
-
-
-def _sampling(values: tuple[Any, ...]) -> Sampling:
-    """SettingsError for what no slider sends, but a hostile client may."""
-    if len(values) != len(SLIDERS):
-        raise ValueError(f"{len(values)} sampling values came; expected {', '.join(SLIDERS)}")
-    return Sampling(**dict(zip(SLIDERS, values, strict=True)))
-
-
-def _begin(
-    begin: Callable[[AnswerOptions, str | None], RunningAnswer | None],
-    adapter: Any,
-    system: Any,
-    logged: Any,
-    values: tuple[Any, ...],
-) -> RunningAnswer | None:
-    """Begin an answer with the values of the page's options. SettingsError for what no slider sends."""
-    options = AnswerOptions(_sampling(values), AdapterChooser.parse(adapter), logged=logged is not False)
-    return begin(options, replace_surrogates(system).strip() or None)
-
-
-def _final_notice(answer: RunningAnswer, note: str) -> str:
-    if answer.problem:
-        return render.problem(answer.problem)
-    if answer.turn.save_error:
-        return note + render.problem(f"This answer is not saved: {answer.turn.save_error}.")
-    return note
-
-
-def _buttons(parts: Parts, answering: bool, empty: bool) -> Updates:
-    return {
-        parts.send: gr.update(interactive=not answering),
-        parts.stop: gr.update(interactive=answering),
-        parts.retry: gr.update(interactive=not answering and not empty),
-        parts.undo: gr.update(interactive=not answering and not empty),
-    }
 
 
 def _read_memory(remembered: Any) -> dict[str, Any]:

@@ -14,15 +14,16 @@ from gradio import themes
 
 from qlora_chat.chat import Chat
 from qlora_chat.settings import SLIDERS
+from qlora_chat.web.answering import Answering
 from qlora_chat.web.event_filter import Event, Field
-from qlora_chat.web.feedback import FeedbackHandlers
 from qlora_chat.web.gradio_overrides import StreamedBlocks
 from qlora_chat.web.handlers import Handlers
-from qlora_chat.web.parts import MAX_CHARACTERS, Parts
+from qlora_chat.web.message_list.actions import MessageActions
+from qlora_chat.web.message_list.feedback import FeedbackHandlers
+from qlora_chat.web.parts import EVENT_DATA, MAX_CHARACTERS, Parts
 from qlora_chat.web.sessions import PageFeatures, Sessions
 
-CSS = Path(__file__).with_name("page.css")
-JS = Path(__file__).with_name("page.js")
+CSS = Path(__file__).with_name("static") / "page.css"
 MAX_CONCURRENT_ANSWERS = 256
 """Answers that Gradio streams at once; the engine decides how many of them share a step."""
 QUEUE_TICK_SECONDS = 0.005
@@ -51,8 +52,9 @@ def build_page(chat: Chat, sessions: Sessions, features: PageFeatures) -> gr.Blo
     """The whole page as Blocks, ready to be mounted."""
     with StreamedBlocks(title="QLoRA Chat", analytics_enabled=False, fill_height=True) as page:
         parts = Parts(chat, features)
-        handlers = Handlers(chat, sessions, parts, features)
-        _connect(page, parts, handlers)
+        answering = Answering(chat, parts)
+        handlers = Handlers(chat, sessions, parts, features, answering)
+        _connect(page, parts, handlers, MessageActions(handlers, answering, parts))
         FeedbackHandlers(handlers, parts).connect(IMMEDIATE)
     page.max_threads = MAX_CONCURRENT_ANSWERS
     page.queue(default_concurrency_limit=None, api_open=False)
@@ -66,9 +68,10 @@ def events_of(page: gr.Blocks) -> dict[int, Event]:
     """The events that a browser may send, by Gradio's number, without those that run in the browser alone."""
     events: dict[int, Event] = {}
     for index, event in page.fns.items():
-        triggers = {name for _, name in event.targets}
-        if event.fn is not None and "unload" not in triggers:
-            events[index] = Event(tuple(_field(each) for each in event.inputs), is_thumb="like" in triggers)
+        triggers = [(str(getattr(page.blocks.get(part or 0), "elem_id", None)), str(name)) for part, name in event.targets]
+        if event.fn is not None and "unload" not in {name for _, name in event.targets}:
+            data = next((EVENT_DATA[each] for each in triggers if each in EVENT_DATA), None)
+            events[index] = Event(tuple(_field(each) for each in event.inputs), data)
     return events
 
 
@@ -82,25 +85,24 @@ def _field(part: Any) -> Field:
     return Field(label, "text", MAX_CHARACTERS[part.elem_id])
 
 
-def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
-    queued, immediate = QUEUED, IMMEDIATE
-    outputs = [
-        parts.chatbot, parts.notice, parts.box, parts.send, parts.stop, parts.retry, parts.undo, *parts.sliders,
-        parts.adapter, parts.system, parts.logged, parts.status, parts.feedback.box, parts.conversation,
-    ]  # fmt: skip
-    options = [parts.conversation, parts.adapter, parts.system, parts.logged, *parts.sliders]
+def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers, actions: MessageActions) -> None:
+    queued, immediate = {**QUEUED, "concurrency_limit": None}, IMMEDIATE
+    answered = [parts.messages, parts.box, parts.notice, parts.status, parts.conversation]
+    outputs = [*answered, *parts.sliders, parts.adapter, parts.system, parts.logged]
+    options = [parts.adapter, parts.system, parts.logged, *parts.sliders]
+    in_order = [parts.conversation, *options]
 
     page.load(handlers.load, [parts.memory], outputs, js=_js("recall"), **immediate)
-    sent = gr.on(
-        [parts.send.click, parts.box.submit], handlers.send, [parts.box, *options], outputs, concurrency_limit=None, **queued
-    )
-    retried = parts.retry.click(handlers.retry, options, outputs, concurrency_limit=None, **queued)
-    for answered in (sent, retried):
-        answered.then(handlers.end_answer, [parts.box, parts.conversation], outputs, **immediate)
+    sent = gr.on([parts.send.click, parts.box.submit], handlers.send, [parts.box, *in_order], answered, **queued)
+    edited = parts.messages.edit(actions.edit, in_order, answered, **queued)
+    retried = parts.messages.retry(actions.retry, in_order, answered, **queued)
+    continued = parts.messages.play(actions.go_on, in_order, answered, **queued)
+    for each in (sent, edited, retried, continued):
+        each.then(handlers.end_answer, [parts.box, parts.conversation], answered, **immediate)
+    parts.messages.select(actions.select, [parts.conversation], answered, **immediate)
     parts.stop.click(handlers.stop, **immediate)
-    parts.undo.click(handlers.undo, [parts.box, parts.conversation], outputs, **immediate)
     # In the queue, so that it reaches the page in order, after the last piece of the answer that it ends.
-    parts.clear.click(handlers.clear, None, outputs, concurrency_limit=None, **queued)
+    parts.new.click(handlers.clear, None, answered, **queued)
     gr.on(
         [slider.change for slider in parts.sliders], handlers.sample, [*parts.sliders], [parts.notice],
         js=_js("rememberSampling", SLIDERS), trigger_mode="always_last", **immediate,
@@ -114,7 +116,7 @@ def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers) -> None:
 
 def _connect_past(parts: Parts, handlers: Handlers, outputs: list[Any], immediate: dict[str, Any]) -> None:
     past = parts.past
-    gr.on([past.box.expand, past.find.change], handlers.find, [past.find, past.found], [past.found], **immediate)
+    gr.on([past.find.change, parts.conversation.change], handlers.find, [past.find, past.found], [past.found], **immediate)
     past.found.input(handlers.open_past, [past.found], [*outputs, past.title], **immediate)
     renamed = [past.rename.click, past.title.submit]
     gr.on(renamed, handlers.rename_past, [past.found, past.title, past.find], [past.found, parts.notice], **immediate)
@@ -123,6 +125,6 @@ def _connect_past(parts: Parts, handlers: Handlers, outputs: list[Any], immediat
 
 
 def _js(name: str, *arguments: Any) -> str:
-    """A call of one of page.js's functions, for Gradio to run in the browser; the event's values follow `arguments`."""
+    """A call of one of memory.js's functions, for Gradio to run in the browser; the event's values follow `arguments`."""
     leading = "".join(f"{json.dumps(each)}, " for each in arguments)
-    return f'async (...values) => (await import(new URL("page.js", document.baseURI))).{name}({leading}...values)'
+    return f'async (...values) => (await import(new URL("page/static/memory.js", document.baseURI))).{name}({leading}...values)'

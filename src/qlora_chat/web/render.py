@@ -1,86 +1,14 @@
-"""Rendering of conversations, numbers and problems, as Markdown and HTML that is safe to render.
+"""Rendering of numbers, notices and problems, as HTML that is safe to render.
 
-Scope: pure functions from values to text. What a person typed is shown as typed; what a model wrote is Markdown
-without HTML and without images. Knows no Gradio and no sessions.
+Scope: pure functions from values to text. Knows no Gradio and no sessions.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from typing import Any
 
-from qlora_chat.messages import Conversation, FinishReason, Message
 from qlora_chat.models import ModelInfo
-
-_MARKDOWN = re.compile(r"^[^a-zA-Z]|[\\`*_\[\]<>&~|#@\n\r\t]|:(?=//)|(?<=www)\.| $", re.IGNORECASE)
-"""Characters with a meaning in Markdown, in a text without line breaks."""
-_CODE = re.compile(
-    r"(^ {0,3}(`{3,}|~{3,})[^\n]*\n.*?(?:^ {0,3}\2[`~]*[ \t]*$|\Z)"  # a fenced block, to its fence or to the end
-    r"|(?<!`)(`+)(?!`).+?(?<!`)\3(?!`))",  # `code`
-    re.DOTALL | re.MULTILINE,
-)
-_TAG = re.compile(r"<(?=[a-zA-Z/!?])")
-_IMAGE = re.compile(r"!(?=\[)")
-
-_MARKS: dict[FinishReason, str] = {
-    "cancelled": "*Stopped.*",
-    "length": "*Cut off: the answer reached its limit of new tokens, or the model's window is full.*",
-    "error": "*Ended by an error.*",
-    "partial": "*Cut off: the program ended while this was being written.*",
-}
-
-
-def literal(text: str) -> str:
-    """Markdown that shows the text as it was typed; page.css keeps its spaces and line breaks.
-
-    Character references are never Markdown's structure, so nothing typed becomes a heading, a link or a tag. With the
-    line breaks among them the text is one line, and only its first character could begin a block.
-    """
-    return _MARKDOWN.sub(lambda match: f"&#{ord(match.group())};", text)
-
-
-def markdown(text: str) -> str:
-    """A model's Markdown with HTML tags shown instead of obeyed, and images as links: nothing is fetched unasked."""
-    parts = _CODE.split(text)
-    return "".join(
-        _IMAGE.sub("&#33;", _TAG.sub("&lt;", part)) if index % 4 == 0 else part
-        for index, part in enumerate(parts)
-        if part and index % 4 < 2
-    )
-
-
-def messages(conversation: Conversation) -> list[dict[str, Any]]:
-    """The conversation as a Chatbot takes it."""
-    return [shown for message in conversation.messages if (shown := _message(message))]
-
-
-def message_at(conversation: Conversation, index: Any) -> Message | None:
-    """The answer that a page shows at a place of its list; None for what no page sends."""
-    visible = [message for message in conversation.messages if _message(message)]
-    if type(index) is not int or not 0 <= index < len(visible):
-        return None
-    return visible[index] if visible[index].role == "assistant" else None
-
-
-def thumbs(conversation: Conversation, ratings: Mapping[str, int]) -> list[str | None]:
-    """For each answer that is shown, the thumb that was given to it, as a Chatbot takes it."""
-    answers = [message for message in conversation.messages if message.role == "assistant" and _message(message)]
-    return [{1: "Like", -1: "Dislike"}.get(ratings.get(message.id, 0)) for message in answers]
-
-
-def _message(message: Message) -> dict[str, Any] | None:
-    if message.role == "user":
-        return {"role": "user", "content": literal(message.content)}
-    return answer(message.content, message.finish_reason)
-
-
-def answer(text: str, finish_reason: FinishReason | None = None) -> dict[str, Any] | None:
-    """An answer, marked if it ended early; None while there is nothing to show."""
-    mark = _MARKS.get(finish_reason) if finish_reason else None
-    content = [{"type": "text", "text": each} for each in (markdown(text), mark) if each]
-    return {"role": "assistant", "content": content} if content else None
 
 
 def status(info: ModelInfo, used: int | None = None, tokens_per_s: float | None = None, ttft_ms: float | None = None) -> str:

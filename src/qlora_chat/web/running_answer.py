@@ -26,12 +26,10 @@ logger = logging.getLogger(__name__)
 class RunningAnswer:
     """Read by a thread, watched by the event loop."""
 
-    def __init__(self, turn: Turn, text: str, *, retried: bool = False, logged: bool = True) -> None:
+    def __init__(self, turn: Turn, text: str | None, *, logged: bool = True) -> None:
         self.turn = turn
-        self.retried = retried
-        """True if it replaces an earlier answer."""
         self.text = text
-        """The question."""
+        """A new question; None where the question was there before."""
         self.logged = logged
         self.problem: str | None = None
         """User-facing reason why generation failed."""

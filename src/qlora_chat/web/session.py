@@ -7,12 +7,14 @@ cleared. Knows no Gradio, no HTML and no model.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from qlora_chat.chat import AnswerOptions, Chat
+from qlora_chat.chat import AnswerOptions, Chat, Turn
 from qlora_chat.history import HistoryUnavailable, StaleConversation
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.settings import Sampling
+from qlora_chat.web.message_list.branches import Branches
 from qlora_chat.web.running_answer import RunningAnswer
 
 
@@ -76,17 +78,54 @@ class Session:
         """
         with self._lock:
             self._expect_idle()
-            return self._begin(self._conversation, text, options, system)
+            return self._ask(self._conversation, text, options, system)
 
-    def retry(self, options: AnswerOptions, system: str | None = None) -> RunningAnswer | None:
-        """Drop the last answer and begin another to the same question; None before the first question."""
+    def edit(self, turn_id: str, text: str, options: AnswerOptions, system: str | None = None) -> RunningAnswer | None:
+        """Begin the answer to another version of a question; None where the conversation shown does not have it."""
         with self._lock:
             self._expect_idle()
-            text = self._conversation.last_user_text
-            if text is None:
+            before = self._conversation.before(turn_id)
+            return None if before is None else self._ask(before, text, options, system)
+
+    def retry(self, answer_id: str, options: AnswerOptions, system: str | None = None) -> RunningAnswer | None:
+        """Begin another version of an answer; None where the conversation shown does not have it."""
+        with self._lock:
+            self._expect_idle()
+            question = self._conversation.before(answer_id)
+            if question is None or not question.messages or question.messages[-1].role != "user":
                 return None
-            shown = self._conversation
-            return self._begin(shown.without_last_exchange(), text, options, system, instead_of=shown)
+            return self._begin(question, options, system, self._chat.reply_to)
+
+    def go_on(self, answer_id: str, options: AnswerOptions, system: str | None = None) -> RunningAnswer | None:
+        """Continue an answer that was cut, as another version of it; None where the conversation shown does not have it."""
+        with self._lock:
+            self._expect_idle()
+            answer = next((each for each in self._conversation.messages if each.id == answer_id), None)
+            before = self._conversation.before(answer_id)
+            if answer is None or before is None or answer.role != "assistant" or not answer.content:
+                return None
+            return self._begin(before.adding(answer), options, system, self._continue)
+
+    def rewrite(self, turn_id: str, text: str) -> bool:
+        """Save another version of an answer in a person's words; False where the conversation shown does not have it."""
+        with self._lock:
+            self._expect_idle()
+            before = self._conversation.before(turn_id)
+            if before is None:
+                return False
+            self._conversation = self._saved(before.adding(Message("assistant", text, finish_reason="stop")))
+            return True
+
+    def select(self, turn_id: str) -> bool:
+        """Show the newest branch through a turn; False where this conversation has no such turn."""
+        with self._lock:
+            self._expect_idle()
+            stored = self._chat.history.read(self._conversation.id)
+            branch = Branches(stored).through(turn_id) if stored else None
+            if branch is None:
+                return False
+            self._conversation = self._saved(with_answer(replace(branch, head=self._conversation.head)))
+            return True
 
     def update(self, sampling: Sampling) -> None:
         """Use these settings from the very next token of the answer being written."""
@@ -97,15 +136,6 @@ class Session:
         """End the answer at the next token; what there is of it stays."""
         if running := self._running:
             running.turn.cancel()
-
-    def undo(self) -> str | None:
-        """Remove the last exchange and return its question; None while answering or before the first question."""
-        with self._lock:
-            text = self._conversation.last_user_text
-            if self._running or text is None:
-                return None
-            self._conversation = self._saved(self._conversation.without_last_exchange())
-            return text
 
     def clear(self, seconds: float = 1.0) -> None:
         """Stop, and begin an empty conversation with a new id.
@@ -189,21 +219,28 @@ class Session:
         if self._closed:
             raise Busy("This page was closed. Reload it to go on.")
 
+    def _ask(self, conversation: Conversation, text: str, options: AnswerOptions, system: str | None) -> RunningAnswer:
+        """Begin the answer to a new question, which goes back into the box where the answer fails before its first word."""
+        return self._begin(conversation.adding(Message("user", text)), options, system, self._chat.reply_to, text)
+
+    def _continue(self, conversation: Conversation, options: AnswerOptions, shown: Conversation) -> Turn:
+        return self._chat.continue_answer(conversation, options, instead_of=shown)
+
     def _begin(
         self,
         conversation: Conversation,
-        text: str,
         options: AnswerOptions,
         system: str | None,
-        instead_of: Conversation | None = None,
+        reply: Callable[[Conversation, AnswerOptions, Conversation], Turn],
+        text: str | None = None,
     ) -> RunningAnswer:
         conversation, options = replace(conversation, system=system), replace(options, owner=self.owner)
         try:
-            turn = self._chat.reply(conversation, text, options, instead_of=instead_of)
+            turn = reply(conversation, options, self._conversation)
         except StaleConversation:
             self._conversation = self._reloaded(conversation)
             raise
-        answer = RunningAnswer(turn, text, retried=instead_of is not None, logged=options.logged)
+        answer = RunningAnswer(turn, text, logged=options.logged)
         self._running = self._latest = answer
         threading.Thread(target=self._read, args=(answer,), name="qlora-chat-answer", daemon=True).start()
         return answer
@@ -222,8 +259,7 @@ class Session:
             if not answer.logged:
                 self._unlogged.add(self._conversation.messages[-1].id)
             return
-        if not answer.retried:
-            self._failed_question = answer.text
+        self._failed_question = answer.text
         try:
             self._conversation = answer.turn.undo()
         except StaleConversation:

@@ -6,6 +6,8 @@ later.
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -26,6 +28,15 @@ class PageFeatures:
     """People on other machines can reach the page: then each browser sees only its own conversations."""
     has_password: bool = False
     """A person logs in, and can log out."""
+
+
+def owner_of(*known: object) -> str:
+    """Owner of a browser's conversations where several people use the page: the first of `known` that is a browser's secret.
+
+    Stored as a hash, so that a reader of the history cannot use it. A client without a secret sees nothing.
+    """
+    secret = next((each for each in known if isinstance(each, str) and len(each) >= 32), secrets.token_hex())
+    return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
 
 
 class Sessions:
@@ -90,6 +101,11 @@ class Sessions:
             session = self._sessions.pop(name, None)
         if session:
             session.close(seconds=0)
+
+    def showing(self, conversation_id: str, owner: str | None) -> Session | None:
+        """The owner's tab that shows a conversation."""
+        with self._lock:
+            return self._showing(conversation_id, owner)
 
     def _showing(self, conversation_id: str, owner: str | None) -> Session | None:
         shown = (each for each in self._sessions.values() if each.conversation.id == conversation_id)

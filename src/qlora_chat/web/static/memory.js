@@ -39,7 +39,7 @@ export function recall() {
 }
 
 // A secret that this browser drew for itself: it tells its own conversations from those of others on a shared page.
-function browser() {
+export function browser() {
   let secret = read(localStorage, BROWSER);
   if (typeof secret !== "string") {
     secret = Array.from(crypto.getRandomValues(new Uint8Array(32)), (byte) => byte.toString(16).padStart(2, "0")).join("");

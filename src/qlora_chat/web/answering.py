@@ -1,0 +1,111 @@
+"""An answer from its event to the page: begun, watched while it grows, and shown as it ended.
+
+Scope: updates of the parts that every answer changes, however it began. Knows the session, and no event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import gradio as gr
+
+from qlora_chat.chat import AnswerOptions, Chat
+from qlora_chat.engines import EngineError
+from qlora_chat.history import HistoryError, StaleConversation
+from qlora_chat.messages import Conversation
+from qlora_chat.settings import SLIDERS, Sampling
+from qlora_chat.text import replace_surrogates
+from qlora_chat.web import render
+from qlora_chat.web.adapter_chooser import AdapterChooser
+from qlora_chat.web.message_list.view import LiveBlocks, idle_value, live_value
+from qlora_chat.web.parts import Parts
+from qlora_chat.web.running_answer import RunningAnswer
+from qlora_chat.web.session import Busy, ConversationRef, Session
+
+Updates = dict[Any, Any]
+"""New values of parts of the page."""
+Begin = Callable[[AnswerOptions, str | None], RunningAnswer | None]
+"""Begins an answer with these options and this system text; None where there is nothing to answer."""
+
+
+class Answering:
+    """Updates of the page from the beginning of an answer to its end."""
+
+    def __init__(self, chat: Chat, parts: Parts) -> None:
+        self._chat, self._parts, self._info = chat, parts, chat.engine.info
+
+    async def run(self, session: Session, begin: Begin, options: tuple[Any, ...], clear_box: bool) -> AsyncIterator[Updates]:
+        """Begin an answer with the page's options (adapter, system text, logging switch, sliders) and follow it."""
+        notice = self._parts.notice
+        try:
+            answer = await asyncio.to_thread(_begin, begin, *options)
+        except StaleConversation as problem:
+            yield {**await asyncio.to_thread(self.idle, session), notice: render.problem(str(problem))}
+            return
+        except (ValueError, EngineError, HistoryError, Busy) as problem:  # PromptTooLong and SettingsError are ValueErrors
+            yield {notice: render.problem(str(problem))}
+            return
+        if answer is None:
+            yield {**self.idle(session), notice: render.notice("That message is not shown any more.")}
+            return
+        try:
+            async for each in self._watch(session, answer, clear_box):
+                yield each
+        finally:
+            answer.turn.cancel()
+            answer.unwatched.set()
+
+    async def _watch(self, session: Session, answer: RunningAnswer, clear_box: bool) -> AsyncIterator[Updates]:
+        parts, blocks = self._parts, LiveBlocks()
+        note = render.notice(render.dropped(answer.turn.prompt.dropped, self._info.window))
+        yield {
+            **({parts.box: ""} if clear_box else {}),
+            parts.messages: live_value(answer, blocks),
+            parts.notice: note,
+            parts.conversation: str(ConversationRef.of(answer.turn.conversation)),
+        }
+        async for has_new_text in answer.changes():
+            if not session.shows(answer):
+                return
+            yield {parts.messages: live_value(answer, blocks) if has_new_text else gr.skip()}
+        if session.shows(answer):
+            idle = await asyncio.to_thread(self.idle, session, answer)
+            yield {**idle, parts.notice: _final_notice(answer, note)}
+
+    def idle(self, session: Session, answer: RunningAnswer | None = None) -> Updates:
+        """The page when no answer is being written."""
+        parts, conversation = self._parts, session.conversation
+        return {
+            parts.messages: idle_value(session),
+            parts.notice: "",
+            parts.status: self._status(answer, conversation),
+            parts.conversation: str(ConversationRef.of(conversation)),
+        }
+
+    def _status(self, answer: RunningAnswer | None, conversation: Conversation) -> str:
+        if answer and (finish := answer.turn.finish):
+            used = finish.prompt_tokens + finish.completion_tokens
+            return render.status(self._info, used, finish.tokens_per_s, finish.ttft_ms)
+        return render.status(self._info, used=self._chat.context_used(conversation))
+
+
+def sampling_of(values: tuple[Any, ...]) -> Sampling:
+    """Settings of the sliders. SettingsError for what no slider sends, but a hostile client may."""
+    if len(values) != len(SLIDERS):
+        raise ValueError(f"{len(values)} sampling values came; expected {', '.join(SLIDERS)}")
+    return Sampling(**dict(zip(SLIDERS, values, strict=True)))
+
+
+def _begin(begin: Begin, adapter: Any, system: Any, logged: Any, *values: Any) -> RunningAnswer | None:
+    options = AnswerOptions(sampling_of(values), AdapterChooser.parse(adapter), logged=logged is not False)
+    return begin(options, replace_surrogates(system).strip() or None)
+
+
+def _final_notice(answer: RunningAnswer, note: str) -> str:
+    if answer.problem:
+        return render.problem(answer.problem)
+    if answer.turn.save_error:
+        return note + render.problem(f"This answer is not saved: {answer.turn.save_error}.")
+    return note

@@ -1,0 +1,1 @@
+"""The list of messages: our own component, its data, and the events that it sends."""

@@ -1,0 +1,53 @@
+"""HTTP routes of the page's own components: their scripts, and the messages of a conversation.
+
+Scope: from a request to the view of the owner's tabs. Ids in the query prove nothing: on a shared page, the browser's secret
+in a header says whose conversations may be read.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from starlette.staticfiles import StaticFiles
+
+from qlora_chat.chat import Chat
+from qlora_chat.web.message_list.view import MessageView
+from qlora_chat.web.sessions import PageFeatures, Sessions, owner_of
+
+STATIC = Path(__file__).parents[1] / "static"
+"""Style sheet and scripts, which the browser gets as they are: there is no build step."""
+MESSAGES = "/page/messages"
+OWNER_HEADER = "x-qlora-chat-owner"
+LONGEST_ID = 100
+
+_Id = Annotated[str, Query(max_length=LONGEST_ID)]
+
+
+def component_routes(chat: Chat, sessions: Sessions, features: PageFeatures) -> APIRouter:
+    """The scripts of the components, and the messages that the message list fetches."""
+    router, view, files = APIRouter(), MessageView(chat, sessions), StaticFiles(directory=STATIC)
+
+    @router.get("/page/static/{path:path}")
+    async def static(path: str, request: Request) -> Response:
+        """A file, which browsers ask for anew at each load; an unchanged one is answered with 304."""
+        response = await files.get_response(path, request.scope)
+        response.headers["cache-control"] = "no-cache"
+        return response
+
+    @router.get(MESSAGES)
+    def messages(
+        conversation: _Id,
+        shown: _Id = "",
+        until: _Id = "",
+        secret: Annotated[str, Header(alias=OWNER_HEADER, max_length=200)] = "",
+    ) -> Response:
+        """Items after the message `shown`, or a page of older ones before `until`."""
+        owner = owner_of(secret) if features.shared else None
+        found = view.older(conversation, until, owner) if until else view.newest(conversation, shown or None, owner)
+        body = json.dumps(found, ensure_ascii=False).encode("utf-8", "replace")
+        return Response(body, media_type="application/json", headers={"cache-control": "no-store"})
+
+    return router

@@ -1,0 +1,122 @@
+"""The message list of one tab: the items that the browser fetches, and the small value that tells it when to.
+
+Scope: from the owner's tabs and history to JSON. The value names the newest message and carries the open blocks of the answer
+being written; messages themselves go over a route, once. Knows no Gradio.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from qlora_chat.chat import Chat
+from qlora_chat.history import HistoryError, StoredConversation
+from qlora_chat.messages import Conversation, Message
+from qlora_chat.web.markdown import StreamedMarkdown, render_blocks
+from qlora_chat.web.message_list.items import Item, Items
+from qlora_chat.web.running_answer import RunningAnswer
+from qlora_chat.web.session import Session
+from qlora_chat.web.sessions import Sessions
+
+NEWEST = 40
+"""Messages that are sent at first; the browser fetches older ones page by page."""
+PAGE = 100
+RESENT = 3
+"""Updates whose changes every update repeats: a browser that is slow sees only the last of several."""
+
+
+class MessageView:
+    """Answers the browser's requests for messages, for one owner at a time."""
+
+    def __init__(self, chat: Chat, sessions: Sessions) -> None:
+        self._chat, self._sessions = chat, sessions
+
+    def newest(self, conversation_id: str, shown: str | None, owner: str | None) -> dict[str, Any]:
+        """The items that follow the branch up to `shown`, or the newest ones.
+
+        `after` is the message that they follow, None where the list begins anew; `earlier` tells that there are older ones.
+        """
+        conversation, stored, running = self._find(conversation_id, owner)
+        items = Items(conversation, stored, self._chat.engine.info.window)
+        after = items.common(shown)
+        found = items.after(after, NEWEST)
+        messages = conversation.messages
+        if after is not None and len(found) == NEWEST and messages[-NEWEST - 1].id != after:
+            after = None
+        if running:
+            found = [*found, _running_item(running)][-NEWEST:]
+        first = found[0]["id"] if found else None
+        earlier = after is None and bool(messages) and first not in (messages[0].id, None)
+        return {"conversation": conversation.id, "after": after, "earlier": earlier, "items": found}
+
+    def older(self, conversation_id: str, until: str, owner: str | None) -> dict[str, Any]:
+        """A page of items before the message `until`."""
+        conversation, stored, _ = self._find(conversation_id, owner)
+        found = Items(conversation, stored, self._chat.engine.info.window).until(until, PAGE)
+        earlier = bool(found) and found[0]["id"] != conversation.messages[0].id
+        return {"conversation": conversation.id, "earlier": earlier, "items": found}
+
+    def _find(
+        self, conversation_id: str, owner: str | None
+    ) -> tuple[Conversation, StoredConversation | None, RunningAnswer | None]:
+        """A conversation of this owner, as a tab shows it, else as stored; an empty one for any other id."""
+        session = self._sessions.showing(conversation_id, owner)
+        try:
+            stored = self._chat.history.read(conversation_id) if session or self._owns(conversation_id, owner) else None
+        except HistoryError:
+            stored = None
+        if session:
+            return session.conversation, stored, session.running
+        return stored.conversation() if stored else Conversation(conversation_id), stored, None
+
+    def _owns(self, conversation_id: str, owner: str | None) -> bool:
+        return owner is None or any(each.id == conversation_id for each in self._chat.history.list(owner=owner))
+
+
+def _running_item(answer: RunningAnswer) -> Item:
+    text = answer.turn.answer
+    return {
+        "id": answer.turn.answer_id, "role": "assistant", "text": "", "versions": [answer.turn.answer_id],
+        "blocks": render_blocks(text), "live": True,
+    }  # fmt: skip
+
+
+class LiveBlocks:
+    """Renders a growing answer. An update has the blocks that may have changed since the last RESENT updates."""
+
+    def __init__(self) -> None:
+        self._markdown, self._blocks = StreamedMarkdown(), []
+        self._changed: deque[int] = deque(maxlen=RESENT)
+
+    def update(self, text: str) -> tuple[int, Sequence[str]]:
+        """(index of the first block that is sent, the blocks from there on)."""
+        first, blocks = self._markdown.update(text)
+        self._blocks[first:] = blocks
+        self._changed.append(first)
+        begin = min(self._changed)
+        return begin, self._blocks[begin:]
+
+
+def idle_value(session: Session, note: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Value of the component while no answer is being written."""
+    messages = session.conversation.messages
+    head = messages[-1].id if messages else ""
+    return {"conversation": session.conversation.id, "head": head, "live": None, "note": note}
+
+
+def live_value(answer: RunningAnswer, blocks: LiveBlocks) -> dict[str, Any]:
+    """Value of the component while this answer is being written."""
+    turn, speed = answer.turn, answer.tokens_per_s
+    begin, changed = blocks.update(turn.answer)
+    reads = not answer.tokens and 0 < turn.prefilled < turn.prompt_tokens
+    live = {
+        "id": turn.answer_id, "from": begin, "blocks": changed, "tokens": answer.tokens,
+        "speed": round(speed, 1) if speed else None, "read": [turn.prefilled, turn.prompt_tokens] if reads else None,
+    }  # fmt: skip
+    return {"conversation": answer.turn.conversation.id, "head": answer.turn.answer_id, "live": live, "note": None}
+
+
+def answer_of(conversation: Conversation, turn_id: Any) -> Message | None:
+    """The answer of that id; None where the conversation does not have it."""
+    return next((each for each in conversation.messages if each.id == turn_id and each.role == "assistant"), None)

@@ -1,0 +1,73 @@
+// The frame of the page: drawers left and right, one button that sends or stops, Esc, and where the focus goes.
+
+import { h, icon, iconButton, present } from "./dom.js";
+
+const WIDE = matchMedia("(min-width: 64rem)"); // both drawers fit beside the chat
+const SIDES = { chats: ["menu", "Conversations"], settings: ["settings", "Settings"] };
+
+export async function mount(element) {
+  await present("shell", "new", "send", "stop", ...Object.keys(SIDES));
+  const drawers = Object.entries(SIDES).map(([id, [picture, label]]) => new Drawer(id, picture, label));
+  element.replaceChildren(drawers[0].button);
+  document.getElementById("new").after(drawers[1].button);
+  const shade = h("div", { id: "shade", onclick: () => drawers.forEach((each) => each.cover() && each.set(false)) });
+  document.getElementById("shell").append(shade);
+  document.addEventListener("keydown", (event) => pressed(event, drawers));
+  keepFocus();
+  label("new", "plus");
+}
+
+function pressed(event, drawers) {
+  if (event.key === "O" && event.ctrlKey && event.shiftKey) document.getElementById("new").click();
+  else if (event.key !== "Escape") return;
+  else if (drawers.some((each) => each.cover())) drawers.forEach((each) => each.cover() && each.set(false));
+  else if (document.body.classList.contains("answering")) document.getElementById("stop").click();
+  else return;
+  event.preventDefault();
+}
+
+// A column that is open or closed. On a narrow window it covers the chat, and closes when it has been left.
+class Drawer {
+  constructor(id, picture, name) {
+    this.column = document.getElementById(id);
+    this.button = iconButton(picture, name, () => this.set(!this.open), { "aria-controls": id, class: "icon-button drawer-button" });
+    this.column.setAttribute("role", "region");
+    this.column.setAttribute("aria-label", name);
+    this.column.prepend(iconButton("close", `Close ${name.toLowerCase()}`, () => this.set(false), { class: "icon-button close" }));
+    this.set(id === "chats" && WIDE.matches, false);
+  }
+
+  cover() {
+    return this.open && !WIDE.matches;
+  }
+
+  set(open, focus = true) {
+    this.open = open;
+    this.column.classList.toggle("open", open);
+    this.column.inert = !open;
+    this.button.setAttribute("aria-expanded", String(open));
+    document.body.classList.toggle(`with-${this.column.id}`, open);
+    if (!focus) return;
+    if (open) this.column.querySelector(".close").focus();
+    else this.button.focus();
+  }
+}
+
+// Send and Stop are in one place, and only one of them is visible: the focus goes from the one to the other.
+function keepFocus() {
+  const send = document.getElementById("send");
+  const stop = document.getElementById("stop");
+  let focused = null;
+  document.addEventListener("focusin", ({ target }) => (focused = target));
+  new MutationObserver(() => {
+    const answering = document.body.classList.contains("answering");
+    if (focused === (answering ? send : stop)) (answering ? stop : document.querySelector("#box textarea")).focus();
+  }).observe(document.body, { attributeFilter: ["class"] });
+}
+
+function label(id, picture) {
+  const button = document.getElementById(id);
+  button.setAttribute("aria-label", button.textContent.trim());
+  button.title = button.textContent.trim();
+  button.prepend(icon(picture));
+}

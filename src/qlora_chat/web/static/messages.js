@@ -1,0 +1,153 @@
+// The list of messages. The server's value says which message is the newest and carries the open blocks of the answer being
+// written; the messages themselves are fetched, once.
+
+import { h, icon } from "./dom.js";
+import { drawProgress, messageItem, setBlocks, showNote } from "./message_item.js";
+import { browser } from "./memory.js";
+
+const NEAR = 60; // pixels from the end at which the list follows the answer
+const LONGEST_ANNOUNCED = 2000;
+const RETRY_MS = 1000;
+
+export function mount(element, trigger, props, watch) {
+  const list = new MessageList(element, trigger);
+  watch("value", () => list.update(props.value ?? {}));
+  list.update(props.value ?? {});
+}
+
+class MessageList {
+  constructor(element, trigger) {
+    this.trigger = trigger;
+    this.value = {};
+    this.conversation = null; // id of the conversation that is drawn
+    this.drawn = ""; // the value for which messages were fetched
+    this.note = 0;
+    this.follow = true;
+    this.list = h("div", { class: "list" });
+    this.scroller = h("div", { class: "scroller", tabindex: "0", role: "region", "aria-label": "Conversation" }, this.list);
+    this.newest = h("button", { type: "button", class: "newest", hidden: true, onclick: () => this.toEnd(true) }, icon("arrow"), "Newest");
+    this.announcement = h("p", { class: "off-screen", "aria-live": "polite" });
+    element.replaceChildren(this.scroller, this.newest, this.announcement);
+    this.act = (event, data) => !this.value.live && this.trigger(event, data);
+    this.watchScrolling();
+  }
+
+  watchScrolling() {
+    const atEnd = () => this.scroller.scrollHeight - this.scroller.scrollTop - this.scroller.clientHeight < NEAR;
+    const setFollow = (follow) => {
+      this.follow = follow;
+      this.newest.hidden = follow || atEnd();
+    };
+    this.scroller.addEventListener("scroll", () => setFollow(atEnd()), { passive: true });
+    this.scroller.addEventListener("wheel", (event) => event.deltaY < 0 && this.scroller.scrollTop > 0 && setFollow(false), { passive: true });
+    const resized = new ResizeObserver(() => (this.follow ? this.toEnd() : setFollow(atEnd())));
+    resized.observe(this.list);
+    resized.observe(this.scroller);
+  }
+
+  toEnd(focus = false) {
+    this.follow = true;
+    this.newest.hidden = true;
+    this.scroller.scrollTop = this.scroller.scrollHeight;
+    if (focus) this.scroller.focus({ preventScroll: true });
+  }
+
+  get last() {
+    return this.list.lastElementChild;
+  }
+
+  find(id) {
+    return this.list.querySelector(`:scope > [data-id="${CSS.escape(id)}"]`);
+  }
+
+  update(value) {
+    this.value = value;
+    document.body.classList.toggle("answering", Boolean(value.live));
+    if (!value.conversation) return;
+    const { live, note } = value;
+    const key = `${value.conversation} ${value.head} ${live ? "live" : ""}`;
+    if (key !== this.drawn && (live || this.last?.item.live || this.conversation !== value.conversation || (this.last?.item.id ?? "") !== value.head)) {
+      this.fetchNewest(key);
+      return;
+    }
+    this.drawn = key;
+    if (live && !this.drawLive(live)) this.fetchNewest(key);
+    if (note && note.number !== this.note) {
+      this.note = note.number;
+      const article = this.find(note.id);
+      if (article) showNote(article, note, this.act);
+    }
+  }
+
+  drawLive(live) {
+    const article = this.find(live.id);
+    if (!article?.item.live) return true;
+    const complete = setBlocks(article.querySelector(".body"), live.from, live.blocks);
+    drawProgress(article, live);
+    return complete;
+  }
+
+  // Fetches what the drawn messages lack; a change of the value meanwhile is drawn afterwards.
+  async fetchNewest(key) {
+    if (this.fetching) return;
+    this.fetching = true;
+    const { conversation } = this.value;
+    const finished = [...this.list.children].findLast((each) => !each.item.live);
+    const shown = this.conversation === conversation && finished ? finished.item.id : "";
+    const found = await this.request({ conversation, shown });
+    this.fetching = false;
+    if (found) {
+      this.drawn = key;
+      this.draw(found);
+    } else {
+      await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+    }
+    this.update(this.value);
+  }
+
+  async request(query) {
+    const url = new URL(`page/messages?${new URLSearchParams(query)}`, document.baseURI);
+    try {
+      const response = await fetch(url, { headers: { "x-qlora-chat-owner": browser() } });
+      return response.ok ? await response.json() : null;
+    } catch {
+      return null;
+    }
+  }
+
+  draw({ conversation, after, items, earlier }) {
+    const begun = this.conversation !== conversation || !after || !this.find(after);
+    const wasLive = this.last?.item.live ? this.last.item.id : null;
+    const focused = this.list.contains(document.activeElement) ? document.activeElement.dataset.action ?? "list" : null;
+    const articles = items.map((each) => messageItem(each, this.act));
+    this.conversation = conversation;
+    if (begun) this.list.replaceChildren(...articles);
+    else {
+      while (this.last && this.last.item.id !== after) this.last.remove();
+      this.list.append(...articles);
+    }
+    if (begun || articles.some((each) => each.item.live)) this.toEnd();
+    else if (this.follow) this.toEnd();
+    const finished = wasLive && articles.find((each) => each.item.id === wasLive && !each.item.live);
+    if (finished) this.announcement.textContent = finished.querySelector(".body").innerText.slice(0, LONGEST_ANNOUNCED);
+    if (focused && !this.list.contains(document.activeElement)) {
+      const same = articles[0]?.querySelector(`[data-action=${focused}]`);
+      (same ?? this.scroller).focus({ preventScroll: true });
+    }
+    this.list.classList.toggle("empty", !this.last);
+    if (begun && earlier) requestIdleCallback(() => this.drawOlder());
+  }
+
+  // Draws older pages while the browser has nothing else to do, without moving what is being read.
+  async drawOlder() {
+    const { conversation, list, scroller } = this;
+    const first = list.firstElementChild;
+    const found = await this.request({ conversation, until: first.item.id });
+    if (!found?.items.length || this.conversation !== conversation || list.firstElementChild !== first) return;
+    const fromEnd = scroller.scrollHeight - scroller.scrollTop;
+    list.prepend(...found.items.map((each) => messageItem(each, this.act)));
+    if (this.follow) this.toEnd();
+    else scroller.scrollTop = scroller.scrollHeight - fromEnd;
+    if (found.earlier) requestIdleCallback(() => this.drawOlder());
+  }
+}
