@@ -165,6 +165,10 @@ class Chat:
             conversation, draft, self.prompt_format, engine.tokenizer, engine.info.window, max_new_tokens, pinned=pinned
         )
 
+    def prompt_for(self, conversation: Conversation, max_new_tokens: int) -> Prompt:
+        """The prompt that a conversation ending with a question is answered from, with that limit of new tokens."""
+        return self._fitted(conversation, AnswerOptions(Sampling(max_new_tokens=max_new_tokens)))
+
     def pin(self, conversation: Conversation, turn_id: str, *, pinned: bool) -> Conversation:
         """The conversation with a turn that the model always sees, or does not any more; stored, if the conversation is."""
         tags = with_pin(conversation.tags, turn_id, pinned=pinned)

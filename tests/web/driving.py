@@ -63,11 +63,11 @@ def begin_long_answer(page: Page, engine: ScriptedEngine, question: str = "go on
 def open_options(page: Page) -> None:
     """Open the drawer with the sliders."""
     page.get_by_role("button", name="Settings", exact=True).click()
-    expect(page.locator("#temperature input[type=number]")).to_be_visible()
+    expect(page.locator("#temperature")).to_be_visible()
 
 
 def set_slider(page: Page, name: str, value: str) -> None:
-    field = page.locator(f"#{name} input[type=number]")
+    field = page.locator(f"#{name}")
     field.fill(value)
     field.press("Tab")
     expect(field).to_have_value(value)

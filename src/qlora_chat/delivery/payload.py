@@ -9,6 +9,7 @@ from typing import Any
 
 from qlora_chat.history import Feedback, TurnRecord, now
 from qlora_chat.history.answer_metadata import answer_metadata, generate_kwargs
+from qlora_chat.history.pinned_turns import visible_tags
 
 TIMESTAMP = "%Y-%m-%dT%H:%M:%S"
 """Local time in seconds without a zone, as in the original; version 2 adds finished_at."""
@@ -40,7 +41,7 @@ def payload_v2(turn: TurnRecord, record_id: str) -> dict[str, Any]:
         "finished_at": turn.finished_at.isoformat(),
         "prompt_ids": list(turn.prompt_ids),
         "answer": turn.answer.content,
-        "tags": list(turn.conversation.tags),
+        "tags": list(visible_tags(turn.conversation.tags)),
         **answer_metadata(turn),
     }
 

@@ -15,11 +15,11 @@ from qlora_chat.chat import AnswerOptions, Chat
 from qlora_chat.engines import EngineError
 from qlora_chat.history import HistoryError, StaleConversation
 from qlora_chat.messages import Conversation
-from qlora_chat.settings import SLIDERS, Sampling
 from qlora_chat.text import replace_surrogates
 from qlora_chat.web import render
 from qlora_chat.web.adapter_chooser import AdapterChooser
 from qlora_chat.web.message_list.view import LiveBlocks, idle_value, live_value
+from qlora_chat.web.panels.settings import parse_settings
 from qlora_chat.web.parts import Parts
 from qlora_chat.web.running_answer import RunningAnswer
 from qlora_chat.web.session import Busy, ConversationRef, Session
@@ -37,7 +37,7 @@ class Answering:
         self._chat, self._parts, self._info = chat, parts, chat.engine.info
 
     async def run(self, session: Session, begin: Begin, options: tuple[Any, ...], clear_box: bool) -> AsyncIterator[Updates]:
-        """Begin an answer with the page's options (adapter, system text, logging switch, sliders) and follow it."""
+        """Begin an answer with the page's options (adapter, system text, logging switch, settings) and follow it."""
         notice = self._parts.notice
         try:
             answer = await asyncio.to_thread(_begin, begin, *options)
@@ -91,15 +91,11 @@ class Answering:
         return render.status(self._info, used=self._chat.context_used(conversation))
 
 
-def sampling_of(values: tuple[Any, ...]) -> Sampling:
-    """Settings of the sliders. SettingsError for what no slider sends, but a hostile client may."""
-    if len(values) != len(SLIDERS):
-        raise ValueError(f"{len(values)} sampling values came; expected {', '.join(SLIDERS)}")
-    return Sampling(**dict(zip(SLIDERS, values, strict=True)))
-
-
-def _begin(begin: Begin, adapter: Any, system: Any, logged: Any, *values: Any) -> RunningAnswer | None:
-    options = AnswerOptions(sampling_of(values), AdapterChooser.parse(adapter), logged=logged is not False)
+def _begin(begin: Begin, adapter: Any, system: Any, logged: Any, settings: Any) -> RunningAnswer | None:
+    chosen = parse_settings(settings)
+    options = AnswerOptions(
+        chosen.sampling, AdapterChooser.parse(adapter), logged=logged is not False, stop_texts=chosen.stop_texts
+    )
     return begin(options, replace_surrogates(system).strip() or None)
 
 

@@ -15,18 +15,16 @@ import gradio as gr
 
 from qlora_chat.chat import Chat
 from qlora_chat.history import HistoryError
-from qlora_chat.settings import SLIDERS, Sampling, SettingsError
 from qlora_chat.text import replace_surrogates
 from qlora_chat.web import render
 from qlora_chat.web.adapter_chooser import AdapterChooser
-from qlora_chat.web.answering import Answering, Updates, sampling_of
+from qlora_chat.web.answering import Answering, Updates
+from qlora_chat.web.panels.settings import parse_settings
 from qlora_chat.web.parts import Parts
 from qlora_chat.web.past_conversations import PastConversations, list_update
 from qlora_chat.web.session import Busy, ConversationRef, Session
 from qlora_chat.web.sessions import PageFeatures, Sessions, owner_of
 
-SLIDERS_BY_POSITION = ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens")
-"""As browsers remember them that last moved a slider before values had names."""
 GONE = "The process that was answering is gone. What it had written is saved; Retry answers again."
 
 
@@ -55,7 +53,6 @@ class Handlers:
             parts.system: system if isinstance(system, str) else "",
             parts.adapter: self._chooser.update(memory.get("adapter"), self._chooser.used_in(conversation)),
             parts.logged: memory.get("logged") is not False,
-            **self._sliders(memory.get("sampling")),
         }
 
     async def send(self, text: str, ref: str, request: gr.Request, *options: Any) -> AsyncIterator[Updates]:
@@ -88,10 +85,10 @@ class Handlers:
         session.clear()
         return self._answering.idle(session)
 
-    def sample(self, request: gr.Request, *values: Any) -> Updates:
-        """A slider moved: it acts on the answer being written from its next token."""
+    def sample(self, settings: Any, request: gr.Request) -> Updates:
+        """A setting changed: it acts on the answer being written from its next token."""
         try:
-            sampling = sampling_of(values)
+            sampling = parse_settings(settings).sampling
         except ValueError as problem:
             return {self._parts.notice: render.problem(str(problem))}
         if session := self._sessions.find(_name(request)):
@@ -170,20 +167,6 @@ class Handlers:
             return None
         port = str(request.headers.get("host", "")).rpartition("]")[2].partition(":")[2]
         return owner_of(browser, request.cookies.get(f"qlora_chat_owner{port}"))
-
-    def _sliders(self, remembered: Any) -> Updates:
-        """Values that the browser remembers, unless one of them is out of its range by now."""
-        if isinstance(remembered, list):
-            remembered = dict(zip(SLIDERS_BY_POSITION, remembered, strict=False))
-        if not isinstance(remembered, dict):
-            return {}
-        values = {name: value for name, value in remembered.items() if name in SLIDERS}
-        try:
-            Sampling(**values)
-        except SettingsError:
-            return {}
-        sliders = zip(SLIDERS, self._parts.sliders, strict=True)
-        return {slider: min(values[name], slider.maximum) for name, slider in sliders if name in values}
 
 
 def _read_memory(remembered: Any) -> dict[str, Any]:

@@ -13,13 +13,14 @@ import gradio as gr
 from gradio import themes
 
 from qlora_chat.chat import Chat
-from qlora_chat.settings import SLIDERS
 from qlora_chat.web.answering import Answering
 from qlora_chat.web.event_filter import Event, Field
 from qlora_chat.web.gradio_overrides import StreamedBlocks
 from qlora_chat.web.handlers import Handlers
 from qlora_chat.web.message_list.actions import MessageActions
 from qlora_chat.web.message_list.feedback import FeedbackHandlers
+from qlora_chat.web.panels.context import ContextHandlers
+from qlora_chat.web.panels.tokens import TokenHandlers
 from qlora_chat.web.parts import EVENT_DATA, MAX_CHARACTERS, Parts
 from qlora_chat.web.sessions import PageFeatures, Sessions
 
@@ -54,8 +55,10 @@ def build_page(chat: Chat, sessions: Sessions, features: PageFeatures) -> gr.Blo
         parts = Parts(chat, features)
         answering = Answering(chat, parts)
         handlers = Handlers(chat, sessions, parts, features, answering)
-        _connect(page, parts, handlers, MessageActions(handlers, answering, parts))
+        tokens = TokenHandlers(chat, handlers, answering, parts)
+        _connect(page, parts, handlers, MessageActions(handlers, answering, parts), tokens)
         FeedbackHandlers(handlers, parts).connect(IMMEDIATE)
+        ContextHandlers(chat, handlers, parts).connect(IMMEDIATE)
     page.max_threads = MAX_CONCURRENT_ANSWERS
     page.queue(default_concurrency_limit=None, api_open=False)
     # Gradio looks for work every millisecond, which takes the model 2 % of a core more than this; there is no public setting.
@@ -78,18 +81,16 @@ def events_of(page: gr.Blocks) -> dict[int, Event]:
 def _field(part: Any) -> Field:
     """The values of one part. KeyError where MAX_CHARACTERS has no limit for a part that holds text."""
     label = str(part.label or part.elem_id)
-    if isinstance(part, gr.Slider):
-        return Field(label, "number")
     if isinstance(part, gr.Checkbox):
         return Field(label, "switch")
     return Field(label, "text", MAX_CHARACTERS[part.elem_id])
 
 
-def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers, actions: MessageActions) -> None:
+def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers, actions: MessageActions, tokens: TokenHandlers) -> None:
     queued, immediate = {**QUEUED, "concurrency_limit": None}, IMMEDIATE
     answered = [parts.messages, parts.box, parts.notice, parts.status, parts.conversation]
-    outputs = [*answered, *parts.sliders, parts.adapter, parts.system, parts.logged]
-    options = [parts.adapter, parts.system, parts.logged, *parts.sliders]
+    outputs = [*answered, parts.adapter, parts.system, parts.logged]
+    options = [parts.adapter, parts.system, parts.logged, parts.sampling]
     in_order = [parts.conversation, *options]
 
     page.load(handlers.load, [parts.memory], outputs, js=_js("recall"), **immediate)
@@ -97,16 +98,15 @@ def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers, actions: Message
     edited = parts.messages.edit(actions.edit, in_order, answered, **queued)
     retried = parts.messages.retry(actions.retry, in_order, answered, **queued)
     continued = parts.messages.play(actions.go_on, in_order, answered, **queued)
-    for each in (sent, edited, retried, continued):
+    branched = parts.tokens.select(tokens.branch, in_order, answered, **queued)
+    for each in (sent, edited, retried, continued, branched):
         each.then(handlers.end_answer, [parts.box, parts.conversation], answered, **immediate)
     parts.messages.select(actions.select, [parts.conversation], answered, **immediate)
+    parts.tokens.input(tokens.examine, [parts.conversation], [parts.tokens], **queued)
     parts.stop.click(handlers.stop, **immediate)
     # In the queue, so that it reaches the page in order, after the last piece of the answer that it ends.
     parts.new.click(handlers.clear, None, answered, **queued)
-    gr.on(
-        [slider.change for slider in parts.sliders], handlers.sample, [*parts.sliders], [parts.notice],
-        js=_js("rememberSampling", SLIDERS), trigger_mode="always_last", **immediate,
-    )  # fmt: skip
+    parts.sampling.input(handlers.sample, [parts.sampling], [parts.notice], trigger_mode="always_last", **immediate)
     _connect_past(parts, handlers, outputs, immediate)
     parts.conversation.change(None, [parts.conversation], js=_js("rememberConversation"))
     remembered = [parts.adapter, parts.system, parts.logged]

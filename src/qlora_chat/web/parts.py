@@ -11,9 +11,10 @@ from typing import Any
 import gradio as gr
 
 from qlora_chat.chat import Chat
-from qlora_chat.settings import SAMPLING_SETTINGS, SLIDERS
 from qlora_chat.web import render
 from qlora_chat.web.event_filter import Field
+from qlora_chat.web.panels.settings import LONGEST, describe_settings
+from qlora_chat.web.panels.welcome import describe_model
 from qlora_chat.web.sessions import PageFeatures
 
 MAX_CHARACTERS: Mapping[str, int] = {
@@ -25,6 +26,7 @@ MAX_CHARACTERS: Mapping[str, int] = {
     "title": 200,
     "conversation": 200,
     "memory": 130_000,
+    "sampling": LONGEST,
 }
 """Limit of the text that a browser may send, for each part with text, by elem_id.
 
@@ -43,6 +45,11 @@ EVENT_DATA: Mapping[tuple[str, str], Mapping[str, Field]] = {
         "comment": Field("Comment", "text", 10_000),
         "edited": Field("The answer as it should have been", "text", 200_000),
     },
+    ("tokens", "input"): {"id": _TURN},
+    ("tokens", "select"): {"id": _TURN, "at": Field("Place", "number"), "token": Field("Token", "number")},
+    ("sampling", "input"): {},
+    ("context", "input"): {},
+    ("context", "select"): {"id": _TURN, "pinned": Field("Pinned", "switch")},
 }
 """The values that a component of our own may send with an event: by elem_id and event, then by key."""
 
@@ -50,10 +57,11 @@ DISCLAIMER = "A language model wrote these answers. They can be wrong, biased or
 LOG_OUT = '<form method="post" action="logout"><button>Log out</button></form>'
 
 
-def component(module: str, elem_id: str, value: Any = None) -> gr.HTML:
-    """A component of our own: an empty element that `mount` of static/MODULE.js fills. Text never goes into its template."""
+def component(module: str, elem_id: str, value: Any = None, **described: Any) -> gr.HTML:
+    """A component of our own: an empty element that `mount` of static/MODULE.js fills, with what `described` says of it. Text
+    never goes into its template."""
     mount = f"import(new URL('page/static/{module}.js', document.baseURI)).then(m => m.mount(element, trigger, props, watch))"
-    return gr.HTML(value, html_template="<div></div>", js_on_load=mount, elem_id=elem_id, apply_default_css=False)
+    return gr.HTML(value, html_template="<div></div>", js_on_load=mount, elem_id=elem_id, apply_default_css=False, **described)
 
 
 class PastPanel:
@@ -107,7 +115,9 @@ class Parts:
             )  # fmt: skip
             """The adapter that answers; invisible where there is nothing to choose."""
             self.new = _button("New chat", "new")
+        component("welcome", "welcome", description=describe_model(info))
         self.messages = component("messages", "messages", {})
+        self.tokens = component("tokens", "tokens")
         self.notice = gr.HTML(elem_id="notice", padding=False)
         """Problems, and turns that no longer fit."""
         with gr.Row(elem_id="ask"):
@@ -118,6 +128,7 @@ class Parts:
             self.send = _button("Send", "send", size="lg", variant="primary")
             self.stop = _button("Stop", "stop", size="lg", variant="stop")
         with gr.Row(elem_id="foot"):
+            self.context = component("context", "context")
             self.status = gr.HTML(render.status(info, used=0), elem_id="status", padding=False)
             self.logged = _logging_switch(features)
             log_out = LOG_OUT if features.has_password else ""
@@ -125,12 +136,14 @@ class Parts:
 
     def _lay_out_settings(self, chat: Chat) -> None:
         gr.HTML("<h2>Settings</h2>", padding=False)
-        self.sliders = tuple(_slider(name, chat.engine.info.window) for name in SLIDERS)
+        self.sampling = component("settings", "sampling", "", description=describe_settings(chat.engine.info.window))
+        """JSON of the settings, as settings_panel.py reads it."""
         self.system = gr.Textbox(
             label="System text", elem_id="system", lines=2, max_lines=6,
             info="leads the conversation, from the next message on",
             placeholder=chat.prompt_format.default_system or "none: the model was tuned without one",
         )  # fmt: skip
+        component("systems", "systems")
 
 
 def _button(text: str, elem_id: str, size: Any = "sm", **options: Any) -> gr.Button:
@@ -142,13 +155,3 @@ def _logging_switch(features: PageFeatures) -> gr.Checkbox:
     with gr.Row(elem_id="logging", visible=features.logged):
         gr.HTML(f'<p class="notice">Conversations on this page are {what} by whoever runs it.</p>', padding=False)
         return gr.Checkbox(True, label="Log mine, from the next message on", elem_id="logged", container=False)
-
-
-def _slider(name: str, window: int) -> gr.Slider:
-    setting = SAMPLING_SETTINGS[name]
-    maximum = min(setting.maximum, window) if name == "max_new_tokens" else setting.maximum
-    default = min(setting.default or 0, maximum)
-    return gr.Slider(
-        setting.minimum, maximum, default, step=setting.step, label=setting.label, info=setting.help, elem_id=name,
-        min_width=220,
-    )  # fmt: skip

@@ -127,10 +127,34 @@ class Session:
             self._conversation = self._saved(with_answer(replace(branch, head=self._conversation.head)))
             return True
 
+    def branch(
+        self, answer_id: str, at: int, token: int, options: AnswerOptions, system: str | None = None
+    ) -> RunningAnswer | None:
+        """Begin another version of an answer: its first `at` tokens, this token, and a new rest. None where the conversation
+        shown does not have the answer or the place."""
+        with self._lock:
+            self._expect_idle()
+            before = self._conversation.before(answer_id)
+            answer = before and self._conversation.messages[len(before.messages)]
+            if before is None or not answer or not 0 <= at < len(answer.ids) or token < 0:
+                return None
+            ids = (*answer.ids[:at], token)
+            begun = replace(answer, content=self._chat.engine.tokenizer.decode(ids).strip(), ids=ids, finish_reason="partial")
+            return self._begin(before.adding(begun), options, system, self._continue)
+
     def update(self, sampling: Sampling) -> None:
         """Use these settings from the very next token of the answer being written."""
         if running := self._running:
             running.turn.update(sampling)
+
+    def pin(self, turn_id: str, *, pinned: bool) -> bool:
+        """Let the model always see a turn, or not any more; False where the conversation shown does not have it."""
+        with self._lock:
+            self._expect_idle()
+            if all(each.id != turn_id for each in self._conversation.messages):
+                return False
+            self._conversation = self._chat.pin(self._conversation, turn_id, pinned=pinned)
+            return True
 
     def stop(self) -> None:
         """End the answer at the next token; what there is of it stays."""

@@ -4,7 +4,6 @@
 const CONVERSATION = "qlora-chat.conversation";
 const TAB = "qlora-chat.tab";
 const BROWSER = "qlora-chat.browser";
-const SAMPLING = "qlora-chat.sampling";
 // The server refuses a longer system text, in a message as in what a tab remembers: a tab that kept it could not be reloaded.
 const LONGEST_SYSTEM = 20000;
 
@@ -24,7 +23,7 @@ function write(store, key, value) {
   }
 }
 
-// -> one JSON text for the server: {conversation, reloaded, adapter, system, logged, browser, sampling}
+// -> one JSON text for the server: {conversation, reloaded, adapter, system, logged, browser}
 export function recall() {
   const [navigation] = performance.getEntriesByType("navigation");
   return [
@@ -33,7 +32,6 @@ export function recall() {
       reloaded: navigation?.type === "reload",
       ...read(sessionStorage, TAB),
       browser: browser(),
-      sampling: read(localStorage, SAMPLING),
     }),
   ];
 }
@@ -62,9 +60,4 @@ export function rememberConversation(id) {
 export function rememberTab(adapter, system, logged) {
   const sendable = (system ?? "").length <= LONGEST_SYSTEM;
   write(sessionStorage, TAB, { adapter, system: sendable ? system : "", logged });
-}
-
-export function rememberSampling(names, ...values) {
-  write(localStorage, SAMPLING, Object.fromEntries(names.map((name, index) => [name, values[index]])));
-  return values;
 }

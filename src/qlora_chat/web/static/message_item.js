@@ -100,7 +100,8 @@ function toggleDetails(article, button) {
   button.setAttribute("aria-expanded", String(!open));
   if (open) return open.remove();
   const rows = article.item.details.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]);
-  article.append(h("dl", { class: "details" }, ...rows));
+  const tokens = h("button", { type: "button", class: "plain", onclick: () => document.dispatchEvent(new CustomEvent("tokens", { detail: article.item.id })) }, "Token probabilities");
+  article.append(h("dl", { class: "details" }, ...rows, tokens));
 }
 
 function openEditor(article, act) {
