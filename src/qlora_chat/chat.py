@@ -235,6 +235,7 @@ class Chat:
         return ModelUsed(
             info.name, info.base, used, info.precision, info.device, info.prompt_format,
             info.base_sha256, info.adapter_sha256 if used == info.adapter else None, info.computed_by,
+            info.base_form if used else None,
         )  # fmt: skip
 
 

@@ -70,6 +70,16 @@ def test_a_whole_pair_is_fine(pair: tuple[Path, Path]) -> None:
     assert blockers(look_at(*pair)) == []
 
 
+def test_the_form_of_the_base_in_training_is_named_or_the_doubt_is(pair: tuple[Path, Path]) -> None:
+    (doubt,) = [each for each in look_at(*pair).findings if "on which form of the base" in each.what]
+    assert (doubt.level, "--base-form nf4" in doubt.mend) == ("warning", True)
+    (pair[1] / "qlora_chat.json").write_text('{"quantisation": "nf4, double"}')
+    known = look_at(*pair)
+    (fine,) = [each for each in known.findings if "was trained on the base in NF4" in each.what]
+    assert fine.level == "fine"
+    assert any("nf4+adapter" in need.held for need in known.needs if need.doing.startswith("chat"))
+
+
 # --- pairs that do not -----------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,8 @@ from tests.formats.golden import keys, read
 
 BOTH = ("--base", "base", "--adapter", "adapter", "--device", "cpu")
 ANSWER = ("ask", "Tell me about the sea.", "--temperature", "0", "--max-new-tokens", "10", "--json")
+BF16 = ("--precision", "bf16")
+"""With --base-form 16-bit it is the merge of earlier versions, which used the original weights for every adapter."""
 RECORD = "qlora_chat.json"
 
 
@@ -43,7 +45,7 @@ def entry(cache: Path, beginning: str) -> Path:
 
 @pytest.mark.parametrize(
     ("options", "precision"),
-    [(("--precision", "bf16"), "bf16"), (("--precision", "nf4"), "nf4"), (("--adapter-mode", "exact"), "nf4+adapter")],
+    [((*BF16, "--base-form", "16-bit"), "bf16"), (("--precision", "nf4"), "nf4"), (("--adapter-mode", "exact"), "nf4+adapter")],
 )
 def test_what_is_in_the_cache_is_found_and_nothing_is_made_again(
     run: Run, samples: Path, options: tuple[str, ...], precision: str
@@ -63,6 +65,16 @@ def test_merged_weights_are_used_where_the_base_is_gone(run: Run, samples: Path)
     assert "owner/gone is no longer on this machine; what was made of it on 2026-11-29" in done.stderr
 
 
+def test_a_merge_into_the_base_of_training_is_another_entry(run: Run, samples: Path) -> None:
+    before = held_in(samples / "cache")
+    done = run(*ANSWER, *BOTH, *BF16)
+    assert "merged into the base in NF4, as it was trained (its qlora_chat.json says so)" in done.stderr
+    after = held_in(samples / "cache")
+    assert after.items() > before.items()
+    (made,) = {name.rpartition("/")[0] for name in after.keys() - before.keys()}
+    assert read(samples / "cache" / made / RECORD)["base_form"] == "nf4"
+
+
 def test_a_converted_adapter_is_found_though_the_hub_has_nothing(run: Run, samples: Path) -> None:
     before = held_in(samples / "cache")
     done = run(*ANSWER, "--base", "base", "--adapter", "timdettmers/guanaco-7b", "--device", "cpu", "--precision", "bf16")
@@ -80,7 +92,7 @@ def test_an_entry_made_now_has_the_key_the_record_and_the_files_of_the_sample(
     new.mkdir()
     (new / "kernels").symlink_to((samples / "cache" / "kernels").readlink())
     monkeypatch.setenv("QLORA_CHAT_CACHE", str(new))
-    run(*ANSWER, *BOTH, "--precision", precision)
+    run(*ANSWER, *BOTH, "--precision", precision, "--base-form", "16-bit")
     old, made = entry(samples / "cache", beginning), entry(new, beginning)
     assert made.name == old.name
     assert stable(read(made / RECORD)) == stable(read(old / RECORD))

@@ -34,7 +34,7 @@ def test_a_second_start_converts_nothing(
     assert any("once" in line for line in notices)
     notices.clear()
     second = opened(base, adapter, notices)
-    assert notices == []
+    assert not any("once" in line for line in notices)
     assert torch.equal(first.weights.norm, second.weights.norm)
 
 

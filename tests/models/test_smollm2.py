@@ -52,8 +52,10 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def adapter(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An adapter in the place of the bundled one."""
     base = gguf_part(package, Cache(tmp_path / "other-cache", print), print).existing_folder()
-    monkeypatch.setattr(smollm2, "SMOLLM2_ADAPTER", write_adapter(base, tmp_path / "bundled"))
-    return tmp_path / "bundled"
+    bundled = write_adapter(base, tmp_path / "bundled")
+    (bundled / "qlora_chat.json").write_text('{"quantisation": "nf4, double"}')
+    monkeypatch.setattr(smollm2, "SMOLLM2_ADAPTER", bundled)
+    return bundled
 
 
 @pytest.fixture

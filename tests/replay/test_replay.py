@@ -177,8 +177,20 @@ def test_a_prompt_of_another_model_is_refused(chat: Chat) -> None:
 def test_the_model_is_loaded_in_the_recorded_precision(precision: str, loaded: tuple[str, str]) -> None:
     data = record_of(ScriptedEngine("one two three"), ["Hi"], GREEDY)
     record = parse_recorded_answer({**data, "model": {**data["model"], "precision": precision, "base": "b", "adapter": "a"}})
-    chosen = _model(record, None, None, None, _like_recorded(record, "auto", None) | {"device": "cpu"})
+    chosen = _model(record, None, None, None, _like_recorded(record, "auto", "auto", None) | {"device": "cpu"})
     assert (chosen.base, chosen.adapter, chosen.precision, chosen.adapter_mode) == ("b", "a", *loaded)
+
+
+@pytest.mark.parametrize(("recorded", "expected"), [("nf4", "nf4"), ("16-bit", "16-bit"), (None, "16-bit")])
+def test_the_adapter_is_used_on_the_recorded_form_of_the_base(recorded: str | None, expected: str) -> None:
+    """Versions that recorded no form merged every adapter into the original weights."""
+    data = record_of(ScriptedEngine("one two three"), ["Hi"], GREEDY)
+    model = {**data["model"], "precision": "bf16", "base": "b", "adapter": "a"} | ({"base_form": recorded} if recorded else {})
+    record = parse_recorded_answer({**data, "model": model})
+    chosen = _model(record, None, None, None, _like_recorded(record, "auto", "auto", None))
+    assert chosen.base_form == expected
+    named = _model(record, None, None, None, _like_recorded(record, "auto", "nf4", None))
+    assert named.base_form == "nf4"
 
 
 def test_one_turn_of_several_is_selected_by_its_id() -> None:

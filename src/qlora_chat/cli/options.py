@@ -50,7 +50,7 @@ AdapterModeOption = Annotated[
     str,
     typer.Option(
         "--adapter-mode",
-        help="auto (merged where memory allows), or exact: unmerged over the base in NF4, as it was trained",
+        help="auto (unmerged if it was trained on NF4, else merged where memory allows), or exact: unmerged over NF4",
     ),
 ]
 EngineOption = Annotated[
@@ -58,6 +58,13 @@ EngineOption = Annotated[
 ]
 EngineModelOption = Annotated[
     str | None, typer.Option(help="the name that the servers know the model by; default: the only one")
+]
+BaseFormOption = Annotated[
+    str,
+    typer.Option(
+        "--base-form",
+        help="base that the adapter is applied to: nf4, 16-bit, or auto (as it was trained; 16-bit where nothing says)",
+    ),
 ]
 HistoryOption = Annotated[
     str | None,
@@ -80,6 +87,7 @@ class ModelOptions:
     precision: PrecisionOption = "auto"
     device: DeviceOption = "auto"
     adapter_mode: AdapterModeOption = "auto"
+    base_form: BaseFormOption = "auto"
     prompt_format: FormatOption = None
 
     def settings(self, kv_cache_dtype: str = "auto") -> ModelSettings:

@@ -13,6 +13,7 @@ from qlora_chat import settings
 from qlora_chat.cli.open import open_chat
 from qlora_chat.cli.options import (
     AdapterOption,
+    BaseFormOption,
     BaseOption,
     DeviceOption,
     FormatOption,
@@ -50,6 +51,7 @@ def replay(
     base: BaseOption = None,
     adapter: AdapterOption = None,
     precision: PrecisionOption = "auto",
+    base_form: BaseFormOption = "auto",
     device: DeviceOption = "auto",
     prompt_format: FormatOption = None,
     as_json: JsonOption = False,
@@ -60,7 +62,7 @@ def replay(
     from qlora_chat.replay.replay import replay as replay_recorded
 
     recorded = read_recorded_answer(_record_text(record, store), turn)
-    options = _like_recorded(recorded, precision, prompt_format) | {"device": device}
+    options = _like_recorded(recorded, precision, base_form, prompt_format) | {"device": device}
     with closing((chat := open_chat(_model(recorded, model, base, adapter, options))).engine):
         replayed = replay_recorded(recorded, chat)
     if as_json:
@@ -93,12 +95,22 @@ def _from_store(turn_id: str, store: str) -> str:
     return rows[-1]["body"]
 
 
-def _like_recorded(recorded: RecordedAnswer, precision: str, prompt_format: str | None) -> dict[str, Any]:
-    """Options of the model, as recorded where the command line leaves them open and a model can be loaded so."""
+def _like_recorded(recorded: RecordedAnswer, precision: str, base_form: str, prompt_format: str | None) -> dict[str, Any]:
+    """Options of the model, as recorded where the command line leaves them open and a model can be loaded so.
+
+    A record that names no form of the base is from a version that merged into the original weights.
+    """
     was = recorded.model.get("precision")
     if precision == "auto" and was in ("bf16", "nf4"):
         precision = was
-    return {"precision": precision, "prompt_format": prompt_format or recorded.model.get("prompt_format"), "slots": 1}
+    if base_form == "auto":
+        base_form = "nf4" if recorded.model.get("base_form") == "nf4" else "16-bit"
+    return {
+        "precision": precision,
+        "base_form": base_form,
+        "prompt_format": prompt_format or recorded.model.get("prompt_format"),
+        "slots": 1,
+    }
 
 
 def _model(

@@ -71,13 +71,16 @@ def _examine(base_name: str, adapter_name: str | None, hub: Hub, devices: Sequen
     findings += check_base_name(base_name, adapter.config if adapter else {})
     if base and adapter:
         fit = blockers(adapter.problems(base))
-        findings += fit or _check_merge_only(adapter)
+        findings += fit or [*_check_merge_only(adapter), *_check_training(base, adapter, adapter_name or "")]
     needs: list[Need] = []
     if base:
         names = (adapter_name, base_name) if adapter_name else (base_name,)
         findings += check_format(base, adapter_folder, names, adapter.vocabulary(base) if adapter else None)
         size, rank = (adapter.bytes, adapter.rank) if adapter else (0, 64)
-        needs, found = check_memory(base, size, rank, devices)
+        in_nf4 = (
+            adapter is not None and adapter.trained_on(adapter_name or "").form == "nf4" and adapter.can_stay_unmerged(base)
+        )
+        needs, found = check_memory(base, size, rank, devices, unmerged_first=in_nf4)
         findings += found
     return Examination(base_name, adapter_name, tuple(findings), tuple(needs))
 
@@ -88,6 +91,19 @@ def _check_merge_only(adapter: AdapterFolder) -> list[Finding]:
         return []
     what = f"the adapter uses {', '.join(features)}, which only a merge can apply"
     return [Finding("warning", what, "--adapter-mode exact refuses it", "nothing: auto merges it where memory allows")]
+
+
+def _check_training(base: Base, adapter: AdapterFolder, name: str) -> list[Finding]:
+    """The form of the base that a fitting adapter was trained on, or the doubt about it."""
+    training = adapter.trained_on(name)
+    if training.form:
+        form = "NF4" if training.form == "nf4" else "its original 16 bits"
+        return [Finding("fine", f"the adapter was trained on the base in {form} ({training.reason})")]
+    if base.is_nf4:
+        return []
+    what = f"on which form of the base the adapter was trained is not known ({training.reason})"
+    why = "an adapter that QLoRA trained answers differently on the original weights, which are used"
+    return [Finding("warning", what, why, "if it was QLoRA: --base-form nf4; qlora-chat merge measures the difference")]
 
 
 def _find_base(name: str, hub: Hub, scratch: Path) -> tuple[Base | None, list[Finding]]:

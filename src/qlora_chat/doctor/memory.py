@@ -63,12 +63,12 @@ def _training(base: Base, rank: int, device: DeviceType) -> Iterator[Need]:
 
 
 def check_memory(
-    base: Base, adapter_bytes: int, rank: int, devices: Sequence[DeviceMemory]
+    base: Base, adapter_bytes: int, rank: int, devices: Sequence[DeviceMemory], *, unmerged_first: bool = False
 ) -> tuple[list[Need], list[Finding]]:
-    """Predictions for the best device, and a finding for each."""
+    """Predictions for the best device, and a finding for each; `unmerged_first` as for candidate_formats."""
     best = devices[0]
     weight_format: WeightFormat = "nf4+adapter" if adapter_bytes else "nf4"
-    if chat_bytes(base, "bf16", adapter_bytes, best.device) <= best.free:  # the preference of `auto`
+    if not unmerged_first and chat_bytes(base, "bf16", adapter_bytes, best.device) <= best.free:  # the preference of `auto`
         weight_format = "bf16"
     listed = needs(base, weight_format, adapter_bytes, rank, best.device)
     saved_by_int8 = kv_cache_bytes(base, best.device) - kv_cache_bytes(base, best.device, "int8")

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from qlora_chat import __version__
-from qlora_chat.history import TurnRecord
+from qlora_chat.history import ModelUsed, TurnRecord
 from qlora_chat.settings import LOGITS_PROCESSORS, SAMPLING_SETTINGS, Sampling
 
 ORIGINAL_KWARGS = ("top_k", "top_p", "temperature", "repetition_penalty")
@@ -39,10 +39,16 @@ def answer_metadata(turn: TurnRecord) -> dict[str, Any]:
             }
             for change in turn.changes
         ],
-        "model": turn.model and {**asdict(turn.model), "version": __version__},
+        "model": turn.model and _model(turn.model),
         **({"stop_texts": list(turn.stop_texts)} if turn.stop_texts else {}),
         **({"continues": asdict(turn.continues)} if turn.continues else {}),
     }
+
+
+def _model(model: ModelUsed) -> dict[str, Any]:
+    """The model, with the form of its base where there is one, so that earlier receivers see their fields."""
+    fields = {**asdict(model), "version": __version__}
+    return fields if model.base_form else {name: value for name, value in fields.items() if name != "base_form"}
 
 
 def generate_kwargs(sampling: Sampling) -> dict[str, Any]:

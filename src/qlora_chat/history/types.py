@@ -38,6 +38,8 @@ class ModelUsed:
     adapter_sha256: str | None = None
     computed_by: str | None = None
     """Name of the forward pass."""
+    base_form: str | None = None
+    """Form of the base under the adapter, nf4 or 16-bit; None where it is unknown or there is no adapter."""
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,11 @@ def merge(options: MergeOptions, notify: Notify) -> Report:
     text = read_text(options.data, notify) if options.data else None
     cache = Cache(cache_folder(), notify)
     model, adapter = _resolve(options, cache, notify)
+    if (training := model.trained_on) and training.form != "nf4" and not model.config.is_nf4:
+        known = (
+            "the base in 16 bits was trained on" if training.form else "it is not known which form of the base was trained on"
+        )
+        notify(f"{known} ({training.reason}); every figure compares with the base in NF4, which is right for QLoRA alone")
     chosen = format_sources(model.base, model.config, model.adapter).choose(options.prompt_format)
     base = quantize_base(model, cache, notify)
     prompt_format = open_format(chosen, base.text.tokenizer)

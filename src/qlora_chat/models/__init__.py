@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qlora_chat.errors import UserError
-from qlora_chat.settings import ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
+from qlora_chat.settings import BaseForm, ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
 
 if TYPE_CHECKING:
     from qlora_chat.chat_templates.known import FormatChoice
@@ -55,6 +55,8 @@ class ModelInfo:
     """Choice of the prompt format; None is the named one of prompt.py."""
     adapters: tuple[str, ...] = ()
     """Unmerged adapters that a request can name."""
+    base_form: BaseForm | None = None
+    """Form of the base under the adapters; None without any, and for another machine's."""
 
 
 @dataclass(frozen=True)

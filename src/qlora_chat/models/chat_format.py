@@ -36,6 +36,8 @@ class FormatSources:
     adapter: Path | None = None
     names: tuple[str, ...] = ()
     """Of adapter and base."""
+    adapter_record: Mapping[str, Any] | None = None
+    """qlora_chat.json of the adapter, if it has been read."""
 
     def choose(self, named: str | None) -> FormatChoice:
         """The format: by --format, the adapter's record, its template, the base's record and template, a known name.
@@ -61,7 +63,8 @@ class FormatSources:
 
     def _declared(self) -> Iterator[FormatChoice]:
         for folder, config, whose in self._folders():
-            recorded = read_json(folder / RECORD).get("prompt_format")
+            known = self.adapter_record if folder is self.adapter else None
+            recorded = (read_json(folder / RECORD) if known is None else known).get("prompt_format")
             if recorded == TEMPLATE:
                 yield self._template(f"{whose} record")
             elif isinstance(recorded, str):
@@ -98,10 +101,12 @@ class FormatSources:
         return self.configs.model.get("model_type") in ("llama", "mistral")
 
 
-def format_sources(base: ModelPart, config: Base, adapter: ModelPart | None) -> FormatSources:
-    """Folders and names of a model; `config` is the base's, or that of what was made of it."""
+def format_sources(
+    base: ModelPart, config: Base, adapter: ModelPart | None, record: Mapping[str, Any] | None = None
+) -> FormatSources:
+    """Folders and names of a model; `config` is the base's, or that of what was made of it, `record` the adapter's."""
     names = (adapter.name, base.name) if adapter else (base.name,)
-    return FormatSources(config.folder, config.configs, adapter.folder if adapter else None, names)
+    return FormatSources(config.folder, config.configs, adapter.folder if adapter else None, names, record)
 
 
 def read_template(folder: Path, config: Mapping[str, Any]) -> TemplateSource | None:

@@ -18,7 +18,7 @@ from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.cache import Cache
 from qlora_chat.models.chat_format import format_sources
 from qlora_chat.models.hub import Hub
-from qlora_chat.models.locate import locate_adapter
+from qlora_chat.models.part import ModelPart
 from qlora_chat.models.placement import DeviceMemory, detect_devices
 from qlora_chat.models.plan import ResolvedModel
 from qlora_chat.models.prepare import PreparedModel, prepare
@@ -47,14 +47,20 @@ def load(
     notices = (*resolved.notices, *prepared.notices)
     for line in notices:
         notify(line)
-    located = [(name, locate_adapter(text, hub, cache, notify)) for name, text in settings.adapters]
-    unmerged = tuple((name, AdapterFolder.read(adapter.existing_folder())) for name, adapter in located)
-    adapter = resolved.adapter or (located[0][1] if located else None)
-    chosen = format_sources(resolved.base, resolved.config, adapter).choose(settings.prompt_format)
+    part, adapter = _first_adapter(resolved)
+    chosen = format_sources(resolved.base, resolved.config, part, adapter and adapter.record).choose(settings.prompt_format)
     info = _info(resolved, prepared, chosen, dtype, notices)
+    unmerged = tuple((name, folder) for name, _, folder in resolved.named_adapters)
     device = torch.device("cuda", 0) if resolved.plan.device == "cuda" else torch.device("cpu")
     weights = build(prepared.tensors, prepared.base.shape, device, dtype, prepared.adapter)
     return LoadedModel(weights, prepared.text.tokenizer, info, prepared.base, unmerged)
+
+
+def _first_adapter(resolved: ResolvedModel) -> tuple[ModelPart | None, AdapterFolder | None]:
+    """The adapter whose prompt format counts: the model's own, else the first that requests can choose."""
+    if resolved.adapter:
+        return resolved.adapter, resolved.adapter_folder
+    return next(((part, folder) for _, part, folder in resolved.named_adapters), (None, None))
 
 
 def _info(
@@ -73,5 +79,6 @@ def _info(
         stop_token_ids=prepared.text.special.stops,
         notices=notices,
         base_sha256=resolved.base.weights_sha256(),
+        base_form=resolved.base_form,
         adapter_sha256=resolved.adapter.weights_sha256(ADAPTER_HASHED_UP_TO) if resolved.adapter else None,
     )

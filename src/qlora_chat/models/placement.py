@@ -103,15 +103,22 @@ def needed_bytes(
     return weight_bytes(base, weight_format) + packed_head + unmerged + kv_cache + OVERHEAD[device]
 
 
-def candidate_formats(precision: Precision, has_adapter: bool, adapter_mode: AdapterMode = "auto") -> tuple[WeightFormat, ...]:
-    """Weight formats that the settings allow, best first. Requantizing a merge costs quality, so auto never does."""
+def candidate_formats(
+    precision: Precision, has_adapter: bool, adapter_mode: AdapterMode = "auto", *, unmerged_first: bool = False
+) -> tuple[WeightFormat, ...]:
+    """Weight formats that the settings allow, best first. Requantizing a merge costs quality, so auto never does.
+
+    `unmerged_first`: adapters were trained on NF4, so that over it they are exact; it is also the faster to read
+    (docs/decisions/035-base-form.md).
+    """
     if has_adapter and adapter_mode == "exact":
         return ("nf4+adapter",)
     if precision == "bf16":
         return ("bf16",)
     if precision == "nf4":
         return ("nf4",)
-    return ("bf16", "nf4+adapter" if has_adapter else "nf4")
+    formats: tuple[WeightFormat, ...] = ("bf16", "nf4+adapter" if has_adapter else "nf4")
+    return formats[::-1] if unmerged_first else formats
 
 
 def choose_plan(

@@ -28,6 +28,9 @@ from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.models.weights.checkpoint import Checkpoint
 from qlora_chat.models.weights.llama import Adapter
 from qlora_chat.models.weights.shards import NamedTensor, write_shards, write_small_files
+from qlora_chat.settings import BaseForm
+
+_FORMS: Mapping[BaseForm, str] = {"nf4": "in NF4", "16-bit": "in its original 16 bits"}
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,10 @@ def prepare(model: ResolvedModel, cache: Cache, notify: Notify) -> PreparedModel
         made = model.cached.record.get("made")
         notify(f"{model.base.name} is no longer on this machine; what was made of it on {made} is used")
         return _from_entry(model, model.config, model.cached, unmerged, cache, notify)
+    if line := _adapter_line(model):
+        notify(line)
     merged = None if unmerged else adapter
-    if merged is None and model.config.is_nf4 == (stored == "nf4"):
+    if merged is None and not model.through_nf4 and model.config.is_nf4 == (stored == "nf4"):
         text = ModelText.read(model.base.name, model.config, adapter, cache, notify)
         return PreparedModel(model.config, model.config.checkpoint(), text, unmerged, text.special.notices)
     conversion = _Conversion(model, model.config, stored, merged, unmerged, cache, notify)
@@ -99,6 +104,26 @@ def prepare(model: ResolvedModel, cache: Cache, notify: Notify) -> PreparedModel
         nf4 = _nf4_base(model, cache, notify)
         conversion = replace(conversion, source=nf4.base, earlier=nf4.notices)
     return conversion.read(entry) if entry else conversion.run()
+
+
+def _adapter_line(model: ResolvedModel) -> str | None:
+    """Line for the user: on which form of the base the adapter is used, and how that form is known."""
+    training, form = model.trained_on, model.base_form
+    if training is None or form is None or (training.form is None and form == "nf4"):
+        return None  # settings, memory or the base's own files leave NF4 alone
+    name = model.adapter.name if model.adapter else ", ".join(name for name, _, _ in model.named_adapters)
+    is_merged = model.adapter is not None and model.plan.weight_format != "nf4+adapter"
+    used = f"{name}: {'merged into' if is_merged else 'unmerged on'} the base {_FORMS[form]}"
+    if training.form == form:
+        return f"{used}, as {'--base-form says' if training.is_setting else f'it was trained ({training.reason})'}"
+    if training.is_setting:
+        return f"{used}, which --base-form cannot change"
+    if training.form:
+        return f"{used}, though it was trained on the base {_FORMS[training.form]} ({training.reason})"
+    return (
+        f"{used}; on which form it was trained is not known ({training.reason}): if it was QLoRA, add --base-form nf4; "
+        "qlora-chat merge measures the difference"
+    )
 
 
 def quantize_base(model: ResolvedModel, cache: Cache, notify: Notify) -> QuantizedBase:
@@ -172,7 +197,18 @@ class _Conversion:
         """Key of the cache entry."""
         base, adapter = self.model.base, self.adapter
         parts = {"base": base.fingerprints, "held": self.stored, "adapter": adapter.fingerprints if adapter else None}
+        parts |= self._form
         return key_of(f"{(adapter or base).name}-{self.stored}", parts)
+
+    @property
+    def _form(self) -> Record:
+        """The form of the base, where it is not the stored one: entries of earlier versions were made of that."""
+        return {"base_form": "nf4"} if self.through_nf4 else {}
+
+    @property
+    def through_nf4(self) -> bool:
+        """True if the source's weights are rounded to NF4's values first."""
+        return self.model.through_nf4 and self.stored == "bf16"
 
     def find(self) -> CacheEntry | None:
         """The result of an earlier run."""
@@ -207,7 +243,7 @@ class _Conversion:
         if self.stored == "bf16":
             from qlora_chat.models.adapter.merge import merge_bf16
 
-            return merge_bf16(self.source, self.merged, device), None
+            return merge_bf16(self.source, self.merged, device, through_nf4=self.through_nf4), None
         if self.merged is None:
             from qlora_chat.models.weights.quantize import quantize_nf4
 
@@ -224,6 +260,7 @@ class _Conversion:
             **source_record("base", self.model.base),
             **(source_record("adapter", self.adapter) if self.adapter else {"adapter": None}),
             "precision": self.stored,
+            **self._form,
             "loss": asdict(loss) if loss else None,
             "notices": self._notices(loss),
         }

@@ -6,7 +6,7 @@ and plans what is in them; no weight is read. Knows nothing of merging.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from qlora_chat.models import ModelError, Notify
@@ -31,7 +31,7 @@ from qlora_chat.models.locate import (
 )
 from qlora_chat.models.part import ModelPart
 from qlora_chat.models.placement import GIB, DeviceMemory, WeightFormat, candidate_formats
-from qlora_chat.models.plan import LocatedModel, ResolvedModel, plan_model
+from qlora_chat.models.plan import Entries, LocatedModel, ResolvedModel, plan_model
 from qlora_chat.models.smollm2 import INSTALL, SMOLLM2, SMOLLM2_BASE, smollm2_adapter
 from qlora_chat.settings import ModelSettings
 
@@ -55,14 +55,14 @@ def smollm2_with_adapter(base: ModelPart, reason: str | None = None) -> LocatedM
     adapter = smollm2_adapter()
     alone = () if adapter else ("this copy of the program comes without smollm2's adapter: the base answers alone",)
     notices = (*([reason] if reason else []), *alone)
-    return LocatedModel(f"SmolLM2-135M ({SMOLLM2})", base, adapter, notices, unmerged_first=adapter is not None)
+    return LocatedModel(f"SmolLM2-135M ({SMOLLM2})", base, adapter, notices)
 
 
 def resolve(settings: ModelSettings, hub: Hub, cache: Cache, devices: Sequence[DeviceMemory], notify: Notify) -> ResolvedModel:
     """The model of the settings: located, fetched if necessary, checked and planned. ModelError with the remedy."""
     resolver = _Resolver(settings, hub, cache, devices, notify)
     if settings.base:
-        located = resolver.named(settings.base, settings.adapter)
+        located = resolver.named(settings.base)
     elif settings.model == GUANACO:
         located = resolver.guanaco(before_fetching=lambda: None)
     elif settings.model == SMOLLM2:
@@ -111,13 +111,18 @@ class _Resolver:
             base = fetch_part(SMOLLM2_BASE, WHOLE_BASE, self.hub, self.notify)
         return smollm2_with_adapter(base, reason)
 
-    def named(self, base_text: str, adapter_text: str | None) -> LocatedModel:
-        """A base and an adapter by their names."""
-        adapter = locate_adapter(adapter_text, self.hub, self.cache, self.notify) if adapter_text else None
+    def named(self, base_text: str) -> LocatedModel:
+        """A base and adapters by their names."""
+        adapter = self._adapter(self.settings.adapter) if self.settings.adapter else None
+        others = tuple((name, self._adapter(text)) for name, text in self.settings.adapters)
         found = local_base(base_text, WHOLE_BASE, self.hub, self.cache, self.notify)
         merges = self._merges(found, adapter) if isinstance(found, str) else {}
         base = self._missing_base(found, merges) if isinstance(found, str) else found
-        return LocatedModel((adapter or base).name, base, adapter, (TOY,) if base is BUNDLED_BASE else (), merges)
+        notices = (TOY,) if base is BUNDLED_BASE else ()
+        return LocatedModel((adapter or base).name, base, adapter, notices, merges, others)
+
+    def _adapter(self, text: str) -> ModelPart:
+        return locate_adapter(text, self.hub, self.cache, self.notify)
 
     def guanaco(self, before_fetching: Callable[[], None]) -> LocatedModel:
         """guanaco-7b; `before_fetching` is called if a download is necessary, and may refuse it."""
@@ -131,21 +136,20 @@ class _Resolver:
             merges = self._merges(GUANACO_BASE, adapter)
         return LocatedModel(GUANACO, base or self._missing_base(GUANACO_BASE, merges), adapter, (), merges)
 
-    def _missing_base(self, repository: str, merges: Mapping[WeightFormat, CacheEntry]) -> ModelPart:
+    def _missing_base(self, repository: str, merges: Entries) -> ModelPart:
         """The base, fetched unless a merge of it will do."""
         return ModelPart(repository, None) if merges else fetch_part(repository, WHOLE_BASE, self.hub, self.notify)
 
-    def _merges(self, base: str, adapter: ModelPart | None) -> dict[WeightFormat, CacheEntry]:
-        """Newest cached merge of a base by this name with this adapter, by usable format, best first."""
+    def _merges(self, base: str, adapter: ModelPart | None) -> Entries:
+        """Cached merges of a base by this name with this adapter, newest first, by usable format, best first."""
         entries = self.cache.entries("merged")
-        found: dict[WeightFormat, CacheEntry] = {}
+        found: dict[WeightFormat, tuple[CacheEntry, ...]] = {}
         formats = candidate_formats(self.settings.precision, adapter is not None, self.settings.adapter_mode)
         for weight_format in formats:
             merged = None if weight_format == "nf4+adapter" else adapter
             precision = "nf4" if weight_format == "nf4+adapter" else weight_format
-            entry = next((each for each in entries if _is_merge_of(each.record, base, merged, precision)), None)
-            if entry:
-                found[weight_format] = entry
+            if usable := tuple(each for each in entries if _is_merge_of(each.record, base, merged, precision)):
+                found[weight_format] = usable
         return found
 
     def _check_worth_fetching(self) -> None:

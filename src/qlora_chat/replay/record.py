@@ -35,7 +35,8 @@ class RecordedAnswer:
     stop_texts: tuple[str, ...]
     """Besides the prompt format's."""
     model: Mapping[str, Any]
-    """name, base, adapter, precision, device, prompt_format, base_sha256, adapter_sha256, computed_by, version."""
+    """name, base, adapter, precision, device, prompt_format, base_sha256, adapter_sha256, computed_by,
+    base_form, version."""
 
 
 def read_recorded_answer(text: str, turn_id: str | None = None) -> RecordedAnswer:

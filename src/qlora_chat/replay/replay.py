@@ -175,12 +175,13 @@ def _model_differences(recorded: RecordedAnswer, chat: Chat) -> list[Difference]
         "base_sha256": info.base_sha256,
         "adapter_sha256": info.adapter_sha256,
         "computed_by": info.computed_by,
+        "base_form": info.base_form,
         "precision": info.precision,
         "device": info.device,
         "prompt_format": info.prompt_format,
         "version": __version__,
     }
-    null_is_unknown = ("base_sha256", "adapter_sha256", "computed_by")
+    null_is_unknown = ("base_sha256", "adapter_sha256", "computed_by", "base_form")
     return [
         Difference(name, recorded.model[name], value)
         for name, value in here.items()

@@ -27,6 +27,7 @@ from qlora_chat.settings.model import (
     CPU_ISAS,
     DEFAULT_PROMPT_FORMAT,
     AdapterMode,
+    BaseForm,
     CpuIsa,
     Device,
     EngineSettings,

@@ -21,6 +21,8 @@ Precision = Literal["auto", "bf16", "nf4"]
 Device = Literal["auto", "cuda", "cpu"]
 KVCacheDtype = Literal["auto", "int8"]
 AdapterMode = Literal["auto", "exact"]
+BaseForm = Literal["nf4", "16-bit"]
+"""Form of the base under an adapter: dequantized from NF4 where the weights are held in bf16, or the original weights."""
 DEFAULT_PROMPT_FORMAT = "guanaco"
 """Of models and adapters that declare none."""
 CpuIsa = Literal["avx512", "avx2", "plain"]
@@ -49,7 +51,9 @@ class ModelSettings:
     kv_cache_dtype: KVCacheDtype = "auto"
     """int8: keys and values in 8 bits, on a graphics card only; auto: as the forward pass computes them."""
     adapter_mode: AdapterMode = "auto"
-    """exact: the base in NF4 and the adapter unmerged, as in training; auto: merged where memory allows."""
+    """exact: the base in NF4 and the adapter unmerged; auto: that for adapters trained so, else merged where memory allows."""
+    base_form: BaseForm | Literal["auto"] = "auto"
+    """Form of the base that adapters are applied to; auto: the one that they were trained on. A base in NF4 has no other."""
 
     def __post_init__(self) -> None:
         one_of("model", self.model, ("auto", "guanaco-7b", "smollm2", "demo"))
@@ -57,6 +61,7 @@ class ModelSettings:
         one_of("device", self.device, ("auto", "cuda", "cpu"))
         one_of("kv-cache-dtype", self.kv_cache_dtype, ("auto", "int8"))
         one_of("adapter-mode", self.adapter_mode, ("auto", "exact"))
+        one_of("base-form", self.base_form, ("auto", "nf4", "16-bit"))
         if self.kv_cache_dtype == "int8" and self.device == "cpu":
             raise SettingsError("--kv-cache-dtype int8 is for a graphics card: leave it out, or use --device cuda")
         if self.adapter and not self.base:

@@ -23,7 +23,8 @@ from qlora_chat.models.adapter.config import (
 )
 from qlora_chat.models.adapter.expected import Comparison, vocabulary_of
 from qlora_chat.models.adapter.names import RenamedTensors, StoredName, TensorName, normalize
-from qlora_chat.models.folders import Base, Problem
+from qlora_chat.models.adapter.trained_on import TrainedOn, trained_on
+from qlora_chat.models.folders import RECORD, Base, Problem, read_json
 from qlora_chat.models.trust import own_file
 from qlora_chat.models.weights.checkpoint import Checkpoint, DamagedFile, TensorHeader, read_header
 
@@ -44,10 +45,12 @@ class AdapterFolder:
     """By PEFT's names."""
     stored: Mapping[str, StoredName] = field(default_factory=dict)
     """Name of each tensor in the file."""
+    record: Mapping[str, Any] = field(default_factory=dict)
+    """qlora_chat.json; {} for an adapter that another program trained."""
 
     @staticmethod
     def read(folder: Path) -> AdapterFolder:
-        """Read config and headers. ModelError for another kind of adapter, a pickle, or weights under another name."""
+        """Read config, record and headers. ModelError for another kind of adapter, a pickle, or weights under another name."""
         config = read_adapter_config(folder)
         path = folder / ADAPTER_WEIGHTS
         if not path.is_file():  # PEFT reads that name alone, and would fall back on a pickle
@@ -56,7 +59,7 @@ class AdapterFolder:
             found = read_header(own_file(path))
         except (DamagedFile, OSError) as problem:
             raise ModelError(f"the weights in {folder} cannot be read ({problem}); fetch them again") from problem
-        return AdapterFolder(folder, config, *normalize(folder, found, config["r"]))
+        return AdapterFolder(folder, config, *normalize(folder, found, config["r"]), read_json(folder / RECORD))
 
     @property
     def rank(self) -> int:
@@ -67,6 +70,10 @@ class AdapterFolder:
     def bytes(self) -> int:
         """Memory of its tensors in bf16."""
         return 2 * sum(math.prod(header.shape) for header in self.headers.values())
+
+    def trained_on(self, name: str) -> TrainedOn:
+        """The form of the base that this adapter was trained on; `name` is its Hub id, if it has one."""
+        return trained_on(name, self.folder, self.config, self.record)
 
     def vocabulary(self, base: Base) -> int:
         """Rows of the embeddings once the adapter is applied: the base's, and those of added tokens."""
@@ -84,6 +91,10 @@ class AdapterFolder:
         features = merged_features(self.config)
         whole = next((name for name in sorted(self.headers) if not TensorName.of(name).is_matrix), None)
         return features or ([whole] if whole else [])
+
+    def can_stay_unmerged(self, base: Base) -> bool:
+        """True if nothing in it needs a merge."""
+        return not self.merge_only_features() and not self.unties(base)
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The weights by PEFT's names, each read on access."""

@@ -17,29 +17,41 @@ import torch
 from torch import Tensor
 
 from qlora_chat.models import ModelError
-from qlora_chat.models.adapter.config import ADAPTER_CONFIG, peft_settings
+from qlora_chat.models.adapter.config import ADAPTER_CONFIG, HEAD, peft_settings
 from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.adapter.merge_loss import HeldOut, Passage
 from qlora_chat.models.folders import Base, read_json
 from qlora_chat.models.weights.nf4 import BLOCK, quiet_bitsandbytes, restrict_cpu_product
+from qlora_chat.models.weights.quantize import rounded_to_nf4
 from qlora_chat.models.weights.shards import NamedTensor, check_finite
 
 
-def merge_bf16(base: Base, adapter: AdapterFolder | None, device: str) -> Iterator[NamedTensor]:
+def merge_bf16(base: Base, adapter: AdapterFolder | None, device: str, *, through_nf4: bool = False) -> Iterator[NamedTensor]:
     """Tensors of base plus adapter in bf16, in memory of their own or the model's, on the CPU.
 
-    A base in NF4 is dequantized from a fresh load first: a forward pass may repack its weights for the CPU at hand.
+    A base in NF4 is dequantized from a fresh load first: a forward pass may repack its weights for the CPU at hand. With
+    `through_nf4`, weights in 16 bits become the values that they have in NF4, as training saw them.
     """
     with _quiet():
         model = _load(base.folder, device)
         if base.is_nf4:
             model = model.dequantize(torch.bfloat16)
+        elif through_nf4:
+            _round_to_nf4(model, base)
         if adapter:
             model = _unwrapped(_with_adapter(model, adapter, base), adapter)
     for name, tensor in _tensors(model, base):
         yield name, check_finite(name, tensor.to("cpu", torch.bfloat16))
     del model
     _free()
+
+
+def _round_to_nf4(model: Any, base: Base) -> None:
+    """Give each linear but the head the values that it has in NF4, one at a time."""
+    for name in base.linears():
+        if name != HEAD:
+            parameter = model.get_submodule(name).weight
+            parameter.data = rounded_to_nf4(check_finite(f"{name}.weight", parameter.data))
 
 
 def merge_nf4(base: Base, adapter: AdapterFolder, device: str, text: HeldOut) -> tuple[dict[str, Tensor], Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,11 +38,24 @@ def _quantize(base: Base, convert: Callable[[str, Tensor], Iterator[NamedTensor]
         yield from convert(name, tensor) if name in linears else [(name, tensor)]
 
 
-def _nf4(name: str, weight: Tensor, device: str) -> Iterator[NamedTensor]:
+def rounded_to_nf4(weight: Tensor) -> Tensor:
+    """The values of a weight in NF4, in bf16 on its device: what dequantizing the tensors of quantize_nf4 gives."""
+    quiet_bitsandbytes()
+    from bitsandbytes.functional import dequantize_4bit
+
+    packed, state = _packed(weight.to(torch.bfloat16))
+    return dequantize_4bit(packed, state).to(torch.bfloat16)
+
+
+def _packed(weight: Tensor) -> tuple[Tensor, Any]:
     quiet_bitsandbytes()
     from bitsandbytes.functional import quantize_4bit
 
-    packed, state = quantize_4bit(weight.to(device).contiguous(), blocksize=BLOCK, compress_statistics=True, quant_type="nf4")
+    return quantize_4bit(weight.contiguous(), blocksize=BLOCK, compress_statistics=True, quant_type="nf4")
+
+
+def _nf4(name: str, weight: Tensor, device: str) -> Iterator[NamedTensor]:
+    packed, state = _packed(weight.to(device))
     yield name, packed.cpu()
     for part, value in state.as_dict(packed=True).items():
         yield f"{name}.{part}", value.cpu()
