@@ -79,16 +79,19 @@ def plan_model(
     named = tuple((name, part, AdapterFolder.read(part.existing_folder())) for name, part in located.named_adapters)
     training = _training(located, adapter or next((each for _, _, each in named), None), settings)
     form = training and (training.form or "16-bit")
-    entries = {each: _of_form(form, choices) for each, choices in located.cached.items()}
-    configs = {each: Base.read(entry.folder, entry.weights) for each, entry in entries.items()}
+    entries: dict[WeightFormat, CacheEntry] = {each: _of_form(form, choices) for each, choices in located.cached.items()}
+    configs: dict[WeightFormat, Base] = {each: Base.read(entry.folder, entry.weights) for each, entry in entries.items()}
     base = Base.read(located.base.folder) if located.base.folder else next(iter(configs.values()))
     if located.base.folder:
         base.check_weights()
     if adapter:
         adapter.check(base)
     unmerged_first = training is not None and training.form == "nf4" and (adapter is None or adapter.can_stay_unmerged(base))
-    formats = candidate_formats(settings.precision, adapter is not None, settings.adapter_mode, unmerged_first=unmerged_first)
-    formats = tuple(each for each in formats if each in entries or not entries)
+    formats: tuple[WeightFormat, ...] = candidate_formats(
+        settings.precision, adapter is not None, settings.adapter_mode, unmerged_first=unmerged_first
+    )
+    if entries:
+        formats = tuple(each for each in formats if each in entries)
     size = adapter.bytes if adapter else 0
     plan = choose_plan(base, formats, size, devices, settings.kv_cache_dtype)
     if line := explain_cpu_fallback(plan, base, formats, size, devices, settings.kv_cache_dtype):

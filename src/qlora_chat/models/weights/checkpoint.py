@@ -161,10 +161,10 @@ class Checkpoint(Mapping[str, "Tensor"]):
         if not paths:
             raise ModelError(f"{folder} holds no *.safetensors file")
         try:
-            files = [safe_open(path, framework="pt", device=str(device)) for path in paths]  # type: ignore[no-untyped-call]
+            opened = [safe_open(path, framework="pt", device=str(device)) for path in paths]  # type: ignore[no-untyped-call]
         except Exception as problem:
             raise ModelError(f"the weights in {folder} cannot be read ({problem}); fetch them again") from problem
-        self._files = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a dict)
+        self._files = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 (not a dict)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._files[name].get_tensor(name)
