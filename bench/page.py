@@ -16,6 +16,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +57,9 @@ COUNT_FRAMES = """seconds => new Promise(done => {
 })"""
 
 
-def measure(tree: Path, browser: Browser, messages: int) -> dict[str, float]:
-    """Figures of the page of one checkout."""
+@contextmanager
+def serving(tree: Path, messages: int) -> Iterator[tuple[str, str]]:
+    """The page of one checkout in a process; (address, reference to a conversation of so many messages)."""
     environ = {**os.environ, "PYTHONPATH": f"{tree / 'src'}{os.pathsep}{tree}"}
     server = subprocess.Popen(
         [sys.executable, "-c", SERVE, str(messages), str(TOKEN_S)], env=environ, cwd=tree, text=True,
@@ -65,18 +68,27 @@ def measure(tree: Path, browser: Browser, messages: int) -> dict[str, float]:
     assert server.stdout
     assert server.stdin
     try:
-        url, conversation, head = server.stdout.readline().split()
-        empty = [_opened(browser, url, "", 0)[1] for _ in range(RUNS)]
-        opened = [_opened(browser, url, f"{conversation} {head}", messages)[1] for _ in range(RUNS)]
-        page, _ = _opened(browser, url, f"{conversation} {head}", messages, close=False)
-        return {
-            "ready, s": statistics.median(empty),
-            f"opening {messages:,} messages, ms": 1000 * (statistics.median(opened) - statistics.median(empty)),
-            **_stream(page),
-        }
+        url, *ref = server.stdout.readline().split()
+        yield url, " ".join(ref)
     finally:
         server.stdin.close()
         server.wait(30)
+
+
+def measure(browser: Browser, pages: list[tuple[str, str]], messages: int) -> list[dict[str, float]]:
+    """Figures of each page; their turns alternate, so that a busy machine slows all of them alike."""
+    ready: list[list[float]] = [[] for _ in pages]
+    opened: list[list[float]] = [[] for _ in pages]
+    for _ in range(RUNS):
+        for index, (url, ref) in enumerate(pages):
+            ready[index].append(_opened(browser, url, "", 0)[1])
+            opened[index].append(_opened(browser, url, ref, messages)[1])
+    figures = []
+    for index, (url, ref) in enumerate(pages):
+        page, _ = _opened(browser, url, ref, messages, close=False)
+        empty, full = statistics.median(ready[index]), statistics.median(opened[index])
+        figures.append({"ready, s": empty, f"opening {messages:,} messages, ms": 1000 * (full - empty), **_stream(page)})
+    return figures
 
 
 def _opened(browser: Browser, url: str, ref: str, messages: int, *, close: bool = True) -> tuple[Page, float]:
@@ -126,12 +138,14 @@ def main() -> None:
     report: dict[str, object] = {}
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        now = measure(ROOT, browser, options.messages)
+        with ExitStack() as servers:
+            trees = [ROOT, options.before.resolve()] if options.before else [ROOT]
+            pages = [servers.enter_context(serving(tree, options.messages)) for tree in trees]
+            now, *before = measure(browser, pages, options.messages)
         report |= {name: round(value, 2) for name, value in now.items()}
-        if options.before:
-            before = measure(options.before.resolve(), browser, options.messages)
-            report |= {f"before: {name}": round(value, 2) for name, value in before.items()}
-            report |= {f"now / before: {name}": round(now[name] / before[name], 3) for name in now if before[name]}
+        for other in before:
+            report |= {f"before: {name}": round(value, 2) for name, value in other.items()}
+            report |= {f"now / before: {name}": round(now[name] / other[name], 3) for name in now if other[name]}
         browser.close()
     print_report("page", report)
 

@@ -18,7 +18,7 @@ from qlora_chat.messages import Conversation
 from qlora_chat.text import replace_surrogates
 from qlora_chat.web import render
 from qlora_chat.web.adapter_chooser import AdapterChooser
-from qlora_chat.web.message_list.view import LiveBlocks, idle_value, live_value
+from qlora_chat.web.message_list.view import idle_value, live_value
 from qlora_chat.web.panels.settings import parse_settings
 from qlora_chat.web.parts import Parts
 from qlora_chat.web.running_answer import RunningAnswer
@@ -58,18 +58,18 @@ class Answering:
             answer.unwatched.set()
 
     async def _watch(self, session: Session, answer: RunningAnswer, clear_box: bool) -> AsyncIterator[Updates]:
-        parts, blocks = self._parts, LiveBlocks()
+        parts = self._parts
         note = render.notice(render.dropped(answer.turn.prompt.dropped, self._info.window))
         yield {
             **({parts.box: ""} if clear_box else {}),
-            parts.messages: live_value(answer, blocks),
+            parts.messages: live_value(answer),
             parts.notice: note,
             parts.conversation: str(ConversationRef.of(answer.turn.conversation)),
         }
         async for has_new_text in answer.changes():
             if not session.shows(answer):
                 return
-            yield {parts.messages: live_value(answer, blocks) if has_new_text else gr.skip()}
+            yield {parts.messages: live_value(answer) if has_new_text else gr.skip()}
         if session.shows(answer):
             idle = await asyncio.to_thread(self.idle, session, answer)
             yield {**idle, parts.notice: _final_notice(answer, note)}

@@ -14,8 +14,9 @@ from collections.abc import AsyncIterator
 from qlora_chat.chat import Turn
 from qlora_chat.engines import EngineError
 from qlora_chat.serving.stream_reader import Wakeup
+from qlora_chat.web.message_list.live_blocks import LiveBlocks
 
-UPDATE_SECONDS = 0.1
+UPDATE_SECONDS = 0.12
 """Tokens that come within this go to the page together: every update costs the CPU that the model is running on."""
 QUIET_SECONDS = 0.2
 """A page with nothing new still gets a sign of life this often; it is how a closed tab is noticed."""
@@ -33,6 +34,8 @@ class RunningAnswer:
         self.logged = logged
         self.problem: str | None = None
         """User-facing reason why generation failed."""
+        self.blocks = LiveBlocks()
+        """The answer as the page draws it."""
         self.tokens = 0
         self.first_at: float | None = None
         """time.perf_counter() at the first token."""
@@ -86,7 +89,7 @@ class RunningAnswer:
             wakeup.notify(now=True)
 
     async def changes(self) -> AsyncIterator[bool]:
-        """True when there is more text, or more of the prompt has been read: at the first, then at most 10 times a second.
+        """True when there is more text, or more of the prompt has been read: at the first, then at most 8 times a second.
         False as a sign of life."""
         shown = "", 0
         wakeup = self._wakeup = Wakeup(UPDATE_SECONDS)

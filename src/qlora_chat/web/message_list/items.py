@@ -179,4 +179,5 @@ def marks(text: str, details: Mapping[str, Any]) -> list[Item]:
 
 def _mark(text: str, at: int, label: str) -> Item:
     shown = render_blocks(text[:at])
-    return {"block": max(len(shown) - 1, 0), "at": len(unescape(_TAG.sub("", shown[-1]))) if shown else 0, "label": label}
+    visible = unescape(_TAG.sub("", shown[-1])).rstrip("\n") if shown else ""
+    return {"block": max(len(shown) - 1, 0), "at": len(visible), "label": label}

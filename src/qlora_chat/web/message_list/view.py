@@ -6,14 +6,11 @@ being written; messages themselves go over a route, once. Knows no Gradio.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
 from typing import Any
 
 from qlora_chat.chat import Chat
 from qlora_chat.history import HistoryError, StoredConversation
 from qlora_chat.messages import Conversation, Message
-from qlora_chat.web.markdown import StreamedMarkdown, render_blocks
 from qlora_chat.web.message_list.items import Item, Items
 from qlora_chat.web.running_answer import RunningAnswer
 from qlora_chat.web.session import Session
@@ -22,8 +19,6 @@ from qlora_chat.web.sessions import Sessions
 NEWEST = 40
 """Messages that are sent at first; the browser fetches older ones page by page."""
 PAGE = 100
-RESENT = 3
-"""Updates whose changes every update repeats: a browser that is slow sees only the last of several."""
 
 
 class MessageView:
@@ -75,27 +70,10 @@ class MessageView:
 
 
 def _running_item(answer: RunningAnswer) -> Item:
-    text = answer.turn.answer
     return {
-        "id": answer.turn.answer_id, "role": "assistant", "text": "", "versions": [answer.turn.answer_id],
-        "blocks": render_blocks(text), "live": True,
+        "id": answer.turn.answer_id, "role": "assistant", "text": "", "versions": [answer.turn.answer_id], "live": True,
+        **answer.blocks.whole(),
     }  # fmt: skip
-
-
-class LiveBlocks:
-    """Renders a growing answer. An update has the blocks that may have changed since the last RESENT updates."""
-
-    def __init__(self) -> None:
-        self._markdown, self._blocks = StreamedMarkdown(), []
-        self._changed: deque[int] = deque(maxlen=RESENT)
-
-    def update(self, text: str) -> tuple[int, Sequence[str]]:
-        """(index of the first block that is sent, the blocks from there on)."""
-        first, blocks = self._markdown.update(text)
-        self._blocks[first:] = blocks
-        self._changed.append(first)
-        begin = min(self._changed)
-        return begin, self._blocks[begin:]
 
 
 def idle_value(session: Session, note: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -105,16 +83,13 @@ def idle_value(session: Session, note: dict[str, Any] | None = None) -> dict[str
     return {"conversation": session.conversation.id, "head": head, "live": None, "note": note}
 
 
-def live_value(answer: RunningAnswer, blocks: LiveBlocks) -> dict[str, Any]:
-    """Value of the component while this answer is being written."""
+def live_value(answer: RunningAnswer) -> dict[str, Any]:
+    """Value of the component while this answer is being written; the conversation is that of the value before."""
     turn, speed = answer.turn, answer.tokens_per_s
-    begin, changed = blocks.update(turn.answer)
-    reads = not answer.tokens and 0 < turn.prefilled < turn.prompt_tokens
-    live = {
-        "id": turn.answer_id, "from": begin, "blocks": changed, "tokens": answer.tokens,
-        "speed": round(speed, 1) if speed else None, "read": [turn.prefilled, turn.prompt_tokens] if reads else None,
-    }  # fmt: skip
-    return {"conversation": answer.turn.conversation.id, "head": answer.turn.answer_id, "live": live, "note": None}
+    live = {"id": turn.answer_id, "tokens": answer.tokens, **answer.blocks.update(turn.answer)}
+    if not answer.tokens and 0 < turn.prefilled < turn.prompt_tokens:
+        live["read"] = [turn.prefilled, turn.prompt_tokens]
+    return {"live": {**live, "speed": round(speed, 1)} if speed else live}
 
 
 def answer_of(conversation: Conversation, turn_id: Any) -> Message | None:

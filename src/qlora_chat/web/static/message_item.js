@@ -24,18 +24,18 @@ export function messageItem(item, act) {
   return article;
 }
 
-// Draws the blocks from index `from` on, leaving alone those that have not changed. False where blocks before them are missing.
-export function setBlocks(body, from, blocks) {
-  if (body.children.length < from) return false;
+// Draws the blocks from index `from` on, leaving alone those that have not changed. The first of them goes on after the first
+// `keep` characters of what it was.
+export function setBlocks(body, from, blocks, keep = 0) {
   blocks.forEach((html, index) => {
     let block = body.children[from + index];
+    if (index === 0 && keep) html = block.html.slice(0, keep) + html;
     if (!block) body.append((block = h("div", { class: "block" })));
     if (block.html === html) return;
     block.html = html;
     block.innerHTML = html; // made by the server's renderer, which lets no tag of the text through
   });
   while (body.children.length > from + blocks.length) body.lastChild.remove();
-  return true;
 }
 
 async function copyCode({ target }) {
@@ -196,7 +196,7 @@ function feedbackForm(article, act) {
 export function drawProgress(article, live) {
   const line = article.querySelector(".progress");
   const number = (value) => value.toLocaleString("en");
-  const waiting = live.blocks.length === 0 && live.from === 0;
+  const waiting = !article.querySelector(".block");
   article.classList.toggle("waiting", waiting);
   let text = live.tokens ? `${number(live.tokens)} tokens` + (live.speed ? ` · ${Math.round(live.speed)} tokens/s` : "") : "";
   if (waiting) text = live.read ? `reading ${number(live.read[0])} of ${number(live.read[1])} tokens` : "waiting for the first token";

@@ -8,6 +8,7 @@ import { browser } from "./memory.js";
 const NEAR = 60; // pixels from the end at which the list follows the answer
 const LONGEST_ANNOUNCED = 2000;
 const RETRY_MS = 1000;
+const RESENT = 2; // updates whose changes every update repeats, as in live_blocks.py
 
 export function mount(element, trigger, props, watch) {
   const list = new MessageList(element, trigger);
@@ -61,10 +62,13 @@ class MessageList {
   }
 
   update(value) {
+    // while an answer is written, the conversation is that of the value before
+    if (value.live) value = { ...this.value, head: value.live.id, live: value.live, note: null };
     this.value = value;
     document.body.classList.toggle("answering", Boolean(value.live));
     if (!value.conversation) return;
     const { live, note } = value;
+    if (live) this.writing = live.id; // announced when it is finished
     const key = `${value.conversation} ${value.head} ${live ? "live" : ""}`;
     if (key !== this.drawn && (live || this.last?.item.live || this.conversation !== value.conversation || (this.last?.item.id ?? "") !== value.head)) {
       this.fetchNewest(key);
@@ -79,12 +83,17 @@ class MessageList {
     }
   }
 
+  // False where updates are missing that this one builds on.
   drawLive(live) {
     const article = this.find(live.id);
     if (!article?.item.live) return true;
-    const complete = setBlocks(article.querySelector(".body"), live.from, live.blocks);
+    if (live.number > article.item.number + RESENT + 1) return false;
+    if (live.number > article.item.number) {
+      article.item.number = live.number;
+      setBlocks(article.querySelector(".body"), live.from, live.blocks, live.keep);
+    }
     drawProgress(article, live);
-    return complete;
+    return true;
   }
 
   // Fetches what the drawn messages lack; a change of the value meanwhile is drawn afterwards.
@@ -117,7 +126,6 @@ class MessageList {
 
   draw({ conversation, after, items, earlier }) {
     const begun = this.conversation !== conversation || !after || !this.find(after);
-    const wasLive = this.last?.item.live ? this.last.item.id : null;
     const focused = this.list.contains(document.activeElement) ? document.activeElement.dataset.action ?? "list" : null;
     const articles = items.map((each) => messageItem(each, this.act));
     this.conversation = conversation;
@@ -128,8 +136,11 @@ class MessageList {
     }
     if (begun || articles.some((each) => each.item.live)) this.toEnd();
     else if (this.follow) this.toEnd();
-    const finished = wasLive && articles.find((each) => each.item.id === wasLive && !each.item.live);
-    if (finished) this.announcement.textContent = finished.querySelector(".body").innerText.slice(0, LONGEST_ANNOUNCED);
+    const finished = this.writing && articles.find((each) => each.item.id === this.writing && !each.item.live);
+    if (finished) {
+      this.writing = null;
+      this.announcement.textContent = finished.querySelector(".body").innerText.slice(0, LONGEST_ANNOUNCED);
+    }
     if (focused && !this.list.contains(document.activeElement)) {
       const same = articles[0]?.querySelector(`[data-action=${focused}]`);
       (same ?? this.scroller).focus({ preventScroll: true });
