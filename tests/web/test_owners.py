@@ -19,8 +19,8 @@ from tests.fakes import ScriptedEngine, scripted_chat
 from tests.web.serving import serving_chat
 
 SHARED = ServeSettings("127.1", token="correct horse")
-LOAD, END_ANSWER, SELECT = 0, 5, 9
-"""Numbers of events, in the order of page.py."""
+LOAD, END_ANSWER, SELECT = "load", "end_answer", "select"
+"""Names of events, which are those of their handlers."""
 HERS = "a" * 64
 
 
@@ -30,7 +30,7 @@ class Browser:
     def __init__(self, url: str) -> None:
         self.tab = secrets.token_hex(6)
         self.client = httpx.Client(base_url=url, headers={"authorization": "Bearer correct horse"}, timeout=60)
-        self.client.get("/config")
+        self.events = {each["api_name"]: each["id"] for each in self.client.get("/config").json()["dependencies"]}
 
     def load(self, conversation: str, secret: str) -> str:
         """Open the page on a conversation; the messages that it shows."""
@@ -42,8 +42,8 @@ class Browser:
         query = {"conversation": conversation.split(" ")[0]}
         return self.client.get("/page/messages", params=query, headers={"x-qlora-chat-owner": secret}).text
 
-    def run(self, event: int, values: list[Any], event_data: dict[str, Any] | None = None) -> str:
-        body = {"fn_index": event, "data": values, "session_hash": self.tab, "event_data": event_data}
+    def run(self, event: str, values: list[Any], event_data: dict[str, Any] | None = None) -> str:
+        body = {"fn_index": self.events[event], "data": values, "session_hash": self.tab, "event_data": event_data}
         answer = self.client.post("/gradio_api/run/predict", json=body)
         assert answer.status_code == 200
         return answer.text
@@ -97,7 +97,7 @@ def test_a_page_whose_process_is_gone_goes_on_by_the_cookie_that_it_left(
 
 @pytest.mark.parametrize(("event", "values"), [(END_ANSWER, [""]), (SELECT, [])])
 def test_another_browser_sees_and_changes_nothing(
-    browse: Callable[[], Browser], ref: str, event: int, values: list[str]
+    browse: Callable[[], Browser], ref: str, event: str, values: list[str]
 ) -> None:
     event_data = {"id": ref.split(" ")[1]} if event == SELECT else None
     assert ref.split(" ")[1] not in browse().run(event, [*values, ref], event_data)
