@@ -68,7 +68,7 @@ def test_a_damaged_entry_is_reported_and_written_again(
             weights.write_bytes(b"\xff" * 16 + whole[16:])
     notices.clear()
     opened(base, adapter, notices)
-    assert "damaged" in notices[0]
+    assert any("damaged" in line for line in notices)
     assert weights.read_bytes() == whole
 
 
