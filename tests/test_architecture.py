@@ -196,6 +196,7 @@ SHORT_MODULES = {
     "server/head_requests.py": "one method answered as another",
     "serving/cookies.py": "cookies of the login and of the page, which know nothing of each other",
     "training/model/loss.py": "an autograd function of its own",
+    "web/chats/events.py": "events of Gradio; the routes of the list know none",
     "web/adapter_chooser.py": "one control of the page with its rules",
     "web/panels/welcome.py": "words for a first visitor, without a component of its own to test",
     "web/message_list/live_blocks.py": "updates that may be skipped, tried without a page",

@@ -12,6 +12,7 @@ import pytest
 from qlora_chat.history import ConversationInfo, HistoryStore, TurnRecord
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.history.open import open_history
+from qlora_chat.history.savable import SavableHistory
 from qlora_chat.history.sql.store import SqlHistory
 from qlora_chat.messages import Conversation, FinishReason, Message
 from qlora_chat.settings import HistorySettings, LogSettings, Sampling
@@ -27,6 +28,7 @@ def sqlite_history(path: Path, key: str | None = None, old_key: str | None = Non
 
 OPENERS: dict[str, Callable[[Path], HistoryStore]] = {
     "memory": lambda folder: MemoryHistory(),
+    "savable": lambda folder: SavableHistory(MemoryHistory(), folder / "chats.db", sqlite_history),
     "sqlite": lambda folder: sqlite_history(folder / "chats.db"),
     "jsonl": lambda folder: open_history(HistorySettings(f"jsonl:{folder / 'chats'}"), LogSettings()).store,
     "encrypted": lambda folder: sqlite_history(folder / "chats.db", KEY),

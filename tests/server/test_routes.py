@@ -24,7 +24,8 @@ def page() -> Iterator[Served]:
 
 
 NEEDED = {
-    "/", "/health", "/page/messages", "/page/static/{path:path}", "/theme.css", "/favicon.ico", "/config",
+    "/", "/health", "/page/chats", "/page/chats/export", "/page/chats/import", "/page/chats/save", "/page/messages",
+    "/page/static/{path:path}", "/theme.css", "/favicon.ico", "/config",
     "/assets/{path:path}", "/static/{path:path}",
     "/svelte/{path:path}", "/gradio_api/theme.css", "/gradio_api/heartbeat/{session_hash}", "/gradio_api/startup-events",
     "/gradio_api/app_id", "/gradio_api/info", "/gradio_api/queue/join", "/gradio_api/queue/data", "/gradio_api/cancel",

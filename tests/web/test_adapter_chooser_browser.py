@@ -62,7 +62,7 @@ def test_an_adapter_is_chosen_for_a_conversation_and_kept_with_its_turns(page: P
         kept = [chat.history.read(each.id) for each in chat.history.list()]
         used = [[turn.details["model"]["adapter"] for turn in each.turns if turn.details] for each in kept if each]
         assert used == [[None], ["pirate", "pirate"]]
-        page.locator("#found label").nth(1).click()
+        page.locator("[data-chat] .chat-open").nth(1).click()
         expect(page.locator("#messages .answer")).to_have_count(2)
         expect(page.locator("#adapter input")).to_have_value("pirate")
 
@@ -80,7 +80,7 @@ def test_one_that_was_unloaded_is_said_so_and_is_gone_from_the_next_page(page: P
         ready(page)
         expect(page.locator("#adapter input")).to_have_value("scripted")
         page.click("#adapter input")
-        expect(page.get_by_role("option")).to_have_count(2)
+        expect(page.locator("[role=option]")).to_have_count(2)
 
 
 def test_with_one_model_there_is_nothing_to_choose(page: Page) -> None:

@@ -410,3 +410,53 @@ def test_an_id_opens_no_conversation_of_another_owner() -> None:
     sessions.close("hers")
     again = sessions.open("hers again", ref.conversation_id, owner="alice")
     assert said(again) == ["my secret plans", "I am well."]
+
+
+def test_a_stale_tab_shows_the_newest_and_can_go_on() -> None:
+    chat = scripted_chat()
+    first, second = Session(chat), Session(chat)
+    answered(first, "one")
+    shown = second.stored(first.conversation.id)
+    assert shown
+    second.open(shown)
+    answered(second, "two")
+    with pytest.raises(RuntimeError, match="gone on in another window"):
+        first.send("three", AnswerOptions(OPTIONS.sampling))
+    assert first.conversation.pairs() == second.conversation.pairs()
+    answered(first, "three")
+    assert [question for question, _ in first.conversation.pairs()] == ["one", "two", "three"]
+
+
+def test_a_page_that_shows_an_erased_conversation_does_not_bring_it_back() -> None:
+    chat = scripted_chat()
+    session = Session(chat)
+    answered(session, "to be deleted")
+    chat.erase([session.conversation.id])
+    with pytest.raises(RuntimeError, match="was deleted there"):
+        session.send("still here?", OPTIONS)
+    assert chat.history.list() == []
+    assert session.send("a new one", OPTIONS).wait(60), "and the page can go on"
+
+
+def test_an_engine_that_refuses_leaves_a_page_that_can_send_again() -> None:
+    chat = scripted_chat(ScriptedEngine("A scripted answer."))
+    assert isinstance(chat.engine, ScriptedEngine)
+    session = Session(chat)
+    answered(session, "one")
+    chat.engine.refusal = ValueError("no room")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no room"):
+            session.send("two", OPTIONS)
+        with pytest.raises(ValueError, match="no room"):
+            session.retry(session.conversation.messages[-1].id, OPTIONS)
+    chat.engine.refusal = None
+    answered(session, "two")
+    assert session.conversation.pairs() == [["one", "A scripted answer."], ["two", "A scripted answer."]]
+
+
+def test_beyond_this_machine_the_page_is_shared() -> None:
+    from qlora_chat.server.site import Site
+    from qlora_chat.settings import ServeSettings
+
+    assert Site(ServeSettings("0.0.0.0", token="correct horse")).features.shared
+    assert not Site(ServeSettings()).features.shared

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qlora_chat.settings import EngineSettings, HistorySettings, LogSettings, ModelSettings
+from qlora_chat.settings import EngineSettings, HistorySettings, LogSettings, ModelSettings, data_file
 from qlora_chat.text import plain
 
 if TYPE_CHECKING:
@@ -68,6 +70,8 @@ class Persistence:
             self.recorder = LogRecorder(log.version, load_redaction(log.redact), outbox.count_dropped)
             self._sender = LogSender(outbox, log, notify)
         self.store = self._opened.store
+        if history.url is None and self.recorder is None:  # a log's outbox is beside the store, and would not move with it
+            self.store = _savable(self.store, history)
         self.durable, self.ended_sessions = self._opened.durable, self._opened.ended_sessions
         self._retention = None
         if history.keep_days:
@@ -95,7 +99,26 @@ class Persistence:
             self._retention.close()
         if self._sender:
             self._sender.close(self._patience)
+        if self.store is not self._opened.store:
+            self.store.close()
         self._opened.close()
+
+
+def _savable(memory: HistoryStore, history: HistorySettings) -> HistoryStore:
+    """The store in memory, which a person can have saved to the user's data folder."""
+    from qlora_chat.history import HistoryError
+    from qlora_chat.history.open import open_history
+    from qlora_chat.history.savable import SavableHistory
+    from qlora_chat.private_files import make_private_folder
+
+    def open_file(path: Path) -> HistoryStore:
+        try:
+            make_private_folder(path.parent)
+        except OSError as problem:
+            raise HistoryError(f"{path.parent} cannot be used as a folder ({problem.strerror})") from None
+        return open_history(replace(history, url=f"sqlite:///{path}"), LogSettings()).store
+
+    return SavableHistory(memory, data_file(), open_file)
 
 
 def notify(line: str) -> None:

@@ -57,7 +57,10 @@ def serve(
 
     from qlora_chat.server.run import serve as serve_page
 
-    history_settings, log_settings = settings.history_settings(history), settings.log_settings()
+    saved = settings.data_file()
+    history_settings, log_settings = settings.history_settings(history, saved=saved), settings.log_settings()
+    if history_settings.url == f"sqlite:///{saved}":
+        notify(f"history: conversations are saved in {saved}, as was chosen on the page; --history memory: saves none")
     with closing(Persistence(history_settings, log_settings, SEND_AT_EXIT_SECONDS)) as persistence:
         serve_page(
             partial(persistence.open_chat, model_settings, engine_settings),

@@ -23,8 +23,8 @@ from qlora_chat.history import (
     StoredConversation,
     TurnRecord,
 )
-from qlora_chat.history.jsonl_log import append, changes, read, with_partial
 from qlora_chat.history.partial_answers import PartialAnswerWriter
+from qlora_chat.history.storage.jsonl_log import append, changes, read, with_partial
 from qlora_chat.history.value_store import ValueStore, Write
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.private_files import make_private_folder, private_opener

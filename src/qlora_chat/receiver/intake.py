@@ -41,6 +41,7 @@ class ReceiverPolicy:
 
     def __init__(self, token: str | None, senders: Mapping[str, str]) -> None:
         self.body_limit = BODY_LIMIT
+        self.body_limits: Mapping[str, BodyLimit] = {}
         self._token, self._senders = token, senders
         self._guesses = Guesses()
 

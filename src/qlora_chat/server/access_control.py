@@ -6,7 +6,7 @@ Scope: pure ASGI, the same for the page's server and the receiver. Knows no path
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -28,6 +28,8 @@ class AccessPolicy(Protocol):
     """The part of access control in which servers differ."""
 
     body_limit: BodyLimit
+    body_limits: Mapping[str, BodyLimit]
+    """Of paths with a limit of their own."""
     allow_links: bool
     """True if pages of other sites may link to this server and read from it by GET."""
 
@@ -83,7 +85,7 @@ class AccessControl:
 
     async def _pass_body(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the body, and count it until the app has answered, because the app has it in memory until then."""
-        headers, address, limit = Headers(scope=scope), client_address(scope.get("client")), self._policy.body_limit
+        headers, address, limit = Headers(scope=scope), client_address(scope.get("client")), self._limit(scope["path"])
         with self._held.share_of(address) as hold:
             try:
                 with self._arriving.share_of(address) as take:
@@ -94,6 +96,9 @@ class AccessControl:
                 await self._policy.response(scope, refused)(scope, receive, send)
                 return
             await self._app(scope, replay(body, receive), send)
+
+    def _limit(self, path: str) -> BodyLimit:
+        return self._policy.body_limits.get(path, self._policy.body_limit)
 
     def _check_site(self, method: str, headers: Headers, *, by_proxy: bool) -> None:
         host = headers.get("host", "")

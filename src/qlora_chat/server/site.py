@@ -8,6 +8,7 @@ and both load in parallel.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -67,6 +68,7 @@ class Site:
             finally:
                 sessions.stop_all()
                 page.state.release()
+                await asyncio.to_thread(page.state.close)
 
     @property
     def unfinished(self) -> int:
@@ -86,6 +88,8 @@ def _build_page(chat: Chat, features: PageFeatures) -> tuple[Sessions, Any, ASGI
     from fastapi import FastAPI
     from gradio.routes import App, mount_gradio_app
 
+    from qlora_chat.web.chats.deletion import PendingDeletions
+    from qlora_chat.web.chats.route import chats_routes
     from qlora_chat.web.gradio_overrides import leave_files_alone, private_folder
     from qlora_chat.web.markdown import stylesheet
     from qlora_chat.web.message_list.route import component_routes
@@ -95,6 +99,10 @@ def _build_page(chat: Chat, features: PageFeatures) -> tuple[Sessions, Any, ASGI
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
 
     app.include_router(component_routes(chat, sessions, features))
+    deletions = PendingDeletions(chat)
+    deletions.resume()
+    app.include_router(chats_routes(chat, sessions, features, deletions))
+    app.state.close = deletions.close
 
     leave_files_alone()
     with private_folder():

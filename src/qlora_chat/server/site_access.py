@@ -6,6 +6,8 @@ monitoring) are absent from the lists, and so refused. Knows no Gradio and no ch
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Scope
@@ -24,6 +26,9 @@ from qlora_chat.serving.request_log import API_TOKEN
 from qlora_chat.settings import ServeSettings
 
 BODY_LIMIT = BodyLimit(size=2 * 2**20, seconds=10.0)
+IMPORT = "/page/chats/import"
+IMPORT_LIMIT = BodyLimit(size=32 * 2**20, seconds=120.0)
+"""Of a file of conversations. Larger ones are for `qlora-chat history import`."""
 
 API = "/v1/"
 MODELS = "/v1/models"
@@ -33,13 +38,16 @@ OPERATOR_ROUTES = OPERATOR_WRITES | {METRICS}
 API_WRITES = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"}) | OPERATOR_WRITES
 SERVER_READS = frozenset({HEALTH, READY, METRICS, OPENAPI})
 PAGE_READS = frozenset(
-    {"/", "/page/messages", "/theme.css", "/favicon.ico", "/gradio_api/startup-events", "/gradio_api/queue/data",
+    {"/", "/page/chats", "/page/messages", "/theme.css", "/favicon.ico", "/gradio_api/startup-events", "/gradio_api/queue/data",
      "/gradio_api/app_id", "/gradio_api/info", "/config", "/gradio_api/theme.css"}
 )  # fmt: skip
 PAGE_PREFIXES = ("/assets/", "/page/static/", "/static/", "/svelte/", "/gradio_api/heartbeat/")
 PAGE_STREAMS = ("/gradio_api/queue/data", "/gradio_api/heartbeat/")
 """Streams without end, which have no answer to HEAD."""
-PAGE_WRITES = frozenset({"/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/run/predict", LOGIN, LOGOUT})
+PAGE_WRITES = frozenset(
+    {"/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/run/predict", "/page/chats", "/page/chats/export",
+     "/page/chats/save", IMPORT, LOGIN, LOGOUT}
+)  # fmt: skip
 
 READS = PAGE_READS | SERVER_READS | {MODELS}
 READ_PREFIXES = (*PAGE_PREFIXES, ONE_MODEL)
@@ -71,6 +79,7 @@ class SitePolicy:
 
     def __init__(self, password: Password | None, guesses: Guesses, settings: ServeSettings) -> None:
         self.body_limit = BODY_LIMIT
+        self.body_limits: Mapping[str, BodyLimit] = {IMPORT: IMPORT_LIMIT}
         self._password, self._guesses = password, guesses
         tokens = {"operator": settings.operator_token, "token": settings.token}
         tokens |= {f"{API_TOKEN}-{number}": each for number, each in enumerate(settings.api_tokens, 1)}
@@ -130,8 +139,7 @@ def _check_route(method: str, path: str) -> None:
 
 def _methods(path: str) -> tuple[str, ...]:
     """Methods that a path takes; none if it is unknown."""
-    if path in WRITES:
-        return ("POST",)
+    writes = ("POST",) if path in WRITES else ()
     if path.startswith(PAGE_STREAMS):
         return ("GET",)
-    return ("GET", "HEAD") if path in READS or path.startswith(READ_PREFIXES) else ()
+    return (*(("GET", "HEAD") if path in READS or path.startswith(READ_PREFIXES) else ()), *writes)

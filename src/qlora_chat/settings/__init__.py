@@ -9,6 +9,7 @@ from qlora_chat.settings.environment import (
     api_tokens,
     cache_folder,
     cpu_isa,
+    data_file,
     engine_settings,
     gradio_folder,
     history_settings,

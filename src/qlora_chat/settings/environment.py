@@ -6,6 +6,7 @@ import math
 import os
 import re
 import secrets
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -40,11 +41,19 @@ def _text(environ: Mapping[str, str], name: str) -> str | None:
     return environ.get(name, "").strip() or None
 
 
-def history_settings(url: str | None, environ: Mapping[str, str] = os.environ) -> HistorySettings:
-    """HistorySettings from --history, else QLORA_CHAT_HISTORY; password, keys and days from the environment only."""
+MEMORY = "memory:"
+"""URL of no history at all, for who has begun to save one on the page."""
+
+
+def history_settings(url: str | None, environ: Mapping[str, str] = os.environ, saved: Path | None = None) -> HistorySettings:
+    """HistorySettings from --history, else QLORA_CHAT_HISTORY, else the file `saved` if there is one; password, keys and days
+    from the environment only."""
     days = environ.get("QLORA_CHAT_HISTORY_DAYS")
+    named = (url or "").strip() or _text(environ, "QLORA_CHAT_HISTORY")
+    if named is None and saved and saved.is_file():
+        named = f"sqlite:///{saved}"
     return HistorySettings(
-        (url or "").strip() or _text(environ, "QLORA_CHAT_HISTORY"),
+        None if named == MEMORY else named,
         _text(environ, "QLORA_CHAT_HISTORY_PASSWORD"),
         _text(environ, "QLORA_CHAT_HISTORY_KEY"),
         _number("QLORA_CHAT_HISTORY_DAYS", days) if days else None,
@@ -76,6 +85,17 @@ def _number(name: str, text: str) -> float:
     if not math.isfinite(number):
         raise SettingsError(f"{name} is {text!r}, but must be a number")
     return number
+
+
+def data_file(environ: Mapping[str, str] = os.environ, platform: str = sys.platform) -> Path:
+    """File to which a person has the page save conversations, in the user's data folder (XDG, or the system's own)."""
+    if platform == "win32":
+        folder = Path(environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif platform == "darwin":
+        folder = Path.home() / "Library" / "Application Support"
+    else:
+        folder = Path(environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return folder / "qlora-chat" / "chats.db"
 
 
 def outbox_file(settings: LogSettings, environ: Mapping[str, str] = os.environ) -> Path:

@@ -21,10 +21,13 @@ from qlora_chat.web.adapter_chooser import AdapterChooser
 from qlora_chat.web.answering import Answering, Updates
 from qlora_chat.web.panels.settings import parse_settings
 from qlora_chat.web.parts import Parts
-from qlora_chat.web.past_conversations import PastConversations, list_update
 from qlora_chat.web.session import Busy, ConversationRef, Session
 from qlora_chat.web.sessions import PageFeatures, Sessions, owner_of
 
+WRONG_ADDRESS = (
+    "The address of this page names no conversation that you can see here: it was deleted, or belongs to somebody else. "
+    "Choose one in the list, or begin a new one."
+)
 GONE = "The process that was answering is gone. What it had written is saved; Retry answers again."
 
 
@@ -33,8 +36,7 @@ class Handlers:
 
     def __init__(self, chat: Chat, sessions: Sessions, parts: Parts, features: PageFeatures, answering: Answering) -> None:
         self._answering = answering
-        self._chat, self._features, self._past = chat, features, PastConversations(chat)
-        self._info, self._chooser = chat.engine.info, AdapterChooser(chat)
+        self._chat, self._features, self._chooser = chat, features, AdapterChooser(chat)
         self._sessions = sessions
         self._parts = parts
 
@@ -45,6 +47,7 @@ class Handlers:
         owner = self._owner(request, memory.get("browser"))
         session = self._sessions.open(_name(request), ref.conversation_id, reloaded, owner)
         session.owner = owner
+        problem = self._follow_address(session, memory.get("address"))
         conversation = session.conversation
         parts = self._parts
         system = memory.get("system", conversation.system)  # typed but not sent yet, or the conversation's
@@ -53,7 +56,30 @@ class Handlers:
             parts.system: system if isinstance(system, str) else "",
             parts.adapter: self._chooser.update(memory.get("adapter"), self._chooser.used_in(conversation)),
             parts.logged: memory.get("logged") is not False,
+            parts.notice: render.problem(problem) if problem else "",
         }
+
+    def opened(self, session: Session) -> Updates:
+        """The page after another conversation was opened in this tab."""
+        conversation, parts = session.conversation, self._parts
+        return {
+            **self._answering.idle(session),
+            parts.adapter: self._chooser.update(self._chooser.used_in(conversation)),
+            parts.system: conversation.system or "",
+        }
+
+    def _follow_address(self, session: Session, address: Any) -> str:
+        """Show the conversation that the page's address names. Returns the problem, or ""."""
+        if not isinstance(address, str) or not address or address == session.conversation.id:
+            return ""
+        try:
+            conversation = session.stored(address)
+            if conversation is None:
+                return WRONG_ADDRESS
+            session.open(conversation)
+        except (Busy, HistoryError) as problem:
+            return str(problem)
+        return ""
 
     async def send(self, text: str, ref: str, request: gr.Request, *options: Any) -> AsyncIterator[Updates]:
         """Answer the message in the box."""
@@ -95,60 +121,9 @@ class Handlers:
             session.update(sampling)
         return {self._parts.notice: gr.skip()}
 
-    def find(self, query: Any, selected: Any, request: gr.Request) -> Updates:
-        """List past conversations, or those that a search finds."""
-        return self._list(query, self.session(request), selected)
-
-    def open_past(self, selected: Any, request: gr.Request) -> Updates:
-        """Show a past conversation in this tab."""
-        session, parts = self.session(request), self._parts
-        try:
-            title = self._past.open(selected, session)
-        except (Busy, HistoryError) as problem:
-            return {parts.notice: render.problem(str(problem))}
-        if title is None:
-            return {parts.notice: render.notice("That conversation is not there any more.")}
-        conversation = session.conversation
-        adapter = self._chooser.update(self._chooser.used_in(conversation))
-        return {
-            **self._answering.idle(session),
-            parts.past.title: title,
-            parts.adapter: adapter,
-            parts.system: conversation.system or "",
-        }
-
-    def rename_past(self, selected: Any, title: Any, query: Any, request: gr.Request) -> Updates:
-        """Change the title of the selected conversation."""
-        session = self.session(request)
-        try:
-            self._past.rename(selected, title, session)
-        except HistoryError as problem:
-            return {self._parts.notice: render.problem(str(problem))}
-        return self._list(query, session, selected)
-
-    def delete_past(self, selected: Any, query: Any, request: gr.Request) -> Updates:
-        """Erase the selected conversation."""
-        session = self.session(request)
-        try:
-            deleted = self._past.delete(selected, session)
-        except (Busy, HistoryError) as problem:
-            return {self._parts.notice: render.problem(str(problem))}
-        if not deleted:
-            return self._list(query, session)
-        notice = render.notice("Deleted, here and wherever it was sent." if self._features.logged else "Deleted.")
-        return {
-            **self._list(query, session),
-            **self._answering.idle(session),
-            self._parts.past.title: "",
-            self._parts.notice: notice,
-        }
-
     def leave(self, request: gr.Request) -> None:
         """The tab was closed."""
         self._sessions.close(_name(request))
-
-    def _list(self, query: Any, session: Session, selected: Any = None) -> Updates:
-        return {self._parts.past.found: list_update(self._past.choices(query, session.owner), selected)}
 
     def session(self, request: gr.Request, ref: str = "") -> Session:
         """The tab that an event came from, caught up with the ConversationRef its page shows; "" where that does not matter."""

@@ -14,6 +14,7 @@ from gradio import themes
 
 from qlora_chat.chat import Chat
 from qlora_chat.web.answering import Answering
+from qlora_chat.web.chats.events import ChatEvents
 from qlora_chat.web.event_filter import Event, Field
 from qlora_chat.web.gradio_overrides import StreamedBlocks
 from qlora_chat.web.handlers import Handlers
@@ -58,6 +59,7 @@ def build_page(chat: Chat, sessions: Sessions, features: PageFeatures) -> gr.Blo
         tokens = TokenHandlers(chat, handlers, answering, parts)
         _connect(page, parts, handlers, MessageActions(handlers, answering, parts), tokens)
         FeedbackHandlers(handlers, parts).connect(IMMEDIATE)
+        ChatEvents(chat, handlers, parts).connect(IMMEDIATE)
         ContextHandlers(chat, handlers, parts).connect(IMMEDIATE)
     page.max_threads = MAX_CONCURRENT_ANSWERS
     page.queue(default_concurrency_limit=None, api_open=False)
@@ -107,21 +109,10 @@ def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers, actions: Message
     # In the queue, so that it reaches the page in order, after the last piece of the answer that it ends.
     parts.new.click(handlers.clear, None, answered, **queued)
     parts.sampling.input(handlers.sample, [parts.sampling], [parts.notice], trigger_mode="always_last", **immediate)
-    _connect_past(parts, handlers, outputs, immediate)
     parts.conversation.change(None, [parts.conversation], js=_js("rememberConversation"))
     remembered = [parts.adapter, parts.system, parts.logged]
     gr.on([each.change for each in remembered], None, remembered, js=_js("rememberTab"))
     page.unload(handlers.leave)
-
-
-def _connect_past(parts: Parts, handlers: Handlers, outputs: list[Any], immediate: dict[str, Any]) -> None:
-    past = parts.past
-    gr.on([past.find.change, parts.conversation.change], handlers.find, [past.find, past.found], [past.found], **immediate)
-    past.found.input(handlers.open_past, [past.found], [*outputs, past.title], **immediate)
-    renamed = [past.rename.click, past.title.submit]
-    gr.on(renamed, handlers.rename_past, [past.found, past.title, past.find], [past.found, parts.notice], **immediate)
-    changed = [*outputs, past.found, past.title]
-    past.delete.click(handlers.delete_past, [past.found, past.find], changed, js=_js("confirmDelete"), **immediate)
 
 
 def _js(name: str, *arguments: Any) -> str:

@@ -12,6 +12,7 @@ import gradio as gr
 
 from qlora_chat.chat import Chat
 from qlora_chat.web import render
+from qlora_chat.web.chats.saving import offer
 from qlora_chat.web.event_filter import Field
 from qlora_chat.web.panels.settings import LONGEST, describe_settings
 from qlora_chat.web.panels.welcome import describe_model
@@ -21,9 +22,6 @@ MAX_CHARACTERS: Mapping[str, int] = {
     "box": 200_000,
     "system": 20_000,
     "adapter": 200,
-    "find": 200,
-    "found": 100,
-    "title": 200,
     "conversation": 200,
     "memory": 130_000,
     "sampling": LONGEST,
@@ -34,6 +32,7 @@ MAX_CHARACTERS: Mapping[str, int] = {
 """
 _TURN = Field("Message", "text", 100)
 EVENT_DATA: Mapping[tuple[str, str], Mapping[str, Field]] = {
+    ("chat-list", "select"): {"id": Field("Conversation", "text", 100)},
     ("messages", "edit"): {"id": _TURN, "text": Field("Your message", "text", 200_000)},
     ("messages", "retry"): {"id": _TURN},
     ("messages", "play"): {"id": _TURN},
@@ -64,25 +63,6 @@ def component(module: str, elem_id: str, value: Any = None, **described: Any) ->
     return gr.HTML(value, html_template="<div></div>", js_on_load=mount, elem_id=elem_id, apply_default_css=False, **described)
 
 
-class PastPanel:
-    """The list of past conversations, and what can be done with the selected one."""
-
-    def __init__(self, *, visible: bool) -> None:
-        with gr.Column(elem_id="past", visible=visible):
-            self.find = gr.Textbox(
-                elem_id="find", label="Search past conversations", show_label=False, placeholder="Search titles and words",
-                container=False, lines=1, max_lines=1, max_length=MAX_CHARACTERS["find"],
-            )  # fmt: skip
-            self.found = gr.Radio([], label="Past conversations", show_label=False, elem_id="found", container=False)
-            with gr.Row(elem_id="past-actions"):
-                self.title = gr.Textbox(
-                    elem_id="title", label="Title", show_label=False, placeholder="Title of the selected conversation",
-                    container=False, lines=1, max_lines=1, max_length=MAX_CHARACTERS["title"], scale=1,
-                )  # fmt: skip
-                self.rename = _button("Rename", "rename")
-                self.delete = _button("Delete", "delete", variant="stop")
-
-
 class Parts:
     """Every component that an event reads or sets, in three columns: conversations, the chat, settings."""
 
@@ -90,7 +70,7 @@ class Parts:
         """Lay out the page, in whatever Blocks are open."""
         with gr.Row(elem_id="shell"):
             with gr.Column(elem_id="chats", elem_classes="drawer"):
-                self._lay_out_conversations(features)
+                self._lay_out_conversations(chat, features)
             with gr.Column(elem_id="main"):
                 self._lay_out_chat(chat, features)
             with gr.Column(elem_id="settings", elem_classes="drawer"):
@@ -100,9 +80,11 @@ class Parts:
         self.memory = gr.Textbox(elem_id="memory", visible=False)
         """memory.js's memory of the tab, which the server reads when the page opens."""
 
-    def _lay_out_conversations(self, features: PageFeatures) -> None:
+    def _lay_out_conversations(self, chat: Chat, features: PageFeatures) -> None:
         gr.HTML("<h2>Conversations</h2>", padding=False)
-        self.past = PastPanel(visible=features.persistent)
+        self.chats = component("chats", "chat-list", {})
+        if not features.persistent:
+            gr.HTML(offer(chat, features).notice(), elem_id="not-saved", padding=False)
 
     def _lay_out_chat(self, chat: Chat, features: PageFeatures) -> None:
         info = chat.engine.info

@@ -196,7 +196,7 @@ class Session:
         if not conversation_id:
             return None
         history, owner = self._chat.history, self.owner
-        if owner is not None and all(each.id != conversation_id for each in history.list(owner=owner)):
+        if owner is not None and history.summary(conversation_id, owner=owner) is None:
             return None
         return history.load(conversation_id)
 

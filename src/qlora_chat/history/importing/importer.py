@@ -48,9 +48,9 @@ class ImportedFile:
     conversations: list[StoredConversation]
     report: ImportReport
 
-    def add_to(self, store: HistoryStore) -> ImportReport:
-        """Add the conversations that a store lacks. HistoryUnavailable says how many had been added by then."""
-        _store(store, self.conversations, self.report)
+    def add_to(self, store: HistoryStore, *, owner: str | None = None) -> ImportReport:
+        """Add the conversations that a store lacks, for `owner`. HistoryUnavailable says how many had been added by then."""
+        _store(store, self.conversations, self.report, owner)
         return self.report
 
 
@@ -105,28 +105,32 @@ def _is_bare_message(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("role"), str) and "messages" not in value
 
 
-def _store(store: HistoryStore, conversations: Iterable[StoredConversation], report: ImportReport) -> None:
+def _store(
+    store: HistoryStore, conversations: Iterable[StoredConversation], report: ImportReport, owner: str | None = None
+) -> None:
     for each in conversations:
         try:
-            _add(store, each, report)
+            _add(store, each, report, owner)
         except HistoryUnavailable as problem:
             raise HistoryUnavailable(
                 f"{problem} ({counted(report.added, 'conversation')} had been added; import the file again for the others)"
             ) from None
 
 
-def _add(store: HistoryStore, conversation: StoredConversation, report: ImportReport) -> None:
+def _add(store: HistoryStore, conversation: StoredConversation, report: ImportReport, owner: str | None) -> None:
     """Store a conversation under its id, or under one that follows from its content if another conversation has its id."""
     name, content = conversation.summary.id, _content(conversation)
-    for candidate in (name, f"{name[:64]}-{digest(*sorted(content))[:16]}"):
+    for candidate in (name, f"{name[:64]}-{digest(*([owner] if owner else []), *sorted(content))[:16]}"):
         stored = store.read(candidate)
-        if stored and content <= _content(stored):
+        if stored and store.summary(candidate, owner=owner) and content <= _content(stored):
             report.there += 1
             return
         if stored:
             continue
         renamed = conversation if candidate == name else with_ids(conversation, candidate)
-        if not store.restore(renamed) and not store.restore(with_ids(renamed, candidate)):  # its turns' ids are not free
+        if not store.restore(renamed, owner) and not store.restore(
+            with_ids(renamed, candidate), owner
+        ):  # its turns' ids are not free
             raise HistoryError(f"conversation {candidate!r} cannot be added: its id and its turns' ids exist already")
         report.added += 1
         report.renamed += [(name, candidate)] if candidate != name else []

@@ -23,13 +23,14 @@ function write(store, key, value) {
   }
 }
 
-// -> one JSON text for the server: {conversation, reloaded, adapter, system, logged, browser}
+// -> one JSON text for the server: {conversation, reloaded, address, adapter, system, logged, browser}
 export function recall() {
   const [navigation] = performance.getEntriesByType("navigation");
   return [
     JSON.stringify({
       conversation: read(sessionStorage, CONVERSATION),
       reloaded: navigation?.type === "reload",
+      address: new URL(location).searchParams.get("c"),
       ...read(sessionStorage, TAB),
       browser: browser(),
     }),
@@ -47,10 +48,6 @@ export function browser() {
   const secure = location.protocol === "https:" ? "; Secure" : "";
   document.cookie = `qlora_chat_owner${location.port}=${secret}; Path=/gradio_api; Max-Age=34560000; SameSite=Strict${secure}`;
   return secret;
-}
-
-export function confirmDelete(chosen, asked) {
-  return chosen && confirm("Delete this conversation for good?") ? [chosen, asked] : [null, asked];
 }
 
 export function rememberConversation(id) {

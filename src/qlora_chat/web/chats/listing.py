@@ -1,0 +1,96 @@
+"""Pages of the list of conversations, and of search results with their matches marked.
+
+Scope: values for the browser, which groups them by its own days. Knows no HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from qlora_chat.history import HistoryStore, SearchHit, Summary
+from qlora_chat.history.text_match import marked_ranges, matches, normalized, query_phrases
+from qlora_chat.text import replace_surrogates
+
+PINNED = "pinned"
+"""The tag of conversations that stand above the others."""
+PAGE = 100
+MOST_FOUND = 2_000
+"""Search results at most. Who has more searches for more words."""
+HITS_PER_CHAT = 4
+"""Matching turns that are read for each conversation shown, because several of them may be in one conversation."""
+MAX_TITLE = 200
+MAX_TAGS = 20
+MAX_TAG = 40
+
+
+def first_page(history: HistoryStore, owner: str | None) -> dict[str, Any]:
+    """The pinned conversations, and the newest of all."""
+    return {**page_after(history, owner, None), "pinned": [_item(each) for each in history.list(owner=owner, tag=PINNED)]}
+
+
+def page_after(history: HistoryStore, owner: str | None, before: str | None) -> dict[str, Any]:
+    """The next page behind the conversation `before`, and the id by which the page behind this one is asked for."""
+    summaries = history.list(owner=owner, limit=PAGE, before=before)
+    return {"chats": [_item(each) for each in summaries], "next": summaries[-1].id if len(summaries) == PAGE else None}
+
+
+def found(history: HistoryStore, owner: str | None, query: str, limit: int) -> dict[str, Any]:
+    """Conversations whose title, tag or text has every word: each once, with an excerpt, those of a "#tag" without."""
+    query, limit = replace_surrogates(query).strip(), min(limit, MOST_FOUND)
+    if query.startswith("#") and len(query) > 1:
+        tagged = history.list(owner=owner, tag=query[1:].strip(), limit=limit + 1)
+        return {"chats": [_item(each) for each in tagged[:limit]], "more": len(tagged) > limit}
+    hits = _first_hits(history.search(query, limit=limit * HITS_PER_CHAT, owner=owner))
+    titled = _with_title(history.list(owner=owner), query)
+    ids = [*titled, *(each for each in hits if each not in titled)]
+    items = [_found_item(history, owner, each, titled.get(each), hits.get(each), query) for each in ids[:limit]]
+    return {"chats": [each for each in items if each], "more": len(ids) > limit and limit < MOST_FOUND}
+
+
+def clean_title(title: object) -> str:
+    """A title on one line; "" for none."""
+    return " ".join(replace_surrogates(title).split())[:MAX_TITLE] if isinstance(title, str) else ""
+
+
+def clean_tags(tags: object) -> list[str] | None:
+    """Tags without spaces around them and without those that come twice; None for what is no list of texts."""
+    if not isinstance(tags, list) or not all(isinstance(each, str) for each in tags):
+        return None
+    cleaned = (" ".join(replace_surrogates(each).split()).lstrip("#")[:MAX_TAG] for each in tags)
+    return [*dict.fromkeys(each for each in cleaned if each)][:MAX_TAGS]
+
+
+def _first_hits(hits: Iterable[SearchHit]) -> dict[str, SearchHit]:
+    """The newest hit of each conversation, by its id."""
+    first: dict[str, SearchHit] = {}
+    for hit in hits:
+        first.setdefault(hit.conversation_id, hit)
+    return first
+
+
+def _with_title(summaries: Sequence[Summary], query: str) -> dict[str, Summary]:
+    """Conversations whose title has every word of a query, by id."""
+    words = ["".join(each) for each in query_phrases(query)]
+    likely = (each for each in summaries if all(word in normalized(each.title) for word in words))
+    return {each.id: each for each in likely if matches(each.title, query)}
+
+
+def _found_item(
+    history: HistoryStore, owner: str | None, name: str, summary: Summary | None, hit: SearchHit | None, query: str
+) -> dict[str, Any] | None:
+    summary = summary or history.summary(name, owner=owner)
+    if summary is None:
+        return None
+    item = _item(summary) | {"title_marks": marked_ranges(summary.title, query)}
+    if hit:
+        item |= {"excerpt": hit.excerpt, "marks": marked_ranges(hit.excerpt, query), "turn": hit.turn_id}
+    return item
+
+
+def _item(summary: Summary) -> dict[str, Any]:
+    tags = [each for each in summary.tags if each != PINNED]
+    return {
+        "id": summary.id, "title": summary.title, "tags": tags, "pinned": PINNED in summary.tags,
+        "updated": round(summary.updated_at.timestamp() * 1000),
+    }  # fmt: skip

@@ -1,0 +1,71 @@
+"""Conversations as a file that the browser downloads, and from one that it sends.
+
+Scope: one owner's conversations. Formats are history/export.py's and history/importing/'s.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qlora_chat.history import HistoryError, HistoryStore, StoredConversation
+from qlora_chat.history.export import FORMATS, export
+from qlora_chat.history.importing.importer import ImportReport, read_file
+
+EXPORTS = {"markdown": ("md", "text/markdown"), "json": ("json", "application/json"),
+           "jsonl": ("jsonl", "application/jsonl"), "guanaco": ("jsonl", "application/jsonl")}  # fmt: skip
+"""Suffix and type of a file in each format."""
+MAX_PROBLEMS = 20
+_UNSAFE = re.compile(r"[^\w .()-]+")
+
+
+@dataclass(frozen=True)
+class Download:
+    """A file for the browser."""
+
+    name: str
+    media_type: str
+    pieces: Iterator[str]
+
+
+def exported(history: HistoryStore, owner: str | None, ids: Sequence[str], file_format: str) -> Download:
+    """These conversations of an owner, or all of them for no ids. HistoryError for an unknown format or id."""
+    if file_format not in EXPORTS or file_format not in {*FORMATS, "json"}:
+        raise HistoryError(f"The format is {file_format[:40]!r}, but must be one of {', '.join(EXPORTS)}.")
+    summaries = [history.summary(each, owner=owner) for each in ids] if ids else history.list(owner=owner)
+    known = [each for each in summaries if each]
+    if not known:
+        raise HistoryError("There is no such conversation.")
+    name = _UNSAFE.sub("_", known[0].title).strip(" .")[:60] if len(ids) == 1 else "conversations"
+    suffix, media_type = EXPORTS[file_format]
+    return Download(f"{name or 'conversation'}.{suffix}", media_type, export(_read(history, known), file_format))
+
+
+def _read(history: HistoryStore, summaries: Sequence[Any]) -> Iterator[StoredConversation]:
+    return (stored for each in summaries if (stored := history.read(each.id)))
+
+
+def imported(history: HistoryStore, owner: str | None, name: str, data: bytes) -> dict[str, Any]:
+    """Add a file's conversations to those of an owner. HistoryError if nothing in it can be imported."""
+    shown = _UNSAFE.sub("_", Path(name.replace("\\", "/")).name)[:100] or "file"
+    with tempfile.TemporaryDirectory(prefix="qlora-chat-import-") as folder:  # mode 0700, gone when the import ends
+        path = Path(folder) / "file"
+        path.touch(mode=0o600)
+        path.write_bytes(data)
+        try:
+            report = read_file(path).add_to(history, owner=owner)
+        except HistoryError as problem:
+            raise type(problem)(str(problem).replace(str(path), shown)) from None
+    return {
+        "added": report.added, "there": report.there, "renamed": len(report.renamed), "formats": [*report.formats],
+        "left_out": dict(report.left_out), "problems": _problems(report, str(path), shown),
+        "more_problems": max(0, len(report.problems) - MAX_PROBLEMS),
+    }  # fmt: skip
+
+
+def _problems(report: ImportReport, path: str, name: str) -> list[str]:
+    return [each.replace(path, name) for each in report.problems[:MAX_PROBLEMS]]

@@ -1,0 +1,338 @@
+// The list of conversations: pages of it are fetched as it scrolls, searches come with their matches, and every change is one
+// request. The server's value says which conversation the tab shows, and changes after each turn.
+
+import { request, save, startSaving, upload } from "./chats_requests.js";
+import { ChatRow } from "./chat_row.js";
+import { h, iconButton } from "./dom.js";
+
+const TYPING_MS = 200;
+const UNDO_S = 10;
+const MARGIN = 600; // pixels below the window that are filled before they are scrolled to
+const FORMATS = { markdown: "Markdown", json: "JSON", jsonl: "JSON lines", guanaco: "Guanaco text" };
+const DAY = 86_400_000;
+
+export function mount(element, trigger, props, watch) {
+  const list = new ChatList(element, trigger);
+  watch("value", () => list.update(props.value ?? {}));
+  list.update(props.value ?? {});
+}
+
+class ChatList {
+  constructor(element, trigger) {
+    this.trigger = trigger;
+    this.value = {};
+    this.rows = new Map(); // by id, as they are drawn
+    this.next = null; // id that the next page comes after
+    this.limit = 0; // of a search
+    this.fetched = 0; // number of the newest request
+    this.build(element);
+    addEventListener("popstate", () => this.openAddress());
+    document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && this.refresh());
+    document.addEventListener("keydown", (event) => {
+      if (event.key.toLowerCase() !== "k" || !(event.ctrlKey || event.metaKey) || event.shiftKey || event.altKey) return;
+      event.preventDefault();
+      document.querySelector("#chats:not(.open)") && document.querySelector('[aria-controls="chats"]').click();
+      this.search.focus();
+    });
+  }
+
+  build(element) {
+    this.search = h("input", {
+      type: "search", class: "chat-search", placeholder: "Search (Ctrl K)", "aria-label": "Search conversations", maxlength: "200",
+      oninput: () => this.typed(), onkeydown: (event) => this.searchKey(event),
+    });
+    this.list = h("div", { class: "chat-list", role: "navigation", "aria-label": "Conversations", onkeydown: (event) => this.key(event) });
+    this.end = h("div", { class: "chat-end" });
+    this.note = h("p", { class: "note", role: "status" });
+    this.scroller = h("div", { class: "chat-scroller" }, this.list, this.end);
+    this.toast = h("div", { class: "toast", role: "status", hidden: true });
+    this.file = h("input", { type: "file", class: "off-screen", tabindex: "-1", "aria-hidden": "true", accept: ".json,.jsonl,.zip",
+      multiple: true, onchange: () => this.importFiles([...this.file.files]) });
+    const all = h("select", { "aria-label": "Export all conversations", onchange: () => this.exportChats([], all) },
+      h("option", { value: "" }, "Export all…"), ...Object.entries(FORMATS).map(([value, name]) => h("option", { value }, name)));
+    const foot = h("div", { class: "chat-foot" }, h("button", { type: "button", onclick: () => this.file.click() }, "Import…"), all, this.file);
+    element.replaceChildren(this.search, this.note, this.scroller, foot, this.toast);
+    new IntersectionObserver(([seen]) => seen.isIntersecting && this.more(), { root: this.scroller, rootMargin: `${MARGIN}px` }).observe(this.end);
+    document.querySelector("#not-saved [data-save]")?.addEventListener("click", () => this.startSaving());
+    this.acceptDrops(document.getElementById("chats"));
+  }
+
+  acceptDrops(column) {
+    const has = (event) => event.dataTransfer?.types.includes("Files");
+    column.addEventListener("dragover", (event) => has(event) && (event.preventDefault(), column.classList.add("dropping")));
+    column.addEventListener("dragleave", (event) => column.contains(event.relatedTarget) || column.classList.remove("dropping"));
+    column.addEventListener("drop", (event) => {
+      column.classList.remove("dropping");
+      if (!has(event)) return;
+      event.preventDefault();
+      this.importFiles([...event.dataTransfer.files]);
+    });
+  }
+
+  // --- which conversation is shown
+
+  update(value) {
+    const { open = "", state = "" } = this.value;
+    this.value = value;
+    if (value.open !== open) this.setAddress(value.open, open);
+    this.nameTab();
+    this.mark();
+    if (value.state !== state) this.refresh();
+  }
+
+  // A person goes back and forth between conversations with the browser's buttons; a reload does not add an entry.
+  setAddress(open, before) {
+    const address = new URL(location);
+    if ((address.searchParams.get("c") ?? "") === (open ?? "")) return;
+    if (open) address.searchParams.set("c", open);
+    else address.searchParams.delete("c");
+    history[before ? "pushState" : "replaceState"](history.state, "", address);
+  }
+
+  openAddress() {
+    const id = new URL(location).searchParams.get("c");
+    if (id === (this.value.open || null)) return;
+    if (id) this.open(id);
+    else document.getElementById("new").click();
+  }
+
+  nameTab() {
+    document.title = this.value.title ? `${this.value.title} · QLoRA Chat` : "QLoRA Chat";
+  }
+
+  open(id) {
+    if (id !== this.value.open) this.trigger("select", { id });
+    if (!matchMedia("(min-width: 64rem)").matches) document.querySelector("#chats .close")?.click();
+  }
+
+  mark() {
+    for (const [id, row] of this.rows) row.setOpen(id === this.value.open);
+  }
+
+  // --- the list
+
+  get query() {
+    return this.search.value.trim();
+  }
+
+  typed() {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.refresh(), TYPING_MS);
+  }
+
+  // Draws the first page anew. What had been scrolled to is fetched again as far as it is needed.
+  async refresh() {
+    const number = ++this.fetched;
+    const query = this.query;
+    this.limit = 100;
+    const found = await this.fetch(query ? { q: query, limit: this.limit } : {});
+    if (!found || number !== this.fetched) return;
+    const focused = document.activeElement?.closest?.("[data-chat]")?.dataset.chat;
+    if (this.list.querySelector("form")) return; // a title or tags are being typed
+    this.draw(query ? found.chats : [...found.pinned, ...found.chats], Boolean(query));
+    this.setMore(query ? found.more && "more" : found.next);
+    if (found.saved) document.getElementById("not-saved")?.remove();
+    this.fill();
+    if (focused) this.rows.get(focused)?.focus();
+    if (query) this.note.textContent = found.chats.length ? "" : "Nothing found.";
+    else this.note.textContent = found.chats.length ? "" : "No conversations yet.";
+  }
+
+  async fetch(parameters) {
+    try {
+      return await request(parameters);
+    } catch (problem) {
+      this.say(problem.message);
+      return null;
+    }
+  }
+
+  draw(chats, isSearch) {
+    const before = this.rows;
+    this.rows = new Map();
+    this.group = null;
+    const top = this.scroller.scrollTop;
+    this.list.replaceChildren();
+    this.append(chats, isSearch, before);
+    this.scroller.scrollTop = top;
+  }
+
+  append(chats, isSearch, before = new Map()) {
+    for (const chat of chats) {
+      if (this.rows.has(chat.id)) continue;
+      const name = isSearch ? null : chat.pinned ? "Pinned" : groupOf(chat.updated);
+      if (name && name !== this.group) this.list.append(h("h3", { class: "chat-group" }, (this.group = name)));
+      const row = before.get(chat.id)?.same(chat) ?? new ChatRow(chat, this);
+      this.rows.set(chat.id, row);
+      this.list.append(row.element);
+    }
+    this.mark();
+    this.setTabStop();
+  }
+
+  setMore(next) {
+    this.next = next || null;
+    this.end.hidden = !next;
+  }
+
+  async more() {
+    if (!this.next || this.loading) return;
+    this.loading = true;
+    const number = this.fetched;
+    const query = this.query;
+    const found = await this.fetch(query ? { q: query, limit: (this.limit += 200) } : { before: this.next });
+    this.loading = false;
+    if (!found || number !== this.fetched) return;
+    this.append(found.chats, Boolean(query));
+    this.setMore(query ? found.more && "more" : found.next);
+    this.fill();
+  }
+
+  // The observer tells only of changes: a page that does not fill the window is followed by the next at once.
+  fill() {
+    if (this.next && this.end.getBoundingClientRect().top < this.scroller.getBoundingClientRect().bottom + MARGIN) this.more();
+  }
+
+  // --- keys: one tab stop for the whole list
+
+  setTabStop() {
+    const rows = [...this.rows.values()];
+    const stop = this.rows.get(this.value.open) ?? rows[0];
+    rows.forEach((row) => row.setTabStop(row === stop));
+  }
+
+  searchKey(event) {
+    if (event.key === "Escape" && this.search.value) {
+      event.stopPropagation();
+      this.search.value = "";
+      this.refresh();
+    } else if (event.key === "ArrowDown") {
+      event.preventDefault();
+      this.list.querySelector("[data-chat] .chat-open")?.focus();
+    }
+  }
+
+  key(event) {
+    const row = event.target.closest("[data-chat]");
+    if (!row || !event.target.classList.contains("chat-open")) return;
+    const all = [...this.list.querySelectorAll("[data-chat]")];
+    const at = all.indexOf(row);
+    const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: all.length - 1 }[event.key];
+    if (to !== undefined) {
+      event.preventDefault();
+      if (to < 0) this.search.focus();
+      else all[Math.min(to, all.length - 1)].querySelector(".chat-open").focus();
+    } else if (event.key === "F2") this.rows.get(row.dataset.chat).rename();
+    else if (event.key === "Delete") this.remove(this.rows.get(row.dataset.chat).chat);
+  }
+
+  // --- changes
+
+  async change(action, id, values = {}) {
+    try {
+      await request({}, { action, id, ...values });
+      return true;
+    } catch (problem) {
+      this.say(problem.message);
+      return false;
+    } finally {
+      this.refresh();
+    }
+  }
+
+  async rename(chat, title) {
+    if ((await this.change("rename", chat.id, { title })) && chat.id === this.value.open) {
+      this.value = { ...this.value, title };
+      this.nameTab();
+    }
+  }
+
+  tag(chat, tags) {
+    return this.change("tag", chat.id, { tags: chat.pinned ? ["pinned", ...tags] : tags });
+  }
+
+  pin(chat) {
+    return this.change("tag", chat.id, { tags: chat.pinned ? chat.tags : ["pinned", ...chat.tags] });
+  }
+
+  async remove(chat) {
+    const wasOpen = chat.id === this.value.open;
+    const row = this.rows.get(chat.id)?.element;
+    const rows = [...this.list.querySelectorAll("[data-chat]")];
+    const neighbour = rows[rows.indexOf(row) + 1] ?? rows[rows.indexOf(row) - 1];
+    if (!(await this.change("delete", chat.id))) return;
+    if (wasOpen) document.getElementById("new").click();
+    neighbour?.querySelector(".chat-open")?.focus();
+    const undo = h("button", { type: "button", onclick: () => this.undo(chat, wasOpen) }, "Undo");
+    this.say(`Deleted “${chat.title || "Untitled"}”.`, undo, UNDO_S);
+  }
+
+  async undo(chat, wasOpen) {
+    this.toast.hidden = true;
+    if ((await this.change("undo", chat.id)) && wasOpen) this.open(chat.id);
+    this.rows.get(chat.id)?.focus();
+  }
+
+  say(text, action = null, seconds = 8) {
+    clearTimeout(this.toastTimer);
+    const close = iconButton("close", "Dismiss", () => (this.toast.hidden = true));
+    this.toast.replaceChildren(h("span", {}, text), ...(action ? [action] : []), close);
+    this.toast.hidden = false;
+    this.toastTimer = setTimeout(() => (this.toast.hidden = true), seconds * 1000);
+  }
+
+  async startSaving() {
+    try {
+      const { count, file } = await startSaving();
+      this.say(`Saved in ${file} from now on${count ? `, with the ${count.toLocaleString()} that there are` : ""}.`, null, 20);
+    } catch (problem) {
+      this.say(problem.message);
+    }
+    this.refresh();
+  }
+
+  // --- files
+
+  async exportChats(ids, select) {
+    const format = select.value;
+    select.value = "";
+    if (!format) return;
+    try {
+      await save(ids, format);
+    } catch (problem) {
+      this.say(problem.message);
+    }
+  }
+
+  async importFiles(files) {
+    this.file.value = "";
+    const said = [];
+    for (const file of files) {
+      this.say(`Importing ${file.name}…`, null, 600);
+      try {
+        said.push(`${file.name}: ${reportOf(await upload(file))}`);
+      } catch (problem) {
+        said.push(`${file.name}: ${problem.message}`);
+      }
+    }
+    await this.refresh();
+    if (said.length) this.say(said.join("\n"), null, 60);
+  }
+}
+
+function reportOf({ added, there, problems, more_problems, left_out }) {
+  const parts = [`${added.toLocaleString()} added`];
+  if (there) parts.push(`${there.toLocaleString()} ${there === 1 ? "was" : "were"} there already`);
+  for (const [what, count] of Object.entries(left_out)) parts.push(`${count.toLocaleString()} left out (${what})`);
+  const reasons = problems.length ? `\n${problems.join("\n")}${more_problems ? `\nand ${more_problems.toLocaleString()} more` : ""}` : "";
+  return `${parts.join(", ")}.${reasons}`;
+}
+
+// -> the name of the group that a time belongs to, by the browser's own days
+function groupOf(time) {
+  const midnight = new Date().setHours(0, 0, 0, 0);
+  if (time >= midnight) return "Today";
+  if (time >= midnight - DAY) return "Yesterday";
+  if (time >= midnight - 7 * DAY) return "Previous 7 days";
+  return new Date(time).toLocaleDateString("en", { month: "long", year: "numeric" });
+}
