@@ -126,6 +126,7 @@ class Parts:
             placeholder=chat.prompt_format.default_system or "none: the model was tuned without one",
         )  # fmt: skip
         component("systems", "systems")
+        component("appearance", "appearance")
 
 
 def _button(text: str, elem_id: str, size: Any = "sm", **options: Any) -> gr.Button:

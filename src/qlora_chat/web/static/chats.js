@@ -73,6 +73,8 @@ class ChatList {
 
   update(value) {
     const { open = "", state = "" } = this.value;
+    // Until the server has said what the tab shows, the address may name a conversation that is still to be opened.
+    if (value.state === undefined) return this.refresh();
     this.value = value;
     if (value.open !== open) this.setAddress(value.open, open);
     this.nameTab();
@@ -284,7 +286,7 @@ class ChatList {
   async startSaving() {
     try {
       const { count, file } = await startSaving();
-      this.say(`Saved in ${file} from now on${count ? `, with the ${count.toLocaleString()} that there are` : ""}.`, null, 20);
+      this.say(`Saved in ${file} from now on${count ? `, with ${count === 1 ? "the one" : `the ${count.toLocaleString()}`} that you have` : ""}.`, null, 20);
     } catch (problem) {
       this.say(problem.message);
     }

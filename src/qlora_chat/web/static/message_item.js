@@ -4,6 +4,8 @@ import { confirmOn, copyText, h, icon, iconButton } from "./dom.js";
 
 const LONGEST_COMMENT = 10000;
 const LONGEST_TEXT = 200000;
+const LONGEST_UNFOLDED = 1500; // characters of a question
+const MOST_LINES = 15;
 
 // -> an article for an item of the server; `act(event, data)` sends an event, and returns false while an answer is written
 export function messageItem(item, act) {
@@ -11,7 +13,7 @@ export function messageItem(item, act) {
   const body = h("div", { class: isQuestion ? "body" : "body markdown", dir: "auto", onclick: copyCode });
   const article = h("article", { class: isQuestion ? "question" : "answer", "data-id": item.id, "aria-label": isQuestion ? "You" : "Answer" }, body);
   article.item = item;
-  if (isQuestion) body.append(item.text);
+  if (isQuestion) body.append(...folded(item.text));
   else setBlocks(body, 0, item.blocks);
   if (item.live) {
     article.classList.add("live");
@@ -22,6 +24,23 @@ export function messageItem(item, act) {
   if (item.end) article.append(ending(item, act));
   article.append(buttons(article, item, act));
   return article;
+}
+
+// -> a text; a long one is shown by its beginning until a button is pressed
+function folded(text) {
+  if (text.length <= LONGEST_UNFOLDED && text.split("\n").length <= MOST_LINES) return [text];
+  const beginning = text.split("\n").slice(0, MOST_LINES).join("\n").slice(0, LONGEST_UNFOLDED);
+  const shown = h("span", {}, `${beginning}…`);
+  const button = h("button", { type: "button", class: "fold", "aria-expanded": "false" });
+  const label = (open) => (button.textContent = open ? "Show less" : `Show all ${text.length.toLocaleString()} characters`);
+  button.addEventListener("click", () => {
+    const open = button.getAttribute("aria-expanded") === "false";
+    shown.textContent = open ? text : `${beginning}…`;
+    button.setAttribute("aria-expanded", String(open));
+    label(open);
+  });
+  label(false);
+  return [shown, button];
 }
 
 // Draws the blocks from index `from` on, leaving alone those that have not changed. The first of them goes on after the first
