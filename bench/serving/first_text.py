@@ -31,9 +31,9 @@ WATCH = """() => {
   window.firstText = null;
   document.addEventListener('keydown', event => {
     if (event.key !== 'Enter') return;
-    const began = performance.now(), before = document.querySelectorAll('.bot.message, .message.bot').length;
+    const began = performance.now(), before = document.querySelectorAll('#messages .answer .body').length;
     const seen = new MutationObserver(() => {
-      const answers = document.querySelectorAll('.bot.message, .message.bot');
+      const answers = document.querySelectorAll('#messages .answer .body');
       if (answers.length > before && answers[answers.length - 1].innerText.trim()) {
         window.firstText = performance.now() - began; seen.disconnect();
       }
@@ -81,7 +81,7 @@ def main() -> None:
             times.append(page.evaluate("window.firstText"))
             answered = answered or time.perf_counter() - began
             page.wait_for_timeout(1500)
-            page.get_by_role("button", name="Clear").click()
+            page.get_by_role("button", name="New chat").click()
             page.wait_for_timeout(400)
         browser.close()
     print_report(

@@ -113,6 +113,12 @@ MORE_PAYLOADS = [
     "| <img src=x onerror=window.hacked=1> | b |\n|---|---|\n| <script>window.hacked=1</script> | c |",
     "- <details open ontoggle=window.hacked=1>x</details>\n- > <img src=x onerror=window.hacked=1>",
     "# <a href=javascript:window.hacked=1>x</a>",
+    "<math href='javascript:window.hacked=1'><mtext>x</mtext></math>",
+    "<math><maction actiontype='statusline#http://elsewhere.example/q'>x</maction></math>",
+    "<math><annotation-xml encoding='text/html'><img src=x onerror=window.hacked=1></annotation-xml></math>",
+    "$\\text{<img src=x onerror=window.hacked=1>}$ and $<script>window.hacked=1</script>$",
+    "$$\\begin{matrix}<iframe src='javascript:parent.hacked=1'> & y\\end{matrix}$$",
+    '$\\class{x" onmouseover="window.hacked=1}{y}$ and $\\style{background:url(http://elsewhere.example/r.png)}{z}$',
 ]
 
 HARMFUL = (
@@ -141,7 +147,7 @@ def test_no_payload_runs_or_fetches_whether_typed_or_answered(
     assert page.locator(f"#messages .body :is({HARMFUL})").count() == 0
     attributes = "e => [...e.querySelectorAll('.body *')].flatMap(each => each.getAttributeNames())"
     assert [each for each in page.locator("#messages").evaluate(attributes) if each.startswith("on")] == []
-    assert page.url.rstrip("/") == server.url, "nor was the page led elsewhere"
+    assert page.url.partition("?")[0].rstrip("/") == server.url, "nor was the page led elsewhere"
     expect(page.locator("#messages")).to_be_visible()
 
 

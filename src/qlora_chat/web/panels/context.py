@@ -43,7 +43,8 @@ class ContextHandlers:
         inputs, counted = [parts.box, parts.conversation, parts.system, parts.sampling], [parts.context]
         latest = {**options, "trigger_mode": "always_last"}
         parts.context.input(self.count, inputs, counted, **latest)
-        parts.conversation.change(self.count, inputs, counted, **latest)
+        # The status changes when an answer ends, which the conversation's id and head do not.
+        gr.on([parts.conversation.change, parts.status.change], self.count, inputs, counted, **latest)
         parts.sampling.input(self.count, inputs, counted, **latest)
         parts.context.select(self.pin, inputs, [parts.context, parts.notice], **options)
 
