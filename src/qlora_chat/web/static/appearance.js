@@ -4,6 +4,7 @@ import { h } from "./dom.js";
 
 const KEY = "qlora-chat.theme";
 const DARK = matchMedia("(prefers-color-scheme: dark)");
+const LANGUAGE = "en";
 const THEMES = { system: "As the system is", light: "Light", dark: "Dark" };
 
 function chosen() {
@@ -28,12 +29,21 @@ export function mount(element) {
   select.value = chosen();
   element.replaceChildren(h("label", { class: "appearance" }, "Theme", select));
   apply();
+  speakEnglish();
   // Gradio follows the system by itself, after this listener.
   DARK.addEventListener("change", () => setTimeout(apply));
   addEventListener("storage", ({ key }) => key === KEY && (apply(), (select.value = chosen())));
   const manifest = new URL("page/static/manifest.json", document.baseURI);
   document.querySelectorAll("link[rel=manifest]").forEach((each) => each.remove()); // Gradio's, which is not served
   document.head.append(h("link", { rel: "manifest", href: manifest.href, crossorigin: "use-credentials" }));
+}
+
+// Gradio names the browser's language, in which nothing on the page is.
+function speakEnglish() {
+  const root = document.documentElement;
+  const set = () => root.lang !== LANGUAGE && (root.lang = LANGUAGE);
+  set();
+  new MutationObserver(set).observe(root, { attributeFilter: ["lang"] });
 }
 
 function choose(theme) {

@@ -1,8 +1,7 @@
 // One conversation in the list: a button that opens it, and a menu. Title and tags are edited in place.
 
+import { FORMATS } from "./chats_requests.js";
 import { h, iconButton } from "./dom.js";
-
-const FORMATS = { markdown: "Markdown", json: "JSON", jsonl: "JSON lines", guanaco: "Guanaco text" };
 
 export class ChatRow {
   constructor(chat, list) {

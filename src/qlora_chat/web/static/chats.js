@@ -1,14 +1,13 @@
 // The list of conversations: pages of it are fetched as it scrolls, searches come with their matches, and every change is one
 // request. The server's value says which conversation the tab shows, and changes after each turn.
 
-import { request, save, startSaving, upload } from "./chats_requests.js";
+import { FORMATS, request, save, startSaving, upload } from "./chats_requests.js";
 import { ChatRow } from "./chat_row.js";
 import { h, iconButton } from "./dom.js";
 
 const TYPING_MS = 200;
 const UNDO_S = 10;
 const MARGIN = 600; // pixels below the window that are filled before they are scrolled to
-const FORMATS = { markdown: "Markdown", json: "JSON", jsonl: "JSON lines", guanaco: "Guanaco text" };
 const DAY = 86_400_000;
 
 export function mount(element, trigger, props, watch) {

@@ -2,6 +2,7 @@
 
 import { browser } from "./memory.js";
 
+export const FORMATS = { markdown: "Markdown", json: "JSON", jsonl: "JSON lines", guanaco: "Guanaco text" };
 const CHATS = "page/chats";
 const LARGEST = 32 * 2 ** 20; // of an import; the server refuses more
 
