@@ -265,11 +265,11 @@ def test_the_use_of_the_window_is_known_before_anything_is_sent() -> None:
 def test_a_pinned_turn_is_always_seen_and_stays_pinned() -> None:
     chat, history, _ = chat_over(ScriptedEngine("answer", window=200))
     conversation = Conversation()
-    for number in range(6):
+    list(turn := chat.reply(conversation, "question 0", AnswerOptions(Sampling(max_new_tokens=10))))
+    conversation = chat.pin(turn.conversation, turn.conversation.messages[1].id, pinned=True)
+    for number in range(1, 6):
         list(turn := chat.reply(conversation, f"question {number}", AnswerOptions(Sampling(max_new_tokens=10))))
-        conversation = (
-            turn.conversation if number else chat.pin(turn.conversation, turn.conversation.messages[1].id, pinned=True)
-        )
+        conversation = turn.conversation
     assert "question 0" in turn.prompt.text
     assert turn.prompt.dropped[:2] == (2, 3)
     stored = history.load(conversation.id)

@@ -128,7 +128,7 @@ def test_several_processes_of_one_history_count_time_once(tmp_path: Path, monkey
     machine = Machine(HISTORIES[0].format(tmp_path), monkeypatch)
     with closing(open_history(HistorySettings(machine.url), LogSettings())) as opened:
         pages = [TrustedTime(opened.store, 30, opened.facts) for _ in range(4)]
-        began = pages[0].check()
+        began = ended = pages[0].check()
         machine.ahead = timedelta(days=3650)
         for _ in range(6):
             for page in pages:
@@ -143,9 +143,14 @@ def test_a_notice_says_that_the_clock_is_not_believed(tmp_path: Path, monkeypatc
     machine.ahead = timedelta(days=3650)
     notices: list[str] = []
     told = threading.Event()
+
+    def tell(line: str) -> None:
+        notices.append(line)
+        told.set()
+
     with (
         closing(open_history(HistorySettings(machine.url), LogSettings())) as opened,
-        closing(retention.Retention(opened.store, 30, lambda line: (notices.append(line), told.set()), opened.facts)),
+        closing(retention.Retention(opened.store, 30, tell, opened.facts)),
     ):
         assert told.wait(60)
     assert "days ahead of the time that this history has seen pass" in notices[0]

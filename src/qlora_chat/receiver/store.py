@@ -186,7 +186,7 @@ class RecordStore:
         except DBAPIError as problem:
             raise unusable(problem) from problem
 
-    def counted(self, query: Select[Any]) -> Iterator[Row[Any]]:
+    def counted(self, query: Select[*tuple[Any, ...]]) -> Iterator[Row[*tuple[Any, ...]]]:
         """Rows of a query about records, a few at a time. StoreError if it fails."""
         try:
             with self._reading() as connection:

@@ -66,7 +66,7 @@ def test_held_out_files_take_the_place_of_a_share(tmp_path: Path) -> None:
 def test_an_answer_of_weight_0_has_no_loss(tmp_path: Path, tokenizer: ModelTokenizer, loss: str) -> None:
     turns = [("user", "One?"), ("assistant", "Bad."), ("user", "Two?"), ("assistant", "Good.")]
     messages = [{"role": role, "content": text} for role, text in turns]
-    first, last = [{**each} for each in messages], [{**each} for each in messages]
+    first, last = ([dict[str, object](each) for each in messages] for _ in range(2))
     first[1]["weight"], last[3]["weight"] = 0, 0
     examples = tokenize(read(tmp_path, {"messages": first}, {"messages": last}).train, settings(loss=loss), tokenizer, 2)
 
