@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from qlora_chat.chat import Chat
 from qlora_chat.messages import Conversation, Message
@@ -114,17 +114,23 @@ def test_a_reader_who_scrolls_up_is_left_alone_and_offered_the_newest(
     page.context.close()
 
 
-def test_a_waiting_bubble_comes_at_once_and_a_long_prompt_is_counted(
+def test_a_waiting_bubble_comes_at_once_before_the_server_has_answered(
     browser: Browser, url: str, engine: ScriptedEngine
 ) -> None:
     page = browser.new_context().new_page()
     page.goto(url)
     ready(page)
     engine.pauses_after = 0
+    held: list[Route] = []
+    page.route("**/queue/join*", lambda route: held.append(route))
     say(page, "a long paste")
-    expect(page.locator("#messages .live.waiting")).to_be_visible()
-    expect(page.locator("#messages .question .body")).to_have_text("a long paste")
-    expect(page.locator("#stop")).to_be_visible()
+    wait_for(page, lambda: held)
+    for begun in (False, True):
+        expect(page.locator("#messages .live.waiting")).to_be_visible()
+        expect(page.locator("#messages .question .body")).to_have_text("a long paste")
+        if not begun:
+            held[0].continue_()
+            expect(page.locator("#stop")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.locator("#messages .end")).to_contain_text("Stopped.")
     page.context.close()

@@ -304,6 +304,7 @@ def test_a_message_too_long_is_an_error_with_both_numbers_and_stays_in_the_box(p
     say(page, text)
     expect(page.locator("#notice [role=alert]")).to_contain_text(re.compile(r"5,0\d\d tokens.*3,072 fit"))
     expect(page.locator("#box textarea")).to_have_value(text)
+    expect(page.locator("#messages article")).to_have_count(0)
     assert engine.streams == []
 
 

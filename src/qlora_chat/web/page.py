@@ -5,7 +5,6 @@ Scope: Gradio Blocks. Knows no engine and no HTTP.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -93,16 +92,23 @@ def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers, actions: Message
     answered = [parts.messages, parts.box, parts.notice, parts.status, parts.conversation]
     outputs = [*answered, parts.adapter, parts.system, parts.logged]
     options = [parts.adapter, parts.system, parts.logged, parts.sampling]
-    in_order = [parts.conversation, *options]
+    in_order, settle = [parts.conversation, *options], _js("settle", module="messages")
 
     page.load(handlers.load, [parts.memory], outputs, js=_js("recall"), **immediate)
-    sent = gr.on([parts.send.click, parts.box.submit], handlers.send, [parts.box, *in_order], answered, **queued)
+    sent = gr.on(
+        [parts.send.click, parts.box.submit],
+        handlers.send,
+        [parts.box, *in_order],
+        answered,
+        js=_js("ask", module="messages"),
+        **queued,
+    )
     edited = parts.messages.edit(actions.edit, in_order, answered, **queued)
     retried = parts.messages.retry(actions.retry, in_order, answered, **queued)
     continued = parts.messages.play(actions.go_on, in_order, answered, **queued)
     branched = parts.tokens.select(tokens.branch, in_order, answered, **queued)
     for each in (sent, edited, retried, continued, branched):
-        each.then(handlers.end_answer, [parts.box, parts.conversation], answered, **immediate)
+        each.then(handlers.end_answer, [parts.box, parts.conversation], answered, js=settle, **immediate)
     parts.messages.select(actions.select, [parts.conversation], answered, **immediate)
     parts.tokens.input(tokens.examine, [parts.conversation], [parts.tokens], **queued)
     parts.stop.click(handlers.stop, **immediate)
@@ -115,7 +121,6 @@ def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers, actions: Message
     page.unload(handlers.leave)
 
 
-def _js(name: str, *arguments: Any) -> str:
-    """A call of one of memory.js's functions, for Gradio to run in the browser; the event's values follow `arguments`."""
-    leading = "".join(f"{json.dumps(each)}, " for each in arguments)
-    return f'async (...values) => (await import(new URL("page/static/memory.js", document.baseURI))).{name}({leading}...values)'
+def _js(name: str, module: str = "memory") -> str:
+    """A call of a function of static/MODULE.js, for Gradio to run in the browser with the event's values."""
+    return f'async (...values) => (await import(new URL("page/static/{module}.js", document.baseURI))).{name}(...values)'

@@ -20,6 +20,7 @@ export function messageItem(item, act) {
     article.append(h("p", { class: "progress" }));
     return article;
   }
+  if (item.pending) return article;
   for (const mark of item.marks ?? []) drawMark(body, mark);
   if (item.end) article.append(ending(item, act));
   article.append(buttons(article, item, act));

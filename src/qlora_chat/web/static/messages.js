@@ -8,10 +8,25 @@ import { browser } from "./memory.js";
 const NEAR = 60; // pixels from the end at which the list follows the answer
 const LONGEST_ANNOUNCED = 2000;
 const RETRY_MS = 1000;
+const LONGEST_RETRY_MS = 30000;
 const RESENT = 2; // updates whose changes every update repeats, as in live_blocks.py
 
+let list = null; // the page has one
+
+// A message is being sent: draw it at once, with the values of the event passed on.
+export function ask(...values) {
+  list?.ask(values[0]);
+  return values;
+}
+
+// The event of an answer has ended: a message that the server refused is not part of the conversation.
+export function settle(...values) {
+  list?.dropPending();
+  return values;
+}
+
 export function mount(element, trigger, props, watch) {
-  const list = new MessageList(element, trigger);
+  list = new MessageList(element, trigger);
   watch("value", () => list.update(props.value ?? {}));
   list.update(props.value ?? {});
 }
@@ -23,6 +38,7 @@ class MessageList {
     this.conversation = null; // id of the conversation that is drawn
     this.drawn = ""; // the value for which messages were fetched
     this.note = 0;
+    this.retry = RETRY_MS;
     this.follow = true;
     this.list = h("div", { class: "list" });
     this.scroller = h("div", { class: "scroller", tabindex: "0", role: "region", "aria-label": "Conversation" }, this.list);
@@ -59,6 +75,22 @@ class MessageList {
 
   find(id) {
     return this.list.querySelector(`:scope > [data-id="${CSS.escape(id)}"]`);
+  }
+
+  ask(text) {
+    if (this.value.live || !this.conversation || !text?.trim()) return;
+    const question = { id: "pending-question", role: "user", text, versions: [], pending: true };
+    const answer = { id: "pending-answer", role: "assistant", blocks: [], versions: [], live: true, pending: true };
+    this.dropPending();
+    this.list.append(...[question, answer].map((each) => messageItem(each, this.act)));
+    drawProgress(this.last, {});
+    this.list.classList.remove("empty");
+    this.toEnd();
+  }
+
+  dropPending() {
+    for (const each of [...this.list.children]) if (each.item.pending) each.remove();
+    this.list.classList.toggle("empty", !this.last);
   }
 
   update(value) {
@@ -101,15 +133,17 @@ class MessageList {
     if (this.fetching) return;
     this.fetching = true;
     const { conversation } = this.value;
-    const finished = [...this.list.children].findLast((each) => !each.item.live);
+    const finished = [...this.list.children].findLast((each) => !each.item.live && !each.item.pending);
     const shown = this.conversation === conversation && finished ? finished.item.id : "";
     const found = await this.request({ conversation, shown });
     this.fetching = false;
     if (found) {
       this.drawn = key;
+      this.retry = RETRY_MS;
       this.draw(found);
     } else {
-      await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+      await new Promise((resolve) => setTimeout(resolve, this.retry));
+      this.retry = Math.min(2 * this.retry, LONGEST_RETRY_MS);
     }
     this.update(this.value);
   }
@@ -126,6 +160,7 @@ class MessageList {
 
   draw({ conversation, after, items, earlier }) {
     const begun = this.conversation !== conversation || !after || !this.find(after);
+    const written = this.last?.item.live && !this.last.item.pending ? this.last.item.id : null;
     const focused = this.list.contains(document.activeElement) ? document.activeElement.dataset.action ?? "list" : null;
     const articles = items.map((each) => messageItem(each, this.act));
     this.conversation = conversation;
@@ -134,8 +169,7 @@ class MessageList {
       while (this.last && this.last.item.id !== after) this.last.remove();
       this.list.append(...articles);
     }
-    if (begun || articles.some((each) => each.item.live)) this.toEnd();
-    else if (this.follow) this.toEnd();
+    if (begun || this.follow || articles.some((each) => each.item.live && each.item.id !== written)) this.toEnd();
     const finished = this.writing && articles.find((each) => each.item.id === this.writing && !each.item.live);
     if (finished) {
       this.writing = null;
