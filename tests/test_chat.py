@@ -260,6 +260,8 @@ def test_the_use_of_the_window_is_known_before_anything_is_sent() -> None:
     use = chat.context_use(turn.conversation, "and", 60)
     list(sent := chat.reply(turn.conversation, "and", AnswerOptions(Sampling(max_new_tokens=60))))
     assert (use.history + use.draft, use.draft, use.answer, use.window) == (sent.prompt_tokens, 3, 60, 400)
+    asked = turn.conversation.without_last_exchange().adding(turn.conversation.messages[0])
+    assert 0 < use.history - chat.context_use(asked, "and", 60).history <= len("answer"), "its question counts, too"
 
 
 def test_a_pinned_turn_is_always_seen_and_stays_pinned() -> None:

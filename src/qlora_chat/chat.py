@@ -157,9 +157,13 @@ class Chat:
         return min(len(render(conversation, self.prompt_format, tokenizer).ids), window)
 
     def context_use(self, conversation: Conversation, draft: str, max_new_tokens: int) -> ContextUse:
-        """The window's use if `draft` were sent now: what stays, what goes, what is left. Computes for milliseconds."""
+        """The window's use if `draft` were sent next: what stays, what goes, what is left.
+
+        Message counts are remembered, and a draft that is far too long is not tokenised to its end. A question that is being
+        answered counts, its answer does not yet.
+        """
         if conversation.messages and conversation.messages[-1].role == "user":
-            conversation = conversation.before_last()
+            conversation = conversation.adding(Message("assistant", ""))
         engine, pinned = self.engine, _pinned(conversation)
         return context_use(
             conversation, draft, self.prompt_format, engine.tokenizer, engine.info.window, max_new_tokens, pinned=pinned
