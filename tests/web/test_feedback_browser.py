@@ -60,7 +60,7 @@ def kept(chat: Chat) -> list[Feedback]:
 
 def test_a_thumb_is_kept_at_once_and_is_there_after_a_reload(page: Page, chat: Chat) -> None:
     page.get_by_label("Good answer").click()
-    expect(page.locator(".note")).to_have_text("Thumbs up saved.")
+    expect(page.locator("#messages .note")).to_have_text("Thumbs up saved.")
     (said,) = kept(chat)
     assert (said.rating, said.edited, said.comment) == (1, None, None)
     page.reload()
@@ -74,7 +74,7 @@ def test_a_better_answer_and_a_comment_are_kept_and_sent_with_the_turn(page: Pag
     page.fill(".feedback label:nth-of-type(2) textarea", "The capital is **Canberra**.")
     page.fill(".feedback label:nth-of-type(1) textarea", "Wrong city.")
     page.locator(".feedback .primary").click()
-    expect(page.locator(".note")).to_contain_text("Saved")
+    expect(page.locator("#messages .note")).to_contain_text("Saved")
     expect(page.locator(".feedback")).to_have_count(0)
     newest = kept(chat)[-1]
     assert (newest.rating, newest.edited, newest.comment) == (-1, "The capital is **Canberra**.", "Wrong city.")
@@ -124,7 +124,7 @@ def test_with_the_log_off_nothing_is_sent_of_what_was_said_meanwhile(page: Page,
     expect(page.get_by_label("Good answer")).to_have_count(2)
     page.check("#logged input")
     page.get_by_label("Good answer").nth(1).click()
-    expect(page.locator(".note")).to_contain_text("saved")
+    expect(page.locator("#messages .note")).to_contain_text("saved")
     assert kept(chat)[-1].rating == 1
     assert recorder(chat).feedbacks == []
 
@@ -138,7 +138,7 @@ def test_a_comment_too_long_to_be_sent_is_said_under_its_box_and_stays_in_it(pag
     expect(page.locator(".feedback label:nth-of-type(1) textarea")).to_have_value(long)
     page.fill(".feedback label:nth-of-type(1) textarea", "Wrong city.")
     page.locator(".feedback .primary").click()
-    expect(page.locator(".note")).to_contain_text("Saved")
+    expect(page.locator("#messages .note")).to_contain_text("Saved")
     assert kept(chat)[-1].comment == "Wrong city."
 
 

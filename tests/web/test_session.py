@@ -11,10 +11,12 @@ import pytest
 
 from qlora_chat.chat import AnswerOptions, Chat
 from qlora_chat.context import PromptTooLong
-from qlora_chat.history import StaleConversation, StoredConversation
+from qlora_chat.history import OutboxRecord, StaleConversation, StoredConversation, TurnRecord
+from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Message
 from qlora_chat.settings import Sampling
 from qlora_chat.web.message_list.branches import Branches
+from qlora_chat.web.message_list.view import MessageView
 from qlora_chat.web.running_answer import RunningAnswer
 from qlora_chat.web.session import Busy, ConversationRef, Session
 from qlora_chat.web.sessions import Sessions
@@ -460,3 +462,25 @@ def test_beyond_this_machine_the_page_is_shared() -> None:
 
     assert Site(ServeSettings("0.0.0.0", token="correct horse")).features.shared
     assert not Site(ServeSettings()).features.shared
+
+
+def test_an_answer_that_is_being_saved_is_shown_once() -> None:
+    saving, go_on = threading.Event(), threading.Event()
+
+    class SlowHistory(MemoryHistory):
+        def finish(self, record: TurnRecord, outgoing: OutboxRecord | None = None) -> None:
+            saving.set()
+            assert go_on.wait(60)
+            super().finish(record, outgoing)
+
+    chat = replace(scripted_chat(ScriptedEngine("An answer.")), history=SlowHistory())
+    sessions = Sessions(chat)
+    session = sessions.open("tab", "", False, None)
+    answer = session.send("Hello?", OPTIONS)
+    assert saving.wait(60)
+    shown = MessageView(chat, sessions).newest(session.conversation.id, None, None)["items"]
+    assert [(each["role"], each.get("live", False)) for each in shown] == [("user", False), ("assistant", True)]
+    go_on.set()
+    assert answer.wait(60)
+    ended = MessageView(chat, sessions).newest(session.conversation.id, shown[0]["id"], None)["items"]
+    assert [(each["text"], each.get("live", False)) for each in ended] == [("An answer.", False)]

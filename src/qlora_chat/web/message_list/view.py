@@ -33,6 +33,8 @@ class MessageView:
         `after` is the message that they follow, None where the list begins anew; `earlier` tells that there are older ones.
         """
         conversation, stored, running = self._find(conversation_id, owner)
+        if running and conversation.messages[-1].id == running.turn.answer_id:  # it has ended, and is still being saved
+            conversation = conversation.before_last()
         items = Items(conversation, stored, self._chat.engine.info.window)
         after = items.common(shown)
         found = items.after(after, NEWEST)
