@@ -19,7 +19,7 @@ from qlora_chat.messages import Conversation
 from qlora_chat.web.chats import listing
 from tests.fakes import ScriptedEngine, ScriptedRecorder, scripted_chat
 from tests.history.conftest import add_turn, sqlite_history
-from tests.web.driving import ready, say, settled
+from tests.web.driving import ready, say, settled, wait_for
 from tests.web.serving import serving_chat
 
 pytestmark = [pytest.mark.browser]
@@ -153,9 +153,22 @@ def test_every_conversation_is_reached_by_scrolling(
     page = opened_at(context, url)
     expect(titles(page).first).to_have_text("number 109")
     expect(page.locator("[data-chat]", has_text="number 0")).to_have_count(0)
-    for count in (80, 110):
-        page.locator("[data-chat]").last.scroll_into_view_if_needed()
-        page.wait_for_function("count => document.querySelectorAll('[data-chat]').length >= count", arg=count)
+    to_end = "() => { const each = document.querySelector('.chat-scroller'); each.scrollTop = each.scrollHeight; }"
+    wait_for(page, lambda: (page.evaluate(to_end), titles(page).count() == 110)[1])
+    last = page.locator("[data-chat]").last
+    last.locator(".chat-open").click()
+    expect(page.locator("#messages .question")).to_have_text("number 0")
+    expect(page.locator("[data-chat].current")).to_have_count(1)
+    expect(titles(page)).to_have_count(110)
+    expect(last).to_be_in_viewport()
+    last.locator(".chat-open").press("F2")
+    page.keyboard.type("renamed")
+    page.keyboard.press("Enter")
+    expect(titles(page).last).to_have_text("renamed")
+    last.locator(".chat-open").press("Delete")
+    expect(titles(page).last).to_have_text("number 1")
+    page.get_by_role("button", name="Undo").click()
+    expect(titles(page).last).to_have_text("renamed")
     expect(titles(page)).to_have_count(110)
 
 

@@ -26,7 +26,7 @@ export class ChatRow {
     this.menuButton = iconButton("info", `Menu of ${title || "Untitled"}`, () => this.toggleMenu(), { class: "icon-button chat-menu-button", "aria-expanded": "false" });
     this.element.replaceChildren(this.button, this.menuButton);
     this.setOpen(this.isOpen);
-    this.setTabStop(this.isTabStop);
+    this.setTabStop(Boolean(this.isTabStop));
   }
 
   setOpen(open) {

@@ -51,7 +51,8 @@ class ChatList {
       h("option", { value: "" }, "Export all…"), ...Object.entries(FORMATS).map(([value, name]) => h("option", { value }, name)));
     const foot = h("div", { class: "chat-foot" }, h("button", { type: "button", onclick: () => this.file.click() }, "Import…"), all, this.file);
     element.replaceChildren(this.search, this.note, this.scroller, foot, this.toast);
-    new IntersectionObserver(([seen]) => seen.isIntersecting && this.more(), { root: this.scroller, rootMargin: `${MARGIN}px` }).observe(this.end);
+    this.scroller.addEventListener("scroll", () => this.fill(), { passive: true });
+    new ResizeObserver(() => this.fill()).observe(this.scroller);
     document.querySelector("#not-saved [data-save]")?.addEventListener("click", () => this.startSaving());
     this.acceptDrops(document.getElementById("chats"));
   }
@@ -107,7 +108,10 @@ class ChatList {
   }
 
   mark() {
-    for (const [id, row] of this.rows) row.setOpen(id === this.value.open);
+    const row = this.rows.get(this.value.open);
+    if (row !== this.marked) this.marked?.setOpen(false);
+    row?.setOpen(true);
+    this.marked = row;
   }
 
   // --- the list
@@ -121,8 +125,8 @@ class ChatList {
     this.timer = setTimeout(() => this.refresh(), TYPING_MS);
   }
 
-  // Draws the first page anew. What had been scrolled to is fetched again as far as it is needed.
-  async refresh() {
+  // Draws the first page anew. Rows below it stay, with the change that was made: `edit` takes and returns conversations.
+  async refresh(edit = (chats) => chats) {
     const number = ++this.fetched;
     const query = this.query;
     this.limit = 100;
@@ -130,13 +134,24 @@ class ChatList {
     if (!found || number !== this.fetched) return;
     const focused = document.activeElement?.closest?.("[data-chat]")?.dataset.chat;
     if (this.list.querySelector("form")) return; // a title or tags are being typed
-    this.draw(query ? found.chats : [...found.pinned, ...found.chats], Boolean(query));
-    this.setMore(query ? found.more && "more" : found.next);
+    const tail = query ? [] : this.tail(found, edit);
+    const next = tail.length ? this.next && (tail.some(({ id }) => id === this.next) ? this.next : tail.at(-1).id) : found.next;
+    this.draw(query ? found.chats : [...found.pinned, ...found.chats, ...tail], Boolean(query));
+    this.setMore(query ? found.more && "more" : next);
     if (found.saved) document.getElementById("not-saved")?.remove();
     this.fill();
     if (focused) this.rows.get(focused)?.focus();
     if (query) this.note.textContent = found.chats.length ? "" : "Nothing found.";
     else this.note.textContent = found.chats.length ? "" : "No conversations yet.";
+  }
+
+  // -> conversations that have been scrolled to and are older than those of the first page
+  tail({ pinned, chats, next }, edit) {
+    if (!next || this.isSearch) return [];
+    const first = new Set([...pinned, ...chats].map(({ id }) => id));
+    const drawn = edit([...this.rows.values()].map(({ chat }) => chat));
+    const older = drawn.filter((each) => !first.has(each.id) && !each.pinned && each.updated <= chats.at(-1).updated);
+    return older.sort((one, other) => other.updated - one.updated);
   }
 
   async fetch(parameters) {
@@ -151,6 +166,7 @@ class ChatList {
   draw(chats, isSearch) {
     const before = this.rows;
     this.rows = new Map();
+    this.isSearch = isSearch;
     this.group = null;
     const top = this.scroller.scrollTop;
     this.list.replaceChildren();
@@ -189,7 +205,7 @@ class ChatList {
     this.fill();
   }
 
-  // The observer tells only of changes: a page that does not fill the window is followed by the next at once.
+  // Fetches the next page where the end of the list is near the window.
   fill() {
     if (this.next && this.end.getBoundingClientRect().top < this.scroller.getBoundingClientRect().bottom + MARGIN) this.more();
   }
@@ -197,9 +213,10 @@ class ChatList {
   // --- keys: one tab stop for the whole list
 
   setTabStop() {
-    const rows = [...this.rows.values()];
-    const stop = this.rows.get(this.value.open) ?? rows[0];
-    rows.forEach((row) => row.setTabStop(row === stop));
+    const stop = this.rows.get(this.value.open) ?? this.rows.values().next().value;
+    if (stop !== this.stop) this.stop?.setTabStop(false);
+    stop?.setTabStop(true);
+    this.stop = stop;
   }
 
   searchKey(event) {
@@ -229,31 +246,37 @@ class ChatList {
 
   // --- changes
 
-  async change(action, id, values = {}) {
+  // -> true if the change was made; `edit` makes it in the rows that are drawn
+  async change(action, id, values, edit) {
     try {
       await request({}, { action, id, ...values });
-      return true;
     } catch (problem) {
       this.say(problem.message);
-      return false;
-    } finally {
       this.refresh();
+      return false;
     }
+    await this.refresh(edit);
+    return true;
+  }
+
+  set(action, chat, values, changed = values) {
+    const edit = (chats) => chats.map((each) => (each.id === chat.id ? { ...each, ...changed } : each));
+    return this.change(action, chat.id, values, edit);
   }
 
   async rename(chat, title) {
-    if ((await this.change("rename", chat.id, { title })) && chat.id === this.value.open) {
+    if ((await this.set("rename", chat, { title })) && chat.id === this.value.open) {
       this.value = { ...this.value, title };
       this.nameTab();
     }
   }
 
-  tag(chat, tags) {
-    return this.change("tag", chat.id, { tags: chat.pinned ? ["pinned", ...tags] : tags });
+  tag(chat, tags, pinned = chat.pinned) {
+    return this.set("tag", chat, { tags: pinned ? ["pinned", ...tags] : tags }, { tags, pinned });
   }
 
   pin(chat) {
-    return this.change("tag", chat.id, { tags: chat.pinned ? chat.tags : ["pinned", ...chat.tags] });
+    return this.tag(chat, chat.tags, !chat.pinned);
   }
 
   async remove(chat) {
@@ -261,7 +284,7 @@ class ChatList {
     const row = this.rows.get(chat.id)?.element;
     const rows = [...this.list.querySelectorAll("[data-chat]")];
     const neighbour = rows[rows.indexOf(row) + 1] ?? rows[rows.indexOf(row) - 1];
-    if (!(await this.change("delete", chat.id))) return;
+    if (!(await this.change("delete", chat.id, {}, (chats) => chats.filter(({ id }) => id !== chat.id)))) return;
     if (wasOpen) document.getElementById("new").click();
     neighbour?.querySelector(".chat-open")?.focus();
     const undo = h("button", { type: "button", onclick: () => this.undo(chat, wasOpen) }, "Undo");
@@ -270,7 +293,7 @@ class ChatList {
 
   async undo(chat, wasOpen) {
     this.toast.hidden = true;
-    if ((await this.change("undo", chat.id)) && wasOpen) this.open(chat.id);
+    if ((await this.change("undo", chat.id, {}, (chats) => [...chats, chat])) && wasOpen) this.open(chat.id);
     this.rows.get(chat.id)?.focus();
   }
 
