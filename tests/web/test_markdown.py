@@ -13,32 +13,7 @@ from hypothesis import strategies as st
 from qlora_chat.web.markdown import StreamedMarkdown, render_blocks, stylesheet
 from qlora_chat.web.markdown.mathml import mathml
 from qlora_chat.web.markdown.stylesheet import DARK, LIGHT, contrast
-from tests.web.test_page_safety_browser import MORE_PAYLOADS, PAYLOADS
-
-MATH_PAYLOADS = [
-    r"$$\href{javascript:window.hacked=1}{x}$$",
-    r"\(\href{http://elsewhere.example/}{x}\)",
-    r"$\text{<script>window.hacked = 1</script>}$",
-    r"$\text{&lt;script&gt;window.hacked = 1&lt;/script&gt;}$",
-    r"$\text{&#x3c;img src=x onerror=window.hacked=1&#x3e;}$",
-    r"$\unicode{x3c}\unicode{x69}mg src=x onerror=window.hacked=1\unicode{x3e}$",
-    r"$\style{background:url(http://elsewhere.example/p.png)}{x}$",
-    r"$\class{hidden}{x}$",
-    r'$\color{red" onmouseover="window.hacked=1}{x}$',
-    r"$\textcolor{url(http://elsewhere.example/q.png)}{x}$",
-    r"$\verb|<img src=x onerror=window.hacked=1>|$",
-    r"$\operatorname{<b>}$ and $\mbox{<iframe src=javascript:window.hacked=1>}$",
-    r"$\hbox{$</mtext><script>window.hacked=1</script>$}$",
-    r"$$\begin{array}{<b>} x \end{array}$$",
-    r"$\rule{9999em}{9999em}\hspace{-9999em}\raise9999em{x}\kern-99999px$",
-    r"$\includegraphics{http://elsewhere.example/o.png}$",
-    "<math><maction actiontype=statusline xlink:href=javascript:window.hacked=1>x</maction></math>",
-    "<math><annotation-xml encoding=text/html><img src=x onerror=window.hacked=1></annotation-xml></math>",
-    "<math><semantics><mglyph src=http://elsewhere.example/r.png></mglyph></semantics></math>",
-    "$<annotation-xml encoding='text/html'><script>window.hacked=1</script></annotation-xml>$",
-    r"\[</math><script>window.hacked=1</script>\]",
-    "$$\n</mtext><img src=x onerror=window.hacked=1>\n",
-]
+from tests.web.test_page_safety_browser import MATH_PAYLOADS, MORE_PAYLOADS, PAYLOADS
 
 MATHML = frozenset(
     {"math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "msub", "msup", "msubsup", "munder", "mover", "munderover", "mfrac",

@@ -121,6 +121,31 @@ MORE_PAYLOADS = [
     '$\\class{x" onmouseover="window.hacked=1}{y}$ and $\\style{background:url(http://elsewhere.example/r.png)}{z}$',
 ]
 
+MATH_PAYLOADS = [
+    r"$$\href{javascript:window.hacked=1}{x}$$",
+    r"\(\href{http://elsewhere.example/}{x}\)",
+    r"$\text{<script>window.hacked = 1</script>}$",
+    r"$\text{&lt;script&gt;window.hacked = 1&lt;/script&gt;}$",
+    r"$\text{&#x3c;img src=x onerror=window.hacked=1&#x3e;}$",
+    r"$\unicode{x3c}\unicode{x69}mg src=x onerror=window.hacked=1\unicode{x3e}$",
+    r"$\style{background:url(http://elsewhere.example/p.png)}{x}$",
+    r"$\class{hidden}{x}$",
+    r'$\color{red" onmouseover="window.hacked=1}{x}$',
+    r"$\textcolor{url(http://elsewhere.example/q.png)}{x}$",
+    r"$\verb|<img src=x onerror=window.hacked=1>|$",
+    r"$\operatorname{<b>}$ and $\mbox{<iframe src=javascript:window.hacked=1>}$",
+    r"$\hbox{$</mtext><script>window.hacked=1</script>$}$",
+    r"$$\begin{array}{<b>} x \end{array}$$",
+    r"$\rule{9999em}{9999em}\hspace{-9999em}\raise9999em{x}\kern-99999px$",
+    r"$\includegraphics{http://elsewhere.example/o.png}$",
+    "<math><maction actiontype=statusline xlink:href=javascript:window.hacked=1>x</maction></math>",
+    "<math><annotation-xml encoding=text/html><img src=x onerror=window.hacked=1></annotation-xml></math>",
+    "<math><semantics><mglyph src=http://elsewhere.example/r.png></mglyph></semantics></math>",
+    "$<annotation-xml encoding='text/html'><script>window.hacked=1</script></annotation-xml>$",
+    r"\[</math><script>window.hacked=1</script>\]",
+    "$$\n</mtext><img src=x onerror=window.hacked=1>\n",
+]
+
 HARMFUL = (
     "script, iframe, form, style, img, link, video, audio, object, embed, base, meta, template, picture, [style*=elsewhere]"
 )
@@ -129,7 +154,10 @@ SCHEMES = re.compile(r"^\s*(java\s*script|vbscript|data):", re.IGNORECASE)
 
 @pytest.mark.parametrize(
     "payloads",
-    [pytest.param(PAYLOADS, id="a few"), pytest.param([*PAYLOADS, *MORE_PAYLOADS], id="all", marks=pytest.mark.slow)],
+    [
+        pytest.param(PAYLOADS, id="a few"),
+        pytest.param([*PAYLOADS, *MORE_PAYLOADS, *MATH_PAYLOADS], id="all", marks=pytest.mark.slow),
+    ],
 )
 def test_no_payload_runs_or_fetches_whether_typed_or_answered(
     payloads: list[str], page: Page, engine: ScriptedEngine, server: Served
