@@ -110,7 +110,7 @@ def test_a_history_made_now_has_the_tables_of_the_sample(run: Run, samples: Path
     run("history", "list", *CHATS)
     assert schema_of(samples / "new.db") == schema_of(samples / "chats.db")
     assert (
-        version_of(samples / "chats.db", "migrations", "number") == version_of(samples / "new.db", "migrations", "number") == 4
+        version_of(samples / "chats.db", "migrations", "number") == version_of(samples / "new.db", "migrations", "number") == 6
     )
 
 
@@ -184,7 +184,7 @@ def test_what_waits_in_a_history_is_sent_and_what_was_refused_stays(run: Run, mo
     assert [each.get("kind", "v1") for each in sent] == [
         "turn", "turn", "turn", "turn", "v1", "turn", "turn", "turn", "feedback", "feedback", "tombstone",
     ]  # fmt: skip
-    assert "log: 1 refused by the receiver and set aside" in left
+    assert "log: 1 record refused by the receiver and set aside" in left
     assert sent[0]["history"] == [["Where is the lighthouse?", "On the north coast."]]
     assert sent[4]["history"] == [["Is it deep enough for ferries?", "Yes, for small ones."]]
     assert sent[6]["tags"] == ["qlora-chat:api", "project=ferry"]

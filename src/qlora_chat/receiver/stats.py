@@ -131,7 +131,8 @@ def _measures(store: RecordStore) -> dict[str, Counter[float]]:
 
 def _conversations(store: RecordStore) -> int:
     each = select(records.c.sender, records.c.conversation_id).where(_IS_TURN).distinct().subquery()
-    return next(iter(store.counted(select(func.count()).select_from(each))))[0]
+    ((count,),) = store.counted(select(func.count()).select_from(each))
+    return int(count)
 
 
 def _days(store: RecordStore, groups: Sequence[Row[Any]]) -> list[dict[str, Any]]:

@@ -181,8 +181,9 @@ class RecordStore:
         query = query.order_by(*(each.desc() for each in order) if newest_first else order)
         try:
             with self._reading() as connection:
-                for row in connection.execute(query.execution_options(yield_per=ROWS_PER_FETCH)):
-                    yield dict(row._mapping)
+                with connection.execute(query.execution_options(yield_per=ROWS_PER_FETCH)) as found:
+                    for row in found:
+                        yield dict(row._mapping)
         except DBAPIError as problem:
             raise unusable(problem) from problem
 
@@ -190,7 +191,8 @@ class RecordStore:
         """Rows of a query about records, a few at a time. StoreError if it fails."""
         try:
             with self._reading() as connection:
-                yield from connection.execute(query.execution_options(yield_per=ROWS_PER_FETCH))
+                with connection.execute(query.execution_options(yield_per=ROWS_PER_FETCH)) as found:
+                    yield from found
         except DBAPIError as problem:
             raise unusable(problem) from problem
 
