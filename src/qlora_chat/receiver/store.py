@@ -180,19 +180,17 @@ class RecordStore:
         query = select(*(records.c[name] for name in columns or records.c.keys())).where(READABLE, *_conditions(where))
         query = query.order_by(*(each.desc() for each in order) if newest_first else order)
         try:
-            with self._reading() as connection:
-                with connection.execute(query.execution_options(yield_per=ROWS_PER_FETCH)) as found:
-                    for row in found:
-                        yield dict(row._mapping)
+            with self._reading() as connection, connection.execute(query.execution_options(yield_per=ROWS_PER_FETCH)) as found:
+                for row in found:
+                    yield dict(row._mapping)
         except DBAPIError as problem:
             raise unusable(problem) from problem
 
     def counted(self, query: Select[*tuple[Any, ...]]) -> Iterator[Row[*tuple[Any, ...]]]:
         """Rows of a query about records, a few at a time. StoreError if it fails."""
         try:
-            with self._reading() as connection:
-                with connection.execute(query.execution_options(yield_per=ROWS_PER_FETCH)) as found:
-                    yield from found
+            with self._reading() as connection, connection.execute(query.execution_options(yield_per=ROWS_PER_FETCH)) as found:
+                yield from found
         except DBAPIError as problem:
             raise unusable(problem) from problem
 
