@@ -101,6 +101,10 @@ class MessageList {
     if (!value.conversation) return;
     const { live, note } = value;
     if (live) this.writing = live.id; // announced when it is finished
+    if (live?.from === 0 && !live.keep && this.last?.item.pending) {
+      setBlocks(this.last.querySelector(".body"), 0, live.blocks); // the first words, before the messages are fetched
+      drawProgress(this.last, live);
+    }
     const key = `${value.conversation} ${value.head} ${live ? "live" : ""}`;
     if (key !== this.drawn && (live || this.last?.item.live || this.conversation !== value.conversation || (this.last?.item.id ?? "") !== value.head)) {
       this.fetchNewest(key);
