@@ -53,7 +53,7 @@ def test_enter_sends_and_shift_enter_breaks_the_line(page: Page, engine: Scripte
     page.locator("#box textarea").press_sequentially("two")
     assert engine.streams == []
     page.press("#box textarea", "Enter")
-    expect(page.locator("#messages .answer")).to_have_count(1)
+    settled(page)
     assert "one\ntwo" in engine.streams[0].prompt.text
     expect(page.locator("#box textarea")).to_have_value("")
     expect(page.locator("#box textarea")).to_be_focused()
