@@ -173,7 +173,7 @@ def test_held_out_text_of_ones_own_is_measured_on(parts: tuple[Path, Path], tmp_
     ("line", "problem"),
     [
         ("{", "mine.jsonl:1: is not JSON"),
-        ('{"text": "x"}', "holds no '### Human:'"),
+        ('{"text": "x"}', "'text' is neither"),
         ('{"messages": []}', "holds no turn of a user"),
     ],
 )

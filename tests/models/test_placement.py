@@ -63,6 +63,13 @@ def test_the_best_format_that_fits_is_planned(precision: Precision, card: int, m
     assert (plan.device, plan.weight_format) == expected
 
 
+@pytest.mark.parametrize(("compiled", "expected"), [(True, "nf4+adapter"), (False, "bf16")])
+def test_an_adapter_trained_on_nf4_stays_on_it_where_nf4_is_read_fast(compiled: bool, expected: str) -> None:
+    formats = candidate_formats("auto", has_adapter=True, unmerged_first=True)
+    plan = choose_plan(llama_7b(), formats, GUANACO_ADAPTER, [DeviceMemory("cpu", 64 * GIB, compiled)])
+    assert plan.weight_format == expected
+
+
 def test_without_an_adapter_a_small_card_gets_plain_nf4() -> None:
     assert candidate_formats("auto", has_adapter=False) == ("bf16", "nf4")
 

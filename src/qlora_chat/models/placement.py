@@ -5,6 +5,7 @@ Scope: predicts bytes from a base's config and compares them with what is free. 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,6 +20,8 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 OVERHEAD = {"cuda": 3 * GIB // 4, "cpu": GIB // 2}
 """Bytes besides weights and KV cache: dequantized blocks, activations, the allocator's slack; the libraries themselves."""
 
+COMPILERS = ("c++", "g++", "clang++")
+
 DeviceType = Literal["cuda", "cpu"]
 WeightFormat = Literal["bf16", "nf4", "nf4+adapter"]
 """nf4: quantized after a merge, or without an adapter. nf4+adapter: an NF4 base with the adapter unmerged."""
@@ -31,6 +34,8 @@ class DeviceMemory:
 
     device: DeviceType
     free: int
+    compiled: bool = True
+    """False for a CPU without a C++ compiler, where NF4 is dequantized again for every token: bf16 is the faster there."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,13 @@ def detect_devices(device: Device) -> tuple[DeviceMemory, ...]:
     if device == "cuda" and not devices:
         raise ModelError("--device cuda was given, but PyTorch finds no usable graphics card; use --device cpu or auto")
     if device in ("auto", "cpu"):
-        devices.append(DeviceMemory("cpu", psutil.virtual_memory().available))
+        devices.append(DeviceMemory("cpu", psutil.virtual_memory().available, find_compiler() is not None))
     return tuple(devices)
+
+
+def find_compiler() -> str | None:
+    """Path of the C++ compiler that builds the CPU pass; None without one."""
+    return next((path for name in COMPILERS if (path := shutil.which(name))), None)
 
 
 def _free_on_card() -> int:
@@ -130,7 +140,8 @@ def choose_plan(
 ) -> Plan:
     """The first device, and on it the first format, that fits. DoesNotFit with the bytes needed and free."""
     for device in devices:
-        for weight_format in formats:
+        ordered = formats if device.compiled else sorted(formats, key=lambda each: each != "bf16")
+        for weight_format in ordered:
             if needed_bytes(base, weight_format, adapter_bytes, device.device, kv_cache_dtype) <= device.free:
                 return Plan(device.device, weight_format)
     smallest = min(formats, key=lambda each: needed_bytes(base, each, adapter_bytes, "cpu"))

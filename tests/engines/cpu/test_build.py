@@ -196,7 +196,7 @@ def test_without_a_compiler_torch_computes_the_same(
     monkeypatch: pytest.MonkeyPatch,
     notices: list[str],
 ) -> None:
-    monkeypatch.setattr(build.shutil, "which", lambda name: None)
+    monkeypatch.setattr(build, "find_compiler", lambda: None)
     monkeypatch.setenv("QLORA_CHAT_CACHE", str(tmp_path))
     prompt, greedy = prompt_for("Why do birds fly?"), Sampling(temperature=0.0, max_new_tokens=24)
     expected = [piece.token_id for piece in shared_engine.stream(prompt, greedy, Stops())]

@@ -169,7 +169,7 @@ def test_four_bits_that_are_stored_as_bf16_are_requantized_like_bytes(
     for path in stored.glob("*.safetensors"):
         tensors = load_file(path)
         packed = [name.removesuffix(NF4_MARK) for name in tensors if name.endswith(NF4_MARK)]
-        tensors |= {name: tensors[name].view(torch.bfloat16) for name in packed}
+        tensors |= {name: tensors[name].flatten().view(torch.bfloat16).unsqueeze(1) for name in packed}
         save_file(tensors, path, metadata={"format": "pt"})
     config = json.loads((stored / "config.json").read_text())
     config["quantization_config"]["bnb_4bit_quant_storage"] = "bfloat16"

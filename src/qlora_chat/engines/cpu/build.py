@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -18,13 +17,13 @@ from functools import cache
 from pathlib import Path
 
 from qlora_chat.models import Notify
+from qlora_chat.models.placement import COMPILERS, find_compiler
 from qlora_chat.models.trust import check_private, is_private
 from qlora_chat.settings import CPU_ISAS, CpuIsa, SettingsError, cache_folder, cpu_isa
 
 SOURCES = Path(__file__).parent / "csrc"
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-shared", "-fPIC", "-pthread")
 """No -ffast-math: a NaN must reach the logits. No contraction: scales are decoded as bitsandbytes decodes them."""
-COMPILERS = ("c++", "g++", "clang++")
 AVX2 = ("avx2", "fma", "f16c")
 AVX512 = (*AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq")
 INSTRUCTIONS: dict[CpuIsa | None, tuple[str, ...]] = {None: AVX2, "avx512": AVX512, "avx2": AVX2, "plain": ()}
@@ -124,7 +123,7 @@ def _run(command: list[str]) -> str:
 
 
 def _compiler() -> str:
-    path = next((path for name in COMPILERS if (path := shutil.which(name))), None)
+    path = find_compiler()
     if path is None:
         raise BuildError(f"no C++ compiler found (looked for {', '.join(COMPILERS)}); install g++")
     return path
