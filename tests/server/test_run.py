@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -26,7 +26,9 @@ from qlora_chat.settings import ServeSettings
 from tests.fakes import ScriptedEngine
 from tests.web.serving import Served, serving
 
-SAMPLING = [0.7, 0.9, 0, 0.0, 1.0, 256]
+SAMPLING = {
+    "temperature": 0.7, "top_p": 0.9, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "max_new_tokens": 256,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +48,9 @@ def function_index(page: Served, name: str) -> int:
     raise AssertionError(f"no event on {name}")
 
 
-def send(page: Served, text: Any, sampling: list[Any], session: str) -> str:
+def send(page: Served, text: Any, sampling: Mapping[str, Any], session: str) -> str:
     """Press Send as a hostile client may; the events for the page, as text."""
-    data = [text, "", None, "", True, *sampling]
+    data = [text, "", None, "", True, json.dumps(sampling)]
     body = json.dumps({"data": data, "fn_index": function_index(page, "send"), "session_hash": session})
     joined = httpx.post(
         f"{page.url}/gradio_api/queue/join", content=body, headers={"content-type": "application/json"}, timeout=60
@@ -96,14 +98,12 @@ def test_a_browser_that_draws_late_still_sees_the_answer_begin_and_end(page: Ser
 @pytest.mark.parametrize(
     "value", [float("nan"), float("inf"), -float("inf"), -1, 1e309, 2**63, True, "0.7", "x", None, [], {}, 3.5], ids=repr
 )
-@pytest.mark.parametrize("index", range(len(SAMPLING)))
+@pytest.mark.parametrize("name", SAMPLING)
 def test_a_hostile_sampling_value_is_refused_and_the_engine_not_called(
-    page: Served, index: int, value: Any, capfd: pytest.CaptureFixture[str]
+    page: Served, name: str, value: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    sampling: list[Any] = list(SAMPLING)
-    sampling[index] = value
     before = len(page.engine.streams)
-    events = send(page, "hi", sampling, f"hostile-{index}-{value!r}"[:40].replace(" ", ""))
+    events = send(page, "hi", {**SAMPLING, name: value}, f"{name[:9]}-{value!r}"[:40].replace(" ", ""))
     assert len(page.engine.streams) == before, events
     assert "but must be" in events, events
     assert capfd.readouterr().err == ""
@@ -142,7 +142,11 @@ def test_made_up_events_are_client_errors_without_a_traceback(
 ) -> None:
     if path == "cancel" and "data" in change:
         change = {"event_id": [change["data"]]}  # it takes no values, and names what it cancels
-    event = {"data": ["hi", "", None, "", True, *SAMPLING], "fn_index": function_index(page, "send"), "session_hash": "made-up"}
+    event = {
+        "data": ["hi", "", None, "", True, json.dumps(SAMPLING)],
+        "fn_index": function_index(page, "send"),
+        "session_hash": "made-up",
+    }
     body = json.dumps({"event_id": "none", **event, **change}).encode()
     answer = httpx.post(f"{page.url}/gradio_api/{path}", content=body, headers={"content-type": "application/json"}, timeout=60)
     assert answer.status_code == 422
@@ -266,7 +270,7 @@ def await_metric(client: httpx.Client, line: str) -> None:
 def test_sigterm_lets_the_running_answer_finish_and_closes_the_engine() -> None:
     with server_process() as (process, page):
         index = function_index(page, "send")
-        body = {"data": ["hi", "", None, "", True, *SAMPLING], "fn_index": index, "session_hash": "draining"}
+        body = {"data": ["hi", "", None, "", True, json.dumps(SAMPLING)], "fn_index": index, "session_hash": "draining"}
         assert httpx.post(f"{page.url}/gradio_api/queue/join", json=body, timeout=60).status_code == 200
         with (
             httpx.stream("GET", f"{page.url}/gradio_api/heartbeat/draining", timeout=60),

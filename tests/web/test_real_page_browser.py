@@ -56,7 +56,7 @@ def wander(page: Page) -> None:
     set_slider(page, "top_p", "1")
     for _ in range(8):
         say(page, "Tell me a very long story about the sea.")
-        wait_for(page, lambda: (answers(page) and len(answers(page)[-1]) > 40) or page.locator(".answer .acts").count())
+        wait_for(page, lambda: len((answers(page) or [""])[-1]) > 40 or page.locator(".answer .acts").count())
         if page.locator("#stop").is_visible():
             return
         page.click("#new")
