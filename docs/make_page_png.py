@@ -15,8 +15,8 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 QUESTIONS = (
-    "Explain how a rainbow forms, in three sentences.",
-    "Write a polite e-mail that moves a meeting to Friday.",
+    "Why is the sky blue?",
+    "Write a Python function that adds two numbers.",
 )
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 

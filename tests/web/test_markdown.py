@@ -242,6 +242,7 @@ HEAVY = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow  # a ratio of times, which a busy machine can upset
 @pytest.mark.parametrize("piece", HEAVY)
 def test_time_grows_with_the_text_and_not_with_its_square(piece: str) -> None:
     """Eight times the text takes far less than 64 times as long."""

@@ -36,7 +36,7 @@ class Answering:
     def __init__(self, chat: Chat, parts: Parts) -> None:
         self._chat, self._parts, self._info = chat, parts, chat.engine.info
 
-    async def run(self, session: Session, begin: Begin, options: tuple[Any, ...], clear_box: bool) -> AsyncIterator[Updates]:
+    async def run(self, session: Session, begin: Begin, options: tuple[Any, ...]) -> AsyncIterator[Updates]:
         """Begin an answer with the page's options (adapter, system text, logging switch, settings) and follow it."""
         notice = self._parts.notice
         try:
@@ -51,17 +51,16 @@ class Answering:
             yield {**self.idle(session), notice: render.notice("That message is not shown any more.")}
             return
         try:
-            async for each in self._watch(session, answer, clear_box):
+            async for each in self._watch(session, answer):
                 yield each
         finally:
             answer.turn.cancel()
             answer.unwatched.set()
 
-    async def _watch(self, session: Session, answer: RunningAnswer, clear_box: bool) -> AsyncIterator[Updates]:
+    async def _watch(self, session: Session, answer: RunningAnswer) -> AsyncIterator[Updates]:
         parts = self._parts
         note = render.notice(render.dropped(answer.turn.prompt.dropped, self._info.window))
         yield {
-            **({parts.box: ""} if clear_box else {}),
             parts.messages: live_value(answer),
             parts.notice: note,
             parts.conversation: str(ConversationRef.of(answer.turn.conversation)),

@@ -88,7 +88,7 @@ class Handlers:
             yield {self._parts.notice: render.notice("")}
             return
         session = self.session(request, ref)
-        async for each in self._answering.run(session, partial(session.send, text), options, clear_box=True):
+        async for each in self._answering.run(session, partial(session.send, text), options):
             yield each
 
     def end_answer(self, typed: str, ref: str, request: gr.Request) -> Updates:

@@ -62,8 +62,9 @@ def test_turns_that_go_are_listed_and_a_pinned_one_stays_after_a_reload(
     expect(line).to_have_count(1)
     assert "memory begins here" in (line.get_attribute("data-memory") or "")
     first_seen = line.locator(".body").inner_text()
-    above = line.evaluate("each => each.querySelector('.body').getBoundingClientRect().top - each.getBoundingClientRect().top")
-    assert above > 20, "the line is above the question, not beside it"
+    line.scroll_into_view_if_needed()  # what is out of sight is not laid out
+    above = "each => each.querySelector('.body').getBoundingClientRect().top - each.getBoundingClientRect().top"
+    wait_for(page, lambda: line.evaluate(above) > 20)  # the line is above the question, not beside it
     assert first_seen in small.streams[-1].prompt.text
     page.locator(".context-bar").click()
     page.get_by_role("button", name=f"Keep: {QUESTION.format(0)}").click()

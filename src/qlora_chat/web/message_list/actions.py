@@ -37,21 +37,21 @@ class MessageActions:
         if answer_of(session.conversation, turn_id):
             yield self._changed(session, partial(session.rewrite, turn_id, text))
             return
-        async for each in self._answering.run(session, partial(session.edit, turn_id, text), options, clear_box=False):
+        async for each in self._answering.run(session, partial(session.edit, turn_id, text), options):
             yield each
 
     async def retry(self, ref: Any, event: gr.EventData, request: gr.Request, *options: Any) -> AsyncIterator[Updates]:
         """Write another version of an answer, with the settings as they are now."""
         session = self._handlers.session(request, ref)
         begin = partial(session.retry, str(event._data.get("id")))
-        async for each in self._answering.run(session, begin, options, clear_box=False):
+        async for each in self._answering.run(session, begin, options):
             yield each
 
     async def go_on(self, ref: Any, event: gr.EventData, request: gr.Request, *options: Any) -> AsyncIterator[Updates]:
         """Continue an answer that was cut."""
         session = self._handlers.session(request, ref)
         begin = partial(session.go_on, str(event._data.get("id")))
-        async for each in self._answering.run(session, begin, options, clear_box=False):
+        async for each in self._answering.run(session, begin, options):
             yield each
 
     def select(self, ref: Any, event: gr.EventData, request: gr.Request) -> Updates:

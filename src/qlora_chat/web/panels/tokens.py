@@ -60,7 +60,7 @@ class TokenHandlers:
         session, sent = self._handlers.session(request, ref), event._data
         at, token = _index(sent.get("at")), _index(sent.get("token"))
         begin = partial(session.branch, str(sent.get("id")), at, token)
-        async for each in self._answering.run(session, begin, options, clear_box=False):
+        async for each in self._answering.run(session, begin, options):
             yield each
 
     def _value(self, turn_id: str, **fields: Any) -> Updates:

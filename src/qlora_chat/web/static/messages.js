@@ -22,6 +22,7 @@ export function ask(...values) {
 // The event of an answer has ended: a message that the server refused is not part of the conversation.
 export function settle(...values) {
   list?.dropPending();
+  list?.clearBox();
   return values;
 }
 
@@ -78,6 +79,7 @@ class MessageList {
   }
 
   ask(text) {
+    this.sent = text;
     if (this.value.live || !this.conversation || !text?.trim()) return;
     const question = { id: "pending-question", role: "user", text, versions: [], pending: true };
     const answer = { id: "pending-answer", role: "assistant", blocks: [], versions: [], live: true, pending: true };
@@ -86,6 +88,16 @@ class MessageList {
     drawProgress(this.last, {});
     this.list.classList.remove("empty");
     this.toEnd();
+  }
+
+  // Clears the box of a question that is part of the conversation now, unless something else has been typed since.
+  clearBox() {
+    const box = document.querySelector("#box textarea");
+    const asked = [...this.list.children].findLast((each) => each.item.role === "user" && !each.item.pending);
+    if (!this.sent || box?.value !== this.sent || asked?.item.text.trim() !== this.sent.trim()) return;
+    this.sent = null;
+    box.value = "";
+    box.dispatchEvent(new Event("input", { bubbles: true }));
   }
 
   dropPending() {
@@ -183,6 +195,7 @@ class MessageList {
       const same = articles[0]?.querySelector(`[data-action=${focused}]`);
       (same ?? this.scroller).focus({ preventScroll: true });
     }
+    this.clearBox();
     this.list.classList.toggle("empty", !this.last);
     if (begun && earlier) requestIdleCallback(() => this.drawOlder());
   }
