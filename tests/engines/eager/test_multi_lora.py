@@ -60,7 +60,7 @@ def test_without_a_compiler_adapters_still_switch_by_request(
         return engine.info.computed_by, tokens
 
     _, compiled = answers()
-    monkeypatch.setattr(cpu_build.shutil, "which", lambda name: None)
+    monkeypatch.setattr(cpu_build, "find_compiler", lambda: None)
     monkeypatch.setenv("QLORA_CHAT_CACHE", str(tmp_path))
     by, tokens = answers()
     assert by == "torch"
