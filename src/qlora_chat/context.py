@@ -226,7 +226,7 @@ class _TokenCounts:
         self._lock = threading.Lock()
 
     def count(self, tokenizer: Tokenizer, text: str, most: int) -> int:
-        """As count_tokens. Texts are not stored, only their hashes."""
+        """Return what count_tokens returns, remembered by the hashes of texts; the texts are not stored."""
         with self._lock:
             known = self._known.setdefault(tokenizer, {})
         key = hash(text), len(text), most
