@@ -198,6 +198,7 @@ SHORT_MODULES = {
     "training/model/loss.py": "an autograd function of its own",
     "web/chats/events.py": "events of Gradio; the routes of the list know none",
     "web/adapter_chooser.py": "one control of the page with its rules",
+    "web/gradio_stubs.py": "must run before Gradio is imported, which gradio_overrides.py does",
     "web/panels/welcome.py": "words for a first visitor, without a component of its own to test",
     "web/message_list/live_blocks.py": "updates that may be skipped, tried without a page",
     "web/message_list/route.py": "HTTP of the page's components; view.py knows none",

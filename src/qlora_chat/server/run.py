@@ -27,6 +27,7 @@ from qlora_chat.server.site import Site
 from qlora_chat.serving.request_log import log_requests_to
 from qlora_chat.serving.tracing import open_tracer
 from qlora_chat.settings import ServeSettings, quiet_libraries, traces_endpoint
+from qlora_chat.web.gradio_stubs import skip_type_stubs
 
 DRAIN_S = 25.0
 """Longest time that shutdown waits for running answers."""
@@ -143,6 +144,7 @@ async def _await_chat(server: _Server, opening: Future[Chat]) -> Chat | None:
 
 def _import_page() -> None:
     quiet_libraries()
+    skip_type_stubs()
     import qlora_chat.web.page  # noqa: F401  (takes seconds, as the model does: load both in parallel)
 
 

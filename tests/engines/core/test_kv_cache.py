@@ -1,5 +1,6 @@
 """Slot selection, and the prefix of a prompt that is not computed again."""
 
+import psutil
 import pytest
 
 from qlora_chat.engines.core.kv_cache import KVCache
@@ -60,3 +61,12 @@ def test_the_least_recently_used_slot_is_reused_first(cache: KVCache) -> None:
     slot = cache.acquire([30, 31, 32])
     assert slot is not None
     assert slot.index == second != first
+
+
+def test_unused_slots_take_no_memory(demo_fp32: LoadedModel) -> None:
+    resident = psutil.Process().memory_info().rss
+    big = KVCache(demo_fp32.weights, slots=64)
+    assert big.keys.nbytes > 256 * 2**20
+    assert psutil.Process().memory_info().rss - resident < big.keys.nbytes // 4
+    assert not big.keys[3, 5, :, 100:200].any()
+    assert big.keys.data_ptr() % 64 == big.values.data_ptr() % 64 == 0

@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import psutil
@@ -254,9 +255,10 @@ class PackedLora:
         MemoryError without room."""
         self._library = library
         self.pointer: int = library.lora_new(len(products)) or _out_of_memory()
-        for index, (parts, scaling) in enumerate(products):
-            if any(parts):
-                self._add(index, [_scaled(part, scaling, int8) if part else None for part in parts])
+        with _on_one_thread():
+            for index, (parts, scaling) in enumerate(products):
+                if any(parts):
+                    self._add(index, [_scaled(part, scaling, int8) if part else None for part in parts])
 
     def _add(self, product: int, parts: Sequence[tuple[Tensor, Tensor, Tensor] | None]) -> None:
         a, scales = (torch.cat([part[index] for part in parts if part]) for index in (0, 2))
@@ -271,6 +273,21 @@ class PackedLora:
     def __del__(self) -> None:
         if pointer := getattr(self, "pointer", None):
             self._library.lora_free(pointer)
+
+
+@contextmanager
+def _on_one_thread() -> Iterator[None]:
+    """Let PyTorch compute on this thread alone.
+
+    Threads that meet after each of thousands of small steps gain nothing, and on a busy machine they wait for each other:
+    packing SmolLM2's adapter took 10 s instead of 0.1 s beside six other processes.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _scaled(part: AB, scaling: float, int8: bool) -> tuple[Tensor, Tensor, Tensor]:
