@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,18 @@ from typer.testing import CliRunner
 
 from qlora_chat.cli import app
 from qlora_chat.dataset import DatasetError, Example, Exchange, Opinion
-from qlora_chat.dataset.build import AFTER_BAD, CUT_OFF, EMPTY, NOT_RATED, NOTHING_BETTER, RATED_DOWN, Dataset, build, write
+from qlora_chat.dataset.build import (
+    AFTER_BAD,
+    CUT_OFF,
+    EMPTY,
+    NOT_RATED,
+    NOTHING_BETTER,
+    RATED_DOWN,
+    VOTED_CUT_OFF,
+    Dataset,
+    build,
+    write,
+)
 from qlora_chat.dataset.sources import from_history, from_receiver
 from qlora_chat.history import Feedback
 from qlora_chat.history.memory import MemoryHistory
@@ -25,7 +37,7 @@ from qlora_chat.history.open import open_history
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.receiver.store import RecordStore
 from qlora_chat.settings import HistorySettings, LogSettings
-from tests.history.conftest import add_turn
+from tests.history.conftest import add_turn, compared, vote_on
 from tests.models.conftest import make_base, own_folders
 from tests.receiver.payloads import feedback, record, turn_v1, turn_v2
 
@@ -168,6 +180,22 @@ def test_from_a_history_with_its_branches() -> None:
     assert texts(dataset) == [["Joke?", "Ha!"]]
     (pair,) = dataset.preferences
     assert pair["rejected"][0]["content"] == "Meh."
+
+
+def test_a_vote_becomes_pairs_and_all_bad_is_a_thumb_down_for_each() -> None:
+    history = MemoryHistory()
+    talk, bad = compared(history, "Meh.", "Ha!", "Hm."), compared(history, "x", "y")
+    assert history.add_vote(talk.id, vote_on(history, talk, 0)), "changed by the next one on the same answers"
+    assert history.add_vote(talk.id, vote_on(history, talk, 1))
+    assert history.add_vote(bad.id, replace(vote_on(history, bad, None), verdict="bad"))
+    dataset = build(from_history(history))
+    pairs = [(each["chosen"][0]["content"], each["rejected"][0]["content"]) for each in dataset.preferences]
+    assert pairs == [("Ha!", "Meh."), ("Ha!", "Hm.")]
+    assert dataset.sft == (), "better than the others need not be good"
+    assert dataset.report["left_out"] == {NOT_RATED: 5, RATED_DOWN: 2}, "with the two that were never finished"
+    cut = replace(example(Exchange("Joke?", "Ha"), finish="length"), beats=("Meh.",))
+    assert build([cut]).preferences == ()
+    assert build([cut]).report["not_in_a_pair"] == {VOTED_CUT_OFF: 1}
 
 
 def test_the_command_writes_files_and_reports_what_it_left_out(store: RecordStore, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_a_history_made_now_has_the_tables_of_the_sample(run: Run, samples: Path
     run("history", "list", *CHATS)
     assert schema_of(samples / "new.db") == schema_of(samples / "chats.db")
     assert (
-        version_of(samples / "chats.db", "migrations", "number") == version_of(samples / "new.db", "migrations", "number") == 6
+        version_of(samples / "chats.db", "migrations", "number") == version_of(samples / "new.db", "migrations", "number") == 7
     )
 
 

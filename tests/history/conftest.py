@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from qlora_chat.history import ConversationInfo, HistoryStore, TurnRecord
+from qlora_chat.history import ComparedAnswer, ConversationInfo, HistoryStore, TurnRecord, Vote
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.history.open import open_history
 from qlora_chat.history.savable import SavableHistory
@@ -40,7 +41,7 @@ def postgres_history(server: Server) -> HistoryStore:
     store = open_history(HistorySettings(server.network_url, PASSWORD), LogSettings()).store
     assert isinstance(store, SqlHistory)
     with store.database.write() as connection:
-        for table in ("names", "feedback", "turns", "conversations", "outbox", "outbox_bodies"):
+        for table in ("names", "votes", "feedback", "turns", "conversations", "outbox", "outbox_bodies"):
             connection.exec_driver_sql(f"DELETE FROM {table}")
     return store
 
@@ -71,3 +72,20 @@ def add_turn(
     done = saved.replacing_last(replace(saved.messages[-1], content=answer, ids=(5, 6), finish_reason=reason))
     store.finish(TurnRecord(done, f"### Human: {question}### Assistant:", Sampling(seed=3)))
     return replace(done, head=done.messages[-1].id)
+
+
+def compared(store: HistoryStore, *answers: str, owner: str | None = None) -> Conversation:
+    """A conversation with one question, and several answers to it."""
+    talk = store.save(with_open_answer(Conversation(), "Which?"), ConversationInfo(owner=owner))
+    for each in answers:
+        talk = store.save(talk.before_last().adding(Message("assistant", each, (), "stop")))
+    return talk
+
+
+def vote_on(store: HistoryStore, talk: Conversation, best: int | None, **more: Any) -> Vote:
+    """A vote for the answer of that number, or for a tie, on all finished answers."""
+    stored = store.read(talk.id)
+    assert stored
+    ids = [turn.message.id for turn in stored.turns if turn.message.finish_reason == "stop"]
+    answers = tuple(ComparedAnswer(turn_id, f"adapter {number}") for number, turn_id in enumerate(ids))
+    return Vote(answers, "tie" if best is None else "best", None if best is None else ids[best], **more)

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from qlora_chat.history import ConversationInfo, Feedback, HistoryStore, StaleConversation, TurnRecord
+from qlora_chat.history import ConversationInfo, Feedback, HistoryStore, StaleConversation, TurnRecord, Vote
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import Sampling
-from tests.history.conftest import add_turn, with_open_answer
+from tests.history.conftest import add_turn, compared, vote_on, with_open_answer
 
 
 def loaded(store: HistoryStore, conversation: Conversation) -> Conversation:
@@ -293,10 +293,30 @@ def test_feedback_stays_with_its_turn(store: HistoryStore) -> None:
         store.add_feedback(talk.id, Feedback(turn_id, 5))
 
 
+def test_votes_stay_with_their_answers(store: HistoryStore) -> None:
+    talk, other = compared(store, "A.", "B.", owner="me"), compared(store, "C.", "D.", owner="you")
+    votes = [vote_on(store, talk, 1, blind=True), vote_on(store, other, None)]
+    for each, vote in zip((talk, other), votes, strict=True):
+        assert store.add_vote(each.id, vote)
+        assert not store.add_vote(talk.id if each is other else other.id, vote), "not its answers"
+    stored = store.read(talk.id)
+    assert stored
+    assert (stored.votes, [each.finish_reason for each in stored.conversation().messages]) == ((votes[0],), [None, "stop"])
+    assert [*store.votes()] == votes
+    assert [*store.votes(owner="you")] == votes[1:]
+    assert store.hide(talk.id)
+    assert [*store.votes()] == votes[1:]
+    assert store.erase([talk.id, other.id]) == 2
+    assert not store.votes()
+    with pytest.raises(ValueError, match="chosen must be one of the answers"):
+        Vote(votes[0].answers, "best", "nobody")
+
+
 def test_a_read_conversation_can_be_restored(store: HistoryStore) -> None:
     talk = add_turn(store, Conversation(system="s"), "one", "1")
     add_turn(store, talk.without_last_exchange(), "other", "2")
     store.add_feedback(talk.id, Feedback(talk.messages[-1].id, 1))
+    assert store.add_vote(talk.id, vote_on(store, talk, 1))
     stored = store.read(talk.id)
     assert stored is not None
     assert not store.restore(stored), "it is there already"

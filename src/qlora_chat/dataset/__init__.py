@@ -53,3 +53,5 @@ class Example:
     """None if it is not recorded."""
     system: str | None = None
     """None for the prompt format's default."""
+    beats: tuple[str, ...] = ()
+    """Other answers to the question, to which a person preferred this one in a comparison."""

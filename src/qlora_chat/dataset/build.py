@@ -5,6 +5,7 @@ Scope: rules, and the files sft.jsonl, preferences.jsonl and report.json. Each a
     edited                            -> the edit is learnt, and preferred to the answer
     thumbs up, finish reason "stop"   -> the answer is learnt
     thumbs down                       -> never learnt; the learnt answers to the same question are preferred to it
+    voted the best of a comparison    -> preferred to the others, if its finish reason is "stop"; not learnt for that alone
 """
 
 from __future__ import annotations
@@ -28,8 +29,12 @@ EMPTY = "nothing was said"
 AFTER_BAD = "an earlier answer of its chat was rated down, and not edited"
 NOTHING_BETTER = "rated down, and nothing better was said to the same question"
 
+VOTED_CUT_OFF = "voted the best, but cut off before its end"
+
 Messages = tuple[tuple[str, str], ...]
 """(role, content) of each."""
+Pair = tuple[Messages, str, str]
+"""(prompt, chosen, rejected)."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +60,20 @@ def build(examples: Iterable[Example], unreadable: int = 0) -> Dataset:
         else:
             dialogues.append((*_learnt_context(each), ("assistant", _learnt_text(each) or "")))
     longest = _without_prefixes(dialogues)
-    pairs, unpaired = _preferences(answers)
+    rated, unpaired = _rated_preferences(answers)
+    voted, cut_off = _voted_preferences(answers)
+    pairs = [*rated, *(each for each in voted if each not in rated)]
+    not_in_a_pair = {NOTHING_BETTER: unpaired, VOTED_CUT_OFF: cut_off}
     report = {
         "answers": len(answers),
         "learnt": len(dialogues),
         "sft_records": len(longest),
         "preference_pairs": len(pairs),
         "left_out": dict(left_out.most_common()),
-        "not_in_a_pair": {NOTHING_BETTER: unpaired} if unpaired else {},
+        "not_in_a_pair": {reason: count for reason, count in not_in_a_pair.items() if count},
         "unreadable_records": unreadable,
     }
-    return Dataset(tuple({"messages": _as_json(each)} for each in longest), tuple(pairs), report)
+    return Dataset(tuple({"messages": _as_json(each)} for each in longest), tuple(_pair(*each) for each in pairs), report)
 
 
 def _reason_to_leave_out(example: Example) -> str | None:
@@ -122,12 +130,12 @@ def _without_prefixes(dialogues: Sequence[Messages]) -> list[Messages]:
     return [dialogue for dialogue in dict.fromkeys(dialogues) if dialogue not in prefixes]
 
 
-def _preferences(examples: Sequence[Example]) -> tuple[list[dict[str, Any]], int]:
+def _rated_preferences(examples: Sequence[Example]) -> tuple[list[Pair], int]:
     """(pairs, number of answers rated down that are in none)."""
     groups: dict[tuple[str, Messages], list[Example]] = defaultdict(list)
     for each in examples:
         groups[each.conversation_id, _shown_context(each)].append(each)
-    pairs: dict[tuple[Messages, str, str], None] = {}
+    pairs: dict[Pair, None] = {}
     unpaired = 0
     for (_, context), group in groups.items():
         learnt = [text for each in group if (text := _learnt_text(each))]
@@ -137,7 +145,20 @@ def _preferences(examples: Sequence[Example]) -> tuple[list[dict[str, Any]], int
             preferred = [(context, text, answer) for text in better if answer and text and text != answer]
             pairs.update(dict.fromkeys(preferred))
             unpaired += opinion.rating == -1 and not preferred
-    return [_pair(*each) for each in pairs], unpaired
+    return [*pairs], unpaired
+
+
+def _voted_preferences(examples: Sequence[Example]) -> tuple[list[Pair], int]:
+    """(pairs, number of answers voted the best that are in none because they were cut off)."""
+    pairs: dict[Pair, None] = {}
+    cut_off = 0
+    for each in examples:
+        answer, losers = each.exchange.answer.strip(), [text.strip() for text in each.beats]
+        if losers and each.finish_reason not in ("stop", None):
+            cut_off += 1
+        else:
+            pairs.update({(_shown_context(each), answer, text): None for text in losers if answer and text and text != answer})
+    return [*pairs], cut_off
 
 
 def _pair(context: Messages, chosen: str, rejected: str) -> dict[str, Any]:

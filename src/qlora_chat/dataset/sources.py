@@ -14,6 +14,9 @@ from qlora_chat.prompt import FORMATS
 from qlora_chat.receiver.store import RecordFilter, RecordStore
 from qlora_chat.receiver.turns import LoggedTurn, TurnKey, turns
 
+BAD = Opinion(-1)
+"""Of each answer of a comparison in which all were voted bad, unless it has feedback of its own."""
+
 
 def from_history(store: HistoryStore) -> Iterator[Example]:
     """Every answer on every branch of a history."""
@@ -24,12 +27,16 @@ def from_history(store: HistoryStore) -> Iterator[Example]:
 
 def _examples(conversation: StoredConversation) -> Iterator[Example]:
     by_id = {turn.message.id: turn for turn in conversation.turns}
-    opinions = {each.turn_id: Opinion(each.rating, each.edited) for each in conversation.feedback}
+    rated = {each.turn_id: Opinion(each.rating, each.edited) for each in conversation.feedback}
+    votes = {each.turn_ids: each for each in conversation.votes}  # the newest on the same answers
+    opinions = {turn_id: BAD for each in votes.values() if each.verdict == "bad" for turn_id in each.turn_ids} | rated
     for turn in conversation.turns:
         if turn.message.role == "assistant":
             *earlier, exchange = _exchanges(turn, by_id, opinions)
             reason = turn.message.finish_reason
-            yield Example(conversation.summary.id, tuple(earlier), exchange, reason, conversation.system)
+            beaten = {other for each in votes.values() if each.chosen == turn.message.id for other in each.turn_ids}
+            beats = tuple(each.message.content for each in conversation.turns if each.message.id in beaten - {turn.message.id})
+            yield Example(conversation.summary.id, tuple(earlier), exchange, reason, conversation.system, beats)
 
 
 def _exchanges(turn: StoredTurn, by_id: Mapping[str, StoredTurn], opinions: Mapping[str, Opinion]) -> list[Exchange]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from qlora_chat.history.protocols import HistoryStore, Queue, Recorder
 from qlora_chat.history.types import (
+    ComparedAnswer,
     ContinuedAnswer,
     ConversationInfo,
     Feedback,
@@ -23,10 +24,13 @@ from qlora_chat.history.types import (
     Summary,
     TurnRecord,
     Usage,
+    Verdict,
+    Vote,
     now,
 )
 
 __all__ = [
+    "ComparedAnswer",
     "ContinuedAnswer",
     "ConversationInfo",
     "Feedback",
@@ -45,5 +49,7 @@ __all__ = [
     "Summary",
     "TurnRecord",
     "Usage",
+    "Verdict",
+    "Vote",
     "now",
 ]

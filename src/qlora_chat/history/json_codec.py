@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
-from qlora_chat.history import Feedback, StoredConversation, StoredTurn, Summary
+from qlora_chat.history import ComparedAnswer, Feedback, StoredConversation, StoredTurn, Summary, Verdict, Vote
 from qlora_chat.messages import FinishReason, Message
 
 FINISH_REASONS = get_args(FinishReason)
@@ -26,6 +26,7 @@ def conversation_to_json(conversation: StoredConversation) -> dict[str, Any]:
         "updated_at": conversation.summary.updated_at.isoformat(),
         "turns": [turn_to_json(turn) for turn in conversation.turns],
         "feedback": [feedback_to_json(each) for each in conversation.feedback],
+        **({"votes": [vote_to_json(each) for each in conversation.votes]} if conversation.votes else {}),
     }
 
 
@@ -69,16 +70,35 @@ def feedback_to_json(feedback: Feedback) -> dict[str, Any]:
     }
 
 
+def vote_to_json(vote: Vote) -> dict[str, Any]:
+    """A vote on answers of a comparison."""
+    return {
+        "answers": compared_to_json(vote.answers),
+        "verdict": vote.verdict,
+        "chosen": vote.chosen,
+        "blind": vote.blind,
+        "created_at": vote.created_at.isoformat(),
+    }
+
+
+def compared_to_json(answers: Sequence[ComparedAnswer]) -> list[dict[str, str]]:
+    """The answers of a vote, in the order shown."""
+    return [{"turn_id": each.turn_id, "name": each.name} for each in answers]
+
+
 def conversation_from_json(data: Mapping[str, Any]) -> StoredConversation:
     """A whole conversation. ValueError says what is missing or wrong."""
     turns = [turn_from_json(each) for each in _list(data, "turns")]
-    return assembled(data, turns, [feedback_from_json(each) for each in _list(data, "feedback", optional=True)])
+    feedback = [feedback_from_json(each) for each in _list(data, "feedback", optional=True)]
+    return assembled(data, turns, feedback, [vote_from_json(each) for each in _list(data, "votes", optional=True)])
 
 
-def assembled(heading: Mapping[str, Any], turns: Sequence[StoredTurn], feedback: Sequence[Feedback]) -> StoredConversation:
+def assembled(
+    heading: Mapping[str, Any], turns: Sequence[StoredTurn], feedback: Sequence[Feedback], votes: Sequence[Vote]
+) -> StoredConversation:
     """Conversation from heading_to_json's fields, head_id and updated_at, and its turns, each after its parent.
 
-    ValueError says what is missing or wrong. Feedback on unknown turns is left out.
+    ValueError says what is missing or wrong. Feedback and votes on unknown turns are left out.
     """
     known: set[str | None] = {None}
     for turn in turns:
@@ -92,7 +112,8 @@ def assembled(heading: Mapping[str, Any], turns: Sequence[StoredTurn], feedback:
         raise ValueError(f"head_id is {head!r}, which is no turn of the conversation")
     summary, system = _summary_from_json(heading, len(turns)), _text_or_none(heading, "system")
     on_turns = tuple(each for each in feedback if each.turn_id in known)
-    conversation = StoredConversation(summary, system, _object(heading, "settings"), head, tuple(turns), on_turns)
+    voted = tuple(each for each in votes if each.turn_ids <= known)
+    conversation = StoredConversation(summary, system, _object(heading, "settings"), head, tuple(turns), on_turns, voted)
     conversation.conversation()  # ValueError if turns do not alternate
     return conversation
 
@@ -132,6 +153,21 @@ def feedback_from_json(data: Mapping[str, Any]) -> Feedback:
     if rating is not None and type(rating) is not int:
         raise ValueError(f"rating is {type(rating).__name__}, but must be 1, -1 or null")
     return Feedback(_text(data, "turn_id"), rating, _text_or_none(data, "edited"), _text_or_none(data, "comment"), moment)
+
+
+def vote_from_json(data: Mapping[str, Any]) -> Vote:
+    """A vote on answers of a comparison. ValueError says what is missing or wrong."""
+    if not isinstance(data, Mapping):
+        raise ValueError("votes is not a list of objects")
+    answers, verdict = compared_from_json(data.get("answers")), cast(Verdict, _text(data, "verdict"))
+    return Vote(answers, verdict, _text_or_none(data, "chosen"), data.get("blind") is True, _time(data, "created_at"))
+
+
+def compared_from_json(answers: Any) -> tuple[ComparedAnswer, ...]:
+    """The answers of a vote. ValueError says what is missing or wrong."""
+    if not isinstance(answers, list) or not all(isinstance(each, Mapping) for each in answers):
+        raise ValueError("the answers of a vote are not a list of objects")
+    return tuple(ComparedAnswer(_text(each, "turn_id"), _text(each, "name")) for each in answers)
 
 
 def _text(data: Mapping[str, Any], name: str) -> str:

@@ -17,6 +17,7 @@ from qlora_chat.history.types import (
     StoredConversation,
     Summary,
     TurnRecord,
+    Vote,
 )
 from qlora_chat.messages import Conversation, Message
 
@@ -125,6 +126,14 @@ class HistoryStore(Protocol):
         """Store a user's feedback on an answer, and queue `outgoing`. False for an unknown turn."""
         ...
 
+    def add_vote(self, conversation_id: str, vote: Vote) -> bool:
+        """Store a person's vote on answers of a conversation. Durable on return. False if it lacks one of them."""
+        ...
+
+    def votes(self, *, owner: str | None = None) -> Sequence[Vote]:
+        """Votes of all conversations of `owner`, or of all users, in the order they were given; none of hidden ones."""
+        ...
+
     def erase(
         self,
         conversation_ids: Sequence[str],
@@ -132,7 +141,7 @@ class HistoryStore(Protocol):
         *,
         unchanged_since: datetime | None = None,
     ) -> int:
-        """Delete conversations with their feedback and queued records, and queue tombstones. Returns how many existed.
+        """Delete conversations with their feedback, votes and queued records, and queue tombstones. Returns how many existed.
 
         On return, no byte of their text is left in the store's files. With `unchanged_since`, those that have changed at that
         time or later stay.

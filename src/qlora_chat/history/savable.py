@@ -20,6 +20,7 @@ from qlora_chat.history import (
     StoredConversation,
     Summary,
     TurnRecord,
+    Vote,
 )
 from qlora_chat.messages import Conversation, Message
 
@@ -140,6 +141,16 @@ class SavableHistory:
         """HistoryStore.add_feedback."""
         with self._current() as store:
             return store.add_feedback(conversation_id, feedback, outgoing)
+
+    def add_vote(self, conversation_id: str, vote: Vote) -> bool:
+        """HistoryStore.add_vote."""
+        with self._current() as store:
+            return store.add_vote(conversation_id, vote)
+
+    def votes(self, *, owner: str | None = None) -> Sequence[Vote]:
+        """HistoryStore.votes."""
+        with self._current() as store:
+            return store.votes(owner=owner)
 
     def erase(
         self,

@@ -8,11 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal, get_args
 
 from qlora_chat.errors import UserError
 from qlora_chat.messages import Conversation, Message, new_id
 from qlora_chat.settings import Sampling
+
+Verdict = Literal["best", "tie", "bad"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+"""One answer is the best, all are equally good, or all are bad."""
 
 
 def now() -> datetime:
@@ -192,6 +196,42 @@ class Feedback:
 
 
 @dataclass(frozen=True)
+class ComparedAnswer:
+    """One of the answers that a person voted on."""
+
+    turn_id: str
+    name: str
+    """Adapter or model that wrote it, as the engine reported, and the settings by which it differed from the others."""
+
+
+@dataclass(frozen=True)
+class Vote:
+    """A person's choice between answers to one question, shown side by side. The newest one on the same answers counts."""
+
+    answers: tuple[ComparedAnswer, ...]
+    """In the order shown."""
+    verdict: Verdict
+    chosen: str | None = None
+    """Turn id of the best answer; None for a tie, and where all are bad."""
+    blind: bool = False
+    """The names were hidden until the vote."""
+    created_at: datetime = field(default_factory=now)
+
+    def __post_init__(self) -> None:
+        if self.verdict not in VERDICTS:
+            raise ValueError(f"verdict is {self.verdict!r}, but must be one of {', '.join(VERDICTS)}")
+        if len(self.turn_ids) < 2:
+            raise ValueError(f"a vote is on {len(self.turn_ids)} answers, but must be on two or more")
+        if (self.chosen in self.turn_ids) != (self.verdict == "best"):
+            raise ValueError("chosen must be one of the answers if the verdict is best, and null otherwise")
+
+    @property
+    def turn_ids(self) -> frozenset[str]:
+        """Ids of the answers."""
+        return frozenset(each.turn_id for each in self.answers)
+
+
+@dataclass(frozen=True)
 class StoredConversation:
     """A whole conversation with every branch."""
 
@@ -202,6 +242,8 @@ class StoredConversation:
     turns: tuple[StoredTurn, ...]
     """In the order they were added; a parent comes before its children."""
     feedback: tuple[Feedback, ...] = ()
+    votes: tuple[Vote, ...] = ()
+    """In the order they were given."""
 
     def conversation(self) -> Conversation:
         """Active branch: the turns from the root to the head."""

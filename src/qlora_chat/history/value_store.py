@@ -23,6 +23,7 @@ from qlora_chat.history import (
     StoredConversation,
     Summary,
     TurnRecord,
+    Vote,
     now,
 )
 from qlora_chat.history.answer_metadata import answer_metadata
@@ -140,6 +141,18 @@ class ValueStore(ABC):
         if outgoing and self._queue:
             self._queue.put(outgoing)
         return self._change(conversation_id, lambda stored: replace(stored, feedback=(*stored.feedback, feedback)))
+
+    def add_vote(self, conversation_id: str, vote: Vote) -> bool:
+        """Store a vote on answers; False if the conversation lacks one of them."""
+        stored = self.read(conversation_id)
+        if stored is None or not all(map(stored.has_turn, vote.turn_ids)):
+            return False
+        return self._change(conversation_id, lambda stored: replace(stored, votes=(*stored.votes, vote)))
+
+    def votes(self, *, owner: str | None = None) -> Sequence[Vote]:
+        """Votes of all conversations that are not hidden, in the order they were given."""
+        votes = (vote for each in self._all(owner) if not each.summary.hidden_at for vote in each.votes)
+        return sorted(votes, key=lambda vote: vote.created_at)
 
     def erase(
         self,

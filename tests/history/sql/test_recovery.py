@@ -15,7 +15,7 @@ from qlora_chat.history.sql.store import SqlHistory
 from qlora_chat.history.storage.encryption import Cipher
 from qlora_chat.history.storage.sqlite_pages import PAGE_BYTES
 from qlora_chat.messages import Conversation
-from tests.history.conftest import KEY, add_turn, sqlite_history, with_open_answer
+from tests.history.conftest import KEY, add_turn, compared, sqlite_history, vote_on, with_open_answer
 
 CAP = 50_000_000
 TALKS, TURNS = 12, 4
@@ -89,6 +89,21 @@ def test_without_its_first_page_nothing_is_lost(key: str | None, path: Path) -> 
         assert report.records == 5
         assert {each.outgoing.id for each in store.outbox.claim(10)} == {f"record-{number}" for number in range(5)}
     assert report.damaged_file.read_bytes() == wrecked, "renamed and unchanged"
+
+
+def test_votes_are_recovered(path: Path) -> None:
+    with closing(sqlite_history(path)) as store:
+        talk = compared(store, "A.", "B.")
+        vote = vote_on(store, talk, 1, blind=True)
+        assert store.add_vote(talk.id, vote)
+        assert store.add_feedback(talk.id, Feedback(talk.messages[-1].id, 1))
+    damaged(path, lambda page: page == 1)
+    _, again = recovered(path)
+    with closing(again):
+        assert [*again.votes()] == [vote]
+        stored = again.read(talk.id)
+        assert stored
+        assert len(stored.feedback) == 1
 
 
 def test_lost_pages_leave_placeholders_and_the_rest_is_recovered(path: Path) -> None:

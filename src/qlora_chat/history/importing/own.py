@@ -49,8 +49,17 @@ def with_ids(conversation: StoredConversation, name: str) -> StoredConversation:
         for each in conversation.turns
     )
     feedback = tuple(replace(each, turn_id=new_id(each.turn_id)) for each in conversation.feedback)
+    votes = tuple(
+        replace(
+            vote,
+            answers=tuple(replace(each, turn_id=new_id(each.turn_id)) for each in vote.answers),
+            chosen=None if vote.chosen is None else new_id(vote.chosen),
+        )
+        for vote in conversation.votes
+    )
     head = None if conversation.head_id is None else new_id(conversation.head_id)
-    return replace(conversation, summary=replace(conversation.summary, id=name), turns=turns, feedback=feedback, head_id=head)
+    summary = replace(conversation.summary, id=name)
+    return replace(conversation, summary=summary, turns=turns, feedback=feedback, votes=votes, head_id=head)
 
 
 def _cleaned(value: Any) -> Any:

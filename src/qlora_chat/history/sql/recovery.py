@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy import Table, update
 
-from qlora_chat.history import Feedback, HistoryError, StoredConversation, StoredTurn, Summary
+from qlora_chat.history import Feedback, HistoryError, StoredConversation, StoredTurn, Summary, Vote
 from qlora_chat.history.outbox.queue import Outbox
 from qlora_chat.history.outbox.recovery import recover_records, remove_database
 from qlora_chat.history.sql.row_mapping import RowMapper
@@ -26,7 +26,7 @@ from qlora_chat.history.sql.store import SqlHistory
 from qlora_chat.history.storage.database import open_database
 from qlora_chat.history.storage.encryption import Cipher
 from qlora_chat.history.storage.key_check import CHECK_FACT, check_cipher, check_key
-from qlora_chat.history.storage.schema import CONVERSATIONS, FEEDBACK, TURNS
+from qlora_chat.history.storage.schema import CONVERSATIONS, FEEDBACK, TURNS, VOTES
 from qlora_chat.history.storage.sqlite_pages import SUFFIXES, read_pages
 from qlora_chat.history.text_match import title_of
 from qlora_chat.messages import Conversation, Message
@@ -61,6 +61,7 @@ class _Found:
     turns: dict[str, tuple[int, str, StoredTurn]] = field(default_factory=dict)
     """(row id, conversation id, turn) by the turn's id."""
     feedback: list[tuple[str, Feedback]] = field(default_factory=list)
+    votes: list[tuple[str, Vote]] = field(default_factory=list)
     key_check: str | None = None
     """Check value of the file's key."""
     unreadable: int = 0
@@ -156,9 +157,11 @@ def _add_row(row: tuple[int, list[Any]] | None, found: _Found, mapper: RowMapper
                 found.turns[name] = (row_id, conversation_id, turn)
         case [str(name), *_] if len(values) == len(CONVERSATIONS.columns):
             named = _named(CONVERSATIONS, values)
-            found.headings[name] = mapper.conversation(named, (), ()), named.owner
+            found.headings[name] = mapper.conversation(named, (), (), ()), named.owner
         case [None, str(conversation_id), str(), int() | None, *_] if len(values) == len(FEEDBACK.columns):
             found.feedback.append((conversation_id, mapper.feedback(_named(FEEDBACK, values))))
+        case [None, str(conversation_id), str(), "best" | "tie" | "bad", *_] if len(values) == len(VOTES.columns):
+            found.votes.append((conversation_id, mapper.vote(_named(VOTES, values))))
 
 
 def _named(table: Table, values: Sequence[Any]) -> SimpleNamespace:
@@ -215,10 +218,11 @@ def _with_placeholders(turns: Sequence[StoredTurn]) -> tuple[StoredTurn, ...]:
 def _conversation(name: str, turns: tuple[StoredTurn, ...], found: _Found) -> StoredConversation:
     ids, newest = {turn.message.id for turn in turns}, turns[-1].message.id
     feedback = tuple(each for conversation_id, each in found.feedback if conversation_id == name and each.turn_id in ids)
+    votes = tuple(each for conversation_id, each in found.votes if conversation_id == name and each.turn_ids <= ids)
     if name in found.headings:
         heading, _ = found.headings[name]
         head = heading.head_id if heading.head_id in ids else newest
-        return replace(heading, head_id=head, turns=turns, feedback=feedback)
+        return replace(heading, head_id=head, turns=turns, feedback=feedback, votes=votes)
     title = title_of(Conversation(messages=tuple(turn.message for turn in turns if turn.message.role == "user")[:1]))
     summary = Summary(name, title, (TAG,), None, None, len(turns), turns[0].created_at, turns[-1].created_at)
-    return StoredConversation(summary, None, {}, newest, turns, feedback)
+    return StoredConversation(summary, None, {}, newest, turns, feedback, votes)

@@ -13,9 +13,16 @@ from typing import Any, TypeAlias
 
 from sqlalchemy import Table
 
-from qlora_chat.history import ConversationInfo, Feedback, StoredConversation, StoredTurn, Summary, TurnRecord, now
+from qlora_chat.history import ConversationInfo, Feedback, StoredConversation, StoredTurn, Summary, TurnRecord, Vote, now
 from qlora_chat.history.answer_metadata import answer_metadata
-from qlora_chat.history.json_codec import feedback_to_json, heading_to_json, turn_to_json
+from qlora_chat.history.json_codec import (
+    compared_from_json,
+    compared_to_json,
+    feedback_to_json,
+    heading_to_json,
+    turn_to_json,
+    vote_to_json,
+)
 from qlora_chat.history.storage.encryption import Binding, Cipher
 from qlora_chat.history.storage.schema import CONVERSATIONS, FEEDBACK, TURNS
 from qlora_chat.history.text_match import title_of
@@ -112,6 +119,14 @@ class RowMapper:
             for name, text in texts.items()
         } | {"conversation_id": conversation_id, "created_at": feedback.created_at.timestamp()}  # fmt: skip
 
+    @staticmethod
+    def new_vote(conversation_id: str, vote: Vote) -> dict[str, Any]:
+        """Row of a vote. It has ids and names of models, and nothing that a person or a model wrote: it is never encrypted."""
+        return vote_to_json(vote) | {
+            "conversation_id": conversation_id, "answers": json.dumps(compared_to_json(vote.answers)), "blind": int(vote.blind),
+            "created_at": vote.created_at.timestamp(),
+        }  # fmt: skip
+
     def title(self, conversation_id: str, title: str) -> str:
         """Value of a conversation's title."""
         return self._encrypted(title, HEADING_COLUMNS.binding("title", conversation_id))
@@ -133,7 +148,7 @@ class RowMapper:
 
     # --- from rows -------------------------------------------------------------------------------------------------
 
-    def conversation(self, row: Row, turns: Sequence[Row], feedback: Sequence[Row]) -> StoredConversation:
+    def conversation(self, row: Row, turns: Sequence[Row], feedback: Sequence[Row], votes: Sequence[Row]) -> StoredConversation:
         """A whole conversation. ValueError for unreadable columns; HistoryError for altered encrypted ones."""
         summary = self.summary(row.id, row.title, row.tags, row.model, row.adapter, row.turns, row.created_at, row.updated_at)
         return StoredConversation(
@@ -143,6 +158,7 @@ class RowMapper:
             row.head_id,
             tuple(map(self.turn, turns)),
             tuple(map(self.feedback, feedback)),
+            tuple(map(self.vote, votes)),
         )
 
     def summary(self, name: Any, title: str, tags: str, *rest: Any) -> Summary:
@@ -164,6 +180,12 @@ class RowMapper:
         """A user's feedback."""
         edited, comment = (self._decrypted(row, FEEDBACK_COLUMNS, name) for name in FEEDBACK_COLUMNS.columns)
         return Feedback(row.turn_id, row.rating, edited, comment, _utc(row.created_at))
+
+    @staticmethod
+    def vote(row: Row) -> Vote:
+        """A vote on compared answers. ValueError for an unreadable row."""
+        answers = compared_from_json(json.loads(row.answers))
+        return Vote(answers, row.verdict, row.chosen, bool(row.blind), _utc(row.created_at))
 
     def _decrypted(self, row: Row, encrypted: EncryptedColumns, column: str) -> str | None:
         value = getattr(row, column)

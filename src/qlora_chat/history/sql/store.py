@@ -29,6 +29,7 @@ from qlora_chat.history import (
     StoredTurn,
     Summary,
     TurnRecord,
+    Vote,
     now,
 )
 from qlora_chat.history.outbox.queue import Outbox
@@ -38,7 +39,7 @@ from qlora_chat.history.sql.held_answers import HeldValues
 from qlora_chat.history.sql.row_mapping import RowMapper
 from qlora_chat.history.storage.database import Database
 from qlora_chat.history.storage.encryption import Cipher
-from qlora_chat.history.storage.schema import CONVERSATIONS, FEEDBACK, HIDDEN, NAMES, TURNS
+from qlora_chat.history.storage.schema import CONVERSATIONS, FEEDBACK, HIDDEN, NAMES, TURNS, VOTES
 from qlora_chat.messages import Conversation, Message
 
 IDS_PER_STATEMENT = 500
@@ -100,11 +101,11 @@ class SqlHistory:
             row = connection.execute(select(CONVERSATIONS).where(CONVERSATIONS.c.id == conversation_id)).first()
             if row is None:
                 return None
-            turns, feedback = (
+            turns, feedback, votes = (
                 connection.execute(select(table).where(table.c.conversation_id == conversation_id).order_by(table.c.seq)).all()
-                for table in (TURNS, FEEDBACK)
+                for table in (TURNS, FEEDBACK, VOTES)
             )
-        return self._rows.conversation(row, turns, feedback)
+        return self._rows.conversation(row, turns, feedback, votes)
 
     def find_named(self, name_key: str) -> str | None:
         """Id of the conversation with this key, or None."""
@@ -121,6 +122,8 @@ class SqlHistory:
             self._insert_turns(connection, name, conversation.turns)
             for each in conversation.feedback:
                 connection.execute(insert(FEEDBACK).values(self._rows.new_feedback(name, each)))
+            for each in conversation.votes:
+                connection.execute(insert(VOTES).values(self._rows.new_vote(name, each)))
         return True
 
     def list(
@@ -209,6 +212,24 @@ class SqlHistory:
             raise HistoryUnavailable("answers are written first")
         self._add_feedback(*held, outgoing)
 
+    def add_vote(self, conversation_id: str, vote: Vote) -> bool:
+        """Store a vote on answers; False if the conversation lacks one of them."""
+        known = select(TURNS.c.id).where(TURNS.c.conversation_id == conversation_id, TURNS.c.id.in_(vote.turn_ids))
+        with self.database.write() as connection:
+            if len(connection.execute(known).all()) < len(vote.turn_ids):
+                return False
+            connection.execute(insert(VOTES).values(self._rows.new_vote(conversation_id, vote)))
+        return True
+
+    def votes(self, *, owner: str | None = None) -> Sequence[Vote]:
+        """Votes of all conversations that are not hidden, in the order they were given."""
+        query = select(VOTES).where(VOTES.c.conversation_id.not_in(select(HIDDEN.c.conversation_id)))
+        if owner is not None:
+            owned = select(CONVERSATIONS.c.id).where(CONVERSATIONS.c.owner == owner)
+            query = query.where(VOTES.c.conversation_id.in_(owned))
+        with self.database.read() as connection:
+            return [*map(self._rows.vote, connection.execute(query.order_by(VOTES.c.created_at, VOTES.c.seq)).all())]
+
     def erase(
         self,
         conversation_ids: Sequence[str],
@@ -225,7 +246,7 @@ class SqlHistory:
                     old = (CONVERSATIONS.c.id.in_(ids), CONVERSATIONS.c.updated_at < unchanged_since.timestamp())
                     ids = connection.execute(select(CONVERSATIONS.c.id).where(*old).with_for_update()).scalars().all()
                 self._words.remove_conversations(connection, ids)
-                for table in (HIDDEN, NAMES, FEEDBACK, TURNS):
+                for table in (HIDDEN, NAMES, VOTES, FEEDBACK, TURNS):
                     connection.execute(delete(table).where(table.c.conversation_id.in_(ids)))
                 erased += connection.execute(delete(CONVERSATIONS).where(CONVERSATIONS.c.id.in_(ids))).rowcount
                 self.outbox.delete_for(connection, ids)
@@ -233,7 +254,7 @@ class SqlHistory:
             for tombstone in tombstones:
                 self.outbox.add(connection, tombstone)
         self.database.purge_old_pages()
-        self.database.vacuum(("names", "conversations", "turns", "feedback", "outbox", "outbox_bodies"))
+        self.database.vacuum(("names", "conversations", "turns", "feedback", "votes", "outbox", "outbox_bodies"))
         self.outbox.added.set()
         return erased
 

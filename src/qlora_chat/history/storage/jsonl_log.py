@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
-from qlora_chat.history import ConversationInfo, Feedback, StoredConversation, StoredTurn
+from qlora_chat.history import ConversationInfo, Feedback, StoredConversation, StoredTurn, Vote
 from qlora_chat.history.json_codec import (
     assembled,
     feedback_from_json,
@@ -22,6 +22,8 @@ from qlora_chat.history.json_codec import (
     heading_to_json,
     turn_from_json,
     turn_to_json,
+    vote_from_json,
+    vote_to_json,
 )
 
 
@@ -55,6 +57,7 @@ def changes(before: StoredConversation | None, after: StoredConversation, info: 
     lines += [
         {"type": "feedback", **feedback_to_json(each)} for each in after.feedback[len(before.feedback) if before else 0 :]
     ]
+    lines += [{"type": "vote", **vote_to_json(each)} for each in after.votes[len(before.votes) if before else 0 :]]
     if before is None or added or (new.updated_at != old.updated_at and not ended):
         settings = {"settings": dict(after.settings), "model": new.model, "adapter": new.adapter} if after.settings else {}
         lines.append({"type": "head", "head_id": after.head_id, "system": after.system, **settings, **updated})
@@ -70,6 +73,7 @@ def read(lines: Iterable[bytes]) -> tuple[StoredConversation, ConversationInfo] 
     heading: dict[str, Any] | None = None
     turns: dict[str, StoredTurn] = {}
     feedback: list[Feedback] = []
+    votes: list[Vote] = []
     hidden_at: datetime | None = None
     for line in filter(None, map(_parsed, lines)):
         kind = line.get("type")
@@ -90,11 +94,13 @@ def read(lines: Iterable[bytes]) -> tuple[StoredConversation, ConversationInfo] 
                     heading["updated_at"] = line["updated_at"]
             elif kind == "feedback":
                 feedback.append(feedback_from_json(line))
+            elif kind == "vote":
+                votes.append(vote_from_json(line))
     if heading is None:
         return None
     try:
         info = ConversationInfo(owner=heading.get("owner"), name_key=heading.get("name_key"))
-        conversation = assembled(heading, [*turns.values()], feedback)
+        conversation = assembled(heading, [*turns.values()], feedback, votes)
         return replace(conversation, summary=replace(conversation.summary, hidden_at=hidden_at)), info
     except ValueError:
         return None

@@ -110,6 +110,17 @@ def _hidden(dialect: str) -> Sequence[str]:
     return (f"CREATE TABLE hidden ({conversation}, since {_column_types(dialect)[1]} NOT NULL)",)
 
 
+def _votes(dialect: str) -> Sequence[str]:
+    seq, real, _ = _column_types(dialect)
+    conversation = "TEXT NOT NULL REFERENCES conversations(id) ON DELETE CASCADE"
+    return (
+        f"""CREATE TABLE votes (
+            seq {seq}, conversation_id {conversation}, answers TEXT NOT NULL, verdict TEXT NOT NULL, chosen TEXT,
+            blind INTEGER NOT NULL, created_at {real} NOT NULL)""",
+        "CREATE INDEX votes_by_conversation ON votes(conversation_id, seq)",
+    )
+
+
 OUTBOX_MIGRATIONS = (Migration(1, "outbox", _executing(_outbox)), Migration(2, "addresses", _executing(_addresses)))
 """For an outbox in a file of its own."""
 MIGRATIONS = (
@@ -119,4 +130,5 @@ MIGRATIONS = (
     Migration(4, "addresses", _executing(_addresses)),
     Migration(5, "names and ended sessions", _executing(_names_and_sessions)),
     Migration(6, "hidden conversations", _executing(_hidden)),
+    Migration(7, "votes on compared answers", _executing(_votes)),
 )

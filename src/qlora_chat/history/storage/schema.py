@@ -75,6 +75,18 @@ FEEDBACK = Table(
     Column("created_at", Float, nullable=False),
 )
 
+VOTES = Table(
+    "votes",
+    METADATA,
+    Column("seq", BigInteger, primary_key=True, autoincrement=True),
+    Column("conversation_id", Text, nullable=False),
+    Column("answers", Text, nullable=False),  # JSON list of turn ids and names
+    Column("verdict", Text, nullable=False),  # best, tie or bad; its place tells a row from one of feedback
+    Column("chosen", Text),
+    Column("blind", Integer, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
 OUTBOX = Table(
     "outbox",
     METADATA,
