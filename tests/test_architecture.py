@@ -194,6 +194,7 @@ SHORT_MODULES = {
     "private_files.py": "permissions of every file that people's text is written to",
     "server/content_encoding.py": "decompression within a limit; request_body.py reads what arrives",
     "server/head_requests.py": "one method answered as another",
+    "serving/speed.py": "one figure, which the page and no metric shows",
     "serving/cookies.py": "cookies of the login and of the page, which know nothing of each other",
     "training/model/loss.py": "an autograd function of its own",
     "web/chats/events.py": "events of Gradio; the routes of the list know none",

@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from qlora_chat.models import LoadedModel, ModelError, open_model
 from qlora_chat.models.adapter.folder import AdapterFolder
-from qlora_chat.models.folders import Base
+from qlora_chat.models.folders import RECORD, Base
 from qlora_chat.models.load import load
 from qlora_chat.models.locate import BUNDLED
+from qlora_chat.models.merge_record import REPORT, MergeRecord, merge_of_entry, merge_of_folder
 from qlora_chat.models.placement import DeviceMemory, needed_bytes
 from qlora_chat.models.weights.checkpoint import Checkpoint
 from qlora_chat.models.weights.llama import Adapter, Stacked, WithAdapter, build
@@ -236,3 +237,22 @@ def test_old_special_ids_are_repaired_with_a_notice_that_stays(
     (folder,) = merged_folders(tmp_path)
     assert json.loads((folder / "config.json").read_text())["eos_token_id"] == 2
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == 2
+
+
+def test_the_record_of_a_merge_says_what_it_cost_and_odd_ones_say_nothing(tmp_path: Path) -> None:
+    loss = {"kl": 0.001, "top1": 0.99, "tokens": 10, "perplexity": 8.0}
+    found = merge_of_entry({"adapter": "mine", "made": "2026-11-30", "loss": loss})
+    assert found
+    assert (found.adapter, found.made, found.loss and found.loss.kl) == ("mine", "2026-11-30", 0.001)
+    assert merge_of_entry({"adapter": None}) is None
+    odd = merge_of_entry({"adapter": "mine", "loss": {"kl": "much"}})
+    assert odd
+    assert odd.loss is None
+    assert merge_of_folder(tmp_path) is None
+    (tmp_path / RECORD).write_text('{"merged": "NF4 + adapter", "adapter": "mine"}')
+    assert merge_of_folder(tmp_path) == MergeRecord("mine")
+    (tmp_path / REPORT).write_text('{"made": "2026-11-30"}')
+    with_report = merge_of_folder(tmp_path)
+    assert with_report
+    assert with_report.report == tmp_path / REPORT
+    assert with_report.table() == [], "it lists no merges"

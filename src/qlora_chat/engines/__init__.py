@@ -137,6 +137,19 @@ class AdapterHost(Protocol):
         ...
 
 
+@runtime_checkable
+class LocalModel(Protocol):
+    """An engine that computes in this process, whose memory can be measured."""
+
+    @property
+    def slots(self) -> int: ...
+    @property
+    def token_bytes(self) -> int: ...
+    def memory_in_use(self) -> int:
+        """Bytes on the card that this process has taken; on a CPU, bytes of this process as a whole."""
+        ...
+
+
 def check_prompt(ids: Sequence[int], window: int, vocabulary: int) -> None:
     """ValueError for a prompt that is empty, fills the window, or has ids outside the vocabulary."""
     if not ids:

@@ -83,6 +83,14 @@ class LocalEngine:
         """Bytes of one token's keys and values in the cache."""
         return slot_bytes(self._model.weights, self._cache.dtype) // self.info.window
 
+    def memory_in_use(self) -> int:
+        """Bytes on the card, or of this process; see LocalModel."""
+        if self._model.weights.device.type == "cuda":
+            return torch.cuda.memory_reserved(self._model.weights.device)
+        import psutil
+
+        return int(psutil.Process().memory_info().rss)
+
     def forward(self, spans: Sequence[Span]) -> torch.Tensor:
         """Logits of one pass, computed on the engine's thread, for checks; only while nothing is generated."""
         return self._on_thread(lambda: self._scheduler.compute_logits(spans))

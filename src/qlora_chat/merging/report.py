@@ -17,11 +17,10 @@ from qlora_chat.exporting.template import template_file
 from qlora_chat.merging.candidates import RULE, Candidate, Reference
 from qlora_chat.models.adapter.merge_loss import MAX_KL, MIN_TOP1
 from qlora_chat.models.folders import RECORD
+from qlora_chat.models.merge_record import HEADINGS, report_rows
 from qlora_chat.models.part import ModelPart
 from qlora_chat.models.prepare import ModelText, source_record
 from qlora_chat.prompt import ChatFormat
-
-HEADINGS = ("merge", "KL, nats", "agreement", "perplexity", "GB", "tokens/s")
 
 BROKEN = "**It breaks the limits, and was written because of --force.**\n\n"
 PAGE = """\
@@ -76,18 +75,7 @@ class Report:
 
     def rows(self) -> list[tuple[str, ...]]:
         """A row a merge, the reference first; strings."""
-        speed = "-" if self.reference.tokens_per_s is None else str(self.reference.tokens_per_s)
-        size = f"{self.reference.bytes / 1e9:.3f}"
-        first = ("adapter on NF4, unmerged (reference)", "0", "100.0%", str(self.reference.perplexity), size, speed)
-        return [first, *(self._row(each) for each in self.candidates)]
-
-    def _row(self, candidate: Candidate) -> tuple[str, ...]:
-        loss = candidate.loss
-        mark = " (chosen)" if candidate is self.chosen else ""
-        return (
-            candidate.name + mark, f"{loss.kl:.4f}", f"{loss.top1:.1%}", str(loss.perplexity), f"{candidate.bytes / 1e9:.3f}",
-            str(candidate.tokens_per_s),
-        )  # fmt: skip
+        return report_rows(self.as_json())
 
     def table(self) -> str:
         """Table for a terminal, columns in line."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qlora_chat.chat_templates.known import FormatChoice
     from qlora_chat.models.adapter.folder import AdapterFolder
     from qlora_chat.models.folders import Base
+    from qlora_chat.models.merge_record import MergeRecord
     from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
     from qlora_chat.models.weights.llama import LlamaWeights
 
@@ -57,6 +58,10 @@ class ModelInfo:
     """Unmerged adapters that a request can name."""
     base_form: BaseForm | None = None
     """Form of the base under the adapters; None without any, and for another machine's."""
+    predicted_bytes: int | None = None
+    """Predicted need: weights, one chat's KV cache over the whole window, and overhead; None for another machine's."""
+    merge: MergeRecord | None = None
+    """None where weights are read as they were published."""
 
 
 @dataclass(frozen=True)

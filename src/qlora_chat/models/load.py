@@ -19,12 +19,12 @@ from qlora_chat.models.cache import Cache
 from qlora_chat.models.chat_format import format_sources
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.part import ModelPart
-from qlora_chat.models.placement import DeviceMemory, detect_devices
+from qlora_chat.models.placement import DeviceMemory, detect_devices, needed_bytes
 from qlora_chat.models.plan import ResolvedModel
 from qlora_chat.models.prepare import PreparedModel, prepare
 from qlora_chat.models.resolve import resolve
 from qlora_chat.models.weights.llama import build
-from qlora_chat.settings import ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
+from qlora_chat.settings import KVCacheDtype, ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
 
 ADAPTER_HASHED_UP_TO = 2**30
 """Bytes. Every record says which adapter answered, and one that was trained again has the same name: worth half a second."""
@@ -49,7 +49,7 @@ def load(
         notify(line)
     part, adapter = _first_adapter(resolved)
     chosen = format_sources(resolved.base, resolved.config, part, adapter and adapter.record).choose(settings.prompt_format)
-    info = _info(resolved, prepared, chosen, dtype, notices)
+    info = _info(resolved, prepared, chosen, dtype, notices, settings.kv_cache_dtype)
     unmerged = tuple((name, folder) for name, _, folder in resolved.named_adapters)
     device = torch.device("cuda", 0) if resolved.plan.device == "cuda" else torch.device("cpu")
     weights = build(prepared.tensors, prepared.base.shape, device, dtype, prepared.adapter)
@@ -64,9 +64,17 @@ def _first_adapter(resolved: ResolvedModel) -> tuple[ModelPart | None, AdapterFo
 
 
 def _info(
-    resolved: ResolvedModel, prepared: PreparedModel, chosen: FormatChoice, dtype: torch.dtype, notices: tuple[str, ...]
+    resolved: ResolvedModel,
+    prepared: PreparedModel,
+    chosen: FormatChoice,
+    dtype: torch.dtype,
+    notices: tuple[str, ...],
+    kv_cache_dtype: KVCacheDtype,
 ) -> ModelInfo:
     plan = resolved.plan
+    adapter_bytes = sum(
+        each.bytes for each in (resolved.adapter_folder, *(each for _, _, each in resolved.named_adapters)) if each
+    )
     return ModelInfo(
         name=resolved.name,
         base=resolved.base.name,
@@ -81,4 +89,6 @@ def _info(
         base_sha256=resolved.base.weights_sha256(),
         base_form=resolved.base_form,
         adapter_sha256=resolved.adapter.weights_sha256(ADAPTER_HASHED_UP_TO) if resolved.adapter else None,
+        predicted_bytes=needed_bytes(prepared.base, plan.weight_format, adapter_bytes, plan.device, kv_cache_dtype),
+        merge=prepared.merge,
     )

@@ -19,6 +19,7 @@ from qlora_chat.models.adapter.folder import ADAPTER_WEIGHTS, AdapterFolder
 from qlora_chat.models.adapter.merge_loss import MergeLoss, builtin_dialogues, compare
 from qlora_chat.models.cache import Cache, CacheEntry, CacheUnusable, Record, key_of
 from qlora_chat.models.folders import Base, has_tokenizer
+from qlora_chat.models.merge_record import MergeRecord, merge_of_entry, merge_of_folder
 from qlora_chat.models.part import ModelPart
 from qlora_chat.models.placement import DeviceType, weight_bytes
 from qlora_chat.models.plan import ResolvedModel
@@ -70,6 +71,7 @@ class PreparedModel:
     adapter: Adapter | None = None
     """Adapter to apply unmerged."""
     notices: tuple[str, ...] = ()
+    merge: MergeRecord | None = None
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ def prepare(model: ResolvedModel, cache: Cache, notify: Notify) -> PreparedModel
     merged = None if unmerged else adapter
     if merged is None and not model.through_nf4 and model.config.is_nf4 == (stored == "nf4"):
         text = ModelText.read(model.base.name, model.config, adapter, cache, notify)
-        return PreparedModel(model.config, model.config.checkpoint(), text, unmerged, text.special.notices)
+        merge = merge_of_folder(model.base.folder)
+        return PreparedModel(model.config, model.config.checkpoint(), text, unmerged, text.special.notices, merge)
     conversion = _Conversion(model, model.config, stored, merged, unmerged, cache, notify)
     entry = conversion.find()
     if entry is None and merged and stored == "nf4" and not model.config.is_nf4:  # requantizing starts from NF4 on disk
@@ -163,7 +166,8 @@ def _from_entry(
     """Contents of an entry, with the tokenizer and ends of an adapter that stays unmerged."""
     notices = tuple(str(line) for line in entry.record.get("notices", ()))
     text = ModelText.read(model.base.name, base, model.adapter_folder if unmerged else None, cache, notify)
-    return PreparedModel(base, base.checkpoint(), text, unmerged, notices)
+    merge = merge_of_entry(entry.record) or merge_of_folder(model.base.folder)
+    return PreparedModel(base, base.checkpoint(), text, unmerged, notices, merge)
 
 
 @dataclass(frozen=True)
@@ -235,7 +239,8 @@ class _Conversion:
             text = self.text
             if self.unmerged:
                 text = ModelText.read(self.model.base.name, self.source, self.model.adapter_folder, self.cache, self.notify)
-            return PreparedModel(self.source, dict(tensors), text, self.unmerged, self._notices(loss))
+            merge = MergeRecord(self.adapter.name, None, loss) if self.adapter else None
+            return PreparedModel(self.source, dict(tensors), text, self.unmerged, self._notices(loss), merge)
 
     def _convert(self) -> tuple[Iterable[NamedTensor], MergeLoss | None]:
         """Tensors, maybe as a one-way stream, and the loss of a requantized merge."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from qlora_chat.engines import Engine, EngineError, Finish, OutOfMemory, Piece, Stream
 from qlora_chat.errors import UserError
@@ -15,6 +15,7 @@ from qlora_chat.models import ModelInfo
 from qlora_chat.prompt import Prompt, Tokenizer
 from qlora_chat.serving.admission import AdmissionTicket, Gate, Overloaded
 from qlora_chat.serving.metrics import Metrics
+from qlora_chat.serving.speed import Speed
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
 
@@ -37,6 +38,7 @@ class SharedEngine:
     """Caller of these answers; None makes each answer a caller of its own (a tab of the page has one at a time)."""
     defaults_to_first: bool = False
     """True if the first of several adapters answers when a caller names none; else the model as it was opened does."""
+    speed: Speed = field(default_factory=Speed)
 
     @property
     def info(self) -> ModelInfo:
@@ -63,7 +65,9 @@ class SharedEngine:
             raise
         info = self.info
         used = None if adapter == info.name else adapter or (info.adapter if self.defaults_to_first else None)
-        stream = SharedStream(lambda now: self.inner.stream(prompt, now, stops, used), ticket, sampling, prompt, self.metrics)
+        stream = SharedStream(
+            lambda now: self.inner.stream(prompt, now, stops, used), ticket, sampling, prompt, self.metrics, self.speed
+        )
         if ticket.state == "running":
             stream.start()
         return stream
@@ -77,9 +81,16 @@ class SharedStream:
     """One answer, its wait in the queue included."""
 
     def __init__(
-        self, begin: Callable[[Sampling], Stream], ticket: AdmissionTicket, sampling: Sampling, prompt: Prompt, metrics: Metrics
+        self,
+        begin: Callable[[Sampling], Stream],
+        ticket: AdmissionTicket,
+        sampling: Sampling,
+        prompt: Prompt,
+        metrics: Metrics,
+        speed: Speed,
     ) -> None:
-        self._begin, self._ticket, self._sampling, self._prompt, self._metrics = begin, ticket, sampling, prompt, metrics
+        self._begin, self._ticket, self._sampling, self._prompt = begin, ticket, sampling, prompt
+        self._metrics, self._speed = metrics, speed
         self._stream: Stream | None = None
         self._cancelled = False
 
@@ -125,6 +136,7 @@ class SharedStream:
             if piece.finish:
                 self._ticket.release()  # before the caller sees the end, so that the slot is free for its next request
                 self._metrics.finished(piece.finish)
+                self._speed.observe(piece.finish)
             yield piece
 
     def update(self, sampling: Sampling) -> None:

@@ -19,6 +19,7 @@ from qlora_chat.text import replace_surrogates
 from qlora_chat.web import render
 from qlora_chat.web.adapter_chooser import AdapterChooser
 from qlora_chat.web.message_list.view import idle_value, live_value
+from qlora_chat.web.panels.model import Measured
 from qlora_chat.web.panels.settings import parse_settings
 from qlora_chat.web.parts import Parts
 from qlora_chat.web.running_answer import RunningAnswer
@@ -34,7 +35,7 @@ class Answering:
     """Updates of the page from the beginning of an answer to its end."""
 
     def __init__(self, chat: Chat, parts: Parts) -> None:
-        self._chat, self._parts, self._info = chat, parts, chat.engine.info
+        self._chat, self._parts = chat, parts
 
     async def run(self, session: Session, begin: Begin, options: tuple[Any, ...]) -> AsyncIterator[Updates]:
         """Begin an answer with the page's options (adapter, system text, logging switch, settings) and follow it."""
@@ -59,7 +60,7 @@ class Answering:
 
     async def _watch(self, session: Session, answer: RunningAnswer) -> AsyncIterator[Updates]:
         parts = self._parts
-        note = render.notice(render.dropped(answer.turn.prompt.dropped, self._info.window))
+        note = render.notice(render.dropped(answer.turn.prompt.dropped, self._chat.engine.info.window))
         yield {
             parts.messages: live_value(answer),
             parts.notice: note,
@@ -84,10 +85,12 @@ class Answering:
         }
 
     def _status(self, answer: RunningAnswer | None, conversation: Conversation) -> str:
+        info = self._chat.engine.info
         if answer and (finish := answer.turn.finish):
             used = finish.prompt_tokens + finish.completion_tokens
-            return render.status(self._info, used, finish.tokens_per_s, finish.ttft_ms)
-        return render.status(self._info, used=self._chat.context_used(conversation))
+            return render.status(info, used, finish.tokens_per_s, finish.ttft_ms)
+        measured = Measured.of(self._chat.engine)
+        return render.status(info, self._chat.context_used(conversation), measured.tokens_per_s, measured.ttft_ms)
 
 
 def _begin(begin: Begin, adapter: Any, system: Any, logged: Any, settings: Any) -> RunningAnswer | None:

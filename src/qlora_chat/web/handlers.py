@@ -19,6 +19,7 @@ from qlora_chat.text import replace_surrogates
 from qlora_chat.web import render
 from qlora_chat.web.adapter_chooser import AdapterChooser
 from qlora_chat.web.answering import Answering, Updates
+from qlora_chat.web.panels.model_panel import ModelPanel
 from qlora_chat.web.panels.settings import parse_settings
 from qlora_chat.web.parts import Parts
 from qlora_chat.web.session import Busy, ConversationRef, Session
@@ -34,8 +35,16 @@ GONE = "The process that was answering is gone. What it had written is saved; Re
 class Handlers:
     """One method per event. Each returns updates of some of `parts`."""
 
-    def __init__(self, chat: Chat, sessions: Sessions, parts: Parts, features: PageFeatures, answering: Answering) -> None:
-        self._answering = answering
+    def __init__(
+        self,
+        chat: Chat,
+        sessions: Sessions,
+        parts: Parts,
+        features: PageFeatures,
+        answering: Answering,
+        model: ModelPanel,
+    ) -> None:
+        self._answering, self._model = answering, model
         self._chat, self._features, self._chooser = chat, features, AdapterChooser(chat)
         self._sessions = sessions
         self._parts = parts
@@ -52,6 +61,7 @@ class Handlers:
         parts = self._parts
         system = memory.get("system", conversation.system)  # typed but not sent yet, or the conversation's
         return {
+            **self._model.described(),
             **self._answering.idle(session),
             parts.system: system if isinstance(system, str) else "",
             parts.adapter: self._chooser.update(memory.get("adapter"), self._chooser.used_in(conversation)),

@@ -20,6 +20,7 @@ from qlora_chat.web.handlers import Handlers
 from qlora_chat.web.message_list.actions import MessageActions
 from qlora_chat.web.message_list.feedback import FeedbackHandlers
 from qlora_chat.web.panels.context import ContextHandlers
+from qlora_chat.web.panels.model_panel import ModelPanel
 from qlora_chat.web.panels.tokens import TokenHandlers
 from qlora_chat.web.parts import EVENT_DATA, MAX_CHARACTERS, Parts
 from qlora_chat.web.sessions import PageFeatures, Sessions
@@ -54,12 +55,14 @@ def build_page(chat: Chat, sessions: Sessions, features: PageFeatures) -> gr.Blo
     with StreamedBlocks(title="QLoRA Chat", analytics_enabled=False, fill_height=True) as page:
         parts = Parts(chat, features)
         answering = Answering(chat, parts)
-        handlers = Handlers(chat, sessions, parts, features, answering)
+        model = ModelPanel(chat, parts)
+        handlers = Handlers(chat, sessions, parts, features, answering, model)
         tokens = TokenHandlers(chat, handlers, answering, parts)
-        _connect(page, parts, handlers, MessageActions(handlers, answering, parts), tokens)
+        _connect(page, parts, handlers, MessageActions(handlers, answering, parts), tokens, model)
         FeedbackHandlers(handlers, parts).connect(IMMEDIATE)
         ChatEvents(chat, handlers, parts).connect(IMMEDIATE)
         ContextHandlers(chat, handlers, parts).connect(IMMEDIATE)
+        model.connect(IMMEDIATE)
     page.max_threads = MAX_CONCURRENT_ANSWERS
     page.queue(default_concurrency_limit=None, api_open=False)
     # Gradio looks for work every millisecond, which takes the model 2 % of a core more than this; there is no public setting.
@@ -87,14 +90,16 @@ def _field(part: Any) -> Field:
     return Field(label, "text", MAX_CHARACTERS[part.elem_id])
 
 
-def _connect(page: gr.Blocks, parts: Parts, handlers: Handlers, actions: MessageActions, tokens: TokenHandlers) -> None:
+def _connect(
+    page: gr.Blocks, parts: Parts, handlers: Handlers, actions: MessageActions, tokens: TokenHandlers, model: ModelPanel
+) -> None:
     queued, immediate = {**QUEUED, "concurrency_limit": None}, IMMEDIATE
     answered = [parts.messages, parts.box, parts.notice, parts.status, parts.conversation]
     outputs = [*answered, parts.adapter, parts.system, parts.logged]
     options = [parts.adapter, parts.system, parts.logged, parts.sampling]
     in_order, settle = [parts.conversation, *options], _js("settle", module="messages")
 
-    page.load(handlers.load, [parts.memory], outputs, js=_js("recall"), **immediate)
+    page.load(handlers.load, [parts.memory], [*outputs, *model.outputs], js=_js("recall"), **immediate)
     sent = gr.on(
         [parts.send.click, parts.box.submit],
         handlers.send,

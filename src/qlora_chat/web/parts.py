@@ -14,6 +14,7 @@ from qlora_chat.chat import Chat
 from qlora_chat.web import render
 from qlora_chat.web.chats.saving import offer
 from qlora_chat.web.event_filter import Field
+from qlora_chat.web.panels.model import Measured, model_card
 from qlora_chat.web.panels.settings import LONGEST, describe_settings
 from qlora_chat.web.panels.welcome import describe_model
 from qlora_chat.web.sessions import PageFeatures
@@ -64,10 +65,11 @@ def component(module: str, elem_id: str, value: Any = None, **described: Any) ->
 
 
 class Parts:
-    """Every component that an event reads or sets, in three columns: conversations, the chat, settings."""
+    """Every component that an event reads or sets, in columns: conversations, the chat, settings, the model."""
 
     def __init__(self, chat: Chat, features: PageFeatures) -> None:
         """Lay out the page, in whatever Blocks are open."""
+        info = chat.engine.info
         with gr.Row(elem_id="shell"):
             with gr.Column(elem_id="chats", elem_classes="drawer"):
                 self._lay_out_conversations(chat, features)
@@ -75,6 +77,9 @@ class Parts:
                 self._lay_out_chat(chat, features)
             with gr.Column(elem_id="settings", elem_classes="drawer"):
                 self._lay_out_settings(chat)
+            with gr.Column(elem_id="model", elem_classes="drawer"):
+                gr.HTML("<h2>Model</h2>", padding=False)
+                self.model = gr.HTML(model_card(info, Measured()), elem_id="model-card", padding=False)
         self.conversation = gr.Textbox(elem_id="conversation", visible=False)
         """ConversationRef of the conversation shown, for memory.js to remember."""
         self.memory = gr.Textbox(elem_id="memory", visible=False)
@@ -90,14 +95,17 @@ class Parts:
         info = chat.engine.info
         with gr.Row(elem_id="head"):
             component("layout", "layout")
-            gr.HTML(f"<h1>QLoRA Chat</h1>{render.banner(info, chat.prompt_format.notices)}", elem_id="about", padding=False)
+            with gr.Column(elem_id="about"):
+                gr.HTML("<h1>QLoRA Chat</h1>", padding=False)
+                self.open_model = _button(info.name, "open-model")
+                self.banner = gr.HTML(render.banner(info, chat.prompt_format.notices), padding=False)
             self.adapter = gr.Dropdown(
                 list(info.adapters), label="Answers", elem_id="adapter", filterable=False, visible=bool(info.adapters),
                 scale=0, show_label=False, container=False,
             )  # fmt: skip
             """The adapter that answers; invisible where there is nothing to choose."""
             self.new = _button("New chat", "new")
-        component("welcome", "welcome", description=describe_model(info))
+        self.welcome = component("welcome", "welcome", describe_model(info, Measured()))
         self.messages = component("messages", "messages", {})
         self.tokens = component("tokens", "tokens")
         self.notice = gr.HTML(elem_id="notice", padding=False)

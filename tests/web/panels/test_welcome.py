@@ -4,16 +4,17 @@ from dataclasses import replace
 
 import pytest
 
-from qlora_chat.web.panels.welcome import MADE, describe_model, example_questions
+from qlora_chat.web.panels.model import MADE, Measured
+from qlora_chat.web.panels.welcome import describe_model, example_questions
 from tests.fakes import SCRIPTED_INFO
 
 
 def test_the_model_s_parts_and_its_making_are_named() -> None:
     info = replace(SCRIPTED_INFO, precision="nf4", notices=("Quantizing again costs 0.01 nats a token.",))
-    described = describe_model(info)
+    described = describe_model(info, Measured())
     assert dict(described["facts"])["Adapter"] == "scripted-adapter"
     assert described["made"] == [MADE["nf4"], "Quantizing again costs 0.01 nats a token."]
-    assert describe_model(replace(info, adapter=None))["made"][0] == "The base answers alone, in nf4."
+    assert "Speed" in dict(described["facts"])
 
 
 @pytest.mark.parametrize("name", ["Llama-Lumi-45M (demo)", "HuggingFaceTB/SmolLM2-135M-Instruct", "guanaco-7b", "anything"])

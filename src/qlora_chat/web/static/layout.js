@@ -3,21 +3,24 @@
 import { h, icon, iconButton, present } from "./dom.js";
 
 const WIDE = matchMedia("(min-width: 64rem)"); // both drawers fit beside the chat
-const SIDES = { chats: ["menu", "Conversations"], settings: ["settings", "Settings"] };
+const SIDES = { chats: ["menu", "Conversations"], settings: ["settings", "Settings"], model: ["", "Model"] };
+const AT_THE_END = ["settings", "model"]; // one of them at a time
+
+let drawers = [];
 
 export async function mount(element) {
-  await present("shell", "new", "send", "stop", ...Object.keys(SIDES));
-  const drawers = Object.entries(SIDES).map(([id, [picture, label]]) => new Drawer(id, picture, label));
+  await present("shell", "new", "send", "stop", "open-model", ...Object.keys(SIDES));
+  drawers = Object.entries(SIDES).map(([id, [picture, label]]) => new Drawer(id, picture, label));
   element.replaceChildren(drawers[0].button);
   document.getElementById("new").after(drawers[1].button);
   const shade = h("div", { id: "shade", onclick: () => drawers.forEach((each) => each.cover() && each.set(false)) });
   document.getElementById("shell").append(shade);
-  document.addEventListener("keydown", (event) => pressed(event, drawers));
+  document.addEventListener("keydown", pressed);
   keepFocus();
   label("new", "plus");
 }
 
-function pressed(event, drawers) {
+function pressed(event) {
   if (event.key === "O" && event.ctrlKey && event.shiftKey) document.getElementById("new").click();
   else if (event.key !== "Escape") return;
   else if (drawers.some((each) => each.cover())) drawers.forEach((each) => each.cover() && each.set(false));
@@ -30,7 +33,9 @@ function pressed(event, drawers) {
 class Drawer {
   constructor(id, picture, name) {
     this.column = document.getElementById(id);
-    this.button = iconButton(picture, name, () => this.set(!this.open), { "aria-controls": id, class: "icon-button drawer-button" });
+    this.button = document.getElementById(`open-${id}`) ?? iconButton(picture, name, () => {}, { class: "icon-button drawer-button" });
+    this.button.setAttribute("aria-controls", id);
+    this.button.addEventListener("click", () => this.set(!this.open));
     this.column.setAttribute("role", "region");
     this.column.setAttribute("aria-label", name);
     this.column.prepend(iconButton("close", `Close ${name.toLowerCase()}`, () => this.set(false), { class: "icon-button close" }));
@@ -47,6 +52,7 @@ class Drawer {
     this.column.inert = !open;
     this.button.setAttribute("aria-expanded", String(open));
     document.body.classList.toggle(`with-${this.column.id}`, open);
+    if (open && AT_THE_END.includes(this.column.id)) drawers.forEach((each) => each !== this && AT_THE_END.includes(each.column.id) && each.set(false, false));
     if (!focus) return;
     if (open) this.column.querySelector(".close").focus();
     else this.button.focus();

@@ -2,8 +2,13 @@
 
 import { h } from "./dom.js";
 
-export function mount(element, trigger, props) {
-  const { name, facts, made, questions } = props.description;
+export function mount(element, trigger, props, watch) {
+  const show = () => draw(element, props.value);
+  watch("value", show);
+  show();
+}
+
+function draw(element, { name, facts, made, questions }) {
   const ask = (question) => {
     const box = document.querySelector("#box textarea");
     box.value = question;
