@@ -1,14 +1,15 @@
 """Start-up and first text as a user sees them: `make chat` to a usable page, and Enter to the first visible text.
 
-    python bench/serving/first_text.py
+    python bench/serving/first_text.py [--model demo]
 
-Starts the page with the bundled demo (merged earlier, so this is a second start), opens it in headless Chromium, and asks
-20 short questions, each in a new conversation. Times are the browser's own: from the key press to the first change of the
+Starts the page with smollm2, or with the toy (merged earlier, so this is a second start), opens it in headless Chromium, and
+asks 20 short questions, each in a new conversation. Times are the browser's own: from the key press to the first change of the
 answer's text, seen by a MutationObserver.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
 import signal
@@ -44,10 +45,11 @@ WATCH = """() => {
 
 
 @contextmanager
-def page_process():
-    """`make chat` in a process; yields (address, seconds until the page answers)."""
+def page_process(model: str):
+    """`serve` in a process, as `make chat` starts it; yields (address, seconds until the page answers)."""
     began = time.perf_counter()
-    process = subprocess.Popen(["make", "-s", "chat"], cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    command = [sys.executable, "-m", "qlora_chat", "serve", "--model", model, "--port", "0"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert process.stderr
         address = next(found.group() for line in process.stderr if (found := re.search(r"http://\S+:\d+", line)))
@@ -59,14 +61,17 @@ def page_process():
 
 
 def main() -> None:
-    with page_process():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="smollm2", help="smollm2 or demo")
+    model = parser.parse_args().model
+    with page_process(model):
         pass  # the first start merges; later ones are measured
     starts = []
     for _ in range(STARTS):
-        with page_process() as (_, seconds):
+        with page_process(model) as (_, seconds):
             starts.append(seconds)
     began = time.perf_counter()
-    with page_process() as (address, _), sync_playwright() as playwright:
+    with page_process(model) as (address, _), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
         page = browser.new_page()
         page.goto(address)
@@ -87,6 +92,7 @@ def main() -> None:
     print_report(
         "first_text",
         {
+            "model": model,
             "second start to ready page, s": round(statistics.median(starts), 2),
             "second start to first answer in the browser, s": round(answered, 2),
             "Enter to first visible text, p50 ms": round(statistics.median(times), 0),
