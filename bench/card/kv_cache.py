@@ -101,7 +101,7 @@ def main() -> None:
     sizes = [slot_bytes(each.weights, cache.dtype) for each, (_, cache) in zip(models, opened, strict=True)]
     info, tokenizer = models[0].info, models[0].tokenizer
     if read:
-        text = read.tokenize(tokenizer, info.window, chosen.tokens, find_prompt_format(info.prompt_format))
+        text = read.tokenize(tokenizer, models[0].end_id, info.window, chosen.tokens, find_prompt_format(info.prompt_format))
     else:
         text = builtin_dialogues(tokenizer, tokenizer.bos_id, info.window)
     figures = compared([scheduler for scheduler, _ in opened], text, chosen.rows)

@@ -150,7 +150,7 @@ def test_perplexity_counts_the_tokens_of_the_training_loss(demo_fp32: LoadedMode
     plain = tmp_path / "plain.txt"
     plain.write_text("Once upon a time there was a little girl who lived in a house near the forest. " * 20)
     first, second = (
-        measure(demo_fp32, read_text(str(each), print).tokenize(demo_fp32.tokenizer, 256, 500, DEFAULT_FORMAT), "x")
+        measure(demo_fp32, read_text(str(each), print).tokenize(demo_fp32.tokenizer, 2, 256, 500, DEFAULT_FORMAT), "x")
         for each in (nonsense, plain)
     )
     assert first.perplexity > second.perplexity, "a story is less of a surprise than a list of words"

@@ -78,7 +78,8 @@ def perplexity(
 
     held_out = read_text(data, notify)
     loaded = open_model(model_settings, notify)
-    text = held_out.tokenize(loaded.tokenizer, loaded.info.window, tokens, format_of(loaded.info, loaded.tokenizer))
+    template = format_of(loaded.info, loaded.tokenizer)
+    text = held_out.tokenize(loaded.tokenizer, loaded.end_id, loaded.info.window, tokens, template)
     name = Path(data).name
     report = measure(loaded, text, name, notify)
     if out:

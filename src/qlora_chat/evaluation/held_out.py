@@ -27,11 +27,16 @@ class HeldOutText:
     plain: str | None
     dialogues: Dialogues | None = None
 
-    def tokenize(self, tokenizer: ModelTokenizer, window: int, max_tokens: int, template: ChatFormat) -> HeldOut:
-        """Return passages of at most `window` tokens until about `max_tokens` count. EvaluationError if none does."""
+    def tokenize(
+        self, tokenizer: ModelTokenizer, end_id: int | None, window: int, max_tokens: int, template: ChatFormat
+    ) -> HeldOut:
+        """Return passages of at most `window` tokens until about `max_tokens` count. EvaluationError if none does.
+
+        `end_id` ends a dialogue as in training, where the template has no end of its own.
+        """
         passages: list[Passage] = []
         counted = 0
-        for each in self._passages(tokenizer, window, template):
+        for each in self._passages(tokenizer, end_id, window, template):
             passage = Passage(each.ids[: window + 1], each.counted[: window + 1])
             passages.append(passage)
             counted += len(passage.rows)
@@ -43,15 +48,16 @@ class HeldOutText:
             )
         return HeldOut(tuple(each for each in passages if each.rows))
 
-    def _passages(self, tokenizer: ModelTokenizer, window: int, template: ChatFormat) -> Iterator[Passage]:
+    def _passages(
+        self, tokenizer: ModelTokenizer, end_id: int | None, window: int, template: ChatFormat
+    ) -> Iterator[Passage]:
         if self.plain is not None:
             yield from _windows(self.plain, tokenizer, window)
         if self.dialogues is None:
             return
-        end = tokenizer.token_id("</s>")
         usable = usable_dialogues(self.dialogues, text_reader(template), skip_bad=False)
         for each in usable.held_out or usable.train:
-            text = training_text(each.conversation, template, tokenizer, end, "answers", each.without_loss)
+            text = training_text(each.conversation, template, tokenizer, end_id, "answers", each.without_loss)
             yield Passage(text.ids, text.loss_mask)
 
 

@@ -121,7 +121,7 @@ def _in_ids(text: HeldOutText | None, base: QuantizedBase, prompt_format: ChatFo
     tokenizer, window = base.text.tokenizer, base.original.shape.window
     if text is None:
         return builtin_dialogues(tokenizer, base.text.special.bos, window)
-    return text.tokenize(tokenizer, window, MAX_TOKENS, prompt_format)
+    return text.tokenize(tokenizer, base.text.special.eos, window, MAX_TOKENS, prompt_format)
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,8 @@ class LoadedModel:
     """The config of the weights; None for weights made in memory."""
     unmerged_adapters: tuple[tuple[str, AdapterFolder], ...] = ()
     """Adapters to apply unmerged, for requests that name them: (name, folder)."""
+    end_id: int | None = None
+    """The end that training puts after a dialogue: the tokenizer's, or else the first that the configs name."""
 
 
 def open_model(settings: ModelSettings, notify: Notify) -> LoadedModel:

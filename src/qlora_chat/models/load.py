@@ -53,7 +53,8 @@ def load(
     unmerged = tuple((name, folder) for name, _, folder in resolved.named_adapters)
     device = torch.device("cuda", 0) if resolved.plan.device == "cuda" else torch.device("cpu")
     weights = build(prepared.tensors, prepared.base.shape, device, dtype, prepared.adapter)
-    return LoadedModel(weights, prepared.text.tokenizer, info, prepared.base, unmerged)
+    text = prepared.text
+    return LoadedModel(weights, text.tokenizer, info, prepared.base, unmerged, text.special.eos)
 
 
 def _first_adapter(resolved: ResolvedModel) -> tuple[ModelPart | None, AdapterFolder | None]:
