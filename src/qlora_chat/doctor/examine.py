@@ -71,7 +71,7 @@ def _examine(base_name: str, adapter_name: str | None, hub: Hub, devices: Sequen
     findings += check_base_name(base_name, adapter.config if adapter else {})
     if base and adapter:
         fit = blockers(adapter.problems(base))
-        findings += fit or [*_check_merge_only(adapter), *_check_training(base, adapter, adapter_name or "")]
+        findings += fit or [*_check_merge_only(base, adapter), *_check_training(base, adapter, adapter_name or "")]
     needs: list[Need] = []
     if base:
         names = (adapter_name, base_name) if adapter_name else (base_name,)
@@ -85,10 +85,11 @@ def _examine(base_name: str, adapter_name: str | None, hub: Hub, devices: Sequen
     return Examination(base_name, adapter_name, tuple(findings), tuple(needs))
 
 
-def _check_merge_only(adapter: AdapterFolder) -> list[Finding]:
+def _check_merge_only(base: Base, adapter: AdapterFolder) -> list[Finding]:
     """Parts of a fitting adapter that cannot be applied unmerged."""
-    if not (features := adapter.merge_only_features()):
+    if adapter.can_stay_unmerged(base):
         return []
+    features = adapter.merge_only_features() or ["a head that the base ties to its embeddings"]
     what = f"the adapter uses {', '.join(features)}, which only a merge can apply"
     return [Finding("warning", what, "--adapter-mode exact refuses it", "nothing: auto merges it where memory allows")]
 

@@ -48,9 +48,7 @@ class HeldOutText:
             )
         return HeldOut(tuple(each for each in passages if each.rows))
 
-    def _passages(
-        self, tokenizer: ModelTokenizer, end_id: int | None, window: int, template: ChatFormat
-    ) -> Iterator[Passage]:
+    def _passages(self, tokenizer: ModelTokenizer, end_id: int | None, window: int, template: ChatFormat) -> Iterator[Passage]:
         if self.plain is not None:
             yield from _windows(self.plain, tokenizer, window)
         if self.dialogues is None:

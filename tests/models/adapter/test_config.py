@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,12 @@ from tests.models.conftest import MakeAdapter, MakeBase
         {"target_parameters": ["mlp.experts"]},
         {"use_qalora": True},
         {"init_lora_weights": "corda"},
+        {"init_lora_weights": "pissa_niter_4"},
+        {"init_lora_weights": "loftq"},
         {"enable_lora": [True, False]},
+        {"layers_to_transform": [0], "target_modules": ".*_proj"},
+        {"layers_pattern": "layers"},
+        {"lora_bias": True, "use_dora": True},
     ],
 )
 def test_a_key_that_nothing_applies_is_refused_by_name(
@@ -59,8 +65,18 @@ def test_a_folder_with_checkpoints_names_the_newest(make_base: MakeBase, make_ad
 
 
 @pytest.mark.parametrize(
-    "changes", [{"rank_pattern": {"q": "x"}}, {"target_modules": 3}, {"target_modules": "("}, {"alpha_pattern": {"(": 2}}]
-)
+    "changes",
+    [{"rank_pattern": {"q": "x"}}, {"rank_pattern": {"q": 8.0}}, {"alpha_pattern": {"(": 2}}, {"target_modules": 3},
+     {"target_modules": "("}, {"bias": "some"}, {"lora_alpha": float("nan")}, {"lora_alpha": 10**400}, {"r": None}],
+)  # fmt: skip
 def test_patterns_and_lists_must_be_such(changes: dict[str, Any], make_base: MakeBase, make_adapter: MakeAdapter) -> None:
     with pytest.raises(ModelError, match=next(iter(changes))):
         read_adapter_config(make_adapter(make_base(), **changes))
+
+
+def test_a_key_that_is_left_out_has_pefts_value(make_base: MakeBase, make_adapter: MakeAdapter) -> None:
+    adapter = make_adapter(make_base())
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({"peft_type": "LORA", "target_modules": ["q_proj"]}))
+    config = read_adapter_config(adapter)
+    assert (config["r"], config["lora_alpha"]) == (8, 8)

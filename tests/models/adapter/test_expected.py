@@ -61,6 +61,31 @@ def test_layers_that_the_config_leaves_out_may_not_have_weights(make_base: MakeB
         checked(base, make_adapter(base, layers_to_transform=[1]))
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"target_modules": ["q_proj", "input_layernorm"]}, "takes in model.layers.0.input_layernorm, which is no linear"),
+        ({"target_modules": ".*mlp.*"}, "takes in model.layers.0.mlp, which is no linear"),
+        ({"trainable_token_indices": [5, 9000]}, "names token 9,000, and there are 8,192"),
+    ],
+)
+def test_modules_and_tokens_that_peft_refuses_are_refused(
+    changes: dict[str, Any], reason: str, make_base: MakeBase, make_adapter: MakeAdapter
+) -> None:
+    base = make_base()
+    with pytest.raises(ModelError, match=reason):
+        checked(base, make_adapter(base, **changes))
+
+
+def test_a_name_with_a_part_too_many_or_too_few_is_told_from_another_base(
+    make_base: MakeBase, make_adapter: MakeAdapter
+) -> None:
+    base = make_base()
+    near = {f"{PREFIX}language_model.model.layers.0.mlp.up_proj.lora_A.weight": torch.zeros(4, 128)}
+    with pytest.raises(ModelError, match=r"names a module language_model.*, and the base model.layers.0.mlp.up_proj.* rename"):
+        checked(base, make_adapter(base), **near)
+
+
 def test_weights_that_were_saved_empty_say_why(make_base: MakeBase, make_adapter: MakeAdapter) -> None:
     base = make_base()
     with pytest.raises(ModelError, match="DeepSpeed ZeRO-3"):

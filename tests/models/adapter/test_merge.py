@@ -87,6 +87,29 @@ def test_a_lora_on_the_head_of_a_tied_base_leaves_the_embeddings_alone(
     assert_same(answers(base, adapter, notices), pefts_answers(base, adapter))
 
 
+@pytest.mark.parametrize("tokens", [[5, 6], {"embed_tokens": [5, 6], "lm_head": [5, 6]}])
+def test_tokens_trained_one_by_one_change_both_ends_of_a_tied_base(
+    tokens: Any, make_base: MakeBase, make_adapter: MakeAdapter, notices: list[str]
+) -> None:
+    base = make_base(tie_word_embeddings=True)
+    adapter = make_adapter(base, trainable_token_indices=tokens)
+    delta = f"{EMBEDDINGS.removesuffix('weight')}token_adapter.trainable_tokens_delta"
+    change_tensors(adapter / "adapter_model.safetensors", **{delta: rows(2)})
+    assert_same(answers(base, adapter, notices), pefts_answers(base, adapter))
+
+
+def test_olora_on_the_head_of_a_tied_base_begins_at_both_ends(
+    make_base: MakeBase, make_adapter: MakeAdapter, notices: list[str]
+) -> None:
+    base = make_base(tie_word_embeddings=True)
+    adapter = make_adapter(base, target_modules=["lm_head"], init_lora_weights="olora")
+    lora = {"lora_A": rows(4), "lora_B": torch.randn(8192, 4, generator=torch.Generator().manual_seed(3)) * 0.05}
+    named = {f"base_model.model.lm_head.{part}.weight": tensor for part, tensor in lora.items()}
+    others = load_file(adapter / "adapter_model.safetensors").keys() - named.keys()
+    change_tensors(adapter / "adapter_model.safetensors", **{**dict.fromkeys(others), **named})
+    assert_same(answers(base, adapter, notices), pefts_answers(base, adapter))
+
+
 def test_tokens_that_an_adapter_adds_are_embedded_and_end_an_answer(
     make_base: MakeBase, make_adapter: MakeAdapter, notices: list[str]
 ) -> None:

@@ -37,8 +37,14 @@ REFUSED = {
     "target_parameters": "the adapter changes parameters of experts, which LLaMA-family bases lack",
     "use_qalora": "QALoRA groups its inputs, which is not computed here",
 }
+LIMIT = 1e30
+"""No alpha is as large; infinity and NaN are no numbers here."""
+DEFAULTS = {"r": 8, "lora_alpha": 8}
+"""PEFT's values of keys that a config may leave out."""
 _PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva", "lora_ga")
 """Values of init_lora_weights that leave the base's weights as they are."""
+_KNOWN_STARTS = ("pissa", "olora", "loftq")
+"""Values of init_lora_weights that change the base in a way that PEFT repeats."""
 _MERGED_FEATURES = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias", "trainable_token_indices")
 
 
@@ -49,11 +55,12 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder} holds no {ADAPTER_CONFIG}; {_where_instead(folder)}")
     if config.get("peft_type") != "LORA":
         raise ModelError(f"{folder} holds an adapter of type {config.get('peft_type')!r}; only LORA can be used")
-    rank = config.get("r")
+    config = {**DEFAULTS, **config}
+    rank = config["r"]
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise ModelError(f"{folder / ADAPTER_CONFIG} says r {rank!r}, but a LoRA's rank is a whole number from 1")
-    alpha = config.get("lora_alpha")
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+    alpha = config["lora_alpha"]
+    if not _is_number(alpha):
         raise ModelError(f"{folder / ADAPTER_CONFIG} says lora_alpha {alpha!r}, but a LoRA's alpha is a number")
     _check_types(folder, config)
     return config
@@ -73,12 +80,14 @@ def _where_instead(folder: Path) -> str:
 
 def _check_types(folder: Path, config: Mapping[str, Any]) -> None:
     """ModelError for a pattern or list that is something else."""
-    for key in ("rank_pattern", "alpha_pattern"):
+    for key, is_right, kind in (("rank_pattern", _is_rank, "whole numbers from 1"), ("alpha_pattern", _is_number, "numbers")):
         value = config.get(key) or {}
         numbers = value.values() if isinstance(value, dict) else [None]
-        if not all(isinstance(each, int | float) and each > 0 for each in numbers):
-            raise ModelError(f"{folder / ADAPTER_CONFIG} says {key} {value!r}, but it must be a table of numbers above 0")
+        if not all(map(is_right, numbers)):
+            raise ModelError(f"{folder / ADAPTER_CONFIG} says {key} {value!r}, but it must be a table of {kind}")
         _check_patterns(folder, key, value)
+    if (bias := config.get("bias", "none")) not in ("none", "all", "lora_only"):
+        raise ModelError(f"{folder / ADAPTER_CONFIG} says bias {bias!r}, but it must be none, all or lora_only")
     for key in ("target_modules", "exclude_modules", "modules_to_save"):
         value = config.get(key)
         names = [value] if isinstance(value, str) and key != "modules_to_save" else value or []
@@ -91,6 +100,14 @@ def _check_types(folder: Path, config: Mapping[str, Any]) -> None:
         flat = [each for part in lists for each in (part if isinstance(part, list) else [part])]
         if value is not None and not all(type(each) is int for each in flat):
             raise ModelError(f"{folder / ADAPTER_CONFIG} says {key} {value!r}, but it must be a list of whole numbers")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LIMIT
+
+
+def _is_rank(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _check_patterns(folder: Path, key: str, patterns: Iterable[str]) -> None:
@@ -114,25 +131,51 @@ def config_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
         else:
             why = "what it asks for is not known here, and would be left out"
             yield Problem(f"{ADAPTER_CONFIG} says {key} {_short(value)}", why, "remove the key if the adapter does not need it")
-    yield from _start_problems(config.get("init_lora_weights", True))
+    yield from _contradictions(config)
+    yield from _start_problems(config)
 
 
-def _start_problems(start: Any) -> Iterator[Problem]:
-    if _changes_base(start) and not _is_known_start(start):
-        why = "that initialization changes the base, and cannot be repeated from the adapter alone"
-        remedy = "save the adapter converted (PEFT: save_pretrained(path_initial_model_for_weight_conversion=...))"
-        yield Problem(f"{ADAPTER_CONFIG} says init_lora_weights {_short(start)}", why, remedy)
+def _contradictions(config: Mapping[str, Any]) -> Iterator[Problem]:
+    """Keys that PEFT does not take together."""
+    targets, layers, pattern = config.get("target_modules"), config.get("layers_to_transform"), config.get("layers_pattern")
+    start = config.get("init_lora_weights", True)
+    pairs = (
+        ("layers_to_transform", "target_modules as a text", isinstance(targets, str) and layers is not None),
+        ("layers_pattern", "target_modules as a text", isinstance(targets, str) and pattern is not None),
+        ("layers_pattern", "no layers_to_transform", pattern and layers is None),
+        ("lora_bias", "use_dora", config.get("lora_bias") and config.get("use_dora")),
+        ("lora_bias", f"init_lora_weights {_short(start)}", config.get("lora_bias") and changes_base(config)),
+    )
+    for first, second, is_so in pairs:
+        if is_so:
+            why = "PEFT does not take them together, so it is not known what the adapter was trained with"
+            yield Problem(f"{ADAPTER_CONFIG} says {first} with {second}", why, "give the config that belongs to these weights")
+
+
+def _start_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
+    start = config.get("init_lora_weights", True)
+    convert = "save the adapter converted (PEFT: save_pretrained(path_initial_model_for_weight_conversion=...))"
+    what = f"{ADAPTER_CONFIG} says init_lora_weights {_short(start)}"
+    if not changes_base(config):
+        return
+    if start == "corda":
+        yield Problem(what, "that initialization changes the base, and cannot be repeated from the adapter alone", convert)
+    elif isinstance(start, str) and re.fullmatch(r"pissa_niter_\d+", start):
+        why = "its quick decomposition of the base draws random numbers, so no second run finds the same base"
+        yield Problem(what, why, convert)
+    elif start not in _KNOWN_STARTS:
+        yield Problem(what, "that initialization is not known here, and may change the base", convert)
+    elif start == "loftq" and not config.get("loftq_config"):
+        why = "PEFT repeats LoftQ's initialization of the base by loftq_config, which is missing"
+        yield Problem(what, why, "give the config that belongs to these weights")
     elif start == "loftq" and find_spec("scipy") is None:
         why = "PEFT repeats LoftQ's initialization of the base with scipy, which is not installed"
-        yield Problem(f"{ADAPTER_CONFIG} says init_lora_weights 'loftq'", why, "pip install scipy")
+        yield Problem(what, why, "pip install scipy")
 
 
-def _changes_base(start: Any) -> bool:
-    return start not in _PLAIN_STARTS
-
-
-def _is_known_start(start: Any) -> bool:
-    return isinstance(start, str) and re.fullmatch(r"pissa(_niter_\d+)?|olora|loftq", start) is not None
+def changes_base(config: Mapping[str, Any]) -> bool:
+    """True for an initialization that leaves other weights in the base than it had."""
+    return config.get("init_lora_weights", True) not in _PLAIN_STARTS
 
 
 def merged_features(config: Mapping[str, Any]) -> list[str]:
@@ -140,14 +183,14 @@ def merged_features(config: Mapping[str, Any]) -> list[str]:
     features = [key for key in _MERGED_FEATURES if config.get(key)]
     features += ["bias"] if config.get("bias", "none") != "none" else []
     start = config.get("init_lora_weights", True)
-    return [*features, f"init_lora_weights {start!r}"] if _changes_base(start) else features
+    return [*features, f"init_lora_weights {start!r}"] if changes_base(config) else features
 
 
 def peft_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of PEFT's LoraConfig: all that changes the result, and no name that PEFT could look up at the Hub."""
     settings = {key: config[key] for key in CHANGING if config.get(key)}
     start = config.get("init_lora_weights", True)
-    if _changes_base(start):
+    if changes_base(config):
         settings |= {"init_lora_weights": start, "loftq_config": config.get("loftq_config") or {}}
     return {**settings, "r": config["r"], "lora_alpha": config["lora_alpha"], "task_type": "CAUSAL_LM", "inference_mode": True}
 

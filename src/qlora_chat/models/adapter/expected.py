@@ -16,6 +16,7 @@ from qlora_chat.models.adapter.config import ADAPTER_CONFIG, EMBEDDINGS, HEAD
 from qlora_chat.models.adapter.names import PREFIX, TensorName
 from qlora_chat.models.folders import Base, Problem
 from qlora_chat.models.weights.checkpoint import TensorHeader
+from qlora_chat.models.weights.shape import PROJECTIONS
 
 Shapes = dict[str, tuple[int, ...]]
 AGAIN = "fetch the adapter again"
@@ -57,20 +58,30 @@ class Comparison:
     @cached_property
     def targets(self) -> set[str]:
         """Modules that PEFT puts a LoRA on."""
-        found = {each for each in (*self.linears, EMBEDDINGS) if is_target(self.config, each)}
+        return self._with_tied({each for each in (*self.linears, EMBEDDINGS) if is_target(self.config, each)})
+
+    def _with_tied(self, modules: set[str]) -> set[str]:
+        """Modules that PEFT changes, with the other end of the model where the adapter keeps both tied."""
         tied = self.base.shape.tied_head and self.config.get("ensure_weight_tying")
-        return found | ({EMBEDDINGS, HEAD} if tied and found & {EMBEDDINGS, HEAD} else set())
+        return modules | ({EMBEDDINGS, HEAD} if tied and modules & {EMBEDDINGS, HEAD} else set())
+
+    def _others(self) -> Iterator[str]:
+        """Modules of the base that are neither linears nor embeddings, as PEFT names them."""
+        parts = {"model.rotary_emb", *(f"model.layers.{index}.mlp.act_fn" for index in range(self.base.shape.layers))}
+        named = {*self.linears, EMBEDDINGS, *parts, *(name.rpartition(".")[0] for name in self.base.tensors())}
+        above = {name[: dot.start()] for name in named for dot in re.finditer(r"\.", name)}
+        yield from sorted((named | above) - {*self.linears, EMBEDDINGS})
 
     def required(self) -> Shapes:
         """Tensors without which PEFT would make a part of the adapter up."""
         shapes: Shapes = {}
         for module in sorted(self.targets):
             shapes |= {f"{PREFIX}{module}.{part}": shape for part, shape in self._lora(module).items()}
-        for name, shape in self.parameters.items():
-            if is_saved(self.config, name.rpartition(".")[0]):
-                shapes[PREFIX + name] = shape
-        for module, count in self._token_rows().items():
-            shapes[f"{PREFIX}{module}.token_adapter.trainable_tokens_delta"] = (count, self.base.shape.hidden)
+        modules = {name: name.rpartition(".")[0] for name in self.parameters}
+        saved = self._with_tied({each for each in modules.values() if is_saved(self.config, each)})
+        shapes |= {PREFIX + name: shape for name, shape in self.parameters.items() if modules[name] in saved}
+        for module, tokens in self._token_rows().items():
+            shapes[f"{PREFIX}{module}.token_adapter.trainable_tokens_delta"] = (len(tokens), self.base.shape.hidden)
         return shapes
 
     def _lora(self, module: str) -> Shapes:
@@ -83,16 +94,20 @@ class Comparison:
         shapes |= {"lora_B.bias": (outputs,)} if self.config.get("lora_bias") else {}
         return shapes | ({"lora_magnitude_vector": (outputs,)} if self.config.get("use_dora") else {})
 
-    def _token_rows(self) -> dict[str, int]:
-        """Numbers of the tokens that are trained one by one, by module."""
+    def _token_rows(self) -> dict[str, list[int]]:
+        """Tokens that are trained one by one, by module. A tied head that trains the same ones shares their rows."""
         indices = self.config.get("trainable_token_indices") or {}
         by_name = indices if isinstance(indices, dict) else {"embed_tokens": indices}
         known = {"embed_tokens": EMBEDDINGS, HEAD: HEAD}
-        return {known.get(name.rpartition(".")[2], name): len(each) for name, each in by_name.items()}
+        rows = {known.get(name.rpartition(".")[2], name): each for name, each in by_name.items()}
+        if self.base.shape.tied_head and HEAD in rows and rows.get(EMBEDDINGS) == rows[HEAD]:
+            del rows[HEAD]
+        return rows
 
     def problems(self) -> Iterator[Problem]:
         """Tensors that are missing, left over or of another shape."""
         required = self.required()
+        yield from self._without_lora()
         yield from self._grown()
         yield from self._foreign(required)
         yield from self._missing(required)
@@ -100,6 +115,17 @@ class Comparison:
         if self.config.get("lora_bias") and (bare := sorted(each for each in self.targets if not self._has_bias(each))):
             why = "the base has no bias there that it could be added to, and PEFT cannot merge it either"
             yield Problem(f"the adapter trains a bias of {bare[0]} (lora_bias)", why, "train it without lora_bias")
+
+    def _without_lora(self) -> Iterator[Problem]:
+        """The first module or token of the config that PEFT refuses."""
+        wrong = "PEFT refuses it, so it is not known what the adapter was trained with"
+        remedy = "give the config that belongs to these weights"
+        if other := next((each for each in self._others() if is_target(self.config, each)), None):
+            yield Problem(f"target_modules in {ADAPTER_CONFIG} takes in {other}, which is no linear", wrong, remedy)
+        tokens = [each for tokens in self._token_rows().values() for each in tokens]
+        if beyond := [each for each in tokens if not 0 <= each < self.vocabulary]:
+            what = f"trainable_token_indices in {ADAPTER_CONFIG} names token {beyond[0]:,}, and there are {self.vocabulary:,}"
+            yield Problem(what, wrong, remedy)
 
     def _grown(self) -> Iterator[Problem]:
         """Added tokens for only one of embeddings and head."""
@@ -126,6 +152,9 @@ class Comparison:
 
     def _foreign_lora(self, name: TensorName) -> Problem:
         if name.module not in (*self.linears, EMBEDDINGS):
+            if near := next((each for each in self.linears if _is_end(each, name.module)), None):
+                what = f"the adapter names a module {name.module}, and the base {near}"
+                return Problem(what, "PEFT would leave it out", f"rename its tensors, such as {PREFIX}{near}.{name.part}")
             what = f"the adapter changes {name.module}, which the base lacks"
             return Problem(what, "it was tuned on another base", self._own_base())
         if name.module not in self.targets:
@@ -184,6 +213,12 @@ class Comparison:
         return f"give the base that it was tuned on (base_model_name_or_path in its {ADAPTER_CONFIG}): {named}"
 
 
+def _is_end(first: str, second: str) -> bool:
+    """True if one name is the other with something in front."""
+    shorter, longer = sorted((first, second), key=len)
+    return longer.endswith(f".{shorter}")
+
+
 # --- modules that a config names ------------------------------------------------------------------------------------------
 
 
@@ -195,8 +230,8 @@ def is_target(config: Mapping[str, Any], module: str) -> bool:
     if targets is None:
         targets = ["q_proj", "v_proj"]  # PEFT's own choice for the families that run here
     if isinstance(targets, str):
-        everything = targets.lower() == "all-linear"
-        return module not in (HEAD, EMBEDDINGS) if everything else re.fullmatch(targets, module) is not None
+        everything = targets.lower() == "all-linear"  # but the head
+        return module.endswith(PROJECTIONS) if everything else re.fullmatch(targets, module) is not None
     return module in targets or (_matches(targets, module) and _is_chosen_layer(config, module))
 
 

@@ -17,6 +17,7 @@ from qlora_chat.models.adapter.config import (
     ADAPTER_WEIGHTS,
     EMBEDDINGS,
     HEAD,
+    changes_base,
     config_problems,
     merged_features,
     read_adapter_config,
@@ -80,11 +81,21 @@ class AdapterFolder:
         return vocabulary_of(base, self.headers)
 
     def unties(self, base: Base) -> bool:
-        """True if the adapter changes embeddings or head of a base that ties them, in a way that may leave them different."""
-        if not base.shape.tied_head or self.config.get("ensure_weight_tying"):
+        """True if the adapter changes embeddings or head of a base that ties them, in a way that may leave them different.
+
+        PEFT adds a LoRA of each to the same rows where the adapter keeps both tied, which is what neither was trained with.
+        """
+        if not base.shape.tied_head:
             return False
-        changed = {TensorName.of(name).module for name in self.headers if not name.endswith("trainable_tokens_delta")}
+        names = [TensorName.of(name) for name in self.headers]
+        kept = self.config.get("ensure_weight_tying")
+        changed = {each.module for each in names if (each.part.startswith("lora_") if kept else not each.is_token_row)}
         return not changed.isdisjoint((EMBEDDINGS, HEAD))
+
+    @property
+    def changes_base(self) -> bool:
+        """True for an initialization that leaves other weights in the base than it had."""
+        return changes_base(self.config)
 
     def merge_only_features(self) -> list[str]:
         """Config keys and tensors that only a merge can apply (DoRA, per-layer ranks, whole modules, biases)."""

@@ -159,16 +159,19 @@ def _with_adapter(model: Any, adapter: AdapterFolder, base: Base) -> Any:
     try:
         if (rows := adapter.vocabulary(base)) != base.shape.vocabulary:
             model.resize_token_embeddings(rows, mean_resizing=False)
-        if adapter.unties(base):
+        late = adapter.changes_base or adapter.config.get("ensure_weight_tying")  # PEFT has to find the two ends tied
+        if adapter.unties(base) and not late:
             _untie(model)
         wrapped: Any = PeftModelForCausalLM(model, LoraConfig(**peft_settings(adapter.config)))
+        if adapter.unties(base) and late:
+            _untie(model)
         result: Any = set_peft_model_state_dict(wrapped, _state(adapter, wrapped))
     except ModelError:
         raise
     except Exception as problem:  # PEFT raises any error for a config or base that it does not understand
         reason = " ".join(str(problem).split())[:300]
         raise ModelError(f"PEFT cannot apply the adapter in {adapter.folder} ({type(problem).__name__}: {reason})") from problem
-    missing = [name for name in result.missing_keys if ".default" in name]
+    missing = [name for name in result.missing_keys if ".default" in name and not _is_shared(wrapped, name)]
     if different := [*result.unexpected_keys, *missing]:
         which = "misses" if missing else "does not use"
         raise ModelError(
@@ -184,14 +187,23 @@ def _state(adapter: AdapterFolder, wrapped: Any) -> dict[str, Tensor]:
     for name, tensor in adapter.tensors().items():
         module, _, part = name.rpartition(".")
         inside = f"{module}.base_layer.{part}"
+        tensor = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor  # 8 bits have no arithmetic
         state[inside if inside in names else name] = check_finite(f"{name} of the adapter", tensor)
     return state
+
+
+def _is_shared(wrapped: Any, name: str) -> bool:
+    """True for rows of a tied head that are those of the embeddings, and stand in the file once."""
+    module, part, _ = name.partition(".token_adapter.")
+    return bool(part) and wrapped.get_submodule(module).token_adapter.tied_adapter is not None
 
 
 def _untie(model: Any) -> None:
     """Give the head weights of its own, which start as the embeddings."""
     head = model.get_output_embeddings()
-    head.weight = torch.nn.Parameter(model.get_input_embeddings().weight.detach().clone(), requires_grad=False)
+    for inside in ("original_module", "base_layer"):  # of PEFT's layers, if it has put one there already
+        head = getattr(head, inside, head)
+    head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     model.config.tie_word_embeddings = False
 
 

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PREFIX = "base_model.model."
-_WRAPPERS = (PREFIX, "module.", "_orig_mod.", "_fsdp_wrapped_module.")
-"""Prefixes of PEFT and of the wrappers for distributed and compiled training."""
+_WRAPPERS = re.compile(r"(?<!\w)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""Parts of a name that distributed, compiled or recomputed training puts in."""
 _COPY, _ORIGINAL = ".modules_to_save.", ".original_module."
 _PART = re.compile(
-    r"\.(?:(?P<matrix>lora_[AB])(?:\.\w+)?\.(?P<kind>weight|bias)"
+    r"\.(?:(?P<matrix>lora_[AB])(?:\.[\w-]+)?\.(?P<kind>weight|bias)"
     r"|(?P<mlx>lora_[ab])(?:\.weight)?"
-    r"|(?P<embedding>lora_embedding_[AB])(?:\.\w+)?"
-    r"|(?P<magnitude>lora_magnitude_vector)(?:\.\w+)?(?:\.weight)?"
-    r"|token_adapter\.(?P<delta>trainable_tokens_delta)(?:\.\w+)?"
-    r"|(?:modules_to_save\.(?:\w+\.)?|base_layer\.)?(?P<whole>weight|bias))$"
+    r"|(?P<embedding>lora_embedding_[AB])(?:\.[\w-]+)?"
+    r"|(?P<magnitude>lora_magnitude_vector)(?:\.[\w-]+)?(?:\.weight)?"
+    r"|token_adapter\.(?P<delta>trainable_tokens_delta)(?:\.[\w-]+)?"
+    r"|(?:modules_to_save\.(?:[\w-]+\.)?|base_layer\.)?(?P<whole>weight|bias))$"
 )
 
 
@@ -44,9 +44,7 @@ class TensorName:
     @staticmethod
     def of(stored: str) -> TensorName:
         """Read a name in any of the known spellings."""
-        rest = stored
-        while wrapper := next((each for each in _WRAPPERS if rest.startswith(each)), None):
-            rest = rest.removeprefix(wrapper)
+        rest = _WRAPPERS.sub("", stored).rpartition(PREFIX)[2]
         found = _PART.search(rest)
         if found is None:
             return TensorName(rest, "")
@@ -63,6 +61,11 @@ class TensorName:
     def is_matrix(self) -> bool:
         """True for the two matrices that can be applied unmerged."""
         return self.part in ("lora_A.weight", "lora_B.weight")
+
+    @property
+    def is_token_row(self) -> bool:
+        """True for the rows of tokens that are trained one by one."""
+        return self.part.endswith("trainable_tokens_delta")
 
     def __str__(self) -> str:
         return PREFIX + (f"{self.module}.{self.part}" if self.part else self.module)
