@@ -1,4 +1,4 @@
-// Greedy tokens of llama.cpp, through node-llama-cpp: one JSON request on standard input, one JSON reply on standard output.
+// Greedy tokens and first logits of llama.cpp, through node-llama-cpp: one JSON request on standard input, one JSON reply on standard output.
 // node llama_cpp.mjs < {"model": FILE, "lora": FILE or null, "texts": [...], "prompts": [[id, ...], ...], "count": N}
 import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
@@ -12,7 +12,7 @@ const model = await llama.loadModel({ modelPath: request.model });
 const lora = request.lora ? { adapters: [{ filePath: request.lora, scale: 1 }] } : undefined;
 const context = await model.createContext({ contextSize: 512, sequences: 1, threads: 1, lora });
 const sequence = context.getSequence();
-const answers = [];
+const answers = [], logits = [];
 for (const prompt of request.prompts) {
     await sequence.clearHistory();
     const tokens = [];
@@ -21,13 +21,17 @@ for (const prompt of request.prompts) {
         if (tokens.length === request.count) break;
     }
     answers.push(tokens);
+    await sequence.clearHistory();
+    const read = await sequence.controlledEvaluate([...prompt.slice(0, -1), [prompt.at(-1), { generateNext: { logits: true } }]]);
+    const found = read.at(-1).next.logits;
+    logits.push(Array.from({ length: found.size }, (_, token) => found.get(token)));
 }
 const reply = {
-    answers,
+    answers, logits,
     ids: (request.texts ?? []).map((each) => Array.from(model.tokenize(each, false))),
     specialIds: (request.texts ?? []).map((each) => Array.from(model.tokenize(each, true))),
     bos: model.tokens.bos, eos: model.tokens.eos, eot: model.tokens.eot,
 };
-process.stdout.write(JSON.stringify(reply));
+await new Promise((written) => process.stdout.write(JSON.stringify(reply), written));
 await llama.dispose();
 process.exit(0);

@@ -1,4 +1,4 @@
-"""A real llama.cpp reads what `export --for gguf` wrote, and its greedy tokens are ours on the same file.
+"""A real llama.cpp reads what `export --for gguf` wrote, and its logits and greedy tokens are ours on the same files.
 
 It comes built with npm: `npm install --ignore-scripts node-llama-cpp` in some folder, and NODE_LLAMA_CPP=that folder.
 """
@@ -19,9 +19,11 @@ import torch
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.eager.forward import Forward, Span
 from qlora_chat.exporting.gguf import GgufLayout, GgufOptions, export_gguf
-from qlora_chat.models import LoadedModel
+from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.load import load
+from qlora_chat.models.locate import BUNDLED
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
+from qlora_chat.models.weights.llama import Adapter, LlamaWeights, build
 from qlora_chat.settings import ModelSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -57,12 +59,17 @@ def llama_cpp(**request: Any) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def differences(model: LoadedModel, prompt: Sequence[int], theirs: Sequence[int]) -> list[float]:
-    """Gap between our first choice and their token wherever the two differ, along their answer."""
-    forward = Forward(model.weights, KVCache(model.weights, slots=1))
-    logits = forward([Span(0, 0, [*prompt, *theirs[:-1]], logits=len(theirs))])
-    gaps = logits.max(dim=-1).values - logits[torch.arange(len(theirs)), torch.tensor(theirs)]
-    return [float(each) for each in gaps if each > 0]
+def compare(weights: LlamaWeights, asked: Sequence[list[int]], reply: dict[str, Any]) -> None:
+    """Compare llama.cpp's first logits with ours, and its tokens with our first choices along its answers."""
+    gaps: list[float] = []
+    for prompt, logits, answer in zip(asked, reply["logits"], reply["answers"], strict=True):
+        forward = Forward(weights, KVCache(weights, slots=1))
+        ours = forward([Span(0, 0, [*prompt, *answer[:-1]], logits=len(answer))])
+        assert float((ours[0] - torch.tensor(logits)).abs().max()) < MARGIN
+        below = ours.max(dim=-1).values - ours[torch.arange(len(answer)), torch.tensor(answer)]
+        gaps += [float(each) for each in below if each > 0]
+    assert max(gaps, default=0.0) < MARGIN
+    assert len(gaps) <= sum(map(len, reply["answers"])) // 20, "all but a few tokens are the same"
 
 
 def prompts(tokenizer: ModelTokenizer) -> list[list[int]]:
@@ -82,20 +89,18 @@ def test_greedy_tokens_and_ids_are_ours(name: str, tmp_path: Path) -> None:
     asked = prompts(ours.tokenizer)
     reply = llama_cpp(model=str(file), lora=None, prompts=asked, count=COUNT, texts=TEXTS)
     assert reply["ids"] == [ours.tokenizer.encode(each) for each in TEXTS]
-    gaps = [gap for prompt, answer in zip(asked, reply["answers"], strict=True) for gap in differences(ours, prompt, answer)]
-    assert max(gaps, default=0.0) < MARGIN
-    assert len(gaps) <= sum(map(len, reply["answers"])) // 20, "all but a few tokens are the same"
+    compare(ours.weights, asked, reply)
 
 
-def test_a_lora_over_its_base_gives_the_tokens_of_the_merge(tmp_path: Path) -> None:
-    settings = ModelSettings(model="demo", device="cpu")
-    merged = next(written(settings, tmp_path / "merged").glob("*.gguf"))
-    apart = written(settings, tmp_path / "apart", "adapters")
-    base, lora = (next(apart.glob(pattern)) for pattern in ("*-F16.gguf", "*.lora.gguf"))
-    ours = load(ModelSettings(base=str(merged), device="cpu", precision="bf16"), print, dtype=torch.float32)
+def test_a_lora_over_its_base_gives_the_logits_of_the_unmerged_adapter(tmp_path: Path) -> None:
+    apart = written(ModelSettings(model="demo", device="cpu"), tmp_path / "apart", "adapters")
+    file, lora = (next(apart.glob(pattern)) for pattern in ("*-F16.gguf", "*.lora.gguf"))
+    ours = load(ModelSettings(base=str(file), device="cpu", precision="bf16"), print, dtype=torch.float32)
+    assert ours.base
+    adapter = Adapter.read(AdapterFolder.read(BUNDLED / "adapter"))
+    weights = build(ours.base.checkpoint(), ours.base.shape, torch.device("cpu"), torch.float32, adapter)
     asked = prompts(ours.tokenizer)
-    reply = llama_cpp(model=str(base), lora=str(lora), prompts=asked, count=COUNT)
-    gaps = [gap for prompt, answer in zip(asked, reply["answers"], strict=True) for gap in differences(ours, prompt, answer)]
-    assert len(gaps) <= sum(map(len, reply["answers"])) // 10, "the merge is rounded to bf16, and the LoRA is not"
-    plain = llama_cpp(model=str(base), lora=None, prompts=asked, count=COUNT)
+    reply = llama_cpp(model=str(file), lora=str(lora), prompts=asked, count=COUNT)
+    compare(weights, asked, reply)
+    plain = llama_cpp(model=str(file), lora=None, prompts=asked, count=COUNT)
     assert plain["answers"] != reply["answers"]
