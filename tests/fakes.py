@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 from qlora_chat.chat import Chat
-from qlora_chat.engines import EngineError, Finish, Piece, PrefillProgress
+from qlora_chat.engines import AnsweredBy, EngineError, Finish, Piece, PrefillProgress
 from qlora_chat.history import ConversationInfo, Feedback, HistoryUnavailable, OutboxRecord, TurnRecord
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation
@@ -78,6 +78,7 @@ class ScriptedStream:
     stops: Stops
     fails_after: int | None = None
     failure: str = "the script says that generation fails"
+    answered_by: AnsweredBy | None = None
     pauses_after: int | None = None
     prefilled: Sequence[int] = ()
     """Tokens of the prompt that are reported as read before the first token."""
@@ -131,7 +132,7 @@ class ScriptedStream:
         count = len(self.seen)
         rate = count / elapsed if count > 1 and elapsed > 0 else None
         finish = Finish(reason, len(self.prompt.ids), 0, count, self.delay * 1000 if count else None, rate)  # type: ignore[arg-type]
-        return Piece("", None, finish)
+        return Piece("", None, replace(finish, answered_by=self.answered_by))
 
 
 class ScriptedEngine:
@@ -160,6 +161,8 @@ class ScriptedEngine:
         self.closed = False
         self.slots = 64
         self.adapters_asked: list[str | None] = []
+        self.answered_by: Callable[[str | None], AnsweredBy] | None = None
+        """What the engine says has answered, from the adapter asked for; it cannot tell where this is None."""
         self.refusal: Exception | None = None
         """Raised instead of beginning an answer."""
 
@@ -171,6 +174,7 @@ class ScriptedEngine:
         text = self.answer if isinstance(self.answer, str) else self.answer(prompt)
         stream = ScriptedStream(_words(text), self.delay, prompt, sampling, stops, self.fails_after, self.failure)
         stream.pauses_after, stream.go_on, stream.prefilled = self.pauses_after, self.go_on, self.prefilled
+        stream.answered_by = self.answered_by(adapter) if self.answered_by else None
         self.streams.append(stream)
         return stream
 

@@ -4,7 +4,7 @@ import pytest
 
 from qlora_chat.chat import AnswerOptions, Chat
 from qlora_chat.context import PromptTooLong
-from qlora_chat.engines import EngineError
+from qlora_chat.engines import AnsweredBy, EngineError
 from qlora_chat.history import ContinuedAnswer, StaleConversation, TurnRecord
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation
@@ -189,6 +189,15 @@ def test_what_is_recorded_makes_the_same_answer_again() -> None:
     assert logged[1].parent_id == record.answer.id
     assert logged[1].sampling.seed == 7
     assert follow.conversation.messages[2].id == logged[1].question.id
+
+
+def test_the_record_names_what_the_engine_says_has_answered() -> None:
+    engine = ScriptedEngine("a b c")
+    engine.answered_by = lambda asked: AnsweredBy("another")
+    chat, _, logged = chat_over(engine)
+    list(turn := chat.reply(Conversation(), "Hi", AnswerOptions(Sampling(), "scripted")))
+    assert turn.model.adapter == "another", "whatever was asked for"
+    assert logged[0].model == turn.model
 
 
 def test_the_progress_of_a_long_prompt_is_known() -> None:

@@ -235,7 +235,10 @@ class Chat:
     def _model_used(self, adapter: str | None) -> ModelUsed:
         """The model as it is recorded; the hash of an adapter chosen from several is not known."""
         info = self.engine.info
-        used = info.adapter if adapter is None else None if adapter == info.name else adapter
+        return self._model_with(info.adapter if adapter is None else None if adapter == info.name else adapter)
+
+    def _model_with(self, used: str | None) -> ModelUsed:
+        info = self.engine.info
         return ModelUsed(
             info.name, info.base, used, info.precision, info.device, info.prompt_format,
             info.base_sha256, info.adapter_sha256 if used == info.adapter else None, info.computed_by,
@@ -302,6 +305,12 @@ class Turn:
     def changes(self) -> Sequence[SettingsChange]:
         """Changes of the settings so far, each with its place in the answer."""
         return self._settings_changes()
+
+    @property
+    def model(self) -> ModelUsed:
+        """The model that answered, as the engine reports; before the end, and where it cannot tell, the one that was asked."""
+        answered_by = self.finish and self.finish.answered_by
+        return self._chat._model_with(answered_by.adapter) if answered_by else self._start.model
 
     def update(self, sampling: Sampling) -> None:
         """Use these settings from the very next token; the seed stays."""
@@ -380,7 +389,7 @@ class Turn:
             answer_ids=tuple(self._ids),
             changes=self._settings_changes(),
             usage=usage,
-            model=start.model,
+            model=self.model,
             continues=start.continues,
             stop_texts=start.stop_texts,
         )

@@ -34,6 +34,13 @@ class TokenLogprobs(NamedTuple):
 NO_LOGPROBS = TokenLogprobs()
 
 
+class AnsweredBy(NamedTuple):
+    """The weights that an answer was computed with, as the engine itself knows them."""
+
+    adapter: str | None
+    """None for the model without an adapter."""
+
+
 @dataclass(frozen=True)
 class Finish:
     """Reason, token counts and timing of a finished answer."""
@@ -49,6 +56,8 @@ class Finish:
     """Decode rate after the first token; None below two tokens."""
     changes: tuple[tuple[int, Sampling], ...] | None = None
     """Sampling changes during the answer, as (tokens generated before, new settings); None where an engine cannot tell."""
+    answered_by: AnsweredBy | None = None
+    """None where an engine cannot tell."""
 
 
 class PrefillProgress(NamedTuple):

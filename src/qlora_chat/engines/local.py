@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from qlora_chat.engines import EngineError, Stream, check_prompt
+from qlora_chat.engines import AnsweredBy, EngineError, Stream, check_prompt
 from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache, fitting_slots, slot_bytes
 from qlora_chat.engines.core.lora_registry import LoraRegistry
@@ -103,9 +103,9 @@ class LocalEngine:
         self, prompt: Prompt, sampling: Sampling, stops: Stops, changes: Mapping[int, Sampling], adapter: str | None = None
     ) -> Stream:
         """Start an answer whose settings change at given tokens; see ReplayableEngine."""
-        lora = self._lora(adapter)
+        lora, answered_by = self._lora(adapter)
         check_prompt(prompt.ids, self.info.window, self._vocabulary)
-        request = Request(prompt.ids, sampling, stops, self.info.window, self.tokenizer, changes, lora)
+        request = Request(prompt.ids, sampling, stops, self.info.window, self.tokenizer, changes, lora, answered_by)
         with self._changed:
             if self._closing:
                 raise EngineError("the engine is closed")
@@ -130,15 +130,15 @@ class LocalEngine:
             self._changed.notify()
         self._thread.join()
 
-    def _lora(self, name: str | None) -> object:
-        """Adapter as slots name it; None for the model as it was opened."""
+    def _lora(self, name: str | None) -> tuple[object, AnsweredBy]:
+        """(adapter as slots name it, its name); None and its own adapter's name for the model as it was opened."""
         if name in (None, self.info.adapter):
-            return None
+            return None, AnsweredBy(self.info.adapter)
         lora = self._adapters.get(str(name))
         if lora is None:
             loaded = ", ".join(self.info.adapters) or self.info.adapter or "none"
             raise ValueError(f"adapter {name!r} is not loaded; loaded: {loaded}")
-        return lora
+        return lora, AnsweredBy(str(name))
 
     def _change_adapters(self, change: Callable[..., None], *arguments: Any) -> None:
         change(*arguments)

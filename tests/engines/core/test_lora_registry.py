@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qlora_chat.engines import COMPILED, AdapterHost
+from qlora_chat.engines import COMPILED, AdapterHost, AnsweredBy
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models import LoadedModel, ModelError
 from qlora_chat.models.locate import BUNDLED
@@ -57,6 +57,9 @@ def test_each_chat_in_a_batch_has_its_own_adapter(
     assert host.forwards - passes < 2 * GREEDY.max_new_tokens, "one pass for all four, not one for each"
     alone = [greedy_ids(host, prompt, adapter)[0] for adapter in ("chat", None, "other")]
     assert together == [*alone, alone[0]]
+    finishes = [piece.finish for piece in host.stream(prompt, GREEDY, Stops(frozenset({2})), "other")]
+    assert finishes[-1]
+    assert finishes[-1].answered_by == AnsweredBy("other")
     assert len({tuple(each) for each in alone}) == 3, "the three differ, so a mix-up would show"
     assert (host.info.computed_by or "").startswith(COMPILED) == (shared_engine.info.computed_by or "").startswith(COMPILED), (
         "adapters that are loaded later do not change the pass"

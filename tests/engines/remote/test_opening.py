@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from qlora_chat.engines import EngineError
+from qlora_chat.engines import AnsweredBy, EngineError
 from qlora_chat.engines.open import open_engine
 from qlora_chat.engines.remote.engine import RemoteEngine
 from qlora_chat.engines.remote.server import Timeouts
 from qlora_chat.settings import ModelSettings, engine_settings
 from tests.engines.remote.requests import DEMO, GREEDY, PROMPT, STOPS, TEXT, until
-from tests.fakes import ScriptedServer, sse
+from tests.fakes import Reply, ScriptedServer, sse
 
 
 def test_an_adapter_is_chosen_by_the_name_that_the_servers_list(
@@ -32,6 +32,22 @@ def test_an_adapter_is_chosen_by_the_name_that_the_servers_list(
     assert [request["model"] for request in server.requests] == ["chat", "loaded later", "base"]
     assert engine.info.adapters == ("chat", "loaded later")
     assert set(open_to(server, model="chat").info.adapters) == {"base", "loaded later"}, "the base can be chosen as well"
+
+
+def test_the_server_says_what_has_answered(server: ScriptedServer, open_to: Callable[..., RemoteEngine]) -> None:
+    server.models = [{"id": "base"}, {"id": "chat", "parent": "base"}]
+    engine = open_to(server, model="base")
+    known = {"base": AnsweredBy(engine.info.adapter), "chat": AnsweredBy("chat"), "file.gguf": None}
+    for said, expected in known.items():
+        server.reply = _naming(said, server)
+        *_, last = engine.stream(PROMPT, GREEDY, STOPS, "chat")
+        assert last.finish
+        assert last.finish.answered_by == expected
+
+
+def _naming(model: str, server: ScriptedServer) -> Reply:
+    line = f'data: {{"choices": [], "model": "{model}"}}\n\n'.encode()
+    return lambda request: iter([line, *server.says(request)])
 
 
 def test_a_model_of_another_base_is_not_offered(server: ScriptedServer, open_to: Callable[..., RemoteEngine]) -> None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from queue import SimpleQueue
 
-from qlora_chat.engines import NO_LOGPROBS, EngineError, Finish, Piece, PrefillProgress, TokenLogprobs
+from qlora_chat.engines import NO_LOGPROBS, AnsweredBy, EngineError, Finish, Piece, PrefillProgress, TokenLogprobs
 from qlora_chat.messages import FinishReason
 from qlora_chat.prompt import Tokenizer
 from qlora_chat.settings import Sampling
@@ -60,6 +60,7 @@ class AnswerBuilder:
         """Prompt tokens whose keys and values were reused."""
         self.changes: list[tuple[int, Sampling]] = []
         """Sampling changes, as (tokens generated before, new settings)."""
+        self.answered_by: AnsweredBy | None = None
         self._text: list[str] = []
         self._prompt_tokens = prompt_tokens
         self._token_stops = StopOnTokens(stops.token_ids)
@@ -135,6 +136,7 @@ class AnswerBuilder:
             ttft_ms=(self._first_token - self._started) * 1000 if self._first_token else None,
             tokens_per_s=(self.count - 1) / elapsed if self.count > 1 and elapsed > 0 else None,
             changes=tuple(self.changes),
+            answered_by=self.answered_by,
         )
         self.pieces.put(Piece(text, token_id, finish, *logprobs))
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from qlora_chat.engines import NO_LOGPROBS, EngineError, OutOfMemory, Piece, TokenLogprobs
+from qlora_chat.engines import NO_LOGPROBS, AnsweredBy, EngineError, OutOfMemory, Piece, TokenLogprobs
 from qlora_chat.engines.core.answer_builder import AnswerBuilder, PieceQueue, iterate
 from qlora_chat.engines.core.kv_cache import Slot
 from qlora_chat.engines.core.prompt_lookup import NO_DRAFT, Draft, Speculator
@@ -34,8 +34,10 @@ class Request:
         tokenizer: Tokenizer,
         pending_sampling: Mapping[int, Sampling] | None = None,
         adapter: object = None,
+        answered_by: AnsweredBy | None = None,
     ) -> None:
-        """`pending_sampling`: settings that apply once that many tokens have been generated; `adapter`: as Slot.adapter."""
+        """`pending_sampling`: settings that apply once that many tokens have been generated; `adapter`: as Slot.adapter;
+        `answered_by`: its name."""
         self.ids = list(prompt)
         """Prompt and answer."""
         self.sampling = sampling
@@ -44,6 +46,7 @@ class Request:
         self.slot: Slot | None = None
         self.seed = random.getrandbits(63) if sampling.seed is None else sampling.seed
         self._answer = AnswerBuilder(tokenizer, stops, len(prompt))
+        self._answer.answered_by = answered_by
         self._prompt_tokens, self._window = len(prompt), window
         self._pending_sampling = dict(pending_sampling or {})
         self._used = sampling

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from qlora_chat.engines import NO_LOGPROBS, EngineError, Piece, TokenLogprobs
+from qlora_chat.engines import NO_LOGPROBS, AnsweredBy, EngineError, Piece, TokenLogprobs
 from qlora_chat.engines.core.answer_builder import AnswerBuilder, PieceQueue, iterate
 from qlora_chat.engines.remote.capabilities import Capabilities
 from qlora_chat.engines.remote.pool import Pool
@@ -40,6 +40,8 @@ class RemoteRequest:
     stops: Stops
     model: str
     window: int
+    adapters: Mapping[str, str | None] = field(default_factory=dict)
+    """By the name of a model on the servers, the adapter that it is for us."""
 
 
 class RemoteAnswer:
@@ -184,6 +186,8 @@ class RemoteAnswer:
     def _add(self, chunk: Chunk, before: int, limit: int) -> None:
         answer = self._answer
         answer.cached_tokens = answer.cached_tokens or chunk.cached_tokens
+        if chunk.model is not None and chunk.model in self._request.adapters:  # some servers name a file instead
+            answer.answered_by = AnsweredBy(self._request.adapters[chunk.model])
         if chunk.ids:
             self._add_tokens(chunk.ids, chunk.logprobs, limit)
         elif chunk.text:

@@ -76,7 +76,8 @@ class RemoteEngine:
         check_prompt(prompt.ids, self.info.window, self.tokenizer.size)
         if self._closed:
             raise EngineError("the engine is closed")
-        request = RemoteRequest(prompt, stops, model, self.info.window)
+        adapters = {**{each: each for each in self._models}, self._model: self.info.adapter}
+        request = RemoteRequest(prompt, stops, model, self.info.window, adapters)
         answer = RemoteAnswer(request, sampling, self._identity, self.pool, self._timeouts)
         self._loop.call(self._start, answer)
         return RemoteStream(answer, self._loop.call)

@@ -43,6 +43,8 @@ class Chunk:
     """One for each id; () where none were requested, or the server returns none that can be used."""
     prefill: PrefillProgress | None = None
     """The server is still reading the prompt."""
+    model: str | None = None
+    """Name of the model that answers, as the server has it."""
 
 
 async def read_chunks(parts: AsyncIterator[bytes]) -> AsyncIterator[Chunk]:
@@ -109,7 +111,11 @@ def parse_chunk(payload: bytes) -> Chunk:
         raise StreamError("a choice is no JSON object")
     ids = _ids(choice)
     text, finish = _string(choice, "text") or "", _string(choice, "finish_reason")
-    return Chunk(text, ids, finish, logprobs=_logprobs(choice, ids or ()), **_counts(usage or {}))
+    model = value.get("model")
+    return Chunk(
+        text, ids, finish, logprobs=_logprobs(choice, ids or ()), model=model if isinstance(model, str) else None,
+        **_counts(usage or {}),
+    )  # fmt: skip
 
 
 def _string(choice: dict[str, Any], field: str) -> str | None:
