@@ -21,7 +21,7 @@ from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation
 from qlora_chat.models import ModelInfo
 from qlora_chat.prompt import DEFAULT_FORMAT, Prompt
-from qlora_chat.settings import Sampling
+from qlora_chat.settings import ModelSettings, Sampling
 from qlora_chat.stopping import Stops
 
 if TYPE_CHECKING:
@@ -183,6 +183,23 @@ class ScriptedEngine:
         self.closed = True
         for stream in self.streams:
             stream.cancel()
+
+
+class ScriptedSwitch(ScriptedEngine):
+    """A ScriptedEngine whose model can be switched: it takes the name of what it is switched to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settings = ModelSettings()
+        self.switch_fails: Exception | None = None
+
+    def switch(self, settings: ModelSettings, notify: Callable[[str], None]) -> None:
+        """Take another name, or fail as told."""
+        notify("The new model is being read.")
+        if self.switch_fails:
+            raise self.switch_fails
+        self.settings, self.slots = settings, 16
+        self.info = replace(self.info, name=settings.base or settings.model, adapter=settings.adapter)
 
 
 class ScriptedRecorder:

@@ -53,6 +53,7 @@ ARROWS: dict[str, set[str]] = {
     "web": {
         "chat",
         "context",
+        "doctor",
         "engines",
         "errors",
         "history",

@@ -1,13 +1,15 @@
 """What of a conversation fits the window: what must stay, what goes, and that the same goes turn after turn."""
 
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlora_chat.context import PromptTooLong, context_use, fit_prompt
+from qlora_chat.context import PromptTooLong, context_use, fit_prompt, with_own_ids
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.models import LoadedModel
 from qlora_chat.prompt import DEFAULT_FORMAT, FORMATS, Prompt, render
@@ -150,3 +152,18 @@ def test_a_huge_draft_is_not_tokenised_to_its_end(demo_fp32: LoadedModel) -> Non
     assert context_use(talk("a", "b"), "a b " * 2000, DEFAULT_FORMAT, Counting(), 512, 100).draft > 412  # type: ignore[arg-type]
     assert sum(seen) < 20_000
     assert time.perf_counter() - began < 60
+
+
+def test_ids_of_a_model_with_another_tokenizer_are_not_used() -> None:
+    class Shouting(LetterTokenizer):
+        def decode(self, ids: Sequence[int]) -> str:
+            return super().decode(ids).upper()
+
+    tokenizer = LetterTokenizer()
+    answer = Message("assistant", "Paris.", tuple(tokenizer.encode("Paris.")), "stop")
+    conversation = Conversation(messages=(Message("user", "Where?"), answer))
+    assert with_own_ids(conversation, tokenizer) is conversation
+    other = with_own_ids(conversation, Shouting())
+    assert (other.messages[1].ids, other.messages[1].content, other.messages[1].id) == ((), "Paris.", answer.id)
+    unknown = replace(answer, ids=(-5, 2**40))
+    assert with_own_ids(replace(conversation, messages=(conversation.messages[0], unknown)), tokenizer).messages[1].ids == ()

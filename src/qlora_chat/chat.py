@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from qlora_chat.context import ContextUse, context_use, fewest_tokens, fit_prompt
+from qlora_chat.context import ContextUse, context_use, fewest_tokens, fit_prompt, with_own_ids
 from qlora_chat.engines import Engine, Finish, Piece, Stream
 from qlora_chat.history import (
     ContinuedAnswer,
@@ -154,7 +154,7 @@ class Chat:
             return 0
         if fewest_tokens(conversation, tokenizer) >= window:
             return window
-        return min(len(render(conversation, self.prompt_format, tokenizer).ids), window)
+        return min(len(render(with_own_ids(conversation, tokenizer), self.prompt_format, tokenizer).ids), window)
 
     def context_use(self, conversation: Conversation, draft: str, max_new_tokens: int) -> ContextUse:
         """The window's use if `draft` were sent next: what stays, what goes, what is left.
@@ -165,6 +165,7 @@ class Chat:
         if conversation.messages and conversation.messages[-1].role == "user":
             conversation = conversation.adding(Message("assistant", ""))
         engine, pinned = self.engine, _pinned(conversation)
+        conversation = with_own_ids(conversation, engine.tokenizer)
         return context_use(
             conversation, draft, self.prompt_format, engine.tokenizer, engine.info.window, max_new_tokens, pinned=pinned
         )
@@ -182,7 +183,7 @@ class Chat:
     def _fitted(self, conversation: Conversation, options: AnswerOptions, *, continue_final: bool = False) -> Prompt:
         engine, most = self.engine, options.sampling.max_new_tokens
         return fit_prompt(
-            conversation, self.prompt_format, engine.tokenizer, engine.info.window, most,
+            with_own_ids(conversation, engine.tokenizer), self.prompt_format, engine.tokenizer, engine.info.window, most,
             pinned=_pinned(conversation), continue_final=continue_final,
         )  # fmt: skip
 

@@ -238,3 +238,42 @@ class _TokenCounts:
 
 
 _COUNTS = _TokenCounts()
+
+
+def with_own_ids(conversation: Conversation, tokenizer: Tokenizer) -> Conversation:
+    """The conversation without the ids of answers by a model with another tokenizer: to this one they are other words."""
+    wrong = {each.id for each in conversation.messages if each.ids and not _OWN_IDS.are_own(tokenizer, each)}
+    if not wrong:
+        return conversation
+    messages = tuple(replace(each, ids=()) if each.id in wrong else each for each in conversation.messages)
+    return replace(conversation, messages=messages)
+
+
+class _OwnIds:
+    """Answers whose ids a tokenizer was seen to know or not to know: a long conversation is looked at at every turn."""
+
+    def __init__(self) -> None:
+        self._known: WeakKeyDictionary[Tokenizer, dict[int, bool]] = WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    def are_own(self, tokenizer: Tokenizer, message: Message) -> bool:
+        """True if the ids are the message's text."""
+        with self._lock:
+            known = self._known.setdefault(tokenizer, {})
+        key = hash((message.ids, message.content))
+        if (own := known.get(key)) is None:
+            if len(known) >= MOST_KNOWN:
+                known.clear()
+            own = known[key] = _decoded(tokenizer, message.ids) == message.content.strip()
+        return own
+
+
+def _decoded(tokenizer: Tokenizer, ids: Sequence[int]) -> str | None:
+    """Text of ids; None where the tokenizer has no such ids."""
+    try:
+        return tokenizer.decode(ids).strip()
+    except (ValueError, IndexError, KeyError, OverflowError):
+        return None
+
+
+_OWN_IDS = _OwnIds()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,26 @@ def open_chat(
         opened.close()
         raise
     return Chat(opened, prompt_format, history or MemoryHistory(), recorder)
+
+
+def open_switchable_chat(model: ModelSettings, history: HistoryStore, recorder: LogRecorder | None) -> Chat:
+    """Load the model into this process, where a person may replace it by another one later."""
+    from qlora_chat.chat import Chat
+    from qlora_chat.engines.local import LocalEngine
+    from qlora_chat.engines.switch import ModelSwitch, OpenedModel
+    from qlora_chat.models import Notify
+    from qlora_chat.models.load import fits_beside, load
+
+    def opener(settings: ModelSettings, tell: Notify) -> OpenedModel:
+        engine = LocalEngine(partial(load, settings, tell), settings.slots, tell, settings.kv_cache_dtype)
+        try:
+            return OpenedModel(settings, engine, format_of(engine.info, engine.tokenizer))
+        except BaseException:
+            engine.close()
+            raise
+
+    switch = ModelSwitch(model, opener, fits_beside, notify)
+    return Chat(switch, switch.prompt_format, history, recorder)
 
 
 def format_of(info: ModelInfo, tokenizer: Any) -> ChatFormat:
@@ -92,6 +113,12 @@ class Persistence:
     def open_chat(self, model: ModelSettings, engine: EngineSettings | None = None) -> Chat:
         """A chat whose turns are saved and sent here."""
         return open_chat(model, engine, self.store, self.recorder)
+
+    def open_served_chat(self, model: ModelSettings, engine: EngineSettings) -> Chat:
+        """The same for a server, on whose page the model can be switched where it is in this process."""
+        if engine.urls:
+            return self.open_chat(model, engine)
+        return open_switchable_chat(model, self.store, self.recorder)
 
     def close(self) -> None:
         """Send what is due, write what is pending."""

@@ -46,13 +46,16 @@ def serve(
     trusted_proxy: Annotated[
         list[str] | None, typer.Option(help="address or network of a proxy whose X-Forwarded headers count")
     ] = None,
+    page_operator: Annotated[
+        bool, typer.Option(help="whoever opens the page may switch the model and train, though there is a password")
+    ] = False,
 ) -> None:
     """Open the page and the OpenAI-compatible API, on one port."""
     settings.quiet_libraries()
     model_settings, engine_settings = model.settings(kv_cache_dtype, slots), engine.settings()
     serve_settings = ServeSettings(
         host, port, settings.page_token(), tuple(allow_host or ()), settings.api_tokens(), queue, max_tokens, time_limit,
-        log_requests, settings.operator_token(), tuple(trusted_proxy or ()), tuple(allow_origin or ()),
+        log_requests, settings.operator_token(), tuple(trusted_proxy or ()), tuple(allow_origin or ()), page_operator,
     )  # fmt: skip
 
     from qlora_chat.server.run import serve as serve_page
@@ -63,7 +66,7 @@ def serve(
         notify(f"history: conversations are saved in {saved}, as was chosen on the page; --history memory: saves none")
     with closing(Persistence(history_settings, log_settings, SEND_AT_EXIT_SECONDS)) as persistence:
         serve_page(
-            partial(persistence.open_chat, model_settings, engine_settings),
+            partial(persistence.open_served_chat, model_settings, engine_settings),
             serve_settings,
             notify,
             logging_on=persistence.logging_on,

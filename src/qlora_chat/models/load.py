@@ -19,7 +19,7 @@ from qlora_chat.models.cache import Cache
 from qlora_chat.models.chat_format import format_sources
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.part import ModelPart
-from qlora_chat.models.placement import DeviceMemory, detect_devices, needed_bytes
+from qlora_chat.models.placement import DeviceMemory, DoesNotFit, detect_devices, needed_bytes, without
 from qlora_chat.models.plan import ResolvedModel
 from qlora_chat.models.prepare import PreparedModel, prepare
 from qlora_chat.models.resolve import resolve
@@ -55,6 +55,18 @@ def load(
     weights = build(prepared.tensors, prepared.base.shape, device, dtype, prepared.adapter)
     text = prepared.text
     return LoadedModel(weights, text.tokenizer, info, prepared.base, unmerged, text.special.eos)
+
+
+def fits_beside(settings: ModelSettings, loaded: ModelInfo, notify: Notify) -> bool:
+    """True if a model gets the device and form beside a loaded one that it would get without it. The errors of `load` where it
+    would not fit even then, or cannot be found."""
+    cache, hub = Cache(cache_folder(), notify), Hub(hub_cache_folder(), hub_is_offline())
+    now = detect_devices(settings.device)
+    alone = resolve(settings, hub, cache, without(loaded, now), notify)
+    try:
+        return resolve(settings, hub, cache, now, lambda line: None).plan == alone.plan
+    except DoesNotFit:
+        return False
 
 
 def _first_adapter(resolved: ResolvedModel) -> tuple[ModelPart | None, AdapterFolder | None]:

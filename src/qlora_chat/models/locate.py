@@ -26,7 +26,7 @@ from qlora_chat.models.hub import (
     is_hub_id,
 )
 from qlora_chat.models.part import ModelPart
-from qlora_chat.models.smollm2 import SHA256, SMOLLM2, SMOLLM2_BASE, packaged_file
+from qlora_chat.models.smollm2 import SHA256, SMOLLM2, SMOLLM2_ADAPTER, SMOLLM2_BASE, packaged_file
 
 GUANACO = "guanaco-7b"
 GUANACO_BASE = "huggyllama/llama-7b"
@@ -64,6 +64,15 @@ ADAPTER_WITHOUT_WEIGHTS = RequiredFiles(lambda folder: (folder / ADAPTER_CONFIG)
 def is_bundled(base: str) -> bool:
     """True if a base's name means the bundled one; a folder called demo is meant only if it is a model."""
     return base == "demo" and not Path(base, "config.json").is_file()
+
+
+def parts_of(model: str) -> tuple[str, str] | None:
+    """Base and adapter that `--model` stands for, as a folder, file or Hub id each; None for another name."""
+    if model == GUANACO:
+        return GUANACO_BASE, GUANACO_ADAPTER
+    if model == SMOLLM2:
+        return str(packaged_file() or SMOLLM2_BASE), str(SMOLLM2_ADAPTER)
+    return (str(BUNDLED / "base"), str(BUNDLED / "adapter")) if model == "demo" else None
 
 
 def parse_name(option: str, text: str, notify: Notify) -> Path | str:

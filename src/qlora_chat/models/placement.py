@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from qlora_chat.models import ModelError
+from qlora_chat.models import ModelError, ModelInfo
 from qlora_chat.models.folders import Base
 from qlora_chat.settings import AdapterMode, Device, KVCacheDtype, Precision
 
@@ -70,6 +70,12 @@ def detect_devices(device: Device) -> tuple[DeviceMemory, ...]:
     if device in ("auto", "cpu"):
         devices.append(DeviceMemory("cpu", psutil.virtual_memory().available, find_compiler() is not None))
     return tuple(devices)
+
+
+def without(loaded: ModelInfo, devices: Sequence[DeviceMemory]) -> tuple[DeviceMemory, ...]:
+    """Devices as they would be if a loaded model were not there, by its predicted need."""
+    freed = loaded.predicted_bytes or 0
+    return tuple(replace(each, free=each.free + freed) if each.device == loaded.device else each for each in devices)
 
 
 def find_compiler() -> str | None:

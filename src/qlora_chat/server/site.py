@@ -25,7 +25,7 @@ from qlora_chat.server.site_access import protect, route_of
 from qlora_chat.serving.metrics import probes
 from qlora_chat.serving.request_log import RequestLog
 from qlora_chat.serving.tracing import Tracer
-from qlora_chat.settings import ServeSettings, is_shared, quiet_libraries
+from qlora_chat.settings import ServeSettings, is_shared, operates_page, quiet_libraries
 from qlora_chat.web.event_filter import PageEvents
 from qlora_chat.web.sessions import PageFeatures, Sessions
 from qlora_chat.web.tab_names import TabNames
@@ -46,7 +46,13 @@ class Site:
         """`logging_on`: turns are sent to a receiver; `history_on`: conversations outlive the process; `ended_sessions`: where
         log-outs are recorded."""
         self.state = ServerState(settings, can_store=logging_on or history_on, history_on=history_on)
-        self.features = PageFeatures(logging_on, history_on, is_shared(settings), has_password=settings.token is not None)
+        self.features = PageFeatures(
+            logging_on,
+            history_on,
+            is_shared(settings),
+            has_password=settings.token is not None,
+            operated=operates_page(settings),
+        )
         self._page: ASGIApp = _loading
         self._sessions: Sessions | None = None
         metrics = self.state.metrics

@@ -37,6 +37,10 @@ class ShuttingDown(EngineError):
         super().__init__("The server is shutting down. Send this again in a moment.")
 
 
+class Paused(EngineError):
+    """The server takes no requests for a moment; the message says why."""
+
+
 class AdmissionTicket:
     """One answer's admission: waiting, then running. Release it once, whatever happens."""
 
@@ -75,7 +79,9 @@ class Gate:
     def __init__(self, slots: int, queue_limit: int) -> None:
         self.slots, self.queue_limit = slots, queue_limit
         self.closed = False
-        """True if new requests are refused; admitted ones go on."""
+        """True if new requests are refused for good; admitted ones go on."""
+        self.paused: str | None = None
+        """Reason why new requests are refused for a moment; admitted ones go on."""
         self._lock = threading.Lock()
         self._running: list[AdmissionTicket] = []
         self._waiting: list[AdmissionTicket] = []
@@ -93,9 +99,12 @@ class Gate:
         return len(self._waiting)
 
     def admit(self, caller: Hashable) -> AdmissionTicket:
-        """Ticket that runs at once or waits. Overloaded if the queue is full, ShuttingDown once the gate is closed."""
+        """Ticket that runs at once or waits. Overloaded if the queue is full, ShuttingDown once the gate is closed,
+        Paused while it is paused."""
         if self.closed:
             raise ShuttingDown
+        if self.paused:
+            raise Paused(self.paused)
         ticket = AdmissionTicket(self, caller)
         with self._lock:
             if len(self._running) < self.slots and not self._waiting:

@@ -26,15 +26,22 @@ class Speed:
     """Of one answer, which may have shared its steps with others; None before the first."""
     ttft_ms: float | None = None
     """From a question to the first token of its answer."""
+    measuring: bool = False
+    """True while the short answer is being written."""
 
     def observe(self, finish: Finish) -> None:
         """Take the figures of an answer that ended, if it is long enough."""
         if finish.tokens_per_s is not None and finish.completion_tokens >= FEWEST_TOKENS:
             self.tokens_per_s, self.ttft_ms = finish.tokens_per_s, finish.ttft_ms
 
+    def forget(self) -> None:
+        """Forget the figures of a model that is not loaded any more."""
+        self.tokens_per_s = self.ttft_ms = None
+
     def measure(self, engine: Engine, prompt: Prompt) -> None:
         """Time a short answer in the background, of a model in this process: other servers' time costs others' money."""
         if isinstance(engine, LocalModel):
+            self.measuring = True
             threading.Thread(target=self._measure, args=(engine, prompt), name="qlora-chat-speed", daemon=True).start()
 
     def _measure(self, engine: Engine, prompt: Prompt) -> None:
@@ -45,3 +52,5 @@ class Speed:
                     self.observe(piece.finish)
         except (EngineError, ValueError):  # the server is ending, or the model answers nobody: others will say so
             return
+        finally:
+            self.measuring = False

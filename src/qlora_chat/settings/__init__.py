@@ -50,4 +50,4 @@ from qlora_chat.settings.sampling import (
     SamplingSetting,
     check_stop_texts,
 )
-from qlora_chat.settings.server import DEFAULT_PORT, ReceiverSettings, ServeSettings, is_shared
+from qlora_chat.settings.server import DEFAULT_PORT, ReceiverSettings, ServeSettings, is_shared, operates_page

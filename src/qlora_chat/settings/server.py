@@ -50,6 +50,8 @@ class ServeSettings:
     """Addresses or networks of proxies whose X-Forwarded headers count."""
     allowed_origins: tuple[str, ...] = ()
     """Origins of browser apps that may use the API."""
+    page_operator: bool = False
+    """Whoever opens the page may act as the operator on it: switch the model, and train."""
 
     def __post_init__(self) -> None:
         check_host("--host", self.host)
@@ -92,6 +94,12 @@ class ServeSettings:
 def is_shared(settings: ServeSettings) -> bool:
     """True if several people use the page: other machines reach it, themselves or through a proxy."""
     return not is_loopback(settings.host) or bool(settings.trusted_proxies)
+
+
+def operates_page(settings: ServeSettings) -> bool:
+    """True if people on the page may switch the model and train: where that is allowed, and where everybody who can connect is
+    the operator, since there is no password."""
+    return settings.page_operator or not (settings.token or settings.operator_token)
 
 
 @dataclass(frozen=True)

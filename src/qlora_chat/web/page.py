@@ -62,7 +62,7 @@ def build_page(chat: Chat, sessions: Sessions, features: PageFeatures) -> gr.Blo
         FeedbackHandlers(handlers, parts).connect(IMMEDIATE)
         ChatEvents(chat, handlers, parts).connect(IMMEDIATE)
         ContextHandlers(chat, handlers, parts).connect(IMMEDIATE)
-        model.connect(IMMEDIATE)
+        model.connect(IMMEDIATE, {**QUEUED, "concurrency_limit": None})
     page.max_threads = MAX_CONCURRENT_ANSWERS
     page.queue(default_concurrency_limit=None, api_open=False)
     # Gradio looks for work every millisecond, which takes the model 2 % of a core more than this; there is no public setting.

@@ -11,11 +11,14 @@ from typing import Any
 import gradio as gr
 
 from qlora_chat.chat import Chat
+from qlora_chat.serving.model_changes import ModelChanges
 from qlora_chat.web import render
 from qlora_chat.web.chats.saving import offer
 from qlora_chat.web.event_filter import Field
 from qlora_chat.web.panels.model import Measured, model_card
 from qlora_chat.web.panels.settings import LONGEST, describe_settings
+from qlora_chat.web.panels.switch_form import FORBIDDEN, SwitchForm
+from qlora_chat.web.panels.switch_form import LONGEST as LONGEST_NAME
 from qlora_chat.web.panels.welcome import describe_model
 from qlora_chat.web.sessions import PageFeatures
 
@@ -26,6 +29,9 @@ MAX_CHARACTERS: Mapping[str, int] = {
     "conversation": 200,
     "memory": 130_000,
     "sampling": LONGEST,
+    "switch-base": LONGEST_NAME,
+    "switch-adapter": LONGEST_NAME,
+    "switch-precision": LONGEST_NAME,
 }
 """Limit of the text that a browser may send, for each part with text, by elem_id.
 
@@ -80,6 +86,7 @@ class Parts:
             with gr.Column(elem_id="model", elem_classes="drawer"):
                 gr.HTML("<h2>Model</h2>", padding=False)
                 self.model = gr.HTML(model_card(info, Measured()), elem_id="model-card", padding=False)
+                self.switch_form = _lay_out_switch(chat, features)
         self.conversation = gr.Textbox(elem_id="conversation", visible=False)
         """ConversationRef of the conversation shown, for memory.js to remember."""
         self.memory = gr.Textbox(elem_id="memory", visible=False)
@@ -135,6 +142,18 @@ class Parts:
         )  # fmt: skip
         component("systems", "systems")
         component("appearance", "appearance")
+
+
+def _lay_out_switch(chat: Chat, features: PageFeatures) -> SwitchForm | None:
+    """The form that switches the model; None to visitors, and where other servers have the model."""
+    switchable = ModelChanges.switchable(chat.engine)
+    if switchable is None:
+        return None
+    gr.HTML("<h3>Switch the model</h3>", padding=False)
+    if not features.operated:
+        gr.HTML(f'<p class="note">{FORBIDDEN}</p>', padding=False)
+        return None
+    return SwitchForm(switchable.settings)
 
 
 def _button(text: str, elem_id: str, size: Any = "sm", **options: Any) -> gr.Button:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from qlora_chat.chat import AnswerOptions, Chat, Turn
+from qlora_chat.context import with_own_ids
 from qlora_chat.history import HistoryUnavailable, StaleConversation
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.settings import Sampling
@@ -135,7 +136,8 @@ class Session:
         with self._lock:
             self._expect_idle()
             before = self._conversation.before(answer_id)
-            answer = before and self._conversation.messages[len(before.messages)]
+            shown = with_own_ids(self._conversation, self._chat.engine.tokenizer)
+            answer = before and shown.messages[len(before.messages)]
             if before is None or not answer or not 0 <= at < len(answer.ids) or token < 0:
                 return None
             ids = (*answer.ids[:at], token)

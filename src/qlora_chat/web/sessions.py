@@ -28,6 +28,8 @@ class PageFeatures:
     """People on other machines can reach the page: then each browser sees only its own conversations."""
     has_password: bool = False
     """A person logs in, and can log out."""
+    operated: bool = False
+    """People on the page may switch the model and train."""
 
 
 def owner_of(*known: object) -> str:

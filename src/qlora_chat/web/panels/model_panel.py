@@ -1,36 +1,54 @@
-"""The Model panel: everything on the page that says which model answers, and the events that bring it up to date.
+"""The Model panel: everything on the page that says which model answers, and the events that check and switch it.
 
-Scope: from the engine's model to the parts that describe it. Knows no conversation.
+Scope: from the engine's model to the parts that describe it, and from the form to a change of the model. Who may do that is
+decided when the page is built. Knows no conversation: it goes on with the new model.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
 import gradio as gr
 
 from qlora_chat.chat import Chat
+from qlora_chat.engines import EngineError
+from qlora_chat.errors import UserError
 from qlora_chat.messages import Conversation, Message
+from qlora_chat.models import ModelInfo
+from qlora_chat.serving.model_changes import ModelChanges
 from qlora_chat.serving.shared_engine import SharedEngine
+from qlora_chat.settings import ModelSettings, hub_cache_folder, hub_is_offline
 from qlora_chat.web import render
+from qlora_chat.web.adapter_chooser import AdapterChooser
 from qlora_chat.web.panels.model import Measured, model_card
+from qlora_chat.web.panels.switch_form import SwitchForm, findings, progress, settings_of
 from qlora_chat.web.panels.welcome import describe_model
 from qlora_chat.web.parts import Parts
 
 QUESTION = Conversation(messages=(Message("user", "What is the capital of France?"),))
+POLL_S = 0.1
 
 
 class ModelPanel:
-    """The model's description on the page."""
+    """The model's description on the page, and its switch."""
 
     def __init__(self, chat: Chat, parts: Parts) -> None:
-        self._chat, self._parts = chat, parts
+        self._chat, self._parts, self._chooser = chat, parts, AdapterChooser(chat)
+        engine = chat.engine
+        self.changes = ModelChanges(engine, self._measure_speed) if isinstance(engine, SharedEngine) else None
         self._measure_speed()
 
-    def connect(self, options: dict[str, Any]) -> None:
+    def connect(self, options: dict[str, Any], queued: dict[str, Any]) -> None:
         """Attach the events; `options` are those of every event that is not queued."""
-        self._parts.open_model.click(self.card, None, [self._parts.model], **options)
+        parts, form = self._parts, self._parts.switch_form
+        parts.open_model.click(self.card, None, [parts.model], **options)
+        if form:
+            form.check.click(self.check, form.inputs, [form.report], **queued)
+            outputs = [*self.outputs, parts.adapter, parts.status, form.report]
+            form.switch.click(self.switch, form.inputs, outputs, **queued)
 
     @property
     def outputs(self) -> list[Any]:
@@ -48,6 +66,52 @@ class ModelPanel:
             parts.model: model_card(info, measured),
         }
 
+    def card(self) -> dict[Any, Any]:
+        """The panel, with what was measured since."""
+        return {self._parts.model: model_card(self._chat.engine.info, Measured.of(self._chat.engine))}
+
+    async def check(self, base: Any, adapter: Any, precision: Any) -> dict[Any, Any]:
+        """Examine base and adapter before anything is loaded, as `qlora-chat doctor` does."""
+        report = self._form.report
+        try:
+            settings = settings_of(self._settings, base, adapter, precision)
+            found = await asyncio.to_thread(_examined, settings, self._chat.engine.info)
+        except (UserError, OSError) as problem:
+            return {report: render.problem(str(problem))}
+        return {report: findings(found)}
+
+    async def switch(self, base: Any, adapter: Any, precision: Any) -> AsyncIterator[dict[Any, Any]]:
+        """Switch the model, and show how that goes. It goes on where the page is closed meanwhile."""
+        report = self._form.report
+        try:
+            assert self.changes
+            change = self.changes.start(settings_of(self._settings, base, adapter, precision))
+        except (UserError, EngineError) as problem:
+            yield {report: render.problem(str(problem))}
+            return
+        shown = ""
+        while change.state == "running":
+            if (now := progress(change)) != shown:
+                shown = now
+                yield {report: now}
+            await asyncio.sleep(POLL_S)
+        status, chooser = render.status(self._chat.engine.info), self._chooser.update()
+        yield {**self.described(), report: progress(change), self._parts.adapter: chooser, self._parts.status: status}
+        while self.changes.is_measuring:
+            await asyncio.sleep(POLL_S)
+        yield self.card()
+
+    @property
+    def _form(self) -> SwitchForm:
+        form = self._parts.switch_form
+        assert form
+        return form
+
+    @property
+    def _settings(self) -> ModelSettings:
+        switchable = ModelChanges.switchable(self._chat.engine)
+        return switchable.settings if switchable else ModelSettings()
+
     def _measure_speed(self) -> None:
         """Time a short answer in the background, so that a first visitor sees a figure."""
         engine = self._chat.engine
@@ -55,6 +119,16 @@ class ModelPanel:
             with suppress(ValueError):  # a window that is too small for a question
                 engine.speed.measure(engine.inner, self._chat.prompt_for(QUESTION, max_new_tokens=1))
 
-    def card(self) -> dict[Any, Any]:
-        """The panel, with what was measured since."""
-        return {self._parts.model: model_card(self._chat.engine.info, Measured.of(self._chat.engine))}
+
+def _examined(settings: ModelSettings, loaded: ModelInfo) -> tuple[Any, ...]:
+    """Findings about a model, on this machine as it is without the one that is loaded."""
+    from qlora_chat.doctor.examine import examine
+    from qlora_chat.models.hub import Hub
+    from qlora_chat.models.locate import parts_of
+    from qlora_chat.models.placement import detect_devices, without
+
+    devices = without(loaded, detect_devices(settings.device))
+    own = parts_of(settings.base or settings.model)
+    base = own[0] if own else settings.base or settings.model
+    adapter = settings.adapter if settings.base else own and own[1]
+    return examine(base, adapter, Hub(hub_cache_folder(), hub_is_offline()), devices).findings

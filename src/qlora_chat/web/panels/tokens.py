@@ -13,6 +13,7 @@ from typing import Any
 import gradio as gr
 
 from qlora_chat.chat import Chat
+from qlora_chat.context import with_own_ids
 from qlora_chat.engines import EngineError
 from qlora_chat.history import HistoryError
 from qlora_chat.messages import Conversation, Message
@@ -37,7 +38,8 @@ class TokenHandlers:
     def examine(self, ref: Any, event: gr.EventData, request: gr.Request) -> Iterator[Updates]:
         """Compute the probabilities of an answer's tokens, with reports on the way."""
         session, turn_id = self._handlers.session(request, ref), str(event._data.get("id"))
-        answer = next((each for each in session.conversation.messages if each.id == turn_id), None)
+        shown = with_own_ids(session.conversation, self._chat.engine.tokenizer)
+        answer = next((each for each in shown.messages if each.id == turn_id), None)
         if answer is None or not answer.ids or session.running:
             yield self._value(turn_id, problem=NO_IDS if answer and not session.running else GONE)
             return
