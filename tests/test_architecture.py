@@ -33,7 +33,7 @@ ARROWS: dict[str, set[str]] = {
     "context": {"errors", "messages", "prompt"},
     "chat": {"context", "engines", "history", "messages", "prompt", "settings", "stopping"},
     "doctor": {"chat_templates", "errors", "models", "prompt", "settings", "training"},
-    "serving": {"engines", "errors", "models", "prompt", "settings", "stopping"},
+    "serving": {"engines", "errors", "messages", "models", "prompt", "settings", "stopping"},
     "api": {
         "chat",
         "context",
@@ -48,7 +48,7 @@ ARROWS: dict[str, set[str]] = {
         "stopping",
     },
     "evaluation": {"chat", "engines", "errors", "messages", "models", "prompt", "settings", "text", "training"},
-    "replay": {"chat", "engines", "errors", "prompt", "settings", "stopping", "text"},
+    "replay": {"chat", "engines", "errors", "messages", "prompt", "settings", "stopping", "text"},
     "terminal": {"chat", "engines", "errors", "messages", "settings", "text"},
     "web": {
         "chat",
