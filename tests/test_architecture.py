@@ -203,7 +203,6 @@ SHORT_MODULES = {
     "web/gradio_stubs.py": "must run before Gradio is imported, which gradio_overrides.py does",
     "web/panels/welcome.py": "words for a first visitor, without a component of its own to test",
     "web/message_list/live_blocks.py": "updates that may be skipped, tried without a page",
-    "web/message_list/route.py": "HTTP of the page's components; view.py knows none",
     "web/render.py": "notices and the status line, which every handler uses",
 }
 """Modules under MIN_LINES, with the reason for each. A command of the command line needs none."""
