@@ -32,8 +32,9 @@ ARROWS: dict[str, set[str]] = {
     "benchmark": {"engines", "errors", "models", "prompt", "settings", "stopping"},
     "context": {"errors", "messages", "prompt"},
     "chat": {"context", "engines", "history", "messages", "prompt", "settings", "stopping"},
+    "comparison": {"chat", "engines", "history", "messages", "models", "settings"},
     "doctor": {"chat_templates", "errors", "models", "prompt", "settings", "training"},
-    "serving": {"engines", "errors", "messages", "models", "prompt", "settings", "stopping"},
+    "serving": {"engines", "errors", "models", "prompt", "settings", "stopping"},
     "api": {
         "chat",
         "context",
@@ -47,11 +48,12 @@ ARROWS: dict[str, set[str]] = {
         "settings",
         "stopping",
     },
-    "evaluation": {"chat", "engines", "errors", "messages", "models", "prompt", "settings", "text", "training"},
-    "replay": {"chat", "engines", "errors", "messages", "prompt", "settings", "stopping", "text"},
+    "evaluation": {"chat", "comparison", "engines", "errors", "messages", "models", "prompt", "settings", "text", "training"},
+    "replay": {"chat", "engines", "errors", "prompt", "settings", "stopping", "text"},
     "terminal": {"chat", "engines", "errors", "messages", "settings", "text"},
     "web": {
         "chat",
+        "comparison",
         "context",
         "doctor",
         "engines",
@@ -73,6 +75,7 @@ ARROWS: dict[str, set[str]] = {
         "benchmark",
         "chat",
         "chat_templates",
+        "comparison",
         "dataset",
         "delivery",
         "doctor",
@@ -203,6 +206,7 @@ SHORT_MODULES = {
     "web/gradio_stubs.py": "must run before Gradio is imported, which gradio_overrides.py does",
     "web/panels/welcome.py": "words for a first visitor, without a component of its own to test",
     "web/message_list/live_blocks.py": "updates that may be skipped, tried without a page",
+    "web/message_list/route.py": "HTTP of the page's components; view.py knows none",
     "web/render.py": "notices and the status line, which every handler uses",
 }
 """Modules under MIN_LINES, with the reason for each. A command of the command line needs none."""

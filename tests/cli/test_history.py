@@ -21,7 +21,7 @@ from qlora_chat.history import HistoryError
 from qlora_chat.history.open import open_history
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import HistorySettings, LogSettings, SettingsError
-from tests.history.conftest import KEY, NEW_KEY, add_turn, sqlite_history
+from tests.history.conftest import KEY, NEW_KEY, add_turn, compared, sqlite_history, vote_on
 
 
 @pytest.fixture(params=["sqlite:///{}/chats.db", "jsonl:{}/chats"], ids=["sqlite", "jsonl"])
@@ -53,6 +53,18 @@ def test_list_shows_the_newest_first_with_what_is_needed_to_choose() -> None:
     assert "4 turns  Where is the lighthouse?" in lines[1]
     (newest,) = json.loads(history("list", "--json", "--limit", "1").stdout)
     assert (newest["id"], newest["tags"], newest["turns"], newest["model"]) == ("bbbb-menu", ["food"], 2, "a-model")
+
+
+def test_votes_are_counted(url: str) -> None:
+    with closing(open_history(HistorySettings(url), LogSettings()).store) as store:
+        talk = compared(store, "A.", "B.")
+        assert store.add_vote(talk.id, vote_on(store, talk, 1, blind=True))
+    assert history("votes").stdout.splitlines() == [
+        "1 vote, 1 of them blind",
+        "adapter 0 0 : 1 adapter 1, 0 undecided, p = 1.0",
+    ]
+    (pairing,) = json.loads(history("votes", "--json").stdout)["pairings"]
+    assert pairing == {"names": ["adapter 0", "adapter 1"], "wins": [0, 1], "undecided": 0, "p_value": 1.0}
 
 
 @pytest.mark.usefixtures("url")

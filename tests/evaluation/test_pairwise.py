@@ -19,7 +19,6 @@ from qlora_chat.evaluation.pairwise import (
     read_preferences,
     read_prompts,
     shuffle_pairs,
-    sign_test,
     write_sheet,
 )
 from qlora_chat.evaluation.perplexity import measure
@@ -60,11 +59,6 @@ def test_a_prompt_and_a_sheet_may_hold_other_ends_of_lines(mark: str, tmp_path: 
     assert texts == [f"one{mark}two", "x"]
     write_sheet(tmp_path / "sheet.jsonl", shuffle_pairs(texts, ["a", "b"], ["c", "d"], seed=0))
     assert read_prompts(tmp_path / "sheet.jsonl") == texts
-
-
-@pytest.mark.parametrize(("wins", "losses", "p"), [(5, 5, 1.0), (10, 0, 2 / 1024), (9, 1, 22 / 1024), (0, 0, 1.0)])
-def test_the_sign_test(wins: int, losses: int, p: float) -> None:
-    assert sign_test(wins, losses) == pytest.approx(p)
 
 
 def test_a_file_of_preferences_must_match_the_pairs(tmp_path: Path) -> None:

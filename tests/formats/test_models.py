@@ -224,10 +224,9 @@ def test_a_blind_sheet_and_choices_made_elsewhere_are_counted(run: Run, samples:
     counted = json.loads(run(*pair, "--judge", "eval/choices.txt", "--json").stdout)
     assert keys(counted) == keys(read(samples / "eval" / "ab.json"))
     assert counted["wins_a"] + counted["wins_b"] + counted["ties"] == 3
-    sheet_as_prompts = ("eval", "ab", "eval/sheet.jsonl", *pair[3:])
-    assert (
-        json.loads(run(*sheet_as_prompts, "--judge", "eval/choices.txt", "--json").stdout)["judged"][2]["prompt"] == "And now?"
-    )
+    sheet_as_prompts = ("eval", "ab", "eval/sheet.jsonl", *pair[3:-1], "none")
+    against_base = json.loads(run(*sheet_as_prompts, "--judge", "eval/choices.txt", "--json").stdout)
+    assert (against_base["b"], against_base["judged"][2]["prompt"]) == ("none", "And now?")
 
 
 def test_the_guanaco_form_that_history_exports_is_read_as_data(run: Run, samples: Path) -> None:

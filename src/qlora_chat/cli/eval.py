@@ -27,6 +27,8 @@ app = typer.Typer(
     name="eval", help="Quality of a model: questions with exact rules, perplexity, a blind comparison.", no_args_is_help=True
 )
 
+NO_ADAPTER = "none"
+"""Stands for the base alone."""
 Out = Annotated[Path | None, typer.Option(help="folder for the report; default: nothing is written")]
 
 
@@ -93,7 +95,7 @@ def compare(
     prompts: Annotated[Path, typer.Argument(help="a prompt a line (.txt), or JSON lines with `prompt`")],
     base: Annotated[str, typer.Option(help="Hub id, folder or .gguf file of the base of both, or demo")],
     adapter: Annotated[str, typer.Option(help="adapter A")],
-    against: Annotated[str, typer.Option(help="adapter B")],
+    against: Annotated[str, typer.Option(help="adapter B, or `none` for the base alone")],
     judge_file: Annotated[Path | None, typer.Option("--judge", help="choices made elsewhere: 1, 2 or = a line")] = None,
     sheet: Annotated[Path | None, typer.Option(help="write prompts and answers in blind order to this file, and end")] = None,
     seed: Annotated[int, typer.Option(min=0, help="of answers and order: the same seed gives the same pairs again")] = 0,
@@ -103,7 +105,7 @@ def compare(
     out: Out = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge two adapters blindly by the better of two answers in random order."""
+    """Judge two adapters, or an adapter and its base, blindly by the better of two answers in random order."""
     settings.quiet_libraries()
     from qlora_chat.evaluation import pairwise
     from qlora_chat.evaluation.report import plot_comparison, print_comparison, write
@@ -113,7 +115,7 @@ def compare(
     answers = []
     shared = {"base": base, "precision": precision, "device": device, "prompt_format": prompt_format, "slots": 1}
     for each in (adapter, against):
-        chat = open_chat(model_settings(adapter=each, **shared))
+        chat = open_chat(model_settings(adapter=None if each == NO_ADAPTER else each, **shared))
         with closing(chat.engine):
             answers.append(pairwise.generate_answers(chat, texts, seed))
     pairs = pairwise.shuffle_pairs(texts, answers[0], answers[1], seed)

@@ -1,4 +1,4 @@
-"""history list, show, search, export, import, erase, rescue, rekey: stored conversations, without a model."""
+"""history list, show, search, votes, export, import, erase, rescue, rekey: stored conversations, without a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from qlora_chat.text import counted, plain
 if TYPE_CHECKING:
     from qlora_chat.history import HistoryStore, StoredConversation
 
-app = typer.Typer(help="Stored conversations: list, show, search, export, import, erase, rescue, rekey.", no_args_is_help=True)
+app = typer.Typer(
+    help="Stored conversations: list, show, search, votes, export, import, erase, rescue, rekey.", no_args_is_help=True
+)
 
 MAX_DAYS = 36_500
 MAX_LINES = 20
@@ -94,6 +96,27 @@ def search(
     for hit in hits:
         when = f"{hit.created_at.astimezone():%Y-%m-%d %H:%M}"
         print(f"{plain(hit.conversation_id[:8])}  {when}  {plain(hit.title)}\n    {plain(hit.excerpt)}")
+
+
+@app.command()
+def votes(history: HistoryOption = None, as_json: AsJson = False) -> None:
+    """Count the votes on answers that were compared on the page: who was preferred to whom, and whether it could be chance."""
+    from qlora_chat.comparison.tally import tally
+
+    with closing(_open(history)) as persistence:
+        counted_votes = tally(persistence.store.votes())
+    rows = [
+        {"names": list(each.names), "wins": [each.wins[name] for name in each.names], "undecided": each.undecided,
+         "p_value": round(each.p_value, 4)}
+        for each in counted_votes.pairings
+    ]  # fmt: skip
+    if as_json:
+        print_json({"votes": counted_votes.votes, "blind": counted_votes.blind, "pairings": rows})
+        return
+    print(f"{counted(counted_votes.votes, 'vote')}, {counted_votes.blind:,} of them blind")
+    for each in rows:
+        (first, second), (won, lost) = each["names"], each["wins"]
+        print(plain(f"{first} {won} : {lost} {second}, {each['undecided']} undecided, p = {each['p_value']}"))
 
 
 @app.command()

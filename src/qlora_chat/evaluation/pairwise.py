@@ -6,7 +6,6 @@ Scope: answers, their random order, preferences and their count; a judge at the 
 from __future__ import annotations
 
 import json
-import math
 import random
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qlora_chat.chat import Chat
+from qlora_chat.comparison.tally import sign_test
 from qlora_chat.evaluation import EvaluationError, read_file, read_lines
 from qlora_chat.evaluation.run import PAGE_SAMPLING, finished_turn
 from qlora_chat.messages import Conversation
@@ -95,13 +95,6 @@ def compare(
     wins_a, wins_b = (sum(each["winner"] == model for each in judged) for model in "AB")
     p_value = round(sign_test(wins_a, wins_b), 4)
     return ComparisonReport(*names, wins_a, wins_b, len(judged) - wins_a - wins_b, p_value, tuple(judged))
-
-
-def sign_test(wins: int, losses: int) -> float:
-    """Two-sided p-value of a fair coin giving a split at least as uneven."""
-    total = wins + losses
-    tail = sum(math.comb(total, each) for each in range(min(wins, losses) + 1))
-    return min(1.0, 2 * tail / 2**total)
 
 
 # --- judges ----------------------------------------------------------------------------------------------------------

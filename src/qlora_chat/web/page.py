@@ -14,6 +14,7 @@ from gradio import themes
 from qlora_chat.chat import Chat
 from qlora_chat.web.answering import Answering
 from qlora_chat.web.chats.events import ChatEvents
+from qlora_chat.web.compare.handlers import CompareHandlers
 from qlora_chat.web.event_filter import Event, Field
 from qlora_chat.web.gradio_overrides import StreamedBlocks
 from qlora_chat.web.handlers import Handlers
@@ -62,7 +63,9 @@ def build_page(chat: Chat, sessions: Sessions, features: PageFeatures) -> gr.Blo
         FeedbackHandlers(handlers, parts).connect(IMMEDIATE)
         ChatEvents(chat, handlers, parts).connect(IMMEDIATE)
         ContextHandlers(chat, handlers, parts).connect(IMMEDIATE)
-        model.connect(IMMEDIATE, {**QUEUED, "concurrency_limit": None})
+        queued = {**QUEUED, "concurrency_limit": None}
+        model.connect(IMMEDIATE, queued)
+        CompareHandlers(chat, handlers, parts).connect(IMMEDIATE, queued)
     page.max_threads = MAX_CONCURRENT_ANSWERS
     page.queue(default_concurrency_limit=None, api_open=False)
     # Gradio looks for work every millisecond, which takes the model 2 % of a core more than this; there is no public setting.

@@ -14,6 +14,7 @@ from qlora_chat.chat import Chat
 from qlora_chat.serving.model_changes import ModelChanges
 from qlora_chat.web import render
 from qlora_chat.web.chats.saving import offer
+from qlora_chat.web.compare.columns import LONGEST as LONGEST_COLUMNS
 from qlora_chat.web.event_filter import Field
 from qlora_chat.web.panels.model import Measured, model_card
 from qlora_chat.web.panels.settings import LONGEST, describe_settings
@@ -54,30 +55,29 @@ EVENT_DATA: Mapping[tuple[str, str], Mapping[str, Field]] = {
     ("tokens", "input"): {"id": _TURN},
     ("tokens", "select"): {"id": _TURN, "at": Field("Place", "number"), "token": Field("Token", "number")},
     ("sampling", "input"): {},
+    ("compare", "input"): {},
+    ("compare", "submit"): {
+        "question": Field("Question", "text", 200_000),
+        "columns": Field("Columns", "text", LONGEST_COLUMNS),
+        "blind": Field("Blind", "switch"),
+    },
+    ("compare", "stop"): {},
+    ("compare", "like"): {"choice": Field("Vote", "text", 10)},
+    ("compare", "select"): {"choice": Field("Answer", "text", 10)},
     ("context", "input"): {},
     ("context", "select"): {"id": _TURN, "pinned": Field("Pinned", "switch")},
 }
 """The values that a component of our own may send with an event: by elem_id and event, then by key."""
 
 DISCLAIMER = "A language model wrote these answers. They can be wrong, biased or offensive: check what matters."
-LOGGED = "Conversations on this page are logged by whoever runs it."
-LOGGED_AND_SAVED = "Conversations on this page are saved and logged by whoever runs it."
 LOG_OUT = '<form method="post" action="logout"><button>Log out</button></form>'
 
 
 def component(module: str, elem_id: str, value: Any = None, **described: Any) -> gr.HTML:
     """A component of our own: an empty element that `mount` of static/MODULE.js fills, with what `described` says of it. Text
-    never goes into its template. The module translates what it shows; static/language.js translates the rest of the page."""
+    never goes into its template."""
     mount = f"import(new URL('page/static/{module}.js', document.baseURI)).then(m => m.mount(element, trigger, props, watch))"
-    return gr.HTML(
-        value,
-        html_template="<div></div>",
-        js_on_load=mount,
-        elem_id=elem_id,
-        elem_classes="own",
-        apply_default_css=False,
-        **described,
-    )
+    return gr.HTML(value, html_template="<div></div>", js_on_load=mount, elem_id=elem_id, apply_default_css=False, **described)
 
 
 class Parts:
@@ -121,10 +121,12 @@ class Parts:
                 scale=0, show_label=False, container=False,
             )  # fmt: skip
             """The adapter that answers; invisible where there is nothing to choose."""
+            self.open_compare = _button("Compare", "open-compare")
             self.new = _button("New chat", "new")
         self.welcome = component("welcome", "welcome", describe_model(info, Measured()))
         self.messages = component("messages", "messages", {})
         self.tokens = component("tokens", "tokens")
+        self.compare = component("compare", "compare")
         self.notice = gr.HTML(elem_id="notice", padding=False)
         """Problems, and turns that no longer fit."""
         with gr.Row(elem_id="ask"):
@@ -171,7 +173,7 @@ def _button(text: str, elem_id: str, size: Any = "sm", **options: Any) -> gr.But
 
 
 def _logging_switch(features: PageFeatures) -> gr.Checkbox:
-    notice = LOGGED_AND_SAVED if features.persistent else LOGGED
+    what = "saved and logged" if features.persistent else "logged"
     with gr.Row(elem_id="logging", visible=features.logged):
-        gr.HTML(f'<p class="notice">{notice}</p>', padding=False)
+        gr.HTML(f'<p class="notice">Conversations on this page are {what} by whoever runs it.</p>', padding=False)
         return gr.Checkbox(True, label="Log mine, from the next message on", elem_id="logged", container=False)

@@ -56,6 +56,8 @@ class Session:
         self._conversation = Conversation()
         self._running: RunningAnswer | None = None
         self._latest: RunningAnswer | None = None
+        self._compared: list[RunningAnswer] = []
+        """Answers of the newest comparison."""
         self._failed_question: str | None = None
         self._closed = False
         self._unlogged: set[str] = set()
@@ -144,6 +146,28 @@ class Session:
             begun = replace(answer, content=self._chat.engine.tokenizer.decode(ids).strip(), ids=ids, finish_reason="partial")
             return self._begin(before.adding(begun), options, system, self._continue)
 
+    @property
+    def comparing(self) -> bool:
+        """True while answers of a comparison are being written."""
+        return not all(each.done for each in self._compared)
+
+    def compare(self, begin: Callable[[Conversation], tuple[list[Turn], Conversation]], *, logged: bool) -> list[RunningAnswer]:
+        """Begin answers beside the conversation shown, which `begin` gets, and returns as it is then. Busy as in `send`."""
+        with self._lock:
+            self._expect_idle()
+            if self.comparing:
+                raise Busy("The last comparison is still being written: stop it, or wait for its end.")
+            try:
+                turns, self._conversation = begin(self._conversation)
+            except StaleConversation:
+                self._conversation = self._reloaded(self._conversation)
+                raise
+            self._compared = [RunningAnswer(turn, None, logged=logged) for turn in turns]
+            self._unlogged.update(() if logged else (turn.answer_id for turn in turns))
+        for each in self._compared:
+            threading.Thread(target=_read_to_end, args=(each,), name="qlora-chat-compared", daemon=True).start()
+        return self._compared
+
     def update(self, sampling: Sampling) -> None:
         """Use these settings from the very next token of the answer being written."""
         if running := self._running:
@@ -159,9 +183,11 @@ class Session:
             return True
 
     def stop(self) -> None:
-        """End the answer at the next token; what there is of it stays."""
+        """End the answer, and those of a comparison, at the next token; what there is of them stays."""
         if running := self._running:
             running.turn.cancel()
+        for each in self._compared:
+            each.turn.cancel()
 
     def clear(self, seconds: float = 1.0) -> None:
         """Stop, and begin an empty conversation with a new id.
@@ -235,9 +261,9 @@ class Session:
         with self._lock:
             self._closed = True
             running = self._running
-        if running:
-            running.turn.cancel()
-            running.wait(seconds)
+        self.stop()
+        for each in [*([running] if running else ()), *self._compared]:
+            each.wait(seconds)
 
     def _expect_idle(self) -> None:
         if self._running:
@@ -307,6 +333,11 @@ class Session:
         if running := self._running:
             running.turn.cancel()
         self._running = None
+
+
+def _read_to_end(answer: RunningAnswer) -> None:
+    answer.read()
+    answer.end()
 
 
 def with_answer(conversation: Conversation) -> Conversation:

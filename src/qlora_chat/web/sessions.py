@@ -51,9 +51,9 @@ class Sessions:
 
     @property
     def running(self) -> int:
-        """Number of answers being written."""
+        """Number of tabs for which answers are being written."""
         with self._lock:
-            return sum(session.running is not None for session in self._sessions.values())
+            return sum(session.running is not None or session.comparing for session in self._sessions.values())
 
     def find(self, name: str) -> Session | None:
         """The tab of that name; None if this process does not have it."""

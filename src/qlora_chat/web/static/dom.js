@@ -15,6 +15,7 @@ const PATHS = {
   arrow: "M12 5v14M6 13l6 6 6-6",
   check: "M5 12.5l4.5 4.5L19 7.5",
   close: "M6 6l12 12M18 6L6 18",
+  compare: "M4 5h6.500v14H4zM13.500 5H20v14h-6.500z",
   copy: "M9 9h10v10H9zM5 15V5h10",
   down: "M17 4v11M17 15h3V4h-3M17 15l-5 5c-2 0-2-2-1-5H6c-2 0-2-2-1.500-3.500L6.500 5C7 4 8 4 9 4h8",
   edit: "M4 20h4L19 9l-4-4L4 16zM13 7l4 4",

@@ -1,0 +1,181 @@
+"""Events of the compare view: opened, asked, stopped, voted on, and an answer of it used.
+
+Scope: from the events of static/compare.js to the session of the tab, and back to the view's value. A comparison lives in the
+process; its answers and votes are in the history.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import gradio as gr
+
+from qlora_chat.chat import SEED_BITS, AnswerOptions, Chat, Turn
+from qlora_chat.comparison import begin_answers, contenders, with_one_seed
+from qlora_chat.comparison.tally import Tally, tally
+from qlora_chat.engines import EngineError
+from qlora_chat.history import HistoryError
+from qlora_chat.messages import Conversation
+from qlora_chat.text import replace_surrogates
+from qlora_chat.web import render
+from qlora_chat.web.answering import Updates
+from qlora_chat.web.compare import view
+from qlora_chat.web.compare.columns import parse_columns
+from qlora_chat.web.compare.state import Comparison
+from qlora_chat.web.handlers import Handlers
+from qlora_chat.web.panels.settings import parse_settings
+from qlora_chat.web.parts import Parts
+from qlora_chat.web.running_answer import UPDATE_SECONDS
+from qlora_chat.web.session import Busy, Session
+
+GONE = "The conversation with these answers is not there any more."
+NOT_SAVED = "These answers are not in the history, so the vote was not saved."
+
+
+class CompareHandlers:
+    """One method per event. The value that each returns has only what changed."""
+
+    def __init__(self, chat: Chat, handlers: Handlers, parts: Parts) -> None:
+        self._chat, self._handlers, self._parts = chat, handlers, parts
+        self._comparisons: WeakKeyDictionary[Session, Comparison] = WeakKeyDictionary()
+        self._stages = itertools.count(1)
+
+    def connect(self, immediate: dict[str, Any], queued: dict[str, Any]) -> None:
+        """Attach the events; `queued` are the options of those that wait for tokens, `immediate` of the others."""
+        parts = self._parts
+        shown = [parts.messages, parts.box, parts.notice, parts.status, parts.conversation, parts.adapter, parts.system]
+        compare, options = parts.compare, [parts.conversation, parts.system, parts.logged, parts.sampling]
+        compare.input(self.show, [parts.conversation], [compare], **immediate)
+        compare.submit(self.ask, options, [compare], **queued)
+        compare.stop(self.stop, **immediate)
+        compare.like(self.vote, None, [compare], **immediate)
+        compare.select(self.use, None, [compare, *shown], **immediate)
+
+    def show(self, ref: Any, request: gr.Request) -> Updates:
+        """The view was opened, or has missed an update: all of it."""
+        session = self._handlers.session(request, ref)
+        info, comparison = self._chat.engine.info, self._comparisons.get(session)
+        exchanges = len(session.conversation.messages) // 2
+        value = {"form": view.form(info), "notes": view.notes(info, exchanges, self._tally(session)), "problem": ""}
+        return self._value({**value, **(self._stage(session, comparison) if comparison else {})})
+
+    async def ask(
+        self, ref: Any, system: Any, logged: Any, settings: Any, event: gr.EventData, request: gr.Request
+    ) -> AsyncIterator[Updates]:
+        """Ask all columns, and show their answers as they are written."""
+        session = self._handlers.session(request, ref)
+        try:
+            comparison = await asyncio.to_thread(self._begin, session, event._data, system, logged, settings)
+        except (ValueError, EngineError, HistoryError, Busy) as problem:
+            yield self._value({"problem": str(problem)})
+            return
+        self._comparisons[session] = comparison
+        try:
+            async for value in self._watch(session, comparison):
+                yield self._value(value) if value else {self._parts.compare: gr.skip()}
+        finally:
+            for answer in comparison.answers:
+                answer.turn.cancel()
+
+    async def _watch(self, session: Session, comparison: Comparison) -> AsyncIterator[dict[str, Any]]:
+        ended, texts = -1, [""] * len(comparison.answers)
+        while True:
+            done = sum(each.done for each in comparison.answers)
+            newest = [each.turn.answer for each in comparison.answers]
+            live = [
+                each.blocks.update(text) if text != before else None
+                for each, text, before in zip(comparison.answers, newest, texts, strict=True)
+            ]
+            texts = newest
+            if done != ended:
+                ended = done
+                yield await asyncio.to_thread(self._stage, session, comparison)
+            else:
+                yield {"live": live} if any(live) else {}
+            if done == len(comparison.answers):
+                return
+            await asyncio.sleep(UPDATE_SECONDS)
+
+    def stop(self, request: gr.Request) -> None:
+        """End every answer; the page learns of it from the comparison's own event."""
+        self._handlers.session(request).stop()
+
+    def vote(self, event: gr.EventData, request: gr.Request) -> Updates:
+        """Save a vote and show the names; or only show them."""
+        session, choice = self._handlers.session(request), event._data.get("choice")
+        comparison = self._comparisons.get(session)
+        if comparison is None or not comparison.can_vote:
+            return {self._parts.compare: gr.skip()}
+        if choice == "show":
+            comparison.revealed = True
+        elif vote := comparison.vote_for(choice):
+            try:
+                saved = self._chat.history.add_vote(comparison.conversation_id, vote)
+                comparison.note = "Your vote is saved." if saved else NOT_SAVED
+            except HistoryError as problem:
+                comparison.note = str(problem)
+            comparison.vote = vote
+        return self._value(self._stage(session, comparison))
+
+    def use(self, event: gr.EventData, request: gr.Request) -> Updates:
+        """Show the question with one of its answers as a turn of its conversation; the others are versions of it."""
+        session, notice = self._handlers.session(request), self._parts.notice
+        comparison = self._comparisons.get(session)
+        answer = comparison and comparison.answer(event._data.get("choice"))
+        if comparison is None or answer is None:
+            return {notice: render.notice(GONE)}
+        try:
+            if session.conversation.id != comparison.conversation_id:
+                stored = session.stored(comparison.conversation_id)
+                if stored is None:
+                    return {notice: render.notice(GONE)}
+                session.open(stored)
+            found = session.select(answer.turn.answer_id)
+        except (Busy, HistoryError) as problem:
+            return {notice: render.problem(str(problem))}
+        return {**self._handlers.opened(session), notice: "" if found else render.notice(GONE)}
+
+    def _begin(self, session: Session, sent: dict[str, Any], system: Any, logged: Any, settings: Any) -> Comparison:
+        question = replace_surrogates(sent.get("question")).strip()
+        if not question:
+            raise ValueError("An empty question cannot be sent.")
+        blind, chosen, info = sent.get("blind") is True, parse_settings(settings), self._chat.engine.info
+        common = AnswerOptions(chosen.sampling, owner=session.owner, logged=logged is not False, stop_texts=chosen.stop_texts)
+        columns = parse_columns(sent.get("columns"), common, info)
+        if blind:
+            random.SystemRandom().shuffle(columns)
+        columns = with_one_seed(columns, secrets.randbits(SEED_BITS))
+        text = replace_surrogates(system).strip() or None
+
+        def begin(shown: Conversation) -> tuple[list[Turn], Conversation]:
+            conversation = replace(shown if shown.messages else Conversation(), system=text)
+            turns, after = begin_answers(self._chat, conversation, question, columns)
+            return turns, after if shown.messages else shown
+
+        answers = session.compare(begin, logged=common.logged)
+        labels = {each.name: each.label for each in contenders(info)}
+        asked = [labels.get(each.adapter or "", info.adapter or info.name) for each in columns]
+        return Comparison(question, answers, asked, blind)
+
+    def _stage(self, session: Session, comparison: Comparison) -> dict[str, Any]:
+        """The whole view of a comparison; by its number, it is a new value even where all is as before."""
+        votes = self._tally(session) if comparison.vote else None
+        html = view.result(comparison, self._chat.engine.info.window, votes)
+        live = [{**each.blocks.whole(), "from": 0, "keep": 0} for each in comparison.answers]
+        return {"stage": next(self._stages), "html": html, "live": live, "writing": not comparison.done, "problem": ""}
+
+    def _tally(self, session: Session) -> Tally:
+        try:
+            return tally(self._chat.history.votes(owner=session.owner))
+        except HistoryError:
+            return tally(())
+
+    def _value(self, value: dict[str, Any]) -> Updates:
+        return {self._parts.compare: value}
