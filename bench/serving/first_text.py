@@ -48,7 +48,7 @@ WATCH = """() => {
 def page_process(model: str):
     """`serve` in a process, as `make chat` starts it; yields (address, seconds until the page answers)."""
     began = time.perf_counter()
-    command = [sys.executable, "-m", "qlora_chat", "serve", "--model", model, "--port", "0"]
+    command = [sys.executable, "-m", "qlora_chat", "serve", "--model", model]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert process.stderr
