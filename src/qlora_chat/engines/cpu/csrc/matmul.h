@@ -158,10 +158,13 @@ inline int32_t input_pair(const int16_t* x) {
   return both;
 }
 
-// Up to four tokens: the weights go from memory through registers into the sums.
+// Independent sums for each of M tokens: a divisor of the four weights that are unpacked together.
+constexpr int accumulators(int m) { return simd::SUMS >= 4 * m ? 4 : simd::SUMS >= 2 * m ? 2 : 1; }
+
+// As many tokens as have their sums in registers: the weights go from memory through registers into the sums.
 template <int M, class Weights>
 void few_tokens(const Matrix& p, int panel, const Activations& in, int token, float* out) {
-  constexpr int ACCUMULATORS = M == 1 ? simd::ACCUMULATORS : 1;
+  constexpr int ACCUMULATORS = accumulators(M);
   Weights weights(p, panel);
   BlockScales scales(p, panel);
   const Vec16f unit = simd::set1(p.unit);
@@ -209,7 +212,7 @@ inline void tile_tokens(const int16_t* tile, Vec16f scale, const Activations& in
   });
 }
 
-// More tokens: a block of weights is decoded once for all of them, into the L1 cache.
+// More tokens, where unpacking costs much: a block of weights is decoded once for all of them, into the L1 cache.
 template <class Weights>
 void many_tokens(const Matrix& p, int panel, const Activations& in, int tokens, float* sums) {
   Weights weights(p, panel);
@@ -228,12 +231,11 @@ void many_tokens(const Matrix& p, int panel, const Activations& in, int tokens, 
 
 template <class Weights>
 void integer_panel(const Matrix& p, int panel, const Activations& in, int tokens, float* sums) {
-  if (tokens > 4) return many_tokens<Weights>(p, panel, in, tokens, sums);
-  switch (tokens) {
-    case 1: return few_tokens<1, Weights>(p, panel, in, 0, sums);
-    case 2: return few_tokens<2, Weights>(p, panel, in, 0, sums);
-    case 3: return few_tokens<3, Weights>(p, panel, in, 0, sums);
-    case 4: return few_tokens<4, Weights>(p, panel, in, 0, sums);
+  if (simd::SLOW_LOOKUP && tokens > simd::TOKENS) return many_tokens<Weights>(p, panel, in, tokens, sums);
+  for (int token = 0; token < tokens; token += simd::TOKENS) {
+    simd::with_constant<simd::TOKENS>(std::min(tokens - token, simd::TOKENS), [&](auto m) {
+      few_tokens<m, Weights>(p, panel, in, token, sums + token * ROWS);
+    });
   }
 }
 
@@ -268,18 +270,14 @@ void dense_tokens(const T* w, size_t panel_size, int n, const float* x, int stri
 template <class T>
 void dense_panel(const Matrix& p, int panel, const float* x, int stride, int tokens, float* sums) {
   const T* w = (const T*)(p.weights.data + panel * p.panel_bytes());
-  const int chunk = tokens <= 4 ? p.inputs : 256;
+  const int chunk = tokens <= simd::TOKENS ? p.inputs : 256;
   for (int k = 0; k < p.inputs; k += chunk, w += size_t(chunk) * ROWS) {
     const int n = std::min(chunk, p.inputs - k);
-    for (int token = 0; token < tokens; token += 4) {
+    for (int token = 0; token < tokens; token += simd::TOKENS) {
       const float* own = x + size_t(token) * stride + k;
-      float* to = sums + token * ROWS;
-      switch (std::min(tokens - token, 4)) {
-        case 1: dense_tokens<1, 1>(w, 0, n, own, stride, to, 0); break;
-        case 2: dense_tokens<2, 1>(w, 0, n, own, stride, to, 0); break;
-        case 3: dense_tokens<3, 1>(w, 0, n, own, stride, to, 0); break;
-        case 4: dense_tokens<4, 1>(w, 0, n, own, stride, to, 0); break;
-      }
+      simd::with_constant<simd::TOKENS>(std::min(tokens - token, simd::TOKENS), [&](auto m) {
+        dense_tokens<m, 1>(w, 0, n, own, stride, sums + token * ROWS, 0);
+      });
     }
   }
 }
@@ -294,12 +292,7 @@ void dense_panels(const Matrix& p, int panel, int count, const float* x, int str
     for (int i = 0; i < count; i++) dense_panel<T>(p, panel + i, x, stride, tokens, sums + i * panel_stride);
     return;
   }
-  switch (count) {
-    case 1: return dense_tokens<1, 1>(w, size, p.inputs, x, stride, sums, panel_stride);
-    case 2: return dense_tokens<1, 2>(w, size, p.inputs, x, stride, sums, panel_stride);
-    case 3: return dense_tokens<1, 3>(w, size, p.inputs, x, stride, sums, panel_stride);
-    case 4: return dense_tokens<1, 4>(w, size, p.inputs, x, stride, sums, panel_stride);
-  }
+  simd::with_constant<4>(count, [&](auto panels) { dense_tokens<1, panels>(w, size, p.inputs, x, stride, sums, panel_stride); });
 }
 
 // Adds the products of up to four panels to their sums (tokens, 16), which are `panel_stride` apart.

@@ -20,9 +20,13 @@ namespace simd {
 
 constexpr int ROWS = 16;  // of a panel
 #ifdef USE_AVX512
-constexpr int ACCUMULATORS = 4;  // independent sums for one token: a multiply-add takes four cycles
+constexpr int TOKENS = 8;            // tokens whose sums stay in registers
+constexpr int SUMS = 8;              // independent sums that keep the units busy: a multiply-add takes four cycles
+constexpr bool SLOW_LOOKUP = false;  // unpacking four bits is one instruction
 #else
-constexpr int ACCUMULATORS = 1;  // the addition alone takes one cycle
+constexpr int TOKENS = 4;
+constexpr int SUMS = 1;  // the addition alone takes one cycle
+constexpr bool SLOW_LOOKUP = true;
 #endif
 
 // Calls f(0) to f(N - 1) with compile-time constants: sums in an array indexed by a loop would go through memory.
@@ -36,6 +40,15 @@ template <int N, class F>
 }
 template <int I>
 constexpr std::integral_constant<int, I> constant{};
+
+// Calls f(n) with n, from 1 to N, as a compile-time constant.
+template <int N, class F>
+inline void with_constant(int n, F&& f) {
+  if constexpr (N > 1) {
+    if (n < N) return with_constant<N - 1>(n, f);
+  }
+  f(constant<N>);
+}
 
 #ifdef USE_AVX512
 
