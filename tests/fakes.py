@@ -18,7 +18,7 @@ from qlora_chat.chat import Chat
 from qlora_chat.engines import AnsweredBy, EngineError, Finish, Piece, PrefillProgress
 from qlora_chat.history import ConversationInfo, Feedback, HistoryUnavailable, OutboxRecord, TurnRecord
 from qlora_chat.history.memory import MemoryHistory
-from qlora_chat.messages import Conversation
+from qlora_chat.messages import AnswerSchema, Conversation
 from qlora_chat.models import ModelInfo
 from qlora_chat.prompt import DEFAULT_FORMAT, Prompt
 from qlora_chat.settings import ModelSettings, Sampling
@@ -163,18 +163,25 @@ class ScriptedEngine:
         self.adapters_asked: list[str | None] = []
         self.answered_by: Callable[[str | None], AnsweredBy] | None = None
         """What the engine says has answered, from the adapter asked for; it cannot tell where this is None."""
+        self.schemas_asked: list[AnswerSchema | None] = []
         self.refusal: Exception | None = None
         """Raised instead of beginning an answer."""
         self.refuses: str | None = None
         """An adapter that is not loaded any more."""
 
-    def stream(self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None) -> ScriptedStream:
+    def check_schema(self, schema: AnswerSchema) -> None:
+        """Take any schema; the script is to match it."""
+
+    def stream(
+        self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None, schema: AnswerSchema | None = None
+    ) -> ScriptedStream:
         """Begin the scripted answer."""
         if self.refusal:
             raise self.refusal
         if self.refuses and adapter == self.refuses:
             raise ValueError(f"adapter {adapter!r} is not loaded")
         self.adapters_asked.append(adapter)
+        self.schemas_asked.append(schema)
         text = self.answer if isinstance(self.answer, str) else self.answer(prompt)
         stream = ScriptedStream(_words(text), self.delay, prompt, sampling, stops, self.fails_after, self.failure)
         stream.pauses_after, stream.go_on, stream.prefilled = self.pauses_after, self.go_on, self.prefilled
@@ -301,6 +308,8 @@ class ScriptedServer:
         self.refused_fields: frozenset[str] = frozenset()
         self.text_only = False
         self.counts_bos = self.gives_ids = True
+        self.enforces_schemas = True
+        """Otherwise it ignores `response_format`, as many do."""
         self.well = True
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -342,15 +351,23 @@ class ScriptedServer:
     def tokens(self, request: dict[str, Any], most: int | None = None) -> Iterator[Any]:
         """The rest of the answer, at most `most` tokens of it before anything else happens."""
         begun, allowed = self._begun(request["prompt"]), request["max_tokens"]
-        rest = self.answer[begun : begun + allowed][:most]
+        answer = self._answer_to(request)
+        rest = answer[begun : begun + allowed][:most]
         for index, (token_id, text) in enumerate(rest):
             if self.delay:
                 yield self.delay
             text = text.lstrip(" ") if self.text_only and index == 0 else text
             yield sse(text=text, **({"token_ids": [token_id]} if self.gives_ids else {}), **self._scores(request, token_id))
         if most is None:
-            yield sse(text="", finish_reason="length" if len(self.answer) - begun > allowed else "stop")
+            yield sse(text="", finish_reason="length" if len(answer) - begun > allowed else "stop")
             yield self._usage(request["prompt"], len(rest))
+
+    def _answer_to(self, request: dict[str, Any]) -> list[tuple[int, str]]:
+        """The answer; where a schema is enforced, the first instance of its properties."""
+        if "response_format" not in request or not self.enforces_schemas:
+            return self.answer
+        properties = request["response_format"]["json_schema"]["schema"]["properties"]
+        return demo_tokens(json.dumps({name: each["enum"][0] for name, each in properties.items()}))
 
     def _scores(self, request: dict[str, Any], token_id: int) -> dict[str, Any]:
         """What vLLM adds where it is asked for log probabilities: the chosen token is listed with the likeliest."""

@@ -34,7 +34,7 @@ ARROWS: dict[str, set[str]] = {
     "chat": {"context", "engines", "history", "messages", "prompt", "settings", "stopping"},
     "comparison": {"chat", "engines", "history", "messages", "models", "settings"},
     "doctor": {"chat_templates", "errors", "models", "prompt", "settings", "training"},
-    "serving": {"engines", "errors", "models", "prompt", "settings", "stopping"},
+    "serving": {"engines", "errors", "messages", "models", "prompt", "settings", "stopping"},
     "api": {
         "chat",
         "context",
@@ -49,7 +49,7 @@ ARROWS: dict[str, set[str]] = {
         "stopping",
     },
     "evaluation": {"chat", "comparison", "engines", "errors", "messages", "models", "prompt", "settings", "text", "training"},
-    "replay": {"chat", "engines", "errors", "prompt", "settings", "stopping", "text"},
+    "replay": {"chat", "engines", "errors", "messages", "prompt", "settings", "stopping", "text"},
     "terminal": {"chat", "engines", "errors", "messages", "settings", "text"},
     "web": {
         "chat",
@@ -206,7 +206,6 @@ SHORT_MODULES = {
     "web/gradio_stubs.py": "must run before Gradio is imported, which gradio_overrides.py does",
     "web/panels/welcome.py": "words for a first visitor, without a component of its own to test",
     "web/message_list/live_blocks.py": "updates that may be skipped, tried without a page",
-    "web/message_list/route.py": "HTTP of the page's components; view.py knows none",
     "web/render.py": "notices and the status line, which every handler uses",
 }
 """Modules under MIN_LINES, with the reason for each. A command of the command line needs none."""

@@ -26,7 +26,7 @@ from qlora_chat.history import (
     Usage,
 )
 from qlora_chat.history.pinned_turns import pinned_turns, with_pin
-from qlora_chat.messages import Conversation, FinishReason, Message
+from qlora_chat.messages import AnswerSchema, Conversation, FinishReason, Message
 from qlora_chat.prompt import ChatFormat, Prompt, render, trim_ids
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
@@ -50,6 +50,8 @@ class AnswerOptions:
     """Send the finished turn to the receiver, if there is one."""
     stop_texts: tuple[str, ...] = ()
     """Texts that end the answer, besides the format's."""
+    schema: AnswerSchema | None = None
+    """Schema that the answer has to match."""
     must_save: bool = False
     """Refuse a question that cannot be saved. Otherwise the chat goes on, and Turn.save_error says so."""
 
@@ -128,7 +130,7 @@ class Chat:
         opened, continues = _opened(asked, prompt)
         conversation, save_error = self._save_question(opened, options, model)
         try:
-            stream = self.engine.stream(prompt, options.sampling, stops, options.adapter)
+            stream = self.engine.stream(prompt, options.sampling, stops, options.adapter, options.schema)
         except BaseException:
             self.restore(before, conversation)
             raise
@@ -143,8 +145,12 @@ class Chat:
         token_ids = self.engine.info.stop_token_ids | {each for each in ids if each is not None}
         return Stops(token_ids, self.prompt_format.stop_texts)
 
+    def stops_within(self, schema: AnswerSchema | None) -> Stops:
+        """Stops of an answer that has to match a schema: the format's texts would cut JSON that holds them."""
+        return Stops(self.stops.token_ids) if schema else self.stops
+
     def _stops(self, options: AnswerOptions) -> Stops:
-        stops = self.stops
+        stops = self.stops_within(options.schema)
         return replace(stops, texts=(*stops.texts, *options.stop_texts))
 
     def context_used(self, conversation: Conversation) -> int:
@@ -393,6 +399,7 @@ class Turn:
             model=self.model,
             continues=start.continues,
             stop_texts=start.stop_texts,
+            schema=start.options.schema,
         )
 
     def _settings_changes(self) -> tuple[SettingsChange, ...]:

@@ -20,6 +20,16 @@ def new_id() -> str:
 
 
 @dataclass(frozen=True)
+class AnswerSchema:
+    """JSON Schema that an answer's text has to match."""
+
+    text: str
+    """As JSON."""
+    strict: bool = True
+    """False leaves out keywords that cannot be enforced; otherwise a schema with one of them is refused."""
+
+
+@dataclass(frozen=True)
 class Message:
     """One turn, exactly as typed or shown."""
 

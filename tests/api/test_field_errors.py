@@ -37,7 +37,7 @@ def message_with(content: Any) -> dict[str, Any]:
         (CHAT, message_with([{"type": "image_url"}]), "messages.0.content.0", "image_url parts are not supported"),
         (CHAT, message_with([{"type": "text"}]), "messages.0.content.0.text", "is missing"),
         (CHAT, message_with("\ud800"), "messages.0.content", "half a character"),
-        (CHAT, {"messages": [{"role": "robot", "content": ""}]}, "messages.0.role", "must be 'system', 'developer', 'user' or"),
+        (CHAT, {"messages": [{"role": "robot", "content": ""}]}, "messages.0.role", "must be 'system', 'developer', 'user', "),
         (CHAT, {"messages": "hi"}, "messages", "is a text of 2 characters: it must be a list"),
         (CHAT, {"messages": None}, "messages", "is missing"),
         (CHAT, {"temperature": 3}, "temperature", "is 3: it must be at most 2"),
@@ -60,8 +60,11 @@ def message_with(content: Any) -> dict[str, Any]:
         (RESPONSES, {"input": [5]}, "input.0", "is 5: it must be an object"),
         (RESPONSES, {"input": [{"role": "user", "content": 5}]}, "input.0.content", "must be a text, or a list of text parts"),
         (RESPONSES, {"input": [{"role": "user", "content": [5]}]}, "input.0.content.0", "is 5: it must be an object"),
-        (CHAT, {"tools": [{}]}, "tools", "for JSON ask in the prompt, as instructor does with mode=instructor.Mode.MD_JSON"),
-        (CHAT, {"response_format": {"type": "json_object"}}, "response_format", "for JSON ask in the prompt"),
+        (CHAT, {"tools": [{}]}, "tools.0.type", "is missing"),
+        (CHAT, {"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "set tool_choice to"),
+        (CHAT, {"tool_choice": 5}, "tool_choice", 'must be "none", "auto", "required", or {"type": "function"'),
+        (CHAT, {"response_format": {"type": "yaml"}}, "response_format.type", "must be 'text', 'json_object' or 'json_schema'"),
+        (CHAT, {"functions": [{}]}, "functions", "send tools and tool_choice"),
     ],
 )  # fmt: skip
 def test_an_invalid_field_is_named_and_explained(

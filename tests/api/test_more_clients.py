@@ -23,6 +23,7 @@ PYTHON = (
     "openai_chat", "openai_responses", "langchain_completion", "langchain_chat", "langchain_responses", "litellm_chat",
     "litellm_responses", "llm_command", "pydantic_ai_chat", "pydantic_ai_responses",
 )  # fmt: skip
+OBJECTS = ("instructor_object", "openai_object", "langchain_object", "litellm_object", "pydantic_ai_object")
 NODE = ("node_openai_chat", "node_openai_responses", "ai_sdk_openai", "ai_sdk_compatible")
 
 
@@ -69,9 +70,9 @@ def test_a_python_client_gets_the_answer(scripted: Served, python: Path, client:
     assert f"answer: {ANSWER}" in run(str(python), str(HERE / "ask.py"), client, f"{scripted.url}/v1")
 
 
-def test_instructor_gets_its_object(scripted: Served, python: Path) -> None:
-    scripted.engine.answer = '```json\n{"name": "Ada"}\n```'
-    assert "answer: Ada" in run(str(python), str(HERE / "ask.py"), "instructor_json", f"{scripted.url}/v1")
+@pytest.mark.parametrize("client", OBJECTS)
+def test_a_client_gets_an_object_from_a_real_model(demo_url: str, python: Path, client: str) -> None:
+    assert "answer: Mood" in run(str(python), str(HERE / "ask.py"), client, f"{demo_url}/v1")
 
 
 @pytest.mark.parametrize("client", NODE)

@@ -35,12 +35,18 @@ ONLY = {
     "include": (RESPONSES,),
     "continue_final_message": (CHAT,),
     "add_generation_prompt": (CHAT,),
+    "response_format": (CHAT, COMPLETION),
+    "tools": (CHAT,),
+    "tool_choice": (CHAT,),
+    "parallel_tool_calls": (CHAT,),
+    "text": (RESPONSES,),
 }
 """Routes of the fields that not every route has."""
 NUMBERS = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "max_output_tokens", "seed", "n"]
 OTHERS = [
     "max_completion_tokens", "top_logprobs", "logprobs", "stream", "stream_options", "stop", "store", "ignore_eos",
     "instructions", "previous_response_id", "include", "continue_final_message", "add_generation_prompt",
+    "response_format", "tools", "tool_choice", "parallel_tool_calls", "text",
 ]  # fmt: skip
 HOSTILE = [
     "NaN",
@@ -77,6 +83,9 @@ def test_a_hostile_value_is_a_client_error(scripted: Served, path: str, name: st
         "stop": {'"0.5"', '"x"', "[]"},
         "instructions": {'"0.5"', '"x"'},
         "include": {"[]"},
+        "tools": {"[]"},
+        "text": {"{}"},
+        "parallel_tool_calls": {"true"},
     }.get(name, set())
     with httpx.Client(base_url=scripted.url, headers={"content-type": "application/json"}, timeout=60) as client:
         for value in HOSTILE:
@@ -113,7 +122,14 @@ def test_every_parameter_of_the_description_is_tried(scripted: Served) -> None:
         (CHAT, {"stop": [""]}),
         (CHAT, {"stop": ["x"] * 17}),
         (CHAT, {"tools": [{"type": "function"}]}),
-        (CHAT, {"response_format": {"type": "json_object"}}),
+        (CHAT, {"tools": [{"type": "function", "function": {"name": "f"}}]}),
+        (CHAT, {"tools": [{"type": "function", "function": {"name": "not a name"}}], "tool_choice": "required"}),
+        (CHAT, {"tool_choice": "required"}),
+        (CHAT, {"response_format": {"type": "yaml"}}),
+        (CHAT, {"response_format": {"type": "json_schema"}}),
+        (CHAT, {"response_format": {"type": "json_schema", "json_schema": {"schema": []}}}),
+        (CHAT, {"response_format": {"type": "json_schema", "json_schema": {"schema": {"enum": ["x" * 70_000]}}}}),
+        (CHAT, {"response_format": {"type": "json_schema", "json_schema": {"schema": {"enum": ["\ud800"]}}}}),
         (CHAT, {"chat_template": "{{ messages }}"}),
         (CHAT, {"chat_template_kwargs": {"x": 1}}),
         (CHAT, {"logit_bias": {"5": 100}}),

@@ -16,7 +16,7 @@ from qlora_chat.cli.replay import _like_recorded, _model, as_text
 from qlora_chat.delivery.payload import payload_v2
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.history.memory import MemoryHistory
-from qlora_chat.messages import Conversation
+from qlora_chat.messages import AnswerSchema, Conversation
 from qlora_chat.prompt import DEFAULT_FORMAT
 from qlora_chat.replay.record import CannotReplay, parse_recorded_answer, read_recorded_answer
 from qlora_chat.replay.replay import FirstToken, ReplayResult, replay
@@ -33,13 +33,16 @@ def chat(engine: LocalEngine) -> Chat:
     return Chat(engine, DEFAULT_FORMAT, MemoryHistory())
 
 
-def record_of(engine: Any, questions: list[str], sampling: Sampling, *, moved_to: Sampling | None = None) -> dict[str, Any]:
+def record_of(
+    engine: Any, questions: list[str], sampling: Sampling, *,
+    moved_to: Sampling | None = None, schema: AnswerSchema | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The version 2 record of the last answer, as a receiver would get it; `moved_to` are sliders moved after 5 tokens."""
     recorder = ScriptedRecorder()
     chat = Chat(engine, DEFAULT_FORMAT, MemoryHistory(), recorder)
     conversation = Conversation()
     for question in questions:
-        turn = chat.reply(conversation, question, AnswerOptions(sampling))
+        turn = chat.reply(conversation, question, AnswerOptions(sampling, schema=schema))
         for index, _ in enumerate(turn):
             if index == 5 and moved_to:
                 turn.update(moved_to)
@@ -84,6 +87,16 @@ def test_settings_changes_are_replayed_at_the_same_token(shared_engine: LocalEng
     without = replay(parse_recorded_answer({**data, "settings_changes": [late]}), chat)
     assert without.first is not None, "the moment matters"
     assert without.first.index >= change["at_token"]
+
+
+def test_an_answer_that_had_to_match_a_schema_is_replayed_with_it(shared_engine: LocalEngine, chat: Chat) -> None:
+    schema = AnswerSchema('{"type": "array", "items": {"enum": ["### Human", "fox"]}, "minItems": 4, "maxItems": 4}')
+    data = record_of(shared_engine, ["Tell me a story about a fox."], WARM.changed(seed=4), schema=schema)
+    assert len(json.loads(data["answer"])) == 4
+    assert data["answer_schema"] == {"text": schema.text, "strict": True}
+    assert replay(parse_recorded_answer(data), chat).identical
+    with pytest.raises(CannotReplay, match="answer_schema must have a text"):
+        parse_recorded_answer({**data, "answer_schema": {"text": 5}})
 
 
 def test_a_cancelled_answer_is_replayed_up_to_its_length(shared_engine: LocalEngine, chat: Chat) -> None:

@@ -35,16 +35,6 @@ def test_a_theme_is_chosen_over_the_systems_and_remembered(browser: Browser, ser
     context.close()
 
 
-def test_the_page_names_the_language_that_it_is_in(browser: Browser, server: Served) -> None:
-    context = browser.new_context(locale="de-DE")
-    page = opened(context, server)
-    page.wait_for_function("document.querySelector('.appearance')")
-    page.wait_for_function("document.documentElement.lang === 'en'")
-    page.wait_for_timeout(200)
-    assert page.evaluate("document.documentElement.lang") == "en"
-    context.close()
-
-
 def test_the_page_can_be_installed(page: Page, server: Served) -> None:
     address = page.locator("link[rel=manifest]").get_attribute("href")
     assert address

@@ -158,7 +158,7 @@ def test_a_reload_restores_the_conversation_and_the_sliders(page: Page, engine: 
     expect(page.locator("#temperature")).to_have_value("1.3")
     expect(page.locator("#system textarea")).to_have_value("Be kind.")
     say(page, "and again")
-    expect(page.locator("#messages .answer")).to_have_count(2)
+    settled(page, 2)
     assert "remember me" in engine.streams[-1].prompt.text
     assert (engine.streams[-1].sampling.temperature, engine.streams[-1].sampling.top_k) == (1.3, 40)
 

@@ -19,6 +19,7 @@ UNIONS = {
     "stop": "must be a text of 1 to 256 characters, or a list of up to 16 of them",
     "prompt": "must be a text, a list of token ids, or a list of up to 64 of either",
     "content": 'must be a text, or a list of text parts such as {"type": "text", "text": "Hello"}',
+    "tool_choice": 'must be "none", "auto", "required", or {"type": "function", "function": {"name": "..."}}',
     "input": "must be a text, or a list of messages",
 }
 """Fields that take several types."""
@@ -66,7 +67,8 @@ class _Finding:
     @property
     def is_wrong_type(self) -> bool:
         """True if the value has another type, so that in a union another type was meant."""
-        return self.error.get("type") in WRONG_TYPE
+        kind = self.error.get("type")
+        return kind in WRONG_TYPE or (kind == "literal_error" and not isinstance(self.error.get("input"), str))
 
 
 def invalid_request(problem: RequestValidationError, content_type: str | None) -> ApiError:

@@ -12,15 +12,18 @@ from typing import Protocol
 
 from qlora_chat.api.errors import ApiError, invalid
 from qlora_chat.api.request_schemas import ChatMessage, ChatRequest, CompletionRequest
+from qlora_chat.api.structured import AnswerForm
 from qlora_chat.chat import Chat
 from qlora_chat.context import fewest_tokens
-from qlora_chat.engines import Stream
-from qlora_chat.messages import Conversation, Message
+from qlora_chat.engines import SchemaError, Stream
+from qlora_chat.messages import AnswerSchema, Conversation, Message, Role
 from qlora_chat.prompt import Prompt, Tokenizer, render
 from qlora_chat.settings import LOGITS_PROCESSORS, Sampling
 from qlora_chat.stopping import Stops
 
 SEPARATOR = "\n\n"
+TURN_ROLES = ("user", "assistant", "tool")
+"""Others come before the conversation."""
 
 
 class AnswerRequest(Protocol):
@@ -34,6 +37,8 @@ class AnswerRequest(Protocol):
     def answer_limit(self) -> int | None: ...
     @property
     def reported_logprobs(self) -> int | None: ...
+    @property
+    def form(self) -> AnswerForm | None: ...
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ class ParsedRequest:
     sampling: Sampling
     stops: Stops
     conversation: Conversation | None = None
-    """Source of the prompt; None for a text completion."""
+    """As the client sent it; None for a text completion."""
+    schema: AnswerSchema | None = None
 
     @property
     def continues(self) -> bool:
@@ -86,13 +92,29 @@ def parse_conversation(
 ) -> ParsedRequest:
     """One answer to a conversation, or the rest of the answer that it ends with. `param` and `limit_param` are the fields that
     it and the answer's limit come from."""
-    window = chat.engine.info.window
-    _refuse_by_length(fewest_tokens(conversation, chat.engine.tokenizer), window, param)
+    window, form = chat.engine.info.window, request.form
+    schema = _checked_schema(form, chat)
+    told = form.tell(conversation) if form else conversation
+    _refuse_by_length(fewest_tokens(told, chat.engine.tokenizer), window, param)
     continue_final = conversation.messages[-1].role == "assistant"
-    prompt = render(conversation, chat.prompt_format, chat.engine.tokenizer, continue_final=continue_final)
-    stops = Stops() if request.ignore_eos else chat.stops
+    if form and continue_final:
+        text = f"{form.param}: an answer that goes on with another cannot be held to a schema"
+        raise invalid(text, form.param, "unsupported_parameter")
+    prompt = render(told, chat.prompt_format, chat.engine.tokenizer, continue_final=continue_final)
+    stops = Stops() if request.ignore_eos else chat.stops_within(schema)
     room = _room([prompt], request.answer_limit, window, max_tokens, param, limit_param)
-    return ParsedRequest([prompt], 1, _sampling(request, room), _with_texts(stops, request.stops), conversation)
+    return ParsedRequest([prompt], 1, _sampling(request, room), _with_texts(stops, request.stops), conversation, schema)
+
+
+def _checked_schema(form: AnswerForm | None, chat: Chat) -> AnswerSchema | None:
+    """Schema of the answer. ApiError 400 if the engine cannot enforce it."""
+    if form is None:
+        return None
+    try:
+        chat.engine.check_schema(form.schema)
+    except SchemaError as problem:
+        raise invalid(f"{form.param}: {problem}", form.param, "unsupported_schema") from None
+    return form.schema
 
 
 def parse_completion_request(request: CompletionRequest, chat: Chat, max_tokens: int | None) -> ParsedRequest:
@@ -100,31 +122,37 @@ def parse_completion_request(request: CompletionRequest, chat: Chat, max_tokens:
     chat format."""
     texts = (len(each) // chat.engine.tokenizer.longest_token for each in request.prompts if isinstance(each, str))
     _refuse_by_length(max(texts, default=0), chat.engine.info.window, "prompt")
+    schema = _checked_schema(request.form, chat)
     prompts = [_plain_prompt(each, chat.engine.tokenizer) for each in request.prompts]
     stops = Stops() if request.ignore_eos else Stops(chat.stops.token_ids)
     room = _room(prompts, request.answer_limit, chat.engine.info.window, max_tokens, "prompt", "max_tokens")
-    return ParsedRequest(prompts, request.n, _sampling(request, room), _with_texts(stops, request.stops))
+    return ParsedRequest(prompts, request.n, _sampling(request, room), _with_texts(stops, request.stops), schema=schema)
 
 
 def to_conversation(messages: Sequence[ChatMessage], param: str = "messages", *, continue_final: bool = False) -> Conversation:
     """OpenAI's messages as alternating turns. System text comes first; adjacent messages of one role are merged, and a
     conversation that the assistant opens gets an empty question before it. The last one is the user's, with `continue_final`
     the assistant's. ApiError if that is impossible."""
-    leading = next((index for index, each in enumerate(messages) if each.role in ("user", "assistant")), len(messages))
+    leading = next((index for index, each in enumerate(messages) if each.role in TURN_ROLES), len(messages))
     turns = messages[leading:]
-    late = next((index for index, each in enumerate(turns) if each.role not in ("user", "assistant")), None)
+    late = next((index for index, each in enumerate(turns) if each.role not in TURN_ROLES), None)
     if late is not None:
         raise invalid("system and developer messages must come before all others", f"{param}.{leading + late}.role")
+    for index, each in enumerate(turns):
+        if each.role == "tool" and (not index or turns[index - 1].role == "user"):
+            text = "a tool's message must follow the assistant's that calls the function, or another tool's"
+            raise invalid(text, f"{param}.{leading + index}.role")
     if continue_final and (not turns or turns[-1].role != "assistant"):
         raise invalid("with continue_final_message the last message must be the assistant's", param)
-    if not continue_final and (not turns or turns[-1].role != "user"):
+    if not continue_final and (not turns or turns[-1].role == "assistant"):
         raise invalid("the last message must be the user's: it is what gets an answer", param)
-    merged: list[Message] = [] if turns[0].role == "user" else [Message("user", "")]
+    merged: list[Message] = [Message("user", "")] if turns[0].role == "assistant" else []
     for each in turns:
-        if merged and merged[-1].role == each.role:
-            merged[-1] = Message(merged[-1].role, merged[-1].content + SEPARATOR + each.text)
+        role: Role = "assistant" if each.role == "assistant" else "user"
+        if merged and merged[-1].role == role:
+            merged[-1] = Message(role, merged[-1].content + SEPARATOR + each.text)
         else:
-            merged.append(Message("user" if each.role == "user" else "assistant", each.text))
+            merged.append(Message(role, each.text))
     system = SEPARATOR.join(each.text for each in messages[:leading]) if leading else None
     return Conversation(messages=tuple(merged), system=system)
 

@@ -7,25 +7,24 @@ ignored and listed in a response header.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    GetJsonSchemaHandler,
-    TypeAdapter,
-    ValidationError,
-    create_model,
-    model_validator,
-)
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model, model_validator
 
 from qlora_chat.api.errors import invalid
 from qlora_chat.api.field_errors import invalid_field
+from qlora_chat.api.request_fields import NullableFields, Text, refuse_other_kinds
+from qlora_chat.api.structured import (
+    MAX_TOOLS,
+    AnswerForm,
+    NamedTool,
+    ResponseFormat,
+    Tool,
+    ToolChoice,
+    form_of_call,
+    form_of_response,
+)
 from qlora_chat.settings import LOGITS_PROCESSORS, MAX_STOP_LENGTH, MAX_STOP_TEXTS, SAMPLING_SETTINGS
 
 MAX_CHOICES = 16
@@ -37,8 +36,7 @@ DEFAULT_COMPLETION_TOKENS = 16
 """Default of OpenAI and vLLM for /v1/completions."""
 
 NO_EFFECT: dict[str, tuple[Any, ...]] = {
-    "tools": ([],), "functions": ([],), "tool_choice": ("none", "auto"), "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},), "modalities": (["text"],), "audio": (), "prediction": (),
+    "functions": ([],), "function_call": ("none", "auto"), "modalities": (["text"],), "audio": (), "prediction": (),
     "logit_bias": ({},), "frequency_penalty": (0,), "presence_penalty": (0,), "min_tokens": (0,),
     "length_penalty": (1,), "typical_p": (1,), "use_beam_search": (False,), "best_of": (1,), "echo": (False,), "suffix": ("",),
     "bad_words": ([],), "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (),
@@ -47,9 +45,11 @@ NO_EFFECT: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,), "continue_final_message": (False,), "web_search_options": (),
 }  # fmt: skip
 """Fields of other servers that this one lacks, with the values that have no effect (as null has none)."""
-_PLAIN_TEXT = "leave it out, and for JSON ask in the prompt, as instructor does with mode=instructor.Mode.MD_JSON"
+_JSON_SCHEMA = "send response_format with a json_schema"
 HINTS = {
-    **dict.fromkeys(("tools", "functions", "tool_choice", "function_call", "response_format", "text"), _PLAIN_TEXT),
+    "functions": "send tools and tool_choice, their newer form",
+    "function_call": "send tools and tool_choice, their newer form",
+    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"), _JSON_SCHEMA),
     "echo": "put the prompt before the answer yourself",
     "best_of": "ask for several with n",
 }
@@ -70,16 +70,6 @@ def _sampling_field(name: str) -> Any:
     return Annotated[kind, _within(name)], Field(setting.default, description=setting.help)
 
 
-def _refuse_surrogates(text: str) -> str:
-    """ValueError for half a character, which JSON can express and no tokenizer or response can."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("the text holds a lone surrogate, which is half a character") from None
-    return text
-
-
-Text = Annotated[str, AfterValidator(_refuse_surrogates)]
 MaxTokens = Annotated[int, _within("max_new_tokens")]
 LogprobCount = Annotated[int, _within("logprobs")]
 Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
@@ -105,52 +95,11 @@ def check_metadata(metadata: Any) -> None:
         raise invalid_field(problem.errors(), metadata, "metadata") from None
 
 
-def without_nulls(value: Any) -> Any:
-    """An object without its null fields, which then take their defaults; anything else as it is."""
-    return {name: each for name, each in value.items() if each is not None} if isinstance(value, dict) else value
-
-
 def _without_nulls_inside(value: Any) -> Any:
     """A value without the null fields of its objects; an object of nulls alone is {}."""
     if not isinstance(value, dict):
         return value
     return {name: _without_nulls_inside(each) for name, each in value.items() if each is not None}
-
-
-def _allow_nulls(schema: JsonSchemaValue) -> None:
-    """Let the optional fields of an object's JSON schema be null."""
-    for name, field in schema.get("properties", {}).items():
-        if name in schema.get("required", ()):
-            continue
-        kinds = field.pop("anyOf", None) or [
-            {key: field.pop(key) for key in [*field] if key not in ("title", "description", "default")}
-        ]
-        if kinds != [{}]:  # which is any value
-            field["anyOf"] = [*(each for each in kinds if each != {"type": "null"}), {"type": "null"}]
-
-
-def refuse_other_kinds(value: Any, kinds: Sequence[str], what: str) -> Any:
-    """The object, if its `type` is one of `kinds`, or no text at all; ValueError that names another one."""
-    kind = value.get("type") if isinstance(value, dict) else None
-    if isinstance(kind, str) and kind not in kinds:
-        name = kind if kind.isidentifier() and kind.isascii() else "such"
-        raise ValueError(f"{name[:40]} {what} are not supported here; send {kinds[0]} {what} only")
-    return value
-
-
-class NullableFields(BaseModel):
-    """An object in which null means the default."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, value: Any) -> Any:
-        return without_nulls(value)
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        schema = handler(core_schema)
-        _allow_nulls(handler.resolve_ref_schema(schema))
-        return schema
 
 
 class StreamOptions(NullableFields):
@@ -208,6 +157,7 @@ class _Request(GenerationRequest):
     """Fields that chats and completions share."""
 
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
+    response_format: ResponseFormat = Field(None, description="JSON, and the schema that it has to match")  # type: ignore[assignment]
     stream_options: StreamOptions = Field(None)  # type: ignore[assignment]
 
     @model_validator(mode="after")
@@ -220,6 +170,11 @@ class _Request(GenerationRequest):
     def include_usage(self) -> bool:
         """True if a stream ends with its token counts."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def form(self) -> AnswerForm | None:
+        """Form of the answer; None for text."""
+        return form_of_response(self.response_format)
 
 
 class TextPart(BaseModel):
@@ -239,13 +194,33 @@ class ChatMessage(BaseModel):
     """One message; further fields are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"] = Field(description="a tool's is read as the user's")
     content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=256)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_tool_calls(cls, value: Any) -> Any:
+        """An answer that called a function is the text that the model wrote: the arguments."""
+        calls = value.get("tool_calls") if isinstance(value, dict) and value.get("role") == "assistant" else None
+        return {**value, "content": _calls_as_text(value.get("content"), calls)} if calls else value
 
     @property
     def text(self) -> str:
         """All parts as one text."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+def _calls_as_text(content: Any, calls: Any) -> Any:
+    """Content with the arguments of the function calls after it; as it is if it is no text."""
+    if not isinstance(content, str | None):
+        return content
+    try:
+        arguments = [each["function"]["arguments"] for each in calls]
+    except (TypeError, KeyError, IndexError):
+        arguments = [None]
+    if not all(isinstance(each, str) for each in arguments):
+        raise ValueError("tool_calls must be a list of calls, each with a function and its arguments as a text")
+    return "\n\n".join(filter(None, (content, *arguments)))
 
 
 class ChatRequest(_Request):
@@ -265,6 +240,9 @@ class ChatRequest(_Request):
         False, description="go on with the last message, the assistant's; needs add_generation_prompt to be false"
     )
     add_generation_prompt: bool = Field(True, description="false only with continue_final_message")
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] = Field([], description="functions; see tool_choice")
+    tool_choice: ToolChoice = Field(None, description="a function to call; required with a single tool; none")  # type: ignore[assignment]
+    parallel_tool_calls: bool = Field(True, description="without effect: an answer has one call")
 
     @model_validator(mode="after")
     def _check_dependent_fields(self) -> Any:
@@ -278,6 +256,15 @@ class ChatRequest(_Request):
         if self.store:  # nothing reads metadata otherwise, and clients send what they like (Open WebUI: objects)
             check_metadata(self.metadata)
         return self
+
+    @property
+    def form(self) -> AnswerForm | None:
+        """Form of the answer; None for text. A function that has to be called goes before response_format."""
+        choice, named = self.tool_choice, None
+        if isinstance(choice, NamedTool):
+            choice, named = None, choice.function.name
+        call = form_of_call([each.function for each in self.tools], choice, named, "tools.{}.function.parameters")
+        return call or super().form
 
     @property
     def ignored(self) -> list[str]:

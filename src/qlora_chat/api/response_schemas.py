@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-Reason = Literal["stop", "length"]
+Reason = Literal["stop", "length", "tool_calls"]
 
 
 class PromptDetails(BaseModel):
@@ -61,11 +61,35 @@ class AnswerMessage(BaseModel):
     refusal: None = None
 
 
+class CalledFunction(BaseModel):
+    """A function that is to be called."""
+
+    name: str
+    arguments: str = Field(description="JSON")
+
+
+class ToolCall(BaseModel):
+    """A call of a function, for the client to make."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class CallMessage(BaseModel):
+    """The model's message where a function had to be called."""
+
+    role: Literal["assistant"] = "assistant"
+    content: None = None
+    refusal: None = None
+    tool_calls: list[ToolCall]
+
+
 class ChatChoice(BaseModel):
     """One of n answers."""
 
     index: int
-    message: AnswerMessage
+    message: AnswerMessage | CallMessage
     logprobs: ChatLogprobs | None
     finish_reason: Reason
 

@@ -83,7 +83,7 @@ def routes(state: ServerState) -> APIRouter:
     @router.post("/chat/completions", response_model=ChatAnswer, responses={200: {"content": STREAM}})
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         """Answer a conversation's last message."""
-        return await _answer(state, request, body, parse_chat_request, ChatSerializer(body.model))
+        return await _answer(state, request, body, parse_chat_request, ChatSerializer(body.model, body.form))
 
     @router.post("/completions", response_model=CompletionAnswer, responses={200: {"content": STREAM}})
     async def completions(request: Request, body: CompletionRequest) -> Response:
@@ -190,9 +190,12 @@ async def _answer(
         parsed = parse(body, chat, state.settings.most_tokens)
         if store and parsed.conversation:
             with suppress(*(() if store.requested else (HistoryUnavailable,))):
-                writer = StoredTurnWriter(replace(chat, engine=engine), parsed.conversation, store, parsed.stops, adapter)
+                behind_gate, stops = replace(chat, engine=engine), parsed.stops
+                writer = StoredTurnWriter(behind_gate, parsed.conversation, store, stops, adapter, parsed.schema)
                 return parsed, parsed.start(writer.start)
-        return parsed, parsed.start(lambda prompt, sampling: engine.stream(prompt, sampling, parsed.stops, adapter))
+        return parsed, parsed.start(
+            lambda prompt, sampling: engine.stream(prompt, sampling, parsed.stops, adapter, parsed.schema)
+        )
 
     def on_end(usage: Usage, reasons: str) -> None:
         counts = {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens}

@@ -17,6 +17,8 @@ from qlora_chat.api.choices import Choice, Delta
 from qlora_chat.api.errors import ApiError
 from qlora_chat.api.response_schemas import (
     AnswerMessage,
+    CalledFunction,
+    CallMessage,
     ChatAnswer,
     ChatChoice,
     ChatLogprobs,
@@ -25,8 +27,10 @@ from qlora_chat.api.response_schemas import (
     CompletionLogprobs,
     Reason,
     TokenLogprob,
+    ToolCall,
     Usage,
 )
+from qlora_chat.api.structured import AnswerForm
 from qlora_chat.engines import Stream
 
 Json = dict[str, Any]
@@ -93,27 +97,51 @@ class ChatSerializer(ChunkSerializer):
 
     trimmed, kind, prefix = True, "chat.completion.chunk", "chatcmpl"
 
+    def __init__(self, model: str, form: AnswerForm | None = None) -> None:
+        """`form`: what the answers are, if not text."""
+        super().__init__(model)
+        self._form = form
+
     def opening(self, index: int) -> list[Json]:
-        return [self._chunk(_chat_entry(index, {"role": "assistant", "content": ""}))]
+        if self._function is None:
+            return [self._chunk(_chat_entry(index, {"role": "assistant", "content": ""}))]
+        call = {"index": 0, **_tool_call(self._function, "").model_dump()}
+        return [self._chunk(_chat_entry(index, {"role": "assistant", "content": None, "tool_calls": [call]}))]
 
     def delta(self, index: int, delta: Delta, logprobs: bool) -> Json:
         tokens = _chat_logprobs(delta.logprobs).model_dump() if logprobs else None
-        return self._chunk(_chat_entry(index, {"content": delta.text}) | {"logprobs": tokens})
+        added: Json = {"content": delta.text}
+        if self._function is not None:
+            added = {"tool_calls": [{"index": 0, "function": {"arguments": delta.text}}]}
+        return self._chunk(_chat_entry(index, added) | {"logprobs": tokens})
 
     def end(self, index: int, reason: Reason) -> list[Json]:
-        return [self._chunk(_chat_entry(index, {}) | {"finish_reason": reason})]
+        return [self._chunk(_chat_entry(index, {}) | {"finish_reason": self._reason(reason)})]
 
     def whole(self, choices: Sequence[tuple[Choice, Reason]], usage: Usage, logprobs: bool) -> ChatAnswer:
         listed = [
             ChatChoice(
                 index=choice.index,
-                message=AnswerMessage(content=choice.text),
+                message=self._message(choice.text),
                 logprobs=_chat_logprobs(choice.logprobs) if logprobs else None,
-                finish_reason=reason,
+                finish_reason=self._reason(reason),
             )
             for choice, reason in choices
         ]
         return ChatAnswer(**self._head, choices=listed, usage=usage)
+
+    @property
+    def _function(self) -> str | None:
+        """Name of the function that the answers call."""
+        return self._form.function if self._form else None
+
+    def _message(self, text: str) -> AnswerMessage | CallMessage:
+        if self._function is None:
+            return AnswerMessage(content=text)
+        return CallMessage(tool_calls=[_tool_call(self._function, text)])
+
+    def _reason(self, reason: Reason) -> Reason:
+        return self._form.reason if self._form and reason == "stop" else reason
 
 
 class CompletionSerializer(ChunkSerializer):
@@ -142,7 +170,12 @@ class CompletionSerializer(ChunkSerializer):
         return CompletionAnswer(**self._head, choices=listed, usage=usage)
 
 
-def _chat_entry(index: int, delta: dict[str, str]) -> Json:
+def _tool_call(function: str, arguments: str) -> ToolCall:
+    called = CalledFunction(name=function, arguments=arguments)
+    return ToolCall(id=f"call_{uuid.uuid4().hex[:24]}", function=called)
+
+
+def _chat_entry(index: int, delta: Json) -> Json:
     return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
 

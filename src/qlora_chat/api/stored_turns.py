@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from qlora_chat.chat import AnswerOptions, Chat, Turn
 from qlora_chat.history import HistoryStore
-from qlora_chat.messages import Conversation, new_id
+from qlora_chat.messages import AnswerSchema, Conversation, new_id
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
@@ -72,13 +72,15 @@ class StoredTurnWriter:
     """Starts each choice of a request as a stored turn; several choices are branches after the same question."""
 
     def __init__(
-        self, chat: Chat, conversation: Conversation, options: StoreOptions, stops: Stops, adapter: str | None
-    ) -> None:
+        self, chat: Chat, conversation: Conversation, options: StoreOptions, stops: Stops, adapter: str | None,
+        schema: AnswerSchema | None = None,
+    ) -> None:  # fmt: skip
         """`conversation` ends with the question; messages that the history has already are not added again."""
         self._chat, self._stops = chat, stops
         self._options = AnswerOptions(
-            Sampling(), adapter, options.owner, options.name_key, logged=options.requested, must_save=options.requested
-        )
+            Sampling(), adapter, options.owner, options.name_key, logged=options.requested, must_save=options.requested,
+            schema=schema,
+        )  # fmt: skip
         conversation_id = options.find_id(chat.history) or new_id()
         self._before = chat.history.load(conversation_id) or Conversation(conversation_id)
         self._conversation = replace(_merge(self._before, conversation), tags=options.tags)

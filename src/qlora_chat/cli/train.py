@@ -13,7 +13,12 @@ from qlora_chat import settings
 from qlora_chat.cli.options import DeviceOption, expanded
 from qlora_chat.training.recipe import SETTING_HELP, SETTING_TYPES, read_recipe, settings_from
 
-DECLARATIONS = {"prompt_format": "--format", "r": "--r", "group_by_length": "--group-by-length/--no-group-by-length"}
+DECLARATIONS = {
+    "prompt_format": "--format",
+    "start": "--from",
+    "r": "--r",
+    "group_by_length": "--group-by-length/--no-group-by-length",
+}
 """Options that are not named after their setting in typer's way."""
 
 
@@ -28,7 +33,7 @@ def _options(*names: str) -> Any:
     return make_dataclass("SettingOptions", options)
 
 
-SOURCES = ("base", "data")
+SOURCES = ("base", "data", "start")
 SourceOptions = _options(*SOURCES)
 SettingOptions = _options(*(name for name, help in SETTING_HELP.items() if help is not None and name not in SOURCES))
 

@@ -15,7 +15,7 @@ from qlora_chat.settings import SettingsError
 Redact = Callable[[dict[str, Any]], dict[str, Any]]
 """Takes a record (payload version 1 or 2) and returns what may be sent. If it raises, nothing is sent."""
 
-TEXT_FIELDS = ("history", "messages", "answer", "feedback", "tags", "stop_texts")
+TEXT_FIELDS = ("history", "messages", "answer", "feedback", "tags", "stop_texts", "answer_schema")
 """Fields with text of users and the model."""
 ID_FIELDS = ("prompt_ids", "answer_ids")
 """Fields with token ids, which can be decoded into text and so are emptied if any text is redacted."""

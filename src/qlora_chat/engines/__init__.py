@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from qlora_chat.errors import UserError
-from qlora_chat.messages import FinishReason
+from qlora_chat.messages import AnswerSchema, FinishReason
 from qlora_chat.models import ModelInfo
 from qlora_chat.prompt import Prompt, Tokenizer
 from qlora_chat.settings import Sampling
@@ -93,6 +93,10 @@ class OutOfMemory(EngineError):
     """Memory ran out for this answer; other answers continue, and the next one may fit."""
 
 
+class SchemaError(UserError, ValueError):
+    """An engine cannot hold its answers to this schema; the message says why."""
+
+
 class Stream(Protocol):
     """One answer being generated. Iterating raises EngineError if generation fails."""
 
@@ -113,8 +117,15 @@ class Engine(Protocol):
     def info(self) -> ModelInfo: ...
     @property
     def tokenizer(self) -> Tokenizer: ...
-    def stream(self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None) -> Stream:
-        """Start an answer. ValueError for ids outside the vocabulary, a prompt that fills the window, or an unknown adapter."""
+    def stream(
+        self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None, schema: AnswerSchema | None = None
+    ) -> Stream:
+        """Start an answer, which matches the schema if there is one. ValueError for ids outside the vocabulary, a prompt that
+        fills the window, or an unknown adapter; SchemaError as check_schema."""
+        ...
+
+    def check_schema(self, schema: AnswerSchema) -> None:
+        """SchemaError if answers cannot be held to it."""
         ...
 
     def close(self) -> None:
@@ -127,8 +138,9 @@ class ReplayableEngine(Protocol):
     """An engine that can change settings at a given token, as replaying an answer requires."""
 
     def stream_with_changes(
-        self, prompt: Prompt, sampling: Sampling, stops: Stops, changes: Mapping[int, Sampling], adapter: str | None = None
-    ) -> Stream:
+        self, prompt: Prompt, sampling: Sampling, stops: Stops, changes: Mapping[int, Sampling],
+        adapter: str | None = None, schema: AnswerSchema | None = None,
+    ) -> Stream:  # fmt: skip
         """Start an answer that switches to each of `changes` after that many generated tokens; otherwise as Engine.stream."""
         ...
 

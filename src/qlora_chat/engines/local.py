@@ -20,6 +20,7 @@ import torch
 
 from qlora_chat.engines import AnsweredBy, EngineError, Stream, check_prompt
 from qlora_chat.engines.core.forward_pass import Span
+from qlora_chat.engines.core.grammar import GrammarCompiler
 from qlora_chat.engines.core.kv_cache import KVCache, fitting_slots, slot_bytes
 from qlora_chat.engines.core.lora_registry import LoraRegistry
 from qlora_chat.engines.core.prompt_lookup import EXPECTED_COSTS, PassCosts
@@ -27,6 +28,7 @@ from qlora_chat.engines.core.request import Request
 from qlora_chat.engines.core.scheduler import Scheduler, SpanScheduler
 from qlora_chat.engines.cpu import open_cpu
 from qlora_chat.engines.eager.multi_lora import MultiLoraForward
+from qlora_chat.messages import AnswerSchema
 from qlora_chat.models import LoadedModel, ModelError, ModelInfo, Notify
 from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
@@ -95,17 +97,23 @@ class LocalEngine:
         """Logits of one pass, computed on the engine's thread, for checks; only while nothing is generated."""
         return self._on_thread(lambda: self._scheduler.compute_logits(spans))
 
-    def stream(self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None) -> Stream:
-        """Start an answer; it joins the batch at the next step. ValueError as Engine.stream."""
-        return self.stream_with_changes(prompt, sampling, stops, {}, adapter)
+    def stream(
+        self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None, schema: AnswerSchema | None = None
+    ) -> Stream:
+        """Start an answer; it joins the batch at the next step. Errors as Engine.stream."""
+        return self.stream_with_changes(prompt, sampling, stops, {}, adapter, schema)
 
     def stream_with_changes(
-        self, prompt: Prompt, sampling: Sampling, stops: Stops, changes: Mapping[int, Sampling], adapter: str | None = None
-    ) -> Stream:
+        self, prompt: Prompt, sampling: Sampling, stops: Stops, changes: Mapping[int, Sampling],
+        adapter: str | None = None, schema: AnswerSchema | None = None,
+    ) -> Stream:  # fmt: skip
         """Start an answer whose settings change at given tokens; see ReplayableEngine."""
         lora, answered_by = self._lora(adapter)
         check_prompt(prompt.ids, self.info.window, self._vocabulary)
-        request = Request(prompt.ids, sampling, stops, self.info.window, self.tokenizer, changes, lora, answered_by)
+        grammar = self._grammars.begin(schema, stops.token_ids) if schema else None
+        request = Request(
+            prompt.ids, sampling, stops, self.info.window, self.tokenizer, changes, lora, answered_by, grammar
+        )  # fmt: skip
         with self._changed:
             if self._closing:
                 raise EngineError("the engine is closed")
@@ -114,6 +122,10 @@ class LocalEngine:
             self._scheduler.submit(request)
             self._changed.notify()
         return request
+
+    def check_schema(self, schema: AnswerSchema) -> None:
+        """SchemaError if answers cannot be held to it. Prepares it for the answers that follow."""
+        self._grammars.check(schema)
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Load an unmerged adapter; see AdapterHost. Running answers pause while it is read."""
@@ -183,6 +195,7 @@ class LocalEngine:
                 notify("--kv-cache-dtype int8 has no effect: only the fast kernels on a graphics card store 8 bits")
             backend = _open_span_scheduler(model.weights, slots, notify, reserve)
         self.tokenizer: ModelTokenizer = model.tokenizer
+        self._grammars = GrammarCompiler(self.tokenizer, model.weights.shape.vocabulary)
         self._vocabulary = model.weights.shape.vocabulary
         self._scheduler, self._cache = backend
         self.info: ModelInfo = replace(model.info, computed_by=self._scheduler.adapters.backend_name)

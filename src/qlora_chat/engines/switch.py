@@ -14,7 +14,7 @@ from pathlib import Path
 
 from qlora_chat.engines import EngineError, Stream
 from qlora_chat.engines.local import LocalEngine
-from qlora_chat.messages import Conversation
+from qlora_chat.messages import AnswerSchema, Conversation
 from qlora_chat.models import ModelError, ModelInfo, Notify
 from qlora_chat.prompt import ChatFormat, LossOn, Prompt, SpanTokenizer, Tokenizer, TrainingText
 from qlora_chat.settings import ModelSettings, Sampling
@@ -147,15 +147,22 @@ class ModelSwitch:
         """Bytes on the card, or of this process; see LocalModel."""
         return self._engine.memory_in_use() if self._engine else 0
 
-    def stream(self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None) -> Stream:
+    def stream(
+        self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None, schema: AnswerSchema | None = None
+    ) -> Stream:
         """Start an answer; see Engine.stream. EngineError while no model is loaded."""
-        return self._loaded().stream(prompt, sampling, stops, adapter)
+        return self._loaded().stream(prompt, sampling, stops, adapter, schema)
 
     def stream_with_changes(
-        self, prompt: Prompt, sampling: Sampling, stops: Stops, changes: Mapping[int, Sampling], adapter: str | None = None
-    ) -> Stream:
+        self, prompt: Prompt, sampling: Sampling, stops: Stops, changes: Mapping[int, Sampling],
+        adapter: str | None = None, schema: AnswerSchema | None = None,
+    ) -> Stream:  # fmt: skip
         """Start an answer whose settings change at given tokens; see ReplayableEngine."""
-        return self._loaded().stream_with_changes(prompt, sampling, stops, changes, adapter)
+        return self._loaded().stream_with_changes(prompt, sampling, stops, changes, adapter, schema)
+
+    def check_schema(self, schema: AnswerSchema) -> None:
+        """SchemaError if answers cannot be held to it. EngineError while no model is loaded."""
+        self._loaded().check_schema(schema)
 
     def load_adapter(self, name: str, folder: Path) -> None:
         """Load an unmerged adapter; see AdapterHost."""

@@ -41,6 +41,7 @@ def answer_metadata(turn: TurnRecord) -> dict[str, Any]:
         ],
         "model": turn.model and _model(turn.model),
         **({"stop_texts": list(turn.stop_texts)} if turn.stop_texts else {}),
+        **({"answer_schema": asdict(turn.schema)} if turn.schema else {}),
         **({"continues": asdict(turn.continues)} if turn.continues else {}),
     }
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, Literal, get_args
 
 from qlora_chat.errors import UserError
-from qlora_chat.messages import Conversation, Message, new_id
+from qlora_chat.messages import AnswerSchema, Conversation, Message, new_id
 from qlora_chat.settings import Sampling
 
 Verdict = Literal["best", "tie", "bad"]
@@ -102,6 +102,8 @@ class TurnRecord:
     """Set if the prompt ends with the beginning of the answer; `answer_ids`, `changes` and `usage` are those of the rest."""
     stop_texts: tuple[str, ...] = ()
     """Texts that ended the answer, besides the prompt format's."""
+    schema: AnswerSchema | None = None
+    """Schema that the answer had to match. The prompt format's stop texts did not apply then."""
 
     @property
     def answer(self) -> Message:

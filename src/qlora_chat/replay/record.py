@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qlora_chat.errors import UserError
+from qlora_chat.messages import AnswerSchema
 from qlora_chat.settings import Sampling, SettingsError
 from qlora_chat.text import json_records
 
@@ -34,6 +35,8 @@ class RecordedAnswer:
     """(number of tokens before the change, settings after it)."""
     stop_texts: tuple[str, ...]
     """Besides the prompt format's."""
+    schema: AnswerSchema | None
+    """Schema that it had to match."""
     model: Mapping[str, Any]
     """name, base, adapter, precision, device, prompt_format, base_sha256, adapter_sha256, computed_by,
     base_form, version."""
@@ -68,6 +71,7 @@ def parse_recorded_answer(data: Mapping[str, Any]) -> RecordedAnswer:
         sampling=sampling,
         changes=_changes(data, sampling),
         stop_texts=_stop_texts(data),
+        schema=_schema(data),
         model=_mapping(data.get("model")),
     )
 
@@ -95,6 +99,16 @@ def _stop_texts(data: Mapping[str, Any]) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(each, str) and each for each in value):
         raise CannotReplay("stop_texts must be a list of texts")
     return tuple(value)
+
+
+def _schema(data: Mapping[str, Any]) -> AnswerSchema | None:
+    value = data.get("answer_schema")
+    if value is None:
+        return None
+    text, strict = _mapping(value).get("text"), _mapping(value).get("strict")
+    if not isinstance(text, str) or not isinstance(strict, bool):
+        raise CannotReplay("answer_schema must have a text, and true or false as strict")
+    return AnswerSchema(text, strict)
 
 
 def _changes(data: Mapping[str, Any], sampling: Sampling) -> tuple[tuple[int, Sampling], ...]:

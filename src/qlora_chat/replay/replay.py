@@ -112,12 +112,13 @@ def _stream(recorded: RecordedAnswer, sampling: Sampling, chat: Chat) -> Stream:
     prompt, engine = Prompt(recorded.prompt_text, recorded.prompt_ids), chat.engine
     limit = sampling.max_new_tokens if _is_cut_off(recorded) else None
     changes = {at: each.changed(max_new_tokens=limit or each.max_new_tokens) for at, each in recorded.changes}
-    stops = replace(chat.stops, texts=(*chat.stops.texts, *recorded.stop_texts))
+    own, schema = chat.stops_within(recorded.schema), recorded.schema
+    stops = replace(own, texts=(*own.texts, *recorded.stop_texts))
     try:
         if not changes:
-            return engine.stream(prompt, sampling, stops)
+            return engine.stream(prompt, sampling, stops, schema=schema)
         if isinstance(engine, ReplayableEngine):
-            return engine.stream_with_changes(prompt, sampling, stops, changes)
+            return engine.stream_with_changes(prompt, sampling, stops, changes, schema=schema)
     except ValueError as problem:
         raise CannotReplay(f"this model cannot take the recorded prompt: {problem}") from problem
     raise CannotReplay("settings were changed during the answer, and this engine cannot change them at a given token")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from qlora_chat.engines import Engine, EngineError, Finish, OutOfMemory, Piece, Stream
 from qlora_chat.errors import UserError
+from qlora_chat.messages import AnswerSchema
 from qlora_chat.models import ModelInfo
 from qlora_chat.prompt import Prompt, Tokenizer
 from qlora_chat.serving.admission import AdmissionTicket, Gate, Overloaded
@@ -55,7 +56,9 @@ class SharedEngine:
         """The same engine for one caller, who names adapters itself."""
         return replace(self, caller=caller, defaults_to_first=False)
 
-    def stream(self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None) -> Stream:
+    def stream(
+        self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None, schema: AnswerSchema | None = None
+    ) -> Stream:
         """Start an answer, or queue it; `adapter` may be the model's own name, for the model without an adapter. The stream
         must be iterated to its end, or its iterator closed."""
         try:
@@ -65,12 +68,15 @@ class SharedEngine:
             raise
         info = self.info
         used = None if adapter == info.name else adapter or (info.adapter if self.defaults_to_first else None)
-        stream = SharedStream(
-            lambda now: self.inner.stream(prompt, now, stops, used), ticket, sampling, prompt, self.metrics, self.speed
-        )
+        begin = lambda now: self.inner.stream(prompt, now, stops, used, schema)  # noqa: E731
+        stream = SharedStream(begin, ticket, sampling, prompt, self.metrics, self.speed)
         if ticket.state == "running":
             stream.start()
         return stream
+
+    def check_schema(self, schema: AnswerSchema) -> None:
+        """SchemaError if answers cannot be held to it."""
+        self.inner.check_schema(schema)
 
     def close(self) -> None:
         """Close the engine."""

@@ -36,6 +36,8 @@ MAX_RECIPE_BYTES, MAX_RECIPE_NESTING = 64 * 1024, 3
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 AUTO_FORMAT = "auto"
+OF_START = ("r", "alpha", "targets")
+"""Settings that an adapter brings from which a run goes on."""
 
 
 def _declare(default: Any, help: str | None = None, low: float = 0, high: float = 0) -> Any:
@@ -52,6 +54,7 @@ class TrainSettings:
     data: tuple[str, ...] = _declare(
         (), "dialogues: .jsonl, .json, .csv, .parquet (.gz and .xz too), a folder of them, or a dataset's Hub id"
     )
+    start: str | None = _declare(None, "adapter to go on from, a folder or Hub id: with its rank, alpha and modules")
     steps: int | None = _declare(None, "total updates", 1, MAX_STEPS)
     epochs: float = _declare(1.0, "passes over the data, without --steps", 0.001, 100_000)
     batch: int = _declare(16, "dialogues per step", 1, 65_536)
@@ -99,8 +102,8 @@ class TrainSettings:
             check_format_name(self.prompt_format)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
+        """Plain values, for JSON. `start` is among them only where there is one: earlier versions do not know it."""
+        return {name: value for name, value in asdict(self).items() if name != "start" or value}
 
 
 SETTING_TYPES: Mapping[str, Any] = get_type_hints(TrainSettings)
@@ -218,6 +221,8 @@ def settings_from(recipe: Mapping[str, Any], flags: Mapping[str, Any]) -> TrainS
         values.pop("steps", None)  # a recipe's steps would override the epochs of the flag
     if "batch" in set_flags and "packing" not in set_flags:
         values.pop("packing", None)
+    if values.get("start") and (given := [each for each in OF_START if each in set_flags]):
+        raise SettingsError(f"--from takes {', '.join(OF_START)} from the adapter; leave out --{', --'.join(given)}")
     if unknown := sorted(set(values) - set(SETTING_TYPES)):
         raise SettingsError(f"unknown training setting {_shown(unknown[0])}; known: {', '.join(sorted(SETTING_TYPES))}")
     settings = TrainSettings(**values)

@@ -54,10 +54,10 @@ class Run:
                 )
         return settings
 
-    def start(self, settings: TrainSettings, dialogues: Dialogues, base: ModelPart) -> Run:
-        """Return the run with its record filled in, and make its folder.
+    def start(self, settings: TrainSettings, dialogues: Dialogues, base: ModelPart, adapter: ModelPart | None = None) -> Run:
+        """Return the run with its record filled in, and make its folder; `adapter` is the one that it goes on from.
 
-        TrainError if a resumed run started with other data or another base, or the folder cannot be made.
+        TrainError if a resumed run started with other data, another base or adapter, or the folder cannot be made.
         """
         record: dict[str, Any] = {
             "tool": f"qlora-chat {__version__}",
@@ -66,6 +66,8 @@ class Run:
             "data": {"files": list(dialogues.files), "sha256": dialogues.digest, "dialogues": len(dialogues.conversations)},
             "base": {"name": base.name, "revision": base.revision, "files": base.fingerprints},
         }
+        if adapter:
+            record["start"] = {"name": adapter.name, "files": adapter.fingerprints}
         if self.resumed:
             self._check_same(record)
             return replace(self, record={**self.record, "settings": record["settings"]})
@@ -108,6 +110,7 @@ class Run:
             "base_files": base["files"],
             "quantisation": "nf4, double",
             "data": self.record["data"],
+            **({"start": self.record["start"]} if "start" in self.record else {}),
             "settings": settings.as_dict(),
             "steps": steps,
             "loss": loss,
@@ -121,6 +124,8 @@ class Run:
             )
         if self.record["base"]["files"] != record["base"]["files"]:
             raise TrainError(f"the run in {self.folder} started with another base; it can only be resumed with the same base")
+        if (self.record.get("start") or {}).get("files") != (record.get("start") or {}).get("files"):
+            raise TrainError(f"the adapter that the run in {self.folder} went on from has changed; restore it, or begin anew")
 
 
 def open_run(folder: Path, *, resume: bool) -> Run:

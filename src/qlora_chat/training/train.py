@@ -36,6 +36,7 @@ from qlora_chat.training.model.llama import ComputeFormat, LoraShape, TrainableL
 from qlora_chat.training.optimizer import Optimizer
 from qlora_chat.training.recipe import AUTO_FORMAT, TrainSettings
 from qlora_chat.training.run_record import Run
+from qlora_chat.training.start import StartAdapter
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,18 @@ def train(settings: TrainSettings, run: Run, notify: Notify, *, device: Device =
     dialogues = load_dialogues(settings.data, notify, skip_bad=skip_bad)
     memory = detect_devices(device)[0]
     located = locate_base(settings.base, memory, notify)
-    sources = format_sources(located.base, located.config, None)
+    start = StartAdapter.find(settings.start, located.config, notify) if settings.start else None
+    settings = start.settings(settings) if start else settings
+    sources = format_sources(located.base, located.config, start and start.part, start and start.adapter.record)
     chosen = sources.choose(None if settings.prompt_format == AUTO_FORMAT else settings.prompt_format)
     settings = replace(settings, prompt_format=chosen.name)
-    run = run.start(settings, dialogues, located.base)
+    run = run.start(settings, dialogues, located.base, start and start.part)
     model = prepare(located, Cache(cache_folder(), notify), notify)  # a base in 16 bits is quantized into chat's cache first
     base, tokenizer = model.base, model.text.tokenizer
     template = open_format(chosen, tokenizer)
-    for line in (*model.notices, chosen.line, *template.notices):
+    if start:
+        start.check_text(located.config, model.text)
+    for line in (*model.notices, *(start.lines() if start else ()), chosen.line, *template.notices):
         notify(line)
     dialogues = usable_dialogues(dialogues, text_reader(template), skip_bad=skip_bad)
     data = prepare_data(dialogues, settings, tokenizer, model.text.special.eos, base.shape.window, template)
@@ -85,6 +90,8 @@ def train(settings: TrainSettings, run: Run, notify: Notify, *, device: Device =
         lora = LoraShape(settings.r, settings.alpha, settings.dropout, settings.targets)
         trainable = TrainableLlama(model.tensors, base.shape, lora, compute, settings.seed)
         trainable.checkpointing = plan.checkpointing
+        if start:
+            trainable.load_adapter(start.tensors())
         return _run_steps(run, trainable, settings, template, data, plan, notify)
     except KeyboardInterrupt:  # outside the loop, which takes Ctrl-C as its end
         notify(f"stopped between steps; to continue: {_resume_command(run)}")

@@ -70,14 +70,24 @@ EVENT_DATA: Mapping[tuple[str, str], Mapping[str, Field]] = {
 """The values that a component of our own may send with an event: by elem_id and event, then by key."""
 
 DISCLAIMER = "A language model wrote these answers. They can be wrong, biased or offensive: check what matters."
+LOGGED = "Conversations on this page are logged by whoever runs it."
+LOGGED_AND_SAVED = "Conversations on this page are saved and logged by whoever runs it."
 LOG_OUT = '<form method="post" action="logout"><button>Log out</button></form>'
 
 
 def component(module: str, elem_id: str, value: Any = None, **described: Any) -> gr.HTML:
     """A component of our own: an empty element that `mount` of static/MODULE.js fills, with what `described` says of it. Text
-    never goes into its template."""
+    never goes into its template. The module translates what it shows; static/language.js translates the rest of the page."""
     mount = f"import(new URL('page/static/{module}.js', document.baseURI)).then(m => m.mount(element, trigger, props, watch))"
-    return gr.HTML(value, html_template="<div></div>", js_on_load=mount, elem_id=elem_id, apply_default_css=False, **described)
+    return gr.HTML(
+        value,
+        html_template="<div></div>",
+        js_on_load=mount,
+        elem_id=elem_id,
+        elem_classes="own",
+        apply_default_css=False,
+        **described,
+    )
 
 
 class Parts:
@@ -173,7 +183,7 @@ def _button(text: str, elem_id: str, size: Any = "sm", **options: Any) -> gr.But
 
 
 def _logging_switch(features: PageFeatures) -> gr.Checkbox:
-    what = "saved and logged" if features.persistent else "logged"
+    notice = LOGGED_AND_SAVED if features.persistent else LOGGED
     with gr.Row(elem_id="logging", visible=features.logged):
-        gr.HTML(f'<p class="notice">Conversations on this page are {what} by whoever runs it.</p>', padding=False)
+        gr.HTML(f'<p class="notice">{notice}</p>', padding=False)
         return gr.Checkbox(True, label="Log mine, from the next message on", elem_id="logged", container=False)

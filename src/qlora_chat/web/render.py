@@ -52,4 +52,5 @@ def banner(info: ModelInfo, more: Sequence[str] = ()) -> str:
     """Notices of the model, its prompt format and `more`, as one line of HTML; "" if there are none."""
     prompt_format = (f"Prompt format: {info.format.summary}.",) if info.format else ()
     lines = (*info.notices, *prompt_format, *more)
-    return f'<p class="banner">{escape(" ".join(lines))}</p>' if lines else ""
+    spans = " ".join(f"<span>{escape(each)}</span>" for each in lines)
+    return f'<p class="banner">{spans}</p>' if lines else ""

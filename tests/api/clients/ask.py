@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 MODEL, QUESTION = "scripted", "hi"
 KEY: Any = "none"
@@ -88,23 +88,76 @@ def litellm_responses(url: str) -> str:
     return response.output[0].content[0].text
 
 
-def instructor_json(url: str) -> str:
-    """An object out of JSON in the answer; instructor's default mode needs tools, which the server refuses by name."""
-    import instructor
+def served_model(url: str) -> str:
+    """The first model of a server."""
+    return openai_client(url).models.list().data[0].id
+
+
+def mood_class() -> Any:
+    """Class of the objects that the structured answers below are."""
     from pydantic import BaseModel
 
-    class Person(BaseModel):
-        name: str
+    class Mood(BaseModel):
+        """A mood."""
 
-    asked: Any = {"model": MODEL, "messages": MESSAGES, "response_model": Person}
-    person: Any = instructor.from_openai(openai_client(url), mode=instructor.Mode.MD_JSON).chat.completions.create(**asked)
-    refusal = ""
-    try:
-        instructor.from_openai(openai_client(url)).chat.completions.create(**asked, max_retries=1)
-    except Exception as problem:
-        refusal = str(problem)
-    assert "mode=instructor.Mode.MD_JSON" in refusal, refusal
-    return person.name
+        mood: Literal["happy", "sad"]
+        level: Literal[1, 2, 3]
+
+    return Mood
+
+
+def instructor_object(url: str) -> str:
+    """An object in instructor's default mode, a function that has to be called; then the same streamed."""
+    import instructor
+
+    mood: Any = mood_class()
+    client: Any = instructor.from_openai(openai_client(url))
+    asked: Any = {"model": served_model(url), "messages": MESSAGES, "response_model": mood, "max_retries": 0}
+    whole = client.chat.completions.create(**asked)
+    *_, last = client.chat.completions.create_partial(**asked)
+    assert mood.model_validate(last.model_dump())
+    return type(whole).__name__
+
+
+def openai_object(url: str) -> str:
+    """OpenAI's own classes, in both formats."""
+    client, mood = openai_client(url), mood_class()
+    chat = client.chat.completions.parse(model=served_model(url), messages=MESSAGES, response_format=mood)
+    response = client.responses.parse(model=served_model(url), input=QUESTION, text_format=mood)
+    assert isinstance(response.output_parsed, mood)
+    return type(chat.choices[0].message.parsed).__name__
+
+
+def langchain_object(url: str) -> str:
+    """LangChain's default, and with a function."""
+    from langchain_openai import ChatOpenAI
+
+    model: Any = ChatOpenAI(model=served_model(url), base_url=url, api_key=KEY)
+    mood = mood_class()
+    called = model.with_structured_output(mood, method="function_calling").invoke(QUESTION)
+    assert isinstance(called, mood)
+    return type(model.with_structured_output(mood).invoke(QUESTION)).__name__
+
+
+def litellm_object(url: str) -> str:
+    """A class as response_format."""
+    import litellm
+
+    mood = mood_class()
+    asked: Any = {"model": f"openai/{served_model(url)}", "messages": MESSAGES, "api_base": url, "api_key": KEY}
+    content = litellm.completion(**asked, response_format=mood).choices[0].message.content
+    return type(mood.model_validate_json(content)).__name__
+
+
+def pydantic_ai_object(url: str) -> str:
+    """An agent's output type, which is the only tool, and has to be called."""
+    from pydantic_ai import Agent
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    model = OpenAIChatModel(served_model(url), provider=OpenAIProvider(base_url=url, api_key=KEY))
+    agent: Any = Agent(model, output_type=mood_class())
+    return type(agent.run_sync(QUESTION).output).__name__
 
 
 def llm_command(url: str) -> str:
@@ -146,7 +199,8 @@ CLIENTS: dict[str, Callable[[str], str]] = {
     each.__name__: each
     for each in (
         openai_chat, openai_responses, langchain_completion, langchain_chat, langchain_responses, litellm_chat,
-        litellm_responses, instructor_json, llm_command, pydantic_ai_chat, pydantic_ai_responses,
+        litellm_responses, llm_command, pydantic_ai_chat, pydantic_ai_responses,
+        instructor_object, openai_object, langchain_object, litellm_object, pydantic_ai_object,
     )
 }  # fmt: skip
 

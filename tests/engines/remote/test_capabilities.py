@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
 
 from qlora_chat.chat import AnswerOptions, Chat
+from qlora_chat.engines import EngineError, SchemaError
 from qlora_chat.engines.remote.engine import RemoteEngine
 from qlora_chat.history.memory import MemoryHistory
-from qlora_chat.messages import Conversation
+from qlora_chat.messages import AnswerSchema, Conversation
 from qlora_chat.prompt import DEFAULT_FORMAT
 from tests.engines.remote.requests import ANSWER, GREEDY, PROMPT, STOPS, TEXT, text_of
 from tests.fakes import ScriptedServer
+
+MOOD = AnswerSchema('{"type": "object", "properties": {"mood": {"enum": ["sad"]}}, "required": ["mood"]}')
 
 
 def test_refused_fields_are_omitted_with_a_notice(server: ScriptedServer, open_to: Callable[..., RemoteEngine]) -> None:
@@ -68,3 +72,35 @@ def test_a_server_that_takes_ids_and_gives_none_goes_on_from_its_text(
     shown += pieces
     assert "".join(piece.text for piece in shown) == TEXT
     assert server.requests[1]["prompt"][: len(PROMPT.ids)] == list(PROMPT.ids)
+
+
+def test_a_schema_goes_to_the_servers_that_keep_to_it(
+    server: ScriptedServer, second: ScriptedServer, open_to: Callable[..., RemoteEngine]
+) -> None:
+    second.enforces_schemas = False
+    engine = open_to(server, second)
+    engine.check_schema(MOOD)
+    assert all(text_of(engine.stream(PROMPT, GREEDY, STOPS, schema=MOOD)) == '{"mood": "sad"}' for _ in range(4))
+    sent = server.requests[-1]["response_format"]["json_schema"]
+    assert (sent["schema"], sent["strict"]) == (json.loads(MOOD.text), True)
+    assert text_of(engine.stream(PROMPT, GREEDY, STOPS)) == TEXT
+
+
+@pytest.mark.parametrize("refused", [frozenset[str](), frozenset({"response_format"})], ids=["ignores-it", "refuses-it"])
+def test_a_schema_is_refused_where_no_server_keeps_to_it(
+    refused: frozenset[str], server: ScriptedServer, open_to: Callable[..., RemoteEngine]
+) -> None:
+    server.enforces_schemas, server.refused_fields = False, refused
+    with pytest.raises(SchemaError, match="do not keep to response_format"):
+        open_to(server).check_schema(MOOD)
+
+
+def test_an_answer_with_a_schema_that_breaks_off_is_an_error(
+    server: ScriptedServer, second: ScriptedServer, open_to: Callable[..., RemoteEngine]
+) -> None:
+    engine = open_to(server, second)
+    engine.check_schema(MOOD)
+    for each in (server, second):
+        each.reply = lambda request, tokens=each.tokens: tokens(request, 2)
+    with pytest.raises(EngineError, match="broke off after 2 tokens"):
+        text_of(engine.stream(PROMPT, GREEDY, STOPS, schema=MOOD))

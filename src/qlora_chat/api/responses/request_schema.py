@@ -12,20 +12,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from qlora_chat.api.errors import invalid
-from qlora_chat.api.request_schemas import (
-    GenerationRequest,
-    MaxTokens,
-    NullableFields,
-    Text,
-    check_metadata,
-    refuse_other_kinds,
-)
+from qlora_chat.api.request_fields import NullableFields, Text, refuse_other_kinds
+from qlora_chat.api.request_schemas import GenerationRequest, MaxTokens, check_metadata
+from qlora_chat.api.structured import AnswerForm, TextFormat, form_of_text
 
-TEXT_FORMAT, VERBOSITY = {"format": {"type": "text"}}, {"verbosity": "medium"}
-PLAIN_TEXT: tuple[Any, ...] = ({}, TEXT_FORMAT, VERBOSITY, {**TEXT_FORMAT, **VERBOSITY})
-"""Defaults of OpenAI's `text`."""
 NO_EFFECT: dict[str, tuple[Any, ...]] = {
-    "tools": ([],), "tool_choice": ("none", "auto"), "text": PLAIN_TEXT, "background": (False,),
+    "tools": ([],), "tool_choice": ("none", "auto"), "background": (False,),
     "conversation": (), "prompt": (), "truncation": ("disabled",), "top_logprobs": (0,), "n": (1,), "reasoning": ({},),
     "logit_bias": ({},), "frequency_penalty": (0,), "presence_penalty": (0,), "response_format": ({"type": "text"},),
     "context_management": ([],), "modalities": (["text"],), "multi_agent": (), "moderation": (),
@@ -81,6 +73,14 @@ class InputItem(NullableFields):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
+class TextOptions(NullableFields):
+    """Options of the answer's text."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+    format: TextFormat = Field(None, description="JSON, and the schema that it has to match")  # type: ignore[assignment]
+    verbosity: Literal["medium"] = Field("medium", description="other values are not supported")
+
+
 class ResponsesRequest(GenerationRequest):
     """POST /v1/responses"""
 
@@ -96,6 +96,7 @@ class ResponsesRequest(GenerationRequest):
         description="true: store the turn in the history and send it to the log, as the page's are; false: remember nothing; "
         "left out: the history has it, or without one the server's memory for a while, for previous_response_id",
     )  # type: ignore[assignment]
+    text: TextOptions = Field(default_factory=TextOptions, description="form of the answer")  # type: ignore[arg-type]
     metadata: Any = Field({}, description="up to 16 texts by name, returned with the answer; with store, stored as tags")
     include: list[str] = Field([], description="nothing of it exists here; log probabilities are refused")
 
@@ -116,6 +117,11 @@ class ResponsesRequest(GenerationRequest):
     def answer_limit(self) -> int | None:
         """Longest answer requested, in tokens; None for the rest of the window."""
         return self.max_output_tokens
+
+    @property
+    def form(self) -> AnswerForm | None:
+        """Form of the answer; None for text."""
+        return form_of_text(self.text.format)
 
     @property
     def reported_logprobs(self) -> int | None:

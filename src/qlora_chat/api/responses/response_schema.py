@@ -100,7 +100,7 @@ class ResponseObject(BaseModel):
     background: Literal[False] = False
     parallel_tool_calls: bool = True
     reasoning: dict[str, None] = {"effort": None, "summary": None}
-    text: dict[str, dict[str, str]] = {"format": {"type": "text"}}
+    text: dict[str, Any] = {"format": {"type": "text"}}
     tool_choice: Literal["auto"] = "auto"
     tools: list[Any] = []
     top_logprobs: Literal[0] = 0

@@ -25,6 +25,8 @@ from qlora_chat.api.responses.response_schema import (
 from qlora_chat.api.serializers import AnswerSerializer, Json
 from qlora_chat.engines import Stream
 
+TEXT = {"format": {"type": "text"}}
+
 
 class ResponsesSerializer(AnswerSerializer):
     """response, and response.* events."""
@@ -107,6 +109,7 @@ class ResponsesSerializer(AnswerSerializer):
             temperature=body.temperature,  # type: ignore[attr-defined]
             top_p=body.top_p,  # type: ignore[attr-defined]
             store=self._exchange.is_stored,
+            text={"format": body.text.format.model_dump(by_alias=True, exclude_unset=True)} if body.text.format else TEXT,
             user=body.user or None,
         )
 

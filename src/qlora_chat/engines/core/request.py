@@ -13,9 +13,10 @@ import torch
 
 from qlora_chat.engines import NO_LOGPROBS, AnsweredBy, EngineError, OutOfMemory, Piece, TokenLogprobs
 from qlora_chat.engines.core.answer_builder import AnswerBuilder, PieceQueue, iterate
+from qlora_chat.engines.core.grammar import AnswerGrammar
 from qlora_chat.engines.core.kv_cache import Slot
 from qlora_chat.engines.core.prompt_lookup import NO_DRAFT, Draft, Speculator
-from qlora_chat.engines.core.sampler import SamplerInput
+from qlora_chat.engines.core.sampler import Sampler, SamplerInput, sample, sample_from
 from qlora_chat.prompt import Tokenizer
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
@@ -35,14 +36,15 @@ class Request:
         pending_sampling: Mapping[int, Sampling] | None = None,
         adapter: object = None,
         answered_by: AnsweredBy | None = None,
+        grammar: AnswerGrammar | None = None,
     ) -> None:
         """`pending_sampling`: settings that apply once that many tokens have been generated; `adapter`: as Slot.adapter;
-        `answered_by`: its name."""
+        `answered_by`: its name; `grammar`: what the answer has to match, at its beginning."""
         self.ids = list(prompt)
         """Prompt and answer."""
         self.sampling = sampling
         self.cancelled = False
-        self.adapter = adapter
+        self.adapter, self.grammar = adapter, grammar
         self.slot: Slot | None = None
         self.seed = random.getrandbits(63) if sampling.seed is None else sampling.seed
         self._answer = AnswerBuilder(tokenizer, stops, len(prompt))
@@ -100,7 +102,9 @@ class Request:
             self._answer.report_prefill(len(self.running_slot.ids))
 
     def draft(self) -> Draft:
-        """Tokens that may follow, at most as many as the answer may still have."""
+        """Tokens that may follow, at most as many as the answer may still have; none where a grammar rules most out."""
+        if self.grammar is not None:
+            return NO_DRAFT
         if self._speculator is None:
             self._speculator = Speculator(self.ids)
         left = self._limit(self.sampling) - self.generated
@@ -120,6 +124,12 @@ class Request:
             seen[token] = True
             inputs.append(SamplerInput(sampling, seen, self._draws[index]))
         return inputs
+
+    def sample_within_grammar(self, logits: torch.Tensor, sample: Sampler = sample) -> int:
+        """Next token, of those that the grammar allows, from logits (V,). EngineError as AnswerGrammar.allowed."""
+        assert self.grammar is not None, "the request has a grammar"
+        (row,) = self.sampler_inputs((), len(logits), torch.device("cpu"))
+        return sample_from(self.grammar.allowed(), logits, row, sample)
 
     def sampling_unchanged(self, sampling: Sampling, ahead: int = 0) -> bool:
         """True if these settings still apply to the token that is `ahead` of the next one."""
@@ -144,7 +154,14 @@ class Request:
             self._speculator.push(token_id)
         if self._seen is not None:
             self._seen[token_id] = True
-        return self._answer.push_token(token_id, self._limit(self._used), logprobs)
+        if self.grammar is None:
+            return self._answer.push_token(token_id, self._limit(self._used), logprobs)
+        self.grammar.accept(token_id)
+        complete = self.grammar.complete  # and so not cut off, even with its last token
+        ended = self._answer.push_token(token_id, self._limit(self._used) + complete, logprobs)
+        if complete:
+            self._answer.end("stop")
+        return ended or complete
 
     def end_cancelled(self) -> None:
         """End the answer here because its caller cancelled it."""

@@ -9,8 +9,9 @@ Shapes: R rows, V vocabulary, C candidates.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,6 +56,17 @@ def sample(logits: Tensor, inputs: Sequence[SamplerInput]) -> list[int]:
     if random:
         tokens[random] = _sample(logits[random], [inputs[row] for row in random])
     return tokens.masked_fill(~best.isfinite(), NOT_FINITE).tolist()
+
+
+def sample_from(ids: np.ndarray, logits: Tensor, row: SamplerInput, sample: Sampler = sample) -> int:
+    """Next token of a row of logits (V,) as if the vocabulary were `ids` alone, or NOT_FINITE.
+
+    With NumPy, since torch's threads would go on spinning on the core that the next pass needs.
+    """
+    narrowed = torch.from_numpy(logits.float().cpu().numpy()[ids][None])
+    seen = None if row.seen is None else torch.from_numpy(row.seen.cpu().numpy()[ids])
+    (index,) = sample(narrowed, [replace(row, seen=seen)])
+    return NOT_FINITE if index == NOT_FINITE else int(ids[index])
 
 
 def _penalized(logits: Tensor, inputs: Sequence[SamplerInput]) -> Tensor:

@@ -180,6 +180,19 @@ class SpanScheduler:
                 self._accept_all(output, tokens)
 
     def _sample_all(self, outputs: Sequence[_Output], logits: Tensor | None = None) -> list[_Samples]:
+        """Sample for each chat, in one call for all without a grammar; `logits` as in _sample_free."""
+        free = [each for each in outputs if each.request.grammar is None]
+        if len(free) == len(outputs):
+            return self._sample_free(outputs, logits)
+        samples = iter(self._sample_free(free) if free else ())
+        return [next(samples) if each.request.grammar is None else self._sample_constrained(each) for each in outputs]
+
+    def _sample_constrained(self, output: _Output) -> _Samples:
+        """Sample for a chat with a grammar: from the tokens that may come next."""
+        sampling = output.request.apply_pending_sampling()
+        return _Samples([output.request.sample_within_grammar(output.logits[0], self._sample)], sampling)
+
+    def _sample_free(self, outputs: Sequence[_Output], logits: Tensor | None = None) -> list[_Samples]:
         """Sample all rows in one call; `logits` are those of all outputs where they are contiguous already."""
         if logits is None:
             logits = torch.cat([each.logits for each in outputs])

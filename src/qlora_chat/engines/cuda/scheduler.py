@@ -190,7 +190,8 @@ class CudaScheduler:
             ScheduledRow(each.request, each.row, each.request.generated + ahead, each.sampling) for each in self._device_rows
         ]
         self._in_flight.append(self._start(scheduled, len(scheduled)))
-        if ahead or any(each.sampling.logprobs is not None for each in scheduled):  # logits are those of the newest step
+        # logits are those of the newest step, and a token within a grammar is sampled from them here
+        if ahead or any(each.sampling.logprobs is not None or each.request.grammar for each in scheduled):
             self._hand_out(self._in_flight.popleft())
 
     def _draft_step(self, decoding: Sequence[Request], drafts: Sequence[tuple[int, ...]]) -> None:
@@ -330,5 +331,13 @@ class CudaScheduler:
         request, row = scheduled.request, scheduled.row + index
         cached = request.running_slot.ids
         cached.append(request.ids[len(cached)])
-        token = self.decoder.sampled_token(row, scheduled.count + index)
-        self._queue.accept(request, token, self.decoder.logits[row], scheduled.sampling)
+        logits = self.decoder.logits[row]
+        try:
+            grammar = request.grammar
+            token = (
+                request.sample_within_grammar(logits) if grammar else self.decoder.sampled_token(row, scheduled.count + index)
+            )
+        except Exception as problem:
+            self._queue.fail(request, problem)
+            return
+        self._queue.accept(request, token, logits, scheduled.sampling)

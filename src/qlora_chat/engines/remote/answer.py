@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, replace
 
 from qlora_chat.engines import NO_LOGPROBS, AnsweredBy, EngineError, Piece, TokenLogprobs
 from qlora_chat.engines.core.answer_builder import AnswerBuilder, PieceQueue, iterate
-from qlora_chat.engines.remote.capabilities import Capabilities
+from qlora_chat.engines.remote.capabilities import RESPONSE_FORMAT, Capabilities, response_format
 from qlora_chat.engines.remote.pool import Pool
 from qlora_chat.engines.remote.server import Server, ServerError, Timeouts
 from qlora_chat.engines.remote.sse import Chunk
+from qlora_chat.messages import AnswerSchema
 from qlora_chat.models import ModelError
 from qlora_chat.models.identity import Identity
 from qlora_chat.prompt import Prompt
@@ -42,6 +43,7 @@ class RemoteRequest:
     window: int
     adapters: Mapping[str, str | None] = field(default_factory=dict)
     """By the name of a model on the servers, the adapter that it is for us."""
+    schema: AnswerSchema | None = None
 
 
 class RemoteAnswer:
@@ -97,6 +99,8 @@ class RemoteAnswer:
                 self._answer.end("cancelled")
             elif self._answer.count >= self._limit:
                 self._answer.end("length")
+            elif self._request.schema and self._answer.count:
+                raise EngineError(self._error_text())  # a server would begin the schema anew in the middle
             elif (server := self._pool.pick(self._affinity, self._failed)) is None:
                 await self._wait_or_fail()
             else:
@@ -165,6 +169,10 @@ class RemoteAnswer:
         body = capabilities.body(
             self._request.model, self._prompt(capabilities), self._sampling, self._request.stops, limit - before, seed
         )
+        if self._request.schema:
+            if not await server.enforces_schemas(self._request.model, self._identity):
+                raise ServerError(f"does not keep to {RESPONSE_FORMAT}")
+            body[RESPONSE_FORMAT] = response_format(self._request.schema)
         self._between_words_only, at_start = capabilities.strips_space, True
         async with contextlib.aclosing(server.chunks(body)) as chunks:
             async for chunk in chunks:

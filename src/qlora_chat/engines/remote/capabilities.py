@@ -9,11 +9,14 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
+from qlora_chat.messages import AnswerSchema
 from qlora_chat.settings import LOGITS_PROCESSORS, SAMPLING_SETTINGS, Sampling
 from qlora_chat.stopping import Stops
 
 LOGPROB_FIELDS = frozenset({"logprobs", "return_tokens_as_token_ids"})
 """Request log probabilities, with tokens named by their ids, as vLLM defines them."""
+RESPONSE_FORMAT = "response_format"
+"""Field for the schema of an answer. Servers without it often ignore it in silence."""
 PROCESSORS = tuple(name for name in LOGITS_PROCESSORS if name not in ("temperature", "top_p"))
 """Beyond OpenAI's two, as vLLM takes them at the top level."""
 OPTIONAL_FIELDS = LOGPROB_FIELDS | {*PROCESSORS, "seed", "stop_token_ids", "return_token_ids", "stream_options"}
@@ -83,6 +86,12 @@ class Capabilities:
         if self.nested:
             return {**body, "generation_config": json.dumps(_generation_config(settings, stops, max_tokens))}
         return {**body, "temperature": settings["temperature"], "top_p": settings["top_p"]}
+
+
+def response_format(schema: AnswerSchema) -> dict[str, Any]:
+    """A schema as vLLM and this program take it for completions, too."""
+    described = {"name": "answer", "schema": json.loads(schema.text), "strict": schema.strict}
+    return {"type": "json_schema", "json_schema": described}
 
 
 def _normalized(sampling: Sampling) -> dict[str, Any]:

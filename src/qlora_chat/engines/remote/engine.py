@@ -13,10 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qlora_chat.engines import EngineError, Stream, check_prompt
+from qlora_chat.engines import EngineError, SchemaError, Stream, check_prompt
 from qlora_chat.engines.remote.answer import RemoteAnswer, RemoteRequest, RemoteStream
+from qlora_chat.engines.remote.capabilities import RESPONSE_FORMAT
 from qlora_chat.engines.remote.pool import Pool
 from qlora_chat.engines.remote.server import ModelCard, Server, ServerError, Timeouts
+from qlora_chat.messages import AnswerSchema
 from qlora_chat.models import ModelInfo, Notify
 from qlora_chat.models.folders import has_tokenizer
 from qlora_chat.models.hub import is_hub_id
@@ -70,17 +72,27 @@ class RemoteEngine:
         self._note(listings)
         loop.call(pool.watch, self._refresh_models)
 
-    def stream(self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None) -> Stream:
+    def stream(
+        self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None, schema: AnswerSchema | None = None
+    ) -> Stream:
         """Start an answer on the least busy server; `adapter`: any name that the servers list. ValueError as Engine.stream."""
         model = self._model if adapter in (None, self.info.adapter) else self._listed(str(adapter))
         check_prompt(prompt.ids, self.info.window, self.tokenizer.size)
         if self._closed:
             raise EngineError("the engine is closed")
         adapters = {**{each: each for each in self._models}, self._model: self.info.adapter}
-        request = RemoteRequest(prompt, stops, model, self.info.window, adapters)
+        request = RemoteRequest(prompt, stops, model, self.info.window, adapters, schema)
         answer = RemoteAnswer(request, sampling, self._identity, self.pool, self._timeouts)
         self._loop.call(self._start, answer)
         return RemoteStream(answer, self._loop.call)
+
+    def check_schema(self, schema: AnswerSchema) -> None:
+        """SchemaError where no server that can be reached holds its answers to a schema. Each judges the schema itself."""
+        enforcing, failures = self._loop.run(
+            _request_all(self.pool.servers, lambda each: each.enforces_schemas(self._model, self._identity))
+        )
+        if not any(enforcing.values()) and (enforcing or not failures):
+            raise SchemaError(f"the engine's servers do not keep to {RESPONSE_FORMAT}; leave it out, or use another server")
 
     def close(self) -> None:
         """Cancel running answers, close their requests, and end the thread."""

@@ -15,9 +15,10 @@ from typing import Any
 
 import httpx
 
-from qlora_chat.engines.remote.capabilities import Capabilities
+from qlora_chat.engines.remote.capabilities import RESPONSE_FORMAT, Capabilities, response_format
 from qlora_chat.engines.remote.reasons import failure_text, status_text
 from qlora_chat.engines.remote.sse import Chunk, StreamError, error_text, read_chunks
+from qlora_chat.messages import AnswerSchema
 from qlora_chat.models.identity import Identity
 from qlora_chat.settings import EngineSettings, Sampling
 from qlora_chat.stopping import Stops
@@ -32,6 +33,15 @@ MAX_MODELS, MAX_NAME = 1000, 256
 MAX_PROBE_CHUNKS = 64
 """Chunks of an answer of PROBE_TOKENS tokens."""
 PROBE_TOKENS = 4
+PROBE_ANSWER = {"probe": 7}
+PROBE_SCHEMA = AnswerSchema(
+    json.dumps({
+        "type": "object", "properties": {"probe": {"enum": [7]}}, "required": ["probe"], "additionalProperties": False,
+    })
+)  # fmt: skip
+"""Only PROBE_ANSWER matches it."""
+PROBE_SCHEMA_TOKENS = 32
+"""With white space between its tokens."""
 BUSY_STATUSES = frozenset({429, 502, 503, 504})
 """Statuses of a server that may accept the same request later."""
 PROBE = "one, two, three, four,"
@@ -91,6 +101,7 @@ class Server:
         """Those of them without a first token: they move to another server when it stops answering."""
         self._timeouts = timeouts
         self._capabilities: Capabilities | None = None
+        self._enforces_schemas: bool | None = None
         self._probing = asyncio.Lock()
         authority = ssl.create_default_context(cafile=settings.ca_file) if settings.ca_file else True
         self._client = httpx.AsyncClient(
@@ -201,9 +212,28 @@ class Server:
                 self._capabilities = await self._probe_all(model, identity)
             return self._capabilities
 
+    async def enforces_schemas(self, model: str, identity: Identity) -> bool:
+        """True if it holds an answer to a JSON Schema, probed once with a short one. ServerError if it does not answer."""
+        capabilities = await self.capabilities(model, identity)
+        async with self._probing:
+            if self._enforces_schemas is None:
+                self._enforces_schemas = await self._probe_schema(capabilities, model, identity)
+            return self._enforces_schemas
+
     def reset_capabilities(self) -> None:
         """Probe again before the next request: the server refused one, so it may have been replaced."""
-        self._capabilities = None
+        self._capabilities = self._enforces_schemas = None
+
+    async def _probe_schema(self, capabilities: Capabilities, model: str, identity: Identity) -> bool:
+        try:
+            chunks = await self._probe(capabilities, model, identity, PROBE_SCHEMA)
+        except ServerError as problem:
+            if problem.refused:
+                return False
+            raise
+        with contextlib.suppress(ValueError):
+            return json.loads("".join(chunk.text for chunk in chunks)) == PROBE_ANSWER
+        return False
 
     async def _probe_all(self, model: str, identity: Identity) -> Capabilities:
         capabilities: Capabilities | None = Capabilities()
@@ -241,17 +271,22 @@ class Server:
         text = "".join(chunk.text for chunk in chunks)
         return replace(capabilities, adds_bos=not without_bos, strips_space=bool(text) and not text[0].isspace())
 
-    async def _probe(self, capabilities: Capabilities, model: str, identity: Identity) -> list[Chunk]:
+    async def _probe(
+        self, capabilities: Capabilities, model: str, identity: Identity, schema: AnswerSchema | None = None
+    ) -> list[Chunk]:
         ids = identity.tokenizer.encode(PROBE)
         bos = [] if identity.tokenizer.bos_id is None else [identity.tokenizer.bos_id]
         prompt = [*bos, *ids] if capabilities.takes_ids else PROBE
-        body = capabilities.body(model, prompt, Sampling(temperature=0.0, logprobs=0), Stops(), PROBE_TOKENS, 0)
+        tokens = PROBE_SCHEMA_TOKENS if schema else PROBE_TOKENS
+        body = capabilities.body(model, prompt, Sampling(temperature=0.0, logprobs=0), Stops(), tokens, 0)
+        if schema:
+            body[RESPONSE_FORMAT] = response_format(schema)
         answer: list[Chunk] = []
         async with contextlib.aclosing(self.chunks(body)) as chunks:
             async for chunk in chunks:
                 answer.append(chunk)
                 if len(answer) > MAX_PROBE_CHUNKS:
-                    raise ServerError(f"does not end an answer after {PROBE_TOKENS} tokens")
+                    raise ServerError(f"does not end an answer after {tokens} tokens")
         return answer
 
 

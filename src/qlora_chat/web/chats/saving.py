@@ -42,7 +42,7 @@ class SavingOffer:
     def notice(self) -> str:
         """HTML that says what is lost, and offers to save it."""
         if self.history is None:
-            return f'<p class="note">{LOST} {HOW}</p>'
+            return f'<p class="note"><span>{LOST}</span> <span>{HOW}</span></p>'
         file = escape(_shown(self.history.file))
         button = '<button type="button" class="save-chats" data-save>Save from now on</button>'
         return f'<p class="note">{LOST}</p>{button}<p class="note">to {file}, on the machine that runs it</p>'

@@ -17,8 +17,11 @@ from qlora_chat.chat import Chat
 from qlora_chat.web.message_list.view import MessageView
 from qlora_chat.web.sessions import PageFeatures, Sessions, owner_of
 
-STATIC = Path(__file__).parents[1] / "static"
+WEB = Path(__file__).parents[1]
+STATIC = WEB / "static"
 """Style sheet and scripts, which the browser gets as they are: there is no build step."""
+LANGUAGES = WEB / "languages"
+"""For each language but English a file that maps the page's English sentences to its own; {name} stands for a value."""
 MESSAGES = "/page/messages"
 OWNER_HEADER = "x-qlora-chat-owner"
 LONGEST_ID = 100
@@ -28,14 +31,8 @@ _Id = Annotated[str, Query(max_length=LONGEST_ID)]
 
 def component_routes(chat: Chat, sessions: Sessions, features: PageFeatures) -> APIRouter:
     """The scripts of the components, and the messages that the message list fetches."""
-    router, view, files = APIRouter(), MessageView(chat, sessions), StaticFiles(directory=STATIC)
-
-    @router.get("/page/static/{path:path}")
-    async def static(path: str, request: Request) -> Response:
-        """A file, which browsers ask for anew at each load; an unchanged one is answered with 304."""
-        response = await files.get_response(path, request.scope)
-        response.headers["cache-control"] = "no-cache"
-        return response
+    router, view = APIRouter(), MessageView(chat, sessions)
+    _add_files(router)
 
     @router.get(MESSAGES)
     def messages(
@@ -51,3 +48,24 @@ def component_routes(chat: Chat, sessions: Sessions, features: PageFeatures) -> 
         return Response(body, media_type="application/json", headers={"cache-control": "no-store"})
 
     return router
+
+
+def _add_files(router: APIRouter) -> None:
+    languages, files = StaticFiles(directory=LANGUAGES), StaticFiles(directory=STATIC)
+
+    @router.get("/page/static/languages/{path:path}")
+    async def language(path: str, request: Request) -> Response:
+        """A file of translations."""
+        return await _newest(languages, path, request)
+
+    @router.get("/page/static/{path:path}")
+    async def static(path: str, request: Request) -> Response:
+        """A script, a style sheet or a picture."""
+        return await _newest(files, path, request)
+
+
+async def _newest(files: StaticFiles, path: str, request: Request) -> Response:
+    """A file, which browsers ask for anew at each load; an unchanged one is answered with 304."""
+    response = await files.get_response(path, request.scope)
+    response.headers["cache-control"] = "no-cache"
+    return response

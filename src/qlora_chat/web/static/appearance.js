@@ -1,10 +1,10 @@
-// Light, dark, or as the system is; and the page as an app of its own.
+// Light, dark, or as the system is; the language; and the page as an app of its own.
 
 import { h } from "./dom.js";
+import { choose as chooseLanguage, chosen as chosenLanguage, LANGUAGES, t } from "./language.js";
 
 const KEY = "qlora-chat.theme";
 const DARK = matchMedia("(prefers-color-scheme: dark)");
-const LANGUAGE = "en";
 const THEMES = { system: "As the system is", light: "Light", dark: "Dark" };
 
 function chosen() {
@@ -24,12 +24,12 @@ function apply() {
 }
 
 export function mount(element) {
-  const select = h("select", { "aria-label": "Theme", id: "theme", onchange: () => choose(select.value) },
-    ...Object.entries(THEMES).map(([value, name]) => h("option", { value }, name)));
-  select.value = chosen();
-  element.replaceChildren(h("label", { class: "appearance" }, "Theme", select));
+  const select = choice("theme", Object.entries(THEMES).map(([value, name]) => [value, t(name)]), chosen(), choose);
+  const languages = [["", t("The browser's")], ...Object.entries(LANGUAGES)];
+  element.replaceChildren(
+    h("label", { class: "appearance" }, t("Theme"), select),
+    h("label", { class: "appearance" }, t("Language"), choice("language", languages, chosenLanguage, chooseLanguage)));
   apply();
-  speakEnglish();
   // Gradio follows the system by itself, after this listener.
   DARK.addEventListener("change", () => setTimeout(apply));
   addEventListener("storage", ({ key }) => key === KEY && (apply(), (select.value = chosen())));
@@ -38,12 +38,10 @@ export function mount(element) {
   document.head.append(h("link", { rel: "manifest", href: manifest.href, crossorigin: "use-credentials" }));
 }
 
-// Gradio names the browser's language, in which nothing on the page is.
-function speakEnglish() {
-  const root = document.documentElement;
-  const set = () => root.lang !== LANGUAGE && (root.lang = LANGUAGE);
-  set();
-  new MutationObserver(set).observe(root, { attributeFilter: ["lang"] });
+function choice(id, options, value, act) {
+  const select = h("select", { id, onchange: () => act(select.value) }, ...options.map(([each, name]) => h("option", { value: each }, name)));
+  select.value = value;
+  return select;
 }
 
 function choose(theme) {

@@ -2,6 +2,7 @@
 
 import { FORMATS } from "./chats_requests.js";
 import { h, iconButton } from "./dom.js";
+import { t } from "./language.js";
 
 export class ChatRow {
   constructor(chat, list) {
@@ -19,11 +20,11 @@ export class ChatRow {
 
   draw() {
     const { title, tags, excerpt, marks, title_marks } = this.chat;
-    this.button = h("button", { type: "button", class: "chat-open", title: title || "Untitled", onclick: () => this.list.open(this.chat.id) },
-      h("span", { class: "chat-title", dir: "auto" }, ...marked(title || "Untitled", title_marks)),
+    this.button = h("button", { type: "button", class: "chat-open", title: title || t("Untitled"), onclick: () => this.list.open(this.chat.id) },
+      h("span", { class: "chat-title", dir: "auto" }, ...marked(title || t("Untitled"), title_marks)),
       ...(excerpt ? [h("span", { class: "chat-excerpt", dir: "auto" }, ...marked(excerpt, marks))] : []),
       ...(tags.length ? [h("span", { class: "chat-tags" }, ...tags.map((each) => h("span", {}, `#${each}`)))] : []));
-    this.menuButton = iconButton("info", `Menu of ${title || "Untitled"}`, () => this.toggleMenu(), { class: "icon-button chat-menu-button", "aria-expanded": "false" });
+    this.menuButton = iconButton("info", t("Menu of {title}", { title: title || t("Untitled") }), () => this.toggleMenu(), { class: "icon-button chat-menu-button", "aria-expanded": "false" });
     this.element.replaceChildren(this.button, this.menuButton);
     this.setOpen(this.isOpen);
     this.setTabStop(Boolean(this.isTabStop));
@@ -54,14 +55,14 @@ export class ChatRow {
 
   openMenu() {
     const item = (name, act) => h("button", { type: "button", onclick: () => (this.closeMenu(), act()) }, name);
-    const formats = h("select", { "aria-label": "Export this conversation", onchange: () => (this.list.exportChats([this.chat.id], formats), this.closeMenu()) },
-      h("option", { value: "" }, "Export as…"), ...Object.entries(FORMATS).map(([value, name]) => h("option", { value }, name)));
-    this.menu = h("div", { class: "chat-menu", role: "group", "aria-label": `What to do with ${this.chat.title || "Untitled"}`, onkeydown: (event) => this.menuKey(event) },
-      item(this.chat.pinned ? "Unpin" : "Pin", () => this.list.pin(this.chat)),
-      item("Rename", () => this.rename()),
-      item("Tags…", () => this.editTags()),
+    const formats = h("select", { "aria-label": t("Export this conversation"), onchange: () => (this.list.exportChats([this.chat.id], formats), this.closeMenu()) },
+      h("option", { value: "" }, t("Export as…")), ...Object.entries(FORMATS).map(([value, name]) => h("option", { value }, t(name))));
+    this.menu = h("div", { class: "chat-menu", role: "group", "aria-label": t("What to do with {title}", { title: this.chat.title || t("Untitled") }), onkeydown: (event) => this.menuKey(event) },
+      item(this.chat.pinned ? t("Unpin") : t("Pin"), () => this.list.pin(this.chat)),
+      item(t("Rename"), () => this.rename()),
+      item(t("Tags…"), () => this.editTags()),
       formats,
-      item("Delete", () => this.list.remove(this.chat)));
+      item(t("Delete"), () => this.list.remove(this.chat)));
     this.element.append(this.menu);
     this.menuButton.setAttribute("aria-expanded", "true");
     this.menu.firstElementChild.focus();
@@ -93,12 +94,12 @@ export class ChatRow {
   // --- editing in place
 
   rename() {
-    this.edit(this.chat.title, "Title", 200, (text) => text && text !== this.chat.title && this.list.rename(this.chat, text));
+    this.edit(this.chat.title, t("Title"), 200, (text) => text && text !== this.chat.title && this.list.rename(this.chat, text));
   }
 
   editTags() {
     const before = this.chat.tags.join(", ");
-    this.edit(before, "Tags, with commas between", 800, (text) => text !== before && this.list.tag(this.chat, text.split(",")));
+    this.edit(before, t("Tags, with commas between"), 800, (text) => text !== before && this.list.tag(this.chat, text.split(",")));
   }
 
   edit(text, label, most, done) {

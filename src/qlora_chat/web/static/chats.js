@@ -4,6 +4,7 @@
 import { FORMATS, request, save, startSaving, upload } from "./chats_requests.js";
 import { ChatRow } from "./chat_row.js";
 import { h, iconButton } from "./dom.js";
+import { date, t } from "./language.js";
 
 const TYPING_MS = 200;
 const UNDO_S = 10;
@@ -37,19 +38,19 @@ class ChatList {
 
   build(element) {
     this.search = h("input", {
-      type: "search", class: "chat-search", placeholder: "Search (Ctrl K)", "aria-label": "Search conversations", maxlength: "200",
+      type: "search", class: "chat-search", placeholder: t("Search (Ctrl K)"), "aria-label": t("Search conversations"), maxlength: "200",
       oninput: () => this.typed(), onkeydown: (event) => this.searchKey(event),
     });
-    this.list = h("div", { class: "chat-list", role: "navigation", "aria-label": "Conversations", onkeydown: (event) => this.key(event) });
+    this.list = h("div", { class: "chat-list", role: "navigation", "aria-label": t("Conversations"), onkeydown: (event) => this.key(event) });
     this.end = h("div", { class: "chat-end" });
     this.note = h("p", { class: "note", role: "status" });
     this.scroller = h("div", { class: "chat-scroller" }, this.list, this.end);
     this.toast = h("div", { class: "toast", role: "status", hidden: true });
     this.file = h("input", { type: "file", class: "off-screen", tabindex: "-1", "aria-hidden": "true", accept: ".json,.jsonl,.zip",
       multiple: true, onchange: () => this.importFiles([...this.file.files]) });
-    const all = h("select", { "aria-label": "Export all conversations", onchange: () => this.exportChats([], all) },
-      h("option", { value: "" }, "Export all…"), ...Object.entries(FORMATS).map(([value, name]) => h("option", { value }, name)));
-    const foot = h("div", { class: "chat-foot" }, h("button", { type: "button", onclick: () => this.file.click() }, "Import…"), all, this.file);
+    const all = h("select", { "aria-label": t("Export all conversations"), onchange: () => this.exportChats([], all) },
+      h("option", { value: "" }, t("Export all…")), ...Object.entries(FORMATS).map(([value, name]) => h("option", { value }, t(name))));
+    const foot = h("div", { class: "chat-foot" }, h("button", { type: "button", onclick: () => this.file.click() }, t("Import…")), all, this.file);
     element.replaceChildren(this.search, this.note, this.scroller, foot, this.toast);
     this.scroller.addEventListener("scroll", () => this.fill(), { passive: true });
     new ResizeObserver(() => this.fill()).observe(this.scroller);
@@ -141,8 +142,8 @@ class ChatList {
     if (found.saved) document.getElementById("not-saved")?.remove();
     this.fill();
     if (focused) this.rows.get(focused)?.focus();
-    if (query) this.note.textContent = found.chats.length ? "" : "Nothing found.";
-    else this.note.textContent = found.chats.length ? "" : "No conversations yet.";
+    if (query) this.note.textContent = found.chats.length ? "" : t("Nothing found.");
+    else this.note.textContent = found.chats.length ? "" : t("No conversations yet.");
   }
 
   // -> conversations that have been scrolled to and are older than those of the first page
@@ -158,7 +159,7 @@ class ChatList {
     try {
       return await request(parameters);
     } catch (problem) {
-      this.say(problem.message);
+      this.say(t(problem.message));
       return null;
     }
   }
@@ -177,7 +178,7 @@ class ChatList {
   append(chats, isSearch, before = new Map()) {
     for (const chat of chats) {
       if (this.rows.has(chat.id)) continue;
-      const name = isSearch ? null : chat.pinned ? "Pinned" : groupOf(chat.updated);
+      const name = isSearch ? null : chat.pinned ? t("Pinned") : groupOf(chat.updated);
       if (name && name !== this.group) this.list.append(h("h3", { class: "chat-group" }, (this.group = name)));
       const row = before.get(chat.id)?.same(chat) ?? new ChatRow(chat, this);
       this.rows.set(chat.id, row);
@@ -251,7 +252,7 @@ class ChatList {
     try {
       await request({}, { action, id, ...values });
     } catch (problem) {
-      this.say(problem.message);
+      this.say(t(problem.message));
       this.refresh();
       return false;
     }
@@ -287,8 +288,8 @@ class ChatList {
     if (!(await this.change("delete", chat.id, {}, (chats) => chats.filter(({ id }) => id !== chat.id)))) return;
     if (wasOpen) document.getElementById("new").click();
     neighbour?.querySelector(".chat-open")?.focus();
-    const undo = h("button", { type: "button", onclick: () => this.undo(chat, wasOpen) }, "Undo");
-    this.say(`Deleted “${chat.title || "Untitled"}”.`, undo, UNDO_S);
+    const undo = h("button", { type: "button", onclick: () => this.undo(chat, wasOpen) }, t("Undo"));
+    this.say(t("Deleted “{title}”.", { title: chat.title || t("Untitled") }), undo, UNDO_S);
   }
 
   async undo(chat, wasOpen) {
@@ -299,7 +300,7 @@ class ChatList {
 
   say(text, action = null, seconds = 8) {
     clearTimeout(this.toastTimer);
-    const close = iconButton("close", "Dismiss", () => (this.toast.hidden = true));
+    const close = iconButton("close", t("Dismiss"), () => (this.toast.hidden = true));
     this.toast.replaceChildren(h("span", {}, text), ...(action ? [action] : []), close);
     this.toast.hidden = false;
     this.toastTimer = setTimeout(() => (this.toast.hidden = true), seconds * 1000);
@@ -308,9 +309,10 @@ class ChatList {
   async startSaving() {
     try {
       const { count, file } = await startSaving();
-      this.say(`Saved in ${file} from now on${count ? `, with ${count === 1 ? "the one" : `the ${count.toLocaleString()}`} that you have` : ""}.`, null, 20);
+      const said = count ? t("Saved in {file} from now on. Conversations saved already: {count}.", { file, count }) : t("Saved in {file} from now on.", { file });
+      this.say(said, null, 20);
     } catch (problem) {
-      this.say(problem.message);
+      this.say(t(problem.message));
     }
     this.refresh();
   }
@@ -324,7 +326,7 @@ class ChatList {
     try {
       await save(ids, format);
     } catch (problem) {
-      this.say(problem.message);
+      this.say(t(problem.message));
     }
   }
 
@@ -332,11 +334,11 @@ class ChatList {
     this.file.value = "";
     const said = [];
     for (const file of files) {
-      this.say(`Importing ${file.name}…`, null, 600);
+      this.say(t("Importing {name}…", { name: file.name }), null, 600);
       try {
         said.push(`${file.name}: ${reportOf(await upload(file))}`);
       } catch (problem) {
-        said.push(`${file.name}: ${problem.message}`);
+        said.push(`${file.name}: ${t(problem.message)}`);
       }
     }
     await this.refresh();
@@ -345,18 +347,18 @@ class ChatList {
 }
 
 function reportOf({ added, there, problems, more_problems, left_out }) {
-  const parts = [`${added.toLocaleString()} added`];
-  if (there) parts.push(`${there.toLocaleString()} ${there === 1 ? "was" : "were"} there already`);
-  for (const [what, count] of Object.entries(left_out)) parts.push(`${count.toLocaleString()} left out (${what})`);
-  const reasons = problems.length ? `\n${problems.join("\n")}${more_problems ? `\nand ${more_problems.toLocaleString()} more` : ""}` : "";
-  return `${parts.join(", ")}.${reasons}`;
+  const parts = [t("{count} added", { count: added })];
+  if (there) parts.push(t(there === 1 ? "{count} was there already" : "{count} were there already", { count: there }));
+  for (const [what, count] of Object.entries(left_out)) parts.push(t("{count} left out ({what})", { count, what: t(what) }));
+  const more = more_problems ? [t("and {count} more", { count: more_problems })] : [];
+  return [`${parts.join(", ")}.`, ...problems.map((each) => t(each)), ...more].join("\n");
 }
 
 // -> the name of the group that a time belongs to, by the browser's own days
 function groupOf(time) {
   const midnight = new Date().setHours(0, 0, 0, 0);
-  if (time >= midnight) return "Today";
-  if (time >= midnight - DAY) return "Yesterday";
-  if (time >= midnight - 7 * DAY) return "Previous 7 days";
-  return new Date(time).toLocaleDateString("en", { month: "long", year: "numeric" });
+  if (time >= midnight) return t("Today");
+  if (time >= midnight - DAY) return t("Yesterday");
+  if (time >= midnight - 7 * DAY) return t("Previous 7 days");
+  return date(time, { month: "long", year: "numeric" });
 }

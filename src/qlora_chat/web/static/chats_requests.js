@@ -1,5 +1,6 @@
 // Requests about conversations. Each carries the browser's secret, by which a shared page tells people apart.
 
+import { t } from "./language.js";
 import { browser } from "./memory.js";
 
 export const FORMATS = { markdown: "Markdown", json: "JSON", jsonl: "JSON lines", guanaco: "Guanaco text" };
@@ -20,14 +21,14 @@ async function checked(response) {
   } catch {
     // plain text, from the guard in front of the page
   }
-  throw new Error(problem || `The server answered ${response.status}.`);
+  throw new Error(problem || t("The server answered {status}.", { status: response.status }));
 }
 
 async function sent(path, body) {
   try {
     return await checked(await send(path, body));
   } catch (problem) {
-    if (problem instanceof TypeError) throw new Error("The server cannot be reached.");
+    if (problem instanceof TypeError) throw new Error(t("The server cannot be reached."));
     throw problem;
   }
 }
@@ -57,6 +58,6 @@ export async function startSaving() {
 
 // -> the report of an import
 export async function upload(file) {
-  if (file.size > LARGEST) throw new Error("This file is larger than 32 MB: import it with `qlora-chat history import`.");
+  if (file.size > LARGEST) throw new Error(t("This file is larger than 32 MB: import it with `qlora-chat history import`."));
   return (await sent(`${CHATS}/import?name=${encodeURIComponent(file.name.slice(-200))}`, await file.arrayBuffer())).json();
 }

@@ -2,6 +2,7 @@
 // line in the conversation where the model's memory begins. Counted by the server at each pause in typing.
 
 import { h } from "./dom.js";
+import { number, t } from "./language.js";
 
 const PAUSE_MS = 350;
 const LONG_DRAFT = 20000; // characters; counting these takes the server longer
@@ -13,9 +14,6 @@ export function mount(element, trigger, props, watch) {
   watch("value", () => bar.show(props.value));
   bar.show(props.value);
 }
-
-const number = (value) => value.toLocaleString("en");
-const plural = (count, one, several) => `${number(count)} ${count === 1 ? one : several}`;
 
 class ContextBar {
   constructor(trigger) {
@@ -53,8 +51,8 @@ class ContextBar {
     this.value = value;
     const { history, draft, answer, window: all, problem } = value;
     [history, draft, answer].forEach((tokens, index) => (this.parts[index].style.width = `${Math.min(100, (100 * tokens) / all)}%`));
-    this.text.textContent = `${number(history)}${draft ? ` + ${number(draft)}` : ""} of ${number(all)}`;
-    this.button.title = "Tokens of the conversation, of your message, and of the model's window";
+    this.text.textContent = t("{used} of {all}", { used: draft ? `${number(history)} + ${number(draft)}` : history, all });
+    this.button.title = t("Tokens of the conversation, of your message, and of the model's window");
     this.button.classList.toggle("over", Boolean(problem));
     this.drawPanel(value);
     this.drawMemory();
@@ -63,19 +61,19 @@ class ContextBar {
   drawPanel({ history, draft, answer, window: all, problem, unseen, going, pinned }) {
     const focused = this.panel.contains(document.activeElement) && document.activeElement.dataset.id;
     const free = Math.max(0, all - history - draft - answer);
-    const rows = [["Conversation", history], ["Your message", draft], ["Kept free for the answer", answer], ["Still free", free], ["Window", all]];
+    const rows = [[t("Conversation"), history], [t("Your message"), draft], [t("Kept free for the answer"), answer], [t("Still free"), free], [t("Window"), all]];
     this.panel.replaceChildren(
       h("dl", {}, ...rows.flatMap(([name, tokens]) => [h("dt", {}, name), h("dd", {}, number(tokens))])),
-      ...(problem ? [h("p", { class: "form-problem", role: "alert" }, problem)] : []),
-      ...(unseen && !problem ? this.list(`${plural(unseen, "exchange is", "exchanges are")} not seen by the model`, going, "Keep", true, unseen - going.length) : []),
-      ...(pinned.length ? this.list("Always seen", pinned, "Let go", false, 0) : []));
+      ...(problem ? [h("p", { class: "form-problem", role: "alert" }, t(problem))] : []),
+      ...(unseen && !problem ? this.list(t(unseen === 1 ? "{count} exchange is not seen by the model" : "{count} exchanges are not seen by the model", { count: unseen }), going, t("Keep"), true, unseen - going.length) : []),
+      ...(pinned.length ? this.list(t("Always seen"), pinned, t("Let go"), false, 0) : []));
     if (focused) (this.panel.querySelector(`[data-id="${CSS.escape(focused)}"]`) ?? this.button).focus();
   }
 
   list(title, entries, label, pinned, more) {
     const items = entries.map(({ id, text }) => h("li", {}, h("span", { dir: "auto" }, text),
       h("button", { type: "button", class: "plain", "data-id": id, "aria-label": `${label}: ${text}`, onclick: () => this.trigger("select", { id, pinned }) }, label)));
-    return [h("h3", {}, title), h("ul", {}, ...(more > 0 ? [h("li", { class: "more" }, `and ${number(more)} before these`)] : []), ...items)];
+    return [h("h3", {}, title), h("ul", {}, ...(more > 0 ? [h("li", { class: "more" }, t("and {count} before these", { count: more }))] : []), ...items)];
   }
 
   // Messages are drawn, and drawn again, by messages.js: the line is an attribute, which page.css shows.
@@ -83,7 +81,7 @@ class ContextBar {
     const list = document.querySelector("#messages .list");
     if (!list || !this.value) return;
     const { begins, unseen } = this.value;
-    const text = `the model's memory begins here: ${plural(unseen, "exchange is", "exchanges are")} not seen`;
+    const text = t(unseen === 1 ? "the model's memory begins here: {count} exchange is not seen" : "the model's memory begins here: {count} exchanges are not seen", { count: unseen });
     for (const each of list.children) {
       const line = unseen && each.dataset.id === begins ? text : undefined;
       if (each.dataset.memory !== line) line ? (each.dataset.memory = line) : delete each.dataset.memory;

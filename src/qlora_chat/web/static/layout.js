@@ -1,16 +1,21 @@
 // The frame of the page: drawers left and right, one button that sends or stops, Esc, and where the focus goes.
 
 import { h, icon, iconButton, present } from "./dom.js";
+import { t } from "./language.js";
 
 const WIDE = matchMedia("(min-width: 64rem)"); // both drawers fit beside the chat
-const SIDES = { chats: ["menu", "Conversations"], settings: ["settings", "Settings"], model: ["", "Model"] };
+const SIDES = {
+  chats: ["menu", t("Conversations"), t("Close conversations")],
+  settings: ["settings", t("Settings"), t("Close settings")],
+  model: ["", t("Model"), t("Close model")],
+};
 const AT_THE_END = ["settings", "model"]; // one of them at a time
 
 let drawers = [];
 
 export async function mount(element) {
   await present("shell", "new", "open-compare", "send", "stop", "open-model", ...Object.keys(SIDES));
-  drawers = Object.entries(SIDES).map(([id, [picture, label]]) => new Drawer(id, picture, label));
+  drawers = Object.entries(SIDES).map(([id, described]) => new Drawer(id, ...described));
   element.replaceChildren(drawers[0].button);
   document.getElementById("new").after(drawers[1].button);
   const shade = h("div", { id: "shade", onclick: () => drawers.forEach((each) => each.cover() && each.set(false)) });
@@ -32,14 +37,14 @@ function pressed(event) {
 
 // A column that is open or closed. On a narrow window it covers the chat, and closes when it has been left.
 class Drawer {
-  constructor(id, picture, name) {
+  constructor(id, picture, name, close) {
     this.column = document.getElementById(id);
     this.button = document.getElementById(`open-${id}`) ?? iconButton(picture, name, () => {}, { class: "icon-button drawer-button" });
     this.button.setAttribute("aria-controls", id);
     this.button.addEventListener("click", () => this.set(!this.open));
     this.column.setAttribute("role", "region");
     this.column.setAttribute("aria-label", name);
-    this.column.prepend(iconButton("close", `Close ${name.toLowerCase()}`, () => this.set(false), { class: "icon-button close" }));
+    this.column.prepend(iconButton("close", close, () => this.set(false), { class: "icon-button close" }));
     this.set(id === "chats" && WIDE.matches, false);
   }
 

@@ -1,6 +1,7 @@
 // One message: its text, the buttons under it, and the forms that these open.
 
 import { confirmOn, copyText, h, icon, iconButton } from "./dom.js";
+import { number, t } from "./language.js";
 
 const LONGEST_COMMENT = 10000;
 const LONGEST_TEXT = 200000;
@@ -11,7 +12,7 @@ const MOST_LINES = 15;
 export function messageItem(item, act) {
   const isQuestion = item.role === "user";
   const body = h("div", { class: isQuestion ? "body" : "body markdown", dir: "auto", onclick: copyCode });
-  const article = h("article", { class: isQuestion ? "question" : "answer", "data-id": item.id, "aria-label": isQuestion ? "You" : "Answer" }, body);
+  const article = h("article", { class: isQuestion ? "question" : "answer", "data-id": item.id, "aria-label": isQuestion ? t("You") : t("Answer") }, body);
   article.item = item;
   if (isQuestion) body.append(...folded(item.text));
   else setBlocks(body, 0, item.blocks);
@@ -33,7 +34,7 @@ function folded(text) {
   const beginning = text.split("\n").slice(0, MOST_LINES).join("\n").slice(0, LONGEST_UNFOLDED);
   const shown = h("span", {}, `${beginning}…`);
   const button = h("button", { type: "button", class: "fold", "aria-expanded": "false" });
-  const label = (open) => (button.textContent = open ? "Show less" : `Show all ${text.length.toLocaleString()} characters`);
+  const label = (open) => (button.textContent = open ? t("Show less") : t("Show all {count} characters", { count: text.length }));
   button.addEventListener("click", () => {
     const open = button.getAttribute("aria-expanded") === "false";
     shown.textContent = open ? text : `${beginning}…`;
@@ -68,7 +69,7 @@ async function copyCode({ target }) {
 // A mark within the text of a block, after `at` characters of it.
 function drawMark(body, { block, at, label }) {
   const root = body.children[block];
-  const mark = h("span", { class: "mark", role: "note", title: "The setting acted from here on" }, label);
+  const mark = h("span", { class: "mark", role: "note", title: t("The setting acted from here on") }, inWords(label));
   const texts = root && document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
   let left = at;
   for (let text = texts?.nextNode(); text; text = texts.nextNode()) {
@@ -81,10 +82,16 @@ function drawMark(body, { block, at, label }) {
   (root ?? body).append(mark);
 }
 
+// "Temperature 0.7 → 2", or several of them
+function inWords(label) {
+  const words = label.split(", ").map((each) => each.replace(/^.+?(?= \S+ → |$)/, (name) => t(name)));
+  return words.join(", ").replace(/\d+\.\d+/g, (digits) => number(Number(digits)));
+}
+
 // Why an answer ended early, and a way to go on.
 function ending(item, act) {
-  const line = h("p", { class: "end" }, item.end);
-  if (item.more) line.append(h("button", { type: "button", "data-action": "continue", onclick: () => act("play", { id: item.id }) }, icon("play"), "Continue"));
+  const line = h("p", { class: "end" }, t(item.end));
+  if (item.more) line.append(h("button", { type: "button", "data-action": "continue", onclick: () => act("play", { id: item.id }) }, icon("play"), t("Continue")));
   return line;
 }
 
@@ -95,23 +102,23 @@ function buttons(article, item, act) {
   const place = item.versions.indexOf(item.id);
   if (item.versions.length > 1) {
     const show = (index) => () => item.versions[index] && act("select", { id: item.versions[index] });
-    add("left", "Previous version", "previous", show(place - 1), { "aria-disabled": place === 0 && "true" });
+    add("left", t("Previous version"), "previous", show(place - 1), { "aria-disabled": place === 0 && "true" });
     row.append(h("span", { class: "count" }, `${place + 1}/${item.versions.length}`));
-    add("right", "Next version", "next", show(place + 1), { "aria-disabled": place === item.versions.length - 1 && "true" });
+    add("right", t("Next version"), "next", show(place + 1), { "aria-disabled": place === item.versions.length - 1 && "true" });
   }
-  add("copy", "Copy", "copy", async ({ currentTarget }) => {
+  add("copy", t("Copy"), "copy", async ({ currentTarget }) => {
     await copyText(item.text);
     confirmOn(currentTarget);
   });
-  add("edit", "Edit", "edit", () => openEditor(article, act));
+  add("edit", t("Edit"), "edit", () => openEditor(article, act));
   if (item.role === "user") return row;
-  add("retry", "Retry", "retry", () => act("retry", { id: item.id }));
-  for (const [name, label, done, rating] of [["up", "Good answer", "Rated good", 1], ["down", "Bad answer", "Rated bad", -1]]) {
+  add("retry", t("Retry"), "retry", () => act("retry", { id: item.id }));
+  for (const [name, label, done, rating] of [["up", t("Good answer"), t("Rated good"), 1], ["down", t("Bad answer"), t("Rated bad"), -1]]) {
     const pressed = item.rating === rating;
     add(name, pressed ? done : label, name, () => act("like", { id: item.id, rating: item.rating === rating ? 0 : rating }), { "aria-pressed": String(pressed) });
   }
-  if (item.details?.length) add("info", "Details", "details", ({ currentTarget }) => toggleDetails(article, currentTarget), { "aria-expanded": "false" });
-  if (item.facts) row.append(h("span", { class: "facts" }, item.facts));
+  if (item.details?.length) add("info", t("Details"), "details", ({ currentTarget }) => toggleDetails(article, currentTarget), { "aria-expanded": "false" });
+  if (item.facts) row.append(h("span", { class: "facts" }, item.facts.split(" · ").map((each) => t(each)).join(" · ")));
   return row;
 }
 
@@ -119,8 +126,8 @@ function toggleDetails(article, button) {
   const open = article.querySelector(".details");
   button.setAttribute("aria-expanded", String(!open));
   if (open) return open.remove();
-  const rows = article.item.details.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]);
-  const tokens = h("button", { type: "button", class: "plain", onclick: () => document.dispatchEvent(new CustomEvent("tokens", { detail: article.item.id })) }, "Token probabilities");
+  const rows = article.item.details.flatMap(([name, value]) => [h("dt", {}, t(name)), h("dd", {}, t(value))]);
+  const tokens = h("button", { type: "button", class: "plain", onclick: () => document.dispatchEvent(new CustomEvent("tokens", { detail: article.item.id })) }, t("Token probabilities"));
   article.append(h("dl", { class: "details" }, ...rows, tokens));
 }
 
@@ -129,7 +136,7 @@ function openEditor(article, act) {
   const { item } = article;
   const isQuestion = item.role === "user";
   const body = article.querySelector(".body");
-  const area = h("textarea", { "aria-label": isQuestion ? "Edit your message" : "Edit the answer", dir: "auto" });
+  const area = h("textarea", { "aria-label": isQuestion ? t("Edit your message") : t("Edit the answer"), dir: "auto" });
   area.value = item.text;
   const close = () => {
     editor.replaceWith(body);
@@ -138,7 +145,7 @@ function openEditor(article, act) {
   };
   const send = () => {
     if (area.value.trim() === item.text.trim()) return close();
-    if (tooLong(editor, "The message", area.value, LONGEST_TEXT)) return;
+    if (tooLong(editor, t("The message"), area.value, LONGEST_TEXT)) return;
     act("edit", { id: item.id, text: area.value });
   };
   area.addEventListener("keydown", (event) => {
@@ -150,8 +157,8 @@ function openEditor(article, act) {
   });
   const editor = h("div", { class: "editor" }, area,
     h("div", { class: "form-buttons" },
-      h("button", { type: "button", class: "plain", onclick: close }, "Cancel"),
-      h("button", { type: "button", class: "primary", title: "Ctrl+Enter", onclick: send }, isQuestion ? "Send" : "Save")),
+      h("button", { type: "button", class: "plain", onclick: close }, t("Cancel")),
+      h("button", { type: "button", class: "primary", title: "Ctrl+Enter", onclick: send }, isQuestion ? t("Send") : t("Save"))),
     h("p", { class: "form-problem", role: "alert" }));
   body.replaceWith(editor);
   article.classList.add("editing");
@@ -162,8 +169,8 @@ function openEditor(article, act) {
 function tooLong(form, name, text, limit) {
   const shown = form.querySelector(".form-problem");
   const problem = text.length > limit;
-  const number = (value) => value.toLocaleString("en");
-  shown.textContent = problem ? `${name} has ${number(text.length)} characters, but at most ${number(limit)} can be sent. Please shorten it.` : "";
+  const said = "{name} has {count} characters, but at most {limit} can be sent. Please shorten it.";
+  shown.textContent = problem ? t(said, { name, count: text.length, limit }) : "";
   return problem;
 }
 
@@ -179,13 +186,13 @@ export function showNote(article, note, act) {
   }
   if (note.ok || !article.querySelector(".feedback")) article.querySelector(".feedback")?.remove();
   article.querySelector(".note")?.remove();
-  article.querySelector(".acts").after(h("p", { class: note.ok ? "note" : "note problem", role: note.ok ? "status" : "alert" }, note.text));
+  article.querySelector(".acts").after(h("p", { class: note.ok ? "note" : "note problem", role: note.ok ? "status" : "alert" }, t(note.text)));
   if (note.form) article.append(feedbackForm(article, act));
 }
 
 function feedbackForm(article, act) {
   const { item } = article;
-  const comment = h("textarea", { rows: 1, placeholder: "What was good about it, or wrong?", dir: "auto" });
+  const comment = h("textarea", { rows: 1, placeholder: t("What was good about it, or wrong?"), dir: "auto" });
   const edited = h("textarea", { rows: 3, dir: "auto" });
   edited.value = item.text;
   const close = () => {
@@ -194,16 +201,16 @@ function feedbackForm(article, act) {
     article.querySelector("[data-action=up]")?.focus();
   };
   const save = () => {
-    if (tooLong(form, "The comment", comment.value, LONGEST_COMMENT) || tooLong(form, "The answer", edited.value, LONGEST_TEXT)) return;
+    if (tooLong(form, t("The comment"), comment.value, LONGEST_COMMENT) || tooLong(form, t("The answer"), edited.value, LONGEST_TEXT)) return;
     act("submit", { id: item.id, rating: item.rating, comment: comment.value, edited: edited.value });
   };
   const form = h("div", { class: "feedback" },
-    h("label", {}, "Comment", comment),
-    h("label", {}, "The answer as it should have been", edited),
+    h("label", {}, t("Comment"), comment),
+    h("label", {}, t("The answer as it should have been"), edited),
     h("p", { class: "form-problem", role: "alert" }),
     h("div", { class: "form-buttons" },
-      h("button", { type: "button", class: "plain", onclick: close }, "Close"),
-      h("button", { type: "button", class: "primary", onclick: save }, "Save")));
+      h("button", { type: "button", class: "plain", onclick: close }, t("Close")),
+      h("button", { type: "button", class: "primary", onclick: save }, t("Save"))));
   form.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
     event.stopPropagation();
@@ -215,10 +222,9 @@ function feedbackForm(article, act) {
 // What is known of an answer that is being written.
 export function drawProgress(article, live) {
   const line = article.querySelector(".progress");
-  const number = (value) => value.toLocaleString("en");
   const waiting = !article.querySelector(".block");
   article.classList.toggle("waiting", waiting);
-  let text = live.tokens ? `${number(live.tokens)} tokens` + (live.speed ? ` · ${Math.round(live.speed)} tokens/s` : "") : "";
-  if (waiting) text = live.read ? `reading ${number(live.read[0])} of ${number(live.read[1])} tokens` : "waiting for the first token";
+  let text = live.tokens ? t("{count} tokens", { count: live.tokens }) + (live.speed ? ` · ${t("{speed} tokens/s", { speed: Math.round(live.speed) })}` : "") : "";
+  if (waiting) text = live.read ? t("reading {done} of {all} tokens", { done: live.read[0], all: live.read[1] }) : t("waiting for the first token");
   if (line.textContent !== text) line.replaceChildren(...(waiting ? [h("span", { class: "dots", "aria-hidden": "true" })] : []), text);
 }

@@ -2,6 +2,7 @@
 // written; the messages themselves are fetched, once.
 
 import { h, icon } from "./dom.js";
+import { t } from "./language.js";
 import { drawProgress, messageItem, setBlocks, showNote } from "./message_item.js";
 import { browser } from "./memory.js";
 
@@ -41,9 +42,9 @@ class MessageList {
     this.note = 0;
     this.retry = RETRY_MS;
     this.follow = true;
-    this.list = h("div", { class: "list" });
-    this.scroller = h("div", { class: "scroller", tabindex: "0", role: "region", "aria-label": "Conversation" }, this.list);
-    this.newest = h("button", { type: "button", class: "newest", hidden: true, onclick: () => this.toEnd(true) }, icon("arrow"), "Newest");
+    this.list = h("div", { class: "list", "data-empty": t("Say something to begin.") });
+    this.scroller = h("div", { class: "scroller", tabindex: "0", role: "region", "aria-label": t("Conversation") }, this.list);
+    this.newest = h("button", { type: "button", class: "newest", hidden: true, onclick: () => this.toEnd(true) }, icon("arrow"), t("Newest"));
     this.announcement = h("p", { class: "off-screen", "aria-live": "polite" });
     element.replaceChildren(this.scroller, this.newest, this.announcement);
     this.act = (event, data) => !this.value.live && this.trigger(event, data);

@@ -2,6 +2,7 @@
 // What cannot be used is said next to the field, and the last good value stays in use.
 
 import { h } from "./dom.js";
+import { t } from "./language.js";
 
 const STORED = "qlora-chat.sampling";
 const SEND_MS = 80; // a dragged slider sends no more often
@@ -23,10 +24,10 @@ class Panel {
     this.fields = [...kinds, stopKind(stops)].map((each) => new Field(each, this));
     this.presets = presets;
     this.choices = presets.map((each) =>
-      h("button", { type: "button", class: "preset", "aria-pressed": "false", onclick: () => this.choose(each) }, each.label));
+      h("button", { type: "button", class: "preset", "aria-pressed": "false", onclick: () => this.choose(each) }, t(each.label)));
     this.purpose = h("p", { class: "advice" });
     this.root = h("div", { class: "sampling" },
-      h("div", { class: "presets", role: "group", "aria-label": "Presets" }, ...this.choices),
+      h("div", { class: "presets", role: "group", "aria-label": t("Presets") }, ...this.choices),
       this.purpose,
       ...this.fields.map((each) => each.root));
   }
@@ -55,7 +56,7 @@ class Panel {
     const same = ({ values }) => Object.entries(values).every(([name, value]) => this.used[name] === value);
     const preset = this.presets.find(same);
     this.choices.forEach((each, index) => each.setAttribute("aria-pressed", String(this.presets[index] === preset)));
-    this.purpose.textContent = preset ? preset.purpose : "Settings of your own.";
+    this.purpose.textContent = preset ? t(preset.purpose) : t("Settings of your own.");
   }
 }
 
@@ -74,9 +75,9 @@ class Field {
       this.typed(range.value);
     });
     this.root = h("div", { class: "setting" },
-      h("div", { class: range ? "number" : "text" }, h("label", { for: name }, label), input),
+      h("div", { class: range ? "number" : "text" }, h("label", { for: name }, t(label)), input),
       ...(range ? [range] : []),
-      h("p", { class: "advice", id: `${name}-advice` }, advice),
+      h("p", { class: "advice", id: `${name}-advice` }, t(advice)),
       this.problem);
   }
 
@@ -114,18 +115,20 @@ class Field {
 
 function numberKind(control) {
   const { name, label, advice, help, minimum, maximum, step, whole, initial } = control;
-  const expected = `${whole ? "a whole number" : "a number"} from ${minimum} to ${maximum}`;
   const parse = (text) => {
     const value = text.trim() === "" ? NaN : Number(text.trim().replace(",", "."));
     const good = value >= minimum && value <= maximum && (!whole || Number.isInteger(value));
-    return good ? { value } : { problem: `${text.trim() ? `“${text.trim().slice(0, 20)}” cannot be used` : "This is empty"}: enter ${expected}.` };
+    const values = { text: text.trim().slice(0, 20), minimum, maximum };
+    if (good) return { value };
+    if (!values.text) return { problem: t(whole ? "This is empty: enter a whole number from {minimum} to {maximum}." : "This is empty: enter a number from {minimum} to {maximum}.", values) };
+    return { problem: t(whole ? "“{text}” cannot be used: enter a whole number from {minimum} to {maximum}." : "“{text}” cannot be used: enter a number from {minimum} to {maximum}.", values) };
   };
   return {
     name, label, advice, initial, parse,
-    input: h("input", { type: "text", inputmode: whole ? "numeric" : "decimal", autocomplete: "off", title: help }),
-    range: h("input", { type: "range", min: minimum, max: maximum, step, "aria-label": `${label}, slider`, title: help }),
+    input: h("input", { type: "text", inputmode: whole ? "numeric" : "decimal", autocomplete: "off", title: t(help) }),
+    range: h("input", { type: "range", min: minimum, max: maximum, step, "aria-label": t("{setting}, slider", { setting: t(label) }), title: t(help) }),
     text: (value) => String(value),
-    inUse: (value) => `${value} stays in use.`,
+    inUse: (value) => t("{value} stays in use.", { value }),
   };
 }
 
@@ -135,13 +138,13 @@ function seedKind({ name, label, advice, maximum }) {
     const digits = text.trim();
     if (!digits) return { value: null };
     const good = /^\d{1,19}$/.test(digits) && BigInt(digits) <= BigInt(maximum);
-    return good ? { value: digits } : { problem: `“${digits.slice(0, 20)}” is no seed: enter a whole number from 0 to ${maximum}, or nothing.` };
+    return good ? { value: digits } : { problem: t("“{text}” is no seed: enter a whole number from 0 to {maximum}, or nothing.", { text: digits.slice(0, 20), maximum }) };
   };
   return {
     name, label, advice, parse, initial: null,
-    input: h("input", { type: "text", inputmode: "numeric", autocomplete: "off", placeholder: "drawn for each answer" }),
+    input: h("input", { type: "text", inputmode: "numeric", autocomplete: "off", placeholder: t("drawn for each answer") }),
     text: (value) => String(value ?? ""),
-    inUse: (value) => (value === null ? "A seed is drawn for each answer." : `${value} stays in use.`),
+    inUse: (value) => (value === null ? t("A seed is drawn for each answer.") : t("{value} stays in use.", { value })),
   };
 }
 
@@ -149,15 +152,15 @@ function stopKind({ name, label, advice, most, longest }) {
   const written = (text) => text.replaceAll("\\n", "\n");
   const parse = (text) => {
     const value = text.split("\n").filter(Boolean).map(written);
-    if (value.length > most) return { problem: `These are ${value.length} texts, and at most ${most} can be used.` };
-    if (value.some((each) => each.length > longest)) return { problem: `A text can have at most ${longest} characters.` };
+    if (value.length > most) return { problem: t("These are {count} texts, and at most {most} can be used.", { count: value.length, most }) };
+    if (value.some((each) => each.length > longest)) return { problem: t("A text can have at most {longest} characters.", { longest }) };
     return { value };
   };
   return {
     name, label, advice, parse, initial: [],
-    input: h("textarea", { rows: 2, spellcheck: "false", placeholder: "none" }),
+    input: h("textarea", { rows: 2, spellcheck: "false", placeholder: t("none") }),
     text: (value) => (Array.isArray(value) ? value : []).map((each) => String(each).replaceAll("\n", "\\n")).join("\n"),
-    inUse: (value) => (value.length ? "The texts before stay in use." : "None stays in use."),
+    inUse: (value) => (value.length ? t("The texts before stay in use.") : t("None stays in use.")),
   };
 }
 

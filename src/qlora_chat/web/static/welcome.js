@@ -1,6 +1,7 @@
 // What a first visitor sees in an empty conversation: the model, how it was made, and questions to begin with.
 
 import { h } from "./dom.js";
+import { t } from "./language.js";
 
 export function mount(element, trigger, props, watch) {
   const show = () => draw(element, props.value);
@@ -17,8 +18,8 @@ function draw(element, { name, facts, made, questions }) {
   };
   element.replaceChildren(
     h("h2", { dir: "auto" }, name),
-    h("dl", {}, ...facts.flatMap(([label, value]) => [h("dt", {}, label), h("dd", { dir: "auto" }, value)])),
-    ...made.map((each) => h("p", {}, each)),
-    h("h3", {}, "Begin with one of these"),
+    h("dl", {}, ...facts.flatMap(([label, value]) => [h("dt", {}, t(label)), h("dd", { dir: "auto" }, t(value))])),
+    ...made.map((each) => h("p", {}, t(each))),
+    h("h3", {}, t("Begin with one of these")),
     h("div", { class: "examples" }, ...questions.map((each) => h("button", { type: "button", onclick: () => ask(each) }, each))));
 }

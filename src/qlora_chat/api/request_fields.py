@@ -1,0 +1,66 @@
+"""Types of fields that several request bodies share.
+
+Scope: types are strict, null means the default, and a text is valid Unicode. Knows no route.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+
+def refuse_surrogates(text: str) -> str:
+    """ValueError for half a character, which JSON can express and no tokenizer or response can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the text holds a lone surrogate, which is half a character") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(refuse_surrogates)]
+
+
+def without_nulls(value: Any) -> Any:
+    """An object without its null fields, which then take their defaults; anything else as it is."""
+    return {name: each for name, each in value.items() if each is not None} if isinstance(value, dict) else value
+
+
+def _allow_nulls(schema: JsonSchemaValue) -> None:
+    """Let the optional fields of an object's JSON schema be null."""
+    for name, field in schema.get("properties", {}).items():
+        if name in schema.get("required", ()):
+            continue
+        kinds = field.pop("anyOf", None) or [
+            {key: field.pop(key) for key in [*field] if key not in ("title", "description", "default")}
+        ]
+        if kinds != [{}]:  # which is any value
+            field["anyOf"] = [*(each for each in kinds if each != {"type": "null"}), {"type": "null"}]
+
+
+def refuse_other_kinds(value: Any, kinds: Sequence[str], what: str) -> Any:
+    """The object, if its `type` is one of `kinds`, or no text at all; ValueError that names another one."""
+    kind = value.get("type") if isinstance(value, dict) else None
+    if isinstance(kind, str) and kind not in kinds:
+        name = kind if kind.isidentifier() and kind.isascii() else "such"
+        raise ValueError(f"{name[:40]} {what} are not supported here; send {kinds[0]} {what} only")
+    return value
+
+
+class NullableFields(BaseModel):
+    """An object in which null means the default."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, value: Any) -> Any:
+        return without_nulls(value)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        _allow_nulls(handler.resolve_ref_schema(schema))
+        return schema

@@ -1,0 +1,125 @@
+"""The page in other languages than English, in a real browser."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.fakes import ScriptedEngine
+from tests.web.driving import LONG, opened, say, settled
+from tests.web.serving import Served
+from tests.web.test_languages import texts_of
+
+pytestmark = [pytest.mark.browser]
+
+TEXTS = """() => {
+    const found = new Set();
+    const skipped = ".question .body, .answer .body, .examples, .off-screen, textarea, script, style, h1, code, #language";
+    const names = ["placeholder", "aria-label", "title", "data-empty"];
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT | NodeFilter.SHOW_ELEMENT);
+    for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+        if (node.nodeType === Node.TEXT_NODE) {
+            if (!node.parentElement.closest(skipped)) found.add(node.data);
+        } else for (const name of names) found.add(node.getAttribute(name) ?? "");
+    }
+    return [...found];
+}"""
+"""What the page says, besides messages and example questions."""
+NAMES = re.compile(
+    "A scripted engine: it says what the test wrote|scripted(-base|-adapter)?|QLoRA Chat|JSON|Markdown|GiB|fp32|cpu|hello"
+)
+"""Words that have no translation."""
+
+
+def english_on(page: Page) -> set[str]:
+    return {text.strip() for text in page.evaluate(TEXTS) if re.search("[A-Za-z]{3}", NAMES.sub("", text))}
+
+
+@pytest.fixture
+def marked(browser: Browser, server: Served) -> Iterator[Page]:
+    """The page in a language that has only one letter."""
+    context = browser.new_context(locale="de-DE", viewport={"width": 1280, "height": 900})
+    entries = {key: re.sub(r"({\w+})|[A-Za-z]", lambda found: found[1] or "ж", key) for key in texts_of("de")}
+    context.route("**/languages/de.json", lambda route: route.fulfill(json=entries))
+    yield opened(context, server)
+    context.close()
+
+
+def in_language(browser: Browser, server: Served, locale: str) -> Page:
+    return opened(browser.new_context(locale=locale, viewport={"width": 1280, "height": 900}), server)
+
+
+def test_nothing_on_the_page_is_left_in_english(marked: Page, engine: ScriptedEngine) -> None:
+    page = marked
+    expect(page.locator("#send")).to_have_text("жжжж")
+    page.locator("[aria-controls=settings]").click()
+    assert english_on(page) == set()
+    say(page, "hello")
+    settled(page)
+    page.locator("[data-action=details]").click()
+    page.locator("[data-action=up]").click()
+    expect(page.locator(".feedback")).to_be_visible()
+    page.locator(".context-bar").click()
+    page.locator(".chat-menu-button").click()
+    page.fill("#temperature", "9")
+    assert english_on(page) == set()
+
+
+def test_a_language_is_chosen_over_the_browsers_and_remembered(browser: Browser, server: Served) -> None:
+    page = in_language(browser, server, "de-AT")
+    expect(page.locator("#send")).to_have_text("Senden")
+    expect(page.locator("html")).to_have_attribute("lang", "de")
+    page.get_by_role("button", name="Einstellungen", exact=True).click()
+    page.get_by_label("Sprache").select_option("ja")
+    expect(page.locator("#send")).to_have_text("送信")
+    page.reload()
+    expect(page.locator("#send")).to_have_text("送信")
+    expect(page.locator("html")).to_have_attribute("lang", "ja")
+    page.get_by_role("button", name="設定", exact=True).click()
+    page.get_by_label("言語").select_option("en")
+    expect(page.locator("#send")).to_have_text("Send")
+    expect(page.locator("html")).to_have_attribute("lang", "en")
+    page.context.close()
+
+
+@pytest.mark.parametrize(
+    ("locale", "send", "lang"),
+    [("fr-CA", "Envoyer", "fr"), ("es-MX", "Enviar", "es"), ("zh-CN", "发送", "zh-Hans"), ("pt-BR", "Send", "en")],
+)
+def test_the_page_follows_the_browsers_language(browser: Browser, server: Served, locale: str, send: str, lang: str) -> None:
+    page = in_language(browser, server, locale)
+    expect(page.locator("#send")).to_have_text(send)
+    expect(page.locator("html")).to_have_attribute("lang", lang)
+    page.context.close()
+
+
+def test_numbers_and_sentences_of_the_server_follow_the_language(
+    browser: Browser, server: Served, engine: ScriptedEngine
+) -> None:
+    page = in_language(browser, server, "de-DE")
+    page.get_by_role("button", name="Einstellungen", exact=True).click()
+    page.get_by_label("Temperatur", exact=True).fill("0,25")
+    say(page, "los")
+    settled(page)
+    expect(page.locator("#status")).to_contain_text("von 4.096")
+    page.get_by_role("button", name="Details").click()
+    expect(page.locator("#messages .details")).to_contain_text("Temperatur0,25")
+    say(page, LONG)
+    expect(page.locator("#notice")).to_contain_text(
+        "Diese Nachricht ist zu lang: Mit dem System-Prompt braucht sie mindestens 3."
+    )
+    page.context.close()
+
+
+def test_what_a_person_writes_is_not_translated(browser: Browser, server: Served, engine: ScriptedEngine) -> None:
+    page = in_language(browser, server, "de-DE")
+    engine.answer = "Settings"
+    say(page, "Send")
+    settled(page)
+    expect(page.locator("#messages .question .body")).to_have_text("Send")
+    expect(page.locator("#messages .answer .body")).to_have_text("Settings")
+    expect(page.locator("#chat-list .chat-title").first).to_have_text("Send")
+    page.context.close()
