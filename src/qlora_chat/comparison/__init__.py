@@ -44,12 +44,14 @@ def without_adapter(name: str) -> str:
 
 def what_more_needs(info: ModelInfo) -> str:
     """One line: what to start so that more can be compared."""
-    start = "`qlora-chat serve --base BASE --adapter NAME=FOLDER`"
+    start = "qlora-chat serve --base BASE --adapter NAME=FOLDER"
     if info.adapters:
-        return f"Further adapters: {start}, once for each. Another precision needs a server of its own."
+        return f"Further adapters: start with {start}, once for each. Another precision needs a server of its own."
     if info.adapter:
-        return f"The base alone cannot answer here: it was opened together with its adapter. {start} keeps the two apart."
-    return f"No adapter is loaded to compare with. {start} loads one, or several."
+        return (
+            f"The base alone cannot answer here: it was opened together with its adapter. To keep the two apart, start {start}"
+        )
+    return f"No adapter is loaded to compare with. To load one, or several, start {start}"
 
 
 def begin_answers(

@@ -75,16 +75,16 @@ LOGGED_AND_SAVED = "Conversations on this page are saved and logged by whoever r
 LOG_OUT = '<form method="post" action="logout"><button>Log out</button></form>'
 
 
-def component(module: str, elem_id: str, value: Any = None, **described: Any) -> gr.HTML:
+def component(module: str, elem_id: str, value: Any = None, *, translates: bool = True, **described: Any) -> gr.HTML:
     """A component of our own: an empty element that `mount` of static/MODULE.js fills, with what `described` says of it. Text
-    never goes into its template. The module translates what it shows; static/language.js translates the rest of the page."""
+    never goes into its template. The module `translates` what it shows; static/language.js translates the rest of the page."""
     mount = f"import(new URL('page/static/{module}.js', document.baseURI)).then(m => m.mount(element, trigger, props, watch))"
     return gr.HTML(
         value,
         html_template="<div></div>",
         js_on_load=mount,
         elem_id=elem_id,
-        elem_classes="own",
+        elem_classes="own" if translates else None,
         apply_default_css=False,
         **described,
     )
@@ -136,7 +136,7 @@ class Parts:
         self.welcome = component("welcome", "welcome", describe_model(info, Measured()))
         self.messages = component("messages", "messages", {})
         self.tokens = component("tokens", "tokens")
-        self.compare = component("compare", "compare")
+        self.compare = component("compare", "compare", translates=False)
         self.notice = gr.HTML(elem_id="notice", padding=False)
         """Problems, and turns that no longer fit."""
         with gr.Row(elem_id="ask"):

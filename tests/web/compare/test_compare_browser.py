@@ -78,7 +78,7 @@ def test_base_and_adapter_blind_then_a_vote_and_the_answer_to_go_on_with(context
     say(page, "Hello?")
     settled(page)
     view = open_compare(page)
-    expect(view).to_contain_text("The answers see this conversation, of 1 exchange.")
+    expect(view).to_contain_text("The answers see the conversation so far.")
     choose(view, "scripted", "pirate")
     view.get_by_label("Question").fill("What is it?")
     view.get_by_role("button", name="Compare", exact=True).click()
@@ -86,14 +86,14 @@ def test_base_and_adapter_blind_then_a_vote_and_the_answer_to_go_on_with(context
     for hidden in ("pirate", "scripted", "tokens/s"):
         expect(view.locator(".compare-result")).not_to_contain_text(hidden)
     expect(view.locator("img")).to_have_count(0)
-    best = "A" if "Arr" in view.get_by_label("Answer A").inner_text() else "B"
+    best = "A" if "Arr" in view.get_by_label("Answer in column A").inner_text() else "B"
     view.get_by_role("button", name=f"{best} is the best").click()
-    expect(view.get_by_label(f"Answer {best}")).to_contain_text("pirate")
+    expect(view.get_by_label(f"Answer in column {best}")).to_contain_text("pirate")
     expect(view).to_contain_text("scripted (no adapter)")
     expect(view).to_contain_text("Your vote is saved.")
-    expect(view).to_contain_text("1 vote so far, 1 of them blind")
+    expect(view).to_contain_text("Votes so far: 1, of them blind: 1")
 
-    view.get_by_label(f"Answer {best}").get_by_role("button", name="Use this answer").click()
+    view.get_by_label(f"Answer in column {best}").get_by_role("button", name="Use this answer").click()
     expect(view).to_be_hidden()
     expect(page.locator("#messages .answer .body").last).to_contain_text("Arr")
     expect(page.locator("#messages .answer .count").last).to_have_text("2/2" if best == "B" else "1/2")
@@ -113,8 +113,8 @@ def test_the_name_is_that_of_what_answered_and_not_of_what_was_asked(context: Br
     view.get_by_label("Hide the names until I have voted").uncheck()
     view.get_by_label("Question").fill("Who is it?")
     view.get_by_label("Question").press("Enter")
-    expect(view.get_by_label("Answer A")).to_contain_text("guanaco, Temperature 0.7")
-    expect(view.get_by_label("Answer B")).to_contain_text("guanaco, Temperature 0.25")
+    expect(view.get_by_label("Answer in column A")).to_contain_text("guanaco, Temperature 0.7")
+    expect(view.get_by_label("Answer in column B")).to_contain_text("guanaco, Temperature 0.25")
 
 
 def test_long_answers_grow_side_by_side_until_escape_stops_all(context: BrowserContext, compared: Compared) -> None:
@@ -126,12 +126,12 @@ def test_long_answers_grow_side_by_side_until_escape_stops_all(context: BrowserC
     view.get_by_label("Question").fill("Go on")
     view.get_by_role("button", name="Compare", exact=True).click()
     for name in "ABC":
-        expect(view.get_by_label(f"Answer {name}")).to_contain_text("w40")
+        expect(view.get_by_label(f"Answer in column {name}")).to_contain_text("w40")
     assert len([each for each in compared.engine.streams if each.reason is None]) == 3, "at the same time"
     page.keyboard.press("Escape")
     expect(view.get_by_text("Stopped.")).to_have_count(3)
     expect(view).to_be_visible()
-    texts = [view.get_by_label(f"Answer {name}").locator(".body").inner_text().split() for name in "ABC"]
+    texts = [view.get_by_label(f"Answer in column {name}").locator(".body").inner_text().split() for name in "ABC"]
     assert all(text == LONG.split(" ")[: len(text)] for text in texts), "nothing is missing"
     page.keyboard.press("Escape")
     expect(view).to_be_hidden()
@@ -161,7 +161,7 @@ def test_on_a_phone_the_columns_are_swiped_and_everything_is_within_reach(browse
     view.locator(".compare-answers").evaluate("each => each.scrollTo(each.scrollWidth, 0)")
     page.wait_for_function("document.querySelectorAll('.compare-answer')[1].getBoundingClientRect().left < 60")
     button.tap()
-    expect(view.get_by_label("Answer B").get_by_role("button", name="Use this answer")).to_be_in_viewport()
+    expect(view.get_by_label("Answer in column B").get_by_role("button", name="Use this answer")).to_be_in_viewport()
     small = [each.bounding_box() for each in view.locator("button:visible").all()]
     assert all(each and each["height"] >= 44 for each in small), json.dumps(small)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -26,9 +26,9 @@ def parse_columns(text: Any, common: AnswerOptions, info: ModelInfo) -> list[Ans
     try:
         columns = json.loads(text)
     except (TypeError, ValueError, RecursionError):
-        raise SettingsError("The columns are no JSON: reload the page.") from None
+        raise SettingsError("the columns are no JSON; reload the page") from None
     if not isinstance(columns, list) or not all(isinstance(each, dict) for each in columns):
-        raise SettingsError("The columns are no list of objects: reload the page.")
+        raise SettingsError("the columns are no list of objects; reload the page")
     if not FEWEST <= len(columns) <= MOST:
         raise SettingsError(f"There are {len(columns)} columns, but {FEWEST} to {MOST} can be compared.")
     options = [_options(each, common, info) for each in columns]

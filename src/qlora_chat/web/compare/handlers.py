@@ -62,8 +62,8 @@ class CompareHandlers:
         """The view was opened, or has missed an update: all of it."""
         session = self._handlers.session(request, ref)
         info, comparison = self._chat.engine.info, self._comparisons.get(session)
-        exchanges = len(session.conversation.messages) // 2
-        value = {"form": view.form(info), "notes": view.notes(info, exchanges, self._tally(session)), "problem": ""}
+        begun = bool(session.conversation.messages)
+        value = {"form": view.form(info), "notes": view.notes(info, begun, self._tally(session)), "problem": ""}
         return self._value({**value, **(self._stage(session, comparison) if comparison else {})})
 
     async def ask(

@@ -12,7 +12,6 @@ from qlora_chat.comparison import FEWEST, MOST, contenders, what_more_needs
 from qlora_chat.comparison.tally import Pairing, Tally
 from qlora_chat.models import ModelInfo
 from qlora_chat.settings import PRESETS, SAMPLING_SETTINGS, SLIDERS
-from qlora_chat.text import counted
 from qlora_chat.web.compare.columns import MODEL, PRESET, letter
 from qlora_chat.web.compare.state import Comparison
 from qlora_chat.web.message_list.items import ending
@@ -74,13 +73,10 @@ def _number(name: str, window: int) -> str:
     )
 
 
-def notes(info: ModelInfo, exchanges: int, votes: Tally) -> str:
+def notes(info: ModelInfo, begun: bool, votes: Tally) -> str:
     """Notes under the form: what the answers see, what a further comparison would need, and the votes so far."""
-    after = f"The answers see this conversation, of {counted(exchanges, 'exchange')}." if exchanges else ""
-    text, *code = what_more_needs(info).split("`")
-    advice = escape(text) if not code else f"{escape(text)}<code>{escape(code[0])}</code>{escape(code[1])}"
-    context = f'<p class="advice">{after}</p>' if after else ""
-    return f'{context}<p class="advice">{advice}</p>{tally_html(votes)}'
+    context = '<p class="advice">The answers see the conversation so far.</p>' if begun else ""
+    return f'{context}<p class="advice">{escape(what_more_needs(info))}</p>{tally_html(votes)}'
 
 
 def tally_html(votes: Tally) -> str:
@@ -88,7 +84,7 @@ def tally_html(votes: Tally) -> str:
     if not votes.pairings:
         return ""
     rows = "".join(map(_pairing, votes.pairings[:LONGEST_TALLY]))
-    head = f"{counted(votes.votes, 'vote')} so far, {votes.blind:,} of them blind"
+    head = f"Votes so far: {votes.votes:,}, of them blind: {votes.blind:,}"
     return f'<div class="compare-tally"><h3>{head}</h3><table><tbody>{rows}</tbody></table></div>'
 
 
@@ -119,7 +115,7 @@ def _answer(comparison: Comparison, index: int, name: str, window: int) -> str:
     answer = comparison.answers[index]
     best = comparison.vote is not None and comparison.vote.chosen == answer.turn.answer_id
     return (
-        f'<section class="compare-answer{" best" if best else ""}" aria-label="Answer {letter(index)}">'
+        f'<section class="compare-answer{" best" if best else ""}" aria-label="Answer in column {letter(index)}">'
         f"<h3>{letter(index)}{_who(comparison, index, name)}</h3>"
         f'<div class="body markdown own" dir="auto"></div>'
         f'{_state(answer, window)}<p class="facts own">{_facts(answer) if comparison.shows_names else ""}</p>'
@@ -152,7 +148,8 @@ def _facts(answer: RunningAnswer) -> str:
     if finish is None:
         return ""
     parts = [
-        model.precision if model.base_form is None else f"{model.precision}, base in {model.base_form}",
+        model.precision,
+        f"base in {model.base_form}" if model.base_form else "",
         f"{finish.completion_tokens:,} tokens",
         f"{finish.tokens_per_s:,.0f} tokens/s" if finish.tokens_per_s else "",
     ]
