@@ -228,8 +228,7 @@ def _command(session: _Session, line: str) -> bool:
         case "set":
             _set(session, rest)
         case "undo":
-            session.conversation = session.chat.history.save(session.conversation.without_last_exchange())
-            print("(removed)")
+            _undo(session)
         case "retry":
             _retry(session)
         case "continue":
@@ -252,6 +251,18 @@ def _set(session: _Session, rest: str) -> None:
         _note(str(problem))
     except ValueError:
         _note(f"/set {name} needs a number, but got {value.strip()!r}")
+
+
+def _undo(session: _Session) -> None:
+    if not session.conversation.messages:
+        _note("there is nothing to remove yet")
+        return
+    try:
+        session.conversation = session.chat.history.save(session.conversation.without_last_exchange())
+    except UserError as problem:
+        _note(f"(not removed: {problem})")
+        return
+    print("(removed)")
 
 
 def _retry(session: _Session) -> None:
