@@ -99,7 +99,7 @@ def names(models: Sequence[ModelUsed], samplings: Sequence[Sampling]) -> list[st
 
 
 def _model_name(model: ModelUsed) -> str:
-    return model.adapter or (model.name if model.name == model.base else without_adapter(model.name))
+    return model.adapter or without_adapter(model.name)
 
 
 def with_one_seed(columns: Sequence[AnswerOptions], seed: int) -> list[AnswerOptions]:

@@ -117,6 +117,19 @@ def test_the_name_is_that_of_what_answered_and_not_of_what_was_asked(context: Br
     expect(view.get_by_label("Answer in column B")).to_contain_text("guanaco, Temperature 0.25")
 
 
+def test_an_answer_without_a_word_loses_and_is_no_mystery(context: BrowserContext, compared: Compared) -> None:
+    compared.engine.answer = lambda _: "" if compared.engine.adapters_asked[-1] == "pirate" else PLAIN
+    view = open_compare(opened(context, compared))
+    choose(view, "scripted", "pirate")
+    view.get_by_label("Question").fill("Anything?")
+    view.get_by_role("button", name="Compare", exact=True).click()
+    expect(view.get_by_text("Ended without a word.")).to_have_count(1)
+    expect(view.get_by_role("button", name="is the best")).to_have_count(1)
+    view.get_by_role("button", name="is the best").click()
+    expect(view).to_contain_text("Your vote is saved.")
+    expect(view.get_by_role("button", name="Use this answer")).to_have_count(1)
+
+
 def test_long_answers_grow_side_by_side_until_escape_stops_all(context: BrowserContext, compared: Compared) -> None:
     compared.engine.answer, compared.engine.delay = LONG, STEP
     page = opened(context, compared)

@@ -111,11 +111,11 @@ class CompareHandlers:
         """Save a vote and show the names; or only show them."""
         session, choice = self._handlers.session(request), event._data.get("choice")
         comparison = self._comparisons.get(session)
-        if comparison is None or not comparison.can_vote:
+        if comparison is None or not comparison.done:
             return {self._parts.compare: gr.skip()}
         if choice == "show":
             comparison.revealed = True
-        elif vote := comparison.vote_for(choice):
+        elif comparison.can_vote and (vote := comparison.vote_for(choice)):
             try:
                 saved = self._chat.history.add_vote(comparison.conversation_id, vote)
                 comparison.note = "Your vote is saved." if saved else NOT_SAVED

@@ -45,17 +45,17 @@ class Comparison:
 
     @property
     def can_vote(self) -> bool:
-        """True when there are at least two whole answers, and no vote yet."""
-        return self.done and self.vote is None and len(self._said) >= 2
-
-    @property
-    def _said(self) -> list[RunningAnswer]:
-        """The answers that have words."""
-        return [each for each in self.answers if each.turn.answer]
+        """True when there are at least two answers, one of them with words, and no vote yet."""
+        return self.done and self.vote is None and len(self._given) >= 2 and any(map(_says_something, self.answers))
 
     def can_be_best(self, answer: RunningAnswer) -> bool:
         """True for an answer that a vote may choose."""
-        return self.can_vote and answer in self._said
+        return self.can_vote and _says_something(answer)
+
+    @property
+    def _given(self) -> list[RunningAnswer]:
+        """The answers that are not missing because of an error; one that ended without a word is among them."""
+        return [each for each in self.answers if _says_something(each) or not each.problem]
 
     def names(self) -> list[str]:
         """Names of the writers, as the engine reported."""
@@ -64,12 +64,14 @@ class Comparison:
     def vote_for(self, choice: object) -> Vote | None:
         """The vote of a choice: the number of an answer, "tie" or "bad"; None for anything else."""
         named = dict(zip(map(id, self.answers), self.names(), strict=True))
-        compared = tuple(ComparedAnswer(each.turn.answer_id, named[id(each)]) for each in self._said)
+        compared = tuple(ComparedAnswer(each.turn.answer_id, named[id(each)]) for each in self._given)
         for verdict in ("tie", "bad"):
             if choice == verdict:
                 return Vote(compared, verdict, None, self._is_blind)
         chosen = self.answer(choice)
-        return Vote(compared, "best", chosen.turn.answer_id, self._is_blind) if chosen in self._said and chosen else None
+        if chosen is None or not _says_something(chosen):
+            return None
+        return Vote(compared, "best", chosen.turn.answer_id, self._is_blind)
 
     def answer(self, number: object) -> RunningAnswer | None:
         """The answer of a number, as the browser sends it."""
@@ -79,3 +81,7 @@ class Comparison:
     @property
     def _is_blind(self) -> bool:
         return self.blind and not self.revealed
+
+
+def _says_something(answer: RunningAnswer) -> bool:
+    return bool(answer.turn.answer)

@@ -135,6 +135,8 @@ def _who(comparison: Comparison, index: int, name: str) -> str:
 def _state(answer: RunningAnswer, window: int) -> str:
     if not answer.done:
         return '<p class="end"><i class="dots"></i> <span>Writing</span></p>'
+    if not answer.problem and not answer.turn.answer:
+        return '<p class="end">Ended without a word.</p>'
     if answer.problem:
         return f'<p class="end form-problem">{escape(answer.problem)}</p>'
     reason = answer.turn.conversation.messages[-1].finish_reason
@@ -172,8 +174,8 @@ def _foot(comparison: Comparison) -> str:
     buttons = []
     if comparison.can_vote:
         buttons += [_button("like", "tie", "Tie", "plain"), _button("like", "bad", "All bad", "plain")]
-        if not comparison.shows_names:
-            buttons.append(_button("like", "show", "Show the names without a vote", "plain"))
+    if not comparison.shows_names:
+        buttons.append(_button("like", "show", "Show the names without a vote", "plain"))
     buttons.append(_button("again", "", "Compare something else", "plain"))
     note = f'<p class="note" role="status">{escape(comparison.note)}</p>' if comparison.note else ""
     return f'<div class="compare-row">{"".join(buttons)}</div>{note}'
