@@ -210,7 +210,8 @@ class ScriptedSwitch(ScriptedEngine):
         if self.switch_fails:
             raise self.switch_fails
         self.settings, self.slots = settings, 16
-        self.info = replace(self.info, name=settings.base or settings.model, adapter=settings.adapter)
+        adapters = tuple(name for name, _ in settings.adapters)
+        self.info = replace(self.info, name=settings.base or settings.model, adapter=settings.adapter, adapters=adapters)
 
 
 class ScriptedRecorder:

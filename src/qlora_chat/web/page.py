@@ -65,7 +65,7 @@ def build_page(chat: Chat, sessions: Sessions, features: PageFeatures) -> gr.Blo
         ContextHandlers(chat, handlers, parts).connect(IMMEDIATE)
         queued = {**QUEUED, "concurrency_limit": None}
         model.connect(IMMEDIATE, queued)
-        CompareHandlers(chat, handlers, parts).connect(IMMEDIATE, queued)
+        CompareHandlers(chat, handlers, parts, model).connect(IMMEDIATE, queued)
     page.max_threads = MAX_CONCURRENT_ANSWERS
     page.queue(default_concurrency_limit=None, api_open=False)
     # Gradio looks for work every millisecond, which takes the model 2 % of a core more than this; there is no public setting.

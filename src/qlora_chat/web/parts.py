@@ -62,6 +62,7 @@ EVENT_DATA: Mapping[tuple[str, str], Mapping[str, Field]] = {
         "blind": Field("Blind", "switch"),
     },
     ("compare", "stop"): {},
+    ("compare", "clear"): {},
     ("compare", "like"): {"choice": Field("Vote", "text", 10)},
     ("compare", "select"): {"choice": Field("Answer", "text", 10)},
     ("context", "input"): {},

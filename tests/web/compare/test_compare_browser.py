@@ -12,7 +12,8 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 from qlora_chat.chat import Chat
 from qlora_chat.engines import AnsweredBy
 from qlora_chat.prompt import Prompt
-from tests.fakes import SCRIPTED_INFO, ScriptedEngine, scripted_chat
+from qlora_chat.settings import ModelSettings
+from tests.fakes import SCRIPTED_INFO, ScriptedEngine, ScriptedSwitch, scripted_chat
 from tests.web.driving import LONG, STEP, answers, ready, say, settled
 from tests.web.serving import serving_chat
 
@@ -179,3 +180,23 @@ def test_on_a_phone_the_columns_are_swiped_and_everything_is_within_reach(browse
     assert all(each and each["height"] >= 44 for each in small), json.dumps(small)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     context.close()
+
+
+def test_a_base_and_its_own_adapter_are_opened_apart_with_one_button(browser: Browser) -> None:
+    engine = ScriptedSwitch()
+    engine.settings = ModelSettings(base="a-base", adapter="an-adapter")
+    with serving_chat(scripted_chat(engine)) as url:
+        page = browser.new_page()
+        page.goto(url)
+        ready(page)
+        view = open_compare(page)
+        expect(view).to_contain_text("The base alone cannot answer here")
+        expect(view.get_by_label("Model").first.locator("option")).to_have_text(["scripted-adapter"])
+        view.get_by_label("Question").fill("Still here?")
+        view.get_by_role("button", name="Open base and adapter apart now").click()
+        expect(view.get_by_label("Model").first.locator("option")).to_have_text(["a-base (no adapter)", "scripted-adapter"])
+        expect(view.get_by_label("Question")).to_have_value("Still here?")
+        assert engine.settings.adapters == (("scripted-adapter", "an-adapter"),)
+        view.get_by_role("button", name="Compare", exact=True).click()
+        expect(view.get_by_role("button", name="A is the best")).to_be_visible()
+        page.close()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from qlora_chat.doctor import Finding
+from qlora_chat.models.locate import parts_of
 from qlora_chat.serving.model_changes import ModelChange
 from qlora_chat.settings import ModelSettings, SettingsError
-from qlora_chat.web.panels.switch_form import EXACT, NONE, OWN, findings, progress, settings_of, values_of
+from qlora_chat.web.panels.switch_form import EXACT, NONE, OWN, findings, progress, settings_apart, settings_of, values_of
+from tests.fakes import SCRIPTED_INFO
 
 CURRENT = ModelSettings(device="cpu", slots=4, prompt_format="chatml", base="b", adapter="a")
 
@@ -53,3 +57,18 @@ def test_reports_cannot_be_markup() -> None:
     assert 'role="alert" class="form-problem">&lt;s&gt;it failed' in progress(change)
     change.state, change.seconds = "done", 2.34
     assert "Done in 2.3 s" in progress(change)
+
+
+def test_a_named_adapter_and_that_of_a_model_with_its_own_are_kept_apart() -> None:
+    chosen = ModelSettings(base="b", adapter="a", precision="bf16", slots=3)
+    apart = settings_apart(chosen, replace(SCRIPTED_INFO, adapter="my adapter (new)"))
+    assert apart == ModelSettings(base="b", adapters=(("my-adapter-new", "a"),), slots=3)
+    own = settings_apart(ModelSettings(), replace(SCRIPTED_INFO, name="Llama-Lumi-45M (demo)"))
+    assert own
+    assert (own.base, own.adapters[0][1]) == parts_of("demo")
+
+
+def test_where_nothing_would_change_there_are_none() -> None:
+    assert settings_apart(ModelSettings(base="b"), replace(SCRIPTED_INFO, adapter=None)) is None
+    assert settings_apart(ModelSettings(base="b"), replace(SCRIPTED_INFO, adapters=("a",))) is None
+    assert settings_apart(ModelSettings(), SCRIPTED_INFO) is None, "a model whose files are not known"

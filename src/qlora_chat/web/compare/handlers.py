@@ -23,14 +23,19 @@ from qlora_chat.comparison.tally import Tally, tally
 from qlora_chat.engines import EngineError
 from qlora_chat.history import HistoryError
 from qlora_chat.messages import Conversation
+from qlora_chat.serving.model_changes import ModelChanges
+from qlora_chat.settings import ModelSettings
 from qlora_chat.text import replace_surrogates
 from qlora_chat.web import render
+from qlora_chat.web.adapter_chooser import AdapterChooser
 from qlora_chat.web.answering import Updates
 from qlora_chat.web.compare import view
 from qlora_chat.web.compare.columns import parse_columns
 from qlora_chat.web.compare.state import Comparison
 from qlora_chat.web.handlers import Handlers
+from qlora_chat.web.panels.model_panel import ModelPanel
 from qlora_chat.web.panels.settings import parse_settings
+from qlora_chat.web.panels.switch_form import progress, settings_apart
 from qlora_chat.web.parts import Parts
 from qlora_chat.web.running_answer import UPDATE_SECONDS
 from qlora_chat.web.session import Busy, Session
@@ -42,8 +47,8 @@ NOT_SAVED = "These answers are not in the history, so the vote was not saved."
 class CompareHandlers:
     """One method per event. The value that each returns has only what changed."""
 
-    def __init__(self, chat: Chat, handlers: Handlers, parts: Parts) -> None:
-        self._chat, self._handlers, self._parts = chat, handlers, parts
+    def __init__(self, chat: Chat, handlers: Handlers, parts: Parts, model: ModelPanel) -> None:
+        self._chat, self._handlers, self._parts, self._model = chat, handlers, parts, model
         self._comparisons: WeakKeyDictionary[Session, Comparison] = WeakKeyDictionary()
         self._stages = itertools.count(1)
 
@@ -57,13 +62,17 @@ class CompareHandlers:
         compare.stop(self.stop, **immediate)
         compare.like(self.vote, None, [compare], **immediate)
         compare.select(self.use, None, [compare, *shown], **immediate)
+        if parts.switch_form:  # only who may switch the model has it
+            described = [*self._model.outputs, parts.adapter, parts.status]
+            compare.clear(self.keep_apart, [parts.conversation], [compare, *described], **queued)
 
     def show(self, ref: Any, request: gr.Request) -> Updates:
         """The view was opened, or has missed an update: all of it."""
         session = self._handlers.session(request, ref)
         info, comparison = self._chat.engine.info, self._comparisons.get(session)
         begun = bool(session.conversation.messages)
-        value = {"form": view.form(info), "notes": view.notes(info, begun, self._tally(session)), "problem": ""}
+        notes = view.notes(info, begun, self._tally(session), can_open_apart=self._apart() is not None)
+        value = {"form": view.form(info), "notes": notes, "problem": ""}
         return self._value({**value, **(self._stage(session, comparison) if comparison else {})})
 
     async def ask(
@@ -141,6 +150,34 @@ class CompareHandlers:
         except (Busy, HistoryError) as problem:
             return {notice: render.problem(str(problem))}
         return {**self._handlers.opened(session), notice: "" if found else render.notice(GONE)}
+
+    async def keep_apart(self, ref: Any, request: gr.Request) -> AsyncIterator[Updates]:
+        """Open the model anew with its adapter apart from the base, and show how that goes and what can be compared then."""
+        settings, changes, shown = self._apart(), self._model.changes, ""
+        if settings is None or changes is None:
+            yield self.show(ref, request)
+            return
+        try:
+            change = changes.start(settings)
+        except EngineError as problem:
+            yield self._value({"problem": str(problem)})
+            return
+        while change.state == "running":
+            if (now := progress(change)) != shown:
+                shown = now
+                yield self._value({"notes": now})
+            await asyncio.sleep(UPDATE_SECONDS)
+        if change.state == "failed":
+            yield self._value({"notes": progress(change)})
+            return
+        info, chooser = self._chat.engine.info, AdapterChooser(self._chat).update()
+        described = {**self._model.described(), self._parts.status: render.status(info), self._parts.adapter: chooser}
+        yield {**described, **self.show(ref, request)}
+
+    def _apart(self) -> ModelSettings | None:
+        """Settings of the model with its adapter apart; None where that makes no difference, or nobody here may switch."""
+        switchable = ModelChanges.switchable(self._chat.engine) if self._parts.switch_form else None
+        return settings_apart(switchable.settings, self._chat.engine.info) if switchable else None
 
     def _begin(self, session: Session, sent: dict[str, Any], system: Any, logged: Any, settings: Any) -> Comparison:
         question = replace_surrogates(sent.get("question")).strip()

@@ -73,10 +73,17 @@ def _number(name: str, window: int) -> str:
     )
 
 
-def notes(info: ModelInfo, begun: bool, votes: Tally) -> str:
+def notes(info: ModelInfo, begun: bool, votes: Tally, *, can_open_apart: bool) -> str:
     """Notes under the form: what the answers see, what a further comparison would need, and the votes so far."""
-    context = '<p class="advice">The answers see the conversation so far.</p>' if begun else ""
-    return f'{context}<p class="advice">{escape(what_more_needs(info))}</p>{tally_html(votes)}'
+    said = [
+        "The answers see the conversation so far." if begun else "",
+        f"Every column is asked in the prompt format {info.prompt_format}.",
+        what_more_needs(info),
+    ]
+    advice = "".join(f'<p class="advice">{escape(each)}</p>' for each in said if each)
+    apart = _button("clear", "", "Open base and adapter apart now", "plain") if can_open_apart else ""
+    row = f'<div class="compare-row">{apart}</div>' if apart else ""
+    return f"{advice}{row}{tally_html(votes)}"
 
 
 def tally_html(votes: Tally) -> str:

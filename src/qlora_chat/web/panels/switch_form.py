@@ -5,6 +5,7 @@ Scope: components, from their values to ModelSettings, and words for what doctor
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from html import escape
@@ -12,6 +13,8 @@ from typing import Any, get_args
 
 import gradio as gr
 
+from qlora_chat.models import ModelInfo
+from qlora_chat.models.locate import parts_of
 from qlora_chat.serving.model_changes import ModelChange
 from qlora_chat.settings import ModelSettings, Precision, SettingsError
 
@@ -68,6 +71,20 @@ def settings_of(current: ModelSettings, base: Any, adapter: Any, precision: Any)
         return replace(common, model=base)
     named = "huggyllama/llama-7b" if base == "guanaco-7b" else base
     return replace(common, base=named, adapter=None if adapter == NONE else adapter)
+
+
+def settings_apart(settings: ModelSettings, info: ModelInfo) -> ModelSettings | None:
+    """Settings of the same base with the same adapter beside it; None where there is no adapter, or it is apart already."""
+    if info.adapter is None or info.adapters:
+        return None
+    base, adapter = settings.base, settings.adapter
+    if base is None:
+        named = next((each for each in NAMED if each in info.name), None)
+        base, adapter = (named and parts_of(named)) or (None, None)
+    if base is None or adapter is None:
+        return None
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", info.adapter).strip("-._")[:64] or "adapter"
+    return replace(settings, base=base, adapter=None, adapters=((name, adapter),), adapter_mode="auto", precision="auto")
 
 
 def findings(found: Iterable[Any]) -> str:

@@ -1,5 +1,5 @@
-// One question to several models and settings side by side. The server draws the view; this module opens it, sends what was
-// chosen, and lets the answers grow.
+// One question to several models side by side. The server draws the view; this module opens it, sends what was chosen, and lets
+// the answers grow.
 
 import { h, present } from "./dom.js";
 import { setBlocks } from "./message_item.js";
@@ -48,7 +48,7 @@ class CompareView {
     if (act === "add") this.toggle(this.dialog.querySelector("fieldset:disabled"), false);
     if (act === "remove") this.toggle(button.closest("fieldset"), true);
     if (act === "again") this.draw("");
-    if (act === "stop") this.trigger(act);
+    if (act === "stop" || act === "clear") this.trigger(act);
     if (act === "like" || act === "select") this.trigger(act, { choice: value });
     if (act === "close" || act === "select") this.dialog.close();
   }
@@ -60,7 +60,7 @@ class CompareView {
     (disabled ? add : column.querySelector("select")).focus();
   }
 
-  // All HTML is the server's, with texts escaped. What was chosen stays while the form is the same.
+  // All HTML is the server's, texts escaped. What was chosen stays while the form is the same.
   show({ form, notes, problem, html, writing, live }) {
     if (form && form !== this.form) {
       const typed = this.dialog.querySelector("textarea")?.value ?? document.querySelector("#box textarea").value;
@@ -87,7 +87,7 @@ class CompareView {
   grow(body, live) {
     const shown = body.number ?? -1;
     if (!live || live.number <= shown) return;
-    if (live.number > shown + RESENT + 1 && (live.from || live.keep)) return void this.trigger("input"); // updates are missing
+    if (live.number > shown + RESENT + 1 && (live.from || live.keep)) return void this.trigger("input"); // some are missing
     body.number = live.number;
     setBlocks(body, live.from, live.blocks, live.keep);
   }
