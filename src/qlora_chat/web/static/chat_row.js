@@ -1,7 +1,6 @@
 // One conversation in the list: a button that opens it, and a menu. Title and tags are edited in place.
 
-import { FORMATS } from "./chats_requests.js";
-import { h, iconButton } from "./dom.js";
+import { addOptions, copy, h } from "./dom.js";
 import { t } from "./language.js";
 
 export class ChatRow {
@@ -9,7 +8,6 @@ export class ChatRow {
     this.chat = chat;
     this.list = list;
     this.drawn = JSON.stringify(chat);
-    this.element = h("div", { class: "chat-row", "data-chat": chat.id });
     this.draw();
   }
 
@@ -18,56 +16,61 @@ export class ChatRow {
     return JSON.stringify(chat) === this.drawn ? this : null;
   }
 
+  get title() {
+    return this.chat.title || t("Untitled");
+  }
+
   draw() {
-    const { title, tags, excerpt, marks, title_marks } = this.chat;
-    this.button = h("button", { type: "button", class: "chat-open", title: title || t("Untitled"), onclick: () => this.list.open(this.chat.id) },
-      h("span", { class: "chat-title", dir: "auto" }, ...marked(title || t("Untitled"), title_marks)),
-      ...(excerpt ? [h("span", { class: "chat-excerpt", dir: "auto" }, ...marked(excerpt, marks))] : []),
-      ...(tags.length ? [h("span", { class: "chat-tags" }, ...tags.map((each) => h("span", {}, `#${each}`)))] : []));
-    this.menuButton = iconButton("info", t("Menu of {title}", { title: title || t("Untitled") }), () => this.toggleMenu(), { class: "icon-button chat-menu-button", "aria-expanded": "false" });
-    this.element.replaceChildren(this.button, this.menuButton);
+    const { id, tags, excerpt, marks, title_marks } = this.chat;
+    const { root, button, title, menuButton } = copy("chat-row");
+    root.dataset.chat = id;
+    title.append(...marked(this.title, title_marks));
+    if (excerpt) button.append(h("span", { class: "chat-excerpt", dir: "auto" }, ...marked(excerpt, marks)));
+    if (tags.length) button.append(h("span", { class: "chat-tags" }, ...tags.map((each) => h("span", {}, `#${each}`))));
+    button.title = this.title;
+    button.onclick = () => this.list.open(this.chat);
+    menuButton.ariaLabel = menuButton.title = t("Menu of {title}", { title: this.title });
+    menuButton.onclick = () => (this.menu ? this.closeMenu() : this.openMenu());
+    Object.assign(this, { button, menuButton });
+    this.element?.replaceWith(root);
+    this.element = root;
     this.setOpen(this.isOpen);
-    this.setTabStop(Boolean(this.isTabStop));
+    this.setTabStop(this.isTabStop);
   }
 
   setOpen(open) {
     this.isOpen = open;
     this.element.classList.toggle("current", Boolean(open));
-    if (open) this.button?.setAttribute("aria-current", "true");
-    else this.button?.removeAttribute("aria-current");
+    this.button.ariaCurrent = open ? "true" : null;
   }
 
   setTabStop(stop) {
     this.isTabStop = stop;
-    for (const each of [this.button, this.menuButton]) each?.setAttribute("tabindex", stop ? "0" : "-1");
+    this.button.tabIndex = this.menuButton.tabIndex = stop ? 0 : -1;
   }
 
   focus() {
-    this.button?.focus();
+    this.button.focus();
   }
 
   // --- the menu
 
-  toggleMenu() {
-    if (this.menu) this.closeMenu();
-    else this.openMenu();
-  }
-
   openMenu() {
-    const item = (name, act) => h("button", { type: "button", onclick: () => (this.closeMenu(), act()) }, name);
-    const formats = h("select", { "aria-label": t("Export this conversation"), onchange: () => (this.list.exportChats([this.chat.id], formats), this.closeMenu()) },
-      h("option", { value: "" }, t("Export as…")), ...Object.entries(FORMATS).map(([value, name]) => h("option", { value }, t(name))));
-    this.menu = h("div", { class: "chat-menu", role: "group", "aria-label": t("What to do with {title}", { title: this.chat.title || t("Untitled") }), onkeydown: (event) => this.menuKey(event) },
-      item(this.chat.pinned ? t("Unpin") : t("Pin"), () => this.list.pin(this.chat)),
-      item(t("Rename"), () => this.rename()),
-      item(t("Tags…"), () => this.editTags()),
-      formats,
-      item(t("Delete"), () => this.list.remove(this.chat)));
-    this.element.append(this.menu);
-    this.menuButton.setAttribute("aria-expanded", "true");
-    this.menu.firstElementChild.focus();
-    this.menu.scrollIntoView({ block: "nearest" });
-    this.outside = (event) => this.element.contains(event.target) || this.closeMenu(false);
+    const { root, formats, ...items } = copy("chat-menu");
+    const { list, chat } = this;
+    const acts = { pin: () => list.pin(chat), rename: () => this.rename(), tags: () => this.editTags(), remove: () => list.remove(chat) };
+    for (const [name, act] of Object.entries(acts)) items[name].onclick = () => (this.closeMenu(), act());
+    if (chat.pinned) items.pin.textContent = t("Unpin");
+    addOptions(formats, list.formats);
+    formats.onchange = () => (list.exportChats([chat.id], formats), this.closeMenu());
+    root.ariaLabel = t("What to do with {title}", { title: this.title });
+    root.onkeydown = (event) => this.menuKey(event);
+    this.menu = root;
+    this.element.append(root);
+    this.menuButton.ariaExpanded = "true";
+    items.pin.focus();
+    root.scrollIntoView({ block: "nearest" });
+    this.outside = ({ target }) => this.element.contains(target) || this.closeMenu(false);
     document.addEventListener("pointerdown", this.outside);
   }
 
@@ -75,18 +78,17 @@ export class ChatRow {
     document.removeEventListener("pointerdown", this.outside);
     this.menu?.remove();
     this.menu = null;
-    this.menuButton.setAttribute("aria-expanded", "false");
+    this.menuButton.ariaExpanded = "false";
     if (focus) this.menuButton.focus();
   }
 
   menuKey(event) {
     const items = [...this.menu.children];
-    const at = items.indexOf(document.activeElement);
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     if (event.key === "Escape") {
       event.stopPropagation();
       this.closeMenu();
-    } else if (step && document.activeElement.tagName === "BUTTON") items[(at + step + items.length) % items.length].focus();
+    } else if (step && event.target.tagName === "BUTTON") items[(items.indexOf(event.target) + step + items.length) % items.length].focus();
     else return;
     event.preventDefault();
   }
@@ -102,9 +104,9 @@ export class ChatRow {
     this.edit(before, t("Tags, with commas between"), 800, (text) => text !== before && this.list.tag(this.chat, text.split(",")));
   }
 
-  edit(text, label, most, done) {
-    const field = h("input", { "aria-label": label, placeholder: label, maxlength: String(most), onkeydown: (event) => keyed(event) });
-    const form = h("form", { class: "chat-edit", onsubmit: (event) => (event.preventDefault(), end(true)) }, field);
+  edit(text, label, maxLength, done) {
+    const { root: form, field } = copy("chat-edit");
+    Object.assign(field, { ariaLabel: label, placeholder: label, maxLength, value: text });
     let ended = false;
     const end = (save) => {
       if (ended) return;
@@ -113,13 +115,9 @@ export class ChatRow {
       this.focus();
       if (save) done(field.value.trim());
     };
-    const keyed = (event) => {
-      if (event.key !== "Escape") return;
-      event.stopPropagation();
-      end(false);
-    };
-    field.addEventListener("blur", () => end(true));
-    field.value = text;
+    form.onsubmit = (event) => (event.preventDefault(), end(true));
+    field.onkeydown = (event) => event.key === "Escape" && (event.stopPropagation(), end(false));
+    field.onblur = () => end(true);
     this.element.replaceChildren(form);
     field.focus();
     field.select();

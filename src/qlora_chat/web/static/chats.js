@@ -1,11 +1,12 @@
 // The list of conversations: pages of it are fetched as it scrolls, searches come with their matches, and every change is one
 // request. The server's value says which conversation the tab shows, and changes after each turn.
 
-import { FORMATS, request, save, startSaving, upload } from "./chats_requests.js";
+import { change, page, save, startSaving, upload } from "./chats_requests.js";
 import { ChatRow } from "./chat_row.js";
-import { h, iconButton } from "./dom.js";
+import { addOptions, copy, h, iconButton } from "./dom.js";
 import { date, t } from "./language.js";
 
+const FORMATS = [["markdown", "Markdown"], ["json", "JSON"], ["jsonl", t("JSON lines")], ["guanaco", t("Guanaco text")]];
 const TYPING_MS = 200;
 const UNDO_S = 10;
 const MARGIN = 600; // pixels below the window that are filled before they are scrolled to
@@ -13,13 +14,15 @@ const DAY = 86_400_000;
 
 export function mount(element, trigger, props, watch) {
   const list = new ChatList(element, trigger);
-  watch("value", () => list.update(props.value ?? {}));
-  list.update(props.value ?? {});
+  const update = () => list.update(props.value ?? {});
+  watch("value", update);
+  update();
 }
 
 class ChatList {
   constructor(element, trigger) {
     this.trigger = trigger;
+    this.formats = FORMATS;
     this.value = {};
     this.rows = new Map(); // by id, as they are drawn
     this.next = null; // id that the next page comes after
@@ -37,21 +40,19 @@ class ChatList {
   }
 
   build(element) {
-    this.search = h("input", {
-      type: "search", class: "chat-search", placeholder: t("Search (Ctrl K)"), "aria-label": t("Search conversations"), maxlength: "200",
-      oninput: () => this.typed(), onkeydown: (event) => this.searchKey(event),
-    });
-    this.list = h("div", { class: "chat-list", role: "navigation", "aria-label": t("Conversations"), onkeydown: (event) => this.key(event) });
-    this.end = h("div", { class: "chat-end" });
-    this.note = h("p", { class: "note", role: "status" });
-    this.scroller = h("div", { class: "chat-scroller" }, this.list, this.end);
-    this.toast = h("div", { class: "toast", role: "status", hidden: true });
-    this.file = h("input", { type: "file", class: "off-screen", tabindex: "-1", "aria-hidden": "true", accept: ".json,.jsonl,.zip",
-      multiple: true, onchange: () => this.importFiles([...this.file.files]) });
-    const all = h("select", { "aria-label": t("Export all conversations"), onchange: () => this.exportChats([], all) },
-      h("option", { value: "" }, t("Export all…")), ...Object.entries(FORMATS).map(([value, name]) => h("option", { value }, t(name))));
-    const foot = h("div", { class: "chat-foot" }, h("button", { type: "button", onclick: () => this.file.click() }, t("Import…")), all, this.file);
-    element.replaceChildren(this.search, this.note, this.scroller, foot, this.toast);
+    const { root, open, all, ...parts } = copy("chat-column");
+    Object.assign(this, parts);
+    element.replaceChildren(...root.children);
+    addOptions(all, FORMATS);
+    all.onchange = () => this.exportChats([], all);
+    open.onclick = () => this.file.click();
+    this.file.onchange = () => this.importFiles([...this.file.files]);
+    this.search.oninput = () => {
+      clearTimeout(this.timer);
+      this.timer = setTimeout(() => this.refresh(), TYPING_MS);
+    };
+    this.search.onkeydown = (event) => this.searchKey(event);
+    this.list.onkeydown = (event) => this.key(event);
     this.scroller.addEventListener("scroll", () => this.fill(), { passive: true });
     new ResizeObserver(() => this.fill()).observe(this.scroller);
     document.querySelector("#not-saved [data-save]")?.addEventListener("click", () => this.startSaving());
@@ -59,11 +60,12 @@ class ChatList {
   }
 
   acceptDrops(column) {
-    const has = (event) => event.dataTransfer?.types.includes("Files");
-    column.addEventListener("dragover", (event) => has(event) && (event.preventDefault(), column.classList.add("dropping")));
-    column.addEventListener("dragleave", (event) => column.contains(event.relatedTarget) || column.classList.remove("dropping"));
+    const mark = (on) => column.classList.toggle("dropping", on);
+    const has = ({ dataTransfer }) => dataTransfer?.types.includes("Files");
+    column.addEventListener("dragover", (event) => has(event) && (event.preventDefault(), mark(true)));
+    column.addEventListener("dragleave", ({ relatedTarget }) => column.contains(relatedTarget) || mark(false));
     column.addEventListener("drop", (event) => {
-      column.classList.remove("dropping");
+      mark(false);
       if (!has(event)) return;
       event.preventDefault();
       this.importFiles([...event.dataTransfer.files]);
@@ -95,7 +97,7 @@ class ChatList {
   openAddress() {
     const id = new URL(location).searchParams.get("c");
     if (id === (this.value.open || null)) return;
-    if (id) this.open(id);
+    if (id) this.open({ id });
     else document.getElementById("new").click();
   }
 
@@ -103,7 +105,7 @@ class ChatList {
     document.title = this.value.title ? `${this.value.title} · QLoRA Chat` : "QLoRA Chat";
   }
 
-  open(id) {
+  open({ id }) {
     if (id !== this.value.open) this.trigger("select", { id });
     if (!matchMedia("(min-width: 64rem)").matches) document.querySelector("#chats .close")?.click();
   }
@@ -121,17 +123,12 @@ class ChatList {
     return this.search.value.trim();
   }
 
-  typed() {
-    clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.refresh(), TYPING_MS);
-  }
-
   // Draws the first page anew. Rows below it stay, with the change that was made: `edit` takes and returns conversations.
   async refresh(edit = (chats) => chats) {
     const number = ++this.fetched;
     const query = this.query;
     this.limit = 100;
-    const found = await this.fetch(query ? { q: query, limit: this.limit } : {});
+    const found = await this.tried(page(query ? { q: query, limit: this.limit } : {}));
     if (!found || number !== this.fetched) return;
     const focused = document.activeElement?.closest?.("[data-chat]")?.dataset.chat;
     if (this.list.querySelector("form")) return; // a title or tags are being typed
@@ -142,8 +139,7 @@ class ChatList {
     if (found.saved) document.getElementById("not-saved")?.remove();
     this.fill();
     if (focused) this.rows.get(focused)?.focus();
-    if (query) this.note.textContent = found.chats.length ? "" : t("Nothing found.");
-    else this.note.textContent = found.chats.length ? "" : t("No conversations yet.");
+    this.note.textContent = found.chats.length ? "" : query ? t("Nothing found.") : t("No conversations yet.");
   }
 
   // -> conversations that have been scrolled to and are older than those of the first page
@@ -155,11 +151,12 @@ class ChatList {
     return older.sort((one, other) => other.updated - one.updated);
   }
 
-  async fetch(parameters) {
+  // -> what was asked for; null, and a message, where it is refused
+  async tried(request) {
     try {
-      return await request(parameters);
+      return await request;
     } catch (problem) {
-      this.say(t(problem.message));
+      this.say(problem.message);
       return null;
     }
   }
@@ -198,7 +195,7 @@ class ChatList {
     this.loading = true;
     const number = this.fetched;
     const query = this.query;
-    const found = await this.fetch(query ? { q: query, limit: (this.limit += 200) } : { before: this.next });
+    const found = await this.tried(page(query ? { q: query, limit: (this.limit += 200) } : { before: this.next }));
     this.loading = false;
     if (!found || number !== this.fetched) return;
     this.append(found.chats, Boolean(query));
@@ -227,37 +224,30 @@ class ChatList {
       this.refresh();
     } else if (event.key === "ArrowDown") {
       event.preventDefault();
-      this.list.querySelector("[data-chat] .chat-open")?.focus();
+      this.list.querySelector(".chat-open")?.focus();
     }
   }
 
   key(event) {
-    const row = event.target.closest("[data-chat]");
-    if (!row || !event.target.classList.contains("chat-open")) return;
-    const all = [...this.list.querySelectorAll("[data-chat]")];
-    const at = all.indexOf(row);
+    if (!event.target.matches(".chat-open")) return;
+    const all = [...this.list.querySelectorAll(".chat-open")];
+    const at = all.indexOf(event.target);
     const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: all.length - 1 }[event.key];
+    const row = this.rows.get(event.target.closest("[data-chat]").dataset.chat);
     if (to !== undefined) {
       event.preventDefault();
-      if (to < 0) this.search.focus();
-      else all[Math.min(to, all.length - 1)].querySelector(".chat-open").focus();
-    } else if (event.key === "F2") this.rows.get(row.dataset.chat).rename();
-    else if (event.key === "Delete") this.remove(this.rows.get(row.dataset.chat).chat);
+      (to < 0 ? this.search : all[Math.min(to, all.length - 1)]).focus();
+    } else if (event.key === "F2") row.rename();
+    else if (event.key === "Delete") this.remove(row.chat);
   }
 
   // --- changes
 
   // -> true if the change was made; `edit` makes it in the rows that are drawn
   async change(action, id, values, edit) {
-    try {
-      await request({}, { action, id, ...values });
-    } catch (problem) {
-      this.say(t(problem.message));
-      this.refresh();
-      return false;
-    }
-    await this.refresh(edit);
-    return true;
+    const made = await this.tried(change({ action, id, ...values }).then(() => true));
+    await this.refresh(made ? edit : undefined);
+    return made;
   }
 
   set(action, chat, values, changed = values) {
@@ -282,76 +272,53 @@ class ChatList {
 
   async remove(chat) {
     const wasOpen = chat.id === this.value.open;
-    const row = this.rows.get(chat.id)?.element;
-    const rows = [...this.list.querySelectorAll("[data-chat]")];
-    const neighbour = rows[rows.indexOf(row) + 1] ?? rows[rows.indexOf(row) - 1];
+    const ids = [...this.rows.keys()];
+    const at = ids.indexOf(chat.id);
     if (!(await this.change("delete", chat.id, {}, (chats) => chats.filter(({ id }) => id !== chat.id)))) return;
     if (wasOpen) document.getElementById("new").click();
-    neighbour?.querySelector(".chat-open")?.focus();
-    const undo = h("button", { type: "button", onclick: () => this.undo(chat, wasOpen) }, t("Undo"));
-    this.say(t("Deleted “{title}”.", { title: chat.title || t("Untitled") }), undo, UNDO_S);
+    this.rows.get(ids[at + 1] ?? ids[at - 1])?.focus();
+    const undo = h("button", { onclick: () => this.undo(chat, wasOpen) }, t("Undo"));
+    this.say(t("Deleted “{title}”.", { title: chat.title || t("Untitled") }), UNDO_S, undo);
   }
 
   async undo(chat, wasOpen) {
     this.toast.hidden = true;
-    if ((await this.change("undo", chat.id, {}, (chats) => [...chats, chat])) && wasOpen) this.open(chat.id);
+    if ((await this.change("undo", chat.id, {}, (chats) => [...chats, chat])) && wasOpen) this.open(chat);
     this.rows.get(chat.id)?.focus();
   }
 
-  say(text, action = null, seconds = 8) {
+  say(text, seconds = 8, ...actions) {
     clearTimeout(this.toastTimer);
-    const close = iconButton("close", t("Dismiss"), () => (this.toast.hidden = true));
-    this.toast.replaceChildren(h("span", {}, text), ...(action ? [action] : []), close);
+    const hide = () => (this.toast.hidden = true);
+    this.toast.replaceChildren(h("span", {}, text), ...actions, iconButton("close", t("Dismiss"), hide));
     this.toast.hidden = false;
-    this.toastTimer = setTimeout(() => (this.toast.hidden = true), seconds * 1000);
+    this.toastTimer = setTimeout(hide, seconds * 1000);
   }
 
   async startSaving() {
-    try {
-      const { count, file } = await startSaving();
-      const said = count ? t("Saved in {file} from now on. Conversations saved already: {count}.", { file, count }) : t("Saved in {file} from now on.", { file });
-      this.say(said, null, 20);
-    } catch (problem) {
-      this.say(t(problem.message));
-    }
+    const saved = await this.tried(startSaving());
+    if (saved) this.say(t(saved.count ? "Saved in {file} from now on. Conversations saved already: {count}." : "Saved in {file} from now on.", saved), 20);
     this.refresh();
   }
 
   // --- files
 
-  async exportChats(ids, select) {
+  exportChats(ids, select) {
     const format = select.value;
     select.value = "";
-    if (!format) return;
-    try {
-      await save(ids, format);
-    } catch (problem) {
-      this.say(t(problem.message));
-    }
+    if (format) this.tried(save(ids, format));
   }
 
   async importFiles(files) {
     this.file.value = "";
     const said = [];
     for (const file of files) {
-      this.say(t("Importing {name}…", { name: file.name }), null, 600);
-      try {
-        said.push(`${file.name}: ${reportOf(await upload(file))}`);
-      } catch (problem) {
-        said.push(`${file.name}: ${t(problem.message)}`);
-      }
+      this.say(t("Importing {name}…", { name: file.name }), 600);
+      said.push(`${file.name}: ${await upload(file).catch(({ message }) => message)}`);
     }
     await this.refresh();
-    if (said.length) this.say(said.join("\n"), null, 60);
+    if (said.length) this.say(said.join("\n"), 60);
   }
-}
-
-function reportOf({ added, there, problems, more_problems, left_out }) {
-  const parts = [t("{count} added", { count: added })];
-  if (there) parts.push(t(there === 1 ? "{count} was there already" : "{count} were there already", { count: there }));
-  for (const [what, count] of Object.entries(left_out)) parts.push(t("{count} left out ({what})", { count, what: t(what) }));
-  const more = more_problems ? [t("and {count} more", { count: more_problems })] : [];
-  return [`${parts.join(", ")}.`, ...problems.map((each) => t(each)), ...more].join("\n");
 }
 
 // -> the name of the group that a time belongs to, by the browser's own days

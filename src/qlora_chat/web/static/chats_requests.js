@@ -1,63 +1,61 @@
-// Requests about conversations. Each carries the browser's secret, by which a shared page tells people apart.
+// Requests about conversations.
 
 import { t } from "./language.js";
-import { browser } from "./memory.js";
+import { ask } from "./memory.js";
 
-export const FORMATS = { markdown: "Markdown", json: "JSON", jsonl: "JSON lines", guanaco: "Guanaco text" };
-const CHATS = "page/chats";
 const LARGEST = 32 * 2 ** 20; // of an import; the server refuses more
 
-function send(path, body = null) {
-  const headers = { "x-qlora-chat-owner": browser() };
-  return fetch(new URL(path, document.baseURI), body === null ? { headers } : { method: "POST", headers, body });
-}
-
-async function checked(response) {
+async function sent(path, body) {
+  const response = await ask(`chats${path}`, body === undefined ? {} : { method: "POST", body }).catch(() => null);
+  if (!response) throw new Error(t("The server cannot be reached."));
   if (response.ok) return response;
-  const text = await response.text();
-  let problem = text;
+  let problem = await response.text();
   try {
-    problem = JSON.parse(text).problem ?? JSON.parse(text).detail?.[0]?.msg ?? text;
+    const { problem: said, detail } = JSON.parse(problem);
+    problem = said ?? detail?.[0]?.msg ?? problem;
   } catch {
     // plain text, from the guard in front of the page
   }
-  throw new Error(problem || t("The server answered {status}.", { status: response.status }));
+  throw new Error(t(problem) || t("The server answered {status}.", { status: response.status }));
 }
 
-async function sent(path, body) {
-  try {
-    return await checked(await send(path, body));
-  } catch (problem) {
-    if (problem instanceof TypeError) throw new Error(t("The server cannot be reached."));
-    throw problem;
-  }
+// -> a page of the list
+export async function page(parameters) {
+  return (await sent(`?${new URLSearchParams(parameters)}`)).json();
 }
 
-// -> a page of the list; with `change`, the change is made instead
-export async function request(parameters, change = null) {
-  const query = new URLSearchParams(parameters).toString();
-  const response = await sent(query ? `${CHATS}?${query}` : CHATS, change && JSON.stringify(change));
-  return response.json();
+export async function change(values) {
+  await sent("", JSON.stringify(values));
 }
 
 // Downloads conversations as a file.
 export async function save(ids, format) {
-  const response = await sent(`${CHATS}/export`, JSON.stringify({ ids, format }));
-  const name = decodeURIComponent(/filename\*=UTF-8''(.+)$/.exec(response.headers.get("content-disposition") ?? "")?.[1] ?? "chats");
-  const address = URL.createObjectURL(await response.blob());
-  const link = document.createElement("a");
-  Object.assign(link, { href: address, download: name });
+  const response = await sent("/export", JSON.stringify({ ids, format }));
+  const [, name = "chats"] = /filename\*=UTF-8''(.+)$/.exec(response.headers.get("content-disposition")) ?? [];
+  const link = Object.assign(document.createElement("a"), {
+    href: URL.createObjectURL(await response.blob()),
+    download: decodeURIComponent(name),
+  });
   link.click();
-  setTimeout(() => URL.revokeObjectURL(address), 60_000);
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
 // -> {count, file}: conversations are saved from now on
 export async function startSaving() {
-  return (await sent(`${CHATS}/save`, "")).json();
+  return (await sent("/save", "")).json();
 }
 
-// -> the report of an import
+// -> what was imported of a file, in words
 export async function upload(file) {
   if (file.size > LARGEST) throw new Error(t("This file is larger than 32 MB: import it with `qlora-chat history import`."));
-  return (await sent(`${CHATS}/import?name=${encodeURIComponent(file.name.slice(-200))}`, await file.arrayBuffer())).json();
+  const response = await sent(`/import?name=${encodeURIComponent(file.name.slice(-200))}`, file);
+  return reportOf(await response.json());
+}
+
+function reportOf({ added, there, problems, more_problems, left_out }) {
+  const parts = [t("{count} added", { count: added })];
+  if (there) parts.push(t(there === 1 ? "{count} was there already" : "{count} were there already", { count: there }));
+  for (const [what, count] of Object.entries(left_out)) parts.push(t("{count} left out ({what})", { count, what: t(what) }));
+  const more = more_problems ? [t("and {count} more", { count: more_problems })] : [];
+  return [`${parts.join(", ")}.`, ...problems.map((each) => t(each)), ...more].join("\n");
 }

@@ -1,25 +1,19 @@
 // The page in its reader's language. A text's key is its English sentence, so what has no entry stays English. Sentences of the
 // server come with their values filled in, and are recognised by their pattern.
 
+import { read, write } from "./memory.js";
+
 export const LANGUAGES = { en: "English", de: "Deutsch", es: "Español", fr: "Français", ja: "日本語", "zh-Hans": "简体中文" };
-const STORED = "qlora-chat.language";
+const KEY = "qlora-chat.language";
 const NUMBER = /^(-?\d{1,3}(?:,?\d{3})*(?:\.\d+)?)( ?\D{0,3})$/; // as the server writes them
 const SHORT = 8; // characters of a pattern besides its values
 const SHOWN = ["aria-label", "data-empty", "placeholder", "title"];
 const OWN = ".own, script, style"; // what our own modules draw is translated there
 
-export const chosen = read();
+export const chosen = read(KEY) ?? "";
 let entries = new Map();
 export const language = await load(LANGUAGES[chosen] ? chosen : ofBrowser());
 let patterns = null;
-
-function read() {
-  try {
-    return localStorage.getItem(STORED) ?? "";
-  } catch {
-    return ""; // storage is forbidden
-  }
-}
 
 function ofBrowser() {
   const base = (tag) => tag.split("-")[0];
@@ -41,12 +35,7 @@ async function load(code) {
 
 // Takes a language ("": the browser's) from now on.
 export function choose(code) {
-  try {
-    localStorage.setItem(STORED, code);
-  } catch {
-    return; // the browser forgets it, so that nothing would change
-  }
-  location.reload();
+  if (write(KEY, code)) location.reload();
 }
 
 export const number = (value, options) => new Intl.NumberFormat(language, options).format(value);

@@ -79,7 +79,6 @@ function keepFocus() {
 
 function label(id, picture) {
   const button = document.getElementById(id);
-  button.setAttribute("aria-label", button.textContent.trim());
-  button.title = button.textContent.trim();
+  button.ariaLabel = button.title = button.textContent.trim();
   button.prepend(icon(picture));
 }

@@ -1,25 +1,26 @@
-// What one tab remembers by itself: which conversation it shows, and how it likes its answers.
-// The conversation's id is kept for the tab, the settings for the browser. Nothing else is stored.
+// What the browser remembers: for a tab which conversation it shows and how it likes its answers, for all of them a secret and
+// the settings. Where storage is full or forbidden, the page works and forgets.
 
 const CONVERSATION = "qlora-chat.conversation";
 const TAB = "qlora-chat.tab";
-const BROWSER = "qlora-chat.browser";
 // The server refuses a longer system text, in a message as in what a tab remembers: a tab that kept it could not be reloaded.
 const LONGEST_SYSTEM = 20000;
 
-function read(store, key) {
+export function read(key, store = "localStorage") {
   try {
-    return JSON.parse(store.getItem(key));
+    return JSON.parse(window[store].getItem(key));
   } catch {
     return null;
   }
 }
 
-function write(store, key, value) {
+// -> whether it is remembered
+export function write(key, value, store = "localStorage") {
   try {
-    store.setItem(key, JSON.stringify(value));
+    window[store].setItem(key, JSON.stringify(value));
+    return true;
   } catch {
-    // Storage is full or forbidden: the page works, and forgets.
+    return false;
   }
 }
 
@@ -28,21 +29,21 @@ export function recall() {
   const [navigation] = performance.getEntriesByType("navigation");
   return [
     JSON.stringify({
-      conversation: read(sessionStorage, CONVERSATION),
+      conversation: read(CONVERSATION, "sessionStorage"),
       reloaded: navigation?.type === "reload",
       address: new URL(location).searchParams.get("c"),
-      ...read(sessionStorage, TAB),
+      ...read(TAB, "sessionStorage"),
       browser: browser(),
     }),
   ];
 }
 
 // A secret that this browser drew for itself: it tells its own conversations from those of others on a shared page.
-export function browser() {
-  let secret = read(localStorage, BROWSER);
+function browser() {
+  let secret = read("qlora-chat.browser");
   if (typeof secret !== "string") {
     secret = Array.from(crypto.getRandomValues(new Uint8Array(32)), (byte) => byte.toString(16).padStart(2, "0")).join("");
-    write(localStorage, BROWSER, secret);
+    write("qlora-chat.browser", secret);
   }
   // Another page process that takes over reads it here; it is in no URL and goes to no other site.
   const secure = location.protocol === "https:" ? "; Secure" : "";
@@ -50,11 +51,16 @@ export function browser() {
   return secret;
 }
 
+// Asks the server for what belongs to this browser.
+export function ask(path, options = {}) {
+  return fetch(new URL(`page/${path}`, document.baseURI), { headers: { "x-qlora-chat-owner": browser() }, ...options });
+}
+
 export function rememberConversation(id) {
-  write(sessionStorage, CONVERSATION, id);
+  write(CONVERSATION, id, "sessionStorage");
 }
 
 export function rememberTab(adapter, system, logged) {
   const sendable = (system ?? "").length <= LONGEST_SYSTEM;
-  write(sessionStorage, TAB, { adapter, system: sendable ? system : "", logged });
+  write(TAB, { adapter, system: sendable ? system : "", logged }, "sessionStorage");
 }

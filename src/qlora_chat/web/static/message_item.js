@@ -1,6 +1,6 @@
 // One message: its text, the buttons under it, and the forms that these open.
 
-import { confirmOn, copyText, h, icon, iconButton } from "./dom.js";
+import { copy, copyText, h, tooLong } from "./dom.js";
 import { number, t } from "./language.js";
 
 const LONGEST_COMMENT = 10000;
@@ -11,9 +11,10 @@ const MOST_LINES = 15;
 // -> an article for an item of the server; `act(event, data)` sends an event, and returns false while an answer is written
 export function messageItem(item, act) {
   const isQuestion = item.role === "user";
-  const body = h("div", { class: isQuestion ? "body" : "body markdown", dir: "auto", onclick: copyCode });
-  const article = h("article", { class: isQuestion ? "question" : "answer", "data-id": item.id, "aria-label": isQuestion ? t("You") : t("Answer") }, body);
-  article.item = item;
+  const { root: article, body } = copy(isQuestion ? "question" : "answer");
+  Object.assign(article, { item });
+  article.dataset.id = item.id;
+  article.addEventListener("click", ({ target }) => pressed(article, target.closest("[data-action], [data-copy]"), act));
   if (isQuestion) body.append(...folded(item.text));
   else setBlocks(body, 0, item.blocks);
   if (item.live) {
@@ -23,25 +24,49 @@ export function messageItem(item, act) {
   }
   if (item.pending) return article;
   for (const mark of item.marks ?? []) drawMark(body, mark);
-  if (item.end) article.append(ending(item, act));
-  article.append(buttons(article, item, act));
+  if (item.end) article.append(ending(item));
+  article.append(buttons(item));
   return article;
+}
+
+function pressed(article, button, act) {
+  if (!button) return;
+  const { item } = article;
+  const { id, versions } = item;
+  const show = (step) => {
+    const version = versions[versions.indexOf(id) + step];
+    if (version) act("select", { id: version });
+  };
+  const rate = (rating) => act("like", { id, rating: item.rating === rating ? 0 : rating });
+  const acts = {
+    previous: () => show(-1),
+    next: () => show(1),
+    copy: () => copyText(item.text, button),
+    edit: () => openEditor(article, act),
+    retry: () => act("retry", { id }),
+    continue: () => act("play", { id }),
+    up: () => rate(1),
+    down: () => rate(-1),
+    details: () => toggleDetails(article, button),
+    tokens: () => document.dispatchEvent(new CustomEvent("tokens", { detail: id })),
+  };
+  if (button.dataset.action) acts[button.dataset.action]?.();
+  else copyText(button.closest(".code").querySelector("pre").textContent, button);
 }
 
 // -> a text; a long one is shown by its beginning until a button is pressed
 function folded(text) {
-  if (text.length <= LONGEST_UNFOLDED && text.split("\n").length <= MOST_LINES) return [text];
-  const beginning = text.split("\n").slice(0, MOST_LINES).join("\n").slice(0, LONGEST_UNFOLDED);
-  const shown = h("span", {}, `${beginning}…`);
-  const button = h("button", { type: "button", class: "fold", "aria-expanded": "false" });
-  const label = (open) => (button.textContent = open ? t("Show less") : t("Show all {count} characters", { count: text.length }));
-  button.addEventListener("click", () => {
-    const open = button.getAttribute("aria-expanded") === "false";
-    shown.textContent = open ? text : `${beginning}…`;
-    button.setAttribute("aria-expanded", String(open));
-    label(open);
-  });
-  label(false);
+  const lines = text.split("\n");
+  if (text.length <= LONGEST_UNFOLDED && lines.length <= MOST_LINES) return [text];
+  const beginning = `${lines.slice(0, MOST_LINES).join("\n").slice(0, LONGEST_UNFOLDED)}…`;
+  const shown = h("span");
+  const button = h("button", { class: "fold", onclick: () => fold(button.ariaExpanded === "true") });
+  const fold = (closed) => {
+    shown.textContent = closed ? beginning : text;
+    button.ariaExpanded = String(!closed);
+    button.textContent = closed ? t("Show all {count} characters", { count: text.length }) : t("Show less");
+  };
+  fold(true);
   return [shown, button];
 }
 
@@ -59,24 +84,15 @@ export function setBlocks(body, from, blocks, keep = 0) {
   while (body.children.length > from + blocks.length) body.lastChild.remove();
 }
 
-async function copyCode({ target }) {
-  const button = target.closest("[data-copy]");
-  if (!button) return;
-  await copyText(button.closest(".code").querySelector("pre").textContent);
-  confirmOn(button);
-}
-
 // A mark within the text of a block, after `at` characters of it.
 function drawMark(body, { block, at, label }) {
   const root = body.children[block];
-  const mark = h("span", { class: "mark", role: "note", title: t("The setting acted from here on") }, inWords(label));
+  const { root: mark } = copy("mark");
+  mark.textContent = inWords(label);
   const texts = root && document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
   let left = at;
   for (let text = texts?.nextNode(); text; text = texts.nextNode()) {
-    if (left <= text.length) {
-      text.splitText(left).before(mark);
-      return;
-    }
+    if (left <= text.length) return text.splitText(left).before(mark);
     left -= text.length;
   }
   (root ?? body).append(mark);
@@ -89,46 +105,40 @@ function inWords(label) {
 }
 
 // Why an answer ended early, and a way to go on.
-function ending(item, act) {
-  const line = h("p", { class: "end" }, t(item.end));
-  if (item.more) line.append(h("button", { type: "button", "data-action": "continue", onclick: () => act("play", { id: item.id }) }, icon("play"), t("Continue")));
-  return line;
+function ending({ end, more }) {
+  const line = copy("ending");
+  line.text.textContent = t(end);
+  if (!more) line.more.remove();
+  return line.root;
 }
 
-function buttons(article, item, act) {
-  const row = h("div", { class: "acts" });
-  const add = (name, label, action, onclick, attributes = {}) =>
-    row.append(iconButton(name, label, onclick, { "data-action": action, ...attributes }));
-  const place = item.versions.indexOf(item.id);
-  if (item.versions.length > 1) {
-    const show = (index) => () => item.versions[index] && act("select", { id: item.versions[index] });
-    add("left", t("Previous version"), "previous", show(place - 1), { "aria-disabled": place === 0 && "true" });
-    row.append(h("span", { class: "count" }, `${place + 1}/${item.versions.length}`));
-    add("right", t("Next version"), "next", show(place + 1), { "aria-disabled": place === item.versions.length - 1 && "true" });
+function buttons({ id, role, versions, rating, details, facts }) {
+  const row = copy(role === "user" ? "question-acts" : "answer-acts");
+  const place = versions.indexOf(id);
+  if (versions.length > 1) {
+    const { root, previous, next, count } = copy("versions");
+    count.textContent = `${place + 1}/${versions.length}`;
+    if (place === 0) previous.ariaDisabled = "true";
+    if (place === versions.length - 1) next.ariaDisabled = "true";
+    row.root.prepend(...root.children);
   }
-  add("copy", t("Copy"), "copy", async ({ currentTarget }) => {
-    await copyText(item.text);
-    confirmOn(currentTarget);
-  });
-  add("edit", t("Edit"), "edit", () => openEditor(article, act));
-  if (item.role === "user") return row;
-  add("retry", t("Retry"), "retry", () => act("retry", { id: item.id }));
-  for (const [name, label, done, rating] of [["up", t("Good answer"), t("Rated good"), 1], ["down", t("Bad answer"), t("Rated bad"), -1]]) {
-    const pressed = item.rating === rating;
-    add(name, pressed ? done : label, name, () => act("like", { id: item.id, rating: item.rating === rating ? 0 : rating }), { "aria-pressed": String(pressed) });
+  if (role === "user") return row.root;
+  for (const [button, value, done] of [[row.up, 1, t("Rated good")], [row.down, -1, t("Rated bad")]]) {
+    button.ariaPressed = String(rating === value);
+    if (rating === value) button.ariaLabel = button.title = done;
   }
-  if (item.details?.length) add("info", t("Details"), "details", ({ currentTarget }) => toggleDetails(article, currentTarget), { "aria-expanded": "false" });
-  if (item.facts) row.append(h("span", { class: "facts" }, item.facts.split(" · ").map((each) => t(each)).join(" · ")));
-  return row;
+  if (!details?.length) row.details.remove();
+  row.facts.textContent = (facts ?? "").split(" · ").map((each) => t(each)).join(" · ");
+  return row.root;
 }
 
 function toggleDetails(article, button) {
   const open = article.querySelector(".details");
-  button.setAttribute("aria-expanded", String(!open));
+  button.ariaExpanded = String(!open);
   if (open) return open.remove();
-  const rows = article.item.details.flatMap(([name, value]) => [h("dt", {}, t(name)), h("dd", {}, t(value))]);
-  const tokens = h("button", { type: "button", class: "plain", onclick: () => document.dispatchEvent(new CustomEvent("tokens", { detail: article.item.id })) }, t("Token probabilities"));
-  article.append(h("dl", { class: "details" }, ...rows, tokens));
+  const { root } = copy("details");
+  root.prepend(...article.item.details.flatMap(([name, value]) => [h("dt", {}, t(name)), h("dd", {}, t(value))]));
+  article.append(root);
 }
 
 function openEditor(article, act) {
@@ -136,95 +146,75 @@ function openEditor(article, act) {
   const { item } = article;
   const isQuestion = item.role === "user";
   const body = article.querySelector(".body");
-  const area = h("textarea", { "aria-label": isQuestion ? t("Edit your message") : t("Edit the answer"), dir: "auto" });
+  const { root: editor, area, cancel, send, problem } = copy("editor");
+  area.ariaLabel = isQuestion ? t("Edit your message") : t("Edit the answer");
   area.value = item.text;
-  const close = () => {
+  if (!isQuestion) send.textContent = t("Save");
+  cancel.onclick = () => {
     editor.replaceWith(body);
     article.classList.remove("editing");
     article.querySelector("[data-action=edit]")?.focus();
   };
-  const send = () => {
-    if (area.value.trim() === item.text.trim()) return close();
-    if (tooLong(editor, t("The message"), area.value, LONGEST_TEXT)) return;
-    act("edit", { id: item.id, text: area.value });
+  send.onclick = () => {
+    if (area.value.trim() === item.text.trim()) cancel.click();
+    else if (!tooLong(problem, t("The message"), area.value, LONGEST_TEXT)) act("edit", { id: item.id, text: area.value });
   };
   area.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") close();
-    else if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) send();
+    if (event.key === "Escape") cancel.click();
+    else if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) send.click();
     else return;
     event.preventDefault();
     event.stopPropagation();
   });
-  const editor = h("div", { class: "editor" }, area,
-    h("div", { class: "form-buttons" },
-      h("button", { type: "button", class: "plain", onclick: close }, t("Cancel")),
-      h("button", { type: "button", class: "primary", title: "Ctrl+Enter", onclick: send }, isQuestion ? t("Send") : t("Save"))),
-    h("p", { class: "form-problem", role: "alert" }));
   body.replaceWith(editor);
   article.classList.add("editing");
   area.focus();
 }
 
-// Says under a form that a text is too long to be sent.
-function tooLong(form, name, text, limit) {
-  const shown = form.querySelector(".form-problem");
-  const problem = text.length > limit;
-  const said = "{name} has {count} characters, but at most {limit} can be sent. Please shorten it.";
-  shown.textContent = problem ? t(said, { name, count: text.length, limit }) : "";
-  return problem;
-}
-
 // The server's word on a thumb or a form: shown under the answer, with the form after a new thumb.
-export function showNote(article, note, act) {
-  const { item } = article;
-  if (note.ok) {
-    item.rating = note.rating;
-    const row = buttons(article, item, act);
-    const focused = article.querySelector(".acts").contains(document.activeElement) && document.activeElement.dataset.action;
-    article.querySelector(".acts").replaceWith(row);
+export function showNote(article, { ok, rating, text, form }, act) {
+  const acts = article.querySelector(".acts");
+  if (ok) {
+    article.item.rating = rating;
+    const row = buttons(article.item);
+    const focused = acts.contains(document.activeElement) && document.activeElement.dataset.action;
+    acts.replaceWith(row);
     if (focused) row.querySelector(`[data-action=${focused}]`)?.focus();
+    article.querySelector(".feedback")?.remove();
   }
-  if (note.ok || !article.querySelector(".feedback")) article.querySelector(".feedback")?.remove();
   article.querySelector(".note")?.remove();
-  article.querySelector(".acts").after(h("p", { class: note.ok ? "note" : "note problem", role: note.ok ? "status" : "alert" }, t(note.text)));
-  if (note.form) article.append(feedbackForm(article, act));
+  article.querySelector(".acts").after(h("p", { class: ok ? "note" : "note problem", role: ok ? "status" : "alert" }, t(text)));
+  if (form) article.append(feedbackForm(article, act));
 }
 
 function feedbackForm(article, act) {
-  const { item } = article;
-  const comment = h("textarea", { rows: 1, placeholder: t("What was good about it, or wrong?"), dir: "auto" });
-  const edited = h("textarea", { rows: 3, dir: "auto" });
-  edited.value = item.text;
-  const close = () => {
+  const { id, rating, text } = article.item;
+  const { root: form, comment, edited, problem, close, save } = copy("feedback");
+  edited.value = text;
+  close.onclick = () => {
     form.remove();
     article.querySelector(".note")?.remove();
     article.querySelector("[data-action=up]")?.focus();
   };
-  const save = () => {
-    if (tooLong(form, t("The comment"), comment.value, LONGEST_COMMENT) || tooLong(form, t("The answer"), edited.value, LONGEST_TEXT)) return;
-    act("submit", { id: item.id, rating: item.rating, comment: comment.value, edited: edited.value });
+  save.onclick = () => {
+    if (tooLong(problem, t("The comment"), comment.value, LONGEST_COMMENT) || tooLong(problem, t("The answer"), edited.value, LONGEST_TEXT)) return;
+    act("submit", { id, rating, comment: comment.value, edited: edited.value });
   };
-  const form = h("div", { class: "feedback" },
-    h("label", {}, t("Comment"), comment),
-    h("label", {}, t("The answer as it should have been"), edited),
-    h("p", { class: "form-problem", role: "alert" }),
-    h("div", { class: "form-buttons" },
-      h("button", { type: "button", class: "plain", onclick: close }, t("Close")),
-      h("button", { type: "button", class: "primary", onclick: save }, t("Save"))));
   form.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
     event.stopPropagation();
-    close();
+    close.click();
   });
   return form;
 }
 
 // What is known of an answer that is being written.
-export function drawProgress(article, live) {
+export function drawProgress(article, { tokens, speed, read }) {
   const line = article.querySelector(".progress");
   const waiting = !article.querySelector(".block");
   article.classList.toggle("waiting", waiting);
-  let text = live.tokens ? t("{count} tokens", { count: live.tokens }) + (live.speed ? ` · ${t("{speed} tokens/s", { speed: Math.round(live.speed) })}` : "") : "";
-  if (waiting) text = live.read ? t("reading {done} of {all} tokens", { done: live.read[0], all: live.read[1] }) : t("waiting for the first token");
+  let text = tokens ? t("{count} tokens", { count: tokens }) : "";
+  if (text && speed) text += ` · ${t("{speed} tokens/s", { speed: Math.round(speed) })}`;
+  if (waiting) text = read ? t("reading {done} of {all} tokens", { done: read[0], all: read[1] }) : t("waiting for the first token");
   if (line.textContent !== text) line.replaceChildren(...(waiting ? [h("span", { class: "dots", "aria-hidden": "true" })] : []), text);
 }

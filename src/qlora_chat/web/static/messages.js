@@ -1,10 +1,9 @@
 // The list of messages. The server's value says which message is the newest and carries the open blocks of the answer being
 // written; the messages themselves are fetched, once.
 
-import { h, icon } from "./dom.js";
-import { t } from "./language.js";
+import { copy, type } from "./dom.js";
 import { drawProgress, messageItem, setBlocks, showNote } from "./message_item.js";
-import { browser } from "./memory.js";
+import { ask as askServer } from "./memory.js";
 
 const NEAR = 60; // pixels from the end at which the list follows the answer
 const LONGEST_ANNOUNCED = 2000;
@@ -29,8 +28,9 @@ export function settle(...values) {
 
 export function mount(element, trigger, props, watch) {
   list = new MessageList(element, trigger);
-  watch("value", () => list.update(props.value ?? {}));
-  list.update(props.value ?? {});
+  const update = () => list.update(props.value ?? {});
+  watch("value", update);
+  update();
 }
 
 class MessageList {
@@ -42,11 +42,10 @@ class MessageList {
     this.note = 0;
     this.retry = RETRY_MS;
     this.follow = true;
-    this.list = h("div", { class: "list", "data-empty": t("Say something to begin.") });
-    this.scroller = h("div", { class: "scroller", tabindex: "0", role: "region", "aria-label": t("Conversation") }, this.list);
-    this.newest = h("button", { type: "button", class: "newest", hidden: true, onclick: () => this.toEnd(true) }, icon("arrow"), t("Newest"));
-    this.announcement = h("p", { class: "off-screen", "aria-live": "polite" });
-    element.replaceChildren(this.scroller, this.newest, this.announcement);
+    const { root, ...parts } = copy("message-list");
+    Object.assign(this, parts);
+    this.newest.onclick = () => this.toEnd(true);
+    element.replaceChildren(...root.children);
     this.act = (event, data) => !this.value.live && this.trigger(event, data);
     this.watchScrolling();
   }
@@ -97,8 +96,7 @@ class MessageList {
     const asked = [...this.list.children].findLast((each) => each.item.role === "user" && !each.item.pending);
     if (!this.sent || box?.value !== this.sent || asked?.item.text.trim() !== this.sent.trim()) return;
     this.sent = null;
-    box.value = "";
-    box.dispatchEvent(new Event("input", { bubbles: true }));
+    type(box, "");
   }
 
   dropPending() {
@@ -166,13 +164,8 @@ class MessageList {
   }
 
   async request(query) {
-    const url = new URL(`page/messages?${new URLSearchParams(query)}`, document.baseURI);
-    try {
-      const response = await fetch(url, { headers: { "x-qlora-chat-owner": browser() } });
-      return response.ok ? await response.json() : null;
-    } catch {
-      return null;
-    }
+    const response = await askServer(`messages?${new URLSearchParams(query)}`).catch(() => null);
+    return response?.ok ? response.json().catch(() => null) : null;
   }
 
   draw({ conversation, after, items, earlier }) {

@@ -1,8 +1,9 @@
 // The sampling settings: presets, one control for each setting with a sentence on when to move it, a seed, and stop texts.
 // What cannot be used is said next to the field, and the last good value stays in use.
 
-import { h } from "./dom.js";
+import { copy, h } from "./dom.js";
 import { t } from "./language.js";
+import { read, write } from "./memory.js";
 
 const STORED = "qlora-chat.sampling";
 const SEND_MS = 80; // a dragged slider sends no more often
@@ -11,7 +12,8 @@ const BY_POSITION = ["temperature", "top_p", "top_k", "repetition_penalty", "max
 export function mount(element, trigger, props) {
   const panel = new Panel(trigger, props);
   element.replaceChildren(panel.root);
-  panel.restore(read());
+  const stored = read(STORED);
+  panel.restore(Array.isArray(stored) ? Object.fromEntries(BY_POSITION.map((name, index) => [name, stored[index]])) : stored);
 }
 
 class Panel {
@@ -21,15 +23,13 @@ class Panel {
     this.used = {}; // the last good value of each field
     const { controls, presets, stops } = props.description;
     const kinds = controls.map((each) => (each.step ? numberKind(each) : seedKind(each)));
+    const { root, presets: row, purpose } = copy("sampling");
     this.fields = [...kinds, stopKind(stops)].map((each) => new Field(each, this));
     this.presets = presets;
-    this.choices = presets.map((each) =>
-      h("button", { type: "button", class: "preset", "aria-pressed": "false", onclick: () => this.choose(each) }, t(each.label)));
-    this.purpose = h("p", { class: "advice" });
-    this.root = h("div", { class: "sampling" },
-      h("div", { class: "presets", role: "group", "aria-label": t("Presets") }, ...this.choices),
-      this.purpose,
-      ...this.fields.map((each) => each.root));
+    this.choices = presets.map((each) => h("button", { class: "preset", onclick: () => this.choose(each) }, t(each.label)));
+    row.append(...this.choices);
+    root.append(...this.fields.map((each) => each.root));
+    Object.assign(this, { root, purpose });
   }
 
   // Shows what this browser used last, as far as it is good.
@@ -45,7 +45,7 @@ class Panel {
 
   changed() {
     this.publish();
-    write(this.used);
+    write(STORED, this.used);
     clearTimeout(this.sending);
     this.sending = setTimeout(() => this.trigger("input"), SEND_MS); // for the answer that is being written
   }
@@ -55,30 +55,30 @@ class Panel {
     this.props.value = JSON.stringify(this.used);
     const same = ({ values }) => Object.entries(values).every(([name, value]) => this.used[name] === value);
     const preset = this.presets.find(same);
-    this.choices.forEach((each, index) => each.setAttribute("aria-pressed", String(this.presets[index] === preset)));
-    this.purpose.textContent = preset ? t(preset.purpose) : t("Settings of your own.");
+    this.choices.forEach((each, index) => (each.ariaPressed = String(this.presets[index] === preset)));
+    this.purpose.textContent = t(preset?.purpose ?? "Settings of your own.");
   }
 }
 
 // One setting: a label, its inputs, a sentence, and a place for what is wrong with a value.
 class Field {
   constructor(kind, panel) {
-    const { name, label, advice, input, range } = kind;
-    Object.assign(this, { name, kind, panel });
-    this.problem = h("p", { class: "form-problem", role: "alert", id: `${name}-problem` });
-    input.id = name;
-    input.setAttribute("aria-describedby", `${name}-advice ${name}-problem`);
-    input.addEventListener("input", () => this.typed(input.value));
-    input.addEventListener("change", () => this.problem.textContent && this.write(panel.used[name]));
-    range?.addEventListener("input", () => {
-      input.value = range.value;
-      this.typed(range.value);
-    });
-    this.root = h("div", { class: "setting" },
-      h("div", { class: range ? "number" : "text" }, h("label", { for: name }, t(label)), input),
-      ...(range ? [range] : []),
-      h("p", { class: "advice", id: `${name}-advice` }, t(advice)),
-      this.problem);
+    const { name, input, range } = kind;
+    const { root, line, label, advice, problem } = copy("setting");
+    Object.assign(this, { name, kind, panel, root, problem });
+    label.textContent = t(kind.label);
+    advice.textContent = t(kind.advice);
+    label.htmlFor = input.id = name;
+    advice.id = `${name}-advice`;
+    problem.id = `${name}-problem`;
+    input.setAttribute("aria-describedby", `${advice.id} ${problem.id}`);
+    input.oninput = () => this.typed(input.value);
+    input.onchange = () => problem.textContent && this.write(panel.used[name]);
+    line.className = range ? "number" : "text";
+    line.append(input);
+    if (!range) return;
+    range.oninput = () => this.typed((input.value = range.value));
+    line.after(range);
   }
 
   typed(text) {
@@ -92,7 +92,7 @@ class Field {
 
   say(text) {
     this.problem.textContent = text;
-    this.kind.input.setAttribute("aria-invalid", String(Boolean(text)));
+    this.kind.input.ariaInvalid = String(Boolean(text));
   }
 
   show(value) {
@@ -113,70 +113,53 @@ class Field {
   }
 }
 
+const stays = (value) => t("{value} stays in use.", { value });
+
 function numberKind(control) {
-  const { name, label, advice, help, minimum, maximum, step, whole, initial } = control;
+  const { label, help, minimum, maximum, step, whole } = control;
   const parse = (text) => {
-    const value = text.trim() === "" ? NaN : Number(text.trim().replace(",", "."));
-    const good = value >= minimum && value <= maximum && (!whole || Number.isInteger(value));
-    const values = { text: text.trim().slice(0, 20), minimum, maximum };
-    if (good) return { value };
-    if (!values.text) return { problem: t(whole ? "This is empty: enter a whole number from {minimum} to {maximum}." : "This is empty: enter a number from {minimum} to {maximum}.", values) };
-    return { problem: t(whole ? "“{text}” cannot be used: enter a whole number from {minimum} to {maximum}." : "“{text}” cannot be used: enter a number from {minimum} to {maximum}.", values) };
+    const trimmed = text.trim();
+    const value = trimmed ? Number(trimmed.replace(",", ".")) : NaN;
+    if (value >= minimum && value <= maximum && (!whole || Number.isInteger(value))) return { value };
+    const range = { text: trimmed.slice(0, 20), minimum, maximum };
+    const expected = whole ? t("Enter a whole number from {minimum} to {maximum}.", range) : t("Enter a number from {minimum} to {maximum}.", range);
+    return { problem: `${trimmed ? t("“{text}” cannot be used.", range) : t("This is empty.")} ${expected}` };
   };
-  return {
-    name, label, advice, initial, parse,
-    input: h("input", { type: "text", inputmode: whole ? "numeric" : "decimal", autocomplete: "off", title: t(help) }),
-    range: h("input", { type: "range", min: minimum, max: maximum, step, "aria-label": t("{setting}, slider", { setting: t(label) }), title: t(help) }),
-    text: (value) => String(value),
-    inUse: (value) => t("{value} stays in use.", { value }),
-  };
+  const { root: input } = copy("number-input");
+  const { root: range } = copy("range-input");
+  input.inputMode = whole ? "numeric" : "decimal";
+  input.title = range.title = t(help);
+  Object.assign(range, { min: minimum, max: maximum, step, ariaLabel: t("{setting}, slider", { setting: t(label) }) });
+  return { ...control, parse, input, range, text: String, inUse: stays };
 }
 
 // A seed is read as text: numbers of JavaScript cannot hold all of them.
-function seedKind({ name, label, advice, maximum }) {
+function seedKind(control) {
+  const { maximum } = control;
   const parse = (text) => {
     const digits = text.trim();
     if (!digits) return { value: null };
-    const good = /^\d{1,19}$/.test(digits) && BigInt(digits) <= BigInt(maximum);
-    return good ? { value: digits } : { problem: t("“{text}” is no seed: enter a whole number from 0 to {maximum}, or nothing.", { text: digits.slice(0, 20), maximum }) };
+    if (/^\d{1,19}$/.test(digits) && BigInt(digits) <= BigInt(maximum)) return { value: digits };
+    return { problem: t("“{text}” is no seed: enter a whole number from 0 to {maximum}, or nothing.", { text: digits.slice(0, 20), maximum }) };
   };
   return {
-    name, label, advice, parse, initial: null,
-    input: h("input", { type: "text", inputmode: "numeric", autocomplete: "off", placeholder: t("drawn for each answer") }),
+    ...control, parse, initial: null, input: copy("seed-input").root,
     text: (value) => String(value ?? ""),
-    inUse: (value) => (value === null ? t("A seed is drawn for each answer.") : t("{value} stays in use.", { value })),
+    inUse: (value) => (value === null ? t("A seed is drawn for each answer.") : stays(value)),
   };
 }
 
-function stopKind({ name, label, advice, most, longest }) {
-  const written = (text) => text.replaceAll("\\n", "\n");
+function stopKind(control) {
+  const { most, longest } = control;
   const parse = (text) => {
-    const value = text.split("\n").filter(Boolean).map(written);
+    const value = text.split("\n").filter(Boolean).map((each) => each.replaceAll("\\n", "\n"));
     if (value.length > most) return { problem: t("These are {count} texts, and at most {most} can be used.", { count: value.length, most }) };
     if (value.some((each) => each.length > longest)) return { problem: t("A text can have at most {longest} characters.", { longest }) };
     return { value };
   };
   return {
-    name, label, advice, parse, initial: [],
-    input: h("textarea", { rows: 2, spellcheck: "false", placeholder: t("none") }),
+    ...control, parse, initial: [], input: copy("stops-input").root,
     text: (value) => (Array.isArray(value) ? value : []).map((each) => String(each).replaceAll("\n", "\\n")).join("\n"),
     inUse: (value) => (value.length ? t("The texts before stay in use.") : t("None stays in use.")),
   };
-}
-
-function read() {
-  try {
-    const stored = JSON.parse(localStorage.getItem(STORED));
-    return Array.isArray(stored) ? Object.fromEntries(BY_POSITION.map((name, index) => [name, stored[index]])) : stored;
-  } catch {
-    return null;
-  }
-}
-
-function write(value) {
-  try {
-    localStorage.setItem(STORED, JSON.stringify(value));
-  } catch {
-    // Storage is full or forbidden: the page works, and forgets.
-  }
 }
