@@ -216,7 +216,7 @@ def test_without_a_history_the_page_says_what_is_lost_and_saves_after_a_click(br
         expect(page.locator("#not-saved")).to_contain_text("gone when the program that serves this page ends")
         assert not file.exists()
         page.get_by_role("button", name="Save from now on").click()
-        expect(page.locator(".toast")).to_contain_text("from now on, with the one that you have")
+        expect(page.locator(".toast")).to_contain_text("from now on. Conversations saved already: 1.")
         expect(page.locator("#not-saved")).to_have_count(0)
         say(page, "after")
         settled(page, 2)

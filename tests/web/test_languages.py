@@ -6,6 +6,7 @@ import ast
 import json
 import re
 from collections.abc import Iterator
+from html.parser import HTMLParser
 
 import pytest
 
@@ -30,6 +31,21 @@ def sentences_of_scripts() -> set[str]:
         found |= {json.loads(each) for each in TRANSLATED.findall(text)}
         found |= {json.loads(each) for pair in CHOSEN.findall(text) for each in pair}
     return found
+
+
+class _Sentences(HTMLParser):
+    """Texts of templates.html, and the attributes that are shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+        self.feed((STATIC / "templates.html").read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found |= {text for name, text in attrs if text and name in ("aria-label", "placeholder", "title", "data-empty")}
+
+    def handle_data(self, data: str) -> None:
+        self.found.add(data.strip())
 
 
 def sentences_of_modules() -> set[str]:
@@ -71,6 +87,7 @@ def test_every_sentence_of_the_page_has_an_entry(language: str) -> None:
     known = texts_of(language)
     assert not sentences_of_scripts() - known.keys()
     assert not sentences_of_settings() - known.keys()
+    assert not _Sentences().found - known.keys() - {"", "Ctrl+Enter"}
     anonymous = {without_names(each) for each in known}
     assert not {each for each in sentences_of_modules() - anonymous if not NOT_TRANSLATED.search(each)}
 

@@ -116,7 +116,7 @@ export class ChatRow {
       if (save) done(field.value.trim());
     };
     form.onsubmit = (event) => (event.preventDefault(), end(true));
-    field.onkeydown = (event) => event.key === "Escape" && (event.stopPropagation(), end(false));
+    field.addEventListener("keydown", (event) => event.key === "Escape" && (event.stopPropagation(), end(false)));
     field.onblur = () => end(true);
     this.element.replaceChildren(form);
     field.focus();

@@ -6,7 +6,7 @@ const templates = await load();
 
 async function load() {
   const { content } = Object.assign(document.createElement("template"), {
-    innerHTML: await (await fetch(new URL("templates.html", import.meta.url))).text(),
+    innerHTML: (await (await fetch(new URL("templates.html", import.meta.url))).text()).replace(/>\s+</g, "><"),
   });
   translate(content);
   for (const each of content.querySelectorAll("svg")) {
@@ -19,11 +19,14 @@ async function load() {
   return content;
 }
 
-const find = (content, selector) => content.querySelector(selector).cloneNode(true);
+function find(content, selector) {
+  return content.querySelector(selector).cloneNode(true);
+}
 
 // -> {root, and its elements by their data-part}: a copy of the element of templates.html with this id
 export function copy(id) {
   const root = find(templates, `[id=${id}]`);
+  root.removeAttribute("id");
   const parts = Object.fromEntries([...root.querySelectorAll("[data-part]")].map((each) => [each.dataset.part, each]));
   return { root, ...parts };
 }

@@ -80,6 +80,7 @@ export function setBlocks(body, from, blocks, keep = 0) {
     if (block.html === html) return;
     block.html = html;
     block.innerHTML = html; // made by the server's renderer, which lets no tag of the text through
+    for (const each of block.querySelectorAll("[data-copy]")) each.textContent = t("Copy");
   });
   while (body.children.length > from + blocks.length) body.lastChild.remove();
 }
@@ -136,8 +137,8 @@ function toggleDetails(article, button) {
   const open = article.querySelector(".details");
   button.ariaExpanded = String(!open);
   if (open) return open.remove();
-  const { root } = copy("details");
-  root.prepend(...article.item.details.flatMap(([name, value]) => [h("dt", {}, t(name)), h("dd", {}, t(value))]));
+  const { root, rows } = copy("details");
+  rows.append(...article.item.details.flatMap(([name, value]) => [h("dt", {}, t(name)), h("dd", {}, t(value))]));
   article.append(root);
 }
 

@@ -49,7 +49,7 @@ export function mount(element) {
     store("");
     choice.focus();
   };
-  name.onkeydown = ({ key }) => key === "Enter" && keep.click();
+  name.addEventListener("keydown", ({ key }) => key === "Enter" && keep.click());
   draw("");
   element.replaceChildren(root);
 }
