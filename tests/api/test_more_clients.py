@@ -23,7 +23,15 @@ PYTHON = (
     "openai_chat", "openai_responses", "langchain_completion", "langchain_chat", "langchain_responses", "litellm_chat",
     "litellm_responses", "llm_command", "pydantic_ai_chat", "pydantic_ai_responses",
 )  # fmt: skip
-OBJECTS = ("instructor_object", "openai_object", "langchain_object", "litellm_object", "pydantic_ai_object")
+OBJECTS = (
+    "instructor_object",
+    "openai_object",
+    "langchain_object",
+    "litellm_object",
+    "pydantic_ai_object",
+    "pydantic_ai_responses_object",
+)
+NODE_OBJECTS = ("ai_sdk_openai_object",)
 NODE = ("node_openai_chat", "node_openai_responses", "ai_sdk_openai", "ai_sdk_compatible")
 
 
@@ -73,6 +81,11 @@ def test_a_python_client_gets_the_answer(scripted: Served, python: Path, client:
 @pytest.mark.parametrize("client", OBJECTS)
 def test_a_client_gets_an_object_from_a_real_model(demo_url: str, python: Path, client: str) -> None:
     assert "answer: Mood" in run(str(python), str(HERE / "ask.py"), client, f"{demo_url}/v1")
+
+
+@pytest.mark.parametrize("client", NODE_OBJECTS)
+def test_a_node_client_gets_an_object_from_a_real_model(demo_url: str, script: Path, client: str) -> None:
+    assert "answer: Mood" in run("node", str(script), client, f"{demo_url}/v1")
 
 
 @pytest.mark.parametrize("client", NODE)

@@ -87,6 +87,31 @@ def test_a_function_that_has_to_be_called_is_called(client: openai.OpenAI, model
     assert chunks[-1].finish_reason == reason
 
 
+@pytest.mark.parametrize("choice", [{"type": "function", "name": "set_mood"}, "required"])
+def test_a_response_is_a_function_call(client: openai.OpenAI, model: str, choice: Any) -> None:
+    tool: Any = {"type": "function", **TOOL["function"]}
+    asked: Any = {"model": model, "tools": [tool], "tool_choice": choice, "seed": 3, "temperature": 1.5}
+    asked |= {"extra_body": {"seed": asked.pop("seed")}}
+    whole = client.responses.create(**asked, input="How are you?")
+    (call,) = whole.output
+    assert call.type == "function_call"
+    assert (call.name, call.status) == ("set_mood", "completed")
+    Mood.model_validate_json(call.arguments)
+    with client.responses.stream(**asked, input="How are you?") as stream:
+        kinds = [event.type for event in stream]
+        (streamed,) = stream.get_final_response().output
+    assert streamed.type == "function_call"
+    assert streamed.arguments == call.arguments
+    assert kinds.count("response.function_call_arguments.delta") > 3, "a piece a token"
+    assert kinds[-3:] == ["response.function_call_arguments.done", "response.output_item.done", "response.completed"]
+
+    output: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "done"}
+    again = client.responses.create(model=model, previous_response_id=whole.id, input=[output])
+    assert again.output_text
+    whole_input: Any = [{"role": "user", "content": "How are you?"}, call.model_dump(), output]
+    assert client.responses.create(model=model, input=whole_input).output_text
+
+
 def test_a_call_that_is_cut_off_says_so(client: openai.OpenAI, model: str) -> None:
     answer = client.chat.completions.create(model=model, messages=ASKED, tools=[TOOL], tool_choice=NAMED, max_tokens=3)
     assert answer.choices[0].finish_reason == "length"

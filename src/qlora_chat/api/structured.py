@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from qlora_chat.api.errors import invalid
-from qlora_chat.api.request_fields import NullableFields, Text, refuse_surrogates
+from qlora_chat.api.request_fields import NullableFields, Text, refuse_other_kinds, refuse_surrogates
 from qlora_chat.api.response_schemas import Reason
 from qlora_chat.messages import AnswerSchema, Conversation
 
@@ -72,7 +72,16 @@ class Function(NullableFields):
     strict: bool = Field(False, description="refuse keywords that cannot be enforced, instead of leaving them out")
 
 
-class Tool(NullableFields):
+class _OnlyFunctions(NullableFields):
+    """A tool that is refused by its name if it is another one than a function."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_other_kinds(cls, value: Any) -> Any:
+        return refuse_other_kinds(value, ("function",), "tools")
+
+
+class Tool(_OnlyFunctions):
     """A tool: always a function."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
@@ -95,7 +104,21 @@ class NamedTool(NullableFields):
     function: FunctionName
 
 
-ToolChoice = Literal["none", "auto", "required"] | NamedTool
+class FunctionTool(Function, _OnlyFunctions):
+    """A tool, as /v1/responses has it."""
+
+    type: Literal["function"]
+
+
+class NamedFunctionTool(FunctionName):
+    """The tool that has to be called, as /v1/responses has it."""
+
+    type: Literal["function"]
+
+
+Choice = Literal["none", "auto", "required"]
+ToolChoice = Choice | NamedTool
+FunctionToolChoice = Choice | NamedFunctionTool
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 // Asks the API a question through a client for Node with its defaults, and prints the answer. usage: node ask.mjs CLIENT URL
 import { createOpenAI } from "@ai-sdk/openai";
 import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
-import { generateText, streamText } from "ai";
+import { generateObject, generateText, jsonSchema, streamText } from "ai";
 import OpenAI from "openai";
 
 const [client, url] = process.argv.slice(2);
@@ -20,6 +20,15 @@ async function twoTurns(languageModel) {
   return text;
 }
 
+async function object(provider) {
+  const served = (await openai().models.list()).data[0].id;
+  const mood = { enum: ["happy", "sad"] }, properties = { mood };
+  const schema = jsonSchema({ type: "object", properties, required: ["mood"], additionalProperties: false });
+  const made = await generateObject({ model: provider(served), schema, prompt: question, maxRetries: 0, maxOutputTokens: 60 });
+  if (!mood.enum.includes(made.object.mood)) throw new Error(JSON.stringify(made.object));
+  return "Mood";
+}
+
 const clients = {
   async node_openai_chat() {
     let text = "";
@@ -32,6 +41,8 @@ const clients = {
     const first = await stream.finalResponse();
     return (await openai().responses.create({ model, input: "again", previous_response_id: first.id })).output_text;
   },
+  ai_sdk_openai_object: () => object(createOpenAI({ baseURL: url, apiKey })),
+  ai_sdk_compatible_object: () => object(createOpenAICompatible({ name: "ours", baseURL: url, apiKey })),
   ai_sdk_openai: () => twoTurns(createOpenAI({ baseURL: url, apiKey })(model)),
   ai_sdk_compatible: () => twoTurns(createOpenAICompatible({ name: "ours", baseURL: url, apiKey })(model)),
 };

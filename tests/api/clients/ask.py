@@ -195,12 +195,23 @@ def _two_turns(agent: Any) -> str:
     return agent.run_sync("again", message_history=first.all_messages()).output
 
 
+def pydantic_ai_responses_object(url: str) -> str:
+    """The same over /v1/responses."""
+    from pydantic_ai import Agent
+    from pydantic_ai.models.openai import OpenAIResponsesModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    model = OpenAIResponsesModel(served_model(url), provider=OpenAIProvider(base_url=url, api_key=KEY))
+    agent: Any = Agent(model, output_type=mood_class())
+    return type(agent.run_sync(QUESTION).output).__name__
+
+
 CLIENTS: dict[str, Callable[[str], str]] = {
     each.__name__: each
     for each in (
         openai_chat, openai_responses, langchain_completion, langchain_chat, langchain_responses, litellm_chat,
         litellm_responses, llm_command, pydantic_ai_chat, pydantic_ai_responses,
-        instructor_object, openai_object, langchain_object, litellm_object, pydantic_ai_object,
+        instructor_object, openai_object, langchain_object, litellm_object, pydantic_ai_object, pydantic_ai_responses_object,
     )
 }  # fmt: skip
 

@@ -202,7 +202,10 @@ def test_an_error_in_mid_stream_is_raised_by_the_client(client: openai.OpenAI, s
 @pytest.mark.parametrize(
     ("change", "param"),
     [
-        ({"tools": [{"type": "web_search"}]}, "tools"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0"),
+        ({"tools": [{"type": "function", "name": "f"}]}, "tools"),
+        ({"tools": [{"type": "function", "name": "f"}], "tool_choice": "auto"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),
         ({"reasoning": {"effort": "high"}}, "reasoning"),
         ({"text": {"format": {"type": "yaml"}}}, "text.format.type"),
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
@@ -221,7 +224,8 @@ def test_an_error_in_mid_stream_is_raised_by_the_client(client: openai.OpenAI, s
         ({"input": []}, "input"),
         ({"input": [{"role": "tool", "content": "x"}]}, "input.0.role"),
         ({"input": [{"role": "user"}]}, "input.0"),
-        ({"input": [{"type": "function_call_output", "call_id": "1", "output": "x"}]}, "input.0"),
+        ({"input": [{"type": "function_call_output", "call_id": "1"}]}, "input.0"),
+        ({"input": [{"type": "computer_call_output", "call_id": "1", "output": "x"}]}, "input.0"),
         ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:"}]}]}, "input.0.content.0"),
         ({"input": [{"role": "assistant", "content": "x"}]}, "input"),
         ({"input": [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}]}, "input.1.role"),

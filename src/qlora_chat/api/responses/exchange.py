@@ -54,7 +54,7 @@ class Exchange:
         return [
             ChatMessage(role="assistant", content=earlier.answer_text(item.id, f"input.{index}.id"))
             if item.type == "item_reference"
-            else ChatMessage(role=item.role, content=item.text)
+            else ChatMessage(role=item.speaker, content=item.text)
             for index, item in enumerate(self.body.input)
         ]
 

@@ -14,22 +14,36 @@ from pydantic import ConfigDict, Field, model_validator
 from qlora_chat.api.errors import invalid
 from qlora_chat.api.request_fields import NullableFields, Text, refuse_other_kinds
 from qlora_chat.api.request_schemas import GenerationRequest, MaxTokens, check_metadata
-from qlora_chat.api.structured import AnswerForm, TextFormat, form_of_text
+from qlora_chat.api.structured import (
+    MAX_TOOLS,
+    AnswerForm,
+    FunctionTool,
+    FunctionToolChoice,
+    NamedFunctionTool,
+    TextFormat,
+    form_of_call,
+    form_of_text,
+)
 
 NO_EFFECT: dict[str, tuple[Any, ...]] = {
-    "tools": ([],), "tool_choice": ("none", "auto"), "background": (False,),
+    "background": (False,),
     "conversation": (), "prompt": (), "truncation": ("disabled",), "top_logprobs": (0,), "n": (1,), "reasoning": ({},),
     "logit_bias": ({},), "frequency_penalty": (0,), "presence_penalty": (0,), "response_format": ({"type": "text"},),
     "context_management": ([],), "modalities": (["text"],), "multi_agent": (), "moderation": (),
 }  # fmt: skip
 """Unsupported fields, with the values that have no effect."""
 WITHOUT_EFFECT_HERE = (
-    "parallel_tool_calls", "max_tool_calls", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    "max_tool_calls", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
     "prompt_cache_options", "stream_options",
 )  # fmt: skip
-"""Fields about tools, bills and caches of OpenAI's own service. They cannot change an answer of this server."""
+"""Fields about bills and caches of OpenAI's own service. They cannot change an answer of this server."""
 RENAMED = {"messages": "input", "max_tokens": "max_output_tokens", "max_completion_tokens": "max_output_tokens"}
 TEXT_PARTS = ("input_text", "output_text", "text")
+NEEDED = {
+    "message": ("role", "content"), "item_reference": ("id",),
+    "function_call": ("arguments",), "function_call_output": ("output",),
+}  # fmt: skip
+"""Kinds of items, with the fields that each needs."""
 
 
 class InputPart(NullableFields):
@@ -46,31 +60,41 @@ class InputPart(NullableFields):
 
 
 class InputItem(NullableFields):
-    """A message, or a reference to one by its id; further fields are ignored."""
+    """A message, a reference to one by its id, a function call, or its output; further fields are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
-    type: str = Field("message", description="message or item_reference")
+    type: str = Field("message", description="message, item_reference, function_call or function_call_output")
     role: Literal["system", "developer", "user", "assistant"] = Field(None)  # type: ignore[assignment]
     content: Text | Annotated[list[InputPart], Field(max_length=256)] = Field(None)  # type: ignore[assignment]
     id: Annotated[Text, Field(max_length=256)] = Field("", description="of an item_reference: an earlier answer's item id")
+    arguments: Text = Field(None, description="of a function_call, as JSON")  # type: ignore[assignment]
+    output: Text | Annotated[list[InputPart], Field(max_length=256)] = Field(None, description="of a function_call_output")  # type: ignore[assignment]
 
     @model_validator(mode="before")
     @classmethod
     def _refuse_other_kinds(cls, value: Any) -> Any:
-        return refuse_other_kinds(value, ("message", "item_reference"), "items")
+        return refuse_other_kinds(value, tuple(NEEDED), "items")
 
     @model_validator(mode="after")
     def _check_fields(self) -> Any:
-        needed = {"id": self.id} if self.type == "item_reference" else {"role": self.role, "content": self.content}
-        missing = [name for name, value in needed.items() if value is None or (name == "id" and not value)]
-        if missing:
-            raise ValueError(f"{missing[0]} is missing")
+        for name in NEEDED[self.type]:
+            value = getattr(self, name)
+            if value is None or (name == "id" and not value):
+                raise ValueError(f"{name} is missing")
         return self
 
     @property
     def text(self) -> str:
-        """All parts as one text."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        """All parts as one text; of a function call its arguments."""
+        if self.type == "function_call":
+            return self.arguments
+        content = self.output if self.type == "function_call_output" else self.content
+        return content if isinstance(content, str) else "".join(part.text for part in content)
+
+    @property
+    def speaker(self) -> Literal["system", "developer", "user", "assistant"]:
+        """Role of the message that the item is: a function's output is read as the user's."""
+        return {"function_call": "assistant", "function_call_output": "user"}.get(self.type, self.role)  # type: ignore[return-value]
 
 
 class TextOptions(NullableFields):
@@ -97,6 +121,9 @@ class ResponsesRequest(GenerationRequest):
         "left out: the history has it, or without one the server's memory for a while, for previous_response_id",
     )  # type: ignore[assignment]
     text: TextOptions = Field(default_factory=TextOptions, description="form of the answer")  # type: ignore[arg-type]
+    tools: Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS)] = Field([], description="functions; see tool_choice")
+    tool_choice: FunctionToolChoice = Field(None, description="a function to call; required with a single tool; none")  # type: ignore[assignment]
+    parallel_tool_calls: bool = Field(True, description="without effect: an answer has one call")
     metadata: Any = Field({}, description="up to 16 texts by name, returned with the answer; with store, stored as tags")
     include: list[str] = Field([], description="nothing of it exists here; log probabilities are refused")
 
@@ -120,8 +147,11 @@ class ResponsesRequest(GenerationRequest):
 
     @property
     def form(self) -> AnswerForm | None:
-        """Form of the answer; None for text."""
-        return form_of_text(self.text.format)
+        """Form of the answer; None for text. A function that has to be called goes before text.format."""
+        choice, named = self.tool_choice, None
+        if isinstance(choice, NamedFunctionTool):
+            choice, named = None, choice.name
+        return form_of_call(self.tools, choice, named, "tools.{}.parameters") or form_of_text(self.text.format)
 
     @property
     def reported_logprobs(self) -> int | None:

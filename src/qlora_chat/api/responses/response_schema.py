@@ -30,6 +30,17 @@ class OutputMessage(BaseModel):
     content: list[OutputText]
 
 
+class FunctionCall(BaseModel):
+    """The answer where a function had to be called."""
+
+    id: str
+    type: Literal["function_call"] = "function_call"
+    status: Literal["in_progress", "completed", "incomplete"]
+    arguments: str
+    call_id: str
+    name: str
+
+
 class InputTokens(BaseModel):
     """Details of the prompt's tokens."""
 
@@ -87,7 +98,7 @@ class ResponseObject(BaseModel):
     error: ResponseProblem | None = None
     incomplete_details: IncompleteDetails | None = None
     model: str
-    output: list[OutputMessage] = []
+    output: list[OutputMessage | FunctionCall] = []
     usage: ResponseUsage | None = None
     previous_response_id: str | None
     instructions: str | None
@@ -98,10 +109,10 @@ class ResponseObject(BaseModel):
     store: bool
     user: str | None
     background: Literal[False] = False
-    parallel_tool_calls: bool = True
+    parallel_tool_calls: bool
     reasoning: dict[str, None] = {"effort": None, "summary": None}
     text: dict[str, Any] = {"format": {"type": "text"}}
-    tool_choice: Literal["auto"] = "auto"
-    tools: list[Any] = []
+    tool_choice: Any = "auto"
+    tools: list[Any]
     top_logprobs: Literal[0] = 0
     truncation: Literal["disabled"] = "disabled"

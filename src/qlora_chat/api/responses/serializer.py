@@ -14,6 +14,7 @@ from qlora_chat.api.errors import ApiError
 from qlora_chat.api.response_schemas import Reason, Usage
 from qlora_chat.api.responses.exchange import Exchange
 from qlora_chat.api.responses.response_schema import (
+    FunctionCall,
     IncompleteDetails,
     OutputMessage,
     OutputText,
@@ -35,6 +36,9 @@ class ResponsesSerializer(AnswerSerializer):
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange, self._created = exchange, int(time.time())
+        form = exchange.body.form
+        self._function = form.function if form else None
+        """Name of the function that the answer calls."""
         self._sequence = 0
         self._text = ""
         self._status: Status = "in_progress"
@@ -43,26 +47,33 @@ class ResponsesSerializer(AnswerSerializer):
         self._exchange.started(streams[0])
 
     def opening(self, index: int) -> list[Json]:
-        empty = self._message("").model_dump() | {"content": []}
+        begun = [self._event(f"response.{kind}", response=self._response().model_dump()) for kind in ("created", "in_progress")]
+        item = self._item("").model_dump()
+        if self._function is not None:
+            return [*begun, self._event("response.output_item.added", output_index=0, item=item)]
         return [
-            self._event("response.created", response=self._response().model_dump()),
-            self._event("response.in_progress", response=self._response().model_dump()),
-            self._event("response.output_item.added", output_index=0, item=empty),
+            *begun,
+            self._event("response.output_item.added", output_index=0, item=item | {"content": []}),
             self._of_part("response.content_part.added", part=OutputText(text="").model_dump()),
         ]
 
     def delta(self, index: int, delta: Delta, logprobs: bool) -> Json:
         self._text += delta.text
+        if self._function is not None:
+            return self._of_call("response.function_call_arguments.delta", delta=delta.text)
         return self._of_part("response.output_text.delta", delta=delta.text, logprobs=[])
 
     def end(self, index: int, reason: Reason) -> list[Json]:
         self._end(reason)
-        message = self._message(self._text)
-        return [
-            self._of_part("response.output_text.done", text=self._text, logprobs=[]),
-            self._of_part("response.content_part.done", part=message.content[0].model_dump()),
-            self._event("response.output_item.done", output_index=0, item=message.model_dump()),
-        ]
+        if self._function is not None:
+            kind = "response.function_call_arguments.done"
+            last = [self._of_call(kind, name=self._function, arguments=self._text)]
+        else:
+            last = [
+                self._of_part("response.output_text.done", text=self._text, logprobs=[]),
+                self._of_part("response.content_part.done", part=OutputText(text=self._text).model_dump()),
+            ]
+        return [*last, self._event("response.output_item.done", output_index=0, item=self._item(self._text).model_dump())]
 
     def last(self, usage: Usage, include_usage: bool) -> list[Json]:
         return [self._event(f"response.{self._status}", response=self._finished(usage).model_dump())]
@@ -88,14 +99,15 @@ class ResponsesSerializer(AnswerSerializer):
 
     def _finished(self, usage: Usage) -> ResponseObject:
         self._exchange.ended(self._text)
-        response = self._response(self._message(self._text))
+        response = self._response(self._item(self._text))
         response.usage = ResponseUsage.of(usage)
         response.completed_at = int(time.time()) if self._status == "completed" else None
         response.incomplete_details = IncompleteDetails() if self._status == "incomplete" else None
         return response
 
-    def _response(self, *output: OutputMessage) -> ResponseObject:
+    def _response(self, *output: OutputMessage | FunctionCall) -> ResponseObject:
         body = self._exchange.body
+        choice = body.tool_choice or "auto"
         return ResponseObject(
             id=self._exchange.id.text("resp"),
             created_at=self._created,
@@ -111,11 +123,23 @@ class ResponsesSerializer(AnswerSerializer):
             store=self._exchange.is_stored,
             text={"format": body.text.format.model_dump(by_alias=True, exclude_unset=True)} if body.text.format else TEXT,
             user=body.user or None,
+            parallel_tool_calls=body.parallel_tool_calls,
+            tools=[each.model_dump(exclude_unset=True) for each in body.tools],
+            tool_choice=choice if isinstance(choice, str) else choice.model_dump(),
         )
 
-    def _message(self, text: str) -> OutputMessage:
-        status = "in_progress" if self._status == "failed" else self._status
-        return OutputMessage(id=self._exchange.id.text("msg"), status=status, content=[OutputText(text=text)])
+    def _item(self, text: str) -> OutputMessage | FunctionCall:
+        """The one item of the output."""
+        status, answer_id = "in_progress" if self._status == "failed" else self._status, self._exchange.id
+        if self._function is None:
+            return OutputMessage(id=answer_id.text("msg"), status=status, content=[OutputText(text=text)])
+        return FunctionCall(
+            id=answer_id.text("fc"), status=status, arguments=text, call_id=answer_id.text("call"), name=self._function
+        )
+
+    def _of_call(self, kind: str, **fields: Any) -> Json:
+        """Event about the function call."""
+        return self._event(kind, item_id=self._exchange.id.text("fc"), output_index=0, **fields)
 
     def _of_part(self, kind: str, **fields: Any) -> Json:
         """Event about the one part of the one message."""
