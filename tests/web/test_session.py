@@ -9,11 +9,12 @@ from dataclasses import replace
 
 import pytest
 
-from qlora_chat.chat import AnswerOptions, Chat
+from qlora_chat.chat import AnswerOptions, Chat, Turn
+from qlora_chat.comparison import begin_answers
 from qlora_chat.context import PromptTooLong
 from qlora_chat.history import OutboxRecord, StaleConversation, StoredConversation, TurnRecord
 from qlora_chat.history.memory import MemoryHistory
-from qlora_chat.messages import Message
+from qlora_chat.messages import Conversation, Message
 from qlora_chat.settings import Sampling
 from qlora_chat.web.message_list.branches import Branches
 from qlora_chat.web.message_list.view import MessageView
@@ -243,6 +244,31 @@ def test_closing_the_tab_cancels() -> None:
     assert engine.streams[0].reason == "cancelled"
     with pytest.raises(Busy):
         session.send("more", OPTIONS)
+
+
+def test_a_comparison_leaves_the_conversation_free_and_ends_with_the_tab() -> None:
+    engine = ScriptedEngine(LONG, delay=0.005)
+    sessions = Sessions(chat := scripted_chat(engine))
+    session = sessions.open("tab")
+
+    def begin(shown: Conversation) -> tuple[list[Turn], Conversation]:
+        return begin_answers(chat, shown, "Which?", [OPTIONS, replace(OPTIONS, sampling=Sampling(top_k=2))])
+
+    engine.answer, engine.delay = "Hello.", 0.0
+    answered(session, "Hi")
+    engine.answer, engine.delay = LONG, 0.005
+    compared = session.compare(begin, logged=True)
+    with pytest.raises(Busy, match="last comparison is still being written"):
+        session.compare(begin, logged=True)
+    assert sessions.running == 1
+    engine.answer, engine.delay = "Fine.", 0.0
+    answered(session, "How are you?")
+    assert said(session) == ["Hi", "Hello.", "How are you?", "Fine."]
+    sessions.close("tab")
+    assert all(each.done for each in compared)
+    stored = chat.history.read(session.conversation.id)
+    assert stored
+    assert [each.message.finish_reason for each in stored.turns].count("cancelled") == 2, "kept, as far as they got"
 
 
 def test_changes_show_the_first_text_though_nothing_follows_and_then_at_most_10_a_second() -> None:
