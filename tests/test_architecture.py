@@ -61,6 +61,7 @@ ARROWS: dict[str, set[str]] = {
         "history",
         "messages",
         "models",
+        "private_files",
         "prompt",
         "replay",
         "serving",

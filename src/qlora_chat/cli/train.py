@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from contextlib import suppress
 from dataclasses import field, make_dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Annotated, Any, get_args
 
 import typer
 
 from qlora_chat import settings
 from qlora_chat.cli.options import DeviceOption, expanded
-from qlora_chat.training.recipe import SETTING_HELP, SETTING_TYPES, read_recipe, settings_from
+from qlora_chat.cli.streams import print_json
+from qlora_chat.text import plain
+from qlora_chat.training.recipe import SETTING_HELP, SETTING_TYPES, TrainSettings, read_recipe, settings_from
 
 DECLARATIONS = {
     "prompt_format": "--format",
@@ -40,35 +46,75 @@ SettingOptions = _options(*(name for name, help in SETTING_HELP.items() if help 
 
 @expanded
 def train(
-    out: Annotated[Path, typer.Option(help="folder of the run and of the finished adapter")],
     sources: SourceOptions,  # type: ignore[valid-type]
+    out: Annotated[Path | None, typer.Option(help="folder of the run and of the finished adapter")] = None,
     recipe: Annotated[str | None, typer.Option(help="guanaco-7b, smollm2, demo, or a YAML file; flags override it")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in --out")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="leave out records that cannot be used")] = False,
+    check: Annotated[bool, typer.Option("--check", help="check the data and predict memory and time; train nothing")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="with --check: print one JSON object")] = False,
+    sample: Annotated[str | None, typer.Option(help="a question that is answered at each evaluation")] = None,
+    stop_on_eof: Annotated[
+        bool, typer.Option("--stop-on-eof", help="stop, saved, when standard input ends: with the program that started this")
+    ] = False,
     *,
     chosen: SettingOptions,  # type: ignore[valid-type]
     device: DeviceOption = "auto",
 ) -> None:
     """Fine-tune an adapter with QLoRA. Ctrl-C saves; --resume continues, to the very same adapter."""
     settings.quiet_libraries()
+    if stop_on_eof:
+        Thread(target=_stop_on_eof, name="qlora-chat-eof", daemon=True).start()
     flags = {name: value for name, value in {**vars(sources), **vars(chosen)}.items() if value not in (None, [])}
     if flags.get("targets", "all") != "all":
         flags["targets"] = flags["targets"].split(",")
-    _run(out, recipe, flags, device, resume=resume, skip_bad=skip_bad)
-
-
-def _run(out: Path, recipe: str | None, flags: dict[str, Any], device: Any, *, resume: bool, skip_bad: bool) -> None:
-    from qlora_chat.cli.open import notify
-
-    device = settings.ModelSettings(device=device).device  # SettingsError for an unknown one
+    device = settings.ModelSettings(device=device).device  # type: ignore[arg-type]  # SettingsError for an unknown one
     recipe_values = read_recipe(recipe) if recipe else {}
+    if check:
+        _check(settings_from(recipe_values, flags), device, as_json=as_json)
+    elif out is None:
+        raise settings.SettingsError("--out is missing: the folder of the run and of the finished adapter")
+    else:
+        _run(out, recipe_values, flags, device, sample, resume=resume, skip_bad=skip_bad)
 
+
+def _stop_on_eof() -> None:
+    """Interrupt this process, as Ctrl-C does, when standard input ends."""
+    with suppress(OSError):
+        while os.read(sys.stdin.fileno(), 1024):
+            pass
+    signal.raise_signal(signal.SIGINT)
+
+
+def _check(chosen: TrainSettings, device: Any, *, as_json: bool) -> None:
+    from qlora_chat.cli.open import notify
+    from qlora_chat.training.check import check_run
+
+    found = check_run(chosen, notify, device=device)
+    if as_json:
+        print_json(found.as_json())
+        return
+    for line in (*found.problems, *found.lines()):
+        print(plain(line))
+
+
+def _run(
+    out: Path,
+    recipe_values: dict[str, Any],
+    flags: dict[str, Any],
+    device: Any,
+    sample: str | None,
+    *,
+    resume: bool,
+    skip_bad: bool,
+) -> None:
+    from qlora_chat.cli.open import notify
     from qlora_chat.training.run_record import open_run
 
     run = open_run(out, resume=resume)
     if run.resumed:
         chosen = run.resumed_settings({**recipe_values, **flags})
-    elif resume and not recipe and not flags:
+    elif resume and not recipe_values and not flags:
         raise settings.SettingsError(
             f"there is no run in {out} to resume; name its folder, or start one: --recipe or --base, and --data"
         )
@@ -79,7 +125,7 @@ def _run(out: Path, recipe: str | None, flags: dict[str, Any], device: Any, *, r
 
     from qlora_chat.training.train import train as train_adapter
 
-    result = train_adapter(chosen, run, notify, device=device, skip_bad=skip_bad)
+    result = train_adapter(chosen, run, notify, device=device, skip_bad=skip_bad, sample=sample)
     if not result.finished:
         sys.exit(130)
     held_out = f", held out {result.held_out_loss:.3f}" if result.held_out_loss is not None else ""

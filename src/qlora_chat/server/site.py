@@ -23,9 +23,10 @@ from qlora_chat.server.login import EndedSessions, small_page
 from qlora_chat.server.security_headers import SecurityHeaders, page_policy
 from qlora_chat.server.site_access import protect, route_of
 from qlora_chat.serving.metrics import probes
+from qlora_chat.serving.model_changes import ModelChanges
 from qlora_chat.serving.request_log import RequestLog
 from qlora_chat.serving.tracing import Tracer
-from qlora_chat.settings import ServeSettings, is_shared, operates_page, quiet_libraries
+from qlora_chat.settings import ServeSettings, is_shared, operates_page, quiet_libraries, training_folder
 from qlora_chat.web.event_filter import PageEvents
 from qlora_chat.web.sessions import PageFeatures, Sessions
 from qlora_chat.web.tab_names import TabNames
@@ -100,6 +101,8 @@ def _build_page(chat: Chat, features: PageFeatures) -> tuple[Sessions, Any, ASGI
     from qlora_chat.web.markdown import stylesheet
     from qlora_chat.web.message_list.route import component_routes
     from qlora_chat.web.page import CSS, build_page, events_of, theme
+    from qlora_chat.web.panels.training_runs import TrainingRuns
+    from qlora_chat.web.panels.upload import TrainingWork, UploadedFiles, upload_routes
 
     sessions = Sessions(chat)
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
@@ -108,11 +111,21 @@ def _build_page(chat: Chat, features: PageFeatures) -> tuple[Sessions, Any, ASGI
     deletions = PendingDeletions(chat)
     deletions.resume()
     app.include_router(chats_routes(chat, sessions, features, deletions))
-    app.state.close = deletions.close
+    work = None
+    if features.operated and ModelChanges.switchable(chat.engine):
+        work = TrainingWork(TrainingRuns(training_folder()), UploadedFiles())
+        app.include_router(upload_routes(work.uploads))
+
+    def close() -> None:
+        deletions.close()
+        if work:
+            work.close()
+
+    app.state.close = close
 
     leave_files_alone()
     with private_folder():
-        page = build_page(chat, sessions, features)
+        page = build_page(chat, sessions, features, work)
         mount_gradio_app(
             app, page, path="/", footer_links=[], run_history=False, ssr_mode=False, enable_monitoring=False, pwa=False,
             mcp_server=False, theme=theme(), css=CSS.read_text() + stylesheet(), show_error=True,

@@ -27,6 +27,9 @@ from qlora_chat.settings import ServeSettings
 
 BODY_LIMIT = BodyLimit(size=2 * 2**20, seconds=10.0)
 IMPORT = "/page/chats/import"
+TRAINING_DATA = "/page/train/data"
+TRAINING_LIMIT = BodyLimit(size=64 * 2**20, seconds=300.0)
+"""Of a file to train on. Larger ones are named by their path on the server's machine."""
 IMPORT_LIMIT = BodyLimit(size=32 * 2**20, seconds=120.0)
 """Of a file of conversations. Larger ones are for `qlora-chat history import`."""
 
@@ -46,7 +49,7 @@ PAGE_STREAMS = ("/gradio_api/queue/data", "/gradio_api/heartbeat/")
 """Streams without end, which have no answer to HEAD."""
 PAGE_WRITES = frozenset(
     {"/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/run/predict", "/page/chats", "/page/chats/export",
-     "/page/chats/save", IMPORT, LOGIN, LOGOUT}
+     "/page/chats/save", IMPORT, TRAINING_DATA, LOGIN, LOGOUT}
 )  # fmt: skip
 
 READS = PAGE_READS | SERVER_READS | {MODELS}
@@ -79,7 +82,7 @@ class SitePolicy:
 
     def __init__(self, password: Password | None, guesses: Guesses, settings: ServeSettings) -> None:
         self.body_limit = BODY_LIMIT
-        self.body_limits: Mapping[str, BodyLimit] = {IMPORT: IMPORT_LIMIT}
+        self.body_limits: Mapping[str, BodyLimit] = {IMPORT: IMPORT_LIMIT, TRAINING_DATA: TRAINING_LIMIT}
         self._password, self._guesses = password, guesses
         tokens = {"operator": settings.operator_token, "token": settings.token}
         tokens |= {f"{API_TOKEN}-{number}": each for number, each in enumerate(settings.api_tokens, 1)}

@@ -23,6 +23,7 @@ from qlora_chat.settings.environment import (
     quiet_libraries,
     receiver_settings,
     traces_endpoint,
+    training_folder,
 )
 from qlora_chat.settings.model import (
     CPU_ISAS,

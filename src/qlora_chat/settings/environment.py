@@ -98,6 +98,11 @@ def data_file(environ: Mapping[str, str] = os.environ, platform: str = sys.platf
     return folder / "qlora-chat" / "chats.db"
 
 
+def training_folder(environ: Mapping[str, str] = os.environ, platform: str = sys.platform) -> Path:
+    """Folder to which the page writes training runs, beside the file of data_file."""
+    return data_file(environ, platform).parent / "training"
+
+
 def outbox_file(settings: LogSettings, environ: Mapping[str, str] = os.environ) -> Path:
     """The queue's own file: LOGGING_OUTBOX, else in the user's state folder (XDG)."""
     state = Path(environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")

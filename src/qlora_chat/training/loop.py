@@ -25,6 +25,7 @@ from qlora_chat.training.metrics_log import MetricsLog, ProgressDisplay
 from qlora_chat.training.model.llama import TrainableLlama
 from qlora_chat.training.optimizer import Optimizer, learning_rate
 from qlora_chat.training.recipe import TrainSettings
+from qlora_chat.training.samples import SampleWriter
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class TrainingLoop:
     checkpoints: Checkpoints
     metrics: MetricsLog
     notify: Notify
+    sample: SampleWriter | None = None
     held_out_loss: float | None = None
     """Loss of the newest evaluation."""
     _monitor: DivergenceMonitor = field(default_factory=DivergenceMonitor)
@@ -105,10 +107,16 @@ class TrainingLoop:
         return _StepResult(float(total), norm, rate, sum(len(each.ids) for each in batches))
 
     def _evaluate(self, done: int, display: ProgressDisplay) -> None:
-        """Measure the held-out loss every `eval_every` steps and after the last one."""
+        """Measure the held-out loss, and answer the sample's question, every `eval_every` steps and after the last one."""
         every = self.settings.eval_every or max(1, len(self.data.steps) // 10)
-        if self.data.held_out is None or (done % every and done != len(self.data.steps)):
+        if done % every and done != len(self.data.steps):
             return
+        if self.data.held_out is not None:
+            self._measure_held_out(done, display)
+        if self.sample:
+            self.metrics.add({"step": done, "sample": self.sample.answer(self.model)})
+
+    def _measure_held_out(self, done: int, display: ProgressDisplay) -> None:
         loss = self._mean_held_out_loss()
         self.held_out_loss = round(loss, 4)
         self.metrics.add({"step": done, "held_out_loss": self.held_out_loss})

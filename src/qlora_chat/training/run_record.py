@@ -77,9 +77,9 @@ class Run:
             raise TrainError(f"--out {self.folder} cannot be made ({problem.strerror}); choose another folder") from problem
         return replace(self, record=record)
 
-    def with_plan(self, plan: StepPlan) -> Run:
-        """Write run.json with this plan and return the run. TrainError if the folder cannot be written."""
-        return self._written({**self.record, "plan": asdict(plan)})
+    def with_plan(self, plan: StepPlan, steps: int) -> Run:
+        """Write run.json with this plan and number of steps, and return the run. TrainError if the folder cannot be written."""
+        return self._written({**self.record, "plan": asdict(plan), "steps": steps})
 
     def with_settings(self, settings: TrainSettings) -> Run:
         """Write run.json with these settings and return the run. TrainError if the folder cannot be written."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from qlora_chat.chat_templates.known import open_format
+from qlora_chat.chat_templates.known import FormatChoice, open_format
 from qlora_chat.models import Notify
 from qlora_chat.models.cache import Cache
 from qlora_chat.models.chat_format import format_sources
@@ -36,6 +36,7 @@ from qlora_chat.training.model.llama import ComputeFormat, LoraShape, TrainableL
 from qlora_chat.training.optimizer import Optimizer
 from qlora_chat.training.recipe import AUTO_FORMAT, TrainSettings
 from qlora_chat.training.run_record import Run
+from qlora_chat.training.samples import SampleWriter
 from qlora_chat.training.start import StartAdapter
 
 
@@ -56,18 +57,26 @@ class TrainResult:
         return self.step == self.steps
 
 
-def train(settings: TrainSettings, run: Run, notify: Notify, *, device: Device = "auto", skip_bad: bool = False) -> TrainResult:
+def train(
+    settings: TrainSettings,
+    run: Run,
+    notify: Notify,
+    *,
+    device: Device = "auto",
+    skip_bad: bool = False,
+    sample: str | None = None,
+) -> TrainResult:
     """Train an adapter in the run's folder, or continue the run that is there. TrainError says what prevents it.
 
-    Ctrl-C ends the run after the current step, saved; the result is then not finished.
+    Ctrl-C ends the run after the current step, saved; the result is then not finished. `sample` is a question that is answered
+    at each evaluation.
     """
     dialogues = load_dialogues(settings.data, notify, skip_bad=skip_bad)
     memory = detect_devices(device)[0]
     located = locate_base(settings.base, memory, notify)
     start = StartAdapter.find(settings.start, located.config, notify) if settings.start else None
     settings = start.settings(settings) if start else settings
-    sources = format_sources(located.base, located.config, start and start.part, start and start.adapter.record)
-    chosen = sources.choose(None if settings.prompt_format == AUTO_FORMAT else settings.prompt_format)
+    chosen = choose_format(located, settings, start)
     settings = replace(settings, prompt_format=chosen.name)
     run = run.start(settings, dialogues, located.base, start and start.part)
     model = prepare(located, Cache(cache_folder(), notify), notify)  # a base in 16 bits is quantized into chat's cache first
@@ -81,10 +90,10 @@ def train(settings: TrainSettings, run: Run, notify: Notify, *, device: Device =
     data = prepare_data(dialogues, settings, tokenizer, model.text.special.eos, base.shape.window, template)
     for line in dialogues.summary():
         notify(line)
-    dtype = _compute_dtype(settings, memory.device)
+    dtype = compute_dtype(settings, memory.device)
     plan = run.plan or plan_memory(base, settings, data.max_step_tokens(), data.longest(), memory, dtype.itemsize)
     try:
-        run = run.with_plan(plan)
+        run = run.with_plan(plan, len(data.steps))
         notify(_describe(data, plan, memory.device, dtype))
         compute = ComputeFormat(torch.device("cuda", 0) if memory.device == "cuda" else torch.device("cpu"), dtype, plan.dense)
         lora = LoraShape(settings.r, settings.alpha, settings.dropout, settings.targets)
@@ -92,7 +101,9 @@ def train(settings: TrainSettings, run: Run, notify: Notify, *, device: Device =
         trainable.checkpointing = plan.checkpointing
         if start:
             trainable.load_adapter(start.tensors())
-        return _run_steps(run, trainable, settings, template, data, plan, notify)
+        special = model.text.special.stops
+        writer = SampleWriter(sample, template, tokenizer, special, base.shape.window) if sample else None
+        return _run_steps(run, trainable, settings, template, data, plan, notify, writer)
     except KeyboardInterrupt:  # outside the loop, which takes Ctrl-C as its end
         notify(f"stopped between steps; to continue: {_resume_command(run)}")
         raise
@@ -116,6 +127,7 @@ def _run_steps(
     data: TrainingData,
     plan: StepPlan,
     notify: Notify,
+    sample: SampleWriter | None,
 ) -> TrainResult:
     """Restore the newest checkpoint of a resumed run, train, and write the adapter after the last step."""
     checkpoints = Checkpoints(run.folder / "checkpoints", notify)
@@ -127,7 +139,7 @@ def _run_steps(
         run = run.with_settings(settings)
     optimizer = Optimizer.create(tuple(model.parameters()), settings)
     metrics = MetricsLog(run.folder, start)
-    loop = TrainingLoop(model, optimizer, settings, data, plan, checkpoints, metrics, notify)
+    loop = TrainingLoop(model, optimizer, settings, data, plan, checkpoints, metrics, notify, sample)
     if checkpoint:
         loop.restore(checkpoint)
         notify(f"resuming after step {start} of {total}")
@@ -149,7 +161,13 @@ def _resume_command(run: Run) -> str:
     return f"qlora-chat train --resume --out {run.folder}"
 
 
-def _compute_dtype(settings: TrainSettings, device: str) -> torch.dtype:
+def choose_format(located: ResolvedModel, settings: TrainSettings, start: StartAdapter | None) -> FormatChoice:
+    """The prompt format that the settings name, else what the base or the adapter to start from brings."""
+    sources = format_sources(located.base, located.config, start and start.part, start and start.adapter.record)
+    return sources.choose(None if settings.prompt_format == AUTO_FORMAT else settings.prompt_format)
+
+
+def compute_dtype(settings: TrainSettings, device: str) -> torch.dtype:
     bf16 = settings.compute == "bf16" or (settings.compute == "auto" and device == "cuda")
     return torch.bfloat16 if bf16 else torch.float32
 

@@ -23,6 +23,8 @@ from qlora_chat.web.message_list.feedback import FeedbackHandlers
 from qlora_chat.web.panels.context import ContextHandlers
 from qlora_chat.web.panels.model_panel import ModelPanel
 from qlora_chat.web.panels.tokens import TokenHandlers
+from qlora_chat.web.panels.train_panel import TrainPanel
+from qlora_chat.web.panels.upload import TrainingWork
 from qlora_chat.web.parts import EVENT_DATA, MAX_CHARACTERS, Parts
 from qlora_chat.web.sessions import PageFeatures, Sessions
 
@@ -51,10 +53,10 @@ def theme() -> themes.Base:
     )
 
 
-def build_page(chat: Chat, sessions: Sessions, features: PageFeatures) -> gr.Blocks:
-    """The whole page as Blocks, ready to be mounted."""
+def build_page(chat: Chat, sessions: Sessions, features: PageFeatures, work: TrainingWork | None = None) -> gr.Blocks:
+    """The whole page as Blocks, ready to be mounted; with `work`, it has a Train panel."""
     with StreamedBlocks(title="QLoRA Chat", analytics_enabled=False, fill_height=True) as page:
-        parts = Parts(chat, features)
+        parts = Parts(chat, features, work)
         answering = Answering(chat, parts)
         model = ModelPanel(chat, parts)
         handlers = Handlers(chat, sessions, parts, features, answering, model)
@@ -66,6 +68,8 @@ def build_page(chat: Chat, sessions: Sessions, features: PageFeatures) -> gr.Blo
         queued = {**QUEUED, "concurrency_limit": None}
         model.connect(IMMEDIATE, queued)
         CompareHandlers(chat, handlers, parts, model).connect(IMMEDIATE, queued)
+        if work and parts.train_form:
+            TrainPanel(parts.train_form, model, work.runs, work.uploads).connect(page, IMMEDIATE, queued)
     page.max_threads = MAX_CONCURRENT_ANSWERS
     page.queue(default_concurrency_limit=None, api_open=False)
     # Gradio looks for work every millisecond, which takes the model 2 % of a core more than this; there is no public setting.
@@ -90,6 +94,8 @@ def _field(part: Any) -> Field:
     label = str(part.label or part.elem_id)
     if isinstance(part, gr.Checkbox):
         return Field(label, "switch")
+    if isinstance(part, gr.Number | gr.Slider):
+        return Field(label, "number")
     return Field(label, "text", MAX_CHARACTERS[part.elem_id])
 
 

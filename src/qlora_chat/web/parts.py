@@ -6,12 +6,14 @@ Scope: Gradio components and their order. Knows no events.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from qlora_chat.chat import Chat
 from qlora_chat.serving.model_changes import ModelChanges
+from qlora_chat.settings import ModelSettings
 from qlora_chat.web import render
 from qlora_chat.web.chats.saving import offer
 from qlora_chat.web.compare.columns import LONGEST as LONGEST_COLUMNS
@@ -20,6 +22,8 @@ from qlora_chat.web.panels.model import Measured, model_card
 from qlora_chat.web.panels.settings import LONGEST, describe_settings
 from qlora_chat.web.panels.switch_form import FORBIDDEN, SwitchForm
 from qlora_chat.web.panels.switch_form import LONGEST as LONGEST_NAME
+from qlora_chat.web.panels.train_form import TrainForm
+from qlora_chat.web.panels.upload import TrainingWork
 from qlora_chat.web.panels.welcome import describe_model
 from qlora_chat.web.sessions import PageFeatures
 
@@ -33,6 +37,11 @@ MAX_CHARACTERS: Mapping[str, int] = {
     "switch-base": LONGEST_NAME,
     "switch-adapter": LONGEST_NAME,
     "switch-precision": LONGEST_NAME,
+    "train-base": LONGEST_NAME,
+    "train-data": LONGEST_NAME,
+    "train-sample": LONGEST_NAME,
+    "train-name": LONGEST_NAME,
+    "train-run": LONGEST_NAME,
 }
 """Limit of the text that a browser may send, for each part with text, by elem_id.
 
@@ -94,7 +103,7 @@ def component(module: str, elem_id: str, value: Any = None, *, translates: bool 
 class Parts:
     """Every component that an event reads or sets, in columns: conversations, the chat, settings, the model."""
 
-    def __init__(self, chat: Chat, features: PageFeatures) -> None:
+    def __init__(self, chat: Chat, features: PageFeatures, work: TrainingWork | None = None) -> None:
         """Lay out the page, in whatever Blocks are open."""
         info = chat.engine.info
         with gr.Row(elem_id="shell"):
@@ -106,8 +115,11 @@ class Parts:
                 self._lay_out_settings(chat)
             with gr.Column(elem_id="model", elem_classes="drawer"):
                 gr.HTML("<h2>Model</h2>", padding=False)
-                self.model = gr.HTML(model_card(info, Measured()), elem_id="model-card", padding=False)
-                self.switch_form = _lay_out_switch(chat, features)
+                with gr.Tabs() if work else gr.Column():
+                    with gr.Tab("Model") if work else gr.Column():
+                        self.model = gr.HTML(model_card(info, Measured()), elem_id="model-card", padding=False)
+                        self.switch_form = _lay_out_switch(chat, features)
+                    self.train_form = _lay_out_train(chat, work) if work else None
         self.conversation = gr.Textbox(elem_id="conversation", visible=False)
         """ConversationRef of the conversation shown, for memory.js to remember."""
         self.memory = gr.Textbox(elem_id="memory", visible=False)
@@ -177,6 +189,21 @@ def _lay_out_switch(chat: Chat, features: PageFeatures) -> SwitchForm | None:
         gr.HTML(f'<p class="note">{FORBIDDEN}</p>', padding=False)
         return None
     return SwitchForm(switchable.settings)
+
+
+def _lay_out_train(chat: Chat, work: TrainingWork) -> TrainForm:
+    switchable = ModelChanges.switchable(chat.engine)
+    with gr.Tab("Train"):
+        upload = component("upload", "train-upload")
+        return TrainForm(switchable.settings if switchable else ModelSettings(), upload, work.runs.names(), _shown(work))
+
+
+def _shown(work: TrainingWork) -> str:
+    """The folder of the runs as a person writes it."""
+    try:
+        return f"~/{work.runs.folder.relative_to(Path.home()).as_posix()}"
+    except ValueError:
+        return str(work.runs.folder)
 
 
 def _button(text: str, elem_id: str, size: Any = "sm", **options: Any) -> gr.Button:

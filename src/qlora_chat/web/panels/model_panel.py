@@ -14,7 +14,6 @@ from typing import Any
 import gradio as gr
 
 from qlora_chat.chat import Chat
-from qlora_chat.engines import EngineError
 from qlora_chat.errors import UserError
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.models import ModelInfo
@@ -47,14 +46,33 @@ class ModelPanel:
         parts.open_model.click(self.card, None, [parts.model], **options)
         if form:
             form.check.click(self.check, form.inputs, [form.report], **queued)
-            outputs = [*self.outputs, parts.adapter, parts.status, form.report]
-            form.switch.click(self.switch, form.inputs, outputs, **queued)
+            form.switch.click(self.switch, form.inputs, [*self.changed, form.report], **queued)
 
     @property
     def outputs(self) -> list[Any]:
         """Parts that describe the model."""
         parts = self._parts
         return [parts.open_model, parts.banner, parts.welcome, parts.model]
+
+    @property
+    def changed(self) -> list[Any]:
+        """Parts that a switch changes, besides the report of it."""
+        return [*self.outputs, self._parts.adapter, self._parts.status]
+
+    @property
+    def settings(self) -> ModelSettings:
+        """Settings of the model that is loaded."""
+        switchable = ModelChanges.switchable(self._chat.engine)
+        return switchable.settings if switchable else ModelSettings()
+
+    @property
+    def own_adapter(self) -> str | None:
+        """Folder or Hub id of the adapter of the model that is loaded; None without one."""
+        from qlora_chat.models.locate import parts_of
+
+        settings = self.settings
+        own = None if settings.base else parts_of(settings.model)
+        return settings.adapter or (own[1] if own else None)
 
     def described(self) -> dict[Any, Any]:
         """The parts of a page that opens, or whose model has changed."""
@@ -74,19 +92,28 @@ class ModelPanel:
         """Examine base and adapter before anything is loaded, as `qlora-chat doctor` does."""
         report = self._form.report
         try:
-            settings = settings_of(self._settings, base, adapter, precision)
+            settings = settings_of(self.settings, base, adapter, precision)
             found = await asyncio.to_thread(_examined, settings, self._chat.engine.info)
         except (UserError, OSError) as problem:
             return {report: render.problem(str(problem))}
         return {report: findings(found)}
 
     async def switch(self, base: Any, adapter: Any, precision: Any) -> AsyncIterator[dict[Any, Any]]:
-        """Switch the model, and show how that goes. It goes on where the page is closed meanwhile."""
-        report = self._form.report
+        """Switch to the model that the form names."""
+        try:
+            settings = settings_of(self.settings, base, adapter, precision)
+        except UserError as problem:
+            yield {self._form.report: render.problem(str(problem))}
+            return
+        async for each in self.follow(settings, self._form.report):
+            yield each
+
+    async def follow(self, settings: ModelSettings, report: gr.HTML) -> AsyncIterator[dict[Any, Any]]:
+        """Switch the model, and show in `report` how that goes. It goes on where the page is closed meanwhile."""
         try:
             assert self.changes
-            change = self.changes.start(settings_of(self._settings, base, adapter, precision))
-        except (UserError, EngineError) as problem:
+            change = self.changes.start(settings)
+        except UserError as problem:
             yield {report: render.problem(str(problem))}
             return
         shown = ""
@@ -106,11 +133,6 @@ class ModelPanel:
         form = self._parts.switch_form
         assert form
         return form
-
-    @property
-    def _settings(self) -> ModelSettings:
-        switchable = ModelChanges.switchable(self._chat.engine)
-        return switchable.settings if switchable else ModelSettings()
 
     def _measure_speed(self) -> None:
         """Time a short answer in the background, so that a first visitor sees a figure."""

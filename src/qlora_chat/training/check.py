@@ -1,0 +1,120 @@
+"""A run that is not started: its records one by one, and its predicted steps, memory and time.
+
+Scope: what `train` does before it reads weights, by the same functions, with bad records listed instead of refused. Writes
+nothing but the cache's small files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from qlora_chat.chat_templates.known import open_format
+from qlora_chat.dialogue_formats.dialogue import Dialogue
+from qlora_chat.models import Notify
+from qlora_chat.models.cache import Cache
+from qlora_chat.models.placement import GIB, detect_devices
+from qlora_chat.models.prepare import ModelText
+from qlora_chat.settings import Device, cache_folder
+from qlora_chat.training.data.batches import prepare_data
+from qlora_chat.training.data.dialogues import load_dialogues, text_reader, usable_dialogues
+from qlora_chat.training.estimate import predicted_seconds
+from qlora_chat.training.memory import plan_memory
+from qlora_chat.training.recipe import TrainSettings
+from qlora_chat.training.start import StartAdapter
+from qlora_chat.training.train import choose_format, compute_dtype, locate_base
+
+MOST_RECORDS = 200
+"""Records that are shown one by one."""
+MOST_CHARACTERS = 2_000
+"""Of each message of them."""
+
+
+@dataclass(frozen=True)
+class TrainingCheck:
+    """Everything that is known of a run before it starts."""
+
+    base: str
+    prompt_format: str
+    device: str
+    summary: tuple[str, ...]
+    """Lines about the dialogues, and about everything that is left out or changed."""
+    bad: int
+    """Records that cannot be used."""
+    problems: tuple[str, ...]
+    """The first of them, each with its place and the reason."""
+    dialogues: int
+    held_out: int
+    tokens: int
+    loss_tokens: int
+    steps: int
+    predicted_bytes: int
+    free_bytes: int
+    predicted_seconds: float
+    records: tuple[Mapping[str, Any], ...]
+    """The first records as training reads them: where, format, and messages with role, text and whether it is learned."""
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON for other programs."""
+        return asdict(self)
+
+    def lines(self) -> list[str]:
+        """Lines for a person."""
+        minutes, share = self.predicted_seconds / 60, self.loss_tokens / self.tokens
+        return [
+            *self.summary,
+            f"{self.dialogues:,} dialogues to train on ({self.tokens:,} tokens, {share:.0%} in the loss), "
+            f"{self.held_out:,} held out; {self.steps:,} steps on the {self.device}, in the prompt format {self.prompt_format}",
+            f"about {self.predicted_bytes / GIB:.1f} GiB at the peak, and {self.free_bytes / GIB:.1f} GiB are free; "
+            f"about {minutes:,.1f} minutes while the machine is as busy as now",
+        ]
+
+
+def check_run(settings: TrainSettings, notify: Notify, *, device: Device = "auto") -> TrainingCheck:
+    """Check a run's data, and predict its steps. TrainError where nothing could be trained on, or it would not fit."""
+    dialogues = load_dialogues(settings.data, notify, skip_bad=True)
+    memory = detect_devices(device)[0]
+    located = locate_base(settings.base, memory, notify)
+    start = StartAdapter.find(settings.start, located.config, notify) if settings.start else None
+    settings = start.settings(settings) if start else settings
+    chosen = choose_format(located, settings, start)
+    settings = replace(settings, prompt_format=chosen.name)
+    text = ModelText.read(located.base.name, located.config, None, Cache(cache_folder(), notify), notify)
+    template = open_format(chosen, text.tokenizer)
+    dialogues = usable_dialogues(dialogues, text_reader(template), skip_bad=True)
+    data = prepare_data(dialogues, settings, text.tokenizer, text.special.eos, located.config.shape.window, template)
+    dtype = compute_dtype(settings, memory.device)
+    plan = plan_memory(located.config, settings, data.max_step_tokens(), data.longest(), memory, dtype.itemsize)
+    target = torch.device("cuda", 0) if memory.device == "cuda" else torch.device("cpu")
+    return TrainingCheck(
+        base=located.base.name,
+        prompt_format=chosen.name,
+        device=memory.device,
+        summary=tuple(dialogues.summary()),
+        bad=dialogues.bad.tally.total(),
+        problems=tuple(dialogues.bad.first),
+        dialogues=len(data.train),
+        held_out=len(data.held_out) if data.held_out else 0,
+        tokens=len(data.train.ids),
+        loss_tokens=int(data.train.loss_mask.sum()),
+        steps=len(data.steps),
+        predicted_bytes=plan.predicted,
+        free_bytes=memory.free,
+        predicted_seconds=round(predicted_seconds(located.config, settings, data, plan, target, dtype), 1),
+        records=tuple(_record(each) for each in (*dialogues.train, *dialogues.held_out)[:MOST_RECORDS]),
+    )
+
+
+def _record(dialogue: Dialogue) -> Mapping[str, Any]:
+    messages = [
+        {
+            "role": message.role,
+            "text": message.content[:MOST_CHARACTERS],
+            "learned": message.role == "assistant" and index not in dialogue.without_loss,
+        }
+        for index, message in enumerate(dialogue.conversation.messages)
+    ]
+    return {"where": dialogue.where, "format": dialogue.format, "system": dialogue.conversation.system, "messages": messages}
