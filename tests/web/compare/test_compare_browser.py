@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
@@ -16,6 +17,7 @@ from qlora_chat.settings import ModelSettings
 from tests.fakes import SCRIPTED_INFO, ScriptedEngine, ScriptedSwitch, scripted_chat
 from tests.web.driving import LONG, STEP, answers, ready, say, settled
 from tests.web.serving import serving_chat
+from tests.web.test_accessibility_browser import findings
 
 pytestmark = pytest.mark.browser
 
@@ -200,3 +202,16 @@ def test_a_base_and_its_own_adapter_are_opened_apart_with_one_button(browser: Br
         view.get_by_role("button", name="Compare", exact=True).click()
         expect(view.get_by_role("button", name="A is the best")).to_be_visible()
         page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_in_the_form_and_in_the_answers(browser: Browser, compared: Compared, scheme: Any) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    view = open_compare(page := opened(context, compared))
+    assert findings(page) == []
+    view.get_by_label("Question").fill("What is it?")
+    view.get_by_role("button", name="Compare", exact=True).click()
+    view.get_by_role("button", name="A is the best").click()
+    expect(view).to_contain_text("Your vote is saved.")
+    assert findings(page) == []
+    context.close()
