@@ -309,6 +309,7 @@ class ScriptedServer:
         self.refused_fields: frozenset[str] = frozenset()
         self.text_only = False
         self.counts_bos = self.gives_ids = True
+        self.reads_special_tokens = True
         self.enforces_schemas = True
         """Otherwise it ignores `response_format`, as many do."""
         self.well = True
@@ -388,6 +389,8 @@ class ScriptedServer:
 
     def _usage(self, prompt: list[int] | str, made: int) -> bytes:
         read = len(prompt) if isinstance(prompt, list) else 100 if self.counts_bos else 1
+        if isinstance(prompt, str) and not self.reads_special_tokens:
+            read += sum(len(each) * prompt.count(each) for each in ("<unk>", "</s>"))
         usage = {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
         return f"data: {json.dumps({'choices': [], 'usage': usage})}\n\ndata: [DONE]\n\n".encode()
 

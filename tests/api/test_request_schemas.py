@@ -44,8 +44,8 @@ ONLY = {
 """Routes of the fields that not every route has."""
 NUMBERS = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens", "max_output_tokens", "seed", "n"]
 OTHERS = [
-    "max_completion_tokens", "top_logprobs", "logprobs", "stream", "stream_options", "stop", "store", "ignore_eos",
-    "instructions", "previous_response_id", "include", "continue_final_message", "add_generation_prompt",
+    "max_completion_tokens", "top_logprobs", "logprobs", "stream", "stream_options", "stop", "stop_token_ids", "store",
+    "ignore_eos", "instructions", "previous_response_id", "include", "continue_final_message", "add_generation_prompt",
     "response_format", "tools", "tool_choice", "parallel_tool_calls", "text",
 ]  # fmt: skip
 HOSTILE = [
@@ -82,6 +82,7 @@ def test_a_hostile_value_is_a_client_error(scripted: Served, path: str, name: st
         "ignore_eos": {"true"},
         "stop": {'"0.5"', '"x"', "[]"},
         "instructions": {'"0.5"', '"x"'},
+        "stop_token_ids": {"[]"},
         "include": {"[]"},
         "tools": {"[]"},
         "text": {"{}"},
@@ -104,6 +105,12 @@ def test_every_parameter_of_the_description_is_tried(scripted: Served) -> None:
     named = {name for each in ("Chat", "Completion", "Responses") for name in schemas[f"{each}Request"]["properties"]}
     of_text = {"model", "messages", "prompt", "input", "user", "metadata"}
     assert named == {*NUMBERS, *OTHERS} | of_text
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETION, RESPONSES])
+def test_stop_ids_of_a_client_are_added_to_the_models(scripted: Served, path: str) -> None:
+    assert post(scripted, path, json.dumps({**HELLO[path], "stop_token_ids": [7, 2]})).status_code == 200
+    assert scripted.engine.streams[-1].stops.token_ids == {2, 7}
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ class AnswerRequest(Protocol):
     """Fields of a request that its answer depends on, besides its text."""
 
     ignore_eos: bool
+    stop_token_ids: list[int]
 
     @property
     def stops(self) -> tuple[str, ...]: ...
@@ -103,7 +104,7 @@ def parse_conversation(
     prompt = render(told, chat.prompt_format, chat.engine.tokenizer, continue_final=continue_final)
     stops = Stops() if request.ignore_eos else chat.stops_within(schema)
     room = _room([prompt], request.answer_limit, window, max_tokens, param, limit_param)
-    return ParsedRequest([prompt], 1, _sampling(request, room), _with_texts(stops, request.stops), conversation, schema)
+    return ParsedRequest([prompt], 1, _sampling(request, room), _with_clients(stops, request), conversation, schema)
 
 
 def _checked_schema(form: AnswerForm | None, chat: Chat) -> AnswerSchema | None:
@@ -126,7 +127,7 @@ def parse_completion_request(request: CompletionRequest, chat: Chat, max_tokens:
     prompts = [_plain_prompt(each, chat.engine.tokenizer) for each in request.prompts]
     stops = Stops() if request.ignore_eos else Stops(chat.stops.token_ids)
     room = _room(prompts, request.answer_limit, chat.engine.info.window, max_tokens, "prompt", "max_tokens")
-    return ParsedRequest(prompts, request.n, _sampling(request, room), _with_texts(stops, request.stops), schema=schema)
+    return ParsedRequest(prompts, request.n, _sampling(request, room), _with_clients(stops, request), schema=schema)
 
 
 def to_conversation(messages: Sequence[ChatMessage], param: str = "messages", *, continue_final: bool = False) -> Conversation:
@@ -197,5 +198,5 @@ def _sampling(request: AnswerRequest, max_new_tokens: int) -> Sampling:
     return Sampling(**drawn_with, max_new_tokens=max_new_tokens, logprobs=request.reported_logprobs)
 
 
-def _with_texts(stops: Stops, texts: tuple[str, ...]) -> Stops:
-    return Stops(stops.token_ids, (*stops.texts, *texts))
+def _with_clients(stops: Stops, request: AnswerRequest) -> Stops:
+    return Stops(stops.token_ids | frozenset(request.stop_token_ids), (*stops.texts, *request.stops))

@@ -29,6 +29,7 @@ from qlora_chat.settings import LOGITS_PROCESSORS, MAX_STOP_LENGTH, MAX_STOP_TEX
 
 MAX_CHOICES = 16
 MAX_PROMPTS = 64
+MAX_STOP_IDS = 64
 MAX_NAME_LENGTH = 256
 MAX_METADATA, MAX_KEY_LENGTH, MAX_VALUE_LENGTH = 16, 64, 512
 """OpenAI's limits."""
@@ -41,7 +42,7 @@ NO_EFFECT: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1,), "typical_p": (1,), "use_beam_search": (False,), "best_of": (1,), "echo": (False,), "suffix": ("",),
     "bad_words": ([],), "guided_json": (), "guided_regex": (), "guided_choice": (), "guided_grammar": (),
     "structured_outputs": (), "logits_processors": ([],), "prompt_logprobs": (0,), "truncate_prompt_tokens": (),
-    "stop_token_ids": ([],), "chat_template": (), "chat_template_kwargs": ({},), "documents": ([],),
+    "chat_template": (), "chat_template_kwargs": ({},), "documents": ([],),
     "add_generation_prompt": (True,), "continue_final_message": (False,), "web_search_options": (),
 }  # fmt: skip
 """Fields of other servers that this one lacks, with the values that have no effect (as null has none)."""
@@ -127,6 +128,9 @@ class GenerationRequest(_SamplingFields):
 
     model: Annotated[Text, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOP_TEXTS)] = Field([])
+    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_STOP_IDS)] = Field(
+        [], description="ids that end the answer, besides the model's own"
+    )
     ignore_eos: bool = Field(False, description="ignore stop tokens and go on to max_tokens; for measurements")
     stream: bool = False
     user: Annotated[Text, Field(max_length=MAX_NAME_LENGTH)] = ""

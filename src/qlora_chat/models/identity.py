@@ -49,6 +49,11 @@ class Identity:
             text = text.replace(name, f"{name[0]} {name[1:]}")
         return text
 
+    def special_token(self, ids: Sequence[int]) -> str | None:
+        """The first special token of a prompt besides BOS, by its name."""
+        names = self.tokenizer.special_tokens()
+        return next((names[each] for each in ids if each in names and each != self.tokenizer.bos_id), None)
+
     def prompt_as_text(self, text: str, ids: Sequence[int]) -> str:
         """A prompt's text in which another tokenizer finds the special tokens of its ids, and none that was typed.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -44,6 +45,25 @@ def test_a_server_of_text_is_sent_one_bos_and_no_token_that_was_typed(
     assert server.requests[0]["prompt"] == (sent if counts_bos else "<s> " + sent), (
         "with the space that the tokenizer would have put there"
     )
+
+
+def test_a_template_with_special_tokens_is_refused_where_they_would_be_letters(
+    server: ScriptedServer, open_to: Callable[..., RemoteEngine]
+) -> None:
+    server.text_only, server.gives_ids, server.reads_special_tokens = True, False, False
+    engine = open_to(server)
+    assert any("reads special tokens in a text as letters" in line for line in engine.info.notices)
+    assert text_of(engine.stream(PROMPT, GREEDY, STOPS)) == TEXT, "a prompt without any is as good there"
+    ended = replace(PROMPT, text=PROMPT.text + "</s>", ids=(*PROMPT.ids, 2))
+    with pytest.raises(EngineError, match="reads </s> of the chat template as letters"):
+        text_of(engine.stream(ended, GREEDY, STOPS))
+
+
+def test_the_probe_names_stop_tokens_since_some_servers_refuse_any(
+    server: ScriptedServer, open_to: Callable[..., RemoteEngine]
+) -> None:
+    server.refused_fields = frozenset({"stop_token_ids"})
+    assert text_of(open_to(server).stream(PROMPT, GREEDY, STOPS)) == TEXT
 
 
 def test_a_server_of_text_is_interrupted_between_words_and_loses_no_space(

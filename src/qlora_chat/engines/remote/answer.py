@@ -228,8 +228,13 @@ class RemoteAnswer:
             written = self._identity.prompt_as_text(prompt.text, prompt.ids)
         except ModelError as problem:
             raise EngineError(str(problem)) from problem
+        if not capabilities.reads_special_tokens and (name := self._identity.special_token(prompt.ids)):
+            raise EngineError(
+                f"the server takes text only, and reads {name} of the chat template as letters; use a server that takes token "
+                "ids (vLLM, llama.cpp), or name a format without such tokens"
+            )
         text = written + self._identity.without_special_tokens(answer.text)
-        return text if capabilities.adds_bos else self._identity.bos_text + text
+        return text if capabilities.adds_bos or not capabilities.reads_special_tokens else self._identity.bos_text + text
 
     def _with_space(self, text: str) -> str:
         """Text with the leading space that the server's decoder dropped, where there must have been one: at the beginning of

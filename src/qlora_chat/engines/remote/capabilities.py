@@ -41,6 +41,8 @@ class Capabilities:
     """Sampling goes into a `generation_config` of Transformers' kind, as `transformers serve` requires."""
     adds_bos: bool = True
     """The server prepends BOS to a text prompt."""
+    reads_special_tokens: bool = True
+    """It finds the special tokens that stand in a text prompt; otherwise they are letters to it."""
     strips_space: bool = False
     """A text answer loses its leading space (a decoder that sees no text before it)."""
 
@@ -59,7 +61,11 @@ class Capabilities:
     def notices(self) -> tuple[str, ...]:
         """Notices for the user about controls that have no effect here."""
         missing = [] if self.nested else [text for field, text in MISSING_NOTICES.items() if field not in self.fields]
-        return tuple(missing if self.takes_ids else [*missing, "takes text only: earlier answers are tokenised again"])
+        if not self.takes_ids:
+            missing.append("takes text only: earlier answers are tokenised again")
+        if not self.reads_special_tokens:
+            missing.append("reads special tokens in a text as letters: a chat template that writes them cannot be used with it")
+        return tuple(missing)
 
     def body(
         self, model: str, prompt: str | list[int], sampling: Sampling, stops: Stops, max_tokens: int, seed: int | None

@@ -269,16 +269,30 @@ class Server:
         count = next((chunk.prompt_tokens for chunk in chunks if chunk.prompt_tokens is not None), None)
         without_bos = count is not None and count <= len(identity.tokenizer.encode(PROBE))
         text = "".join(chunk.text for chunk in chunks)
-        return replace(capabilities, adds_bos=not without_bos, strips_space=bool(text) and not text[0].isspace())
+        reads = await self._reads_special_tokens(capabilities, model, identity, count)
+        strips = bool(text) and not text[0].isspace()
+        return replace(capabilities, adds_bos=not without_bos, strips_space=strips, reads_special_tokens=reads)
+
+    async def _reads_special_tokens(
+        self, capabilities: Capabilities, model: str, identity: Identity, count: int | None
+    ) -> bool:
+        """Probe whether a special token in a text is one token more; True where the server counts none."""
+        name = next(iter(identity.tokenizer.special_names), None)
+        if name is None or count is None:
+            return True
+        chunks = await self._probe(capabilities, model, identity, text=PROBE + name)
+        longer = next((chunk.prompt_tokens for chunk in chunks if chunk.prompt_tokens is not None), None)
+        return longer is None or longer <= count + 1
 
     async def _probe(
-        self, capabilities: Capabilities, model: str, identity: Identity, schema: AnswerSchema | None = None
+        self, capabilities: Capabilities, model: str, identity: Identity, schema: AnswerSchema | None = None, text: str = PROBE
     ) -> list[Chunk]:
         ids = identity.tokenizer.encode(PROBE)
         bos = [] if identity.tokenizer.bos_id is None else [identity.tokenizer.bos_id]
-        prompt = [*bos, *ids] if capabilities.takes_ids else PROBE
+        prompt = [*bos, *ids] if capabilities.takes_ids else text
         tokens = PROBE_SCHEMA_TOKENS if schema else PROBE_TOKENS
-        body = capabilities.body(model, prompt, Sampling(temperature=0.0, logprobs=0), Stops(), tokens, 0)
+        stops = Stops(identity.info.stop_token_ids)  # some servers refuse any but an empty list
+        body = capabilities.body(model, prompt, Sampling(temperature=0.0, logprobs=0), stops, tokens, 0)
         if schema:
             body[RESPONSE_FORMAT] = response_format(schema)
         answer: list[Chunk] = []
