@@ -266,3 +266,18 @@ def test_every_colour_of_code_can_be_read(selector: str, background: str) -> Non
     rules = re.findall("(?m)^" + re.escape(selector) + r" :is\([^)]*\) \{ color: (#\w{6})", stylesheet())
     assert len(rules) > 5
     assert all(contrast(colour, background) >= 4.5 for colour in rules)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " ".join(f"{number}." for number in range(1, 60)) + " the end",
+        "> " * 60 + "the end",
+        "- " * 40 + "the end\n- another item",
+        "\n".join("  " * depth + f"- item {depth}" for depth in range(40)) + "\n\nthe end",
+    ],
+)
+def test_what_is_nested_too_deep_to_draw_is_shown_as_text(text: str) -> None:
+    shown = "".join(render_blocks(text))
+    assert "the end" in shown
+    assert all(f"item {depth}" in shown for depth in range(40) if f"item {depth}" in text)

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererProtocol
+from markdown_it.rules_block import StateBlock
 from markdown_it.token import Token
 from markdown_it.utils import OptionsDict
 
@@ -221,17 +222,36 @@ def _mark_task(item: Token, inline: Token) -> None:
     children.insert(0, Token("task", "", 0, content="open" if found[1] == " " else "done"))
 
 
+def _nested_text(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """Take the lines below the deepest level as text; markdown-it itself drops them."""
+    if state.level < MAX_NESTING:
+        return False
+    if not silent:
+        token = state.push("nested_text", "", 0)
+        token.content, token.map = state.getLines(start, end, state.blkIndent, False), [start, end]
+        state.line = end
+    return True
+
+
+def _nested_plain(
+    self: RendererProtocol, tokens: Sequence[Token], index: int, options: OptionsDict, env: MutableMapping[str, Any]
+) -> str:
+    return f'<pre class="plain" dir="auto">{escape(tokens[index].content)}</pre>'
+
+
 def _parser() -> MarkdownIt:
-    parser = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": MAX_NESTING})
+    parser = MarkdownIt("commonmark", {"html": False, "breaks": True, "maxNesting": MAX_NESTING + 2})  # a list adds two levels
     # A definition at the end would change links above it; a line of dashes would make a heading of the paragraph above it,
     # where models mean a rule; and with html off the HTML rules only take time.
     parser.enable(["table", "strikethrough"]).disable(["reference", "lheading", "html_block", "html_inline"])
     parser.validateLink = _is_allowed
     parser.core.ruler.push("lists", lambda state: _mark_lists(state.tokens))
+    parser.block.ruler.before("table", "nested_text", _nested_text)
     enable_formulas(parser)
     rules = {
         "fence": _code, "code_block": _code, "link_open": _link_open, "link_close": _link_close, "image": _image, "text": _text,
         "table_open": _table_open, "table_close": _table_close, "task": _task,
+        "nested_text": _nested_plain,
     }  # fmt: skip
     for name, rule in rules.items():
         parser.add_render_rule(name, rule)
