@@ -77,18 +77,6 @@ def test_a_failure_is_raised_and_marked_and_not_logged() -> None:
     assert logged == []
 
 
-def test_the_context_used_is_known_without_an_answer() -> None:
-    chat, *_ = chat_over(ScriptedEngine("ok", window=80))
-    conversation = Conversation()
-    assert chat.context_used(conversation) == 0
-    for text in ("a", "b" * 20):
-        turn = chat.reply(conversation, text, AnswerOptions(Sampling()))
-        list(turn)
-        conversation = turn.conversation
-        assert chat.context_used(conversation) <= 80
-    assert chat.context_used(conversation.without_last_exchange()) == 1 + len("### Human: a### Assistant: ok### Assistant:")
-
-
 def test_a_session_may_switch_its_log_off() -> None:
     chat, _, logged = chat_over(ScriptedEngine())
     list(chat.reply(Conversation(), "Hi", AnswerOptions(Sampling(), logged=False)))

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from qlora_chat.context import ContextUse, context_use, fewest_tokens, fit_prompt, with_own_ids
+from qlora_chat.context import ContextUse, context_use, fit_prompt, with_own_ids
 from qlora_chat.engines import Engine, Finish, Piece, Stream
 from qlora_chat.history import (
     ContinuedAnswer,
@@ -27,7 +27,7 @@ from qlora_chat.history import (
 )
 from qlora_chat.history.pinned_turns import pinned_turns, with_pin
 from qlora_chat.messages import AnswerSchema, Conversation, FinishReason, Message
-from qlora_chat.prompt import ChatFormat, Prompt, render, trim_ids
+from qlora_chat.prompt import ChatFormat, Prompt, trim_ids
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
 
@@ -152,15 +152,6 @@ class Chat:
     def _stops(self, options: AnswerOptions) -> Stops:
         stops = self.stops_within(options.schema)
         return replace(stops, texts=(*stops.texts, *options.stop_texts))
-
-    def context_used(self, conversation: Conversation) -> int:
-        """Tokens of the window that the conversation takes, the next answer's opening included; 0 before it begins."""
-        window, tokenizer = self.engine.info.window, self.engine.tokenizer
-        if not conversation.messages:
-            return 0
-        if fewest_tokens(conversation, tokenizer) >= window:
-            return window
-        return min(len(render(with_own_ids(conversation, tokenizer), self.prompt_format, tokenizer).ids), window)
 
     def context_use(self, conversation: Conversation, draft: str, max_new_tokens: int) -> ContextUse:
         """The window's use if `draft` were sent next: what stays, what goes, what is left.

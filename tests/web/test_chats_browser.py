@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 from qlora_chat.chat import Chat
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.history.savable import SavableHistory
-from qlora_chat.messages import Conversation
+from qlora_chat.messages import Conversation, Message
 from qlora_chat.web.chats import listing
 from tests.fakes import ScriptedEngine, ScriptedRecorder, scripted_chat
 from tests.history.conftest import add_turn, sqlite_history
@@ -107,6 +107,31 @@ def test_search_marks_what_it_found_and_arrow_keys_lead_through_the_list(chat: C
     for key in ("ArrowDown", "ArrowDown", "End", "ArrowUp", "Enter"):
         page.keyboard.press(key)
     expect(page.locator("#messages .question")).to_have_text("Prime numbers")
+
+
+def test_a_found_message_is_shown_where_it_stands(chat: Chat, url: str, context: BrowserContext) -> None:
+    messages = [
+        message
+        for number in range(60)
+        for message in (Message("user", f"question {number}"), Message("assistant", "needle" if number == 3 else "hay"))
+    ]
+    chat.history.save(Conversation(messages=tuple(messages)))
+    page = opened_at(context, url)
+    page.fill(".chat-search", "needle")
+    expect(page.locator(".chat-excerpt mark")).to_have_text("needle")
+    page.locator(".chat-open").click()
+    expect(page.locator("#messages .found .body")).to_have_text("needle")
+    expect(page.locator("#messages .found .body")).to_be_in_viewport()
+
+
+def test_another_tab_follows_what_happens_to_a_conversation(chat: Chat, url: str, context: BrowserContext) -> None:
+    filled(chat, "before")
+    watching, acting = opened_at(context, url), opened_at(context, url)
+    expect(titles(watching)).to_have_text(["before"])
+    say(acting, "asked in another tab")
+    expect(titles(watching)).to_have_text(["asked in another tab", "before"])
+    menu(acting, "before", "Pin")
+    expect(watching.locator(".chat-group")).to_have_text(["Pinned", "Today"])
 
 
 def test_conversations_are_renamed_tagged_and_pinned_in_place(chat: Chat, url: str, context: BrowserContext) -> None:

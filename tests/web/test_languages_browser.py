@@ -104,7 +104,7 @@ def test_numbers_and_sentences_of_the_server_follow_the_language(
     page.get_by_label("Temperatur", exact=True).fill("0,25")
     say(page, "los")
     settled(page)
-    expect(page.locator("#status")).to_contain_text("von 4.096")
+    expect(page.locator(".context-bar")).to_contain_text("von 4.096")
     page.get_by_role("button", name="Details").click()
     expect(page.locator("#messages .details")).to_contain_text("Temperatur0,25")
     say(page, LONG)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -148,13 +149,18 @@ def test_a_cut_answer_says_why_and_goes_on_and_marks_where_settings_changed(
     expect(page.locator("#messages .live")).to_contain_text("w4")
     set_slider(page, "temperature", "1.5")
     wait_for(page, lambda: engine.streams[-1].sampling.temperature == 1.5)
-    engine.answer, engine.pauses_after = " and so on.", None
+    engine.streams[-1].delay = STEP
+    engine.go_on.set()
+    expect(page.locator("#messages .live")).to_contain_text("w8")
+    engine.answer, engine.pauses_after, engine.go_on = " and so on.", None, threading.Event()
     page.click("#stop")
     expect(page.locator("#messages .end")).to_contain_text("Stopped.")
+    expect(page.locator("#messages .answer .mark")).to_have_text("Temperature 0.7 → 1.5")
+    expect(page.locator("#messages .answer .body")).to_contain_text(re.compile(r"w4\s*Temperature 0.7 → 1.5\s*w5"))
     page.get_by_role("button", name="Continue").click()
     expect(page.locator("#messages .answer .count")).to_have_text("2/2")
     expect(page.locator("#messages .answer .mark")).to_have_text("continued")
-    expect(page.locator("#messages .answer .body")).to_contain_text(re.compile(r"w4\s*continued\s*and so on\."))
+    expect(page.locator("#messages .answer .body")).to_contain_text(re.compile(r"w\d+\s*continued\s*and so on\."))
     page.get_by_role("button", name="Previous version").click()
     expect(page.locator("#messages .answer .count")).to_have_text("1/2")
     page.context.close()

@@ -401,6 +401,14 @@ def test_a_page_that_shows_less_than_the_history_holds_overwrites_nothing() -> N
     assert said(here) == ["one", "answer 1", "two", "answer 2"], "and now it shows what the history holds"
 
 
+def test_a_question_sent_before_the_page_knows_that_the_last_answer_has_ended_follows_it() -> None:
+    session = Session(scripted_chat())
+    answered(session, "one")
+    session.catch_up(ConversationRef(session.conversation.id, session.conversation.messages[0].id))
+    answered(session, "two")
+    assert [text for text in said(session) if text in ("one", "two")] == ["one", "two"]
+
+
 def test_an_answer_cut_off_with_its_process_is_gone_on_from() -> None:
     engine = ScriptedEngine(LONG, delay=0.005)
     chat = scripted_chat(engine)

@@ -14,7 +14,6 @@ import gradio as gr
 from qlora_chat.chat import AnswerOptions, Chat
 from qlora_chat.engines import EngineError
 from qlora_chat.history import HistoryError, StaleConversation
-from qlora_chat.messages import Conversation
 from qlora_chat.text import replace_surrogates
 from qlora_chat.web import render
 from qlora_chat.web.adapter_chooser import AdapterChooser
@@ -80,17 +79,16 @@ class Answering:
         return {
             parts.messages: idle_value(session),
             parts.notice: "",
-            parts.status: self._status(answer, conversation),
+            parts.status: self._status(answer),
             parts.conversation: str(ConversationRef.of(conversation)),
         }
 
-    def _status(self, answer: RunningAnswer | None, conversation: Conversation) -> str:
+    def _status(self, answer: RunningAnswer | None) -> str:
         info = self._chat.engine.info
         if answer and (finish := answer.turn.finish):
-            used = finish.prompt_tokens + finish.completion_tokens
-            return render.status(info, used, finish.tokens_per_s, finish.ttft_ms)
+            return render.status(info, finish.tokens_per_s, finish.ttft_ms)
         measured = Measured.of(self._chat.engine)
-        return render.status(info, self._chat.context_used(conversation), measured.tokens_per_s, measured.ttft_ms)
+        return render.status(info, measured.tokens_per_s, measured.ttft_ms)
 
 
 def _begin(begin: Begin, adapter: Any, system: Any, logged: Any, settings: Any) -> RunningAnswer | None:

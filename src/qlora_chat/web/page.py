@@ -115,6 +115,7 @@ def _connect(
         [parts.box, *in_order],
         answered,
         js=_js("ask", module="messages"),
+        trigger_mode="multiple",  # Gradio would drop an Enter that comes before the end of the last answer's event
         **queued,
     )
     edited = parts.messages.edit(actions.edit, in_order, answered, **queued)

@@ -161,13 +161,14 @@ class Parts:
             self.stop = _button("Stop", "stop", size="lg", variant="stop")
         with gr.Row(elem_id="foot"):
             self.context = component("context", "context")
-            self.status = gr.HTML(render.status(info, used=0), elem_id="status", padding=False)
+            self.status = gr.HTML(render.status(info), elem_id="status", padding=False)
             self.logged = _logging_switch(features)
             log_out = LOG_OUT if features.has_password else ""
             gr.HTML(f'<p class="disclaimer">{DISCLAIMER}</p>{log_out}', elem_id="disclaimer", padding=False)
 
     def _lay_out_settings(self, chat: Chat) -> None:
         gr.HTML("<h2>Settings</h2>", padding=False)
+        component("appearance", "appearance")
         self.sampling = component("settings", "sampling", "", description=describe_settings(chat.engine.info.window))
         """JSON of the settings, as settings_panel.py reads it."""
         self.system = gr.Textbox(
@@ -176,7 +177,6 @@ class Parts:
             placeholder=chat.prompt_format.default_system or "none: the model was tuned without one",
         )  # fmt: skip
         component("systems", "systems")
-        component("appearance", "appearance")
 
 
 def _lay_out_switch(chat: Chat, features: PageFeatures) -> SwitchForm | None:

@@ -11,15 +11,14 @@ from html import escape
 from qlora_chat.models import ModelInfo
 
 
-def status(info: ModelInfo, used: int | None = None, tokens_per_s: float | None = None, ttft_ms: float | None = None) -> str:
-    """One line of HTML: model, precision, device, speed, time to first token, context used of total."""
+def status(info: ModelInfo, tokens_per_s: float | None = None, ttft_ms: float | None = None) -> str:
+    """One line of HTML: model, precision, device, speed, time to first token. The context has a bar of its own."""
     facts = [
         ("model", "Model", info.name),
         ("precision", "Precision", info.precision),
         ("device", "Device", info.device),
         ("speed", "Speed", f"{tokens_per_s:.0f} tokens/s" if tokens_per_s else "speed not known yet"),
         ("ttft", "Time to first token", f"first token {ttft_ms:,.0f} ms" if ttft_ms is not None else "no token yet"),
-        ("context", "Context used", f"context {'?' if used is None else format(used, ',')} of {info.window:,}"),
     ]
     spans = (f'<span class="{name}" title="{title}">{escape(value)}</span>' for name, title, value in facts)
     return f'<p class="status">{" · ".join(spans)}</p>'

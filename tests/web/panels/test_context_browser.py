@@ -53,6 +53,19 @@ def test_the_bar_counts_what_is_typed(context: BrowserContext, server: Served, s
     expect(bar).to_be_focused()
 
 
+def test_a_question_is_pinned_where_it_stands(context: BrowserContext, server: Served, small: ScriptedEngine) -> None:
+    page = opened(context, server)
+    ask(page, 0)
+    pin = page.get_by_role("button", name="Keep in the model's memory")
+    pin.click()
+    expect(pin).to_have_attribute("aria-pressed", "true")
+    page.locator(".context-bar").click()
+    expect(page.locator("#context-panel")).to_contain_text("Always seen")
+    page.keyboard.press("Escape")
+    pin.click()
+    expect(pin).to_have_attribute("aria-pressed", "false")
+
+
 def test_turns_that_go_are_listed_and_a_pinned_one_stays_after_a_reload(
     context: BrowserContext, server: Served, small: ScriptedEngine
 ) -> None:

@@ -29,6 +29,8 @@ class ChatList {
     this.limit = 0; // of a search
     this.fetched = 0; // number of the newest request
     this.build(element);
+    this.tabs = new BroadcastChannel("qlora-chat.conversations"); // the other tabs of this browser
+    this.tabs.onmessage = () => this.refresh();
     addEventListener("popstate", () => this.openAddress());
     document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && this.refresh());
     document.addEventListener("keydown", (event) => {
@@ -82,7 +84,9 @@ class ChatList {
     if (value.open !== open) this.setAddress(value.open, open);
     this.nameTab();
     this.mark();
-    if (value.state !== state) this.refresh();
+    if (value.state === state) return;
+    this.refresh();
+    this.tabs.postMessage("changed");
   }
 
   // A person goes back and forth between conversations with the browser's buttons; a reload does not add an entry.
@@ -105,8 +109,9 @@ class ChatList {
     document.title = this.value.title ? `${this.value.title} · QLoRA Chat` : "QLoRA Chat";
   }
 
-  open({ id }) {
+  open({ id, turn }) {
     if (id !== this.value.open) this.trigger("select", { id });
+    document.dispatchEvent(new CustomEvent("seek", { detail: turn })); // the message that a search has found
     if (!matchMedia("(min-width: 64rem)").matches) document.querySelector("#chats .close")?.click();
   }
 
@@ -247,6 +252,7 @@ class ChatList {
   async change(action, id, values, edit) {
     const made = await this.tried(change({ action, id, ...values }).then(() => true));
     await this.refresh(made ? edit : undefined);
+    this.tabs.postMessage("changed");
     return made;
   }
 

@@ -28,6 +28,7 @@ class ContextBar {
       this.button.focus();
     };
     document.addEventListener("input", ({ target }) => target.closest("#box, #system") && this.typed(target.value.length));
+    document.addEventListener("pin", ({ detail }) => this.trigger("select", detail));
     this.watchMessages();
   }
 
@@ -73,9 +74,12 @@ class ContextBar {
 
   // Messages are drawn, and drawn again, by messages.js: the line is an attribute, which page.css shows.
   drawMemory() {
-    const { begins, unseen } = this.value ?? {};
+    const { begins, unseen, pinned = [] } = this.value ?? {};
+    const kept = new Set(pinned.map(({ id }) => id));
     const text = unseen && t(unseen === 1 ? "the model's memory begins here: {count} exchange is not seen" : "the model's memory begins here: {count} exchanges are not seen", { count: unseen });
     for (const each of this.messages?.children ?? []) {
+      const pin = each.querySelector("[data-action=pin]");
+      if (pin) pin.ariaPressed = String(kept.has(each.dataset.id));
       const line = unseen && each.dataset.id === begins ? text : undefined;
       if (each.dataset.memory !== line) line ? (each.dataset.memory = line) : delete each.dataset.memory;
     }

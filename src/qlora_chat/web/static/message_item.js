@@ -48,6 +48,7 @@ function pressed(article, button, act) {
     up: () => rate(1),
     down: () => rate(-1),
     details: () => toggleDetails(article, button),
+    pin: () => document.dispatchEvent(new CustomEvent("pin", { detail: { id, pinned: button.ariaPressed !== "true" } })),
     tokens: () => document.dispatchEvent(new CustomEvent("tokens", { detail: id })),
   };
   if (button.dataset.action) acts[button.dataset.action]?.();

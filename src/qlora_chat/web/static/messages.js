@@ -48,6 +48,21 @@ class MessageList {
     element.replaceChildren(...root.children);
     this.act = (event, data) => !this.value.live && this.trigger(event, data);
     this.watchScrolling();
+    document.addEventListener("seek", ({ detail }) => {
+      this.sought = detail;
+      this.showSought();
+    });
+  }
+
+  // Shows the message that a search has found, once it is drawn.
+  showSought() {
+    const article = this.sought && this.find(this.sought);
+    if (!article) return;
+    this.sought = null;
+    this.follow = false;
+    article.classList.add("found");
+    article.scrollIntoView({ block: "center" });
+    this.newest.hidden = false;
   }
 
   watchScrolling() {
@@ -191,6 +206,7 @@ class MessageList {
     }
     this.clearBox();
     this.list.classList.toggle("empty", !this.last);
+    this.showSought();
     if (begun && earlier) requestIdleCallback(() => this.drawOlder());
   }
 
@@ -204,6 +220,7 @@ class MessageList {
     list.prepend(...found.items.map((each) => messageItem(each, this.act)));
     if (this.follow) this.toEnd();
     else scroller.scrollTop = scroller.scrollHeight - fromEnd;
+    this.showSought();
     if (found.earlier) requestIdleCallback(() => this.drawOlder());
   }
 }
