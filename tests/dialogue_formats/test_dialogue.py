@@ -203,3 +203,29 @@ def test_a_chat_export_keeps_its_spaces_and_loses_its_greeting() -> None:
     conversation = parse_dialogue(record, as_written=True).conversation
     assert conversation.pairs() == [[" Hi \n\nagain", ""], ["Well?", ""]]
     assert parse_dialogue({"items": []}, as_written=True).conversation.messages == ()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"instruction": "Say hi", "output": "Hi.", "weight": 0},
+        {"messages": TURNS, "train": False},
+        {"text": "### Human: Hi### Assistant: Hello.", "weight": 0.0},
+        {"prompt": "Hi", "completion": "Go away.", "label": False},
+    ],
+)
+def test_a_record_that_is_marked_as_a_whole_is_not_learned(record: dict[str, Any]) -> None:
+    assert not parse_dialogue(record).learned
+    assert parse_dialogue({**record, "weight": 1, "train": True, "label": True}).learned
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"instruction": "Q", "output": "A", "system": "One.", "system_prompt": "Two."},
+        {"instruction": "Q", "output": "A", "input": "one", "context": "two"},
+    ],
+)
+def test_two_texts_for_one_place_are_not_chosen_from(record: dict[str, Any]) -> None:
+    with pytest.raises(BadRecord, match="has both .* leave one of them"):
+        parse_dialogue(record)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qlora_chat.dialogue_formats import BadRecord, kind_of
-from qlora_chat.dialogue_formats.formats import TEXT, recognise
+from qlora_chat.dialogue_formats.formats import TEXT, is_learned, recognise
 from qlora_chat.dialogue_formats.turns import Turn
 from qlora_chat.messages import Conversation, Message, Role
 from qlora_chat.text import replace_surrogates
@@ -58,10 +58,14 @@ def parse_dialogue(record: Any, *, as_written: bool = False) -> Dialogue:
         if found.format == TEXT:
             raise BadRecord("'text' holds no '### Human:' and '### Assistant:'")
         return Dialogue(found.format, _repaired(found.turns, found.system), changes=found.changes)
-    text = record["text"] if found.format in (TEXT, "guanaco") else None
+    text, learned = record["text"] if found.format in (TEXT, "guanaco") else None, is_learned(record)
     if found.format == TEXT:
+        if not learned:
+            raise BadRecord("is marked as not to be learned, which a 'text' in the model's template cannot be; leave it out")
         return Dialogue(TEXT, Conversation(), text=text)
     dialogue = strict_dialogue(found.format, found.turns, found.system)
+    if not learned:
+        text, dialogue = None, replace(dialogue, without_loss=frozenset(range(1, len(dialogue.conversation.messages), 2)))
     return replace(dialogue, changes=tuple(dict.fromkeys((*found.changes, *dialogue.changes))), text=text)
 
 

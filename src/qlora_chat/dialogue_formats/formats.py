@@ -114,10 +114,7 @@ def _pair_format(record: Mapping[str, Any]) -> _PairFormat | None:
 
 
 def _list_key(record: Mapping[str, Any]) -> str | None:
-    names = [each for each in LIST_KEYS if record.get(each)]
-    if len(names) > 1 and record[names[0]] != record[names[1]]:
-        raise BadRecord(f"has both {names[0]!r} and {names[1]!r}; leave one of them")
-    return names[0] if names else None
+    return _only(record, LIST_KEYS)
 
 
 def _first(record: Mapping[str, Any], names: Iterable[str]) -> str | None:
@@ -127,8 +124,22 @@ def _first(record: Mapping[str, Any], names: Iterable[str]) -> str | None:
 
 
 def _system(record: Mapping[str, Any]) -> tuple[str | None, tuple[str, ...]]:
-    name = next((each for each in _SYSTEM_KEYS if record.get(each)), None)
+    name = _only(record, _SYSTEM_KEYS)
     return read_text(record[name], repr(name)) if name else (None, ())
+
+
+def _only(record: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    """The one of these names that holds something. BadRecord for two that hold different things."""
+    held = [each for each in names if record.get(each)]
+    if len(held) > 1 and record[held[0]] != record[held[1]]:
+        raise BadRecord(f"has both {held[0]!r} and {held[1]!r}; leave one of them")
+    return held[0] if held else None
+
+
+def is_learned(record: Mapping[str, Any]) -> bool:
+    """False for a whole record that is marked as not to be learned, or, in KTO's data, as a bad answer."""
+    marked = [record[each] for each in ("weight", "train") if isinstance(record.get(each), int | float)]
+    return 0 not in marked and not (record.get("label") is False and "completion" in record)
 
 
 def _preferred(record: Mapping[str, Any]) -> list[Turn]:
@@ -146,9 +157,9 @@ def _preferred(record: Mapping[str, Any]) -> list[Turn]:
 
 
 def _pair(record: Mapping[str, Any], pair: _PairFormat) -> list[Turn]:
-    question, answer, context = record[pair.question], _first(record, pair.answers) or "", _first(record, pair.contexts)
+    question, answer, context = record[pair.question], _first(record, pair.answers) or "", _only(record, pair.contexts)
     turns = [_context(each) for each in _texts(question, pair.question, "user")]
-    if context and record[context]:
+    if context:
         text, changes = read_text(record[context], repr(context))
         if not isinstance(question, str):
             raise BadRecord(f"has {context!r} beside a list under {pair.question!r}; put it into the last message")

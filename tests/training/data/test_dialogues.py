@@ -75,7 +75,7 @@ def test_the_summary_counts_everything_that_is_left_out_or_changed(tmp_path: Pat
     assert usable(path).summary() == [
         "4 dialogues (2 as messages, 2 as question-answer)",
         f"  left out: 1 without an answer (the first: {path}:5)",
-        f"  left out: 1 whose answers all have weight 0 (the first: {path}:6)",
+        f"  left out: 1 whose answers are all marked as not to be learned (the first: {path}:6)",
         f"  2 lost white space around a text (the first: {path}:3)",
         f"  1 lost a last question without an answer (the first: {path}:2)",
         f"  1 repeat an earlier one; all copies are on one side of the split (the first: {path}:2)",
@@ -111,6 +111,8 @@ def test_a_text_is_read_in_the_models_own_template(tmp_path: Path) -> None:
 def test_nothing_to_learn_is_an_error_with_the_reasons(tmp_path: Path) -> None:
     with pytest.raises(TrainError, match=r"no dialogue with an answer in .*d\.jsonl"):
         read_dialogues([written(tmp_path / "d.jsonl", {"messages": TURNS[:1]})])
+    with pytest.raises(TrainError, match=r"no dialogue with an answer that is to be learned in .*w\.jsonl"):
+        read_dialogues([written(tmp_path / "w.jsonl", {"messages": TURNS, "weight": 0})])
     with pytest.raises(TrainError, match=r"no dialogue with an answer in .*empty\.jsonl"):
         read_dialogues([written(tmp_path / "empty.jsonl")])
 

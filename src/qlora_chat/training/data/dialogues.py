@@ -30,7 +30,7 @@ from qlora_chat.training.data.tally import BadRecords, Tally
 
 SHOWN_PROBLEMS = 10
 NO_ANSWER = "without an answer"
-NOTHING_LEARNED = "whose answers all have weight 0"
+NOTHING_LEARNED = "whose answers are all marked as not to be learned"
 ALSO_HELD_OUT = "that stand in a held-out file as well"
 ADDED = "got the text that the chat template writes in front"
 DUPLICATES = "repeat an earlier one; all copies are on one side of the split"
@@ -98,7 +98,9 @@ def _read(files: Sequence[DataFile], skip_bad: bool | None) -> Dialogues:
     train = tuple(each for each, is_held_out in parsed if not is_held_out)
     held_out = tuple(each for each, is_held_out in parsed if is_held_out)
     if not any(each.learned or each.format == TEXT for each in (*train, *held_out)):
-        raise TrainError(f"no dialogue with an answer in {', '.join(file_names(files))}")
+        answered = any(len(each.conversation.messages) > 1 for each in (*train, *held_out))
+        what = "no dialogue with an answer that is to be learned" if answered else "no dialogue with an answer"
+        raise TrainError(f"{what} in {', '.join(file_names(files))}")
     return Dialogues(train, digest.hexdigest(), file_names(files), held_out, bad)
 
 
