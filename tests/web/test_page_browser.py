@@ -316,8 +316,9 @@ def test_turns_that_no_longer_fit_are_announced(page: Page, engine: ScriptedEngi
     expect(page.locator("#notice")).to_contain_text("oldest exchange no longer fits")
 
 
-def test_the_status_line_tells_speed_and_context(page: Page, engine: ScriptedEngine) -> None:
+def test_the_status_line_tells_the_speed_and_the_bar_the_context(page: Page, engine: ScriptedEngine) -> None:
     engine.answer, engine.delay = "one two three four", 0.02
     expect(page.locator("#status")).to_contain_text("scripted · fp32 · cpu")
     say(page, "count")
-    expect(page.locator("#status")).to_contain_text(re.compile(r"\d+ tokens/s · first token 20 ms · context \d+ of 4,096"))
+    expect(page.locator("#status")).to_have_text(re.compile(r"\d+ tokens/s · first token 20 ms\s*$"))
+    expect(page.locator(".context-bar")).to_have_text(re.compile(r"^\d+ of 4,096$"))
