@@ -149,3 +149,8 @@ def test_the_lost_biases_of_a_qwen2_are_named(make_base: MakeBase) -> None:
     base = Base.read(make_base(model_type="qwen2"))
     with pytest.raises(ModelError, match=r"lacks 6 of .*q_proj.bias"):
         base.check_weights()
+
+
+def test_an_adapter_given_as_the_base_is_called_one(make_base: MakeBase, make_adapter: MakeAdapter) -> None:
+    with pytest.raises(ModelError, match=r"it is an adapter: give the base that it was tuned on \('tiny'.* as --adapter"):
+        Base.read(make_adapter(make_base()))

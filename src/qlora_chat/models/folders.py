@@ -79,6 +79,16 @@ class Problem:
         return f"{self.what}: {self.why}; {self.remedy}"
 
 
+def _base_instead(folder: Path) -> str:
+    """Advice that tells an adapter from a folder of something else."""
+    adapter = read_json(folder / "adapter_config.json")
+    if not adapter:
+        return "give a folder or Hub id of a LLaMA-family model"
+    named = adapter.get("base_model_name_or_path")
+    tuned = f" ({named!r}, as its adapter_config.json says)" if isinstance(named, str) and named else ""
+    return f"it is an adapter: give the base that it was tuned on{tuned} as --base, and this folder as --adapter"
+
+
 @dataclass(frozen=True)
 class ModelConfigs:
     """A model folder's JSON files, each read once; {} for a missing one."""
@@ -92,7 +102,7 @@ class ModelConfigs:
         """ModelError for a file that is no JSON object or asks to run code, and for a missing config.json."""
         model = read_json(folder / "config.json")
         if not model:
-            raise ModelError(f"{folder} holds no config.json; give a folder or Hub id of a LLaMA-family model")
+            raise ModelError(f"{folder} holds no config.json; {_base_instead(folder)}")
         return ModelConfigs(model, _tokenizer_config(folder), read_json(folder / "generation_config.json"))
 
     def with_adapter(self, folder: Path) -> ModelConfigs:

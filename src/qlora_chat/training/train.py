@@ -177,8 +177,9 @@ def _describe(data: TrainingData, plan: StepPlan, device: str, dtype: torch.dtyp
     held_out = f", {len(data.held_out):,} held out" if data.held_out else ", none held out"
     activations = "recomputing layers in the backward pass" if plan.checkpointing else "storing all activations"
     name = "bf16" if dtype == torch.bfloat16 else "fp32"
+    steps = "1 step" if len(data.steps) == 1 else f"{len(data.steps):,} steps"
     return (
         f"{len(data.train):,} dialogues to train on ({tokens:,} tokens, {loss_tokens / tokens:.0%} in the loss{held_out}); "
-        f"{len(data.steps):,} steps on the {device} in {name}, up to {plan.pass_tokens:,} tokens at once, {activations}; "
+        f"{steps} on the {device} in {name}, up to {plan.pass_tokens:,} tokens at once, {activations}; "
         f"about {plan.predicted / GIB:.1f} GiB at the peak"
     )
