@@ -25,6 +25,7 @@ def page() -> Iterator[Served]:
 
 NEEDED = {
     "/", "/health", "/page/chats", "/page/chats/export", "/page/chats/import", "/page/chats/save", "/page/messages",
+    "/page/train/data",
     "/page/static/{path:path}", "/theme.css", "/favicon.ico", "/config",
     "/assets/{path:path}", "/static/{path:path}",
     "/svelte/{path:path}", "/gradio_api/theme.css", "/gradio_api/heartbeat/{session_hash}", "/gradio_api/startup-events",
@@ -42,10 +43,10 @@ def every_route() -> list[tuple[str, str]]:
 
     from qlora_chat.server.site import Site, _build_page
     from qlora_chat.web.sessions import PageFeatures
-    from tests.fakes import scripted_chat
+    from tests.fakes import ScriptedSwitch, scripted_chat
 
     async def build() -> list[tuple[str, str]]:
-        _, page, _ = _build_page(scripted_chat(), PageFeatures())
+        _, page, _ = _build_page(scripted_chat(ScriptedSwitch()), PageFeatures(operated=True))
         mounted = [route for each in page.routes for route in getattr(getattr(each, "app", None), "routes", [])]
         api = Site(ServeSettings()).api.routes
         routes = [

@@ -76,7 +76,7 @@ def test_a_check_says_what_is_bad_and_a_record_what_is_learned() -> None:
 
 def test_the_finished_adapter_answers_beside_the_one_before() -> None:
     both = with_both(ModelSettings(model="demo", device="cpu"), "/bundled/adapter", run("finished"))
-    assert both.adapters == ((BEFORE, "/bundled/adapter"), ("mine", "/runs/mine/adapter"))
+    assert both.adapters == (("mine", "/runs/mine/adapter"), (BEFORE, "/bundled/adapter"))
     assert (both.base, both.device) == ("demo", "cpu")
     assert with_both(both, None, run("finished")).adapters == both.adapters, "trained again under the same name"
     assert with_both(ModelSettings(model="smollm2"), "/other", run("finished")).adapters == (("mine", "/runs/mine/adapter"),)

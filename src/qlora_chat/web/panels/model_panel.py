@@ -126,7 +126,9 @@ class ModelPanel:
         yield {**self.described(), report: progress(change), self._parts.adapter: chooser, self._parts.status: status}
         while self.changes.is_measuring:
             await asyncio.sleep(POLL_S)
-        yield self.card()
+        measured = Measured.of(self._chat.engine)
+        status = render.status(self._chat.engine.info, None, measured.tokens_per_s, measured.ttft_ms)
+        yield {**self.card(), self._parts.status: status}
 
     @property
     def _form(self) -> SwitchForm:

@@ -131,12 +131,15 @@ class TrainPanel:
 
 
 def with_both(current: ModelSettings, own_adapter: str | None, run: RunView) -> ModelSettings:
-    """Settings of a run's base with the run's adapter and, if the base is the same, the one that answered before."""
+    """Settings of a run's base with the run's adapter and, if the base is the same, the one that answered before.
+
+    The run's comes first: it answers unless another is chosen, and its record says on which form of the base.
+    """
     adapters = [(run.name, str(run.adapter))]
     named = [each for each in current.adapters if each[0] != run.name]
     if run.base == (current.base or current.model):
         before = [(BEFORE, own_adapter)] if own_adapter and not named else named
-        adapters = [*(each for each in before if each[0] != run.name), *adapters]
+        adapters += before
     return replace(
         current, model="auto", base=run.base, adapter=None, adapters=tuple(adapters), adapter_mode="auto", precision="auto",
         base_form="auto", prompt_format=None,
