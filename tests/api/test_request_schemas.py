@@ -36,9 +36,9 @@ ONLY = {
     "continue_final_message": (CHAT,),
     "add_generation_prompt": (CHAT,),
     "response_format": (CHAT, COMPLETION),
-    "tools": (CHAT,),
-    "tool_choice": (CHAT,),
-    "parallel_tool_calls": (CHAT,),
+    "tools": (CHAT, RESPONSES),
+    "tool_choice": (CHAT, RESPONSES),
+    "parallel_tool_calls": (CHAT, RESPONSES),
     "text": (RESPONSES,),
 }
 """Routes of the fields that not every route has."""
