@@ -141,6 +141,17 @@ def test_combined_schemas_may_add_properties(compiler: GrammarCompiler) -> None:
         ({"type": "integer", "multipleOf": 999_983}, "multipleOf"),
         ({"allOf": [{"type": "integer", "multipleOf": each} for each in (97, 89, 83, 79)]}, "multipleOf"),
         ({"type": "number", "multipleOf": 1e-300}, "multipleOf"),
+        ({"type": "number", "multipleOf": 10**15}, "multipleOf"),
+        ({"enum": [1, -(2**63)]}, "a number in the schema is beyond"),
+        ({"type": "integer", "const": -(2.0**63)}, "a number in the schema is beyond"),
+        ({"const": float("nan")}, "a number in the schema is beyond"),
+        ({"type": "number", "multipleOf": True}, "cannot be enforced"),
+        ({"type": "number", "multipleOf": 0}, "cannot be enforced"),
+        ({"type": "object", "properties": 5}, "cannot be enforced"),
+        ({"type": "object", "properties": {"a": 5}}, "cannot be enforced"),
+        ({"$ref": 5}, "cannot be enforced"),
+        ({"allOf": 5}, "cannot be enforced"),
+        ({"enum": []}, "cannot be enforced"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -149,8 +160,9 @@ def test_a_schema_that_cannot_be_enforced_is_refused_with_the_reason(compiler: G
         compiler.check(schema(value))
 
 
-def test_a_schema_that_is_nested_too_deeply_is_refused(compiler: GrammarCompiler) -> None:
-    text = '{"items": ' * 500 + "{}" + "}" * 500
+@pytest.mark.parametrize("levels", [200, 5000])
+def test_a_schema_that_is_nested_too_deeply_is_refused(compiler: GrammarCompiler, levels: int) -> None:
+    text = '{"items": ' * levels + "{}" + "}" * levels
     with pytest.raises(SchemaError, match="nested too deeply"):
         compiler.check(AnswerSchema(text))
 

@@ -22,6 +22,8 @@ from qlora_chat.engines import EngineError, SchemaError
 from qlora_chat.messages import AnswerSchema
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 
+MAX_NUMBER = 2**53 - 1
+"""Largest number in a schema, as whole numbers in JavaScript: a constant near -2^63 overflows the library's stack."""
 MAX_KEPT = 32
 """Compiled schemas that are kept: clients send the same one again and again."""
 MAX_MULTIPLE = 10_000
@@ -39,6 +41,7 @@ COMBINED = ("$ref", "allOf", "anyOf", "oneOf", "properties", "if", "not")
 """Keywords of which two in one schema hold together."""
 OPEN = ("additionalProperties", "patternProperties", "unevaluatedProperties")
 """Keywords that say which further properties an object may have."""
+TOO_DEEP = "the schema is nested too deeply; up to 100 levels are supported"
 NON_PRINTING = re.compile(r"[^ -~]+")
 
 
@@ -72,12 +75,16 @@ class GrammarCompiler:
             return self._kept[schema]
 
     def _compile(self, schema: AnswerSchema) -> llguidance.LLMatcher:
-        parsed = json.loads(schema.text)
-        _check_multiples(parsed)
         tokens = self._open_tokens()
         try:
+            parsed = json.loads(schema.text)
+            _check_numbers(parsed)
             written: Any = {**WRITTEN, "lenient": not schema.strict}
             grammar = llguidance.LLMatcher.grammar_from_json_schema(_with_closed_objects(parsed), overrides=written)
+        except RecursionError:
+            raise SchemaError(TOO_DEEP) from None
+        except SchemaError:
+            raise
         except ValueError as problem:
             raise SchemaError(_reason(str(problem))) from None
         limits = llguidance.LLParserLimits(**LIMITS)
@@ -138,7 +145,7 @@ def _with_closed_objects(schema: Any) -> Any:
     """The schema without properties that it neither names nor rules out: all that matches it still matches the original, and a
     small model would go on inventing them. As it is where schemas are combined, since closed ones would rule each other out."""
     nodes = list(_nodes(schema))
-    if any(sum(name in node for name in COMBINED) > 1 or len(node.get("allOf", ())) > 1 for node in nodes):
+    if any(sum(name in node for name in COMBINED) > 1 or "allOf" in node for node in nodes):
         return schema
     for node in nodes:
         if isinstance(node.get("properties"), dict) and node["properties"] and not any(name in node for name in OPEN):
@@ -154,8 +161,10 @@ def _nodes(value: Any) -> Iterator[dict[str, Any]]:
         yield from _nodes(each)
 
 
-def _check_multiples(schema: Any) -> None:
-    """SchemaError where numbers have to be multiples of too much."""
+def _check_numbers(schema: Any) -> None:
+    """SchemaError for numbers that the library would end the process with, and multiples of too much."""
+    if any(isinstance(each, int | float) and not abs(each) <= MAX_NUMBER for each in _values(schema)):
+        raise SchemaError(f"a number in the schema is beyond {MAX_NUMBER:,}; leave it out")
     values = [Decimal(str(each)) for each in _multiples(schema)]
     places = max((-int(each.normalize().as_tuple().exponent) for each in values), default=0)
     if any(abs(each.adjusted()) > 12 for each in values) or (
@@ -164,10 +173,19 @@ def _check_multiples(schema: Any) -> None:
         raise SchemaError(f"multipleOf is supported up to a least common multiple of {MAX_MULTIPLE:,} (in the smallest unit)")
 
 
+def _values(value: Any) -> Iterator[Any]:
+    """Everything in a schema that is neither an object nor a list."""
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _values(each)
+    else:
+        yield value
+
+
 def _multiples(value: Any) -> Iterator[float]:
     """Numbers under `multipleOf` in a schema."""
     for name, each in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-        if name == "multipleOf" and isinstance(each, int | float) and math.isfinite(each):
+        if name == "multipleOf" and isinstance(each, int | float) and not isinstance(each, bool) and math.isfinite(each):
             yield each
         else:
             yield from _multiples(each)
@@ -176,7 +194,7 @@ def _multiples(value: Any) -> Iterator[float]:
 def _reason(problem: str) -> str:
     """Words for the library's own: what cannot be done, and what to send instead."""
     if "recursion limit" in problem:
-        return "the schema is nested too deeply; up to 100 levels are supported"
+        return TOO_DEEP
     if any(sign in problem for sign in ("too large", "Too many", "too complex", "fuel", "items; max", "limit")):
         return f"the schema is too complex ({_printable(problem)}); send a simpler one"
     if "NoExtension" in problem:
