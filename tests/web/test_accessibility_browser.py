@@ -75,6 +75,10 @@ def test_axe_finds_nothing(browser: Browser, server: Served, engine: ScriptedEng
     page.get_by_role("button", name="scripted").first.click()
     expect(page.locator("#model.open")).to_be_visible()
     assert findings(page) == [], "the model"
+    page.get_by_role("button", name="Compare", exact=True).click()
+    expect(page.locator(".compare-view textarea").first).to_be_visible()
+    assert findings(page) == [], "the comparison"
+    page.keyboard.press("Escape")
     page.set_viewport_size(cast("Any", PHONE))
     page.reload()
     expect(page.locator("#messages .answer")).to_be_visible()
