@@ -62,6 +62,7 @@ def test_the_model_is_switched_and_the_conversation_goes_on(browser: Browser) ->
         settled(page, 2)
         assert answers(page) == ["This is a scripted answer."] * 2
         assert "Hello" in engine.streams[-1].prompt.text
+        expect(page.locator("#switch-report")).not_to_contain_text("Error")
         engine.switch_fails = ModelError("there is no such model")
         choose(page, "switch-base", "demo")
         page.get_by_role("button", name="Switch", exact=True).click()

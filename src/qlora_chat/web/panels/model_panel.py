@@ -127,7 +127,7 @@ class ModelPanel:
         while self.changes.is_measuring:
             await asyncio.sleep(POLL_S)
         measured = Measured.of(self._chat.engine)
-        status = render.status(self._chat.engine.info, None, measured.tokens_per_s, measured.ttft_ms)
+        status = render.status(self._chat.engine.info, measured.tokens_per_s, measured.ttft_ms)
         yield {**self.card(), self._parts.status: status}
 
     @property
