@@ -14,7 +14,17 @@ from qlora_chat.serving.metrics import Metrics
 from qlora_chat.serving.shared_engine import SharedEngine
 from qlora_chat.settings import Sampling
 from qlora_chat.stopping import Stops
-from qlora_chat.web.panels.model import MADE, NO_MERGE, NOT_MEASURED, UNKNOWN_SPEED, Measured, making, model_card, model_facts
+from qlora_chat.web.panels.model import (
+    MADE,
+    NAMED_ADAPTERS,
+    NO_MERGE,
+    NOT_MEASURED,
+    UNKNOWN_SPEED,
+    Measured,
+    making,
+    model_card,
+    model_facts,
+)
 from tests.fakes import SCRIPTED_INFO, ScriptedEngine
 
 GIB = 2**30
@@ -46,6 +56,10 @@ def test_the_making_is_told_for_an_adapter_a_base_and_the_result_of_the_merge_co
     info = replace(SCRIPTED_INFO, precision="nf4", notices=("It is a toy.",))
     assert making(info) == [MADE["nf4"], "It is a toy."]
     assert making(replace(info, adapter=None))[0] == "The base answers alone, in nf4."
+    several = replace(info, adapters=("mine", "before"))
+    assert making(several)[0] == NAMED_ADAPTERS
+    facts = dict(model_facts(several, Measured()))
+    assert (facts["Adapter"], facts["Loss of the merge"]) == ("mine, before", NO_MERGE)
     merged = replace(info, adapter=None, merge=MergeRecord("my-adapter"))
     assert making(merged)[0] == "my-adapter was merged into it by qlora-chat merge."
 

@@ -69,6 +69,8 @@ def test_the_model_is_switched_and_the_conversation_goes_on(browser: Browser) ->
         expect(page.locator("#switch-report").get_by_role("alert")).to_have_text("there is no such model")
         page.reload()
         expect(page.locator("#open-model")).to_have_text("smollm2")
+        page.locator("#open-model").click()
+        expect(page.locator("#switch-base input")).to_have_value("smollm2")
         page.close()
 
 

@@ -13,11 +13,12 @@ from qlora_chat.settings import ModelSettings, SettingsError
 from qlora_chat.web.panels.switch_form import EXACT, NONE, OWN, findings, progress, settings_apart, settings_of, values_of
 from tests.fakes import SCRIPTED_INFO
 
+NAMED = ModelSettings(base="b", adapters=(("mine", "x"), ("before", "y")))
 CURRENT = ModelSettings(device="cpu", slots=4, prompt_format="chatml", base="b", adapter="a")
 
 
 def test_the_form_begins_with_the_loaded_model_and_changes_nothing_of_it() -> None:
-    for settings in (CURRENT, ModelSettings(model="demo"), ModelSettings(base="b", adapter="a", adapter_mode="exact")):
+    for settings in (CURRENT, ModelSettings(model="demo"), ModelSettings(base="b", adapter="a", adapter_mode="exact"), NAMED):
         assert settings_of(settings, *values_of(settings)) == settings
 
 

@@ -24,6 +24,7 @@ MADE = {
 }
 """Sentence on how a model was made, by ModelInfo.precision."""
 NOT_MEASURED = "Not measured; qlora-chat merge measures it"
+NAMED_ADAPTERS = "Adapters are applied to the base unmerged, and each answer chooses one of them."
 NO_MERGE = "None: the adapter is not merged"
 UNKNOWN_SPEED = "Not known before the first answer"
 
@@ -56,7 +57,7 @@ def model_facts(info: ModelInfo, measured: Measured) -> list[tuple[str, str]]:
     """(label, value) of what there is to know of a model."""
     facts = [
         ("Base", info.base),
-        ("Adapter", info.adapter or ", ".join(info.adapters) or "none"),
+        ("Adapter", ", ".join(info.adapters) or info.adapter or "none"),
         ("Precision", info.precision),
         ("Computed on", info.device),
         ("Window", f"{info.window:,} tokens for question, history and answer"),
@@ -71,7 +72,9 @@ def model_facts(info: ModelInfo, measured: Measured) -> list[tuple[str, str]]:
 def making(info: ModelInfo) -> list[str]:
     """Sentences on how the model was made, and notices that a user must see."""
     has_adapter = info.adapter or info.adapters or info.precision == "remote"
-    if info.merge and not info.adapter:
+    if info.adapters:
+        made = NAMED_ADAPTERS
+    elif info.merge and not info.adapter:
         made = f"{info.merge.adapter} was merged into it by qlora-chat merge."
     else:
         made = MADE.get(info.precision, "") if has_adapter else f"The base answers alone, in {info.precision}."
@@ -111,7 +114,7 @@ def _speed(measured: Measured) -> str:
 
 
 def _merge_loss(info: ModelInfo) -> str:
-    if info.precision == "nf4+adapter":
+    if info.precision == "nf4+adapter" or (info.adapters and not info.merge):
         return NO_MERGE
     loss = info.merge.loss if info.merge else None
     if loss:

@@ -23,7 +23,7 @@ from qlora_chat.settings import ModelSettings, hub_cache_folder, hub_is_offline
 from qlora_chat.web import render
 from qlora_chat.web.adapter_chooser import AdapterChooser
 from qlora_chat.web.panels.model import Measured, model_card
-from qlora_chat.web.panels.switch_form import SwitchForm, findings, progress, settings_of
+from qlora_chat.web.panels.switch_form import SwitchForm, findings, progress, settings_of, values_of
 from qlora_chat.web.panels.welcome import describe_model
 from qlora_chat.web.parts import Parts
 
@@ -52,7 +52,13 @@ class ModelPanel:
     def outputs(self) -> list[Any]:
         """Parts that describe the model."""
         parts = self._parts
-        return [parts.open_model, parts.banner, parts.welcome, parts.model]
+        return [
+            parts.open_model,
+            parts.banner,
+            parts.welcome,
+            parts.model,
+            *(parts.switch_form.inputs if parts.switch_form else ()),
+        ]
 
     @property
     def changed(self) -> list[Any]:
@@ -82,7 +88,13 @@ class ModelPanel:
             parts.banner: render.banner(info, self._chat.prompt_format.notices),
             parts.welcome: describe_model(info, measured),
             parts.model: model_card(info, measured),
+            **self._form_values(),
         }
+
+    def _form_values(self) -> dict[Any, Any]:
+        """The form, with the model that is loaded."""
+        form = self._parts.switch_form
+        return dict(zip(form.inputs, values_of(self.settings), strict=True)) if form else {}
 
     def card(self) -> dict[Any, Any]:
         """The panel, with what was measured since."""

@@ -49,7 +49,8 @@ class SwitchForm:
 def values_of(settings: ModelSettings) -> tuple[str, str, str]:
     """The form's values for a model."""
     base = settings.base or settings.model
-    adapter = settings.adapter or (NONE if settings.base else OWN)
+    named = ", ".join(name for name, _ in settings.adapters)
+    adapter = settings.adapter or named or (NONE if settings.base else OWN)
     return base, adapter, EXACT if settings.adapter_mode == "exact" else settings.precision
 
 
