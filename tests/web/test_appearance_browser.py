@@ -36,7 +36,7 @@ def test_a_theme_is_chosen_over_the_systems_and_remembered(browser: Browser, ser
 
 
 def test_the_page_can_be_installed(page: Page, server: Served) -> None:
-    address = page.locator("link[rel=manifest]").get_attribute("href")
+    address = page.locator("link[rel=manifest][href*='page/static']").get_attribute("href")
     assert address
     manifest = httpx.get(address).json()
     assert manifest["display"] == "standalone"

@@ -404,9 +404,11 @@ def test_a_page_that_shows_less_than_the_history_holds_overwrites_nothing() -> N
 def test_a_question_sent_before_the_page_knows_that_the_last_answer_has_ended_follows_it() -> None:
     session = Session(scripted_chat())
     answered(session, "one")
-    session.catch_up(ConversationRef(session.conversation.id, session.conversation.messages[0].id))
     answered(session, "two")
-    assert [text for text in said(session) if text in ("one", "two")] == ["one", "two"]
+    for place, text in ((-2, "three"), (-3, "four")):
+        session.catch_up(ConversationRef(session.conversation.id, session.conversation.messages[place].id))
+        answered(session, text)
+    assert said(session)[::2] == ["one", "two", "three", "four"]
 
 
 def test_an_answer_cut_off_with_its_process_is_gone_on_from() -> None:

@@ -216,8 +216,8 @@ class Session:
         with self._lock:
             if self._running or self._closed or ref in (ConversationRef(), ConversationRef.of(self._conversation)):
                 return
-            if [ref.head] == [each.id for each in self._conversation.messages[-2:-1]]:
-                return  # this process has ended the answer, and the page has yet to be told
+            if ref.head in [each.id for each in self._conversation.messages[-3:-1]]:
+                return  # this process has written the last exchange, and the page has yet to be told
             if stored := self.stored(ref.conversation_id):
                 self._conversation = replace(with_answer(stored), head=ref.head)
 
