@@ -24,7 +24,7 @@ from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 
 MAX_NUMBER = 2**53 - 1
 """Largest number in a schema, as whole numbers in JavaScript: a constant near -2^63 overflows the library's stack."""
-MAX_KEPT = 32
+MAX_GRAMMARS = 32
 """Compiled schemas that are kept: clients send the same one again and again."""
 MAX_MULTIPLE = 10_000
 """Least common multiple of all `multipleOf`, as whole numbers: a grammar has a state for each remainder."""
@@ -54,7 +54,7 @@ class GrammarCompiler:
         self._tokens: llguidance.LLTokenizer | None = None
         self._end = 0
         """Token that the library takes for the end of a text."""
-        self._kept: OrderedDict[AnswerSchema, llguidance.LLMatcher] = OrderedDict()
+        self._grammars: OrderedDict[AnswerSchema, llguidance.LLMatcher] = OrderedDict()
 
     def check(self, schema: AnswerSchema) -> None:
         """SchemaError if no answer can be held to the schema."""
@@ -67,12 +67,12 @@ class GrammarCompiler:
 
     def _compiled(self, schema: AnswerSchema) -> llguidance.LLMatcher:
         with self._lock:
-            if schema not in self._kept:
-                self._kept[schema] = self._compile(schema)
-                if len(self._kept) > MAX_KEPT:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(schema)
-            return self._kept[schema]
+            if schema not in self._grammars:
+                self._grammars[schema] = self._compile(schema)
+                if len(self._grammars) > MAX_GRAMMARS:
+                    self._grammars.popitem(last=False)
+            self._grammars.move_to_end(schema)
+            return self._grammars[schema]
 
     def _compile(self, schema: AnswerSchema) -> llguidance.LLMatcher:
         tokens = self._open_tokens()
