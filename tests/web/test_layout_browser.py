@@ -186,6 +186,7 @@ def test_a_finished_answer_is_announced_once(browser: Browser, url: str, chat: C
     page = browser.new_context().new_page()
     page.goto(url)
     ready(page)
+    page.wait_for_selector("#messages [aria-live]", state="attached")
     page.evaluate("""() => {
         window.announced = [];
         const region = document.querySelector('#messages [aria-live]');

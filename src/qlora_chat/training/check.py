@@ -103,7 +103,7 @@ def check_run(settings: TrainSettings, notify: Notify, *, device: Device = "auto
         steps=len(data.steps),
         predicted_bytes=plan.predicted,
         free_bytes=memory.free,
-        predicted_seconds=round(predicted_seconds(located.config, settings, data, plan, target, dtype), 1),
+        predicted_seconds=round(predicted_seconds(located.config, settings, data, plan, target, dtype), 3),
         records=tuple(_record(each) for each in (*dialogues.train, *dialogues.held_out)[:MOST_RECORDS]),
     )
 
