@@ -8,11 +8,13 @@ Shapes: L layers, S slots, K key-value heads, W window, D head dimension.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import mmap
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy
 import psutil
 import torch
 
@@ -21,9 +23,6 @@ from qlora_chat.models.weights.llama import LlamaWeights
 MAX_SLOTS = 16
 RESERVED_BYTES = 512 * 2**20
 """Left free on a card next to the cache, for the intermediate results of a pass."""
-
-ALIGNMENT = 64
-"""Bytes; torch's own, which vector loads rely on."""
 
 
 @dataclass
@@ -118,10 +117,25 @@ def _zeros(size: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> t
     """
     if device.type != "cpu":
         return torch.zeros(size, device=device, dtype=dtype)
-    count = math.prod(size) * dtype.itemsize
-    pages = torch.from_numpy(numpy.zeros(count + ALIGNMENT, dtype=numpy.uint8))  # calloc
-    start = -pages.data_ptr() % ALIGNMENT
-    return pages[start : start + count].view(dtype).view(size)
+    return torch.frombuffer(_pages(math.prod(size) * dtype.itemsize), dtype=dtype).view(size)
+
+
+def _pages(count: int) -> mmap.mmap:
+    """Bytes that are 0, in pages of the usual size. MemoryError without room.
+
+    The first token of a slot touches a page for every layer and head. If these had 2 MiB, the system would clear a whole window
+    before the first word of a conversation.
+    """
+    if sys.platform == "win32":
+        return mmap.mmap(-1, count)
+    try:
+        pages = mmap.mmap(-1, count, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as problem:
+        raise MemoryError(f"no room for a KV cache of {count / 2**30:.1f} GiB") from problem
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return pages
 
 
 def _reusable(slot: Slot, prompt: Sequence[int]) -> int:
