@@ -108,7 +108,10 @@ def test_a_slider_acts_on_the_answer_being_written(page: Page) -> None:
 
 
 def test_clear_and_reload(page: Page) -> None:
-    wander(page)
+    say(
+        page, "Tell me a very long story about the sea."
+    )  # ended or not: test_page_browser.py clears answers that are being written
+    expect(page.locator("#messages .answer")).to_have_count(1)
     page.click("#new")
     expect(page.locator("#messages .answer")).to_have_count(0)
     set_slider(page, "temperature", "0")
