@@ -20,7 +20,7 @@ from qlora_chat.models.placement import GIB, DeviceMemory
 from qlora_chat.models.plan import ResolvedModel
 from qlora_chat.models.resolve import resolve
 from qlora_chat.settings import ModelSettings, Precision, hub_cache_folder
-from qlora_chat.training.train import locate_base
+from qlora_chat.training.resolve import locate_base
 from tests.models.conftest import MakeBase, Publish, write_adapter
 from tests.models.gguf.making import write_gguf
 

@@ -27,8 +27,8 @@ from qlora_chat.training.checkpoint import TENSORS, Checkpoints
 from qlora_chat.training.data.dialogues import Dialogues
 from qlora_chat.training.divergence import WINDOW, DivergenceMonitor, not_finite
 from qlora_chat.training.metrics_log import MetricsLog
+from qlora_chat.training.resolve import locate_base
 from qlora_chat.training.run_record import open_run
-from qlora_chat.training.train import locate_base
 from tests.training.conftest import Command
 from tests.training.processes import RunningCommand, run_command
 

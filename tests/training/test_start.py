@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from qlora_chat.models import ModelError
 from qlora_chat.settings import SettingsError
 from qlora_chat.training import TrainError
+from qlora_chat.training.check import check_run
 from qlora_chat.training.recipe import TrainSettings, settings_from
 from qlora_chat.training.run_record import open_run
 from qlora_chat.training.train import train
@@ -98,6 +99,18 @@ def test_an_adapter_of_some_layers_is_refused(settings: TrainSettings, adapter: 
     save_file(second, adapter / "adapter_model.safetensors")
     with pytest.raises(TrainError, match=r"does not change the same linears in every layer \(model.layers.0"):
         train(replace(settings, start=str(adapter)), open_run(tmp_path / "out", resume=False), print, device="cpu")
+
+
+def test_a_run_and_its_check_refuse_an_end_of_answers_that_the_base_lacks(
+    settings: TrainSettings, adapter: Path, tmp_path: Path
+) -> None:
+    (adapter / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 9]}))
+    settings = replace(settings, start=str(adapter))
+    reason = r"--from .*adapter brings its own end of an answer \(id 9\), and training uses the base's"
+    with pytest.raises(TrainError, match=reason):
+        train(settings, open_run(tmp_path / "out", resume=False), print, device="cpu")
+    with pytest.raises(TrainError, match=reason):
+        check_run(settings, print, device="cpu")
 
 
 def test_rank_alpha_and_modules_are_those_of_the_adapter() -> None:

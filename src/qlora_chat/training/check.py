@@ -7,16 +7,13 @@ nothing but the cache's small files.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
-from qlora_chat.chat_templates.known import open_format
 from qlora_chat.dialogue_formats.dialogue import Dialogue
 from qlora_chat.models import Notify
 from qlora_chat.models.cache import Cache
-from qlora_chat.models.placement import GIB, detect_devices
+from qlora_chat.models.placement import GIB
 from qlora_chat.models.prepare import ModelText
 from qlora_chat.settings import Device, cache_folder
 from qlora_chat.training.data.batches import prepare_data
@@ -24,8 +21,7 @@ from qlora_chat.training.data.dialogues import load_dialogues, text_reader, usab
 from qlora_chat.training.estimate import predicted_seconds
 from qlora_chat.training.memory import plan_memory
 from qlora_chat.training.recipe import TrainSettings
-from qlora_chat.training.start import StartAdapter
-from qlora_chat.training.train import choose_format, compute_dtype, locate_base
+from qlora_chat.training.resolve import ResolvedRun
 
 MOST_RECORDS = 200
 """Records that are shown one by one."""
@@ -76,22 +72,17 @@ class TrainingCheck:
 def check_run(settings: TrainSettings, notify: Notify, *, device: Device = "auto") -> TrainingCheck:
     """Check a run's data, and predict its steps. TrainError where nothing could be trained on, or it would not fit."""
     dialogues = load_dialogues(settings.data, notify, skip_bad=True)
-    memory = detect_devices(device)[0]
-    located = locate_base(settings.base, memory, notify)
-    start = StartAdapter.find(settings.start, located.config, notify) if settings.start else None
-    settings = start.settings(settings) if start else settings
-    chosen = choose_format(located, settings, start)
-    settings = replace(settings, prompt_format=chosen.name)
-    text = ModelText.read(located.base.name, located.config, None, Cache(cache_folder(), notify), notify)
-    template = open_format(chosen, text.tokenizer)
+    found = ResolvedRun.of(settings, device, notify)
+    settings, memory, model = found.settings, found.memory, found.model
+    text = ModelText.read(model.base.name, model.config, None, Cache(cache_folder(), notify), notify)
+    template = found.open_format(text)
     dialogues = usable_dialogues(dialogues, text_reader(template), skip_bad=True)
-    data = prepare_data(dialogues, settings, text.tokenizer, text.special.eos, located.config.shape.window, template)
-    dtype = compute_dtype(settings, memory.device)
-    plan = plan_memory(located.config, settings, data.max_step_tokens(), data.longest(), memory, dtype.itemsize)
-    target = torch.device("cuda", 0) if memory.device == "cuda" else torch.device("cpu")
+    data = prepare_data(dialogues, settings, text.tokenizer, text.special.eos, model.config.shape.window, template)
+    dtype = found.compute_dtype
+    plan = plan_memory(model.config, settings, data.max_step_tokens(), data.longest(), memory, dtype.itemsize)
     return TrainingCheck(
-        base=located.base.name,
-        prompt_format=chosen.name,
+        base=model.base.name,
+        prompt_format=found.chosen.name,
         device=memory.device,
         summary=tuple(dialogues.summary()),
         bad=dialogues.bad.tally.total(),
@@ -103,7 +94,7 @@ def check_run(settings: TrainSettings, notify: Notify, *, device: Device = "auto
         steps=len(data.steps),
         predicted_bytes=plan.predicted,
         free_bytes=memory.free,
-        predicted_seconds=round(predicted_seconds(located.config, settings, data, plan, target, dtype), 3),
+        predicted_seconds=round(predicted_seconds(model.config, settings, data, plan, found.device, dtype), 3),
         records=tuple(_record(each) for each in (*dialogues.train, *dialogues.held_out)[:MOST_RECORDS]),
     )
 

@@ -13,18 +13,11 @@ from pathlib import Path
 
 import torch
 
-from qlora_chat.chat_templates.known import FormatChoice, open_format
 from qlora_chat.models import Notify
 from qlora_chat.models.cache import Cache
-from qlora_chat.models.chat_format import format_sources
-from qlora_chat.models.hub import Hub
-from qlora_chat.models.placement import DeviceMemory, detect_devices
-from qlora_chat.models.plan import ResolvedModel
 from qlora_chat.models.prepare import prepare
-from qlora_chat.models.resolve import resolve
 from qlora_chat.prompt import ChatFormat
-from qlora_chat.settings import Device, ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
-from qlora_chat.training import TrainError
+from qlora_chat.settings import Device, cache_folder
 from qlora_chat.training.adapter import write_adapter
 from qlora_chat.training.checkpoint import Checkpoints
 from qlora_chat.training.data.batches import TrainingData, prepare_data
@@ -34,10 +27,10 @@ from qlora_chat.training.memory import GIB, StepPlan, plan_memory
 from qlora_chat.training.metrics_log import MetricsLog, plot_losses
 from qlora_chat.training.model.llama import ComputeFormat, LoraShape, TrainableLlama
 from qlora_chat.training.optimizer import Optimizer
-from qlora_chat.training.recipe import AUTO_FORMAT, TrainSettings
+from qlora_chat.training.recipe import TrainSettings
+from qlora_chat.training.resolve import ResolvedRun
 from qlora_chat.training.run_record import Run
 from qlora_chat.training.samples import SampleWriter
-from qlora_chat.training.start import StartAdapter
 
 
 @dataclass(frozen=True)
@@ -72,30 +65,26 @@ def train(
     at each evaluation.
     """
     dialogues = load_dialogues(settings.data, notify, skip_bad=skip_bad)
-    memory = detect_devices(device)[0]
-    located = locate_base(settings.base, memory, notify)
-    start = StartAdapter.find(settings.start, located.config, notify) if settings.start else None
-    settings = start.settings(settings) if start else settings
-    chosen = choose_format(located, settings, start)
-    settings = replace(settings, prompt_format=chosen.name)
-    run = run.start(settings, dialogues, located.base, start and start.part)
-    model = prepare(located, Cache(cache_folder(), notify), notify)  # a base in 16 bits is quantized into chat's cache first
+    found = ResolvedRun.of(settings, device, notify)
+    settings, memory, start = found.settings, found.memory, found.start
+    run = run.start(settings, dialogues, found.model.base, start and start.part)
+    model = prepare(
+        found.model, Cache(cache_folder(), notify), notify
+    )  # a base in 16 bits is quantized into chat's cache first
     base, tokenizer = model.base, model.text.tokenizer
-    template = open_format(chosen, tokenizer)
-    if start:
-        start.check_text(located.config, model.text)
-    for line in (*model.notices, *(start.lines() if start else ()), chosen.line, *template.notices):
+    template = found.open_format(model.text)
+    for line in (*model.notices, *(start.lines() if start else ()), found.chosen.line, *template.notices):
         notify(line)
     dialogues = usable_dialogues(dialogues, text_reader(template), skip_bad=skip_bad)
     data = prepare_data(dialogues, settings, tokenizer, model.text.special.eos, base.shape.window, template)
     for line in dialogues.summary():
         notify(line)
-    dtype = compute_dtype(settings, memory.device)
+    dtype = found.compute_dtype
     plan = run.plan or plan_memory(base, settings, data.max_step_tokens(), data.longest(), memory, dtype.itemsize)
     try:
         run = run.with_plan(plan, len(data.steps))
         notify(_describe(data, plan, memory.device, dtype))
-        compute = ComputeFormat(torch.device("cuda", 0) if memory.device == "cuda" else torch.device("cpu"), dtype, plan.dense)
+        compute = ComputeFormat(found.device, dtype, plan.dense)
         lora = LoraShape(settings.r, settings.alpha, settings.dropout, settings.targets)
         trainable = TrainableLlama(model.tensors, base.shape, lora, compute, settings.seed)
         trainable.checkpointing = plan.checkpointing
@@ -107,16 +96,6 @@ def train(
     except KeyboardInterrupt:  # outside the loop, which takes Ctrl-C as its end
         notify(f"stopped between steps; to continue: {_resume_command(run)}")
         raise
-
-
-def locate_base(name: str, device: DeviceMemory, notify: Notify) -> ResolvedModel:
-    """Resolve a name and check the headers, without reading weights. ModelError or TrainError if it cannot be trained on."""
-    cache = Cache(cache_folder(), notify)
-    settings = ModelSettings(base=name, precision="nf4")
-    model = resolve(settings, Hub(hub_cache_folder(), hub_is_offline()), cache, (device,), notify)
-    if model.base.folder is None:
-        raise TrainError(f"{model.base.name} is not on this machine, only a merge of it; training needs the base itself")
-    return model
 
 
 def _run_steps(
@@ -159,17 +138,6 @@ def _run_steps(
 
 def _resume_command(run: Run) -> str:
     return f"qlora-chat train --resume --out {run.folder}"
-
-
-def choose_format(located: ResolvedModel, settings: TrainSettings, start: StartAdapter | None) -> FormatChoice:
-    """The prompt format that the settings name, else what the base or the adapter to start from brings."""
-    sources = format_sources(located.base, located.config, start and start.part, start and start.adapter.record)
-    return sources.choose(None if settings.prompt_format == AUTO_FORMAT else settings.prompt_format)
-
-
-def compute_dtype(settings: TrainSettings, device: str) -> torch.dtype:
-    bf16 = settings.compute == "bf16" or (settings.compute == "auto" and device == "cuda")
-    return torch.bfloat16 if bf16 else torch.float32
 
 
 def _describe(data: TrainingData, plan: StepPlan, device: str, dtype: torch.dtype) -> str:

@@ -16,7 +16,7 @@ from qlora_chat.models.identity import identify
 from qlora_chat.models.load import load
 from qlora_chat.models.placement import GIB, DeviceMemory
 from qlora_chat.settings import ModelSettings
-from qlora_chat.training.train import locate_base
+from qlora_chat.training.resolve import locate_base
 from tests.models.conftest import write_adapter
 from tests.models.gguf.making import write_gguf
 
