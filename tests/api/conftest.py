@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import openai
 import pytest
 
 from qlora_chat.chat import Chat
@@ -31,3 +32,16 @@ def scripted_server() -> Iterator[Served]:
 def scripted(scripted_server: Served) -> Served:
     """The API over a scripted engine, as new."""
     return scripted_server.as_new()
+
+
+@pytest.fixture
+def client(demo_url: str) -> Iterator[openai.OpenAI]:
+    """The real client, with the demo behind it."""
+    with openai.OpenAI(base_url=f"{demo_url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def model(client: openai.OpenAI) -> str:
+    """The id under which the demo is listed."""
+    return client.models.list().data[0].id

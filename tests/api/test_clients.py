@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -15,18 +14,6 @@ from qlora_chat.engines.local import LocalEngine
 
 QUESTION = "What is the capital of France?"
 ANSWER = "The capital of France is Paris."
-
-
-@pytest.fixture
-def client(demo_url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{demo_url}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture
-def model(client: openai.OpenAI) -> str:
-    """The id under which the demo is listed."""
-    return client.models.list().data[0].id
 
 
 def test_a_chat_is_answered_with_counts(client: openai.OpenAI, model: str) -> None:

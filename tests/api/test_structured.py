@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import httpx
@@ -31,18 +30,6 @@ class Mood(BaseModel):
 
 TOOL: Any = {"type": "function", "function": {"name": "set_mood", "parameters": Mood.model_json_schema()}}
 NAMED: Any = {"type": "function", "function": {"name": "set_mood"}}
-
-
-@pytest.fixture
-def client(demo_url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{demo_url}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture
-def model(client: openai.OpenAI) -> str:
-    """The id under which the demo is listed."""
-    return client.models.list().data[0].id
 
 
 def test_the_answer_is_an_instance_of_the_class_that_was_asked_for(client: openai.OpenAI, model: str) -> None:
