@@ -149,7 +149,7 @@ def test_a_reload_restores_the_conversation_and_the_sliders(page: Page, engine: 
     set_slider(page, "temperature", "1.3")
     set_slider(page, "top_k", "40")
     page.fill("#system textarea", "Be kind.")
-    page.wait_for_function("JSON.parse(localStorage.getItem('qlora-chat.sampling') || '{}').top_k === 40")
+    page.wait_for_function("JSON.parse(localStorage.getItem('qlora-chat.sampling') || '{}').top_k === '40'")
     page.reload()
     ready(page)
     expect(page.locator("#messages .question")).to_contain_text("remember me")

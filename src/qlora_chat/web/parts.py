@@ -19,7 +19,8 @@ from qlora_chat.web.chats.saving import offer
 from qlora_chat.web.compare.columns import LONGEST as LONGEST_COLUMNS
 from qlora_chat.web.event_filter import Field
 from qlora_chat.web.panels.model import Measured, model_card
-from qlora_chat.web.panels.settings import LONGEST, describe_settings
+from qlora_chat.web.panels.settings import LONGEST
+from qlora_chat.web.panels.settings_form import settings_form
 from qlora_chat.web.panels.switch_form import FORBIDDEN, SwitchForm
 from qlora_chat.web.panels.switch_form import LONGEST as LONGEST_NAME
 from qlora_chat.web.panels.train_form import TrainForm
@@ -169,8 +170,9 @@ class Parts:
     def _lay_out_settings(self, chat: Chat) -> None:
         gr.HTML("<h2>Settings</h2>", padding=False)
         component("appearance", "appearance")
-        self.sampling = component("settings", "sampling", "", description=describe_settings(chat.engine.info.window))
-        """JSON of the settings, as settings_panel.py reads it."""
+        form = settings_form(chat.engine.info.window)
+        self.sampling = component("settings", "sampling", "", translates=False, form=form)
+        """JSON of the settings, as panels/settings.py reads it."""
         self.system = gr.Textbox(
             label="System text", elem_id="system", lines=2, max_lines=6,
             info="leads the conversation, from the next message on",

@@ -57,6 +57,21 @@ def test_what_cannot_be_used_is_said_next_to_the_field_and_the_last_value_stays(
     expect(page.locator("#temperature-problem")).to_be_empty()
 
 
+def test_a_seed_is_exact_to_its_last_digit(page: Page, engine: ScriptedEngine) -> None:
+    page.fill("#seed", "9223372036854775807")
+    page.fill("#seed", "9223372036854775808")
+    expect(page.locator("#seed-problem")).to_contain_text("9223372036854775807 stays in use.")
+    page.fill("#seed", "")
+    page.fill("#seed", "x")
+    expect(page.locator("#seed-problem")).to_contain_text("A seed is drawn for each answer.")
+    page.fill("#stop_texts", "END")
+    page.fill("#stop_texts", "x" * 257)
+    expect(page.locator("#stop_texts-problem")).to_contain_text("at most 256 characters")
+    say(page, "go")
+    settled(page)
+    assert engine.streams[-1].stops.texts[-1] == "END"
+
+
 def test_every_control_says_when_to_move_it_by_keyboard_too(page: Page) -> None:
     for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens", "seed", "stop_texts"):
         field = page.locator(f"#{name}")

@@ -70,7 +70,7 @@ function recognised(text) {
 function formatted(digits) {
   const minimumFractionDigits = digits.split(".")[1]?.length ?? 0;
   const useGrouping = digits.includes(","); // a seed has none
-  return number(Number(digits.replaceAll(",", "")), { minimumFractionDigits, maximumFractionDigits: 20, useGrouping });
+  return number(digits.replaceAll(",", ""), { minimumFractionDigits, maximumFractionDigits: 20, useGrouping });
 }
 
 // The longest pattern is the most specific one; a short one is sure of itself only where its values are numbers.
