@@ -290,6 +290,27 @@ def test_changes_show_the_first_text_though_nothing_follows_and_then_at_most_10_
     assert 2 <= count <= took * 10 + 2
 
 
+def test_the_first_words_are_shown_at_once_though_progress_of_the_prompt_was_shown_just_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("UPDATE_SECONDS", "QUIET_SECONDS"):
+        monkeypatch.setattr(f"qlora_chat.web.running_answer.{name}", 3600.0)
+    engine = ScriptedEngine("Hello there", delay=0.1)
+    engine.prefilled, engine.pauses_after = (1,), 1
+    session = Session(scripted_chat(engine))
+
+    async def first_words() -> str:
+        answering = session.send("go", OPTIONS)
+        async with asyncio.timeout(60):
+            async for _ in answering.changes():
+                if answering.turn.answer:
+                    break
+        session.stop()
+        return answering.turn.answer
+
+    assert asyncio.run(first_words()) == "Hello"
+
+
 def test_a_silent_engine_still_gives_signs_of_life() -> None:
     session = Session(scripted_chat(ScriptedEngine("late", delay=600)))
 

@@ -6,6 +6,7 @@ Scope: updates of the parts that every answer changes, however it began. Knows t
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -28,6 +29,8 @@ Updates = dict[Any, Any]
 """New values of parts of the page."""
 Begin = Callable[[AnswerOptions, str | None], RunningAnswer | None]
 """Begins an answer with these options and this system text; None where there is nothing to answer."""
+LATEST_REF_SECONDS = 1.0
+"""A page is told of the new turn with its first words, or after this long: what it then asks for keeps the model from them."""
 
 
 class Answering:
@@ -60,15 +63,14 @@ class Answering:
     async def _watch(self, session: Session, answer: RunningAnswer) -> AsyncIterator[Updates]:
         parts = self._parts
         note = render.notice(render.dropped(answer.turn.prompt.dropped, self._chat.engine.info.window))
-        yield {
-            parts.messages: live_value(answer),
-            parts.notice: note,
-            parts.conversation: str(ConversationRef.of(answer.turn.conversation)),
-        }
+        yield {parts.messages: live_value(answer), parts.notice: note}
+        begun: Updates = {parts.conversation: str(ConversationRef.of(answer.turn.conversation))}
         async for has_new_text in answer.changes():
             if not session.shows(answer):
                 return
-            yield {parts.messages: live_value(answer) if has_new_text else gr.skip()}
+            is_late = answer.turn.answer or time.perf_counter() - answer.began > LATEST_REF_SECONDS
+            yield {parts.messages: live_value(answer) if has_new_text else gr.skip(), **(begun if is_late else {})}
+            begun = {} if is_late else begun
         if session.shows(answer):
             idle = await asyncio.to_thread(self.idle, session, answer)
             yield {**idle, parts.notice: _final_notice(answer, note)}

@@ -69,12 +69,14 @@ class RunningAnswer:
     def read(self) -> None:
         """Read every piece as it comes; returns when the answer ends, for whatever reason."""
         try:
+            begun = False
             for piece in self.turn:
                 if piece.token_id is not None or piece.text:
                     self.tokens += 1
                     self.first_at = self.first_at or time.perf_counter()
                 if (piece.text or piece.prefill) and (wakeup := self._wakeup):
-                    wakeup.notify()
+                    wakeup.notify(now=bool(piece.text) and not begun)  # no progress of the prompt holds back the first words
+                begun = begun or bool(piece.text)
         except EngineError as problem:
             self.problem = str(problem)
         except Exception as problem:

@@ -108,7 +108,7 @@ class MessageList {
   // Clears the box of a question that is part of the conversation now, unless something else has been typed since.
   clearBox() {
     const box = document.querySelector("#box textarea");
-    const asked = [...this.list.children].findLast((each) => each.item.role === "user" && !each.item.pending);
+    const asked = [...this.list.children].findLast((each) => each.item.role === "user");
     if (!this.sent || box?.value !== this.sent || asked?.item.text.trim() !== this.sent.trim()) return;
     this.sent = null;
     type(box, "");
@@ -128,8 +128,10 @@ class MessageList {
     const { live, note } = value;
     if (live) this.writing = live.id; // announced when it is finished
     if (live?.from === 0 && !live.keep && this.last?.item.pending) {
-      setBlocks(this.last.querySelector(".body"), 0, live.blocks); // the first words, before the messages are fetched
+      setBlocks(this.last.querySelector(".body"), 0, live.blocks);
       drawProgress(this.last, live);
+      this.clearBox();
+      if (!live.blocks.length) return; // a request would keep the model from its first words: the messages are fetched after them
     }
     const key = `${value.conversation} ${value.head} ${live ? "live" : ""}`;
     if (key !== this.drawn && (live || this.last?.item.live || this.conversation !== value.conversation || (this.last?.item.id ?? "") !== value.head)) {
