@@ -174,7 +174,7 @@ main()
 """
 
 
-@pytest.mark.parametrize("module", ["typer", "qlora_chat.cli.ask", "qlora_chat.history.open", "sqlalchemy"])
+@pytest.mark.parametrize("module", ["typer", "qlora_chat.cli.commands.ask", "qlora_chat.history.open", "sqlalchemy"])
 def test_ctrl_c_while_modules_are_imported_is_one_line(module: str, environment: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "chats.db").touch()
     code = INTERRUPTED.format(module=module)

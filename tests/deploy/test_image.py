@@ -30,8 +30,10 @@ for module in sys.argv[2:]:
     __import__(module)
 """
 """Imports modules where only some distributions are installed."""
-PAGE_MODULES = ("cli.serve", "cli.history", "server.run", "web.page", "api.routes", "engines.open", "engines.remote.engine",
-                "history.open", "history.sql.store", "delivery.sender", "models.tokenizer.sentencepiece")  # fmt: skip
+PAGE_MODULES = (
+    "cli.commands.serve", "cli.commands.history", "server.run", "web.page", "api.routes", "engines.open",
+    "engines.remote.engine", "history.open", "history.sql.store", "delivery.sender", "models.tokenizer.sentencepiece",
+)  # fmt: skip
 
 
 def packages(name: str) -> set[str]:

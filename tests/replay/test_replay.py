@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from qlora_chat.chat import AnswerOptions, Chat
 from qlora_chat.cli import app
-from qlora_chat.cli.replay import _like_recorded, _model, as_text
+from qlora_chat.cli.commands.replay import _like_recorded, _model, as_text
 from qlora_chat.delivery.payload import payload_v2
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.history.memory import MemoryHistory

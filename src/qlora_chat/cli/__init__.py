@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from qlora_chat import __version__
-from qlora_chat.cli import (
+from qlora_chat.cli.commands import (
     ask,
     bench,
     chat,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qlora_chat import settings
-from qlora_chat.cli import dead_letters
+from qlora_chat.cli.commands import dead_letters
 from qlora_chat.cli.open import notify
 from qlora_chat.cli.options import HistoryOption, JsonOption, expanded
 from qlora_chat.cli.streams import print_json
