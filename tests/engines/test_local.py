@@ -94,12 +94,12 @@ def test_our_stop_on_tokens_ends_generate_too(
 
 
 def test_eight_chats_together_give_the_same_answers_as_alone(
-    shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
+    shared_small_engine: LocalEngine, prompt_for: Callable[..., Prompt]
 ) -> None:
     prompts = [prompt_for(question) for question in QUESTIONS]
     settings = [GREEDY, Sampling(temperature=0.9, seed=11, max_new_tokens=64, repetition_penalty=1.2)] * 4
-    alone = [ids_of(shared_engine.stream(p, s, STOPS)) for p, s in zip(prompts, settings, strict=True)]
-    streams = [shared_engine.stream(p, s, STOPS) for p, s in zip(prompts, settings, strict=True)]
+    alone = [ids_of(shared_small_engine.stream(p, s, STOPS)) for p, s in zip(prompts, settings, strict=True)]
+    streams = [shared_small_engine.stream(p, s, STOPS) for p, s in zip(prompts, settings, strict=True)]
     assert [ids_of(stream) for stream in streams] == alone
 
 
@@ -123,24 +123,24 @@ class PausedEngine:
 
 
 def test_one_forward_a_step_serves_all(
-    engine: LocalEngine, prompt_for: Callable[..., Prompt], monkeypatch: pytest.MonkeyPatch
+    small_engine: LocalEngine, prompt_for: Callable[..., Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     length, sampling = 40, Sampling(temperature=0.0, max_new_tokens=40)
-    paused = PausedEngine(engine, monkeypatch, before=1)
-    streams = [engine.stream(prompt_for(question), sampling, Stops()) for question in QUESTIONS]
+    paused = PausedEngine(small_engine, monkeypatch, before=1)
+    streams = [small_engine.stream(prompt_for(question), sampling, Stops()) for question in QUESTIONS]
     paused.resume.set()
     for stream in streams:
         assert finish_of(stream).completion_tokens == length
-    assert engine.forwards <= length + 12, "eight chats of 40 tokens take about 40 passes, not 320"
+    assert small_engine.forwards <= length + 12, "eight chats of 40 tokens take about 40 passes, not 320"
 
 
 def test_a_new_chat_joins_within_a_step(
-    engine: LocalEngine, prompt_for: Callable[..., Prompt], monkeypatch: pytest.MonkeyPatch
+    small_engine: LocalEngine, prompt_for: Callable[..., Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paused = PausedEngine(engine, monkeypatch, before=6)
-    first = engine.stream(prompt_for(QUESTIONS[1]), Sampling(temperature=0.0, max_new_tokens=100), Stops())
+    paused = PausedEngine(small_engine, monkeypatch, before=6)
+    first = small_engine.stream(prompt_for(QUESTIONS[1]), Sampling(temperature=0.0, max_new_tokens=100), Stops())
     assert paused.reached.wait(60)
-    second = engine.stream(prompt_for(QUESTIONS[0]), GREEDY, Stops())
+    second = small_engine.stream(prompt_for(QUESTIONS[0]), GREEDY, Stops())
     paused.resume.set()
     assert finish_of(first).completion_tokens == 100
     assert finish_of(second).completion_tokens == 64
@@ -162,29 +162,34 @@ def test_an_answer_ends_at_a_stop(shared_engine: LocalEngine, prompt_for: Callab
     assert finish.tokens_per_s > 0
 
 
-def test_length_ends_an_answer_and_the_window_does_too(shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]) -> None:
+def test_length_ends_an_answer_and_the_window_does_too(
+    shared_small_engine: LocalEngine, prompt_for: Callable[..., Prompt]
+) -> None:
     prompt = prompt_for(QUESTIONS[1])
-    assert finish_of(shared_engine.stream(prompt, Sampling(temperature=0.0, max_new_tokens=3), Stops())).completion_tokens == 3
+    assert (
+        finish_of(shared_small_engine.stream(prompt, Sampling(temperature=0.0, max_new_tokens=3), Stops())).completion_tokens
+        == 3
+    )
     long = prompt_for("rivers and lakes and hills " * 50)
-    finish = finish_of(shared_engine.stream(long, Sampling(temperature=1.0, max_new_tokens=9000, seed=1), Stops()))
+    finish = finish_of(shared_small_engine.stream(long, Sampling(temperature=1.0, max_new_tokens=9000, seed=1), Stops()))
     assert finish.reason == "length"
-    assert finish.prompt_tokens + finish.completion_tokens == shared_engine.info.window
+    assert finish.prompt_tokens + finish.completion_tokens == shared_small_engine.info.window
 
 
-def test_the_same_seed_gives_the_same_answer(shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]) -> None:
+def test_the_same_seed_gives_the_same_answer(shared_small_engine: LocalEngine, prompt_for: Callable[..., Prompt]) -> None:
     warm = Sampling(temperature=1.0, seed=5, max_new_tokens=40)
-    first, second = (text_of(shared_engine.stream(prompt_for(QUESTIONS[1]), warm, STOPS)) for _ in range(2))
-    other = text_of(shared_engine.stream(prompt_for(QUESTIONS[1]), warm.changed(seed=6), STOPS))
+    first, second = (text_of(shared_small_engine.stream(prompt_for(QUESTIONS[1]), warm, STOPS)) for _ in range(2))
+    other = text_of(shared_small_engine.stream(prompt_for(QUESTIONS[1]), warm.changed(seed=6), STOPS))
     assert first == second != other
 
 
 def test_settings_changed_during_an_answer_apply_from_the_next_token(
-    shared_engine: LocalEngine, prompt_for: Callable[..., Prompt], monkeypatch: pytest.MonkeyPatch
+    shared_small_engine: LocalEngine, prompt_for: Callable[..., Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From wild sampling to greedy: what follows is what greedy says after the tokens so far."""
     prompt = prompt_for(QUESTIONS[1])
-    paused = PausedEngine(shared_engine, monkeypatch, before=21)
-    stream = shared_engine.stream(prompt, Sampling(temperature=1.5, seed=3, max_new_tokens=80), Stops())
+    paused = PausedEngine(shared_small_engine, monkeypatch, before=21)
+    stream = shared_small_engine.stream(prompt, Sampling(temperature=1.5, seed=3, max_new_tokens=80), Stops())
     assert paused.reached.wait(60)
     stream.update(Sampling(temperature=0.0, max_new_tokens=80))
     paused.resume.set()
@@ -193,7 +198,7 @@ def test_settings_changed_during_an_answer_apply_from_the_next_token(
     begun = (*prompt.ids, *ids[:wild])
     assert wild >= 20
     assert (
-        ids_of(shared_engine.stream(Prompt("", begun), Sampling(temperature=0.0, max_new_tokens=80 - wild), Stops()))
+        ids_of(shared_small_engine.stream(Prompt("", begun), Sampling(temperature=0.0, max_new_tokens=80 - wild), Stops()))
         == ids[wild:]
     )
 
@@ -309,11 +314,11 @@ def test_an_error_while_loading_is_raised_by_the_constructor() -> None:
         LocalEngine(fails)
 
 
-def test_ten_turns_prefill_only_new_tokens_and_answer_as_after_a_fresh_prefill(demo_fp32: LoadedModel) -> None:
+def test_every_turn_prefills_only_new_tokens_and_answers_as_after_a_fresh_prefill(demo_fp32: LoadedModel) -> None:
     engine, fresh = LocalEngine(lambda: demo_fp32, slots=2), LocalEngine(lambda: demo_fp32, slots=1)
     chat = Chat(engine, DEFAULT_FORMAT, MemoryHistory())
     conversation, brief = Conversation(), Sampling(temperature=0.0, max_new_tokens=20)
-    texts = ["My name is Tom.", "What is my name?", "What is 2 plus 3?", "Hi!", "What is a dog?"] * 2
+    texts = ["My name is Tom.", "What is my name?", "What is 2 plus 3?", "Hi!", "What is a dog?"]
     for turn_number, text in enumerate(texts, 1):
         turn = chat.reply(conversation, text, AnswerOptions(brief))
         answer = [piece.token_id for piece in turn if piece.token_id is not None]

@@ -1,10 +1,9 @@
-"""Switching the model of a running engine, with the bundled toy: what answers afterwards, and what a failure leaves."""
+"""Switching the model of a running engine, with small models: what answers afterwards, and what a failure leaves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,22 +12,23 @@ from qlora_chat.engines import AdapterHost, EngineError, LocalModel, ReplayableE
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.engines.switch import ModelSwitch, OpenedModel
 from qlora_chat.models import LoadedModel, ModelError, ModelInfo, Notify
-from qlora_chat.models.load import fits_beside, load
+from qlora_chat.models.load import fits_beside
 from qlora_chat.models.placement import DeviceMemory
 from qlora_chat.prompt import DEFAULT_FORMAT, FORMATS, Prompt
 from qlora_chat.serving.model_changes import SwitchableEngine
 from qlora_chat.settings import ModelSettings, Sampling
 from qlora_chat.stopping import Stops
+from tests.engines.conftest import small_model
 
 DEMO, BASE = ModelSettings(model="demo"), ModelSettings(base="demo")
 SHORT = Sampling(temperature=0.0, max_new_tokens=8)
 
 
 class ToyModels:
-    """Opens the demo for DEMO, and its base alone for BASE, as often as it is told to."""
+    """Opens one small model for DEMO and another for BASE, as often as it is told to."""
 
-    def __init__(self, demo: LoadedModel) -> None:
-        self._demo = demo
+    def __init__(self, small: LoadedModel) -> None:
+        self._models = {DEMO: small, BASE: small_model(2)}
         self.refusals: list[Exception] = []
         """Raised one by one instead of opening a model."""
         self.opened: list[LocalEngine] = []
@@ -38,16 +38,15 @@ class ToyModels:
     def __call__(self, settings: ModelSettings, notify: Notify) -> OpenedModel:
         if self.refusals:
             raise self.refusals.pop(0)
-        toy = self._demo if settings == DEMO else None
-        engine = LocalEngine((lambda: toy) if toy else partial(load, settings, notify), slots=2)
+        engine = LocalEngine(lambda: self._models[settings], slots=2)
         self.opened.append(engine)
         self.open_at_once = max(self.open_at_once, sum(each._thread.is_alive() for each in self.opened))
-        return OpenedModel(settings, engine, DEFAULT_FORMAT if toy else FORMATS["guanaco-card"])
+        return OpenedModel(settings, engine, DEFAULT_FORMAT if settings == DEMO else FORMATS["guanaco-card"])
 
 
 @pytest.fixture
-def toys(demo_fp32: LoadedModel) -> ToyModels:
-    return ToyModels(demo_fp32)
+def toys(small_fp32: LoadedModel) -> ToyModels:
+    return ToyModels(small_fp32)
 
 
 @pytest.fixture
@@ -73,7 +72,7 @@ def test_another_model_answers_and_the_old_one_is_gone(
     before, prompt_format = text_of(switch, prompt), switch.prompt_format
     switch.switch(BASE, notices.append)
     assert text_of(switch, prompt) != before
-    assert (switch.info.adapter, switch.settings) == (None, BASE)
+    assert (switch.info.name, switch.settings) == ("small 2", BASE)
     assert (prompt_format.name, prompt_format.stop_texts) == ("guanaco-card", FORMATS["guanaco-card"].stop_texts)
     assert [each._thread.is_alive() for each in toys.opened] == [False, True]
     assert toys.open_at_once == (2 if has_room else 1)
@@ -107,7 +106,7 @@ def test_without_any_model_questions_are_refused_with_the_reason_and_the_next_sw
         switch.switch(BASE, notices.append)
     with pytest.raises(EngineError, match="No model is loaded: it is damaged"):
         text_of(switch, prompt_for("Hello"))
-    assert switch.info.name == "Llama-Lumi-45M (demo)", "the page still has something to show"
+    assert switch.info.name == "small 1", "the page still has something to show"
     switch.switch(DEMO, notices.append)
     assert text_of(switch, prompt_for("Hello"))
     switch.close()

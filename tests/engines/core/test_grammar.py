@@ -62,27 +62,29 @@ def test_any_sampling_gives_json_that_matches(shared_engine: LocalEngine, prompt
         check_person(stream)
 
 
-def test_an_answer_without_a_schema_beside_it_stays_the_same(engine: LocalEngine, prompt_for: Callable[..., Prompt]) -> None:
+def test_an_answer_without_a_schema_beside_it_stays_the_same(
+    small_engine: LocalEngine, prompt_for: Callable[..., Prompt]
+) -> None:
     free, prompt = WILD.changed(seed=4), prompt_for("Tell me a story about a fox.")
-    alone = text_of(engine.stream(prompt, free, STOPS))
-    held = engine.stream(prompt_for("How are you?"), WILD.changed(seed=1), STOPS, schema=schema(PERSON))
-    beside = engine.stream(prompt, free, STOPS)
+    alone = text_of(small_engine.stream(prompt, free, STOPS))
+    held = small_engine.stream(prompt_for("How are you?"), WILD.changed(seed=1), STOPS, schema=schema(PERSON))
+    beside = small_engine.stream(prompt, free, STOPS)
     check_person(held)
     assert text_of(beside) == alone
 
 
 @pytest.mark.parametrize("kind", ["eager", "cuda"])
 def test_the_other_schedulers_hold_to_a_schema(
-    kind: str, demo_fp32: LoadedModel, compiler: GrammarCompiler, prompt_for: Callable[..., Prompt]
+    kind: str, small_fp32: LoadedModel, compiler: GrammarCompiler, prompt_for: Callable[..., Prompt]
 ) -> None:
-    cache = KVCache(demo_fp32.weights, 4)
-    eager = SpanScheduler(MultiLoraForward(demo_fp32.weights, cache), cache)
-    scheduler: SpanScheduler | CudaScheduler = eager if kind == "eager" else Driven(demo_fp32).scheduler
+    cache = KVCache(small_fp32.weights, 4)
+    eager = SpanScheduler(MultiLoraForward(small_fp32.weights, cache), cache)
+    scheduler: SpanScheduler | CudaScheduler = eager if kind == "eager" else Driven(small_fp32).scheduler
 
     def ask(question: str, *, held: bool) -> Request:
         grammar = compiler.begin(schema(PERSON), STOPS.token_ids) if held else None
         sampling, ids = WILD.changed(seed=3) if held else GREEDY, prompt_for(question).ids
-        request = Request(ids, sampling, STOPS, demo_fp32.info.window, demo_fp32.tokenizer, grammar=grammar)
+        request = Request(ids, sampling, STOPS, small_fp32.info.window, small_fp32.tokenizer, grammar=grammar)
         scheduler.submit(request)
         return request
 

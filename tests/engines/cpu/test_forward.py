@@ -32,8 +32,8 @@ from qlora_chat.models.weights.llama import (
     WithAdapter,
     build,
 )
-from qlora_chat.models.weights.shape import PROJECTIONS, LlamaShape
-from tests.engines.conftest import assume_isa
+from qlora_chat.models.weights.shape import LlamaShape
+from tests.engines.conftest import assume_isa, random_tensors
 from tests.engines.eager.test_forward import CONFIGS, logits_of
 
 CPU = torch.device("cpu")
@@ -82,23 +82,6 @@ def in_float32(weights: LlamaWeights) -> LlamaWeights:
     )  # fmt: skip
     ends: dict[str, Any] = {"embeddings": weights.embeddings.float(), "norm": weights.norm.float()}
     return replace(weights, layers=layers, head=exact(weights.head), dtype=torch.float32, **ends)
-
-
-def random_tensors(config: Mapping[str, Any], bias: bool = False) -> dict[str, Tensor]:
-    h, f, v, d = (config[key] for key in ("hidden_size", "intermediate_size", "vocab_size", "head_dim"))
-    q, k = config["num_attention_heads"] * d, config["num_key_value_heads"] * d
-    sizes = dict(zip(PROJECTIONS, ((q, h), (k, h), (k, h), (h, q), (f, h), (f, h), (h, f)), strict=True))
-    tensors = {"model.embed_tokens.weight": torch.randn(v, h), "lm_head.weight": torch.randn(v, h) / h**0.5}
-    tensors["model.norm.weight"] = torch.randn(h)
-    for index in range(config["num_hidden_layers"]):
-        prefix = f"model.layers.{index}."
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"{prefix}{norm}.weight"] = 1 + 0.2 * torch.randn(h)
-        for name, (rows, inputs) in sizes.items():
-            tensors[f"{prefix}{name}.weight"] = torch.randn(rows, inputs) / inputs**0.5
-            if bias:
-                tensors[f"{prefix}{name}.bias"] = torch.randn(rows)
-    return tensors
 
 
 def in_four_bits(tensors: Mapping[str, Tensor], nested: bool = True) -> dict[str, Tensor]:

@@ -66,8 +66,8 @@ class Driven:
 
 
 @pytest.fixture
-def driven(demo_fp32: LoadedModel) -> Driven:
-    return Driven(demo_fp32)
+def driven(small_fp32: LoadedModel) -> Driven:
+    return Driven(small_fp32)
 
 
 def ids_of(stream: Request) -> list[int]:
@@ -75,11 +75,11 @@ def ids_of(stream: Request) -> list[int]:
 
 
 def test_the_tokens_are_those_of_the_plain_scheduler(
-    driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
+    driven: Driven, shared_small_engine: LocalEngine, prompt_for: Callable[..., Prompt]
 ) -> None:
     streams = [driven.ask(prompt_for(text)) for text in QUESTIONS]
     driven.run()
-    expected = [ids_of(shared_engine.stream(prompt_for(text), GREEDY, Stops())) for text in QUESTIONS]  # type: ignore[arg-type]
+    expected = [ids_of(shared_small_engine.stream(prompt_for(text), GREEDY, Stops())) for text in QUESTIONS]  # type: ignore[arg-type]
     assert [ids_of(stream) for stream in streams] == expected
 
 
@@ -93,7 +93,7 @@ def test_a_step_is_started_before_the_previous_tokens_are_handed_out(driven: Dri
 
 
 def test_chats_that_join_and_leave_change_nothing_for_the_others(
-    driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
+    driven: Driven, shared_small_engine: LocalEngine, prompt_for: Callable[..., Prompt]
 ) -> None:
     first = driven.ask(prompt_for(QUESTIONS[0]))
     for _ in range(6):
@@ -104,7 +104,7 @@ def test_chats_that_join_and_leave_change_nothing_for_the_others(
         driven.scheduler.step()
     third.cancel()
     driven.run()
-    alone = ids_of(shared_engine.stream(prompt_for(QUESTIONS[0]), GREEDY, Stops()))  # type: ignore[arg-type]
+    alone = ids_of(shared_small_engine.stream(prompt_for(QUESTIONS[0]), GREEDY, Stops()))  # type: ignore[arg-type]
     assert ids_of(first) == alone
     assert len(ids_of(second)) == 5
     assert list(third)[-1].finish.reason == "cancelled"  # type: ignore[union-attr]
@@ -112,7 +112,7 @@ def test_chats_that_join_and_leave_change_nothing_for_the_others(
 
 @pytest.mark.parametrize(("tokens", "steps"), [(8, 1), (32, 1), (40, 2), (64, 2)])
 def test_a_short_prompts_first_token_comes_with_the_step_that_prefills_its_end(
-    driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt], tokens: int, steps: int
+    driven: Driven, shared_small_engine: LocalEngine, prompt_for: Callable[..., Prompt], tokens: int, steps: int
 ) -> None:
     long = prompt_for("Tell me about " + "rivers and mountains and " * 30)
     prompt = Prompt("", long.ids[:tokens])
@@ -121,7 +121,7 @@ def test_a_short_prompts_first_token_comes_with_the_step_that_prefills_its_end(
         driven.scheduler.step()
     assert (driven.passes, driven.decoder.started) == ([], steps)
     driven.run()
-    assert ids_of(stream) == ids_of(shared_engine.stream(prompt, GREEDY, Stops()))  # type: ignore[arg-type]
+    assert ids_of(stream) == ids_of(shared_small_engine.stream(prompt, GREEDY, Stops()))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("tokens", "steps"), [(8, 1), (9, 2), (40, 2), (41, 3)])
@@ -151,18 +151,18 @@ def test_short_prompts_that_come_together_are_answered_together(
 
 
 def test_a_long_prompt_is_prefilled_in_one_pass_when_no_chat_answers(
-    driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
+    driven: Driven, shared_small_engine: LocalEngine, prompt_for: Callable[..., Prompt]
 ) -> None:
     long = prompt_for("Tell me about " + "rivers and mountains and " * 30)
     assert len(long.ids) > StepLimits().prefill_rows_idle
     alone = driven.ask(long)
     driven.run()
     assert driven.decoder.widest == 1, "prefilled by the eager pass"
-    assert ids_of(alone) == ids_of(shared_engine.stream(long, GREEDY, Stops()))  # type: ignore[arg-type]
+    assert ids_of(alone) == ids_of(shared_small_engine.stream(long, GREEDY, Stops()))  # type: ignore[arg-type]
 
 
 def test_a_short_prompt_is_prefilled_in_the_spare_rows_of_an_answers_steps(
-    driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
+    driven: Driven, shared_small_engine: LocalEngine, prompt_for: Callable[..., Prompt]
 ) -> None:
     driven.ask(prompt_for("Why do birds fly?"), GREEDY.changed(max_new_tokens=40))
     driven.run(4)
@@ -172,25 +172,25 @@ def test_a_short_prompt_is_prefilled_in_the_spare_rows_of_an_answers_steps(
     driven.run()
     assert driven.passes == []
     assert 1 < driven.decoder.widest <= 16, "part of the prompt in each step"
-    assert ids_of(mixed) == ids_of(shared_engine.stream(prompt, GREEDY, Stops()))  # type: ignore[arg-type]
+    assert ids_of(mixed) == ids_of(shared_small_engine.stream(prompt, GREEDY, Stops()))  # type: ignore[arg-type]
 
 
 def test_chats_that_come_together_are_prefilled_and_answered_together(
-    driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
+    driven: Driven, shared_small_engine: LocalEngine, prompt_for: Callable[..., Prompt]
 ) -> None:
     prompts = [prompt_for(f"Tell me about {what} " * 12) for what in ("rivers", "lakes", "forests", "mountains")]
     streams = [driven.ask(each) for each in prompts]
     driven.run()
     assert driven.passes == [[len(each.ids) - 1 for each in prompts]]
     assert driven.decoder.started <= GREEDY.max_new_tokens + 2, "no step was spent on prefill"
-    expected = [ids_of(shared_engine.stream(each, GREEDY, Stops())) for each in prompts]  # type: ignore[arg-type]
+    expected = [ids_of(shared_small_engine.stream(each, GREEDY, Stops())) for each in prompts]  # type: ignore[arg-type]
     assert [ids_of(stream) for stream in streams] == expected
 
 
 def test_a_first_token_does_not_wait_for_every_prompt_behind_it(
-    demo_fp32: LoadedModel, prompt_for: Callable[..., Prompt]
+    small_fp32: LoadedModel, prompt_for: Callable[..., Prompt]
 ) -> None:
-    driven = Driven(demo_fp32, limits=StepLimits(pass_tokens=64, first_token_wait=128))
+    driven = Driven(small_fp32, limits=StepLimits(pass_tokens=64, first_token_wait=128))
     first = driven.ask(prompt_for("Why do birds fly?"), GREEDY.changed(max_new_tokens=2))
     others = [driven.ask(prompt_for("What do you know of " + "lakes and forests and " * 30)) for _ in range(3)]
     for _ in range(5):
@@ -204,7 +204,7 @@ def test_a_first_token_does_not_wait_for_every_prompt_behind_it(
 
 @pytest.mark.parametrize("max_rows", [2, 8])
 def test_where_a_step_has_few_rows_chats_take_turns_and_all_of_them_answer(
-    max_rows: int, driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
+    max_rows: int, driven: Driven, shared_small_engine: LocalEngine, prompt_for: Callable[..., Prompt]
 ) -> None:
     driven.decoder.max_rows = max_rows
     streams = [driven.ask(prompt_for(text)) for text in QUESTIONS]
@@ -214,7 +214,7 @@ def test_where_a_step_has_few_rows_chats_take_turns_and_all_of_them_answer(
     late = driven.ask(prompt_for("What is a river?"))
     driven.run()
     assert driven.decoder.widest <= max_rows
-    expected = [ids_of(shared_engine.stream(prompt_for(text), GREEDY, Stops())) for text in QUESTIONS]  # type: ignore[arg-type]
+    expected = [ids_of(shared_small_engine.stream(prompt_for(text), GREEDY, Stops())) for text in QUESTIONS]  # type: ignore[arg-type]
     assert [ids_of(stream) for stream in streams] == expected
     assert len(ids_of(late)) == GREEDY.max_new_tokens
 
@@ -290,13 +290,13 @@ def test_a_failed_step_fails_the_running_requests_only(driven: Driven, prompt_fo
 
 
 def test_a_prompt_without_memory_for_one_pass_is_prefilled_in_smaller_ones(
-    driven: Driven, shared_engine: LocalEngine, prompt_for: Callable[..., Prompt]
+    driven: Driven, shared_small_engine: LocalEngine, prompt_for: Callable[..., Prompt]
 ) -> None:
     driven.memory_for = 70
     prompt = prompt_for("What do you know of " + "lakes and forests and " * 50)
     stream = driven.ask(prompt)
     driven.run()
-    assert ids_of(stream) == ids_of(shared_engine.stream(prompt, GREEDY, Stops()))  # type: ignore[arg-type]
+    assert ids_of(stream) == ids_of(shared_small_engine.stream(prompt, GREEDY, Stops()))  # type: ignore[arg-type]
     tried = [sum(each) for each in driven.passes]
     too_many = [each for each in tried if each > 70]
     assert too_many
