@@ -62,6 +62,11 @@ class RunningAnswer:
             return None
         return (self.tokens - 1) / max(time.perf_counter() - self.first_at, 1e-6)
 
+    @property
+    def read_so_far(self) -> int:
+        """Tokens of the prompt that have been read; 0 before the first and after the last."""
+        return self.turn.prefilled if not self.tokens and self.turn.prefilled < self.turn.prompt_tokens else 0
+
     def wait(self, seconds: float) -> bool:
         """Block until the answer has ended; False if it has not by then."""
         return self._done.wait(seconds)
@@ -69,14 +74,14 @@ class RunningAnswer:
     def read(self) -> None:
         """Read every piece as it comes; returns when the answer ends, for whatever reason."""
         try:
-            begun = False
+            has_words = False
             for piece in self.turn:
                 if piece.token_id is not None or piece.text:
                     self.tokens += 1
                     self.first_at = self.first_at or time.perf_counter()
+                is_first, has_words = not has_words, has_words or bool(piece.text.strip())
                 if (piece.text or piece.prefill) and (wakeup := self._wakeup):
-                    wakeup.notify(now=bool(piece.text) and not begun)  # no progress of the prompt holds back the first words
-                begun = begun or bool(piece.text)
+                    wakeup.notify(now=is_first and has_words)  # neither progress of the prompt nor a blank holds back words
         except EngineError as problem:
             self.problem = str(problem)
         except Exception as problem:
@@ -97,7 +102,7 @@ class RunningAnswer:
         wakeup = self._wakeup = Wakeup(UPDATE_SECONDS)
         try:
             while not self.done:
-                newest = self.turn.answer, self.turn.prefilled
+                newest = self.turn.answer, self.read_so_far
                 if newest != shown:
                     shown = newest
                     wakeup.start_interval()

@@ -89,8 +89,8 @@ def live_value(answer: RunningAnswer) -> dict[str, Any]:
     """Value of the component while this answer is being written; the conversation is that of the value before."""
     turn, speed = answer.turn, answer.tokens_per_s
     live = {"id": turn.answer_id, "tokens": answer.tokens, **answer.blocks.update(turn.answer)}
-    if not answer.tokens and 0 < turn.prefilled < turn.prompt_tokens:
-        live["read"] = [turn.prefilled, turn.prompt_tokens]
+    if read := answer.read_so_far:
+        live["read"] = [read, turn.prompt_tokens]
     return {"live": {**live, "speed": round(speed, 1)} if speed else live}
 
 
