@@ -67,6 +67,8 @@ def test_a_file_is_checked_trained_on_and_its_adapter_answers(
         expect(page.locator("#train-problem")).to_contain_text("The conversation goes on with this model.")
         adapter = tmp_path / "qlora-chat" / "training" / "mine" / "adapter"
         assert engine.settings.adapters == (("mine", str(adapter)),)
+        page.get_by_role("button", name="Compare it").click()
+        expect(page.get_by_role("dialog", name="Compare")).to_be_visible()
         page.close()
 
 

@@ -42,7 +42,8 @@ def form(info: ModelInfo) -> str:
 
 def _column(index: int, info: ModelInfo) -> str:
     models, name = contenders(info), letter(index)
-    chosen = models[index % len(models)].name
+    interesting = [*models[1:], models[0]] if len(models) > FEWEST else models  # two adapters, before the base alone
+    chosen = interesting[index % len(models)].name
     preset = "" if len(models) > 1 or index == 0 else PRESETS[(index - 1) % len(PRESETS)].name
     presets = [("", "As on the page"), *((each.name, each.label) for each in PRESETS)]
     beyond = index >= FEWEST

@@ -55,6 +55,7 @@ class TrainForm:
         with gr.Row():
             self.resume = gr.Button("Resume", elem_id="train-resume", size="sm")
             self.load = gr.Button("Answer with it", elem_id="train-load", size="sm")
+            self.compare = gr.Button("Compare it", elem_id="train-compare", size="sm")
         self.timer = gr.Timer(1.0, active=False)
 
     @property

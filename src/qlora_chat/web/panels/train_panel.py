@@ -28,6 +28,8 @@ BEFORE = "before"
 """Name of the adapter that answered before, beside the new one."""
 CHECKING = '<p role="status" class="working">The records are being read.</p>'
 CHECK_S = 600.0
+OPEN_COMPARE = '() => document.querySelector("#train-problem [role=alert]") || document.getElementById("open-compare").click()'
+"""Opens the compare view, unless the adapter could not be loaded."""
 
 
 class TrainPanel:
@@ -49,7 +51,9 @@ class TrainPanel:
         form.resume.click(self.resume, [form.run], [form.problem, *watched], **options)
         form.run.change(self.watch, [form.run], watched, **options)
         form.timer.tick(self.watch, [form.run], watched, **options)
-        form.load.click(self.load, [form.run], [form.problem, *self._model.changed], **queued)
+        loaded = [form.problem, *self._model.changed]
+        form.load.click(self.load, [form.run], loaded, **queued)
+        form.compare.click(self.load, [form.run], loaded, **queued).success(None, js=OPEN_COMPARE)
         page.load(self.opened, None, [form.run, *watched], **options)
 
     def opened(self) -> dict[Any, Any]:
@@ -120,6 +124,9 @@ class TrainPanel:
         view = self._runs.view(str(name or ""))
         if view is None or view.state != "finished":
             yield {form.problem: render.problem("Only a finished run can answer.")}
+            return
+        if (view.name, str(view.adapter)) in self._model.settings.adapters:
+            yield {form.problem: render.notice(f"{view.name} is loaded.")}
             return
         try:
             settings = with_both(self._model.settings, self._model.own_adapter, view)
