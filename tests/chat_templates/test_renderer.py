@@ -4,11 +4,13 @@ import pytest
 
 from qlora_chat.chat_templates.renderer import MAX_TEMPLATE, Call, Refusal, Sandbox, TemplateError, TemplateSource
 
+SECONDS = 0.3
+"""CPU time of a request: a thousandth of it is enough for a harmless template."""
 QUESTION = [{"role": "user", "content": "Hi"}]
 
 
 def rendered(template: str) -> str | Refusal:
-    sandbox = Sandbox()
+    sandbox = Sandbox(SECONDS)
     try:
         return sandbox.render(TemplateSource(template, "hostile.jinja"), [Call(QUESTION)]).texts[0]
     finally:
@@ -59,7 +61,7 @@ def test_a_template_reaches_nothing(template: str) -> None:
 
 
 def test_the_process_has_no_environment_and_survives_errors() -> None:
-    sandbox = Sandbox()
+    sandbox = Sandbox(SECONDS)
     broken, good = TemplateSource("{% if %}", "broken.jinja"), TemplateSource("{{ messages[0].content }}", "good.jinja")
     try:
         with pytest.raises(TemplateError, match="broken.jinja, line 1"):

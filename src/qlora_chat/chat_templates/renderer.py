@@ -24,6 +24,8 @@ MAX_TEMPLATE = 2**18
 """Characters of a template. The longest in use have about 30,000."""
 MAX_OUTPUT = 2**20
 """Characters that a template may write, besides four times those of the messages."""
+SECONDS = 3.0
+"""CPU time of a request. A real template takes a millisecond."""
 WAIT_SECONDS = 120
 """For a process that does not respond at all; it limits its own CPU time."""
 
@@ -90,7 +92,8 @@ class Rendered:
 class Sandbox:
     """The process, started by the first request and again after one that it did not survive."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self._seconds = seconds
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -102,6 +105,7 @@ class Sandbox:
             "variables": dict(source.variables),
             "now": datetime.now().isoformat(),
             "limit": MAX_OUTPUT + 4 * size,
+            "seconds": self._seconds,
             "calls": [
                 {
                     "messages": [dict(each) for each in call.messages],
