@@ -66,7 +66,7 @@ def test_guanaco_is_found_in_the_hubs_cache_and_its_pickle_converted_once(
 def test_auto_takes_guanaco_where_it_is_cached_and_fits(
     make_base: MakeBase, make_adapter: MakeAdapter, in_hub_cache: Publish, notices: list[str], tmp_path: Path
 ) -> None:
-    put_guanaco(make_base, make_adapter, in_hub_cache)
+    put_guanaco(make_base, make_adapter, in_hub_cache, pickled=False)
     assert resolved(ModelSettings(), notices, tmp_path, MEMORY).name == "guanaco-7b"
 
 
@@ -90,7 +90,7 @@ def test_auto_falls_back_to_the_demo_with_one_line_that_says_why_and_how(
     tmp_path: Path,
 ) -> None:
     if cached:
-        put_guanaco(partial(make_base, max_position_embeddings=2**22), make_adapter, in_hub_cache)
+        put_guanaco(partial(make_base, max_position_embeddings=2**22), make_adapter, in_hub_cache, pickled=False)
     model = resolved(ModelSettings(), notices, tmp_path, *devices)
     assert model.name == "Llama-Lumi-45M (demo)"
     _, why = model.notices

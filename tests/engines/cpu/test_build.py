@@ -45,25 +45,38 @@ def compiler(folder: Path, script: str) -> str:
 
 @pytest.fixture
 def copying_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A compiler that takes a second and copies the existing library."""
+    """A compiler that takes a moment and copies the existing library."""
     existing = next(iter((cache_folder() / "kernels").glob("cpu-*.so")), None)
     if existing is None and build.library(lambda line: None):
         existing = next((cache_folder() / "kernels").glob("cpu-*.so"))
     if existing is None:
         pytest.skip("no compiler or no AVX2 here")
-    script = compiler(tmp_path, f'case "$1" in --version) exit;; esac; sleep 1; for last; do :; done; cp {existing} "$last"')
+    script = compiler(tmp_path, f'case "$1" in --version) exit;; esac; sleep 0.3; for last; do :; done; cp {existing} "$last"')
     monkeypatch.setattr(build, "_compiler", lambda: script)
     return script
 
 
-def test_it_is_compiled_once(tmp_path: Path, notices: list[str]) -> None:
-    if build.library(notices.append, tmp_path) is None:
+@pytest.fixture
+def small_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sources that compile at once; the real ones are compiled for all tests together."""
+    if build.library(lambda line: None) is None:
         pytest.skip("no compiler or no AVX2 here")
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources" / "forward.cpp").write_text('extern "C" int answer() { return 42; }')
+    monkeypatch.setattr(build, "SOURCES", tmp_path / "sources")
+
+
+@pytest.mark.usefixtures("small_source")
+def test_it_is_compiled_once(tmp_path: Path, notices: list[str]) -> None:
+    folder = tmp_path / "kernels"
+    library = build.library(notices.append, folder)
+    assert library
+    assert library.answer() == 42
     assert [line for line in notices if "once" in line] == notices
-    files = list(tmp_path.iterdir())
+    files = list(folder.iterdir())
     assert [each.suffix for each in files] == [".so"], "nothing incomplete is left"
     before = files[0].stat().st_mtime_ns
-    assert build.library(notices.append, tmp_path)
+    assert build.library(notices.append, folder)
     assert files[0].stat().st_mtime_ns == before
     assert len(notices) == 1
 

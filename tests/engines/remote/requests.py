@@ -18,7 +18,7 @@ DEMO = ModelSettings(model="demo")
 TOKENIZER = identify(DEMO, lambda line: None).tokenizer
 TEXT = " Paris is the capital of France, and a good place to sit by the river with a cup of tea."
 STOPS = Stops(frozenset({2}), DEFAULT_FORMAT.stop_texts)
-QUICK = Timeouts(connect=2.0, first=2.0, following=2.0, busy=3.0, health=1.0)
+QUICK = Timeouts(connect=2.0, first=2.0, following=2.0, busy=1.0, health=1.0)
 """Short, but long enough for a healthy server on a busy machine."""
 GREEDY = Sampling(temperature=0.0, max_new_tokens=200)
 

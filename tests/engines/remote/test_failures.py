@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from qlora_chat.engines.remote.engine import RemoteEngine
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation
 from qlora_chat.prompt import DEFAULT_FORMAT
-from tests.engines.remote.requests import ANSWER, GREEDY, PROMPT, STOPS, TEXT, text_of
+from tests.engines.remote.requests import ANSWER, GREEDY, PROMPT, QUICK, STOPS, TEXT, text_of
 from tests.fakes import RESET, Reply, ScriptedServer, Status, sse
 
 
@@ -55,7 +56,8 @@ BEFORE: dict[str, list[Any]] = {
 def test_before_the_first_token_another_server_takes_over(
     steps: list[Any], server: ScriptedServer, second: ScriptedServer, open_to: Callable[..., RemoteEngine]
 ) -> None:
-    engine = open_to(server, second)
+    hangs = 30.0 in steps
+    engine = open_to(server, second, timeouts=replace(QUICK, first=1.0, following=1.0) if hangs else QUICK)
     fail_first(lambda _: iter(steps), server, second)
     assert text_of(engine.stream(PROMPT, GREEDY, STOPS)) == TEXT
     assert len(server.requests) + len(second.requests) == 2
