@@ -1,4 +1,4 @@
-"""The command line as people start it: a process, its output, its exit code, with the bundled demo for real."""
+"""The command line as people start it: its output and its exit code, with the bundled demo for real."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.cli.here import run_here
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "qlora_chat"]
@@ -36,15 +38,16 @@ def run(environment: dict[str, str], *arguments: str, typed: str | None = None) 
     return subprocess.run([*COMMAND, *arguments], input=typed, capture_output=True, text=True, env=environment, timeout=100)
 
 
-def test_ask_prints_the_answer_and_says_that_it_is_a_toy(environment: dict[str, str]) -> None:
+def test_ask_prints_the_answer_and_says_that_it_is_a_toy(environment: dict[str, str], tmp_path: Path) -> None:
     done = run(environment, "ask", "What is the capital of France?", "--temperature", "0", "--model", "demo")
     assert done.stdout == "The capital of France is Paris.\n"
     assert "45 M-parameter toy" in done.stderr
     assert done.returncode == 0
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [], "nothing is written but the cache"
 
 
 def test_ask_as_json_is_one_object(environment: dict[str, str]) -> None:
-    done = run(environment, "ask", "-", "--json", "--seed", "5", "--model", "demo", typed="What is 7 plus 5?")
+    done = run_here(environment, "ask", "-", "--json", "--seed", "5", "--model", "demo", typed="What is 7 plus 5?")
     result = json.loads(done.stdout)
     assert set(result) == {
         "answer", "finish_reason", "prompt_tokens", "completion_tokens", "ttft_ms", "tokens_per_s", "model", "adapter",
@@ -55,9 +58,9 @@ def test_ask_as_json_is_one_object(environment: dict[str, str]) -> None:
     assert result["device"] == "cpu"
     assert "Lumi" in result["model"]
     same = ("ask", "What is 7 plus 5?", "--json", "--seed", "5", "--model", "demo")
-    again = json.loads(run(environment, *same).stdout)
+    again = json.loads(run_here(environment, *same).stdout)
     assert again["answer"] == result["answer"], "the same seed"
-    beside = json.loads(run(environment, *same, "--adapter-mode", "exact").stdout)
+    beside = json.loads(run_here(environment, *same, "--adapter-mode", "exact").stdout)
     assert beside["precision"] == "nf4+adapter"
 
 
@@ -79,7 +82,7 @@ def test_ask_as_json_is_one_object(environment: dict[str, str]) -> None:
     ],
 )
 def test_what_cannot_be_done_is_one_clear_line(environment: dict[str, str], arguments: tuple[str, ...], said: str) -> None:
-    done = run(environment, *arguments)
+    done = run_here(environment, *arguments)
     assert done.returncode == 1
     assert said in done.stderr
     assert "Traceback" not in done.stderr
@@ -87,14 +90,14 @@ def test_what_cannot_be_done_is_one_clear_line(environment: dict[str, str], argu
 
 
 def test_a_cpu_instruction_set_that_does_not_exist_is_one_clear_line(environment: dict[str, str]) -> None:
-    done = run({**environment, "QLORA_CHAT_CPU_ISA": "sse9"}, "ask", "hi", "--model", "demo")
+    done = run_here({**environment, "QLORA_CHAT_CPU_ISA": "sse9"}, "ask", "hi", "--model", "demo")
     assert done.returncode == 1
     assert "QLORA_CHAT_CPU_ISA is 'sse9', but must be one of avx512, avx2, plain, or unset" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_a_log_address_that_is_not_safe_stops_the_program_before_anything_is_loaded(environment: dict[str, str]) -> None:
-    done = run({**environment, "LOGGING_URL": "http://example.com/log"}, "ask", "hi")
+    done = run_here({**environment, "LOGGING_URL": "http://example.com/log"}, "ask", "hi")
     assert done.returncode == 1
     assert "unencrypted: use https" in done.stderr
 
@@ -103,7 +106,7 @@ def test_a_log_address_that_is_not_safe_stops_the_program_before_anything_is_loa
 def test_ask_says_that_the_history_lacks_the_turn(environment: dict[str, str], form: tuple[str, ...]) -> None:
     """In /proc, nobody can create a file."""
     asked = ("ask", "What is the capital of France?", "--model", "demo", "--temperature", "0", "--history", "jsonl:/proc/self")
-    done = run(environment, *asked, *form)
+    done = run_here(environment, *asked, *form)
     assert done.returncode == 1
     answer = json.loads(done.stdout)["answer"] if form else done.stdout
     assert answer.strip() == "The capital of France is Paris."
@@ -133,6 +136,8 @@ def test_the_log_is_sent_before_ask_exits(environment: dict[str, str]) -> None:
             {**environment, "LOGGING_URL": address},
             "ask",
             "What is the capital of France?",
+            "--model",
+            "demo",
             "--temperature",
             "0",
             "--min-p",
@@ -155,7 +160,7 @@ def test_chat_remembers_and_obeys(environment: dict[str, str]) -> None:
          "/undo", "/retry", "/system Be brief.", "/clear", "/set", "/nonsense", "What is the capital of France?",
          "/exit", "never read"]
     )  # fmt: skip
-    done = run(environment, "chat", "--model", "demo", typed=typed)
+    done = run_here(environment, "chat", "--model", "demo", typed=typed)
     assert done.returncode == 0
     assert "Your name is Tom." in done.stdout
     assert "The capital of France is Paris." in done.stdout
@@ -178,7 +183,7 @@ def test_a_retry_that_cannot_begin_loses_nothing(environment: dict[str, str]) ->
         "/retry",
         "/exit",
     ]
-    done = run(environment, "chat", "--model", "demo", typed="\n".join(typed))
+    done = run_here(environment, "chat", "--model", "demo", typed="\n".join(typed))
     assert "too long" in done.stderr
     assert done.stdout.count("The capital of France is Paris.") == 2
 
@@ -222,16 +227,6 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(environment: dict[str, str]
     assert process.returncode == 0, errors
 
 
-HELP = """
-import contextlib, sys
-from qlora_chat.cli import main
-sys.argv = ["qlora-chat", "--help"]
-with contextlib.suppress(SystemExit):
-    main()
-print([each for each in ("torch", "gradio", "transformers", "sqlalchemy", "fastapi") if each in sys.modules])
-"""
-
-
 def test_help_waits_for_no_large_library(environment: dict[str, str]) -> None:
     code = (
         "import sys; from qlora_chat.cli import main; sys.argv = ['qlora-chat', '--help']\ntry: main()\nexcept SystemExit: pass"
@@ -265,8 +260,3 @@ def test_chatbot_py_serves_inside_the_environment_and_says_what_to_type_outside(
     )
     assert outside.returncode == 1
     assert re.fullmatch(r"chatbot\.py: .*make chat.*\n", outside.stderr)
-
-
-def test_nothing_is_written_but_the_cache_that_was_announced(environment: dict[str, str], tmp_path: Path) -> None:
-    run(environment, "ask", "hi", "--model", "demo")
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.cli.here import run_here
 from tests.fakes import ScriptedServer, demo_tokens
 
-COMMAND = [sys.executable, "-m", "qlora_chat"]
 TEXT = " Paris, as everybody knows."
 
 
@@ -26,8 +25,7 @@ def server() -> Iterator[ScriptedServer]:
 
 def ask(home: Path, *options: str, **environ: str) -> subprocess.CompletedProcess[str]:
     clean = {**os.environ, "HF_HUB_OFFLINE": "1", "HOME": str(home), "HF_HOME": str(home), **environ}
-    arguments = [*COMMAND, "ask", "What is the capital of France?", "--model", "demo", *options]
-    return subprocess.run(arguments, capture_output=True, text=True, env=clean, timeout=100)
+    return run_here(clean, "ask", "What is the capital of France?", "--model", "demo", *options)
 
 
 def test_ask_has_the_answer_made_by_the_server(server: ScriptedServer, tmp_path: Path) -> None:

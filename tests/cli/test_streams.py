@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -20,6 +19,7 @@ import pytest
 from qlora_chat.history.open import open_history
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import HistorySettings, LogSettings
+from tests.cli.here import run_here, run_on_terminal
 from tests.fakes import ScriptedServer
 from tests.history.conftest import add_turn
 
@@ -56,61 +56,40 @@ def run(environment: dict[str, str], *arguments: str, **options: Any) -> subproc
     return subprocess.run([*COMMAND, *arguments], env=environment, timeout=100, **options)
 
 
-def on_terminal(environment: dict[str, str], *arguments: str) -> str:
-    """Everything that the command writes to a terminal, as both of its outputs."""
-    master, terminal = pty.openpty()
-    process = subprocess.Popen([*COMMAND, *arguments], env=environment, stdin=terminal, stdout=terminal, stderr=terminal)
-    os.close(terminal)
-    shown = b""
-    while True:
-        try:
-            data = os.read(master, 65536)
-        except OSError:  # the last program that had it open has ended
-            break
-        if not data:
-            break
-        shown += data
-    os.close(master)
-    process.wait(60)
-    return shown.decode("utf-8", "replace")
-
-
 def test_an_answer_is_shown_without_what_would_steer_a_terminal(server: ScriptedServer, environment: dict[str, str]) -> None:
-    assert run(environment, "ask", "hi", *NO_MODEL, server.url, encoding="utf-8").stdout == SAFE
-    exact = json.loads(run(environment, "ask", "hi", *NO_MODEL, server.url, "--json", encoding="utf-8").stdout)
+    assert run_here(environment, "ask", "hi", *NO_MODEL, server.url).stdout == SAFE
+    exact = json.loads(run_here(environment, "ask", "hi", *NO_MODEL, server.url, "--json").stdout)
     assert exact["answer"] == "".join(HOSTILE), "with --json it is the model's own text"
 
 
-@pytest.mark.parametrize("form", ["markdown", "jsonl", "json", "guanaco"])
-def test_no_command_that_shows_a_history_steers_a_terminal(form: str, history: str, environment: dict[str, str]) -> None:
-    named = ("--history", history)
-    for command in (("list",), ("list", "--json"), ("show", "\x1b[2J"), ("search", "question"), ("export", "--format", form)):
-        shown = on_terminal(environment, "history", *command, *named)
+def test_no_command_that_shows_a_history_steers_a_terminal(history: str, environment: dict[str, str]) -> None:
+    exports = [("export", "--format", form) for form in ("markdown", "jsonl", "json", "guanaco")]
+    for command in (("list",), ("list", "--json"), ("show", "\x1b[2J"), ("search", "question"), *exports):
+        shown = run_on_terminal(environment, "history", *command, "--history", history)
         assert "question" in shown, command
         assert not re.search("[\x1b\x07\x80-\x9f]", shown), command
 
 
 def test_an_error_that_quotes_what_was_typed_does_not_steer_the_terminal(environment: dict[str, str]) -> None:
-    shown = on_terminal(environment, "history", "show", "x", "--history", "sqlite:////nowhere/\x1b[31m.db")
+    shown = run_on_terminal(environment, "history", "show", "x", "--history", "sqlite:////nowhere/\x1b[31m.db")
     assert "there is no history at" in shown
     assert "\x1b" not in shown
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1"])
 def test_what_a_terminal_cannot_encode_is_replaced(encoding: str, history: str, environment: dict[str, str]) -> None:
-    environment |= {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
     for command in ("list", "show", "search"):
         extra = {"show": ["\x1b"], "search": ["answer"]}.get(command, [])
-        done = run(environment, "history", command, *extra, "--history", history, encoding=encoding)
+        done = run_here(environment, "history", command, *extra, "--history", history, encoding=encoding)
         assert (done.returncode, "Traceback" in done.stderr) == (0, False), (command, done.stderr)
-    listed = run(environment, "history", "list", "--json", "--history", history, encoding=encoding)
+    listed = run_here(environment, "history", "list", "--json", "--history", history, encoding=encoding)
     assert json.loads(listed.stdout)[0]["title"] == "\x1b[31m question €", "JSON loses nothing"
-    exported = run(environment, "history", "export", "--history", history, encoding="utf-8")
+    exported = run({**environment, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}, "history", "export", "--history", history)
     assert "question €" in json.dumps(json.loads(exported.stdout), ensure_ascii=False), "nor does an export"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-@pytest.mark.parametrize("command", [("--version",), ("version",), ("--help",), ("history", "list"), ("history", "export")])
+@pytest.mark.parametrize("command", [("--version",), ("--help",), ("history", "export")])
 def test_a_full_output_is_one_line_and_exit_code_1(command: tuple[str, ...], history: str, environment: dict[str, str]) -> None:
     environment["QLORA_CHAT_HISTORY"] = history
     with open("/dev/full", "w") as full:
@@ -197,18 +176,18 @@ def test_ctrl_c_while_an_answer_is_awaited_keeps_what_came(server: ScriptedServe
 @pytest.mark.parametrize("option", ["-h", "--help"])
 @pytest.mark.parametrize("command", [(), ("ask",), ("history",), ("history", "list"), ("logs", "dead-letters", "retry")])
 def test_both_names_of_the_help_work(option: str, command: tuple[str, ...], environment: dict[str, str]) -> None:
-    done = run(environment, *command, option)
+    done = run_here(environment, *command, option)
     assert done.returncode == 0
     assert "Usage: " in done.stdout
 
 
 def test_the_version_is_an_option_too(environment: dict[str, str]) -> None:
-    assert run(environment, "--version").stdout == run(environment, "version").stdout
+    assert run_here(environment, "--version").stdout == run_here(environment, "version").stdout
 
 
 def test_an_empty_answer_is_said_to_be_empty(environment: dict[str, str]) -> None:
     server = ScriptedServer([])
-    done = run(environment, "ask", "hi", *NO_MODEL, server.url)
+    done = run_here(environment, "ask", "hi", *NO_MODEL, server.url)
     server.stop()
     assert (done.returncode, done.stdout) == (0, "\n")
     assert done.stderr.splitlines()[-1] == "(the answer is empty)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from playwright.sync_api import BrowserContext, Page, expect
 
@@ -16,8 +17,16 @@ STEP = 0.01
 
 
 def opened(context: BrowserContext, server: Served) -> Page:
+    return opened_at(context, server.url)
+
+
+def opened_at(context: BrowserContext, url: str, size: tuple[int, int] | None = None, **media: Any) -> Page:
+    """A page in a window of that size, for a person of those tastes (of Playwright's `emulate_media`)."""
     page = context.new_page()
-    page.goto(server.url)
+    if size:
+        page.set_viewport_size({"width": size[0], "height": size[1]})
+    page.emulate_media(**media)
+    page.goto(url)
     ready(page)
     return page
 

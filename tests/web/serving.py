@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -12,10 +13,13 @@ from dataclasses import dataclass
 import uvicorn
 
 from qlora_chat.chat import Chat
-from qlora_chat.server.listener import listen, uvicorn_config
+from qlora_chat.server.listener import ServeError, listen, uvicorn_config
 from qlora_chat.server.site import Site
 from qlora_chat.settings import ServeSettings
 from tests.fakes import ScriptedEngine, scripted_chat
+
+_PORTS: list[int] = []
+"""Those of earlier servers of this process, which are taken again: a browser keeps compiled scripts by their address."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,9 +28,12 @@ class Served:
 
     url: str
     engine: ScriptedEngine
+    chat: Chat | None = None
 
     def as_new(self) -> Served:
-        """The same, its engine as it was at first."""
+        """The same, its engine as it was at first and without conversations."""
+        if self.chat:
+            self.chat.erase([each.id for each in self.chat.history.list()])
         self.engine.answer, self.engine.delay, self.engine.fails_after = "This is a scripted answer.", 0.0, None
         self.engine.pauses_after, self.engine.go_on = None, threading.Event()
         self.engine.prefilled = ()
@@ -37,8 +44,9 @@ class Served:
 @contextlib.contextmanager
 def serving(engine: ScriptedEngine, settings: ServeSettings | None = None, *, logging_on: bool = False) -> Iterator[Served]:
     """Serve the page of a scripted chat on a free port until the block ends."""
-    with serving_chat(scripted_chat(engine), settings, logging_on=logging_on) as url:
-        yield Served(url, engine)
+    chat = scripted_chat(engine)
+    with serving_chat(chat, settings, logging_on=logging_on) as url:
+        yield Served(url, engine, chat)
 
 
 @contextlib.contextmanager
@@ -47,7 +55,7 @@ def serving_chat(
 ) -> Iterator[str]:
     """Serve page and API over a chat on a free port until the block ends. -> the address."""
     settings = settings or ServeSettings()
-    listening = listen(settings.host, settings.port)
+    listening = _listen(settings)
     started = threading.Event()
     server: list[uvicorn.Server] = []
 
@@ -73,3 +81,13 @@ def serving_chat(
         if server:
             server[0].should_exit = True
         thread.join(60)
+
+
+def _listen(settings: ServeSettings) -> socket.socket:
+    """A socket on the port of the settings, or on one that no program asks for by its number."""
+    for port in () if settings.port else _PORTS:
+        with contextlib.suppress(ServeError):
+            return listen(settings.host, port)
+    listening = listen(settings.host, settings.port or 0)
+    _PORTS.append(listening.getsockname()[1])
+    return listening

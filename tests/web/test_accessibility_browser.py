@@ -6,15 +6,15 @@ from typing import Any, cast
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from tests.fakes import ScriptedEngine
-from tests.web.driving import opened, say, settled
+from tests.web.driving import opened, opened_at, say, settled
 from tests.web.serving import Served
 
 pytestmark = [pytest.mark.browser]
 
-DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+PHONE = {"width": 390, "height": 844}
 ANSWER = """# A heading
 
 A [link](https://example.com), `code`, **bold**, and $x^2$.
@@ -56,9 +56,8 @@ def targets(page: Page) -> dict[str, tuple[float, float]]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing(browser: Browser, server: Served, engine: ScriptedEngine, scheme: Any) -> None:
-    context = browser.new_context(color_scheme=scheme, viewport=cast("Any", DESKTOP), reduced_motion="reduce")
-    page = opened(context, server)
+def test_axe_finds_nothing(context: BrowserContext, server: Served, engine: ScriptedEngine, scheme: str) -> None:
+    page = opened_at(context, server.url, color_scheme=scheme, reduced_motion="reduce")
     expect(page.locator("#welcome button").first).to_be_visible()
     assert findings(page) == [], "an empty page"
     engine.answer = ANSWER
@@ -85,7 +84,6 @@ def test_axe_finds_nothing(browser: Browser, server: Served, engine: ScriptedEng
     page.get_by_role("button", name="Conversations", exact=True).click()
     expect(page.locator("#chats.open .chat-open").first).to_be_visible()
     assert findings(page) == [], "the conversations on a phone"
-    context.close()
 
 
 def test_every_control_can_be_hit_with_a_finger(browser: Browser, server: Served, engine: ScriptedEngine) -> None:

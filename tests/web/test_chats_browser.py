@@ -19,7 +19,7 @@ from qlora_chat.messages import Conversation, Message
 from qlora_chat.web.chats import listing
 from tests.fakes import ScriptedEngine, ScriptedRecorder, scripted_chat
 from tests.history.conftest import add_turn, sqlite_history
-from tests.web.driving import ready, say, settled, wait_for
+from tests.web.driving import opened_at, say, settled, wait_for
 from tests.web.serving import serving_chat
 
 pytestmark = [pytest.mark.browser]
@@ -40,22 +40,13 @@ def url(chat: Chat) -> Iterator[str]:
 
 
 @pytest.fixture
-def context(browser: Browser, chat: Chat) -> Iterator[BrowserContext]:
+def context(context: BrowserContext, chat: Chat) -> BrowserContext:
     chat.erase([each.id for each in chat.history.list()])
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
-    yield context
-    context.close()
+    return context
 
 
 def filled(chat: Chat, *titles: str) -> list[str]:
     return [add_turn(chat.history, Conversation(), title, f"An answer about {title}.").id for title in titles]
-
-
-def opened_at(context: BrowserContext, url: str) -> Page:
-    page = context.new_page()
-    page.goto(url)
-    ready(page)
-    return page
 
 
 def titles(page: Page) -> Locator:
@@ -230,10 +221,9 @@ def test_on_a_phone_the_list_is_a_drawer_that_closes_when_one_is_chosen(chat: Ch
     context.close()
 
 
-def test_without_a_history_the_page_says_what_is_lost_and_saves_after_a_click(browser: Browser, tmp_path: Path) -> None:
+def test_without_a_history_the_page_says_what_is_lost_and_saves_after_a_click(context: BrowserContext, tmp_path: Path) -> None:
     file = tmp_path / "chats.db"
     store = SavableHistory(MemoryHistory(), file, sqlite_history)
-    context = browser.new_context()
     with closing(store), serving_chat(replace(scripted_chat(), history=store)) as url:
         page = opened_at(context, url)
         say(page, "before")
@@ -245,6 +235,6 @@ def test_without_a_history_the_page_says_what_is_lost_and_saves_after_a_click(br
         expect(page.locator("#not-saved")).to_have_count(0)
         say(page, "after")
         settled(page, 2)
-    context.close()
+        page.close()
     with closing(sqlite_history(file)) as saved:
         assert [each.turns for each in saved.list()] == [4]

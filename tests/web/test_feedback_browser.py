@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 import requests
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
 from qlora_chat.chat import Chat
 from qlora_chat.history import Feedback
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.prompt import DEFAULT_FORMAT
 from tests.fakes import ScriptedEngine, ScriptedRecorder
-from tests.web.driving import LONG, STEP, ready, say, settled
+from tests.web.driving import LONG, STEP, opened, ready, say, settled
 from tests.web.serving import Served, serving_chat
 
 pytestmark = pytest.mark.browser
@@ -33,17 +33,14 @@ def rated(chat: Chat) -> Iterator[Served]:
 
 
 @pytest.fixture
-def page(browser: Browser, rated: Served, chat: Chat) -> Iterator[Page]:
+def page(context: BrowserContext, rated: Served, chat: Chat) -> Page:
     """A page on which "Sydney." was answered to one question."""
     rated.engine.answer, rated.engine.delay = "The capital is **Sydney**.", 0.0
     recorder(chat).feedbacks.clear()
-    with browser.new_context() as context:
-        page = context.new_page()
-        page.goto(rated.url)
-        ready(page)
-        say(page, "Capital of Australia?")
-        settled(page)
-        yield page
+    page = opened(context, rated)
+    say(page, "Capital of Australia?")
+    settled(page)
+    return page
 
 
 def recorder(chat: Chat) -> ScriptedRecorder:

@@ -7,12 +7,12 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import BrowserContext, Page, Route, expect
 
 from qlora_chat.chat import Chat
 from qlora_chat.messages import Conversation, Message
 from tests.fakes import ScriptedEngine, scripted_chat
-from tests.web.driving import LONG, STEP, answers, ready, say, set_slider, settled, wait_for
+from tests.web.driving import LONG, STEP, answers, opened_at, ready, say, set_slider, settled, wait_for
 from tests.web.serving import serving_chat
 
 pytestmark = pytest.mark.browser
@@ -44,7 +44,7 @@ def engine(chat: Chat) -> ScriptedEngine:
     return chat.engine
 
 
-def opened_on_many_turns(browser: Browser, url: str, chat: Chat, size: str) -> Page:
+def opened_on_many_turns(context: BrowserContext, url: str, chat: Chat, size: str) -> Page:
     """A page that shows a conversation of TURNS turns."""
     turns = [(f"Question {index}", f"Answer {index}. " + "words " * 30) for index in range(TURNS)]
     messages = [
@@ -54,7 +54,8 @@ def opened_on_many_turns(browser: Browser, url: str, chat: Chat, size: str) -> P
     ]
     saved = chat.history.save(Conversation(messages=tuple(messages)))
     width, height = SIZES[size]
-    page = browser.new_context(viewport={"width": width, "height": height}).new_page()
+    page = context.new_page()
+    page.set_viewport_size({"width": width, "height": height})
     page.add_init_script(f"sessionStorage['qlora-chat.conversation'] ??= JSON.stringify('{saved.id} {saved.head}')")
     page.goto(url)
     ready(page)
@@ -71,9 +72,9 @@ def expect_all_in_the_window(page: Page) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_box_button_and_newest_line_stay_in_the_window(
-    browser: Browser, url: str, chat: Chat, engine: ScriptedEngine, size: str
+    context: BrowserContext, url: str, chat: Chat, engine: ScriptedEngine, size: str
 ) -> None:
-    page = opened_on_many_turns(browser, url, chat, size)
+    page = opened_on_many_turns(context, url, chat, size)
     expect_all_in_the_window(page)
     expect(page.locator("#messages .question")).to_have_count(TURNS)  # older ones are drawn afterwards
     expect_all_in_the_window(page)
@@ -89,13 +90,12 @@ def test_box_button_and_newest_line_stay_in_the_window(
     page.reload()
     expect(page.locator("#messages .answer").last).to_contain_text("Stopped.")
     expect_all_in_the_window(page)
-    page.context.close()
 
 
 def test_a_reader_who_scrolls_up_is_left_alone_and_offered_the_newest(
-    browser: Browser, url: str, chat: Chat, engine: ScriptedEngine
+    context: BrowserContext, url: str, chat: Chat, engine: ScriptedEngine
 ) -> None:
-    page = opened_on_many_turns(browser, url, chat, "desktop")
+    page = opened_on_many_turns(context, url, chat, "desktop")
     expect(page.locator("#messages .question")).to_have_count(TURNS)
     engine.answer, engine.delay = LONG, STEP
     say(page, "go on")
@@ -112,15 +112,12 @@ def test_a_reader_who_scrolls_up_is_left_alone_and_offered_the_newest(
     expect_all_in_the_window(page)
     page.click("#stop")
     settled(page)
-    page.context.close()
 
 
 def test_a_waiting_bubble_comes_at_once_before_the_server_has_answered(
-    browser: Browser, url: str, engine: ScriptedEngine
+    context: BrowserContext, url: str, engine: ScriptedEngine
 ) -> None:
-    page = browser.new_context().new_page()
-    page.goto(url)
-    ready(page)
+    page = opened_at(context, url)
     engine.pauses_after = 0
     held: list[Route] = []
     page.route("**/queue/join*", lambda route: held.append(route))
@@ -134,15 +131,12 @@ def test_a_waiting_bubble_comes_at_once_before_the_server_has_answered(
             expect(page.locator("#stop")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.locator("#messages .end")).to_contain_text("Stopped.")
-    page.context.close()
 
 
 def test_a_cut_answer_says_why_and_goes_on_and_marks_where_settings_changed(
-    browser: Browser, url: str, engine: ScriptedEngine
+    context: BrowserContext, url: str, engine: ScriptedEngine
 ) -> None:
-    page = browser.new_context().new_page()
-    page.goto(url)
-    ready(page)
+    page = opened_at(context, url)
     page.get_by_role("button", name="Settings", exact=True).click()
     engine.answer, engine.pauses_after = LONG, 5
     say(page, "go on")
@@ -163,14 +157,11 @@ def test_a_cut_answer_says_why_and_goes_on_and_marks_where_settings_changed(
     expect(page.locator("#messages .answer .body")).to_contain_text(re.compile(r"w\d+\s*continued\s*and so on\."))
     page.get_by_role("button", name="Previous version").click()
     expect(page.locator("#messages .answer .count")).to_have_text("1/2")
-    page.context.close()
 
 
-def test_copy_gives_the_exact_text_of_questions_and_answers(browser: Browser, url: str, engine: ScriptedEngine) -> None:
-    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
-    page = context.new_page()
-    page.goto(url)
-    ready(page)
+def test_copy_gives_the_exact_text_of_questions_and_answers(context: BrowserContext, url: str, engine: ScriptedEngine) -> None:
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page = opened_at(context, url)
     engine.answer = "Use `<b>` & **$x^2$**:\n\n| a | b |\n|:--|--:|\n| 1 | 2 |"
     say(page, "What is <b>?\n  indented & \\(a\\)")
     settled(page)
@@ -179,13 +170,10 @@ def test_copy_gives_the_exact_text_of_questions_and_answers(browser: Browser, ur
         message.hover()
         message.get_by_role("button", name="Copy", exact=True).click()
         wait_for(page, lambda text=text: page.evaluate("navigator.clipboard.readText()") == text)
-    context.close()
 
 
-def test_a_finished_answer_is_announced_once(browser: Browser, url: str, chat: Chat, engine: ScriptedEngine) -> None:
-    page = browser.new_context().new_page()
-    page.goto(url)
-    ready(page)
+def test_a_finished_answer_is_announced_once(context: BrowserContext, url: str, chat: Chat, engine: ScriptedEngine) -> None:
+    page = opened_at(context, url)
     page.wait_for_selector("#messages [aria-live]", state="attached")
     page.evaluate("""() => {
         window.announced = [];
@@ -195,4 +183,3 @@ def test_a_finished_answer_is_announced_once(browser: Browser, url: str, chat: C
     say(page, "hello")
     settled(page)
     assert page.evaluate("window.announced") == ["This is a scripted answer."]
-    page.context.close()

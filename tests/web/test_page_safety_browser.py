@@ -15,21 +15,21 @@ from tests.web.serving import Served, serving
 pytestmark = [pytest.mark.browser]
 
 
-def test_logging_is_announced_and_can_be_turned_off(browser: Browser) -> None:
+def test_logging_is_announced_and_can_be_turned_off(context: BrowserContext) -> None:
     with serving(ScriptedEngine(), logging_on=True) as served:
-        page = opened(browser.new_context(), served)
+        page = opened(context, served)
         expect(page.locator("#logging")).to_contain_text("logged by whoever runs it")
         page.uncheck("#logged input")
         page.wait_for_function("(sessionStorage.getItem('qlora-chat.tab') || '').includes('false')")
         page.reload()
         ready(page)
         expect(page.locator("#logged input")).not_to_be_checked()
-        page.context.close()
+        page.close()
 
 
-def test_a_page_with_a_password_opens_after_it_is_given(browser: Browser) -> None:
+def test_a_page_with_a_password_opens_after_it_is_given(context: BrowserContext) -> None:
     with serving(ScriptedEngine(), ServeSettings(token="correct horse")) as served:
-        page = browser.new_context().new_page()
+        page = context.new_page()
         page.goto(served.url)
         page.fill("#token", "wrong")
         page.press("#token", "Enter")
@@ -39,7 +39,7 @@ def test_a_page_with_a_password_opens_after_it_is_given(browser: Browser) -> Non
         ready(page)
         say(page, "hello")
         expect(page.locator("#messages .answer")).to_contain_text("scripted answer")
-        page.context.close()
+        page.close()
 
 
 PAYLOADS = [
@@ -212,8 +212,8 @@ def test_the_page_fits_a_phone_and_works_by_keyboard(context: BrowserContext, se
     assert page.evaluate(CONTROLS_WITHOUT_A_NAME) == []
 
 
-def test_the_browser_reports_no_error(context: BrowserContext, server: Served, engine: ScriptedEngine) -> None:
-    page = context.new_page()
+def test_the_browser_reports_no_error(browser: Browser, server: Served, engine: ScriptedEngine) -> None:
+    page = browser.new_context().new_page()  # a browser with a profile also asks for the manifest that Gradio names
     complaints: list[str] = []
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
@@ -224,3 +224,4 @@ def test_the_browser_reports_no_error(context: BrowserContext, server: Served, e
     page.click("#new")
     expect(page.locator("#messages .answer")).to_have_count(0)
     assert complaints == []
+    page.context.close()

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
-from tests.web.driving import answers, open_options, ready, say, set_slider, settled, wait_for
+from tests.web.driving import answers, open_options, opened_at, say, set_slider, settled, wait_for
 
 pytestmark = [pytest.mark.browser]
 
@@ -41,13 +41,10 @@ def address(demo_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture
-def page(browser: Browser, address: str) -> Iterator[Page]:
-    with browser.new_context() as context:
-        page = context.new_page()
-        page.goto(address)
-        ready(page)
-        open_options(page)
-        yield page
+def page(context: BrowserContext, address: str) -> Page:
+    page = opened_at(context, address)
+    open_options(page)
+    return page
 
 
 def wander(page: Page) -> None:

@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import BrowserContext, expect
 from sqlalchemy import NullPool, create_engine, select
 
 from qlora_chat.history.storage.schema import TURNS
 from tests.fakes import ScriptedServer, demo_tokens
 from tests.postgres import new_database
 from tests.server.proxy import Proxy, proxying
-from tests.web.driving import answers, ready, say, settled, wait_for
+from tests.web.driving import answers, opened_at, ready, say, settled, wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
@@ -91,12 +91,10 @@ def newest_turn(store: str) -> str:
 
 
 def test_a_chat_goes_on_in_the_other_process_when_its_own_is_killed(
-    browser: Browser, processes: tuple[list[subprocess.Popen[bytes]], Proxy], upstream: ScriptedServer, store: str
+    context: BrowserContext, processes: tuple[list[subprocess.Popen[bytes]], Proxy], upstream: ScriptedServer, store: str
 ) -> None:
     running, proxy = processes
-    page = browser.new_context().new_page()
-    page.goto(f"http://127.0.0.1:{proxy.port}")
-    ready(page)
+    page = opened_at(context, f"http://127.0.0.1:{proxy.port}")
     mine = proxy.served[0]
     say(page, "Are you there?")
     expect(page.locator("#messages .answer")).to_have_count(1)
@@ -122,4 +120,4 @@ def test_a_chat_goes_on_in_the_other_process_when_its_own_is_killed(
     page.reload()
     ready(page)
     expect(page.locator("#messages .answer")).to_have_count(3)
-    page.context.close()
+    page.close()

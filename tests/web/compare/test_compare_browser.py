@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
@@ -15,7 +14,7 @@ from qlora_chat.engines import AnsweredBy
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import ModelSettings
 from tests.fakes import SCRIPTED_INFO, ScriptedEngine, ScriptedSwitch, scripted_chat
-from tests.web.driving import LONG, STEP, answers, ready, say, settled
+from tests.web.driving import LONG, STEP, answers, opened_at, say, settled
 from tests.web.serving import serving_chat
 from tests.web.test_accessibility_browser import findings
 
@@ -49,21 +48,6 @@ def compared(site: Compared) -> Compared:
     return site
 
 
-@pytest.fixture
-def context(browser: Browser) -> Iterator[BrowserContext]:
-    context = browser.new_context(viewport={"width": 1280, "height": 900})
-    context.set_default_timeout(60_000)
-    yield context
-    context.close()
-
-
-def opened(context: BrowserContext, compared: Compared) -> Page:
-    page = context.new_page()
-    page.goto(compared.url)
-    ready(page)
-    return page
-
-
 def open_compare(page: Page) -> Locator:
     page.get_by_role("button", name="Compare", exact=True).first.click()
     view = page.get_by_role("dialog", name="Compare")
@@ -77,7 +61,7 @@ def choose(view: Locator, *models: str) -> None:
 
 
 def test_base_and_adapter_blind_then_a_vote_and_the_answer_to_go_on_with(context: BrowserContext, compared: Compared) -> None:
-    page = opened(context, compared)
+    page = opened_at(context, compared.url)
     say(page, "Hello?")
     settled(page)
     view = open_compare(page)
@@ -110,7 +94,7 @@ def test_base_and_adapter_blind_then_a_vote_and_the_answer_to_go_on_with(context
 
 def test_the_name_is_that_of_what_answered_and_not_of_what_was_asked(context: BrowserContext, compared: Compared) -> None:
     compared.engine.answered_by = lambda asked: AnsweredBy("guanaco")
-    view = open_compare(opened(context, compared))
+    view = open_compare(opened_at(context, compared.url))
     choose(view, "scripted", "pirate")
     view.get_by_label("Temperature").nth(1).evaluate("each => { each.closest('details').open = true; each.value = '0.25' }")
     view.get_by_label("Hide the names until I have voted").uncheck()
@@ -122,7 +106,7 @@ def test_the_name_is_that_of_what_answered_and_not_of_what_was_asked(context: Br
 
 def test_an_answer_without_a_word_loses_and_is_no_mystery(context: BrowserContext, compared: Compared) -> None:
     compared.engine.answer = lambda _: "" if compared.engine.adapters_asked[-1] == "pirate" else PLAIN
-    view = open_compare(opened(context, compared))
+    view = open_compare(opened_at(context, compared.url))
     choose(view, "scripted", "pirate")
     view.get_by_label("Question").fill("Anything?")
     view.get_by_role("button", name="Compare", exact=True).click()
@@ -135,7 +119,7 @@ def test_an_answer_without_a_word_loses_and_is_no_mystery(context: BrowserContex
 
 def test_long_answers_grow_side_by_side_until_escape_stops_all(context: BrowserContext, compared: Compared) -> None:
     compared.engine.answer, compared.engine.delay = LONG, STEP
-    page = opened(context, compared)
+    page = opened_at(context, compared.url)
     view = open_compare(page)
     view.get_by_role("button", name="Add a column").click()
     choose(view, "scripted", "guanaco", "pirate")
@@ -155,7 +139,7 @@ def test_long_answers_grow_side_by_side_until_escape_stops_all(context: BrowserC
 
 
 def test_what_cannot_be_compared_is_said_next_to_the_button(context: BrowserContext, compared: Compared) -> None:
-    view = open_compare(opened(context, compared))
+    view = open_compare(opened_at(context, compared.url))
     choose(view, "pirate", "pirate")
     view.get_by_label("Question").fill("Same?")
     view.get_by_role("button", name="Compare", exact=True).click()
@@ -164,7 +148,7 @@ def test_what_cannot_be_compared_is_said_next_to_the_button(context: BrowserCont
 
 def test_on_a_phone_the_columns_are_swiped_and_everything_is_within_reach(browser: Browser, compared: Compared) -> None:
     context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
-    page = opened(context, compared)
+    page = opened_at(context, compared.url)
     box = page.get_by_role("button", name="Settings", exact=True).bounding_box()
     assert box
     assert box["x"] + box["width"] <= 390, "the head still has room for all its buttons"
@@ -184,13 +168,11 @@ def test_on_a_phone_the_columns_are_swiped_and_everything_is_within_reach(browse
     context.close()
 
 
-def test_a_base_and_its_own_adapter_are_opened_apart_with_one_button(browser: Browser) -> None:
+def test_a_base_and_its_own_adapter_are_opened_apart_with_one_button(context: BrowserContext) -> None:
     engine = ScriptedSwitch()
     engine.settings = ModelSettings(base="a-base", adapter="an-adapter")
     with serving_chat(scripted_chat(engine)) as url:
-        page = browser.new_page()
-        page.goto(url)
-        ready(page)
+        page = opened_at(context, url)
         view = open_compare(page)
         expect(view).to_contain_text("The base alone cannot answer here")
         expect(view.get_by_label("Model").first.locator("option")).to_have_text(["scripted-adapter"])
@@ -205,13 +187,11 @@ def test_a_base_and_its_own_adapter_are_opened_apart_with_one_button(browser: Br
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_in_the_form_and_in_the_answers(browser: Browser, compared: Compared, scheme: Any) -> None:
-    context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme=scheme)
-    view = open_compare(page := opened(context, compared))
+def test_axe_finds_nothing_in_the_form_and_in_the_answers(context: BrowserContext, compared: Compared, scheme: str) -> None:
+    view = open_compare(page := opened_at(context, compared.url, (390, 844), color_scheme=scheme))
     assert findings(page) == []
     view.get_by_label("Question").fill("What is it?")
     view.get_by_role("button", name="Compare", exact=True).click()
     view.get_by_role("button", name="A is the best").click()
     expect(view).to_contain_text("Your vote is saved.")
     assert findings(page) == []
-    context.close()

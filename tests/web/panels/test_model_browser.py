@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
 from qlora_chat.models import ModelError
 from qlora_chat.settings import ServeSettings
 from tests.fakes import ScriptedSwitch
-from tests.web.driving import answers, ready, say, settled
+from tests.web.driving import answers, opened, ready, say, settled
 from tests.web.serving import serving
 
 pytestmark = pytest.mark.browser
@@ -44,12 +44,10 @@ def choose(page: Page, name: str, value: str) -> None:
     field.press("Enter")
 
 
-def test_the_model_is_switched_and_the_conversation_goes_on(browser: Browser) -> None:
+def test_the_model_is_switched_and_the_conversation_goes_on(context: BrowserContext) -> None:
     engine = ScriptedSwitch()
     with serving(engine) as server:
-        page = browser.new_page()
-        page.goto(server.url)
-        ready(page)
+        page = opened(context, server)
         say(page, "Hello")
         settled(page)
         page.locator("#open-model").click()
@@ -75,10 +73,12 @@ def test_the_model_is_switched_and_the_conversation_goes_on(browser: Browser) ->
 
 
 @pytest.mark.parametrize("allowed", [False, True])
-def test_a_page_with_a_password_shows_the_model_and_switches_it_where_that_is_allowed(browser: Browser, allowed: bool) -> None:
+def test_a_page_with_a_password_shows_the_model_and_switches_it_where_that_is_allowed(
+    context: BrowserContext, allowed: bool
+) -> None:
     settings = ServeSettings(token="a long password", page_operator=allowed)
     with serving(ScriptedSwitch(), settings) as server:
-        page = browser.new_page()
+        page = context.new_page()
         page.goto(server.url)
         page.fill("input[type=password]", "a long password")
         page.keyboard.press("Enter")

@@ -6,30 +6,28 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
 from qlora_chat.chat import Chat
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.prompt import DEFAULT_FORMAT
 from tests.fakes import ScriptedEngine
-from tests.web.driving import open_options, ready, say, set_slider, settled
+from tests.web.driving import open_options, opened_at, say, set_slider, settled
 from tests.web.serving import serving_chat
 
 pytestmark = pytest.mark.browser
 
 
 @pytest.fixture
-def real(browser: Browser, shared_engine: LocalEngine) -> Iterator[Page]:
+def real(context: BrowserContext, shared_engine: LocalEngine) -> Iterator[Page]:
     """A page over the demo model, which answers greedily."""
-    with serving_chat(Chat(shared_engine, DEFAULT_FORMAT, MemoryHistory())) as url, browser.new_context() as context:
-        context.set_default_timeout(60_000)
-        page = context.new_page()
-        page.goto(url)
-        ready(page)
+    with serving_chat(Chat(shared_engine, DEFAULT_FORMAT, MemoryHistory())) as url:
+        page = opened_at(context, url)
         open_options(page)
         set_slider(page, "temperature", "0")
         yield page
+        page.close()
 
 
 def open_tokens(page: Page) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
 from qlora_chat.settings import ServeSettings
 from tests.fakes import ScriptedEngine, ScriptedSwitch
 from tests.models.conftest import tiny_nf4_base
 from tests.training.conftest import few_dialogues
-from tests.web.driving import ready
+from tests.web.driving import opened, ready
 from tests.web.serving import serving
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
@@ -31,14 +31,12 @@ def open_train(page: Page) -> None:
 
 
 def test_a_file_is_checked_trained_on_and_its_adapter_answers(
-    browser: Browser, tiny_nf4_base: Path, few_dialogues: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    context: BrowserContext, tiny_nf4_base: Path, few_dialogues: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     engine = ScriptedSwitch()
     with serving(engine) as server:
-        page = browser.new_page()
-        page.goto(server.url)
-        ready(page)
+        page = opened(context, server)
         open_train(page)
         page.set_input_files("#train-upload input", few_dialogues)
         expect(page.locator("#train-upload")).to_contain_text(few_dialogues.name)
@@ -72,10 +70,10 @@ def test_a_file_is_checked_trained_on_and_its_adapter_answers(
         page.close()
 
 
-def test_visitors_and_pages_in_front_of_other_servers_cannot_train(browser: Browser) -> None:
+def test_visitors_and_pages_in_front_of_other_servers_cannot_train(context: BrowserContext) -> None:
     for engine, settings in ((ScriptedEngine(), ServeSettings()), (ScriptedSwitch(), ServeSettings(operator_token="x" * 20))):
         with serving(engine, settings) as server:
-            page = browser.new_page()
+            page = context.new_page()
             page.goto(server.url)
             ready(page)
             page.locator("#open-model").click()
