@@ -64,10 +64,10 @@ chromium:
 postgres:
 	@command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || sh tests/install_debian.sh postgresql 'the history tests'
 
-# files of tests go to whichever process is free; each has its own browser and PostgreSQL
+# files of tests go to whichever process is free, in the order of tests/conftest.py; each has its own browser and PostgreSQL
 WORKERS ?= 2
 test: $(VENV)/installed-dev chromium postgres
-	@$(BIN)/pytest -n $(WORKERS) --dist loadfile -m 'not slow and not vllm'
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow and not vllm'
 
 test-slow: $(VENV)/installed-dev chromium postgres
 	@$(BIN)/pytest -m slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +29,13 @@ hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )  # neither says anything of the program
 hypothesis.settings.load_profile("any machine")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files in a browser first, then those of many tests: the last are short, and no process waits long for the other."""
+    if WORKERS > 1:
+        many = Counter(item.path for item in items)
+        items.sort(key=lambda item: (item.get_closest_marker("browser") is None, -many[item.path], item.path))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,14 +15,14 @@ from tests.fakes import ScriptedEngine
 from tests.web.serving import Served, serving, serving_chat
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def demo_url(shared_engine: LocalEngine) -> Iterator[str]:
     """Page and API over the real demo."""
     with serving_chat(Chat(shared_engine, DEFAULT_FORMAT, MemoryHistory())) as url:
         yield url
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def scripted_server() -> Iterator[Served]:
     with serving(ScriptedEngine()) as served:
         yield served

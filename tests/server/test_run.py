@@ -96,7 +96,7 @@ def test_a_browser_that_draws_late_still_sees_the_answer_begin_and_end(page: Ser
 
 
 @pytest.mark.parametrize(
-    "value", [float("nan"), float("inf"), -float("inf"), -1, 1e309, 2**63, True, "0.7", "x", None, [], {}, 3.5], ids=repr
+    "value", [float("nan"), float("inf"), -float("inf"), -1, 1e309, 2**63, True, "1e999", "x", None, [], {}, 3.5], ids=repr
 )
 @pytest.mark.parametrize("name", SAMPLING)
 def test_a_hostile_sampling_value_is_refused_and_the_engine_not_called(

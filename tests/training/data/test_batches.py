@@ -40,6 +40,13 @@ def prepared(dialogues: Dialogues, tokenizer: ModelTokenizer, **values: Any) -> 
     return prepare_data(dialogues, settings(**values), tokenizer, 2, 512)
 
 
+def test_dialogues_longer_than_the_bases_window_are_refused_with_the_length_that_fits(
+    tmp_path: Path, tokenizer: ModelTokenizer
+) -> None:
+    with pytest.raises(TrainError, match="max_length is 513, but the base's window is 512: set --max-length 512"):
+        prepared(read(tmp_path, pair("Single?", "Yes.")), tokenizer, max_length=513)
+
+
 def test_copies_of_a_dialogue_are_on_one_side(tmp_path: Path) -> None:
     records = [pair(f"What is {index // 4}?", "This.") for index in range(40)] + [pair("Single?", "Yes.")] * 1
     dialogues = read(tmp_path, *records)
