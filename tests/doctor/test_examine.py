@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from qlora_chat.models.locate import BUNDLED
 from qlora_chat.models.placement import GIB, DeviceMemory, kv_cache_bytes
 from qlora_chat.models.weights.quantize import quantize_nf4
 from qlora_chat.models.weights.shards import write_shards, write_small_files
+from tests.cli.here import run_here
 from tests.models.conftest import LocalHub, MakeAdapter, MakeBase, write_adapter, write_base
 
 ROOM = (DeviceMemory("cpu", 16 * GIB),)
@@ -244,15 +243,12 @@ def test_an_8_bit_kv_cache_is_recommended_if_only_that_fits(make_base: MakeBase)
 
 
 def test_the_command_exits_1_on_a_blocker_and_prints_json_for_machines(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "qlora_chat", "doctor", *map(str, pair), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=100)
-
-    fine = run("--json")
+    command = ("doctor", *map(str, pair))
+    fine = run_here({}, *command, "--json")
     assert fine.returncode == 0
     assert json.loads(fine.stdout)["usable"] is True
     (pair[1] / "adapter_config.json").unlink()
-    spoilt = run()
+    spoilt = run_here({}, *command)
     assert spoilt.returncode == 1
     assert "✗" in spoilt.stdout
     assert "-> give a PEFT LoRA adapter" in spoilt.stdout

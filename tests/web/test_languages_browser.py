@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.fakes import ScriptedEngine
-from tests.web.driving import LONG, opened, say, settled
+from tests.web.driving import LONG, ready, say, settled
 from tests.web.serving import Served
 from tests.web.test_languages import texts_of
 
@@ -39,17 +38,23 @@ def english_on(page: Page) -> set[str]:
 
 
 @pytest.fixture
-def marked(browser: Browser, server: Served) -> Iterator[Page]:
+def marked(context: BrowserContext, server: Served) -> Page:
     """The page in a language that has only one letter."""
-    context = browser.new_context(locale="de-DE", viewport={"width": 1280, "height": 900})
+    page = context.new_page()
     entries = {key: re.sub(r"({\w+})|[A-Za-z]", lambda found: found[1] or "ж", key) for key in texts_of("de")}
-    context.route("**/languages/de.json", lambda route: route.fulfill(json=entries))
-    yield opened(context, server)
-    context.close()
+    page.route("**/languages/de.json", lambda route: route.fulfill(json=entries))
+    return in_language(page, server, "de-DE")
 
 
-def in_language(browser: Browser, server: Served, locale: str) -> Page:
-    return opened(browser.new_context(locale=locale, viewport={"width": 1280, "height": 900}), server)
+def in_language(page: Page, server: Served, locale: str) -> Page:
+    """The page for a person whose browser speaks that language."""
+    devtools = page.context.new_cdp_session(page)
+    agent = {"userAgent": page.evaluate("navigator.userAgent"), "acceptLanguage": locale}
+    devtools.send("Emulation.setUserAgentOverride", agent)
+    devtools.send("Emulation.setLocaleOverride", {"locale": locale})
+    page.goto(server.url)
+    ready(page)
+    return page
 
 
 def test_nothing_on_the_page_is_left_in_english(marked: Page, engine: ScriptedEngine) -> None:
@@ -68,8 +73,8 @@ def test_nothing_on_the_page_is_left_in_english(marked: Page, engine: ScriptedEn
     assert english_on(page) == set()
 
 
-def test_a_language_is_chosen_over_the_browsers_and_remembered(browser: Browser, server: Served) -> None:
-    page = in_language(browser, server, "de-AT")
+def test_a_language_is_chosen_over_the_browsers_and_remembered(context: BrowserContext, server: Served) -> None:
+    page = in_language(context.new_page(), server, "de-AT")
     expect(page.locator("#send")).to_have_text("Senden")
     expect(page.locator("html")).to_have_attribute("lang", "de")
     page.get_by_role("button", name="Einstellungen", exact=True).click()
@@ -82,24 +87,24 @@ def test_a_language_is_chosen_over_the_browsers_and_remembered(browser: Browser,
     page.get_by_label("言語").select_option("en")
     expect(page.locator("#send")).to_have_text("Send")
     expect(page.locator("html")).to_have_attribute("lang", "en")
-    page.context.close()
 
 
 @pytest.mark.parametrize(
     ("locale", "send", "lang"),
     [("fr-CA", "Envoyer", "fr"), ("es-MX", "Enviar", "es"), ("zh-CN", "发送", "zh-Hans"), ("pt-BR", "Send", "en")],
 )
-def test_the_page_follows_the_browsers_language(browser: Browser, server: Served, locale: str, send: str, lang: str) -> None:
-    page = in_language(browser, server, locale)
+def test_the_page_follows_the_browsers_language(
+    context: BrowserContext, server: Served, locale: str, send: str, lang: str
+) -> None:
+    page = in_language(context.new_page(), server, locale)
     expect(page.locator("#send")).to_have_text(send)
     expect(page.locator("html")).to_have_attribute("lang", lang)
-    page.context.close()
 
 
 def test_numbers_and_sentences_of_the_server_follow_the_language(
-    browser: Browser, server: Served, engine: ScriptedEngine
+    context: BrowserContext, server: Served, engine: ScriptedEngine
 ) -> None:
-    page = in_language(browser, server, "de-DE")
+    page = in_language(context.new_page(), server, "de-DE")
     page.get_by_role("button", name="Einstellungen", exact=True).click()
     page.get_by_label("Temperatur", exact=True).fill("0,25")
     say(page, "los")
@@ -111,15 +116,13 @@ def test_numbers_and_sentences_of_the_server_follow_the_language(
     expect(page.locator("#notice")).to_contain_text(
         "Diese Nachricht ist zu lang: Mit dem System-Prompt braucht sie mindestens 3."
     )
-    page.context.close()
 
 
-def test_what_a_person_writes_is_not_translated(browser: Browser, server: Served, engine: ScriptedEngine) -> None:
-    page = in_language(browser, server, "de-DE")
+def test_what_a_person_writes_is_not_translated(context: BrowserContext, server: Served, engine: ScriptedEngine) -> None:
+    page = in_language(context.new_page(), server, "de-DE")
     engine.answer = "Settings"
     say(page, "Send")
     settled(page)
     expect(page.locator("#messages .question .body")).to_have_text("Send")
     expect(page.locator("#messages .answer .body")).to_have_text("Settings")
     expect(page.locator("#chat-list .chat-title").first).to_have_text("Send")
-    page.context.close()
