@@ -132,17 +132,8 @@ def test_the_log_is_sent_before_ask_exits(environment: dict[str, str]) -> None:
         thread = threading.Thread(target=receiver.serve_forever, args=(0.02,))
         thread.start()
         address = f"http://127.0.0.1:{receiver.server_port}/"
-        done = run(
-            {**environment, "LOGGING_URL": address},
-            "ask",
-            "What is the capital of France?",
-            "--model",
-            "demo",
-            "--temperature",
-            "0",
-            "--min-p",
-            "0.1",
-        )
+        asked = ("ask", "What is the capital of France?", "--model", "demo", "--temperature", "0", "--min-p", "0.1")
+        done = run({**environment, "LOGGING_URL": address}, *asked)
         receiver.shutdown()
         thread.join()
     assert done.returncode == 0
