@@ -56,7 +56,7 @@ def titles(page: Page) -> Locator:
 def menu(page: Page, title: str, item: str) -> None:
     row = page.locator("[data-chat]", has_text=title)
     row.locator(".chat-menu-button").click()
-    row.get_by_role("button", name=item, exact=True).click()
+    page.locator(".chat-menu").get_by_role("button", name=item, exact=True).click()
 
 
 def test_a_new_conversation_is_listed_and_named_in_address_and_title(chat: Chat, url: str, context: BrowserContext) -> None:
@@ -174,7 +174,7 @@ def test_every_conversation_is_reached_by_scrolling(
     last = page.locator("[data-chat]").last
     last.locator(".chat-open").click()
     expect(page.locator("#messages .question")).to_have_text("number 0")
-    expect(page.locator("[data-chat].current")).to_have_count(1)
+    expect(page.locator("[data-chat]:has([aria-current])")).to_have_count(1)
     expect(titles(page)).to_have_count(110)
     expect(last).to_be_in_viewport()
     last.locator(".chat-open").press("F2")
@@ -197,12 +197,12 @@ def test_conversations_leave_and_come_back_as_files(chat: Chat, url: str, contex
     download.value.save_as(path)
     assert [each["title"] for each in json.loads(path.read_text())] == ["exported"]
     page.locator("input[type=file]").set_input_files(path)
-    expect(page.locator(".toast")).to_contain_text("0 added, 1 was there already.")
+    expect(page.locator(".toast")).to_contain_text("0 added\n1 was there already")
     chat.erase([each.id for each in chat.history.list()])
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"what": 1}\n')
     page.locator("input[type=file]").set_input_files([path, broken])
-    expect(page.locator(".toast")).to_contain_text("export.json: 1 added.")
+    expect(page.locator(".toast")).to_contain_text("export.json: 1 added")
     expect(page.locator(".toast")).to_contain_text("broken.jsonl: broken.jsonl: has 'what'")
     expect(titles(page)).to_have_text(["exported"])
 

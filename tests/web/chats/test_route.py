@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,7 +52,8 @@ def as_(secret: str) -> dict[str, str]:
 
 
 def listed(client: httpx.Client, secret: str, **query: Any) -> list[str]:
-    return [each["title"] for each in client.get(CHATS, params=query, headers=as_(secret)).json()["chats"]]
+    rows = client.get(CHATS, params=query, headers=as_(secret)).json()["rows"]
+    return re.findall(r'class="chat-title own" dir="auto" title="(.*?)"', rows)
 
 
 def change(client: httpx.Client, secret: str, **request: Any) -> httpx.Response:
@@ -62,18 +64,27 @@ def test_people_on_a_shared_page_see_and_change_their_own_only(client: httpx.Cli
     assert listed(client, HERS) == listed(client, HERS, q="secret") == ["secret plans"]
     for stranger in (HIS, "", "short"):
         assert listed(client, stranger) == listed(client, stranger, q="secret") == []
-        for action in ("rename", "tag", "delete", "undo"):
-            assert change(client, stranger, action=action, id=hers, title="stolen", tags=[]).status_code == 404
+        for what in ({"title": "stolen"}, {"tags": ""}, {"pinned": True}, {"deleted": True}, {"deleted": False}):
+            assert change(client, stranger, id=hers, **what).status_code == 404
         exported = client.post(f"{CHATS}/export", json={"ids": [hers], "format": "json"}, headers=as_(stranger))
         assert exported.status_code == 422
         assert "secret" not in exported.text
-    assert change(client, HERS, action="rename", id=hers, title="mine").status_code == 200
+    assert change(client, HERS, id=hers, title="mine").status_code == 200
     assert listed(client, HERS) == ["mine"]
 
 
 @pytest.mark.parametrize(
     "request_body",
-    [{}, {"action": "erase", "id": "x"}, {"action": "rename", "id": 5}, {"action": "delete", "id": "x" * 500}, [], "x"],
+    [
+        {},
+        {"id": "x", "erased": True},
+        {"id": 5, "title": "x"},
+        {"id": "x" * 500, "deleted": True},
+        {"deleted": True},
+        [],
+        "x",
+        {"id": "x", "title": "x", "deleted": True},
+    ],
 )
 def test_requests_that_the_page_does_not_send_are_refused(client: httpx.Client, request_body: Any) -> None:
     answer = client.post(CHATS, json=request_body, headers=as_(HERS))
@@ -82,10 +93,22 @@ def test_requests_that_the_page_does_not_send_are_refused(client: httpx.Client, 
 
 
 def test_a_change_without_sense_says_what_is_wrong(client: httpx.Client, hers: str) -> None:
-    assert "at least one character" in change(client, HERS, action="rename", id=hers, title="  ").json()["problem"]
-    assert change(client, HERS, action="tag", id=hers, tags="work").status_code == 422
+    assert "at least one character" in change(client, HERS, id=hers, title="  ").json()["problem"]
+    assert change(client, HERS, id=hers, tags=["work"]).status_code == 422
     assert client.get(f"{CHATS}?limit=0").status_code == 422
-    assert client.get(CHATS, params={"before": "nobody"}, headers=as_(HERS)).json()["chats"] == []
+    assert client.get(CHATS, params={"before": "nobody"}, headers=as_(HERS)).json() == {"rows": "", "next": None}
+
+
+def test_a_pinned_conversation_stays_pinned_with_other_tags(client: httpx.Client, chat: Chat, hers: str) -> None:
+    change(client, HERS, id=hers, pinned=True)
+    change(client, HERS, id=hers, tags="work, #travel")
+    summary = chat.history.summary(hers)
+    assert summary
+    assert set(summary.tags) == {"pinned", "work", "travel"}
+    change(client, HERS, id=hers, pinned=False)
+    summary = chat.history.summary(hers)
+    assert summary
+    assert set(summary.tags) == {"work", "travel"}
 
 
 def test_a_visitor_of_a_shared_page_cannot_start_saving(client: httpx.Client) -> None:
@@ -95,7 +118,7 @@ def test_a_visitor_of_a_shared_page_cannot_start_saving(client: httpx.Client) ->
 
 
 def test_deleting_takes_the_login_and_this_site(client: httpx.Client, hers: str) -> None:
-    request = {"action": "delete", "id": hers}
+    request = {"id": hers, "deleted": True}
     foreign = {**as_(HERS), "origin": "http://elsewhere.example"}
     assert client.post(CHATS, json=request, headers=foreign).status_code == 403
     assert httpx.post(client.base_url.join(CHATS), json=request, headers=as_(HERS)).status_code == 401
@@ -106,9 +129,9 @@ def test_an_import_is_the_importers_own(client: httpx.Client, hers: str) -> None
     file = client.post(f"{CHATS}/export", json={"ids": [], "format": "jsonl"}, headers=as_(HERS))
     assert file.headers["content-disposition"] == "attachment; filename*=UTF-8''conversations.jsonl"
     report = client.post(f"{CHATS}/import?name=x.jsonl", content=file.content, headers=as_(HIS)).json()
-    assert (report["added"], report["there"]) == (1, 0), "what she has is not his, and he is not told of it"
+    assert report == ["1 added"], "what she has is not his, and he is not told of it"
     again = client.post(f"{CHATS}/import?name=x.jsonl", content=file.content, headers=as_(HIS)).json()
-    assert (again["added"], again["there"]) == (0, 1)
+    assert again == ["0 added", "1 was there already"]
     assert listed(client, HIS) == listed(client, HERS) == ["secret plans"]
 
 
@@ -120,5 +143,4 @@ def test_an_import_gives_reasons_and_no_path_of_the_server(client: httpx.Client)
     good = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
     mixed = json.dumps(good) + "\n{}\n"
     report = client.post(f"{CHATS}/import", params={"name": "mixed.jsonl"}, content=mixed, headers=as_(HERS)).json()
-    assert report["added"] == 1
-    assert [each.partition(":")[0] for each in report["problems"]] == ["mixed.jsonl, line 2"]
+    assert [each.partition(":")[0] for each in report] == ["1 added", "mixed.jsonl, line 2"]

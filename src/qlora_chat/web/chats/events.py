@@ -13,6 +13,7 @@ from qlora_chat.chat import Chat
 from qlora_chat.history import HistoryError
 from qlora_chat.web import render
 from qlora_chat.web.answering import Updates
+from qlora_chat.web.chats import listing, view
 from qlora_chat.web.chats.route import GONE
 from qlora_chat.web.handlers import Handlers
 from qlora_chat.web.parts import Parts
@@ -45,11 +46,13 @@ class ChatEvents:
         return {**self._handlers.opened(session), notice: ""}
 
     def shown(self, ref: Any, request: gr.Request) -> Updates:
-        """Value of the list when the tab shows another conversation, or has a turn more: its id, its title and its state."""
+        """Value of the list when the tab shows another conversation, or has a turn more: its id, title, row and state."""
         name, owner = ConversationRef.parse(ref).conversation_id, self._handlers.session(request).owner
         try:
             summary = self._chat.history.summary(name, owner=owner) if name else None
         except HistoryError:
             summary = None
-        shown = {"open": summary.id, "title": summary.title} if summary else {"open": "", "title": ""}
+        shown = {"open": "", "title": "", "row": ""}
+        if summary:
+            shown = {"open": summary.id, "title": summary.title, "row": view.row(listing.item(summary))}
         return {self._parts.chats: {**shown, "state": str(ref)}}

@@ -1,6 +1,6 @@
 """Pages of the list of conversations, and of search results with their matches marked.
 
-Scope: values for the browser, which groups them by its own days. Knows no HTTP.
+Scope: values, which view.py makes HTML of and the browser groups by its own days. Knows no HTTP.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from qlora_chat.text import replace_surrogates
 
 PINNED = "pinned"
 """The tag of conversations that stand above the others."""
-PAGE = 100
+PAGE = 50
 MOST_FOUND = 2_000
 """Search results at most. Who has more searches for more words."""
+MORE = "more"
+"""In place of an id: a search is asked for again, with a higher limit."""
 HITS_PER_CHAT = 4
 """Matching turns that are read for each conversation shown, because several of them may be in one conversation."""
 MAX_TITLE = 200
@@ -24,15 +26,19 @@ MAX_TAGS = 20
 MAX_TAG = 40
 
 
-def first_page(history: HistoryStore, owner: str | None) -> dict[str, Any]:
-    """The pinned conversations, and the newest of all."""
-    return {**page_after(history, owner, None), "pinned": [_item(each) for each in history.list(owner=owner, tag=PINNED)]}
+def first_page(history: HistoryStore, owner: str | None, limit: int = PAGE) -> dict[str, Any]:
+    """The pinned conversations, and the newest of the others: a page, or as many as have been scrolled to."""
+    pinned = [item(each) for each in history.list(owner=owner, tag=PINNED)]
+    page = page_after(history, owner, None, min(max(limit, PAGE), MOST_FOUND))
+    return {**page, "chats": [*pinned, *page["chats"]]}
 
 
-def page_after(history: HistoryStore, owner: str | None, before: str | None) -> dict[str, Any]:
-    """The next page behind the conversation `before`, and the id by which the page behind this one is asked for."""
-    summaries = history.list(owner=owner, limit=PAGE, before=before)
-    return {"chats": [_item(each) for each in summaries], "next": summaries[-1].id if len(summaries) == PAGE else None}
+def page_after(history: HistoryStore, owner: str | None, before: str | None, limit: int | None = None) -> dict[str, Any]:
+    """The next page behind the conversation `before`, without those that are pinned; `next` asks for the page behind this."""
+    limit = limit or PAGE
+    summaries = history.list(owner=owner, limit=limit, before=before)
+    others = [item(each) for each in summaries if PINNED not in each.tags]
+    return {"chats": others, "next": summaries[-1].id if len(summaries) == limit else None}
 
 
 def found(history: HistoryStore, owner: str | None, query: str, limit: int) -> dict[str, Any]:
@@ -40,12 +46,16 @@ def found(history: HistoryStore, owner: str | None, query: str, limit: int) -> d
     query, limit = replace_surrogates(query).strip(), min(limit, MOST_FOUND)
     if query.startswith("#") and len(query) > 1:
         tagged = history.list(owner=owner, tag=query[1:].strip(), limit=limit + 1)
-        return {"chats": [_item(each) for each in tagged[:limit]], "more": len(tagged) > limit}
+        return _results([item(each) for each in tagged[:limit]], len(tagged) > limit)
     hits = _first_hits(history.search(query, limit=limit * HITS_PER_CHAT, owner=owner))
     titled = _with_title(history.list(owner=owner), query)
     ids = [*titled, *(each for each in hits if each not in titled)]
     items = [_found_item(history, owner, each, titled.get(each), hits.get(each), query) for each in ids[:limit]]
-    return {"chats": [each for each in items if each], "more": len(ids) > limit and limit < MOST_FOUND}
+    return _results([each for each in items if each], len(ids) > limit and limit < MOST_FOUND)
+
+
+def _results(items: list[dict[str, Any]], more: bool) -> dict[str, Any]:
+    return {"chats": items, "next": MORE if more else None}
 
 
 def clean_title(title: object) -> str:
@@ -53,11 +63,9 @@ def clean_title(title: object) -> str:
     return " ".join(replace_surrogates(title).split())[:MAX_TITLE] if isinstance(title, str) else ""
 
 
-def clean_tags(tags: object) -> list[str] | None:
-    """Tags without spaces around them and without those that come twice; None for what is no list of texts."""
-    if not isinstance(tags, list) or not all(isinstance(each, str) for each in tags):
-        return None
-    cleaned = (" ".join(replace_surrogates(each).split()).lstrip("#")[:MAX_TAG] for each in tags)
+def clean_tags(text: str) -> list[str]:
+    """Tags, written with commas between, without spaces around them and without those that come twice."""
+    cleaned = (" ".join(each.split()).lstrip("#")[:MAX_TAG] for each in replace_surrogates(text).split(","))
     return [*dict.fromkeys(each for each in cleaned if each)][:MAX_TAGS]
 
 
@@ -82,13 +90,14 @@ def _found_item(
     summary = summary or history.summary(name, owner=owner)
     if summary is None:
         return None
-    item = _item(summary) | {"title_marks": marked_ranges(summary.title, query)}
+    found = item(summary) | {"title_marks": marked_ranges(summary.title, query)}
     if hit:
-        item |= {"excerpt": hit.excerpt, "marks": marked_ranges(hit.excerpt, query), "turn": hit.turn_id}
-    return item
+        found |= {"excerpt": hit.excerpt, "marks": marked_ranges(hit.excerpt, query), "turn": hit.turn_id}
+    return found
 
 
-def _item(summary: Summary) -> dict[str, Any]:
+def item(summary: Summary) -> dict[str, Any]:
+    """One conversation in the list."""
     tags = [each for each in summary.tags if each != PINNED]
     return {
         "id": summary.id, "title": summary.title, "tags": tags, "pinned": PINNED in summary.tags,

@@ -6,7 +6,7 @@ Scope: from a request to the history of the browser's owner. Changes are POSTs, 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, TypeAlias
 from urllib.parse import quote
 
@@ -15,8 +15,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from qlora_chat.chat import Chat
-from qlora_chat.history import HistoryError
-from qlora_chat.web.chats import listing, transfer
+from qlora_chat.history import HistoryError, Summary
+from qlora_chat.web.chats import listing, transfer, view
 from qlora_chat.web.chats.deletion import PendingDeletions
 from qlora_chat.web.chats.saving import SavingOffer, offer
 from qlora_chat.web.message_list.route import LONGEST_ID, OWNER_HEADER
@@ -41,43 +41,50 @@ class _Refused(Exception):
 
 
 class ChatChanges:
-    """Changes of one conversation of an owner, by name."""
+    """Changes of one conversation of an owner, each by the name of what it sets."""
 
     def __init__(self, chat: Chat, sessions: Sessions, deletions: PendingDeletions) -> None:
         self._chat, self._sessions, self._deletions = chat, sessions, deletions
-        self._actions: Mapping[str, Callable[[str, str | None, Mapping[str, Any]], bool]] = {
-            "rename": self._rename, "tag": self._tag, "delete": self._delete, "undo": self._undo,
+        self._setters: Mapping[str, Callable[[Summary, str | None, Any], bool]] = {
+            "title": self._rename, "tags": self._tag, "pinned": self._pin, "deleted": self._delete,
         }  # fmt: skip
 
-    def make(self, owner: str | None, request: Mapping[str, Any]) -> None:
+    def make(self, owner: str | None, request: Mapping[str, Any]) -> dict[str, Any]:
         """Make the change that a request describes. _Refused where it cannot be."""
-        action, name = self._actions.get(str(request.get("action"))), request.get("id")
-        if action is None or not isinstance(name, str) or len(name) > LONGEST_ID:
-            raise _Refused(422, f"action must be one of {', '.join(self._actions)}, and id the id of a conversation")
-        if self._chat.history.summary(name, owner=owner) is None or not action(name, owner, request):
+        name, setters = request.get("id"), [each for each in request if each in self._setters]
+        if len(setters) != 1 or not isinstance(name, str) or len(name) > LONGEST_ID:
+            raise _Refused(422, f"id must be the id of a conversation, beside one of {', '.join(self._setters)}")
+        summary = self._chat.history.summary(name, owner=owner)
+        if summary is None or not self._setters[setters[0]](summary, owner, request[setters[0]]):
             raise _Refused(404, GONE)
+        return {}
 
-    def _rename(self, name: str, owner: str | None, request: Mapping[str, Any]) -> bool:
-        title = listing.clean_title(request.get("title"))
-        if not title:
+    def _rename(self, summary: Summary, owner: str | None, title: Any) -> bool:
+        cleaned = listing.clean_title(title)
+        if not cleaned:
             raise _Refused(422, "A title needs at least one character.")
-        return self._chat.history.change(name, title=title)
+        return self._chat.history.change(summary.id, title=cleaned)
 
-    def _tag(self, name: str, owner: str | None, request: Mapping[str, Any]) -> bool:
-        tags = listing.clean_tags(request.get("tags"))
-        if tags is None:
-            raise _Refused(422, "tags must be a list of texts.")
-        return self._chat.history.change(name, tags=tags)
+    def _tag(self, summary: Summary, owner: str | None, tags: Any) -> bool:
+        if not isinstance(tags, str):
+            raise _Refused(422, "tags must be a text with commas between the tags")
+        return self._set_tags(summary, listing.clean_tags(tags), pinned=listing.PINNED in summary.tags)
 
-    def _delete(self, name: str, owner: str | None, request: Mapping[str, Any]) -> bool:
-        while session := self._sessions.showing(name, owner):
+    def _pin(self, summary: Summary, owner: str | None, pinned: Any) -> bool:
+        return self._set_tags(summary, summary.tags, pinned=pinned is True)
+
+    def _set_tags(self, summary: Summary, tags: Iterable[str], *, pinned: bool) -> bool:
+        others = [each for each in tags if each != listing.PINNED]
+        return self._chat.history.change(summary.id, tags=[listing.PINNED, *others] if pinned else others)
+
+    def _delete(self, summary: Summary, owner: str | None, deleted: Any) -> bool:
+        if deleted is not True:
+            return self._deletions.undo(summary.id)
+        while session := self._sessions.showing(summary.id, owner):
             if session.running:
                 raise _Refused(409, "An answer in this conversation is still being written: stop it, then delete it.")
             session.clear(seconds=0)
-        return self._deletions.delete(name)
-
-    def _undo(self, name: str, owner: str | None, request: Mapping[str, Any]) -> bool:
-        return self._deletions.undo(name)
+        return self._deletions.delete(summary.id)
 
 
 def chats_routes(chat: Chat, sessions: Sessions, features: PageFeatures, deletions: PendingDeletions) -> APIRouter:
@@ -98,16 +105,17 @@ def _add_list(router: APIRouter, chat: Chat, owner: OwnerOf, saving: SavingOffer
     def chats(
         q: Annotated[str, Query(max_length=300)] = "",
         before: Annotated[str, Query(max_length=LONGEST_ID)] = "",
-        limit: Annotated[int, Query(ge=1, le=listing.MOST_FOUND)] = listing.PAGE,
+        limit: Annotated[int, Query(ge=1)] = listing.PAGE,
         secret: _Secret = "",
     ) -> Response:
         """A page of the list, or of what a search finds."""
         history, mine = chat.history, owner(secret)
         if q.strip():
-            return _answered(lambda: listing.found(history, mine, q, limit))
+            return _answered(lambda: view.page(listing.found(history, mine, q, limit)))
         if before:
-            return _answered(lambda: listing.page_after(history, mine, before))
-        return _answered(lambda: {**listing.first_page(history, mine), "saved": is_persistent or saving.is_saved})
+            return _answered(lambda: view.page(listing.page_after(history, mine, before)))
+        saved = is_persistent or saving.is_saved
+        return _answered(lambda: {**view.page(listing.first_page(history, mine, limit)), "saved": saved})
 
     @router.post(SAVING)
     async def start_saving() -> Response:
@@ -118,14 +126,14 @@ def _add_list(router: APIRouter, chat: Chat, owner: OwnerOf, saving: SavingOffer
 def _add_changes(router: APIRouter, changes: ChatChanges, owner: OwnerOf) -> None:
     @router.post(CHATS)
     async def change(request: Request, secret: _Secret = "") -> Response:
-        """Rename, tag, delete or undo."""
+        """Rename, tag, pin, delete or undo."""
         try:
             body = json.loads(await request.body())
         except (ValueError, RecursionError):
             body = None
         if not isinstance(body, dict):
             return _json({"problem": "the request must be a JSON object"}, 422)
-        return await run_in_threadpool(_answered, lambda: changes.make(owner(secret), body) or {})
+        return await run_in_threadpool(_answered, lambda: changes.make(owner(secret), body))
 
 
 def _add_files(router: APIRouter, chat: Chat, owner: OwnerOf) -> None:
@@ -153,7 +161,7 @@ def _add_files(router: APIRouter, chat: Chat, owner: OwnerOf) -> None:
         return await run_in_threadpool(_answered, lambda: transfer.imported(chat.history, owner(secret), name, data))
 
 
-def _answered(make: Callable[[], dict[str, Any]]) -> Response:
+def _answered(make: Callable[[], Any]) -> Response:
     """JSON of a value, or of the reason why there is none."""
     try:
         return _json(make())

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from qlora_chat.chat import Chat
 from qlora_chat.history import HistoryError
@@ -32,12 +31,14 @@ class SavingOffer:
         """True once a person has taken the offer."""
         return bool(self.history and self.history.is_saved)
 
-    def start(self) -> dict[str, Any]:
-        """Save from now on. HistoryError where that is not offered, or the file cannot be created."""
+    def start(self) -> dict[str, str]:
+        """Save from now on, and say where. HistoryError where that is not offered, or the file cannot be created."""
         if self.history is None:
             raise HistoryError(NOT_OFFERED)
-        count = self.history.start_saving()
-        return {"count": count, "file": _shown(self.history.file)}
+        count, file = self.history.start_saving(), _shown(self.history.file)
+        if count:
+            return {"said": f"Saved in {file} from now on. Conversations saved already: {count:,}."}
+        return {"said": f"Saved in {file} from now on."}
 
     def notice(self) -> str:
         """HTML that says what is lost, and offers to save it."""

@@ -14,12 +14,12 @@ from typing import Any
 
 from qlora_chat.history import HistoryError, HistoryStore, StoredConversation
 from qlora_chat.history.export import FORMATS, export
-from qlora_chat.history.importing.importer import ImportReport, read_file
+from qlora_chat.history.importing.importer import read_file
+from qlora_chat.web.chats.view import report_in_words
 
 EXPORTS = {"markdown": ("md", "text/markdown"), "json": ("json", "application/json"),
            "jsonl": ("jsonl", "application/jsonl"), "guanaco": ("jsonl", "application/jsonl")}  # fmt: skip
 """Suffix and type of a file in each format."""
-MAX_PROBLEMS = 20
 _UNSAFE = re.compile(r"[^\w .()-]+")
 
 
@@ -49,8 +49,8 @@ def _read(history: HistoryStore, summaries: Sequence[Any]) -> Iterator[StoredCon
     return (stored for each in summaries if (stored := history.read(each.id)))
 
 
-def imported(history: HistoryStore, owner: str | None, name: str, data: bytes) -> dict[str, Any]:
-    """Add a file's conversations to those of an owner. HistoryError if nothing in it can be imported."""
+def imported(history: HistoryStore, owner: str | None, name: str, data: bytes) -> list[str]:
+    """Add a file's conversations to those of an owner, and say what was added. HistoryError if nothing can be imported."""
     shown = _UNSAFE.sub("_", Path(name.replace("\\", "/")).name)[:100] or "file"
     with tempfile.TemporaryDirectory(prefix="qlora-chat-import-") as folder:  # mode 0700, gone when the import ends
         path = Path(folder) / "file"
@@ -60,12 +60,4 @@ def imported(history: HistoryStore, owner: str | None, name: str, data: bytes) -
             report = read_file(path).add_to(history, owner=owner)
         except HistoryError as problem:
             raise type(problem)(str(problem).replace(str(path), shown)) from None
-    return {
-        "added": report.added, "there": report.there, "renamed": len(report.renamed), "formats": [*report.formats],
-        "left_out": dict(report.left_out), "problems": _problems(report, str(path), shown),
-        "more_problems": max(0, len(report.problems) - MAX_PROBLEMS),
-    }  # fmt: skip
-
-
-def _problems(report: ImportReport, path: str, name: str) -> list[str]:
-    return [each.replace(path, name) for each in report.problems[:MAX_PROBLEMS]]
+    return report_in_words(report, str(path), shown)

@@ -1,16 +1,23 @@
-// The list of conversations: pages of it are fetched as it scrolls, searches come with their matches, and every change is one
-// request. The server's value says which conversation the tab shows, and changes after each turn.
+// The list of conversations: the server draws its rows, which are fetched page by page as it scrolls. The server's value says
+// which conversation the tab shows, and has its row after each turn.
 
-import { change, page, save, startSaving, upload } from "./chats_requests.js";
-import { ChatRow } from "./chat_row.js";
-import { addOptions, copy, h, iconButton } from "./dom.js";
-import { date, t } from "./language.js";
+import { chatMenu, edited } from "./chat_menu.js";
+import { copy, h, iconButton, takeDrops, walk } from "./dom.js";
+import { date, t, translate } from "./language.js";
+import { download, request, sendFile } from "./requests.js";
 
-const FORMATS = [["markdown", "Markdown"], ["json", "JSON"], ["jsonl", t("JSON lines")], ["guanaco", t("Guanaco text")]];
 const TYPING_MS = 200;
 const UNDO_S = 10;
-const MARGIN = 600; // pixels below the window that are filled before they are scrolled to
+const PAGE = 50;
+const MARGIN = "600px"; // below the window, filled before it is scrolled to
 const DAY = 86_400_000;
+const LARGEST = 32 * 2 ** 20; // file for an import; the server refuses more
+
+const addressed = () => new URLSearchParams(location.search).get("c") ?? "";
+const idOf = (row) => row.dataset.chat;
+const titleOf = (row) => row.querySelector(".chat-title").textContent;
+const isPinned = (row) => "pinned" in row.dataset;
+const inOrder = (one, other) => isPinned(other) - isPinned(one) || other.dataset.updated - one.dataset.updated;
 
 export function mount(element, trigger, props, watch) {
   const list = new ChatList(element, trigger);
@@ -20,277 +27,264 @@ export function mount(element, trigger, props, watch) {
 }
 
 class ChatList {
-  constructor(element, trigger) {
-    this.trigger = trigger;
-    this.formats = FORMATS;
-    this.value = {};
-    this.rows = new Map(); // by id, as they are drawn
-    this.next = null; // id that the next page comes after
-    this.limit = 0; // of a search
-    this.fetched = 0; // number of the newest request
-    this.build(element);
-    this.tabs = new BroadcastChannel("qlora-chat.conversations"); // the other tabs of this browser
-    this.tabs.onmessage = () => this.refresh();
-    addEventListener("popstate", () => this.openAddress());
-    document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && this.refresh());
-    document.addEventListener("keydown", (event) => {
-      if (event.key.toLowerCase() !== "k" || !(event.ctrlKey || event.metaKey) || event.shiftKey || event.altKey) return;
-      event.preventDefault();
-      document.querySelector("#chats:not(.open)") && document.querySelector('[aria-controls="chats"]').click();
-      this.search.focus();
-    });
-  }
+  value = { open: "" };
+  query = ""; // what the rows were searched for by
+  next = null; // what the next page is asked for by
+  refreshes = 0;
+  tabs = new BroadcastChannel("qlora-chat.conversations"); // the other tabs of this browser
 
-  build(element) {
-    const { root, open, all, ...parts } = copy("chat-column");
-    Object.assign(this, parts);
+  constructor(element, trigger) {
+    const { root, menu, all, ...parts } = copy("chat-column");
+    const act = (name, id, value) => this.row(id) && this[name](this.row(id), value);
+    Object.assign(this, parts, { trigger, openMenu: chatMenu(menu, act) });
     element.replaceChildren(...root.children);
-    addOptions(all, FORMATS);
-    all.onchange = () => this.exportChats([], all);
-    open.onclick = () => this.file.click();
-    this.file.onchange = () => this.importFiles([...this.file.files]);
+    element.onkeydown = (event) => this.key(event);
+    this.list.onclick = ({ target }) => this.pressed(target.closest("button"));
     this.search.oninput = () => {
       clearTimeout(this.timer);
       this.timer = setTimeout(() => this.refresh(), TYPING_MS);
     };
-    this.search.onkeydown = (event) => this.searchKey(event);
-    this.list.onkeydown = (event) => this.key(event);
-    this.scroller.addEventListener("scroll", () => this.fill(), { passive: true });
-    new ResizeObserver(() => this.fill()).observe(this.scroller);
+    this.file.onchange = () => this.import([...this.file.files]);
+    takeDrops(document.getElementById("chats"), this.file);
+    all.onchange = () => this.save(null, all);
     document.querySelector("#not-saved [data-save]")?.addEventListener("click", () => this.startSaving());
-    this.acceptDrops(document.getElementById("chats"));
-  }
-
-  acceptDrops(column) {
-    const mark = (on) => column.classList.toggle("dropping", on);
-    const has = ({ dataTransfer }) => dataTransfer?.types.includes("Files");
-    column.addEventListener("dragover", (event) => has(event) && (event.preventDefault(), mark(true)));
-    column.addEventListener("dragleave", ({ relatedTarget }) => column.contains(relatedTarget) || mark(false));
-    column.addEventListener("drop", (event) => {
-      mark(false);
-      if (!has(event)) return;
-      event.preventDefault();
-      this.importFiles([...event.dataTransfer.files]);
-    });
+    this.watcher = new IntersectionObserver((seen) => seen.at(-1).isIntersecting && this.more(), { root: this.scroller, rootMargin: MARGIN });
+    this.tabs.onmessage = ({ data }) => (data ? this.put(data) : this.refresh());
+    document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && this.refresh());
+    document.addEventListener("keydown", (event) => this.shortcut(event));
+    addEventListener("popstate", () => this.goTo(addressed()));
   }
 
   // --- which conversation is shown
 
   update(value) {
-    const { open = "", state = "" } = this.value;
+    const before = this.value;
     // Until the server has said what the tab shows, the address may name a conversation that is still to be opened.
     if (value.state === undefined) return this.refresh();
     this.value = value;
-    if (value.open !== open) this.setAddress(value.open, open);
-    this.nameTab();
-    this.mark();
-    if (value.state === state) return;
-    this.refresh();
-    this.tabs.postMessage("changed");
+    if (value.open !== before.open) this.setAddress(value.open, before.open);
+    if (value.state === before.state) return this.mark();
+    this.put(value.row);
+    this.tabs.postMessage(value.row);
   }
 
   // A person goes back and forth between conversations with the browser's buttons; a reload does not add an entry.
   setAddress(open, before) {
-    const address = new URL(location);
-    if ((address.searchParams.get("c") ?? "") === (open ?? "")) return;
-    if (open) address.searchParams.set("c", open);
-    else address.searchParams.delete("c");
-    history[before ? "pushState" : "replaceState"](history.state, "", address);
+    if (addressed() === open) return;
+    history[before ? "pushState" : "replaceState"](history.state, "", open ? `?c=${open}` : location.pathname);
   }
 
-  openAddress() {
-    const id = new URL(location).searchParams.get("c");
-    if (id === (this.value.open || null)) return;
-    if (id) this.open({ id });
-    else document.getElementById("new").click();
+  goTo(id) {
+    if (!id && this.value.open) document.getElementById("new").click();
+    else if (id !== this.value.open) this.open(id);
   }
 
-  nameTab() {
-    document.title = this.value.title ? `${this.value.title} · QLoRA Chat` : "QLoRA Chat";
-  }
-
-  open({ id, turn }) {
+  open(id, turn) {
     if (id !== this.value.open) this.trigger("select", { id });
     document.dispatchEvent(new CustomEvent("seek", { detail: turn })); // the message that a search has found
     if (!matchMedia("(min-width: 64rem)").matches) document.querySelector("#chats .close")?.click();
   }
 
+  // Marks what is open, in the list and as the tab's name. Its row or the first is the one tab stop of the list.
   mark() {
-    const row = this.rows.get(this.value.open);
-    if (row !== this.marked) this.marked?.setOpen(false);
-    row?.setOpen(true);
-    this.marked = row;
+    const { rows } = this;
+    const open = this.row(this.value.open);
+    for (const row of rows) {
+      row.firstChild.ariaCurrent = row === open ? "true" : null;
+      for (const button of row.querySelectorAll("button")) button.tabIndex = row === (open ?? rows[0]) ? 0 : -1;
+    }
+    const title = open ? titleOf(open) : this.value.title;
+    document.title = title ? `${title} · QLoRA Chat` : "QLoRA Chat";
   }
 
   // --- the list
 
-  get query() {
-    return this.search.value.trim();
+  get rows() {
+    return [...this.list.querySelectorAll("[data-chat]")];
   }
 
-  // Draws the first page anew. Rows below it stay, with the change that was made: `edit` takes and returns conversations.
-  async refresh(edit = (chats) => chats) {
-    const number = ++this.fetched;
-    const query = this.query;
-    this.limit = 100;
-    const found = await this.tried(page(query ? { q: query, limit: this.limit } : {}));
-    if (!found || number !== this.fetched) return;
-    const focused = document.activeElement?.closest?.("[data-chat]")?.dataset.chat;
-    if (this.list.querySelector("form")) return; // a title or tags are being typed
-    const tail = query ? [] : this.tail(found, edit);
-    const next = tail.length ? this.next && (tail.some(({ id }) => id === this.next) ? this.next : tail.at(-1).id) : found.next;
-    this.draw(query ? found.chats : [...found.pinned, ...found.chats, ...tail], Boolean(query));
-    this.setMore(query ? found.more && "more" : next);
+  row(id) {
+    return this.rows.find((each) => idOf(each) === id);
+  }
+
+  // Draws the list anew as far as it has been scrolled to, or what a search finds.
+  async refresh() {
+    const query = this.search.value.trim();
+    const limit = query === this.query ? Math.max(PAGE, this.rows.length) : PAGE;
+    const found = await this.page({ q: query, limit }, ++this.refreshes);
+    if (!found) return;
+    Object.assign(this, { query, next: found.next });
+    const drawn = new Map(this.rows.map((row) => [row.html, row])); // what has not changed stays as it is
+    this.draw(rowsOf(found.rows).map((row) => drawn.get(row.html) ?? row));
     if (found.saved) document.getElementById("not-saved")?.remove();
-    this.fill();
-    if (focused) this.rows.get(focused)?.focus();
-    this.note.textContent = found.chats.length ? "" : query ? t("Nothing found.") : t("No conversations yet.");
-  }
-
-  // -> conversations that have been scrolled to and are older than those of the first page
-  tail({ pinned, chats, next }, edit) {
-    if (!next || this.isSearch) return [];
-    const first = new Set([...pinned, ...chats].map(({ id }) => id));
-    const drawn = edit([...this.rows.values()].map(({ chat }) => chat));
-    const older = drawn.filter((each) => !first.has(each.id) && !each.pinned && each.updated <= chats.at(-1).updated);
-    return older.sort((one, other) => other.updated - one.updated);
-  }
-
-  // -> what was asked for; null, and a message, where it is refused
-  async tried(request) {
-    try {
-      return await request;
-    } catch (problem) {
-      this.say(problem.message);
-      return null;
-    }
-  }
-
-  draw(chats, isSearch) {
-    const before = this.rows;
-    this.rows = new Map();
-    this.isSearch = isSearch;
-    this.group = null;
-    const top = this.scroller.scrollTop;
-    this.list.replaceChildren();
-    this.append(chats, isSearch, before);
-    this.scroller.scrollTop = top;
-  }
-
-  append(chats, isSearch, before = new Map()) {
-    for (const chat of chats) {
-      if (this.rows.has(chat.id)) continue;
-      const name = isSearch ? null : chat.pinned ? t("Pinned") : groupOf(chat.updated);
-      if (name && name !== this.group) this.list.append(h("h3", { class: "chat-group" }, (this.group = name)));
-      const row = before.get(chat.id)?.same(chat) ?? new ChatRow(chat, this);
-      this.rows.set(chat.id, row);
-      this.list.append(row.element);
-    }
-    this.mark();
-    this.setTabStop();
-  }
-
-  setMore(next) {
-    this.next = next || null;
-    this.end.hidden = !next;
   }
 
   async more() {
     if (!this.next || this.loading) return;
     this.loading = true;
-    const number = this.fetched;
-    const query = this.query;
-    const found = await this.tried(page(query ? { q: query, limit: (this.limit += 200) } : { before: this.next }));
+    const { query, next, rows } = this;
+    const found = await this.page(query ? { q: query, limit: rows.length + 4 * PAGE } : { before: next }, this.refreshes);
     this.loading = false;
-    if (!found || number !== this.fetched) return;
-    this.append(found.chats, Boolean(query));
-    this.setMore(query ? found.more && "more" : found.next);
-    this.fill();
+    if (!found) return;
+    this.next = found.next;
+    const drawn = new Set(this.rows.map(idOf));
+    this.append(rowsOf(found.rows).filter((row) => !drawn.has(idOf(row))));
   }
 
-  // Fetches the next page where the end of the list is near the window.
-  fill() {
-    if (this.next && this.end.getBoundingClientRect().top < this.scroller.getBoundingClientRect().bottom + MARGIN) this.more();
+  // -> a page; null where it is refused, or the list has been asked for anew, or a title or tags are being typed
+  async page(parameters, number) {
+    const found = await this.tried(request(`chats?${new URLSearchParams(parameters)}`));
+    return number === this.refreshes && !this.isEditing ? found : null;
   }
 
-  // --- keys: one tab stop for the whole list
-
-  setTabStop() {
-    const stop = this.rows.get(this.value.open) ?? this.rows.values().next().value;
-    if (stop !== this.stop) this.stop?.setTabStop(false);
-    stop?.setTabStop(true);
-    this.stop = stop;
+  // Puts the conversation of a turn in its place.
+  put(html) {
+    if (this.query || this.isEditing) return this.mark();
+    const changed = rowsOf(html);
+    const ids = changed.map(idOf);
+    this.draw([...this.rows.filter((row) => !ids.includes(idOf(row))), ...changed].sort(inOrder));
   }
 
-  searchKey(event) {
-    if (event.key === "Escape" && this.search.value) {
-      event.stopPropagation();
-      this.search.value = "";
-      this.refresh();
-    } else if (event.key === "ArrowDown") {
-      event.preventDefault();
-      this.list.querySelector(".chat-open")?.focus();
+  // Shows these rows. What is in view stays, and the focus, which goes from a row that is gone to the next one.
+  draw(rows) {
+    const { activeElement: focused } = document;
+    const { scrollTop } = this.scroller;
+    const row = focused.closest("[data-chat]");
+    const at = this.rows.indexOf(row);
+    this.group = null;
+    this.list.replaceChildren();
+    this.append(rows);
+    this.scroller.scrollTop = scrollTop;
+    if (focused.isConnected) focused.focus({ preventScroll: true });
+    else this.focus(this.row(idOf(row)) ?? rows[at] ?? rows.at(-1));
+    this.note.textContent = rows.length ? "" : this.query ? t("Nothing found.") : t("No conversations yet.");
+  }
+
+  append(rows) {
+    for (const row of rows) {
+      const group = this.query ? null : groupOf(row);
+      if (group !== this.group) this.list.append(h("h3", { class: "chat-group" }, group));
+      this.group = group;
+      this.list.append(row);
     }
+    this.mark();
+    this.end.hidden = !this.next;
+    this.watcher.unobserve(this.end); // who begins anew is told whether it is near
+    this.watcher.observe(this.end);
+  }
+
+  focus(row) {
+    row?.firstChild.focus();
+  }
+
+  // --- presses and keys
+
+  pressed(button) {
+    const row = button?.closest("[data-chat]");
+    if (!row) return;
+    if (button === row.firstChild) this.open(idOf(row), row.dataset.turn);
+    else this.openMenu(row, button);
   }
 
   key(event) {
-    if (!event.target.matches(".chat-open")) return;
-    const all = [...this.list.querySelectorAll(".chat-open")];
-    const at = all.indexOf(event.target);
-    const to = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: all.length - 1 }[event.key];
-    const row = this.rows.get(event.target.closest("[data-chat]").dataset.chat);
-    if (to !== undefined) {
-      event.preventDefault();
-      (to < 0 ? this.search : all[Math.min(to, all.length - 1)]).focus();
-    } else if (event.key === "F2") row.rename();
-    else if (event.key === "Delete") this.remove(row.chat);
+    const { target, key } = event;
+    const all = this.rows.map((row) => row.firstChild);
+    if (all.includes(target)) {
+      walk(event, all, this.search);
+      if (key === "F2") this.rename(target.parentElement);
+      if (key === "Delete") this.remove(target.parentElement);
+    } else if (target === this.search && key === "ArrowDown") walk(event, all, this.search);
+    else if (target === this.search && key === "Escape" && target.value) {
+      event.stopPropagation();
+      target.value = "";
+      this.refresh();
+    }
+  }
+
+  shortcut(event) {
+    if (event.key.toLowerCase() !== "k" || !(event.ctrlKey || event.metaKey) || event.shiftKey || event.altKey) return;
+    event.preventDefault();
+    document.querySelector("#chats:not(.open)") && document.querySelector('[aria-controls="chats"]').click();
+    this.search.focus();
   }
 
   // --- changes
 
-  // -> true if the change was made; `edit` makes it in the rows that are drawn
-  async change(action, id, values, edit) {
-    const made = await this.tried(change({ action, id, ...values }).then(() => true));
-    await this.refresh(made ? edit : undefined);
-    this.tabs.postMessage("changed");
+  // -> whether a change was made
+  async change(row, values) {
+    const made = await this.tried(request("chats", JSON.stringify({ id: idOf(row), ...values })));
+    await this.refresh();
+    this.tabs.postMessage("");
     return made;
   }
 
-  set(action, chat, values, changed = values) {
-    const edit = (chats) => chats.map((each) => (each.id === chat.id ? { ...each, ...changed } : each));
-    return this.change(action, chat.id, values, edit);
+  pin(row) {
+    this.change(row, { pinned: !isPinned(row) });
   }
 
-  async rename(chat, title) {
-    if ((await this.set("rename", chat, { title })) && chat.id === this.value.open) {
-      this.value = { ...this.value, title };
-      this.nameTab();
-    }
+  rename(row) {
+    this.edit(row, "title", titleOf(row));
   }
 
-  tag(chat, tags, pinned = chat.pinned) {
-    return this.set("tag", chat, { tags: pinned ? ["pinned", ...tags] : tags }, { tags, pinned });
+  tag(row) {
+    this.edit(row, "tags", [...row.querySelectorAll(".chat-tags span")].map((each) => each.textContent.slice(1)).join(", "));
   }
 
-  pin(chat) {
-    return this.tag(chat, chat.tags, !chat.pinned);
+  async edit(row, what, text) {
+    this.isEditing = true;
+    const typed = await edited(row, what, text);
+    this.isEditing = false;
+    if (typed === null) this.refresh(); // for what has been left undrawn
+    else this.change(row, { [what]: typed });
   }
 
-  async remove(chat) {
-    const wasOpen = chat.id === this.value.open;
-    const ids = [...this.rows.keys()];
-    const at = ids.indexOf(chat.id);
-    if (!(await this.change("delete", chat.id, {}, (chats) => chats.filter(({ id }) => id !== chat.id)))) return;
+  async remove(row) {
+    const wasOpen = idOf(row) === this.value.open;
+    if (!(await this.change(row, { deleted: true }))) return;
     if (wasOpen) document.getElementById("new").click();
-    this.rows.get(ids[at + 1] ?? ids[at - 1])?.focus();
-    const undo = h("button", { onclick: () => this.undo(chat, wasOpen) }, t("Undo"));
-    this.say(t("Deleted “{title}”.", { title: chat.title || t("Untitled") }), UNDO_S, undo);
+    const undo = h("button", { onclick: () => this.undo(row, wasOpen) }, t("Undo"));
+    this.say(t("Deleted “{title}”.", { title: titleOf(row) || t("Untitled") }), UNDO_S, undo);
   }
 
-  async undo(chat, wasOpen) {
+  async undo(row, wasOpen) {
     this.toast.hidden = true;
-    if ((await this.change("undo", chat.id, {}, (chats) => [...chats, chat])) && wasOpen) this.open(chat);
-    this.rows.get(chat.id)?.focus();
+    if ((await this.change(row, { deleted: false })) && wasOpen) this.open(idOf(row));
+    this.focus(this.row(idOf(row)));
+  }
+
+  async startSaving() {
+    const saved = await this.tried(request("chats/save", ""));
+    if (saved) this.say(t(saved.said), 20);
+    this.refresh();
+  }
+
+  // --- files, and what is said of them
+
+  // Saves a conversation, or all of them, in the form that was chosen.
+  save(row, choice) {
+    this.tried(download("chats/export", JSON.stringify({ ids: row ? [idOf(row)] : [], format: choice.value })));
+    choice.value = "";
+  }
+
+  async import(files) {
+    const said = [];
+    for (const file of files) {
+      this.say(t("Importing {name}…", { name: file.name }), 600);
+      said.push(`${file.name}: ${await imported(file).catch(({ message }) => message)}`);
+    }
+    this.file.value = "";
+    await this.refresh();
+    this.say(said.join("\n"), 60);
+  }
+
+  // -> what was asked for; null, and a message, where it is refused
+  async tried(asked) {
+    try {
+      return await asked;
+    } catch ({ message }) {
+      this.say(message);
+      return null;
+    }
   }
 
   say(text, seconds = 8, ...actions) {
@@ -300,36 +294,32 @@ class ChatList {
     this.toast.hidden = false;
     this.toastTimer = setTimeout(hide, seconds * 1000);
   }
-
-  async startSaving() {
-    const saved = await this.tried(startSaving());
-    if (saved) this.say(t(saved.count ? "Saved in {file} from now on. Conversations saved already: {count}." : "Saved in {file} from now on.", saved), 20);
-    this.refresh();
-  }
-
-  // --- files
-
-  exportChats(ids, select) {
-    const format = select.value;
-    select.value = "";
-    if (format) this.tried(save(ids, format));
-  }
-
-  async importFiles(files) {
-    this.file.value = "";
-    const said = [];
-    for (const file of files) {
-      this.say(t("Importing {name}…", { name: file.name }), 600);
-      said.push(`${file.name}: ${await upload(file).catch(({ message }) => message)}`);
-    }
-    await this.refresh();
-    if (said.length) this.say(said.join("\n"), 60);
-  }
 }
 
-// -> the name of the group that a time belongs to, by the browser's own days
-function groupOf(time) {
+// -> what was imported of a file, in words
+async function imported(file) {
+  if (file.size > LARGEST) return t("This file is larger than 32 MB: import it with `qlora-chat history import`.");
+  const lines = await sendFile("chats/import", file);
+  return lines.map((each) => t(each)).join("\n");
+}
+
+// -> rows of the server's HTML, in the page's language
+function rowsOf(html) {
+  const template = h("template");
+  template.innerHTML = html;
+  const rows = [...template.content.children];
+  for (const row of rows) {
+    row.html = row.outerHTML;
+    translate(row);
+  }
+  return rows;
+}
+
+// -> the name of the group that a row belongs to, by the browser's own days
+function groupOf(row) {
   const midnight = new Date().setHours(0, 0, 0, 0);
+  const time = Number(row.dataset.updated);
+  if (isPinned(row)) return t("Pinned");
   if (time >= midnight) return t("Today");
   if (time >= midnight - DAY) return t("Yesterday");
   if (time >= midnight - 7 * DAY) return t("Previous 7 days");

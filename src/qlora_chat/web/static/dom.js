@@ -49,11 +49,6 @@ export function iconButton(name, label, onclick, attributes = {}) {
   return h("button", { type: "button", class: "icon-button", "aria-label": label, title: label, onclick, ...attributes }, icon(name));
 }
 
-// Adds an option for each [value, name].
-export function addOptions(select, options) {
-  select.append(...options.map(([value, name]) => h("option", { value }, name)));
-}
-
 // Waits until elements with these ids exist: Gradio mounts the components of a page one after the other.
 export async function present(...ids) {
   while (!ids.every((id) => document.getElementById(id))) await new Promise(requestAnimationFrame);
@@ -63,6 +58,21 @@ export async function present(...ids) {
 export function type(box, text) {
   box.value = text;
   box.dispatchEvent(new Event("input", { bubbles: true }));
+}
+
+// Moves the focus by arrow keys among elements, from the first of them back to `before`.
+export function walk(event, all, before) {
+  const at = all.indexOf(event.target);
+  const to = { ArrowDown: Math.min(at + 1, all.length - 1), ArrowUp: at - 1, Home: 0, End: all.length - 1 }[event.key];
+  if (to === undefined) return;
+  event.preventDefault();
+  (all[to] ?? before).focus();
+}
+
+// While something is dragged over an area, its field for files lies over it, so that the browser itself drops files there.
+export function takeDrops(area, field) {
+  area.addEventListener("dragenter", () => area.classList.add("dropping"));
+  for (const end of ["dragleave", "drop"]) field.addEventListener(end, () => area.classList.remove("dropping"));
 }
 
 // Copies text exactly, and shows a tick on the button. Browsers give pages on a plain-HTTP address no clipboard; there, a

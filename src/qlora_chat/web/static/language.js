@@ -62,7 +62,8 @@ function recognised(text) {
   patterns ??= [...entries].filter(([key]) => /\{\w+\}/.test(key)).map(pattern).sort((one, other) => other.length - one.length);
   for (const { expression, names, entry } of patterns) {
     const found = expression.exec(text);
-    if (found) return fill(entry, Object.fromEntries(names.map((name, index) => [name, t(found[index + 1])])));
+    const said = (name, index) => [name, name === "title" ? found[index + 1] : t(found[index + 1])]; // a title is a person's own
+    if (found) return fill(entry, Object.fromEntries(names.map(said)));
   }
   return text;
 }

@@ -1,0 +1,53 @@
+// What can be done with a conversation of the list: the menu that all rows share, and a form in the place of a row.
+
+import { copy, walk } from "./dom.js";
+import { t } from "./language.js";
+
+// The browser opens the menu by the button of any row, and closes it by Esc and by a press elsewhere. `act(name, id, value)` is
+// called for what is chosen. -> a function that prepares the menu for a row whose button is pressed
+export function chatMenu(menu, act) {
+  const items = [...menu.children];
+  let id;
+  const choose = (name, value) => (menu.hidePopover(), act(name, id, value));
+  menu.onclick = ({ target }) => target.dataset.act && choose(target.dataset.act);
+  menu.onchange = ({ target }) => choose("save", target);
+  menu.ontoggle = () => document.activeElement === document.body && act("focus", id); // its row has been drawn anew
+  menu.onkeydown = (event) => {
+    if (event.key === "Escape") event.stopPropagation(); // closes nothing else
+    if (event.target.tagName === "BUTTON") walk(event, items, items.at(-1));
+  };
+  return ({ dataset: { chat, pinned } }, button) => {
+    if (chat !== id) menu.hidePopover(); // of another row
+    id = chat;
+    const { right, bottom } = button.getBoundingClientRect();
+    Object.assign(menu.style, { right: `${innerWidth - right}px`, top: `min(${bottom}px, 100dvh - 15rem)` });
+    menu.ariaLabel = button.ariaLabel;
+    items[0].textContent = t(pinned === undefined ? "Pin" : "Unpin");
+  };
+}
+
+// Lets a person edit a text in the place of a row. -> the new text; null if it stays
+export function edited(row, what, text) {
+  const { root: form, field } = copy(`chat-${what}`);
+  const shown = [...row.children];
+  field.value = text;
+  row.replaceChildren(form);
+  field.focus();
+  field.select();
+  return new Promise((done) => {
+    const end = (save) => {
+      field.onblur = null;
+      row.replaceChildren(...shown);
+      row.firstChild.focus();
+      const typed = field.value.trim();
+      done(save && field.validity.valid && typed !== text ? typed : null);
+    };
+    form.onsubmit = (event) => (event.preventDefault(), end(true));
+    field.onkeydown = (event) => {
+      if (event.key !== "Escape") return;
+      event.stopPropagation();
+      end(false);
+    };
+    field.onblur = () => end(true);
+  });
+}
