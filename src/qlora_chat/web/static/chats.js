@@ -107,28 +107,26 @@ class ChatList {
     return this.rows.find((each) => idOf(each) === id);
   }
 
-  // Draws the list anew as far as it has been scrolled to, or what a search finds.
+  // Asks for the list as far as it has been scrolled to, or for what a search finds.
   async refresh() {
     const query = this.search.value.trim();
     const limit = query === this.query ? Math.max(PAGE, this.rows.length) : PAGE;
     const found = await this.page({ q: query, limit }, ++this.refreshes);
     if (!found) return;
     Object.assign(this, { query, next: found.next });
-    const drawn = new Map(this.rows.map((row) => [row.html, row])); // what has not changed stays as it is
-    this.draw(rowsOf(found.rows).map((row) => drawn.get(row.html) ?? row));
+    this.draw(rowsOf(found.rows));
     if (found.saved) document.getElementById("not-saved")?.remove();
   }
 
   async more() {
     if (!this.next || this.loading) return;
     this.loading = true;
-    const { query, next, rows } = this;
-    const found = await this.page(query ? { q: query, limit: rows.length + 4 * PAGE } : { before: next }, this.refreshes);
+    const { query: q, next: before, rows } = this;
+    const found = await this.page(q ? { q, limit: rows.length + 4 * PAGE } : { before }, this.refreshes);
     this.loading = false;
     if (!found) return;
     this.next = found.next;
-    const drawn = new Set(this.rows.map(idOf));
-    this.append(rowsOf(found.rows).filter((row) => !drawn.has(idOf(row))));
+    this.draw([...this.rows, ...rowsOf(found.rows)]);
   }
 
   // -> a page; null where it is refused, or the list has been asked for anew, or a title or tags are being typed
@@ -139,35 +137,21 @@ class ChatList {
 
   // Puts the conversation of a turn in its place.
   put(html) {
-    if (this.query || this.isEditing) return this.mark();
-    const changed = rowsOf(html);
-    const ids = changed.map(idOf);
-    this.draw([...this.rows.filter((row) => !ids.includes(idOf(row))), ...changed].sort(inOrder));
+    if (this.query || this.isEditing) this.mark();
+    else this.draw([...this.rows, ...rowsOf(html)]);
   }
 
-  // Shows these rows. What is in view stays, and the focus, which goes from a row that is gone to the next one.
+  // Shows rows, of which a later one replaces an earlier one. What has not changed stays as it is, with the focus.
   draw(rows) {
     const { activeElement: focused } = document;
-    const { scrollTop } = this.scroller;
-    const row = focused.closest("[data-chat]");
-    const at = this.rows.indexOf(row);
-    this.group = null;
-    this.list.replaceChildren();
-    this.append(rows);
-    this.scroller.scrollTop = scrollTop;
-    if (focused.isConnected) focused.focus({ preventScroll: true });
-    else this.focus(this.row(idOf(row)) ?? rows[at] ?? rows.at(-1));
-    this.note.textContent = rows.length ? "" : this.query ? t("Nothing found.") : t("No conversations yet.");
-  }
-
-  append(rows) {
-    for (const row of rows) {
-      const group = this.query ? null : groupOf(row);
-      if (group !== this.group) this.list.append(h("h3", { class: "chat-group" }, group));
-      this.group = group;
-      this.list.append(row);
-    }
+    const left = focused.closest("[data-chat]");
+    const at = this.rows.indexOf(left);
+    const drawn = new Map(this.rows.map((row) => [row.html, row]));
+    const shown = [...new Map(rows.map((row) => [idOf(row), drawn.get(row.html) ?? row])).values()];
+    arrange(this.list, this.query ? shown : grouped(shown.sort(inOrder)));
     this.mark();
+    if (!focused.isConnected) this.focus(this.row(idOf(left)) ?? this.rows[at] ?? this.rows.at(-1));
+    this.note.textContent = rows.length ? "" : this.query ? t("Nothing found.") : t("No conversations yet.");
     this.end.hidden = !this.next;
     this.watcher.unobserve(this.end); // who begins anew is told whether it is near
     this.watcher.observe(this.end);
@@ -313,6 +297,19 @@ function rowsOf(html) {
     translate(row);
   }
   return rows;
+}
+
+// Gives a parent these children, without touching those that are in their place.
+function arrange(parent, children) {
+  const wanted = new Set(children);
+  for (const each of [...parent.children]) if (!wanted.has(each)) each.remove();
+  children.forEach((each, at) => each === parent.children[at] || parent.insertBefore(each, parent.children[at] ?? null));
+}
+
+// -> rows, with a heading before each group
+function grouped(rows) {
+  const names = rows.map(groupOf);
+  return rows.flatMap((row, at) => (names[at] === names[at - 1] ? [row] : [h("h3", { class: "chat-group" }, names[at]), row]));
 }
 
 // -> the name of the group that a row belongs to, by the browser's own days
