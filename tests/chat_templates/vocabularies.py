@@ -1,5 +1,6 @@
 """Small tokenizers of the kinds that models come with: byte-level BPE, and SentencePiece's in its two conversions."""
 
+import json
 from functools import cache
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -21,12 +22,23 @@ SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\
 
 
 @cache
+def _sentencepiece() -> str:
+    """The demo's tokenizer.json with its first merges and its letters alone: it is read in a fraction of the time."""
+    described = json.loads((BUNDLED / "base" / "tokenizer.json").read_text())
+    model = described["model"]
+    kept = [token for token, number in model["vocab"].items() if number < 800 or len(token) == 1]
+    model["vocab"] = {token: number for number, token in enumerate(kept)}
+    model["merges"] = [pair for pair in model["merges"] if {*pair, "".join(pair)} <= model["vocab"].keys()]
+    return json.dumps(described)
+
+
+@cache
 def _described(kind: str) -> str:
     """tokenizer.json without special tokens."""
     if kind == "sentencepiece":
-        return (BUNDLED / "base" / "tokenizer.json").read_text()
+        return _sentencepiece()
     if kind == "metaspace":
-        tokenizer = Tokenizer.from_file(str(BUNDLED / "base" / "tokenizer.json"))
+        tokenizer = Tokenizer.from_str(_sentencepiece())
         tokenizer.normalizer = None  # type: ignore[assignment]
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
         return tokenizer.to_str()

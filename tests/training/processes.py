@@ -31,11 +31,11 @@ class CommandResult:
 class RunningCommand:
     """`qlora-chat ARGUMENTS` in a process of its own, on one thread."""
 
-    def __init__(self, arguments: Sequence[str], output: Path) -> None:
-        """Start the process; both its streams go to the file `output`."""
+    def __init__(self, arguments: Sequence[str], output: Path, typed: Path | None = None) -> None:
+        """Start the process; both its streams go to the file `output`, and its input comes from the pipe `typed`."""
         self._output = output
         environment = {name: os.environ[name] for name in _PER_TEST if name in os.environ}
-        self._process = _FORKED.Process(target=_run, args=(list(arguments), environment, str(output)), daemon=True)
+        self._process = _FORKED.Process(target=_run, args=(list(arguments), environment, str(output), typed), daemon=True)
         self._process.start()
 
     @property
@@ -67,11 +67,13 @@ def run_command(arguments: Sequence[str], output: Path, timeout: float = 100) ->
     return RunningCommand(arguments, output).wait(timeout)
 
 
-def _run(arguments: list[str], environment: dict[str, str], output: str) -> None:
+def _run(arguments: list[str], environment: dict[str, str], output: str, typed: Path | None) -> None:
     os.environ.update(environment)
     streams = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for descriptor in (1, 2):
         os.dup2(streams, descriptor)
+    if typed:
+        sys.stdin = typed.open()
     import torch
 
     from qlora_chat.cli import main

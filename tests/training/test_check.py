@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from qlora_chat.training.check import check_run
 from qlora_chat.training.recipe import settings_from
 from qlora_chat.training.run_record import RUN
 from tests.training.conftest import Command
-from tests.training.processes import run_command
+from tests.training.processes import RunningCommand, run_command
 
 
 def test_a_check_lists_records_and_predicts_the_run_that_then_happens(
@@ -54,17 +53,16 @@ def test_a_sample_does_not_change_the_adapter(command: Command, tmp_path: Path) 
 
 
 def test_a_run_ends_saved_when_its_input_ends(command: Command, tmp_path: Path) -> None:
-    line = [sys.executable, "-m", "qlora_chat", *command(tmp_path / "run", "--steps", "100000", "--stop-on-eof")]
-    with subprocess.Popen(line, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ)) as process:
-        assert process.stdin
-        assert process.stderr
-        for printed in process.stderr:
-            if b"step 1 of" in printed:
-                break
-        process.stdin.close()
-        rest = process.stderr.read().decode()
-    assert process.returncode == 130, rest
-    assert "saved; to continue" in rest
+    typed, output = tmp_path / "typed", tmp_path / "output"
+    os.mkfifo(typed)
+    process = RunningCommand(command(tmp_path / "run", "--steps", "100000", "--stop-on-eof"), output, typed)
+    with typed.open("wb"):
+        while process.alive and "step 1 of" not in output.read_text():
+            time.sleep(0.01)
+        assert process.alive, output.read_text()
+    result = process.wait()
+    assert result.code == 130, result.output
+    assert "saved; to continue" in result.output
     assert any((tmp_path / "run" / "checkpoints").iterdir())
 
 

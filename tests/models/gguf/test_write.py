@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from qlora_chat.models.gguf.vocabulary import vocabulary_of
 from qlora_chat.models.gguf.write import model_bytes, write_lora, write_model
 from qlora_chat.models.weights.checkpoint import Checkpoint
 from tests.models.conftest import MakeAdapter, MakeBase
+from tests.models.gguf.making import TOKENS, metadata
 
 LLAMA_3 = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
            "original_max_position_embeddings": 8192}  # fmt: skip
@@ -46,9 +48,15 @@ def with_biases(folder: Path) -> Base:
 
 
 def written(base: Base, path: Path, kind: str = "f16") -> Path:
-    tokenizer = vocabulary_of((base.folder / "tokenizer.json").read_text(), base.shape.vocabulary)
-    write_model(path, base, Checkpoint(base.folder), tokenizer, kind)
+    vocabulary = {key: value for key, value in metadata().items() if key.startswith("tokenizer.")}
+    write_model(path, base, Checkpoint(base.folder), vocabulary, kind)
     return path
+
+
+@pytest.fixture
+def make_small(make_base: MakeBase) -> MakeBase:
+    """Makes a base with as many tokens as the small vocabulary; tests/exporting writes the demo's own."""
+    return partial(make_base, vocab_size=len(TOKENS))
 
 
 def read_back(path: Path, folder: Path) -> Base:
@@ -58,8 +66,8 @@ def read_back(path: Path, folder: Path) -> Base:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_read_back_is_the_model(family: str, make_base: MakeBase, tmp_path: Path) -> None:
-    base = with_biases(make_base(**FAMILIES[family]))
+def test_a_model_read_back_is_the_model(family: str, make_small: MakeBase, tmp_path: Path) -> None:
+    base = with_biases(make_small(**FAMILIES[family]))
     back = read_back(written(base, tmp_path / "model.gguf", "bf16"), tmp_path / "back")
     ours, theirs = Checkpoint(base.folder), Checkpoint(back.folder)
     assert set(ours) == set(theirs)
@@ -71,8 +79,8 @@ def test_a_model_read_back_is_the_model(family: str, make_base: MakeBase, tmp_pa
 
 
 @pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_1"])
-def test_transformers_reads_the_same_weights(kind: str, make_base: MakeBase, tmp_path: Path, transformers: Any) -> None:
-    base = Base.read(make_base())
+def test_transformers_reads_the_same_weights(kind: str, make_small: MakeBase, tmp_path: Path, transformers: Any) -> None:
+    base = Base.read(make_small())
     path = written(base, tmp_path / "model.gguf", kind)
     config = transformers.GgufConfig(dequantize=True)
     with warnings.catch_warnings():
@@ -102,8 +110,8 @@ def test_embeddings_and_head_stay_in_8_bits_and_odd_rows_in_f16(make_base: MakeB
     assert 0 < path.stat().st_size - model_bytes(base, base.shape.vocabulary, "q4_0") < 10_000
 
 
-def test_a_weight_beyond_f16_is_refused_by_name(make_base: MakeBase, tmp_path: Path) -> None:
-    folder = make_base()
+def test_a_weight_beyond_f16_is_refused_by_name(make_small: MakeBase, tmp_path: Path) -> None:
+    folder = make_small()
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = 70_000.0
     save_file(tensors, folder / "model.safetensors")
