@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -125,6 +126,63 @@ def test_another_tab_follows_what_happens_to_a_conversation(chat: Chat, url: str
     expect(watching.locator(".chat-group")).to_have_text(["Pinned", "Today"])
 
 
+def test_a_turn_brings_its_row_along(chat: Chat, url: str, context: BrowserContext) -> None:
+    filled(chat, "older", "newer")
+    page = opened_at(context, url)
+    expect(titles(page)).to_have_count(2)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/page/chats" in request.url else None)
+    page.locator("[data-chat]", has_text="older").locator(".chat-open").click()
+    expect(page.locator("#messages .question")).to_have_text("older")
+    say(page, "another question")
+    expect(titles(page)).to_have_text(["older", "newer"])
+    assert asked == [], "a list of thousands costs a turn no more than a list of two"
+
+
+def test_one_menu_serves_every_row_and_gives_the_focus_back(chat: Chat, url: str, context: BrowserContext) -> None:
+    first, _ = filled(chat, "first", "second")
+    page = opened_at(context, url)
+    shown = page.locator(".chat-menu:popover-open")
+    buttons = page.locator(".chat-menu-button")
+    buttons.nth(1).click()
+    expect(shown).to_have_attribute("aria-label", "Menu of first")
+    buttons.nth(0).click()
+    expect(shown).to_have_attribute("aria-label", "Menu of second")
+    page.keyboard.press("ArrowDown")
+    expect(shown.get_by_role("button", name="Rename")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(shown).to_have_count(0)
+    expect(buttons.nth(0)).to_be_focused()
+    expect(page.locator("#chats")).to_have_class(re.compile("open"))
+    buttons.nth(1).press("Enter")
+    expect(shown.get_by_role("button", name="Pin")).to_be_focused()
+    chat.history.change(first, title="renamed elsewhere")
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(titles(page)).to_have_text(["second", "renamed elsewhere"])
+    page.keyboard.press("Escape")
+    expect(page.locator(".chat-open").nth(1)).to_be_focused()
+    buttons.nth(1).click()
+    page.mouse.click(800, 300)
+    expect(shown).to_have_count(0)
+
+
+def test_a_title_that_is_being_typed_survives_what_happens_elsewhere(chat: Chat, url: str, context: BrowserContext) -> None:
+    filled(chat, "first")
+    page = opened_at(context, url)
+    page.locator(".chat-open").press("F2")
+    page.keyboard.type("half a ti")
+    other = opened_at(context, url)
+    say(other, "asked elsewhere")
+    settled(other)
+    with page.expect_response("**/page/chats?*"):
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.keyboard.type("tle")
+    expect(page.locator(".chat-edit input")).to_have_value("half a title")
+    page.keyboard.press("Enter")
+    expect(titles(page)).to_have_text(["asked elsewhere", "half a title"])
+    expect(page.locator(".chat-open").nth(1)).to_be_focused()
+
+
 def test_conversations_are_renamed_tagged_and_pinned_in_place(chat: Chat, url: str, context: BrowserContext) -> None:
     first, _ = filled(chat, "first", "second")
     page = opened_at(context, url)
@@ -205,6 +263,19 @@ def test_conversations_leave_and_come_back_as_files(chat: Chat, url: str, contex
     expect(page.locator(".toast")).to_contain_text("export.json: 1 added")
     expect(page.locator(".toast")).to_contain_text("broken.jsonl: broken.jsonl: has 'what'")
     expect(titles(page)).to_have_text(["exported"])
+
+
+def test_a_file_is_imported_where_it_is_dropped(chat: Chat, url: str, context: BrowserContext, tmp_path: Path) -> None:
+    file = tmp_path / "dropped.jsonl"
+    file.write_text('{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}\n')
+    page = opened_at(context, url)
+    session = context.new_cdp_session(page)
+    dragged = {"items": [], "files": [str(file)], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, "x": 130, "y": 400, "data": dragged})
+        page.wait_for_timeout(100)
+    expect(titles(page)).to_have_text(["hi"])
+    expect(page.locator(".dropping")).to_have_count(0)
 
 
 def test_on_a_phone_the_list_is_a_drawer_that_closes_when_one_is_chosen(chat: Chat, url: str, browser: Browser) -> None:

@@ -126,3 +126,5 @@ def test_what_a_person_writes_is_not_translated(context: BrowserContext, server:
     expect(page.locator("#messages .question .body")).to_have_text("Send")
     expect(page.locator("#messages .answer .body")).to_have_text("Settings")
     expect(page.locator("#chat-list .chat-title").first).to_have_text("Send")
+    expect(page.locator("#chat-list .chat-title").first).to_have_attribute("title", "Send")
+    expect(page.locator(".chat-menu-button").first).to_have_attribute("aria-label", "Menü von Send")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.history.text_match import marked_ranges
 from qlora_chat.messages import Conversation
-from qlora_chat.web.chats.listing import MORE, PAGE, clean_tags, clean_title, first_page, found, page_after
+from qlora_chat.web.chats.listing import PAGE, clean_tags, clean_title, first_page, found, page_after
 from tests.history.conftest import add_turn
 
 
@@ -52,7 +52,11 @@ def test_a_search_shows_each_conversation_once_with_an_excerpt() -> None:
     top = result["chats"][0]
     assert [top["title"][begin:end] for begin, end in top["title_marks"]] == ["lighthouses"]
     assert {top["excerpt"][begin:end] for begin, end in top["marks"]} <= {"lighthouses", "lighthouse"}
-    assert found(history, None, "lighth", 2)["next"] == MORE
+    first = found(history, None, "lighth", 2)
+    rest = found(history, None, "lighth", 2, first["next"])
+    assert [each["title"] for each in [*first["chats"], *rest["chats"]]] == ["two lighthouses", "three", "one"]
+    assert rest["next"] is None
+    assert found(history, None, "lighth", 2, "no number")["chats"] == first["chats"]
     assert found(history, None, "nothing", 10) == {"chats": [], "next": None}
 
 

@@ -17,8 +17,6 @@ PINNED = "pinned"
 PAGE = 50
 MOST_FOUND = 2_000
 """Search results at most. Who has more searches for more words."""
-MORE = "more"
-"""In place of an id: a search is asked for again, with a higher limit."""
 HITS_PER_CHAT = 4
 """Matching turns that are read for each conversation shown, because several of them may be in one conversation."""
 MAX_TITLE = 200
@@ -41,21 +39,23 @@ def page_after(history: HistoryStore, owner: str | None, before: str | None, lim
     return {"chats": others, "next": summaries[-1].id if len(summaries) == limit else None}
 
 
-def found(history: HistoryStore, owner: str | None, query: str, limit: int) -> dict[str, Any]:
-    """Conversations whose title, tag or text has every word: each once, with an excerpt, those of a "#tag" without."""
-    query, limit = replace_surrogates(query).strip(), min(limit, MOST_FOUND)
+def found(history: HistoryStore, owner: str | None, query: str, limit: int, before: str = "") -> dict[str, Any]:
+    """Conversations whose title, tag or text has every word: each once, with an excerpt, those of a "#tag" without. `next` is
+    the place in the results from which the next ones are asked for with `before`."""
+    query, first = replace_surrogates(query).strip(), int(before) if before.isdecimal() and len(before) < 5 else 0
+    end = min(first + max(limit, 1), MOST_FOUND)
     if query.startswith("#") and len(query) > 1:
-        tagged = history.list(owner=owner, tag=query[1:].strip(), limit=limit + 1)
-        return _results([item(each) for each in tagged[:limit]], len(tagged) > limit)
-    hits = _first_hits(history.search(query, limit=limit * HITS_PER_CHAT, owner=owner))
+        tagged = history.list(owner=owner, tag=query[1:].strip(), limit=end + 1)
+        return _results([item(each) for each in tagged[first:end]], end, len(tagged))
+    hits = _first_hits(history.search(query, limit=end * HITS_PER_CHAT, owner=owner))
     titled = _with_title(history.list(owner=owner), query)
     ids = [*titled, *(each for each in hits if each not in titled)]
-    items = [_found_item(history, owner, each, titled.get(each), hits.get(each), query) for each in ids[:limit]]
-    return _results([each for each in items if each], len(ids) > limit and limit < MOST_FOUND)
+    items = [_found_item(history, owner, each, titled.get(each), hits.get(each), query) for each in ids[first:end]]
+    return _results([each for each in items if each], end, len(ids))
 
 
-def _results(items: list[dict[str, Any]], more: bool) -> dict[str, Any]:
-    return {"chats": items, "next": MORE if more else None}
+def _results(items: list[dict[str, Any]], end: int, count: int) -> dict[str, Any]:
+    return {"chats": items, "next": str(end) if end < min(count, MOST_FOUND) else None}
 
 
 def clean_title(title: object) -> str:

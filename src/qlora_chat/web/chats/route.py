@@ -111,7 +111,7 @@ def _add_list(router: APIRouter, chat: Chat, owner: OwnerOf, saving: SavingOffer
         """A page of the list, or of what a search finds."""
         history, mine = chat.history, owner(secret)
         if q.strip():
-            return _answered(lambda: view.page(listing.found(history, mine, q, limit)))
+            return _answered(lambda: view.page(listing.found(history, mine, q, limit, before)))
         if before:
             return _answered(lambda: view.page(listing.page_after(history, mine, before)))
         saved = is_persistent or saving.is_saved

@@ -11,7 +11,11 @@ export function chatMenu(menu, act) {
   const choose = (name, value) => (menu.hidePopover(), act(name, id, value));
   menu.onclick = ({ target }) => target.dataset.act && choose(target.dataset.act);
   menu.onchange = ({ target }) => choose("save", target);
-  menu.ontoggle = () => document.activeElement === document.body && act("focus", id); // its row has been drawn anew
+  menu.ontoggle = ({ newState }) => {
+    const { activeElement: focused } = document;
+    // The row has been drawn anew, so that the browser had no button to give the focus back to.
+    if (newState === "closed" && (menu.contains(focused) || focused === document.body)) act("focus", id);
+  };
   menu.onkeydown = (event) => {
     if (event.key === "Escape") event.stopPropagation(); // closes nothing else
     if (event.target.tagName === "BUTTON") walk(event, items, items.at(-1));

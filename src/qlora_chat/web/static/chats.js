@@ -113,20 +113,17 @@ class ChatList {
     const limit = query === this.query ? Math.max(PAGE, this.rows.length) : PAGE;
     const found = await this.page({ q: query, limit }, ++this.refreshes);
     if (!found) return;
-    Object.assign(this, { query, next: found.next });
-    this.draw(rowsOf(found.rows));
+    this.query = query;
+    this.draw(rowsOf(found.rows), found.next);
     if (found.saved) document.getElementById("not-saved")?.remove();
   }
 
   async more() {
     if (!this.next || this.loading) return;
     this.loading = true;
-    const { query: q, next: before, rows } = this;
-    const found = await this.page(q ? { q, limit: rows.length + 4 * PAGE } : { before }, this.refreshes);
+    const found = await this.page({ q: this.query, before: this.next }, this.refreshes);
     this.loading = false;
-    if (!found) return;
-    this.next = found.next;
-    this.draw([...this.rows, ...rowsOf(found.rows)]);
+    if (found) this.draw([...this.rows, ...rowsOf(found.rows)], found.next);
   }
 
   // -> a page; null where it is refused, or the list has been asked for anew, or a title or tags are being typed
@@ -142,7 +139,8 @@ class ChatList {
   }
 
   // Shows rows, of which a later one replaces an earlier one. What has not changed stays as it is, with the focus.
-  draw(rows) {
+  draw(rows, next = this.next) {
+    this.next = next;
     const { activeElement: focused } = document;
     const left = focused.closest("[data-chat]");
     const at = this.rows.indexOf(left);
@@ -152,7 +150,7 @@ class ChatList {
     this.mark();
     if (!focused.isConnected) this.focus(this.row(idOf(left)) ?? this.rows[at] ?? this.rows.at(-1));
     this.note.textContent = rows.length ? "" : this.query ? t("Nothing found.") : t("No conversations yet.");
-    this.end.hidden = !this.next;
+    this.end.hidden = !next;
     this.watcher.unobserve(this.end); // who begins anew is told whether it is near
     this.watcher.observe(this.end);
   }
@@ -173,22 +171,20 @@ class ChatList {
   key(event) {
     const { target, key } = event;
     const all = this.rows.map((row) => row.firstChild);
-    if (all.includes(target)) {
-      walk(event, all, this.search);
-      if (key === "F2") this.rename(target.parentElement);
-      if (key === "Delete") this.remove(target.parentElement);
-    } else if (target === this.search && key === "ArrowDown") walk(event, all, this.search);
-    else if (target === this.search && key === "Escape" && target.value) {
-      event.stopPropagation();
-      target.value = "";
-      this.refresh();
-    }
+    const isSearch = target === this.search;
+    if (all.includes(target) || (isSearch && key === "ArrowDown")) walk(event, all, this.search);
+    if (all.includes(target) && key === "F2") this.rename(target.parentElement);
+    if (all.includes(target) && key === "Delete") this.remove(target.parentElement);
+    if (!isSearch || key !== "Escape" || !target.value) return;
+    event.stopPropagation();
+    target.value = "";
+    this.refresh();
   }
 
   shortcut(event) {
     if (event.key.toLowerCase() !== "k" || !(event.ctrlKey || event.metaKey) || event.shiftKey || event.altKey) return;
     event.preventDefault();
-    document.querySelector("#chats:not(.open)") && document.querySelector('[aria-controls="chats"]').click();
+    document.querySelector("[aria-controls=chats][aria-expanded=false]")?.click();
     this.search.focus();
   }
 

@@ -1,5 +1,5 @@
 // The sampling settings, which the server draws. What cannot be used is said next to the field, and the last good value stays in
-// use.
+// use. Values are texts.
 
 import { t } from "./language.js";
 import { read, write } from "./memory.js";
@@ -10,63 +10,52 @@ const BY_POSITION = ["temperature", "top_p", "top_k", "repetition_penalty", "max
 
 export function mount(element, trigger, props) {
   element.innerHTML = props.form;
-  const panel = new Panel(element, trigger, props);
-  const stored = read(STORED);
-  panel.show(Array.isArray(stored) ? Object.fromEntries(BY_POSITION.map((name, index) => [name, stored[index]])) : stored);
-  panel.publish();
-}
-
-class Panel {
-  constructor(element, trigger, props) {
-    const all = (selector) => [...element.querySelectorAll(selector)];
-    Object.assign(this, { trigger, props, presets: all(".preset"), purpose: element.querySelector(".purpose") });
-    this.fields = all(".setting").map((each) => new Field(each, () => this.changed()));
-    for (const each of this.presets) each.onclick = () => (this.show(JSON.parse(each.dataset.values)), this.changed());
-  }
-
-  // Values from a preset or from this browser's storage, as far as they are good.
-  show(values) {
-    for (const field of this.fields) field.show(values?.[field.name]);
-  }
-
-  get used() {
-    return Object.fromEntries(this.fields.map(({ name, used }) => [name, used]));
-  }
-
-  changed() {
-    this.publish();
-    write(STORED, this.used);
-    clearTimeout(this.sending);
-    this.sending = setTimeout(() => this.trigger("input"), SEND_MS); // for the answer that is being written
-  }
+  const purpose = element.querySelector(".purpose");
+  const presets = [...element.querySelectorAll(".preset")];
+  const fields = [...element.querySelectorAll(".setting")].map((each) => new Field(each, () => changed()));
+  let sending;
 
   // Hands the settings to whatever event comes next.
-  publish() {
-    const { used } = this;
-    this.props.value = JSON.stringify(used);
-    const same = ({ dataset }) => Object.entries(JSON.parse(dataset.values)).every(([name, value]) => used[name] === value);
-    const preset = this.presets.find(same);
-    for (const each of this.presets) each.ariaPressed = String(each === preset);
-    this.purpose.textContent = preset ? t(preset.dataset.purpose) : t("Settings of your own.");
-  }
+  const publish = () => {
+    const used = Object.fromEntries(fields.map((each) => [each.input.id, each.used]));
+    props.value = JSON.stringify(used);
+    const preset = presets.find((each) => valuesOf(each).every(([name, value]) => used[name] === value));
+    for (const each of presets) each.ariaPressed = String(each === preset);
+    purpose.textContent = preset ? t(preset.dataset.purpose) : t("Settings of your own.");
+    return used;
+  };
+  const changed = () => {
+    write(STORED, publish());
+    clearTimeout(sending);
+    sending = setTimeout(() => trigger("input"), SEND_MS); // for the answer that is being written
+  };
+  const show = (values) => values.forEach(([name, value]) => fields.find(({ input }) => input.id === name)?.show(value));
+
+  for (const each of presets) each.onclick = () => (show(valuesOf(each)), changed());
+  const stored = read(STORED) ?? {};
+  show(Array.isArray(stored) ? stored.map((value, index) => [BY_POSITION[index], value]) : Object.entries(stored));
+  publish();
 }
 
-// One setting: its input, in some a slider, and a place for what is wrong with a value. Values are texts.
+const valuesOf = (preset) => Object.entries(JSON.parse(preset.dataset.values));
+
+// One setting: its input, for some a slider, and a place for what is wrong with a text.
 class Field {
   constructor(root, changed) {
     const [input, slider] = root.querySelectorAll("input, textarea");
-    Object.assign(this, { input, slider, name: input.id, used: input.value, problem: root.querySelector(".form-problem") });
-    const typed = () => this.take(input.value) && changed();
-    input.oninput = typed;
-    input.onchange = () => this.problem.textContent && this.write();
-    if (slider) slider.oninput = () => ((input.value = slider.value), typed());
+    Object.assign(this, { input, slider, used: input.value, problem: root.querySelector(".form-problem") });
+    input.oninput = () => this.take(input.value) && changed();
+    input.onchange = () => this.problem.textContent && (input.value = this.used); // what was refused is still said
+    if (slider) slider.oninput = () => ((input.value = slider.value), input.oninput());
   }
 
-  // -> whether a text can be used; from now on it is, or what is wrong with it is said
+  // Uses a text from now on, or says why not. -> whether it is used
   take(text) {
     const value = usable(text, this.input.dataset);
-    this.say(value === null ? this.refusal(text.trim()) : "");
-    if (value === null) return false;
+    const isRefused = value === null;
+    this.problem.textContent = isRefused ? this.refusal(text.trim()) : "";
+    this.input.ariaInvalid = String(isRefused);
+    if (isRefused) return false;
     this.used = value;
     if (this.slider) this.slider.value = value;
     return true;
@@ -78,21 +67,11 @@ class Field {
     return [wrong, t(expected), t(this.used ? stays : emptyStays, { value: t(this.used) })].join(" ");
   }
 
-  say(text) {
-    this.problem.textContent = text;
-    this.input.ariaInvalid = String(Boolean(text));
-  }
-
+  // Takes a value of a preset, or of this browser's storage if it can be used.
   show(value) {
     const text = Array.isArray(value) ? inLines(value) : String(value ?? "");
-    if (value !== undefined && !this.take(text)) this.say("");
-    this.write();
-  }
-
-  // Shows what is in use; a sentence on a refused value stays until the next change.
-  write() {
+    if (usable(text, this.input.dataset) !== null) this.take(text);
     this.input.value = this.used;
-    if (this.slider) this.slider.value = this.used;
   }
 }
 
