@@ -103,7 +103,7 @@ def test_lists_count_from_any_number_and_tasks_show_their_state() -> None:
 
 def test_code_has_its_language_a_copy_button_and_colours() -> None:
     shown = read("```python\nprint('<b>')\n```")
-    assert ("button", {"type": "button", "data-copy": ""}) in shown.elements
+    assert ("button", {"type": "button", "class": "translated", "data-copy": ""}) in shown.elements
     assert shown.text == "pythonCopyprint('<b>')\n\n"
     assert {"nb", "s1"} <= {each.get("class") for _, each in shown.elements}
     assert "span" not in tags("```mermaid\ngraph TD\n```")[3:], "an unknown language has no colours"

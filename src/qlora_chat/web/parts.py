@@ -25,7 +25,7 @@ from qlora_chat.web.panels.switch_form import FORBIDDEN, SwitchForm
 from qlora_chat.web.panels.switch_form import LONGEST as LONGEST_NAME
 from qlora_chat.web.panels.train_form import TrainForm
 from qlora_chat.web.panels.upload import TrainingWork
-from qlora_chat.web.panels.welcome import describe_model
+from qlora_chat.web.panels.welcome import welcome_card
 from qlora_chat.web.sessions import PageFeatures
 
 MAX_CHARACTERS: Mapping[str, int] = {
@@ -147,7 +147,7 @@ class Parts:
             """The adapter that answers; invisible where there is nothing to choose."""
             self.open_compare = _button("Compare", "open-compare")
             self.new = _button("New chat", "new")
-        self.welcome = component("welcome", "welcome", describe_model(info, Measured()))
+        self.welcome = gr.HTML(welcome_card(info, Measured()), elem_id="welcome", padding=False, apply_default_css=False)
         self.messages = component("messages", "messages", {})
         self.tokens = component("tokens", "tokens")
         self.compare = component("compare", "compare", translates=False)

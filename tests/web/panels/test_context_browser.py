@@ -80,11 +80,11 @@ def test_turns_that_go_are_listed_and_a_pinned_one_stays_after_a_reload(
     wait_for(page, lambda: line.evaluate(above) > 20)  # the line is above the question, not beside it
     assert first_seen in small.streams[-1].prompt.text
     page.locator(".context-bar").click()
-    page.get_by_role("button", name=f"Keep: {QUESTION.format(0)}").click()
+    page.get_by_role("button", name=f"Keep {QUESTION.format(0)}").click()
     expect(page.locator("#context-panel")).to_contain_text("Always seen")
     page.reload()
     page.locator(".context-bar").click()
-    expect(page.get_by_role("button", name=f"Let go: {QUESTION.format(0)}")).to_be_visible()
+    expect(page.get_by_role("button", name=f"Let go {QUESTION.format(0)}")).to_be_visible()
     page.locator(".context-bar").click()
     ask(page, 9)
     assert QUESTION.format(0) in small.streams[-1].prompt.text

@@ -206,7 +206,7 @@ class CompareHandlers:
         votes = self._tally(session) if comparison.vote else None
         html = view.result(comparison, self._chat.engine.info.window, votes)
         live = [{**each.blocks.whole(), "from": 0, "keep": 0} for each in comparison.answers]
-        return {"stage": next(self._stages), "html": html, "live": live, "writing": not comparison.done, "problem": ""}
+        return {"stage": next(self._stages), "html": html, "live": live, "problem": ""}
 
     def _tally(self, session: Session) -> Tally:
         try:

@@ -32,7 +32,8 @@ def code_block(code: str, info: str) -> str:
     language = info.split()[0][:40] if info.split() else ""
     label = escape(language) or "text"
     return (
-        f'<div class="code"><div class="code-head"><span>{label}</span><button type="button" data-copy>Copy</button></div>'
+        f'<div class="code"><div class="code-head"><span>{label}</span>'
+        '<button type="button" class="translated" data-copy>Copy</button></div>'
         f'<pre dir="ltr" tabindex="0"><code>{_highlighted(code, language.lower())}</code></pre></div>\n'
     )
 

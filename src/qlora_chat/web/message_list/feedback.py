@@ -14,6 +14,7 @@ from qlora_chat.history import HistoryError
 from qlora_chat.messages import Message
 from qlora_chat.text import replace_surrogates
 from qlora_chat.web.handlers import Handlers, Updates
+from qlora_chat.web.message_list.article import note_html, thumbs_of
 from qlora_chat.web.message_list.view import answer_of, idle_value
 from qlora_chat.web.parts import Parts
 from qlora_chat.web.session import Session
@@ -54,8 +55,9 @@ class FeedbackHandlers:
             problem = "That answer is no longer shown, so nothing was saved."
         else:
             problem = _stored(session, answer, rating, sent, logged=logged is not False)
+        html = note_html(problem, "alert") if problem else note_html(words[rating], "status")
         note = {
-            "id": sent.get("id"), "ok": problem is None, "text": problem or words[rating], "rating": rating or 0,
+            "id": sent.get("id"), "html": html, "thumbs": None if problem else thumbs_of(rating), "rating": rating or 0,
             "form": words is THUMBS and rating is not None, "number": next(self._numbers),
         }  # fmt: skip
         return {self._parts.messages: idle_value(session, note)}

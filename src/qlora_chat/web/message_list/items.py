@@ -1,14 +1,13 @@
-"""Messages of a conversation as the browser draws them: JSON with the exact text, safe HTML, versions and details.
+"""Messages of a conversation as the browser draws them: JSON with the exact text and safe HTML.
 
 Scope: pure functions from the conversation and its stored tree to plain values. Knows no Gradio, no HTTP and no tab.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from html import unescape
+from html import escape
 from typing import Any
 
 from qlora_chat.history import StoredConversation
@@ -16,10 +15,11 @@ from qlora_chat.messages import Conversation, FinishReason, Message
 from qlora_chat.settings import SAMPLING_SETTINGS
 from qlora_chat.text import plain
 from qlora_chat.web.markdown import render_blocks
+from qlora_chat.web.message_list import article
+from qlora_chat.web.message_list.article import Mark
 from qlora_chat.web.message_list.branches import Branches
 
 Item = dict[str, Any]
-_TAG = re.compile(r"<[^>]*>")
 LONGEST_CACHED = 20_000
 """Characters of an answer whose HTML stays in memory for the next page that shows it."""
 
@@ -27,6 +27,8 @@ _SHORT_MARKS: Mapping[str, str] = {"cancelled": "Stopped.", "error": "Ended by a
 _PARTIAL = "Cut off: the program ended while this was being written."
 CONTINUED: frozenset[FinishReason] = frozenset({"cancelled", "error", "length", "partial"})
 """Ways to end after which there is more to say."""
+NAMES = frozenset({"Model", "Base", "Adapter"})
+"""Details that are names."""
 
 
 class Items:
@@ -61,21 +63,23 @@ class Items:
 
     def _item(self, message: Message) -> Item:
         versions = self._branches.versions(message.id) if self._branches else [message.id]
-        item: Item = {"id": message.id, "role": message.role, "text": message.content, "versions": versions}
+        item: Item = {"id": message.id, "text": message.content}
         if message.role == "user":
-            return item
+            return {**item, "html": article.question(message.id, message.content, versions)}
         turn = self._branches.turn(message.id) if self._branches else None
         details = turn.details if turn else {}
-        return {
-            **item,
-            "blocks": blocks(message.content),
-            "rating": self._ratings.get(message.id) or 0,
-            "end": ending(message.finish_reason, details, self._window),
-            "more": message.finish_reason in CONTINUED and bool(message.content),
-            "facts": facts(message.finish_reason, details),
-            "details": detail_rows(message.finish_reason, details),
-            "marks": marks(message.content, details),
-        }
+        goes_on = message.finish_reason in CONTINUED and bool(message.content)
+        rows = detail_rows(message.finish_reason, details)
+        html = article.answer(
+            message.id,
+            article.with_marks(blocks(message.content), marks(message.content, details)),
+            versions,
+            rating=self._ratings.get(message.id),
+            ending=article.ended(ending(message.finish_reason, details, self._window), goes_on=goes_on),
+            facts=facts(message.finish_reason, details),
+            has_details=bool(rows),
+        )
+        return {**item, "html": html, "details": article.details(rows, NAMES)}
 
 
 def blocks(text: str) -> Sequence[str]:
@@ -106,17 +110,18 @@ def _last_limit(details: Mapping[str, Any]) -> Any:
 
 
 def facts(reason: FinishReason | None, details: Mapping[str, Any]) -> str:
-    """One short line on an answer: model, tokens, speed, time to first token, finish reason."""
+    """One short line of HTML on an answer: model, tokens, speed, time to first token, finish reason."""
+    if not details:
+        return ""
     model = details.get("model") or {}
     tokens, speed, first = details.get("completion_tokens"), details.get("tokens_per_s"), details.get("ttft_ms")
     parts = [
-        plain(str(model.get("adapter") or model.get("name") or "")),
         f"{tokens:,} tokens" if tokens else "",
         f"{speed:,.0f} tokens/s" if speed else "",
         f"{first:,.0f} ms" if first is not None else "",
         reason or "",
     ]
-    return " · ".join(each for each in parts if each) if details else ""
+    return article.facts_line(plain(str(model.get("adapter") or model.get("name") or "")), parts)
 
 
 def detail_rows(reason: FinishReason | None, details: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -156,8 +161,8 @@ def _unit(value: Any, unit: str) -> str | None:
     return f"{value:,.1f} {unit}" if isinstance(value, int | float) else None
 
 
-def marks(text: str, details: Mapping[str, Any]) -> list[Item]:
-    """Places at which a setting changed during an answer: a block, a character of its visible text, and a label.
+def marks(text: str, details: Mapping[str, Any]) -> list[Mark]:
+    """Places at which a setting changed during an answer.
 
     The part before a change is rendered by itself, so the place is found in the text that a reader sees.
     """
@@ -167,7 +172,7 @@ def marks(text: str, details: Mapping[str, Any]) -> list[Item]:
     for change in details.get("settings_changes") or ():
         now = dict(_settings({**change, "seed": None}))
         label = ", ".join(
-            f"{SAMPLING_SETTINGS[name].label} {before[name]:g} → {value:g}"
+            f"<span>{escape(SAMPLING_SETTINGS[name].label)}</span> <span>{before[name]:g}</span> → <span>{value:g}</span>"
             for name, value in now.items()
             if isinstance(value, int | float) and isinstance(before.get(name), int | float) and before[name] != value
         )
@@ -177,7 +182,7 @@ def marks(text: str, details: Mapping[str, Any]) -> list[Item]:
     return found
 
 
-def _mark(text: str, at: int, label: str) -> Item:
+def _mark(text: str, at: int, label: str) -> Mark:
     shown = render_blocks(text[:at])
-    visible = unescape(_TAG.sub("", shown[-1])).rstrip("\n") if shown else ""
-    return {"block": max(len(shown) - 1, 0), "at": len(visible), "label": label}
+    visible = article.visible_text(shown[-1]).rstrip("\n") if shown else ""
+    return Mark(max(len(shown) - 1, 0), len(visible), label)

@@ -26,7 +26,7 @@ class LiveBlocks:
     def update(self, text: str) -> dict[str, Any]:
         """Number of the update, index of its first block, the beginning of that block that stays, and the blocks from there on.
 
-        The first of `blocks` lacks its first `keep` characters.
+        The first of `blocks` lacks its first `keep` characters. A browser that lacks updates after `since` cannot draw it.
         """
         first, changed = self._markdown.update(text)
         blocks = (*self._blocks[:first], *changed)
@@ -39,7 +39,8 @@ class LiveBlocks:
         sent = list(blocks[begin:])
         if sent:
             sent[0] = sent[0][keep:]
-        return {"number": self._number, "from": begin, "keep": keep, "blocks": sent}
+        since = max(0, self._number - RESENT - 1) if begin or keep else 0
+        return {"number": self._number, "since": since, "from": begin, "keep": keep, "blocks": sent}
 
     def whole(self) -> dict[str, Any]:
         """All blocks, and the number of the update that they come from."""

@@ -72,10 +72,7 @@ class MessageView:
 
 
 def _running_item(answer: RunningAnswer) -> Item:
-    return {
-        "id": answer.turn.answer_id, "role": "assistant", "text": "", "versions": [answer.turn.answer_id], "live": True,
-        **answer.blocks.whole(),
-    }  # fmt: skip
+    return {"id": answer.turn.answer_id, "text": "", "live": True, **answer.blocks.whole()}
 
 
 def idle_value(session: Session, note: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -87,11 +84,18 @@ def idle_value(session: Session, note: dict[str, Any] | None = None) -> dict[str
 
 def live_value(answer: RunningAnswer) -> dict[str, Any]:
     """Value of the component while this answer is being written; the conversation is that of the value before."""
+    turn = answer.turn
+    return {"live": {"id": turn.answer_id, "said": _progress(answer), **answer.blocks.update(turn.answer)}}
+
+
+def _progress(answer: RunningAnswer) -> str:
+    """Progress of an answer that is being written, as sentences that " · " divides."""
     turn, speed = answer.turn, answer.tokens_per_s
-    live = {"id": turn.answer_id, "tokens": answer.tokens, **answer.blocks.update(turn.answer)}
+    if turn.answer.strip():
+        return (f"{answer.tokens:,} tokens" if answer.tokens else "") + (f" · {speed:,.0f} tokens/s" if speed else "")
     if read := answer.read_so_far:
-        live["read"] = [read, turn.prompt_tokens]
-    return {"live": {**live, "speed": round(speed, 1)} if speed else live}
+        return f"reading {read:,} of {turn.prompt_tokens:,} tokens"
+    return "waiting for the first token"
 
 
 def answer_of(conversation: Conversation, turn_id: Any) -> Message | None:

@@ -1,13 +1,14 @@
 """The use of the window on the page: how much of it the next prompt takes, which turns go, which are pinned.
 
-Scope: from the tab's conversation to the value of static/context.js, and pins. Computed in a worker thread, at each pause in
+Scope: from the tab's conversation to the HTML of static/context.js, and pins. Computed in a worker thread, at each pause in
 typing and after each answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -74,17 +75,82 @@ class ContextHandlers:
 
 
 def context_value(chat: Chat, conversation: Conversation, draft: str, sampling: Sampling) -> dict[str, Any]:
-    """The value of static/context.js: tokens, where the model's memory begins, the turns that go, and the pinned ones."""
+    """The value of static/context.js: HTML of the bar and of the panel, where the model's memory begins, and pinned turns."""
     use = chat.context_use(conversation, draft, sampling.max_new_tokens)
     unseen, pinned = _questions(conversation, use.dropped), pinned_turns(conversation.tags)
-    kept = [index for index, each in enumerate(conversation.messages) if each.id in pinned]
+    kept = [index - index % 2 for index, each in enumerate(conversation.messages) if each.id in pinned]
+    going = "" if use.problem else _going(conversation, unseen)
+    always = f"<h3>Always seen</h3>{_list(conversation, kept, pinned=True)}" if kept else ""
     return {
-        **{name: value for name, value in asdict(use).items() if name != "dropped"},
+        "bar": _bar(use),
+        "panel": f"{_tokens(use)}{_problem(use)}{going}{always}",
         "begins": _memory_begins(conversation, use),
-        "unseen": len(unseen),
-        "going": [_entry(conversation, index) for index in unseen[-LISTED:]],
-        "pinned": [_entry(conversation, index - index % 2) for index in kept],
+        "line": _memory_line(len(unseen)),
+        "pinned": [conversation.messages[index].id for index in kept],
     }
+
+
+def _bar(use: ContextUse) -> str:
+    """The window as a gauge, and the tokens of the next prompt."""
+    widths = {"history": use.history, "draft": use.draft, "answer": use.answer}
+    parts = "".join(
+        f'<i class="part {name}" style="width: {min(100.0, 100 * tokens / use.window):.4g}%"></i>'
+        for name, tokens in widths.items()
+    )
+    used = f"{use.history:,} of {use.window:,}"
+    if use.draft:
+        used = f"{use.history:,} + {use.draft:,} of {use.window:,}"
+    return (
+        f'<span class="use-of-window{" over" if use.problem else ""}"><span class="gauge" aria-hidden="true">{parts}</span>'
+        f'<span class="use">{used}</span></span>'
+    )
+
+
+def _tokens(use: ContextUse) -> str:
+    """The tokens of each part of the window."""
+    rows = {
+        "Conversation": use.history,
+        "Your message": use.draft,
+        "Kept free for the answer": use.answer,
+        "Still free": max(0, use.window - use.history - use.draft - use.answer),
+        "Window": use.window,
+    }
+    cells = "".join(f"<dt>{name}</dt><dd>{tokens:,}</dd>" for name, tokens in rows.items())
+    return f"<dl>{cells}</dl>"
+
+
+def _problem(use: ContextUse) -> str:
+    return f'<p class="form-problem" role="alert">{escape(use.problem)}</p>' if use.problem else ""
+
+
+def _going(conversation: Conversation, unseen: Sequence[int]) -> str:
+    """The newest exchanges that the model does not see, with buttons that keep them; "" where it sees all."""
+    if not unseen:
+        return ""
+    count, more = len(unseen), len(unseen) - LISTED
+    title = f"{count:,} exchanges are not seen by the model" if count > 1 else f"{count} exchange is not seen by the model"
+    before = f'<li class="more">and {more:,} before these</li>' if more > 0 else ""
+    return f"<h3>{title}</h3>{_list(conversation, unseen[-LISTED:], before)}"
+
+
+def _memory_line(unseen: int) -> str:
+    """Sentence of the line where the model's memory begins; "" where it sees all."""
+    if unseen == 1:
+        return f"the model's memory begins here: {unseen} exchange is not seen"
+    return f"the model's memory begins here: {unseen:,} exchanges are not seen" if unseen else ""
+
+
+def _list(conversation: Conversation, indices: Sequence[int], before: str = "", *, pinned: bool = False) -> str:
+    """Questions, each with a button that pins it or lets it go, whose name has the question in it."""
+    rows, label = [], "Let go" if pinned else "Keep"
+    for index in indices:
+        turn_id, text = escape(conversation.messages[index].id), escape(_excerpt(conversation, index))
+        rows.append(
+            f'<li><span class="own" dir="auto" id="context-{turn_id}">{text}</span><button class="plain" id="pin-{turn_id}" '
+            f'value="{turn_id}"{" data-pinned" if pinned else ""} aria-labelledby="pin-{turn_id} context-{turn_id}">{label}'
+            "</button></li>"
+        )
+    return f"<ul>{before}{''.join(rows)}</ul>"
 
 
 def _questions(conversation: Conversation, indices: Sequence[int]) -> list[int]:
@@ -92,10 +158,9 @@ def _questions(conversation: Conversation, indices: Sequence[int]) -> list[int]:
     return [index for index in indices if conversation.messages[index].role == "user"]
 
 
-def _entry(conversation: Conversation, index: int) -> dict[str, str]:
-    message = conversation.messages[index]
-    text = " ".join(message.content.split())
-    return {"id": message.id, "text": text if len(text) <= EXCERPT else text[: EXCERPT - 1].rstrip() + "…"}
+def _excerpt(conversation: Conversation, index: int) -> str:
+    text = " ".join(conversation.messages[index].content.split())
+    return text if len(text) <= EXCERPT else text[: EXCERPT - 1].rstrip() + "…"
 
 
 def _memory_begins(conversation: Conversation, use: ContextUse) -> str | None:

@@ -83,11 +83,16 @@ def making(info: ModelInfo) -> list[str]:
 
 def model_card(info: ModelInfo, measured: Measured) -> str:
     """The Model panel's HTML."""
+    sentences = "".join(f"<p>{escape(each)}</p>" for each in making(info))
+    return f'<h3 class="own" dir="auto">{escape(info.name)}</h3>{facts_list(info, measured)}{sentences}{_report(info)}'
+
+
+def facts_list(info: ModelInfo, measured: Measured) -> str:
+    """Facts of a model as a list in HTML."""
     facts = "".join(
         f'<dt>{escape(label)}</dt><dd dir="auto">{escape(value)}</dd>' for label, value in model_facts(info, measured)
     )
-    sentences = "".join(f"<p>{escape(each)}</p>" for each in making(info))
-    return f'<h3 dir="auto">{escape(info.name)}</h3><dl>{facts}</dl>{sentences}{_report(info)}'
+    return f"<dl>{facts}</dl>"
 
 
 def _memory_in_use(info: ModelInfo, measured: Measured) -> str:

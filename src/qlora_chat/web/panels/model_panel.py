@@ -24,7 +24,7 @@ from qlora_chat.web import render
 from qlora_chat.web.adapter_chooser import AdapterChooser
 from qlora_chat.web.panels.model import Measured, model_card
 from qlora_chat.web.panels.switch_form import SwitchForm, findings, progress, settings_of, values_of
-from qlora_chat.web.panels.welcome import describe_model
+from qlora_chat.web.panels.welcome import welcome_card
 from qlora_chat.web.parts import Parts
 
 QUESTION = Conversation(messages=(Message("user", "What is the capital of France?"),))
@@ -86,7 +86,7 @@ class ModelPanel:
         return {
             parts.open_model: gr.update(value=info.name),
             parts.banner: render.banner(info, self._chat.prompt_format.notices),
-            parts.welcome: describe_model(info, measured),
+            parts.welcome: welcome_card(info, measured),
             parts.model: model_card(info, measured),
             **self._form_values(),
         }

@@ -1,26 +1,30 @@
 """An empty conversation's page: the model that will answer, how it was made, and four questions that suit it.
 
-Scope: a model's description to the words of static/welcome.js. Knows no Gradio and no session.
+Scope: a model's description to HTML that is safe to show. Knows no Gradio and no session.
 """
 
 from __future__ import annotations
 
 import json
 from functools import cache
+from html import escape
 from pathlib import Path
-from typing import Any
 
 from qlora_chat.models import ModelInfo
-from qlora_chat.web.panels.model import Measured, making, model_facts
+from qlora_chat.web.panels.model import Measured, facts_list, making
 
 QUESTIONS = Path(__file__).with_name("example_questions.json")
 """By a part of the name of the model, its adapter or its base; "" for every other model."""
 
 
-def describe_model(info: ModelInfo, measured: Measured) -> dict[str, Any]:
-    """Names, facts and example questions of a model."""
-    facts, made = model_facts(info, measured), making(info)
-    return {"name": info.name, "facts": facts, "made": made, "questions": example_questions(info)}
+def welcome_card(info: ModelInfo, measured: Measured) -> str:
+    """The HTML of an empty conversation: name, facts and making of the model, and questions, which messages.js asks."""
+    sentences = "".join(f"<p>{escape(each)}</p>" for each in making(info))
+    questions = "".join(f"<button>{escape(each)}</button>" for each in example_questions(info))
+    return (
+        f'<div class="welcome"><h2 class="own" dir="auto">{escape(info.name)}</h2>{facts_list(info, measured)}{sentences}'
+        f'<h3>Begin with one of these</h3><div class="examples own">{questions}</div></div>'
+    )
 
 
 def example_questions(info: ModelInfo) -> list[str]:

@@ -1,17 +1,14 @@
 // One question to several models side by side. The server draws the view; this module opens it, sends what was chosen, and lets
 // the answers grow.
 
-import { h, present } from "./dom.js";
-import { setBlocks } from "./message_item.js";
+import { h } from "./dom.js";
+import { grow } from "./message_item.js";
 
-const RESENT = 2; // updates whose changes every update repeats, as in live_blocks.py
-
-export async function mount(element, trigger, props, watch) {
+export function mount(element, trigger, props, watch) {
   const view = new CompareView(trigger);
   element.replaceChildren(view.dialog);
   watch("value", () => view.show(props.value ?? {}));
-  await present("open-compare");
-  document.getElementById("open-compare").addEventListener("click", () => view.open());
+  document.addEventListener("click", ({ target }) => target.closest("#open-compare") && view.open());
 }
 
 class CompareView {
@@ -22,7 +19,7 @@ class CompareView {
       "aria-labelledby": "compare-title",
       onsubmit: (event) => this.submit(event),
       onclick: ({ target }) => this.act(target.closest("[data-act]")),
-      oncancel: (event) => this.writing && (event.preventDefault(), trigger("stop")),
+      oncancel: (event) => this.cancel(event),
       onkeydown: (event) => event.target.name === "question" && event.key === "Enter" && !event.shiftKey && !event.isComposing && this.submit(event),
     });
   }
@@ -39,8 +36,16 @@ class CompareView {
   submit(event) {
     event.preventDefault();
     const form = this.part("form");
-    const columns = [...form.querySelectorAll("fieldset:enabled")].map((each) => Object.fromEntries([...each.elements].map(({ name, value }) => [name, value])));
-    this.trigger("submit", { question: form.elements.question.value, columns: JSON.stringify(columns), blind: form.elements.blind.checked });
+    const { question, blind } = form.elements;
+    const columns = [...form.querySelectorAll("fieldset:enabled")].map(({ elements }) => [...elements].map(({ name, value }) => [name, value]));
+    this.trigger("submit", { question: question.value, columns: JSON.stringify(columns.map(Object.fromEntries)), blind: blind.checked });
+  }
+
+  // Escape stops the answers, and closes the view where none is written.
+  cancel(event) {
+    if (!this.dialog.querySelector("[data-act=stop]")) return;
+    event.preventDefault();
+    this.trigger("stop");
   }
 
   act(button) {
@@ -48,8 +53,7 @@ class CompareView {
     if (act === "add") this.toggle(this.dialog.querySelector("fieldset:disabled"), false);
     if (act === "remove") this.toggle(button.closest("fieldset"), true);
     if (act === "again") this.draw("");
-    if (act === "stop" || act === "clear") this.trigger(act);
-    if (act === "like" || act === "select") this.trigger(act, { choice: value });
+    if (["clear", "like", "select", "stop"].includes(act)) this.trigger(act, value ? { choice: value } : {});
     if (act === "close" || act === "select") this.dialog.close();
   }
 
@@ -61,7 +65,7 @@ class CompareView {
   }
 
   // All HTML is the server's, texts escaped. What was chosen stays while the form is the same.
-  show({ form, notes, problem, html, writing, live }) {
+  show({ form, notes, problem, html, live }) {
     if (form && form !== this.form) {
       const typed = this.dialog.querySelector("textarea")?.value ?? document.querySelector("#box textarea").value;
       this.dialog.innerHTML = this.form = form;
@@ -69,26 +73,19 @@ class CompareView {
     }
     if (notes !== undefined) this.part("notes").innerHTML = notes;
     if (problem !== undefined) this.part("problem").textContent = problem;
-    if (writing !== undefined) this.writing = writing;
     if (html || form) this.draw(html ?? "");
-    this.dialog.querySelectorAll(".body").forEach((body, index) => this.grow(body, live?.[index]));
+    const bodies = [...this.dialog.querySelectorAll(".body")];
+    if (!bodies.every((body, index) => !live?.[index] || grow(body, live[index]))) this.trigger("input"); // updates are missing
   }
 
   // Shows the result, or the form where there is none; the focus and the column in view stay.
   draw(html) {
-    const [form, result] = ["form", "result"].map((name) => this.part(name));
+    const form = this.part("form");
+    const result = this.part("result");
     const left = this.part("answers")?.scrollLeft ?? 0;
     result.innerHTML = html;
     form.hidden = Boolean(html);
     this.part("answers")?.scrollTo(left, 0);
     if (!this.dialog.contains(document.activeElement) || !html) (html ? result.querySelector("button") : form.elements.question)?.focus({ preventScroll: true });
-  }
-
-  grow(body, live) {
-    const shown = body.number ?? -1;
-    if (!live || live.number <= shown) return;
-    if (live.number > shown + RESENT + 1 && (live.from || live.keep)) return void this.trigger("input"); // some are missing
-    body.number = live.number;
-    setBlocks(body, live.from, live.blocks, live.keep);
   }
 }

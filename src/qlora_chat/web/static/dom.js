@@ -5,22 +5,36 @@ import { t, translate } from "./language.js";
 const templates = await load();
 
 async function load() {
-  const { content } = Object.assign(document.createElement("template"), {
-    innerHTML: (await (await fetch(new URL("templates.html", import.meta.url))).text()).replace(/>\s+</g, "><"),
-  });
-  translate(content);
+  const content = parsed((await (await fetch(new URL("templates.html", import.meta.url))).text()).replace(/>\s+</g, "><"));
   for (const each of content.querySelectorAll("svg")) {
     each.setAttribute("viewBox", "0 0 24 24");
     each.setAttribute("aria-hidden", "true");
     each.classList.add("icon");
   }
-  content.querySelectorAll("i[data-icon]").forEach((each) => each.replaceWith(find(content, `svg[data-icon=${each.dataset.icon}]`)));
+  return prepared(content, content);
+}
+
+function parsed(html) {
+  return Object.assign(document.createElement("template"), { innerHTML: html }).content;
+}
+
+// Puts markup into the page's language, and icons into it.
+function prepared(content, icons) {
+  translate(content);
+  content.querySelectorAll("i[data-icon]").forEach((each) => each.replaceWith(find(icons, `svg[data-icon=${each.dataset.icon}]`)));
   content.querySelectorAll(".icon-button[aria-label]").forEach((each) => (each.title = each.ariaLabel));
   return content;
 }
 
 function find(content, selector) {
   return content.querySelector(selector).cloneNode(true);
+}
+
+// -> elements of the server's HTML, whose texts are escaped; <i data-template> stands for what the template of that id holds
+export function fragment(html) {
+  const content = prepared(parsed(html), templates);
+  content.querySelectorAll("i[data-template]").forEach((each) => each.replaceWith(...copy(each.dataset.template).root.children));
+  return content;
 }
 
 // -> {root, and its elements by their data-part}: a copy of the element of templates.html with this id
@@ -92,9 +106,10 @@ export async function copyText(text, button) {
   setTimeout(() => button.classList.remove("done"), 1200);
 }
 
-// Says under a form that a text is too long to be sent.
-export function tooLong(problem, name, text, limit) {
-  const said = "{name} has {count} characters, but at most {limit} can be sent. Please shorten it.";
-  problem.textContent = text.length > limit ? t(said, { name, count: text.length, limit }) : "";
-  return text.length > limit;
+// Says under a form that the text of a box is too long to be sent; the box has the limit and its name for it.
+export function tooLong(problem, { value, dataset: { label, longest } }) {
+  const said = "{label} has {count} characters, but at most {limit} can be sent. Please shorten it.";
+  const isTooLong = value.length > Number(longest);
+  problem.textContent = isTooLong ? t(said, { label, count: value.length, limit: Number(longest) }) : "";
+  return isTooLong;
 }

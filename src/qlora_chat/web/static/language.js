@@ -7,8 +7,10 @@ export const LANGUAGES = { en: "English", de: "Deutsch", es: "Español", fr: "Fr
 const KEY = "qlora-chat.language";
 const NUMBER = /^(-?\d{1,3}(?:,?\d{3})*(?:\.\d+)?)( ?\D{0,3})$/; // as the server writes them
 const SHORT = 8; // characters of a pattern besides its values
-const SHOWN = ["aria-label", "data-empty", "placeholder", "title"];
-const OWN = ".own, script, style"; // what our own modules draw is translated there
+const SHOWN = ["aria-label", "data-empty", "data-label", "placeholder", "title"];
+// What our own modules draw is translated there; what a person or a model wrote is not, but for what the page says in it.
+const OWN = ".own, script, style";
+const NOT_OWN = ".translated";
 
 export const chosen = read(KEY) ?? "";
 let entries = new Map();
@@ -78,7 +80,7 @@ function formatted(digits) {
 function pattern([key, entry]) {
   const parts = key.split(/\{\w+\}/).map((each) => each.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
   const names = [...key.matchAll(/\{(\w+)\}/g)].map((each) => each[1]);
-  return { expression: new RegExp(`^${parts.join(parts.join("").length < SHORT ? "([\\d,.?]+)" : "(.+?)")}$`, "s"), names, entry, length: parts.join("").length };
+  return { expression: new RegExp(`^${parts.join(parts.join("").length < SHORT ? "([\\d,.?]+%?)" : "(.+?)")}$`, "s"), names, entry, length: parts.join("").length };
 }
 
 const written = new WeakMap(); // texts that are translated already, by their node
@@ -86,12 +88,15 @@ const written = new WeakMap(); // texts that are translated already, by their no
 // What Gradio draws, now and later.
 export function translate(node) {
   if (node.nodeType === Node.TEXT_NODE) {
+    if (written.get(node) === node.data) return;
     const text = node.data.trim();
     const said = t(text);
-    if (said === text || written.get(node) === node.data) return;
+    if (said === text) return;
     node.data = node.data.replace(text, () => said);
     written.set(node, node.data);
-  } else if (!node.matches?.(OWN)) {
+  } else if (node.matches?.(OWN)) {
+    node.querySelectorAll(NOT_OWN).forEach(translate);
+  } else {
     translateAttributes(node);
     node.childNodes.forEach(translate);
   }

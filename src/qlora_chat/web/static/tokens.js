@@ -1,87 +1,57 @@
-// The tokens of an answer, each with its probability and what could have stood there; a click on that branches the answer.
+// The tokens of an answer, each with its probability and what could have stood there; a click on that branches the answer. The
+// server draws them; this module opens the view, and leads through it by keyboard.
 
-import { copy, h } from "./dom.js";
-import { number, t } from "./language.js";
-
-const LEVELS = [[0.8, "sure"], [0.5, "likely"], [0.2, "open"], [0, "unlikely"]];
+import { copy, fragment } from "./dom.js";
 
 export function mount(element, trigger, props, watch) {
-  const view = new TokenView(trigger);
-  element.replaceChildren(view.root);
+  const view = new TokenView(element, trigger);
   watch("value", () => view.show(props.value ?? {}));
-}
-
-const share = (p) => number(p, { style: "percent" });
-const shown = (text) => (text === "" ? t("(end)") : text.replaceAll("\n", "⏎").replaceAll(" ", "␣"));
-
-function percent(p) {
-  if (p === null || p < 0.01) return t("under {share}", { share: share(0.01) });
-  return p >= 0.995 ? t("over {share}", { share: share(0.99) }) : share(p);
+  document.addEventListener("click", ({ target }) => target.matches("[data-action=tokens]") && view.open(target.closest("article").dataset.id));
 }
 
 class TokenView {
-  constructor(trigger) {
-    this.trigger = trigger;
-    Object.assign(this, copy("token-view"));
-    this.close.onclick = () => this.root.close();
-    this.text.onkeydown = (event) => this.move(event);
-    this.text.addEventListener("focusin", ({ target }) => target.token && this.select(target));
-    document.addEventListener("tokens", ({ detail }) => this.open(detail));
+  constructor(element, trigger) {
+    Object.assign(this, { element, trigger });
+  }
+
+  get buttons() {
+    return [...this.text.querySelectorAll("button")];
   }
 
   open(id) {
-    this.id = id;
-    this.text.replaceChildren();
-    this.choice.replaceChildren();
-    this.status.textContent = t("Computing the probabilities of each token…");
-    if (!this.root.open) this.root.showModal();
+    Object.assign(this, copy("token-view"), { id });
+    this.text.onkeydown = (event) => this.move(event);
+    this.text.onclick = ({ target }) => target.closest("button")?.focus(); // Safari focuses no button by itself
+    this.text.addEventListener("focusin", ({ target }) => this.select(target));
+    this.root.onclose = () => {
+      const token = this.root.returnValue; // of the alternative that was chosen
+      if (token) this.trigger("select", { id, at: this.at, token: Number(token) });
+    };
+    this.element.replaceChildren(this.root);
+    this.root.showModal();
     this.trigger("input", { id });
   }
 
-  show({ id, tokens, problem, done, total, cut }) {
-    if (id !== this.id || !this.root.open) return;
-    if (problem) this.status.textContent = t(problem);
-    else if (!tokens) this.status.textContent = t("Computing: {done} of {total} tokens", { done, total });
-    else this.draw(tokens, cut);
-  }
-
-  draw(tokens, cut) {
-    const counts = { count: tokens.length, unlikely: tokens.filter(({ p }) => p === null || p < 0.2).length, share: share(0.2) };
-    const said = cut ? t("The first {count} tokens, {unlikely} of them below {share}.", counts) : t("{count} tokens, {unlikely} of them below {share}.", counts);
-    this.status.textContent = `${said} ${t("Choose one to see what could have stood there.")}`;
-    this.text.replaceChildren(...tokens.flatMap((token, at) => {
-      const level = LEVELS.find(([least]) => (token.p ?? 0) >= least)[1];
-      const button = h("button", { class: "token", "data-level": level, tabindex: at ? "-1" : "0", onclick: () => button.focus() }, token.text.replaceAll("\n", "⏎") || "·");
-      Object.assign(button, { token, at, title: percent(token.p), ariaLabel: `${shown(token.text)}, ${percent(token.p)}` });
-      return token.text.includes("\n") ? [button, h("br")] : [button];
-    }));
-    this.text.firstElementChild?.focus();
+  show({ id, status, tokens, choices }) {
+    if (id !== this.id || !this.root?.open) return;
+    this.status.replaceChildren(fragment(status));
+    if (!tokens) return;
+    this.choices = choices;
+    this.text.replaceChildren(fragment(tokens));
+    this.buttons[0]?.focus();
   }
 
   move(event) {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    const buttons = [...this.text.querySelectorAll("button")];
-    const next = step && buttons[buttons.indexOf(event.target) + step];
+    const next = step && this.buttons[this.at + step];
     if (!next) return;
     event.preventDefault();
     next.focus();
   }
 
   select(button) {
-    for (const each of this.text.querySelectorAll("[tabindex='0']")) each.tabIndex = -1;
-    button.tabIndex = 0;
-    const { token, at } = button;
-    const options = token.instead.map(([id, text, p]) => {
-      const disabled = !text || text.includes("\ufffd");
-      return h("button", { class: "alternative", disabled, onclick: () => this.branch(at, id) }, h("code", {}, shown(text)), ` ${percent(p)}`);
-    });
-    this.choice.replaceChildren(
-      h("p", {}, h("code", {}, shown(token.text)), t(" had {share}. Go on from another token instead:", { share: percent(token.p) })),
-      h("div", { class: "row" }, ...options));
-  }
-
-  branch(at, token) {
-    this.root.close();
-    this.trigger("select", { id: this.id, at, token });
+    for (const each of this.buttons) each.tabIndex = each === button ? 0 : -1;
+    this.at = this.buttons.indexOf(button);
+    this.choice.replaceChildren(fragment(this.choices[this.at]));
   }
 }
