@@ -202,8 +202,8 @@ def test_a_half_written_library_is_never_used(tmp_path: Path, monkeypatch: pytes
 
 
 def test_without_a_compiler_torch_computes_the_same(
-    demo_fp32: LoadedModel,
-    shared_engine: LocalEngine,
+    small_fp32: LoadedModel,
+    shared_small_engine: LocalEngine,
     prompt_for: Callable[..., Prompt],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -212,9 +212,9 @@ def test_without_a_compiler_torch_computes_the_same(
     monkeypatch.setattr(build, "find_compiler", lambda: None)
     monkeypatch.setenv("QLORA_CHAT_CACHE", str(tmp_path))
     prompt, greedy = prompt_for("Why do birds fly?"), Sampling(temperature=0.0, max_new_tokens=24)
-    expected = [piece.token_id for piece in shared_engine.stream(prompt, greedy, Stops())]
+    expected = [piece.token_id for piece in shared_small_engine.stream(prompt, greedy, Stops())]
     for _ in range(2):
-        engine = LocalEngine(lambda: demo_fp32, slots=1, notify=notices.append)
+        engine = LocalEngine(lambda: small_fp32, slots=1, notify=notices.append)
         assert engine.info.computed_by == "torch"
         assert [piece.token_id for piece in engine.stream(prompt, greedy, Stops())] == expected
         engine.close()
