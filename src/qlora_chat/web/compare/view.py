@@ -49,7 +49,7 @@ def _column(index: int, info: ModelInfo) -> str:
     beyond = index >= FEWEST
     remove = '<button type="button" class="plain" data-act="remove">Remove</button>' if beyond else ""
     return (
-        f"<fieldset{' hidden disabled' if beyond else ''}><legend>{name}</legend>"
+        f"<fieldset{' disabled' if beyond else ''}><legend>{name}</legend>"
         f"{_select('Model', MODEL, [(each.name, each.label) for each in models], chosen)}"
         f"{_select('Settings', PRESET, presets, preset)}"
         f"<details><summary>Values of its own</summary>{''.join(_number(each, info.window) for each in SLIDERS)}</details>"

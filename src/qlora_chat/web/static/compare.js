@@ -57,11 +57,10 @@ class CompareView {
     if (act === "close" || act === "select") this.dialog.close();
   }
 
+  // A disabled column is neither shown nor sent.
   toggle(column, disabled) {
-    column.disabled = column.hidden = disabled;
-    const add = this.dialog.querySelector("[data-act=add]");
-    add.disabled = !this.dialog.querySelector("fieldset:disabled");
-    (disabled ? add : column.querySelector("select")).focus();
+    column.disabled = disabled;
+    (disabled ? this.dialog.querySelector("[data-act=add]") : column.querySelector("select")).focus();
   }
 
   // All HTML is the server's, texts escaped. What was chosen stays while the form is the same.

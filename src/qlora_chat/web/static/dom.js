@@ -6,11 +6,6 @@ const templates = await load();
 
 async function load() {
   const content = parsed((await (await fetch(new URL("templates.html", import.meta.url))).text()).replace(/>\s+</g, "><"));
-  for (const each of content.querySelectorAll("svg")) {
-    each.setAttribute("viewBox", "0 0 24 24");
-    each.setAttribute("aria-hidden", "true");
-    each.classList.add("icon");
-  }
   return prepared(content, content);
 }
 
@@ -104,12 +99,4 @@ export async function copyText(text, button) {
   }
   button.classList.add("done");
   setTimeout(() => button.classList.remove("done"), 1200);
-}
-
-// Says under a form that the text of a box is too long to be sent; the box has the limit and its name for it.
-export function tooLong(problem, { value, dataset: { label, longest } }) {
-  const said = "{label} has {count} characters, but at most {limit} can be sent. Please shorten it.";
-  const isTooLong = value.length > Number(longest);
-  problem.textContent = isTooLong ? t(said, { label, count: value.length, limit: Number(longest) }) : "";
-  return isTooLong;
 }

@@ -1,6 +1,6 @@
 // One message: drawn from the server's HTML, with what a press of its buttons does, and the forms that these open.
 
-import { copy, copyText, fragment, h, tooLong } from "./dom.js";
+import { copy, copyText, fragment, h } from "./dom.js";
 import { t, translate } from "./language.js";
 
 document.addEventListener("click", ({ target }) => {
@@ -23,7 +23,7 @@ export function press(button, act) {
   const article = button.closest("article");
   const { id } = article.dataset;
   const { action, event } = button.dataset;
-  const rate = () => act("like", { id, rating: button.ariaPressed === "true" ? 0 : Number(button.value) });
+  const rate = () => act("like", { id, rating: Number(button.value) });
   const acts = {
     copy: () => copyText(article.text, button),
     edit: () => openEditor(article, act),
@@ -83,7 +83,10 @@ function openForm(article, template, opener, send) {
   };
   form.onsubmit = (event) => {
     event.preventDefault();
-    if (!areas.some((each) => tooLong(problem, each))) send(...areas.map(({ value }) => value));
+    const long = areas.find(({ value, dataset }) => value.length > dataset.longest);
+    const values = long && { label: long.dataset.label, count: long.value.length, limit: Number(long.dataset.longest) };
+    problem.textContent = long ? t("{label} has {count} characters, but at most {limit} can be sent. Please shorten it.", values) : "";
+    if (!long) send(...areas.map(({ value }) => value));
   };
   form.onkeydown = (event) => {
     if (event.key === "Escape") form.reset();
@@ -107,8 +110,8 @@ function openEditor(article, act) {
 export function showNote(article, { html, thumbs, form, rating }, act) {
   article.querySelector(".note")?.remove();
   if (thumbs) article.querySelector(".feedback")?.remove();
-  for (const { title, ariaPressed, dataset } of thumbs ? copy(thumbs).root.children : []) {
-    Object.assign(article.querySelector(`[data-action=${dataset.action}]`), { title, ariaLabel: title, ariaPressed });
+  for (const { title, value, ariaPressed, dataset } of thumbs ? copy(thumbs).root.children : []) {
+    Object.assign(article.querySelector(`[data-action=${dataset.action}]`), { title, value, ariaLabel: title, ariaPressed });
   }
   article.querySelector(".acts").after(fragment(html));
   const send = (comment, edited) => act("submit", { id: article.dataset.id, rating, comment, edited });

@@ -179,11 +179,8 @@ class MessageList {
     const focused = this.list.contains(activeElement);
     const articles = items.map(messageItem);
     this.conversation = conversation;
-    if (begun) this.list.replaceChildren(...articles);
-    else {
-      while (this.last && this.last.dataset.id !== after) this.last.remove();
-      this.list.append(...articles);
-    }
+    while (this.last && this.last.dataset.id !== after) this.last.remove();
+    this.list.append(...articles);
     this.list.classList.add("drawn");
     if (begun || this.follow) this.toEnd();
     const finished = articles.find((each) => each.dataset.id === this.writing && !each.matches(".live"));
