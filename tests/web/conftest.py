@@ -54,15 +54,20 @@ def person(playwright: Playwright, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Served]:
+def scripted_server() -> Iterator[Served]:
     with serving(ScriptedEngine()) as served:
         yield served
 
 
 @pytest.fixture
+def server(scripted_server: Served) -> Served:
+    """The page over a scripted engine, as new."""
+    return scripted_server.as_new()
+
+
+@pytest.fixture
 def engine(server: Served) -> ScriptedEngine:
-    """The engine behind the page, as new."""
-    return server.as_new().engine
+    return server.engine
 
 
 @pytest.fixture
