@@ -142,10 +142,6 @@ def _failure(problem: Exception) -> dict[str, Any]:
     return {"error": text, "line": line, "raised": raised}
 
 
-def _too_slow(*_: object) -> None:
-    raise TooLong("it takes more CPU time than it may")
-
-
 def _limit_memory() -> None:
     """No more memory, files or processes than rendering takes, where the system has such limits."""
     with contextlib.suppress(ImportError, OSError, ValueError):
@@ -157,13 +153,17 @@ def _limit_memory() -> None:
 
 def _limit_time(seconds: float) -> None:
     """Interrupt this request after so much CPU time; one that cannot be interrupted ends the program a little later."""
+
+    def interrupt(*_: object) -> None:
+        raise TooLong(f"it takes more than {seconds:g} s")
+
     with contextlib.suppress(ImportError, AttributeError, OSError, ValueError):
         import resource
 
         usage = resource.getrusage(resource.RUSAGE_SELF)
         hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
         resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(usage.ru_utime + usage.ru_stime + 1.5 * seconds), hard))
-        signal.signal(signal.SIGPROF, _too_slow)
+        signal.signal(signal.SIGPROF, interrupt)
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
