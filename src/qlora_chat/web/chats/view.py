@@ -29,9 +29,8 @@ def row(item: Mapping[str, Any]) -> str:
     tags = _own("chat-tags", "".join(f"<span>#{escape(each)}</span>" for each in item["tags"]))
     return (
         f'<div class="chat-row"{_data(item)}>'
-        f'<button type="button" class="chat-open">{shown or UNTITLED}{excerpt}{tags}</button>'
-        '<button type="button" class="icon-button chat-menu-button" popovertarget="chat-menu" '
-        f'aria-label="{name}" title="{name}"></button></div>'
+        f'<button class="chat-open">{shown or UNTITLED}{excerpt}{tags}</button>'
+        f'<button class="icon-button chat-menu-button" popovertarget="chat-menu" aria-label="{name}"></button></div>'
     )
 
 

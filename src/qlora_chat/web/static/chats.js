@@ -291,6 +291,7 @@ function rowsOf(html) {
   for (const row of rows) {
     row.html = row.outerHTML;
     translate(row);
+    row.lastChild.title = row.lastChild.ariaLabel;
   }
   return rows;
 }
