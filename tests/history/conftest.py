@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -29,7 +29,7 @@ def sqlite_history(path: Path, key: str | None = None, old_key: str | None = Non
 
 OPENERS: dict[str, Callable[[Path], HistoryStore]] = {
     "memory": lambda folder: MemoryHistory(),
-    "savable": lambda folder: SavableHistory(MemoryHistory(), folder / "chats.db", sqlite_history),
+    "savable": lambda folder: cast(HistoryStore, SavableHistory(MemoryHistory(), folder / "chats.db", sqlite_history)),
     "sqlite": lambda folder: sqlite_history(folder / "chats.db"),
     "jsonl": lambda folder: open_history(HistorySettings(f"jsonl:{folder / 'chats'}"), LogSettings()).store,
     "encrypted": lambda folder: sqlite_history(folder / "chats.db", KEY),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -18,11 +19,11 @@ from tests.history.conftest import add_turn, sqlite_history, with_open_answer
 def test_nothing_is_written_before_and_everything_is_there_after(tmp_path: Path) -> None:
     file = tmp_path / "chats.db"
     store = SavableHistory(MemoryHistory(), file, sqlite_history)
-    talk = add_turn(store, Conversation(), "before", "1")
+    talk = add_turn(cast(HistoryStore, store), Conversation(), "before", "1")
     store.change(talk.id, title="Mine", tags=["work"])
     assert not file.exists()
     assert store.start_saving() == 1
-    talk = add_turn(store, talk, "after", "2")
+    talk = add_turn(cast(HistoryStore, store), talk, "after", "2")
     assert store.start_saving() == 1, "a second click changes nothing"
     store.close()
     again = sqlite_history(file)
@@ -48,11 +49,11 @@ def test_a_file_that_cannot_be_created_changes_nothing(tmp_path: Path) -> None:
         raise HistoryError(f"{file} cannot be created")
 
     store = SavableHistory(MemoryHistory(), tmp_path / "chats.db", refuse)
-    talk = add_turn(store, Conversation(), "one", "1")
+    talk = add_turn(cast(HistoryStore, store), Conversation(), "one", "1")
     with pytest.raises(HistoryError, match="cannot be created"):
         store.start_saving()
     assert not store.is_saved
-    add_turn(store, talk, "two", "2")
+    add_turn(cast(HistoryStore, store), talk, "two", "2")
     assert len(store.list()) == 1
 
 

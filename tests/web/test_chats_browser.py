@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from qlora_chat.chat import Chat
+from qlora_chat.history import HistoryStore
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.history.savable import SavableHistory
 from qlora_chat.messages import Conversation, Message
@@ -294,7 +296,7 @@ def test_on_a_phone_the_list_is_a_drawer_that_closes_when_one_is_chosen(chat: Ch
 
 def test_without_a_history_the_page_says_what_is_lost_and_saves_after_a_click(context: BrowserContext, tmp_path: Path) -> None:
     file = tmp_path / "chats.db"
-    store = SavableHistory(MemoryHistory(), file, sqlite_history)
+    store = cast(HistoryStore, SavableHistory(MemoryHistory(), file, sqlite_history))
     with closing(store), serving_chat(replace(scripted_chat(), history=store)) as url:
         page = opened_at(context, url)
         say(page, "before")

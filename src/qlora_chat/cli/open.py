@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from qlora_chat.settings import EngineSettings, HistorySettings, LogSettings, ModelSettings, data_file
 from qlora_chat.text import plain
@@ -145,7 +145,7 @@ def _savable(memory: HistoryStore, history: HistorySettings) -> HistoryStore:
             raise HistoryError(f"{path.parent} cannot be used as a folder ({problem.strerror})") from None
         return open_history(replace(history, url=f"sqlite:///{path}"), LogSettings()).store
 
-    return SavableHistory(memory, data_file(), open_file)
+    return cast("HistoryStore", SavableHistory(memory, data_file(), open_file))
 
 
 def notify(line: str) -> None:
