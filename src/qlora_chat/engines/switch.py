@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from qlora_chat.engines import EngineError, Stream
 from qlora_chat.engines.local import LocalEngine
-from qlora_chat.messages import AnswerSchema, Conversation
+from qlora_chat.messages import AnswerSchema
 from qlora_chat.models import ModelError, ModelInfo, Notify
-from qlora_chat.prompt import ChatFormat, LossOn, Prompt, SpanTokenizer, Tokenizer, TrainingText
+from qlora_chat.prompt import ChatFormat, Prompt, Tokenizer
 from qlora_chat.settings import ModelSettings, Sampling
 from qlora_chat.stopping import Stops
 
@@ -50,7 +51,7 @@ class ModelSwitch:
         self._missing = ""
         """Reason why there is no engine."""
         self._keep(opened)
-        self.prompt_format: ChatFormat = SwitchedFormat(self)
+        self.prompt_format = cast(ChatFormat, SwitchedFormat(self))
 
     @property
     def settings(self) -> ModelSettings:
@@ -185,54 +186,8 @@ class SwitchedFormat:
     def __init__(self, switch: ModelSwitch) -> None:
         self._switch = switch
 
-    @property
-    def name(self) -> str:
-        """Name of the format."""
-        return self._switch.current_format.name
-
-    @property
-    def default_system(self) -> str:
-        """System text of a conversation that sets none."""
-        return self._switch.current_format.default_system
-
-    @property
-    def template_text(self) -> str | None:
-        """The chat template, if it is one."""
-        return self._switch.current_format.template_text
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """Lines about what it cannot express."""
-        return self._switch.current_format.notices
-
-    @property
-    def stop_texts(self) -> tuple[str, ...]:
-        """Texts that end an answer."""
-        return self._switch.current_format.stop_texts
-
-    @property
-    def stop_tokens(self) -> tuple[str, ...]:
-        """Tokens that end an answer."""
-        return self._switch.current_format.stop_tokens
-
-    def render(self, conversation: Conversation, tokenizer: Tokenizer, *, continue_final: bool = False) -> Prompt:
-        """Text and ids of a conversation."""
-        return self._switch.current_format.render(conversation, tokenizer, continue_final=continue_final)
-
-    def training_text(
-        self,
-        conversation: Conversation,
-        tokenizer: SpanTokenizer,
-        end_id: int | None,
-        loss_on: LossOn,
-        without_loss: Collection[int] = (),
-    ) -> TrainingText:
-        """The text of a finished dialogue, its ids and loss mask."""
-        return self._switch.current_format.training_text(conversation, tokenizer, end_id, loss_on, without_loss)
-
-    def escape(self, text: str) -> str:
-        """Text whose role markers cannot be read as turns."""
-        return self._switch.current_format.escape(text)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._switch.current_format, name)
 
 
 def _free_memory() -> None:
