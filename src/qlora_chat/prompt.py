@@ -121,9 +121,13 @@ class PromptFormat:
     def render(self, conversation: Conversation, tokenizer: Tokenizer, *, continue_final: bool = False) -> Prompt:
         """Text and ids with the next answer's opening at the end; with `continue_final`, the last answer stays open."""
         if not continue_final:
-            return _render(conversation, self, tokenizer)
-        opened = _render(conversation.before_last(), self, tokenizer)
-        return _continued(opened, self, conversation.messages[-1], tokenizer)
+            return self._opened(conversation, tokenizer)
+        opened, answer = self._opened(conversation.before_last(), tokenizer), conversation.messages[-1]
+        if not answer.content:
+            return opened
+        text = self._lead() + (answer.content if answer.ids else _escape_markers(answer.content))
+        ids = answer.ids or tuple(tokenizer.encode_continuation(text))
+        return Prompt(opened.text + text, (*opened.ids, *ids), continued=len(ids))
 
     def training_text(
         self,
@@ -134,11 +138,78 @@ class PromptFormat:
         without_loss: Collection[int] = (),
     ) -> TrainingText:
         """The text of a finished dialogue, its ids and loss mask. ValueError without an answer at its end."""
-        return _training_text(conversation, self, tokenizer, end_id, loss_on, without_loss)
+        text, answers = self._closed_text(conversation, with_marker=end_id is None)
+        ids, spans = tokenizer.encode_with_spans(text)
+        indices = [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
+        loss_mask = answers_mask(spans, dict(zip(indices, answers, strict=True)), loss_on, without_loss)
+        if tokenizer.bos_id is not None:
+            ids, loss_mask = [tokenizer.bos_id, *ids], [False, *loss_mask]
+        if end_id is not None:
+            ids, loss_mask = [*ids, end_id], [*loss_mask, indices[-1] not in without_loss]
+        return TrainingText(text, tuple(ids), tuple(loss_mask))
 
     def escape(self, text: str) -> str:
         """Text whose role markers cannot be read as turns."""
         return escape(text)
+
+    def _opened(self, conversation: Conversation, tokenizer: Tokenizer) -> Prompt:
+        chunks = self._chunks(conversation)
+        beginning = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+        ids = list(beginning)
+        run = ""  # neighbouring texts are tokenised together, as they were in training
+        for text, known_ids in chunks:
+            if not known_ids:
+                run += text
+                continue
+            ids += _encode(tokenizer, run, at_beginning=ids == beginning)
+            ids += known_ids
+            run = ""
+        ids += _encode(tokenizer, run, at_beginning=ids == beginning)
+        return Prompt("".join(text for text, _ in chunks), tuple(ids))
+
+    def _lead(self) -> str:
+        """White space between the opening and an answer's text."""
+        opening, before = self.open_answer, self.before_answer
+        return before.removeprefix(opening) if before.startswith(opening) else ""
+
+    def _chunks(self, conversation: Conversation) -> list[tuple[str, tuple[int, ...]]]:
+        """(text, ids) in order; ids are () where the text still has to be tokenised."""
+        system = self.default_system if conversation.system is None else conversation.system
+        chunks: list[tuple[str, tuple[int, ...]]] = []
+        if system:
+            chunks.append((escape(system) + self.after_system, ()))
+        for message in conversation.messages:
+            if message.role == "user":
+                chunks.append((self.before_user + escape(message.content) + self.after_user, ()))
+            else:
+                chunks += self._answer_chunks(message)
+        chunks.append((self.open_answer, ()))
+        return chunks
+
+    def _answer_chunks(self, message: Message) -> list[tuple[str, tuple[int, ...]]]:
+        if message.ids and self.before_answer.startswith(self.open_answer):
+            return [(self.open_answer, ()), (self._lead() + message.content, message.ids), (self.after_answer, ())]
+        return [(self.before_answer + escape(message.content) + self.after_answer, ())]
+
+    def _closed_text(self, conversation: Conversation, with_marker: bool) -> tuple[str, list[Span]]:
+        """The dialogue without the opening of a further answer, and the spans of its answers with their ends."""
+        system = self.default_system if conversation.system is None else conversation.system
+        text, answers = escape(system) + self.after_system if system else "", []
+        marker = self.before_user.rstrip()
+        opening = self.open_answer if self.before_answer.startswith(self.open_answer) else self.before_answer
+        last = len(conversation.messages) - 1
+        for index, message in enumerate(conversation.messages):
+            if message.role == "user":
+                text += self.before_user + escape(message.content) + self.after_user
+                continue
+            begin = len(text) + len(opening)
+            text += self.before_answer + escape(message.content)
+            if index < last or with_marker:
+                answers.append((begin, len(text) + len(self.after_answer + marker)))
+                text += self.after_answer
+            else:
+                answers.append((begin, len(text)))
+        return (text + marker if with_marker else text), answers
 
 
 FORMATS: Mapping[str, PromptFormat] = {
@@ -194,63 +265,10 @@ def render(
     return prompt_format.render(conversation, tokenizer, continue_final=continue_final)
 
 
-def _render(conversation: Conversation, prompt_format: PromptFormat, tokenizer: Tokenizer) -> Prompt:
-    chunks = _chunks(conversation, prompt_format)
-    beginning = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    ids = list(beginning)
-    run = ""  # neighbouring texts are tokenised together, as they were in training
-    for text, known_ids in chunks:
-        if not known_ids:
-            run += text
-            continue
-        ids += _encode(tokenizer, run, at_beginning=ids == beginning)
-        ids += known_ids
-        run = ""
-    ids += _encode(tokenizer, run, at_beginning=ids == beginning)
-    return Prompt("".join(text for text, _ in chunks), tuple(ids))
-
-
-def _continued(opened: Prompt, prompt_format: PromptFormat, answer: Message, tokenizer: Tokenizer) -> Prompt:
-    """A prompt that ends with the beginning of its answer."""
-    if not answer.content:
-        return opened
-    text = _lead(prompt_format) + (answer.content if answer.ids else _escape_markers(answer.content))
-    ids = answer.ids or tuple(tokenizer.encode_continuation(text))
-    return Prompt(opened.text + text, (*opened.ids, *ids), continued=len(ids))
-
-
-def _lead(prompt_format: PromptFormat) -> str:
-    """White space between the opening and an answer's text."""
-    opening, before = prompt_format.open_answer, prompt_format.before_answer
-    return before.removeprefix(opening) if before.startswith(opening) else ""
-
-
 def _encode(tokenizer: Tokenizer, text: str, at_beginning: bool) -> list[int]:
     if not text:
         return []
     return tokenizer.encode(text) if at_beginning else tokenizer.encode_continuation(text)
-
-
-def _chunks(conversation: Conversation, prompt_format: PromptFormat) -> list[tuple[str, tuple[int, ...]]]:
-    """(text, ids) in order; ids are () where the text still has to be tokenised."""
-    system = prompt_format.default_system if conversation.system is None else conversation.system
-    chunks: list[tuple[str, tuple[int, ...]]] = []
-    if system:
-        chunks.append((escape(system) + prompt_format.after_system, ()))
-    for message in conversation.messages:
-        if message.role == "user":
-            chunks.append((prompt_format.before_user + escape(message.content) + prompt_format.after_user, ()))
-        else:
-            chunks += _answer_chunks(message, prompt_format)
-    chunks.append((prompt_format.open_answer, ()))
-    return chunks
-
-
-def _answer_chunks(message: Message, prompt_format: PromptFormat) -> list[tuple[str, tuple[int, ...]]]:
-    if message.ids and prompt_format.before_answer.startswith(prompt_format.open_answer):
-        lead = prompt_format.before_answer.removeprefix(prompt_format.open_answer)
-        return [(prompt_format.open_answer, ()), (lead + message.content, message.ids), (prompt_format.after_answer, ())]
-    return [(prompt_format.before_answer + escape(message.content) + prompt_format.after_answer, ())]
 
 
 _ROLE_MARKER = re.compile(r"#{3,}(?=\s*(?:human|assistant))", re.IGNORECASE)
@@ -328,25 +346,6 @@ def training_text(
     return prompt_format.training_text(conversation, tokenizer, end_id, loss_on, without_loss)
 
 
-def _training_text(
-    conversation: Conversation,
-    prompt_format: PromptFormat,
-    tokenizer: SpanTokenizer,
-    end_id: int | None,
-    loss_on: LossOn,
-    without_loss: Collection[int],
-) -> TrainingText:
-    text, answers = _closed_text(conversation, prompt_format, with_marker=end_id is None)
-    ids, spans = tokenizer.encode_with_spans(text)
-    indices = [index for index, message in enumerate(conversation.messages) if message.role == "assistant"]
-    loss_mask = answers_mask(spans, dict(zip(indices, answers, strict=True)), loss_on, without_loss)
-    if tokenizer.bos_id is not None:
-        ids, loss_mask = [tokenizer.bos_id, *ids], [False, *loss_mask]
-    if end_id is not None:
-        ids, loss_mask = [*ids, end_id], [*loss_mask, indices[-1] not in without_loss]
-    return TrainingText(text, tuple(ids), tuple(loss_mask))
-
-
 def answers_mask(
     spans: Sequence[Span], answers: Mapping[int, Span], loss_on: LossOn, without_loss: Collection[int]
 ) -> list[bool]:
@@ -356,31 +355,6 @@ def answers_mask(
         return [overlaps(span, learned) for span in spans]
     excluded = [span for index, span in answers.items() if index in without_loss]
     return [not overlaps(span, excluded) or overlaps(span, learned) for span in spans]
-
-
-def _closed_text(conversation: Conversation, prompt_format: PromptFormat, with_marker: bool) -> tuple[str, list[Span]]:
-    """The dialogue without the opening of a further answer, and the spans of its answers with their ends."""
-    system = prompt_format.default_system if conversation.system is None else conversation.system
-    text, answers = escape(system) + prompt_format.after_system if system else "", []
-    marker = prompt_format.before_user.rstrip()
-    opening = (
-        prompt_format.open_answer
-        if prompt_format.before_answer.startswith(prompt_format.open_answer)
-        else prompt_format.before_answer
-    )
-    last = len(conversation.messages) - 1
-    for index, message in enumerate(conversation.messages):
-        if message.role == "user":
-            text += prompt_format.before_user + escape(message.content) + prompt_format.after_user
-            continue
-        begin = len(text) + len(opening)
-        text += prompt_format.before_answer + escape(message.content)
-        if index < last or with_marker:
-            answers.append((begin, len(text) + len(prompt_format.after_answer + marker)))
-            text += prompt_format.after_answer
-        else:
-            answers.append((begin, len(text)))
-    return (text + marker if with_marker else text), answers
 
 
 def overlaps(span: Span, others: Sequence[Span]) -> bool:
