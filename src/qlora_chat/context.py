@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from qlora_chat.errors import UserError
@@ -24,6 +25,7 @@ SLICE = 8192
 """Characters that are tokenised at a time where a text may be far too long."""
 MOST_COUNTED = 2**16
 """Tokens that a message is counted up to, where the window is smaller: tokenising megabytes takes seconds."""
+Value = TypeVar("Value")
 MOST_KNOWN = 100_000
 """Token counts that are remembered for a tokenizer."""
 
@@ -199,7 +201,7 @@ class _Fitting:
         if message.ids:
             return len(message.ids)
         fewest = len(message.content) // self._tokenizer.longest_token
-        return fewest if fewest > self._limit else _COUNTS.count(self._tokenizer, message.content, self._most_counted)
+        return fewest if fewest > self._limit else _remembered_count(self._tokenizer, message.content, self._most_counted)
 
     def _too_long(self, tokens: int, pinned: frozenset[int], *, at_least: bool = False) -> PromptTooLong:
         pins = bool(pinned - {self._newest})
@@ -218,54 +220,45 @@ def count_tokens(tokenizer: Tokenizer, text: str, most: int) -> int:
     return count
 
 
-class _TokenCounts:
-    """Token counts of messages: a long conversation is counted at every turn, and at every pause in typing."""
+class _Remembered(Generic[Value]):
+    """Answers of tokenizers about texts: a long conversation is looked at at every turn, and at every pause in typing."""
 
     def __init__(self) -> None:
-        self._known: WeakKeyDictionary[Tokenizer, dict[tuple[int, int, int], int]] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[Tokenizer, dict[Hashable, Value]] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
-    def count(self, tokenizer: Tokenizer, text: str, most: int) -> int:
-        """Return what count_tokens returns, remembered by the hashes of texts; the texts are not stored."""
+    def get(self, tokenizer: Tokenizer, key: Hashable, find: Callable[[], Value]) -> Value:
+        """Return what `find` returns, remembered by a key that consists of hashes: the texts are not stored."""
         with self._lock:
             known = self._known.setdefault(tokenizer, {})
-        key = hash(text), len(text), most
-        if (count := known.get(key)) is None:
+        if (value := known.get(key)) is None:
             if len(known) >= MOST_KNOWN:
                 known.clear()
-            count = known[key] = count_tokens(tokenizer, text, most)
-        return count
+            value = known[key] = find()
+        return value
 
 
-_COUNTS = _TokenCounts()
+_COUNTS, _OWN_IDS = _Remembered[int](), _Remembered[bool]()
+
+
+def _remembered_count(tokenizer: Tokenizer, text: str, most: int) -> int:
+    """Result of count_tokens, remembered."""
+    return _COUNTS.get(tokenizer, (hash(text), len(text), most), lambda: count_tokens(tokenizer, text, most))
 
 
 def with_own_ids(conversation: Conversation, tokenizer: Tokenizer) -> Conversation:
     """The conversation without the ids of answers by a model with another tokenizer: to this one they are other words."""
-    wrong = {each.id for each in conversation.messages if each.ids and not _OWN_IDS.are_own(tokenizer, each)}
+    wrong = {each.id for each in conversation.messages if each.ids and not _are_own(tokenizer, each)}
     if not wrong:
         return conversation
     messages = tuple(replace(each, ids=()) if each.id in wrong else each for each in conversation.messages)
     return replace(conversation, messages=messages)
 
 
-class _OwnIds:
-    """Answers whose ids a tokenizer was seen to know or not to know: a long conversation is looked at at every turn."""
-
-    def __init__(self) -> None:
-        self._known: WeakKeyDictionary[Tokenizer, dict[int, bool]] = WeakKeyDictionary()
-        self._lock = threading.Lock()
-
-    def are_own(self, tokenizer: Tokenizer, message: Message) -> bool:
-        """True if the ids are the message's text."""
-        with self._lock:
-            known = self._known.setdefault(tokenizer, {})
-        key = hash((message.ids, message.content))
-        if (own := known.get(key)) is None:
-            if len(known) >= MOST_KNOWN:
-                known.clear()
-            own = known[key] = _decoded(tokenizer, message.ids) == message.content.strip()
-        return own
+def _are_own(tokenizer: Tokenizer, message: Message) -> bool:
+    """True if a tokenizer knows an answer's ids as its text."""
+    key = hash((message.ids, message.content))
+    return _OWN_IDS.get(tokenizer, key, lambda: _decoded(tokenizer, message.ids) == message.content.strip())
 
 
 def _decoded(tokenizer: Tokenizer, ids: Sequence[int]) -> str | None:
@@ -274,6 +267,3 @@ def _decoded(tokenizer: Tokenizer, ids: Sequence[int]) -> str | None:
         return tokenizer.decode(ids).strip()
     except (ValueError, IndexError, KeyError, OverflowError):
         return None
-
-
-_OWN_IDS = _OwnIds()
