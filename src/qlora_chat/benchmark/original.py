@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlora_chat.benchmark import BenchmarkError
 from qlora_chat.benchmark.shapes import linears
 from qlora_chat.models.locate import BUNDLED
-from qlora_chat.models.weights.nf4 import quiet_bitsandbytes, restrict_cpu_product
+from qlora_chat.models.weights.nf4 import NF4
 from qlora_chat.settings import Sampling
 
 
@@ -56,28 +55,11 @@ def random_model(
     model.model.rotary_emb = LlamaRotaryEmbedding(settings).to(device)  # type: ignore[arg-type]  # its buffer is in no checkpoint
     if precision == "nf4":
         for name in linears(config):
-            model.set_submodule(name, _linear_4bit(tensors, name, device, dtype))
+            model.set_submodule(name, NF4.read(tensors, f"{name}.weight", device, dtype).linear)
     packed = {f"{name}.weight" for name in linears(config)} if precision == "nf4" else set()
     dense = {name: tensors[name] for name in tensors if ".weight." not in name and name not in packed}
     model.load_state_dict(dense, strict=False, assign=True)
     return model.eval()
-
-
-def _linear_4bit(tensors: Mapping[str, Tensor], name: str, device: torch.device, dtype: torch.dtype) -> Any:
-    quiet_bitsandbytes()
-    try:
-        from bitsandbytes.nn.modules import Linear4bit, Params4bit
-    except ModuleNotFoundError:
-        raise BenchmarkError(
-            "the original's NF4 path needs bitsandbytes, which is not installed: pip install bitsandbytes, or --precision bf16"
-        ) from None
-    stored = {key: tensors[key] for key in tensors if key.startswith(f"{name}.weight.")}
-    weight: Any = Params4bit.from_prequantized(tensors[f"{name}.weight"], stored, device=str(device))
-    out_features, in_features = weight.quant_state.shape
-    linear = Linear4bit(in_features, out_features, bias=False, compute_dtype=dtype, device="meta")
-    linear.weight = weight
-    restrict_cpu_product(linear)
-    return linear
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from qlora_chat.benchmark import BenchmarkError, Result, Row
+from qlora_chat.benchmark import Result, Row
 
 
 def as_json(result: Result) -> dict[str, Any]:
@@ -56,7 +56,9 @@ def print_table(result: Result) -> None:
 
 def plot(result: Result, target: Path) -> None:
     """Plot tokens/s over chats and over context. BenchmarkError if matplotlib is not installed."""
-    figure = require_figure()(figsize=(9, 3.6), layout="constrained")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
     batch, context = figure.subplots(1, 2)
     ours = [row for row in result.rows if row.path != "original"]
     first = ours[0]
@@ -79,12 +81,3 @@ def _line(axes: Any, points: list[tuple[int, float]], label: str) -> None:
         axes.plot(x, y, marker="o", label=label)
         axes.set_xticks(x, [str(each) for each in x])
         axes.minorticks_off()
-
-
-def require_figure() -> Any:
-    """Return matplotlib's Figure class. BenchmarkError if it is not installed, before anything is measured."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise BenchmarkError("--plot needs matplotlib: pip install matplotlib") from None
-    return Figure

@@ -61,7 +61,7 @@ def plot_losses(metrics: MetricsLog, folder: Path, notify: Notify) -> None:
     """Draw loss.png from metrics.jsonl; a failure is reported and ends nothing."""
     try:
         _plot(metrics, folder)
-    except (ImportError, OSError) as problem:
+    except OSError as problem:
         notify(f"no {PLOT} ({problem}); the numbers are in {METRICS}")
 
 

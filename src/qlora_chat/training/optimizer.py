@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qlora_chat.training import TrainError
 from qlora_chat.training.recipe import TrainSettings
 
 
@@ -39,7 +38,7 @@ class Optimizer:
 
     @staticmethod
     def create(parameters: tuple[nn.Parameter, ...], settings: TrainSettings) -> Optimizer:
-        """Create the AdamW that the settings name. TrainError if its library is missing."""
+        """Create the AdamW that the settings name."""
         options: dict[str, Any] = {
             "lr": settings.learning_rate,
             "betas": (settings.beta1, settings.beta2),
@@ -94,13 +93,11 @@ class Optimizer:
 
 
 def _bitsandbytes(name: str, parameters: tuple[nn.Parameter, ...], options: Mapping[str, Any], on_card: bool) -> Any:
-    try:
-        from qlora_chat.models.weights.nf4 import quiet_bitsandbytes
+    from qlora_chat.models.weights.nf4 import quiet_bitsandbytes
 
-        quiet_bitsandbytes()
-        from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit, PagedAdamW32bit
-    except ImportError as problem:
-        raise TrainError(f"--optimizer {name} needs bitsandbytes ({problem}); install it, or use adamw_32bit") from problem
+    quiet_bitsandbytes()
+    from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit, PagedAdamW32bit
+
     if not on_card:  # nothing to page; the numbers are the same
         name = name.removeprefix("paged_")
     kinds = {"paged_adamw_32bit": PagedAdamW32bit, "paged_adamw_8bit": PagedAdamW8bit, "adamw_8bit": AdamW8bit}

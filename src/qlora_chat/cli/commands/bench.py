@@ -34,7 +34,7 @@ def bench(
     from qlora_chat.benchmark import Subject, Workload
     from qlora_chat.benchmark.report import as_json as result_json
     from qlora_chat.benchmark.report import plot as plot_result
-    from qlora_chat.benchmark.report import print_table, require_figure
+    from qlora_chat.benchmark.report import print_table
     from qlora_chat.benchmark.run import run
 
     one_of("model", model, ("demo", "smollm2"))
@@ -45,8 +45,6 @@ def bench(
     one_of("kv-cache-dtype", kv_cache_dtype, ("auto", "int8"))
     if layers is not None and (not shape or layers < 1):
         raise SettingsError("--layers is a whole number from 1, and goes with --shape")
-    if plot:
-        require_figure()
     checked_device: Any = device
     checked_dtype: Any = kv_cache_dtype
     subject = Subject(

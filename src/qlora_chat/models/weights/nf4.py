@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -73,7 +73,7 @@ class NF4:
         )  # fmt: skip
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._linear(x)
+        return self.linear(x)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -105,7 +105,8 @@ class NF4:
         return scales * self.nested_absmax.repeat_interleave(NESTED)[: len(scales)] + self.offset
 
     @cached_property
-    def _linear(self) -> Any:
+    def linear(self) -> Any:
+        """The product as a module of bitsandbytes."""
         if self.packed.device.type == "cpu" and self.inputs % BLOCK:
             return lambda x: torch.nn.functional.linear(x, self.dequantize().to(x.dtype), self.bias)
         quiet_bitsandbytes()
@@ -136,18 +137,9 @@ def quiet_bitsandbytes() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-_KERNEL: Any = False
-
-
-def _bitsandbytes_dequantize() -> Any:
-    """Its dequantization on a card, (weight, out) -> None; None where bitsandbytes is not installed."""
-    global _KERNEL
-    if _KERNEL is False:
-        _KERNEL = _load_kernel()
-    return _KERNEL
-
-
-def _load_kernel() -> Any:
+@cache
+def _bitsandbytes_dequantize() -> Callable[[NF4, Tensor], None] | None:
+    """Its dequantization on a card; None where bitsandbytes is not installed, as on machines that only measure."""
     quiet_bitsandbytes()
     try:
         from bitsandbytes.functional import QuantState, dequantize_4bit
