@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, GetJsonSchemaHandler, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -52,7 +52,9 @@ def refuse_other_kinds(value: Any, kinds: Sequence[str], what: str) -> Any:
 
 
 class NullableFields(BaseModel):
-    """An object in which null means the default."""
+    """An object in which null means the default; further fields are ignored."""
+
+    model_config = ConfigDict(strict=True)
 
     @model_validator(mode="before")
     @classmethod

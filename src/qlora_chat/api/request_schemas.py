@@ -23,7 +23,7 @@ from qlora_chat.api.structured import (
     Tool,
     ToolChoice,
     form_of_call,
-    form_of_response,
+    form_of_format,
 )
 from qlora_chat.settings import LOGITS_PROCESSORS, MAX_STOP_LENGTH, MAX_STOP_TEXTS, SAMPLING_SETTINGS
 
@@ -106,7 +106,6 @@ def _without_nulls_inside(value: Any) -> Any:
 class StreamOptions(NullableFields):
     """Options of a streamed answer."""
 
-    model_config = ConfigDict(strict=True)
     include_usage: bool = Field(False, description="end with a chunk that has the token counts")
 
 
@@ -120,7 +119,7 @@ _SamplingFields = create_model(
 class GenerationRequest(_SamplingFields):
     """Fields that all requests for answers share."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(extra="allow")
     no_effect: ClassVar[Mapping[str, tuple[Any, ...]]] = NO_EFFECT
     """Unsupported fields, with the values that have no effect."""
     renamed: ClassVar[Mapping[str, str]] = {}
@@ -178,7 +177,7 @@ class _Request(GenerationRequest):
     @property
     def form(self) -> AnswerForm | None:
         """Form of the answer; None for text."""
-        return form_of_response(self.response_format)
+        return form_of_format(self.response_format, "response_format")
 
 
 class TextPart(BaseModel):

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from qlora_chat.api.errors import invalid
 from qlora_chat.api.request_fields import NullableFields, Text, refuse_other_kinds, refuse_surrogates
@@ -35,7 +35,6 @@ CHOOSING = (
 class SchemaFields(NullableFields):
     """A JSON Schema that the answer has to match."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
     name: Name = Field("answer", description="letters, digits, _ and -")
     description: Description = ""
     schema_: JsonObject = Field(ANY_OBJECT, alias="schema", description="JSON Schema, up to 64 KiB")
@@ -45,7 +44,6 @@ class SchemaFields(NullableFields):
 class ResponseFormat(NullableFields):
     """Form of the answer."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
     type: Literal["text", "json_object", "json_schema"]
     json_schema: SchemaFields = Field(None, description="of the type json_schema")  # type: ignore[assignment]
 
@@ -65,7 +63,6 @@ class TextFormat(SchemaFields):
 class Function(NullableFields):
     """A function that the model can call."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
     name: Name
     description: Description = ""
     parameters: JsonObject = Field(NO_ARGUMENTS, description="JSON Schema of its arguments, up to 64 KiB")
@@ -84,7 +81,6 @@ class _OnlyFunctions(NullableFields):
 class Tool(_OnlyFunctions):
     """A tool: always a function."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
     type: Literal["function"]
     function: Function
 
@@ -92,14 +88,12 @@ class Tool(_OnlyFunctions):
 class FunctionName(NullableFields):
     """A function by its name."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
     name: Name
 
 
 class NamedTool(NullableFields):
     """The tool that has to be called."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
     type: Literal["function"]
     function: FunctionName
 
@@ -145,22 +139,15 @@ class AnswerForm:
         return replace(conversation, messages=tuple(messages))
 
 
-def form_of_response(form: ResponseFormat | None) -> AnswerForm | None:
-    """Form that `response_format` asks for; None for text. ApiError 400 for a schema that is too large."""
-    if form is None:
+def form_of_format(form: ResponseFormat | TextFormat | None, param: str) -> AnswerForm | None:
+    """Form that the field `param` asks for; None for text. ApiError 400 for a schema that is too large."""
+    if form is None or form.type == "text":
         return None
-    if form.type == "json_schema":
-        return _schema_form(form.json_schema, "response_format.json_schema.schema")
-    return _object_form("response_format") if form.type == "json_object" else None
-
-
-def form_of_text(form: TextFormat | None) -> AnswerForm | None:
-    """Form that `text.format` of /v1/responses asks for; otherwise as form_of_response."""
-    if form is None:
-        return None
-    if form.type == "json_schema":
-        return _schema_form(form, "text.format.schema")
-    return _object_form("text.format") if form.type == "json_object" else None
+    if form.type == "json_object":
+        return _object_form(param)
+    if isinstance(form, ResponseFormat):
+        return _schema_form(form.json_schema, f"{param}.json_schema.schema")
+    return _schema_form(form, f"{param}.schema")
 
 
 def form_of_call(tools: Sequence[Function], choice: str | None, named: str | None, path: str) -> AnswerForm | None:

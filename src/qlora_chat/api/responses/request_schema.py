@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from qlora_chat.api.errors import invalid
 from qlora_chat.api.request_fields import NullableFields, Text, refuse_other_kinds
@@ -22,7 +22,7 @@ from qlora_chat.api.structured import (
     NamedFunctionTool,
     TextFormat,
     form_of_call,
-    form_of_text,
+    form_of_format,
 )
 
 NO_EFFECT: dict[str, tuple[Any, ...]] = {
@@ -49,7 +49,6 @@ NEEDED = {
 class InputPart(NullableFields):
     """Text of a message."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
     type: str = Field(description="input_text, output_text or text")
     text: Text
 
@@ -62,7 +61,6 @@ class InputPart(NullableFields):
 class InputItem(NullableFields):
     """A message, a reference to one by its id, a function call, or its output; further fields are ignored."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
     type: str = Field("message", description="message, item_reference, function_call or function_call_output")
     role: Literal["system", "developer", "user", "assistant"] = Field(None)  # type: ignore[assignment]
     content: Text | Annotated[list[InputPart], Field(max_length=256)] = Field(None)  # type: ignore[assignment]
@@ -100,7 +98,6 @@ class InputItem(NullableFields):
 class TextOptions(NullableFields):
     """Options of the answer's text."""
 
-    model_config = ConfigDict(strict=True, extra="ignore")
     format: TextFormat = Field(None, description="JSON, and the schema that it has to match")  # type: ignore[assignment]
     verbosity: Literal["medium"] = Field("medium", description="other values are not supported")
 
@@ -151,7 +148,7 @@ class ResponsesRequest(GenerationRequest):
         choice, named = self.tool_choice, None
         if isinstance(choice, NamedFunctionTool):
             choice, named = None, choice.name
-        return form_of_call(self.tools, choice, named, "tools.{}.parameters") or form_of_text(self.text.format)
+        return form_of_call(self.tools, choice, named, "tools.{}.parameters") or form_of_format(self.text.format, "text.format")
 
     @property
     def reported_logprobs(self) -> int | None:
