@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import deque
 from collections.abc import Iterable, Sequence
 
 from qlora_chat.history.types import SearchHit, StoredConversation, Summary
@@ -81,8 +80,7 @@ def matches(content: str, query: str) -> bool:
 def excerpt(content: str, query: str) -> str:
     """About EXCERPT_LETTERS of content on one line, around the first match."""
     line = " ".join(content.split())
-    phrases, symbols = query_phrases(query), query_symbols(query)
-    found = _first_match(line, phrases) if phrases or not symbols else line.find(symbols[0])
+    found = next((begin for begin, _ in marked_ranges(line, query)), 0)  # 0 if normalization hides it
     start = max(0, found - EXCERPT_LETTERS // 3)
     if start:
         space = line.rfind(" ", max(0, start - WORD_BOUNDARY_LETTERS), start)
@@ -110,19 +108,6 @@ def marked_ranges(line: str, query: str) -> list[tuple[int, int]]:
         else:
             merged.append((begin, end))
     return merged
-
-
-def _first_match(line: str, phrases: list[list[str]]) -> int:
-    """Offset of the first match of any phrase; 0 if normalization hides it."""
-    recent: deque[tuple[int, str]] = deque(maxlen=max(map(len, phrases), default=0))
-    for token in _TOKEN.finditer(line):
-        recent.append((token.start(), normalized(token.group())))
-        for phrase in phrases:
-            window = [*recent][-len(phrase) :]
-            words = [word for _, word in window]
-            if len(window) == len(phrase) and words[:-1] == phrase[:-1] and words[-1].startswith(phrase[-1]):
-                return window[0][0]
-    return 0
 
 
 def list_conversations(
