@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,17 +58,19 @@ class Checkpoints:
 
     def newest(self) -> Checkpoint | None:
         """Return the newest intact checkpoint, or None; damaged ones are skipped with a notice."""
-        for folder in self._folders():
-            try:
-                return _read(folder)
-            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as problem:
-                self.notify(f"the checkpoint {folder} is damaged ({problem}) and is skipped")
-        return None
+        return next((checkpoint for _, checkpoint in self._intact(self.notify)), None)
 
     def newest_in_words(self) -> str:
         """Return that the newest intact checkpoint is intact, or that there is none."""
-        intact = next((each for each in self._folders() if _is_intact(each)), None)
-        return f"{intact} is intact" if intact else "there is no checkpoint yet"
+        folder = next((folder for folder, _ in self._intact(lambda _: None)), None)
+        return f"{folder} is intact" if folder else "there is no checkpoint yet"
+
+    def _intact(self, notify: Notify) -> Iterator[tuple[Path, Checkpoint]]:
+        for folder in self._folders():
+            try:
+                yield folder, _read(folder)
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as problem:
+                notify(f"the checkpoint {folder} is damaged ({problem}) and is skipped")
 
     def _folders(self) -> list[Path]:
         return sorted((each for each in self.root.glob("step-*") if each.is_dir()), reverse=True)
@@ -90,14 +92,6 @@ def _read(folder: Path) -> Checkpoint:
     with safe_open(folder / TENSORS, framework="pt") as file:  # type: ignore[no-untyped-call]
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     return Checkpoint(int(stored["step"]), tensors, stored["values"])
-
-
-def _is_intact(folder: Path) -> bool:
-    try:
-        _read(folder)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-        return False
-    return True
 
 
 def _digest(body: Mapping[str, Any]) -> str:
