@@ -14,7 +14,7 @@ from typing import Any
 from qlora_chat.chat_templates.known import TEMPLATE, UNDECLARED, FormatChoice, format_of_name, named_format
 from qlora_chat.chat_templates.renderer import MAX_TEMPLATE, TemplateSource
 from qlora_chat.models import ModelError
-from qlora_chat.models.folders import RECORD, Base, ModelConfigs, read_json
+from qlora_chat.models.folders import RECORD, Base, ModelConfigs, read_json, token_text
 from qlora_chat.models.part import ModelPart
 from qlora_chat.models.trust import own_file
 from qlora_chat.settings import DEFAULT_PROMPT_FORMAT
@@ -91,7 +91,7 @@ class FormatSources:
         config: Mapping[str, Any] = self._adapter_config or self.configs.tokenizer
         folder = self.adapter if self._adapter_config and self.adapter else self.base
         mapped = read_json(folder / "special_tokens_map.json")
-        found = {name: _text(config.get(name, mapped.get(name))) for name in _SPECIAL_NAMES}
+        found = {name: token_text(config.get(name, mapped.get(name))) for name in _SPECIAL_NAMES}
         named = config.get("tokenizer_class") or ("LlamaTokenizer" if self._is_llama() else None)
         if named in ("LlamaTokenizer", "LlamaTokenizerFast"):
             found = {name: text or _LLAMA_TOKENS.get(name, "") for name, text in found.items()}
@@ -137,10 +137,3 @@ def _default(stored: Any, path: Path) -> str:
         return stored["default"]
     names = f"templates {', '.join(map(str, stored))}" if isinstance(stored, dict) else f"a {type(stored).__name__}"
     raise ModelError(f"{path} has {names} as chat_template, and none is called default; name a format with --format")
-
-
-def _text(token: Any) -> str:
-    """A token's text; configs write it plainly or inside an object."""
-    if isinstance(token, Mapping):
-        token = token.get("content")
-    return token if isinstance(token, str) else ""

@@ -108,8 +108,8 @@ class ModelConfigs:
     def with_adapter(self, folder: Path) -> ModelConfigs:
         """The same with the tokenizer's settings and the ends of answers that an adapter's folder brings."""
         ends = [
-            *_as_list(self.generation.get("eos_token_id")),
-            *_as_list(read_json(folder / "generation_config.json").get("eos_token_id")),
+            *as_list(self.generation.get("eos_token_id")),
+            *as_list(read_json(folder / "generation_config.json").get("eos_token_id")),
         ]
         generation = {**self.generation, "eos_token_id": ends} if ends else self.generation
         return replace(self, tokenizer={**self.tokenizer, **_tokenizer_config(folder)}, generation=generation)
@@ -127,8 +127,15 @@ def _tokenizer_config(folder: Path) -> dict[str, Any]:
     return {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
 
 
-def _as_list(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
+    """A config's list, or a list of the one value that stands in its place."""
     return list(value) if isinstance(value, list) else [] if value is None else [value]
+
+
+def token_text(token: Any) -> str:
+    """A token's text; configs write it plainly or inside an object."""
+    text = token.get("content") if isinstance(token, Mapping) else token
+    return text if isinstance(text, str) else ""
 
 
 def invalid_setting(folder: Path, problem: Exception) -> ModelError:

@@ -17,7 +17,7 @@ from tokenizers.models import BPE
 
 from qlora_chat.models import ModelError, Notify
 from qlora_chat.models.cache import Cache, CacheUnusable, key_of, sha256
-from qlora_chat.models.folders import has_tokenizer, read_json
+from qlora_chat.models.folders import has_tokenizer, read_json, token_text
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.models.trust import TOKENIZER_FILE, own_file
 
@@ -77,17 +77,13 @@ def added_tokens(base: Path) -> list[tuple[int, AddedToken]]:
     As in Transformers, one is special if tokenizer_config.json says so, or if it is the bos, eos, pad or unk token.
     """
     config, names = read_json(base / "tokenizer_config.json"), read_json(base / "special_tokens_map.json")
-    special = {_content(value) for source in (config, names) for key, value in source.items() if key.endswith("_token")}
+    special = {token_text(value) for source in (config, names) for key, value in source.items() if key.endswith("_token")}
     found = {int(number): str(text) for text, number in read_json(base / "added_tokens.json").items()}
     described = {int(number): entry for number, entry in (config.get("added_tokens_decoder") or {}).items()}
-    found |= {number: _content(entry) for number, entry in described.items()}
-    special |= {_content(entry) for entry in described.values() if isinstance(entry, dict) and entry.get("special")}
-    special |= {_content(each) for each in names.get("additional_special_tokens") or ()}
+    found |= {number: token_text(entry) for number, entry in described.items()}
+    special |= {token_text(entry) for entry in described.values() if isinstance(entry, dict) and entry.get("special")}
+    special |= {token_text(each) for each in names.get("additional_special_tokens") or ()}
     return [(number, AddedToken(text, normalized=False, special=text in special)) for number, text in sorted(found.items())]
-
-
-def _content(token: Any) -> str:
-    return str(token.get("content", "") if isinstance(token, dict) else token)
 
 
 def _add(tokenizer: Tokenizer, tokens: list[tuple[int, AddedToken]]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qlora_chat.models import ModelError
-from qlora_chat.models.folders import ModelConfigs
+from qlora_chat.models.folders import ModelConfigs, as_list, token_text
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 
 LLAMA_IDS = {"<unk>": 0, "<s>": 1, "</s>": 2}
@@ -44,10 +44,10 @@ def special_ids(name: str, configs: ModelConfigs, tokenizer: ModelTokenizer, voc
     def is_wrong_end(number: Any) -> bool:
         return not _is_id(number, size) or (llama and number in (0, 1))
 
-    listed = [*_as_list(generation.get("eos_token_id")), *_as_list(config.get("eos_token_id"))]
+    listed = [*as_list(generation.get("eos_token_id")), *as_list(config.get("eos_token_id"))]
     declared = [_id_of(each, tokenizer) for each in listed]
     wrong = [number for number in declared if is_wrong_end(number)]
-    named = tokenizer.token_id(_text(settings.get("eos_token")))
+    named = tokenizer.token_id(token_text(settings.get("eos_token")))
     stops = {number for number in declared if number not in wrong} | ({2} if llama else set())
     stops |= {named} if named is not None and not is_wrong_end(named) else set()
     wrong_bos = llama and config.get("bos_token_id", 1) not in (1, None)
@@ -87,7 +87,7 @@ def _bos(settings: Mapping[str, Any], tokenizer: ModelTokenizer, llama: bool, si
     adds = settings.get("add_bos_token")
     if adds is False:
         return None
-    named = tokenizer.token_id(_text(settings.get("bos_token")))
+    named = tokenizer.token_id(token_text(settings.get("bos_token")))
     own = 1 if llama else named if _is_id(named, size) else None
     if adds is True or llama:  # a LLaMA was trained with <s> in front, even if its conversion does not say so
         return own
@@ -114,18 +114,5 @@ def _listed(numbers: list[Any]) -> str:
     return ", ".join(dict.fromkeys(str(number) for number in numbers))
 
 
-def _as_list(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list) else [value]
-
-
 def _is_id(number: Any, size: int) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and 0 <= number < size
-
-
-def _text(token: Any) -> str:
-    """A token's text; tokenizer_config.json writes it plainly or inside an object."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else ""
