@@ -16,12 +16,10 @@ from qlora_chat.chat import Chat
 from qlora_chat.engines import COMPILED, EngineError, Finish, ReplayableEngine, Stream
 from qlora_chat.prompt import Prompt
 from qlora_chat.replay.record import CannotReplay, RecordedAnswer
+from qlora_chat.replay.tokens import text_after, top_logprobs
 from qlora_chat.settings import Sampling
-from qlora_chat.stopping import Stops
 
 BEFORE_LETTERS = 60
-TOP_LOGPROBS = 20
-"""Tokens whose probabilities are computed at the first difference."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ def first_difference(recorded: Sequence[int], here: Sequence[int], chat: Chat) -
         if was != now:
             common = here[:index]
             before = chat.engine.tokenizer.decode(common)
-            was_text, now_text = (_text_after(common, each, chat) for each in (was, now))
+            was_text, now_text = ("" if each is None else text_after(chat.engine, common, each) for each in (was, now))
             return FirstToken(index, was, was_text, now, now_text, before[-BEFORE_LETTERS:])
     return None
 
@@ -144,27 +142,16 @@ def _with_probabilities(first: FirstToken, recorded: RecordedAnswer, chat: Chat)
     """First difference with the probabilities of both tokens, if the engine reports them."""
     ids = (*recorded.prompt_ids, *recorded.answer_ids[: first.index])
     try:
-        stream = chat.engine.stream(
-            Prompt("", ids), Sampling(temperature=0.0, max_new_tokens=1, logprobs=TOP_LOGPROBS), Stops()
-        )
-        top_logprobs = dict(next(piece for piece in stream if not piece.prefill).top_logprobs)
+        logprobs = dict(top_logprobs(chat.engine, ids))
     except (ValueError, EngineError):
         return first
 
     def probability(token: int | None) -> float | None:
         tokens = chat.stops.token_ids if token is None else {token}
-        probabilities = [math.exp(top_logprobs[each]) for each in tokens if each in top_logprobs]
+        probabilities = [math.exp(logprobs[each]) for each in tokens if each in logprobs]
         return round(sum(probabilities), 6) if probabilities else None
 
     return replace(first, recorded_chance=probability(first.recorded_id), here_chance=probability(first.here_id))
-
-
-def _text_after(common: Sequence[int], token: int | None, chat: Chat) -> str:
-    """Text of a token after others; decoded alone it may lose its leading space."""
-    if token is None:
-        return ""
-    decode = chat.engine.tokenizer.decode
-    return decode([*common, token])[len(decode(common)) :]
 
 
 def _model_differences(recorded: RecordedAnswer, chat: Chat) -> list[Difference]:

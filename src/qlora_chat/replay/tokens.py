@@ -52,7 +52,7 @@ def examine_tokens(
     for index, token in enumerate(answer_ids[:MOST_TOKENS]):
         before = answer_ids[:index]
         ids = (*prompt_ids, *before)
-        top = _top_logprobs(engine, ids, adapter)
+        top = top_logprobs(engine, ids, adapter)
         probabilities = {each: math.exp(logprob) for each, logprob in top}
         alternatives = tuple(
             Alternative(each, text_after(engine, before, each), probabilities[each]) for each, _ in top[:ALTERNATIVES]
@@ -66,7 +66,8 @@ def text_after(engine: Engine, before: Sequence[int], token: int) -> str:
     return engine.tokenizer.decode([*context, token])[len(engine.tokenizer.decode(context)) :]
 
 
-def _top_logprobs(engine: Engine, ids: Sequence[int], adapter: str | None) -> Sequence[tuple[int, float]]:
+def top_logprobs(engine: Engine, ids: Sequence[int], adapter: str | None = None) -> Sequence[tuple[int, float]]:
+    """The likeliest tokens after `ids`, with their log probabilities. EngineError where the engine reports none."""
     stream = engine.stream(Prompt("", tuple(ids)), _ASK, Stops(), adapter)
     top = next((piece.top_logprobs for piece in stream if piece.top_logprobs), ())
     if not top:
