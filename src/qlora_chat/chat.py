@@ -199,12 +199,6 @@ class Chat:
         outgoing = self.recorder.feedback(conversation_id, feedback) if self.recorder and logged else None
         return self.history.add_feedback(conversation_id, feedback, outgoing)
 
-    def ratings(self, conversation_id: str) -> dict[str, int]:
-        """The newest thumb (1 or -1) of each rated answer of a conversation, by the answer's id."""
-        stored = self.history.read(conversation_id)
-        newest = {each.turn_id: each.rating for each in stored.feedback} if stored else {}
-        return {turn_id: rating for turn_id, rating in newest.items() if rating}
-
     def erase(self, conversation_ids: Sequence[str]) -> int:
         """Remove conversations from every copy, the receiver's included. Returns how many there were."""
         tombstones = [self.recorder.tombstone(each) for each in conversation_ids] if self.recorder else []

@@ -235,13 +235,6 @@ class Session:
         logged = logged and turn_id not in self._unlogged
         return self._chat.feedback(self.conversation.id, turn_id, rating, edited, comment, logged=logged)
 
-    def ratings(self) -> dict[str, int]:
-        """The newest thumb of each answer of this conversation, by its id."""
-        try:
-            return self._chat.ratings(self.conversation.id)
-        except HistoryUnavailable:
-            return {}
-
     def restore(self, conversation: Conversation) -> None:
         """Go on with a conversation that another page showed."""
         with self._lock:
