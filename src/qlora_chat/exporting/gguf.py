@@ -22,13 +22,13 @@ from safetensors import SafetensorError
 from qlora_chat import __version__
 from qlora_chat.chat_templates.known import open_format
 from qlora_chat.exporting.ollama import GoTemplate, Modelfile
-from qlora_chat.exporting.sources import check_new_folder, tidy, unmerged_adapters
+from qlora_chat.exporting.sources import tidy, unmerged_adapters
 from qlora_chat.exporting.template import chat_template
 from qlora_chat.exporting.weights import Measured, file_loss, source_of
 from qlora_chat.models import ModelError, Notify
 from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.adapter.merge_loss import MergeLoss
-from qlora_chat.models.cache import Cache, new_folder
+from qlora_chat.models.cache import Cache, check_new_folder, new_folder
 from qlora_chat.models.chat_format import format_sources
 from qlora_chat.models.folders import RECORD, has_tokenizer
 from qlora_chat.models.gguf.describe import architecture_of

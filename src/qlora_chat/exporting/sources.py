@@ -13,12 +13,6 @@ from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.resolve import ResolvedModel
 
 
-def check_new_folder(folder: Path) -> None:
-    """ModelError for a folder with something in it, which nothing here would overwrite."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ModelError(f"{folder} exists and is not empty; give a new folder")
-
-
 def unmerged_adapters(model: ResolvedModel, more: Mapping[str, str], locate: Callable[[str], Path]) -> dict[str, AdapterFolder]:
     """The model's own adapter and others, by their names on the server. ModelError for an invalid name, and for none."""
     adapters: dict[str, AdapterFolder] = {}

@@ -17,20 +17,19 @@ from typing import Any, Literal
 
 from qlora_chat import __version__
 from qlora_chat.chat_templates.known import FormatChoice, open_format
-from qlora_chat.exporting.sources import check_new_folder, tidy, unmerged_adapters
+from qlora_chat.exporting.sources import tidy, unmerged_adapters
 from qlora_chat.exporting.template import template_file
 from qlora_chat.models import ModelError, Notify
 from qlora_chat.models.adapter.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFolder
-from qlora_chat.models.cache import Cache, new_folder
+from qlora_chat.models.cache import Cache, check_new_folder, new_folder
 from qlora_chat.models.chat_format import format_sources
 from qlora_chat.models.folders import RECORD
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.locate import locate_adapter
 from qlora_chat.models.placement import detect_devices
 from qlora_chat.models.plan import ResolvedModel
-from qlora_chat.models.prepare import PreparedModel, prepare
+from qlora_chat.models.prepare import PreparedModel, prepare, write_model
 from qlora_chat.models.resolve import resolve
-from qlora_chat.models.weights.shards import write_shards, write_small_files
 from qlora_chat.prompt import ChatFormat
 from qlora_chat.settings import ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
 
@@ -99,9 +98,7 @@ def export_for_vllm(
 
 def _write(export: _Export, prepared: PreparedModel, folder: Path) -> None:
     text = prepared.text
-    write_shards(prepared.tensors.items(), folder)
-    config = {**prepared.base.config, **text.special.config}
-    write_small_files(folder, config, text.special.generation, text.folder, prepared.base.folder, stored="bf16")
+    write_model(folder, prepared.tensors.items(), prepared.base, text, "bf16")
     prompt_format = open_format(export.format, text.tokenizer)
     template = template_file(prompt_format, text.tokenizer.written_bos())
     (folder / TEMPLATE).write_text(template, encoding="utf-8")

@@ -16,10 +16,9 @@ from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.adapter.merge_loss import MAX_KL, MIN_TOP1, HeldOut, MergeLoss, builtin_dialogues, compare
 from qlora_chat.models.cache import Cache
 from qlora_chat.models.folders import Base
-from qlora_chat.models.prepare import ModelText, quantize_base
+from qlora_chat.models.prepare import ModelText, quantize_base, write_model
 from qlora_chat.models.resolve import ResolvedModel
 from qlora_chat.models.weights.checkpoint import read_headers
-from qlora_chat.models.weights.shards import write_shards, write_small_files
 
 if TYPE_CHECKING:
     import torch
@@ -100,11 +99,7 @@ def _written(export: Measured, base: Base, folder: Path) -> Base:
     from qlora_chat.models.adapter.merge import merge_bf16
 
     folder.mkdir()
-    text = export.text
-    write_shards(merge_bf16(base, export.merged, export.model.plan.device), folder)
-    write_small_files(
-        folder, {**base.config, **text.special.config}, text.special.generation, text.folder, base.folder, stored="bf16"
-    )
+    write_model(folder, merge_bf16(base, export.merged, export.model.plan.device), base, export.text, "bf16")
     return Base.read(folder)
 
 

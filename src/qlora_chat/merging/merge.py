@@ -23,16 +23,16 @@ from qlora_chat.merging.report import Report, write_description
 from qlora_chat.models import ModelError, Notify
 from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.adapter.merge_loss import HeldOut, builtin_dialogues
-from qlora_chat.models.cache import Cache, new_folder
+from qlora_chat.models.cache import Cache, check_new_folder, new_folder
 from qlora_chat.models.chat_format import format_sources
 from qlora_chat.models.folders import Base
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.placement import DoesNotFit, detect_devices
 from qlora_chat.models.plan import ResolvedModel
-from qlora_chat.models.prepare import QuantizedBase, quantize_base
+from qlora_chat.models.prepare import QuantizedBase, quantize_base, write_model
 from qlora_chat.models.resolve import resolve
 from qlora_chat.models.weights.quantize import quantize_int8, quantize_nf4
-from qlora_chat.models.weights.shards import NamedTensor, StoredFormat, write_shards, write_small_files
+from qlora_chat.models.weights.shards import NamedTensor, StoredFormat
 from qlora_chat.prompt import ChatFormat
 from qlora_chat.settings import (
     Device,
@@ -77,8 +77,7 @@ class MergeOptions:
 def merge(options: MergeOptions, notify: Notify) -> Report:
     """Measure every merge and write the best to `options.out`. ModelError (MergeRefused) if nothing can be written."""
     out = options.out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ModelError(f"{out} exists already; name a new folder with --out")
+    check_new_folder(out)
     text = read_text(options.data, notify) if options.data else None
     cache = Cache(cache_folder(), notify)
     model, adapter = _resolve(options, cache, notify)
@@ -167,9 +166,7 @@ class _Merges:
             return folder
         folder.mkdir()
         base, text = self.base.nf4 if origin == "nf4" else self.base.original, self.base.text
-        write_shards(self._tensors(origin, form, base), folder)
-        config = {**base.config, **text.special.config}
-        write_small_files(folder, config, text.special.generation, text.folder, base.folder, stored=form)
+        write_model(folder, self._tensors(origin, form, base), base, text, form)
         return folder
 
     def _tensors(self, origin: Origin, form: StoredFormat, base: Base) -> Iterator[NamedTensor]:

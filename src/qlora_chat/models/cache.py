@@ -129,6 +129,12 @@ def _complete_entry(folder: Path) -> CacheEntry | None:
     return CacheEntry(folder, record, weights) if weights else None
 
 
+def check_new_folder(folder: Path) -> None:
+    """ModelError for a file, and for a folder with something in it, which nothing here would overwrite."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ModelError(f"{folder} exists already and is not empty; name a new folder")
+
+
 @contextmanager
 def new_folder(target: Path, reuse: Callable[[Path], bool] = lambda _: False) -> Iterator[Path]:
     """A temporary folder next to `target` that replaces it, synced to disk, when the block ends without an error.

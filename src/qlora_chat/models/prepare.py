@@ -28,7 +28,7 @@ from qlora_chat.models.tokenizer.special_tokens import SpecialIds, check_ids, sp
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.models.weights.checkpoint import Checkpoint
 from qlora_chat.models.weights.llama import Adapter
-from qlora_chat.models.weights.shards import NamedTensor, write_shards, write_small_files
+from qlora_chat.models.weights.shards import NamedTensor, StoredFormat, write_shards, write_small_files
 from qlora_chat.settings import BaseForm
 
 _FORMS: Mapping[BaseForm, str] = {"nf4": "in NF4", "16-bit": "in its original 16 bits"}
@@ -127,6 +127,13 @@ def _adapter_line(model: ResolvedModel) -> str | None:
         f"{used}; on which form it was trained is not known ({training.reason}): if it was QLoRA, add --base-form nf4; "
         "qlora-chat merge measures the difference"
     )
+
+
+def write_model(folder: Path, tensors: Iterable[NamedTensor], base: Base, text: ModelText, stored: StoredFormat) -> None:
+    """Write tensors, the base's config with the ids of its text, and the tokenizer as a Hugging Face folder."""
+    write_shards(tensors, folder)
+    config = {**base.config, **text.special.config}
+    write_small_files(folder, config, text.special.generation, text.folder, base.folder, stored=stored)
 
 
 def quantize_base(model: ResolvedModel, cache: Cache, notify: Notify) -> QuantizedBase:
@@ -257,10 +264,7 @@ class _Conversion:
 
     def _write(self, folder: Path) -> Record:
         tensors, loss = self._convert()
-        write_shards(tensors, folder)
-        special = self.text.special
-        config = {**self.source.config, **special.config}
-        write_small_files(folder, config, special.generation, self.text.folder, self.source.folder, stored=self.stored)
+        write_model(folder, tensors, self.source, self.text, self.stored)
         return {
             **source_record("base", self.model.base),
             **(source_record("adapter", self.adapter) if self.adapter else {"adapter": None}),

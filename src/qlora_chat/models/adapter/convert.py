@@ -15,7 +15,7 @@ from pathlib import Path
 from qlora_chat import __version__
 from qlora_chat.models import ModelError
 from qlora_chat.models.adapter.folder import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, read_adapter_config
-from qlora_chat.models.cache import new_folder, sha256
+from qlora_chat.models.cache import check_new_folder, new_folder, sha256
 from qlora_chat.models.folders import RECORD
 from qlora_chat.models.trust import own_file
 
@@ -29,8 +29,7 @@ def convert_adapter(source: Path, target: Path) -> None:
 
     ModelError if the pickle holds anything but LoRA tensors, or if `target` exists already.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ModelError(f"{target} exists already; name a new folder")
+    check_new_folder(target)
     try:
         with new_folder(target) as folder:
             record = convert_into(source, folder)
