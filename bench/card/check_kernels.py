@@ -26,7 +26,7 @@ from check_prefill import check_prefill, time_prompts
 from torch.nn.functional import kl_div
 
 from qlora_chat.benchmark.check import INT8_KV_FACTOR
-from qlora_chat.benchmark.shapes import CONFIGS, InFloat, RandomTensors, config_of, linears
+from qlora_chat.benchmark.shapes import CONFIGS, InFloat, RandomTensors, config_of
 from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache, slot_bytes
 from qlora_chat.engines.cuda.decode import graph
@@ -42,6 +42,7 @@ from qlora_chat.engines.cuda.weights.tiling import Card
 from qlora_chat.engines.eager.forward import Forward
 from qlora_chat.models.weights.llama import Adapter, build
 from qlora_chat.models.weights.nf4 import NF4
+from qlora_chat.models.weights.shape import LlamaShape
 from qlora_chat.settings import Sampling
 
 SAMPLING = Sampling(temperature=0.7, top_p=0.9, top_k=40, repetition_penalty=1.1)
@@ -130,7 +131,7 @@ class RandomAdapter(Mapping):
 
     def __init__(self, config, seed=0):
         self._seed = seed
-        named = linears(config).items()
+        named = LlamaShape.from_config(config).linears().items()
         self._sizes = {f"base_model.model.{name}.lora_{side}.weight": (size, side) for name, size in named for side in "AB"}
 
     def __getitem__(self, name):

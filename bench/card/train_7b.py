@@ -57,7 +57,7 @@ def config(layers: int) -> dict[str, Any]:
 def base_of(layers: int) -> Base:
     values = config(layers)
     configs = ModelConfigs(values, {}, {})
-    return Base(None, configs, LlamaShape.from_config(values), values["intermediate_size"], is_nf4=True)  # type: ignore[arg-type]
+    return Base(None, configs, LlamaShape.from_config(values), is_nf4=True)  # type: ignore[arg-type]
 
 
 def random_weights(base: Base) -> dict[str, Tensor]:

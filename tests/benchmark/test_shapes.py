@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from qlora_chat.benchmark.shapes import CONFIG_7B, FREQUENCIES, NF4_VALUES, STD, InFloat, RandomTensors, config_of, linears
+from qlora_chat.benchmark.shapes import CONFIG_7B, FREQUENCIES, NF4_VALUES, STD, InFloat, RandomTensors, config_of
 from qlora_chat.models.folders import Base
 
 SMALL = {**CONFIG_7B, "num_hidden_layers": 2, "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4,
@@ -26,7 +26,7 @@ def test_bitsandbytes_dequantizes_them_to_the_same_values(four_bits: RandomTenso
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn.modules import Params4bit
 
-    for name in linears(SMALL):
+    for name in four_bits.shape.linears():
         stored = {key: four_bits[key] for key in four_bits if key.startswith(f"{name}.weight.")}
         theirs = Params4bit.from_prequantized(four_bits[f"{name}.weight"], stored, device="cpu")
         assert torch.equal(dequantize_4bit(theirs.data, theirs.quant_state), four_bits.in_float(name, torch.bfloat16))

@@ -40,7 +40,7 @@ class FixedCosts(PassCosts):
 
 def make_cache(slots: int) -> KVCache:
     """A real cache for a tiny model."""
-    shape = LlamaShape(1, 4, 1, 1, 4, MarkovForward.vocabulary, 512, 1e-6, True, {"rope_type": "default", "rope_theta": 1e4})
+    shape = LlamaShape(1, 4, 4, 1, 1, 4, MarkovForward.vocabulary, 512, 1e-6, True, {"rope_type": "default", "rope_theta": 1e4})
     zeros = torch.zeros(MarkovForward.vocabulary, 4)
     return KVCache(LlamaWeights(shape, zeros, (), zeros[0], torch.nn.Identity(), torch.device("cpu"), torch.float32), slots)
 

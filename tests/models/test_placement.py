@@ -31,7 +31,7 @@ GUANACO_ADAPTER = 320 * 1000**2
 
 
 def llama_7b() -> Base:
-    return Base(Path("nowhere"), ModelConfigs(LLAMA_7B, {}, {}), LlamaShape.from_config(LLAMA_7B), 11008)
+    return Base(Path("nowhere"), ModelConfigs(LLAMA_7B, {}, {}), LlamaShape.from_config(LLAMA_7B))
 
 
 def test_the_memory_of_a_7b_is_predicted() -> None:

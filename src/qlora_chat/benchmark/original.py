@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlora_chat.benchmark.shapes import linears
 from qlora_chat.models.locate import BUNDLED
 from qlora_chat.models.weights.nf4 import NF4
+from qlora_chat.models.weights.shape import LlamaShape
 from qlora_chat.settings import Sampling
 
 
@@ -53,10 +53,10 @@ def random_model(
     with torch.device("meta"):
         model: Any = LlamaForCausalLM(settings)
     model.model.rotary_emb = LlamaRotaryEmbedding(settings).to(device)  # type: ignore[arg-type]  # its buffer is in no checkpoint
-    if precision == "nf4":
-        for name in linears(config):
-            model.set_submodule(name, NF4.read(tensors, f"{name}.weight", device, dtype).linear)
-    packed = {f"{name}.weight" for name in linears(config)} if precision == "nf4" else set()
+    linears = LlamaShape.from_config(config).linears() if precision == "nf4" else {}
+    for name in linears:
+        model.set_submodule(name, NF4.read(tensors, f"{name}.weight", device, dtype).linear)
+    packed = {f"{name}.weight" for name in linears}
     dense = {name: tensors[name] for name in tensors if ".weight." not in name and name not in packed}
     model.load_state_dict(dense, strict=False, assign=True)
     return model.eval()

@@ -62,18 +62,6 @@ def config_of(name: str, layers: int | None) -> dict[str, Any]:
     return {**config, "num_hidden_layers": layers or config["num_hidden_layers"]}
 
 
-def linears(config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """Return (out, in) of every linear but the head, by name."""
-    hidden, wide, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
-    dim = config.get("head_dim") or hidden // heads
-    queries, keys = heads * dim, (config.get("num_key_value_heads") or heads) * dim
-    in_a_layer = {"self_attn.q_proj": (queries, hidden), "self_attn.k_proj": (keys, hidden)}
-    in_a_layer |= {"self_attn.v_proj": (keys, hidden), "self_attn.o_proj": (hidden, queries)}
-    in_a_layer |= {"mlp.gate_proj": (wide, hidden), "mlp.up_proj": (wide, hidden), "mlp.down_proj": (hidden, wide)}
-    layers = range(config["num_hidden_layers"])
-    return {f"model.layers.{index}.{name}": size for index in layers for name, size in in_a_layer.items()}
-
-
 class _Tensors(Mapping[str, Tensor]):
     """Tensors by name, generated at each access."""
 
@@ -101,7 +89,7 @@ class RandomTensors(_Tensors):
     def __init__(self, config: Mapping[str, Any], precision: str, device: torch.device) -> None:
         self.shape = LlamaShape.from_config(config)
         self._device, self._nf4 = device, precision == "nf4"
-        self._linears = linears(config)
+        self._linears = self.shape.linears()
         super().__init__(self._all_names())
 
     def _generate(self, name: str) -> Tensor:

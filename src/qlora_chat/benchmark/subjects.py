@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from qlora_chat.benchmark import BenchmarkError, Subject
-from qlora_chat.benchmark.shapes import InFloat, RandomTensors, config_of, linears
+from qlora_chat.benchmark.shapes import InFloat, RandomTensors, config_of
 from qlora_chat.models import LoadedModel, ModelInfo
 from qlora_chat.models.cache import Cache
 from qlora_chat.models.folders import Base
@@ -139,7 +139,7 @@ class RandomShape:
         return (1, *(numbers.randrange(5, self.shape.vocabulary) for _ in range(length - 1)))
 
     def bytes_per_pass(self) -> int:
-        weights = sum(out * ins for out, ins in linears(self.config).values())
+        weights = sum(out * ins for out, ins in self.shape.linears().values())
         weight_size = NF4_BYTES if self._nf4 else 2
         head_size = 1 if self._nf4 else 2  # NF4: an 8-bit head
         return int(weights * weight_size) + head_size * self.shape.vocabulary * self.shape.hidden

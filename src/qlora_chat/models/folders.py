@@ -15,7 +15,7 @@ from typing import Any
 from qlora_chat.models import ModelError
 from qlora_chat.models.trust import SMALL_FILE, own_file
 from qlora_chat.models.weights.checkpoint import Checkpoint, TensorHeader, WeightFiles, read_header, read_weight_files
-from qlora_chat.models.weights.shape import PROJECTIONS, LlamaShape
+from qlora_chat.models.weights.shape import LlamaShape
 
 RECORD = "qlora_chat.json"
 """File in every adapter and merged model that this program writes: its kind and its sources."""
@@ -150,7 +150,6 @@ class Base:
     folder: Path
     configs: ModelConfigs
     shape: LlamaShape
-    feed_forward: int
     is_nf4: bool = False
     """Stored in bitsandbytes' NF4."""
     is_int8: bool = False
@@ -169,12 +168,11 @@ class Base:
         shape = configs.shape(folder)
         shape = replace(shape, tied_head=shape.tied_head and not has_head)  # Transformers uses a head that is there
         try:
-            feed_forward = int(configs.model["intermediate_size"])
-            shape.check(feed_forward)
-        except (KeyError, TypeError, ValueError) as problem:
+            shape.check()
+        except (TypeError, ValueError) as problem:
             raise invalid_setting(folder, problem) from problem
         is_int8 = _is_int8(configs.model)
-        return Base(folder, configs, shape, feed_forward, not is_int8 and _is_nf4(folder, configs.model), is_int8, weights)
+        return Base(folder, configs, shape, not is_int8 and _is_nf4(folder, configs.model), is_int8, weights)
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -183,16 +181,8 @@ class Base:
 
     def linears(self) -> dict[str, tuple[int, int]]:
         """(out, in) of every linear that an adapter may change, by name; the head only if it is not tied to the embeddings."""
-        shape, hidden = self.shape, self.shape.hidden
-        queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-        sizes = ((queries, hidden), (keys, hidden), (keys, hidden), (hidden, queries),
-                 (self.feed_forward, hidden), (self.feed_forward, hidden), (hidden, self.feed_forward))  # fmt: skip
-        linears = {
-            f"model.layers.{index}.{projection}": size
-            for index in range(shape.layers)
-            for projection, size in zip(PROJECTIONS, sizes, strict=True)
-        }
-        return linears if shape.tied_head else {**linears, "lm_head": (shape.vocabulary, hidden)}
+        head = {} if self.shape.tied_head else {"lm_head": (self.shape.vocabulary, self.shape.hidden)}
+        return {**self.shape.linears(), **head}
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Shapes of every tensor that the network needs, unquantized, by name (without biases)."""

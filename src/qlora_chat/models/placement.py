@@ -97,7 +97,7 @@ def weight_bytes(base: Base, weight_format: WeightFormat) -> int:
     """Predicted bytes of the base's weights alone, as they lie on disk."""
     embeddings = base.shape.vocabulary * base.shape.hidden
     head = 0 if base.shape.tied_head else embeddings
-    inner = sum(out * ins for name, (out, ins) in base.linears().items() if name != "lm_head")
+    inner = sum(out * ins for out, ins in base.shape.linears().values())
     return int(2 * (embeddings + head) + inner * (2 if weight_format == "bf16" else NF4_BYTES))
 
 

@@ -39,7 +39,7 @@ class _Work:
         return 2.0 * tokens * self._inner() + 2.0 * loss_tokens * self._head()
 
     def _inner(self) -> int:
-        return sum(outs * ins for name, (outs, ins) in self.base.linears().items() if name != "lm_head")
+        return sum(outs * ins for outs, ins in self.base.shape.linears().values())
 
     def _head(self) -> int:
         return self.base.shape.vocabulary * self.base.shape.hidden
@@ -58,7 +58,7 @@ def predicted_seconds(
         held_out = len(data.held_out.ids) * max(1, len(data.steps) // every)
         operations += work.of_evaluating(held_out, int(held_out * _loss_share(data.held_out)))
     rows = max(1, min(plan.pass_tokens, data.max_step_tokens()))
-    rate = operations_per_second(rows, base.shape.hidden, base.feed_forward, device, dtype)
+    rate = operations_per_second(rows, base.shape.hidden, base.shape.feed_forward, device, dtype)
     return operations / rate / PRODUCTS_SHARE[device.type]
 
 

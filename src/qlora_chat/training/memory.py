@@ -79,14 +79,14 @@ class _MemoryModel:
     def _layer_token(self) -> int:
         """Bytes per token that one layer stores for its backward pass."""
         shape = self.base.shape
-        queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-        values = 4 * shape.hidden + 3 * queries + 3 * keys + 3 * self.base.feed_forward + 7 * self.settings.r
-        masks = 2 * shape.hidden + queries + self.base.feed_forward if self.settings.dropout else 0
+        queries, keys, feed_forward = shape.queries, shape.keys, shape.feed_forward
+        values = 4 * shape.hidden + 3 * queries + 3 * keys + 3 * feed_forward + 7 * self.settings.r
+        masks = 2 * shape.hidden + queries + feed_forward if self.settings.dropout else 0
         return values * self.value_bytes + masks
 
     def _gradients_in_layer(self, tokens: int) -> int:
         """Gradients inside a layer: those of SwiGLU, or of gate and up with their weights dequantized."""
-        hidden, feed_forward = self.base.shape.hidden, self.base.feed_forward
+        hidden, feed_forward = self.base.shape.hidden, self.base.shape.feed_forward
         group = 0 if self.dense else 2 * feed_forward * hidden
         return self.value_bytes * max(
             group + tokens * (2 * feed_forward + 3 * hidden), tokens * (5 * feed_forward + 2 * hidden)

@@ -153,7 +153,7 @@ def fake_weights(layers: int = 2) -> CudaWeights:
     """A narrow LLaMA in NF4 that the kernel of all layers supports: heads of 128, enough blocks for its ring."""
     hidden, heads, head_dim, feed_forward, vocabulary = 2048, 16, 128, 4096, 320
     rope = {"rope_type": "default", "rope_theta": 10_000.0}
-    shape = LlamaShape(layers, hidden, heads, heads, head_dim, vocabulary, 32, 1e-5, False, rope)
+    shape = LlamaShape(layers, hidden, feed_forward, heads, heads, head_dim, vocabulary, 32, 1e-5, False, rope)
 
     def norm() -> torch.Tensor:
         return torch.ones(hidden, dtype=torch.bfloat16)
@@ -166,9 +166,7 @@ def fake_weights(layers: int = 2) -> CudaWeights:
         for _ in range(layers)
     )  # fmt: skip
     embeddings = Embeddings(torch.empty(vocabulary, hidden, dtype=torch.int8), torch.empty(vocabulary))
-    return CudaWeights(
-        shape, feed_forward, embeddings, decoder_layers, norm(), matrix("int8", natural_order(vocabulary), hidden)
-    )
+    return CudaWeights(shape, embeddings, decoder_layers, norm(), matrix("int8", natural_order(vocabulary), hidden))
 
 
 def matrix(kind: str, order: list[int], inputs: int) -> Product:

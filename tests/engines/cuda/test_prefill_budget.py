@@ -45,7 +45,7 @@ def model() -> LlamaWeights:
         Layer(one, dense(3 * hidden, hidden), dense(hidden, hidden), one, dense(128, hidden), dense(hidden, 64))
         for _ in range(LAYERS)
     ]
-    shape = LlamaShape(LAYERS, hidden, 2, 2, 16, 16, 512, 1e-6, False, {"rope_type": "default", "rope_theta": 1e4})
+    shape = LlamaShape(LAYERS, hidden, 64, 2, 2, 16, 16, 512, 1e-6, False, {"rope_type": "default", "rope_theta": 1e4})
     embeddings = torch.randn(16, hidden, generator=generator)
     return LlamaWeights(shape, embeddings, tuple(layers), one, dense(16, hidden), torch.device("cpu"), torch.float32)
 

@@ -39,8 +39,9 @@ def test_rotary_frequencies_are_transformers_own(rope: dict[str, Any], transform
 
 
 def test_configs_of_older_transformers_read_the_same() -> None:
-    old = {"model_type": "llama", "hidden_size": 512, "num_attention_heads": 4, "num_hidden_layers": 1, "vocab_size": 8,
-           "rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}  # fmt: skip
+    old = {"model_type": "llama", "hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 4,
+           "num_hidden_layers": 1, "vocab_size": 8, "rope_theta": 5e5,
+           "rope_scaling": {"type": "linear", "factor": 2.0}}  # fmt: skip
     shape = LlamaShape.from_config(old)
     assert (shape.rope["rope_type"], shape.rope["rope_theta"], shape.window) == ("linear", 5e5, 2048)
 

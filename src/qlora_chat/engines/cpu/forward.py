@@ -104,8 +104,9 @@ class CpuForward:
 
     def _new_model(self, weights: LlamaWeights, threads: int) -> int:
         s = weights.shape
-        feed_forward = _outputs(weights.layers[0].gate_up) // 2
-        sizes = (ctypes.c_int32 * 8)(s.layers, s.hidden, s.heads, s.kv_heads, s.head_dim, feed_forward, s.vocabulary, s.window)
+        sizes = (ctypes.c_int32 * 8)(
+            s.layers, s.hidden, s.heads, s.kv_heads, s.head_dim, s.feed_forward, s.vocabulary, s.window
+        )  # fmt: skip
         return _checked(self._library.model_new(sizes, s.norm_eps, threads))
 
     def _add_layer(self, index: int, layer: Layer) -> None:
@@ -192,19 +193,6 @@ def _supports(product: Linear) -> bool:
 def _products(weights: LlamaWeights) -> list[Linear]:
     """In the order of the pass."""
     return [*(product for layer in weights.layers for product in products_of(layer)), weights.head]
-
-
-def _outputs(product: Linear) -> int:
-    match product:
-        case Stacked(parts):
-            return sum(_outputs(part) for part in parts)
-        case WithAdapter(base):
-            return _outputs(base)
-        case NF4():
-            return product.outputs
-        case Dense(weight):
-            return len(weight)
-    raise TypeError(f"the CPU library does not support {type(product).__name__}")
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

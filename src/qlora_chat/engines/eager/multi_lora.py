@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -81,9 +80,7 @@ class MultiLoraForward:
 def _with_adapters(weights: LlamaWeights, owner: MultiLoraForward) -> LlamaWeights:
     """The same weights with adapters applied after every layer's products."""
     shape = weights.shape
-    q, k = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    x = torch.zeros(1, shape.hidden, device=weights.device, dtype=weights.dtype)
-    up = weights.layers[0].gate_up(x).shape[-1] // 2
+    q, k, up = shape.queries, shape.keys, shape.feed_forward
     everything = (slice(None),)
     columns = ((slice(q), slice(q, q + k), slice(q + k, None)), everything, (slice(up), slice(up, None)), everything)
 

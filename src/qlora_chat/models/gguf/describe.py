@@ -61,7 +61,7 @@ def hyperparameters(base: Base, rows: int) -> dict[str, Any]:
         "block_count": shape.layers,
         "context_length": shape.window,
         "embedding_length": shape.hidden,
-        "feed_forward_length": base.feed_forward,
+        "feed_forward_length": base.shape.feed_forward,
         "attention.head_count": shape.heads,
         "attention.head_count_kv": shape.kv_heads,
         "attention.key_length": shape.head_dim,

@@ -31,7 +31,7 @@ def quantize_int8(base: Base) -> Iterator[NamedTensor]:
 
 def _quantize(base: Base, convert: Callable[[str, Tensor], Iterator[NamedTensor]]) -> Iterator[NamedTensor]:
     checkpoint = base.checkpoint()
-    linears = {f"{name}.weight" for name in base.linears() if name != "lm_head"}
+    linears = {f"{name}.weight" for name in base.shape.linears()}
     biases = (f"{name}.bias" for name in base.linears() if f"{name}.bias" in checkpoint)
     for name in (*base.tensors(), *biases):
         tensor = check_finite(name, read_widened(checkpoint, name).to(torch.bfloat16))

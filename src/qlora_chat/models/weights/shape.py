@@ -34,6 +34,7 @@ class LlamaShape:
 
     layers: int
     hidden: int
+    feed_forward: int
     heads: int
     kv_heads: int
     head_dim: int
@@ -64,6 +65,7 @@ class LlamaShape:
         return LlamaShape(
             layers=config["num_hidden_layers"],
             hidden=config["hidden_size"],
+            feed_forward=int(config["intermediate_size"]),
             heads=heads,
             kv_heads=config.get("num_key_value_heads") or heads,
             head_dim=config.get("head_dim") or (128 if kind == "qwen3" else config["hidden_size"] // heads),
@@ -76,13 +78,31 @@ class LlamaShape:
             biased=_biased(config),
         )
 
-    def check(self, feed_forward: int) -> None:
+    @property
+    def queries(self) -> int:
+        """Values of a token's queries."""
+        return self.heads * self.head_dim
+
+    @property
+    def keys(self) -> int:
+        """Values of a token's keys, and of its values."""
+        return self.kv_heads * self.head_dim
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """(out, in) of every linear but the head, by name."""
+        hidden, wide = self.hidden, self.feed_forward
+        sizes = ((self.queries, hidden), (self.keys, hidden), (self.keys, hidden), (hidden, self.queries),
+                 (wide, hidden), (wide, hidden), (hidden, wide))  # fmt: skip
+        projections = list(zip(PROJECTIONS, sizes, strict=True))
+        return {f"model.layers.{index}.{name}": size for index in range(self.layers) for name, size in projections}
+
+    def check(self) -> None:
         """Check that a model of this shape can be computed. ModelError for another rope_type, ValueError for a bad value.
 
         A config may say anything, and loops run over what it says.
         """
         counts = {"num_hidden_layers": self.layers, "num_attention_heads": self.heads, "num_key_value_heads": self.kv_heads}
-        widths = {"hidden_size": self.hidden, "intermediate_size": feed_forward, "vocab_size": self.vocabulary,
+        widths = {"hidden_size": self.hidden, "intermediate_size": self.feed_forward, "vocab_size": self.vocabulary,
                   "head_dim": self.head_dim, "max_position_embeddings": self.window}  # fmt: skip
         for name, size in {**counts, **widths}.items():
             limit = 4096 if name in counts else 2**24

@@ -73,7 +73,7 @@ def test_prefill_adds_the_delta_of_each_projection(packed: CudaWeights, adapters
 
 def test_gate_and_up_are_halved_like_their_dequantized_weights(packed: CudaWeights, adapters: CudaAdapters) -> None:
     parts = random_adapter(packed)
-    adapter, halves = adapters.pack(parts, 2.0), packed.feed_forward // 16 * 8
+    adapter, halves = adapters.pack(parts, 2.0), packed.shape.feed_forward // 16 * 8
     first, second = (adapter.deltas[0][kind] for kind in OF_GATE_UP)
     assert first
     assert second

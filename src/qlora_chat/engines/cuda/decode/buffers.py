@@ -32,13 +32,13 @@ class Buffers:
         def zeros(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(size, dtype=dtype, device=device)
 
-        bf16, int32, width = torch.bfloat16, torch.int32, shape.heads * shape.head_dim
+        bf16, int32, width = torch.bfloat16, torch.int32, shape.queries
         self.residual, self.x = zeros(MAX_ROWS, shape.hidden), zeros(MAX_ROWS, shape.hidden, dtype=bf16)
         self.queries, self.attended = zeros(MAX_ROWS, width), zeros(MAX_ROWS, width, dtype=bf16)
         heads = shape.heads + 2 * shape.kv_heads
         self.qkv = zeros(MAX_ROWS, heads * shape.head_dim) if shape.head_norms else None
         """Queries, keys and values before the norms of their heads, in rotary_order."""
-        self.activated = zeros(MAX_ROWS, weights.feed_forward, dtype=bf16)
+        self.activated = zeros(MAX_ROWS, weights.shape.feed_forward, dtype=bf16)
         self.squares = zeros(2, MAX_ROWS, MAX_PARTIALS)
         """Partial sums of squares of the residual: [0] after the MLP, [1] after attention."""
         kv8 = cache.key_scales is not None

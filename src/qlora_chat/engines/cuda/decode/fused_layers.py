@@ -70,7 +70,7 @@ def fused_layers_for(
         and shape.layers <= MAX_LAYERS
         and (shape.head_dim, shape.kv_heads) == (HEAD_DIM, shape.heads)
         and not shape.head_norms
-        and shape.heads * shape.head_dim == shape.hidden
+        and shape.queries == shape.hidden
         and all(each.packed.kind == "nf4" and each.packed.paired for each in products)
         and all(each.packed.row_tiles >= processors for each in products)
         and all(each.packed.bias is None for layer in weights.layers for each in layer.products[1:])
@@ -121,7 +121,7 @@ def fused_layers_arguments(
     arguments.row_tiles[:] = [each.row_tiles for each in products[:4]]
     arguments.k_blocks[:] = [each.blocks for each in products[:4]]
     arguments.heads, arguments.window = shape.heads, shape.window
-    arguments.hidden, arguments.feed_forward = shape.hidden, weights.feed_forward
+    arguments.hidden, arguments.feed_forward = shape.hidden, shape.feed_forward
     arguments.max_splits = max(1, min(MAX_SPLITS, processors // shape.heads))
     arguments.first_squares, arguments.max_rows, arguments.max_blocks = 1, MAX_ROWS, fused.max_blocks
     arguments.eps, arguments.inverse_hidden = shape.norm_eps, 1.0 / shape.hidden

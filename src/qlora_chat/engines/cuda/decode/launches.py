@@ -191,7 +191,7 @@ class Launches:
         )  # fmt: skip
         self.product(
             layer.gate_up, SILU_TIMES_UP, x=buffers.x, squares_in=buffers.squares[1], squares_count=partials,
-            x_out=buffers.activated, outputs=self.weights.feed_forward, lora_target=(index, 2),
+            x_out=buffers.activated, outputs=self.weights.shape.feed_forward, lora_target=(index, 2),
         )  # fmt: skip
         return self.product(
             layer.mlp_down, ADD_TO_RESIDUAL, x=buffers.activated, squares_out=buffers.squares[0], norm=next_norm,

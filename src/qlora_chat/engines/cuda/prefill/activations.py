@@ -48,9 +48,9 @@ def padded_row_counts(limit: int) -> list[int]:
 class PrefillKernels:
     """The kernels of prefill.cu, compiled for a model and its cache."""
 
-    def __init__(self, shape: LlamaShape, feed_forward: int, cache: KVCache, kernels: Kernels, rope_cos_sin: Tensor) -> None:
+    def __init__(self, shape: LlamaShape, cache: KVCache, kernels: Kernels, rope_cos_sin: Tensor) -> None:
         """`rope_cos_sin` (W, D / 2, 2) float32. KernelError where they cannot be compiled."""
-        self.shape, self.feed_forward, self.rope_cos_sin = shape, feed_forward, rope_cos_sin
+        self.shape, self.rope_cos_sin = shape, rope_cos_sin
         self.layers: Sequence[CachedLayer] = [cache.layer(index) for index in range(shape.layers)]
         defines = ("HEAD_DIM", shape.head_dim), ("KV8", int(cache.key_scales is not None))
         self.add_norm, self.rope_and_cache, self.silu_times_up = (
@@ -79,9 +79,9 @@ class Activations:
         """(M, H): output of a product, which the next norm adds to the residual."""
         self.queries = empty(count, shape.heads, shape.head_dim)
         """(N, Q, D): output of `rope_and_cache`."""
-        self.attended = empty(rows, shape.heads * shape.head_dim)
+        self.attended = empty(rows, shape.queries)
         """(M, Q * D): output of attention."""
-        self.activated = empty(rows, kernels.feed_forward)
+        self.activated = empty(rows, kernels.shape.feed_forward)
         """(M, F): output of `silu_times_up`."""
         self._projected = empty(rows * max_outputs)
         self._norm_arguments = AddNormArguments(
@@ -92,7 +92,7 @@ class Activations:
             rows=RowsArguments(slots=address(slots), positions=address(positions)),
             heads=shape.heads, kv_heads=shape.kv_heads, window=shape.window, eps=shape.norm_eps,
         )  # fmt: skip
-        self._silu_arguments = SiluTimesUpArguments(gate_up=address(self._projected), stride=kernels.feed_forward)
+        self._silu_arguments = SiluTimesUpArguments(gate_up=address(self._projected), stride=kernels.shape.feed_forward)
         self._add_norm = kernels.add_norm.bind(THREADS, self._norm_arguments)
         self._rope_and_cache = kernels.rope_and_cache.bind(THREADS, self._rope_arguments)
         self._silu_times_up = kernels.silu_times_up.bind(THREADS, self._silu_arguments)

@@ -127,7 +127,7 @@ class Prefill:
         self._embeddings, self._device = weights.embeddings, rope_cos_sin.device
         self._layers = [_Layer.of(each, dequantizer) for each in weights.layers]
         self._max_outputs = max(product.outputs for each in self._layers for product in (each.qkv, *each.gate_up))
-        self._kernels = PrefillKernels(weights.shape, weights.feed_forward, cache, dequantizer.kernels, rope_cos_sin)
+        self._kernels = PrefillKernels(weights.shape, cache, dequantizer.kernels, rope_cos_sin)
         self._adapter_of, self._stream = adapter_of, stream
         _has_flash_attention(rope_cos_sin.device)  # while there is memory for it
 

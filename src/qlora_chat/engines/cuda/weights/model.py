@@ -85,7 +85,6 @@ class CudaWeights:
     """All weights of a model."""
 
     shape: LlamaShape
-    feed_forward: int
     embeddings: Embeddings
     layers: tuple[CudaLayer, ...]
     norm: Tensor
@@ -102,8 +101,7 @@ class CudaWeights:
     def layout(self, rank: int) -> LoraLayout:
         """Layout of adapters of this rank for these weights."""
         shape, (qkv, out, gate_up, down) = self.shape, (each.packed for each in self.layers[0].products)
-        keys = shape.kv_heads * shape.head_dim
-        parts = (shape.heads * shape.head_dim, keys, keys), (out.outputs,), (self.feed_forward,) * 2, (down.outputs,)
+        parts = (shape.queries, shape.keys, shape.keys), (out.outputs,), (shape.feed_forward,) * 2, (down.outputs,)
         products = zip(parts, (qkv, out, gate_up, down), strict=True)
         return LoraLayout(rank, tuple(FusedProduct(each, packed.inputs, packed.row_of) for each, packed in products))
 
@@ -128,12 +126,10 @@ def pack_weights(weights: LlamaWeights, *, release: bool = True) -> CudaWeights:
     `weights` cannot be used any more."""
     check_supported(weights)
     shape = weights.shape
-    down = _base_parts(weights.layers[0].mlp_down)[0]
-    int8_ends = isinstance(down, NF4)
-    feed_forward = down.inputs if isinstance(down, NF4) else down.weight.shape[1]
+    int8_ends = isinstance(_base_parts(weights.layers[0].mlp_down)[0], NF4)
     layers = []
     for layer in weights.layers:
-        layers.append(_packed_layer(layer, shape, feed_forward))
+        layers.append(_packed_layer(layer, shape))
         if release:
             for product in products_of(layer):
                 _release(product)
@@ -145,7 +141,7 @@ def pack_weights(weights: LlamaWeights, *, release: bool = True) -> CudaWeights:
     if release and int8_ends:
         weights.embeddings.untyped_storage().resize_(0)
     scaling = _scaling(weights.layers)
-    return CudaWeights(shape, feed_forward, embeddings, tuple(layers), weights.norm.bfloat16(), Product(head), scaling)
+    return CudaWeights(shape, embeddings, tuple(layers), weights.norm.bfloat16(), Product(head), scaling)
 
 
 def _int8_embeddings(embeddings: Tensor) -> Embeddings:
@@ -168,11 +164,11 @@ def _check_shape(shape: LlamaShape) -> None:
         )
 
 
-def _packed_layer(layer: Layer, shape: LlamaShape, feed_forward: int) -> CudaLayer:
+def _packed_layer(layer: Layer, shape: LlamaShape) -> CudaLayer:
     orders = (
         rotary_order(shape.heads, shape.kv_heads, shape.head_dim),
         natural_order(shape.hidden),
-        interleaved_order(feed_forward),
+        interleaved_order(shape.feed_forward),
         natural_order(shape.hidden),
     )
     qkv, out, gate_up, down = (_product(each, order) for each, order in zip(products_of(layer), orders, strict=True))
