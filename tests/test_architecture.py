@@ -203,6 +203,8 @@ SHORT_MODULES = {
     "serving/cookies.py": "cookies of the login and of the page, which know nothing of each other",
     "training/model/loss.py": "an autograd function of its own",
     "web/chats/events.py": "events of Gradio; the routes of the list know none",
+    "web/chats/saving.py": "one offer with its words; the list of conversations knows no stores of files",
+    "web/message_list/branches.py": "pure functions on a tree of turns, tried without a page",
     "web/adapter_chooser.py": "one control of the page with its rules",
     "web/gradio_stubs.py": "must run before Gradio is imported, which gradio_overrides.py does",
     "web/panels/welcome.py": "words for a first visitor, without a component of its own to test",

@@ -8,12 +8,21 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 
 def replace_surrogates(text: object) -> str:
     """Text with "?" for each lone surrogate, which has no UTF-8 form and can be neither stored nor sent; "" for non-text."""
     return text.encode("utf-8", "replace").decode() if isinstance(text, str) else ""
+
+
+def shown_path(path: Path) -> str:
+    """A path as a person writes it: with ~ for the home folder."""
+    try:
+        return f"~/{path.relative_to(Path.home()).as_posix()}"
+    except ValueError:
+        return str(path)
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:

@@ -6,7 +6,6 @@ Scope: Gradio components and their order. Knows no events.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -14,6 +13,7 @@ import gradio as gr
 from qlora_chat.chat import Chat
 from qlora_chat.serving.model_changes import ModelChanges
 from qlora_chat.settings import ModelSettings
+from qlora_chat.text import shown_path
 from qlora_chat.web import render
 from qlora_chat.web.chats.saving import offer
 from qlora_chat.web.compare.columns import LONGEST as LONGEST_COLUMNS
@@ -197,15 +197,9 @@ def _lay_out_train(chat: Chat, work: TrainingWork) -> TrainForm:
     switchable = ModelChanges.switchable(chat.engine)
     with gr.Tab("Train"):
         upload = component("upload", "train-upload")
-        return TrainForm(switchable.settings if switchable else ModelSettings(), upload, work.runs.names(), _shown(work))
-
-
-def _shown(work: TrainingWork) -> str:
-    """The folder of the runs as a person writes it."""
-    try:
-        return f"~/{work.runs.folder.relative_to(Path.home()).as_posix()}"
-    except ValueError:
-        return str(work.runs.folder)
+        return TrainForm(
+            switchable.settings if switchable else ModelSettings(), upload, work.runs.names(), shown_path(work.runs.folder)
+        )
 
 
 def _button(text: str, elem_id: str, size: Any = "sm", **options: Any) -> gr.Button:

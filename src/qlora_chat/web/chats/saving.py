@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
-from pathlib import Path
 
 from qlora_chat.chat import Chat
 from qlora_chat.history import HistoryError
 from qlora_chat.history.savable import SavableHistory
+from qlora_chat.text import shown_path
 from qlora_chat.web.sessions import PageFeatures
 
 LOST = "Nothing is saved: these conversations are gone when the program that serves this page ends."
@@ -35,7 +35,7 @@ class SavingOffer:
         """Save from now on, and say where. HistoryError where that is not offered, or the file cannot be created."""
         if self.history is None:
             raise HistoryError(NOT_OFFERED)
-        count, file = self.history.start_saving(), _shown(self.history.file)
+        count, file = self.history.start_saving(), shown_path(self.history.file)
         if count:
             return {"said": f"Saved in {file} from now on. Conversations saved already: {count:,}."}
         return {"said": f"Saved in {file} from now on."}
@@ -44,7 +44,7 @@ class SavingOffer:
         """HTML that says what is lost, and offers to save it."""
         if self.history is None:
             return f'<p class="note"><span>{LOST}</span> <span>{HOW}</span></p>'
-        file = escape(_shown(self.history.file))
+        file = escape(shown_path(self.history.file))
         button = '<button type="button" class="save-chats" data-save>Save from now on</button>'
         return f'<p class="note">{LOST}</p>{button}<p class="note">to {file}, on the machine that runs it</p>'
 
@@ -53,11 +53,3 @@ def offer(chat: Chat, features: PageFeatures) -> SavingOffer:
     """The offer of a page. None to visitors, and none where turns are logged: the log's queue is beside its history."""
     is_offered = isinstance(chat.history, SavableHistory) and not features.shared and not features.logged
     return SavingOffer(chat.history if is_offered and isinstance(chat.history, SavableHistory) else None)
-
-
-def _shown(file: Path) -> str:
-    """A path as a person writes it."""
-    try:
-        return f"~/{file.relative_to(Path.home()).as_posix()}"
-    except ValueError:
-        return str(file)
