@@ -6,6 +6,7 @@ Scope: pure functions on a tree of turns. Knows no store and no page.
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 
 from qlora_chat.history import StoredConversation, StoredTurn
 from qlora_chat.messages import Conversation
@@ -43,18 +44,8 @@ class Branches:
         leaf = turn_id
         while children := [each for each in self._children[leaf] if self._counts(each)]:
             leaf = children[-1]
-        return self.up_to(leaf)
-
-    def up_to(self, turn_id: str) -> Conversation:
-        """The conversation from its beginning to that turn."""
-        messages = []
-        current: str | None = turn_id
-        while current is not None:
-            turn = self._turns[current]
-            messages.append(turn.message)
-            current = turn.parent_id
-        stored = self._stored
-        return Conversation(stored.summary.id, tuple(reversed(messages)), stored.system, stored.head_id, stored.summary.tags)
+        shown = replace(self._stored, head_id=leaf).conversation()
+        return replace(shown, head=self._stored.head_id)
 
     def _role(self, turn_id: str) -> str:
         return self._turns[turn_id].message.role
