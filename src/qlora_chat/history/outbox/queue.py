@@ -141,10 +141,10 @@ class Outbox:
         connection.execute(insert(BODIES).values(seq=seq, frame=data))
         self._count(connection, "bytes", cost)
 
-    def count_dropped(self, count: int = 1) -> None:
-        """Count records that cannot be queued; written with the next successful write."""
+    def count_dropped(self) -> None:
+        """Count a record that cannot be queued; written with the next successful write."""
         with self._unwritten_lock:
-            self._unwritten["dropped"] += count
+            self._unwritten["dropped"] += 1
 
     def claim(self, limit: int) -> Sequence[QueuedRecord]:
         """Claim due records for CLAIM_SECONDS, the oldest first. Damaged ones are counted and become dead letters."""
@@ -228,13 +228,6 @@ class Outbox:
         with self.database.read() as connection:
             rows = connection.execute(select(*columns).where(OUTBOX.c.state == "dead").order_by(OUTBOX.c.seq))
             return [DeadLetter(**{**row._mapping, "reason": row.reason or ""}) for row in rows]
-
-    def release_claims(self) -> None:
-        """Release the claims of a sender that has crashed. Only for a process that uses the outbox alone."""
-        claimed = (OUTBOX.c.state == "waiting", OUTBOX.c.due_at > time.time(), OUTBOX.c.attempts == 0)
-        with self.database.write() as connection:
-            connection.execute(update(OUTBOX).where(*claimed).values(due_at=time.time()))
-        self.added.set()
 
     def requeue_dead_letters(self, ids: Sequence[str] | None = None) -> int:
         """Queue dead letters again, all or those with these ids; damaged ones stay. Returns how many."""
