@@ -78,7 +78,7 @@ def _turns_per_day(axes: Axes, stats: Stats) -> None:
     _whole_numbers(axes.yaxis)
 
 
-def _histogram(measure: str, unit: str, color: str = TEAL) -> Callable[[Axes, Stats], None]:
+def _histogram(measure: str, unit: str) -> Callable[[Axes, Stats], None]:
     def draw(axes: Axes, stats: Stats) -> None:
         axes.set_xlabel(unit)
         axes.set_ylabel("turns")
@@ -89,7 +89,7 @@ def _histogram(measure: str, unit: str, color: str = TEAL) -> Callable[[Axes, St
             return
         edges, counts = distribution["histogram"]["edges"], distribution["histogram"]["counts"]
         widths = [right - left for left, right in pairwise(edges)]
-        axes.bar(edges[:-1], counts, width=widths, align="edge", color=color, edgecolor="white", linewidth=0.5)
+        axes.bar(edges[:-1], counts, width=widths, align="edge", color=TEAL, edgecolor="white", linewidth=0.5)
         median = distribution["median"]
         axes.axvline(median, color=AMBER, linewidth=1.5)
         axes.annotate(
