@@ -1,4 +1,4 @@
-"""Errors whose message is written for the person who reads it.
+"""Errors whose message is written for the person who reads it, and the causes of others.
 
 Scope: the one base class that the command line, the page and the API look for. Knows nothing of what went wrong.
 """
@@ -11,3 +11,17 @@ class UserError(Exception):
 
     Anything else that reaches the command line is a defect and shows its traceback.
     """
+
+
+def causes(problem: BaseException) -> list[BaseException]:
+    """The exception and those that it wraps, as causes, contexts, members of a group, arguments or reasons (urllib3)."""
+    found: list[BaseException] = []
+    waiting: list[object] = [problem]
+    while waiting:
+        each = waiting.pop(0)
+        if not isinstance(each, BaseException) or any(each is other for other in found):
+            continue
+        found.append(each)
+        members = each.exceptions if isinstance(each, BaseExceptionGroup) else ()
+        waiting += [*each.args, getattr(each, "reason", None), each.__cause__, each.__context__, *members]
+    return found

@@ -10,9 +10,9 @@ import errno
 import http.client
 import socket
 import ssl
-from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from qlora_chat.errors import causes
 from qlora_chat.text import plain
 
 MAX_TARGET_CHARACTERS = 200
@@ -81,11 +81,11 @@ def _target(location: str) -> str:
 
 def failure_reason(problem: BaseException) -> str:
     """Clause for an attempt that ended without a status."""
-    causes = list(_causes(problem))
-    for cause in causes:
+    innermost_first = causes(problem)[::-1]
+    for cause in innermost_first:
         if clause := _clause(cause):
             return clause
-    system = next((each for each in causes if isinstance(each, OSError) and each.strerror), None)
+    system = next((each for each in innermost_first if isinstance(each, OSError) and each.strerror), None)
     return f"the connection failed: {system.strerror}" if system else "the request could not be made: check LOGGING_URL"
 
 
@@ -103,16 +103,3 @@ def _clause(cause: BaseException) -> str | None:
     if isinstance(cause, http.client.HTTPException):
         return "the receiver's answer is not HTTP: check the host and port of LOGGING_URL"
     return _ERRNOS.get(cause.errno or 0) if isinstance(cause, OSError) else None
-
-
-def _causes(problem: BaseException) -> Iterator[BaseException]:
-    """The exception and those that it wraps, the innermost first."""
-    seen: list[BaseException] = []
-    waiting: list[object] = [problem]
-    while waiting:
-        each = waiting.pop(0)
-        if not isinstance(each, BaseException) or each in seen:
-            continue
-        seen.append(each)
-        waiting += [*each.args, getattr(each, "reason", None), each.__cause__, each.__context__]
-    return reversed(seen)

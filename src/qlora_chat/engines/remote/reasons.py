@@ -8,9 +8,10 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
-from collections.abc import Iterator
 
 import httpx
+
+from qlora_chat.errors import causes
 
 _NEXT_STEPS = {
     402: "its account has no credit",
@@ -62,24 +63,11 @@ def _without_message(status: int) -> str:
 
 def failure_text(problem: httpx.HTTPError) -> str:
     """Clause for a request that ended without an answer."""
-    causes = list(_causes(problem))
-    for cause in causes:
+    found = causes(problem)
+    for cause in found:
         if isinstance(cause, OSError) and (clause := _ERRNOS.get(cause.errno or 0)):
             return clause
     for kind, clause in _CLASSES.items():
-        if any(isinstance(each, kind) for each in causes):
+        if any(isinstance(each, kind) for each in found):
             return clause
     return "could not be asked: check the address of --engine"
-
-
-def _causes(problem: BaseException) -> Iterator[BaseException]:
-    """The exception and those that it wraps."""
-    seen: list[BaseException] = []
-    waiting: list[BaseException | None] = [problem]
-    while waiting:
-        each = waiting.pop(0)
-        if each is None or any(each is other for other in seen):
-            continue
-        seen.append(each)
-        waiting += [each.__cause__, each.__context__, *(each.exceptions if isinstance(each, BaseExceptionGroup) else ())]
-    return iter(seen)
