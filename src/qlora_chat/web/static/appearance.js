@@ -1,6 +1,6 @@
 // Light, dark, or as the system is; the language; and the page as an app of its own.
 
-import { copy, h } from "./dom.js";
+import { copy } from "./dom.js";
 import { choose, chosen, LANGUAGES } from "./language.js";
 import { read, write } from "./memory.js";
 
@@ -26,7 +26,6 @@ export function mount(element) {
   recall();
   DARK.addEventListener("change", () => setTimeout(apply)); // Gradio follows the system by itself, after this listener
   addEventListener("storage", ({ key }) => key === KEY && recall());
-  document.querySelectorAll("link[rel=manifest]").forEach((each) => each.remove()); // Gradio's, which is not served
-  const href = new URL("manifest.json", import.meta.url);
-  document.head.append(h("link", { rel: "manifest", href, crossorigin: "use-credentials" }));
+  const manifest = document.querySelector("link[rel=manifest]"); // Gradio's, which is not served
+  Object.assign(manifest, { crossOrigin: "use-credentials", href: new URL("manifest.json", import.meta.url) });
 }

@@ -2,8 +2,8 @@
 // which conversation the tab shows, and has its row after each turn.
 
 import { chatMenu, edited } from "./chat_menu.js";
-import { copy, h, iconButton, takeDrops, walk } from "./dom.js";
-import { date, t, translate } from "./language.js";
+import { copy, fragment, h, takeDrops, walk } from "./dom.js";
+import { date, t } from "./language.js";
 import { download, request, sendFile } from "./requests.js";
 
 const TYPING_MS = 200;
@@ -222,12 +222,10 @@ class ChatList {
     const wasOpen = idOf(row) === this.value.open;
     if (!(await this.change(row, { deleted: true }))) return;
     if (wasOpen) document.getElementById("new").click();
-    const undo = h("button", { onclick: () => this.undo(row, wasOpen) }, t("Undo"));
-    this.say(t("Deleted “{title}”.", { title: titleOf(row) || t("Untitled") }), UNDO_S, undo);
+    this.say(t("Deleted “{title}”.", { title: titleOf(row) || t("Untitled") }), UNDO_S, () => this.restore(row, wasOpen));
   }
 
-  async undo(row, wasOpen) {
-    this.toast.hidden = true;
+  async restore(row, wasOpen) {
     if ((await this.change(row, { deleted: false })) && wasOpen) this.open(idOf(row));
     this.focus(this.row(idOf(row)));
   }
@@ -267,12 +265,16 @@ class ChatList {
     }
   }
 
-  say(text, seconds = 8, ...actions) {
-    clearTimeout(this.toastTimer);
-    const hide = () => (this.toast.hidden = true);
-    this.toast.replaceChildren(h("span", {}, text), ...actions, iconButton("close", t("Dismiss"), hide));
-    this.toast.hidden = false;
-    this.toastTimer = setTimeout(hide, seconds * 1000);
+  say(text, seconds = 8, undo = null) {
+    const { toast, said, undoButton } = this;
+    const hide = () => (toast.hidden = true);
+    said.textContent = text;
+    undoButton.hidden = !undo;
+    undoButton.onclick = undo;
+    toast.hidden = false;
+    toast.onclick = ({ target }) => target.closest("button") && hide();
+    clearTimeout(this.saying);
+    this.saying = setTimeout(hide, seconds * 1000);
   }
 }
 
@@ -285,14 +287,8 @@ async function imported(file) {
 
 // -> rows of the server's HTML, in the page's language
 function rowsOf(html) {
-  const template = h("template");
-  template.innerHTML = html;
-  const rows = [...template.content.children];
-  for (const row of rows) {
-    row.html = row.outerHTML;
-    translate(row);
-    row.lastChild.title = row.lastChild.ariaLabel;
-  }
+  const rows = [...fragment(html).children];
+  for (const row of rows) row.html = row.outerHTML;
   return rows;
 }
 
