@@ -183,6 +183,7 @@ BEGINNINGS = ("What", "Whether", "How", "Why", "Who", "Whom", "Whose", "Where", 
 MAX_MODULES = 15
 MIN_LINES = 60
 MAX_FUNCTION_LINES = 60
+MAX_JAVASCRIPT_BYTES = 60_000
 SHORT_MODULES = {
     "models/adapter/own_text.py": "files beside an adapter; the registry of adapters knows no files",
     "benchmark/environment.py": "machine and versions, which reports of every kind print",
@@ -273,3 +274,8 @@ def test_folders_functions_and_modules_have_a_size_that_reads_well() -> None:
     assert not {path: names for path, text in modules if (names := long_functions(text))}
     short = {path for path, text in modules if text.count("\n") < MIN_LINES and not path.startswith("cli/commands/")}
     assert short == SHORT_MODULES.keys()
+
+
+def test_the_pages_javascript_stays_small() -> None:
+    sizes = {file.name: file.stat().st_size for file in ROOT.glob("web/static/*.js")}
+    assert sum(sizes.values()) <= MAX_JAVASCRIPT_BYTES, f"render more of the page on the server, as web/compare does: {sizes}"

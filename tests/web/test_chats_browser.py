@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect
 
 from qlora_chat.chat import Chat
 from qlora_chat.history import HistoryStore
@@ -139,6 +139,16 @@ def test_a_turn_brings_its_row_along(chat: Chat, url: str, context: BrowserConte
     say(page, "another question")
     expect(titles(page)).to_have_text(["older", "newer"])
     assert asked == [], "a list of thousands costs a turn no more than a list of two"
+
+
+def test_the_list_is_drawn_though_its_script_comes_after_the_pages_value(chat: Chat, url: str, context: BrowserContext) -> None:
+    filled(chat, "first")
+    page, late = context.new_page(), list[Route]()
+    page.route("**/static/chats.js", lambda route: late.append(route))
+    page.goto(url)
+    page.wait_for_function("sessionStorage.getItem('qlora-chat.conversation')")
+    late[0].continue_()
+    expect(titles(page)).to_have_text(["first"])
 
 
 def test_one_menu_serves_every_row_and_gives_the_focus_back(chat: Chat, url: str, context: BrowserContext) -> None:

@@ -34,18 +34,21 @@ def sentences_of_scripts() -> set[str]:
 
 
 class _Sentences(HTMLParser):
-    """Texts of templates.html, and the attributes that are shown."""
+    """Texts of templates.html, and the attributes that are shown; names of languages are in those."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: set[str] = set()
+        self._is_name = False
         self.feed((STATIC / "templates.html").read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._is_name = "lang" in dict(attrs)
         self.found |= {text for name, text in attrs if text and name in ("aria-label", "placeholder", "title", "data-empty")}
 
     def handle_data(self, data: str) -> None:
-        self.found.add(data.strip())
+        if not self._is_name:
+            self.found.add(data.strip())
 
 
 def sentences_of_modules() -> set[str]:
@@ -110,4 +113,6 @@ def test_all_languages_have_the_same_keys() -> None:
     keys = {language: set(texts_of(language)) for language in FILES}
     assert all(each == keys["de"] for each in keys.values()), keys
     script = (STATIC / "language.js").read_text(encoding="utf-8")
-    assert set(re.findall(r'"?([\w-]+)"?: "', re.findall(r"LANGUAGES = {(.*?)}", script)[0])) == {"en", *FILES}
+    names = (STATIC / "templates.html").read_text(encoding="utf-8")
+    assert set(json.loads(re.findall(r"LANGUAGES = (\[.*?\])", script)[0])) == {"en", *FILES}
+    assert set(re.findall(r'<option lang="([\w-]+)"', names)) == {"en", *FILES}

@@ -103,7 +103,10 @@ def test_a_reader_who_scrolls_up_is_left_alone_and_offered_the_newest(
     page.hover("#messages .scroller")
     page.mouse.wheel(0, -1500)
     expect(page.locator("#messages .newest")).to_be_visible()
-    page.wait_for_timeout(200)
+    page.wait_for_function(  # the wheel's own movement has ended
+        "() => window.reached === (window.reached = document.querySelector('.scroller').scrollTop)",
+        polling=300,
+    )
     top = page.evaluate("document.querySelector('.scroller').scrollTop")
     length = len(answers(page)[-1])
     wait_for(page, lambda: len(answers(page)[-1]) > length + 100)

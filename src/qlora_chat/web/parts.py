@@ -65,7 +65,7 @@ EVENT_DATA: Mapping[tuple[str, str], Mapping[str, Field]] = {
     ("tokens", "input"): {"id": _TURN},
     ("tokens", "select"): {"id": _TURN, "at": Field("Place", "number"), "token": Field("Token", "number")},
     ("sampling", "input"): {},
-    ("compare", "input"): {},
+    ("compare", "input"): {"id": Field("Comparison", "text", 100)},
     ("compare", "submit"): {
         "question": Field("Question", "text", 200_000),
         "columns": Field("Columns", "text", LONGEST_COLUMNS),
@@ -115,7 +115,7 @@ class Parts:
             with gr.Column(elem_id="settings", elem_classes="drawer"):
                 self._lay_out_settings(chat)
             with gr.Column(elem_id="model", elem_classes="drawer"):
-                gr.HTML("<h2>Model</h2>", padding=False)
+                gr.HTML('<h2 id="model-title">Model</h2>', padding=False)
                 with gr.Tabs() if work else gr.Column():
                     with gr.Tab("Model") if work else gr.Column():
                         self.model = gr.HTML(model_card(info, Measured()), elem_id="model-card", padding=False)
@@ -127,7 +127,7 @@ class Parts:
         """memory.js's memory of the tab, which the server reads when the page opens."""
 
     def _lay_out_conversations(self, chat: Chat, features: PageFeatures) -> None:
-        gr.HTML("<h2>Conversations</h2>", padding=False)
+        gr.HTML('<h2 id="chats-title">Conversations</h2>', padding=False)
         self.chats = component("chats", "chat-list", {})
         if not features.persistent:
             gr.HTML(offer(chat, features).notice(), elem_id="not-saved", padding=False)
@@ -168,7 +168,7 @@ class Parts:
             gr.HTML(f'<p class="disclaimer">{DISCLAIMER}</p>{log_out}', elem_id="disclaimer", padding=False)
 
     def _lay_out_settings(self, chat: Chat) -> None:
-        gr.HTML("<h2>Settings</h2>", padding=False)
+        gr.HTML('<h2 id="settings-title">Settings</h2>', padding=False)
         component("appearance", "appearance")
         form = settings_form(chat.engine.info.window)
         self.sampling = component("settings", "sampling", "", translates=False, form=form)

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import random
 import secrets
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -41,6 +42,8 @@ from qlora_chat.web.running_answer import UPDATE_SECONDS
 from qlora_chat.web.session import Busy, Session
 
 GONE = "The conversation with these answers is not there any more."
+RECENT = 100
+"""Comparisons of which a reloaded page can go on with its own."""
 NOT_SAVED = "These answers are not in the history, so the vote was not saved."
 
 
@@ -50,6 +53,8 @@ class CompareHandlers:
     def __init__(self, chat: Chat, handlers: Handlers, parts: Parts, model: ModelPanel) -> None:
         self._chat, self._handlers, self._parts, self._model = chat, handlers, parts, model
         self._comparisons: WeakKeyDictionary[Session, Comparison] = WeakKeyDictionary()
+        self._recent: OrderedDict[str, Comparison] = OrderedDict()
+        """By id, for pages that are reloaded."""
         self._stages = itertools.count(1)
 
     def connect(self, immediate: dict[str, Any], queued: dict[str, Any]) -> None:
@@ -66,9 +71,15 @@ class CompareHandlers:
             described = [*self._model.outputs, parts.adapter, parts.status]
             compare.clear(self.keep_apart, [parts.conversation], [compare, *described], **queued)
 
-    def show(self, ref: Any, request: gr.Request) -> Updates:
-        """The view was opened, or has missed an update: all of it."""
+    def show(self, ref: Any, event: gr.EventData, request: gr.Request) -> Updates:
+        """The view was opened, or has missed an update: all of it. A reloaded page gets the comparison that it names."""
         session = self._handlers.session(request, ref)
+        named = self._recent.get(str(event._data.get("id")))
+        if named and named.owner == session.owner:
+            self._comparisons.setdefault(session, named)
+        return self._view(session)
+
+    def _view(self, session: Session) -> Updates:
         info, comparison = self._chat.engine.info, self._comparisons.get(session)
         begun = bool(session.conversation.messages)
         notes = view.notes(info, begun, self._tally(session), can_open_apart=self._apart() is not None)
@@ -85,7 +96,9 @@ class CompareHandlers:
         except (ValueError, EngineError, HistoryError, Busy) as problem:
             yield self._value({"problem": str(problem)})
             return
-        self._comparisons[session] = comparison
+        self._comparisons[session] = self._recent[comparison.id] = comparison
+        if len(self._recent) > RECENT:
+            self._recent.popitem(last=False)
         try:
             async for value in self._watch(session, comparison):
                 yield self._value(value) if value else {self._parts.compare: gr.skip()}
@@ -155,7 +168,7 @@ class CompareHandlers:
         """Open the model anew with its adapter apart from the base, and show how that goes and what can be compared then."""
         settings, changes, shown = self._apart(), self._model.changes, ""
         if settings is None or changes is None:
-            yield self.show(ref, request)
+            yield self._view(self._handlers.session(request, ref))
             return
         try:
             change = changes.start(settings)
@@ -172,7 +185,7 @@ class CompareHandlers:
             return
         info, chooser = self._chat.engine.info, AdapterChooser(self._chat).update()
         described = {**self._model.described(), self._parts.status: render.status(info), self._parts.adapter: chooser}
-        yield {**described, **self.show(ref, request)}
+        yield {**described, **self._view(self._handlers.session(request, ref))}
 
     def _apart(self) -> ModelSettings | None:
         """Settings of the model with its adapter apart; None where that makes no difference, or nobody here may switch."""
@@ -199,14 +212,14 @@ class CompareHandlers:
         answers = session.compare(begin, logged=common.logged)
         labels = {each.name: each.label for each in contenders(info)}
         asked = [labels.get(each.adapter or "", info.adapter or info.name) for each in columns]
-        return Comparison(question, answers, asked, blind)
+        return Comparison(question, answers, asked, blind, owner=session.owner)
 
     def _stage(self, session: Session, comparison: Comparison) -> dict[str, Any]:
         """The whole view of a comparison; by its number, it is a new value even where all is as before."""
         votes = self._tally(session) if comparison.vote else None
         html = view.result(comparison, self._chat.engine.info.window, votes)
         live = [{**each.blocks.whole(), "from": 0, "keep": 0} for each in comparison.answers]
-        return {"stage": next(self._stages), "html": html, "live": live, "problem": ""}
+        return {"stage": next(self._stages), "id": comparison.id, "html": html, "live": live, "problem": ""}
 
     def _tally(self, session: Session) -> Tally:
         try:

@@ -27,6 +27,13 @@ class Comparison:
     vote: Vote | None = None
     note: str = ""
     """Result of the last click."""
+    owner: str | None = None
+    """Owner of the page that asked."""
+
+    @property
+    def id(self) -> str:
+        """Id of the comparison: that of its first answer."""
+        return self.answers[0].turn.answer_id
 
     @property
     def conversation_id(self) -> str:

@@ -1,7 +1,7 @@
 // Light, dark, or as the system is; the language; and the page as an app of its own.
 
 import { copy } from "./dom.js";
-import { choose, chosen, LANGUAGES } from "./language.js";
+import { choose, chosen } from "./language.js";
 import { read, write } from "./memory.js";
 
 const KEY = "qlora-chat.theme";
@@ -15,11 +15,10 @@ export function mount(element) {
     document.documentElement.style.colorScheme = dark ? "dark" : "light";
   };
   const recall = () => {
-    theme.value = ["light", "dark"].includes(read(KEY)) ? read(KEY) : "system";
+    theme.value = read(KEY) ?? "system";
     apply();
   };
   theme.onchange = () => (write(KEY, theme.value), apply());
-  languages.append(...Object.entries(LANGUAGES).map(([code, name]) => new Option(name, code)));
   languages.value = chosen;
   languages.onchange = () => choose(languages.value);
   element.replaceChildren(root);

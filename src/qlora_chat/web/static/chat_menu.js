@@ -3,8 +3,8 @@
 import { copy, walk } from "./dom.js";
 import { t } from "./language.js";
 
-// The browser opens the menu by the button of any row, and closes it by Esc and by a press elsewhere. `act(name, id, value)` is
-// called for what is chosen. -> a function that prepares the menu for a row whose button is pressed
+// The browser itself opens and closes the menu; `act(name, id, value)` is called for what is chosen. -> a function that prepares
+// it for a row
 export function chatMenu(menu, act) {
   const items = [...menu.children];
   let id;

@@ -1,5 +1,5 @@
-// The list of conversations: the server draws its rows, which are fetched page by page as it scrolls. The server's value says
-// which conversation the tab shows, and has its row after each turn.
+// The list of conversations. The server draws its rows, which are fetched page by page; its value says which conversation the tab
+// shows, and has the row after each turn.
 
 import { chatMenu, edited } from "./chat_menu.js";
 import { copy, fragment, h, takeDrops, walk } from "./dom.js";
@@ -53,6 +53,7 @@ class ChatList {
     document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && this.refresh());
     document.addEventListener("keydown", (event) => this.shortcut(event));
     addEventListener("popstate", () => this.goTo(addressed()));
+    this.refresh();
   }
 
   // --- which conversation is shown
@@ -60,7 +61,7 @@ class ChatList {
   update(value) {
     const before = this.value;
     // Until the server has said what the tab shows, the address may name a conversation that is still to be opened.
-    if (value.state === undefined) return this.refresh();
+    if (value.state === undefined) return;
     this.value = value;
     if (value.open !== before.open) this.setAddress(value.open, before.open);
     if (value.state === before.state) return this.mark();
@@ -68,7 +69,7 @@ class ChatList {
     this.tabs.postMessage(value.row);
   }
 
-  // A person goes back and forth between conversations with the browser's buttons; a reload does not add an entry.
+  // The browser's buttons go back and forth between conversations; a reload adds no entry.
   setAddress(open, before) {
     if (addressed() === open) return;
     history[before ? "pushState" : "replaceState"](history.state, "", open ? `?c=${open}` : location.pathname);
@@ -107,7 +108,7 @@ class ChatList {
     return this.rows.find((each) => idOf(each) === id);
   }
 
-  // Asks for the list as far as it has been scrolled to, or for what a search finds.
+  // Asks for the list as far as it is drawn, or for what a search finds.
   async refresh() {
     const query = this.search.value.trim();
     const limit = query === this.query ? Math.max(PAGE, this.rows.length) : PAGE;
@@ -132,7 +133,6 @@ class ChatList {
     return number === this.refreshes && !this.isEditing ? found : null;
   }
 
-  // Puts the conversation of a turn in its place.
   put(html) {
     if (this.query || this.isEditing) this.mark();
     else this.draw([...this.rows, ...rowsOf(html)]);
@@ -190,7 +190,6 @@ class ChatList {
 
   // --- changes
 
-  // -> whether a change was made
   async change(row, values) {
     const made = await this.tried(request("chats", JSON.stringify({ id: idOf(row), ...values })));
     await this.refresh();
@@ -236,9 +235,8 @@ class ChatList {
     this.refresh();
   }
 
-  // --- files, and what is said of them
+  // --- files and messages
 
-  // Saves a conversation, or all of them, in the form that was chosen.
   save(row, choice) {
     this.tried(download("chats/export", JSON.stringify({ ids: row ? [idOf(row)] : [], format: choice.value })));
     choice.value = "";
@@ -278,31 +276,28 @@ class ChatList {
   }
 }
 
-// -> what was imported of a file, in words
 async function imported(file) {
   if (file.size > LARGEST) return t("This file is larger than 32 MB: import it with `qlora-chat history import`.");
   const lines = await sendFile("chats/import", file);
   return lines.map((each) => t(each)).join("\n");
 }
 
-// -> rows of the server's HTML, in the page's language
 function rowsOf(html) {
   const rows = [...fragment(html).children];
   for (const row of rows) row.html = row.outerHTML;
   return rows;
 }
 
-// Gives a parent these children, without touching those that are in their place.
+// Gives a parent these children; those in their place are not touched.
 function arrange(parent, children) {
   const wanted = new Set(children);
   for (const each of [...parent.children]) if (!wanted.has(each)) each.remove();
   children.forEach((each, at) => each === parent.children[at] || parent.insertBefore(each, parent.children[at] ?? null));
 }
 
-// -> rows, with a heading before each group
 function grouped(rows) {
   const names = rows.map(groupOf);
-  return rows.flatMap((row, at) => (names[at] === names[at - 1] ? [row] : [h("h3", { class: "chat-group" }, names[at]), row]));
+  return rows.flatMap((row, at) => (names[at] === names[at - 1] ? [row] : [h("h3", { className: "chat-group" }, names[at]), row]));
 }
 
 // -> the name of the group that a row belongs to, by the browser's own days

@@ -1,8 +1,10 @@
-// One question to several models side by side. The server draws the view; this module opens it, sends what was chosen, and lets
-// the answers grow.
+// One question to several models side by side. The server draws the view; this module sends what was chosen, and lets answers grow.
 
-import { h } from "./dom.js";
+import { copy } from "./dom.js";
+import { read, write } from "./memory.js";
 import { grow } from "./message_item.js";
+
+const NEWEST = "qlora-chat.comparison"; // its id, for a reloaded page
 
 export function mount(element, trigger, props, watch) {
   const view = new CompareView(trigger);
@@ -14,13 +16,11 @@ export function mount(element, trigger, props, watch) {
 class CompareView {
   constructor(trigger) {
     this.trigger = trigger;
-    this.dialog = h("dialog", {
-      class: "compare-view",
-      "aria-labelledby": "compare-title",
+    this.dialog = Object.assign(copy("compare-view").root, {
       onsubmit: (event) => this.submit(event),
       onclick: ({ target }) => this.act(target.closest("[data-act]")),
       oncancel: (event) => this.cancel(event),
-      onkeydown: (event) => event.target.name === "question" && event.key === "Enter" && !event.shiftKey && !event.isComposing && this.submit(event),
+      onkeydown: (event) => this.key(event),
     });
   }
 
@@ -30,7 +30,11 @@ class CompareView {
 
   open() {
     this.dialog.showModal();
-    this.trigger("input");
+    this.fetch();
+  }
+
+  fetch() {
+    this.trigger("input", { id: read(NEWEST, "sessionStorage") ?? "" });
   }
 
   submit(event) {
@@ -41,7 +45,12 @@ class CompareView {
     this.trigger("submit", { question: question.value, columns: JSON.stringify(columns.map(Object.fromEntries)), blind: blind.checked });
   }
 
-  // Escape stops the answers, and closes the view where none is written.
+  key(event) {
+    const { key, target, shiftKey, isComposing } = event;
+    if (target.name === "question" && key === "Enter" && !shiftKey && !isComposing) this.submit(event);
+  }
+
+  // Escape stops the answers, else it closes the view.
   cancel(event) {
     if (!this.dialog.querySelector("[data-act=stop]")) return;
     event.preventDefault();
@@ -63,8 +72,9 @@ class CompareView {
     (disabled ? this.dialog.querySelector("[data-act=add]") : column.querySelector("select")).focus();
   }
 
-  // All HTML is the server's, texts escaped. What was chosen stays while the form is the same.
-  show({ form, notes, problem, html, live }) {
+  // What was chosen stays while the form is the same.
+  show({ id, form, notes, problem, html, live }) {
+    if (id) write(NEWEST, id, "sessionStorage");
     if (form && form !== this.form) {
       const typed = this.dialog.querySelector("textarea")?.value ?? document.querySelector("#box textarea").value;
       this.dialog.innerHTML = this.form = form;
@@ -74,10 +84,10 @@ class CompareView {
     if (problem !== undefined) this.part("problem").textContent = problem;
     if (html || form) this.draw(html ?? "");
     const bodies = [...this.dialog.querySelectorAll(".body")];
-    if (!bodies.every((body, index) => !live?.[index] || grow(body, live[index]))) this.trigger("input"); // updates are missing
+    if (!bodies.every((body, index) => !live?.[index] || grow(body, live[index]))) this.fetch(); // updates are missing
   }
 
-  // Shows the result, or the form where there is none; the focus and the column in view stay.
+  // Shows the result, else the form; the focus and the column in view stay.
   draw(html) {
     const form = this.part("form");
     const result = this.part("result");

@@ -5,18 +5,16 @@ import { copy, fragment } from "./dom.js";
 import { showMemory } from "./messages.js";
 
 const PAUSE_MS = 350;
-const LONG_DRAFT = 20000; // characters; counting these takes the server longer
-const LONG_PAUSE_MS = 900;
 
 export function mount(element, trigger, props, watch) {
   const { root, bar, panel } = copy("context-bar");
   let pause;
-  const count = (length) => {
+  const count = () => {
     clearTimeout(pause);
-    pause = setTimeout(() => trigger("input"), length > LONG_DRAFT ? LONG_PAUSE_MS : PAUSE_MS);
+    pause = setTimeout(() => trigger("input"), PAUSE_MS);
   };
-  document.addEventListener("input", ({ target }) => target.closest("#box, #system") && count(target.value.length));
-  document.addEventListener("answered", () => count(0)); // the answer is part of the next prompt
+  document.addEventListener("input", ({ target }) => target.closest("#box, #system") && count());
+  document.addEventListener("answered", count); // the answer is part of the next prompt
   document.addEventListener("click", ({ target }) => {
     const pin = target.closest("[data-action=pin]");
     if (pin) trigger("select", { id: pin.closest("article").dataset.id, pinned: pin.ariaPressed !== "true" });

@@ -1,4 +1,4 @@
-// Elements without inline text: everything that a person or a model wrote becomes a text node.
+// Elements of templates.html and of the server's HTML, and what every module does with elements.
 
 import { t, translate } from "./language.js";
 
@@ -14,7 +14,7 @@ function parsed(html) {
 }
 
 // Puts markup into the page's language, and icons into it.
-function prepared(content, icons) {
+function prepared(content, icons = templates) {
   translate(content);
   content.querySelectorAll("i[data-icon]").forEach((each) => each.replaceWith(find(icons, `svg[data-icon=${each.dataset.icon}]`)));
   content.querySelectorAll(".icon-button[aria-label]").forEach((each) => (each.title = each.ariaLabel));
@@ -27,7 +27,7 @@ function find(content, selector) {
 
 // -> elements of the server's HTML, whose texts are escaped; <i data-template> stands for what the template of that id holds
 export function fragment(html) {
-  const content = prepared(parsed(html), templates);
+  const content = prepared(parsed(html));
   content.querySelectorAll("i[data-template]").forEach((each) => each.replaceWith(...copy(each.dataset.template).root.children));
   return content;
 }
@@ -40,25 +40,14 @@ export function copy(id) {
   return { root, ...parts };
 }
 
-// -> an element with attributes ("on..." adds a listener), and children that are elements or texts
-export function h(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value === true ? "" : value);
-  }
+// -> an element with properties, and children that are elements or texts
+export function h(tag, properties, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
   element.append(...children);
   return element;
 }
 
-export const icon = (name) => find(templates, `svg[data-icon=${name}]`);
-
-// -> a button that shows an icon and is known to screen readers and tests by its label
-export function iconButton(name, label, onclick, attributes = {}) {
-  return h("button", { type: "button", class: "icon-button", "aria-label": label, title: label, onclick, ...attributes }, icon(name));
-}
-
-// Waits until elements with these ids exist: Gradio mounts the components of a page one after the other.
+// Waits for elements with these ids: Gradio mounts one component after the other.
 export async function present(...ids) {
   while (!ids.every((id) => document.getElementById(id))) await new Promise(requestAnimationFrame);
 }
@@ -72,7 +61,9 @@ export function type(box, text) {
 // Moves the focus by arrow keys among elements, from the first of them back to `before`.
 export function walk(event, all, before) {
   const at = all.indexOf(event.target);
-  const to = { ArrowDown: Math.min(at + 1, all.length - 1), ArrowUp: at - 1, Home: 0, End: all.length - 1 }[event.key];
+  const last = all.length - 1;
+  const [back, on] = [at - 1, Math.min(at + 1, last)];
+  const to = { ArrowDown: on, ArrowRight: on, ArrowUp: back, ArrowLeft: back, Home: 0, End: last }[event.key];
   if (to === undefined) return;
   event.preventDefault();
   (all[to] ?? before).focus();
@@ -89,8 +80,7 @@ export function takeDrops(area, field) {
 export async function copyText(text, button) {
   if (navigator.clipboard) await navigator.clipboard.writeText(text);
   else {
-    const area = h("textarea", { class: "off-screen" });
-    area.value = text;
+    const area = h("textarea", { className: "off-screen", value: text });
     document.body.append(area);
     area.select();
     document.execCommand("copy");

@@ -3,7 +3,7 @@
 
 import { read, write } from "./memory.js";
 
-export const LANGUAGES = { en: "English", de: "Deutsch", es: "Español", fr: "Français", ja: "日本語", "zh-Hans": "简体中文" };
+const LANGUAGES = ["en", "de", "es", "fr", "ja", "zh-Hans"]; // with a name in templates.html
 const KEY = "qlora-chat.language";
 const NUMBER = /^(-?\d{1,3}(?:,?\d{3})*(?:\.\d+)?)( ?\D{0,3})$/; // as the server writes them
 const SHORT = 8; // characters of a pattern besides its values
@@ -14,16 +14,15 @@ const NOT_OWN = ".translated";
 
 export const chosen = read(KEY) ?? "";
 let entries = new Map();
-export const language = await load(LANGUAGES[chosen] ? chosen : ofBrowser());
+export const language = await load(LANGUAGES.includes(chosen) ? chosen : ofBrowser());
 let patterns = null;
 
 function ofBrowser() {
   const base = (tag) => tag.split("-")[0];
-  const known = navigator.languages.map((each) => Object.keys(LANGUAGES).find((code) => base(code) === base(each)));
+  const known = navigator.languages.map((each) => LANGUAGES.find((code) => base(code) === base(each)));
   return known.find(Boolean) ?? "en";
 }
 
-// -> the language that the page is in now
 async function load(code) {
   if (code === "en") return code;
   try {

@@ -1,25 +1,25 @@
 // The frame of the page: drawers left and right, one button that sends or stops, Esc, and where the focus goes.
 
-import { h, icon, iconButton, present } from "./dom.js";
-import { t } from "./language.js";
+import { copy, fragment, present } from "./dom.js";
 
 const WIDE = matchMedia("(min-width: 64rem)"); // both drawers fit beside the chat
-const SIDES = {
-  chats: ["menu", t("Conversations"), t("Close conversations")],
-  settings: ["settings", t("Settings"), t("Close settings")],
-  model: ["", t("Model"), t("Close model")],
-};
-const AT_THE_END = ["settings", "model"]; // one of them at a time
 
+const byId = (id) => document.getElementById(id);
+const isAnswering = () => document.body.classList.contains("answering");
 let drawers = [];
 
 export async function mount(element) {
-  await present("shell", "new", "open-compare", "send", "stop", "open-model", ...Object.keys(SIDES));
-  drawers = Object.entries(SIDES).map(([id, described]) => new Drawer(id, ...described));
-  element.replaceChildren(drawers[0].button);
-  document.getElementById("new").after(drawers[1].button);
-  const shade = h("div", { id: "shade", onclick: () => drawers.forEach((each) => each.cover() && each.set(false)) });
-  document.getElementById("shell").append(shade);
+  await present("shell", "new", "open-compare", "send", "stop", "open-model", "chats", "settings", "model");
+  const { root, shade, ...parts } = copy("frame");
+  drawers = [
+    new Drawer("chats", parts.openChats, parts.closeChats),
+    new Drawer("settings", parts.openSettings, parts.closeSettings),
+    new Drawer("model", byId("open-model"), parts.closeModel),
+  ];
+  element.replaceChildren(parts.openChats);
+  byId("new").after(parts.openSettings);
+  byId("shell").append(shade);
+  shade.onclick = uncover;
   document.addEventListener("keydown", pressed);
   keepFocus();
   label("new", "plus");
@@ -27,58 +27,60 @@ export async function mount(element) {
 }
 
 function pressed(event) {
-  if (event.key === "O" && event.ctrlKey && event.shiftKey) document.getElementById("new").click();
-  else if (event.key !== "Escape") return;
-  else if (drawers.some((each) => each.cover())) drawers.forEach((each) => each.cover() && each.set(false));
-  else if (document.body.classList.contains("answering")) document.getElementById("stop").click();
-  else return;
+  const { key, ctrlKey, shiftKey } = event;
+  if (key === "O" && ctrlKey && shiftKey) byId("new").click();
+  else if (key !== "Escape") return;
+  else if (!uncover()) {
+    if (!isAnswering()) return;
+    byId("stop").click();
+  }
   event.preventDefault();
+}
+
+// Closes what covers the chat. -> whether anything did
+function uncover() {
+  const covering = drawers.filter((each) => each.open && !WIDE.matches);
+  for (const each of covering) each.set(false);
+  return covering.length > 0;
 }
 
 // A column that is open or closed. On a narrow window it covers the chat, and closes when it has been left.
 class Drawer {
-  constructor(id, picture, name, close) {
-    this.column = document.getElementById(id);
-    this.button = document.getElementById(`open-${id}`) ?? iconButton(picture, name, () => {}, { class: "icon-button drawer-button" });
-    this.button.setAttribute("aria-controls", id);
-    this.button.addEventListener("click", () => this.set(!this.open));
+  constructor(id, button, close) {
+    Object.assign(this, { column: byId(id), button, isLeft: id === "chats" });
+    button.setAttribute("aria-controls", id);
+    button.addEventListener("click", () => this.set(!this.open));
+    close.onclick = () => this.set(false);
     this.column.setAttribute("role", "region");
-    this.column.setAttribute("aria-label", name);
-    this.column.prepend(iconButton("close", close, () => this.set(false), { class: "icon-button close" }));
-    this.set(id === "chats" && WIDE.matches, false);
-  }
-
-  cover() {
-    return this.open && !WIDE.matches;
+    this.column.setAttribute("aria-labelledby", `${id}-title`);
+    this.column.prepend(close);
+    this.set(this.isLeft && WIDE.matches, false);
   }
 
   set(open, focus = true) {
+    const { column, button } = this;
     this.open = open;
-    this.column.classList.toggle("open", open);
-    this.column.inert = !open;
-    this.button.setAttribute("aria-expanded", String(open));
-    document.body.classList.toggle(`with-${this.column.id}`, open);
-    if (open && AT_THE_END.includes(this.column.id)) drawers.forEach((each) => each !== this && AT_THE_END.includes(each.column.id) && each.set(false, false));
-    if (!focus) return;
-    if (open) this.column.querySelector(".close").focus();
-    else this.button.focus();
+    column.classList.toggle("open", open);
+    column.inert = !open;
+    button.ariaExpanded = String(open);
+    document.body.classList.toggle(`with-${column.id}`, open);
+    if (open && !this.isLeft) drawers.forEach((each) => each.isLeft || each === this || each.set(false, false)); // one at the right
+    if (focus) (open ? column.querySelector(".close") : button).focus();
   }
 }
 
 // Send and Stop are in one place, and only one of them is visible: the focus goes from the one to the other.
 function keepFocus() {
-  const send = document.getElementById("send");
-  const stop = document.getElementById("stop");
   let focused = null;
   document.addEventListener("focusin", ({ target }) => (focused = target));
   new MutationObserver(() => {
-    const answering = document.body.classList.contains("answering");
-    if (focused === (answering ? send : stop)) (answering ? stop : document.querySelector("#box textarea")).focus();
+    const [from, to] = isAnswering() ? ["#send", "#stop"] : ["#stop", "#box textarea"];
+    if (focused === document.querySelector(from)) document.querySelector(to).focus();
   }).observe(document.body, { attributeFilter: ["class"] });
 }
 
 function label(id, picture) {
-  const button = document.getElementById(id);
+  const button = byId(id);
   button.ariaLabel = button.title = button.textContent.trim();
-  button.prepend(icon(picture));
+  button.prepend(fragment(`<i data-icon="${picture}"></i>`));
 }

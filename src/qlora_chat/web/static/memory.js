@@ -1,10 +1,8 @@
-// What the browser remembers: for a tab which conversation it shows and how it likes its answers, for all of them a secret and
-// the settings. Where storage is full or forbidden, the page works and forgets.
+// What the browser remembers of a tab, and for all tabs. Where storage is full or forbidden, the page works and forgets.
 
 const CONVERSATION = "qlora-chat.conversation";
 const TAB = "qlora-chat.tab";
-// The server refuses a longer system text, in a message as in what a tab remembers: a tab that kept it could not be reloaded.
-const LONGEST_SYSTEM = 20000;
+const LONGEST_SYSTEM = 20000; // the server refuses a longer one, so that the tab could not be reloaded
 
 export function read(key, store = "localStorage") {
   try {
@@ -24,7 +22,7 @@ export function write(key, value, store = "localStorage") {
   }
 }
 
-// -> one JSON text for the server: {conversation, reloaded, address, adapter, system, logged, browser}
+// -> one JSON text for the server
 export function recall() {
   const [navigation] = performance.getEntriesByType("navigation");
   return [
@@ -39,7 +37,7 @@ export function recall() {
 }
 
 // A secret that this browser drew for itself: it tells its own conversations from those of others on a shared page.
-function browser() {
+export function browser() {
   let secret = read("qlora-chat.browser");
   if (typeof secret !== "string") {
     secret = Array.from(crypto.getRandomValues(new Uint8Array(32)), (byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -49,11 +47,6 @@ function browser() {
   const secure = location.protocol === "https:" ? "; Secure" : "";
   document.cookie = `qlora_chat_owner${location.port}=${secret}; Path=/gradio_api; Max-Age=34560000; SameSite=Strict${secure}`;
   return secret;
-}
-
-// Asks the server for what belongs to this browser.
-export function ask(path, options = {}) {
-  return fetch(new URL(`page/${path}`, document.baseURI), { headers: { "x-qlora-chat-owner": browser() }, ...options });
 }
 
 export function rememberConversation(id) {

@@ -53,7 +53,7 @@ export function grow(body, { number, since, from = 0, keep = 0, blocks }) {
   blocks.forEach((html, index) => {
     let block = body.children[from + index];
     if (index === 0 && keep) html = block.html.slice(0, keep) + html;
-    if (!block) body.append((block = h("div", { class: "block" })));
+    if (!block) body.append((block = h("div", { className: "block" })));
     if (block.html === html) return;
     block.html = html;
     block.innerHTML = html; // made by the server's renderer, which lets no tag of the text through
@@ -71,8 +71,7 @@ export function growAnswer(article, live) {
   return true;
 }
 
-// Opens a form of templates.html in a message. Escape and its reset button close it, Ctrl+Enter and its other button send what
-// is written in it, unless that is too long. The last of its boxes has the message's text.
+// Opens a form of templates.html in a message, whose text is in its last box. Escape and reset close it, Ctrl+Enter submits it.
 function openForm(article, template, opener, send) {
   const { root: form, problem } = copy(template);
   const areas = [...form.querySelectorAll("textarea")];

@@ -1,10 +1,10 @@
-// The list of messages. The server's value says which message is the newest and carries the open blocks of the answer being
-// written; the messages themselves are fetched, once.
+// The list of messages. The server's value names the newest one and has the open blocks of the answer being written; messages
+// are fetched, once.
 
 import { copy, type } from "./dom.js";
 import { t } from "./language.js";
-import { ask as askServer } from "./memory.js";
 import { bodyOf, growAnswer, messageItem, press, showNote } from "./message_item.js";
+import { request } from "./requests.js";
 
 const NEAR = 60; // pixels from the end at which the list follows the answer
 const LONGEST_ANNOUNCED = 2000;
@@ -169,8 +169,7 @@ class MessageList {
   }
 
   request(query) {
-    const asked = askServer(`messages?${new URLSearchParams(query)}`);
-    return asked.then((response) => response.ok && response.json()).catch(() => null);
+    return request(`messages?${new URLSearchParams(query)}`).catch(() => null);
   }
 
   draw({ conversation, after, items, earlier }) {

@@ -1,12 +1,14 @@
-// Requests of the page's own parts, and files on their way to the server and back.
+// Requests of the page's own parts, and files.
 
 import { h } from "./dom.js";
 import { t } from "./language.js";
-import { ask } from "./memory.js";
+import { browser } from "./memory.js";
 
 // -> the server's response, to a POST where there is a body; an Error says in words why there is none
 async function response(path, body) {
-  const answer = await ask(path, body === undefined ? {} : { method: "POST", body }).catch(() => null);
+  const method = body === undefined ? "GET" : "POST";
+  const options = { method, body, headers: { "x-qlora-chat-owner": browser() } };
+  const answer = await fetch(new URL(`page/${path}`, document.baseURI), options).catch(() => null);
   if (!answer) throw new Error(t("The server cannot be reached."));
   if (answer.ok) return answer;
   const text = await answer.text(); // JSON of a route, or plain text of the guard in front of the page

@@ -1,5 +1,4 @@
-// The sampling settings, which the server draws. What cannot be used is said next to the field, and the last good value stays in
-// use. Values are texts.
+// The sampling settings, which the server draws. A field says what cannot be used, and its last good value stays. Values are texts.
 
 import { t } from "./language.js";
 import { read, write } from "./memory.js";
@@ -39,7 +38,7 @@ export function mount(element, trigger, props) {
 
 const valuesOf = (preset) => Object.entries(JSON.parse(preset.dataset.values));
 
-// One setting: its input, for some a slider, and a place for what is wrong with a text.
+// One setting: its input, for some a slider, and what is wrong with a text.
 class Field {
   constructor(root, changed) {
     const [input, slider] = root.querySelectorAll("input, textarea");
@@ -69,14 +68,12 @@ class Field {
 
   // Takes a value of a preset, or of this browser's storage if it can be used.
   show(value) {
-    const text = Array.isArray(value) ? inLines(value) : String(value ?? "");
+    const lines = Array.isArray(value) && value.map((each) => String(each).replaceAll("\n", "\\n")); // once, stop texts were a list
+    const text = lines ? lines.join("\n") : String(value ?? "");
     if (usable(text, this.input.dataset) !== null) this.take(text);
     this.input.value = this.used;
   }
 }
-
-// -> stop texts as they are typed; browsers stored a list of them before
-const inLines = (texts) => texts.map((each) => String(each).replaceAll("\n", "\\n")).join("\n");
 
 const exact = (digits) => (/^\d+$/.test(digits) ? BigInt(digits) : Number(digits)); // a Number cannot hold every seed
 

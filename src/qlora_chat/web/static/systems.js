@@ -5,7 +5,6 @@ import { t } from "./language.js";
 import { read, write } from "./memory.js";
 
 const STORED = "qlora-chat.systems";
-const MOST = 100;
 
 export function mount(element) {
   const { root: form, choice, remove, name, problem } = copy("systems");
@@ -13,7 +12,7 @@ export function mount(element) {
   const box = () => document.querySelector("#system textarea");
 
   const draw = (chosen) => {
-    const names = [...texts.keys()].sort((one, other) => one.localeCompare(other));
+    const names = [...texts.keys()].sort();
     choice.replaceChildren(new Option(names.length ? t("Choose one") : t("None yet"), ""), ...names.map((each) => new Option(each)));
     name.value = choice.value = chosen;
     choice.disabled = !names.length;
@@ -25,8 +24,7 @@ export function mount(element) {
   };
   const refusal = (chosen) => {
     if (!chosen) return t("Enter a name first.");
-    if (!box().value.trim()) return t("There is no system text above to save.");
-    return texts.has(chosen) || texts.size < MOST ? "" : t("{most} system texts are saved; delete one first.", { most: MOST });
+    return box().value.trim() ? "" : t("There is no system text above to save.");
   };
 
   choice.onchange = () => {

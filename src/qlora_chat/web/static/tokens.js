@@ -1,7 +1,6 @@
-// The tokens of an answer, each with its probability and what could have stood there; a click on that branches the answer. The
-// server draws them; this module opens the view, and leads through it by keyboard.
+// The tokens of an answer, each with its probability and what could have stood there; a click on that branches the answer.
 
-import { copy, fragment } from "./dom.js";
+import { copy, fragment, walk } from "./dom.js";
 
 export function mount(element, trigger, props, watch) {
   const view = new TokenView(element, trigger);
@@ -20,7 +19,7 @@ class TokenView {
 
   open(id) {
     Object.assign(this, copy("token-view"), { id });
-    this.text.onkeydown = (event) => this.move(event);
+    this.text.onkeydown = (event) => walk(event, this.buttons, event.target);
     this.text.onclick = ({ target }) => target.closest("button")?.focus(); // Safari focuses no button by itself
     this.text.addEventListener("focusin", ({ target }) => this.select(target));
     this.root.onclose = () => {
@@ -39,14 +38,6 @@ class TokenView {
     this.choices = choices;
     this.text.replaceChildren(fragment(tokens));
     this.buttons[0]?.focus();
-  }
-
-  move(event) {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    const next = step && this.buttons[this.at + step];
-    if (!next) return;
-    event.preventDefault();
-    next.focus();
   }
 
   select(button) {
