@@ -10,7 +10,7 @@ from tests.history.conftest import add_turn
 
 
 def history_of(*questions: str) -> MemoryHistory:
-    history = MemoryHistory()
+    history = MemoryHistory(limit=10_000)
     for question in questions:
         add_turn(history, Conversation(), question, f"About {question}: a lighthouse.")
     return history
@@ -32,6 +32,12 @@ def test_a_list_that_has_been_scrolled_down_is_asked_for_anew_at_once() -> None:
     assert [each["id"] for each in page["chats"]] == [each.id for each in history.list()][: 2 * PAGE]
     assert len(page_after(history, None, page["next"])["chats"]) == 5
     assert len(first_page(history, None, -1)["chats"]) == PAGE
+
+
+def test_a_list_of_thousands_stays_as_far_as_it_was_scrolled() -> None:
+    history = history_of(*(f"number {number}" for number in range(2_200)))
+    assert len(first_page(history, None, 2_150)["chats"]) == 2_150
+    assert len(first_page(history, None, 10**30)["chats"]) == 2_200
 
 
 def test_pinned_conversations_come_with_the_first_page_only() -> None:

@@ -15,6 +15,8 @@ from qlora_chat.text import replace_surrogates
 PINNED = "pinned"
 """The tag of conversations that stand above the others."""
 PAGE = 50
+MOST_REDRAWN = 100_000
+"""Conversations of a list that has been scrolled to its end and is asked for anew."""
 MOST_FOUND = 2_000
 """Search results at most. Who has more searches for more words."""
 HITS_PER_CHAT = 4
@@ -27,7 +29,7 @@ MAX_TAG = 40
 def first_page(history: HistoryStore, owner: str | None, limit: int = PAGE) -> dict[str, Any]:
     """The pinned conversations, and the newest of the others: a page, or as many as have been scrolled to."""
     pinned = [item(each) for each in history.list(owner=owner, tag=PINNED)]
-    page = page_after(history, owner, None, min(max(limit, PAGE), MOST_FOUND))
+    page = page_after(history, owner, None, min(max(limit, PAGE), MOST_REDRAWN))
     return {**page, "chats": [*pinned, *page["chats"]]}
 
 
