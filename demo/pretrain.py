@@ -30,9 +30,10 @@ from torch.nn.functional import cross_entropy
 from torch.overrides import TorchFunctionMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from qlora_chat.models.folders import Base, read_json
+from qlora_chat.models.folders import Base
 from qlora_chat.models.locate import BUNDLED
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
+from qlora_chat.models.trust import read_json
 from qlora_chat.models.weights.quantize import quantize_nf4
 from qlora_chat.models.weights.shards import write_shards, write_small_files
 

@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qlora_chat.models import LoadedModel, open_model, smollm2
-from qlora_chat.models.folders import Base, read_json
+from qlora_chat.models.folders import Base
 from qlora_chat.models.load import load
 from qlora_chat.models.locate import BUNDLED
+from qlora_chat.models.trust import read_json
 from qlora_chat.models.weights.quantize import quantize_nf4
 from qlora_chat.models.weights.shards import write_shards, write_small_files
 from qlora_chat.settings import ModelSettings, Precision

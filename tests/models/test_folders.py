@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from qlora_chat.models import ModelError
 from qlora_chat.models.adapter.folder import AdapterFolder
-from qlora_chat.models.folders import Base, is_complete_base, read_json
+from qlora_chat.models.folders import Base, is_complete_base
 from qlora_chat.models.locate import BUNDLED
+from qlora_chat.models.trust import read_json
 from qlora_chat.models.weights.checkpoint import Checkpoint
 from tests.models.conftest import MakeAdapter, MakeBase, change_tensors
 

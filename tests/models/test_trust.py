@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from qlora_chat.models import ModelError, part
 from qlora_chat.models.cache import Cache, CacheUnusable
-from qlora_chat.models.folders import Base, read_index, read_json
+from qlora_chat.models.folders import Base
 from qlora_chat.models.part import ModelPart
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
-from qlora_chat.models.trust import SMALL_FILE, TOKENIZER_FILE, check_private
-from qlora_chat.models.weights.checkpoint import Checkpoint, read_headers
+from qlora_chat.models.trust import SMALL_FILE, TOKENIZER_FILE, check_private, read_json
+from qlora_chat.models.weights.checkpoint import Checkpoint, read_headers, read_index
 from qlora_chat.models.weights.shards import write_small_files
 from tests.models.conftest import MakeAdapter, MakeBase, opened
 

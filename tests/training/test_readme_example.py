@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from qlora_chat.models.adapter.folder import AdapterFolder
-from qlora_chat.models.folders import Base, read_json
+from qlora_chat.models.folders import Base
 from qlora_chat.models.locate import BUNDLED
+from qlora_chat.models.trust import read_json
 from tests.training.conftest import ROOT
 
 

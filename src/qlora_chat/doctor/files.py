@@ -15,10 +15,11 @@ from qlora_chat.errors import UserError
 from qlora_chat.models import ModelError
 from qlora_chat.models.adapter.folder import ADAPTER_WEIGHTS, AdapterFolder, read_adapter_config
 from qlora_chat.models.chat_format import FormatSources
-from qlora_chat.models.folders import Base, has_tokenizer, index_problems, read_index, read_json
+from qlora_chat.models.folders import Base, has_tokenizer, index_problems
 from qlora_chat.models.tokenizer.special_tokens import check_ids, special_ids
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
-from qlora_chat.models.weights.checkpoint import TensorHeader, model_files, read_header
+from qlora_chat.models.trust import read_json
+from qlora_chat.models.weights.checkpoint import TensorHeader, model_files, read_header, read_index
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl")
 AGAIN = "fetch it again: hf download OWNER/NAME, or copy the folder anew"
@@ -72,7 +73,7 @@ def _files(folder: Path, role: str) -> list[Path]:
     if role == "adapter":
         return [path for path in everything if path.name == ADAPTER_WEIGHTS] or everything
     try:
-        return model_files(folder)
+        return model_files(folder, read_index(folder))
     except ModelError:  # reported with the index
         return everything
 
@@ -80,7 +81,7 @@ def _files(folder: Path, role: str) -> list[Path]:
 def _of_index(folder: Path, *, damaged: bool) -> list[Finding]:
     """Faults of the index, or of what it names, in the loader's own check."""
     try:
-        problems = list(index_problems(folder, read_index(folder)))
+        problems = list(index_problems(folder))
     except (ModelError, OSError) as problem:
         return [] if damaged else [Finding("blocker", str(problem).split(";")[0], "shards cannot be found", AGAIN)]
     return blockers(problems)

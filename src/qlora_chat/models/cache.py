@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 
 from qlora_chat import __version__
 from qlora_chat.models import ModelError, Notify
-from qlora_chat.models.folders import RECORD, read_index, read_json
-from qlora_chat.models.trust import check_private
+from qlora_chat.models.folders import RECORD
+from qlora_chat.models.trust import check_private, read_json
 from qlora_chat.models.weights.checkpoint import WeightFiles, read_weight_files
 
 FORMAT = 1
@@ -123,7 +123,7 @@ def _complete_entry(folder: Path) -> CacheEntry | None:
         record = read_json(folder / RECORD)
         files = record["files"]
         complete = bool(files) and all((folder / name).stat().st_size == size for name, size in files.items())
-        weights = read_weight_files(folder, read_index(folder)) if complete else None
+        weights = read_weight_files(folder) if complete else None
     except (OSError, KeyError, AttributeError, TypeError, ModelError):
         return None
     return CacheEntry(folder, record, weights) if weights else None

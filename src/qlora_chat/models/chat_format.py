@@ -14,9 +14,9 @@ from typing import Any
 from qlora_chat.chat_templates.known import TEMPLATE, UNDECLARED, FormatChoice, format_of_name, named_format
 from qlora_chat.chat_templates.renderer import MAX_TEMPLATE, TemplateSource
 from qlora_chat.models import ModelError
-from qlora_chat.models.folders import RECORD, Base, ModelConfigs, read_json, token_text
+from qlora_chat.models.folders import RECORD, Base, ModelConfigs, token_text
 from qlora_chat.models.part import ModelPart
-from qlora_chat.models.trust import own_file
+from qlora_chat.models.trust import own_file, read_json
 from qlora_chat.settings import DEFAULT_PROMPT_FORMAT
 
 TEMPLATE_FILE = "chat_template.jinja"

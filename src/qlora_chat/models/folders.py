@@ -5,7 +5,6 @@ Scope: configs, names and shapes, before any weight is read. Knows nothing of th
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,8 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from qlora_chat.models import ModelError
-from qlora_chat.models.trust import SMALL_FILE, own_file
-from qlora_chat.models.weights.checkpoint import Checkpoint, TensorHeader, WeightFiles, read_header, read_weight_files
+from qlora_chat.models.trust import read_json
+from qlora_chat.models.weights.checkpoint import (
+    Checkpoint,
+    TensorHeader,
+    WeightFiles,
+    read_header,
+    read_index,
+    read_weight_files,
+)
 from qlora_chat.models.weights.shape import LlamaShape
 
 RECORD = "qlora_chat.json"
@@ -24,42 +30,12 @@ SINGLE = "model.safetensors"
 """File of a model that is not split into shards."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, {} for a missing file.
-
-    ModelError for anything else, for a link out of its folder, and for a request to run code (auto_map).
-    """
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(own_file(path, SMALL_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as problem:
-        raise ModelError(f"{path} cannot be read as JSON ({problem}); fetch it again") from problem
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} holds a {type(value).__name__}, but must hold a JSON object")
-    if "auto_map" in value:
-        raise ModelError(f"{path} asks to run code from its own repository (auto_map), which is never done; use another model")
-    return value
-
-
 def is_complete_base(folder: Path) -> bool:
     """True if config, tokenizer and every shard of the weights are there; an interrupted download lacks some."""
     if not (folder / "config.json").is_file() or not has_tokenizer(folder):
         return False
     shards = set(read_index(folder).values())
     return all((folder / name).is_file() for name in shards) if shards else any(folder.glob("*.safetensors"))
-
-
-def read_index(folder: Path) -> dict[str, str]:
-    """The file of each tensor by name, {} without an index. ModelError for one that names anything but the folder's shards."""
-    path = folder / "model.safetensors.index.json"
-    index = read_json(path).get("weight_map", {})
-    if not isinstance(index, dict):
-        raise ModelError(f"{path} holds no table of tensors (weight_map); fetch it again")
-    for name in index.values():
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise ModelError(f"{path} names {name!r}, but may name *.safetensors of its own folder only; use another model")
-    return index
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -220,8 +196,7 @@ class Base:
     def check_weights(self) -> None:
         """Check the headers of the folder's weights. ModelError for the first problem."""
         _refuse_pickles(self.folder)
-        index = self.weights.index if self.weights else read_index(self.folder)
-        problem = next(index_problems(self.folder, index, self.weights), None)
+        problem = next(index_problems(self.folder, self.weights), None)
         problem = problem or next(self.problems((self.weights or read_weight_files(self.folder)).headers), None)
         if problem:
             raise ModelError(f"the weights in {self.folder} do not fit: {problem}")
@@ -233,16 +208,17 @@ class Base:
 
 def _readable_weights(folder: Path) -> WeightFiles | None:
     try:
-        return read_weight_files(folder, read_index(folder))
+        return read_weight_files(folder)
     except ModelError:
         return None
 
 
-def index_problems(folder: Path, index: Mapping[str, str], weights: WeightFiles | None = None) -> Iterator[Problem]:
+def index_problems(folder: Path, weights: WeightFiles | None = None) -> Iterator[Problem]:
     """A lost index, and tensors that the index says are in a file that does not hold them: readers would differ.
 
     `weights`: what is known of the files already.
     """
+    index = weights.index if weights else read_index(folder)
     remedy = "fetch the base again: hf download OWNER/NAME"
     shards = sorted(path.name for path in folder.glob("model-*-of-*.safetensors"))
     if shards and not index:

@@ -1,19 +1,22 @@
-"""Belief in files that others may have written: where a link leads, how large a file is, who can change it.
+"""Belief in files that others may have written: where a link leads, how large a file is, who can change it, what it asks for.
 
-Scope: paths, sizes, owners and modes. A folder is read only as far as it holds its own files; a name stands for contents only
-in the store of the Hub's client, and a cache is read only where no other user can write. Knows nothing of what files mean.
+Scope: paths, sizes, owners and modes, and JSON objects. A folder is read only as far as it holds its own files; a name stands
+for contents only in the store of the Hub's client, and a cache is read only where no other user can write. Knows nothing of
+what files mean.
 """
 
 from __future__ import annotations
 
 import errno
 import grp
+import json
 import os
 import pwd
 import stat
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from qlora_chat.models import ModelError
 
@@ -38,6 +41,24 @@ def own_file(path: Path, most: int | None = None) -> Path:
     if most is not None and size > most:
         raise ModelError(f"{path} is {size:,} bytes, but a file of this kind has at most {most:,}; fetch it again")
     return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, {} for a missing file.
+
+    ModelError for anything else, for a link out of its folder, and for a request to run code (auto_map).
+    """
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(own_file(path, SMALL_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as problem:
+        raise ModelError(f"{path} cannot be read as JSON ({problem}); fetch it again") from problem
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds a {type(value).__name__}, but must hold a JSON object")
+    if "auto_map" in value:
+        raise ModelError(f"{path} asks to run code from its own repository (auto_map), which is never done; use another model")
+    return value
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from qlora_chat.models import ModelError
-from qlora_chat.models.folders import Problem, read_json
+from qlora_chat.models.folders import Problem
+from qlora_chat.models.trust import read_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"

@@ -25,8 +25,8 @@ from qlora_chat.models.adapter.config import (
 from qlora_chat.models.adapter.expected import Comparison, vocabulary_of
 from qlora_chat.models.adapter.names import RenamedTensors, StoredName, TensorName, normalize
 from qlora_chat.models.adapter.trained_on import TrainedOn, trained_on
-from qlora_chat.models.folders import RECORD, Base, Problem, read_json
-from qlora_chat.models.trust import own_file
+from qlora_chat.models.folders import RECORD, Base, Problem
+from qlora_chat.models.trust import own_file, read_json
 from qlora_chat.models.weights.checkpoint import Checkpoint, DamagedFile, TensorHeader, read_header
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from qlora_chat.models import ModelError
 from qlora_chat.models.adapter.config import ADAPTER_CONFIG, HEAD, peft_settings
 from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.adapter.merge_loss import HeldOut, Passage
-from qlora_chat.models.folders import Base, read_json
+from qlora_chat.models.folders import Base
+from qlora_chat.models.trust import read_json
 from qlora_chat.models.weights.nf4 import BLOCK, quiet_bitsandbytes, restrict_cpu_product
 from qlora_chat.models.weights.quantize import rounded_to_nf4
 from qlora_chat.models.weights.shards import NamedTensor, check_finite

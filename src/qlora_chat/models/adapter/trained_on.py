@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qlora_chat.models.folders import RECORD, read_json
-from qlora_chat.models.trust import SMALL_FILE, own_file
+from qlora_chat.models.folders import RECORD
+from qlora_chat.models.trust import SMALL_FILE, own_file, read_json
 from qlora_chat.settings import BaseForm
 
 PUBLISHED: Mapping[str, BaseForm] = {"timdettmers/guanaco-7b": "nf4"}

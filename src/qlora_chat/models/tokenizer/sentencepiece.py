@@ -17,9 +17,9 @@ from tokenizers.models import BPE
 
 from qlora_chat.models import ModelError, Notify
 from qlora_chat.models.cache import Cache, CacheUnusable, key_of, sha256
-from qlora_chat.models.folders import has_tokenizer, read_json, token_text
+from qlora_chat.models.folders import has_tokenizer, token_text
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
-from qlora_chat.models.trust import TOKENIZER_FILE, own_file
+from qlora_chat.models.trust import TOKENIZER_FILE, own_file, read_json
 
 _SPACE = "▁"
 _SAMPLES = ("Grüße, 世界! 🙂", "  two  spaces\n\nand\ttabs ", "def f(x):\n    return x ** 2", " ", "")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 
 from qlora_chat.models import ModelError
-from qlora_chat.models.trust import own_file, weight_files
+from qlora_chat.models.trust import own_file, read_json, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -87,21 +87,27 @@ class WeightFiles:
         return {name: header for headers in self.files.values() for name, header in headers.items()}
 
 
-def model_files(folder: Path, index: Mapping[str, str] | None = None) -> list[Path]:
+def read_index(folder: Path) -> dict[str, str]:
+    """The file of each tensor by name, {} without an index. ModelError for one that names anything but the folder's shards."""
+    path = folder / "model.safetensors.index.json"
+    index = read_json(path).get("weight_map", {})
+    if not isinstance(index, dict):
+        raise ModelError(f"{path} holds no table of tensors (weight_map); fetch it again")
+    for name in index.values():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise ModelError(f"{path} names {name!r}, but may name *.safetensors of its own folder only; use another model")
+    return index
+
+
+def model_files(folder: Path, index: Mapping[str, str]) -> list[Path]:
     """The *.safetensors that hold a folder's model: those that its index names, or all without an index.
 
     ModelError for a link out of the folder, and for an index that names a file which is not there or no shard.
     """
-    names = sorted(set((_read_index(folder) if index is None else index).values()))
+    names = sorted(set(index.values()))
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise ModelError(f"the index in {folder} names {missing[0]}, which is not there; fetch the weights again")
     return [own_file(folder / name) for name in names] if names else weight_files(folder)
-
-
-def _read_index(folder: Path) -> Mapping[str, str]:
-    from qlora_chat.models.folders import read_index  # it reads headers with this module
-
-    return read_index(folder)
 
 
 def read_headers(folder: Path) -> Mapping[str, TensorHeader]:
@@ -109,12 +115,12 @@ def read_headers(folder: Path) -> Mapping[str, TensorHeader]:
     return read_weight_files(folder).headers
 
 
-def read_weight_files(folder: Path, index: Mapping[str, str] | None = None) -> WeightFiles:
+def read_weight_files(folder: Path) -> WeightFiles:
     """Read index and headers of a folder's model.
 
     ModelError for a damaged file, and for two files that hold a tensor of one name: readers would differ in which they take.
     """
-    index = _read_index(folder) if index is None else index
+    index = read_index(folder)
     files: dict[Path, Mapping[str, TensorHeader]] = {}
     known: set[str] = set()
     for path in model_files(folder, index):
@@ -157,7 +163,7 @@ class Checkpoint(Mapping[str, "Tensor"]):
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu", files: Sequence[Path] | None = None) -> None:
         self.folder = folder
-        paths = model_files(folder) if files is None else [own_file(file) for file in files]
+        paths = model_files(folder, read_index(folder)) if files is None else [own_file(file) for file in files]
         if not paths:
             raise ModelError(f"{folder} holds no *.safetensors file")
         try:
