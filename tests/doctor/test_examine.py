@@ -162,7 +162,7 @@ BROKEN: dict[str, tuple[Break, str, str]] = {
     "adapter that runs code": (edit_json("adapter_config.json", **CODE), "auto_map", "use another model"),
     "config cut short": (cut("base", "config.json", 20), "cannot be read as JSON", "fetch it again"),
     "adapter config cut short": (cut("adapter", "adapter_config.json", 20), "cannot be read as JSON", "fetch it again"),
-    "base cut short": (cut("base", "model.safetensors"), "the base is damaged: .* but its header describes", "hf download"),
+    "base cut short": (cut("base", "model.safetensors"), "the base is damaged: .* does not match its header", "hf download"),
     "adapter cut short": (cut("adapter", "adapter_model.safetensors"), "the adapter is damaged", "hf download"),
     "no safetensors at all": (write("base", "model.safetensors", "<html>404</html>"), "the base is damaged", "hf download"),
     "a shard is missing": (write("base", "model.safetensors.index.json", SHARDS), "model-00002.*is not there", "hf download"),

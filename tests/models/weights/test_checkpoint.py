@@ -20,26 +20,33 @@ def test_headers_are_what_the_library_reads(make_base: MakeBase) -> None:
     assert {name: header.bytes for name, header in ours.items()} == {name: each.nbytes for name, each in theirs.items()}
     with path.open("ab") as file:
         file.write(b"more")
-    with pytest.raises(DamagedFile, match="but its header describes"):
+    with pytest.raises(DamagedFile, match="does not match its header .*not fully covered"):
         read_header(path)
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    "changes",
     [
-        ({"shape": [-2, -2]}, "a shape is"),
-        ({"shape": [1] * 1000}, "a shape is"),
-        ({"shape": [10**30, 0]}, "a shape is"),
-        ({"shape": [2, 3]}, "is not 16 bytes"),
-        ({"dtype": "F31"}, "F31"),
-        ({"data_offsets": [8, 24]}, "offsets 8 to 24 follow 0"),
-        ({"data_offsets": [0, 8]}, "is not 8 bytes"),
+        {"shape": [-2, -2]},
+        {"shape": [10**30, 0]},
+        {"shape": [2, 3]},
+        {"dtype": "F31"},
+        {"dtype": "F8_E4M3FNUZ", "shape": [4, 4]},
+        {"data_offsets": [8, 24]},
+        {"data_offsets": [0, 8]},
     ],
 )
-def test_a_header_that_contradicts_itself_is_refused(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
+def test_a_header_that_contradicts_itself_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
     tensor = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16], **changes}
     header = json.dumps({"__metadata__": {"format": "pt"}, "a": tensor}).encode()
     path = tmp_path / "model.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
-    with pytest.raises(DamagedFile, match=f"the header of model.safetensors cannot be read .*{reason}"):
+    with pytest.raises(DamagedFile, match="does not match its header"):
+        read_header(path)
+
+
+def test_an_absurdly_long_header_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes((2**25).to_bytes(8, "little"))
+    with pytest.raises(DamagedFile, match="a header of 33,554,432 bytes"):
         read_header(path)
