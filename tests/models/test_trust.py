@@ -210,7 +210,7 @@ def test_what_others_can_write_to_is_not_read_from_the_cache(which: str, tmp_pat
     assert "other users can write to it, so it is not trusted: chmod -R go-w" in notices[0]
     if which in (".", "merged"):
         with pytest.raises(CacheUnusable, match="other users can write"):
-            cache.check_free_space("merged", 1)
+            cache.write("merged", "other", lambda folder: {})
 
 
 def test_a_cache_whose_folder_others_can_replace_is_not_read(tmp_path: Path, notices: list[str]) -> None:

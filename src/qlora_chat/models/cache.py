@@ -32,8 +32,11 @@ EntryKind = Literal["merged", "adapters", "tokenizers", "gguf"]
 Record = dict[str, Any]
 
 
-class CacheUnusable(Exception):
+class CacheUnusable(ModelError):
     """The cache folder cannot be written, or not to the end; the message says why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}; set QLORA_CHAT_CACHE to another folder")
 
 
 @dataclass(frozen=True)
@@ -71,21 +74,16 @@ class Cache:
         entries = [entry for folder in folders if (entry := _complete_entry(folder))]
         return sorted(entries, key=lambda entry: str(entry.record.get("made")), reverse=True)
 
-    def check_free_space(self, kind: EntryKind, count: int) -> None:
-        """CacheUnusable if the folder cannot be created, if others can write to it, or if it has too few bytes free."""
-        try:
-            self._make(kind)
-            free = shutil.disk_usage(self.root).free
-        except OSError as problem:
-            raise CacheUnusable(f"{self.root} cannot be used ({problem.strerror})") from problem
-        if free < count:
-            raise CacheUnusable(f"{self.root} has {free / 1e9:.1f} GB free and {count / 1e9:.1f} GB are needed")
+    def write(self, kind: EntryKind, key: str, fill: Callable[[Path], Record], size: int = 0) -> CacheEntry:
+        """Add the folder that `fill` writes, with the record that it returns; the entry appears complete or not at all.
 
-    def write(self, kind: EntryKind, key: str, fill: Callable[[Path], Record]) -> CacheEntry:
-        """Add the folder that `fill` writes, with the record that it returns; the entry appears complete or not at all."""
+        CacheUnusable if it cannot be written, if others can write to the cache, or if it has fewer than `size` bytes free.
+        """
         target = self.root / kind / key
         try:
             self._make(kind)
+            if (free := shutil.disk_usage(self.root).free) < size:
+                raise CacheUnusable(f"{self.root} has {free / 1e9:.1f} GB free and {size / 1e9:.1f} GB are needed")
             with new_folder(target, reuse=lambda folder: self._is_trusted(folder) and bool(_complete_entry(folder))) as folder:
                 record = {"format": FORMAT, "tool": f"qlora-chat {__version__}", "made": _now(), **fill(folder)}
                 files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != RECORD}

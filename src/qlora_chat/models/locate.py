@@ -12,7 +12,7 @@ from pathlib import Path
 from qlora_chat.models import ModelError, Notify
 from qlora_chat.models.adapter.convert import convert_into
 from qlora_chat.models.adapter.folder import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS
-from qlora_chat.models.cache import Cache, CacheUnusable, key_of
+from qlora_chat.models.cache import Cache, key_of
 from qlora_chat.models.folders import has_tokenizer, is_complete_base
 from qlora_chat.models.gguf.cached import gguf_part, is_gguf
 from qlora_chat.models.hub import (
@@ -164,10 +164,5 @@ def without_pickle(adapter: ModelPart, cache: Cache, notify: Notify) -> ModelPar
     notify(f"{adapter.name} was published as a pickle: converting it to safetensors once, in a process of its own")
     key = key_of(adapter.name, adapter.fingerprints)
     source = {"name": adapter.name, "revision": adapter.revision}
-    try:
-        entry = cache.write("adapters", key, lambda folder: {**source, **convert_into(pickled, folder)})
-    except CacheUnusable as problem:
-        raise ModelError(
-            f"the converted adapter could not be saved: {problem}; set QLORA_CHAT_CACHE to another folder"
-        ) from problem
+    entry = cache.write("adapters", key, lambda folder: {**source, **convert_into(pickled, folder)})
     return ModelPart(adapter.name, entry.folder, adapter.revision)

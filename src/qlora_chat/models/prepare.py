@@ -238,10 +238,10 @@ class _Conversion:
             f"{work} ({self.stored}) on the {self.model.plan.device}, once; later starts read the result from {self.cache.root}"
         )
         try:
-            self.cache.check_free_space("merged", weight_bytes(self.source, self.stored))
-            return self.read(self.cache.write("merged", self.key, self._write))
+            size = weight_bytes(self.source, self.stored)
+            return self.read(self.cache.write("merged", self.key, self._write, size))
         except CacheUnusable as problem:
-            self.notify(f"nothing is cached for the next start: {problem}; QLORA_CHAT_CACHE names another folder")
+            self.notify(f"nothing is cached for the next start: {problem}")
             tensors, loss = self._convert()
             text = self.text
             if self.unmerged:

@@ -105,7 +105,7 @@ def test_what_cannot_be_used_is_a_clear_error(
 
 def test_a_full_disk_names_the_variable(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ModelError, match="could not be dequantised: .*; set QLORA_CHAT_CACHE to another folder"):
+    with pytest.raises(ModelError, match="cannot be written .*; set QLORA_CHAT_CACHE to another folder"):
         gguf_part(file, Cache(tmp_path / "file" / "cache", print), print)
 
 

@@ -5,12 +5,10 @@ Scope: recognising the file, and the cache's entries. Imports the gguf library o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from qlora_chat.models import ModelError, Notify
-from qlora_chat.models.cache import Cache, CacheEntry, CacheUnusable, Record, key_of
+from qlora_chat.models.cache import Cache, CacheEntry, Record, key_of
 from qlora_chat.models.part import ModelPart, file_fingerprint
 
 MAGIC = b"GGUF"
@@ -53,36 +51,21 @@ def _dequantised(cache: Cache, path: Path, contents: str, notify: Notify) -> Cac
 
     file = GgufFile(path)
     size = sum(each.bytes for each in headers_of(file).values())
-    key = key_of(path.stem, {"gguf": contents})
 
     def write(folder: Path) -> Record:
         return {"converted_from": path.name, "contents": contents, "weights": write_base(file, folder)}
 
     notify(f"{path.name} is dequantised once into the cache ({size / 1e9:.1f} GB)")
-    with _readable_errors(path):
-        cache.check_free_space("gguf", size)
-        return cache.write("gguf", key, write)
+    return cache.write("gguf", key_of(path.stem, {"gguf": contents}), write, size)
 
 
 def _described(cache: Cache, path: Path, contents: str) -> CacheEntry:
     from qlora_chat.models.gguf.convert import write_description
     from qlora_chat.models.gguf.file import GgufFile
 
-    key = key_of(path.stem, {"gguf": contents, "weights": False})
-
     def write(folder: Path) -> Record:
         write_description(GgufFile(path), folder)
         return {"converted_from": path.name, "contents": contents}
 
-    with _readable_errors(path):
-        return cache.find("gguf", key) or cache.write("gguf", key, write)
-
-
-@contextmanager
-def _readable_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except CacheUnusable as problem:
-        raise ModelError(
-            f"{path.name} could not be dequantised: {problem}; set QLORA_CHAT_CACHE to another folder"
-        ) from problem
+    key = key_of(path.stem, {"gguf": contents, "weights": False})
+    return cache.find("gguf", key) or cache.write("gguf", key, write)

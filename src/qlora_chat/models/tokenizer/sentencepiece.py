@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 
 from qlora_chat.models import ModelError, Notify
-from qlora_chat.models.cache import Cache, CacheUnusable, key_of, sha256
+from qlora_chat.models.cache import Cache, key_of, sha256
 from qlora_chat.models.folders import has_tokenizer, token_text
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.models.trust import TOKENIZER_FILE, own_file, read_json
@@ -41,12 +41,7 @@ def tokenizer_folder(name: str, base: Path, cache: Cache, notify: Notify) -> Pat
     if (entry := cache.find("tokenizers", key)) is not None:
         return entry.folder
     notify(f"{name} comes with a tokenizer.model only: converting it once")
-    try:
-        return cache.write("tokenizers", key, partial(convert_tokenizer, base)).folder
-    except CacheUnusable as problem:
-        raise ModelError(
-            f"the converted tokenizer could not be saved: {problem}; set QLORA_CHAT_CACHE to another folder"
-        ) from problem
+    return cache.write("tokenizers", key, partial(convert_tokenizer, base)).folder
 
 
 def convert_tokenizer(base: Path, folder: Path) -> dict[str, Any]:
