@@ -163,7 +163,7 @@ def loaded_by(statement: str) -> set[str]:
 
 def test_the_flow_of_a_request_needs_no_torch() -> None:
     assert loaded_by("import qlora_chat.chat").isdisjoint({"torch", "transformers", "gradio", "peft"})
-    heavy = {"torch", "transformers", "gradio", "peft", "requests", "uvicorn", "sqlalchemy", "matplotlib"}
+    heavy = {"torch", "transformers", "gradio", "peft", "httpx", "uvicorn", "sqlalchemy", "matplotlib"}
     assert loaded_by("import qlora_chat.cli").isdisjoint(heavy)
 
 
@@ -187,7 +187,6 @@ MAX_JAVASCRIPT_BYTES = 60_000
 SHORT_MODULES = {
     "models/adapter/own_text.py": "files beside an adapter; the registry of adapters knows no files",
     "benchmark/environment.py": "machine and versions, which reports of every kind print",
-    "delivery/connect.py": "sockets within a deadline, name lookup included; http_post.py knows no sockets",
     "engines/cpu/sampler.py": "binds csrc/sampler.h, beside the pass that binds the rest",
     "engines/cuda/prefill_budget.py": "a pure calculation on measured times, tested without a card",
     "engines/open.py": "imports torch only for a model in this process",

@@ -14,14 +14,14 @@ class UserError(Exception):
 
 
 def causes(problem: BaseException) -> list[BaseException]:
-    """The exception and those that it wraps, as causes, contexts, members of a group, arguments or reasons (urllib3)."""
+    """The exception and those that it wraps, as causes, contexts or members of a group."""
     found: list[BaseException] = []
-    waiting: list[object] = [problem]
+    waiting: list[BaseException | None] = [problem]
     while waiting:
         each = waiting.pop(0)
-        if not isinstance(each, BaseException) or any(each is other for other in found):
+        if each is None or any(each is other for other in found):
             continue
         found.append(each)
         members = each.exceptions if isinstance(each, BaseExceptionGroup) else ()
-        waiting += [*each.args, getattr(each, "reason", None), each.__cause__, each.__context__, *members]
+        waiting += [each.__cause__, each.__context__, *members]
     return found

@@ -53,9 +53,10 @@ def test_an_attempt_ends_within_ten_seconds_if_the_receiver_never_responds_and_n
     took: list[float] = []
 
     def one_attempt(url: str) -> None:
-        began = time.monotonic()
-        result = Poster(LogSettings(url))(record("x" * (20_000_000 if "deaf" in kind else 100)))
-        took.append(time.monotonic() - began)
+        with closing(Poster(LogSettings(url))) as post:
+            began = time.monotonic()
+            result = post(record("x" * (20_000_000 if "deaf" in kind else 100)))
+            took.append(time.monotonic() - began)
         assert (result.outcome, result.receiver_is_down) == ("retry", True)
 
     with silent(drip=kind == "dripping") as plain:

@@ -1,27 +1,25 @@
 """One POST of a record's bytes to the receiver, and the result of its response.
 
-Scope: HTTP. Posts as requests.post(url, json=...) would, but without proxies and .netrc from the environment, without following
-redirects, and with a time limit on the whole attempt. Knows no queue.
+Scope: HTTP. No proxy or .netrc of the environment is used, no redirect is followed, and the whole attempt has a time limit.
+Knows no queue.
 """
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import ssl
 import threading
 import time
-import weakref
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
-import requests
-from requests.adapters import HTTPAdapter
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool, PoolManager
-from urllib3.connection import HTTPConnection, HTTPSConnection
+import httpx
 
-from qlora_chat.delivery.connect import connect
 from qlora_chat.delivery.reasons import failure_reason, status_reason
 from qlora_chat.delivery.signing import IDEMPOTENCY_HEADER, sign
 from qlora_chat.history import OutboxRecord
@@ -31,6 +29,7 @@ CONNECT_SECONDS, READ_SECONDS = 4.0, 5.0
 ATTEMPT_SECONDS = 9.5
 """Limit of a whole attempt: a receiver that sends its response byte by byte never exceeds READ_SECONDS."""
 MAX_RETRY_AFTER_SECONDS = 3600.0
+PART_BYTES = 64 * 1024
 REJECTIONS = frozenset({400, 409, 411, 413, 414, 415, 422})
 """Statuses that concern the record itself, so that a retry cannot succeed. All others may concern the receiver, its address or
 the token, and are retried: otherwise a wrong token would turn the whole queue into dead letters."""
@@ -50,65 +49,80 @@ class PostResult:
 
 
 class Poster:
-    """Posts to one URL over one session. Call it from one thread."""
+    """Posts to one URL over connections that stay open. Call it from one thread; `abort` may be called from another."""
 
     def __init__(self, settings: LogSettings) -> None:
         assert settings.url, "LOGGING_URL is not set"
         self._url, self._secret = settings.url, settings.secret
-        self._session = requests.Session()
-        self._session.trust_env = False  # no proxy sees a conversation, and .netrc sends no password
-        self._session.verify = str(settings.certificates) if settings.certificates else True
-        self._adapter = _Adapter()
-        for scheme in ("http://", "https://"):
-            self._session.mount(scheme, self._adapter)
-        self._headers = {"Content-Type": "application/json"}
-        if settings.token:
-            self._headers["Authorization"] = f"Bearer {settings.token}"
+        authorities = ssl.create_default_context(cafile=settings.certificates) if settings.certificates else True
+        headers = {"Authorization": f"Bearer {settings.token}"} if settings.token else {}
+        # with trust_env, a proxy would see conversations, and .netrc would send a password
+        self._client = httpx.AsyncClient(verify=authorities, headers=headers, trust_env=False)
+        self._loop = _EventLoop()
+        self._attempt: asyncio.Task[PostResult] | None = None
 
     def __call__(self, outgoing: OutboxRecord) -> PostResult:
         """Post a record once; never raises."""
-        headers = {**self._headers, IDEMPOTENCY_HEADER: outgoing.id}
-        if self._secret:
-            headers |= sign(self._secret, outgoing.id, outgoing.body)
-        timed_out = threading.Event()
-        timer = threading.Timer(ATTEMPT_SECONDS, self._time_out, (timed_out,))
-        timer.daemon = True
-        timer.start()
         try:
-            with self._session.post(
-                self._url,
-                data=outgoing.body,
-                headers=headers,
-                timeout=(CONNECT_SECONDS, READ_SECONDS),
-                allow_redirects=False,  # a redirect would lose the body, or send it to another host
-                stream=True,  # the status is enough; a slow body would delay the next record
-            ) as response:
-                if timed_out.is_set():  # the status may have arrived, but not the end of the headers
-                    return PostResult("retry", "no complete response in time", receiver_is_down=True)
-                return _result(response)
-        except Exception as problem:
+            self._attempt = self._loop.create_task(self._post(outgoing))
+            return self._loop.run_until_complete(asyncio.wait_for(self._attempt, ATTEMPT_SECONDS))
+        except (Exception, asyncio.CancelledError) as problem:
             return PostResult("retry", failure_reason(problem), receiver_is_down=True)
-        finally:
-            timer.cancel()
 
-    def _time_out(self, timed_out: threading.Event) -> None:
-        timed_out.set()
-        self.abort()
+    async def _post(self, outgoing: OutboxRecord) -> PostResult:
+        body = outgoing.body
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), IDEMPOTENCY_HEADER: outgoing.id}
+        if self._secret:
+            headers |= sign(self._secret, outgoing.id, body)
+        timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+        posting = self._client.stream("POST", self._url, content=_parts(body), headers=headers, timeout=timeout)
+        async with posting as response:  # the status is enough; a slow body would delay the next record
+            if response.headers.get("Content-Length") == "0" or response.status_code == 204:
+                await response.aread()  # nothing is left to read, so the connection can be used again
+            return _result(response)
 
     def abort(self) -> None:
         """End the attempt of another thread; its record may or may not have arrived."""
-        self._adapter.shut_down_connections()
+        if self._attempt:
+            self._loop.call_soon_threadsafe(self._attempt.cancel)
 
     def close(self) -> None:
-        """Close the connection."""
-        self._session.close()
+        """Close the connections, when no attempt is under way."""
+        self._loop.run_until_complete(self._client.aclose())
+        self._loop.close()
 
 
-def _result(response: requests.Response) -> PostResult:
+async def _parts(body: bytes) -> AsyncIterator[bytes]:
+    """A body in parts: copies of a long one as a whole would hold up the chat's threads."""
+    for begin in range(0, len(body), PART_BYTES):
+        yield body[begin : begin + PART_BYTES]
+
+
+class _EventLoop(asyncio.SelectorEventLoop):
+    """An event loop that resolves names in daemon threads.
+
+    The system's resolver cannot be interrupted and may take half a minute if no name server answers. An attempt does not wait
+    for it beyond its limit, and with such threads neither does the end of the program.
+    """
+
+    async def getaddrinfo(self, *host_and_port: Any, **options: Any) -> list[Any]:
+        """As socket.getaddrinfo."""
+        found: Future[list[Any]] = Future()
+
+        def resolve() -> None:
+            found.set_running_or_notify_cancel()
+            try:
+                found.set_result(socket.getaddrinfo(*host_and_port, **options))
+            except OSError as problem:
+                found.set_exception(problem)
+
+        threading.Thread(target=resolve, name="qlora-chat-resolve", daemon=True).start()
+        return await asyncio.wrap_future(found)
+
+
+def _result(response: httpx.Response) -> PostResult:
     status = response.status_code
     if 200 <= status < 300:
-        if response.headers.get("Content-Length") == "0" or status == 204:
-            _ = response.content  # nothing is left to read, so the connection can be reused
         return PostResult("sent")
     reason = status_reason(status, response.headers.get("Location"))
     if status in REJECTIONS:
@@ -128,49 +142,4 @@ def retry_after(value: str | None, now: float | None = None) -> float | None:
     except (TypeError, ValueError):
         return None
     when = when if when.tzinfo else when.replace(tzinfo=UTC)
-    moment = time.time() if now is None else now
-    return min(max(0.0, when.timestamp() - datetime.fromtimestamp(moment, UTC).timestamp()), MAX_RETRY_AFTER_SECONDS)
-
-
-def _socket(connection: HTTPConnection) -> socket.socket:
-    """Socket of a urllib3 connection, with one time limit for name resolution and all addresses."""
-    return connect(
-        connection.host, connection.port, CONNECT_SECONDS,
-        source_address=connection.source_address, socket_options=connection.socket_options,
-    )  # fmt: skip
-
-
-class _Adapter(HTTPAdapter):
-    """HTTPAdapter that tracks its open connections, so that another thread can end an attempt."""
-
-    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **arguments: Any) -> None:
-        """Create the pool manager, whose connections register themselves in `_open`."""
-        self._open: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
-        open_connections = self._open
-
-        class Tracked(HTTPConnection):
-            def connect(self) -> None:
-                open_connections.add(self)
-                super().connect()
-
-            def _new_conn(self) -> socket.socket:
-                return _socket(self)
-
-        class Secure(Tracked, HTTPSConnection): ...
-
-        class PlainPool(HTTPConnectionPool):
-            ConnectionCls = Tracked  # type: ignore[assignment]
-
-        class SecurePool(HTTPSConnectionPool):
-            ConnectionCls = Secure  # type: ignore[assignment]
-
-        self.poolmanager = PoolManager(num_pools=connections, maxsize=maxsize, block=block, **arguments)
-        self.poolmanager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
-
-    def shut_down_connections(self) -> None:
-        """Shut down every open connection, which ends whatever waits for it."""
-        for connection in list(self._open):
-            sock: socket.socket | None = getattr(connection, "sock", None)
-            if sock is not None:
-                with suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+    return min(max(0.0, when.timestamp() - (time.time() if now is None else now)), MAX_RETRY_AFTER_SECONDS)

@@ -7,10 +7,12 @@ password.
 from __future__ import annotations
 
 import errno
-import http.client
 import socket
 import ssl
+from asyncio import CancelledError
 from urllib.parse import urlsplit
+
+import httpx
 
 from qlora_chat.errors import causes
 from qlora_chat.text import plain
@@ -97,9 +99,9 @@ def _clause(cause: BaseException) -> str | None:
     if isinstance(cause, socket.gaierror):
         return "there is no such host: check the name in LOGGING_URL, and the network"
     if isinstance(cause, TimeoutError):
-        return "the receiver did not answer in time: look whether it is overloaded"
-    if isinstance(cause, http.client.RemoteDisconnected):
-        return "the receiver closed the connection without an answer: its log may say why"
-    if isinstance(cause, http.client.HTTPException):
-        return "the receiver's answer is not HTTP: check the host and port of LOGGING_URL"
+        return "the receiver did not answer in time: look whether it is overloaded, or speaks something else than HTTP"
+    if isinstance(cause, httpx.RemoteProtocolError):
+        return "the receiver closed the connection without an answer in HTTP: check the host and port, or look into its log"
+    if isinstance(cause, CancelledError):
+        return "the program ended before the receiver answered"
     return _ERRNOS.get(cause.errno or 0) if isinstance(cause, OSError) else None

@@ -79,7 +79,8 @@ class LogSender:
         if self._thread.is_alive():
             self._post.abort()
             self._thread.join(10)
-        self._post.close()
+        if not self._thread.is_alive():
+            self._post.close()
         try:
             counts = self._outbox.counts()
         except HistoryError as problem:
