@@ -1,15 +1,12 @@
-"""Text from outside: broken Unicode, lines, and files of JSON records.
+"""Text from outside: broken Unicode, control characters, lines.
 
-Scope: strings. Knows no record format.
+Scope: strings.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 
 def replace_surrogates(text: object) -> str:
@@ -40,33 +37,6 @@ Joiners are none of them: emoji and Persian words consist of characters that the
 def plain(text: str, *, allowed: str = "", instead: str = "\ufffd") -> str:
     """Text that cannot steer a terminal: `instead` for each control character that is not `allowed`."""
     return _STEERING.sub(lambda found: found[0] if found[0] in allowed else instead, text)
-
-
-def json_records(text: str) -> Iterator[tuple[str, Any]]:
-    """(position, value) of each record in a JSON array, a single JSON object or JSON lines; blank lines are skipped.
-
-    Position is "record 3", "line 3" or "" for a single object. ValueError names the first line that is not JSON.
-    """
-    try:
-        whole = json.loads(text)
-    except (ValueError, RecursionError):
-        yield from _json_lines(text)
-        return
-    if isinstance(whole, list):
-        yield from ((f"record {number}", each) for number, each in enumerate(whole, start=1))
-    else:
-        yield "", whole
-
-
-def _json_lines(text: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(split_lines(text), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            raise ValueError(f"line {number} is not JSON") from None
-        yield f"line {number}", value
 
 
 def split_lines(text: str) -> list[str]:

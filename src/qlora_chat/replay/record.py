@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from qlora_chat.errors import UserError
+from qlora_chat.json_records import json_lines, parse
 from qlora_chat.messages import AnswerSchema
 from qlora_chat.settings import Sampling, SettingsError
-from qlora_chat.text import json_records
 
 
 class CannotReplay(UserError, ValueError):
@@ -78,10 +78,12 @@ def parse_recorded_answer(data: Mapping[str, Any]) -> RecordedAnswer:
 
 def _objects(text: str) -> list[dict[str, Any]]:
     expected = "a record is one JSON object, as `logs query --json` prints it"
-    try:
-        records = [record for _, record in json_records(text)]
-    except ValueError as problem:
-        raise CannotReplay(f"{problem}; {expected}") from None
+    data = text.encode("utf-8", "surrogatepass")
+    whole = parse(data)
+    found = [whole] if whole.problem is None else [*json_lines(data)]
+    if broken := next((each for each in found if each.problem), None):
+        raise CannotReplay(f"line {broken.line} {broken.problem}; {expected}")
+    records = [record for each in found for record in (each.value if isinstance(each.value, list) else [each.value])]
     if not all(isinstance(each, dict) for each in records):
         raise CannotReplay(expected)
     return records

@@ -63,14 +63,15 @@ def test_contents_and_not_the_name_tell_lines_from_a_list(
     [
         (LINES + '{"question": "half', ":4: is not JSON (Unterminated string starting at, column 14)"),
         (json.dumps([{"a": "say"}] * 3, indent=1).replace('"say"', '"s"ay"', 1), ":3: is not JSON (Expecting ',' delimiter"),
-        (json.dumps([{"a": "say"}], indent=1)[:-2], ":4: is not JSON (Expecting ',' delimiter"),
+        (json.dumps([{"a": "say"}], indent=1)[:-2], ":4: is cut off"),
         ("[1,\n2,\n]", ":3: is not JSON (Illegal trailing comma before end of list"),
         ("[1]\n[2]", ":2: is not JSON (Extra data after the list"),
         (f"{json.dumps(RECORD, indent=1)}\n" * 2, ":5: another object begins here; write each on one line"),
         (LINES.encode("utf-16"), ": is UTF-16, but must be UTF-8"),
         (b'{"a": "caf\xe9"}\n', ":1: is not UTF-8 (byte 11)"),
-        ("[" * 100_000, ":1: is not a record (nested too deep)"),
-        ("9" * 5000, ":1: is not a record (a number with thousands of digits)"),
+        ("[" * 100_000 + "]" * 100_000, ":1: is nested too deeply"),
+        ("[" * 100_000, ":1: is cut off"),
+        ("9" * 5000, ":1: holds a number of too many digits"),
     ],
 )
 def test_a_broken_file_is_named_by_line(tmp_path: Path, content: str | bytes, problem: str) -> None:
@@ -79,12 +80,13 @@ def test_a_broken_file_is_named_by_line(tmp_path: Path, content: str | bytes, pr
     assert problems[0].startswith(f"{path}{problem}")
 
 
-def test_a_list_longer_than_the_window_of_its_reader_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_longer_than_a_record_may_be_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qlora_chat.training.data.files.MAX_RECORD_BYTES", 100)
     values: list[Any] = [{"a": "x" * (index % 80)} for index in range(200)] + [123456, 1.5, "y" * 90]
     found, problems = records(written(tmp_path, "d.json", json.dumps(values)))
     assert ([record for _, record in found], problems) == (values, [])
-    _, problems = records(written(tmp_path, "long.json", json.dumps([1, "y" * 200, 2])))
+    found, problems = records(written(tmp_path, "long.json", json.dumps([1, "y" * 200, 2])))
+    assert ([record for _, record in found], len(problems)) == ([1, 2], 1)
     assert "longer than" in problems[0]
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import codecs
 import io
-import json
-import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from qlora_chat.history import HistoryError
+from qlora_chat.json_records import json_lines, list_elements, parse
 
 MAX_BYTES = 512 << 20
 """Of the JSON, unpacked."""
@@ -30,7 +29,6 @@ _CONVERSATIONS = "conversations.json"
 CONVERSATION_FIELDS = frozenset({"mapping", "chat_messages", "chat", "messages"})
 """Fields by which one conversation of a tool is told from one message."""
 _ZIP, _GZIP = b"PK\3\4", b"\x1f\x8b"
-_BRACKET_OR_TEXT = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\Z)|[\[\]{}]', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -57,16 +55,14 @@ def read_records(path: Path) -> list[FileRecord]:
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as problem:
         raise HistoryError(f"{path} cannot be unpacked ({problem})") from None
     data = _as_utf8(path, data)
-    value, problem = _parsed(data)
-    if problem is None:
-        return _elements(value)
-    is_list = data.lstrip()[:1] == b"["
-    found = _one_by_one(data.decode("utf-8-sig", "surrogateescape") if is_list else None, data)
-    records = list(islice(found, MAX_RECORDS + 1))
+    whole = parse(data)
+    if whole.problem is None:
+        return _elements(whole.value)
+    records = list(islice(_one_by_one(data), MAX_RECORDS + 1))
     if len(records) > MAX_RECORDS:
         raise HistoryError(f"{path} holds more than {MAX_RECORDS:,} records; split it into several files")
     if not any(each.problem is None for each in records):
-        raise HistoryError(f"{path} is neither JSON nor JSON lines: it {problem}")
+        raise HistoryError(f"{path} is neither JSON nor JSON lines: it {whole.problem}, in line {whole.line}")
     return records
 
 
@@ -126,53 +122,13 @@ def _unwrapped(value: dict[str, Any]) -> Any:
     return listed if isinstance(first, dict) and CONVERSATION_FIELDS & first.keys() else value
 
 
-def _one_by_one(listed: str | None, data: bytes) -> Iterator[FileRecord]:
-    """Records of JSON lines, or the elements of a JSON list (`listed`) that is broken somewhere."""
+def _one_by_one(data: bytes) -> Iterator[FileRecord]:
+    """Records of JSON lines, or the elements of a JSON list that is broken somewhere."""
     first = next((line for line in io.BytesIO(data) if line.strip()), b"")
-    if listed is not None and _parsed(first)[1] is not None:
-        yield from _elements_of(listed)
+    if data.lstrip().startswith(b"[") and parse(first).problem:
+        for number, each in enumerate(list_elements(data), start=1):
+            yield FileRecord(f"record {number}", each.value, each.problem and f"{each.problem}, in line {each.line}")
         return
-    for number, line in enumerate(io.BytesIO(data), start=1):
-        if line.strip():
-            value, problem = _parsed(line)
-            problem = problem if isinstance(value, dict | list) or problem else "is no object"
-            yield FileRecord(f"line {number}", value, problem)
-
-
-def _elements_of(text: str) -> Iterator[FileRecord]:
-    """Elements of a list, found by their brackets alone, so that one which is no JSON does not hide the next."""
-    depth, begin, number = 0, 0, 0
-    for found in _BRACKET_OR_TEXT.finditer(text):
-        mark = found.group()
-        if mark in ("[", "{"):
-            depth += 1
-            begin = found.start() if depth == 2 else begin
-        elif mark in ("]", "}"):
-            depth -= 1
-            if depth == 1:
-                number += 1
-                value, problem = _parsed(text[begin : found.end()].encode("utf-8", "surrogateescape"))
-                yield FileRecord(f"record {number}", value, problem)
-            elif depth == 0:
-                return
-    yield FileRecord(f"record {number + 1}", None, "is cut off, as is the rest of the file")
-
-
-def _parsed(data: bytes) -> tuple[Any, str | None]:
-    """(value, None), or (None, what is wrong)."""
-    try:
-        return json.loads(data.decode("utf-8-sig"), parse_constant=lambda name: None, parse_float=_finite), None
-    except UnicodeDecodeError as problem:
-        return None, f"is not UTF-8 (byte {problem.start + 1})"
-    except json.JSONDecodeError as problem:
-        return None, f"is not JSON ({problem.msg}, line {problem.lineno}, column {problem.colno})"
-    except ValueError:
-        return None, "holds a number of too many digits"
-    except RecursionError:
-        return None, "is nested too deeply"
-
-
-def _finite(text: str) -> float | None:
-    """A number; None for one that is too large, which JSON could not hold again."""
-    value = float(text)
-    return value if abs(value) < float("inf") else None
+    for each in json_lines(data):
+        is_record = isinstance(each.value, dict | list) or each.problem
+        yield FileRecord(f"line {each.line}", each.value, each.problem if is_record else "is no object")

@@ -10,15 +10,15 @@ import codecs
 import csv
 import gzip
 import io
-import json
 import lzma
-import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from qlora_chat.dialogue_formats.formats import COLUMNS, LIST_KEYS
+from qlora_chat.json_records import JsonRecord, json_lines, list_elements, parse
 from qlora_chat.training import TrainError
 
 KINDS = (".jsonl", ".json", ".csv", ".tsv")
@@ -37,7 +37,6 @@ Report = Callable[[str, str], None]
 """Receives (location, problem) of a bad record."""
 Located = tuple[str, Any]
 """(location, record)."""
-_BLANK = re.compile(r"[ \t\r\n]*")
 _JSON_COLUMNS = (*LIST_KEYS, "history", "prompt", "completion", "chosen", "rejected")
 """Columns of a table that may hold a list as JSON."""
 
@@ -99,157 +98,27 @@ def _json_records(file: Path, data: bytes, report: Report) -> Iterator[Located]:
     """Records of JSON lines, of a JSON list, or of one object over several lines."""
     if b"\n" not in data:
         data = data.replace(b"\r", b"\n")  # a raw carriage return in JSON is always between values
-    begin = data.lstrip()[:1]
-    if begin == b"[":
-        yield from _list_records(file, data, report)
-    elif begin == b"{" and (problem := _problem_of_one_object(data)) is not None:
-        if problem:
-            report(*_at_line(file, problem))
+    is_list = data.lstrip()[:1] == b"["
+    found = list_elements(data, MAX_RECORD_BYTES) if is_list else (_one_object(data) or json_lines(data, MAX_RECORD_BYTES))
+    for number, each in enumerate(found, start=1):
+        where = f"{file}:{each.line}"
+        if each.problem:
+            report(where, each.problem)
         else:
-            yield f"{file}:1", json.loads(data)
-    else:
-        yield from _line_records(file, data, report)
+            yield f"{where} (record {number})" if is_list else where, each.value
 
 
-def _problem_of_one_object(data: bytes) -> tuple[int, str] | tuple[()] | None:
-    """() for one object over several lines, (line, problem) for a broken one; None for JSON lines."""
+def _one_object(data: bytes) -> list[JsonRecord]:
+    """The object over several lines that the data are, whole or broken; [] for JSON lines."""
     first = next((line for line in io.BytesIO(data) if line.strip()), b"")
-    if len(data) > MAX_RECORD_BYTES or len(first.strip()) == len(data.strip()) or _decoded(first)[1] is None:
-        return None
-    try:
-        json.loads(data)
-    except json.JSONDecodeError as problem:
-        if problem.lineno == 1 + data[: data.index(first)].count(b"\n"):
-            return None
-        if problem.msg == "Extra data":
-            return problem.lineno, "another object begins here; write each on one line, or all as one list"
-        return problem.lineno, f"is not JSON ({problem.msg}, column {problem.colno})"
-    except (ValueError, RecursionError):
-        return None
-    return ()
-
-
-def _at_line(file: Path, problem: tuple[int, str]) -> tuple[str, str]:
-    return f"{file}:{problem[0]}", problem[1]
-
-
-def _line_records(file: Path, data: bytes, report: Report) -> Iterator[Located]:
-    for number, line in enumerate(io.BytesIO(data), start=1):
-        where = f"{file}:{number}"
-        if len(line) > MAX_RECORD_BYTES:
-            report(where, f"is longer than {MAX_RECORD_BYTES >> 20} MiB")
-        elif line.strip():
-            value, problem = _decoded(line)
-            if problem is None:
-                yield where, value
-            else:
-                report(where, problem)
-
-
-def _decoded(line: bytes) -> tuple[Any, str | None]:
-    """(value, None), or (None, what is wrong)."""
-    try:
-        return json.loads(line.decode("utf-8")), None
-    except UnicodeDecodeError as problem:
-        return None, f"is not UTF-8 (byte {problem.start + 1})"
-    except json.JSONDecodeError as problem:
-        return None, f"is not JSON ({problem.msg}, column {problem.colno})"
-    except ValueError:
-        return None, "is not a record (a number with thousands of digits)"
-    except RecursionError:
-        return None, "is not a record (nested too deep)"
-
-
-def _list_records(file: Path, data: bytes, report: Report) -> Iterator[Located]:
-    """Yield the elements of a list, decoded one by one, so that a broken one is found by its line and none is too large."""
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as problem:
-        line = 1 + data.count(b"\n", 0, problem.start)
-        report(f"{file}:{line}", f"is not UTF-8 (byte {problem.start + 1} of the file)")
-        return
-    reader = _ListReader(text)
-    number = 0
-    while True:
-        number += 1
-        try:
-            element = reader.next()
-        except json.JSONDecodeError as problem:
-            line = reader.line_of(problem.pos)
-            column = problem.pos - text.rfind("\n", 0, problem.pos)
-            report(f"{file}:{line}", f"is not JSON ({problem.msg}, column {column}), nor is what follows in this list")
-            return
-        except (ValueError, RecursionError) as problem:
-            what = "nested too deep" if isinstance(problem, RecursionError) else "a number with thousands of digits"
-            report(f"{file}:{reader.line_of(reader.at)}", f"is not a record ({what}), nor is what follows in this list")
-            return
-        if element is None:
-            return
-        yield f"{file}:{element[0]} (record {number})", element[1]
-
-
-class _ListReader:
-    """Elements of the text of one JSON list. At most MAX_RECORD_BYTES characters are looked at for each."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self._decoder = json.JSONDecoder()
-        self._window, self._begin = "", 0
-        self.at = self._skip_blank(0) + 1
-        self._line, self._counted = 1, 0
-
-    def next(self) -> tuple[int, Any] | None:
-        """(line, value) of the next element; None after the last. JSONDecodeError, at its place in the text."""
-        at = self._skip_blank(self.at)
-        if self._text[at : at + 1] == "]":
-            end = self._skip_blank(at + 1)
-            if end < len(self._text):
-                raise json.JSONDecodeError("Extra data after the list", self._text, end)
-            return None
-        line = self.line_of(at)
-        value, end = self._decode(at)
-        self.at = self._skip_blank(end)
-        following = self._text[self.at : self.at + 1]
-        if following == ",":
-            self.at = self._skip_blank(self.at + 1)
-            if self._text[self.at : self.at + 1] == "]":
-                raise json.JSONDecodeError("Illegal trailing comma before end of list", self._text, self.at)
-        elif following != "]":
-            raise json.JSONDecodeError("Expecting ',' delimiter", self._text, self.at)
-        return line, value
-
-    def line_of(self, position: int) -> int:
-        """Number of the line that a character stands on."""
-        if position >= self._counted:
-            self._line += self._text.count("\n", self._counted, position)
-            self._counted = position
-            return self._line
-        return 1 + self._text.count("\n", 0, position)
-
-    def _decode(self, at: int) -> tuple[Any, int]:
-        """(value, end) of the element at a place, from a window of the text that moves on when it is used up."""
-        for fresh in (False, True):
-            if fresh:
-                self._window, self._begin = self._text[at : at + MAX_RECORD_BYTES], at
-            elif not self._begin <= at < self._begin + len(self._window):
-                continue
-            is_last = self._begin + len(self._window) == len(self._text)
-            try:
-                value, end = self._decoder.raw_decode(self._window, at - self._begin)
-            except json.JSONDecodeError as problem:
-                if fresh and is_last:
-                    raise json.JSONDecodeError(problem.msg, self._text, self._begin + problem.pos) from None
-                if fresh:
-                    message = f"{problem.msg}, or longer than {MAX_RECORD_BYTES >> 20} MiB"
-                    raise json.JSONDecodeError(message, self._text, self._begin + problem.pos) from None
-                continue
-            if is_last or end < len(self._window):
-                return value, self._begin + end
-        raise json.JSONDecodeError(f"longer than {MAX_RECORD_BYTES >> 20} MiB", self._text, at)
-
-    def _skip_blank(self, at: int) -> int:
-        found = _BLANK.match(self._text, at)
-        return found.end() if found else at
+    if len(data) > MAX_RECORD_BYTES or len(first.strip()) == len(data.strip()) or parse(first).problem is None:
+        return []
+    whole = parse(data)
+    if whole.problem and whole.line <= 1 + data[: data.index(first)].count(b"\n"):
+        return []
+    if whole.problem and "Extra data" in whole.problem:
+        return [replace(whole, problem="another object begins here; write each on one line, or all as one list")]
+    return [whole]
 
 
 # --- CSV -------------------------------------------------------------------------------------------------------------
@@ -297,8 +166,8 @@ def _delimiter(text: str) -> str:
 def _cell(name: str, value: str) -> Any:
     """A cell's text, or the list that it holds as JSON."""
     if name in _JSON_COLUMNS and value.lstrip().startswith("["):
-        decoded, problem = _decoded(value.encode("utf-8", "replace"))
-        return value if problem else decoded
+        decoded = parse(value.encode("utf-8", "replace"))
+        return value if decoded.problem else decoded.value
     return value
 
 
