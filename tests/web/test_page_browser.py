@@ -163,16 +163,6 @@ def test_a_reload_restores_the_conversation_and_the_sliders(page: Page, engine: 
     assert (engine.streams[-1].sampling.temperature, engine.streams[-1].sampling.top_k) == (1.3, 40)
 
 
-def test_sliders_that_a_browser_remembers_by_position_are_restored(page: Page) -> None:
-    """As pages stored them before the values had names."""
-    page.evaluate("localStorage.setItem('qlora-chat.sampling', '[1.3,0.8,40,1.1,512]')")
-    page.reload()
-    ready(page)
-    open_options(page)
-    for name, value in (("temperature", "1.3"), ("top_k", "40"), ("max_new_tokens", "512")):
-        expect(page.locator(f"#{name}")).to_have_value(value)
-
-
 def test_a_reload_in_the_middle_of_an_answer_keeps_the_part(page: Page, engine: ScriptedEngine) -> None:
     stream = begin_long_answer(page, engine)
     page.reload()

@@ -5,7 +5,6 @@ import { read, write } from "./memory.js";
 
 const STORED = "qlora-chat.sampling";
 const SEND_MS = 80; // a dragged slider sends no more often
-const BY_POSITION = ["temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens"]; // before values had names
 
 export function mount(element, trigger, props) {
   element.innerHTML = props.form;
@@ -31,8 +30,7 @@ export function mount(element, trigger, props) {
   const show = (values) => values.forEach(([name, value]) => fields.find(({ input }) => input.id === name)?.show(value));
 
   for (const each of presets) each.onclick = () => (show(valuesOf(each)), changed());
-  const stored = read(STORED) ?? {};
-  show(Array.isArray(stored) ? stored.map((value, index) => [BY_POSITION[index], value]) : Object.entries(stored));
+  show(Object.entries(read(STORED) ?? {}));
   publish();
 }
 
@@ -68,8 +66,7 @@ class Field {
 
   // Takes a value of a preset, or of this browser's storage if it can be used.
   show(value) {
-    const lines = Array.isArray(value) && value.map((each) => String(each).replaceAll("\n", "\\n")); // once, stop texts were a list
-    const text = lines ? lines.join("\n") : String(value ?? "");
+    const text = String(value ?? "");
     if (usable(text, this.input.dataset) !== null) this.take(text);
     this.input.value = this.used;
   }
