@@ -6,7 +6,7 @@ import re
 import time
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Page, Route, expect
 
 from qlora_chat.web.parts import MAX_CHARACTERS
 from tests.fakes import ScriptedEngine
@@ -140,6 +140,21 @@ def test_clear_wins_every_race_with_the_answer(page: Page, engine: ScriptedEngin
         expect(page.locator("#messages .answer")).to_have_count(0)
         page.wait_for_timeout(150)
         expect(page.locator("#messages .answer")).to_have_count(0)
+
+
+def test_what_is_sent_before_a_new_conversation_has_come_belongs_to_it(page: Page, engine: ScriptedEngine) -> None:
+    say(page, "in the old one")
+    settled(page)
+    held: list[Route] = []
+    page.route("**/queue/join*", lambda route: route.continue_() if held else held.append(route))
+    page.click("#new")
+    wait_for(page, lambda: held)
+    say(page, "in the new one")
+    page.wait_for_timeout(200)
+    held[0].continue_()
+    expect(page.locator("#messages .question")).to_have_text(["in the new one"])
+    settled(page)
+    assert "in the old one" not in engine.streams[-1].prompt.text
 
 
 def test_a_reload_restores_the_conversation_and_the_sliders(page: Page, engine: ScriptedEngine) -> None:

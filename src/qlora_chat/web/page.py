@@ -25,7 +25,7 @@ from qlora_chat.web.panels.model_panel import ModelPanel
 from qlora_chat.web.panels.tokens import TokenHandlers
 from qlora_chat.web.panels.train_panel import TrainPanel
 from qlora_chat.web.panels.upload import TrainingWork
-from qlora_chat.web.parts import EVENT_DATA, MAX_CHARACTERS, Parts
+from qlora_chat.web.parts import EVENT_DATA, MAX_CHARACTERS, Parts, js_call
 from qlora_chat.web.sessions import PageFeatures, Sessions
 
 CSS = Path(__file__).with_name("static") / "page.css"
@@ -106,15 +106,15 @@ def _connect(
     answered = [parts.messages, parts.box, parts.notice, parts.status, parts.conversation]
     outputs = [*answered, parts.adapter, parts.system, parts.logged]
     options = [parts.adapter, parts.system, parts.logged, parts.sampling]
-    in_order, settle = [parts.conversation, *options], _js("settle", module="messages")
+    in_order, settle = [parts.conversation, *options], js_call("settle", module="messages")
 
-    page.load(handlers.load, [parts.memory], [*outputs, *model.outputs], js=_js("recall"), **immediate)
+    page.load(handlers.load, [parts.memory], [*outputs, *model.outputs], js=js_call("recall"), **immediate)
     sent = gr.on(
         [parts.send.click, parts.box.submit],
         handlers.send,
         [parts.box, *in_order],
         answered,
-        js=_js("ask", module="messages"),
+        js=js_call("ask", module="messages"),
         trigger_mode="multiple",  # Gradio would drop an Enter that comes before the end of the last answer's event
         **queued,
     )
@@ -128,14 +128,10 @@ def _connect(
     parts.tokens.input(tokens.examine, [parts.conversation], [parts.tokens], **queued)
     parts.stop.click(handlers.stop, **immediate)
     # In the queue, so that it reaches the page in order, after the last piece of the answer that it ends.
-    parts.new.click(handlers.clear, None, answered, **queued)
+    left = parts.new.click(handlers.clear, None, answered, js=js_call("leave", module="messages"), **queued)
+    left.then(None, [parts.conversation], js=js_call("arrived", module="messages"))
     parts.sampling.input(handlers.sample, [parts.sampling], [parts.notice], trigger_mode="always_last", **immediate)
-    parts.conversation.change(None, [parts.conversation], js=_js("rememberConversation"))
+    parts.conversation.change(None, [parts.conversation], js=js_call("rememberConversation"))
     remembered = [parts.adapter, parts.system, parts.logged]
-    gr.on([each.change for each in remembered], None, remembered, js=_js("rememberTab"))
+    gr.on([each.change for each in remembered], None, remembered, js=js_call("rememberTab"))
     page.unload(handlers.leave)
-
-
-def _js(name: str, module: str = "memory") -> str:
-    """A call of a function of static/MODULE.js, for Gradio to run in the browser with the event's values."""
-    return f'async (...values) => (await import(new URL("page/static/{module}.js", document.baseURI))).{name}(...values)'

@@ -101,6 +101,11 @@ def component(module: str, elem_id: str, value: Any = None, *, translates: bool 
     )
 
 
+def js_call(name: str, module: str = "memory") -> str:
+    """A call of a function of static/MODULE.js, for Gradio to run in the browser with the event's values."""
+    return f'async (...values) => (await import(new URL("page/static/{module}.js", document.baseURI))).{name}(...values)'
+
+
 class Parts:
     """Every component that an event reads or sets, in columns: conversations, the chat, settings, the model."""
 

@@ -16,7 +16,7 @@ from qlora_chat.web.answering import Updates
 from qlora_chat.web.chats import listing, view
 from qlora_chat.web.chats.route import GONE
 from qlora_chat.web.handlers import Handlers
-from qlora_chat.web.parts import Parts
+from qlora_chat.web.parts import Parts, js_call
 from qlora_chat.web.session import Busy, ConversationRef
 
 
@@ -30,7 +30,8 @@ class ChatEvents:
         """Connect the events, in the open Blocks."""
         parts = self._parts
         shown = [parts.messages, parts.box, parts.notice, parts.status, parts.conversation, parts.adapter, parts.system]
-        parts.chats.select(self.open, None, shown, **options)
+        left = parts.chats.select(self.open, None, shown, js=js_call("leave", module="messages"), **options)
+        left.then(None, [parts.conversation], js=js_call("arrived", module="messages"))
         parts.conversation.change(self.shown, [parts.conversation], [parts.chats], **options)
 
     def open(self, event: gr.EventData, request: gr.Request) -> Updates:

@@ -13,8 +13,20 @@ const RETRY_MS = 2000;
 let list = null; // the page has one
 let memory = {}; // what the model sees of the conversation: {begins, line, pinned}
 
+let arrival = null; // of another conversation, while the server opens it
+
+export function leave() {
+  arrival ??= Promise.withResolvers();
+}
+
+export function arrived(reference) {
+  arrival?.resolve(reference);
+  arrival = null;
+}
+
 // A message is being sent: draw it at once, with the values of the event passed on.
-export function ask(...values) {
+export async function ask(...values) {
+  if (arrival) values[1] = await arrival.promise; // it belongs there
   list?.ask(values[0]);
   return values;
 }
