@@ -205,6 +205,8 @@ SHORT_MODULES = {
     "errors.py": "imported by every package, so it imports none",
     "exporting/sources.py": "steps that both exports begin with",
     "exporting/template.py": "one format in Jinja, compared with prompt.py by a test",
+    "history/importing/claude.py": "the format of one tool",
+    "history/importing/open_webui.py": "the format of one tool",
     "history/pinned_turns.py": "one use of tags, which the chat, the page and the command line share",
     "history/sql/shared_state.py": "two tables that are no part of conversations; store.py knows only those",
     "private_files.py": "permissions of every file that people's text is written to",

@@ -271,7 +271,7 @@ def drafts(draw: st.DrawFn) -> Draft:
 
 @given(drafts())
 def test_any_tree_becomes_a_conversation_that_survives_export_and_import(draft: Draft) -> None:
-    conversation = conversation_of(draft)
+    conversation, _ = conversation_of(draft)
     shown = conversation.conversation()  # turns alternate
     stored = {each.message.id for each in conversation.turns}
     assert len(stored) == len(conversation.turns)

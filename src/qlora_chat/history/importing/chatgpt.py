@@ -20,7 +20,6 @@ from qlora_chat.history.importing.content import (
     text_of,
     text_or_none,
     time_of,
-    with_placeholder,
 )
 from qlora_chat.history.importing.draft import Draft, DraftTurn
 
@@ -37,34 +36,28 @@ def read(record: Mapping[str, Any]) -> Draft:
     mapping = record.get("mapping")
     if not isinstance(mapping, dict):
         raise BadExport("'mapping' is missing: it is no conversation of ChatGPT")
-    left_out: Counter[str] = Counter()
-    turns = [_turn(str(name), object_of(node), left_out) for name, node in mapping.items()]
     return Draft(
-        turns,
+        [_turn(str(name), object_of(node)) for name, node in mapping.items()],
         record.get("conversation_id") or record.get("id"),
         record.get("title"),
         model=record.get("default_model_slug"),
         head_id=text_or_none(record.get("current_node")),
         created_at=time_of(record.get("create_time")),
         updated_at=time_of(record.get("update_time")),
-        left_out=left_out,
     )
 
 
-def _turn(name: str, node: Mapping[str, Any], left_out: Counter[str]) -> DraftTurn:
+def _turn(name: str, node: Mapping[str, Any]) -> DraftTurn:
     """Turn of a node; one that is left out stays in the tree as an empty system turn, which loses nothing more."""
     message = object_of(node.get("message"))
     parent = text_or_none(node.get("parent"))
     role = str(object_of(message.get("author")).get("role") or "system")
     content = object_of(message.get("content"))
     if reason := _reason_to_leave_out(message, role, content):
-        left_out[reason] += 1
-        return DraftTurn(name, parent, "system", "")
+        return DraftTurn(name, parent, "system", "", left_out=Counter([reason]))
     text, others = text_of(content.get("parts") or "")
-    if role in ("user", "assistant"):
-        left_out += others
-        text = with_placeholder(text, others)
-    return DraftTurn(name, parent, role, text, time_of(message.get("create_time")))
+    counted = others if role in ("user", "assistant") else Counter[str]()
+    return DraftTurn(name, parent, role, text, time_of(message.get("create_time")), counted)
 
 
 def _reason_to_leave_out(message: Mapping[str, Any], role: str, content: Mapping[str, Any]) -> str | None:

@@ -59,6 +59,11 @@ def object_of(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def list_of(value: Any) -> list[Any]:
+    """The list itself; an empty one for any other value."""
+    return value if isinstance(value, list) else []
+
+
 def list_at(record: Mapping[str, Any], name: str) -> list[Any]:
     """List under a name. BadExport if there is none."""
     value = record.get(name)
@@ -90,10 +95,7 @@ def _parsed_date(text: str) -> datetime | None:
 
 
 def text_of(content: Any) -> tuple[str, Counter[str]]:
-    """Text of a message's content, which may be a list of parts, and the counts of the parts that are left out.
-
-    A message of parts without any text stays as "[images]" or "[attachments]", so that its answer has a question.
-    """
+    """Text of a message's content, which may be a list of parts, and the counts of the parts that are left out."""
     if isinstance(content, str):
         return clean(content), Counter()
     texts: list[str] = []
@@ -105,10 +107,10 @@ def text_of(content: Any) -> tuple[str, Counter[str]]:
     return "\n\n".join(texts), left_out
 
 
-def with_placeholder(text: str, left_out: Mapping[str, int]) -> str:
-    """The text, or "[images]" for a message that had nothing but them."""
-    files = [name for name in (IMAGES, ATTACHMENTS) if left_out.get(name)]
-    return text if text.strip() or not files else f"[{files[0]}]"
+def files_of(message: Mapping[str, Any]) -> Counter[str]:
+    """Counts of the files beside a message."""
+    types = (str(object_of(each).get("type")) for each in list_of(message.get("files")))
+    return Counter(IMAGES if each.startswith("image") else ATTACHMENTS for each in types)
 
 
 def _part(part: Any) -> tuple[str, str | None]:

@@ -5,7 +5,6 @@ Scope: one record of them, with what a chat holds beyond training data: tools, i
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from qlora_chat.dialogue_formats.dialogue import parse_dialogue
 from qlora_chat.dialogue_formats.formats import LIST_KEYS, pair_name
 from qlora_chat.dialogue_formats.turns import turn_keys
 from qlora_chat.history.importing import BadExport
-from qlora_chat.history.importing.content import TOOLS, list_at, object_of, text_of, time_of, with_placeholder
+from qlora_chat.history.importing.content import TOOLS, list_at, list_of, object_of, text_of, time_of
 from qlora_chat.history.importing.draft import Draft, DraftTurn, linear
 
 
@@ -78,14 +77,13 @@ def read_parsed(record: Mapping[str, Any]) -> Draft:
 
 
 def _draft(record: Mapping[str, Any], messages: list[Any], name: str) -> Draft:
-    left_out: Counter[str] = Counter()
     turns: list[DraftTurn] = []
     for index, each in enumerate(messages):
         message = object_of(each)
         role, text = turn_keys(message, older=name != "messages")
         if not isinstance(message.get(role), str):
             raise BadExport(f"{name}[{index}] has no {role!r} that is a text")
-        turns.append(_turn(message, turns, left_out, role, text))
+        turns.append(_turn(message, turns, role, text))
     system = record.get("system")
     return Draft(
         turns,
@@ -94,20 +92,15 @@ def _draft(record: Mapping[str, Any], messages: list[Any], name: str) -> Draft:
         system if isinstance(system, str) else None,
         record.get("model"),
         created_at=time_of(record.get("created_at")),
-        left_out=left_out,
     )
 
 
-def _turn(
-    message: Mapping[str, Any], before: list[DraftTurn], left_out: Counter[str], role_key: str, text_key: str
-) -> DraftTurn:
+def _turn(message: Mapping[str, Any], before: list[DraftTurn], role_key: str, text_key: str) -> DraftTurn:
     text, others = text_of(message.get(text_key) or "")
     parent = before[-1].id if before else None
-    calls = message.get("tool_calls")
     role = message[role_key].lower()
-    if isinstance(calls, list) and calls:
+    if calls := list_of(message.get("tool_calls")):
         others[TOOLS] += len(calls)
         role = role if text.strip() else "system"  # an empty one, which is not counted again
-    left_out += others
     moment = time_of(message.get("created_at") or message.get("timestamp"))
-    return DraftTurn(str(len(before)), parent, role, with_placeholder(text, others), moment)
+    return DraftTurn(str(len(before)), parent, role, text, moment, others)

@@ -18,7 +18,17 @@ from datetime import datetime
 from qlora_chat.dialogue_formats import ROLES
 from qlora_chat.history import StoredConversation, StoredTurn, Summary, now
 from qlora_chat.history.importing import BadExport
-from qlora_chat.history.importing.content import EARLY, EMPTY, OTHER_ROLES, SYSTEM, TOOLS, clean, text_or_none
+from qlora_chat.history.importing.content import (
+    ATTACHMENTS,
+    EARLY,
+    EMPTY,
+    IMAGES,
+    OTHER_ROLES,
+    SYSTEM,
+    TOOLS,
+    clean,
+    text_or_none,
+)
 from qlora_chat.history.text_match import title_of
 from qlora_chat.messages import Conversation, Message, Role
 
@@ -40,9 +50,17 @@ class DraftTurn:
     """In any project's words."""
     text: str
     created_at: datetime | None = None
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Counts of what the message had besides its text."""
+
+    @property
+    def content(self) -> str:
+        """The text; "[images]" or "[attachments]" for a turn of nothing else, so that its answer has a question."""
+        files = [name for name in (IMAGES, ATTACHMENTS) if self.left_out[name]]
+        return self.text if self.text.strip() or not files else f"[{files[0]}]"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Draft:
     """A conversation as a foreign file has it; `turns` in any order."""
 
@@ -56,7 +74,6 @@ class Draft:
     """Newest turn of the branch that the tool showed; None for the newest turn of all."""
     created_at: datetime | None = None
     updated_at: datetime | None = None
-    left_out: Counter[str] = field(default_factory=Counter)
 
 
 def digest(*parts: str) -> str:
@@ -78,8 +95,8 @@ def linear(turns: Iterable[tuple[str, str, datetime | None]]) -> list[DraftTurn]
     ]
 
 
-def conversation_of(draft: Draft) -> StoredConversation:
-    """Conversation of a draft, whose `left_out` then counts what it lacks; without a turn if there is no question.
+def conversation_of(draft: Draft) -> tuple[StoredConversation, Counter[str]]:
+    """Conversation of a draft, without a turn if there is no question, and the counts of what it lacks.
 
     BadExport for turns that form a circle, and for too many of them.
     """
@@ -87,14 +104,14 @@ def conversation_of(draft: Draft) -> StoredConversation:
         raise BadExport(f"it holds {len(draft.turns):,} turns, but at most {MAX_TURNS:,} are read")
     tree = _Tree(draft)
     name = usable_id(draft.id) or digest(
-        text_or_none(draft.title) or "", *(f"{each.role}\0{each.text}" for each in draft.turns)
+        text_or_none(draft.title) or "", *(f"{each.role}\0{each.content}" for each in draft.turns)
     )
     turns, head = tree.stored(name)
     begun = draft.created_at or (turns[0].created_at if turns else now())
     newest = max([draft.updated_at or begun, *(each.created_at for each in turns)])
     title = text_or_none(draft.title) or title_of(Conversation(messages=tuple(each.message for each in turns[:1])))
     summary = Summary(name, title, ("imported",), text_or_none(draft.model), None, len(turns), begun, newest)
-    return StoredConversation(summary, tree.system, {}, head, tuple(turns))
+    return StoredConversation(summary, tree.system, {}, head, tuple(turns)), tree.left_out
 
 
 class _Tree:
@@ -102,6 +119,7 @@ class _Tree:
 
     def __init__(self, draft: Draft) -> None:
         self._draft, self.system = draft, clean(draft.system) if draft.system else None
+        self.left_out: Counter[str] = Counter()
         self._by_id = {each.id: each for each in draft.turns}
         self._anchor: dict[str, str | None] = {}
         """Of every turn: itself if it is stored, else the nearest stored turn before it; None for none."""
@@ -115,9 +133,10 @@ class _Tree:
     def _add(self, turn: DraftTurn) -> None:
         before = self._anchor.get(turn.parent_id) if turn.parent_id else None
         reason = self._reason_to_leave_out(turn, before)
+        self.left_out += turn.left_out
         if reason is not None:
             self._anchor[turn.id] = before
-            self._draft.left_out += Counter([reason] if reason else [])
+            self.left_out += Counter([reason] if reason else [])
             return
         self._anchor[turn.id], self._parent[turn.id], self._children[turn.id] = turn.id, before, []
         earliest = self._times[before] if before else self._draft.created_at
@@ -127,10 +146,10 @@ class _Tree:
 
     def _reason_to_leave_out(self, turn: DraftTurn, before: str | None) -> str | None:
         """Name of what is left out with this turn, "" if nothing is lost, None if the turn is stored."""
-        role, empty = _role_of(turn), not turn.text.strip()
+        role, empty = _role_of(turn), not turn.content.strip()
         if role == "system":
             if before is None and self.system is None and not empty:
-                self.system = turn.text
+                self.system = turn.content
                 return ""
             return "" if empty else SYSTEM
         if role == "tool":
@@ -167,7 +186,7 @@ class _Tree:
         texts, role, at = [], self._role(turn_id), turn_id
         letters = 0
         while True:
-            texts.append(self._by_id[at].text)
+            texts.append(self._by_id[at].content)
             letters += len(texts[-1])
             before = self._parent[at]
             if before is None or self._role(before) != role or letters > MAX_LETTERS:

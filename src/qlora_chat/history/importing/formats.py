@@ -79,7 +79,7 @@ def conversation_from(record: Any, name: str | None = None) -> tuple[str, Stored
         read = FORMATS[name].read(record)
         if isinstance(read, StoredConversation):
             return name, read, Counter()
-        return name, conversation_of(read), read.left_out
+        return name, *conversation_of(read)
     except BadExport:
         raise
     except _UNREADABLE as problem:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,12 @@ class ImportedFile:
 
     def add_to(self, store: HistoryStore, *, owner: str | None = None) -> ImportReport:
         """Add the conversations that a store lacks, for `owner`. HistoryUnavailable says how many had been added by then."""
-        _store(store, self.conversations, self.report, owner)
+        for each in self.conversations:
+            try:
+                _add(store, each, self.report, owner)
+            except HistoryUnavailable as problem:
+                added = counted(self.report.added, "conversation")
+                raise HistoryUnavailable(f"{problem} ({added} had been added; import the file again for the others)") from None
         return self.report
 
 
@@ -103,18 +107,6 @@ def _grouped(records: list[FileRecord], file_format: str | None) -> list[FileRec
 
 def _is_bare_message(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("role"), str) and "messages" not in value
-
-
-def _store(
-    store: HistoryStore, conversations: Iterable[StoredConversation], report: ImportReport, owner: str | None = None
-) -> None:
-    for each in conversations:
-        try:
-            _add(store, each, report, owner)
-        except HistoryUnavailable as problem:
-            raise HistoryUnavailable(
-                f"{problem} ({counted(report.added, 'conversation')} had been added; import the file again for the others)"
-            ) from None
 
 
 def _add(store: HistoryStore, conversation: StoredConversation, report: ImportReport, owner: str | None) -> None:

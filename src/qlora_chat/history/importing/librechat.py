@@ -9,16 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qlora_chat.history.importing.content import (
-    ATTACHMENTS,
-    IMAGES,
-    list_at,
-    object_of,
-    text_of,
-    text_or_none,
-    time_of,
-    with_placeholder,
-)
+from qlora_chat.history.importing.content import files_of, list_at, list_of, object_of, text_of, text_or_none, time_of
 from qlora_chat.history.importing.draft import Draft, DraftTurn
 
 NO_PARENT = "00000000-0000-0000-0000-000000000000"
@@ -31,8 +22,7 @@ def recognises(record: Any) -> bool:
 
 def read(record: Mapping[str, Any]) -> Draft:
     """Draft with every branch. BadExport where there are no messages."""
-    left_out: Counter[str] = Counter()
-    turns = [_turn(name, parent, message, left_out) for name, parent, message in _messages(list_at(record, "messages"))]
+    turns = [_turn(name, parent, message) for name, parent, message in _messages(list_at(record, "messages"))]
     options = object_of(record.get("options"))
     system = options.get("promptPrefix") or options.get("system")
     return Draft(
@@ -43,7 +33,6 @@ def read(record: Mapping[str, Any]) -> Draft:
         options.get("model"),
         created_at=time_of(record.get("createdAt")),
         updated_at=time_of(record.get("updatedAt")),
-        left_out=left_out,
     )
 
 
@@ -60,17 +49,12 @@ def _messages(messages: list[Any]) -> Iterator[tuple[str, str | None, Mapping[st
         named = text_or_none(message.get("parentMessageId"))
         yield name, above or (before if named is None else None if named == NO_PARENT else named), message
         before = name
-        children = message.get("children")
-        waiting += [(each, name) for each in reversed(children)] if isinstance(children, list) else []
+        waiting += [(each, name) for each in reversed(list_of(message.get("children")))]
 
 
-def _turn(name: str, parent: str | None, message: Mapping[str, Any], left_out: Counter[str]) -> DraftTurn:
+def _turn(name: str, parent: str | None, message: Mapping[str, Any]) -> DraftTurn:
     text = message.get("text")
     text, others = (text, Counter[str]()) if isinstance(text, str) and text.strip() else text_of(message.get("content") or "")
-    files = message.get("files")
-    for each in files if isinstance(files, list) else ():
-        others[IMAGES if str(object_of(each).get("type")).startswith("image") else ATTACHMENTS] += 1
-    left_out += others
     by_user = message.get("isCreatedByUser")
     role = ("user" if by_user else "assistant") if isinstance(by_user, bool) else str(message.get("sender")).lower()
-    return DraftTurn(name, parent, role, with_placeholder(text_of(text)[0], others), time_of(message.get("createdAt")))
+    return DraftTurn(name, parent, role, text_of(text)[0], time_of(message.get("createdAt")), others + files_of(message))

@@ -5,20 +5,10 @@ Scope: this format.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from qlora_chat.history.importing.content import (
-    ATTACHMENTS,
-    IMAGES,
-    list_at,
-    object_of,
-    text_of,
-    text_or_none,
-    time_of,
-    with_placeholder,
-)
+from qlora_chat.history.importing.content import files_of, list_at, list_of, object_of, text_of, text_or_none, time_of
 from qlora_chat.history.importing.draft import Draft, DraftTurn
 
 
@@ -36,40 +26,34 @@ def read(record: Mapping[str, Any]) -> Draft:
     """Draft with every branch. BadExport where there are no messages."""
     chat = object_of(record.get("chat")) or record
     history = object_of(chat.get("history"))
-    left_out: Counter[str] = Counter()
     if isinstance(history.get("messages"), dict):
-        items = history["messages"].items()
-        turns = [_turn(str(name), object_of(each), left_out) for name, each in items]
+        turns = [_turn(str(name), object_of(each)) for name, each in history["messages"].items()]
     else:
         turns = []
         for index, each in enumerate(list_at(chat, "messages")):
             message = {"parentId": turns[-1].id if turns else None, **object_of(each)}
-            turns.append(_turn(text_or_none(message.get("id")) or f"message {index}", message, left_out))
-    models = chat.get("models")
+            turns.append(_turn(text_or_none(message.get("id")) or f"message {index}", message))
+    models = list_of(chat.get("models"))
     system = object_of(chat.get("params")).get("system")
     return Draft(
         turns,
         record.get("id") or chat.get("id"),
         record.get("title") or chat.get("title"),
         system if isinstance(system, str) and system.strip() else None,
-        models[0] if isinstance(models, list) and models else None,
+        models[0] if models else None,
         text_or_none(history.get("currentId")),
         time_of(record.get("created_at")) or time_of(chat.get("timestamp")),
         time_of(record.get("updated_at")),
-        left_out,
     )
 
 
-def _turn(name: str, message: Mapping[str, Any], left_out: Counter[str]) -> DraftTurn:
+def _turn(name: str, message: Mapping[str, Any]) -> DraftTurn:
     text, others = text_of(message.get("content") or "")
-    files = message.get("files")
-    for each in files if isinstance(files, list) else ():
-        others[IMAGES if object_of(each).get("type") == "image" else ATTACHMENTS] += 1
-    left_out += others
     return DraftTurn(
         name,
         text_or_none(message.get("parentId")),
         str(message.get("role")),
-        with_placeholder(text, others),
+        text,
         time_of(message.get("timestamp")),
+        others + files_of(message),
     )

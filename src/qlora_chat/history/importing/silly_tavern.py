@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qlora_chat.history.importing import BadExport
-from qlora_chat.history.importing.content import object_of, text_of, time_of
+from qlora_chat.history.importing.content import list_of, object_of, text_of, time_of
 from qlora_chat.history.importing.draft import Draft, DraftTurn
 
 
@@ -52,10 +52,9 @@ def _role_of(line: Mapping[str, Any]) -> str:
 
 
 def _swipes(line: Mapping[str, Any], shown: DraftTurn) -> list[DraftTurn]:
-    swipes, details = line.get("swipes"), line.get("swipe_info")
-    about = details if isinstance(details, list) else []
+    about = list_of(line.get("swipe_info"))
     found: list[DraftTurn] = []
-    for number, swipe in enumerate(swipes if isinstance(swipes, list) else ()):
+    for number, swipe in enumerate(list_of(line.get("swipes"))):
         text = _text(swipe)
         moment = time_of(object_of(about[number]).get("send_date")) if number < len(about) else shown.created_at
         if text.strip() and text != shown.text:

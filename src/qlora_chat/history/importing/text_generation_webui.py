@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from qlora_chat.history.importing import BadExport
-from qlora_chat.history.importing.content import list_at, object_of, text_of, time_of
+from qlora_chat.history.importing.content import list_at, list_of, object_of, text_of, time_of
 from qlora_chat.history.importing.draft import Draft, DraftTurn
 
 GREETING = "<|BEGIN-VISIBLE-CHAT|>"
@@ -56,8 +56,7 @@ def _time(metadata: Mapping[str, Any], name: str) -> datetime | None:
 
 def _versions(about: Mapping[str, Any], name: str, parent: str | None, shown: str) -> list[DraftTurn]:
     """Other versions of an answer than the one that is shown."""
-    versions = about.get("versions")
-    found = [object_of(each) for each in versions] if isinstance(versions, list) else []
+    found = map(object_of, list_of(about.get("versions")))
     texts = [(text_of(each.get("content") or "")[0], time_of(each.get("timestamp"))) for each in found]
     return [
         DraftTurn(f"{name}/{number}", parent, "assistant", text, moment)
