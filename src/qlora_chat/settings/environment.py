@@ -196,9 +196,7 @@ def hub_cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
     """Folder of the Hub client's downloads: HF_HUB_CACHE, else HF_HOME/hub, else in the user's cache folder (XDG)."""
     if own := environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE"):
         return Path(own).expanduser()
-    if home := environ.get("HF_HOME"):
-        return Path(home).expanduser() / "hub"
-    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface" / "hub"
+    return _hub_home(environ) / "hub"
 
 
 def hub_is_offline(environ: Mapping[str, str] = os.environ) -> bool:
@@ -208,8 +206,13 @@ def hub_is_offline(environ: Mapping[str, str] = os.environ) -> bool:
 
 def hub_token_is_set(environ: Mapping[str, str] = os.environ) -> bool:
     """True if HF_TOKEN or the Hub's client has a token; only the client reads it."""
-    home = Path(environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface")
-    return bool(environ.get("HF_TOKEN")) or (home / "token").is_file()
+    return bool(environ.get("HF_TOKEN")) or (_hub_home(environ) / "token").is_file()
+
+
+def _hub_home(environ: Mapping[str, str]) -> Path:
+    if own := environ.get("HF_HOME"):
+        return Path(own).expanduser()
+    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
 
 
 def gradio_folder(environ: Mapping[str, str] = os.environ) -> Path:

@@ -54,9 +54,7 @@ class ServeSettings:
     """Whoever opens the page may act as the operator on it: switch the model, and train."""
 
     def __post_init__(self) -> None:
-        check_host("--host", self.host)
-        for name in self.allowed_hosts:
-            check_host_name("--allow-host", name)
+        _check_addresses(self)
         if self.api_tokens and not self.token:
             raise SettingsError("QLORA_CHAT_API_TOKENS opens the API only, so set QLORA_CHAT_TOKEN for the page, too")
         if not 0 <= self.queue <= 10_000:
@@ -65,30 +63,15 @@ class ServeSettings:
             raise SettingsError(f"--max-tokens is {self.most_tokens}, but must be at least 1")
         if not 1 <= self.request_seconds <= 86_400:
             raise SettingsError(f"--time-limit is {self.request_seconds:g}, but must be from 1 to 86400 seconds")
-        if self.port is not None and not 1 <= self.port <= 65_535:
-            raise SettingsError(f"--port is {self.port}, but must be from 1 to 65535")
-        check_header_secret("QLORA_CHAT_TOKEN", self.token)
-        check_header_secret("QLORA_CHAT_OPERATOR_TOKEN", self.operator_token)
-        check_header_secret("each of QLORA_CHAT_API_TOKENS", *self.api_tokens)
         if self.operator_token and self.operator_token in (self.token, *self.api_tokens):
             raise SettingsError("QLORA_CHAT_OPERATOR_TOKEN is also a password of others: the operator's must be its own")
-        for proxy in self.trusted_proxies:
-            network("--trusted-proxy", proxy)
         for origin in self.allowed_origins:
             check_origin("--allow-origin", origin)
-        if not is_loopback(self.host) and not self.token:
-            raise SettingsError(
-                f"--host {self.host} can be reached by other machines, so a password is needed: "
-                "set QLORA_CHAT_TOKEN, or leave --host at 127.0.0.1"
-            )
-        if self.trusted_proxies and not self.token:
-            raise SettingsError(
-                "--trusted-proxy says that other machines reach this server through a proxy, so a password is needed: "
-                "set QLORA_CHAT_TOKEN"
-            )
-        _check_lengths(self.host, "QLORA_CHAT_TOKEN", self.token)
-        _check_lengths(self.host, "QLORA_CHAT_OPERATOR_TOKEN", self.operator_token)
-        _check_lengths(self.host, "each of QLORA_CHAT_API_TOKENS", *self.api_tokens)
+        if not self.token:
+            _check_unprotected(self, "a password is needed: set QLORA_CHAT_TOKEN")
+        _check_secrets(self.host, "QLORA_CHAT_TOKEN", self.token)
+        _check_secrets(self.host, "QLORA_CHAT_OPERATOR_TOKEN", self.operator_token)
+        _check_secrets(self.host, "each of QLORA_CHAT_API_TOKENS", *self.api_tokens)
 
 
 def is_shared(settings: ServeSettings) -> bool:
@@ -124,29 +107,13 @@ class ReceiverSettings:
     """Addresses or networks of proxies whose X-Forwarded headers count."""
 
     def __post_init__(self) -> None:
-        check_host("--host", self.host)
-        for name in self.allowed_hosts:
-            check_host_name("--allow-host", name)
-        if not 1 <= self.port <= 65_535:
-            raise SettingsError(f"--port is {self.port}, but must be from 1 to 65535")
-        if not is_loopback(self.host) and not (self.token or self.senders):
-            raise SettingsError(
-                f"--host {self.host} can be reached by other machines, so senders need a token: "
-                "set LOGGING_TOKEN here and there, or leave --host at 127.0.0.1"
-            )
-        check_header_secret("LOGGING_TOKEN", self.token)
-        check_header_secret("each of LOGGING_TOKENS", *self.senders.values())
+        _check_addresses(self)
+        if not (self.token or self.senders):
+            _check_unprotected(self, "senders need a token: set LOGGING_TOKEN here and there")
+        _check_secrets(self.host, "LOGGING_TOKEN", self.token)
+        _check_secrets(self.host, "each of LOGGING_TOKENS", *self.senders.values())
         if self.token in self.senders.values():
             raise SettingsError("LOGGING_TOKEN is also the token of a sender in LOGGING_TOKENS, but it must be another one")
-        _check_lengths(self.host, "LOGGING_TOKEN", self.token)
-        _check_lengths(self.host, "each of LOGGING_TOKENS", *self.senders.values())
-        for proxy in self.trusted_proxies:
-            network("--trusted-proxy", proxy)
-        if self.trusted_proxies and not (self.token or self.senders):
-            raise SettingsError(
-                "--trusted-proxy says that other machines reach this receiver through a proxy, so senders need a token: "
-                "set LOGGING_TOKEN here and there"
-            )
         if self.key and not self.certificate:
             raise SettingsError("--tls-key needs --tls-cert, the certificate that belongs to it")
         for option, file in (("--tls-cert", self.certificate), ("--tls-key", self.key)):
@@ -154,8 +121,30 @@ class ReceiverSettings:
                 raise SettingsError(f"{option} is {file}, but there is no such file")
 
 
-def _check_lengths(host: str, name: str, *secrets: str | None) -> None:
-    """SettingsError for a short password of a server that other machines reach."""
+def _check_addresses(settings: ServeSettings | ReceiverSettings) -> None:
+    """SettingsError for a host, a port or a proxy that is none."""
+    check_host("--host", settings.host)
+    for name in settings.allowed_hosts:
+        check_host_name("--allow-host", name)
+    if settings.port is not None and not 1 <= settings.port <= 65_535:
+        raise SettingsError(f"--port is {settings.port}, but must be from 1 to 65535")
+    for proxy in settings.trusted_proxies:
+        network("--trusted-proxy", proxy)
+
+
+def _check_unprotected(settings: ServeSettings | ReceiverSettings, needed: str) -> None:
+    """SettingsError for a server without a password that other machines reach; `needed` says what to set."""
+    if not is_loopback(settings.host):
+        raise SettingsError(
+            f"--host {settings.host} can be reached by other machines, so {needed}, or leave --host at 127.0.0.1"
+        )
+    if settings.trusted_proxies:
+        raise SettingsError(f"--trusted-proxy says that other machines reach this server through a proxy, so {needed}")
+
+
+def _check_secrets(host: str, name: str, *secrets: str | None) -> None:
+    """SettingsError for a secret that no header can carry, and for a short one of a server that other machines reach."""
+    check_header_secret(name, *secrets)
     shortest = min((len(each) for each in secrets if each), default=SHORTEST_PASSWORD)
     if shortest < SHORTEST_PASSWORD and not is_this_machine(host):
         raise SettingsError(
