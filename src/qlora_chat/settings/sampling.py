@@ -43,8 +43,9 @@ class SamplingSetting:
         return f"{'a whole number' if self.whole else 'a number'} from {self.minimum:g} to {maximum}"
 
 
-def _declare(setting: SamplingSetting) -> Any:
-    return field(default=setting.default, metadata={"setting": setting})
+def _declare(default: float | None, minimum: float, maximum: float, help: str, label: str = "", **more: Any) -> Any:
+    """Field with its declaration, a SamplingSetting of these values."""
+    return field(default=default, metadata={"setting": SamplingSetting(default, minimum, maximum, help, label, **more)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,53 +53,39 @@ class Sampling:
     """Settings of the sampler. Defaults are the original demo's. SettingsError names the field, the value and the range."""
 
     temperature: float = _declare(
-        SamplingSetting(
-            0.7, 0, 2, "0: always the likeliest token", "Temperature", step=0.05, processor=True,
-            advice="Lower it for facts and code, raise it for ideas and stories.",
-        )
+        0.7, 0, 2, "0: always the likeliest token", "Temperature", step=0.05, processor=True,
+        advice="Lower it for facts and code, raise it for ideas and stories.",
     )  # fmt: skip
     """0 is greedy."""
     top_p: float = _declare(
-        SamplingSetting(
-            0.9, 0, 1, "share of probability drawn from; 1: off", "Top-p", step=0.01, processor=True,
-            advice="Lower it if odd words turn up; leave it at 1 if you use min-p.",
-        )
+        0.9, 0, 1, "share of probability drawn from; 1: off", "Top-p", step=0.01, processor=True,
+        advice="Lower it if odd words turn up; leave it at 1 if you use min-p.",
     )  # fmt: skip
     """Smallest set of tokens whose probability reaches this; 1 is off, 0 leaves only the likeliest."""
     top_k: int = _declare(
-        SamplingSetting(
-            0, 0, 200, "tokens drawn from; 0: off", "Top-k", step=1, whole=True, processor=True,
-            advice="Set it to about 40 if a high temperature makes nonsense; 0 leaves the choice to top-p and min-p.",
-        )
+        0, 0, 200, "tokens drawn from; 0: off", "Top-k", step=1, whole=True, processor=True,
+        advice="Set it to about 40 if a high temperature makes nonsense; 0 leaves the choice to top-p and min-p.",
     )  # fmt: skip
     min_p: float = _declare(
-        SamplingSetting(
-            0.0, 0, 1, "least probability, as a share of the likeliest token's; 0: off", "Min-p", step=0.01, processor=True,
-            advice="Set it to about 0.05 to stay sensible at a temperature of 1 or more.",
-        )
+        0.0, 0, 1, "least probability, as a share of the likeliest token's; 0: off", "Min-p", step=0.01, processor=True,
+        advice="Set it to about 0.05 to stay sensible at a temperature of 1 or more.",
     )  # fmt: skip
     """Nguyen et al. 2024. It cuts what top-k and top-p leave; the likeliest token always stays."""
     repetition_penalty: float = _declare(
-        SamplingSetting(
-            1.0, 1, 2, "against saying it again; 1: off", "Repetition penalty", step=0.05, processor=True,
-            advice="Raise it to about 1.1 if the answer goes in circles; much more makes it avoid words that it needs.",
-        )
+        1.0, 1, 2, "against saying it again; 1: off", "Repetition penalty", step=0.05, processor=True,
+        advice="Raise it to about 1.1 if the answer goes in circles; much more makes it avoid words that it needs.",
     )  # fmt: skip
     """Divides (or multiplies, below zero) logits of tokens already in prompt or answer (CTRL, Keskar 2019)."""
     max_new_tokens: int = _declare(
-        SamplingSetting(
-            1536, 1, 131_072, "the longest answer, in tokens", "Max new tokens", step=1, whole=True,
-            advice="Lower it for short answers; as much of the window is kept free, at most a quarter.",
-        )
+        1536, 1, 131_072, "the longest answer, in tokens", "Max new tokens", step=1, whole=True,
+        advice="Lower it for short answers; as much of the window is kept free, at most a quarter.",
     )  # fmt: skip
     seed: int | None = _declare(
-        SamplingSetting(
-            None, 0, 2**63 - 1, "same seed, same prompt, same device: same answer", "Seed", whole=True,
-            advice="Set it to get the same answer again, or to compare two settings fairly; empty draws another each time.",
-        )
+        None, 0, 2**63 - 1, "same seed, same prompt, same device: same answer", "Seed", whole=True,
+        advice="Set it to get the same answer again, or to compare two settings fairly; empty draws another each time.",
     )  # fmt: skip
     """None draws one."""
-    logprobs: int | None = _declare(SamplingSetting(None, 0, 20, "likeliest tokens to report", whole=True))
+    logprobs: int | None = _declare(None, 0, 20, "likeliest tokens to report", whole=True)
     """Report each token's log probability, and those of so many likeliest; None reports nothing."""
 
     def __post_init__(self) -> None:
@@ -170,7 +157,6 @@ PRESETS = (
     Preset("creative", "Creative", "For ideas and stories: surprising words, but no nonsense.",
            {"temperature": 1.15, "top_p": 1.0, "top_k": 0, "min_p": 0.05, "repetition_penalty": 1.1}),
     Preset("original", "The original's", "The settings of the guanaco demo that this program follows.",
-           {name: float(SAMPLING_SETTINGS[name].default or 0)
-            for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}),
+           {name: float(SAMPLING_SETTINGS[name].default or 0) for name in LOGITS_PROCESSORS}),
 )  # fmt: skip
 """In the page's order."""
