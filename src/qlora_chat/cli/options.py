@@ -30,34 +30,14 @@ BaseOption = Annotated[
     typer.Option(help="Hub id, folder or .gguf file of a LLaMA-family base; or smollm2; or demo, the bundled one"),
 ]
 AdapterOption = Annotated[str | None, typer.Option(help="Hub id or folder of a PEFT LoRA adapter for that base")]
-AdaptersOption = Annotated[
-    list[str] | None,
-    typer.Option("--adapter", help="Hub id or folder of a PEFT LoRA adapter for that base; or NAME=PATH, several times"),
-]
 PrecisionOption = Annotated[str, typer.Option(help="auto, bf16 or nf4")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cuda or cpu")]
 FormatOption = Annotated[
     str | None, typer.Option("--format", help="prompt format; default: what adapter or base declare or bring, else guanaco")
 ]
-SlotsOption = Annotated[
-    int | None, typer.Option(help="chats that share one forward pass; default: as many as fit in memory, up to 16")
-]
 KVCacheDtypeOption = Annotated[
     str,
     typer.Option("--kv-cache-dtype", help="auto, or int8: keys and values in 8 bits, half as many bytes a chat, on a card"),
-]
-AdapterModeOption = Annotated[
-    str,
-    typer.Option(
-        "--adapter-mode",
-        help="auto (unmerged if it was trained on NF4, else merged where memory allows), or exact: unmerged over NF4",
-    ),
-]
-EngineOption = Annotated[
-    str, typer.Option(help="local, or http://HOST:PORT/v1 of an OpenAI-compatible server; several with commas")
-]
-EngineModelOption = Annotated[
-    str | None, typer.Option(help="the name that the servers know the model by; default: the only one")
 ]
 BaseFormOption = Annotated[
     str,
@@ -86,7 +66,12 @@ class ModelOptions:
     adapter: AdapterOption = None
     precision: PrecisionOption = "auto"
     device: DeviceOption = "auto"
-    adapter_mode: AdapterModeOption = "auto"
+    adapter_mode: Annotated[
+        str,
+        typer.Option(
+            help="auto (unmerged if it was trained on NF4, else merged where memory allows), or exact: unmerged over NF4"
+        ),
+    ] = "auto"
     base_form: BaseFormOption = "auto"
     prompt_format: FormatOption = None
 
@@ -99,7 +84,10 @@ class ModelOptions:
 class ServedModelOptions(ModelOptions):
     """The same for a server, which may have several adapters."""
 
-    adapter: AdaptersOption = None  # type: ignore[assignment]  # in its place among the options
+    adapter: Annotated[  # type: ignore[assignment]  # in its place among the options
+        list[str] | None,
+        typer.Option(help="Hub id or folder of a PEFT LoRA adapter for that base; or NAME=PATH, several times"),
+    ] = None
 
     def settings(self, kv_cache_dtype: str = "auto", slots: int | None = None) -> ModelSettings:
         """For many chats. SettingsError for an unknown value, or values that exclude each other."""
@@ -112,8 +100,12 @@ class ServedModelOptions(ModelOptions):
 class EngineOptions:
     """Engine options: in this process or on servers."""
 
-    engine: EngineOption = "local"
-    engine_model: EngineModelOption = None
+    engine: Annotated[
+        str, typer.Option(help="local, or http://HOST:PORT/v1 of an OpenAI-compatible server; several with commas")
+    ] = "local"
+    engine_model: Annotated[
+        str | None, typer.Option(help="the name that the servers know the model by; default: the only one")
+    ] = None
 
     def settings(self) -> EngineSettings:
         """SettingsError for a value that is no address."""

@@ -29,14 +29,6 @@ app = typer.Typer(help="Receive, count, search and export what chats send to LOG
 app.add_typer(dead_letters.app, name="dead-letters")
 
 Store = Annotated[str, typer.Option(help="sqlite:///FILE or postgresql://USER@HOST/NAME (its password: PGPASSWORD)")]
-Conversation = Annotated[str | None, typer.Option(help="id of one conversation")]
-TurnId = Annotated[str | None, typer.Option("--turn", help="id of one turn")]
-AdapterName = Annotated[str | None, typer.Option("--adapter", help="name of the adapter that answered")]
-Finish = Annotated[str | None, typer.Option("--finish", help="finish reason of the answer: stop, length, cancelled, error")]
-RatingOption = Annotated[str | None, typer.Option("--rating", help="up, down, edited or commented")]
-ContainsText = Annotated[str | None, typer.Option("--text", help="text in the question or the answer, in any case")]
-Since = Annotated[str | None, typer.Option(help="from this time on: 2026-11-24 or 2026-11-24T18:30")]
-Until = Annotated[str | None, typer.Option(help="before this time")]
 EXCERPT_CHARACTERS = 100
 
 
@@ -44,13 +36,13 @@ EXCERPT_CHARACTERS = 100
 class TurnOptions:
     """Selection of received turns."""
 
-    conversation: Conversation = None
-    adapter: AdapterName = None
-    finish: Finish = None
-    rating: RatingOption = None
-    text: ContainsText = None
-    since: Since = None
-    until: Until = None
+    conversation: Annotated[str | None, typer.Option(help="id of one conversation")] = None
+    adapter: Annotated[str | None, typer.Option(help="name of the adapter that answered")] = None
+    finish: Annotated[str | None, typer.Option(help="finish reason of the answer: stop, length, cancelled, error")] = None
+    rating: Annotated[str | None, typer.Option(help="up, down, edited or commented")] = None
+    text: Annotated[str | None, typer.Option(help="text in the question or the answer, in any case")] = None
+    since: Annotated[str | None, typer.Option(help="from this time on: 2026-11-24 or 2026-11-24T18:30")] = None
+    until: Annotated[str | None, typer.Option(help="before this time")] = None
 
     def filter(self, turn: str | None = None) -> RecordFilter:
         """The selection as the store takes it. SettingsError for an invalid time."""
@@ -129,7 +121,7 @@ def stats(store: Store, as_json: JsonOption = False) -> None:
 def query(
     store: Store,
     which: TurnOptions,
-    turn: TurnId = None,
+    turn: Annotated[str | None, typer.Option(help="id of one turn")] = None,
     limit: Annotated[int, typer.Option(help="most turns shown", min=1)] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="print records as JSON lines, as `replay` takes them")] = False,
 ) -> None:

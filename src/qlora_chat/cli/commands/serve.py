@@ -15,7 +15,6 @@ from qlora_chat.cli.options import (
     HistoryOption,
     KVCacheDtypeOption,
     ServedModelOptions,
-    SlotsOption,
     expanded,
 )
 from qlora_chat.settings import ServeSettings
@@ -28,7 +27,9 @@ SEND_AT_EXIT_SECONDS = 1.5
 def serve(
     model: ServedModelOptions,
     engine: EngineOptions,
-    slots: SlotsOption = None,
+    slots: Annotated[
+        int | None, typer.Option(help="chats that share one forward pass; default: as many as fit in memory, up to 16")
+    ] = None,
     kv_cache_dtype: KVCacheDtypeOption = "auto",
     history: HistoryOption = None,
     host: Annotated[str, typer.Option(help="address to listen on; beyond this machine needs QLORA_CHAT_TOKEN")] = "127.0.0.1",
