@@ -14,7 +14,6 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from sqlalchemy import BigInteger, ColumnElement, Connection, Row, Text, cast, delete, func, insert, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from qlora_chat.databases import WAL_LIMIT_BYTES
 from qlora_chat.history import HistoryError, HistoryUnavailable, OutboxRecord
@@ -134,7 +133,7 @@ class Outbox:
             "id": outgoing.id, "kind": outgoing.kind, "conversation_id": outgoing.conversation_id, "cost": cost,
             "state": "waiting", "attempts": 0, "due_at": moment, "created_at": moment, "address": outgoing.address,
         }  # fmt: skip
-        added = (sqlite if self.database.sqlite else postgresql).insert(OUTBOX).values(row)
+        added = self.database.insert(OUTBOX).values(row)
         seq = connection.execute(added.on_conflict_do_nothing(index_elements=["id"]).returning(OUTBOX.c.seq)).scalar()
         if seq is None:  # a transaction that seemed to fail had been committed
             return
@@ -342,9 +341,8 @@ class Outbox:
 
     def _count(self, connection: Connection, name: str, count: int) -> None:
         """Add to a counter."""
-        make_insert = sqlite.insert if self.database.sqlite else postgresql.insert
         total = cast(cast(FACTS.c.value, BigInteger) + count, Text)
-        added = make_insert(FACTS).values(name=f"outbox {name}", value=str(count))
+        added = self.database.insert(FACTS).values(name=f"outbox {name}", value=str(count))
         connection.execute(added.on_conflict_do_update(index_elements=["name"], set_={"value": total}))
 
 

@@ -9,7 +9,6 @@ import time
 from collections.abc import Set
 
 from sqlalchemy import delete, select
-from sqlalchemy.dialects import postgresql, sqlite
 
 from qlora_chat.history.storage.database import Database
 from qlora_chat.history.storage.schema import ENDED_SESSIONS, FACTS
@@ -20,7 +19,6 @@ class FactsTable:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._dialect = sqlite if database.sqlite else postgresql
 
     def read(self, name: str) -> str | None:
         """The value, or None."""
@@ -29,7 +27,7 @@ class FactsTable:
 
     def write(self, name: str, value: str) -> None:
         """Store the value; on disk on return."""
-        row = self._dialect.insert(FACTS).values(name=name, value=value)
+        row = self._database.insert(FACTS).values(name=name, value=value)
         with self._database.write() as connection:
             connection.execute(row.on_conflict_do_update(index_elements=["name"], set_={"value": value}))
 
@@ -39,11 +37,10 @@ class EndedSessionsTable:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._dialect = sqlite if database.sqlite else postgresql
 
     def add(self, name: str, ends_at: float) -> None:
         """Record that a session is ended, on disk on return; those that have expired anyway are forgotten."""
-        row = self._dialect.insert(ENDED_SESSIONS).values(name=name, ends_at=ends_at).on_conflict_do_nothing()
+        row = self._database.insert(ENDED_SESSIONS).values(name=name, ends_at=ends_at).on_conflict_do_nothing()
         with self._database.write() as connection:
             connection.execute(delete(ENDED_SESSIONS).where(ENDED_SESSIONS.c.ends_at < time.time()))
             connection.execute(row)

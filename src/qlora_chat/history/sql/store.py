@@ -15,7 +15,6 @@ from itertools import islice
 from typing import Any
 
 from sqlalchemy import Connection, Select, delete, insert, select, tuple_, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from qlora_chat.databases import NORMAL
 from qlora_chat.history import (
@@ -296,8 +295,7 @@ class SqlHistory:
         """Name a new conversation; StaleConversation if another request began one of that name a moment ago."""
         if name_key is None:
             return
-        dialect = sqlite if self.database.sqlite else postgresql
-        name = dialect.insert(NAMES).values(name_key=name_key, conversation_id=conversation_id).on_conflict_do_nothing()
+        name = self.database.insert(NAMES).values(name_key=name_key, conversation_id=conversation_id).on_conflict_do_nothing()
         if connection.execute(name.returning(NAMES.c.name_key)).first() is None:
             raise StaleConversation
 

@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, Table
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from qlora_chat.databases import (
@@ -64,6 +65,10 @@ class Database:
     def path(self) -> Path | None:
         """SQLite's file; None for PostgreSQL."""
         return Path(self._engine.url.database or "") if self.sqlite else None
+
+    def insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
+        """INSERT that can name what to do on a conflict."""
+        return (sqlite if self.sqlite else postgresql).insert(table)
 
     @contextmanager
     def write(self, *, synchronous: int = FULL) -> Iterator[Connection]:

@@ -7,7 +7,6 @@ first opening with an old and a new key until every value has the new one. Knows
 from __future__ import annotations
 
 from sqlalchemy import Connection, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from qlora_chat.history import HistoryError, HistoryUnavailable
 from qlora_chat.history.storage.database import Database
@@ -29,9 +28,8 @@ def check_cipher(database: Database, cipher: Cipher) -> None:
     is refused if the key has been changed by another program.
     """
     with database.write() as connection:
-        insert = sqlite.insert if database.sqlite else postgresql.insert
         value = cipher.encrypt_text(CHECK_TEXT, _BINDING) if cipher.encrypts else UNENCRYPTED
-        first = insert(FACTS).values(name=CHECK_FACT, value=value)
+        first = database.insert(FACTS).values(name=CHECK_FACT, value=value)
         connection.execute(first.on_conflict_do_nothing())  # another process may open the same new database
         stored = connection.execute(_STORED.with_for_update()).scalar_one()
         check_key(stored, cipher)
