@@ -18,19 +18,24 @@ def private_opener(path: str, flags: int) -> int:
 
 
 def write_new_file(path: Path, texts: Iterable[str]) -> None:
-    """Write a new file with mode 0600, as a whole or not at all. FileExistsError, or OSError if that fails.
+    """Write a new file as `replace_file` does. FileExistsError, or OSError if that fails."""
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    replace_file(path, texts)
+
+
+def replace_file(path: Path, texts: Iterable[str]) -> None:
+    """Write a file with mode 0600, as a whole or not at all; one that is there is replaced. OSError if that fails.
 
     The texts go to a file beside it, which gets the name when all of it is on disk.
     """
-    if path.exists():
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     unfinished = path.with_name(f".{secrets.token_hex(8)}.unfinished")
     try:
         with open(unfinished, "x", encoding="utf-8", errors="replace", opener=private_opener) as file:
             file.writelines(texts)
             file.flush()
             os.fsync(file.fileno())
-        unfinished.rename(path)
+        unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -133,16 +133,10 @@ class Persistence:
 
 def _savable(memory: HistoryStore, history: HistorySettings) -> HistoryStore:
     """The store in memory, which a person can have saved to the user's data folder."""
-    from qlora_chat.history import HistoryError
     from qlora_chat.history.open import open_history
     from qlora_chat.history.savable import SavableHistory
-    from qlora_chat.private_files import make_private_folder
 
     def open_file(path: Path) -> HistoryStore:
-        try:
-            make_private_folder(path.parent)
-        except OSError as problem:
-            raise HistoryError(f"{path.parent} cannot be used as a folder ({problem.strerror})") from None
         return open_history(replace(history, url=f"sqlite:///{path}"), LogSettings()).store
 
     return cast("HistoryStore", SavableHistory(memory, data_file(), open_file))

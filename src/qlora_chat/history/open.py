@@ -6,7 +6,6 @@ Scope: which module is imported, and which outbox a store gets. A package provid
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from qlora_chat.history import HistoryError, HistoryStore, HistoryUnavailable, Queue
 from qlora_chat.history.retention_clock import Facts
-from qlora_chat.private_files import private_opener
+from qlora_chat.private_files import replace_file
 from qlora_chat.settings import HistorySettings, LogSettings, outbox_file
 
 if TYPE_CHECKING:
@@ -46,15 +45,10 @@ class FactFiles:
 
     def write(self, name: str, value: str) -> None:
         """Store the value; the file has the old value or the new one."""
-        new = self._file(name).with_suffix(".new")
         try:
-            with open(new, "w", opener=private_opener) as file:
-                file.write(value)
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(self._file(name))
+            replace_file(self._file(name), [value])
         except OSError as problem:
-            raise HistoryUnavailable(f"{new} cannot be written ({problem.strerror})") from None
+            raise HistoryUnavailable(f"{self._file(name)} cannot be written ({problem.strerror})") from None
 
     def _file(self, name: str) -> Path:
         return self._folder / f"{name.replace(' ', '-')}.fact"

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qlora_chat.errors import UserError
-from qlora_chat.private_files import make_private_folder, private_opener
+from qlora_chat.private_files import make_private_folder, private_opener, replace_file
 
 State = Literal["running", "finished", "stopped", "failed", "interrupted"]
 """interrupted: its process is gone, and nobody saw how it ended."""
@@ -100,7 +100,7 @@ class TrainingRuns:
                 if data:
                     moved = Path(shutil.move(data, folder / "data" / data.name))
                     arguments = [*arguments, "--data", str(moved)]
-                _write(folder / "command.json", {"arguments": list(arguments)})
+                replace_file(folder / "command.json", [json.dumps({"arguments": list(arguments)})])
                 self._begin(name, [])
             except OSError as problem:
                 raise RunError(f"{folder} cannot be written ({problem.strerror or problem}).") from problem
@@ -152,7 +152,7 @@ class TrainingRuns:
         import psutil  # not there where other servers compute the answers
 
         with_nice = psutil.Process(process.pid)
-        _write(folder / "process.json", {"pid": process.pid, "started": with_nice.create_time()})
+        replace_file(folder / "process.json", [json.dumps({"pid": process.pid, "started": with_nice.create_time()})])
         with_nice.nice(10)  # who chats meanwhile shall notice as little as possible
         threading.Thread(target=_note_end, args=(process, folder / "process.json"), daemon=True).start()
 
@@ -178,7 +178,7 @@ def _note_end(process: subprocess.Popen[bytes], path: Path) -> None:
         process.stdin.close()  # a second time does nothing
     if code < 0 and -code not in (signal.SIGINT, signal.SIGTERM):
         return  # killed: whoever looks finds no end
-    _write(path, {"code": code if code >= 0 else INTERRUPTED})
+    replace_file(path, [json.dumps({"code": code if code >= 0 else INTERRUPTED})])
 
 
 def _is_alive(process: Mapping[str, Any]) -> bool:
@@ -188,13 +188,6 @@ def _is_alive(process: Mapping[str, Any]) -> bool:
         return psutil.Process(int(process["pid"])).create_time() == process["started"]
     except (psutil.Error, KeyError, TypeError, ValueError):
         return False
-
-
-def _write(path: Path, value: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    with open(temporary, "w", encoding="utf-8", opener=private_opener) as file:
-        json.dump(value, file)
-    temporary.replace(path)
 
 
 def _read(path: Path) -> Mapping[str, Any]:
