@@ -205,6 +205,7 @@ SHORT_MODULES = {
     "errors.py": "imported by every package, so it imports none",
     "exporting/sources.py": "steps that both exports begin with",
     "exporting/template.py": "one format in Jinja, compared with prompt.py by a test",
+    "history/answer_metadata.py": "JSON of an answer, which stores and payloads share",
     "history/importing/claude.py": "the format of one tool",
     "history/importing/open_webui.py": "the format of one tool",
     "history/pinned_turns.py": "one use of tags, which the chat, the page and the command line share",

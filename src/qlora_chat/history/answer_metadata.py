@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from qlora_chat import __version__
-from qlora_chat.history import ModelUsed, TurnRecord
+from qlora_chat.history import ModelUsed, TurnRecord, Usage
 from qlora_chat.settings import LOGITS_PROCESSORS, SAMPLING_SETTINGS, Sampling
 
 ORIGINAL_KWARGS = ("top_k", "top_p", "temperature", "repetition_penalty")
@@ -18,18 +18,14 @@ ORIGINAL_KWARGS = ("top_k", "top_p", "temperature", "repetition_penalty")
 
 def answer_metadata(turn: TurnRecord) -> dict[str, Any]:
     """Settings, token ids and counts, times and model of an answer."""
-    usage = turn.usage
+    usage = turn.usage or Usage(len(turn.prompt_ids), None, len(turn.answer_ids), None, None)
     return {
         "generate_kwargs": generate_kwargs(turn.sampling),
         "answer_ids": list(turn.answer_ids),
         "finish_reason": turn.answer.finish_reason,
         "seed": turn.sampling.seed,
         "max_new_tokens": turn.sampling.max_new_tokens,
-        "prompt_tokens": usage.prompt_tokens if usage else len(turn.prompt_ids),
-        "cached_tokens": usage.cached_tokens if usage else None,
-        "completion_tokens": usage.completion_tokens if usage else len(turn.answer_ids),
-        "ttft_ms": _rounded(usage.ttft_ms) if usage else None,
-        "tokens_per_s": _rounded(usage.tokens_per_s) if usage else None,
+        **{name: None if value is None else round(value, 2) for name, value in asdict(usage).items()},
         "settings_changes": [
             {
                 "at_token": change.at_token,
@@ -57,7 +53,3 @@ def generate_kwargs(sampling: Sampling) -> dict[str, Any]:
     later = (name for name in LOGITS_PROCESSORS if name not in ORIGINAL_KWARGS)
     names = (*ORIGINAL_KWARGS, *(name for name in later if getattr(sampling, name) != SAMPLING_SETTINGS[name].default))
     return {name: getattr(sampling, name) for name in names}
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 2)

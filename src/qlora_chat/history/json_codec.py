@@ -6,6 +6,7 @@ Scope: values to dicts and back. Times are ISO 8601 with their zone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any, cast, get_args
 
@@ -61,29 +62,12 @@ def turn_to_json(turn: StoredTurn) -> dict[str, Any]:
 
 def feedback_to_json(feedback: Feedback) -> dict[str, Any]:
     """A user's feedback on an answer."""
-    return {
-        "turn_id": feedback.turn_id,
-        "rating": feedback.rating,
-        "edited": feedback.edited,
-        "comment": feedback.comment,
-        "created_at": feedback.created_at.isoformat(),
-    }
+    return {**asdict(feedback), "created_at": feedback.created_at.isoformat()}
 
 
 def vote_to_json(vote: Vote) -> dict[str, Any]:
-    """A vote on answers of a comparison."""
-    return {
-        "answers": compared_to_json(vote.answers),
-        "verdict": vote.verdict,
-        "chosen": vote.chosen,
-        "blind": vote.blind,
-        "created_at": vote.created_at.isoformat(),
-    }
-
-
-def compared_to_json(answers: Sequence[ComparedAnswer]) -> list[dict[str, str]]:
-    """The answers of a vote, in the order shown."""
-    return [{"turn_id": each.turn_id, "name": each.name} for each in answers]
+    """A vote on answers of a comparison, which are in the order shown."""
+    return {**asdict(vote), "created_at": vote.created_at.isoformat()}
 
 
 def conversation_from_json(data: Mapping[str, Any]) -> StoredConversation:

@@ -51,7 +51,7 @@ class Usage:
     """Tokens and times of one answer."""
 
     prompt_tokens: int
-    cached_tokens: int
+    cached_tokens: int | None
     completion_tokens: int
     ttft_ms: float | None
     tokens_per_s: float | None

@@ -17,7 +17,6 @@ from qlora_chat.history import ConversationInfo, Feedback, StoredConversation, S
 from qlora_chat.history.answer_metadata import answer_metadata
 from qlora_chat.history.json_codec import (
     compared_from_json,
-    compared_to_json,
     feedback_to_json,
     heading_to_json,
     turn_to_json,
@@ -122,8 +121,9 @@ class RowMapper:
     @staticmethod
     def new_vote(conversation_id: str, vote: Vote) -> dict[str, Any]:
         """Row of a vote. It has ids and names of models, and nothing that a person or a model wrote: it is never encrypted."""
-        return vote_to_json(vote) | {
-            "conversation_id": conversation_id, "answers": json.dumps(compared_to_json(vote.answers)), "blind": int(vote.blind),
+        row = vote_to_json(vote)
+        return row | {
+            "conversation_id": conversation_id, "answers": json.dumps(row["answers"]), "blind": int(vote.blind),
             "created_at": vote.created_at.timestamp(),
         }  # fmt: skip
 
