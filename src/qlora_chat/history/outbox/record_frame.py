@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from dataclasses import dataclass
 
 from qlora_chat.history import HistoryError, OutboxRecord
 from qlora_chat.history.storage.encryption import Binding, Cipher
@@ -26,15 +25,6 @@ class DamagedRecord(ValueError):
     """Bytes that are no intact record."""
 
 
-@dataclass(frozen=True)
-class Header:
-    """Header of a frame."""
-
-    length: int
-    """Of the payload, in bytes."""
-    checksum: int
-
-
 def frame(outgoing: OutboxRecord, created_at: float, cipher: Cipher) -> bytes:
     """A record as bytes; `created_at` in Unix seconds."""
     names = ("id", "kind", "conversation_id", "address")
@@ -43,14 +33,14 @@ def frame(outgoing: OutboxRecord, created_at: float, cipher: Cipher) -> bytes:
     return _framed(payload)
 
 
-def read_header(data: bytes) -> Header:
-    """Header at the beginning of `data`. DamagedRecord if there is none."""
+def read_header(data: bytes) -> tuple[int, int]:
+    """(length, checksum) of the payload behind the header that `data` begin with. DamagedRecord if there is none."""
     if len(data) < HEADER_BYTES:
         raise DamagedRecord("the header is cut off")
     magic, length, checksum = _HEADER.unpack_from(data)
     if magic != MAGIC or length > MAX_PAYLOAD_BYTES:
         raise DamagedRecord("no record begins here")
-    return Header(length, checksum)
+    return length, checksum
 
 
 def unframe(data: bytes, cipher: Cipher) -> tuple[OutboxRecord, float]:
@@ -75,8 +65,8 @@ def _framed(payload: bytes) -> bytes:
 
 
 def _payload(data: bytes) -> bytes:
-    header = read_header(data)
-    payload = data[HEADER_BYTES : HEADER_BYTES + header.length]
-    if len(payload) != header.length or zlib.crc32(payload) != header.checksum:
+    length, checksum = read_header(data)
+    payload = data[HEADER_BYTES : HEADER_BYTES + length]
+    if len(payload) != length or zlib.crc32(payload) != checksum:
         raise DamagedRecord("the checksum is wrong")
     return payload

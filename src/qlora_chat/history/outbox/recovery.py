@@ -76,11 +76,8 @@ def _holds_a_record(path: Path) -> bool:
 
 def _rename_aside(path: Path) -> None:
     """Rename a file and its logs to NAME.unreadable, NAME.unreadable-2 and so on."""
-    names = (f"{path}.unreadable{number}" for number in ("", *(f"-{each}" for each in range(2, 1000))))
-    free = next(name for name in names if not Path(name).exists())
-    for suffix in SUFFIXES:
-        if Path(f"{path}{suffix}").exists():
-            os.replace(f"{path}{suffix}", f"{free}{suffix}")
+    names = (Path(f"{path}.unreadable{number}") for number in ("", *(f"-{each}" for each in range(2, 1000))))
+    rename_database(path, next(name for name in names if not name.exists()))
 
 
 def recover_records(path: Path, cipher: Cipher) -> tuple[list[OutboxRecord], int]:
@@ -105,7 +102,7 @@ def recover_records(path: Path, cipher: Cipher) -> tuple[list[OutboxRecord], int
 
 def _frame_at(pages: Pages, page: bytes, offset: int) -> bytes:
     """Frame at an offset of a page, through its overflow pages. ValueError if part of it is lost."""
-    size = HEADER_BYTES + read_header(page[offset:]).length
+    size = HEADER_BYTES + read_header(page[offset:])[0]
     record_header = 2 + varint_bytes(2 * size + 12)  # its own length, the row id's NULL, the blob's length
     return pages.payload(page, offset, size, before=record_header)
 
@@ -115,6 +112,13 @@ def _frame_offsets(page: bytes) -> Iterator[int]:
     while offset >= 0:
         yield offset
         offset = page.find(MAGIC, offset + 1)
+
+
+def rename_database(path: Path, name: Path) -> None:
+    """Rename an SQLite file and its log files."""
+    for suffix in SUFFIXES:
+        if Path(f"{path}{suffix}").exists():
+            os.replace(f"{path}{suffix}", f"{name}{suffix}")
 
 
 def remove_database(path: Path) -> None:

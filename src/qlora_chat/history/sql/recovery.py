@@ -16,18 +16,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from sqlalchemy import Table, update
+from sqlalchemy import Table
 
 from qlora_chat.history import Feedback, HistoryError, StoredConversation, StoredTurn, Summary, Vote
 from qlora_chat.history.outbox.queue import Outbox
-from qlora_chat.history.outbox.recovery import recover_records, remove_database
+from qlora_chat.history.outbox.recovery import recover_records, remove_database, rename_database
 from qlora_chat.history.sql.row_mapping import RowMapper
 from qlora_chat.history.sql.store import SqlHistory
 from qlora_chat.history.storage.database import open_database
 from qlora_chat.history.storage.encryption import Cipher
 from qlora_chat.history.storage.key_check import CHECK_FACT, check_cipher, check_key
 from qlora_chat.history.storage.schema import CONVERSATIONS, FEEDBACK, TURNS, VOTES
-from qlora_chat.history.storage.sqlite_pages import SUFFIXES, read_pages
+from qlora_chat.history.storage.sqlite_pages import read_pages
 from qlora_chat.history.text_match import title_of
 from qlora_chat.messages import Conversation, Message
 
@@ -56,8 +56,10 @@ class Recovered:
 class _Found:
     """Readable rows by table."""
 
-    headings: dict[str, tuple[StoredConversation, str | None]] = field(default_factory=dict)
-    """(conversation without its turns, owner) by id."""
+    headings: dict[str, StoredConversation] = field(default_factory=dict)
+    """Conversations without their turns, by id."""
+    owners: dict[str, str | None] = field(default_factory=dict)
+    """By the id of a conversation."""
     turns: dict[str, tuple[int, str, StoredTurn]] = field(default_factory=dict)
     """(row id, conversation id, turn) by the turn's id."""
     feedback: list[tuple[str, Feedback]] = field(default_factory=list)
@@ -85,10 +87,10 @@ def recover(path: Path, cipher: Cipher, cap_bytes: int) -> Recovered:
     remove_database(new)
     with closing(_new_history(new, cipher, cap_bytes)) as store:
         for each in conversations:
-            store.restore(each)
-        _set_owners(store, found)
+            store.restore(each, found.owners.get(each.summary.id))
         store.outbox.import_recovered(records, damaged)
-    damaged_file = _rename_damaged(path)
+    damaged_file = path.with_name(f"{path.name}.damaged-{datetime.now():%Y%m%d-%H%M%S}")
+    rename_database(path, damaged_file)
     os.replace(new, path)
     turns = [turn for each in conversations for turn in each.turns]
     gaps = sum(turn.message.content == LOST for turn in turns)
@@ -108,22 +110,6 @@ def _new_history(path: Path, cipher: Cipher, cap_bytes: int) -> SqlHistory:
     database = open_database(f"sqlite:///{path}")
     check_cipher(database, cipher)
     return SqlHistory(database, cipher, Outbox(database, cipher, cap_bytes))
-
-
-def _set_owners(store: SqlHistory, found: _Found) -> None:
-    """Set the owners, which `restore` does not: an export that it imports elsewhere names none."""
-    with store.database.write() as connection:
-        for name, (_, owner) in found.headings.items():
-            connection.execute(update(CONVERSATIONS).where(CONVERSATIONS.c.id == name).values(owner=owner))
-
-
-def _rename_damaged(path: Path) -> Path:
-    damaged_file = path.with_name(f"{path.name}.damaged-{datetime.now():%Y%m%d-%H%M%S}")
-    for suffix in SUFFIXES:
-        file = Path(f"{path}{suffix}")
-        if file.exists():
-            os.replace(file, f"{damaged_file}{suffix}")
-    return damaged_file
 
 
 # --- rows ----------------------------------------------------------------------------------------------------------
@@ -157,7 +143,7 @@ def _add_row(row: tuple[int, list[Any]] | None, found: _Found, mapper: RowMapper
                 found.turns[name] = (row_id, conversation_id, turn)
         case [str(name), *_] if len(values) == len(CONVERSATIONS.columns):
             named = _named(CONVERSATIONS, values)
-            found.headings[name] = mapper.conversation(named, (), (), ()), named.owner
+            found.headings[name], found.owners[name] = mapper.conversation(named, (), (), ()), named.owner
         case [None, str(conversation_id), str(), int() | None, *_] if len(values) == len(FEEDBACK.columns):
             found.feedback.append((conversation_id, mapper.feedback(_named(FEEDBACK, values))))
         case [None, str(conversation_id), str(), "best" | "tie" | "bad", *_] if len(values) == len(VOTES.columns):
@@ -219,8 +205,7 @@ def _conversation(name: str, turns: tuple[StoredTurn, ...], found: _Found) -> St
     ids, newest = {turn.message.id for turn in turns}, turns[-1].message.id
     feedback = tuple(each for conversation_id, each in found.feedback if conversation_id == name and each.turn_id in ids)
     votes = tuple(each for conversation_id, each in found.votes if conversation_id == name and each.turn_ids <= ids)
-    if name in found.headings:
-        heading, _ = found.headings[name]
+    if heading := found.headings.get(name):
         head = heading.head_id if heading.head_id in ids else newest
         return replace(heading, head_id=head, turns=turns, feedback=feedback, votes=votes)
     title = title_of(Conversation(messages=tuple(turn.message for turn in turns if turn.message.role == "user")[:1]))
