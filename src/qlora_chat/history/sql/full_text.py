@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, TextClause, select, text, update
+from sqlalchemy import ColumnElement, Connection, Select, column, select, table, text, update
 
 from qlora_chat.history import SearchHit
 from qlora_chat.history.sql.row_mapping import HEADING_COLUMNS, TURN_COLUMNS
@@ -76,18 +76,20 @@ class WordIndex:
             return []
         if self._cipher.encrypts or symbols:
             return self._scan(connection, query, limit, owner)
+        found = _with_titles(owner)
         if self._sqlite:
             expression = " ".join(f'"{" ".join(phrase)}"' for phrase in phrases) + "*"
-            statement = _FTS_FIND if owner is None else _FTS_FIND_OWNED
+            found = found.join(_WORDS, _WORDS.c.rowid == TURNS.c.seq).where(text("turns_words MATCH :query"))
+            found = found.order_by(_WORDS.c.rowid.desc())  # the index's own order: a common word costs no more than a rare one
         else:
             expression = " & ".join(" <-> ".join(f"'{token}'" for token in phrase) for phrase in phrases) + ":*"
-            statement = _newest_first(owner).where(text("turns.words @@ to_tsquery('simple', :query)")).limit(limit)
-        rows = connection.execute(statement, {"query": expression, "owner": owner, "most": limit}).all()
+            found = found.where(text("turns.words @@ to_tsquery('simple', :query)")).order_by(_NEWEST_FIRST)
+        rows = connection.execute(found.limit(limit), {"query": expression}).all()
         return [self._hit(row, query) for row in rows]
 
     def _scan(self, connection: Connection, query: str, limit: int, owner: str | None) -> list[SearchHit]:
         hits: list[SearchHit] = []
-        for row in connection.execution_options(yield_per=SCAN_ROWS).execute(_newest_first(owner)):
+        for row in connection.execution_options(yield_per=SCAN_ROWS).execute(_with_titles(owner).order_by(_NEWEST_FIRST)):
             if matches(self._content(row), query):
                 hits.append(self._hit(row, query))
                 if len(hits) == limit:
@@ -107,26 +109,17 @@ def _joined(content: str) -> str:
     return " ".join(index_tokens(content))
 
 
-def _newest_first(owner: str | None) -> Select[*tuple[Any, ...]]:
+def _with_titles(owner: str | None) -> Select[*tuple[Any, ...]]:
     """Turns of an owner, or of all, with the titles of their conversations."""
     turn = TURNS.c
     rows = select(turn.id, turn.conversation_id, turn.role, turn.content, turn.created_at, CONVERSATIONS.c.title)
-    rows = rows.join(CONVERSATIONS, CONVERSATIONS.c.id == turn.conversation_id).order_by(turn.seq.desc())
+    rows = rows.join(CONVERSATIONS, CONVERSATIONS.c.id == turn.conversation_id)
     rows = rows.where(turn.conversation_id.not_in(select(HIDDEN.c.conversation_id)))
     return rows if owner is None else rows.where(CONVERSATIONS.c.owner == owner)
 
 
-def _fts_find(owner_condition: str) -> TextClause:
-    """Query in the descending order of the index, so that a common word costs no more than a rare one."""
-    return text(
-        "SELECT t.id, t.conversation_id, t.role, t.content, t.created_at, c.title FROM turns_words w "
-        "JOIN turns t ON t.seq = w.rowid JOIN conversations c ON c.id = t.conversation_id "
-        "WHERE turns_words MATCH :query AND t.conversation_id NOT IN (SELECT conversation_id FROM hidden) "
-        f"{owner_condition} ORDER BY w.rowid DESC LIMIT :most"
-    )
-
-
-_FTS_FIND, _FTS_FIND_OWNED = _fts_find(""), _fts_find("AND c.owner = :owner")
+_NEWEST_FIRST = TURNS.c.seq.desc()
+_WORDS = table("turns_words", column("rowid"))
 _FTS_ADD = text("INSERT INTO turns_words(rowid, content) VALUES(:seq, :tokens)")
 _FTS_REMOVE = text("INSERT INTO turns_words(turns_words, rowid, content) VALUES('delete', :seq, :tokens)")
 _TSV_ADD = text("UPDATE turns SET words = to_tsvector('simple', :words), indexed = 1 WHERE seq = :seq")
