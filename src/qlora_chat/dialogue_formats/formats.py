@@ -43,7 +43,6 @@ _PAIRS = (
     _PairFormat("question-answer", "question", ("answer", "response", "output"), ("context",)),
     _PairFormat("question-answer", "query", ("response", "answer", "output"), ("context",)),
 )
-FORMATS = ("messages", "sharegpt", "alpaca", "prompt-completion", "question-answer", "preference", "guanaco")
 TEXT = "text"
 """Format of a text without Guanaco's markers, which only the model's own template can read."""
 COLUMNS = frozenset(
@@ -78,7 +77,7 @@ def recognise(record: Mapping[str, Any]) -> Recognised:
     system, changes = _system(record)
     if record.get("tools") or record.get("functions"):
         changes = (*changes, TOOLS)
-    if name := _list_key(record):
+    if name := _only(record, LIST_KEYS):
         return Recognised(LIST_KEYS[name], read_turns(record[name], name), system, changes)
     if record.get("chosen") is not None:
         return Recognised("preference", _preferred(record), system, changes)
@@ -111,10 +110,6 @@ def guanaco_turns(text: str) -> tuple[str | None, list[Turn]] | None:
 
 def _pair_format(record: Mapping[str, Any]) -> _PairFormat | None:
     return next((each for each in _PAIRS if record.get(each.question) is not None and _first(record, each.answers)), None)
-
-
-def _list_key(record: Mapping[str, Any]) -> str | None:
-    return _only(record, LIST_KEYS)
 
 
 def _first(record: Mapping[str, Any], names: Iterable[str]) -> str | None:

@@ -68,7 +68,7 @@ def read_record(body: bytes, idempotency_key: str | None = None, sender: str = "
         kind=kind,
         version=version,
         conversation_id=_identifier(data, "conversation_id"),
-        turn_id=_turn_id(data, version, kind),
+        turn_id=_identifier(data, "turn_id") if version == 2 and kind != "tombstone" else None,
         at=at,
         day=day,
         body=text,
@@ -142,10 +142,6 @@ def _identifier(data: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str) or not _ID.fullmatch(value):
         raise RecordRefused(f"{name} must be a string of 1 to {MAX_NAME_LENGTH} visible ASCII characters")
     return value
-
-
-def _turn_id(data: Mapping[str, Any], version: int, kind: Kind) -> str | None:
-    return _identifier(data, "turn_id") if version == 2 and kind != "tombstone" else None
 
 
 def _time(data: Mapping[str, Any]) -> tuple[float, str]:

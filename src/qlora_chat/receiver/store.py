@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
@@ -179,14 +179,11 @@ class RecordStore:
         order = (records.c.at, records.c.number)
         query = select(*(records.c[name] for name in columns or records.c.keys())).where(READABLE, *_conditions(where))
         query = query.order_by(*(each.desc() for each in order) if newest_first else order)
-        try:
-            with self._reading() as connection, connection.execute(query.execution_options(yield_per=ROWS_PER_FETCH)) as found:
-                for row in found:
-                    yield dict(row._mapping)
-        except DBAPIError as problem:
-            raise unusable(problem) from problem
+        with closing(self.counted(query)) as found:
+            for row in found:
+                yield dict(row._mapping)
 
-    def counted(self, query: Select[*tuple[Any, ...]]) -> Iterator[Row[*tuple[Any, ...]]]:
+    def counted(self, query: Select[*tuple[Any, ...]]) -> Generator[Row[*tuple[Any, ...]]]:
         """Rows of a query about records, a few at a time. StoreError if it fails."""
         try:
             with self._reading() as connection, connection.execute(query.execution_options(yield_per=ROWS_PER_FETCH)) as found:
@@ -293,16 +290,11 @@ class RecordStore:
 
     def _empty_wal(self) -> bool:
         """True if SQLite's write-ahead log could be emptied."""
-        connection = self._engine.raw_connection()
-        cursor = connection.cursor()
-        try:
+        with closing(self._engine.raw_connection()) as connection, closing(connection.cursor()) as cursor:
             cursor.execute(f"PRAGMA busy_timeout={CHECKPOINT_MS}")
             busy = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
             cursor.execute(f"PRAGMA busy_timeout={BUSY_S * 1000}")
             return not busy
-        finally:
-            cursor.close()
-            connection.close()
 
 
 def _body_of(record: Record) -> Select[tuple[str]]:
