@@ -12,11 +12,16 @@ import pytest
 
 from qlora_chat.history import HistoryStore, retention, retention_clock
 from qlora_chat.history.open import open_history
-from qlora_chat.history.retention import TrustedTime, expire
+from qlora_chat.history.retention import TrustedTime, expire_before
 from qlora_chat.history.sql.store import SqlHistory
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import HistorySettings, LogSettings
 from tests.history.conftest import add_turn, sqlite_history
+
+
+def expire(store: HistoryStore, days: float) -> int:
+    """Erase what has not changed for so many days. Returns how many."""
+    return expire_before(store, TrustedTime(store, days).check() - timedelta(days=days))
 
 
 def test_old_conversations_expire(tmp_path: Path) -> None:
@@ -59,7 +64,7 @@ class Machine:
         with closing(open_history(HistorySettings(self.url), LogSettings())) as opened:
             trusted = TrustedTime(opened.store, days, opened.facts)
             for _ in range(0, hours, step):
-                retention._expire_before(opened.store, trusted.check() - timedelta(days=days))
+                expire_before(opened.store, trusted.check() - timedelta(days=days))
                 self.passed += timedelta(hours=step)
             return len(opened.store.list())
 

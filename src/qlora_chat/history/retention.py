@@ -37,7 +37,7 @@ class Retention:
         while True:
             try:
                 moment = self._time.check()
-                _expire_before(self._store, moment - timedelta(days=self._days))
+                expire_before(self._store, moment - timedelta(days=self._days))
                 if not is_reported and now() - moment > LAG:
                     is_reported = True
                     self._notify(lag_notice(moment))
@@ -80,12 +80,8 @@ def lag_notice(moment: datetime) -> str:
     )
 
 
-def expire(store: HistoryStore, days: float, facts: Facts | None = None) -> int:
-    """Erase conversations that have not changed for so many days. Returns how many."""
-    return _expire_before(store, TrustedTime(store, days, facts).check() - timedelta(days=days))
-
-
-def _expire_before(store: HistoryStore, moment: datetime) -> int:
+def expire_before(store: HistoryStore, moment: datetime) -> int:
+    """Erase conversations that have not changed since that time. Returns how many."""
     old = {summary.id for summary in store.list() if summary.updated_at < moment}
     if old:  # an answer may have ended since
         old &= {summary.id for summary in store.list() if summary.updated_at < moment}
