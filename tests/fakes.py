@@ -232,10 +232,10 @@ class ScriptedRecorder:
         self.feedbacks.append(feedback)
         return None
 
-    def tombstone(self, conversation_id: str) -> OutboxRecord | None:
+    def tombstone(self, conversation_id: str) -> OutboxRecord:
         """Note what is to be erased."""
         self.tombstones.append(conversation_id)
-        return None
+        return OutboxRecord("tombstone", conversation_id, b"{}")
 
 
 class FullHistory(MemoryHistory):

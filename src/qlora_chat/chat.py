@@ -202,7 +202,7 @@ class Chat:
     def erase(self, conversation_ids: Sequence[str]) -> int:
         """Remove conversations from every copy, the receiver's included. Returns how many there were."""
         tombstones = [self.recorder.tombstone(each) for each in conversation_ids] if self.recorder else []
-        return self.history.erase(conversation_ids, [each for each in tombstones if each])
+        return self.history.erase(conversation_ids, tombstones)
 
     def restore(self, before: Conversation, after: Conversation) -> Conversation:
         """Show `before` again instead of `after`, whose last question stays in the history, off the branch."""

@@ -40,7 +40,7 @@ class LogRecorder:
         record_id = new_id()
         return self._redacted("feedback", conversation_id, record_id, feedback_v2(conversation_id, feedback, record_id))
 
-    def tombstone(self, conversation_id: str) -> OutboxRecord | None:
+    def tombstone(self, conversation_id: str) -> OutboxRecord:
         """Record that a conversation is to be erased. Version 1 adds its own fields, empty, for receivers that require them."""
         record_id = new_id()
         payload = tombstone_v2(conversation_id, record_id)

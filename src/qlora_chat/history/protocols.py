@@ -23,17 +23,17 @@ from qlora_chat.messages import Conversation, Message
 
 
 class Recorder(Protocol):
-    """Builds the records for a receiver; None if a record is not to be sent."""
+    """Builds the records for a receiver."""
 
     def turn(self, record: TurnRecord) -> OutboxRecord | None:
-        """Record of a finished turn."""
+        """Record of a finished turn; None if it is not to be sent."""
         ...
 
     def feedback(self, conversation_id: str, feedback: Feedback) -> OutboxRecord | None:
-        """Record of a user's feedback on an answer."""
+        """Record of a user's feedback on an answer; None if it is not to be sent."""
         ...
 
-    def tombstone(self, conversation_id: str) -> OutboxRecord | None:
+    def tombstone(self, conversation_id: str) -> OutboxRecord:
         """Record that tells the receiver to erase a conversation."""
         ...
 

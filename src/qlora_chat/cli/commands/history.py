@@ -187,7 +187,7 @@ def erase(
         if not yes and ids:
             typer.confirm(f"Erase {counted(len(ids), 'conversation')} for good?", abort=True, err=True)
         tombstones = [persistence.recorder.tombstone(each) for each in ids] if persistence.recorder else []
-        erased = persistence.store.erase(ids, [each for each in tombstones if each])
+        erased = persistence.store.erase(ids, tombstones)
     print(f"{counted(erased, 'conversation')} erased")
     if erased and not persistence.recorder:
         notify("history: LOGGING_URL is not set, so a receiver that has copies of them still has them")
