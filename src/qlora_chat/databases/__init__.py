@@ -24,8 +24,6 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from qlora_chat.databases.postgresql import check_database, postgresql_engine
 from qlora_chat.databases.problems import DatabaseError, ForeignFile, server_problem
 
-__all__ = ["DatabaseError", "ForeignFile", "postgresql_engine", "server_problem"]
-
 WAL_LIMIT_BYTES = 2**20
 FULL, NORMAL = 2, 1
 """SQLite's `synchronous`: FULL survives a power cut; NORMAL survives a crash of the program."""

@@ -28,28 +28,3 @@ from qlora_chat.history.types import (
     Vote,
     now,
 )
-
-__all__ = [
-    "ComparedAnswer",
-    "ContinuedAnswer",
-    "ConversationInfo",
-    "Feedback",
-    "HistoryError",
-    "HistoryStore",
-    "HistoryUnavailable",
-    "ModelUsed",
-    "OutboxRecord",
-    "Queue",
-    "Recorder",
-    "SearchHit",
-    "SettingsChange",
-    "StaleConversation",
-    "StoredConversation",
-    "StoredTurn",
-    "Summary",
-    "TurnRecord",
-    "Usage",
-    "Verdict",
-    "Vote",
-    "now",
-]
