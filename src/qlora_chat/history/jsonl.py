@@ -25,7 +25,7 @@ from qlora_chat.history import (
 )
 from qlora_chat.history.partial_answers import PartialAnswerWriter
 from qlora_chat.history.storage.jsonl_log import append, changes, read, with_partial
-from qlora_chat.history.value_store import ValueStore, Write
+from qlora_chat.history.value_store import Content, ValueStore, Write
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.private_files import make_private_folder, private_opener
 
@@ -67,15 +67,6 @@ class JsonlHistory(ValueStore):
             self._partial_file(record.conversation.id).unlink(missing_ok=True)
             self._open_answers.pop(record.answer.id, None)
 
-    def read(self, conversation_id: str) -> StoredConversation | None:
-        """Conversation with all branches and feedback, or None."""
-        content = self._read(self._file(conversation_id))
-        return content[0] if content else None
-
-    def find_named(self, name_key: str) -> str | None:
-        """Id of the conversation with this key, or None."""
-        return next((each.summary.id for each, info in self._contents() if info.name_key == name_key), None)
-
     def close(self) -> None:
         """Write pending partial answers."""
         self._partials.close()
@@ -108,9 +99,8 @@ class JsonlHistory(ValueStore):
                 if path.stat().st_size == 0:  # nothing was added
                     path.unlink()
 
-    def _owner(self, conversation_id: str) -> str | None:
-        content = self._read(self._file(conversation_id))
-        return content[1].owner if content else None
+    def _content(self, conversation_id: str) -> Content | None:
+        return self._read(self._file(conversation_id))
 
     def _may_begin(self, conversation: Conversation) -> bool:
         return conversation.head is None
@@ -135,10 +125,7 @@ class JsonlHistory(ValueStore):
                     file.write(json.dumps({"id": answer.id, "content": answer.content}).encode())
                 os.replace(new, partial)
 
-    def _all(self, owner: str | None) -> Iterator[StoredConversation]:
-        return (each for each, info in self._contents() if owner in (None, info.owner))
-
-    def _contents(self) -> Iterator[tuple[StoredConversation, ConversationInfo]]:
+    def _contents(self) -> Iterator[Content]:
         try:
             names = sorted(each for each in os.listdir(self._folder) if each.endswith(SUFFIX))
         except OSError as problem:
@@ -148,8 +135,8 @@ class JsonlHistory(ValueStore):
             if content:
                 yield content
 
-    def _read(self, path: Path) -> tuple[StoredConversation, ConversationInfo] | None:
-        """(conversation, its owner and name) of a file; None if it has none."""
+    def _read(self, path: Path) -> Content | None:
+        """Content of a file; None if it has none."""
         partial = path.with_suffix(PARTIAL_SUFFIX)
         try:
             status = path.stat()

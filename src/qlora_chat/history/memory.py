@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from qlora_chat.history import ConversationInfo, Queue, StoredConversation
-from qlora_chat.history.value_store import ValueStore, Write
+from qlora_chat.history.value_store import Content, ValueStore, Write
 from qlora_chat.messages import Conversation, Message
 
 
@@ -17,23 +17,13 @@ class MemoryHistory(ValueStore):
     def __init__(self, limit: int = 1000, queue: Queue | None = None) -> None:
         super().__init__(queue)
         self._limit = limit
-        self._conversations: OrderedDict[str, tuple[StoredConversation, ConversationInfo]] = OrderedDict()
-        """(conversation, its owner and name) by id, the least recently changed first."""
+        self._conversations: OrderedDict[str, Content] = OrderedDict()
+        """By id, the least recently changed first."""
         self._erased: set[str] = set()
         """Ids that a page which still shows them must not bring back; those evicted by `limit` may come back."""
 
     def update_partial(self, conversation_id: str, answer: Message) -> None:
         """Do nothing: memory does not survive a crash."""
-
-    def read(self, conversation_id: str) -> StoredConversation | None:
-        """Conversation with all branches and feedback, or None."""
-        with self._lock:
-            return self._conversations.get(conversation_id, (None, None))[0]
-
-    def find_named(self, name_key: str) -> str | None:
-        """Id of the conversation with this key, or None."""
-        with self._lock:
-            return next((name for name, (_, info) in self._conversations.items() if info.name_key == name_key), None)
 
     def restore(self, conversation: StoredConversation, owner: str | None = None) -> bool:
         """Add a whole conversation, even one that was erased; False if its id exists."""
@@ -57,9 +47,13 @@ class MemoryHistory(ValueStore):
 
             yield stored, write
 
-    def _owner(self, conversation_id: str) -> str | None:
+    def _content(self, conversation_id: str) -> Content | None:
         with self._lock:
-            return self._conversations[conversation_id][1].owner if conversation_id in self._conversations else None
+            return self._conversations.get(conversation_id)
+
+    def _contents(self) -> Sequence[Content]:
+        with self._lock:
+            return [*self._conversations.values()]
 
     def _may_begin(self, conversation: Conversation) -> bool:
         return conversation.id not in self._erased
@@ -69,7 +63,3 @@ class MemoryHistory(ValueStore):
         if existed:
             self._erased.add(conversation_id)
         return existed
-
-    def _all(self, owner: str | None) -> Sequence[StoredConversation]:
-        with self._lock:
-            return [each for each, info in self._conversations.values() if owner in (None, info.owner)]

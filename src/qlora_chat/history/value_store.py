@@ -6,7 +6,7 @@ Scope: the rules of HistoryStore for changing a conversation. Subclasses know wh
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
@@ -30,6 +30,8 @@ from qlora_chat.history.answer_metadata import answer_metadata
 from qlora_chat.history.text_match import list_conversations, search_conversations, title_of
 from qlora_chat.messages import Conversation
 
+Content: TypeAlias = tuple[StoredConversation, ConversationInfo]
+"""A conversation, and its owner and its name's key."""
 Write: TypeAlias = Callable[[StoredConversation, ConversationInfo], None]
 """Writes a conversation as it is now, with its owner and its name's key, which count for a new conversation only."""
 
@@ -41,18 +43,12 @@ class ValueStore(ABC):
         self._queue, self._lock = queue, RLock()
 
     @abstractmethod
-    def read(self, conversation_id: str) -> StoredConversation | None:
-        """Conversation with all branches and feedback, or None."""
+    def _content(self, conversation_id: str) -> Content | None:
+        """A stored conversation, or None."""
 
     @abstractmethod
-    def find_named(self, name_key: str) -> str | None:
-        """Id of the conversation with this key, or None."""
-
-    @abstractmethod
-    def _all(self, owner: str | None) -> Iterable[StoredConversation]: ...
-
-    @abstractmethod
-    def _owner(self, conversation_id: str) -> str | None: ...
+    def _contents(self) -> Iterable[Content]:
+        """Every stored conversation."""
 
     @abstractmethod
     def _changing(self, conversation_id: str) -> AbstractContextManager[tuple[StoredConversation | None, Write]]:
@@ -91,6 +87,15 @@ class ValueStore(ABC):
             turns = tuple(replace(each, **finished) if each.message.id == answer.id else each for each in stored.turns)
             write(replace(stored, turns=turns, summary=replace(stored.summary, updated_at=now())), ConversationInfo())
 
+    def read(self, conversation_id: str) -> StoredConversation | None:
+        """Conversation with all branches and feedback, or None."""
+        content = self._content(conversation_id)
+        return content[0] if content else None
+
+    def find_named(self, name_key: str) -> str | None:
+        """Id of the conversation with this key, or None."""
+        return next((stored.summary.id for stored, info in self._contents() if info.name_key == name_key), None)
+
     def load(self, conversation_id: str) -> Conversation | None:
         """Active branch, or None."""
         stored = self.read(conversation_id)
@@ -111,8 +116,8 @@ class ValueStore(ABC):
 
     def summary(self, conversation_id: str, *, owner: str | None = None) -> Summary | None:
         """Entry of one conversation of that owner, or None."""
-        stored = self.read(conversation_id)
-        return stored.summary if stored and owner in (None, self._owner(conversation_id)) else None
+        content = self._content(conversation_id)
+        return content[0].summary if content and owner in (None, content[1].owner) else None
 
     def search(self, text: str, *, limit: int = 50, owner: str | None = None) -> Sequence[SearchHit]:
         """Turns that have every word, the newest first."""
@@ -170,6 +175,9 @@ class ValueStore(ABC):
         if self._queue:
             self._queue.erase(conversation_ids, tombstones)
         return erased
+
+    def _all(self, owner: str | None) -> Iterator[StoredConversation]:
+        return (stored for stored, info in self._contents() if owner in (None, info.owner))
 
     def _change(self, conversation_id: str, changed: Callable[[StoredConversation], StoredConversation]) -> bool:
         if self.read(conversation_id) is None:
