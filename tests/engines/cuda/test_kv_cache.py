@@ -8,7 +8,6 @@ from torch import Tensor
 
 from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache, fitting_slots, slot_bytes
-from qlora_chat.engines.cuda.runtime.arguments import layers_arguments
 from qlora_chat.engines.eager.forward import Forward
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models import LoadedModel
@@ -72,16 +71,3 @@ def test_a_cpu_says_that_int8_has_no_effect(demo_fp32: LoadedModel) -> None:
         ModelSettings(device="cpu", kv_cache_dtype="int8")
     with pytest.raises(SettingsError, match="--kv-cache-dtype is 'fp8', but must be one of auto, int8"):
         ModelSettings(kv_cache_dtype="fp8")  # type: ignore[arg-type]
-
-
-def test_the_arguments_of_the_layers_kernel_are_declared_alike() -> None:
-    import re
-
-    from qlora_chat.engines.cuda.runtime.driver import SOURCES
-
-    text = (SOURCES / "decode_layers.cu").read_text()
-    body = re.search(r"^struct Layers {(.*?)^};", text, re.MULTILINE | re.DOTALL)
-    assert body
-    declared = re.sub(r"//.*|#.*|\[.*?\]", "", body[1])
-    fields = [field.strip(" *\n").split()[-1].strip("*") for field in re.split("[;,]", declared) if field.strip()]
-    assert fields == [field[0] for field in layers_arguments(32)._fields_]

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from qlora_chat.engines.core.c_declarations import declare_functions
 from qlora_chat.models import Notify
 from qlora_chat.models.placement import COMPILERS, find_compiler
 from qlora_chat.models.trust import check_private, is_private
@@ -79,7 +80,7 @@ def _load_or_compile(folder: Path, isa: CpuIsa | None, notify: Notify) -> ctypes
     target = folder / f"cpu-{_key(compiler, isa)}.so"
     stored = is_private(folder)
     if stored and is_private(target):
-        return ctypes.CDLL(str(target))
+        return _opened(target)
     failed = target.with_suffix(".failed")
     if stored and is_private(failed):
         raise BuildError(f"{compiler} could not compile it; its output is in {failed}")
@@ -93,7 +94,11 @@ def _load_or_compile(folder: Path, isa: CpuIsa | None, notify: Notify) -> ctypes
             raise BuildError(f"{compiler} could not compile it: {(output.strip().splitlines() or ['no output'])[0]}")
         if writable:
             built = built.replace(target)  # complete, even where another process builds it at the same time
-        return ctypes.CDLL(str(built))  # stays loaded when the folder is deleted
+        return _opened(built)  # stays loaded when the folder is deleted
+
+
+def _opened(path: Path) -> ctypes.CDLL:
+    return declare_functions(ctypes.CDLL(str(path)), (SOURCES / "forward.cpp").read_text(encoding="utf-8"))
 
 
 @contextmanager

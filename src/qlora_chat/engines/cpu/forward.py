@@ -40,7 +40,7 @@ class CpuForward:
 
     def __init__(self, library: ctypes.CDLL, weights: LlamaWeights, cache: KVCache, threads: int | None = None) -> None:
         """Packs the weights, which may be freed afterwards. MemoryError without room."""
-        self._library, self.cache = _declared(library), cache
+        self._library, self.cache = library, cache
         self._referenced: list[Tensor] = []
         """Tensors whose memory the library reads during a pass."""
         self.sample = CpuSampler(library)
@@ -203,36 +203,6 @@ def _checked(pointer: int | None) -> int:
     if not pointer:
         raise MemoryError("no memory for the packed weights")
     return pointer
-
-
-def _declared(library: ctypes.CDLL) -> Any:
-    """The library with the types of its functions (csrc/forward.cpp)."""
-    pointer, integer, number = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
-    signatures: dict[str, tuple[Any, list[Any]]] = {
-        "matrix_dense": (pointer, [integer, pointer, integer, integer, pointer]),
-        "matrix_int8": (pointer, [integer, pointer, integer, integer, pointer]),
-        "matrix_nf4": (
-            pointer,
-            [pointer, integer, integer, pointer, pointer, pointer, integer, pointer, pointer, integer, number],
-        ),
-        "product_new": (pointer, [pointer, integer]),
-        "lora_new": (pointer, [integer]),
-        "lora_product": (integer, [pointer, integer, pointer, pointer, integer, pointer]),
-        "lora_free": (None, [pointer]),
-        "product_bytes": (ctypes.c_int64, [pointer]),
-        "model_new": (pointer, [pointer, number, integer]),
-        "model_layer": (None, [pointer, integer, *[pointer] * 6]),
-        "model_head_norms": (None, [pointer, integer, pointer, pointer]),
-        "model_ends": (None, [pointer, pointer, integer, pointer, pointer, pointer, pointer]),
-        "model_cache": (None, [pointer, pointer, pointer, integer, integer]),
-        "model_forward": (integer, [pointer, integer, *[pointer] * 4, integer, pointer, pointer]),
-        "model_free": (None, [pointer]),
-        "simd_name": (ctypes.c_char_p, []),
-    }
-    for name, (result, arguments) in signatures.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library
 
 
 class PackedLora:

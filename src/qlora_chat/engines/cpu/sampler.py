@@ -13,21 +13,14 @@ from operator import attrgetter
 import torch
 from torch import Tensor
 
+from qlora_chat.engines.core.c_declarations import structure
 from qlora_chat.engines.core.sampler import SamplerInput
-from qlora_chat.settings import LOGITS_PROCESSORS, SAMPLING_SETTINGS
+from qlora_chat.engines.cpu.build import SOURCES
 
-
-class _SamplerInput(ctypes.Structure):
-    """SamplerInput of csrc/sampler.h."""
-
-    _fields_ = (
-        *((name, ctypes.c_int if SAMPLING_SETTINGS[name].whole else ctypes.c_float) for name in LOGITS_PROCESSORS),
-        ("seen", ctypes.c_void_p),
-        ("draw", ctypes.c_double),
-    )
-
-
-_processors = attrgetter(*LOGITS_PROCESSORS)
+_SamplerInput = structure("SamplerInput", (SOURCES / "sampler.h").read_text(encoding="utf-8"))
+*_names, _, _ = (name for name, *_ in _SamplerInput._fields_)
+_processors = attrgetter(*_names)
+"""Values of Sampling in the structure's order; the fields behind them are `seen` and `draw`."""
 
 
 class CpuSampler:
@@ -35,8 +28,6 @@ class CpuSampler:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._sample = library.sample_tokens
-        pointer, integer = ctypes.c_void_p, ctypes.c_int
-        self._sample.restype, self._sample.argtypes = integer, [integer, integer, pointer, pointer, pointer]
 
     def __call__(self, logits: Tensor, inputs: Sequence[SamplerInput]) -> list[int]:
         """Next token of each row of logits (R, V), or NOT_FINITE. MemoryError without room."""
@@ -49,5 +40,5 @@ class CpuSampler:
         return tokens.tolist()
 
 
-def _packed(row: SamplerInput) -> _SamplerInput:
+def _packed(row: SamplerInput) -> ctypes.Structure:
     return _SamplerInput(*_processors(row.sampling), None if row.seen is None else row.seen.data_ptr(), row.draw)

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-import re
-
 import pytest
 import torch
 from torch import Tensor
 
-from qlora_chat.engines.cuda.runtime import arguments
-from qlora_chat.engines.cuda.runtime.driver import SOURCES
 from qlora_chat.engines.cuda.weights.lora_tiles import FusedLora, FusedProduct, LoraLayout, LoraTable, padded_rank
 from qlora_chat.engines.cuda.weights.packing import CannotPack, interleaved_order, natural_order, rotary_order
 
@@ -123,14 +118,3 @@ def test_every_layer_and_product_has_its_own_offsets() -> None:
             alone = LAYOUT.tiles([layer])[LAYOUT.offsets[2 * kind] :][: LAYOUT.sizes[2 * kind]]
             assert torch.equal(tiles[part.a :][: len(alone)], alone)
             assert part.number == 4 * index + kind
-
-
-def test_the_kernels_arguments_are_declared_alike_in_python_and_in_cuda() -> None:
-    text = (SOURCES / "lora.cuh").read_text()
-    for name in ("Lora", "LoraProduct"):
-        body = re.search(rf"^struct {name} {{(.*?)^}};", text, re.MULTILINE | re.DOTALL)
-        assert body, name
-        declared = re.sub(r"//.*", "", body[1])
-        fields = [field.strip(" *") for line in declared.split(";") for field in line.strip().split(",") if field.strip()]
-        structure: type[ctypes.Structure] = getattr(arguments, f"{name}Arguments")
-        assert [field.split()[-1].strip("*") for field in fields] == [field[0] for field in structure._fields_]

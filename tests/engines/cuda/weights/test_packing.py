@@ -135,26 +135,6 @@ def test_weights_that_do_not_fit_are_refused_with_a_reason(stored: NF4) -> None:
         pack([stored, Dense(torch.zeros(stored.outputs, stored.inputs))], natural_order(2 * stored.outputs))
 
 
-def test_the_kernels_arguments_are_declared_alike_in_python_and_in_cuda() -> None:
-    import ctypes
-    import re
-
-    from qlora_chat.engines.cuda.runtime import arguments
-    from qlora_chat.engines.cuda.runtime.driver import SOURCES
-
-    for name, source in (("Product", "gemv"), ("Dequantize", "gemv"), ("Attention", "attention"), ("QuantizeKV", "attention"),
-                         ("Embed", "sampling"), ("Sample", "sampling"), ("AddNorm", "prefill"), ("RopeAndCache", "prefill"),
-                         ("SiluTimesUp", "prefill"), ("HeadNorms", "head_norms")):  # fmt: skip
-        text = (SOURCES / f"{source}.cu").read_text()
-        body = re.search(rf"^struct {name} {{(.*?)^}};", text, re.MULTILINE | re.DOTALL)
-        assert body, name
-        declared = re.sub(r"//.*|#.*", "", body[1])
-        fields = [field.strip(" *") for line in declared.split(";") for field in line.strip().split(",") if field.strip()]
-        names = [field.split()[-1].strip("*") for field in fields]
-        structure: type[ctypes.Structure] = getattr(arguments, f"{name}Arguments")
-        assert names == [field[0] for field in structure._fields_], name
-
-
 def test_a_product_too_wide_for_the_tiles_is_refused_before_anything_is_packed(stored: NF4) -> None:
     """A 33B's last product: the others of its layer would have been packed, and freed, before it."""
     from dataclasses import replace

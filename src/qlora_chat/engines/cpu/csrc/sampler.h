@@ -11,7 +11,7 @@
 
 #include "simd.h"
 
-// Begins with the logits processors of settings/sampling.py, in their order.
+// Begins with the logits processors of settings/sampling.py, by their names.
 struct SamplerInput {
   float temperature, top_p;
   int top_k;  // 0: off

@@ -14,7 +14,7 @@ from torch import Tensor
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cuda.decode.buffers import MAX_SPLITS, Buffers
 from qlora_chat.engines.cuda.decode.rows import MAX_ROWS
-from qlora_chat.engines.cuda.runtime.arguments import RowsArguments, layers_arguments
+from qlora_chat.engines.cuda.runtime.arguments import layers_arguments
 from qlora_chat.engines.cuda.runtime.driver import address
 from qlora_chat.engines.cuda.weights.lora_tiles import LoraTable, sharing_blocks
 from qlora_chat.engines.cuda.weights.model import CudaWeights, ceil_div
@@ -99,10 +99,10 @@ def _shared_bytes(rows: int, stages: int, wide: bool, max_blocks: int) -> int:
 
 
 def fused_layers_arguments(
-    fused: FusedLayers, weights: CudaWeights, cache: KVCache, buffers: Buffers, rows: RowsArguments, lora: ctypes.Structure,
+    fused: FusedLayers, weights: CudaWeights, cache: KVCache, buffers: Buffers, rows: ctypes.Structure, lora: ctypes.Structure,
     processors: int,
 ) -> ctypes.Structure:  # fmt: skip
-    """The kernel's arguments; `lora` is Lora in lora.cuh."""
+    """The kernel's arguments; `rows` is Rows in common.cuh, and `lora` Lora in lora.cuh."""
     shape, layers = weights.shape, weights.layers
     arguments = layers_arguments(fused.layers)()
     products = [product.packed for layer in layers for product in layer.products]

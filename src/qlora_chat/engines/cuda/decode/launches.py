@@ -303,7 +303,7 @@ class Launches:
         kernel = self.kernels.get("sampling.cu", "sample", self._sampling_defines)
         self._launch(kernel, (self.rows, 1, 1), 1024, arguments)
 
-    def _row_arguments(self) -> RowsArguments:
+    def _row_arguments(self) -> ctypes.Structure:
         return RowsArguments(slots=self.buffers.column("slots"), positions=self.buffers.column("positions"))
 
     def _lora_arguments(self, lora: LoraTable, prefetched: int) -> ctypes.Structure:
