@@ -201,7 +201,6 @@ SHORT_MODULES = {
     "engines/cpu/sampler.py": "binds csrc/sampler.h, beside the pass that binds the rest",
     "engines/cuda/prefill_budget.py": "a pure calculation on measured times, tested without a card",
     "engines/open.py": "imports torch only for a model in this process",
-    "engines/remote/surrogates.py": "halves of characters; sse.py knows no text",
     "errors.py": "imported by every package, so it imports none",
     "exporting/sources.py": "steps that both exports begin with",
     "exporting/template.py": "one format in Jinja, compared with prompt.py by a test",

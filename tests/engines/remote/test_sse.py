@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qlora_chat.engines import PrefillProgress
-from qlora_chat.engines.remote.sse import MAX_LINE, Chunk, StreamError, error_text, read_chunks
+from qlora_chat.engines.remote.reasons import ServerError
+from qlora_chat.engines.remote.sse import MAX_LINE, Chunk, error_text, read_chunks
 
 STREAM = (
     b": a comment\r\n\r\n"
@@ -47,12 +48,24 @@ def test_the_cuts_do_not_matter(cuts: list[int]) -> None:
     assert chunks_of(*(STREAM[begin:end] for begin, end in pairwise(edges))) == CHUNKS
 
 
-def test_halves_of_a_character_in_two_chunks_are_joined() -> None:
-    events = (
-        b'data: {"choices": [{"text": "a\\ud83d"}]}\n',
-        b'data: {"choices": [{"text": "\\ude00", "finish_reason": "stop"}]}\n',
-    )
-    assert chunks_of(*events) == [Chunk("a"), Chunk("\U0001f600", None, "stop")]
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        (["a\ud83d", "\ude00 b", ""], ["a", "\U0001f600 b", ""]),
+        (["\ud83d", "", "\ude00"], ["", "", "\U0001f600"]),
+        (["\ud83d", "\ude00\ud83d", "\ude01"], ["", "\U0001f600", "\U0001f601"]),
+        (["\ud83d\ude00"], ["\U0001f600"]),
+        (["a\ud83d", "b"], ["a", "\ufffdb"]),
+        (["a\ude00b\ud83d"], ["a\ufffdb\ufffd"]),
+        (["a", "\U0001f600", "é\0"], ["a", "\U0001f600", "é\0"]),
+    ],
+)
+def test_halves_of_a_character_are_joined_across_chunks_or_replaced(sent: list[str], read: list[str]) -> None:
+    choices: list[dict[str, Any]] = [{"text": text} for text in sent]
+    choices[-1]["finish_reason"] = "stop"
+    assert [
+        each.text for each in chunks_of(*(f"data: {json.dumps({'choices': [each]})}\n".encode() for each in choices))
+    ] == read
 
 
 def test_a_finish_reason_ends_a_stream_that_says_no_done() -> None:
@@ -76,7 +89,7 @@ def test_a_finish_reason_ends_a_stream_that_says_no_done() -> None:
     ],
 )
 def test_invalid_streams_are_errors_with_a_message(sent: bytes, message: str) -> None:
-    with pytest.raises(StreamError, match=message):
+    with pytest.raises(ServerError, match=message):
         chunks_of(sent)
 
 

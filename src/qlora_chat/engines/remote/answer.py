@@ -16,7 +16,8 @@ from qlora_chat.engines import NO_LOGPROBS, AnsweredBy, EngineError, Piece, Toke
 from qlora_chat.engines.core.answer_builder import AnswerBuilder, PieceQueue, iterate
 from qlora_chat.engines.remote.capabilities import RESPONSE_FORMAT, Capabilities, response_format
 from qlora_chat.engines.remote.pool import Pool
-from qlora_chat.engines.remote.server import Server, ServerError, Timeouts
+from qlora_chat.engines.remote.reasons import ServerError
+from qlora_chat.engines.remote.server import Server, Timeouts
 from qlora_chat.engines.remote.sse import Chunk
 from qlora_chat.messages import AnswerSchema
 from qlora_chat.models import ModelError

@@ -17,7 +17,8 @@ from qlora_chat.engines import EngineError, SchemaError, Stream, check_prompt
 from qlora_chat.engines.remote.answer import RemoteAnswer, RemoteRequest, RemoteStream
 from qlora_chat.engines.remote.capabilities import RESPONSE_FORMAT
 from qlora_chat.engines.remote.pool import Pool
-from qlora_chat.engines.remote.server import ModelCard, Server, ServerError, Timeouts
+from qlora_chat.engines.remote.reasons import ServerError
+from qlora_chat.engines.remote.server import ModelCard, Server, Timeouts
 from qlora_chat.messages import AnswerSchema
 from qlora_chat.models import ModelInfo, Notify
 from qlora_chat.models.folders import has_tokenizer

@@ -1,4 +1,4 @@
-"""Reasons for which a server gave no answer, as clauses after its address, each with what to do.
+"""The error of a server that gave no answer, and its reasons as clauses after its address, each with what to do.
 
 Scope: statuses and exceptions to words. They quote no conversation.
 """
@@ -46,6 +46,21 @@ _CLASSES: dict[type[BaseException], str] = {
 }
 
 
+class ServerError(Exception):
+    """A server could not give an answer; the message says why."""
+
+    def __init__(
+        self, text: str, *, refused: bool = False, retry_after: float | None = None, unreachable: bool = False
+    ) -> None:
+        super().__init__(text)
+        self.unreachable = unreachable
+        """There was no connection: the server is down until a health check succeeds."""
+        self.refused = refused
+        """The server understood the request and rejects it: fewer fields may help."""
+        self.retry_after = retry_after
+        """Seconds after which it may accept the request; None where waiting does not help."""
+
+
 def status_text(status: int, message: str) -> str:
     """Clause for a status other than 2xx; `message` is the server's own, which may be empty."""
     if status in (401, 403):
@@ -53,12 +68,10 @@ def status_text(status: int, message: str) -> str:
     if 300 <= status < 400:
         return f"answers with a redirect ({status}), which is never followed: use the address that it leads to"
     answered = f"answered {status}{f' ({message})' if message else ''}"
-    step = _NEXT_STEPS.get(status) or (None if message else _without_message(status))
-    return f"{answered}; {step}" if step else answered
-
-
-def _without_message(status: int) -> str:
-    return "its log says why" if status >= 500 else "check that --engine is an OpenAI-compatible server"
+    if message and status not in _NEXT_STEPS:
+        return answered
+    unknown = "its log says why" if status >= 500 else "check that --engine is an OpenAI-compatible server"
+    return f"{answered}; {_NEXT_STEPS.get(status, unknown)}"
 
 
 def failure_text(problem: httpx.HTTPError) -> str:

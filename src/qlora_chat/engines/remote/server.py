@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 
 from qlora_chat.engines.remote.capabilities import RESPONSE_FORMAT, Capabilities, response_format
-from qlora_chat.engines.remote.reasons import failure_text, status_text
-from qlora_chat.engines.remote.sse import Chunk, StreamError, error_text, read_chunks
+from qlora_chat.engines.remote.reasons import ServerError, failure_text, status_text
+from qlora_chat.engines.remote.sse import Chunk, error_text, read_chunks
 from qlora_chat.messages import AnswerSchema
 from qlora_chat.models.identity import Identity
 from qlora_chat.settings import EngineSettings, Sampling
@@ -60,21 +60,6 @@ class Timeouts:
     """In total, for servers that report being busy."""
     health: float = 3.0
     """Between two health checks of a server, and for its reply."""
-
-
-class ServerError(Exception):
-    """A server could not give an answer; the message says why."""
-
-    def __init__(
-        self, text: str, *, refused: bool = False, retry_after: float | None = None, unreachable: bool = False
-    ) -> None:
-        super().__init__(text)
-        self.unreachable = unreachable
-        """There was no connection: the server is down until a health check succeeds."""
-        self.refused = refused
-        """The server understood the request and rejects it: fewer fields may help."""
-        self.retry_after = retry_after
-        """Seconds after which it may accept the request; None where waiting does not help."""
 
 
 @dataclass(frozen=True)
@@ -159,39 +144,30 @@ class Server:
     async def chunks(self, body: dict[str, Any]) -> AsyncGenerator[Chunk, None]:
         """Chunks of one request's answer as they arrive; closing the iterator closes the request. ServerError if it fails."""
         try:
-            async with contextlib.aclosing(self._stream(body)) as stream:
-                async for chunk in stream:
-                    yield chunk
-        except StreamError as problem:
-            raise ServerError(str(problem)) from problem
+            async with contextlib.aclosing(await self._send(body)) as response:
+                if not response.is_success:
+                    raise await self._refusal(response)
+                kind = response.headers.get("content-type", "")
+                if not kind.startswith("text/event-stream"):
+                    raise ServerError(f"answered with {kind[:60] or 'no content type'} instead of a stream")
+                async with contextlib.aclosing(_with_timeouts(response.aiter_raw(), self._timeouts)) as parts:
+                    async for chunk in read_chunks(parts):
+                        yield chunk
         except httpx.HTTPError as problem:
             unreachable = isinstance(problem, httpx.ConnectError | httpx.ConnectTimeout)
             raise ServerError(failure_text(problem), unreachable=unreachable) from problem
 
-    async def _stream(self, body: dict[str, Any]) -> AsyncGenerator[Chunk, None]:
-        async with contextlib.AsyncExitStack() as stack:
-            response = await stack.enter_async_context(await self._send(body))
-            if not response.is_success:
-                raise await self._refusal(response)
-            kind = response.headers.get("content-type", "")
-            if not kind.startswith("text/event-stream"):
-                raise ServerError(f"answered with {kind[:60] or 'no content type'} instead of a stream")
-            parts = _with_timeouts(response.aiter_raw(), self._timeouts)
-            async for chunk in read_chunks(await stack.enter_async_context(contextlib.aclosing(parts))):
-                yield chunk
-
-    async def _send(self, body: dict[str, Any]) -> contextlib.AbstractAsyncContextManager[httpx.Response]:
+    async def _send(self, body: dict[str, Any]) -> httpx.Response:
         """Send the request and wait for the headers; retried once, since an idle connection may have been closed meanwhile."""
         request = self._client.build_request("POST", "completions", json=body)
         try:
             async with asyncio.timeout(self._timeouts.first):
                 try:
-                    response = await self._client.send(request, stream=True)
+                    return await self._client.send(request, stream=True)
                 except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
-                    response = await self._client.send(request, stream=True)
+                    return await self._client.send(request, stream=True)
         except TimeoutError:
             raise ServerError(f"did not begin to answer within {self._timeouts.first:g} s") from None
-        return contextlib.aclosing(response)
 
     async def _refusal(self, response: httpx.Response) -> ServerError:
         content = bytearray()

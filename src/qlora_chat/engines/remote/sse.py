@@ -5,6 +5,7 @@ Scope: OpenAI's JSON in server-sent events, and everything that may be wrong wit
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import AsyncIterator, Sequence
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qlora_chat.engines import PrefillProgress, TokenLogprobs
-from qlora_chat.engines.remote.surrogates import SurrogateJoiner
+from qlora_chat.engines.remote.reasons import ServerError
 
 MAX_LINE = 1 << 20
 """Bytes; a chunk has a few hundred."""
@@ -22,10 +23,6 @@ _PREFILL = re.compile(rb": prefill (\d{1,7})/(\d{1,7})")
 """Comment of this program's own servers while they read a prompt."""
 TOKEN_ID = "token_id:"
 """Prefix of tokens that a server names by their ids (vLLM's return_tokens_as_token_ids)."""
-
-
-class StreamError(Exception):
-    """The response is not a stream of completion chunks, or it broke off; the message says what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +45,9 @@ class Chunk:
 
 
 async def read_chunks(parts: AsyncIterator[bytes]) -> AsyncIterator[Chunk]:
-    """Chunks until [DONE], or the end after a finish reason (some servers send no [DONE]). StreamError for anything else."""
-    finished, empty, read, joiner = False, 0, 0, SurrogateJoiner()
+    """Chunks until [DONE], or the end after a finish reason (some servers send no [DONE]). ServerError for anything else."""
+    finished, empty, read = False, 0, 0
+    utf_16 = codecs.getincrementaldecoder("utf-16-le")("replace")
     async for line in _lines(parts):
         empty += 1
         if (progress := _progress(line)) and progress.read > read:
@@ -57,7 +55,7 @@ async def read_chunks(parts: AsyncIterator[bytes]) -> AsyncIterator[Chunk]:
             yield Chunk(prefill=progress)
             continue
         if empty > MAX_EMPTY_LINES:
-            raise StreamError(f"{MAX_EMPTY_LINES:,} lines in a row bring nothing of an answer")
+            raise ServerError(f"{MAX_EMPTY_LINES:,} lines in a row bring nothing of an answer")
         if not line.startswith(b"data:"):
             continue  # a comment, an event's name, or the empty line after one
         payload = line[5:].strip()
@@ -66,9 +64,11 @@ async def read_chunks(parts: AsyncIterator[bytes]) -> AsyncIterator[Chunk]:
         chunk = parse_chunk(payload)
         finished = finished or chunk.finish is not None
         empty = 0 if chunk.text or chunk.ids else empty
-        yield replace(chunk, text=joiner.add(chunk.text, last=chunk.finish is not None))
+        # JSON can have the halves of a character in two chunks (\ud83d, \ude00); one without the other becomes U+FFFD
+        halves = chunk.text.encode("utf-16-le", "surrogatepass")
+        yield replace(chunk, text=utf_16.decode(halves, final=chunk.finish is not None))
     if not finished:
-        raise StreamError("the answer broke off")
+        raise ServerError("the answer broke off")
 
 
 def _progress(line: bytes) -> PrefillProgress | None:
@@ -87,28 +87,28 @@ async def _lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             yield bytes(buffer).rstrip(b"\r")
             buffer = bytearray(begin)
         if len(buffer) > MAX_LINE:
-            raise StreamError(f"a line is longer than {MAX_LINE:,} bytes")
+            raise ServerError(f"a line is longer than {MAX_LINE:,} bytes")
     if buffer:
         yield bytes(buffer)
 
 
 def parse_chunk(payload: bytes) -> Chunk:
-    """Parse one chunk's JSON. StreamError for an error that the server reports, and for fields of a wrong type."""
+    """Parse one chunk's JSON. ServerError for an error that the server reports, and for fields of a wrong type."""
     try:
         value = json.loads(payload.decode("utf-8"))
     except (ValueError, RecursionError) as problem:
         kind = "is not UTF-8" if isinstance(problem, UnicodeDecodeError) else "is not JSON"
-        raise StreamError(f"a line of the answer {kind}") from problem
+        raise ServerError(f"a line of the answer {kind}") from problem
     if not isinstance(value, dict):
-        raise StreamError("a line of the answer is no JSON object")
+        raise ServerError("a line of the answer is no JSON object")
     if value.get("error"):
-        raise StreamError(error_text(value))
+        raise ServerError(error_text(value))
     choices, usage = value.get("choices"), value.get("usage")
     if not isinstance(choices, list) or not isinstance(usage, dict | None):
-        raise StreamError("a line of the answer has no choices")
+        raise ServerError("a line of the answer has no choices")
     choice = choices[0] if choices else {}
     if not isinstance(choice, dict):
-        raise StreamError("a choice is no JSON object")
+        raise ServerError("a choice is no JSON object")
     ids = _ids(choice)
     text, finish = _string(choice, "text") or "", _string(choice, "finish_reason")
     model = value.get("model")
@@ -121,7 +121,7 @@ def parse_chunk(payload: bytes) -> Chunk:
 def _string(choice: dict[str, Any], field: str) -> str | None:
     value = choice.get(field)
     if not isinstance(value, str | None):
-        raise StreamError(f"a choice's {field} is no text")
+        raise ServerError(f"a choice's {field} is no text")
     return value
 
 
@@ -130,7 +130,7 @@ def _ids(choice: dict[str, Any]) -> tuple[int, ...] | None:
     if ids is None:
         return None
     if not isinstance(ids, list) or not all(type(each) is int and each >= 0 for each in ids):
-        raise StreamError("a choice's token_ids are no list of ids")
+        raise ServerError("a choice's token_ids are no list of ids")
     return tuple(ids)
 
 
