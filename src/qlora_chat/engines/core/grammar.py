@@ -144,7 +144,7 @@ class AnswerGrammar:
 def _with_closed_objects(schema: Any) -> Any:
     """The schema without properties that it neither names nor rules out: all that matches it still matches the original, and a
     small model would go on inventing them. As it is where schemas are combined, since closed ones would rule each other out."""
-    nodes = list(_nodes(schema))
+    nodes = [each for _, each in _parts(schema) if isinstance(each, dict)]
     if any(sum(name in node for name in COMBINED) > 1 or "allOf" in node for node in nodes):
         return schema
     for node in nodes:
@@ -153,42 +153,24 @@ def _with_closed_objects(schema: Any) -> Any:
     return schema
 
 
-def _nodes(value: Any) -> Iterator[dict[str, Any]]:
-    """Objects in a schema: schemas, and some that only look like one."""
-    if isinstance(value, dict):
-        yield value
-    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _nodes(each)
+def _parts(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Everything in a schema, with the key that it stands under. Some of its objects only look like schemas."""
+    yield name, value
+    for key, each in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from _parts(each, str(key))
 
 
 def _check_numbers(schema: Any) -> None:
     """SchemaError for numbers that the library would end the process with, and multiples of too much."""
-    if any(isinstance(each, int | float) and not abs(each) <= MAX_NUMBER for each in _values(schema)):
+    numbers = [(name, each) for name, each in _parts(schema) if isinstance(each, int | float) and not isinstance(each, bool)]
+    if any(not abs(each) <= MAX_NUMBER for _, each in numbers):
         raise SchemaError(f"a number in the schema is beyond {MAX_NUMBER:,}; leave it out")
-    values = [Decimal(str(each)) for each in _multiples(schema)]
+    values = [Decimal(str(each)) for name, each in numbers if name == "multipleOf"]
     places = max((-int(each.normalize().as_tuple().exponent) for each in values), default=0)
     if any(abs(each.adjusted()) > 12 for each in values) or (
         math.lcm(*(int(each.scaleb(max(0, places))) for each in values)) > MAX_MULTIPLE
     ):
         raise SchemaError(f"multipleOf is supported up to a least common multiple of {MAX_MULTIPLE:,} (in the smallest unit)")
-
-
-def _values(value: Any) -> Iterator[Any]:
-    """Everything in a schema that is neither an object nor a list."""
-    if isinstance(value, dict | list):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _values(each)
-    else:
-        yield value
-
-
-def _multiples(value: Any) -> Iterator[float]:
-    """Numbers under `multipleOf` in a schema."""
-    for name, each in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-        if name == "multipleOf" and isinstance(each, int | float) and not isinstance(each, bool) and math.isfinite(each):
-            yield each
-        else:
-            yield from _multiples(each)
 
 
 def _reason(problem: str) -> str:
