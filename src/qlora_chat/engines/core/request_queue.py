@@ -11,7 +11,7 @@ from queue import SimpleQueue
 
 from torch import Tensor
 
-from qlora_chat.engines import NO_LOGPROBS, EngineError
+from qlora_chat.engines import EngineError
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.core.request import Request
 from qlora_chat.engines.core.sampler import NOT_FINITE, token_logprobs
@@ -64,16 +64,14 @@ class RequestQueue:
     def remove(self, request: Request) -> None:
         """Remove a request that has ended; its slot keeps the conversation until another needs the slot."""
         self.running.remove(request)
-        if request.slot is not None:
-            self._cache.release(request.slot)
+        self._cache.release(request.running_slot)
 
     def accept(self, request: Request, token: int, logits: Tensor, sampling: Sampling) -> bool:
         """Hand out a token that was sampled from logits (V,). Returns whether the answer continues."""
         try:
             if token == NOT_FINITE:
                 raise EngineError("the model's output is not a number: its weights or its adapter are damaged")
-            reported = NO_LOGPROBS if sampling.logprobs is None else token_logprobs(logits, token, sampling)
-            ended = request.accept(token, reported)
+            ended = request.accept(token, token_logprobs(logits, token, sampling))
         except Exception as problem:
             self.fail(request, problem)
             return False

@@ -107,14 +107,9 @@ class SpanScheduler:
         requests = sorted(self._queue.running, key=lambda request: request.running_slot.index)
         spans = self._spans(requests)
         started = time.perf_counter()
-        try:
-            logits = self._run(spans)
-        except Exception:
-            self._run_one_by_one(requests, spans)
-            return
-        self._hand_out(requests, spans, logits)
+        done = self._run(requests, spans)
         self._queue.report_prefill()
-        if self._costs and all(len(span.ids) == span.logits for span in spans):
+        if done and self._costs and all(len(span.ids) == span.logits for span in spans):
             self._costs.note(sum(span.logits for span in spans), time.perf_counter() - started)
 
     def _spans(self, requests: Sequence[Request]) -> list[Span]:
@@ -134,19 +129,20 @@ class SpanScheduler:
         draft_of = dict(zip(decoding, drafts, strict=True))
         return [_with_draft(span, draft_of.get(request, ())) for request, span in zip(requests, spans, strict=True)]
 
-    def _run(self, spans: Sequence[Span]) -> Tensor:
+    def _run(self, requests: Sequence[Request], spans: Sequence[Span]) -> bool:
+        """Run a pass and hand out its tokens. False if it failed: each chat then runs alone, so that only a bad one fails."""
         self.forwards += 1
-        return self._forward(spans)
-
-    def _run_one_by_one(self, requests: Sequence[Request], spans: Sequence[Span]) -> None:
-        """After a failed pass, run each chat alone, so that only the chats at fault fail."""
-        for request, span in zip(requests, spans, strict=True):
-            try:
-                logits = self._run([span])
-            except Exception as problem:
-                self._queue.fail(request, problem)
+        try:
+            logits = self._forward(spans)
+        except Exception as problem:
+            if len(requests) == 1:
+                self._queue.fail(requests[0], problem)
             else:
-                self._hand_out([request], [span], logits)
+                for request, span in zip(requests, spans, strict=True):
+                    self._run([request], [span])
+            return False
+        self._hand_out(requests, spans, logits)
+        return True
 
     def _hand_out(self, requests: Sequence[Request], spans: Sequence[Span], logits: Tensor) -> None:
         """Record the cached tokens, and give each request whose prefill is complete its next token, or several."""
@@ -161,30 +157,29 @@ class SpanScheduler:
         if not outputs:
             return
         contiguous = logits if sum(len(each.logits) for each in outputs) == len(logits) else None
+        self._hand_out_samples(outputs, contiguous)
+
+    def _hand_out_samples(self, outputs: Sequence[_Output], logits: Tensor | None = None) -> None:
+        """Sample for all chats; where that fails, for each alone, so that only those at fault fail. `logits` as in
+        _sample_free."""
         try:
-            samples = self._sample_all(outputs, contiguous)
-        except Exception:
-            self._sample_one_by_one(outputs)
+            samples = self._sample_all(outputs, logits)
+        except Exception as problem:
+            if len(outputs) == 1:
+                self._queue.fail(outputs[0].request, problem)
+            else:
+                for output in outputs:
+                    self._hand_out_samples([output])
             return
         for output, tokens in zip(outputs, samples, strict=True):
             self._accept_all(output, tokens)
 
-    def _sample_one_by_one(self, outputs: Sequence[_Output]) -> None:
-        """After failed sampling, sample for each chat alone, so that only the chats at fault fail."""
-        for output in outputs:
-            try:
-                (tokens,) = self._sample_all([output])
-            except Exception as problem:
-                self._queue.fail(output.request, problem)
-            else:
-                self._accept_all(output, tokens)
-
-    def _sample_all(self, outputs: Sequence[_Output], logits: Tensor | None = None) -> list[_Samples]:
+    def _sample_all(self, outputs: Sequence[_Output], logits: Tensor | None) -> list[_Samples]:
         """Sample for each chat, in one call for all without a grammar; `logits` as in _sample_free."""
         free = [each for each in outputs if each.request.grammar is None]
         if len(free) == len(outputs):
             return self._sample_free(outputs, logits)
-        samples = iter(self._sample_free(free) if free else ())
+        samples = iter(self._sample_free(free, None) if free else ())
         return [next(samples) if each.request.grammar is None else self._sample_constrained(each) for each in outputs]
 
     def _sample_constrained(self, output: _Output) -> _Samples:
@@ -192,7 +187,7 @@ class SpanScheduler:
         sampling = output.request.apply_pending_sampling()
         return _Samples([output.request.sample_within_grammar(output.logits[0], self._sample)], sampling)
 
-    def _sample_free(self, outputs: Sequence[_Output], logits: Tensor | None = None) -> list[_Samples]:
+    def _sample_free(self, outputs: Sequence[_Output], logits: Tensor | None) -> list[_Samples]:
         """Sample all rows in one call; `logits` are those of all outputs where they are contiguous already."""
         if logits is None:
             logits = torch.cat([each.logits for each in outputs])
