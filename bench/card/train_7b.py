@@ -26,11 +26,11 @@ from qlora_chat.benchmark.environment import hardware
 from qlora_chat.benchmark.original import random_model
 from qlora_chat.benchmark.shapes import RandomTensors
 from qlora_chat.models.folders import Base, ModelConfigs
-from qlora_chat.models.weights.llama import LlamaShape
+from qlora_chat.models.weights.shape import FUSED, LlamaShape
 from qlora_chat.training.data.batches import MicroBatch
 from qlora_chat.training.memory import predicted_bytes
 from qlora_chat.training.model.elementwise import _kernels
-from qlora_chat.training.model.llama import GROUPS, ComputeFormat, LoraShape, TrainableLlama
+from qlora_chat.training.model.llama import ComputeFormat, LoraShape, TrainableLlama
 from qlora_chat.training.optimizer import Optimizer
 from qlora_chat.training.recipe import LINEARS, TrainSettings
 
@@ -127,7 +127,7 @@ def set_b(model: TrainableLlama) -> None:
 def gradients_by_name(model: TrainableLlama) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for index, layer in enumerate(model.decoder):
-        for group, linears in zip(GROUPS, layer.parts(), strict=True):
+        for group, linears in zip(FUSED, layer.parts(), strict=True):
             assert linears.a is not None
             assert linears.a.grad is not None
             for place, name in enumerate(group):

@@ -12,14 +12,9 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from qlora_chat.models.weights.llama import Layer, Linear, Stacked
-from qlora_chat.models.weights.shape import PROJECTIONS
+from qlora_chat.models.weights.llama import Linear, Stacked
+from qlora_chat.models.weights.shape import FUSED
 
-Q, K, V, OUT, GATE, UP, DOWN = PROJECTIONS
-FUSED = ((Q, K, V), (OUT,), (GATE, UP), (DOWN,))
-"""The linears of a layer's products, by the ends of Hugging Face's names."""
-PRODUCTS = ("qkv", "attention_out", "gate_up", "mlp_down")
-"""Fields of Layer in the order of FUSED."""
 A = TypeVar("A")
 LoraMatrices = Mapping[str, tuple[Tensor, Tensor]]
 """A (r, in) and B (out, r) of a LoRA by the linear's Hugging Face name."""
@@ -66,11 +61,6 @@ class ForwardPass(AdapterPass, Protocol):
 def fused_names(index: int) -> list[tuple[str, ...]]:
     """Hugging Face names of the linears that each product of a layer is fused from."""
     return [tuple(f"model.layers.{index}.{name}" for name in names) for names in FUSED]
-
-
-def products_of(layer: Layer) -> list[Linear]:
-    """A layer's products, in the order of FUSED."""
-    return [getattr(layer, name) for name in PRODUCTS]
 
 
 def parts_of(product: Linear) -> Sequence[Linear]:

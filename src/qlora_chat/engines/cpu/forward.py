@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from qlora_chat.engines import COMPILED
-from qlora_chat.engines.core.forward_pass import LoraMatrices, Span, fused_names, parts_of, products_of
+from qlora_chat.engines.core.forward_pass import LoraMatrices, Span, fused_names, parts_of
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cpu.sampler import CpuSampler
 from qlora_chat.models.weights.llama import Dense, Layer, Linear, LlamaWeights, Stacked, WithAdapter
@@ -93,10 +93,9 @@ class CpuForward:
         adapted = [[part if isinstance(part, WithAdapter) else None for part in parts_of(each)] for each in _products(weights)]
         if not any(part for parts in adapted for part in parts):
             return None
-        return PackedLora(self._library, [
-            ([(part.a, part.b) if part else None for part in parts], next((part.scaling for part in parts if part), 1.0))
-            for parts in adapted
-        ], self._int8)  # fmt: skip
+        matrices = [[(part.a, part.b) if part else None for part in parts] for parts in adapted]
+        scalings = [next((part.scaling for part in parts if part), 1.0) for parts in adapted]
+        return PackedLora(self._library, list(zip(matrices, scalings, strict=True)), self._int8)
 
     def __del__(self) -> None:
         if model := getattr(self, "_model", None):
@@ -111,7 +110,7 @@ class CpuForward:
 
     def _add_layer(self, index: int, layer: Layer) -> None:
         norms = [self._reference(each.float()) for each in (layer.attention_norm, layer.mlp_norm)]
-        products = [self._product(each) for each in products_of(layer)]
+        products = [self._product(each) for each in layer.products]
         self._library.model_layer(self._model, index, *norms, *products)
         if layer.query_norm is not None and layer.key_norm is not None:
             head_norms = (self._reference(each.float()) for each in (layer.query_norm, layer.key_norm))
@@ -192,7 +191,7 @@ def _supports(product: Linear) -> bool:
 
 def _products(weights: LlamaWeights) -> list[Linear]:
     """In the order of the pass."""
-    return [*(product for layer in weights.layers for product in products_of(layer)), weights.head]
+    return [*(product for layer in weights.layers for product in layer.products), weights.head]
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
@@ -201,7 +200,7 @@ def _pointer(tensor: Tensor | None) -> int | None:
 
 def _checked(pointer: int | None) -> int:
     if not pointer:
-        raise MemoryError("no memory for the packed weights")
+        raise MemoryError("no memory for packed matrices")
     return pointer
 
 
@@ -212,7 +211,7 @@ class PackedLora:
         """`products`: in the pass's order, the matrices of each product's linears (None where it has none), and the scaling.
         MemoryError without room."""
         self._library = library
-        self.pointer: int = library.lora_new(len(products)) or _out_of_memory()
+        self.pointer = _checked(library.lora_new(len(products)))
         with _on_one_thread():
             for index, (parts, scaling) in enumerate(products):
                 if any(parts):
@@ -221,12 +220,11 @@ class PackedLora:
     def _add(self, product: int, parts: Sequence[tuple[Tensor, Tensor, Tensor] | None]) -> None:
         a, scales = (torch.cat([part[index] for part in parts if part]) for index in (0, 2))
         b = (ctypes.c_void_p * len(parts))(*[self._packed(part[1]) if part else None for part in parts])
-        if not self._library.lora_product(self.pointer, product, self._packed(a), b, len(parts), scales.data_ptr()):
-            _out_of_memory()
+        _checked(self._library.lora_product(self.pointer, product, self._packed(a), b, len(parts), scales.data_ptr()))
 
     def _packed(self, matrix: Tensor) -> int:
         matrix = matrix.contiguous()
-        return self._library.matrix_dense(matrix.element_size(), matrix.data_ptr(), *matrix.shape, None) or _out_of_memory()
+        return _checked(self._library.matrix_dense(matrix.element_size(), matrix.data_ptr(), *matrix.shape, None))
 
     def __del__(self) -> None:
         if pointer := getattr(self, "pointer", None):
@@ -258,7 +256,3 @@ def _scaled(part: AB, scaling: float, int8: bool) -> tuple[Tensor, Tensor, Tenso
     quotients = [a / rows[:, None].clamp(min=MIN_SCALE), b / columns.clamp(min=MIN_SCALE)]
     a, b = (each.round().nan_to_num().to(torch.int8) for each in quotients)
     return a, b, rows * columns * scaling
-
-
-def _out_of_memory() -> int:
-    raise MemoryError("no memory for the packed adapter")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 from torch.nn.functional import linear
 
-from qlora_chat.engines.core.forward_pass import PRODUCTS, LoraMatrices, Span, adapter_runs, fused_names, products_of
+from qlora_chat.engines.core.forward_pass import LoraMatrices, Span, adapter_runs, fused_names
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.eager.forward import Forward
 from qlora_chat.models.weights.llama import Layer, Linear, LlamaWeights
@@ -86,7 +86,7 @@ def _with_adapters(weights: LlamaWeights, owner: MultiLoraForward) -> LlamaWeigh
 
     def adapted(index: int, layer: Layer) -> Layer:
         parts = [tuple(zip(*each, strict=True)) for each in zip(fused_names(index), columns, strict=True)]
-        products = zip(PRODUCTS, products_of(layer), parts, strict=True)
-        return replace(layer, **{name: AdaptedLinear(product, part, owner) for name, product, part in products})
+        pairs = zip(layer.products, parts, strict=True)
+        return layer.with_products(AdaptedLinear(product, part, owner) for product, part in pairs)
 
     return replace(weights, layers=tuple(adapted(index, layer) for index, layer in enumerate(weights.layers)))

@@ -9,7 +9,7 @@ Shapes: N tokens, H hidden, F feed-forward, V vocabulary, r adapter rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -40,6 +40,16 @@ class Layer:
     query_norm: Tensor | None = None
     """(head_dim,): norm of each query head before it is rotated; None for families without."""
     key_norm: Tensor | None = None
+
+    @property
+    def products(self) -> tuple[Linear, Linear, Linear, Linear]:
+        """The layer's products, in the order of FUSED."""
+        return self.qkv, self.attention_out, self.gate_up, self.mlp_down
+
+    def with_products(self, products: Iterable[Linear]) -> Layer:
+        """The layer with these products in the place of its own."""
+        qkv, attention_out, gate_up, mlp_down = products
+        return replace(self, qkv=qkv, attention_out=attention_out, gate_up=gate_up, mlp_down=mlp_down)
 
 
 @dataclass(frozen=True)
@@ -106,10 +116,7 @@ def fastest_on_cpu(weights: LlamaWeights) -> LlamaWeights:
     """CPU weights, which `build` leaves as they are stored, in torch's fastest layout; weights on a card are returned as is."""
     if weights.device.type != "cpu":
         return weights
-    layers = tuple(
-        replace(each, qkv=fastest(each.qkv), attention_out=fastest(each.attention_out), gate_up=fastest(each.gate_up),
-                mlp_down=fastest(each.mlp_down)) for each in weights.layers
-    )  # fmt: skip
+    layers = tuple(each.with_products(map(fastest, each.products)) for each in weights.layers)
     return replace(weights, layers=layers, head=fastest(weights.head))
 
 

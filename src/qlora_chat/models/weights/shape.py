@@ -26,6 +26,8 @@ ROPE_PARAMETERS = {
 PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
                "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")  # fmt: skip
 ATTENTION, FEED_FORWARD = PROJECTIONS[:4], PROJECTIONS[4:]
+FUSED = PROJECTIONS[:3], PROJECTIONS[3:4], PROJECTIONS[4:6], PROJECTIONS[6:]
+"""Projections of the same input, whose products are computed as one: the four products of a layer, in order."""
 
 
 @dataclass(frozen=True)

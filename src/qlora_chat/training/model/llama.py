@@ -18,33 +18,14 @@ from torch.nn.functional import embedding, rms_norm
 from torch.utils.checkpoint import checkpoint
 
 from qlora_chat.models.folders import NF4_MARK
-from qlora_chat.models.weights.llama import LlamaShape
 from qlora_chat.models.weights.nf4 import NF4
+from qlora_chat.models.weights.shape import FUSED, LlamaShape
 from qlora_chat.training import TrainError
 from qlora_chat.training.data.batches import MicroBatch
 from qlora_chat.training.model.attention import Layout, attend
 from qlora_chat.training.model.elementwise import rotate, swiglu
-from qlora_chat.training.model.lora import FrozenLinears, LoraLinears, stack_biases
+from qlora_chat.training.model.lora import FrozenLinears, LoraLinears, LoraShape, stack_biases
 from qlora_chat.training.model.loss import summed_loss
-
-GROUPS = (("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",),
-          ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))  # fmt: skip
-"""Linears that share an input."""
-
-
-@dataclass(frozen=True)
-class LoraShape:
-    """Shape of an adapter."""
-
-    r: int
-    alpha: float
-    dropout: float
-    targets: tuple[str, ...]
-
-    @property
-    def scaling(self) -> float:
-        """Factor of the adapter's product."""
-        return self.alpha / self.r
 
 
 @dataclass(frozen=True)
@@ -76,7 +57,7 @@ class _Layer(nn.Module):
         names = ("q_norm", "k_norm") if shape.head_norms else ()
         self.head_norms = [weights.dense(f"{prefix}self_attn.{name}.weight") for name in names]
         self.qkv, self.attention_out, self.gate_up, self.mlp_down = (
-            weights.linears([prefix + name for name in group], lora) for group in GROUPS
+            weights.linears([prefix + name for name in group], lora) for group in FUSED
         )
 
     def forward(self, hidden: Tensor, positions: _Positions) -> Tensor:
@@ -85,7 +66,7 @@ class _Layer(nn.Module):
         return hidden + self.mlp_down(swiglu(self.gate_up(self._norm(hidden, self.mlp_norm))))
 
     def parts(self) -> tuple[LoraLinears, ...]:
-        """Return the layer's linears, in the order of GROUPS."""
+        """Return the layer's linears, in the order of FUSED."""
         return self.qkv, self.attention_out, self.gate_up, self.mlp_down
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -151,7 +132,7 @@ class TrainableLlama(nn.Module):
         """Return the adapter by PEFT's names: views of the parameters, float32."""
         tensors: dict[str, Tensor] = {}
         for index, layer in enumerate(self.decoder):
-            for group, linears in zip(GROUPS, layer.parts(), strict=True):
+            for group, linears in zip(FUSED, layer.parts(), strict=True):
                 names = [name for name in group if name.rpartition(".")[2] in self.lora.targets]
                 for name, (a, b) in zip(names, linears.matrices(), strict=True):
                     prefix = f"base_model.model.model.layers.{index}.{name}."
@@ -182,9 +163,8 @@ class _Weights:
         biases = [self.dense(f"{name}.bias") if f"{name}.bias" in self.tensors else None for name in names]
         frozen = FrozenLinears(parts, self.compute.dtype, stack_biases(biases))
         adapted = [name.rpartition(".")[2] in lora.targets for name in names]
-        outs, ins = frozen.outs, parts[0].shape[1]
         weights = frozen.dequantized() if self.compute.dense else frozen
-        return LoraLinears(weights, outs, ins, adapted, lora.r, lora.scaling, lora.dropout)
+        return LoraLinears(weights, frozen.outs, adapted, lora)
 
     def _weight(self, name: str) -> NF4 | Tensor:
         if name + NF4_MARK in self.tensors:

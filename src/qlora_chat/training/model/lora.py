@@ -22,6 +22,21 @@ from qlora_chat.training import TrainError
 
 
 @dataclass(frozen=True)
+class LoraShape:
+    """Shape of an adapter."""
+
+    r: int
+    alpha: float
+    dropout: float
+    targets: tuple[str, ...]
+
+    @property
+    def scaling(self) -> float:
+        """Factor of the adapter's product."""
+        return self.alpha / self.r
+
+
+@dataclass(frozen=True)
 class FrozenLinears:
     """Linears of one input, stacked; their weights are in NF4, or dequantized once if memory allows."""
 
@@ -35,8 +50,7 @@ class FrozenLinears:
         if len(self.parts) == 1 and isinstance(self.parts[0], Tensor):
             return self.parts[0]
         outs = self.outs
-        columns = self.parts[0].shape[1]
-        whole = torch.empty((sum(outs), columns), dtype=self.dtype, device=_device(self.parts[0]))
+        whole = torch.empty((sum(outs), self.ins), dtype=self.dtype, device=self.device)
         for part, rows in zip(self.parts, whole.split(outs), strict=True):
             part.dequantize_into(rows) if isinstance(part, NF4) else rows.copy_(part)
         return whole
@@ -44,7 +58,13 @@ class FrozenLinears:
     @property
     def device(self) -> torch.device:
         """Device of the weights."""
-        return _device(self.parts[0])
+        part = self.parts[0]
+        return part.packed.device if isinstance(part, NF4) else part.device
+
+    @property
+    def ins(self) -> int:
+        """In features."""
+        return self.parts[0].shape[1]
 
     @property
     def outs(self) -> list[int]:
@@ -54,10 +74,6 @@ class FrozenLinears:
     def dequantized(self) -> FrozenLinears:
         """Return the same with its weights dequantized once."""
         return FrozenLinears((self.dense(),), self.dtype, self.bias)
-
-
-def _device(part: NF4 | Tensor) -> torch.device:
-    return part.packed.device if isinstance(part, NF4) else part.device
 
 
 def stack_biases(biases: Sequence[Tensor | None]) -> Tensor | None:
@@ -73,24 +89,14 @@ def stack_biases(biases: Sequence[Tensor | None]) -> Tensor | None:
 class LoraLinears(nn.Module):
     """Linears of one input, some or all with an adapter; parameters in float32."""
 
-    def __init__(
-        self,
-        frozen: FrozenLinears,
-        outs: Sequence[int],
-        ins: int,
-        adapted: Sequence[bool],
-        r: int,
-        scaling: float,
-        dropout: float,
-    ) -> None:
+    def __init__(self, frozen: FrozenLinears, outs: Sequence[int], adapted: Sequence[bool], lora: LoraShape) -> None:
         """`outs` are the linears' out features in the order of `frozen`; `adapted` marks those with an adapter."""
         super().__init__()
-        self.frozen, self.scaling, self.dropout, self.r = frozen, scaling, dropout, r
+        self.frozen, self.scaling, self.dropout, self.r = frozen, lora.scaling, lora.dropout, lora.r
         starts = [sum(outs[:index]) for index in range(len(outs))]
         self.columns = [(start, start + out) for start, out, with_a in zip(starts, outs, adapted, strict=True) if with_a]
-        device = frozen.device
-        count = len(self.columns)
-        self.a = nn.Parameter(torch.zeros(count * r, ins, device=device)) if count else None  # (G r, in)
+        r, device, count = lora.r, frozen.device, len(self.columns)
+        self.a = nn.Parameter(torch.zeros(count * r, frozen.ins, device=device)) if count else None  # (G r, in)
         self.bs = nn.ParameterList([nn.Parameter(torch.zeros(end - begin, r, device=device)) for begin, end in self.columns])
 
     def initialize(self, generator: torch.Generator) -> None:

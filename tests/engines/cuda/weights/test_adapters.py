@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from qlora_chat.engines.core.forward_pass import FUSED
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cuda.runtime.driver import KernelError
 from qlora_chat.engines.cuda.weights import adapters as adapters_module
@@ -17,6 +16,7 @@ from qlora_chat.engines.cuda.weights.adapters import OF_DOWN, OF_GATE_UP, OF_OUT
 from qlora_chat.engines.cuda.weights.lora_tiles import MAX_ADAPTERS, LoraLayout, LoraTable
 from qlora_chat.engines.cuda.weights.model import CudaWeights, pack_weights
 from qlora_chat.models import LoadedModel, ModelError
+from qlora_chat.models.weights.shape import FUSED
 from tests.fakes import AdaptedDecoder
 
 Parts = dict[str, tuple[Tensor, Tensor]]

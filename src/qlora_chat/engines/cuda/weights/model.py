@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qlora_chat.engines.core.forward_pass import parts_of, products_of
+from qlora_chat.engines.core.forward_pass import parts_of
 from qlora_chat.engines.cuda.weights.lora_tiles import FusedLora, FusedProduct, LoraLayout
 from qlora_chat.engines.cuda.weights.packing import (
     TILE_ROWS,
@@ -112,7 +112,7 @@ def check_supported(weights: LlamaWeights) -> None:
     _dense_weight(weights.head)
     _scaling(weights.layers)
     for layer in weights.layers:
-        for product in products_of(layer):
+        for product in layer.products:
             check_parts(_base_parts(product))
 
 
@@ -131,7 +131,7 @@ def pack_weights(weights: LlamaWeights, *, release: bool = True) -> CudaWeights:
     for layer in weights.layers:
         layers.append(_packed_layer(layer, shape))
         if release:
-            for product in products_of(layer):
+            for product in layer.products:
                 _release(product)
     row_of = torch.tensor(natural_order(shape.vocabulary), dtype=torch.int32, device=weights.device)
     head = (pack_int8 if int8_ends else pack_bf16)(_dense_weight(weights.head), row_of)
@@ -171,7 +171,7 @@ def _packed_layer(layer: Layer, shape: LlamaShape) -> CudaLayer:
         interleaved_order(shape.feed_forward),
         natural_order(shape.hidden),
     )
-    qkv, out, gate_up, down = (_product(each, order) for each, order in zip(products_of(layer), orders, strict=True))
+    qkv, out, gate_up, down = (_product(each, order) for each, order in zip(layer.products, orders, strict=True))
     head_norms = (each if each is None else each.bfloat16() for each in (layer.query_norm, layer.key_norm))
     return CudaLayer(layer.attention_norm.bfloat16(), qkv, out, layer.mlp_norm.bfloat16(), gate_up, down, *head_norms)
 
@@ -190,7 +190,7 @@ def _own_adapter(product: Linear) -> FusedLora:
 
 def _scaling(layers: Sequence[Layer]) -> float:
     """Scaling of the model's own adapter. CannotPack if it differs between products."""
-    products = [each for layer in layers for each in products_of(layer)]
+    products = [each for layer in layers for each in layer.products]
     scalings = {part.scaling for product in products for part in parts_of(product) if isinstance(part, WithAdapter)}
     if len(scalings) > 1:
         raise CannotPack("an adapter that is scaled differently in different places")
