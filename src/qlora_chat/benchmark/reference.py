@@ -60,10 +60,14 @@ def kl_divergence(expected: Tensor, rows: Tensor) -> float:
 
 def in_float32(weights: LlamaWeights) -> LlamaWeights:
     """Return the weights dequantized to float32."""
-    layers = tuple(Layer(each.attention_norm.float(), _exact(each.qkv), _exact(each.attention_out), each.mlp_norm.float(),
-                         _exact(each.gate_up), _exact(each.mlp_down)) for each in weights.layers)  # fmt: skip
     ends = weights.embeddings.float(), weights.norm.float(), _exact(weights.head)
+    layers = tuple(map(_exact_layer, weights.layers))
     return replace(weights, embeddings=ends[0], layers=layers, norm=ends[1], head=ends[2], dtype=torch.float32)
+
+
+def _exact_layer(layer: Layer) -> Layer:
+    norms = {name: value.float() for name, value in vars(layer).items() if isinstance(value, Tensor)}
+    return replace(layer.with_products(map(_exact, layer.products)), **norms)
 
 
 def _exact(product: Any) -> Any:
@@ -72,6 +76,5 @@ def _exact(product: Any) -> Any:
             return Stacked(tuple(_exact(part) for part in parts))
         case WithAdapter(base, a, b, scaling):
             return WithAdapter(_exact(base), a.float(), b.float(), scaling)
-        case NF4():
-            return Dense(product.dequantize().float())
-    return Dense(product.weight.float())
+    weight = product.dequantize() if isinstance(product, NF4) else product.weight
+    return Dense(weight.float(), None if product.bias is None else product.bias.float())
