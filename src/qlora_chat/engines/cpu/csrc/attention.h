@@ -9,29 +9,22 @@
 
 using simd::Vec16f;
 
-inline float dot(const float* a, const float* b, int n) {
+// Sixteen elements, or one, of float32 or float16.
+inline Vec16f load_cached(const float* p) { return simd::load(p); }
+inline Vec16f load_cached(const uint16_t* half) { return simd::load_half(half); }
+inline float to_float32(float x) { return x; }
+inline float to_float32(uint16_t half) { return _cvtsh_ss(half); }
+
+template <class T>
+float dot(const float* a, const T* b, int n) {
   Vec16f first = simd::zero(), second = simd::zero();
   int i = 0;
   for (; i + 32 <= n; i += 32) {
-    first = simd::fma(simd::load(a + i), simd::load(b + i), first);
-    second = simd::fma(simd::load(a + i + 16), simd::load(b + i + 16), second);
+    first = simd::fma(simd::load(a + i), load_cached(b + i), first);
+    second = simd::fma(simd::load(a + i + 16), load_cached(b + i + 16), second);
   }
   float total = 0;
-  for (; i < n; i++) total += a[i] * b[i];
-  return simd::reduce_add(simd::add(first, second)) + total;
-}
-
-inline float half_to_float(uint16_t x) { return _cvtsh_ss(x); }
-
-inline float dot(const float* a, const uint16_t* b, int n) {
-  Vec16f first = simd::zero(), second = simd::zero();
-  int i = 0;
-  for (; i + 32 <= n; i += 32) {
-    first = simd::fma(simd::load(a + i), simd::load_half(b + i), first);
-    second = simd::fma(simd::load(a + i + 16), simd::load_half(b + i + 16), second);
-  }
-  float total = 0;
-  for (; i < n; i++) total += a[i] * half_to_float(b[i]);
+  for (; i < n; i++) total += a[i] * to_float32(b[i]);
   return simd::reduce_add(simd::add(first, second)) + total;
 }
 
@@ -62,12 +55,6 @@ struct KVCacheView {
     for (; i < d; i++) out[i] = _cvtss_sh(x[i], 0);
   }
 };
-
-template <class T>
-Vec16f load_cached(const T* p) {
-  if constexpr (sizeof(T) == 2) return simd::load_half(p);
-  else return simd::load(p);
-}
 
 // Weighted sum of VECTORS * 16 columns of the values.
 template <int VECTORS, class T>
@@ -109,12 +96,7 @@ void attend_slot(const T* keys, const T* values, int d, const float* query, int 
   for (; at + 16 <= d; at += 16) weighted_sum<1>(values + at, d, seen, scores, factor, out + at);
   for (; at < d; at++) {
     float total = 0;
-    for (int p = 0; p < seen; p++) {
-      float value;
-      if constexpr (sizeof(T) == 2) value = half_to_float(values[size_t(p) * d + at]);
-      else value = values[size_t(p) * d + at];
-      total += scores[p] * value;
-    }
+    for (int p = 0; p < seen; p++) total += scores[p] * to_float32(values[size_t(p) * d + at]);
     out[at] = total * factor;
   }
 }
