@@ -6,9 +6,9 @@ import pytest
 
 from qlora_chat.models.folders import Base
 from qlora_chat.models.locate import BUNDLED
-from qlora_chat.models.placement import DeviceMemory
+from qlora_chat.models.placement import GIB, DeviceMemory
 from qlora_chat.training import TrainError
-from qlora_chat.training.memory import GIB, plan_memory, predicted_bytes
+from qlora_chat.training.memory import plan_memory, predicted_bytes
 from qlora_chat.training.recipe import TrainSettings
 
 DEMO = Base.read(BUNDLED / "base")

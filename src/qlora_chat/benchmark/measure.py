@@ -12,21 +12,21 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-import psutil
 import torch
 
 from qlora_chat.benchmark import SAMPLING, BenchmarkError, Row, Subject, Workload
 from qlora_chat.benchmark.subjects import OpenSubject, chat_prompt, open_subject
 from qlora_chat.engines import Engine, Piece
-from qlora_chat.engines.core.kv_cache import RESERVED_BYTES, slot_bytes
+from qlora_chat.engines.core.kv_cache import RESERVED_BYTES, free_bytes, slot_bytes
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models import LoadedModel
+from qlora_chat.models.placement import GIB, peak_bytes, synchronize
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.prompt import Prompt
 from qlora_chat.settings import KVCacheDtype, Sampling
 from qlora_chat.stopping import Stops
 
-GIB, GB = 1024**3, 1e9
+GB = 1e9
 COPIES = 10
 
 
@@ -38,10 +38,10 @@ def measure_copy_rate(subject: Subject) -> float:
     target.copy_(source)
     seconds = []
     for _ in range(COPIES):
-        _synchronize(device)
+        synchronize(device)
         began = time.perf_counter()
         target.copy_(source)
-        _synchronize(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - began)
     return 2 * size / statistics.median(seconds) / GB
 
@@ -71,7 +71,7 @@ def _engine_row(
             loaded.clear()
             loaded.append(model.load())
         _check_memory(loaded[0], chats, kv_cache_dtype)
-        _synchronize(model.device)
+        synchronize(model.device)
         loaded_at = time.perf_counter()
         return loaded[0]
 
@@ -168,19 +168,8 @@ def _row(
     bytes_read = model.bytes_per_pass() / chats + token_bytes * (context + new / 2)
     return Row(
         path, chats, context, new, round(rate, 2), round(rate_with_prompts, 2), round(first_ms, 2),
-        None if cold_ms is None else round(cold_ms, 1), round(_peak_bytes(model.device) / GIB, 3), round(bytes_read / GB, 4),
+        None if cold_ms is None else round(cold_ms, 1), round(peak_bytes(model.device) / GIB, 3), round(bytes_read / GB, 4),
     )  # fmt: skip
-
-
-def _peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return psutil.Process().memory_info().rss
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _check_window(model: OpenSubject, work: Workload) -> None:
@@ -195,10 +184,7 @@ def _check_window(model: OpenSubject, work: Workload) -> None:
 def _check_memory(model: LoadedModel, chats: int, kv_cache_dtype: KVCacheDtype) -> None:
     """Raise BenchmarkError before the cache is allocated: an engine out of memory would lose the rows before it."""
     needed = chats * slot_bytes(model.weights, torch.int8 if kv_cache_dtype == "int8" else None)
-    if model.weights.device.type == "cuda":
-        free = torch.cuda.mem_get_info(model.weights.device)[0] - RESERVED_BYTES
-    else:
-        free = psutil.virtual_memory().available
+    free = free_bytes(model.weights.device) - (RESERVED_BYTES if model.weights.device.type == "cuda" else 0)
     if needed > free:
         raise BenchmarkError(
             f"{chats} chats of {model.info.window} tokens need {needed / GIB:.1f} GiB of cache, and {free / GIB:.1f} are free: "

@@ -22,7 +22,7 @@ from qlora_chat.models import ModelError, Notify
 from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.adapter.merge_loss import HeldOut, compare, perplexity
 from qlora_chat.models.folders import Base
-from qlora_chat.models.placement import DeviceType
+from qlora_chat.models.placement import DeviceType, synchronize
 from qlora_chat.models.weights.llama import Adapter, LlamaWeights, build
 from qlora_chat.models.weights.shards import StoredFormat
 
@@ -75,16 +75,11 @@ def tokens_per_second(weights: LlamaWeights, notify: Notify) -> float:
     begin = 0.0
     for step in range(WARM_UP + TIMED):
         if step == WARM_UP:
-            _synchronize(weights.device)
+            synchronize(weights.device)
             begin = time.perf_counter()
         token = int(forward([Span(0, PROMPT + step, [token])]).argmax())
-    _synchronize(weights.device)
+    synchronize(weights.device)
     return TIMED / (time.perf_counter() - begin)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _weight_file_bytes(folder: Path) -> int:

@@ -8,11 +8,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from qlora_chat.models import ModelError, ModelInfo
 from qlora_chat.models.folders import Base
 from qlora_chat.settings import AdapterMode, Device, KVCacheDtype, Precision
+
+if TYPE_CHECKING:
+    import torch
 
 GIB = 1024**3
 NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
@@ -91,6 +94,22 @@ def _free_on_card() -> int:
         return torch.cuda.mem_get_info()[0]
     except RuntimeError:
         return 0
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a card has done what it was given, as before reading a clock."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most bytes that PyTorch has had on a card; on a CPU, those of this process now."""
+    import psutil
+    import torch
+
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
 
 
 def weight_bytes(base: Base, weight_format: WeightFormat) -> int:

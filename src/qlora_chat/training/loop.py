@@ -16,11 +16,12 @@ from typing import Any
 import torch
 
 from qlora_chat.models import Notify
+from qlora_chat.models.placement import GIB, peak_bytes
 from qlora_chat.training import TrainError
 from qlora_chat.training.checkpoint import Checkpoint, Checkpoints
 from qlora_chat.training.data.batches import TrainingData, micro_batches
 from qlora_chat.training.divergence import DivergenceMonitor, not_finite
-from qlora_chat.training.memory import GIB, StepPlan
+from qlora_chat.training.memory import StepPlan
 from qlora_chat.training.metrics_log import MetricsLog, ProgressDisplay
 from qlora_chat.training.model.llama import TrainableLlama
 from qlora_chat.training.optimizer import Optimizer, learning_rate
@@ -136,7 +137,7 @@ class TrainingLoop:
 
     def _log(self, done: int, step: _StepResult, tokens: int, seconds: float, start: int, display: ProgressDisplay) -> None:
         """Write one step's line and update the display; `tokens` and `seconds` count from step `start`."""
-        gib, rate = _gib_in_use(self.model.compute.device), tokens / seconds
+        gib, rate = peak_bytes(self.model.compute.device) / GIB, tokens / seconds
         display.update(done, step.loss, rate, gib, seconds / (done - start) * (len(self.data.steps) - done))
         self.metrics.add({
             "step": done, "loss": round(step.loss, 5), "learning_rate": step.rate, "grad_norm": round(step.norm, 5),
@@ -162,14 +163,6 @@ class TrainingLoop:
 def _dropout_seed(seed: int, step: int, index: int) -> int:
     """One seed per micro-batch: dropout depends on the step's number alone, not on the steps before it."""
     return (seed * 1_000_003 + step * 8_191 + index) % 2**63
-
-
-def _gib_in_use(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / GIB
-    import psutil
-
-    return psutil.Process().memory_info().rss / GIB
 
 
 @contextmanager

@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from qlora_chat.models.folders import Base
-from qlora_chat.models.placement import DeviceMemory, weight_bytes
+from qlora_chat.models.placement import GIB, DeviceMemory, weight_bytes
 from qlora_chat.training import TrainError
 from qlora_chat.training.model.loss import CHUNK_BYTES
 from qlora_chat.training.recipe import TrainSettings
 
-GIB = 1024**3
 SLACK = {"cuda": GIB // 12, "cpu": GIB // 2}
 """Bytes beyond the prediction: rounded-up blocks and cuBLAS's workspace on a card; the libraries themselves on a CPU."""
 USABLE_SHARE = 0.9

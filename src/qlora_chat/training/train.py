@@ -15,6 +15,7 @@ import torch
 
 from qlora_chat.models import Notify
 from qlora_chat.models.cache import Cache
+from qlora_chat.models.placement import GIB
 from qlora_chat.models.prepare import prepare
 from qlora_chat.prompt import ChatFormat
 from qlora_chat.settings import Device, cache_folder
@@ -23,7 +24,7 @@ from qlora_chat.training.checkpoint import Checkpoints
 from qlora_chat.training.data.batches import TrainingData, prepare_data
 from qlora_chat.training.data.dialogues import load_dialogues, text_reader, usable_dialogues
 from qlora_chat.training.loop import TrainingLoop
-from qlora_chat.training.memory import GIB, StepPlan, plan_memory
+from qlora_chat.training.memory import StepPlan, plan_memory
 from qlora_chat.training.metrics_log import MetricsLog, plot_losses
 from qlora_chat.training.model.llama import ComputeFormat, LoraShape, TrainableLlama
 from qlora_chat.training.optimizer import Optimizer
