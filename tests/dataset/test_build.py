@@ -245,16 +245,16 @@ def test_the_command_reads_a_chats_own_history(tmp_path: Path) -> None:
 
 
 def test_train_reads_the_records(tmp_path: Path) -> None:
-    from qlora_chat.training.data.dialogues import read_dialogues
+    from qlora_chat.training.data.dialogues import load_dialogues
 
     exchanges: Any = (Exchange("Hi", "Hello.", UP), Exchange("And?", "More.\n", Opinion(None, "Less. ")))
     write(build([example(*exchanges, system="Be brief.")]), tmp_path / "data")
     pair = Exchange("Why?", "No reason.", Opinion(None, "Because it is so."))
     write(build([example(pair, system="Be brief.")]), tmp_path / "pairs")
-    preferred = read_dialogues([tmp_path / "pairs" / "preferences.jsonl"])
+    preferred = load_dialogues([str(tmp_path / "pairs" / "preferences.jsonl")], print)
     assert preferred.formats == {"preference": 1}
     assert [message.content for message in preferred.conversations[0].messages] == ["Why?", "Because it is so."]
-    dialogues = read_dialogues([tmp_path / "data"])
+    dialogues = load_dialogues([str(tmp_path / "data")], print)
     (conversation,) = dialogues.conversations
     assert dialogues.formats == {"messages": 1}
     assert conversation.system == "Be brief."

@@ -15,8 +15,8 @@ from qlora_chat.models.locate import BUNDLED
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.prompt import DEFAULT_FORMAT
 from qlora_chat.training import TrainError
-from qlora_chat.training.data.batches import tokenize
-from qlora_chat.training.data.dialogues import read_dialogues
+from qlora_chat.training.data.batches import Tokenizing
+from qlora_chat.training.data.dialogues import load_dialogues
 from qlora_chat.training.recipe import TrainSettings
 
 TURNS = [("user", "What is 7 plus 5?"), ("assistant", "12."), ("user", "And 3?"), ("assistant", "15.")]
@@ -38,7 +38,7 @@ def test_the_tokens_that_count_are_those_of_the_training_loss(name: str, tokeniz
     path = tmp_path / "held.jsonl.xz"
     path.write_bytes(lzma.compress(json.dumps(FORMATS[name]).encode()))
     (read,) = read_text(str(path), print).tokenize(tokenizer, 2, 512, 100, DEFAULT_FORMAT).passages
-    trained = tokenize(read_dialogues([path]).train, SETTINGS, tokenizer, 2)
+    trained = Tokenizing(SETTINGS, tokenizer, 2).examples(load_dialogues([str(path)], print).train)
     assert list(read.ids) == trained.ids.tolist()
     assert list(read.counted) == trained.loss_mask.tolist()
     counted = tokenizer.decode([each for each, counts in zip(read.ids, read.counted, strict=True) if counts])
@@ -50,7 +50,8 @@ def test_a_passage_ends_as_a_trained_dialogue_does(end_id: int | None, tokenizer
     path = tmp_path / "held.json"
     path.write_text(json.dumps(FORMATS["messages"]))
     (read,) = read_text(str(path), print).tokenize(tokenizer, end_id, 512, 100, DEFAULT_FORMAT).passages
-    assert list(read.ids) == tokenize(read_dialogues([path]).train, SETTINGS, tokenizer, end_id).ids.tolist()
+    trained = Tokenizing(SETTINGS, tokenizer, end_id).examples(load_dialogues([str(path)], print).train)
+    assert list(read.ids) == trained.ids.tolist()
     assert (read.ids[-1] == 7) is (end_id == 7), "the base's own end, whatever its name"
     assert read.counted[-1], "an answer's end counts"
 

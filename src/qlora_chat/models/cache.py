@@ -147,14 +147,14 @@ def new_folder(target: Path, reuse: Callable[[Path], bool] = lambda _: False) ->
     try:
         yield temporary
         for path in temporary.iterdir():
-            _sync(path)
-        _sync(temporary)
+            sync(path)
+        sync(temporary)
         if target.exists():
             if reuse(target):
                 return
             shutil.rmtree(target)
         os.replace(temporary, target)
-        _sync(target.parent)
+        sync(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -169,7 +169,8 @@ def _remove_abandoned(target: Path) -> None:
             shutil.rmtree(each, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the system write a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

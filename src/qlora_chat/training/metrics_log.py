@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from qlora_chat.models import Notify
@@ -85,9 +86,8 @@ def _plot(metrics: MetricsLog, folder: Path) -> None:
 
 
 def _smooth(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    values = [value for _, value in points]
-    means = [sum(values[max(0, i - 19) : i + 1]) / (i + 1 - max(0, i - 19)) for i in range(len(values))]
-    return [(step, mean) for (step, _), mean in zip(points, means, strict=True)]
+    windows = (points[max(0, end - 20) : end] for end in range(1, len(points) + 1))
+    return [(window[-1][0], fmean(loss for _, loss in window)) for window in windows]
 
 
 class ProgressDisplay:
@@ -96,17 +96,13 @@ class ProgressDisplay:
     def __init__(self, steps: int, start: int, notify: Notify) -> None:
         self._steps, self._notify = steps, notify
         self._every = max(1, steps // 10)
-        self._progress = self._task = None
-        if sys.stderr.isatty():
-            self._progress = _bar()
-            self._task = self._progress.add_task("", total=steps, completed=start, figures="")
-            self._progress.start()
+        self._progress = _bar(steps, start) if sys.stderr.isatty() else None
 
     def update(self, step: int, loss: float, tokens_per_s: float, gib: float, seconds_left: float) -> None:
         """Show the state after a step."""
         figures = f"loss {loss:.3f}  {tokens_per_s:,.0f} tokens/s  {gib:.1f} GiB"
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=step, figures=figures)
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], completed=step, figures=figures)
         elif step == 1 or step % self._every == 0 or step == self._steps:
             self._notify(f"step {step} of {self._steps}  {figures}  {_format_time(seconds_left)} left")
 
@@ -123,13 +119,16 @@ class ProgressDisplay:
             self._progress.stop()
 
 
-def _bar() -> Any:
+def _bar(steps: int, start: int) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), TimeElapsedColumn(),
                TextColumn("left"), TimeRemainingColumn())  # fmt: skip
-    return Progress(*columns, console=Console(stderr=True))
+    progress = Progress(*columns, console=Console(stderr=True))
+    progress.add_task("", total=steps, completed=start, figures="")
+    progress.start()
+    return progress
 
 
 def _format_time(seconds: float) -> str:

@@ -6,7 +6,6 @@ one without. Short, because each token is a pass over the whole text: there is n
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +58,3 @@ def _likeliest(model: TrainableLlama, ids: tuple[int, ...]) -> int:
 
 def _without_stops(text: str, stops: tuple[str, ...]) -> str:
     return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
-
-
-WriteSample = Callable[[TrainableLlama], str]

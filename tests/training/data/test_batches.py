@@ -12,8 +12,8 @@ from qlora_chat.models.locate import BUNDLED
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.prompt import DEFAULT_FORMAT
 from qlora_chat.training import TrainError
-from qlora_chat.training.data.batches import TrainingData, prepare_data, split, tokenize
-from qlora_chat.training.data.dialogues import Dialogues, read_dialogues, text_reader, usable_dialogues
+from qlora_chat.training.data.batches import Tokenizing, TrainingData, prepare_data, split
+from qlora_chat.training.data.dialogues import Dialogues, load_dialogues, text_reader, usable_dialogues
 from qlora_chat.training.recipe import TrainSettings
 
 
@@ -33,7 +33,7 @@ def pair(question: str, answer: str) -> dict[str, Any]:
 def read(folder: Path, *records: Any) -> Dialogues:
     path = folder / "d.jsonl"
     path.write_text("".join(json.dumps(each) + "\n" for each in records))
-    return usable_dialogues(read_dialogues([path]), text_reader(DEFAULT_FORMAT), skip_bad=False)
+    return usable_dialogues(load_dialogues([str(path)], print), text_reader(DEFAULT_FORMAT), skip_bad=False)
 
 
 def prepared(dialogues: Dialogues, tokenizer: ModelTokenizer, **values: Any) -> TrainingData:
@@ -63,7 +63,7 @@ def test_copies_of_a_dialogue_are_on_one_side(tmp_path: Path) -> None:
 def test_held_out_files_take_the_place_of_a_share(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(pair(f"{index}?", "x")) + "\n" for index in range(20)))
     (tmp_path / "test.jsonl").write_text("".join(json.dumps(pair(f"test {index}?", "x")) + "\n" for index in range(600)))
-    dialogues = usable_dialogues(read_dialogues([tmp_path]), text_reader(DEFAULT_FORMAT), skip_bad=False)
+    dialogues = usable_dialogues(load_dialogues([str(tmp_path)], print), text_reader(DEFAULT_FORMAT), skip_bad=False)
     train, held_out = split(dialogues, settings(held_out=0.5))
     assert (len(train), len(held_out)) == (20, 500)
     assert all("test.jsonl" in each.where for each in held_out)
@@ -75,7 +75,8 @@ def test_an_answer_of_weight_0_has_no_loss(tmp_path: Path, tokenizer: ModelToken
     messages = [{"role": role, "content": text} for role, text in turns]
     first, last = ([dict[str, object](each) for each in messages] for _ in range(2))
     first[1]["weight"], last[3]["weight"] = 0, 0
-    examples = tokenize(read(tmp_path, {"messages": first}, {"messages": last}).train, settings(loss=loss), tokenizer, 2)
+    dialogues = read(tmp_path, {"messages": first}, {"messages": last})
+    examples = Tokenizing(settings(loss=loss), tokenizer, 2).examples(dialogues.train)
 
     def learned(index: int) -> str:
         begin, end = examples.offsets[index : index + 2]
@@ -112,6 +113,6 @@ def test_what_is_cut_off_or_escaped_is_counted(tmp_path: Path, tokenizer: ModelT
 
 def test_a_folder_of_files_to_evaluate_alone_cannot_be_trained_on(tmp_path: Path, tokenizer: ModelTokenizer) -> None:
     (tmp_path / "test.jsonl").write_text(json.dumps(pair("Hi", "Yes.")) + "\n")
-    dialogues = usable_dialogues(read_dialogues([tmp_path]), text_reader(DEFAULT_FORMAT), skip_bad=False)
+    dialogues = usable_dialogues(load_dialogues([str(tmp_path)], print), text_reader(DEFAULT_FORMAT), skip_bad=False)
     with pytest.raises(TrainError, match="every file is to be evaluated, by its name; name a file to train on"):
         prepared(dialogues, tokenizer)

@@ -15,7 +15,7 @@ from qlora_chat.chat_templates.vocabulary import TemplateVocabulary
 from qlora_chat.models.locate import BUNDLED
 from qlora_chat.prompt import DEFAULT_FORMAT
 from qlora_chat.training import TrainError
-from qlora_chat.training.data.dialogues import Dialogues, read_dialogues, text_reader, usable_dialogues
+from qlora_chat.training.data.dialogues import Dialogues, load_dialogues, text_reader, usable_dialogues
 
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]
 
@@ -26,17 +26,18 @@ def written(path: Path, *records: Any) -> Path:
 
 
 def usable(path: Path, *, skip_bad: bool = False) -> Dialogues:
-    return usable_dialogues(read_dialogues([path], skip_bad=skip_bad), text_reader(DEFAULT_FORMAT), skip_bad=skip_bad)
+    dialogues = load_dialogues([str(path)], print, skip_bad=skip_bad)
+    return usable_dialogues(dialogues, text_reader(DEFAULT_FORMAT), skip_bad=skip_bad)
 
 
 def test_bad_records_are_named_by_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text(json.dumps({"messages": TURNS}) + "\n\n{broken\n" + json.dumps({"messages": [TURNS[1]]}) + "\n")
     with pytest.raises(TrainError) as caught:
-        read_dialogues([path])
+        load_dialogues([str(path)], print)
     assert f"{path}:3: is not JSON" in str(caught.value)
     assert f"{path}:4: messages[0] is the assistant's" in str(caught.value)
-    remaining = read_dialogues([path], skip_bad=True)
+    remaining = load_dialogues([str(path)], print, skip_bad=True)
     assert len(remaining.train) == 1
     assert remaining.summary()[1:] == [
         f"  left out: 1 bad record: {path}:3: is not JSON (Expecting property name enclosed in double quotes, column 2)",
@@ -50,16 +51,16 @@ def test_a_json_list_names_the_line_on_which_a_record_begins(tmp_path: Path) -> 
     path.write_text(json.dumps([{"messages": TURNS}, {"text": 3}], indent=1))
     line = 1 + path.read_text()[: path.read_text().index('"text"')].count("\n") - 1
     with pytest.raises(TrainError, match=rf"d\.json:{line} \(record 2\): 'text' is a number"):
-        read_dialogues([path])
+        load_dialogues([str(path)], print)
 
 
 def test_compressed_files_and_folders_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl.xz").write_bytes(lzma.compress((json.dumps({"messages": TURNS}) + "\n").encode()))
     (tmp_path / "b.json").write_text(json.dumps([{"messages": TURNS}]))
     (tmp_path / "notes.txt").write_text("no data")
-    read = read_dialogues([tmp_path])
+    read = load_dialogues([str(tmp_path)], print)
     assert len(read.train) == 2
-    assert read.digest != read_dialogues([tmp_path / "b.json"]).digest
+    assert read.digest != load_dialogues([str(tmp_path / "b.json")], print).digest
 
 
 def test_the_summary_counts_everything_that_is_left_out_or_changed(tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ def test_a_text_is_read_in_the_models_own_template(tmp_path: Path) -> None:
     template = TemplateFormat("chatml", source, TemplateVocabulary((BUNDLED / "base" / "tokenizer.json").read_text()))
     chatml = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>"
     path = written(tmp_path / "d.jsonl", {"text": chatml}, {"text": "### Human: Hi### Assistant: Hello."})
-    read = usable_dialogues(read_dialogues([path]), text_reader(template), skip_bad=False)
+    read = usable_dialogues(load_dialogues([str(path)], print), text_reader(template), skip_bad=False)
     assert [[message.content for message in each.messages] for each in read.conversations] == [["Hi", "Hello."]] * 2
     assert read.formats == {"text": 1, "guanaco": 1}
     with pytest.raises(TrainError, match=r"d\.jsonl:1: 'text' is neither in the model's chat template nor has it '### Human:'"):
@@ -110,11 +111,11 @@ def test_a_text_is_read_in_the_models_own_template(tmp_path: Path) -> None:
 
 def test_nothing_to_learn_is_an_error_with_the_reasons(tmp_path: Path) -> None:
     with pytest.raises(TrainError, match=r"no dialogue with an answer in .*d\.jsonl"):
-        read_dialogues([written(tmp_path / "d.jsonl", {"messages": TURNS[:1]})])
+        load_dialogues([str(written(tmp_path / "d.jsonl", {"messages": TURNS[:1]}))], print)
     with pytest.raises(TrainError, match=r"no dialogue with an answer that is to be learned in .*w\.jsonl"):
-        read_dialogues([written(tmp_path / "w.jsonl", {"messages": TURNS, "weight": 0})])
+        load_dialogues([str(written(tmp_path / "w.jsonl", {"messages": TURNS, "weight": 0}))], print)
     with pytest.raises(TrainError, match=r"no dialogue with an answer in .*empty\.jsonl"):
-        read_dialogues([written(tmp_path / "empty.jsonl")])
+        load_dialogues([str(written(tmp_path / "empty.jsonl"))], print)
 
 
 def test_files_that_are_too_large_together_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,13 +123,13 @@ def test_files_that_are_too_large_together_are_refused(tmp_path: Path, monkeypat
     for name in "ab":
         (tmp_path / f"{name}.jsonl").write_bytes(b"\n" * 2 * 2**20)
     with pytest.raises(TrainError, match=r"more than 3 MiB, up to .*b\.jsonl: use a part"):
-        read_dialogues([tmp_path])
+        load_dialogues([str(tmp_path)], print)
 
 
 def test_millions_of_bad_records_are_counted_and_few_are_remembered(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("7\n" * 20_000 + "9" * 5000)
     with pytest.raises(TrainError) as raised:
-        read_dialogues([tmp_path / "a.jsonl"])
+        load_dialogues([str(tmp_path / "a.jsonl")], print)
     assert str(raised.value).startswith("20,001 records cannot be used")
     assert len(str(raised.value)) < 3000
 
@@ -136,4 +137,4 @@ def test_millions_of_bad_records_are_counted_and_few_are_remembered(tmp_path: Pa
 def test_a_line_that_is_too_long_is_a_bad_record(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('\n{"a": [' + "[], " * 5_000_000 + "[]]}")
     with pytest.raises(TrainError, match=r"a\.jsonl:2: is longer than 16 MiB"):
-        read_dialogues([tmp_path / "a.jsonl"])
+        load_dialogues([str(tmp_path / "a.jsonl")], print)

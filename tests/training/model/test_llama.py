@@ -16,8 +16,8 @@ from qlora_chat.models.locate import BUNDLED
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
 from qlora_chat.models.weights.checkpoint import Checkpoint
 from qlora_chat.models.weights.nf4 import NF4
-from qlora_chat.training.data.batches import Examples, MicroBatch, micro_batches, plan_steps, split, tokenize
-from qlora_chat.training.data.dialogues import read_dialogues
+from qlora_chat.training.data.batches import Examples, MicroBatch, Tokenizing, micro_batches, plan_steps, split
+from qlora_chat.training.data.dialogues import load_dialogues
 from qlora_chat.training.model.elementwise import _SwiGLU
 from qlora_chat.training.model.llama import ComputeFormat, LoraShape, TrainableLlama
 from qlora_chat.training.recipe import LINEARS, TrainSettings
@@ -30,8 +30,8 @@ SETTINGS = TrainSettings(base="demo", data=("d",), max_length=32, held_out=0.0)
 
 @pytest.fixture(scope="module")
 def examples() -> Examples:
-    dialogues = read_dialogues([EXAMPLE])
-    return tokenize(dialogues.train[:30], SETTINGS, ModelTokenizer.read(BUNDLED / "base", 1), 2)
+    dialogues = load_dialogues([str(EXAMPLE)], print)
+    return Tokenizing(SETTINGS, ModelTokenizer.read(BUNDLED / "base", 1), 2).examples(dialogues.train[:30])
 
 
 def trainable(folder: Path, dropout: float = 0.0, *, dense: bool = True, targets: tuple[str, ...] = LINEARS) -> TrainableLlama:
@@ -202,7 +202,8 @@ def test_the_plan_follows_from_the_seed_and_goes_through_all_before_it_repeats(e
 
 def test_grouping_by_length_puts_like_with_like() -> None:
     whole = TrainSettings(base="demo", data=("d",), max_length=512)
-    examples = tokenize(read_dialogues([EXAMPLE]).train[:30], whole, ModelTokenizer.read(BUNDLED / "base", 1), 2)
+    dialogues = load_dialogues([str(EXAMPLE)], print)
+    examples = Tokenizing(whole, ModelTokenizer.read(BUNDLED / "base", 1), 2).examples(dialogues.train[:30])
 
     def spread(grouped: bool) -> int:
         steps = plan_steps(examples, TrainSettings(base="demo", data=("d",), batch=5, group_by_length=grouped))
@@ -213,7 +214,7 @@ def test_grouping_by_length_puts_like_with_like() -> None:
 
 
 def test_held_out_dialogues_are_not_trained_on() -> None:
-    trained, held_out = split(read_dialogues([EXAMPLE]), TrainSettings(base="demo", data=("d",), held_out=0.1))
+    trained, held_out = split(load_dialogues([str(EXAMPLE)], print), TrainSettings(base="demo", data=("d",), held_out=0.1))
     assert (len(trained), len(held_out)) == (180, 20)
     assert not {each.where for each in trained} & {each.where for each in held_out}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -109,17 +109,6 @@ def prepare_data(
     return TrainingData(examples, evaluated if len(evaluated) else None, plan_steps(examples, settings))
 
 
-def tokenize(
-    dialogues: Sequence[Dialogue],
-    settings: TrainSettings,
-    tokenizer: SpanTokenizer,
-    end_id: int | None,
-    template: ChatFormat = DEFAULT_FORMAT,
-) -> Examples:
-    """Tokenize every dialogue, max_length tokens at most, and leave out those without a loss token."""
-    return Tokenizing(settings, tokenizer, end_id, template, Tally(), Tally()).examples(dialogues)
-
-
 @dataclass(frozen=True)
 class Tokenizing:
     """The step from dialogues to token ids."""
@@ -127,9 +116,9 @@ class Tokenizing:
     settings: TrainSettings
     tokenizer: SpanTokenizer
     end_id: int | None
-    template: ChatFormat
-    left_out: Tally
-    changed: Tally
+    template: ChatFormat = DEFAULT_FORMAT
+    left_out: Tally = field(default_factory=Tally)
+    changed: Tally = field(default_factory=Tally)
 
     def examples(self, dialogues: Sequence[Dialogue]) -> Examples:
         """Token ids and loss masks of the dialogues that have a loss token within max_length."""

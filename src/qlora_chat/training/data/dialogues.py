@@ -7,11 +7,10 @@ no weights.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 from qlora_chat.chat_templates.format import TemplateFormat
 from qlora_chat.chat_templates.text_reader import TextReader as ChatTextReader
@@ -25,7 +24,7 @@ from qlora_chat.text import replace_surrogates
 from qlora_chat.training import TrainError
 from qlora_chat.training.data import files as data_files
 from qlora_chat.training.data.files import read_file, read_records
-from qlora_chat.training.data.sources import DataFile, file_names, find_data, find_files
+from qlora_chat.training.data.sources import DataFile, file_names, find_data
 from qlora_chat.training.data.tally import BadRecords, Tally
 
 SHOWN_PROBLEMS = 10
@@ -60,37 +59,26 @@ class Dialogues:
         return tuple(each.conversation for each in (*self.train, *self.held_out))
 
     @property
-    def formats(self) -> Mapping[str, int]:
+    def formats(self) -> Counter[str]:
         """Number of dialogues by format."""
-        counts: dict[str, int] = {}
-        for each in (*self.train, *self.held_out):
-            counts[each.format] = counts.get(each.format, 0) + 1
-        return counts
+        return Counter(each.format for each in (*self.train, *self.held_out))
 
     def summary(self) -> list[str]:
         """Lines for the user: the dialogues by format, then everything left out or changed, with counts and examples."""
         formats = ", ".join(f"{count:,} as {name}" for name, count in self.formats.items())
         held_out = f", {len(self.held_out):,} of them in held-out files" if self.held_out else ""
-        count = len(self.train) + len(self.held_out)
+        count = self.formats.total()
         changed = [f"  {each}" for each in self.changed.lines()]
         left_out = [f"  left out: {each}" for each in (*self.bad.lines(), *self.left_out.lines())]
         return [f"{count:,} {'dialogue' if count == 1 else 'dialogues'} ({formats}){held_out}", *left_out, *changed]
 
 
 def load_dialogues(names: Iterable[str], notify: Notify, *, skip_bad: bool | None = False) -> Dialogues:
-    """Read the dialogues of all names, in order; skip_bad as in read_dialogues. TrainError says what prevents it."""
-    return _read([file for name in names for file in find_data(name, notify)], skip_bad)
-
-
-def read_dialogues(paths: Sequence[Path], *, skip_bad: bool | None = False) -> Dialogues:
-    """Read every dialogue of the files, in order; a folder stands for its files. TrainError lists bad records by line.
+    """Read the dialogues of all names, in order; a folder stands for its files. TrainError lists bad records by line.
 
     skip_bad leaves bad records out; None for a command without --skip-bad, whose error must not suggest it.
     """
-    return _read([file for path in paths for file in find_files(path)], skip_bad)
-
-
-def _read(files: Sequence[DataFile], skip_bad: bool | None) -> Dialogues:
+    files = [file for name in names for file in find_data(name, notify)]
     digest, bad = hashlib.sha256(), BadRecords(SHOWN_PROBLEMS)
     parsed = [(each, file.is_held_out) for file, each in _parsed(files, digest.update, bad)]
     if bad.tally.total() and not skip_bad:
@@ -111,16 +99,12 @@ def _parsed(files: Sequence[DataFile], digest: Callable[[bytes], None], bad: Bad
         room -= len(data)
         digest(data)
         for where, record in read_records(file.path, data, bad.add):
-            if (dialogue := _dialogue(where, record, bad)) is not None:
+            try:
+                dialogue = replace(parse_dialogue(record), where=where)
+            except BadRecord as problem:
+                bad.add(where, str(problem))
+            else:
                 yield file, dialogue
-
-
-def _dialogue(where: str, record: Any, bad: BadRecords) -> Dialogue | None:
-    try:
-        return replace(parse_dialogue(record), where=where)
-    except BadRecord as problem:
-        bad.add(where, str(problem))
-        return None
 
 
 def text_reader(template: ChatFormat) -> TextReader:

@@ -60,7 +60,7 @@ def read_file(file: Path, room: int) -> bytes:
     try:
         size = file.stat().st_size
         if packing:
-            limit = size = min(room, FREE_EXPANSION + MAX_EXPANSION * size)
+            limit = size = min(room, expansion_limit(size))
         openers: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".xz": lzma.open, "": lambda path: path.open("rb")}
         with openers[packing](file) as opened:
             data = opened.read(min(limit, size) + 1)  # which is allocated at once
@@ -69,11 +69,18 @@ def read_file(file: Path, room: int) -> bytes:
     if len(data) <= limit:
         return data
     if limit < room:
-        raise TrainError(
-            f"{file} expands to more than {limit >> 20:,} MiB, over {MAX_EXPANSION} times its size, as no text does; "
-            f"if it is meant, decompress it and use the {kind_of_file(file)} file"
-        )
+        raise TrainError(f"{too_large(file, limit)}; if it is meant, decompress it and use the {kind_of_file(file)} file")
     raise TrainError(f"the dialogues have more than {MAX_BYTES >> 20:,} MiB, up to {file}: use a part of them")
+
+
+def expansion_limit(size: int) -> int:
+    """Most bytes that a file of so many, which is compressed, may become."""
+    return FREE_EXPANSION + MAX_EXPANSION * size
+
+
+def too_large(file: Path, limit: int) -> str:
+    """Words for a file that becomes larger than that."""
+    return f"{file} expands to more than {limit >> 20:,} MiB, over {MAX_EXPANSION} times its size, as no text does"
 
 
 def read_records(file: Path, data: bytes, report: Report) -> Iterator[Located]:
@@ -149,7 +156,7 @@ def _csv_records(file: Path, data: bytes, report: Report, delimiter: str | None)
         if names is None:
             names = [each.strip().lower() for each in row]
             if not COLUMNS & set(names):
-                report(f"{file}:{begin}", f"names the columns {_listed(row)}, none of which is known; see docs/train.md")
+                report(f"{file}:{begin}", f"names the columns {listed(row)}, none of which is known; see docs/train.md")
                 return
         elif len(row) != len(names):
             report(f"{file}:{begin}", f"has {len(row)} fields, but the first line names {len(names)} columns")
@@ -171,5 +178,6 @@ def _cell(name: str, value: str) -> Any:
     return value
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first names of a table's columns, for a message."""
     return ", ".join(repr(each[:40]) for each in names[:8])

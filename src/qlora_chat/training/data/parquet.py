@@ -13,10 +13,9 @@ from typing import Any
 
 from qlora_chat.dialogue_formats.formats import COLUMNS
 from qlora_chat.training import TrainError
+from qlora_chat.training.data.files import expansion_limit, listed, too_large
 
 BATCH_ROWS = 64
-MAX_EXPANSION, FREE_EXPANSION = 50, 64 * 2**20
-"""Bytes per compressed byte, beyond the second figure, as for .xz and .gz."""
 
 
 def parquet_records(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
@@ -26,7 +25,7 @@ def parquet_records(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
         from pyarrow import parquet
     except ImportError:
         raise TrainError(f"{file} needs pyarrow: pip install 'qlora-chat[parquet]'") from None
-    limit = FREE_EXPANSION + MAX_EXPANSION * len(data)
+    limit = expansion_limit(len(data))
     try:
         table = parquet.ParquetFile(io.BytesIO(data))
         columns = [each for each in table.schema_arrow.names if each in COLUMNS]
@@ -40,7 +39,7 @@ def parquet_records(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
                 row = {name: batch.column(name)[index].as_py() for name in columns}
                 room -= _size(row)
                 if room < 0:
-                    raise TrainError(_too_large(file, limit))
+                    raise TrainError(too_large(file, limit))
                 yield f"{file}:row {number}", row
     except (arrow.ArrowException, OSError, ValueError) as problem:
         raise TrainError(f"{file} cannot be read as Parquet ({' '.join(str(problem).split())[:200]})") from problem
@@ -49,12 +48,12 @@ def parquet_records(file: Path, data: bytes) -> Iterator[tuple[str, Any]]:
 def _check(file: Path, table: Any, columns: list[str], limit: int) -> None:
     """TrainError for a table without known columns, and for one that says it becomes far larger than its file."""
     if not columns:
-        names = ", ".join(repr(each[:40]) for each in table.schema_arrow.names[:8])
+        names = listed(table.schema_arrow.names)
         raise TrainError(f"{file} has the columns {names}, none of which is known; docs/train.md lists them")
     groups = (table.metadata.row_group(index) for index in range(table.metadata.num_row_groups))
     chunks = (group.column(index) for group in groups for index in range(group.num_columns))
     if sum(each.total_uncompressed_size for each in chunks if each.path_in_schema.split(".")[0] in columns) > limit:
-        raise TrainError(_too_large(file, limit))
+        raise TrainError(too_large(file, limit))
 
 
 def _text_paths(table: Any, columns: list[str]) -> list[str]:
@@ -70,7 +69,3 @@ def _size(value: Any) -> int:
     if isinstance(value, dict):
         return sum(map(_size, value.values()))
     return sum(map(_size, value)) if isinstance(value, list) else 8
-
-
-def _too_large(file: Path, limit: int) -> str:
-    return f"{file} expands to more than {limit >> 20:,} MiB, over {MAX_EXPANSION} times its size, as no text does"

@@ -6,6 +6,7 @@ Scope: reasons as text. Knows no records.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 
 MAX_REASONS = 40
@@ -18,24 +19,23 @@ _VARYING = re.compile(r"\d+|'[^']*'|\"[^\"]*\"")
 class Tally:
     """Numbers of records by reason, and where the first of each stands."""
 
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 
     def add(self, reason: str, where: str) -> None:
         """Count one record."""
         if reason not in self.counts and len(self.counts) >= MAX_REASONS:
             reason = OTHER
-        self.counts[reason] = self.counts.get(reason, 0) + 1
+        self.counts[reason] += 1
         self.examples.setdefault(reason, where)
 
     def total(self) -> int:
         """Number of records."""
-        return sum(self.counts.values())
+        return self.counts.total()
 
     def lines(self) -> list[str]:
         """One line a reason, the most frequent first."""
-        ranked = sorted(self.counts.items(), key=lambda each: -each[1])
-        return [f"{count:,} {reason} (the first: {self.examples[reason]})" for reason, count in ranked]
+        return [f"{count:,} {reason} (the first: {self.examples[reason]})" for reason, count in self.counts.most_common()]
 
 
 @dataclass
@@ -51,10 +51,9 @@ class BadRecords:
         """Count a bad record; a file may have millions."""
         if len(self.first) < self.shown:
             self.first.append(f"{where}: {problem}")
-        kind = _VARYING.sub("...", problem)
-        self.tally.add(kind, f"{where}: {problem}")
+        self.tally.add(_VARYING.sub("...", problem), f"{where}: {problem}")
 
     def lines(self) -> list[str]:
         """One line a kind of problem, with its first record."""
-        ranked = sorted(self.tally.counts.items(), key=lambda each: -each[1])
+        ranked = self.tally.counts.most_common()
         return [f"{count:,} bad {'record' if count == 1 else 'records'}: {self.tally.examples[kind]}" for kind, count in ranked]
