@@ -15,22 +15,21 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-CPUINFO, MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
+import psutil
+
+CPUINFO = Path("/proc/cpuinfo")
 
 
 def hardware(card: bool = False) -> str:
     """Return processor, cores and memory; with `card`, the graphics card's name in front."""
     name = re.search(r"model name\s*:\s*(.+)", CPUINFO.read_text()) if CPUINFO.exists() else None
-    memory = re.search(r"MemTotal:\s*(\d+)", MEMINFO.read_text()) if MEMINFO.exists() else None
-    gib = f", {int(memory.group(1)) / 2**20:.0f} GiB" if memory else ""
-    machine = f"{os.cpu_count()} cores of {name.group(1) if name else platform.processor()}{gib}"
-    return f"{_card_name()}; {machine}" if card else machine
-
-
-def _card_name() -> str:
+    gib = psutil.virtual_memory().total / 2**30
+    machine = f"{os.cpu_count()} cores of {name.group(1) if name else platform.processor()}, {gib:.0f} GiB"
+    if not card:
+        return machine
     import torch
 
-    return torch.cuda.get_device_name()
+    return f"{torch.cuda.get_device_name()}; {machine}"
 
 
 def software() -> dict[str, str]:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from qlora_chat.chat import Chat
 from qlora_chat.comparison.tally import sign_test
@@ -21,7 +21,7 @@ from qlora_chat.messages import Conversation
 from qlora_chat.text import plain
 
 Preference = Literal["1", "2", "="]
-PREFERENCES: tuple[Preference, ...] = ("1", "2", "=")
+PREFERENCES: tuple[Preference, ...] = get_args(Preference)
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,8 @@ def ask_judge(index: int, pair: AnswerPair) -> Preference:
             raise EvaluationError(
                 "the input ended before every pair was judged; judge at a terminal, or with --sheet FILE and then --judge FILE"
             ) from None
-        for preference in PREFERENCES:
-            if typed == preference:
-                return preference
+        if typed in PREFERENCES:
+            return typed
         print("type 1, 2 or =", file=sys.stderr)
 
 

@@ -25,13 +25,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from qlora_chat.evaluation import EvaluationError, read_lines
 from qlora_chat.messages import FinishReason
 
 Kind = Literal["fact", "sum", "memory", "human", "stopping", "instruction", "code", "unknown"]
-KINDS: tuple[Kind, ...] = ("fact", "sum", "memory", "human", "stopping", "instruction", "code", "unknown")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 HAND_WRITTEN = Path(__file__).with_name("questions.jsonl")
 
 

@@ -6,8 +6,6 @@ forward.py calls the result. Elsewhere engines/eager computes the same with torc
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 
 from qlora_chat.engines.core.kv_cache import KVCache, fitting_slots
@@ -20,7 +18,7 @@ from qlora_chat.models.weights.llama import LlamaWeights
 def open_cpu(weights: LlamaWeights, slots: int | None, notify: Notify) -> CpuForward | None:
     """The compiled pass over these weights with a cache of its own; None on a card, without a compiler or AVX2, and for
     products that it does not support."""
-    loaded = _library(weights, notify)
+    loaded = library(notify) if supports(weights) else None
     if loaded is None:
         return None
     dtype = compiled_cache_dtype(weights)
@@ -29,14 +27,10 @@ def open_cpu(weights: LlamaWeights, slots: int | None, notify: Notify) -> CpuFor
 
 def compiled_forward(weights: LlamaWeights, cache: KVCache, notify: Notify) -> CpuForward | None:
     """The compiled pass over an existing cache; None where open_cpu gives None."""
-    loaded = _library(weights, notify)
+    loaded = library(notify) if supports(weights) else None
     return CpuForward(loaded, weights, cache) if loaded else None
 
 
 def compiled_cache_dtype(weights: LlamaWeights) -> torch.dtype:
     """float16 for the keys and values of bf16 and 4-bit weights: half the memory to read, and three bits more than bf16."""
     return torch.float32 if weights.dtype == torch.float32 else torch.float16
-
-
-def _library(weights: LlamaWeights, notify: Notify) -> ctypes.CDLL | None:
-    return library(notify) if supports(weights) else None

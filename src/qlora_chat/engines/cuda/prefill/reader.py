@@ -62,14 +62,12 @@ class _Product:
 class _Layer:
     """A decoder layer for many rows. Gate and up are two halves: together they would double the workspace."""
 
-    attention_norm: Tensor
+    norms: CudaLayer
+    """The layer for steps, which has the same norms."""
     qkv: _Product
     attention_out: _Product
-    mlp_norm: Tensor
     gate_up: tuple[_Product, _Product]
     mlp_down: _Product
-    query_norm: Tensor | None
-    key_norm: Tensor | None
 
     @staticmethod
     def of(layer: CudaLayer, dequantizer: Dequantizer) -> _Layer:
@@ -80,8 +78,7 @@ class _Layer:
             _Product.of(packed, dequantizer)
             for packed in (layer.qkv.packed, layer.attention_out.packed, *halves, layer.mlp_down.packed)
         )
-        norms = layer.query_norm, layer.key_norm
-        return _Layer(layer.attention_norm, qkv, out, layer.mlp_norm, (first, second), down, *norms)
+        return _Layer(layer, qkv, out, (first, second), down)
 
 
 class PrefillPass:
@@ -177,15 +174,15 @@ class Prefill:
 
         for index, layer in enumerate(self._layers):
             yield layer.qkv.weights
-            rows.norm(layer.attention_norm, add=index > 0)
+            rows.norm(layer.norms.attention_norm, add=index > 0)
             multiply(layer.qkv, OF_QKV, rows.x, rows.projected(layer.qkv.outputs))
-            rows.rope_and_cache(index, layer.query_norm, layer.key_norm)
+            rows.rope_and_cache(index, layer.norms.query_norm, layer.norms.key_norm)
             if index == len(self._layers) - 1:
                 return
             yield layer.attention_out.weights
             self._attention(rows, index, spans)
             multiply(layer.attention_out, OF_OUT, rows.attended, rows.addend)
-            rows.norm(layer.mlp_norm, add=True)
+            rows.norm(layer.norms.mlp_norm, add=True)
             done = 0
             for product, kind in zip(layer.gate_up, OF_GATE_UP, strict=True):
                 yield product.weights
