@@ -26,7 +26,7 @@ from check_prefill import check_prefill, time_prompts
 from torch.nn.functional import kl_div
 
 from qlora_chat.benchmark.check import INT8_KV_FACTOR
-from qlora_chat.benchmark.shapes import CONFIGS, InFloat, RandomTensors, config_of
+from qlora_chat.benchmark.shapes import CONFIGS, RandomTensors, config_of, in_floating_point
 from qlora_chat.engines.core.forward_pass import Span
 from qlora_chat.engines.core.kv_cache import KVCache, slot_bytes
 from qlora_chat.engines.cuda.decode import graph
@@ -149,7 +149,7 @@ class RandomAdapter(Mapping):
 
 def in_float(tensors, dtype, adapter):
     """The values that the decoder computes with, for the plain pass."""
-    values = InFloat(tensors, dtype, int8_embeddings=True)
+    values = in_floating_point(tensors, dtype, int8_embeddings=True)
     return build(values, tensors.shape, torch.device("cuda"), dtype, adapter)
 
 

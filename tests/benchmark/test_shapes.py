@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from qlora_chat.benchmark.shapes import CONFIG_7B, FREQUENCIES, NF4_VALUES, STD, InFloat, RandomTensors, config_of
+from qlora_chat.benchmark.shapes import CONFIG_7B, FREQUENCIES, NF4_VALUES, STD, RandomTensors, config_of, in_floating_point
 from qlora_chat.models.folders import Base
 
 SMALL = {**CONFIG_7B, "num_hidden_layers": 2, "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4,
@@ -73,7 +73,7 @@ def test_the_names_are_those_of_a_checkpoint_of_that_shape(tmp_path: Path) -> No
     save_file(dict(tensors), tmp_path / "model.safetensors")
     expected = Base.read(tmp_path).tensors()
     assert {name: tuple(each.shape) for name, each in tensors.items()} == {k: tuple(v) for k, v in expected.items()}
-    assert set(InFloat(RandomTensors(SMALL, "nf4", CPU))) == set(tensors)
+    assert set(in_floating_point(RandomTensors(SMALL, "nf4", CPU))) == set(tensors)
 
 
 def test_a_dry_run_has_fewer_layers_and_the_same_widths() -> None:

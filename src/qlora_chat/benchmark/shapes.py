@@ -10,15 +10,15 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from qlora_chat.models.weights.checkpoint import LazyTensors
 from qlora_chat.models.weights.llama import LlamaShape
-from qlora_chat.models.weights.nf4 import NF4
+from qlora_chat.models.weights.nf4 import BLOCK, NESTED, NF4
 
 NF4_VALUES = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -29,8 +29,6 @@ NF4_VALUES = (
 FREQUENCIES = (5, 11, 15, 18, 21, 23, 24, 22, 20, 20, 19, 17, 15, 12, 10, 4)
 """Occurrences of each value per 256 when normal weights are quantized in blocks of 64, rounded so that the mean is 0. (Uniform
 ones would give every matrix a mean, and its product a direction stronger than all others together.)"""
-BLOCK, OUTER_BLOCK = 64, 256
-"""Weights per scale; scales per second-level scale."""
 STD = 0.02
 SPREAD = 0.3
 """Block scales are uniform within this fraction of their mean."""
@@ -62,35 +60,14 @@ def config_of(name: str, layers: int | None) -> dict[str, Any]:
     return {**config, "num_hidden_layers": layers or config["num_hidden_layers"]}
 
 
-class _Tensors(Mapping[str, Tensor]):
-    """Tensors by name, generated at each access."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        self._names = dict.fromkeys(names)
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._generate(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    @abstractmethod
-    def _generate(self, name: str) -> Tensor: ...
-
-
-class RandomTensors(_Tensors):
+class RandomTensors(LazyTensors):
     """Tensors of such a checkpoint by name, generated on the device at each access, always with the same values."""
 
     def __init__(self, config: Mapping[str, Any], precision: str, device: torch.device) -> None:
         self.shape = LlamaShape.from_config(config)
         self._device, self._nf4 = device, precision == "nf4"
-        self._linears = self.shape.linears()
-        super().__init__(self._all_names())
+        self.linears = self.shape.linears()
+        super().__init__(self._all_names(), self._generate)
 
     def _generate(self, name: str) -> Tensor:
         generator = torch.Generator(self._device).manual_seed(zlib.crc32(name.encode()))
@@ -99,10 +76,10 @@ class RandomTensors(_Tensors):
         if name.endswith("norm.weight"):
             return torch.ones(self.shape.hidden, dtype=torch.bfloat16, device=self._device)
         linear, _, part = name.partition(".weight")
-        if linear not in self._linears:
+        if linear not in self.linears:
             return self._normal((self.shape.vocabulary, self.shape.hidden), STD, generator)
         if not self._nf4:
-            return self._normal(self._linears[linear], self._std(linear), generator)
+            return self._normal(self.linears[linear], self._std(linear), generator)
         return self._four_bits(linear, part, generator)
 
     def in_float(self, linear: str, dtype: torch.dtype) -> Tensor:
@@ -117,7 +94,7 @@ class RandomTensors(_Tensors):
             yield from (f"model.layers.{index}.{each}_layernorm.weight" for each in ("input", "post_attention"))
             yield from (f"model.layers.{index}{each}" for each in HEAD_NORMS if self.shape.head_norms)
         parts = ("", ".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map", _STATE) if self._nf4 else ("",)
-        yield from (f"{name}.weight{part}" for name in self._linears for part in parts)
+        yield from (f"{name}.weight{part}" for name in self.linears for part in parts)
 
     def _std(self, linear: str) -> float:
         """Standard deviation; outputs to the residual stream are scaled down by their number, as in GPT-2's initialization."""
@@ -128,7 +105,7 @@ class RandomTensors(_Tensors):
         return torch.empty(size, dtype=torch.bfloat16, device=self._device).normal_(0.0, std, generator=generator)
 
     def _four_bits(self, linear: str, part: str, generator: torch.Generator) -> Tensor:
-        out, inner = self._linears[linear]
+        out, inner = self.linears[linear]
         blocks = out * inner // BLOCK
         square = sum(count * value**2 for count, value in zip(FREQUENCIES, NF4_VALUES, strict=True)) / 256
         mean_scale = self._std(linear) / math.sqrt(square * (1 + SPREAD**2 / 3))
@@ -141,30 +118,32 @@ class RandomTensors(_Tensors):
             case ".quant_map":
                 return torch.tensor(NF4_VALUES, device=self._device)
             case ".nested_absmax":
-                return torch.full((math.ceil(blocks / OUTER_BLOCK),), SPREAD * mean_scale, device=self._device)
+                return torch.full((math.ceil(blocks / NESTED),), SPREAD * mean_scale, device=self._device)
             case ".nested_quant_map":
                 return torch.linspace(-1, 1, 256, device=self._device)
         return _packed_state({
             "quant_type": "nf4", "blocksize": BLOCK, "dtype": "bfloat16", "shape": [out, inner],
-            "nested_blocksize": OUTER_BLOCK, "nested_dtype": "float32", "nested_offset": mean_scale,
+            "nested_blocksize": NESTED, "nested_dtype": "float32", "nested_offset": mean_scale,
         })  # fmt: skip
 
 
-class InFloat(_Tensors):
-    """The same checkpoint with every weight in floating point, for the plain path."""
+def in_floating_point(
+    tensors: RandomTensors, dtype: torch.dtype = torch.bfloat16, *, int8_embeddings: bool = False
+) -> LazyTensors:
+    """Return the same checkpoint with every weight in floating point, for the plain path.
 
-    def __init__(self, tensors: RandomTensors, dtype: torch.dtype = torch.bfloat16, *, int8_embeddings: bool = False) -> None:
-        """`int8_embeddings` rounds embeddings and head to 8 bits with a scale per row."""
-        self._tensors, self._dtype = tensors, dtype
-        self._rounded = ("model.embed_tokens.weight", "lm_head.weight") if int8_embeddings else ()
-        super().__init__(name for name in tensors if ".weight." not in name)
+    `int8_embeddings` rounds embeddings and head to 8 bits with a scale per row.
+    """
+    rounded = ("model.embed_tokens.weight", "lm_head.weight") if int8_embeddings else ()
 
-    def _generate(self, name: str) -> Tensor:
+    def read(name: str) -> Tensor:
         linear = name.removesuffix(".weight")
-        if linear in self._tensors._linears:
-            return self._tensors.in_float(linear, self._dtype)
-        tensor = self._tensors[name]
-        return (_round_to_int8(tensor) if name in self._rounded else tensor).to(self._dtype)
+        if linear in tensors.linears:
+            return tensors.in_float(linear, dtype)
+        tensor = tensors[name]
+        return (_round_to_int8(tensor) if name in rounded else tensor).to(dtype)
+
+    return LazyTensors((name for name in tensors if ".weight." not in name), read)
 
 
 def _round_to_int8(matrix: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from qlora_chat.benchmark import BenchmarkError, Subject
-from qlora_chat.benchmark.shapes import InFloat, RandomTensors, config_of
+from qlora_chat.benchmark.shapes import RandomTensors, config_of, in_floating_point
 from qlora_chat.models import LoadedModel, ModelInfo
 from qlora_chat.models.cache import Cache
 from qlora_chat.models.folders import Base
@@ -127,7 +127,7 @@ class RandomShape:
     def plain(self, dtype: torch.dtype) -> LlamaWeights:
         """Return the engine's weights in floating point, for the plain forward pass."""
         rounded = self._nf4 and self.device.type == "cuda"  # a card stores embeddings and head of an NF4 model in 8 bits
-        return build(InFloat(self.tensors, dtype, int8_embeddings=rounded), self.shape, self.device, dtype)
+        return build(in_floating_point(self.tensors, dtype, int8_embeddings=rounded), self.shape, self.device, dtype)
 
     def load_original(self) -> Any:
         from qlora_chat.benchmark.original import random_model

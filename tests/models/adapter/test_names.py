@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from qlora_chat.models import ModelError
-from qlora_chat.models.adapter.names import RenamedTensors, TensorName, normalize
+from qlora_chat.models.adapter.names import TensorName, normalize, renamed_tensors
 from qlora_chat.models.weights.checkpoint import TensorHeader
 
 Q = "model.layers.0.self_attn.q_proj"
@@ -55,7 +55,7 @@ def test_mlxs_matrices_are_turned_round() -> None:
     name = f"base_model.model.{Q}.lora_A.weight"
     assert headers[name].shape == (4, 8)
     written = torch.arange(32.0).view(8, 4)
-    tensors = RenamedTensors({f"{Q}.lora_a": written}, stored)
+    tensors = renamed_tensors({f"{Q}.lora_a": written}, stored)
     assert torch.equal(tensors[name], written.t())
     assert list(tensors) == [name]
 
@@ -66,7 +66,7 @@ def test_a_module_that_peft_saved_twice_is_read_once_and_must_be_the_same() -> N
     headers, stored = normalize(Path("a"), dict.fromkeys((copy, original, plain), header), rank=4)
     assert list(headers) == ["base_model.model.lm_head.weight"]
     same, other = torch.ones(4, 8), torch.zeros(4, 8)
-    tensors = RenamedTensors({plain: same, copy: same, original: other}, stored)
+    tensors = renamed_tensors({plain: same, copy: same, original: other}, stored)
     assert torch.equal(tensors["base_model.model.lm_head.weight"], same)
     with pytest.raises(ModelError, match="twice.* and they differ"):
-        RenamedTensors({plain: same, copy: other, original: other}, stored)["base_model.model.lm_head.weight"]
+        renamed_tensors({plain: same, copy: other, original: other}, stored)["base_model.model.lm_head.weight"]

@@ -23,7 +23,7 @@ from qlora_chat.models.adapter.config import (
     read_adapter_config,
 )
 from qlora_chat.models.adapter.expected import Comparison, vocabulary_of
-from qlora_chat.models.adapter.names import RenamedTensors, StoredName, TensorName, normalize
+from qlora_chat.models.adapter.names import StoredName, TensorName, normalize, renamed_tensors
 from qlora_chat.models.adapter.trained_on import TrainedOn, trained_on
 from qlora_chat.models.folders import RECORD, Base, Problem
 from qlora_chat.models.trust import own_file, read_json
@@ -109,7 +109,7 @@ class AdapterFolder:
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The weights by PEFT's names, each read on access."""
-        return RenamedTensors(Checkpoint(self.folder, files=[self.folder / ADAPTER_WEIGHTS]), self.stored)
+        return renamed_tensors(Checkpoint(self.folder, files=[self.folder / ADAPTER_WEIGHTS]), self.stored)
 
     def check(self, base: Base) -> None:
         """Check that the adapter fits the base. ModelError for the first problem."""

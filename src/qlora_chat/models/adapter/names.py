@@ -7,13 +7,13 @@ MLX's spelling; all of them mean the same tensors. Knows nothing of bases or con
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qlora_chat.models import ModelError
-from qlora_chat.models.weights.checkpoint import TensorHeader
+from qlora_chat.models.weights.checkpoint import LazyTensors, TensorHeader
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,21 +113,14 @@ def _is_transposed(text: str, shape: tuple[int, ...], rank: int) -> bool:
     return shape[own] != rank and shape[other] == rank
 
 
-class RenamedTensors(Mapping[str, "Tensor"]):
-    """Tensors of an adapter's file by PEFT's names, each read on access."""
+def renamed_tensors(tensors: Mapping[str, Tensor], stored: Mapping[str, StoredName]) -> LazyTensors:
+    """Tensors of an adapter's file by PEFT's names. Reading one raises ModelError if the file holds it twice, differently."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], stored: Mapping[str, StoredName]) -> None:
-        self._tensors, self._stored = tensors, stored
+    def read(name: str) -> Tensor:
+        found = stored[name]
+        tensor = tensors[found.text]
+        if found.copy and not bool((tensors[found.copy] == tensor).all()):
+            raise ModelError(f"the adapter holds {name} twice, as {found.text} and {found.copy}, and they differ")
+        return tensor.t().contiguous() if found.transposed else tensor
 
-    def __getitem__(self, name: str) -> Tensor:
-        stored = self._stored[name]
-        tensor = self._tensors[stored.text]
-        if stored.copy and not bool((self._tensors[stored.copy] == tensor).all()):
-            raise ModelError(f"the adapter holds {name} twice, as {stored.text} and {stored.copy}, and they differ")
-        return tensor.t().contiguous() if stored.transposed else tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
-
-    def __len__(self) -> int:
-        return len(self._stored)
+    return LazyTensors(stored, read)

@@ -7,7 +7,7 @@ Checkpoint does. Knows nothing of models. Format: https://github.com/huggingface
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -130,7 +130,25 @@ def read_weight_files(folder: Path) -> WeightFiles:
     return WeightFiles(index, files)
 
 
-class Checkpoint(Mapping[str, "Tensor"]):
+class LazyTensors(Mapping[str, "Tensor"]):
+    """Tensors by name, each of them read, or made, on access."""
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], Tensor]) -> None:
+        self._names, self._read = dict.fromkeys(names), read
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class Checkpoint(LazyTensors):
     """Tensors of a folder's model, or of some of its files, by name, each read on access."""
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu", files: Sequence[Path] | None = None) -> None:
@@ -142,16 +160,8 @@ class Checkpoint(Mapping[str, "Tensor"]):
             opened = [safe_open(path, framework="pt", device=str(device)) for path in paths]  # type: ignore[no-untyped-call]
         except Exception as problem:
             raise ModelError(f"the weights in {folder} cannot be read ({problem}); fetch them again") from problem
-        self._files = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 (not a dict)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._files[name].get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
+        files_by_name = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 (not a dict)
+        super().__init__(files_by_name, lambda name: files_by_name[name].get_tensor(name))
 
 
 def read_widened(tensors: Mapping[str, Tensor], name: str) -> Tensor:
