@@ -12,7 +12,6 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from qlora_chat.models.weights.llama import Linear, Stacked
 from qlora_chat.models.weights.shape import FUSED
 
 A = TypeVar("A")
@@ -61,11 +60,6 @@ class ForwardPass(AdapterPass, Protocol):
 def fused_names(index: int) -> list[tuple[str, ...]]:
     """Hugging Face names of the linears that each product of a layer is fused from."""
     return [tuple(f"model.layers.{index}.{name}" for name in names) for names in FUSED]
-
-
-def parts_of(product: Linear) -> Sequence[Linear]:
-    """The linears that a product is fused from."""
-    return product.parts if isinstance(product, Stacked) else (product,)
 
 
 def adapter_runs(spans: Sequence[Span], adapter_of: Callable[[int], A | None]) -> list[tuple[A, slice]]:

@@ -9,7 +9,7 @@ Shapes: N tokens, H hidden, F feed-forward, V vocabulary, r adapter rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -150,6 +150,16 @@ class Stacked:
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.cat([part(x) for part in self.parts], dim=-1)
+
+
+def parts_of(product: Linear) -> Sequence[Linear]:
+    """The linears that a product is fused from."""
+    return product.parts if isinstance(product, Stacked) else (product,)
+
+
+def without_adapter(part: Linear) -> Linear:
+    """A linear without the adapter that it came with."""
+    return part.base if isinstance(part, WithAdapter) else part
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ Shapes: N tokens of a micro-batch, H hidden, Q query and K key-value heads, D he
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,14 +17,13 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, rms_norm
 from torch.utils.checkpoint import checkpoint
 
-from qlora_chat.models.folders import NF4_MARK
-from qlora_chat.models.weights.nf4 import NF4
+from qlora_chat.models.weights.llama import Dense, Layer, Linear, build
 from qlora_chat.models.weights.shape import FUSED, LlamaShape
 from qlora_chat.training import TrainError
 from qlora_chat.training.data.batches import MicroBatch
 from qlora_chat.training.model.attention import Layout, attend
 from qlora_chat.training.model.elementwise import rotate, swiglu
-from qlora_chat.training.model.lora import FrozenLinears, LoraLinears, LoraShape, stack_biases
+from qlora_chat.training.model.lora import FrozenLinears, LoraLinears, LoraShape
 from qlora_chat.training.model.loss import summed_loss
 
 
@@ -49,16 +48,20 @@ class _Positions:
 
 
 class _Layer(nn.Module):
-    def __init__(self, weights: _Weights, prefix: str, shape: LlamaShape, lora: LoraShape) -> None:
+    def __init__(self, layer: Layer, shape: LlamaShape, lora: LoraShape, compute: ComputeFormat) -> None:
         super().__init__()
         self.shape = shape
-        self.attention_norm = weights.dense(prefix + "input_layernorm.weight")
-        self.mlp_norm = weights.dense(prefix + "post_attention_layernorm.weight")
-        names = ("q_norm", "k_norm") if shape.head_norms else ()
-        self.head_norms = [weights.dense(f"{prefix}self_attn.{name}.weight") for name in names]
-        self.qkv, self.attention_out, self.gate_up, self.mlp_down = (
-            weights.linears([prefix + name for name in group], lora) for group in FUSED
-        )
+        self.attention_norm, self.mlp_norm = layer.attention_norm, layer.mlp_norm
+        self.head_norms = [each for each in (layer.query_norm, layer.key_norm) if each is not None]
+        sizes = shape.linears()
+
+        def linears(product: Linear, names: Sequence[str]) -> LoraLinears:
+            frozen = FrozenLinears.of(product, compute.dtype)
+            adapted = [name.rpartition(".")[2] in lora.targets for name in names]
+            outs = [sizes[f"model.layers.0.{name}"][0] for name in names]
+            return LoraLinears(frozen.dequantized() if compute.dense else frozen, outs, adapted, lora)
+
+        self.qkv, self.attention_out, self.gate_up, self.mlp_down = map(linears, layer.products, FUSED)
 
     def forward(self, hidden: Tensor, positions: _Positions) -> Tensor:
         """(N, H) -> (N, H)."""
@@ -88,15 +91,14 @@ class TrainableLlama(nn.Module):
     def __init__(
         self, tensors: Mapping[str, Tensor], shape: LlamaShape, lora: LoraShape, compute: ComputeFormat, seed: int = 0
     ) -> None:
-        """Build from a base's tensors by Hugging Face names, NF4 or dense. TrainError for a base that cannot be trained on."""
+        """Build from a base's tensors by Hugging Face names, NF4 or dense. TrainError for one that cannot be trained on."""
         super().__init__()
         self.shape, self.lora, self.compute = shape, lora, compute
         self.checkpointing = False
-        weights = _Weights(tensors, compute)
-        self.embeddings = weights.dense("model.embed_tokens.weight")
-        self.norm = weights.dense("model.norm.weight")
-        self.head = self.embeddings if shape.tied_head else weights.dense("lm_head.weight")
-        self.decoder = [_Layer(weights, f"model.layers.{index}.", shape, lora) for index in range(shape.layers)]
+        weights = build(tensors, shape, compute.device, compute.dtype)
+        assert isinstance(weights.head, Dense), "the head is not quantized"
+        self.embeddings, self.norm, self.head = weights.embeddings, weights.norm, weights.head.weight
+        self.decoder = [_Layer(each, shape, lora, compute) for each in weights.layers]
         self.layers = nn.ModuleList(self.decoder)
         self.frequencies = shape.rope_frequencies().to(compute.device)
         generator = torch.Generator().manual_seed(seed)
@@ -144,29 +146,3 @@ class TrainableLlama(nn.Module):
         """Copy an adapter's tensors by PEFT's names. KeyError if one is missing."""
         for name, tensor in self.adapter_tensors().items():
             tensor.copy_(tensors[name])
-
-
-@dataclass(frozen=True)
-class _Weights:
-    """Reads a base's tensors into the layers' form."""
-
-    tensors: Mapping[str, Tensor]
-    compute: ComputeFormat
-
-    def dense(self, name: str) -> Tensor:
-        if name not in self.tensors:
-            raise TrainError(f"the base lacks {name}; it is incomplete or not a LLaMA: download it again")
-        return self.tensors[name].to(self.compute.device, self.compute.dtype)
-
-    def linears(self, names: list[str], lora: LoraShape) -> LoraLinears:
-        parts = tuple(self._weight(f"{name}.weight") for name in names)
-        biases = [self.dense(f"{name}.bias") if f"{name}.bias" in self.tensors else None for name in names]
-        frozen = FrozenLinears(parts, self.compute.dtype, stack_biases(biases))
-        adapted = [name.rpartition(".")[2] in lora.targets for name in names]
-        weights = frozen.dequantized() if self.compute.dense else frozen
-        return LoraLinears(weights, frozen.outs, adapted, lora)
-
-    def _weight(self, name: str) -> NF4 | Tensor:
-        if name + NF4_MARK in self.tensors:
-            return NF4.read(self.tensors, name, self.compute.device, self.compute.dtype)
-        return self.dense(name)

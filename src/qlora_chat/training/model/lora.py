@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qlora_chat.models.weights.llama import Dense, Linear, parts_of
 from qlora_chat.models.weights.nf4 import NF4
 from qlora_chat.training import TrainError
 
@@ -45,11 +46,21 @@ class FrozenLinears:
     bias: Tensor | None = None
     """(out of all parts,); None for linears without biases."""
 
+    @staticmethod
+    def of(product: Linear, dtype: torch.dtype) -> FrozenLinears:
+        """Return the linears that a product is fused from. TrainError if only some of them have a bias."""
+        linears = [each for each in parts_of(product) if isinstance(each, NF4 | Dense)]
+        biases = [each.bias for each in linears if each.bias is not None]
+        if 0 < len(biases) < len(linears):
+            raise TrainError("the base has biases on some of its query, key and value projections only; training cannot use it")
+        parts = tuple(each if isinstance(each, NF4) else each.weight for each in linears)
+        return FrozenLinears(parts, dtype, torch.cat(biases) if biases else None)
+
     def dense(self) -> Tensor:
         """Return the weights in the type of the products, (out of all parts, in)."""
         if len(self.parts) == 1 and isinstance(self.parts[0], Tensor):
             return self.parts[0]
-        outs = self.outs
+        outs = [part.shape[0] for part in self.parts]
         whole = torch.empty((sum(outs), self.ins), dtype=self.dtype, device=self.device)
         for part, rows in zip(self.parts, whole.split(outs), strict=True):
             part.dequantize_into(rows) if isinstance(part, NF4) else rows.copy_(part)
@@ -66,24 +77,9 @@ class FrozenLinears:
         """In features."""
         return self.parts[0].shape[1]
 
-    @property
-    def outs(self) -> list[int]:
-        """Out features of each part."""
-        return [part.shape[0] for part in self.parts]
-
     def dequantized(self) -> FrozenLinears:
         """Return the same with its weights dequantized once."""
         return FrozenLinears((self.dense(),), self.dtype, self.bias)
-
-
-def stack_biases(biases: Sequence[Tensor | None]) -> Tensor | None:
-    """Concatenate the biases of stacked linears; None if none has one. TrainError if only some do."""
-    present = [each for each in biases if each is not None]
-    if not present:
-        return None
-    if len(present) < len(biases):
-        raise TrainError("the base has biases on some of its query, key and value projections only, which cannot be trained on")
-    return torch.cat(present)
 
 
 class LoraLinears(nn.Module):

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qlora_chat.engines.core.forward_pass import parts_of
 from qlora_chat.engines.cuda.weights.lora_tiles import FusedLora, FusedProduct, LoraLayout
 from qlora_chat.engines.cuda.weights.packing import (
     TILE_ROWS,
@@ -28,7 +27,16 @@ from qlora_chat.engines.cuda.weights.packing import (
     pack_int8,
     rotary_order,
 )
-from qlora_chat.models.weights.llama import Dense, Layer, Linear, LlamaShape, LlamaWeights, WithAdapter
+from qlora_chat.models.weights.llama import (
+    Dense,
+    Layer,
+    Linear,
+    LlamaShape,
+    LlamaWeights,
+    WithAdapter,
+    parts_of,
+    without_adapter,
+)
 from qlora_chat.models.weights.nf4 import NF4
 
 MAX_PARTIALS = 1024
@@ -201,7 +209,7 @@ def _base_parts(product: Linear) -> list[NF4 | Dense]:
     """The parts of a product without their adapters."""
     bases = []
     for part in parts_of(product):
-        base = part.base if isinstance(part, WithAdapter) else part
+        base = without_adapter(part)
         if not isinstance(base, NF4 | Dense):
             raise CannotPack(f"weights of type {type(base).__name__}")
         bases.append(base)
