@@ -11,7 +11,10 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TYPES: dict[str, Any] = {
     "void": None, "int": ctypes.c_int, "int32_t": ctypes.c_int32, "int64_t": ctypes.c_int64, "u64": ctypes.c_uint64,
@@ -41,6 +44,11 @@ def declare_functions(library: ctypes.CDLL, text: str) -> ctypes.CDLL:
         function.restype = _type(result, text)
         function.argtypes = [_type(each.rpartition(" ")[0], text) for each in parameters.split(",") if each]
     return library
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Address of a tensor's data for a c_void_p field; None is null."""
+    return None if tensor is None else tensor.data_ptr()
 
 
 def _fields(declaration: str, text: str, constants: Mapping[str, int]) -> Iterator[tuple[str, Any]]:

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from qlora_chat.engines import COMPILED
-from qlora_chat.engines.core.forward_pass import LoraMatrices, Span, fused_names, parts_of
+from qlora_chat.engines.core.c_declarations import address
+from qlora_chat.engines.core.forward_pass import LoraMatrices, Span, fused_names
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cpu.sampler import CpuSampler
-from qlora_chat.models.weights.llama import Dense, Layer, Linear, LlamaWeights, Stacked, WithAdapter
+from qlora_chat.models.weights.llama import Dense, Layer, Linear, LlamaWeights, WithAdapter, parts_of, without_adapter
 from qlora_chat.models.weights.nf4 import BLOCK, NESTED, NF4
 
 AB = tuple[Tensor, Tensor]
@@ -130,7 +131,7 @@ class CpuForward:
         return tensor.data_ptr()
 
     def _product(self, product: Linear, int8: bool = False) -> int:
-        matrices = [self._matrix(part.base if isinstance(part, WithAdapter) else part, int8) for part in parts_of(product)]
+        matrices = [self._matrix(without_adapter(part), int8) for part in parts_of(product)]
         packed = _checked(self._library.product_new((ctypes.c_void_p * len(matrices))(*matrices), len(matrices)))
         self.bytes_packed += self._library.product_bytes(packed)
         return packed
@@ -144,8 +145,8 @@ class CpuForward:
             return self._dense(product.dequantize(), bias)
         return _checked(
             self._library.matrix_nf4(
-                product.packed.data_ptr(), product.outputs, product.inputs, _pointer(bias), product.code.data_ptr(),
-                product.absmax.data_ptr(), BLOCK, _pointer(product.nested_code), _pointer(product.nested_absmax), NESTED,
+                product.packed.data_ptr(), product.outputs, product.inputs, address(bias), product.code.data_ptr(),
+                product.absmax.data_ptr(), BLOCK, address(product.nested_code), address(product.nested_absmax), NESTED,
                 product.offset,
             )
         )  # fmt: skip
@@ -153,7 +154,7 @@ class CpuForward:
     def _dense(self, weight: Tensor, bias: Tensor | None, int8: bool = False) -> int:
         weight = weight.contiguous()
         bias = None if bias is None else bias.float()
-        is_bf16, pointers = weight.dtype == torch.bfloat16, (weight.data_ptr(), *weight.shape, _pointer(bias))
+        is_bf16, pointers = weight.dtype == torch.bfloat16, (weight.data_ptr(), *weight.shape, address(bias))
         if int8:
             return _checked(self._library.matrix_int8(int(is_bf16), *pointers))
         return _checked(self._library.matrix_dense(weight.element_size(), *pointers))
@@ -169,8 +170,7 @@ def supports(weights: LlamaWeights) -> bool:
 def is_nf4(weights: LlamaWeights) -> bool:
     """True if the layers are in 4 bits. The head is then packed in int8 with a scale for each 64 inputs, which reads a
     twentieth less memory a token, and adapters in int8 with a scale for each rank (bench/RESULTS.md has the cost of both)."""
-    down = weights.layers[0].mlp_down
-    return isinstance(down.base if isinstance(down, WithAdapter) else down, NF4)
+    return isinstance(without_adapter(weights.layers[0].mlp_down), NF4)
 
 
 def cores() -> int:
@@ -179,23 +179,14 @@ def cores() -> int:
 
 
 def _supports(product: Linear) -> bool:
-    match product:
-        case Stacked(parts):
-            scalings = {part.scaling for part in parts if isinstance(part, WithAdapter)}
-            return len(scalings) <= 1 and all(_supports(part) for part in parts)
-        case WithAdapter(base):
-            return _supports(base)
-        case _:
-            return isinstance(product, Dense | NF4)
+    parts = parts_of(product)
+    scalings = {part.scaling for part in parts if isinstance(part, WithAdapter)}
+    return len(scalings) <= 1 and all(isinstance(without_adapter(part), Dense | NF4) for part in parts)
 
 
 def _products(weights: LlamaWeights) -> list[Linear]:
     """In the order of the pass."""
     return [*(product for layer in weights.layers for product in layer.products), weights.head]
-
-
-def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
 
 
 def _checked(pointer: int | None) -> int:

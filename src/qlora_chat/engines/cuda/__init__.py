@@ -45,22 +45,17 @@ def open_cuda(
         raise CannotPack(f"its compute type is {weights.dtype}; the kernels compute in bfloat16")
     check_supported(weights)
     check_device(cache_folder)
+    cache_dtype = torch.int8 if kv_cache_dtype == "int8" else None
     try:
-        return _open(weights, slots, cache_folder, torch.int8 if kv_cache_dtype == "int8" else None, adapter_bytes)
+        limits, packed = StepLimits(), pack_weights(weights)
+        reserve = CudaAdapters.copies * adapter_bytes + (CudaAdapters.copies - 1) * own_adapter_bytes(packed)
+        cache = KVCache(weights, slots or fitting_slots(weights, cache_dtype, int(reserve)), cache_dtype)
+        decoder = Decoder(packed, cache, cache_folder)
+        adapters = CudaAdapters(packed, decoder, cache)
+        prefill = Prefill(packed, decoder.dequantize, cache, decoder.rope_cos_sin, adapters.of_slot, decoder.stream)
+        rows = max(limits.step_rows_idle, len(cache.slots))
+        lengths = padded_row_counts(min(limits.pass_tokens, weights.shape.window))
+        warmup = Warmup(decoder, adapters, rows, prefill.warm_up, lengths)
+        return CudaScheduler(decoder, prefill.begin, cache, adapters, PassCosts(limits.step_costs), warmup, limits), cache
     except (CannotPack, KernelError) as problem:
         raise WeightsConsumed(str(problem)) from problem
-
-
-def _open(
-    weights: LlamaWeights, slots: int | None, cache_folder: Path | None, cache_dtype: torch.dtype | None, adapter_bytes: int
-) -> tuple[CudaScheduler, KVCache]:
-    limits, packed = StepLimits(), pack_weights(weights)
-    reserve = CudaAdapters.copies * adapter_bytes + (CudaAdapters.copies - 1) * own_adapter_bytes(packed)
-    cache = KVCache(weights, slots or fitting_slots(weights, cache_dtype, int(reserve)), cache_dtype)
-    decoder = Decoder(packed, cache, cache_folder)
-    adapters = CudaAdapters(packed, decoder, cache)
-    prefill = Prefill(packed, decoder.dequantize, cache, decoder.rope_cos_sin, adapters.of_slot, decoder.stream)
-    rows = max(limits.step_rows_idle, len(cache.slots))
-    lengths = padded_row_counts(min(limits.pass_tokens, weights.shape.window))
-    warmup = Warmup(decoder, adapters, rows, prefill.warm_up, lengths)
-    return CudaScheduler(decoder, prefill.begin, cache, adapters, PassCosts(limits.step_costs), warmup, limits), cache

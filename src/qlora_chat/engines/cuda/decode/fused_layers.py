@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from qlora_chat.engines.core.c_declarations import address
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cuda.decode.buffers import MAX_SPLITS, Buffers
 from qlora_chat.engines.cuda.decode.rows import MAX_ROWS
 from qlora_chat.engines.cuda.runtime.arguments import layers_arguments
-from qlora_chat.engines.cuda.runtime.driver import address
 from qlora_chat.engines.cuda.weights.lora_tiles import LoraTable, sharing_blocks
 from qlora_chat.engines.cuda.weights.model import CudaWeights, ceil_div
 

@@ -12,6 +12,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from qlora_chat.engines.core.c_declarations import address
 from qlora_chat.engines.core.kv_cache import KVCache
 from qlora_chat.engines.cuda.decode.buffers import BARRIER_COUNTERS, MAX_SPLITS, RING, Buffers
 from qlora_chat.engines.cuda.decode.fused_layers import THREADS as FUSED_THREADS
@@ -32,7 +33,7 @@ from qlora_chat.engines.cuda.runtime.arguments import (
     RowsArguments,
     SampleArguments,
 )
-from qlora_chat.engines.cuda.runtime.driver import Kernel, KernelError, address
+from qlora_chat.engines.cuda.runtime.driver import Kernel, KernelError
 from qlora_chat.engines.cuda.weights.lora_tiles import WARPS as LORA_WARPS
 from qlora_chat.engines.cuda.weights.lora_tiles import LoraTable, rank_of, sharing_blocks
 from qlora_chat.engines.cuda.weights.model import CudaLayer, CudaWeights, Product, ceil_div

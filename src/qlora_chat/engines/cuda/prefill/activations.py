@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from qlora_chat.engines.core.c_declarations import address
 from qlora_chat.engines.core.kv_cache import CachedLayer, KVCache
 from qlora_chat.engines.cuda.kernels import Kernels
 from qlora_chat.engines.cuda.runtime.arguments import (
@@ -23,7 +24,6 @@ from qlora_chat.engines.cuda.runtime.arguments import (
     RowsArguments,
     SiluTimesUpArguments,
 )
-from qlora_chat.engines.cuda.runtime.driver import address
 from qlora_chat.engines.cuda.weights.model import ceil_div
 from qlora_chat.models.weights.llama import LlamaShape
 

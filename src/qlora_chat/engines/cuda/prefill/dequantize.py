@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qlora_chat.engines.core.c_declarations import address
 from qlora_chat.engines.cuda.kernels import Kernels
 from qlora_chat.engines.cuda.runtime.arguments import DequantizeArguments
-from qlora_chat.engines.cuda.runtime.driver import address
 from qlora_chat.engines.cuda.weights.model import ceil_div
 from qlora_chat.engines.cuda.weights.packing import Packed
 from qlora_chat.engines.cuda.weights.tiling import Card, Tiling

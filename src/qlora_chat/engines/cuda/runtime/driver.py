@@ -33,11 +33,6 @@ class KernelError(RuntimeError):
     """A kernel cannot be compiled, loaded or launched on this machine; the engine does without it."""
 
 
-def address(tensor: torch.Tensor | None) -> int | None:
-    """Address of a tensor's data for a c_void_p field; None is null."""
-    return None if tensor is None else tensor.data_ptr()
-
-
 class Kernel:
     """A function of a module loaded on the current device."""
 

@@ -15,8 +15,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from qlora_chat.engines.core.c_declarations import address
 from qlora_chat.engines.cuda.runtime.arguments import LoraArguments, LoraProductArguments
-from qlora_chat.engines.cuda.runtime.driver import address
 from qlora_chat.engines.cuda.weights.packing import TILE_ROWS, CannotPack, Packed
 
 STEP = 16

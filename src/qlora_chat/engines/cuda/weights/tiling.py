@@ -150,11 +150,5 @@ def shared_bytes(packed: Packed, rows: int, tiling: Tiling, *, adapted: bool) ->
     ring = tiling.warps * tiling.stages * tiling.tiles * TILE_BYTES[packed.kind] * (2 if packed.paired else 1)
     stride = tiling.columns * 8 + (8 if tiling.columns > 1 else 0)
     sums = (tiling.warps + adapted) * tiling.tiles * TILE_ROWS * stride * 4 * tiling.buffers
-    return (
-        table
-        + ring
-        + sums
-        + tiling.columns * 8 * 4
-        + 16 * tiling.buffers
-        + (rows * packed.inputs * 2 if tiling.x_shared else 0)
-    )
+    x = rows * packed.inputs * 2 if tiling.x_shared else 0
+    return table + ring + sums + tiling.columns * 8 * 4 + 16 * tiling.buffers + x
