@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_chat.engines import AdapterHost, EngineError, LocalModel, ReplayableEngine
+from qlora_chat.engines import AdapterHost, EngineError, LocalModel
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.engines.switch import ModelSwitch, OpenedModel
 from qlora_chat.models import LoadedModel, ModelError, ModelInfo, Notify
@@ -114,7 +114,7 @@ def test_without_any_model_questions_are_refused_with_the_reason_and_the_next_sw
 
 def test_it_has_every_protocol_of_the_engine_inside(toys: ToyModels) -> None:
     switch = switch_of(toys, has_room=True)
-    for protocol in (AdapterHost, LocalModel, ReplayableEngine, SwitchableEngine):
+    for protocol in (AdapterHost, LocalModel, SwitchableEngine):
         assert isinstance(switch, protocol)
     assert switch.slots == 2
     switch.close()

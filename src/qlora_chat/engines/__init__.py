@@ -134,18 +134,6 @@ class Engine(Protocol):
 
 
 @runtime_checkable
-class ReplayableEngine(Protocol):
-    """An engine that can change settings at a given token, as replaying an answer requires."""
-
-    def stream_with_changes(
-        self, prompt: Prompt, sampling: Sampling, stops: Stops, changes: Mapping[int, Sampling],
-        adapter: str | None = None, schema: AnswerSchema | None = None,
-    ) -> Stream:  # fmt: skip
-        """Start an answer that switches to each of `changes` after that many generated tokens; otherwise as Engine.stream."""
-        ...
-
-
-@runtime_checkable
 class AdapterHost(Protocol):
     """An engine that loads and unloads adapters while it runs; `info.adapters` names the loaded ones."""
 
@@ -159,8 +147,15 @@ class AdapterHost(Protocol):
 
 
 @runtime_checkable
-class LocalModel(Protocol):
-    """An engine that computes in this process, whose memory can be measured."""
+class LocalModel(Engine, Protocol):
+    """An engine that computes in this process: its memory can be measured, and an answer be computed again as it was."""
+
+    def stream(
+        self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None, schema: AnswerSchema | None = None,
+        changes: Mapping[int, Sampling] | None = None,
+    ) -> Stream:  # fmt: skip
+        """Start an answer that switches to each of `changes` after that many generated tokens; otherwise as Engine.stream."""
+        ...
 
     @property
     def slots(self) -> int: ...

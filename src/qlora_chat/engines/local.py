@@ -44,7 +44,7 @@ WARM_UP_INTERVAL_S = 0.02
 
 
 class LocalEngine:
-    """Generates for all callers in one batch; see the Engine, ReplayableEngine and AdapterHost protocols.
+    """Generates for all callers in one batch; see the LocalModel and AdapterHost protocols.
 
     Loading happens on the engine's thread as well. Every thread that computes gets its own OpenMP team, and with more
     team members than cores libgomp stops spinning between operations: a token then takes 1.4 times as long.
@@ -98,16 +98,10 @@ class LocalEngine:
         return self._on_thread(lambda: self._scheduler.compute_logits(spans))
 
     def stream(
-        self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None, schema: AnswerSchema | None = None
-    ) -> Stream:
-        """Start an answer; it joins the batch at the next step. Errors as Engine.stream."""
-        return self.stream_with_changes(prompt, sampling, stops, {}, adapter, schema)
-
-    def stream_with_changes(
-        self, prompt: Prompt, sampling: Sampling, stops: Stops, changes: Mapping[int, Sampling],
-        adapter: str | None = None, schema: AnswerSchema | None = None,
+        self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None, schema: AnswerSchema | None = None,
+        changes: Mapping[int, Sampling] | None = None,
     ) -> Stream:  # fmt: skip
-        """Start an answer whose settings change at given tokens; see ReplayableEngine."""
+        """Start an answer; it joins the batch at the next step. See LocalModel; errors as Engine.stream."""
         lora, answered_by = self._lora(adapter)
         check_prompt(prompt.ids, self.info.window, self._vocabulary)
         grammar = self._grammars.begin(schema, stops.token_ids) if schema else None
@@ -171,11 +165,8 @@ class LocalEngine:
     def _run(self, opening: Callable[[], None], opened: Future[None]) -> None:
         try:
             opening()
-        except torch.OutOfMemoryError as problem:
-            opened.set_exception(_does_not_fit(problem))
-            return
         except BaseException as problem:
-            opened.set_exception(problem)
+            opened.set_exception(_does_not_fit(problem) if isinstance(problem, torch.OutOfMemoryError) else problem)
             return
         opened.set_result(None)
         self._serve()

@@ -17,7 +17,7 @@ from qlora_chat.engines import EngineError, Stream
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.messages import AnswerSchema
 from qlora_chat.models import ModelError, ModelInfo, Notify
-from qlora_chat.prompt import ChatFormat, Prompt, Tokenizer
+from qlora_chat.prompt import ChatFormat, Prompt
 from qlora_chat.settings import ModelSettings, Sampling
 from qlora_chat.stopping import Stops
 
@@ -37,7 +37,7 @@ FitsBeside = Callable[[ModelSettings, ModelInfo, Notify], bool]
 
 
 class ModelSwitch:
-    """The engine of whatever model is loaded; see the Engine, ReplayableEngine, AdapterHost and LocalModel protocols.
+    """The engine of whatever model is loaded; see the LocalModel and AdapterHost protocols.
 
     It is without a model only while one is loaded in the place of another, and where neither could be opened.
     """
@@ -52,16 +52,6 @@ class ModelSwitch:
         """Reason why there is no engine."""
         self._keep(opened)
         self.prompt_format = cast(ChatFormat, SwitchedFormat(self))
-
-    @property
-    def settings(self) -> ModelSettings:
-        """Settings of the model that is loaded, or was the last one."""
-        return self._settings
-
-    @property
-    def current_format(self) -> ChatFormat:
-        """The prompt format of that model."""
-        return self._format
 
     def switch(self, settings: ModelSettings, notify: Notify) -> None:
         """Load another model: beside the old one where memory allows, else in its place.
@@ -99,7 +89,7 @@ class ModelSwitch:
     def _return_to_old(self, problem: Exception, notify: Notify) -> None:
         notify("It could not be opened; the old model is loaded again.")
         try:
-            self._engine = self._opener(self._settings, notify).engine
+            self._engine = self._opener(self.settings, notify).engine
         except Exception as also:
             self._missing = f"No model is loaded: {problem}; and the old one could not be opened again: {also}"
             raise ModelError(self._missing) from problem
@@ -112,8 +102,9 @@ class ModelSwitch:
         _free_memory()
 
     def _keep(self, opened: OpenedModel) -> None:
-        self._settings, self._format = opened.settings, opened.prompt_format
-        self._info, self._tokenizer = opened.engine.info, opened.engine.tokenizer
+        """Set what stays known of the model that is loaded, or was the last one."""
+        self.settings, self.current_format = opened.settings, opened.prompt_format
+        self._info, self.tokenizer = opened.engine.info, opened.engine.tokenizer
 
     def _loaded(self) -> LocalEngine:
         engine = self._engine
@@ -130,11 +121,6 @@ class ModelSwitch:
         return engine.info if engine else self._info
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        """Its tokenizer."""
-        return self._tokenizer
-
-    @property
     def slots(self) -> int:
         """Chats that can share a forward pass."""
         return self._engine.slots if self._engine else 1
@@ -149,17 +135,11 @@ class ModelSwitch:
         return self._engine.memory_in_use() if self._engine else 0
 
     def stream(
-        self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None, schema: AnswerSchema | None = None
-    ) -> Stream:
-        """Start an answer; see Engine.stream. EngineError while no model is loaded."""
-        return self._loaded().stream(prompt, sampling, stops, adapter, schema)
-
-    def stream_with_changes(
-        self, prompt: Prompt, sampling: Sampling, stops: Stops, changes: Mapping[int, Sampling],
-        adapter: str | None = None, schema: AnswerSchema | None = None,
+        self, prompt: Prompt, sampling: Sampling, stops: Stops, adapter: str | None = None, schema: AnswerSchema | None = None,
+        changes: Mapping[int, Sampling] | None = None,
     ) -> Stream:  # fmt: skip
-        """Start an answer whose settings change at given tokens; see ReplayableEngine."""
-        return self._loaded().stream_with_changes(prompt, sampling, stops, changes, adapter, schema)
+        """Start an answer; see LocalModel. EngineError while no model is loaded."""
+        return self._loaded().stream(prompt, sampling, stops, adapter, schema, changes)
 
     def check_schema(self, schema: AnswerSchema) -> None:
         """SchemaError if answers cannot be held to it. EngineError while no model is loaded."""

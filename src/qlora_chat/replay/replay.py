@@ -13,7 +13,7 @@ from typing import Any
 
 from qlora_chat import __version__
 from qlora_chat.chat import Chat
-from qlora_chat.engines import COMPILED, EngineError, Finish, ReplayableEngine, Stream
+from qlora_chat.engines import COMPILED, EngineError, Finish, LocalModel, Stream
 from qlora_chat.prompt import Prompt
 from qlora_chat.replay.record import CannotReplay, RecordedAnswer
 from qlora_chat.replay.tokens import text_after, top_logprobs
@@ -115,8 +115,8 @@ def _stream(recorded: RecordedAnswer, sampling: Sampling, chat: Chat) -> Stream:
     try:
         if not changes:
             return engine.stream(prompt, sampling, stops, schema=schema)
-        if isinstance(engine, ReplayableEngine):
-            return engine.stream_with_changes(prompt, sampling, stops, changes, schema=schema)
+        if isinstance(engine, LocalModel):
+            return engine.stream(prompt, sampling, stops, schema=schema, changes=changes)
     except ValueError as problem:
         raise CannotReplay(f"this model cannot take the recorded prompt: {problem}") from problem
     raise CannotReplay("settings were changed during the answer, and this engine cannot change them at a given token")
