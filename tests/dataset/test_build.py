@@ -253,9 +253,9 @@ def test_train_reads_the_records(tmp_path: Path) -> None:
     write(build([example(pair, system="Be brief.")]), tmp_path / "pairs")
     preferred = load_dialogues([str(tmp_path / "pairs" / "preferences.jsonl")], print)
     assert preferred.formats == {"preference": 1}
-    assert [message.content for message in preferred.conversations[0].messages] == ["Why?", "Because it is so."]
+    assert [message.content for message in preferred.train[0].conversation.messages] == ["Why?", "Because it is so."]
     dialogues = load_dialogues([str(tmp_path / "data")], print)
-    (conversation,) = dialogues.conversations
+    (conversation,) = (each.conversation for each in dialogues.train)
     assert dialogues.formats == {"messages": 1}
     assert conversation.system == "Be brief."
     assert [message.content for message in conversation.messages] == ["Hi", "Hello.", "And?", "Less."]

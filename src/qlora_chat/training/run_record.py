@@ -63,7 +63,7 @@ class Run:
             "tool": f"qlora-chat {__version__}",
             "begun": datetime.now(UTC).isoformat(timespec="seconds"),
             "settings": settings.as_dict(),
-            "data": {"files": list(dialogues.files), "sha256": dialogues.digest, "dialogues": len(dialogues.conversations)},
+            "data": {"files": list(dialogues.files), "sha256": dialogues.digest, "dialogues": dialogues.formats.total()},
             "base": {"name": base.name, "revision": base.revision, "files": base.fingerprints},
         }
         if adapter:

@@ -102,7 +102,7 @@ def test_a_text_is_read_in_the_models_own_template(tmp_path: Path) -> None:
     chatml = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello.<|im_end|>"
     path = written(tmp_path / "d.jsonl", {"text": chatml}, {"text": "### Human: Hi### Assistant: Hello."})
     read = usable_dialogues(load_dialogues([str(path)], print), text_reader(template), skip_bad=False)
-    assert [[message.content for message in each.messages] for each in read.conversations] == [["Hi", "Hello."]] * 2
+    assert [[message.content for message in each.conversation.messages] for each in read.train] == [["Hi", "Hello."]] * 2
     assert read.formats == {"text": 1, "guanaco": 1}
     with pytest.raises(TrainError, match=r"d\.jsonl:1: 'text' is neither in the model's chat template nor has it '### Human:'"):
         usable(path)

@@ -17,7 +17,6 @@ from qlora_chat.chat_templates.text_reader import TextReader as ChatTextReader
 from qlora_chat.dialogue_formats import BadRecord
 from qlora_chat.dialogue_formats.dialogue import SURROGATES, UNANSWERED, Dialogue, parse_dialogue
 from qlora_chat.dialogue_formats.formats import TEXT
-from qlora_chat.messages import Conversation
 from qlora_chat.models import Notify
 from qlora_chat.prompt import ChatFormat
 from qlora_chat.text import replace_surrogates
@@ -27,7 +26,6 @@ from qlora_chat.training.data.files import read_file, read_records
 from qlora_chat.training.data.sources import DataFile, file_names, find_data
 from qlora_chat.training.data.tally import BadRecords, Tally
 
-SHOWN_PROBLEMS = 10
 NO_ANSWER = "without an answer"
 NOTHING_LEARNED = "whose answers are all marked as not to be learned"
 ALSO_HELD_OUT = "that stand in a held-out file as well"
@@ -49,14 +47,9 @@ class Dialogues:
     files: tuple[str, ...] = ()
     held_out: tuple[Dialogue, ...] = ()
     """Of files that are held out as a whole."""
-    bad: BadRecords = field(default_factory=lambda: BadRecords(SHOWN_PROBLEMS))
+    bad: BadRecords = field(default_factory=BadRecords)
     left_out: Tally = field(default_factory=Tally)
     changed: Tally = field(default_factory=Tally)
-
-    @property
-    def conversations(self) -> tuple[Conversation, ...]:
-        """All of them."""
-        return tuple(each.conversation for each in (*self.train, *self.held_out))
 
     @property
     def formats(self) -> Counter[str]:
@@ -79,7 +72,7 @@ def load_dialogues(names: Iterable[str], notify: Notify, *, skip_bad: bool | Non
     skip_bad leaves bad records out; None for a command without --skip-bad, whose error must not suggest it.
     """
     files = [file for name in names for file in find_data(name, notify)]
-    digest, bad = hashlib.sha256(), BadRecords(SHOWN_PROBLEMS)
+    digest, bad = hashlib.sha256(), BadRecords()
     parsed = [(each, file.is_held_out) for file, each in _parsed(files, digest.update, bad)]
     if bad.tally.total() and not skip_bad:
         raise TrainError(_problem_report(bad, can_skip=skip_bad is not None))

@@ -82,20 +82,15 @@ def _of_one_kind(name: str, files: list[DataFile], notify: Notify) -> list[DataF
 
 def _download(repository: str, notify: Notify) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     notify(f"downloading the dataset {repository} from the Hub, unless it is cached")
     try:
-        return Path(
-            snapshot_download(
-                repository,
-                repo_type="dataset",
-                cache_dir=hub_cache_folder(),
-                allow_patterns=[f"*{suffix}" for suffix in SUFFIXES],
-                local_files_only=hub_is_offline(),
-            )
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as problem:
+        folder = snapshot_download(
+            repository, repo_type="dataset", cache_dir=hub_cache_folder(), local_files_only=hub_is_offline(),
+            allow_patterns=[f"*{suffix}" for suffix in SUFFIXES],
+        )  # fmt: skip
+        return Path(folder)
+    except (OSError, ValueError) as problem:  # the Hub's errors are OSErrors
         reason = " ".join(str(problem).split())[:200]
         raise TrainError(f"--data {repository} is no file here, and no dataset of the Hub ({reason})") from problem
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 MAX_REASONS = 40
 """Reasons that are counted apart; a file of millions of bad records may have as many."""
 OTHER = "other reasons"
+SHOWN_PROBLEMS = 10
+"""Bad records that are remembered as they are."""
 _VARYING = re.compile(r"\d+|'[^']*'|\"[^\"]*\"")
 
 
@@ -42,14 +44,12 @@ class Tally:
 class BadRecords:
     """Records that cannot be used: the number of each kind of problem, and the first of each in full."""
 
-    shown: int
-    """Problems that are remembered as they are."""
     tally: Tally = field(default_factory=Tally)
     first: list[str] = field(default_factory=list)
 
     def add(self, where: str, problem: str) -> None:
         """Count a bad record; a file may have millions."""
-        if len(self.first) < self.shown:
+        if len(self.first) < SHOWN_PROBLEMS:
             self.first.append(f"{where}: {problem}")
         self.tally.add(_VARYING.sub("...", problem), f"{where}: {problem}")
 
