@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from qlora_chat.chat import AnswerOptions, Chat, Turn
@@ -78,11 +79,9 @@ def begin_answers(
 
 def _drain(turn: Turn) -> None:
     """Read a cancelled turn to its end, which saves it as far as it got."""
-    try:
+    with suppress(EngineError):
         for _ in turn:
             pass
-    except EngineError:
-        return
 
 
 def names(models: Sequence[ModelUsed], samplings: Sequence[Sampling]) -> list[str]:

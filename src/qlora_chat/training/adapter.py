@@ -16,13 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from qlora_chat.models.adapter.config import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from qlora_chat.models.cache import sync
 from qlora_chat.models.chat_format import TEMPLATE_FILE
 from qlora_chat.models.folders import RECORD
 from qlora_chat.training import TrainError
 from qlora_chat.training.recipe import TrainSettings
-
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def write_adapter(
@@ -36,8 +35,8 @@ def write_adapter(
     dtype = torch.bfloat16 if settings.adapter_dtype == "bf16" else torch.float32
     stored = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in sorted(tensors.items())}
     try:
-        replace_file(folder / WEIGHTS, lambda path: save_file(stored, path, metadata={"format": "pt"}))
-        replace_text(folder / CONFIG, json.dumps(peft_config(settings), indent=2) + "\n")
+        replace_file(folder / ADAPTER_WEIGHTS, lambda path: save_file(stored, path, metadata={"format": "pt"}))
+        replace_text(folder / ADAPTER_CONFIG, json.dumps(peft_config(settings), indent=2) + "\n")
         if chat_template is not None:
             replace_text(folder / TEMPLATE_FILE, chat_template)
         replace_text(folder / RECORD, json.dumps(dict(record), indent=2, ensure_ascii=False) + "\n")

@@ -32,7 +32,6 @@ class Checkpoint:
 
     step: int
     tensors: Mapping[str, Tensor]
-    values: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def _read(folder: Path) -> Checkpoint:
         raise ValueError(f"{TENSORS} does not match its checksum")
     with safe_open(folder / TENSORS, framework="pt") as file:  # type: ignore[no-untyped-call]
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    return Checkpoint(int(stored["step"]), tensors, stored["values"])
+    return Checkpoint(int(stored["step"]), tensors)
 
 
 def _digest(body: Mapping[str, Any]) -> str:

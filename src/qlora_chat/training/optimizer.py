@@ -45,12 +45,13 @@ class Optimizer:
             "weight_decay": settings.weight_decay,
         }
         on_card = parameters[0].is_cuda
-        paged_on_cpu = settings.optimizer == "paged_adamw_32bit" and not on_card  # nothing to page; the numbers are the same
-        if settings.optimizer == "adamw_32bit" or paged_on_cpu:
+        # on a CPU there is nothing to page; the numbers are the same
+        name = settings.optimizer if on_card else settings.optimizer.removeprefix("paged_")
+        if name == "adamw_32bit":
             options["fused" if on_card else "foreach"] = True
             inner = torch.optim.AdamW(parameters, **options)
         else:
-            inner = _bitsandbytes(settings.optimizer, parameters, options, on_card)
+            inner = _bitsandbytes(name, parameters, options)
         return Optimizer(inner, parameters, settings.max_grad_norm)
 
     def clip(self) -> Tensor:
@@ -92,13 +93,11 @@ class Optimizer:
                     state[name] = int(stored)
 
 
-def _bitsandbytes(name: str, parameters: tuple[nn.Parameter, ...], options: Mapping[str, Any], on_card: bool) -> Any:
+def _bitsandbytes(name: str, parameters: tuple[nn.Parameter, ...], options: Mapping[str, Any]) -> Any:
     from qlora_chat.models.weights.nf4 import quiet_bitsandbytes
 
     quiet_bitsandbytes()
     from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit, PagedAdamW32bit
 
-    if not on_card:  # nothing to page; the numbers are the same
-        name = name.removeprefix("paged_")
     kinds = {"paged_adamw_32bit": PagedAdamW32bit, "paged_adamw_8bit": PagedAdamW8bit, "adamw_8bit": AdamW8bit}
     return kinds[name](parameters, **options)

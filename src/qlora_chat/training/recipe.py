@@ -176,12 +176,12 @@ def recipe_names() -> list[str]:
 
 def read_recipe(name_or_file: str) -> dict[str, Any]:
     """Read a recipe's fields by name. SettingsError for an unknown recipe or a file that is no mapping in YAML."""
-    path = RECIPES / f"{name_or_file}.yaml"
-    if name_or_file not in recipe_names():
-        path = Path(name_or_file).expanduser()
-        if not path.is_file():
-            known = ", ".join(recipe_names())
-            raise SettingsError(f"--recipe is {name_or_file!r}, but there is no such file and no such recipe; known: {known}")
+    known = recipe_names()
+    path = RECIPES / f"{name_or_file}.yaml" if name_or_file in known else Path(name_or_file).expanduser()
+    if not path.is_file():
+        raise SettingsError(
+            f"--recipe is {name_or_file!r}, but there is no such file and no such recipe; known: {', '.join(known)}"
+        )
     import yaml
 
     try:

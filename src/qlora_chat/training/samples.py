@@ -45,7 +45,8 @@ class SampleWriter:
                 text = self.tokenizer.decode(answer)
                 if any(stop in text for stop in self.template.stop_texts):
                     break
-        return _without_stops(text, self.template.stop_texts).strip()
+        end = min((text.index(stop) for stop in self.template.stop_texts if stop in text), default=len(text))
+        return text[:end].strip()
 
 
 def _likeliest(model: TrainableLlama, ids: tuple[int, ...]) -> int:
@@ -54,7 +55,3 @@ def _likeliest(model: TrainableLlama, ids: tuple[int, ...]) -> int:
     targets = torch.full((len(ids),), IGNORED, device=device)
     hidden = model.hidden(MicroBatch(torch.tensor(ids, device=device), targets, (len(ids),)))
     return int((hidden[-1] @ model.head.t()).argmax())
-
-
-def _without_stops(text: str, stops: tuple[str, ...]) -> str:
-    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]

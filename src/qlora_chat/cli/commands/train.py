@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from dataclasses import field, make_dataclass
+from dataclasses import asdict, field, make_dataclass
 from pathlib import Path
 from threading import Thread
 from typing import Annotated, Any, get_args
@@ -92,7 +92,7 @@ def _check(chosen: TrainSettings, device: Any, *, as_json: bool) -> None:
 
     found = check_run(chosen, notify, device=device)
     if as_json:
-        print_json(found.as_json())
+        print_json(asdict(found))
         return
     for line in (*found.problems, *found.lines()):
         print(plain(line))

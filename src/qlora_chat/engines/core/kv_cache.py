@@ -93,11 +93,7 @@ class KVCache:
         free = [slot for slot in self.slots if not slot.busy]
         if not free:
             return None
-
-        def reusable(slot: Slot) -> int:
-            return _reusable(slot, prompt) if slot.adapter is adapter else 0
-
-        best = max(free, key=lambda slot: (reusable(slot), -slot.last_used))
+        best = max(free, key=lambda slot: (_reusable(slot, prompt, adapter), -slot.last_used))
         shared = min(common_prefix(best.ids, prompt), len(prompt) - 1) if best.adapter is adapter else 0
         del best.ids[shared:]
         best.adapter = adapter
@@ -138,10 +134,10 @@ def _pages(count: int) -> mmap.mmap:
     return pages
 
 
-def _reusable(slot: Slot, prompt: Sequence[int]) -> int:
+def _reusable(slot: Slot, prompt: Sequence[int], adapter: object) -> int:
     """Shared tokens if they are most of the slot's, or all of the prompt (the same question again); else 0. A system text
     that every chat begins with must not evict another conversation while an older slot is free."""
-    shared = common_prefix(slot.ids, prompt)
+    shared = common_prefix(slot.ids, prompt) if slot.adapter is adapter else 0
     return shared if 2 * shared >= len(slot.ids) or shared >= len(prompt) - 1 else 0
 
 

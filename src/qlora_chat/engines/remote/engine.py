@@ -232,8 +232,8 @@ def _with_served_base(settings: ModelSettings, listings: Listings, name: str) ->
         return settings
     by_name = {card.name: card for cards in listings.values() for card in cards}
     card = by_name.get(name)
-    parent = by_name.get(card.parent) if card and card.parent else None
-    root = (parent or card).root if card else None
+    base = by_name.get(card.parent or name, card) if card else None
+    root = base.root if base else None
     if root and (is_hub_id(root) or has_tokenizer(Path(root))):
         return replace(settings, base=root, model="auto")
     raise EngineError(
