@@ -25,13 +25,14 @@ Values = Mapping[str, Any]
 """A report's JSON."""
 
 
-def write(folder: Path, name: str, report: Report, plot: Callable[[Values, Path], None]) -> None:
-    """Write folder/name.json, and its plot as folder/name.png. EvaluationError if that fails."""
+def write(folder: Path, name: str, report: Report, plot: Callable[[Values, Path], None] | None = None) -> None:
+    """Write folder/name.json, and folder/name.png if there is a plot of it. EvaluationError if that fails."""
     path, values = folder / f"{name}.json", asdict(report)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        plot(values, path.with_suffix(".png"))
+        if plot:
+            plot(values, path.with_suffix(".png"))
     except OSError as problem:
         raise EvaluationError(f"{path} cannot be written ({problem.strerror}); choose another folder with --out") from problem
 

@@ -201,14 +201,9 @@ class Server:
         self._capabilities = self._enforces_schemas = None
 
     async def _probe_schema(self, capabilities: Capabilities, model: str, identity: Identity) -> bool:
-        try:
-            chunks = await self._probe(capabilities, model, identity, PROBE_SCHEMA)
-        except ServerError as problem:
-            if problem.refused:
-                return False
-            raise
+        chunks = await self._probe_unless_refused(capabilities, model, identity, PROBE_SCHEMA)
         with contextlib.suppress(ValueError):
-            return json.loads("".join(chunk.text for chunk in chunks)) == PROBE_ANSWER
+            return json.loads("".join(chunk.text for chunk in chunks or ())) == PROBE_ANSWER
         return False
 
     async def _probe_all(self, model: str, identity: Identity) -> Capabilities:
@@ -224,20 +219,11 @@ class Server:
                 capabilities = fewer
         returns_ids = capabilities.takes_ids and any(chunk.ids for chunk in chunks)
         capabilities = replace(capabilities, returns_ids=returns_ids)
-        if "top_k" not in capabilities.fields:
-            capabilities = await self._probe_nested(capabilities, model, identity)
+        if "top_k" not in capabilities.fields:  # it may take Transformers' own settings instead of those that it refused
+            nested = replace(capabilities, nested=True)
+            if await self._probe_unless_refused(nested, model, identity) is not None:
+                capabilities = nested
         return capabilities if capabilities.takes_ids else await self._probe_text(capabilities, model, identity)
-
-    async def _probe_nested(self, capabilities: Capabilities, model: str, identity: Identity) -> Capabilities:
-        """Probe whether it takes Transformers' own settings instead of those that it refused."""
-        nested = replace(capabilities, nested=True)
-        try:
-            await self._probe(nested, model, identity)
-        except ServerError as problem:
-            if not problem.refused:
-                raise
-            return capabilities
-        return nested
 
     async def _probe_text(self, capabilities: Capabilities, model: str, identity: Identity) -> Capabilities:
         """Probe whether it prepends BOS to text, seen from its token count, and whether an answer loses its first space."""
@@ -259,6 +245,16 @@ class Server:
         chunks = await self._probe(capabilities, model, identity, text=PROBE + name)
         longer = next((chunk.prompt_tokens for chunk in chunks if chunk.prompt_tokens is not None), None)
         return longer is None or longer <= count + 1
+
+    async def _probe_unless_refused(
+        self, capabilities: Capabilities, model: str, identity: Identity, schema: AnswerSchema | None = None
+    ) -> list[Chunk] | None:
+        try:
+            return await self._probe(capabilities, model, identity, schema)
+        except ServerError as problem:
+            if not problem.refused:
+                raise
+            return None
 
     async def _probe(
         self, capabilities: Capabilities, model: str, identity: Identity, schema: AnswerSchema | None = None, text: str = PROBE

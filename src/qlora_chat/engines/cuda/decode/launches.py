@@ -35,7 +35,7 @@ from qlora_chat.engines.cuda.runtime.arguments import (
 )
 from qlora_chat.engines.cuda.runtime.driver import Kernel, KernelError
 from qlora_chat.engines.cuda.weights.lora_tiles import WARPS as LORA_WARPS
-from qlora_chat.engines.cuda.weights.lora_tiles import LoraTable, rank_of, sharing_blocks
+from qlora_chat.engines.cuda.weights.lora_tiles import LoraTable, sharing_blocks
 from qlora_chat.engines.cuda.weights.model import CudaLayer, CudaWeights, Product, ceil_div
 from qlora_chat.engines.cuda.weights.packing import Packed
 from qlora_chat.engines.cuda.weights.tiling import Card, Defines, Tiling
@@ -121,8 +121,9 @@ class Launches:
         return list(keys)
 
     def _tiling(self, packed: Packed, lora: LoraTable | None) -> tuple[Tiling, Defines]:
-        tiling = Tiling.of(packed, self.rows, self.card, lora.layout if lora else None)
-        return tiling, tiling.defines(packed, rank_of(lora), kv8=self._kv8)
+        layout = lora.layout if lora else None
+        tiling = Tiling.of(packed, self.rows, self.card, layout)
+        return tiling, tiling.defines(packed, layout.rank if layout else 0, kv8=self._kv8)
 
     @property
     def _kv8(self) -> bool:

@@ -134,11 +134,6 @@ def padded_rank(rank: int) -> int:
     return -(-rank // STEP) * STEP
 
 
-def rank_of(lora: LoraTable | None) -> int:
-    """Rank that kernels are compiled for; 0 without adapters."""
-    return lora.layout.rank if lora else 0
-
-
 def sharing_blocks(packed: Packed, processors: int) -> int:
     """Thread blocks that share a product's A x, whatever its tiling: the shares determine the rounding."""
     return min(processors, -(-packed.row_tiles // SHARED_TILES))
