@@ -19,7 +19,7 @@ import torch
 from qlora_chat.benchmark import SAMPLING
 from qlora_chat.benchmark.environment import print_report
 from qlora_chat.benchmark.measure import clear_prefix_cache, generate_together, total_rate
-from qlora_chat.benchmark.original import generate, merged_demo
+from qlora_chat.benchmark.original import generate, merged_model
 from qlora_chat.engines.local import LocalEngine
 from qlora_chat.models.load import load
 from qlora_chat.models.locate import BUNDLED
@@ -43,7 +43,7 @@ def open_local(dtype: str = "bfloat16") -> LocalEngine:
 
 
 def original(dtype: str = "bfloat16") -> dict[str, float]:
-    model = merged_demo(CPU).to(getattr(torch, dtype))
+    model = merged_model(BUNDLED / "base", BUNDLED / "adapter", CPU).to(getattr(torch, dtype))
     prompt = prompt_ids(ModelTokenizer.read(BUNDLED / "base", bos_id=1))
     generate(model, prompt, CHAT.changed(max_new_tokens=20), CPU)
     answer = generate(model, prompt, CHAT, CPU)
@@ -70,7 +70,7 @@ def ours() -> dict[str, float]:
 
 def same_tokens() -> int:
     """Return the number of greedy tokens that agree with generate's, of 256, in fp32."""
-    engine, model = open_local("float32"), merged_demo(CPU).float()
+    engine, model = open_local("float32"), merged_model(BUNDLED / "base", BUNDLED / "adapter", CPU).float()
     prompt = prompt_ids(engine.tokenizer)
     pieces = generate_together(engine, [Prompt("", prompt)], Sampling(temperature=0.0, max_new_tokens=GREEDY_TOKENS))[0]
     engine.close()

@@ -14,15 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlora_chat.models.locate import BUNDLED
 from qlora_chat.models.weights.nf4 import NF4
 from qlora_chat.models.weights.shape import LlamaShape
 from qlora_chat.settings import Sampling
-
-
-def merged_demo(device: torch.device) -> Any:
-    """Return the bundled base and adapter as the original demo loads them."""
-    return merged_model(BUNDLED / "base", BUNDLED / "adapter", device)
 
 
 def merged_model(base_folder: Path, adapter: Path | None, device: torch.device) -> Any:

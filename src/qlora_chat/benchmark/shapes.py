@@ -121,10 +121,11 @@ class RandomTensors(LazyTensors):
                 return torch.full((math.ceil(blocks / NESTED),), SPREAD * mean_scale, device=self._device)
             case ".nested_quant_map":
                 return torch.linspace(-1, 1, 256, device=self._device)
-        return _packed_state({
+        state = {
             "quant_type": "nf4", "blocksize": BLOCK, "dtype": "bfloat16", "shape": [out, inner],
             "nested_blocksize": NESTED, "nested_dtype": "float32", "nested_offset": mean_scale,
-        })  # fmt: skip
+        }  # fmt: skip
+        return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
 
 
 def in_floating_point(
@@ -162,7 +163,3 @@ def _bytes(count: int, generator: torch.Generator) -> Tensor:
     """Return uniform random bytes, drawn eight at a time."""
     words = torch.randint(-(2**63), 2**63 - 1, (math.ceil(count / 8),), generator=generator, device=generator.device)
     return words.view(torch.uint8)[:count]
-
-
-def _packed_state(state: Mapping[str, Any]) -> Tensor:
-    return torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)

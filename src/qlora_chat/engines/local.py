@@ -16,6 +16,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+import psutil
 import torch
 
 from qlora_chat.engines import AnsweredBy, EngineError, Stream, check_prompt
@@ -89,8 +90,6 @@ class LocalEngine:
         """Bytes on the card, or of this process; see LocalModel."""
         if self._model.weights.device.type == "cuda":
             return torch.cuda.memory_reserved(self._model.weights.device)
-        import psutil
-
         return int(psutil.Process().memory_info().rss)
 
     def forward(self, spans: Sequence[Span]) -> torch.Tensor:

@@ -49,7 +49,10 @@ class Checkpoints:
                 body = {"step": step, "values": dict(values), "sha256": sha256(folder / TENSORS)}
                 (folder / STATE).write_text(json.dumps({**body, "self": _digest(body)}, indent=1) + "\n")
         except (OSError, SafetensorError) as problem:
-            raise TrainError(self._write_error(step, problem)) from problem
+            raise TrainError(
+                f"the checkpoint of step {step} could not be written to {self.root} ({problem}); {self.newest_in_words()}. "
+                "Make room, then continue with --resume"
+            ) from problem
         for old in self._folders()[MAX_CHECKPOINTS:]:
             shutil.rmtree(old, ignore_errors=True)
         for unfinished in self.root.glob(".step-*"):  # left by a killed process; only one process writes a run
@@ -73,12 +76,6 @@ class Checkpoints:
 
     def _folders(self) -> list[Path]:
         return sorted((each for each in self.root.glob("step-*") if each.is_dir()), reverse=True)
-
-    def _write_error(self, step: int, problem: Exception) -> str:
-        return (
-            f"the checkpoint of step {step} could not be written to {self.root} ({problem}); {self.newest_in_words()}. "
-            "Make room, then continue with --resume"
-        )
 
 
 def _read(folder: Path) -> Checkpoint:

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from qlora_chat.json_records import json_lines
 from qlora_chat.models import Notify
 from qlora_chat.training import TrainError
 from qlora_chat.training.adapter import replace_text
@@ -32,12 +33,9 @@ class MetricsLog:
             self._file = self.path.open("a")
 
     def lines(self) -> list[dict[str, Any]]:
-        """Every complete line so far."""
-        parsed = []
-        for line in self.path.read_text().split("\n") if self.path.is_file() else []:
-            with suppress(ValueError):  # the process was killed while it wrote
-                parsed.append(json.loads(line))
-        return parsed
+        """Every complete line so far: a process may have been killed while it wrote one."""
+        data = self.path.read_bytes() if self.path.is_file() else b""
+        return [each.value for each in json_lines(data) if each.problem is None]
 
     def add(self, values: Mapping[str, Any]) -> None:
         """Append a line and flush it. TrainError if the disk refuses it."""

@@ -41,7 +41,10 @@ class Warmup:
             return True
         compiling, self._compiling = self._compiling, None
         if self._lengths:
-            self._next_length()
+            try:
+                self._warm_up_prefill(self._lengths.popleft())
+            except torch.OutOfMemoryError:
+                self._lengths.clear()  # prefill passes will be smaller
             return True
         missing = self._decoder.missing_graphs(self._rows, self._adapters.used)
         if not missing:
@@ -52,12 +55,6 @@ class Warmup:
             return self._capture(graph)
         self._compiling = graph, self._compiler.submit(launches.compile_one)
         return True
-
-    def _next_length(self) -> None:
-        try:
-            self._warm_up_prefill(self._lengths.popleft())
-        except torch.OutOfMemoryError:
-            self._lengths.clear()  # prefill passes will be smaller
 
     def _capture(self, graph: GraphKey) -> bool:
         max_rows = self._decoder.max_rows
