@@ -109,7 +109,8 @@ class LoraLayout:
         a = torch.zeros(len(product.outputs), self.rank, product.inputs, dtype=torch.bfloat16, device=device)
         for part, each in zip(a, lora.a, strict=True):
             if each is not None:
-                self._check(len(each))
+                if len(each) > self.rank:
+                    raise CannotPack(f"an adapter of rank {len(each)}; the kernels are made for {self.rank}")
                 part[: len(each)] = each
         tiles = a.view(-1, 2, 8, product.inputs // BLOCK_INPUTS, 4, 4, 2, 2).permute(0, 3, 5, 2, 4, 6, 1, 7)
         return tiles.contiguous().view(torch.uint8).flatten()
@@ -121,10 +122,6 @@ class LoraLayout:
                 part[:, : each.shape[1]] = each
         tiles = b[product.row_of.long()].view(-1, 2, 8, self.rank // STEP, 4, 2, 2).permute(0, 3, 2, 4, 5, 1, 6)
         return tiles.contiguous().view(torch.uint8).flatten()
-
-    def _check(self, rank: int) -> None:
-        if rank > self.rank:
-            raise CannotPack(f"an adapter of rank {rank}; the kernels are made for {self.rank}")
 
 
 def padded_rank(rank: int) -> int:
