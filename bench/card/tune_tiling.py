@@ -27,7 +27,7 @@ from qlora_chat.engines.cuda.decode.rows import Row
 from qlora_chat.engines.cuda.kernels import KernelKey
 from qlora_chat.engines.cuda.runtime.arguments import STORE
 from qlora_chat.engines.cuda.weights.adapters import CudaAdapters
-from qlora_chat.engines.cuda.weights.lora_tiles import MAX_PREFETCHED, LoraTable, rank_of
+from qlora_chat.engines.cuda.weights.lora_tiles import MAX_PREFETCHED, LoraTable
 from qlora_chat.engines.cuda.weights.model import pack_weights
 from qlora_chat.engines.cuda.weights.packing import Packed
 from qlora_chat.engines.cuda.weights.tiling import Tiling, shared_bytes
@@ -117,9 +117,8 @@ def main() -> None:
             truth = decoder.dequantize(products[0].packed)[products[0].packed.row_of.long()]
             expected = x[:rows].double() @ truth.double().T
             candidates = list(tilings(products[0].packed, rows, limit, lora))
-            decoder.kernels.load(
-                [key_of(products[0].packed, tiling, rank) for tiling in candidates for rank in {rank_of(lora), 0}]
-            )
+            ranks = {lora.layout.rank, 0} if lora else {0}
+            decoder.kernels.load([key_of(products[0].packed, tiling, rank) for tiling in candidates for rank in ranks])
             results = {label(each): measured(decoder, products, kind, each, rows, x, expected) for each in candidates}
             Tiling.of = of  # type: ignore[method-assign]
             wrong = {name: each for name, each in results.items() if isinstance(each, str)}
