@@ -298,3 +298,12 @@ def test_a_variable_that_cannot_be_meant_is_named(environ: Mapping[str, str], sa
 def test_a_host_that_no_browser_sends_is_refused(name: str) -> None:
     with pytest.raises(SettingsError, match="--allow-host is .* but must be a host name or an address alone"):
         ServeSettings(allowed_hosts=(name,))
+
+
+def test_the_folder_of_the_hubs_client_may_be_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "token").write_text("t")
+    environ = {"HF_HOME": "~/hub"}
+    assert settings.hub_token_is_set(environ)
+    assert settings.hub_cache_folder(environ) == tmp_path / "hub" / "hub"
