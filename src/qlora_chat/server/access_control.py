@@ -111,7 +111,7 @@ class AccessControl:
         # Gradio tells the page to send its requests to the host that these headers name.
         if "x-gradio-server" in headers or (not by_proxy and any(each != host for each in forwarded)):
             raise Refused(421, "A forwarding header names another host; --trusted-proxy ADDRESS allows a proxy to send it.")
-        if "origin" in headers and not _same_origin(headers["origin"], host):
+        if "origin" in headers and not same_origin(headers["origin"], host):
             raise Refused(403, "Requests from other sites are refused.")
         if self._policy.allow_links and method != "POST":
             return
@@ -152,6 +152,6 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _same_origin(origin: str, host: str) -> bool:
+def same_origin(origin: str, host: str) -> bool:
     """True if an Origin ("null" for sandboxed frames and local files) has this host. A proxy may add TLS."""
     return origin.lower() in (f"http://{host}".lower(), f"https://{host}".lower())
