@@ -18,7 +18,8 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from qlora_chat.server.connection_limits import MOST_BODY_BYTES, MOST_HELD_BYTES, BodyBytes, client_address
 from qlora_chat.server.content_encoding import decoded
-from qlora_chat.server.request_body import BodyLimit, Refused, read_body, replay
+from qlora_chat.server.request_body import BodyLimit, Refused, read_body
+from qlora_chat.serving.http_messages import replay
 from qlora_chat.settings import is_loopback
 
 RETRY = {"retry-after": "5"}

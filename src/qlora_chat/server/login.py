@@ -24,7 +24,7 @@ from qlora_chat.errors import UserError
 from qlora_chat.server.access_control import tokens_equal
 from qlora_chat.server.guesses import Guesses
 from qlora_chat.server.request_body import Refused
-from qlora_chat.serving.cookies import cookie_values, is_secure, set_cookie
+from qlora_chat.serving.http_messages import cookie_values, is_secure, set_cookie
 
 LOGIN, LOGOUT = "/login", "/logout"
 SESSION_S = 24 * 60 * 60

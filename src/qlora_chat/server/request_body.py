@@ -1,4 +1,4 @@
-"""Request bodies, read whole within a size and a time, then replayed to the app; and the refusal of a request.
+"""Request bodies, read whole within a size and a time; and the refusal of a request.
 
 Scope: bytes. Knows no format, no path and no server.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
-from starlette.types import Message, Receive
+from starlette.types import Receive
 
 CLOSE = {"connection": "close"}
 """The rest of a refused body is not read, so the connection cannot be used again."""
@@ -59,13 +59,3 @@ async def read_body(receive: Receive, headers: Headers, limit: BodyLimit, take: 
                     return bytes(body)
     except TimeoutError:
         raise Refused(408, "The request took too long to arrive.", CLOSE) from None
-
-
-def replay(body: bytes, receive: Receive) -> Receive:
-    """A receive channel that yields the body once, then whatever the client does next (it may disconnect)."""
-    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replayed() -> Message:
-        return pending.pop() if pending else await receive()
-
-    return replayed

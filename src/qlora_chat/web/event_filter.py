@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from qlora_chat.serving.http_messages import replay
 from qlora_chat.text import replace_surrogates
 from qlora_chat.web.tab_names import TabNames, browser_of, new_browser
 
@@ -130,7 +131,7 @@ class PageEvents:
         except _Refused as problem:
             await _refusal(problem)(scope, receive, send)
             return
-        await self._app(scope, _replaying(json.dumps(checked).encode(), receive), send)
+        await self._app(scope, replay(json.dumps(checked).encode(), receive), send)
 
     def _refusal_of_stream(self, scope: Scope) -> ASGIApp | None:
         """The answer to a browser that asks for the events of a session that there is not. Gradio's own ends in an error."""
@@ -209,16 +210,6 @@ def _refusal(problem: _Refused) -> JSONResponse:
     """
     shown = [{"is_valid": not each, "message": each} for each in problem.per_value] if problem.per_value else str(problem)
     return JSONResponse({"error": shown, "detail": shown}, 422)
-
-
-def _replaying(body: bytes, receive: Receive) -> Receive:
-    """A receive that gives this body once, then whatever the client does next."""
-    waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> Message:
-        return waiting.pop() if waiting else await receive()
-
-    return replay
 
 
 def _with_cookie(send: Send, cookie: str) -> Send:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from qlora_chat.serving.cookies import cookie_values, is_secure, set_cookie
+from qlora_chat.serving.http_messages import cookie_values, is_secure, set_cookie
 
 MOST_NAMES = 1500
 """Fewer than Gradio holds: beyond 2,000, its own table drops the tab that was used least, whoever needs it."""
