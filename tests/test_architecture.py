@@ -222,11 +222,12 @@ SHORT_MODULES = {
     "web/chats/events.py": "events of Gradio; the routes of the list know none",
     "web/chats/saving.py": "one offer with its words; the list of conversations knows no stores of files",
     "web/message_list/branches.py": "pure functions on a tree of turns, tried without a page",
+    "web/markdown/code_blocks.py": "code and its colours; blocks.py knows no language",
     "web/adapter_chooser.py": "one control of the page with its rules",
     "web/gradio_stubs.py": "must run before Gradio is imported, which gradio_overrides.py does",
     "web/panels/welcome.py": "words for a first visitor, without a component of its own to test",
     "web/message_list/live_blocks.py": "updates that may be skipped, tried without a page",
-    "web/render.py": "notices and the status line, which every handler uses",
+    "web/panels/settings.py": "texts of fields to settings, which the compare view reads, too; settings_form.py draws them",
 }
 """Modules under MIN_LINES, with the reason for each. A command of the command line needs none."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qlora_chat.web.markdown import StreamedMarkdown, render_blocks, stylesheet
+from qlora_chat.web.markdown.code_blocks import LANGUAGES, code_block
 from qlora_chat.web.markdown.mathml import mathml
 from qlora_chat.web.markdown.stylesheet import DARK, LIGHT, contrast
 from tests.web.test_page_safety_browser import MATH_PAYLOADS, MORE_PAYLOADS, PAYLOADS
@@ -281,3 +283,11 @@ def test_what_is_nested_too_deep_to_draw_is_shown_as_text(text: str) -> None:
     shown = "".join(render_blocks(text))
     assert "the end" in shown
     assert all(f"item {depth}" in shown for depth in range(40) if f"item {depth}" in text)
+
+
+def test_code_in_every_known_language_has_colours_and_its_own_text() -> None:
+    code = "x = '<b>' & \"1\"\n\n  y"
+    for language in LANGUAGES:
+        html = code_block(code, language)
+        assert "<b>" not in html
+        assert unescape(re.sub("<[^>]*>", "", html)).endswith(f"{code}\n"), language

@@ -7,25 +7,26 @@ links, raw HTML is text.
 from __future__ import annotations
 
 import re
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 from urllib.parse import urlsplit
 
 from markdown_it import MarkdownIt
-from markdown_it.renderer import RendererProtocol
 from markdown_it.rules_block import StateBlock
 from markdown_it.token import Token
-from markdown_it.utils import OptionsDict
 
 from qlora_chat.web.markdown.code_blocks import code_block
-from qlora_chat.web.markdown.formulas import enable_formulas
+from qlora_chat.web.markdown.formulas import enable_formulas, formula, formula_block
 
 MAX_LETTERS = 300_000
 """The rest of a longer text is shown as it is."""
 MAX_NESTING = 20
 """Of quotes and lists. Text below is shown as it is."""
 SCHEMES = frozenset({"http", "https", "mailto"})
+
+Env = dict[str, Any]
+"""State of one text while it is rendered."""
 
 _TASK = re.compile(r"\[([ xX])\](?=\s)")
 _URL = re.compile(r"\bhttps?://[^\s<>\"'`\\]{2,2000}")
@@ -70,7 +71,7 @@ def _blocks(text: str) -> list[tuple[int, str]]:
     """(offset, HTML) of each block."""
     rest = text[MAX_LETTERS:]
     text = text[:MAX_LETTERS]
-    env: dict[str, Any] = {"links": 0}
+    env: Env = {"links": 0}
     groups = _grouped(_PARSER.parse(text, env))
     lines = text.split("\n")
     whole = len(groups) - 1
@@ -85,7 +86,7 @@ def _blocks(text: str) -> list[tuple[int, str]]:
         (offsets[group[0].map[0] if group[0].map else 0], _PARSER.renderer.render(group, _PARSER.options, env))
         for group in groups
     ]
-    return [*found, (MAX_LETTERS, f'<pre class="plain" dir="auto">{escape(rest)}</pre>')] if rest else found
+    return [*found, (MAX_LETTERS, _plain(rest))] if rest else found
 
 
 def _grouped(tokens: Sequence[Token]) -> list[list[Token]]:
@@ -116,41 +117,31 @@ def _may_join(lines: Sequence[str], block: Token) -> bool:
 # --- how each part looks -------------------------------------------------------------------------------------------------
 
 
-def _code(
-    self: RendererProtocol, tokens: Sequence[Token], index: int, options: OptionsDict, env: MutableMapping[str, Any]
-) -> str:
-    return code_block(tokens[index].content, tokens[index].info)
+def _code(token: Token, env: Env) -> str:
+    return code_block(token.content, token.info)
 
 
-def _link_open(
-    self: RendererProtocol, tokens: Sequence[Token], index: int, options: OptionsDict, env: MutableMapping[str, Any]
-) -> str:
+def _link_open(token: Token, env: Env) -> str:
     env["links"] += 1
-    title = tokens[index].attrGet("title")
+    title = token.attrGet("title")
     about = f' title="{escape(str(title))}"' if title else ""
-    return f'<a href="{escape(str(tokens[index].attrGet("href")))}"{about} {_LINK}>'
+    return f'<a href="{escape(str(token.attrGet("href")))}"{about} {_LINK}>'
 
 
-def _link_close(
-    self: RendererProtocol, tokens: Sequence[Token], index: int, options: OptionsDict, env: MutableMapping[str, Any]
-) -> str:
+def _link_close(token: Token, env: Env) -> str:
     env["links"] -= 1
     return "</a>"
 
 
-def _image(
-    self: RendererProtocol, tokens: Sequence[Token], index: int, options: OptionsDict, env: MutableMapping[str, Any]
-) -> str:
-    address = escape(str(tokens[index].attrGet("src")))
-    text = escape(tokens[index].content) or address
+def _image(token: Token, env: Env) -> str:
+    address = escape(str(token.attrGet("src")))
+    text = escape(token.content) or address
     return text if env["links"] else f'<a class="image" href="{address}" {_LINK}>{text}</a>'
 
 
-def _text(
-    self: RendererProtocol, tokens: Sequence[Token], index: int, options: OptionsDict, env: MutableMapping[str, Any]
-) -> str:
+def _text(token: Token, env: Env) -> str:
     """Text, with bare addresses as links."""
-    text = tokens[index].content
+    text = token.content
     if env["links"] or "://" not in text:
         return escape(text)
     pieces, at = [], 0
@@ -166,22 +157,8 @@ def _text(
     return "".join(pieces) + escape(text[at:])
 
 
-def _table_open(
-    self: RendererProtocol, tokens: Sequence[Token], index: int, options: OptionsDict, env: MutableMapping[str, Any]
-) -> str:
-    return '<div class="table" role="region" aria-label="Table" tabindex="0"><table dir="auto">\n'
-
-
-def _table_close(
-    self: RendererProtocol, tokens: Sequence[Token], index: int, options: OptionsDict, env: MutableMapping[str, Any]
-) -> str:
-    return "</table></div>\n"
-
-
-def _task(
-    self: RendererProtocol, tokens: Sequence[Token], index: int, options: OptionsDict, env: MutableMapping[str, Any]
-) -> str:
-    done = tokens[index].content == "done"
+def _task(token: Token, env: Env) -> str:
+    done = token.content == "done"
     name = "done" if done else "not done"
     return f'<span class="task-{"done" if done else "open"}" role="img" aria-label="{name}">{"☑" if done else "☐"}</span> '
 
@@ -233,10 +210,17 @@ def _nested_text(state: StateBlock, start: int, end: int, silent: bool) -> bool:
     return True
 
 
-def _nested_plain(
-    self: RendererProtocol, tokens: Sequence[Token], index: int, options: OptionsDict, env: MutableMapping[str, Any]
-) -> str:
-    return f'<pre class="plain" dir="auto">{escape(tokens[index].content)}</pre>'
+def _plain(text: str) -> str:
+    return f'<pre class="plain" dir="auto">{escape(text)}</pre>'
+
+
+_HTML: Mapping[str, Callable[[Token, Env], str]] = {
+    "fence": _code, "code_block": _code, "link_open": _link_open, "link_close": _link_close, "image": _image, "text": _text,
+    "table_open": lambda *_: '<div class="table" role="region" aria-label="Table" tabindex="0"><table dir="auto">\n',
+    "table_close": lambda *_: "</table></div>\n", "task": _task, "nested_text": lambda token, _: _plain(token.content),
+    "formula": formula, "formula_block": formula_block,
+}  # fmt: skip
+"""HTML of a token, by its type, for those that look otherwise than markdown-it has them."""
 
 
 def _parser() -> MarkdownIt:
@@ -248,13 +232,8 @@ def _parser() -> MarkdownIt:
     parser.core.ruler.push("lists", lambda state: _mark_lists(state.tokens))
     parser.block.ruler.before("table", "nested_text", _nested_text)
     enable_formulas(parser)
-    rules = {
-        "fence": _code, "code_block": _code, "link_open": _link_open, "link_close": _link_close, "image": _image, "text": _text,
-        "table_open": _table_open, "table_close": _table_close, "task": _task,
-        "nested_text": _nested_plain,
-    }  # fmt: skip
-    for name, rule in rules.items():
-        parser.add_render_rule(name, rule)
+    for name, html in _HTML.items():
+        parser.add_render_rule(name, lambda _, tokens, index, options, env, html=html: html(tokens[index], env))
     return parser
 
 

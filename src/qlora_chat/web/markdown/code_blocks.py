@@ -5,14 +5,12 @@ Scope: the HTML of one block of code. Its colours are in stylesheet.py.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from html import escape
-from typing import Any
 
-from pygments.lexer import Lexer
+import pygments
+from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_by_name
-from pygments.token import STANDARD_TYPES, Token
-from pygments.util import ClassNotFound
 
 MAX_LETTERS = 30_000
 """Longer code is shown without colours."""
@@ -25,6 +23,8 @@ LANGUAGES = frozenset(
      "zig", "zsh"}
 )  # fmt: skip
 """Names of languages whose lexers are known to take linear time. Code in any other is shown without colours."""
+_FORMATTER = HtmlFormatter(nowrap=True)
+_lexer = cache(get_lexer_by_name)
 
 
 def code_block(code: str, info: str) -> str:
@@ -40,28 +40,8 @@ def code_block(code: str, info: str) -> str:
 
 @lru_cache(maxsize=256)
 def _highlighted(code: str, language: str) -> str:
-    lexer = _lexer(language) if len(code) <= MAX_LETTERS else None
-    if lexer is None:
+    if language not in LANGUAGES or len(code) > MAX_LETTERS:
         return escape(code)
-    return "".join(_span(kind, text) for _, kind, text in lexer.get_tokens_unprocessed(code))
-
-
-def _span(kind: Any, text: str) -> str:
-    name = _class_of(kind)
-    return f'<span class="{name}">{escape(text)}</span>' if name and text else escape(text)
-
-
-def _class_of(kind: Any) -> str:
-    while kind is not Token and kind not in STANDARD_TYPES:
-        kind = kind.parent
-    return STANDARD_TYPES.get(kind, "")
-
-
-@lru_cache(maxsize=128)
-def _lexer(language: str) -> Lexer | None:
-    if language not in LANGUAGES:
-        return None
-    try:
-        return get_lexer_by_name(language)
-    except ClassNotFound:
-        return None
+    tokens = ((kind, text) for _, kind, text in _lexer(language).get_tokens_unprocessed(code))
+    html = pygments.format(tokens, _FORMATTER)
+    return html if code.endswith("\n") else html.removesuffix("\n")

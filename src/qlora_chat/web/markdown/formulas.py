@@ -6,16 +6,12 @@ Scope: finding formulas and rendering them. A formula that cannot be parsed stay
 from __future__ import annotations
 
 import re
-from collections.abc import MutableMapping, Sequence
 from html import escape
-from typing import Any
 
 from markdown_it import MarkdownIt
-from markdown_it.renderer import RendererProtocol
 from markdown_it.rules_block import StateBlock
 from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
-from markdown_it.utils import OptionsDict
 
 from qlora_chat.web.markdown.mathml import MAX_LETTERS, mathml
 
@@ -30,11 +26,9 @@ _SUFFIX = re.compile(r"(?:th|st|nd|rd|s)\b")
 
 
 def enable_formulas(parser: MarkdownIt) -> None:
-    """Add the rules and the renderers."""
+    """Add the rules that find formulas."""
     parser.inline.ruler.before("escape", "formula", _inline)
     parser.block.ruler.before("fence", "formula", _block, {"alt": ["paragraph", "reference", "blockquote", "list"]})
-    parser.add_render_rule("formula", _render)
-    parser.add_render_rule("formula_block", _render_block)
 
 
 def _inline(state: StateInline, silent: bool) -> bool:
@@ -129,21 +123,17 @@ def _paragraph(state: StateBlock, text: str, line: int) -> None:
             token.content, token.children = text, []
 
 
-def _render(
-    self: RendererProtocol, tokens: Sequence[Token], index: int, options: OptionsDict, env: MutableMapping[str, Any]
-) -> str:
-    token = tokens[index]
-    if formula := mathml(token.content, block=token.markup in _BLOCK_OPENERS):
-        return formula
+def formula(token: Token, env: object) -> str:
+    """HTML of a formula within a line."""
+    if html := mathml(token.content, block=token.markup in _BLOCK_OPENERS):
+        return html
     return escape(f"{token.markup}{token.content}{_CLOSERS.get(token.markup, '$')}")
 
 
-def _render_block(
-    self: RendererProtocol, tokens: Sequence[Token], index: int, options: OptionsDict, env: MutableMapping[str, Any]
-) -> str:
-    token = tokens[index]
+def formula_block(token: Token, env: object) -> str:
+    """HTML of a formula that begins a line; its source until it is closed."""
     closed = token.meta["closed"]
-    if closed and (formula := mathml(token.content, block=True)):
-        return f'<div class="formula" tabindex="0">{formula}</div>\n'
+    if closed and (html := mathml(token.content, block=True)):
+        return f'<div class="formula" tabindex="0">{html}</div>\n'
     source = f"{token.markup}{token.content}{_CLOSERS[token.markup] if closed else ''}"
     return f'<p class="formula-source" dir="auto">{escape(source)}</p>\n'
