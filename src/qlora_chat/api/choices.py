@@ -53,8 +53,8 @@ class Choice:
         text = self._trim(piece.text) if self._trimmed else piece.text
         self.text += text
         if piece.token_id is not None and piece.logprob is not None:
-            entry = self._entry(piece.token_id, piece.logprob)
-            entry.top_logprobs = [self._entry(token, logprob, TopLogprob) for token, logprob in piece.top_logprobs]
+            top = [self._entry(token, logprob) for token, logprob in piece.top_logprobs]
+            entry = TokenLogprob(**vars(self._entry(piece.token_id, piece.logprob)), top_logprobs=top)
             self._pending.append((entry, self._decoded_chars))
             self._decoded_chars += len(entry.token)
         return Delta(text, self._release_logprobs(piece))
@@ -77,10 +77,9 @@ class Choice:
         self.logprobs += released
         return released
 
-    def _entry(self, token: int, logprob: float, kind: type = TokenLogprob) -> TokenLogprob:
+    def _entry(self, token: int, logprob: float) -> TopLogprob:
         text = self._special_tokens.get(token) or self._tokenizer.decode([token])
-        values = {"token": text, "logprob": logprob, "bytes": None if "\ufffd" in text else list(text.encode())}
-        return kind(**values, **({"top_logprobs": []} if kind is TokenLogprob else {}))
+        return TopLogprob(token=text, logprob=logprob, bytes=None if "\ufffd" in text else list(text.encode()))
 
 
 def usage(choices: Sequence[Choice], answers_per_prompt: int) -> Usage:

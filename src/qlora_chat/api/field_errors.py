@@ -7,22 +7,14 @@ they may be part of a conversation.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 
 from qlora_chat.api.errors import ApiError, invalid
+from qlora_chat.api.request_fields import WRONG_JSON_TYPE
 
 JSON = "application/json"
-UNIONS = {
-    "stop": "must be a text of 1 to 256 characters, or a list of up to 16 of them",
-    "prompt": "must be a text, a list of token ids, or a list of up to 64 of either",
-    "content": 'must be a text, or a list of text parts such as {"type": "text", "text": "Hello"}',
-    "tool_choice": 'must be "none", "auto", "required", or {"type": "function", "function": {"name": "..."}}',
-    "input": "must be a text, or a list of messages",
-}
-"""Fields that take several types."""
 WRONG_TYPE = {
     "string_type": "must be a text",
     "int_type": "must be a whole number",
@@ -55,22 +47,6 @@ JSON_NAMES = {str: "a text", list: "a list", dict: "an object", bytes: "not an o
 Path = tuple[str | int, ...]
 
 
-@dataclass(frozen=True)
-class _Finding:
-    """One of pydantic's errors, by the path in what the client sent."""
-
-    path: Path
-    unions: tuple[tuple[Path, str], ...]
-    """Paths of the fields of several types that it is in, each with pydantic's name of the type that was tried there."""
-    error: Mapping[str, Any]
-
-    @property
-    def is_wrong_type(self) -> bool:
-        """True if the value has another type, so that in a union another type was meant."""
-        kind = self.error.get("type")
-        return kind in WRONG_TYPE or (kind == "literal_error" and not isinstance(self.error.get("input"), str))
-
-
 def invalid_request(problem: RequestValidationError, content_type: str | None) -> ApiError:
     """Error of a request whose body is not as its route takes it: 415 for another Content-Type than JSON, else 400."""
     kind = (content_type or "").partition(";")[0].strip().lower()
@@ -100,14 +76,17 @@ def _json_problem(error: Mapping[str, Any]) -> str:
 
 def invalid_field(errors: Sequence[Mapping[str, Any]], body: Any, prefix: str = "") -> ApiError:
     """Error 400 for the first invalid field. `prefix` is the path of `body` in the request."""
-    return _explained([_finding(each, body) for each in errors], 0, body, prefix)
+    path = _path(errors[0], body)
+    if path[:1] == ("prompt",) and isinstance(body["prompt"], list) and errors[0]["type"] in (*WRONG_TYPE, WRONG_JSON_TYPE):
+        path, value, words = _prompt_problem(body["prompt"])
+        return invalid(f"{_dotted(path, prefix)} {_arrived(value)}: it {words}", _dotted(path, prefix))
+    return _error(path, errors[0], prefix)
 
 
-def _finding(error: Mapping[str, Any], body: Any) -> _Finding:
+def _path(error: Mapping[str, Any], body: Any) -> Path:
     """The path of an error, without the parts of pydantic's location that name types and not what was sent."""
     location = [each for each in error.get("loc", ()) if each not in ("body", "query", "path")]
     path: list[str | int] = []
-    unions: list[tuple[Path, str]] = []
     value = body
     for index, part in enumerate(location):
         is_key = isinstance(value, dict) and part in value
@@ -116,55 +95,21 @@ def _finding(error: Mapping[str, Any], body: Any) -> _Finding:
             path.append(part)
         elif index == len(location) - 1 and error.get("type") == "missing":
             path.append(part)
-        elif path and path[-1] in UNIONS and (not unions or unions[-1][0] != tuple(path)):
-            unions.append((tuple(path), str(part)))
-    return _Finding(tuple(path), tuple(unions), error)
+    return tuple(path)
 
 
-def _explained(findings: Sequence[_Finding], level: int, body: Any, prefix: str) -> ApiError:
-    """Error of the first finding. In a field of several types, that is one of the type that was meant; of all types together
-    if none fits better than the others. `level` counts the fields of several types around it."""
-    first = findings[0]
-    if len(first.unions) <= level:
-        return _error(first.path, first.error, prefix)
-    union = first.unions[level][0]
-    findings = [each for each in findings if each.unions[level : level + 1] and each.unions[level][0] == union]
-    if fitting := _fitting(findings, level, union):
-        best = max(fitting, key=lambda each: len(each.path))
-        return _explained([best, *(each for each in fitting if each is not best)], level + 1, body, prefix)
-    value = body
-    for part in union:
-        value = value[part]
-    path, words = _prompt_problem(value, union) if union[-1] == "prompt" else (union, UNIONS[str(union[-1])])
-    for part in path[len(union) :]:
-        value = value[part]
-    return invalid(f"{_dotted(path, prefix)} {_arrived(value)}: it {words}", _dotted(path, prefix))
-
-
-def _fitting(findings: Sequence[_Finding], level: int, union: Path) -> Sequence[_Finding]:
-    """Findings of the type that was meant; none if that is not clear."""
-    if fitting := [each for each in findings if not each.is_wrong_type]:
-        return fitting
-    inside = [each for each in findings if len(each.path) > len(union)]
-    return inside if len({each.unions[level][1] for each in inside}) == 1 else []
-
-
-def _prompt_problem(prompt: Any, path: Path) -> tuple[Path, str]:
-    """Path and words for a prompt of wrong types: its first element says which kind of list was meant."""
-    if not isinstance(prompt, list) or not prompt:
-        return path, UNIONS["prompt"]
+def _prompt_problem(prompt: Sequence[Any]) -> tuple[Path, Any, str]:
+    """Path, value and words for the first element of a wrong type: the first of all says which kind of list was meant."""
     expected = {str: "a text", int: "a token id, which is a whole number", list: "a list of token ids"}
     kind = type(prompt[0])
     if kind not in expected:
-        return (*path, 0), "must be a text, a token id or a list of token ids"
-    other = next((index for index, each in enumerate(prompt) if type(each) is not kind), None)
-    if other is not None:
-        return (*path, other), f"must be {expected[kind]}, as the first is"
-    if kind is list:
-        ids = ((outer, inner) for outer, each in enumerate(prompt) for inner, part in enumerate(each) if type(part) is not int)
-        if bad := next(ids, None):
-            return (*path, *bad), f"must be {expected[int]}"
-    return path, UNIONS["prompt"]
+        return ("prompt", 0), prompt[0], "must be a text, a token id or a list of token ids"
+    for outer, each in enumerate(prompt):
+        if type(each) is not kind:
+            return ("prompt", outer), each, f"must be {expected[kind]}, as the first is"
+    inside = ((outer, inner) for outer, each in enumerate(prompt) for inner, part in enumerate(each) if type(part) is not int)
+    outer, inner = next(inside)
+    return ("prompt", outer, inner), prompt[outer][inner], f"must be {expected[int]}"
 
 
 def _error(path: Sequence[str | int], error: Mapping[str, Any], prefix: str) -> ApiError:
@@ -173,6 +118,8 @@ def _error(path: Sequence[str | int], error: Mapping[str, Any], prefix: str) -> 
     if kind == "missing":
         return invalid(f"{param} is missing" if param else "the request has no body", param)
     reason = REASONS.get(str(kind), "is not valid").format_map({"min_length": 1, **error.get("ctx", {})})
+    if kind == WRONG_JSON_TYPE:
+        reason = error["msg"]
     if kind == "value_error":
         return invalid(f"{name}: {reason}", param)
     if kind == "literal_error":

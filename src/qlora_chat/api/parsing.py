@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from qlora_chat.api.errors import ApiError, invalid
 from qlora_chat.api.request_schemas import ChatMessage, ChatRequest, CompletionRequest
+from qlora_chat.api.responses.request_schema import ResponsesRequest
 from qlora_chat.api.structured import AnswerForm
 from qlora_chat.chat import Chat
 from qlora_chat.context import fewest_tokens
@@ -24,22 +24,7 @@ from qlora_chat.stopping import Stops
 SEPARATOR = "\n\n"
 TURN_ROLES = ("user", "assistant", "tool")
 """Others come before the conversation."""
-
-
-class AnswerRequest(Protocol):
-    """Fields of a request that its answer depends on, besides its text."""
-
-    ignore_eos: bool
-    stop_token_ids: list[int]
-
-    @property
-    def stops(self) -> tuple[str, ...]: ...
-    @property
-    def answer_limit(self) -> int | None: ...
-    @property
-    def reported_logprobs(self) -> int | None: ...
-    @property
-    def form(self) -> AnswerForm | None: ...
+AnyRequest = ChatRequest | CompletionRequest | ResponsesRequest
 
 
 @dataclass(frozen=True)
@@ -89,7 +74,12 @@ def parse_chat_request(request: ChatRequest, chat: Chat, max_tokens: int | None)
 
 
 def parse_conversation(
-    conversation: Conversation, request: AnswerRequest, chat: Chat, max_tokens: int | None, param: str, limit_param: str
+    conversation: Conversation,
+    request: ChatRequest | ResponsesRequest,
+    chat: Chat,
+    max_tokens: int | None,
+    param: str,
+    limit_param: str,
 ) -> ParsedRequest:
     """One answer to a conversation, or the rest of the answer that it ends with. `param` and `limit_param` are the fields that
     it and the answer's limit come from."""
@@ -193,10 +183,10 @@ def _room(
     return requested or min(room, limit or room)
 
 
-def _sampling(request: AnswerRequest, max_new_tokens: int) -> Sampling:
+def _sampling(request: AnyRequest, max_new_tokens: int) -> Sampling:
     drawn_with = {name: getattr(request, name) for name in (*LOGITS_PROCESSORS, "seed")}
     return Sampling(**drawn_with, max_new_tokens=max_new_tokens, logprobs=request.reported_logprobs)
 
 
-def _with_clients(stops: Stops, request: AnswerRequest) -> Stops:
+def _with_clients(stops: Stops, request: AnyRequest) -> Stops:
     return Stops(stops.token_ids | frozenset(request.stop_token_ids), (*stops.texts, *request.stops))

@@ -5,10 +5,9 @@ Scope: types are strict, null means the default, and a text is valid Unicode. Kn
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -42,13 +41,37 @@ def _allow_nulls(schema: JsonSchemaValue) -> None:
             field["anyOf"] = [*(each for each in kinds if each != {"type": "null"}), {"type": "null"}]
 
 
-def refuse_other_kinds(value: Any, kinds: Sequence[str], what: str) -> Any:
-    """The object, if its `type` is one of `kinds`, or no text at all; ValueError that names another one."""
-    kind = value.get("type") if isinstance(value, dict) else None
-    if isinstance(kind, str) and kind not in kinds:
-        name = kind if kind.isidentifier() and kind.isascii() else "such"
-        raise ValueError(f"{name[:40]} {what} are not supported here; send {kinds[0]} {what} only")
-    return value
+def only_kinds(what: str, *kinds: str) -> Any:
+    """Validator of an object whose `type` is one of `kinds`, or no text at all; it names another one."""
+
+    def refuse_others(value: Any) -> Any:
+        kind = value.get("type") if isinstance(value, dict) else None
+        if isinstance(kind, str) and kind not in kinds:
+            name = kind if kind.isidentifier() and kind.isascii() else "such"
+            raise ValueError(f"{name[:40]} {what} are not supported here; send {kinds[0]} {what} only")
+        return value
+
+    return model_validator(mode="before")(refuse_others)
+
+
+WRONG_JSON_TYPE = "wrong_json_type"
+
+
+class TypeOf(Discriminator):
+    """Discriminator of a field that takes several types, described as any of them."""
+
+    def __get_pydantic_json_schema__(self, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        schema["anyOf"] = schema.pop("oneOf")
+        return schema
+
+
+def by_json_type(words: str) -> TypeOf:
+    """Discriminator of a field that takes several types, tagged "text", "list" or "object"; `words` are for any other."""
+    return TypeOf(lambda value: {str: "text", list: "list", dict: "object"}.get(type(value)), WRONG_JSON_TYPE, words)
+
+
+PART_WORDS = 'must be a text, or a list of text parts such as {"type": "text", "text": "Hello"}'
 
 
 class NullableFields(BaseModel):

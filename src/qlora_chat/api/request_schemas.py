@@ -10,11 +10,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from qlora_chat.api.errors import invalid
 from qlora_chat.api.field_errors import invalid_field
-from qlora_chat.api.request_fields import NullableFields, Text, refuse_other_kinds
+from qlora_chat.api.request_fields import PART_WORDS, WRONG_JSON_TYPE, NullableFields, Text, TypeOf, by_json_type, only_kinds
 from qlora_chat.api.structured import (
     MAX_TOOLS,
     AnswerForm,
@@ -126,7 +135,10 @@ class GenerationRequest(_SamplingFields):
     """Fields of other routes, with their name on this one."""
 
     model: Annotated[Text, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOP_TEXTS)] = Field([])
+    stop: Annotated[
+        Annotated[Stop, Tag("text")] | Annotated[list[Stop], Field(max_length=MAX_STOP_TEXTS), Tag("list")],
+        by_json_type("must be a text of 1 to 256 characters, or a list of up to 16 of them"),
+    ] = Field([])
     stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_STOP_IDS)] = Field(
         [], description="ids that end the answer, besides the model's own"
     )
@@ -186,11 +198,7 @@ class TextPart(BaseModel):
     model_config = ConfigDict(strict=True)
     type: Literal["text"]
     text: Text
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_other_kinds(cls, value: Any) -> Any:
-        return refuse_other_kinds(value, ("text",), "parts")
+    _kinds = only_kinds("parts", "text")
 
 
 class ChatMessage(BaseModel):
@@ -198,7 +206,10 @@ class ChatMessage(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="ignore")
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(description="a tool's is read as the user's")
-    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=256)]
+    content: Annotated[
+        Annotated[Text, Tag("text")] | Annotated[list[TextPart], Field(min_length=1, max_length=256), Tag("list")],
+        by_json_type(PART_WORDS),
+    ]
 
     @model_validator(mode="before")
     @classmethod
@@ -263,10 +274,8 @@ class ChatRequest(_Request):
     @property
     def form(self) -> AnswerForm | None:
         """Form of the answer; None for text. A function that has to be called goes before response_format."""
-        choice, named = self.tool_choice, None
-        if isinstance(choice, NamedTool):
-            choice, named = None, choice.function.name
-        call = form_of_call([each.function for each in self.tools], choice, named, "tools.{}.function.parameters")
+        choice = self.tool_choice.function if isinstance(self.tool_choice, NamedTool) else self.tool_choice
+        call = form_of_call([each.function for each in self.tools], choice, "tools.{}.function.parameters")
         return call or super().form
 
     @property
@@ -286,18 +295,26 @@ class ChatRequest(_Request):
 
 
 TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
-"""Ids of a prompt. A long list of texts would have an error for each of them."""
+"""Ids of a prompt."""
+
+
+def _kind_of_prompt(prompt: Any) -> str | None:
+    """Tag of a prompt: the first element of a list says which kind of list is meant."""
+    if isinstance(prompt, list):
+        return {str: "texts", int: "ids", list: "several"}.get(type(prompt[0])) if prompt else "texts"
+    return "text" if isinstance(prompt, str) else None
 
 
 class CompletionRequest(_Request):
     """POST /v1/completions"""
 
-    prompt: (
-        Text
-        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
-        | TokenIds
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
-    ) = Field(description="text, or token ids with their BOS; or several of either")
+    prompt: Annotated[
+        Annotated[Text, Tag("text")]
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS), Tag("texts")]
+        | Annotated[TokenIds, Tag("ids")]
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS), Tag("several")],
+        TypeOf(_kind_of_prompt, WRONG_JSON_TYPE, "must be a text, a list of token ids, or a list of up to 64 of either"),
+    ] = Field(description="text, or token ids with their BOS; or several of either")
     max_tokens: MaxTokens = DEFAULT_COMPLETION_TOKENS
     logprobs: LogprobCount = Field(None, description="number of most likely tokens to report")  # type: ignore[assignment]
 

@@ -44,13 +44,6 @@ class Answer:
     on_end: Callable[[Usage, str], None]
     """Called with the token counts and the finish reasons when all answers have ended."""
 
-    async def first_events(self) -> Sequence[Event]:
-        """The first pieces. ApiError if there is an error instead."""
-        events = await self.reader.next()
-        self._raise_error(events)
-        self._check_logprobs(events)
-        return events
-
     async def events_in_time(self) -> Sequence[Event] | None:
         """The next pieces; None if there are none for COMMENT_INTERVAL_S."""
         try:
@@ -63,21 +56,15 @@ class Answer:
         """The answer as server-sent events. ApiError if an error comes instead of the first piece, and comes soon."""
         events = await self.events_in_time()
         if events is not None:
-            self._raise_error(events)
-            self._check_logprobs(events)  # here, too: a refusal has a status of its own
+            self._check(events)
         return EventStream(self, events)
 
     async def whole(self) -> Response:
         """One JSON object, when all choices have ended."""
-        events = await self.first_events()
-        while True:
-            for index, item in events:
-                if isinstance(item, Piece):
-                    self.choices[index].add(item)
-            if not self.reader.live:
-                break
+        while self.reader.live:
             events = await self.reader.next()
-            self._raise_error(events)
+            for index, piece in self._check(events):
+                self.choices[index].add(piece)
         counts = self.close()
         choices: list[tuple[Choice, Reason]] = [(choice, self.reason(choice)) for choice in self.choices]
         return JSONResponse(self.serializer.whole(choices, counts, self.logprobs).model_dump())
@@ -97,13 +84,10 @@ class Answer:
 
     def stream_events(self, events: Sequence[Event]) -> list[Json]:
         """Events that pieces add to a stream: of each delta, and of each end of a choice."""
-        self._check_logprobs(events)
         serializer, sent = self.serializer, []
-        for index, item in events:
-            if isinstance(item, Exception):
-                raise item
+        for index, piece in self._check(events):
             choice = self.choices[index]
-            delta = choice.add(item)
+            delta = choice.add(piece)
             if delta.text or delta.logprobs:
                 sent.append(serializer.delta(index, delta, self.logprobs))
             if choice.finish:
@@ -124,17 +108,19 @@ class Answer:
         self.on_end(counts, ",".join(choice.finish.reason for choice in self.choices if choice.finish))
         return counts
 
-    def _check_logprobs(self, events: Sequence[Event]) -> None:
-        tokens = [item for _, item in events if isinstance(item, Piece) and item.token_id is not None]
-        if self.logprobs and any(piece.logprob is None for piece in tokens):
+    def _check(self, events: Sequence[Event]) -> list[tuple[int, Piece]]:
+        """The pieces of events. ApiError if one is an error, or lacks log probabilities that the client asked for."""
+        pieces = [(index, item) for index, item in events if isinstance(item, Piece)]
+        try:
+            if problem := next((item for _, item in events if isinstance(item, Exception)), None):
+                raise api_error(problem)
+            if self.logprobs and any(piece.token_id is not None and piece.logprob is None for _, piece in pieces):
+                text = "this engine reports no log probabilities; leave logprobs out"
+                raise invalid(text, "logprobs", "unsupported_parameter")
+        except ApiError:
             self.reader.close()
-            raise invalid("this engine reports no log probabilities; leave logprobs out", "logprobs", "unsupported_parameter")
-
-    def _raise_error(self, events: Sequence[Event]) -> None:
-        problem = next((item for _, item in events if isinstance(item, Exception)), None)
-        if problem is not None:
-            self.reader.close()
-            raise api_error(problem)
+            raise
+        return pieces
 
 
 class EventStream(Response):

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, Tag, model_validator
 
 from qlora_chat.api.errors import invalid
-from qlora_chat.api.request_fields import NullableFields, Text, refuse_other_kinds, refuse_surrogates
+from qlora_chat.api.request_fields import NullableFields, Text, by_json_type, only_kinds, refuse_surrogates
 from qlora_chat.api.response_schemas import Reason
 from qlora_chat.messages import AnswerSchema, Conversation
 
@@ -72,10 +72,7 @@ class Function(NullableFields):
 class _OnlyFunctions(NullableFields):
     """A tool that is refused by its name if it is another one than a function."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_other_kinds(cls, value: Any) -> Any:
-        return refuse_other_kinds(value, ("function",), "tools")
+    _kinds = only_kinds("tools", "function")
 
 
 class Tool(_OnlyFunctions):
@@ -111,8 +108,11 @@ class NamedFunctionTool(FunctionName):
 
 
 Choice = Literal["none", "auto", "required"]
-ToolChoice = Choice | NamedTool
-FunctionToolChoice = Choice | NamedFunctionTool
+_CHOICE_WORDS = 'must be "none", "auto", "required", or {"type": "function", "function": {"name": "..."}}'
+ToolChoice = Annotated[Annotated[Choice, Tag("text")] | Annotated[NamedTool, Tag("object")], by_json_type(_CHOICE_WORDS)]
+FunctionToolChoice = Annotated[
+    Annotated[Choice, Tag("text")] | Annotated[NamedFunctionTool, Tag("object")], by_json_type(_CHOICE_WORDS)
+]
 
 
 @dataclass(frozen=True)
@@ -150,18 +150,17 @@ def form_of_format(form: ResponseFormat | TextFormat | None, param: str) -> Answ
     return _schema_form(form, f"{param}.schema")
 
 
-def form_of_call(tools: Sequence[Function], choice: str | None, named: str | None, path: str) -> AnswerForm | None:
+def form_of_call(tools: Sequence[Function], choice: str | FunctionName | None, path: str) -> AnswerForm | None:
     """Form of a call that has to be made; None without tools, or with the choice none.
 
-    `named` is the function that has to be called, and `path` the field of one tool's schema. ApiError 400 where the model would
-    have to choose.
+    `path` is the field of one tool's schema. ApiError 400 where the model would have to choose.
     """
     if choice == "required" and not tools:
         raise invalid("tool_choice is required, but there are no tools", "tool_choice")
-    if named is not None:
-        index = next((index for index, each in enumerate(tools) if each.name == named), None)
+    if isinstance(choice, FunctionName):
+        index = next((index for index, each in enumerate(tools) if each.name == choice.name), None)
         if index is None:
-            raise invalid(f"tool_choice names {named}, which is not among the tools", "tool_choice")
+            raise invalid(f"tool_choice names {choice.name}, which is not among the tools", "tool_choice")
         return _call_form(tools[index], path.format(index), "stop")
     if not tools or choice == "none":
         return None

@@ -9,17 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, Tag, model_validator
 
 from qlora_chat.api.errors import invalid
-from qlora_chat.api.request_fields import NullableFields, Text, refuse_other_kinds
+from qlora_chat.api.request_fields import PART_WORDS, NullableFields, Text, by_json_type, only_kinds
 from qlora_chat.api.request_schemas import GenerationRequest, MaxTokens, check_metadata
 from qlora_chat.api.structured import (
     MAX_TOOLS,
     AnswerForm,
     FunctionTool,
     FunctionToolChoice,
-    NamedFunctionTool,
     TextFormat,
     form_of_call,
     form_of_format,
@@ -38,7 +37,6 @@ WITHOUT_EFFECT_HERE = (
 )  # fmt: skip
 """Fields about bills and caches of OpenAI's own service. They cannot change an answer of this server."""
 RENAMED = {"messages": "input", "max_tokens": "max_output_tokens", "max_completion_tokens": "max_output_tokens"}
-TEXT_PARTS = ("input_text", "output_text", "text")
 NEEDED = {
     "message": ("role", "content"), "item_reference": ("id",),
     "function_call": ("arguments",), "function_call_output": ("output",),
@@ -51,11 +49,12 @@ class InputPart(NullableFields):
 
     type: str = Field(description="input_text, output_text or text")
     text: Text
+    _kinds = only_kinds("parts", "input_text", "output_text", "text")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_other_kinds(cls, value: Any) -> Any:
-        return refuse_other_kinds(value, TEXT_PARTS, "parts")
+
+TextOrParts = Annotated[
+    Annotated[Text, Tag("text")] | Annotated[list[InputPart], Field(max_length=256), Tag("list")], by_json_type(PART_WORDS)
+]
 
 
 class InputItem(NullableFields):
@@ -63,15 +62,11 @@ class InputItem(NullableFields):
 
     type: str = Field("message", description="message, item_reference, function_call or function_call_output")
     role: Literal["system", "developer", "user", "assistant"] = Field(None)  # type: ignore[assignment]
-    content: Text | Annotated[list[InputPart], Field(max_length=256)] = Field(None)  # type: ignore[assignment]
+    content: TextOrParts = Field(None)  # type: ignore[assignment]
     id: Annotated[Text, Field(max_length=256)] = Field("", description="of an item_reference: an earlier answer's item id")
     arguments: Text = Field(None, description="of a function_call, as JSON")  # type: ignore[assignment]
-    output: Text | Annotated[list[InputPart], Field(max_length=256)] = Field(None, description="of a function_call_output")  # type: ignore[assignment]
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_other_kinds(cls, value: Any) -> Any:
-        return refuse_other_kinds(value, tuple(NEEDED), "items")
+    output: TextOrParts = Field(None, description="of a function_call_output")  # type: ignore[assignment]
+    _kinds = only_kinds("items", *NEEDED)
 
     @model_validator(mode="after")
     def _check_fields(self) -> Any:
@@ -107,8 +102,15 @@ class ResponsesRequest(GenerationRequest):
 
     no_effect: ClassVar[Mapping[str, tuple[Any, ...]]] = NO_EFFECT
     renamed: ClassVar[Mapping[str, str]] = RENAMED
+    reported_logprobs: ClassVar[None] = None
+    """This format has no log probabilities here."""
+    include_usage: ClassVar[bool] = True
+    """The last event always has the token counts."""
 
-    input: Text | Annotated[list[InputItem], Field(min_length=1, max_length=4096)]
+    input: Annotated[
+        Annotated[Text, Tag("text")] | Annotated[list[InputItem], Field(min_length=1, max_length=4096), Tag("list")],
+        by_json_type("must be a text, or a list of messages"),
+    ]
     instructions: Text = Field(None, description="system text of this answer alone")  # type: ignore[assignment]
     previous_response_id: Annotated[Text, Field(max_length=256)] = Field(None, description="answer that this request continues")  # type: ignore[assignment]
     max_output_tokens: MaxTokens = Field(None, description="default: the rest of the window")  # type: ignore[assignment]
@@ -145,17 +147,5 @@ class ResponsesRequest(GenerationRequest):
     @property
     def form(self) -> AnswerForm | None:
         """Form of the answer; None for text. A function that has to be called goes before text.format."""
-        choice, named = self.tool_choice, None
-        if isinstance(choice, NamedFunctionTool):
-            choice, named = None, choice.name
-        return form_of_call(self.tools, choice, named, "tools.{}.parameters") or form_of_format(self.text.format, "text.format")
-
-    @property
-    def reported_logprobs(self) -> int | None:
-        """None: this format has no log probabilities here."""
-        return None
-
-    @property
-    def include_usage(self) -> bool:
-        """True: the last event always has the token counts."""
-        return True
+        call = form_of_call(self.tools, self.tool_choice, "tools.{}.parameters")
+        return call or form_of_format(self.text.format, "text.format")
