@@ -105,18 +105,16 @@ class Chat:
         """
         return self.answer(with_question, self._fitted(with_question, options), options, self._stops(options), before=before)
 
-    def continue_answer(
-        self, conversation: Conversation, options: AnswerOptions, *, instead_of: Conversation | None = None
-    ) -> Turn:
+    def continue_answer(self, conversation: Conversation, options: AnswerOptions, before: Conversation | None = None) -> Turn:
         """Go on with the answer that a conversation ends with, as if it had not been cut: a new version of it, beside the old.
 
-        The answer may be shorter than the stored one, or another. `instead_of`, PromptTooLong and StaleConversation as in
-        `reply`; ValueError without an answer.
+        The answer may be shorter than the stored one, or another. `before` is shown again if the engine refuses. PromptTooLong
+        and StaleConversation as in `reply`; ValueError without an answer.
         """
         prompt, seed = self._fitted(conversation, options, continue_final=True), options.sampling.seed
         if seed is not None:  # the first tokens' random numbers again would not be random
             options = replace(options, sampling=options.sampling.changed(seed=(seed + prompt.continued) % 2**63))
-        return self.answer(conversation, prompt, options, self._stops(options), before=instead_of or conversation)
+        return self.answer(conversation, prompt, options, self._stops(options), before=before or conversation)
 
     def answer(self, asked: Conversation, prompt: Prompt, options: AnswerOptions, stops: Stops, before: Conversation) -> Turn:
         """Save the question that a conversation ends with and begin its answer, or go on with the answer that it ends with.
@@ -184,18 +182,8 @@ class Chat:
             pinned=_pinned(conversation), continue_final=continue_final,
         )  # fmt: skip
 
-    def feedback(
-        self,
-        conversation_id: str,
-        turn_id: str,
-        rating: int | None = None,
-        edited: str | None = None,
-        comment: str | None = None,
-        *,
-        logged: bool = True,
-    ) -> bool:
+    def save_feedback(self, conversation_id: str, feedback: Feedback, *, logged: bool = True) -> bool:
         """Save a person's feedback on an answer and queue it for the receiver; False where the history lacks the answer."""
-        feedback = Feedback(turn_id, rating, edited, comment)
         outgoing = self.recorder.feedback(conversation_id, feedback) if self.recorder and logged else None
         return self.history.add_feedback(conversation_id, feedback, outgoing)
 
@@ -294,9 +282,15 @@ class Turn:
         return len(self.prompt.ids)
 
     @property
-    def changes(self) -> Sequence[SettingsChange]:
-        """Changes of the settings so far, each with its place in the answer."""
-        return self._settings_changes()
+    def changes(self) -> tuple[SettingsChange, ...]:
+        """Changes of the settings so far, each with its place in the answer.
+
+        As the engine reports them, since it is ahead of the pieces read here; before the end as counted here.
+        """
+        changes = self._changes
+        if self.finish is not None and self.finish.changes is not None:
+            changes = [SettingsChange(at_token, sampling) for at_token, sampling in self.finish.changes]
+        return tuple(replace(each, at_character=self._character(each.at_token)) for each in changes)
 
     @property
     def model(self) -> ModelUsed:
@@ -379,20 +373,13 @@ class Turn:
             start.options.sampling,
             prompt_ids=start.prompt.ids,
             answer_ids=tuple(self._ids),
-            changes=self._settings_changes(),
+            changes=self.changes,
             usage=usage,
             model=self.model,
             continues=start.continues,
             stop_texts=start.stop_texts,
             schema=start.options.schema,
         )
-
-    def _settings_changes(self) -> tuple[SettingsChange, ...]:
-        """Settings changes as the engine reports them, since it is ahead of the pieces read here; else as counted here."""
-        changes = self._changes
-        if self.finish is not None and self.finish.changes is not None:
-            changes = [SettingsChange(at_token, sampling) for at_token, sampling in self.finish.changes]
-        return tuple(replace(each, at_character=self._character(each.at_token)) for each in changes)
 
     def _character(self, tokens: int) -> int:
         """Length of the shown answer when so many tokens had been generated."""

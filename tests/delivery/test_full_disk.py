@@ -12,7 +12,7 @@ import pytest
 from qlora_chat.chat import AnswerOptions, Chat
 from qlora_chat.delivery.recorder import LogRecorder
 from qlora_chat.delivery.sender import LogSender
-from qlora_chat.history import HistoryUnavailable
+from qlora_chat.history import Feedback, HistoryUnavailable
 from qlora_chat.history.open import open_history
 from qlora_chat.messages import Conversation
 from qlora_chat.prompt import DEFAULT_FORMAT
@@ -84,6 +84,6 @@ def test_the_chat_goes_on_over_a_full_disk_and_all_its_records_are_counted(kind:
 def _thumb(chat: Chat, conversation: Conversation) -> bool:
     """Press a thumb; -> whether that made a record, which a full disk may refuse to keep."""
     try:
-        return chat.feedback(conversation.id, conversation.messages[-1].id, 1, comment="x" * 10_000)
+        return chat.save_feedback(conversation.id, Feedback(conversation.messages[-1].id, 1, comment="x" * 10_000))
     except HistoryUnavailable:
         return True

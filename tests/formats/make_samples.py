@@ -392,6 +392,7 @@ def rate(maker: Maker) -> None:
     And a conversation with an owner, which a server gives that listens beyond loopback.
     """
     from qlora_chat.chat import AnswerOptions
+    from qlora_chat.history import Feedback
     from qlora_chat.messages import Conversation
     from qlora_chat.settings import Sampling
 
@@ -400,7 +401,7 @@ def rate(maker: Maker) -> None:
     with closing(keeping):
         for _ in chat.reply(Conversation(), "Whose is this?", AnswerOptions(Sampling(seed=5), owner="f" * 64)):
             pass
-        thanks = {"rating": 1, "edited": "On the north coast, above the harbour.", "comment": "Nearly: schön!"}
+        thanks: dict[str, Any] = {"rating": 1, "edited": "On the north coast, above the harbour.", "comment": "Nearly: schön!"}
         for title, said in (
             ("Where is the lighthouse?", thanks),
             ("Say hello", {"rating": -1}),
@@ -409,7 +410,7 @@ def rate(maker: Maker) -> None:
             answer = next(each for each in reversed(keeping.store.load(found).messages) if each.role == "assistant")
             if title.startswith("Where"):
                 answer = keeping.store.load(found).messages[1]
-            chat.feedback(found, answer.id, **said)
+            chat.save_feedback(found, Feedback(answer.id, **said))
 
 
 def erase_one(maker: Maker, database: tuple[str, ...], waits: dict[str, str]) -> None:

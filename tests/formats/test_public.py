@@ -137,6 +137,7 @@ def test_the_record_of_feedback_as_it_is_written_now() -> None:
     """The page alone writes it; its buttons end in this call."""
     from qlora_chat.chat import AnswerOptions, Chat
     from qlora_chat.delivery.recorder import LogRecorder
+    from qlora_chat.history import Feedback
     from qlora_chat.history.memory import MemoryHistory
     from qlora_chat.messages import Conversation
     from qlora_chat.prompt import DEFAULT_FORMAT
@@ -153,7 +154,7 @@ def test_the_record_of_feedback_as_it_is_written_now() -> None:
     chat = Chat(ScriptedEngine(), DEFAULT_FORMAT, MemoryHistory(queue=queue), LogRecorder(2))  # type: ignore[arg-type]
     turn = chat.reply(Conversation(), "Hi", AnswerOptions(Sampling(seed=3)))
     list(turn)
-    chat.feedback(turn.conversation.id, turn.conversation.messages[1].id, 1, "Better.", "Nearly: schön!")
+    chat.save_feedback(turn.conversation.id, Feedback(turn.conversation.messages[1].id, 1, "Better.", "Nearly: schön!"))
     check("record_feedback.json", without_chance(queue.bodies[-1]) + "\n")
 
 

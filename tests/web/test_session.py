@@ -12,7 +12,7 @@ import pytest
 from qlora_chat.chat import AnswerOptions, Chat, Turn
 from qlora_chat.comparison import begin_answers
 from qlora_chat.context import PromptTooLong
-from qlora_chat.history import OutboxRecord, StaleConversation, StoredConversation, TurnRecord
+from qlora_chat.history import Feedback, OutboxRecord, StaleConversation, StoredConversation, TurnRecord
 from qlora_chat.history.memory import MemoryHistory
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.settings import Sampling
@@ -465,7 +465,7 @@ def test_an_id_opens_no_conversation_of_another_owner() -> None:
         his.catch_up(ref)
         assert his.conversation.messages == ()
         assert his.edit(hers.conversation.messages[0].id, "mine", OPTIONS) is None
-        assert not his.feedback(hers.conversation.messages[-1].id, 1, None, None, logged=True)
+        assert not his.save_feedback(Feedback(hers.conversation.messages[-1].id, 1), logged=True)
     sessions.close("hers")
     again = sessions.open("hers again", ref.conversation_id, owner="alice")
     assert said(again) == ["my secret plans", "I am well."]
@@ -475,9 +475,7 @@ def test_a_stale_tab_shows_the_newest_and_can_go_on() -> None:
     chat = scripted_chat()
     first, second = Session(chat), Session(chat)
     answered(first, "one")
-    shown = second.stored(first.conversation.id)
-    assert shown
-    second.open(shown)
+    assert second.open(first.conversation.id)
     answered(second, "two")
     with pytest.raises(RuntimeError, match="gone on in another window"):
         first.send("three", AnswerOptions(OPTIONS.sampling))

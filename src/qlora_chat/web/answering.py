@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
 from qlora_chat.chat import AnswerOptions, Chat
-from qlora_chat.engines import EngineError
-from qlora_chat.history import HistoryError, StaleConversation
+from qlora_chat.errors import UserError
+from qlora_chat.history import StaleConversation
 from qlora_chat.text import replace_surrogates
 from qlora_chat.web import render
 from qlora_chat.web.adapter_chooser import AdapterChooser
@@ -23,7 +24,7 @@ from qlora_chat.web.panels.model import Measured
 from qlora_chat.web.panels.settings import parse_settings
 from qlora_chat.web.parts import Parts
 from qlora_chat.web.running_answer import RunningAnswer
-from qlora_chat.web.session import Busy, ConversationRef, Session
+from qlora_chat.web.session import ConversationRef, Session
 
 Updates = dict[Any, Any]
 """New values of parts of the page."""
@@ -47,7 +48,7 @@ class Answering:
         except StaleConversation as problem:
             yield {**await asyncio.to_thread(self.idle, session), notice: render.problem(str(problem))}
             return
-        except (ValueError, EngineError, HistoryError, Busy) as problem:  # PromptTooLong and SettingsError are ValueErrors
+        except (UserError, ValueError) as problem:
             yield {notice: render.problem(str(problem))}
             return
         if answer is None:
@@ -94,10 +95,7 @@ class Answering:
 
 
 def _begin(begin: Begin, adapter: Any, system: Any, logged: Any, settings: Any) -> RunningAnswer | None:
-    chosen = parse_settings(settings)
-    options = AnswerOptions(
-        chosen.sampling, AdapterChooser.parse(adapter), logged=logged is not False, stop_texts=chosen.stop_texts
-    )
+    options = replace(parse_settings(settings), adapter=AdapterChooser.parse(adapter), logged=logged is not False)
     return begin(options, replace_surrogates(system).strip() or None)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import gradio as gr
 
 from qlora_chat.chat import Chat
-from qlora_chat.history import HistoryError
+from qlora_chat.errors import UserError
 from qlora_chat.text import replace_surrogates
 from qlora_chat.web import render
 from qlora_chat.web.adapter_chooser import AdapterChooser
@@ -22,7 +22,7 @@ from qlora_chat.web.answering import Answering, Updates
 from qlora_chat.web.panels.model_panel import ModelPanel
 from qlora_chat.web.panels.settings import parse_settings
 from qlora_chat.web.parts import Parts
-from qlora_chat.web.session import Busy, ConversationRef, Session
+from qlora_chat.web.session import ConversationRef, Session
 from qlora_chat.web.sessions import PageFeatures, Sessions, owner_of
 
 WRONG_ADDRESS = (
@@ -83,13 +83,9 @@ class Handlers:
         if not isinstance(address, str) or not address or address == session.conversation.id:
             return ""
         try:
-            conversation = session.stored(address)
-            if conversation is None:
-                return WRONG_ADDRESS
-            session.open(conversation)
-        except (Busy, HistoryError) as problem:
+            return "" if session.open(address) else WRONG_ADDRESS
+        except UserError as problem:
             return str(problem)
-        return ""
 
     async def send(self, text: str, ref: str, request: gr.Request, *options: Any) -> AsyncIterator[Updates]:
         """Answer the message in the box."""

@@ -7,19 +7,21 @@ cleared. Knows no Gradio, no HTML and no model.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from qlora_chat.chat import AnswerOptions, Chat, Turn
 from qlora_chat.context import with_own_ids
-from qlora_chat.history import HistoryUnavailable, StaleConversation
+from qlora_chat.errors import UserError
+from qlora_chat.history import Feedback, HistoryUnavailable, StaleConversation
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.settings import Sampling
 from qlora_chat.web.message_list.branches import Branches
 from qlora_chat.web.running_answer import RunningAnswer
 
 
-class Busy(RuntimeError):
+class Busy(UserError, RuntimeError):
     """This tab's last answer is still being written."""
 
 
@@ -79,40 +81,35 @@ class Session:
 
         Busy, ValueError or PromptTooLong before anything is saved or computed.
         """
-        with self._lock:
-            self._expect_idle()
-            return self._ask(self._conversation, text, options, system)
+        with self._idle():
+            return self._begin(self._conversation.adding(Message("user", text)), options, system, text)
 
     def edit(self, turn_id: str, text: str, options: AnswerOptions, system: str | None = None) -> RunningAnswer | None:
         """Begin the answer to another version of a question; None where the conversation shown does not have it."""
-        with self._lock:
-            self._expect_idle()
+        with self._idle():
             before = self._conversation.before(turn_id)
-            return None if before is None else self._ask(before, text, options, system)
+            return None if before is None else self._begin(before.adding(Message("user", text)), options, system, text)
 
     def retry(self, answer_id: str, options: AnswerOptions, system: str | None = None) -> RunningAnswer | None:
         """Begin another version of an answer; None where the conversation shown does not have it."""
-        with self._lock:
-            self._expect_idle()
+        with self._idle():
             question = self._conversation.before(answer_id)
             if question is None or not question.messages or question.messages[-1].role != "user":
                 return None
-            return self._begin(question, options, system, self._chat.reply_to)
+            return self._begin(question, options, system)
 
     def go_on(self, answer_id: str, options: AnswerOptions, system: str | None = None) -> RunningAnswer | None:
         """Continue an answer that was cut, as another version of it; None where the conversation shown does not have it."""
-        with self._lock:
-            self._expect_idle()
+        with self._idle():
             answer = next((each for each in self._conversation.messages if each.id == answer_id), None)
             before = self._conversation.before(answer_id)
             if answer is None or before is None or answer.role != "assistant" or not answer.content:
                 return None
-            return self._begin(before.adding(answer), options, system, self._continue)
+            return self._begin(before.adding(answer), options, system)
 
     def rewrite(self, turn_id: str, text: str) -> bool:
         """Save another version of an answer in a person's words; False where the conversation shown does not have it."""
-        with self._lock:
-            self._expect_idle()
+        with self._idle():
             before = self._conversation.before(turn_id)
             if before is None:
                 return False
@@ -121,8 +118,7 @@ class Session:
 
     def select(self, turn_id: str) -> bool:
         """Show the newest branch through a turn; False where this conversation has no such turn."""
-        with self._lock:
-            self._expect_idle()
+        with self._idle():
             stored = self._chat.history.read(self._conversation.id)
             branch = Branches(stored).through(turn_id) if stored else None
             if branch is None:
@@ -135,8 +131,7 @@ class Session:
     ) -> RunningAnswer | None:
         """Begin another version of an answer: its first `at` tokens, this token, and a new rest. None where the conversation
         shown does not have the answer or the place."""
-        with self._lock:
-            self._expect_idle()
+        with self._idle():
             before = self._conversation.before(answer_id)
             shown = with_own_ids(self._conversation, self._chat.engine.tokenizer)
             answer = before and shown.messages[len(before.messages)]
@@ -144,7 +139,7 @@ class Session:
                 return None
             ids = (*answer.ids[:at], token)
             begun = replace(answer, content=self._chat.engine.tokenizer.decode(ids).strip(), ids=ids, finish_reason="partial")
-            return self._begin(before.adding(begun), options, system, self._continue)
+            return self._begin(before.adding(begun), options, system)
 
     @property
     def comparing(self) -> bool:
@@ -153,8 +148,7 @@ class Session:
 
     def compare(self, begin: Callable[[Conversation], tuple[list[Turn], Conversation]], *, logged: bool) -> list[RunningAnswer]:
         """Begin answers beside the conversation shown, which `begin` gets, and returns as it is then. Busy as in `send`."""
-        with self._lock:
-            self._expect_idle()
+        with self._idle():
             if self.comparing:
                 raise Busy("The last comparison is still being written: stop it, or wait for its end.")
             try:
@@ -175,8 +169,7 @@ class Session:
 
     def pin(self, turn_id: str, *, pinned: bool) -> bool:
         """Let the model always see a turn, or not any more; False where the conversation shown does not have it."""
-        with self._lock:
-            self._expect_idle()
+        with self._idle():
             if all(each.id != turn_id for each in self._conversation.messages):
                 return False
             self._conversation = self._chat.pin(self._conversation, turn_id, pinned=pinned)
@@ -230,10 +223,10 @@ class Session:
             return None
         return history.load(conversation_id)
 
-    def feedback(self, turn_id: str, rating: int | None, edited: str | None, comment: str | None, *, logged: bool) -> bool:
+    def save_feedback(self, feedback: Feedback, *, logged: bool) -> bool:
         """Save feedback on an answer of this conversation; False where the history does not have the answer."""
-        logged = logged and turn_id not in self._unlogged
-        return self._chat.feedback(self.conversation.id, turn_id, rating, edited, comment, logged=logged)
+        logged = logged and feedback.turn_id not in self._unlogged
+        return self._chat.save_feedback(self.conversation.id, feedback, logged=logged)
 
     def restore(self, conversation: Conversation) -> None:
         """Go on with a conversation that another page showed."""
@@ -241,11 +234,13 @@ class Session:
             self._detach()
             self._conversation = with_answer(conversation)
 
-    def open(self, conversation: Conversation) -> None:
-        """Show another conversation. Busy while an answer is being written."""
-        with self._lock:
-            self._expect_idle()
-            self._conversation, self._failed_question, self._latest = with_answer(conversation), None, None
+    def open(self, conversation_id: str) -> bool:
+        """Show another conversation; False where the owner has none of that id. Busy while an answer is being written."""
+        with self._idle():
+            if (stored := self.stored(conversation_id)) is None:
+                return False
+            self._conversation, self._failed_question, self._latest = with_answer(stored), None, None
+            return True
 
     def shows(self, answer: RunningAnswer) -> bool:
         """True while this tab still shows the conversation of that answer."""
@@ -260,28 +255,26 @@ class Session:
         for each in [*([running] if running else ()), *self._compared]:
             each.wait(seconds)
 
-    def _expect_idle(self) -> None:
-        if self._running:
-            raise Busy("The last answer is still being written: stop it, or wait for its end.")
-        if self._closed:
-            raise Busy("This page was closed. Reload it to go on.")
-
-    def _ask(self, conversation: Conversation, text: str, options: AnswerOptions, system: str | None) -> RunningAnswer:
-        """Begin the answer to a new question, which goes back into the box where the answer fails before its first word."""
-        return self._begin(conversation.adding(Message("user", text)), options, system, self._chat.reply_to, text)
-
-    def _continue(self, conversation: Conversation, options: AnswerOptions, shown: Conversation) -> Turn:
-        return self._chat.continue_answer(conversation, options, instead_of=shown)
+    @contextmanager
+    def _idle(self) -> Iterator[None]:
+        """Hold the lock while no answer is being written. Busy where one is, or the page was closed."""
+        with self._lock:
+            if self._running:
+                raise Busy("The last answer is still being written: stop it, or wait for its end.")
+            if self._closed:
+                raise Busy("This page was closed. Reload it to go on.")
+            yield
 
     def _begin(
-        self,
-        conversation: Conversation,
-        options: AnswerOptions,
-        system: str | None,
-        reply: Callable[[Conversation, AnswerOptions, Conversation], Turn],
-        text: str | None = None,
+        self, conversation: Conversation, options: AnswerOptions, system: str | None, text: str | None = None
     ) -> RunningAnswer:
+        """Begin the answer to the question that a conversation ends with, or go on with the answer that it ends with.
+
+        `text` is a new question, which goes back into the box where the answer fails before its first word.
+        """
         conversation, options = replace(conversation, system=system), replace(options, owner=self.owner)
+        goes_on = conversation.messages[-1].role == "assistant"
+        reply = self._chat.continue_answer if goes_on else self._chat.reply_to
         try:
             turn = reply(conversation, options, self._conversation)
         except StaleConversation:

@@ -43,7 +43,7 @@ def test_a_column_has_the_pages_settings_then_its_presets_then_its_own() -> None
         ([{"model": "guanaco"}] * 5, "5 columns"),
         ([{"model": "guanaco"}, {"model": "gone"}], "not loaded any more"),
         ([{"model": "guanaco"}, {"model": "guanaco", "temperature": "0.5"}], "A and B are the same"),
-        ([{"model": "guanaco"}, {"model": "pirate", "top_k": "many"}], "Top-k is not a number"),
+        ([{"model": "guanaco"}, {"model": "pirate", "top_k": "many"}], "top_k is 'many', but must be a whole number"),
         ([{"model": "guanaco"}, {"model": "pirate", "temperature": "NaN"}], "temperature"),
         ([{"model": ["guanaco"]}, {"model": "pirate"}], "not loaded any more"),
         (["guanaco", "pirate"], "no list of objects"),

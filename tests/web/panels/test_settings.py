@@ -8,8 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from qlora_chat.chat import AnswerOptions
 from qlora_chat.settings import PRESETS, SAMPLING_SETTINGS, Preset, Sampling, SettingsError
-from qlora_chat.web.panels.settings import LONGEST, ChosenSettings, parse_settings
+from qlora_chat.web.panels.settings import LONGEST, parse_settings
 from qlora_chat.web.panels.settings_form import STOP_LINES, as_text, settings_form
 
 
@@ -41,7 +42,7 @@ def test_the_panel_has_every_setting_that_has_a_name_and_begins_with_values_that
     initial = {name: each.get("value", "") for name, each in form.fields.items()}
     assert initial["max_new_tokens"] == form.fields["max_new_tokens"]["data-maximum"] == "512", "no answer outgrows the window"
     assert all(form.takes(name, value) for name, value in initial.items())
-    assert parse_settings(json.dumps(initial)) == ChosenSettings(Sampling(max_new_tokens=512))
+    assert parse_settings(json.dumps(initial)) == AnswerOptions(Sampling(max_new_tokens=512))
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda each: each.name)

@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from qlora_chat.chat import Chat
+from qlora_chat.errors import UserError
 from qlora_chat.history import HistoryError
 from qlora_chat.web import render
 from qlora_chat.web.answering import Updates
@@ -17,7 +18,7 @@ from qlora_chat.web.chats import listing, view
 from qlora_chat.web.chats.route import GONE
 from qlora_chat.web.handlers import Handlers
 from qlora_chat.web.parts import Parts, js_call
-from qlora_chat.web.session import Busy, ConversationRef
+from qlora_chat.web.session import ConversationRef
 
 
 class ChatEvents:
@@ -38,11 +39,9 @@ class ChatEvents:
         """Show a conversation of the list in this tab."""
         session, notice = self._handlers.session(request), self._parts.notice
         try:
-            conversation = session.stored(str(event._data.get("id")))
-            if conversation is None:
+            if not session.open(str(event._data.get("id"))):
                 return {notice: render.problem(GONE)}
-            session.open(conversation)
-        except (Busy, HistoryError) as problem:
+        except UserError as problem:
             return {notice: render.problem(str(problem))}
         return {**self._handlers.opened(session), notice: ""}
 

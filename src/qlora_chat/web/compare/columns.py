@@ -13,7 +13,8 @@ from typing import Any
 from qlora_chat.chat import AnswerOptions
 from qlora_chat.comparison import FEWEST, MOST, contenders
 from qlora_chat.models import ModelInfo
-from qlora_chat.settings import PRESETS, SAMPLING_SETTINGS, SLIDERS, Sampling, SettingsError
+from qlora_chat.settings import PRESETS, SLIDERS, Sampling, SettingsError
+from qlora_chat.web.panels.settings import number_of
 
 LONGEST = 4_000
 """Characters of all columns as JSON."""
@@ -55,12 +56,5 @@ def _options(column: Mapping[str, Any], common: AnswerOptions, info: ModelInfo) 
 
 def _sampling(column: Mapping[str, Any], sampling: Sampling) -> Sampling:
     preset = next((each for each in PRESETS if each.name == column.get(PRESET)), None)
-    own = {name: _number(name, column[name]) for name in SLIDERS if column.get(name)}
+    own = {name: number_of(name, column[name]) for name in SLIDERS if column.get(name)}
     return sampling.changed(**{**(preset.values if preset else {}), **own})
-
-
-def _number(name: str, text: Any) -> float:
-    try:
-        return int(text) if SAMPLING_SETTINGS[name].whole else float(text)
-    except (TypeError, ValueError):
-        raise SettingsError(f"{SAMPLING_SETTINGS[name].label} is not a number.") from None

@@ -18,17 +18,16 @@ from weakref import WeakKeyDictionary
 
 import gradio as gr
 
-from qlora_chat.chat import SEED_BITS, AnswerOptions, Chat, Turn
+from qlora_chat.chat import SEED_BITS, Chat, Turn
 from qlora_chat.comparison import begin_answers, contenders, with_one_seed
 from qlora_chat.comparison.tally import Tally, tally
-from qlora_chat.engines import EngineError
+from qlora_chat.errors import UserError
 from qlora_chat.history import HistoryError
 from qlora_chat.messages import Conversation
 from qlora_chat.serving.model_changes import ModelChanges
 from qlora_chat.settings import ModelSettings
 from qlora_chat.text import replace_surrogates
 from qlora_chat.web import render
-from qlora_chat.web.adapter_chooser import AdapterChooser
 from qlora_chat.web.answering import Updates
 from qlora_chat.web.compare import view
 from qlora_chat.web.compare.columns import parse_columns
@@ -36,10 +35,10 @@ from qlora_chat.web.compare.state import Comparison
 from qlora_chat.web.handlers import Handlers
 from qlora_chat.web.panels.model_panel import ModelPanel
 from qlora_chat.web.panels.settings import parse_settings
-from qlora_chat.web.panels.switch_form import progress, settings_apart
+from qlora_chat.web.panels.switch_form import settings_apart
 from qlora_chat.web.parts import Parts
 from qlora_chat.web.running_answer import UPDATE_SECONDS
-from qlora_chat.web.session import Busy, Session
+from qlora_chat.web.session import Session
 
 GONE = "The conversation with these answers is not there any more."
 RECENT = 100
@@ -68,8 +67,7 @@ class CompareHandlers:
         compare.like(self.vote, None, [compare], **immediate)
         compare.select(self.use, None, [compare, *shown], **immediate)
         if parts.switch_form:  # only who may switch the model has it
-            described = [*self._model.outputs, parts.adapter, parts.status]
-            compare.clear(self.keep_apart, [parts.conversation], [compare, *described], **queued)
+            compare.clear(self.keep_apart, [parts.conversation], [compare, *self._model.changed], **queued)
 
     def show(self, ref: Any, event: gr.EventData, request: gr.Request) -> Updates:
         """The view was opened, or has missed an update: all of it. A reloaded page gets the comparison that it names."""
@@ -93,7 +91,7 @@ class CompareHandlers:
         session = self._handlers.session(request, ref)
         try:
             comparison = await asyncio.to_thread(self._begin, session, event._data, system, logged, settings)
-        except (ValueError, EngineError, HistoryError, Busy) as problem:
+        except (UserError, ValueError) as problem:
             yield self._value({"problem": str(problem)})
             return
         self._comparisons[session] = self._recent[comparison.id] = comparison
@@ -154,38 +152,19 @@ class CompareHandlers:
         if comparison is None or answer is None:
             return {notice: render.notice(GONE)}
         try:
-            if session.conversation.id != comparison.conversation_id:
-                stored = session.stored(comparison.conversation_id)
-                if stored is None:
-                    return {notice: render.notice(GONE)}
-                session.open(stored)
-            found = session.select(answer.turn.answer_id)
-        except (Busy, HistoryError) as problem:
+            is_shown = session.conversation.id == comparison.conversation_id or session.open(comparison.conversation_id)
+            found = is_shown and session.select(answer.turn.answer_id)
+        except UserError as problem:
             return {notice: render.problem(str(problem))}
         return {**self._handlers.opened(session), notice: "" if found else render.notice(GONE)}
 
     async def keep_apart(self, ref: Any, request: gr.Request) -> AsyncIterator[Updates]:
         """Open the model anew with its adapter apart from the base, and show how that goes and what can be compared then."""
-        settings, changes, shown = self._apart(), self._model.changes, ""
-        if settings is None or changes is None:
+        if settings := self._apart():
+            async for each in self._model.switched(settings, lambda html: self._value({"notes": html})):
+                yield each
+        if self._apart() is None:
             yield self._view(self._handlers.session(request, ref))
-            return
-        try:
-            change = changes.start(settings)
-        except EngineError as problem:
-            yield self._value({"problem": str(problem)})
-            return
-        while change.state == "running":
-            if (now := progress(change)) != shown:
-                shown = now
-                yield self._value({"notes": now})
-            await asyncio.sleep(UPDATE_SECONDS)
-        if change.state == "failed":
-            yield self._value({"notes": progress(change)})
-            return
-        info, chooser = self._chat.engine.info, AdapterChooser(self._chat).update()
-        described = {**self._model.described(), self._parts.status: render.status(info), self._parts.adapter: chooser}
-        yield {**described, **self._view(self._handlers.session(request, ref))}
 
     def _apart(self) -> ModelSettings | None:
         """Settings of the model with its adapter apart; None where that makes no difference, or nobody here may switch."""
@@ -196,8 +175,8 @@ class CompareHandlers:
         question = replace_surrogates(sent.get("question")).strip()
         if not question:
             raise ValueError("An empty question cannot be sent.")
-        blind, chosen, info = sent.get("blind") is True, parse_settings(settings), self._chat.engine.info
-        common = AnswerOptions(chosen.sampling, owner=session.owner, logged=logged is not False, stop_texts=chosen.stop_texts)
+        blind, info = sent.get("blind") is True, self._chat.engine.info
+        common = replace(parse_settings(settings), owner=session.owner, logged=logged is not False)
         columns = parse_columns(sent.get("columns"), common, info)
         if blind:
             random.SystemRandom().shuffle(columns)

@@ -11,14 +11,14 @@ from typing import Any
 
 import gradio as gr
 
-from qlora_chat.history import HistoryError
+from qlora_chat.errors import UserError
 from qlora_chat.text import replace_surrogates
 from qlora_chat.web import render
 from qlora_chat.web.answering import Answering, Updates
 from qlora_chat.web.handlers import Handlers
 from qlora_chat.web.message_list.view import answer_of
 from qlora_chat.web.parts import Parts
-from qlora_chat.web.session import Busy, Session
+from qlora_chat.web.session import Session
 
 
 class MessageActions:
@@ -62,7 +62,7 @@ class MessageActions:
     def _changed(self, session: Session, change: partial[bool]) -> Updates:
         try:
             changed = change()
-        except (Busy, HistoryError) as problem:
+        except UserError as problem:
             return {self._parts.notice: render.problem(str(problem))}
         idle = self._answering.idle(session)
         return idle if changed else {**idle, self._parts.notice: render.notice("That message is not there any more.")}

@@ -10,7 +10,7 @@ from typing import Any
 
 import gradio as gr
 
-from qlora_chat.history import HistoryError
+from qlora_chat.history import Feedback, HistoryError
 from qlora_chat.messages import Message
 from qlora_chat.text import replace_surrogates
 from qlora_chat.web.handlers import Handlers, Updates
@@ -69,7 +69,7 @@ def _stored(session: Session, answer: Message, rating: int | None, sent: dict[st
     if edited == answer.content.strip():
         edited = None
     try:
-        saved = session.feedback(answer.id, rating, edited or None, comment or None, logged=logged)
+        saved = session.save_feedback(Feedback(answer.id, rating, edited or None, comment or None), logged=logged)
     except HistoryError as problem:
         return str(problem)
     return None if saved else "That answer is not in the history, so nothing was saved."

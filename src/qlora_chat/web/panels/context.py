@@ -15,7 +15,7 @@ import gradio as gr
 
 from qlora_chat.chat import Chat
 from qlora_chat.context import ContextUse
-from qlora_chat.history import HistoryError
+from qlora_chat.errors import UserError
 from qlora_chat.history.pinned_turns import pinned_turns
 from qlora_chat.messages import Conversation
 from qlora_chat.settings import Sampling
@@ -24,7 +24,7 @@ from qlora_chat.web import render
 from qlora_chat.web.handlers import Handlers, Updates
 from qlora_chat.web.panels.settings import parse_settings
 from qlora_chat.web.parts import Parts
-from qlora_chat.web.session import Busy, ConversationRef
+from qlora_chat.web.session import ConversationRef
 
 LISTED = 12
 """Exchanges that are listed one by one."""
@@ -69,7 +69,7 @@ class ContextHandlers:
         session, sent = self._handlers.session(request, ref), event._data
         try:
             session.pin(str(sent.get("id")), pinned=sent.get("pinned") is True)
-        except (Busy, HistoryError) as problem:
+        except UserError as problem:
             return {self._parts.notice: render.problem(str(problem))}
         return {**self.count(draft, ref, system, settings, request), self._parts.notice: ""}
 

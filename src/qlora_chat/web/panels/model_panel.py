@@ -7,7 +7,7 @@ decided when the page is built. Knows no conversation: it goes on with the new m
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -121,26 +121,32 @@ class ModelPanel:
             yield each
 
     async def follow(self, settings: ModelSettings, report: gr.HTML) -> AsyncIterator[dict[Any, Any]]:
-        """Switch the model, and show in `report` how that goes. It goes on where the page is closed meanwhile."""
+        """Switch the model, and show in `report` how that goes, then how fast the new one is."""
+        async for each in self.switched(settings, lambda html: {report: html}):
+            yield each
+        while self.changes and self.changes.is_measuring:
+            await asyncio.sleep(POLL_S)
+        measured = Measured.of(self._chat.engine)
+        status = render.status(self._chat.engine.info, measured.tokens_per_s, measured.ttft_ms)
+        yield {**self.card(), self._parts.status: status}
+
+    async def switched(self, settings: ModelSettings, show: Callable[[str], dict[Any, Any]]) -> AsyncIterator[dict[Any, Any]]:
+        """Switch the model; `show` makes an update of the HTML that says how that goes. It goes on where the page is closed
+        meanwhile."""
+        assert self.changes
         try:
-            assert self.changes
             change = self.changes.start(settings)
         except UserError as problem:
-            yield {report: render.problem(str(problem))}
+            yield show(render.problem(str(problem)))
             return
         shown = ""
         while change.state == "running":
             if (now := progress(change)) != shown:
                 shown = now
-                yield {report: now}
+                yield show(now)
             await asyncio.sleep(POLL_S)
         status, chooser = render.status(self._chat.engine.info), self._chooser.update()
-        yield {**self.described(), report: progress(change), self._parts.adapter: chooser, self._parts.status: status}
-        while self.changes.is_measuring:
-            await asyncio.sleep(POLL_S)
-        measured = Measured.of(self._chat.engine)
-        status = render.status(self._chat.engine.info, measured.tokens_per_s, measured.ttft_ms)
-        yield {**self.card(), self._parts.status: status}
+        yield {**self.described(), **show(progress(change)), self._parts.adapter: chooser, self._parts.status: status}
 
     @property
     def _form(self) -> SwitchForm:

@@ -6,9 +6,9 @@ Scope: JSON to settings. Knows no Gradio, no session and no engine.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
+from qlora_chat.chat import AnswerOptions
 from qlora_chat.settings import SAMPLING_SETTINGS, Sampling, SettingsError, check_stop_texts
 from qlora_chat.web.panels.settings_form import STOPS
 
@@ -16,18 +16,10 @@ LONGEST = 12_000
 """Characters of all settings as JSON: stop texts may be any characters, which JSON writes with up to six."""
 
 
-@dataclass(frozen=True)
-class ChosenSettings:
-    """Settings of the next answer, as a person has chosen them."""
-
-    sampling: Sampling
-    stop_texts: tuple[str, ...] = ()
-
-
-def parse_settings(text: Any) -> ChosenSettings:
-    """Settings as static/settings.js sends them; the defaults for a page that has sent none. SettingsError."""
+def parse_settings(text: Any) -> AnswerOptions:
+    """Sampling and stop texts as static/settings.js sends them; the defaults for a page that has sent none. SettingsError."""
     if not text:
-        return ChosenSettings(Sampling())
+        return AnswerOptions(Sampling())
     try:
         values = json.loads(text)
     except (ValueError, RecursionError, TypeError):
@@ -37,11 +29,11 @@ def parse_settings(text: Any) -> ChosenSettings:
     stops = values.pop(STOPS, "")
     if not isinstance(stops, str):
         raise SettingsError("stop_texts is no text; reload the page")
-    sampling = Sampling().changed(**{name: _number(name, value) for name, value in values.items()})
-    return ChosenSettings(sampling, check_stop_texts(_lines(stops)))
+    sampling = Sampling().changed(**{name: number_of(name, value) for name, value in values.items()})
+    return AnswerOptions(sampling, stop_texts=check_stop_texts(_lines(stops)))
 
 
-def _number(name: str, value: Any) -> Any:
+def number_of(name: str, value: Any) -> Any:
     """The number that a field's text stands for, None for an empty one; what is no number is left for Sampling to refuse.
 
     A seed must never be a float, which cannot hold every seed.
