@@ -28,7 +28,6 @@ HELP = f"""\
 /undo               remove the last message and its answer
 /exit               leave (so does Ctrl-D); Ctrl-C stops an answer
 Any other line is a message, even one that begins with a slash, such as /etc/passwd."""
-COMMANDS = frozenset({"clear", "continue", "exit", "help", "quit", "retry", "set", "system", "undo"})
 WITH_ARGUMENTS = frozenset({"set", "system"})
 
 

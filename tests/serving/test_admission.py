@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from qlora_chat.serving.admission import AdmissionTicket, Gate, Overloaded, ShuttingDown
+from qlora_chat.engines import EngineError
+from qlora_chat.serving.admission import AdmissionTicket, Gate, Overloaded
 
 
 def callers(tickets: list[AdmissionTicket]) -> list[object]:
@@ -88,7 +89,7 @@ def test_a_closed_gate_admits_nobody_and_admitted_requests_go_on() -> None:
     gate = Gate(slots=1, queue_limit=5)
     first, second = gate.admit("a"), gate.admit("b")
     gate.closed = True
-    with pytest.raises(ShuttingDown):
+    with pytest.raises(EngineError, match="shutting down"):
         gate.admit("c")
     first.release()
     assert second.wait()

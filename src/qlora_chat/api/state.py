@@ -11,7 +11,7 @@ from qlora_chat.api.responses.earlier_answers import RememberedAnswers
 from qlora_chat.chat import Chat
 from qlora_chat.engines import AdapterHost
 from qlora_chat.serving.admission import Gate
-from qlora_chat.serving.metrics import Lifecycle, Metrics
+from qlora_chat.serving.metrics import Metrics, Phase
 from qlora_chat.serving.shared_engine import SharedEngine, slots_of
 from qlora_chat.settings import ServeSettings
 
@@ -28,7 +28,7 @@ class ServerState:
     history_on: bool = False
     """True if conversations outlive the process."""
     metrics: Metrics = field(default_factory=Metrics)
-    lifecycle: Lifecycle = field(default_factory=Lifecycle)
+    phase: Phase = "loading"
     remembered: RememberedAnswers = field(default_factory=RememberedAnswers)
     """Answers of /v1/responses that clients can continue, though they are stored nowhere."""
     started: int = field(default_factory=lambda: int(time.time()))
@@ -41,19 +41,20 @@ class ServerState:
         self._engine = SharedEngine(chat.engine, gate, self.metrics, defaults_to_first=isinstance(chat.engine, AdapterHost))
         self._chat = replace(chat, engine=self._engine)
         self.metrics.watch_gate(gate)
-        self.lifecycle.opened()
+        if self.phase == "loading":
+            self.phase = "ready"
         return self._chat
 
     def drain(self) -> None:
         """Take no new requests; admitted ones go on to their end."""
-        self.lifecycle.drain()
+        self.phase = "draining"
         if self._engine:
             self._engine.gate.closed = True
 
     @property
     def chat(self) -> Chat:
         """The open chat. ApiError 503 before it is open, and while the server shuts down."""
-        if self.lifecycle.phase == "draining":
+        if self.phase == "draining":
             raise ApiError(503, "The server is shutting down. Send the request again.", "shutting_down", retry_after=5)
         if self._chat is None:
             text = "The model is still being loaded. Try again in a few seconds."

@@ -57,7 +57,7 @@ class Site:
         self._page: ASGIApp = _loading
         self._sessions: Sessions | None = None
         metrics = self.state.metrics
-        self.api = build_api(self.state, [probes(self.state.lifecycle, metrics)])
+        self.api = build_api(self.state, [probes(lambda: self.state.phase, metrics)])
         self.api.mount("/", self._current_page)
         protected = protect(self.api, settings, ended_sessions)
         logged = RequestLog(protected, metrics, route_of, log=settings.log_requests, tracer=tracer)
@@ -138,7 +138,7 @@ def _build_page(chat: Chat, features: PageFeatures) -> tuple[Sessions, Any, ASGI
 
     def forget(name: str) -> None:
         queue.pending_messages_per_session.pop(name, None)
-        sessions.forget(name)
+        sessions.close(name, seconds=0)
 
     tabs = TabNames(lambda name: bool(queue.pending_event_ids_session.get(name)), forget)
     has_session = queue.pending_messages_per_session.__contains__

@@ -30,17 +30,6 @@ class Overloaded(EngineError):
         self.retry_after = retry_after
 
 
-class ShuttingDown(EngineError):
-    """The server takes no new requests."""
-
-    def __init__(self) -> None:
-        super().__init__("The server is shutting down. Send this again in a moment.")
-
-
-class Paused(EngineError):
-    """The server takes no requests for a moment; the message says why."""
-
-
 class AdmissionTicket:
     """One answer's admission: waiting, then running. Release it once, whatever happens."""
 
@@ -99,12 +88,11 @@ class Gate:
         return len(self._waiting)
 
     def admit(self, caller: Hashable) -> AdmissionTicket:
-        """Ticket that runs at once or waits. Overloaded if the queue is full, ShuttingDown once the gate is closed,
-        Paused while it is paused."""
+        """Ticket that runs at once or waits. Overloaded if the queue is full, EngineError if the gate is closed or paused."""
         if self.closed:
-            raise ShuttingDown
+            raise EngineError("The server is shutting down. Send this again in a moment.")
         if self.paused:
-            raise Paused(self.paused)
+            raise EngineError(self.paused)
         ticket = AdmissionTicket(self, caller)
         with self._lock:
             if len(self._running) < self.slots and not self._waiting:

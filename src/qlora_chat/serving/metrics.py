@@ -21,6 +21,8 @@ HEALTH, READY, METRICS = "/health", "/ready", "/metrics"
 NOT_READY: dict[int | str, dict[str, Any]] = {
     503: {"description": "loading or draining", "content": {"text/plain": {"schema": {"type": "string"}}}}
 }
+Phase = Literal["loading", "ready", "draining"]
+"""Of a server: one after the other, never back. Requests are taken while it is ready."""
 SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 RATES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 
@@ -49,12 +51,10 @@ class Metrics:
         self.first_token_seconds = histogram("time_to_first_token_seconds", "to the first token, queue included", SECONDS)
         self.queue_seconds = histogram("queue_seconds", "from a request to its start", SECONDS)
         self._rates = histogram("tokens_per_second", "of one answer, after its first token", RATES)
-        self._ready = Gauge("qlora_chat_ready", "1 while requests are taken", registry=registry)
-        self.watch_ready(lambda: False)
 
     def watch_ready(self, ready: Callable[[], bool]) -> None:
         """Read readiness from this function."""
-        self._ready.set_function(lambda: float(ready()))
+        self._watch("qlora_chat_ready", "1 while requests are taken", ready)
 
     def watch_gate(self, gate: Gate) -> None:
         """Read queue and slots from this gate."""
@@ -64,12 +64,14 @@ class Metrics:
             ("slots", "answers that can be written at once", lambda: gate.slots),
             ("queue_limit", "requests that can wait", lambda: gate.queue_limit),
         ):
-            Gauge(f"qlora_chat_{name}", help, registry=self._registry).set_function(read)
+            self._watch(f"qlora_chat_{name}", help, read)
 
     def watch_outbox(self, depth: Callable[[], int]) -> None:
         """Read the number of turns that wait for delivery from this function."""
-        help = "turns that wait to be delivered to LOGGING_URL"
-        Gauge("qlora_chat_outbox_depth", help, registry=self._registry).set_function(lambda: float(depth()))
+        self._watch("qlora_chat_outbox_depth", "turns that wait to be delivered to LOGGING_URL", depth)
+
+    def _watch(self, name: str, help: str, read: Callable[[], float]) -> None:
+        Gauge(name, help, registry=self._registry).set_function(lambda: float(read()))
 
     def finished(self, finish: Finish) -> None:
         """Count an answer that ended without an error."""
@@ -91,31 +93,10 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-class Lifecycle:
-    """loading -> ready -> draining, never back. Requests are taken while it is ready."""
-
-    def __init__(self) -> None:
-        self.phase: Literal["loading", "ready", "draining"] = "loading"
-
-    @property
-    def ready(self) -> bool:
-        """True if requests are taken."""
-        return self.phase == "ready"
-
-    def opened(self) -> None:
-        """Take requests: the model is loaded. A draining server stays so."""
-        if self.phase == "loading":
-            self.phase = "ready"
-
-    def drain(self) -> None:
-        """Take no new requests; what runs goes on to its end."""
-        self.phase = "draining"
-
-
-def probes(lifecycle: Lifecycle, metrics: Metrics) -> APIRouter:
+def probes(phase: Callable[[], Phase], metrics: Metrics) -> APIRouter:
     """Routes of the three probes."""
     router = APIRouter()
-    metrics.watch_ready(lambda: lifecycle.ready)
+    metrics.watch_ready(lambda: phase() == "ready")
 
     @router.get(HEALTH, response_class=PlainTextResponse)
     async def health() -> PlainTextResponse:
@@ -125,7 +106,7 @@ def probes(lifecycle: Lifecycle, metrics: Metrics) -> APIRouter:
     @router.get(READY, response_class=PlainTextResponse, responses=NOT_READY)
     async def ready() -> PlainTextResponse:
         """200 once the weights are loaded, until shutdown begins."""
-        return PlainTextResponse(lifecycle.phase, 200 if lifecycle.ready else 503)
+        return PlainTextResponse(phase(), 200 if phase() == "ready" else 503)
 
     @router.get(METRICS, response_class=PlainTextResponse)
     async def prometheus() -> Response:

@@ -69,7 +69,7 @@ class SharedEngine:
         info = self.info
         used = None if adapter == info.name else adapter or (info.adapter if self.defaults_to_first else None)
         begin = lambda now: self.inner.stream(prompt, now, stops, used, schema)  # noqa: E731
-        stream = SharedStream(begin, ticket, sampling, prompt, self.metrics, self.speed)
+        stream = SharedStream(self, begin, ticket, sampling, prompt)
         if ticket.state == "running":
             stream.start()
         return stream
@@ -88,15 +88,14 @@ class SharedStream:
 
     def __init__(
         self,
+        shared: SharedEngine,
         begin: Callable[[Sampling], Stream],
         ticket: AdmissionTicket,
         sampling: Sampling,
         prompt: Prompt,
-        metrics: Metrics,
-        speed: Speed,
     ) -> None:
         self._begin, self._ticket, self._sampling, self._prompt = begin, ticket, sampling, prompt
-        self._metrics, self._speed = metrics, speed
+        self._metrics, self._speed = shared.metrics, shared.speed
         self._stream: Stream | None = None
         self._cancelled = False
 

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from qlora_chat import __version__
@@ -34,8 +35,7 @@ class Tracer:
     @contextlib.contextmanager
     def request(self, name: str, scope: Scope) -> Iterator[Any]:
         """Server span; a traceparent header makes it a child of the client's."""
-        headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
-        parent = self._propagator.extract(headers)
+        parent = self._propagator.extract(Headers(scope=scope))
         with self._tracer.start_as_current_span(name, parent, self._server, record_exception=False) as span:
             method, _, route = name.partition(" ")
             span.set_attributes({"http.request.method": method, "http.route": route})
