@@ -47,24 +47,12 @@ class Field:
         """The reason why the value is refused, or "". It quotes no text."""
         if value is None:
             return ""
-        if self.kind == "text":
-            return self._problem_of_text(value)
-        if self.kind == "switch":
-            return "" if isinstance(value, bool) else f"{self.label} is {_kind(value)}, but must be true or false"
-        return self._problem_of_number(value)
-
-    def _problem_of_number(self, value: object) -> str:
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-            return f"{self.label} is {_kind(value)}, but must be a finite number"
-        if abs(value) > LARGEST_NUMBER:  # infinity, and whole numbers that no float can hold, among them
-            return f"{self.label} is out of range, but must be between {-LARGEST_NUMBER:,.0f} and {LARGEST_NUMBER:,.0f}"
-        return ""
-
-    def _problem_of_text(self, value: object) -> str:
-        if not isinstance(value, str):
-            return f"{self.label} is {_kind(value)}, but must be a text"
-        if len(value) > self.longest:
+        if not _is_of_kind(value, self.kind):
+            return f"{self.label} is {_kind(value)}, but must be {_EXPECTED[self.kind]}"
+        if isinstance(value, str) and len(value) > self.longest:
             return f"{self.label} has {len(value):,} characters, but at most {self.longest:,} can be sent. Please shorten it."
+        if isinstance(value, int | float) and abs(value) > LARGEST_NUMBER:  # infinity, and what no float can hold, among them
+            return f"{self.label} is out of range, but must be between {-LARGEST_NUMBER:,.0f} and {LARGEST_NUMBER:,.0f}"
         return ""
 
 
@@ -221,6 +209,15 @@ def _with_cookie(send: Send, cookie: str) -> Send:
         await send(message)
 
     return added
+
+
+_EXPECTED = {"text": "a text", "switch": "true or false", "number": "a finite number"}
+
+
+def _is_of_kind(value: object, kind: str) -> bool:
+    if kind == "text":
+        return isinstance(value, str)
+    return isinstance(value, bool) if kind == "switch" else type(value) in (int, float) and value == value
 
 
 def _kind(value: object) -> str:

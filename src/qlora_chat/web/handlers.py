@@ -23,7 +23,7 @@ from qlora_chat.web.panels.model_panel import ModelPanel
 from qlora_chat.web.panels.settings import parse_settings
 from qlora_chat.web.parts import Parts
 from qlora_chat.web.session import ConversationRef, Session
-from qlora_chat.web.sessions import PageFeatures, Sessions, owner_of
+from qlora_chat.web.sessions import PageFeatures, Sessions
 
 WRONG_ADDRESS = (
     "The address of this page names no conversation that you can see here: it was deleted, or belongs to somebody else. "
@@ -144,10 +144,8 @@ class Handlers:
     def _owner(self, request: gr.Request, browser: Any = None) -> str | None:
         """Owner of the conversations of the browser that an event came from; None where everybody sees all. memory.js sends
         its secret when a page opens, and leaves it in a cookie for other processes."""
-        if not self._features.shared:
-            return None
         port = str(request.headers.get("host", "")).rpartition("]")[2].partition(":")[2]
-        return owner_of(browser, request.cookies.get(f"qlora_chat_owner{port}"))
+        return self._features.owner(browser, request.cookies.get(f"qlora_chat_owner{port}"))
 
 
 def _read_memory(remembered: Any) -> dict[str, Any]:

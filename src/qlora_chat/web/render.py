@@ -5,7 +5,7 @@ Scope: pure functions from values to text. Knows no Gradio and no sessions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 
 from qlora_chat.models import ModelInfo
@@ -22,6 +22,17 @@ def status(info: ModelInfo, tokens_per_s: float | None = None, ttft_ms: float | 
     ]
     spans = (f'<span class="{name}" title="{title}">{escape(value)}</span>' for name, title, value in facts)
     return f'<p class="status">{" · ".join(spans)}</p>'
+
+
+def facts(rows: Iterable[tuple[str, str]]) -> str:
+    """Labels and values as a list in HTML."""
+    cells = "".join(f'<dt>{escape(label)}</dt><dd dir="auto">{escape(value)}</dd>' for label, value in rows)
+    return f"<dl>{cells}</dl>"
+
+
+def steps(lines: Sequence[str]) -> str:
+    """Lines as a list in HTML; "" where there are none."""
+    return f'<ul class="steps">{"".join(f"<li>{escape(each)}</li>" for each in lines)}</ul>' if lines else ""
 
 
 def notice(text: str) -> str:

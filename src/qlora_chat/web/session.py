@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from qlora_chat.chat import AnswerOptions, Chat, Turn
 from qlora_chat.context import with_own_ids
 from qlora_chat.errors import UserError
-from qlora_chat.history import Feedback, HistoryUnavailable, StaleConversation
+from qlora_chat.history import Feedback, HistoryStore, HistoryUnavailable, StaleConversation
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.settings import Sampling
 from qlora_chat.web.message_list.branches import Branches
@@ -216,12 +216,8 @@ class Session:
 
     def stored(self, conversation_id: str) -> Conversation | None:
         """The history's conversation of this id; None if this tab's owner has none: an id proves nothing."""
-        if not conversation_id:
-            return None
-        history, owner = self._chat.history, self.owner
-        if owner is not None and history.summary(conversation_id, owner=owner) is None:
-            return None
-        return history.load(conversation_id)
+        history = self._chat.history
+        return history.load(conversation_id) if conversation_id and owns(history, self.owner, conversation_id) else None
 
     def save_feedback(self, feedback: Feedback, *, logged: bool) -> bool:
         """Save feedback on an answer of this conversation; False where the history does not have the answer."""
@@ -246,7 +242,7 @@ class Session:
         """True while this tab still shows the conversation of that answer."""
         return self.conversation.id == answer.turn.conversation.id and not self._closed
 
-    def close(self, seconds: float = 5.0) -> None:
+    def close(self, seconds: float) -> None:
         """Stop, for the tab is gone, and wait until the answer has been saved as far as it got."""
         with self._lock:
             self._closed = True
@@ -326,6 +322,11 @@ class Session:
 def _read_to_end(answer: RunningAnswer) -> None:
     answer.read()
     answer.end()
+
+
+def owns(history: HistoryStore, owner: str | None, conversation_id: str) -> bool:
+    """True if the history has this conversation of an owner, whom an id does not prove; without owners everybody sees all."""
+    return owner is None or history.summary(conversation_id, owner=owner) is not None
 
 
 def with_answer(conversation: Conversation) -> Conversation:

@@ -31,6 +31,10 @@ class PageFeatures:
     operated: bool = False
     """People on the page may switch the model and train."""
 
+    def owner(self, *known: object) -> str | None:
+        """Owner of the conversations of a browser that sends one of these secrets; None where everybody sees all."""
+        return owner_of(*known) if self.shared else None
+
 
 def owner_of(*known: object) -> str:
     """Owner of a browser's conversations where several people use the page: the first of `known` that is a browser's secret.
@@ -80,15 +84,12 @@ class Sessions:
             session.restore(conversation.copied() if other and not reloaded else conversation)
         return session
 
-    def close(self, name: str) -> None:
-        """Close a tab that is gone."""
-        with self._lock:
-            session = self._sessions.get(name)
-        if session is None:
-            return
-        session.close()
-        with self._lock:
-            self._sessions.pop(name, None)
+    def close(self, name: str, seconds: float = 5.0) -> None:
+        """Close a tab that is gone, once its answer has been saved, for which it waits so long."""
+        if session := self.find(name):
+            session.close(seconds)
+            with self._lock:
+                self._sessions.pop(name, None)
 
     def stop_all(self) -> None:
         """End every answer at its next token."""
@@ -96,13 +97,6 @@ class Sessions:
             sessions = list(self._sessions.values())
         for session in sessions:
             session.stop()
-
-    def forget(self, name: str) -> None:
-        """Close a tab without waiting for its answer."""
-        with self._lock:
-            session = self._sessions.pop(name, None)
-        if session:
-            session.close(seconds=0)
 
     def showing(self, conversation_id: str, owner: str | None) -> Session | None:
         """The owner's tab that shows a conversation."""

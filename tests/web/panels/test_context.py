@@ -28,8 +28,8 @@ def test_the_bar_names_the_turns_that_go_and_where_the_memory_begins() -> None:
     list(sent := chat.reply(conversation, "and more?", AnswerOptions(BRIEF)))
     history, draft, window = map(int, re.findall(r"\d+", value["bar"].rpartition('use">')[2]))
     assert (history + draft, window) == (sent.prompt_tokens, 200)
-    assert "<dt>Kept free for the answer</dt><dd>10</dd>" in value["panel"]
-    assert f"<dt>Still free</dt><dd>{window - history - draft - 10}</dd>" in value["panel"]
+    assert '<dt>Kept free for the answer</dt><dd dir="auto">10</dd>' in value["panel"]
+    assert f'<dt>Still free</dt><dd dir="auto">{window - history - draft - 10}</dd>' in value["panel"]
     assert 'role="alert"' not in value["panel"]
     dropped = sent.prompt.dropped
     unseen = len(dropped) // 2
@@ -63,6 +63,6 @@ def test_a_draft_that_cannot_be_sent_has_its_reason() -> None:
     chat = scripted_chat(ScriptedEngine("answer", window=200))
     value = context_value(chat, Conversation(), "x" * 300, BRIEF)
     assert '<p class="form-problem" role="alert">This message is too long' in value["panel"]
-    assert "<dt>Your message</dt><dd>300</dd>" in value["panel"]
+    assert '<dt>Your message</dt><dd dir="auto">300</dd>' in value["panel"]
     assert 'class="use-of-window over"' in value["bar"]
     assert (value["line"], value["begins"]) == ("", None)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from qlora_chat.models.locate import BUNDLED_ADAPTER
 from qlora_chat.settings import ModelSettings, SettingsError
 from qlora_chat.web.panels.train_form import arguments_of
 from qlora_chat.web.panels.train_panel import BEFORE, with_both
@@ -23,7 +24,7 @@ def run(state: State = "running", base: str = "demo", **more: Any) -> RunView:
         {"step": 2, "sample": "<b>Paris"},
     ]
     fields: dict[str, Any] = {"step": 2, "steps": 10, "metrics": metrics, "log": ["<i>line"], **more}
-    return RunView("mine", Path("/runs/mine"), state, base=base, **fields)
+    return RunView("mine", Path("/runs/mine/adapter"), state, base=base, **fields)
 
 
 def test_the_form_is_a_command_line() -> None:
@@ -51,7 +52,7 @@ def test_what_cannot_be_a_run_is_refused_with_the_reason(values: tuple[Any, ...]
 def test_a_run_is_shown_with_its_curve_its_rest_and_samples_that_cannot_be_markup() -> None:
     shown = run_view(run())
     assert '<progress max="10" value="2">' in shown
-    assert "<dt>Time left</dt><dd>16 s</dd>" in shown, "two seconds a step"
+    assert '<dt>Time left</dt><dd dir="auto">16 s</dd>' in shown, "two seconds a step"
     assert 'class="trained" points="36.0,5.0 72.0,115.0"' in shown
     assert "&lt;b&gt;Paris" in shown
     assert "&lt;i&gt;line" in shown
@@ -75,11 +76,11 @@ def test_a_check_says_what_is_bad_and_a_record_what_is_learned() -> None:
 
 
 def test_the_finished_adapter_answers_beside_the_one_before() -> None:
-    both = with_both(ModelSettings(model="demo", device="cpu"), "/bundled/adapter", run("finished"))
-    assert both.adapters == (("mine", "/runs/mine/adapter"), (BEFORE, "/bundled/adapter"))
+    both = with_both(ModelSettings(model="demo", device="cpu"), run("finished"))
+    assert both.adapters == (("mine", "/runs/mine/adapter"), (BEFORE, str(BUNDLED_ADAPTER.folder)))
     assert (both.base, both.device) == ("demo", "cpu")
-    assert with_both(both, None, run("finished")).adapters == both.adapters, "trained again under the same name"
-    assert with_both(ModelSettings(model="smollm2"), "/other", run("finished")).adapters == (("mine", "/runs/mine/adapter"),)
+    assert with_both(both, run("finished")).adapters == both.adapters, "trained again under the same name"
+    assert with_both(ModelSettings(model="smollm2"), run("finished")).adapters == (("mine", "/runs/mine/adapter"),)
 
 
 def test_an_uploaded_file_is_private_and_goes_with_the_server() -> None:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
@@ -18,18 +18,13 @@ from qlora_chat.chat import Chat
 from qlora_chat.history import HistoryError, Summary
 from qlora_chat.web.chats import listing, transfer, view
 from qlora_chat.web.chats.deletion import PendingDeletions
-from qlora_chat.web.chats.saving import SavingOffer, offer
-from qlora_chat.web.message_list.route import LONGEST_ID, OWNER_HEADER
-from qlora_chat.web.sessions import PageFeatures, Sessions, owner_of
+from qlora_chat.web.chats.saving import offer
+from qlora_chat.web.message_list.route import LONGEST_ID, Secret, json_response
+from qlora_chat.web.sessions import PageFeatures, Sessions
 
 CHATS, EXPORT, IMPORT, SAVING = "/page/chats", "/page/chats/export", "/page/chats/import", "/page/chats/save"
 MOST_IDS = 1_000
 GONE = "That conversation is not there any more."
-
-OwnerOf: TypeAlias = Callable[[str], str | None]
-"""Owner of the conversations that a browser with this secret may see; None: all."""
-
-_Secret = Annotated[str, Header(alias=OWNER_HEADER, max_length=200)]
 
 
 class _Refused(Exception):
@@ -90,32 +85,30 @@ class ChatChanges:
 def chats_routes(chat: Chat, sessions: Sessions, features: PageFeatures, deletions: PendingDeletions) -> APIRouter:
     """The list, its changes, and files in and out."""
     router = APIRouter()
-
-    def owner(secret: str) -> str | None:
-        return owner_of(secret) if features.shared else None
-
-    _add_list(router, chat, owner, offer(chat, features), features.persistent)
-    _add_changes(router, ChatChanges(chat, sessions, deletions), owner)
-    _add_files(router, chat, owner)
+    _add_list(router, chat, features)
+    _add_changes(router, ChatChanges(chat, sessions, deletions), features)
+    _add_files(router, chat, features)
     return router
 
 
-def _add_list(router: APIRouter, chat: Chat, owner: OwnerOf, saving: SavingOffer, is_persistent: bool) -> None:
+def _add_list(router: APIRouter, chat: Chat, features: PageFeatures) -> None:
+    saving = offer(chat, features)
+
     @router.get(CHATS)
     def chats(
         q: Annotated[str, Query(max_length=300)] = "",
         before: Annotated[str, Query(max_length=LONGEST_ID)] = "",
         limit: Annotated[int, Query(ge=1)] = listing.PAGE,
-        secret: _Secret = "",
+        secret: Secret = "",
     ) -> Response:
         """A page of the list, or of what a search finds."""
-        history, mine = chat.history, owner(secret)
+        history, owner = chat.history, features.owner(secret)
         if q.strip():
-            return _answered(lambda: view.page(listing.found(history, mine, q, limit, before)))
+            return _answered(lambda: view.page(listing.found(history, owner, q, limit, before)))
         if before:
-            return _answered(lambda: view.page(listing.page_after(history, mine, before)))
-        saved = is_persistent or saving.is_saved
-        return _answered(lambda: {**view.page(listing.first_page(history, mine, limit)), "saved": saved})
+            return _answered(lambda: view.page(listing.page_after(history, owner, before)))
+        saved = features.persistent or saving.is_saved
+        return _answered(lambda: {**view.page(listing.first_page(history, owner, limit)), "saved": saved})
 
     @router.post(SAVING)
     async def start_saving() -> Response:
@@ -123,54 +116,49 @@ def _add_list(router: APIRouter, chat: Chat, owner: OwnerOf, saving: SavingOffer
         return await run_in_threadpool(_answered, saving.start)
 
 
-def _add_changes(router: APIRouter, changes: ChatChanges, owner: OwnerOf) -> None:
+def _add_changes(router: APIRouter, changes: ChatChanges, features: PageFeatures) -> None:
     @router.post(CHATS)
-    async def change(request: Request, secret: _Secret = "") -> Response:
+    async def change(request: Request, secret: Secret = "") -> Response:
         """Rename, tag, pin, delete or undo."""
         try:
             body = json.loads(await request.body())
         except (ValueError, RecursionError):
             body = None
         if not isinstance(body, dict):
-            return _json({"problem": "the request must be a JSON object"}, 422)
-        return await run_in_threadpool(_answered, lambda: changes.make(owner(secret), body))
+            return json_response({"problem": "the request must be a JSON object"}, 422)
+        return await run_in_threadpool(_answered, lambda: changes.make(features.owner(secret), body))
 
 
-def _add_files(router: APIRouter, chat: Chat, owner: OwnerOf) -> None:
+def _add_files(router: APIRouter, chat: Chat, features: PageFeatures) -> None:
     @router.post(EXPORT)
-    async def export(request: Request, secret: _Secret = "") -> Response:
+    async def export(request: Request, secret: Secret = "") -> Response:
         """A file with some conversations, or with all. A POST, for its ids would not fit into an address."""
         try:
             body = json.loads(await request.body())
             ids, file_format = [str(each) for each in body.get("ids", ())][:MOST_IDS], str(body.get("format"))
-            file = await run_in_threadpool(transfer.exported, chat.history, owner(secret), ids, file_format)
+            file = await run_in_threadpool(transfer.exported, chat.history, features.owner(secret), ids, file_format)
         except HistoryError as problem:
-            return _json({"problem": str(problem)}, 422)
+            return json_response({"problem": str(problem)}, 422)
         except (ValueError, AttributeError, TypeError, RecursionError):
-            return _json({"problem": "the request must be an object with a format and a list of ids"}, 422)
+            return json_response({"problem": "the request must be an object with a format and a list of ids"}, 422)
         headers = {"content-disposition": f"attachment; filename*=UTF-8''{quote(file.name)}", "cache-control": "no-store"}
         pieces = (each.encode("utf-8", "replace") for each in file.pieces)
         return StreamingResponse(pieces, media_type=file.media_type, headers=headers)
 
     @router.post(IMPORT)
     async def import_file(
-        request: Request, name: Annotated[str, Query(max_length=300)] = "file", secret: _Secret = ""
+        request: Request, name: Annotated[str, Query(max_length=300)] = "file", secret: Secret = ""
     ) -> Response:
         """Add a file's conversations, and say what was added and what was not, with reasons."""
         data = await request.body()
-        return await run_in_threadpool(_answered, lambda: transfer.imported(chat.history, owner(secret), name, data))
+        return await run_in_threadpool(_answered, lambda: transfer.imported(chat.history, features.owner(secret), name, data))
 
 
 def _answered(make: Callable[[], Any]) -> Response:
     """JSON of a value, or of the reason why there is none."""
     try:
-        return _json(make())
+        return json_response(make())
     except _Refused as refused:
-        return _json({"problem": str(refused)}, refused.status)
+        return json_response({"problem": str(refused)}, refused.status)
     except HistoryError as problem:
-        return _json({"problem": str(problem)}, 422)
-
-
-def _json(value: Any, status: int = 200) -> Response:
-    body = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
-    return Response(body, status, {"cache-control": "no-store"}, "application/json")
+        return json_response({"problem": str(problem)}, 422)

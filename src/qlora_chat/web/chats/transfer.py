@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_chat.history import HistoryError, HistoryStore, StoredConversation
-from qlora_chat.history.export import FORMATS, export
+from qlora_chat.history.export import export
 from qlora_chat.history.importing.importer import read_file
 from qlora_chat.web.chats.view import report_in_words
 
@@ -34,7 +34,7 @@ class Download:
 
 def exported(history: HistoryStore, owner: str | None, ids: Sequence[str], file_format: str) -> Download:
     """These conversations of an owner, or all of them for no ids. HistoryError for an unknown format or id."""
-    if file_format not in EXPORTS or file_format not in {*FORMATS, "json"}:
+    if file_format not in EXPORTS:
         raise HistoryError(f"The format is {file_format[:40]!r}, but must be one of {', '.join(EXPORTS)}.")
     summaries = [history.summary(each, owner=owner) for each in ids] if ids else history.list(owner=owner)
     known = [each for each in summaries if each]

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.staticfiles import StaticFiles
 
 from qlora_chat.chat import Chat
 from qlora_chat.web.message_list.view import MessageView
-from qlora_chat.web.sessions import PageFeatures, Sessions, owner_of
+from qlora_chat.web.sessions import PageFeatures, Sessions
 
 WEB = Path(__file__).parents[1]
 STATIC = WEB / "static"
@@ -27,6 +27,8 @@ OWNER_HEADER = "x-qlora-chat-owner"
 LONGEST_ID = 100
 
 _Id = Annotated[str, Query(max_length=LONGEST_ID)]
+Secret = Annotated[str, Header(alias=OWNER_HEADER, max_length=200)]
+"""Header that says whose conversations a browser may see."""
 
 
 def component_routes(chat: Chat, sessions: Sessions, features: PageFeatures) -> APIRouter:
@@ -35,19 +37,20 @@ def component_routes(chat: Chat, sessions: Sessions, features: PageFeatures) -> 
     _add_files(router)
 
     @router.get(MESSAGES)
-    def messages(
-        conversation: _Id,
-        shown: _Id = "",
-        until: _Id = "",
-        secret: Annotated[str, Header(alias=OWNER_HEADER, max_length=200)] = "",
-    ) -> Response:
+    def messages(conversation: _Id, shown: _Id = "", until: _Id = "", secret: Secret = "") -> Response:
         """Items after the message `shown`, or a page of older ones before `until`."""
-        owner = owner_of(secret) if features.shared else None
-        found = view.older(conversation, until, owner) if until else view.newest(conversation, shown or None, owner)
-        body = json.dumps(found, ensure_ascii=False).encode("utf-8", "replace")
-        return Response(body, media_type="application/json", headers={"cache-control": "no-store"})
+        owner = features.owner(secret)
+        return json_response(
+            view.older(conversation, until, owner) if until else view.newest(conversation, shown or None, owner)
+        )
 
     return router
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    """A value as JSON that no browser stores."""
+    body = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+    return Response(body, status, {"cache-control": "no-store"}, "application/json")
 
 
 def _add_files(router: APIRouter) -> None:

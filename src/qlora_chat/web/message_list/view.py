@@ -13,7 +13,7 @@ from qlora_chat.history import HistoryError, StoredConversation
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.web.message_list.items import Item, Items
 from qlora_chat.web.running_answer import RunningAnswer
-from qlora_chat.web.session import Session
+from qlora_chat.web.session import Session, owns
 from qlora_chat.web.sessions import Sessions
 
 NEWEST = 40
@@ -58,17 +58,14 @@ class MessageView:
         self, conversation_id: str, owner: str | None
     ) -> tuple[Conversation, StoredConversation | None, RunningAnswer | None]:
         """A conversation of this owner, as a tab shows it, else as stored; an empty one for any other id."""
-        session = self._sessions.showing(conversation_id, owner)
+        session, history = self._sessions.showing(conversation_id, owner), self._chat.history
         try:
-            stored = self._chat.history.read(conversation_id) if session or self._owns(conversation_id, owner) else None
+            stored = history.read(conversation_id) if session or owns(history, owner, conversation_id) else None
         except HistoryError:
             stored = None
         if session:
             return session.conversation, stored, session.running
         return stored.conversation() if stored else Conversation(conversation_id), stored, None
-
-    def _owns(self, conversation_id: str, owner: str | None) -> bool:
-        return owner is None or any(each.id == conversation_id for each in self._chat.history.list(owner=owner))
 
 
 def _running_item(answer: RunningAnswer) -> Item:

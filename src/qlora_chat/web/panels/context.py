@@ -115,8 +115,7 @@ def _tokens(use: ContextUse) -> str:
         "Still free": max(0, use.window - use.history - use.draft - use.answer),
         "Window": use.window,
     }
-    cells = "".join(f"<dt>{name}</dt><dd>{tokens:,}</dd>" for name, tokens in rows.items())
-    return f"<dl>{cells}</dl>"
+    return render.facts((name, f"{tokens:,}") for name, tokens in rows.items())
 
 
 def _problem(use: ContextUse) -> str:

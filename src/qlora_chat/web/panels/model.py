@@ -13,6 +13,7 @@ from html import escape
 from qlora_chat.engines import Engine, LocalModel
 from qlora_chat.models import ModelInfo
 from qlora_chat.serving.shared_engine import SharedEngine
+from qlora_chat.web import render
 
 GIB = 1024**3
 MADE = {
@@ -83,16 +84,12 @@ def making(info: ModelInfo) -> list[str]:
 
 def model_card(info: ModelInfo, measured: Measured) -> str:
     """The Model panel's HTML."""
-    sentences = "".join(f"<p>{escape(each)}</p>" for each in making(info))
-    return f'<h3 class="own" dir="auto">{escape(info.name)}</h3>{facts_list(info, measured)}{sentences}{_report(info)}'
+    return f'<h3 class="own" dir="auto">{escape(info.name)}</h3>{description(info, measured)}{_report(info)}'
 
 
-def facts_list(info: ModelInfo, measured: Measured) -> str:
-    """Facts of a model as a list in HTML."""
-    facts = "".join(
-        f'<dt>{escape(label)}</dt><dd dir="auto">{escape(value)}</dd>' for label, value in model_facts(info, measured)
-    )
-    return f"<dl>{facts}</dl>"
+def description(info: ModelInfo, measured: Measured) -> str:
+    """Facts of a model and sentences on its making, as HTML."""
+    return render.facts(model_facts(info, measured)) + "".join(f"<p>{escape(each)}</p>" for each in making(info))
 
 
 def _memory_in_use(info: ModelInfo, measured: Measured) -> str:
@@ -132,16 +129,12 @@ def _report(info: ModelInfo) -> str:
     table = info.merge.table() if info.merge else []
     if not table:
         return ""
-    rows = "".join(_cells(row, "td" if index else "th") for index, row in enumerate(table))
+    rows = "".join(_row(row, "td" if index else "th") for index, row in enumerate(table))
     return f'<details><summary>Merge report</summary><div class="wide"><table>{rows}</table></div></details>'
 
 
-def _cells(values: Sequence[str], tag: str) -> str:
-    return f"<tr>{''.join(_cell(each, tag) for each in values)}</tr>"
-
-
-def _cell(value: str, tag: str) -> str:
-    return f"<{tag}>{escape(value)}</{tag}>"
+def _row(values: Sequence[str], tag: str) -> str:
+    return "<tr>" + "".join(f"<{tag}>{escape(each)}</{tag}>" for each in values) + "</tr>"
 
 
 def _gib(count: int) -> str:

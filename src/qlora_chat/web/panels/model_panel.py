@@ -23,7 +23,7 @@ from qlora_chat.settings import ModelSettings, hub_cache_folder, hub_is_offline
 from qlora_chat.web import render
 from qlora_chat.web.adapter_chooser import AdapterChooser
 from qlora_chat.web.panels.model import Measured, model_card
-from qlora_chat.web.panels.switch_form import SwitchForm, findings, progress, settings_of, values_of
+from qlora_chat.web.panels.switch_form import SwitchForm, base_and_adapter, findings, progress, settings_of, values_of
 from qlora_chat.web.panels.welcome import welcome_card
 from qlora_chat.web.parts import Parts
 
@@ -70,15 +70,6 @@ class ModelPanel:
         """Settings of the model that is loaded."""
         switchable = ModelChanges.switchable(self._chat.engine)
         return switchable.settings if switchable else ModelSettings()
-
-    @property
-    def own_adapter(self) -> str | None:
-        """Folder or Hub id of the adapter of the model that is loaded; None without one."""
-        from qlora_chat.models.locate import parts_of
-
-        settings = self.settings
-        own = None if settings.base else parts_of(settings.model)
-        return settings.adapter or (own[1] if own else None)
 
     def described(self) -> dict[Any, Any]:
         """The parts of a page that opens, or whose model has changed."""
@@ -166,11 +157,7 @@ def _examined(settings: ModelSettings, loaded: ModelInfo) -> tuple[Any, ...]:
     """Findings about a model, on this machine as it is without the one that is loaded."""
     from qlora_chat.doctor.examine import examine
     from qlora_chat.models.hub import Hub
-    from qlora_chat.models.locate import parts_of
     from qlora_chat.models.placement import detect_devices, without
 
     devices = without(loaded, detect_devices(settings.device))
-    own = parts_of(settings.base or settings.model)
-    base = own[0] if own else settings.base or settings.model
-    adapter = settings.adapter if settings.base else own and own[1]
-    return examine(base, adapter, Hub(hub_cache_folder(), hub_is_offline()), devices).findings
+    return examine(*base_and_adapter(settings), Hub(hub_cache_folder(), hub_is_offline()), devices).findings

@@ -17,6 +17,7 @@ from qlora_chat.models import ModelInfo
 from qlora_chat.models.locate import parts_of
 from qlora_chat.serving.model_changes import ModelChange
 from qlora_chat.settings import ModelSettings, Precision, SettingsError
+from qlora_chat.web import render
 
 OWN, NONE, EXACT = "The one that belongs to it", "None", "exact"
 NAMED = ("smollm2", "demo", "guanaco-7b")
@@ -74,6 +75,13 @@ def settings_of(current: ModelSettings, base: Any, adapter: Any, precision: Any)
     return replace(common, base=named, adapter=None if adapter == NONE else adapter)
 
 
+def base_and_adapter(settings: ModelSettings) -> tuple[str, str | None]:
+    """Base and adapter of a model, as a folder, file or Hub id each; None without an adapter."""
+    named = settings.base or settings.model
+    own_base, own_adapter = parts_of(named) or (named, None)
+    return own_base, settings.adapter or (None if settings.base else own_adapter)
+
+
 def settings_apart(settings: ModelSettings, info: ModelInfo) -> ModelSettings | None:
     """Settings of the same base with the same adapter beside it; None where there is no adapter, or it is apart already."""
     if info.adapter is None or info.adapters:
@@ -95,8 +103,7 @@ def findings(found: Iterable[Any]) -> str:
 
 def progress(change: ModelChange) -> str:
     """HTML of a switch: what has happened, and how it ended."""
-    lines = "".join(f"<li>{escape(line)}</li>" for line in change.lines)
-    shown = f'<ul class="steps">{lines}</ul>' if lines else ""
+    shown = render.steps(change.lines)
     if change.state == "running":
         return f'<p role="status" class="working">The model is being switched.</p>{shown}'
     if change.state == "failed":

@@ -19,6 +19,7 @@ from qlora_chat.errors import UserError
 from qlora_chat.settings import ModelSettings, SettingsError
 from qlora_chat.web import render
 from qlora_chat.web.panels.model_panel import ModelPanel
+from qlora_chat.web.panels.switch_form import base_and_adapter
 from qlora_chat.web.panels.train_form import TrainForm, arguments_of
 from qlora_chat.web.panels.train_view import check_view, record_view, run_view
 from qlora_chat.web.panels.training_runs import RunView, TrainingRuns
@@ -129,7 +130,7 @@ class TrainPanel:
             yield {form.problem: render.notice(f"{view.name} is loaded.")}
             return
         try:
-            settings = with_both(self._model.settings, self._model.own_adapter, view)
+            settings = with_both(self._model.settings, view)
         except SettingsError as problem:
             yield {form.problem: render.problem(str(problem))}
             return
@@ -137,7 +138,7 @@ class TrainPanel:
             yield each
 
 
-def with_both(current: ModelSettings, own_adapter: str | None, run: RunView) -> ModelSettings:
+def with_both(current: ModelSettings, run: RunView) -> ModelSettings:
     """Settings of a run's base with the run's adapter and, if the base is the same, the one that answered before.
 
     The run's comes first: it answers unless another is chosen, and its record says on which form of the base.
@@ -145,8 +146,8 @@ def with_both(current: ModelSettings, own_adapter: str | None, run: RunView) -> 
     adapters = [(run.name, str(run.adapter))]
     named = [each for each in current.adapters if each[0] != run.name]
     if run.base == (current.base or current.model):
-        before = [(BEFORE, own_adapter)] if own_adapter and not named else named
-        adapters += before
+        _, own_adapter = base_and_adapter(current)
+        adapters += [(BEFORE, own_adapter)] if own_adapter and not named else named
     return replace(
         current, model="auto", base=run.base, adapter=None, adapters=tuple(adapters), adapter_mode="auto", precision="auto",
         base_form="auto", prompt_format=None,

@@ -10,6 +10,7 @@ from html import escape
 from itertools import pairwise
 from typing import Any
 
+from qlora_chat.web import render
 from qlora_chat.web.panels.training_runs import RunView
 
 GIB = 1024**3
@@ -51,13 +52,10 @@ def check_view(found: Mapping[str, Any]) -> str:
         ("Time predicted", f"{_duration(found['predicted_seconds'])} while the machine is as busy as now"),
         ("Prompt format", found["prompt_format"]),
     ]
-    cells = "".join(f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in rows)
     bad = ""
     if found["bad"]:
-        problems = "".join(f"<li>{escape(each)}</li>" for each in found["problems"])
-        bad = f'<p class="form-problem">Some records cannot be used: {found["bad"]:,}</p><ul class="steps">{problems}</ul>'
-    summary = "".join(f"<li>{escape(each)}</li>" for each in found["summary"])
-    return f'<dl>{cells}</dl>{bad}<ul class="steps">{summary}</ul>'
+        bad = f'<p class="form-problem">Some records cannot be used: {found["bad"]:,}</p>{render.steps(found["problems"])}'
+    return f"{render.facts(rows)}{bad}{render.steps(found['summary'])}"
 
 
 def record_view(records: Sequence[Mapping[str, Any]], number: int) -> str:
@@ -89,7 +87,7 @@ def _figures(run: RunView, losses: Sequence[Mapping[str, Any]]) -> str:
     held_out = [each["held_out_loss"] for each in run.metrics if "held_out_loss" in each]
     if held_out:
         facts.append(("Held-out loss", f"{held_out[-1]:.3f}"))
-    return "<dl>" + "".join(f"<dt>{label}</dt><dd>{escape(value)}</dd>" for label, value in facts) + "</dl>"
+    return render.facts(facts)
 
 
 def _seconds_a_step(losses: Sequence[Mapping[str, Any]]) -> float:

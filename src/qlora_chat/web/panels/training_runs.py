@@ -47,7 +47,8 @@ class RunView:
     """A run as its files describe it."""
 
     name: str
-    folder: Path
+    adapter: Path
+    """Folder of the adapter."""
     state: State
     step: int
     steps: int | None
@@ -58,11 +59,6 @@ class RunView:
     """The newest lines of the command."""
     base: str
     """As --base names it."""
-
-    @property
-    def adapter(self) -> Path:
-        """Folder of the adapter."""
-        return self.folder / "adapter"
 
 
 class TrainingRuns:
@@ -127,12 +123,13 @@ class TrainingRuns:
         folder = self.folder / name
         if not NAME.fullmatch(name) or not (folder / "command.json").is_file():
             return None
-        metrics = _lines(folder / "adapter" / "metrics.jsonl")
+        adapter = folder / "adapter"
+        metrics = _lines(adapter / "metrics.jsonl")
         step = max((int(each["step"]) for each in metrics if "loss" in each), default=0)
-        steps = _read(folder / "adapter" / "run.json").get("steps")
+        steps = _read(adapter / "run.json").get("steps")
         arguments = [str(each) for each in _read(folder / "command.json").get("arguments", ())]
         base = arguments[arguments.index("--base") + 1] if "--base" in arguments[:-1] else ""
-        return RunView(name, folder, self._state(folder, name), step, steps, metrics, _tail(folder / "log.txt"), base)
+        return RunView(name, adapter, self._state(name), step, steps, metrics, _tail(folder / "log.txt"), base)
 
     def close(self, seconds: float = SAVING_S) -> None:
         """End the running one, for the server ends. One that takes longer to save itself does so after the server's end."""
@@ -157,14 +154,14 @@ class TrainingRuns:
         threading.Thread(target=_note_end, args=(process, folder / "process.json"), daemon=True).start()
 
     def _expect_idle(self) -> None:
-        running = next((name for name in self.names() if self._state(self.folder / name, name) == "running"), None)
+        running = next((name for name in self.names() if self._state(name) == "running"), None)
         if running:
             raise RunError(f"The run {running} is not finished: one runs at a time. Stop it first, or wait for its end.")
 
-    def _state(self, folder: Path, name: str) -> State:
+    def _state(self, name: str) -> State:
         if self.running == name:
             return "running"
-        process = _read(folder / "process.json")
+        process = _read(self.folder / name / "process.json")
         if "code" not in process:
             return "running" if _is_alive(process) else "interrupted"
         if process["code"] == 0:

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 
 from qlora_chat.models import ModelInfo
-from qlora_chat.web.panels.model import Measured, facts_list, making
+from qlora_chat.web.panels.model import Measured, description
 
 QUESTIONS = Path(__file__).with_name("example_questions.json")
 """By a part of the name of the model, its adapter or its base; "" for every other model."""
@@ -19,10 +19,9 @@ QUESTIONS = Path(__file__).with_name("example_questions.json")
 
 def welcome_card(info: ModelInfo, measured: Measured) -> str:
     """The HTML of an empty conversation: name, facts and making of the model, and questions, which messages.js asks."""
-    sentences = "".join(f"<p>{escape(each)}</p>" for each in making(info))
     questions = "".join(f"<button>{escape(each)}</button>" for each in example_questions(info))
     return (
-        f'<div class="welcome"><h2 class="own" dir="auto">{escape(info.name)}</h2>{facts_list(info, measured)}{sentences}'
+        f'<div class="welcome"><h2 class="own" dir="auto">{escape(info.name)}</h2>{description(info, measured)}'
         f'<h3>Begin with one of these</h3><div class="examples own">{questions}</div></div>'
     )
 
