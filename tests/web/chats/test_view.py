@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 
+from qlora_chat.history import SearchHit, Summary
 from qlora_chat.history.importing.importer import ImportReport
+from qlora_chat.web.chats.listing import Entry, Page
 from qlora_chat.web.chats.view import MAX_PROBLEMS, page, report_in_words, row
 
 HOSTILE = "<img src=x onerror='window.hacked=1'>\"><script>alert(1)</script>&amp;"
-ITEM = {"id": "a1", "title": "Lisbon", "tags": [], "pinned": False, "updated": 1_700_000_000_000}
+WHEN = datetime.fromtimestamp(1_700_000_000, UTC)
+LISBON = Summary("a1", "Lisbon", (), None, None, 2, WHEN, WHEN)
 
 
 class Parsed(HTMLParser):
@@ -42,14 +47,14 @@ class Parsed(HTMLParser):
         return [values for name, values in self.elements if name == tag]
 
 
-def parsed(**changes: Any) -> Parsed:
-    return Parsed(row(ITEM | changes))
+def parsed(*, excerpt: str = "", turn: str = "", query: str = "", **changes: Any) -> Parsed:
+    hit = SearchHit("a1", "", turn, "user", excerpt, WHEN) if excerpt or turn else None
+    return Parsed(row(Entry(replace(LISBON, **changes), query, hit)))
 
 
 @pytest.mark.parametrize("part", ["title", "excerpt", "tags", "id", "turn"])
 def test_what_a_person_wrote_is_text(part: str) -> None:
-    values: dict[str, Any] = {"tags": [HOSTILE], "excerpt": HOSTILE, "marks": [(0, 4)]}
-    shown = parsed(**{"title": "x", part: values.get(part, HOSTILE), "marks": [(0, 4)]})
+    shown = parsed(**{"query": "img", "title": "x", part: (HOSTILE,) if part == "tags" else HOSTILE})
     assert {tag for tag, _ in shown.elements} <= {"div", "button", "span", "mark"}
     assert [name for _, values in shown.elements for name in values if name.startswith("on")] == []
     if part in ("title", "excerpt"):
@@ -57,7 +62,7 @@ def test_what_a_person_wrote_is_text(part: str) -> None:
 
 
 def test_a_row_says_what_the_browser_needs_to_know() -> None:
-    shown = parsed(pinned=True, turn="t7", tags=["work", "far away"])
+    shown = parsed(turn="t7", tags=("pinned", "work", "far away"))
     assert shown.attributes("div")[0] == {
         "class": "chat-row", "data-chat": "a1", "data-updated": "1700000000000", "data-turn": "t7", "data-pinned": "",
     }  # fmt: skip
@@ -69,7 +74,7 @@ def test_a_row_says_what_the_browser_needs_to_know() -> None:
 
 def test_what_is_a_persons_own_is_not_translated() -> None:
     """static/language.js leaves the texts and attributes of these elements alone."""
-    shown = parsed(title="Settings", excerpt="Send", marks=[], tags=["Stop"])
+    shown = parsed(title="Settings", excerpt="Send", tags=("Stop",))
     own = {values["class"] for values in shown.attributes("span") if "class" in values}
     assert own == {"chat-title own", "chat-excerpt own", "chat-tags own"}
 
@@ -81,12 +86,12 @@ def test_a_conversation_without_a_title_has_a_name_to_show() -> None:
 
 
 def test_marks_stand_around_characters_of_any_size() -> None:
-    shown = row(ITEM | {"title": "a😀b <c>", "title_marks": [(1, 2), (4, 7)]})
-    assert "a<mark>😀</mark>b <mark>&lt;c&gt;</mark></span>" in shown
+    shown = row(Entry(replace(LISBON, title="a 😀 b <c>"), "😀 c"))
+    assert "a <mark>😀</mark> b &lt;<mark>c</mark>&gt;</span>" in shown
 
 
 def test_a_page_has_its_rows_in_order() -> None:
-    shown = page({"chats": [ITEM, ITEM | {"id": "b2"}], "next": "b2"})
+    shown = page(Page([Entry(LISBON), Entry(replace(LISBON, id="b2"))], "b2"))
     assert shown["next"] == "b2"
     assert [each["data-chat"] for each in Parsed(shown["rows"]).attributes("div")] == ["a1", "b2"]
 

@@ -54,5 +54,5 @@ class ChatEvents:
             summary = None
         shown = {"open": "", "title": "", "row": ""}
         if summary:
-            shown = {"open": summary.id, "title": summary.title, "row": view.row(listing.item(summary))}
+            shown = {"open": summary.id, "title": summary.title, "row": view.row(listing.Entry(summary))}
         return {self._parts.chats: {**shown, "state": str(ref)}}

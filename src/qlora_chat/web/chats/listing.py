@@ -1,4 +1,4 @@
-"""Pages of the list of conversations, and of search results with their matches marked.
+"""Pages of the list of conversations, and of search results.
 
 Scope: values, which view.py makes HTML of and the browser groups by its own days. Knows no HTTP.
 """
@@ -6,10 +6,10 @@ Scope: values, which view.py makes HTML of and the browser groups by its own day
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from qlora_chat.history import HistoryStore, SearchHit, Summary
-from qlora_chat.history.text_match import marked_ranges, matches, normalized, query_phrases
+from qlora_chat.history.text_match import matches, normalized, query_phrases
 from qlora_chat.text import replace_surrogates
 
 PINNED = "pinned"
@@ -26,38 +26,53 @@ MAX_TAGS = 20
 MAX_TAG = 40
 
 
-def first_page(history: HistoryStore, owner: str | None, limit: int = PAGE) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Entry:
+    """A conversation in the list, and where a search has found it."""
+
+    summary: Summary
+    query: str = ""
+    hit: SearchHit | None = None
+    """A turn that matches."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some entries, and what the page behind them is asked for by; None at the end."""
+
+    entries: Sequence[Entry]
+    next: str | None
+
+
+def first_page(history: HistoryStore, owner: str | None, limit: int = PAGE) -> Page:
     """The pinned conversations, and the newest of the others: a page, or as many as have been scrolled to."""
-    pinned = [item(each) for each in history.list(owner=owner, tag=PINNED)]
+    pinned = [Entry(each) for each in history.list(owner=owner, tag=PINNED)]
     page = page_after(history, owner, None, min(max(limit, PAGE), MOST_REDRAWN))
-    return {**page, "chats": [*pinned, *page["chats"]]}
+    return Page([*pinned, *page.entries], page.next)
 
 
-def page_after(history: HistoryStore, owner: str | None, before: str | None, limit: int | None = None) -> dict[str, Any]:
-    """The next page behind the conversation `before`, without those that are pinned; `next` asks for the page behind this."""
-    limit = limit or PAGE
+def page_after(history: HistoryStore, owner: str | None, before: str | None, limit: int = PAGE) -> Page:
+    """The next page behind the conversation `before`, without those that are pinned."""
     summaries = history.list(owner=owner, limit=limit, before=before)
-    others = [item(each) for each in summaries if PINNED not in each.tags]
-    return {"chats": others, "next": summaries[-1].id if len(summaries) == limit else None}
+    others = [Entry(each) for each in summaries if PINNED not in each.tags]
+    return Page(others, summaries[-1].id if len(summaries) == limit else None)
 
 
-def found(history: HistoryStore, owner: str | None, query: str, limit: int, before: str = "") -> dict[str, Any]:
-    """Conversations whose title, tag or text has every word: each once, with an excerpt, those of a "#tag" without. `next` is
-    the place in the results from which the next ones are asked for with `before`."""
+def found(history: HistoryStore, owner: str | None, query: str, limit: int, before: str = "") -> Page:
+    """Conversations whose title, tag or text has every word: each once, with a turn, those of a "#tag" without. The next ones
+    are asked for by their place in the results, as `before`."""
     query, first = replace_surrogates(query).strip(), int(before) if before.isdecimal() and len(before) < 5 else 0
     end = min(first + max(limit, 1), MOST_FOUND)
     if query.startswith("#") and len(query) > 1:
         tagged = history.list(owner=owner, tag=query[1:].strip(), limit=end + 1)
-        return _results([item(each) for each in tagged[first:end]], end, len(tagged))
-    hits = _first_hits(history.search(query, limit=end * HITS_PER_CHAT, owner=owner))
-    titled = _with_title(history.list(owner=owner), query)
-    ids = [*titled, *(each for each in hits if each not in titled)]
-    items = [_found_item(history, owner, each, titled.get(each), hits.get(each), query) for each in ids[first:end]]
-    return _results([each for each in items if each], end, len(ids))
-
-
-def _results(items: list[dict[str, Any]], end: int, count: int) -> dict[str, Any]:
-    return {"chats": items, "next": str(end) if end < min(count, MOST_FOUND) else None}
+        entries, count = [Entry(each) for each in tagged[first:end]], len(tagged)
+    else:
+        hits = _first_hits(history.search(query, limit=end * HITS_PER_CHAT, owner=owner))
+        titled = _with_title(history.list(owner=owner), query)
+        ids = [*titled, *(each for each in hits if each not in titled)]
+        summaries = ((each, titled.get(each) or history.summary(each, owner=owner)) for each in ids[first:end])
+        entries, count = [Entry(each, query, hits.get(name)) for name, each in summaries if each], len(ids)
+    return Page(entries, str(end) if end < min(count, MOST_FOUND) else None)
 
 
 def clean_title(title: object) -> str:
@@ -84,24 +99,3 @@ def _with_title(summaries: Sequence[Summary], query: str) -> dict[str, Summary]:
     words = ["".join(each) for each in query_phrases(query)]
     likely = (each for each in summaries if all(word in normalized(each.title) for word in words))
     return {each.id: each for each in likely if matches(each.title, query)}
-
-
-def _found_item(
-    history: HistoryStore, owner: str | None, name: str, summary: Summary | None, hit: SearchHit | None, query: str
-) -> dict[str, Any] | None:
-    summary = summary or history.summary(name, owner=owner)
-    if summary is None:
-        return None
-    found = item(summary) | {"title_marks": marked_ranges(summary.title, query)}
-    if hit:
-        found |= {"excerpt": hit.excerpt, "marks": marked_ranges(hit.excerpt, query), "turn": hit.turn_id}
-    return found
-
-
-def item(summary: Summary) -> dict[str, Any]:
-    """One conversation in the list."""
-    tags = [each for each in summary.tags if each != PINNED]
-    return {
-        "id": summary.id, "title": summary.title, "tags": tags, "pinned": PINNED in summary.tags,
-        "updated": round(summary.updated_at.timestamp() * 1000),
-    }  # fmt: skip
