@@ -1,12 +1,14 @@
-"""Text from outside: broken Unicode, control characters, lines.
+"""Text from outside: broken Unicode, control characters, lines, single JSON objects.
 
 Scope: strings.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 
 def replace_surrogates(text: object) -> str:
@@ -37,6 +39,15 @@ Joiners are none of them: emoji and Persian words consist of characters that the
 def plain(text: str, *, allowed: str = "", instead: str = "\ufffd") -> str:
     """Text that cannot steer a terminal: `instead` for each control character that is not `allowed`."""
     return _STEERING.sub(lambda found: found[0] if found[0] in allowed else instead, text)
+
+
+def json_object(text: object) -> dict[str, Any] | None:
+    """The object that a text or bytes are as JSON; None for anything else."""
+    try:
+        value = json.loads(text)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def split_lines(text: str) -> list[str]:

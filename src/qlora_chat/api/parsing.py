@@ -116,7 +116,7 @@ def parse_completion_request(request: CompletionRequest, chat: Chat, max_tokens:
     schema = _checked_schema(request.form, chat)
     prompts = [_plain_prompt(each, chat.engine.tokenizer) for each in request.prompts]
     stops = Stops() if request.ignore_eos else Stops(chat.stops.token_ids)
-    room = _room(prompts, request.answer_limit, chat.engine.info.window, max_tokens, "prompt", "max_tokens")
+    room = _room(prompts, request.max_tokens, chat.engine.info.window, max_tokens, "prompt", "max_tokens")
     return ParsedRequest(prompts, request.n, _sampling(request, room), _with_clients(stops, request), schema=schema)
 
 

@@ -325,11 +325,6 @@ class CompletionRequest(_Request):
         return self.prompt if several else [self.prompt]  # type: ignore[return-value]
 
     @property
-    def answer_limit(self) -> int:
-        """Longest answer requested, in tokens."""
-        return self.max_tokens
-
-    @property
     def reported_logprobs(self) -> int | None:
         """Number of most likely tokens to report at each position; None for no log probabilities."""
         return self.logprobs

@@ -6,7 +6,6 @@ state of its own.
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ import gradio as gr
 
 from qlora_chat.chat import Chat
 from qlora_chat.errors import UserError
-from qlora_chat.text import replace_surrogates
+from qlora_chat.text import json_object, replace_surrogates
 from qlora_chat.web import render
 from qlora_chat.web.adapter_chooser import AdapterChooser
 from qlora_chat.web.answering import Answering, Updates
@@ -51,7 +50,7 @@ class Handlers:
 
     def load(self, remembered: str, request: gr.Request) -> Updates:
         """A page was opened or reloaded: go on where its tab was."""
-        memory = _read_memory(remembered)
+        memory = json_object(remembered) or {}  # of the tab, as memory.js writes it
         ref, reloaded = ConversationRef.parse(memory.get("conversation")), memory.get("reloaded") is True
         owner = self._owner(request, memory.get("browser"))
         session = self._sessions.open(_name(request), ref.conversation_id, reloaded, owner)
@@ -146,15 +145,6 @@ class Handlers:
         its secret when a page opens, and leaves it in a cookie for other processes."""
         port = str(request.headers.get("host", "")).rpartition("]")[2].partition(":")[2]
         return self._features.owner(browser, request.cookies.get(f"qlora_chat_owner{port}"))
-
-
-def _read_memory(remembered: Any) -> dict[str, Any]:
-    """page.js's memory of the tab; {} for anything that page.js does not write."""
-    try:
-        memory = json.loads(remembered)
-    except (TypeError, ValueError, RecursionError):
-        return {}
-    return memory if isinstance(memory, dict) else {}
 
 
 def _name(request: gr.Request) -> str:

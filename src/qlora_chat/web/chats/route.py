@@ -5,7 +5,6 @@ Scope: from a request to the history of the browser's owner. Changes are POSTs, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -16,6 +15,7 @@ from starlette.responses import StreamingResponse
 
 from qlora_chat.chat import Chat
 from qlora_chat.history import HistoryError, Summary
+from qlora_chat.text import json_object
 from qlora_chat.web.chats import listing, transfer, view
 from qlora_chat.web.chats.deletion import PendingDeletions
 from qlora_chat.web.chats.saving import offer
@@ -120,11 +120,8 @@ def _add_changes(router: APIRouter, changes: ChatChanges, features: PageFeatures
     @router.post(CHATS)
     async def change(request: Request, secret: Secret = "") -> Response:
         """Rename, tag, pin, delete or undo."""
-        try:
-            body = json.loads(await request.body())
-        except (ValueError, RecursionError):
-            body = None
-        if not isinstance(body, dict):
+        body = json_object(await request.body())
+        if body is None:
             return json_response({"problem": "the request must be a JSON object"}, 422)
         return await run_in_threadpool(_answered, lambda: changes.make(features.owner(secret), body))
 
@@ -133,14 +130,15 @@ def _add_files(router: APIRouter, chat: Chat, features: PageFeatures) -> None:
     @router.post(EXPORT)
     async def export(request: Request, secret: Secret = "") -> Response:
         """A file with some conversations, or with all. A POST, for its ids would not fit into an address."""
+        body = json_object(await request.body()) or {}
+        ids, file_format = body.get("ids"), str(body.get("format"))
+        if not isinstance(ids, list):
+            return json_response({"problem": "the request must be an object with a format and a list of ids"}, 422)
         try:
-            body = json.loads(await request.body())
-            ids, file_format = [str(each) for each in body.get("ids", ())][:MOST_IDS], str(body.get("format"))
+            ids = [str(each) for each in ids[:MOST_IDS]]
             file = await run_in_threadpool(transfer.exported, chat.history, features.owner(secret), ids, file_format)
         except HistoryError as problem:
             return json_response({"problem": str(problem)}, 422)
-        except (ValueError, AttributeError, TypeError, RecursionError):
-            return json_response({"problem": "the request must be an object with a format and a list of ids"}, 422)
         headers = {"content-disposition": f"attachment; filename*=UTF-8''{quote(file.name)}", "cache-control": "no-store"}
         pieces = (each.encode("utf-8", "replace") for each in file.pieces)
         return StreamingResponse(pieces, media_type=file.media_type, headers=headers)

@@ -5,11 +5,11 @@ Scope: JSON to settings. Knows no Gradio, no session and no engine.
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from qlora_chat.chat import AnswerOptions
 from qlora_chat.settings import SAMPLING_SETTINGS, Sampling, SettingsError, check_stop_texts
+from qlora_chat.text import json_object
 from qlora_chat.web.panels.settings_form import STOPS
 
 LONGEST = 12_000
@@ -20,11 +20,8 @@ def parse_settings(text: Any) -> AnswerOptions:
     """Sampling and stop texts as static/settings.js sends them; the defaults for a page that has sent none. SettingsError."""
     if not text:
         return AnswerOptions(Sampling())
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError, TypeError):
-        raise SettingsError("the settings are no JSON; reload the page") from None
-    if not isinstance(values, dict):
+    values = json_object(text)
+    if values is None:
         raise SettingsError("the settings are no JSON object; reload the page")
     stops = values.pop(STOPS, "")
     if not isinstance(stops, str):

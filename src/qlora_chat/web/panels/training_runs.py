@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 from qlora_chat.errors import UserError
 from qlora_chat.private_files import make_private_folder, private_opener, replace_file
+from qlora_chat.text import json_object
 
 State = Literal["running", "finished", "stopped", "failed", "interrupted"]
 """interrupted: its process is gone, and nobody saw how it ended."""
@@ -189,24 +190,18 @@ def _is_alive(process: Mapping[str, Any]) -> bool:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return json_object(path.read_bytes()) or {}
+    except OSError:
         return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _lines(path: Path) -> list[Mapping[str, Any]]:
-    found: list[Mapping[str, Any]] = []
+    """Records of a file of JSON lines, without one that is being written."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError:
-        return found
-    for line in text.split("\n"):
-        try:
-            found.append(json.loads(line))
-        except ValueError:  # it is being written
-            continue
-    return found
+        return []
+    return [record for line in text.split("\n") if (record := json_object(line))]
 
 
 def _tail(path: Path) -> list[str]:
