@@ -220,6 +220,7 @@ SHORT_MODULES = {
     "training/model/loss.py": "an autograd function of its own",
     "text.py": "strings from outside, which nearly every package shows or stores",
     "web/chats/events.py": "events of Gradio; the routes of the list know none",
+    "web/chats/transfer.py": "files in and out; the routes know no formats",
     "web/chats/saving.py": "one offer with its words; the list of conversations knows no stores of files",
     "web/message_list/branches.py": "pure functions on a tree of turns, tried without a page",
     "web/markdown/code_blocks.py": "code and its colours; blocks.py knows no language",

@@ -404,7 +404,7 @@ def rate(maker: Maker) -> None:
         thanks: dict[str, Any] = {"rating": 1, "edited": "On the north coast, above the harbour.", "comment": "Nearly: schön!"}
         for title, said in (
             ("Where is the lighthouse?", thanks),
-            ("Say hello", {"rating": -1}),
+            ("Say hello", dict[str, Any](rating=-1)),
         ):  # fmt: skip
             found = next(each["id"] for each in listed if each["title"].startswith(title))
             answer = next(each for each in reversed(keeping.store.load(found).messages) if each.role == "assistant")

@@ -100,7 +100,10 @@ class ChatSerializer(ChunkSerializer):
     def __init__(self, model: str, form: AnswerForm | None = None) -> None:
         """`form`: what the answers are, if not text."""
         super().__init__(model)
-        self._form = form
+        self._function = form.function if form else None
+        """Name of the function that the answers call."""
+        self._complete: Reason = form.reason if form else "stop"
+        """Reason of an answer that is complete."""
 
     def opening(self, index: int) -> list[Json]:
         if self._function is None:
@@ -130,18 +133,13 @@ class ChatSerializer(ChunkSerializer):
         ]
         return ChatAnswer(**self._head, choices=listed, usage=usage)
 
-    @property
-    def _function(self) -> str | None:
-        """Name of the function that the answers call."""
-        return self._form.function if self._form else None
-
     def _message(self, text: str) -> AnswerMessage | CallMessage:
         if self._function is None:
             return AnswerMessage(content=text)
         return CallMessage(tool_calls=[_tool_call(self._function, text)])
 
     def _reason(self, reason: Reason) -> Reason:
-        return self._form.reason if self._form and reason == "stop" else reason
+        return self._complete if reason == "stop" else reason
 
 
 class CompletionSerializer(ChunkSerializer):

@@ -147,7 +147,11 @@ class EventStream(Response):
         unsent = _encoded([event for choice in answer.choices for event in serializer.opening(choice.index)])
         try:
             while True:
-                unsent += COMMENT if self._events is None else self._new_events(self._events)
+                if self._events is None:
+                    unsent += COMMENT
+                else:
+                    sent = _encoded(answer.stream_events(self._events))  # which takes note of the progress, too
+                    unsent += answer.prefill_comment(self._events) + sent
                 if not answer.reader.live:
                     break
                 if unsent:
@@ -160,10 +164,6 @@ class EventStream(Response):
             return
         last = _encoded(serializer.last(answer.close(), answer.include_usage))
         await _write(send, unsent + last + serializer.done)
-
-    def _new_events(self, events: Sequence[Event]) -> bytes:
-        sent = _encoded(self._answer.stream_events(events))
-        return self._answer.prefill_comment(events) + sent
 
 
 def _encoded(events: Sequence[Json]) -> bytes:

@@ -144,7 +144,7 @@ def form_of_format(form: ResponseFormat | TextFormat | None, param: str) -> Answ
     if form is None or form.type == "text":
         return None
     if form.type == "json_object":
-        return _object_form(param)
+        return AnswerForm(AnswerSchema(json.dumps(ANY_OBJECT)), "Answer with one JSON object and nothing else.", param)
     if isinstance(form, ResponseFormat):
         return _schema_form(form.json_schema, f"{param}.json_schema.schema")
     return _schema_form(form, f"{param}.schema")
@@ -171,10 +171,6 @@ def form_of_call(tools: Sequence[Function], choice: str | FunctionName | None, p
         text = f"tool_choice is required with {len(tools)} tools, and {CHOOSING}"
         raise invalid(text, "tool_choice", "unsupported_parameter")
     return _call_form(tools[0], path.format(0), "tool_calls")
-
-
-def _object_form(param: str) -> AnswerForm:
-    return AnswerForm(AnswerSchema(json.dumps(ANY_OBJECT)), "Answer with one JSON object and nothing else.", param)
 
 
 def _schema_form(fields: SchemaFields, param: str) -> AnswerForm:

@@ -86,7 +86,8 @@ class AccessControl:
 
     async def _pass_body(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Read the body, and count it until the app has answered, because the app has it in memory until then."""
-        headers, address, limit = Headers(scope=scope), client_address(scope.get("client")), self._limit(scope["path"])
+        headers, address = Headers(scope=scope), client_address(scope.get("client"))
+        limit = self._policy.body_limits.get(scope["path"], self._policy.body_limit)
         with self._held.share_of(address) as hold:
             try:
                 with self._arriving.share_of(address) as take:
@@ -97,9 +98,6 @@ class AccessControl:
                 await self._policy.response(scope, refused)(scope, receive, send)
                 return
             await self._app(scope, replay(body, receive), send)
-
-    def _limit(self, path: str) -> BodyLimit:
-        return self._policy.body_limits.get(path, self._policy.body_limit)
 
     def _check_site(self, method: str, headers: Headers, *, by_proxy: bool) -> None:
         host = headers.get("host", "")

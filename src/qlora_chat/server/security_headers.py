@@ -90,9 +90,6 @@ def page_policy(html: bytes) -> str:
     Gradio compiles the small functions that the page attaches to events, hence 'unsafe-eval'; it styles single elements,
     hence inline styles.
     """
-    scripts = " ".join(f"'sha256-{_hash(script)}'" for script in _INLINE_SCRIPT.findall(html))
+    digests = (base64.b64encode(hashlib.sha256(script).digest()).decode() for script in _INLINE_SCRIPT.findall(html))
+    scripts = " ".join(f"'sha256-{each}'" for each in digests)
     return f"{_PAGE_POLICY}; script-src 'self' 'unsafe-eval' {scripts}".strip()
-
-
-def _hash(script: bytes) -> str:
-    return base64.b64encode(hashlib.sha256(script).digest()).decode()

@@ -141,13 +141,9 @@ class TimedConnection(H11Protocol):
         if self._rest_timer and self.conn.their_state is not h11.SEND_BODY:
             self._rest_timer.cancel()
             self._rest_timer = None
-        if not self.idle:
-            self._stop_timing_head()
-        elif self._head_timer is None:
-            self._head_timer = self.loop.call_later(HEAD_S, self.transport.abort)
-
-    def _stop_timing_head(self) -> None:
-        if self._head_timer:
+        if self.idle:
+            self._head_timer = self._head_timer or self.loop.call_later(HEAD_S, self.transport.abort)
+        elif self._head_timer:
             self._head_timer.cancel()
             self._head_timer = None
 

@@ -146,7 +146,8 @@ class PageEvents:
             return {**known, "event_id": request["event_id"]}
         event = self._events[index]
         data = _checked_values(event, request.get("data"))
-        if request.get("trigger_id") is not None and not _is_index(request["trigger_id"]):
+        part = request.get("trigger_id", 0)
+        if part is not None and not (type(part) is int and 0 <= part < LARGEST_INDEX):
             raise _Refused("trigger_id must be the number of a part of this page")
         # Which part triggered an event matters to no handler, so trigger_id goes no further.
         return {**known, "data": data, "event_data": _checked_event_data(event, request.get("event_data"))}
@@ -224,10 +225,6 @@ def _kind(value: object) -> str:
     """The type of a JSON value, in words; never the value, which may be long or private."""
     names = {bool: "a truth value", str: "a text", list: "a list", dict: "an object", type(None): "null"}
     return names.get(type(value), "no number" if value != value else "a number")
-
-
-def _is_index(value: object) -> bool:
-    return type(value) is int and 0 <= value < LARGEST_INDEX
 
 
 def _is_name(value: object) -> bool:

@@ -51,11 +51,6 @@ class RunningAnswer:
         return self._done.is_set()
 
     @property
-    def ttft_ms(self) -> float | None:
-        """Milliseconds to the first token; None before it."""
-        return (self.first_at - self.began) * 1000 if self.first_at else None
-
-    @property
     def tokens_per_s(self) -> float | None:
         """Rate after the first token, so far; None below two tokens."""
         if self.tokens < 2 or self.first_at is None:

@@ -242,7 +242,7 @@ class Session:
         """True while this tab still shows the conversation of that answer."""
         return self.conversation.id == answer.turn.conversation.id and not self._closed
 
-    def close(self, seconds: float) -> None:
+    def close(self, seconds: float = 5.0) -> None:
         """Stop, for the tab is gone, and wait until the answer has been saved as far as it got."""
         with self._lock:
             self._closed = True

@@ -10,9 +10,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from qlora_chat.history import HistoryError, HistoryStore, StoredConversation
+from qlora_chat.history import HistoryError, HistoryStore
 from qlora_chat.history.export import export
 from qlora_chat.history.importing.importer import read_file
 from qlora_chat.web.chats.view import report_in_words
@@ -42,11 +41,8 @@ def exported(history: HistoryStore, owner: str | None, ids: Sequence[str], file_
         raise HistoryError("There is no such conversation.")
     name = _UNSAFE.sub("_", known[0].title).strip(" .")[:60] if len(ids) == 1 else "conversations"
     suffix, media_type = EXPORTS[file_format]
-    return Download(f"{name or 'conversation'}.{suffix}", media_type, export(_read(history, known), file_format))
-
-
-def _read(history: HistoryStore, summaries: Sequence[Any]) -> Iterator[StoredConversation]:
-    return (stored for each in summaries if (stored := history.read(each.id)))
+    stored = (found for each in known if (found := history.read(each.id)))
+    return Download(f"{name or 'conversation'}.{suffix}", media_type, export(stored, file_format))
 
 
 def imported(history: HistoryStore, owner: str | None, name: str, data: bytes) -> list[str]:

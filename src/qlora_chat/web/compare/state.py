@@ -53,16 +53,12 @@ class Comparison:
     @property
     def can_vote(self) -> bool:
         """True when there are at least two answers, one of them with words, and no vote yet."""
-        return self.done and self.vote is None and len(self._given) >= 2 and any(map(_says_something, self.answers))
+        given = sum(map(_is_given, self.answers))
+        return self.done and self.vote is None and given >= 2 and any(each.turn.answer for each in self.answers)
 
     def can_be_best(self, answer: RunningAnswer) -> bool:
         """True for an answer that a vote may choose."""
-        return self.can_vote and _says_something(answer)
-
-    @property
-    def _given(self) -> list[RunningAnswer]:
-        """The answers that are not missing because of an error; one that ended without a word is among them."""
-        return [each for each in self.answers if _says_something(each) or not each.problem]
+        return self.can_vote and bool(answer.turn.answer)
 
     def names(self) -> list[str]:
         """Names of the writers, as the engine reported."""
@@ -70,25 +66,19 @@ class Comparison:
 
     def vote_for(self, choice: object) -> Vote | None:
         """The vote of a choice: the number of an answer, "tie" or "bad"; None for anything else."""
-        named = dict(zip(map(id, self.answers), self.names(), strict=True))
-        compared = tuple(ComparedAnswer(each.turn.answer_id, named[id(each)]) for each in self._given)
-        for verdict in ("tie", "bad"):
-            if choice == verdict:
-                return Vote(compared, verdict, None, self._is_blind)
-        chosen = self.answer(choice)
-        if chosen is None or not _says_something(chosen):
-            return None
-        return Vote(compared, "best", chosen.turn.answer_id, self._is_blind)
+        named = zip(self.answers, self.names(), strict=True)
+        compared = tuple(ComparedAnswer(each.turn.answer_id, name) for each, name in named if _is_given(each))
+        blind, chosen = self.blind and not self.revealed, self.answer(choice)
+        if choice in ("tie", "bad"):
+            return Vote(compared, choice, None, blind)
+        return Vote(compared, "best", chosen.turn.answer_id, blind) if chosen and chosen.turn.answer else None
 
     def answer(self, number: object) -> RunningAnswer | None:
         """The answer of a number, as the browser sends it."""
         known = isinstance(number, str) and number in {str(index) for index in range(len(self.answers))}
         return self.answers[int(str(number))] if known else None
 
-    @property
-    def _is_blind(self) -> bool:
-        return self.blind and not self.revealed
 
-
-def _says_something(answer: RunningAnswer) -> bool:
-    return bool(answer.turn.answer)
+def _is_given(answer: RunningAnswer) -> bool:
+    """False for an answer that is missing because of an error; one that ended without a word is given."""
+    return bool(answer.turn.answer) or not answer.problem

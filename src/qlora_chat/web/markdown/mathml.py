@@ -54,21 +54,9 @@ _ENVIRONMENTS = {
 }  # fmt: skip
 """Environments that the parser does not know, and the one of the same look that it does; "" for none."""
 _KNOWN_ENVIRONMENTS = frozenset(
-    {
-        "matrix",
-        "pmatrix",
-        "bmatrix",
-        "Bmatrix",
-        "vmatrix",
-        "Vmatrix",
-        "array",
-        "cases",
-        "smallmatrix",
-        "substack",
-        "split",
-        "align*",
-    }
-)
+    {"matrix", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "Vmatrix", "array", "cases", "smallmatrix", "substack", "split",
+     "align*"}
+)  # fmt: skip
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _ENVIRONMENT = re.compile(r"\\(begin|end)\s*\{([A-Za-z]+\*?)\}")
 _LABEL = re.compile(r"\\(?:label|nonumber|notag)\b\s*(?:\{[^{}]*\})?")

@@ -34,8 +34,9 @@ class Branches:
         turn = self._turns.get(turn_id)
         if turn is None:
             return [turn_id]
-        siblings = self._children[turn.parent_id]
-        return [each for each in siblings if each == turn_id or (self._role(each) == turn.message.role and self._counts(each))]
+        siblings, role = self._children[turn.parent_id], turn.message.role
+        alike = (each for each in siblings if self._turns[each].message.role == role)
+        return [each for each in alike if each == turn_id or self._counts(each)]
 
     def through(self, turn_id: str) -> Conversation | None:
         """The conversation on the branch of that turn, to the newest of its descendants; None for an unknown turn."""
@@ -46,9 +47,6 @@ class Branches:
             leaf = children[-1]
         shown = replace(self._stored, head_id=leaf).conversation()
         return replace(shown, head=self._stored.head_id)
-
-    def _role(self, turn_id: str) -> str:
-        return self._turns[turn_id].message.role
 
     def _counts(self, turn_id: str) -> bool:
         message = self._turns[turn_id].message

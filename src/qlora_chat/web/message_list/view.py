@@ -42,7 +42,8 @@ class MessageView:
         if after is not None and len(found) == NEWEST and messages[-NEWEST - 1].id != after:
             after = None
         if running:
-            found = [*found, _running_item(running)][-NEWEST:]
+            item: Item = {"id": running.turn.answer_id, "text": "", "live": True, **running.blocks.whole()}
+            found = [*found, item][-NEWEST:]
         first = found[0]["id"] if found else None
         earlier = after is None and bool(messages) and first not in (messages[0].id, None)
         return {"conversation": conversation.id, "after": after, "earlier": earlier, "items": found}
@@ -66,10 +67,6 @@ class MessageView:
         if session:
             return session.conversation, stored, session.running
         return stored.conversation() if stored else Conversation(conversation_id), stored, None
-
-
-def _running_item(answer: RunningAnswer) -> Item:
-    return {"id": answer.turn.answer_id, "text": "", "live": True, **answer.blocks.whole()}
 
 
 def idle_value(session: Session, note: dict[str, Any] | None = None) -> dict[str, Any]:

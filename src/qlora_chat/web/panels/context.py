@@ -77,7 +77,8 @@ class ContextHandlers:
 def context_value(chat: Chat, conversation: Conversation, draft: str, sampling: Sampling) -> dict[str, Any]:
     """The value of static/context.js: HTML of the bar and of the panel, where the model's memory begins, and pinned turns."""
     use = chat.context_use(conversation, draft, sampling.max_new_tokens)
-    unseen, pinned = _questions(conversation, use.dropped), pinned_turns(conversation.tags)
+    unseen = [index for index in use.dropped if conversation.messages[index].role == "user"]
+    pinned = pinned_turns(conversation.tags)
     kept = [index - index % 2 for index, each in enumerate(conversation.messages) if each.id in pinned]
     going = "" if use.problem else _going(conversation, unseen)
     always = f"<h3>Always seen</h3>{_list(conversation, kept, pinned=True)}" if kept else ""
@@ -150,11 +151,6 @@ def _list(conversation: Conversation, indices: Sequence[int], before: str = "", 
             "</button></li>"
         )
     return f"<ul>{before}{''.join(rows)}</ul>"
-
-
-def _questions(conversation: Conversation, indices: Sequence[int]) -> list[int]:
-    """Those of the indices that are questions."""
-    return [index for index in indices if conversation.messages[index].role == "user"]
 
 
 def _excerpt(conversation: Conversation, index: int) -> str:

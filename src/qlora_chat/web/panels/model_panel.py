@@ -74,18 +74,14 @@ class ModelPanel:
     def described(self) -> dict[Any, Any]:
         """The parts of a page that opens, or whose model has changed."""
         info, measured, parts = self._chat.engine.info, Measured.of(self._chat.engine), self._parts
+        form = parts.switch_form
         return {
             parts.open_model: gr.update(value=info.name),
             parts.banner: render.banner(info, self._chat.prompt_format.notices),
             parts.welcome: welcome_card(info, measured),
             parts.model: model_card(info, measured),
-            **self._form_values(),
+            **(dict(zip(form.inputs, values_of(self.settings), strict=True)) if form else {}),
         }
-
-    def _form_values(self) -> dict[Any, Any]:
-        """The form, with the model that is loaded."""
-        form = self._parts.switch_form
-        return dict(zip(form.inputs, values_of(self.settings), strict=True)) if form else {}
 
     def card(self) -> dict[Any, Any]:
         """The panel, with what was measured since."""

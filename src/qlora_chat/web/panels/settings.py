@@ -27,7 +27,8 @@ def parse_settings(text: Any) -> AnswerOptions:
     if not isinstance(stops, str):
         raise SettingsError("stop_texts is no text; reload the page")
     sampling = Sampling().changed(**{name: number_of(name, value) for name, value in values.items()})
-    return AnswerOptions(sampling, stop_texts=check_stop_texts(_lines(stops)))
+    texts = [each.replace("\\n", "\n") for each in stops.split("\n") if each]  # a backslash and an n stand for a line break
+    return AnswerOptions(sampling, stop_texts=check_stop_texts(texts))
 
 
 def number_of(name: str, value: Any) -> Any:
@@ -47,8 +48,3 @@ def number_of(name: str, value: Any) -> Any:
         return float(value)
     except ValueError:
         return value
-
-
-def _lines(text: str) -> list[str]:
-    """Stop texts, one on each line, in which a backslash and an n stand for a line break."""
-    return [each.replace("\\n", "\n") for each in text.split("\n") if each]
