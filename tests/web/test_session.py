@@ -21,6 +21,7 @@ from qlora_chat.web.message_list.view import MessageView
 from qlora_chat.web.running_answer import RunningAnswer
 from qlora_chat.web.session import Busy, ConversationRef, Session
 from qlora_chat.web.sessions import Sessions
+from qlora_chat.web.tab_names import TabNames
 from tests.fakes import ScriptedEngine, ScriptedRecorder, scripted_chat
 
 OPTIONS = AnswerOptions(Sampling())
@@ -387,10 +388,12 @@ def test_a_question_that_was_never_answered_does_not_block_the_conversation() ->
 
 def test_forgotten_tabs_do_not_pile_up() -> None:
     chat = scripted_chat()
-    sessions = Sessions(chat, limit=3)
-    oldest = sessions.open("0")
-    for name in "1234":
-        sessions.open(name)
+    sessions = Sessions(chat)
+    names = TabNames(lambda name: False, lambda name: sessions.close(name, seconds=0), most=3)
+    opened = [sessions.open(name) for name in "01234" if names.claim(name, f"browser of {name}")]
+    assert len(opened) == 5
+    assert [bool(sessions.find(name)) for name in "01234"] == [False, False, True, True, True]
+    oldest = opened[0]
     with pytest.raises(Busy):
         oldest.send("still there?", OPTIONS)
 

@@ -35,14 +35,8 @@ MAX_CHARACTERS: Mapping[str, int] = {
     "conversation": 200,
     "memory": 130_000,
     "sampling": LONGEST,
-    "switch-base": LONGEST_NAME,
-    "switch-adapter": LONGEST_NAME,
-    "switch-precision": LONGEST_NAME,
-    "train-base": LONGEST_NAME,
-    "train-data": LONGEST_NAME,
-    "train-sample": LONGEST_NAME,
-    "train-name": LONGEST_NAME,
-    "train-run": LONGEST_NAME,
+    **dict.fromkeys(("switch-base", "switch-adapter", "switch-precision"), LONGEST_NAME),
+    **dict.fromkeys(("train-base", "train-data", "train-sample", "train-name", "train-run"), LONGEST_NAME),
 }
 """Limit of the text that a browser may send, for each part with text, by elem_id.
 

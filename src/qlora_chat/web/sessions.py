@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import secrets
 import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 
 from qlora_chat.chat import Chat
@@ -46,11 +45,11 @@ def owner_of(*known: object) -> str:
 
 
 class Sessions:
-    """Tabs by the name Gradio gives each page load."""
+    """Tabs by the name Gradio gives each page load. tab_names.py limits their number, and has them closed."""
 
-    def __init__(self, chat: Chat, limit: int = 2000) -> None:
-        self._chat, self._limit = chat, limit
-        self._sessions: OrderedDict[str, Session] = OrderedDict()
+    def __init__(self, chat: Chat) -> None:
+        self._chat = chat
+        self._sessions: dict[str, Session] = {}
         self._lock = threading.Lock()
 
     @property
@@ -72,11 +71,9 @@ class Sessions:
         """
         with self._lock:
             if existing := self._sessions.get(name):
-                self._sessions.move_to_end(name)
                 return existing
             session = self._sessions[name] = Session(self._chat, owner)
             other = self._showing(conversation_id, owner)
-        self._close_oldest()
         if other and reloaded:
             other.close()
         conversation = other.conversation if other else session.stored(conversation_id)
@@ -106,11 +103,3 @@ class Sessions:
     def _showing(self, conversation_id: str, owner: str | None) -> Session | None:
         shown = (each for each in self._sessions.values() if each.conversation.id == conversation_id)
         return next((each for each in shown if each.owner == owner), None)
-
-    def _close_oldest(self) -> None:
-        while True:
-            with self._lock:
-                if len(self._sessions) <= self._limit:
-                    return
-                _, oldest = self._sessions.popitem(last=False)
-            oldest.close(seconds=0)

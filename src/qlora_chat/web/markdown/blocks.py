@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from itertools import accumulate
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -78,10 +79,7 @@ def _blocks(text: str) -> list[tuple[int, str]]:
     while whole > 0 and _may_join(lines, groups[whole][0]):
         whole -= 1
     groups[whole:] = [[token for group in groups[whole:] for token in group]] if groups else []
-    offsets, at = [0], 0
-    for line in lines:
-        at += len(line) + 1
-        offsets.append(at)
+    offsets = [0, *accumulate(len(line) + 1 for line in lines)]
     found = [
         (offsets[group[0].map[0] if group[0].map else 0], _PARSER.renderer.render(group, _PARSER.options, env))
         for group in groups

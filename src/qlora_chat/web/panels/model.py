@@ -95,7 +95,7 @@ def description(info: ModelInfo, measured: Measured) -> str:
 def _memory_in_use(info: ModelInfo, measured: Measured) -> str:
     if not measured.memory:
         return ""
-    return f"{_gib(measured.memory)} on the card" if info.device == "cuda" else f"{_gib(measured.memory)} by this program"
+    return f"{_gib(measured.memory)} {'on the card' if info.device == 'cuda' else 'by this program'}"
 
 
 def _memory_predicted(info: ModelInfo, measured: Measured) -> str:
