@@ -69,8 +69,8 @@ class TurnStart:
     """With the seed that is used."""
     model: ModelUsed
     save_error: str | None
-    continues: ContinuedAnswer | None = None
-    stop_texts: tuple[str, ...] = ()
+    continues: ContinuedAnswer | None
+    stop_texts: tuple[str, ...]
     """Besides the format's."""
 
     @property
@@ -249,8 +249,6 @@ class Turn:
     def __init__(self, chat: Chat, start: TurnStart, stream: Stream) -> None:
         self.conversation = start.conversation.before_last()
         """Ends with the question until the turn has ended, then with the answer."""
-        self.before = start.before
-        """As shown before the turn."""
         self.prompt = start.prompt
         self.prefilled = 0
         """Tokens of the prompt that the engine has read; all of `prompt_tokens` from the first token on."""
@@ -310,7 +308,7 @@ class Turn:
 
     def undo(self) -> Conversation:
         """Show the conversation as it was before this turn, and return it."""
-        return self._chat.restore(self.before, self._start.conversation)
+        return self._chat.restore(self._start.before, self._start.conversation)
 
     def __iter__(self) -> Iterator[Piece]:
         """The engine's pieces. EngineError if generation fails; closing the iterator cancels the computation."""

@@ -40,6 +40,7 @@ REASONS = {
     "too_long": "must have at most {max_length} entries",
     "literal_error": "must be {expected}",
     "value_error": "{error}",
+    WRONG_JSON_TYPE: "{words}",
 }
 JSON_NAMES = {str: "a text", list: "a list", dict: "an object", bytes: "not an object of JSON"}
 
@@ -117,13 +118,9 @@ def _error(path: Sequence[str | int], error: Mapping[str, Any], prefix: str) -> 
     kind, name = error.get("type"), param or "the request"
     if kind == "missing":
         return invalid(f"{param} is missing" if param else "the request has no body", param)
-    reason = REASONS.get(str(kind), "is not valid").format_map({"min_length": 1, **error.get("ctx", {})})
-    if kind == WRONG_JSON_TYPE:
-        reason = error["msg"]
-    if kind == "value_error":
-        return invalid(f"{name}: {reason}", param)
-    if kind == "literal_error":
-        return invalid(f"{name} {reason}", param)
+    reason = REASONS.get(str(kind), "is not valid").format_map({"min_length": 1, **error.get("ctx", {}), "words": error["msg"]})
+    if kind in ("value_error", "literal_error"):
+        return invalid(f"{name}{':' if kind == 'value_error' else ''} {reason}", param)
     value = error.get("input")
     if isinstance(value, str):  # pydantic counts entries where a text has been checked in another way before
         reason = reason.replace(" entries", " characters")

@@ -81,9 +81,7 @@ def _in_background(work: Callable[[], Any], name: str) -> Future[Any]:
 class _Server(uvicorn.Server):
     """Uvicorn stops listening at the first signal; this one goes on until all is answered, so that probes are answered too."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self._signalled = False
+    _signalled = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._signalled:

@@ -33,11 +33,6 @@ class AdapterChooser:
         value = next((each for each in preferred if isinstance(each, str) and each in names), default)
         return gr.update(choices=list(names), value=value if names else None, visible=bool(names))
 
-    @staticmethod
-    def parse(value: Any) -> str | None:
-        """The selected name, which the engine may not have any more; None where nothing is selected."""
-        return value if isinstance(value, str) and value else None
-
     def used_in(self, conversation: Conversation) -> str | None:
         """Name of what gave the newest answer of a conversation; None where that is not known."""
         if not self.names or not conversation.messages:

@@ -18,7 +18,6 @@ from qlora_chat.errors import UserError
 from qlora_chat.history import StaleConversation
 from qlora_chat.text import replace_surrogates
 from qlora_chat.web import render
-from qlora_chat.web.adapter_chooser import AdapterChooser
 from qlora_chat.web.message_list.view import idle_value, live_value
 from qlora_chat.web.panels.model import Measured
 from qlora_chat.web.panels.settings import parse_settings
@@ -95,7 +94,7 @@ class Answering:
 
 
 def _begin(begin: Begin, adapter: Any, system: Any, logged: Any, settings: Any) -> RunningAnswer | None:
-    options = replace(parse_settings(settings), adapter=AdapterChooser.parse(adapter), logged=logged is not False)
+    options = replace(parse_settings(settings), adapter=adapter or None, logged=logged is not False)
     return begin(options, replace_surrogates(system).strip() or None)
 
 

@@ -51,5 +51,5 @@ class SavingOffer:
 
 def offer(chat: Chat, features: PageFeatures) -> SavingOffer:
     """The offer of a page. None to visitors, and none where turns are logged: the log's queue is beside its history."""
-    is_offered = isinstance(chat.history, SavableHistory) and not features.shared and not features.logged
-    return SavingOffer(chat.history if is_offered and isinstance(chat.history, SavableHistory) else None)
+    history, has_visitors = chat.history, features.shared or features.logged
+    return SavingOffer(history if isinstance(history, SavableHistory) and not has_visitors else None)
