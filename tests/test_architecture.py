@@ -197,6 +197,7 @@ MAX_FUNCTION_LINES = 60
 MAX_JAVASCRIPT_BYTES = 60_000
 SHORT_MODULES = {
     "models/adapter/own_text.py": "files beside an adapter; the registry of adapters knows no files",
+    "api/guidance.py": "words for paths that do not exist; access control knows no routes of others",
     "benchmark/environment.py": "machine and versions, which reports of every kind print",
     "engines/cpu/sampler.py": "binds csrc/sampler.h, beside the pass that binds the rest",
     "engines/cuda/runtime/arguments.py": "names of structures that csrc/ declares; driver.py knows none of them",

@@ -12,26 +12,17 @@ ROUTES = {
     "/v1/responses": "POST",
 }
 """Routes that OpenAI's clients use, with their methods."""
-UNSUPPORTED = {
-    "assistants": "Assistants",
+_NAMED_LIKE_THEIR_ROUTES = (
+    "assistants", "batches", "containers", "conversations", "embeddings", "evals", "files", "images", "moderations", "skills",
+    "threads", "uploads", "videos",
+)  # fmt: skip
+UNSUPPORTED = {each: each.capitalize() for each in _NAMED_LIKE_THEIR_ROUTES} | {
     "audio": "Audio routes",
-    "batches": "Batches",
-    "containers": "Containers",
-    "conversations": "Conversations",
-    "embeddings": "Embeddings",
-    "evals": "Evals",
-    "files": "Files",
     "fine_tuning": "Fine-tuning jobs",
-    "images": "Images",
     "messages": "Anthropic's Messages",
-    "moderations": "Moderations",
     "realtime": "Realtime sessions",
     "rerank": "Rerankings",
-    "skills": "Skills",
-    "threads": "Threads",
-    "uploads": "Uploads",
     "vector_stores": "Vector stores",
-    "videos": "Videos",
 }
 """First parts of routes that OpenAI or Anthropic has and this server lacks, with words for them."""
 

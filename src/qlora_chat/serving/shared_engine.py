@@ -22,6 +22,10 @@ from qlora_chat.stopping import Stops
 
 DEFAULT_SLOTS = 64
 """Concurrent answers of an engine that does not report its slots: a remote server does its own queueing."""
+ERROR_KINDS = {
+    Overloaded: "overloaded", OutOfMemory: "out_of_memory", EngineError: "engine", ValueError: "invalid_request",
+}  # fmt: skip
+"""Labels of errors in the metrics; the first that fits counts."""
 
 
 class PromptRefused(UserError, ValueError):
@@ -161,17 +165,7 @@ class SharedStream:
 
 def error_kind(problem: BaseException) -> str:
     """Label of an error in the metrics."""
-    match problem:
-        case Overloaded():
-            return "overloaded"
-        case OutOfMemory():
-            return "out_of_memory"
-        case EngineError():
-            return "engine"
-        case ValueError():
-            return "invalid_request"
-        case _:
-            return "internal"
+    return next((label for kind, label in ERROR_KINDS.items() if isinstance(problem, kind)), "internal")
 
 
 def slots_of(engine: Engine) -> int:

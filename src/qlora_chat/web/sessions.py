@@ -50,7 +50,7 @@ class Sessions:
     def __init__(self, chat: Chat) -> None:
         self._chat = chat
         self._sessions: dict[str, Session] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     @property
     def running(self) -> int:
@@ -72,8 +72,8 @@ class Sessions:
         with self._lock:
             if existing := self._sessions.get(name):
                 return existing
+            other = self.showing(conversation_id, owner)
             session = self._sessions[name] = Session(self._chat, owner)
-            other = self._showing(conversation_id, owner)
         if other and reloaded:
             other.close()
         conversation = other.conversation if other else session.stored(conversation_id)
@@ -98,8 +98,5 @@ class Sessions:
     def showing(self, conversation_id: str, owner: str | None) -> Session | None:
         """The owner's tab that shows a conversation."""
         with self._lock:
-            return self._showing(conversation_id, owner)
-
-    def _showing(self, conversation_id: str, owner: str | None) -> Session | None:
-        shown = (each for each in self._sessions.values() if each.conversation.id == conversation_id)
-        return next((each for each in shown if each.owner == owner), None)
+            shown = (each for each in self._sessions.values() if each.conversation.id == conversation_id)
+            return next((each for each in shown if each.owner == owner), None)
