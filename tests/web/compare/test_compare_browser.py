@@ -58,6 +58,7 @@ def open_compare(page: Page) -> Locator:
 def reopen_compare(page: Page) -> Locator:
     """The view of a reloaded page, with the comparison from before."""
     page.reload()
+    page.locator("#compare dialog").wait_for(state="attached")
     page.get_by_role("button", name="Compare", exact=True).first.click()
     view = page.get_by_role("dialog", name="Compare")
     expect(view.get_by_role("button", name="A is the best")).to_be_visible()

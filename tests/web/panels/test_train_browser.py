@@ -25,7 +25,7 @@ def fill(page: Page, name: str, value: str) -> None:
 
 
 def open_train(page: Page) -> None:
-    page.locator("#open-model").click()
+    page.locator("#open-model[aria-controls=model]").click()
     page.get_by_role("tab", name="Train").click()
     expect(page.locator("#train-start")).to_be_visible()
 
