@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Playwright, Request, expect, sync_playwright
 
 from tests.fakes import ScriptedEngine
-from tests.web.driving import opened
+from tests.web.driving import SIZE, leave, opened
 from tests.web.serving import Served, serving
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
@@ -48,7 +48,7 @@ def person(playwright: Playwright, tmp_path_factory: pytest.TempPathFactory) -> 
     assert CHROMIUM, "Chromium is missing; `make test` installs it"
     profile = tmp_path_factory.getbasetemp() / "profile"
     person = playwright.chromium.launch_persistent_context(
-        profile, executable_path=CHROMIUM, args=list(FLAGS), viewport={"width": 1280, "height": 900}
+        profile, executable_path=CHROMIUM, args=list(FLAGS), viewport={"width": SIZE[0], "height": SIZE[1]}
     )
     person.set_default_timeout(60_000)
     yield person
@@ -85,8 +85,7 @@ def context(person: BrowserContext) -> Iterator[BrowserContext]:
     person.on("request", note)
     yield person
     blank, *opened = person.pages
-    for page in opened:
-        page.close()
+    leave(opened)
     person.remove_listener("request", note)
     person.clear_cookies()
     person.clear_permissions()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 from playwright.sync_api import BrowserContext, Page, expect
 
@@ -12,6 +13,10 @@ from tests.fakes import ScriptedEngine, ScriptedStream
 from tests.web.serving import Served
 
 LONG = " ".join(f"w{index}" for index in range(10_000))
+SIZE = (1280, 900)
+EMPTIED = "about:blank#emptied"
+_PLAIN = WeakSet[Page]()
+"""Tabs of `opened_at`, which have nothing of their own, as another language, that would outlast the page in them."""
 STEP = 0.01
 """Seconds a token in answers that are interrupted."""
 
@@ -22,13 +27,28 @@ def opened(context: BrowserContext, server: Served) -> Page:
 
 def opened_at(context: BrowserContext, url: str, size: tuple[int, int] | None = None, **media: Any) -> Page:
     """A page in a window of that size, for a person of those tastes (of Playwright's `emulate_media`)."""
-    page = context.new_page()
+    page = next((each for each in context.pages if each.url == EMPTIED), None) or context.new_page()
     if size:
         page.set_viewport_size({"width": size[0], "height": size[1]})
     page.emulate_media(**media)
     page.goto(url)
+    _PLAIN.add(page)
     ready(page)
     return page
+
+
+def leave(pages: list[Page]) -> None:
+    """Close tabs, but for one that is as good as new once it is emptied: opening a tab takes a quarter of a page's time."""
+    spare = next((each for each in pages if each in _PLAIN and each.url.startswith("http")), None)
+    for page in pages:
+        if page is not spare:
+            page.close()
+    if spare:
+        spare.unroute_all(behavior="ignoreErrors")
+        spare.evaluate("sessionStorage.clear()")
+        spare.goto(EMPTIED)
+        spare.set_viewport_size({"width": SIZE[0], "height": SIZE[1]})
+        spare.emulate_media(color_scheme="light", reduced_motion="no-preference")
 
 
 def ready(page: Page) -> None:
