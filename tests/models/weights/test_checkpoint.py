@@ -28,9 +28,10 @@ def test_headers_are_what_the_library_reads(make_base: MakeBase) -> None:
     "changes",
     [
         {"shape": [-2, -2]},
+        {"shape": [1] * 1000 + [4]},
         {"shape": [10**30, 0]},
         {"shape": [2, 3]},
-        {"dtype": "F31"},
+        {"dtype": "F31\nall is well"},
         {"dtype": "F8_E4M3FNUZ", "shape": [4, 4]},
         {"data_offsets": [8, 24]},
         {"data_offsets": [0, 8]},
@@ -41,8 +42,10 @@ def test_a_header_that_contradicts_itself_is_refused(changes: dict[str, Any], tm
     header = json.dumps({"__metadata__": {"format": "pt"}, "a": tensor}).encode()
     path = tmp_path / "model.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
-    with pytest.raises(DamagedFile, match="does not match its header"):
+    with pytest.raises(DamagedFile, match="does not match its header") as caught:
         read_header(path)
+    assert len(str(caught.value)) < 200
+    assert "\n" not in str(caught.value)
 
 
 def test_an_absurdly_long_header_is_not_read(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 LONGEST_HEADER = 16 * 1024**2
 """Bytes: a hundred times what a 70B model has. The safetensors library reads up to 100 MB."""
+MOST_DIMENSIONS = 8
+"""A shape of millions, which the library accepts, would be quoted whole in an error message."""
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "I16": 16,
     "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
@@ -56,12 +58,15 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
         with safe_open(path, framework="numpy") as file:  # type: ignore[no-untyped-call]
             described = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         return {name: _tensor_header(each.get_dtype(), tuple(each.get_shape())) for name, each in described.items()}
-    except (SafetensorError, KeyError) as problem:
-        size, reason = path.stat().st_size, str(problem).removeprefix("Error while deserializing header: ")[:100]
+    except (SafetensorError, KeyError, ValueError) as problem:
+        size, reason = path.stat().st_size, " ".join(str(problem).split())  # it may quote the header
+        reason = reason.removeprefix("Error while deserializing header: ")[:100]
         raise DamagedFile(f"{path.name}, of {size:,} bytes, does not match its header ({reason})") from problem
 
 
 def _tensor_header(dtype: str, shape: tuple[int, ...]) -> TensorHeader:
+    if len(shape) > MOST_DIMENSIONS:
+        raise ValueError(f"a shape of {len(shape):,} dimensions")
     return TensorHeader(dtype, shape, math.prod(shape) * DTYPE_BITS[dtype] // 8)
 
 
