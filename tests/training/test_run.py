@@ -26,7 +26,7 @@ from qlora_chat.training import TrainError
 from qlora_chat.training.checkpoint import TENSORS, Checkpoints
 from qlora_chat.training.data.dialogues import Dialogues
 from qlora_chat.training.divergence import WINDOW, DivergenceMonitor, not_finite
-from qlora_chat.training.metrics_log import MetricsLog
+from qlora_chat.training.metrics_log import MetricsLog, plot_losses
 from qlora_chat.training.resolve import locate_base
 from qlora_chat.training.run_record import open_run
 from tests.training.conftest import Command
@@ -153,6 +153,17 @@ def test_a_full_disk_is_reported_when_metrics_are_written(small_disk: Path) -> N
     with pytest.raises(TrainError, match=r"metrics\.jsonl cannot be written .*make room, then continue with --resume"):
         many()
     metrics.close()
+
+
+def test_a_held_out_loss_that_was_not_finite_does_not_keep_a_run_from_being_resumed(tmp_path: Path) -> None:
+    metrics = MetricsLog(tmp_path, 0)
+    for line in ({"step": 1, "loss": 1.0}, {"step": 1, "held_out_loss": math.nan}, {"step": 2, "held_out_loss": 0.5}):
+        metrics.add(line)
+    metrics.close()
+    resumed = MetricsLog(tmp_path, 2)
+    resumed.close()
+    plot_losses(resumed, tmp_path, pytest.fail)
+    assert resumed.lines() == [{"step": 1, "loss": 1.0}, {"step": 1}, {"step": 2, "held_out_loss": 0.5}]
 
 
 @pytest.mark.timeout(240)

@@ -33,9 +33,10 @@ class MetricsLog:
             self._file = self.path.open("a")
 
     def lines(self) -> list[dict[str, Any]]:
-        """Every complete line so far: a process may have been killed while it wrote one."""
+        """Every complete line so far, without losses that were not finite: a process may have been killed while it wrote one."""
         data = self.path.read_bytes() if self.path.is_file() else b""
-        return [each.value for each in json_lines(data) if each.problem is None]
+        values = [each.value for each in json_lines(data) if each.problem is None]
+        return [{name: value for name, value in each.items() if value is not None} for each in values]
 
     def add(self, values: Mapping[str, Any]) -> None:
         """Append a line and flush it. TrainError if the disk refuses it."""
