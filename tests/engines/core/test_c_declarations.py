@@ -42,6 +42,10 @@ def test_a_structure_has_the_fields_of_the_source_where_a_compiler_puts_them() -
 def test_a_structure_can_be_a_field_of_another() -> None:
     outer = structure("Outer", SOURCE, LAYERS=2)(inner=structure("Inner", SOURCE)(eps=0.5))
     assert outer.inner.eps == 0.5
+    with pytest.raises(AttributeError, match="epsilon"):
+        structure("Inner", SOURCE)(epsilon=0.5)
+    with pytest.raises(AttributeError, match="column"):
+        outer.column = 1
 
 
 def test_what_is_not_declared_or_cannot_be_read_is_named() -> None:

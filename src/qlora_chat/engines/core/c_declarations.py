@@ -34,7 +34,7 @@ def structure(name: str, text: str, **constants: int) -> type[ctypes.Structure]:
         raise LookupError(f"the sources declare no structure {name}")
     body = re.sub(r"//.*|^#.*", "", found[1], flags=re.MULTILINE)
     fields = [field for each in body.split(";") if each.strip() for field in _fields(each.strip(), text, constants)]
-    return type(name, (ctypes.Structure,), {"_fields_": fields})
+    return type(name, (ctypes.Structure,), {"__slots__": (), "_fields_": fields})  # slots: a name that is no field is an error
 
 
 def declare_functions(library: ctypes.CDLL, text: str) -> ctypes.CDLL:
