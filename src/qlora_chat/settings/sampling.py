@@ -110,7 +110,7 @@ SLIDERS = tuple(name for name, setting in SAMPLING_SETTINGS.items() if setting.s
 MAX_STOP_TEXTS, MAX_STOP_LENGTH = 16, 256
 """Texts that a caller may name to end an answer, and characters of each."""
 LOGITS_PROCESSORS = tuple(name for name, setting in SAMPLING_SETTINGS.items() if setting.processor)
-"""Names of the settings that reshape the next token's distribution, in the order of the kernels' arguments."""
+"""Names of the settings that reshape the next token's distribution."""
 
 
 def _checked(name: str, setting: SamplingSetting, value: Any) -> float | int:
