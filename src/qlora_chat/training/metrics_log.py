@@ -33,7 +33,7 @@ class MetricsLog:
             self._file = self.path.open("a")
 
     def lines(self) -> list[dict[str, Any]]:
-        """Every complete line so far, without losses that were not finite: a process may have been killed while it wrote one."""
+        """Every complete line so far, without losses that are no numbers: a process may have been killed while it wrote one."""
         data = self.path.read_bytes() if self.path.is_file() else b""
         values = [each.value for each in json_lines(data) if each.problem is None]
         return [{name: value for name, value in each.items() if value is not None} for each in values]
