@@ -59,6 +59,14 @@ def test_what_follows_a_list_and_a_list_without_an_end_are_problems() -> None:
     assert found_in(b'[1, {"a": [') == ([1], ["1: is cut off, as is the rest of the file"])
 
 
+def test_a_broken_element_is_named_by_its_column_on_the_line_even_where_it_hides_the_rest() -> None:
+    missing = '["é",\n1, {"b": tru}]'.encode()
+    assert found_in(missing) == (["é", 1], ["2: is not JSON (Expecting value, column 10)"])
+    over_two_lines = b'[1,\n{"a": "one\ntwo"},\n{"b": 1},\n{"c": 1}\n]\n'
+    problem = "2: is not JSON (Invalid control character at, column 11), nor is what follows in this list"
+    assert found_in(over_two_lines) == ([1], [problem])
+
+
 def test_what_json_could_not_hold_again_is_null_and_what_cannot_be_read_is_a_problem() -> None:
     assert parse(b"[NaN, 1e999, 1.5]").value == [None, None, 1.5]
     assert parse(b"[" * 100_000 + b"]" * 100_000).problem == "is nested too deeply"

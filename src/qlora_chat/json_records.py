@@ -12,7 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 _MARK = re.compile(rb'"[^"\\\n]*+(?:\\.[^"\\\n]*+)*+"?|[\[\]{},]', re.DOTALL)
@@ -39,8 +39,8 @@ def _finite(text: str) -> float | None:
 _DECODER = json.JSONDecoder(parse_constant=lambda name: None, parse_float=_finite)
 
 
-def parse(data: bytes, line: int = 1, most_bytes: int = sys.maxsize) -> JsonRecord:
-    """The one value that the data are; they begin on that line. NaN and infinite numbers become null."""
+def parse(data: bytes, line: int = 1, most_bytes: int = sys.maxsize, column: int = 0) -> JsonRecord:
+    """The one value that the data are; they begin on that line, after `column` characters. Infinite ones and NaN are null."""
     blank = data[: len(data) - len(data.lstrip())]
     begin = line + blank.count(b"\n")
     if len(data) > most_bytes:
@@ -50,7 +50,8 @@ def parse(data: bytes, line: int = 1, most_bytes: int = sys.maxsize) -> JsonReco
     except UnicodeDecodeError as problem:
         return JsonRecord(line + data.count(b"\n", 0, problem.start), problem=f"is not UTF-8 (byte {problem.start + 1})")
     except json.JSONDecodeError as problem:
-        return JsonRecord(line + problem.lineno - 1, problem=f"is not JSON ({problem.msg}, column {problem.colno})")
+        column = problem.colno + (column if problem.lineno == 1 else 0)
+        return JsonRecord(line + problem.lineno - 1, problem=f"is not JSON ({problem.msg}, column {column})")
     except ValueError:
         return JsonRecord(begin, problem="holds a number of too many digits")
     except RecursionError:
@@ -67,7 +68,7 @@ def json_lines(data: bytes, most_bytes: int = sys.maxsize) -> Iterator[JsonRecor
 def list_elements(data: bytes, most_bytes: int = sys.maxsize) -> Iterator[JsonRecord]:
     """Elements of the JSON list that the data begin with, found by brackets and commas alone."""
     begin = data.index(b"[") + 1
-    depth, line, count = 1, 1 + data.count(b"\n", 0, begin), 0
+    depth, line, column, count = 1, 1 + data.count(b"\n", 0, begin), len(data[:begin].rpartition(b"\n")[2]), 0
     for found in _MARK.finditer(data, begin):
         mark, end = found.group(), found.start()
         depth += (mark in (b"[", b"{")) - (mark in (b"]", b"}"))
@@ -76,16 +77,22 @@ def list_elements(data: bytes, most_bytes: int = sys.maxsize) -> Iterator[JsonRe
         element = data[begin:end]
         count += 1
         if element.strip() or depth:
-            yield parse(element, line, most_bytes)
+            yield parse(element, line, most_bytes, column)
         elif count > 1:
             yield JsonRecord(line + element.count(b"\n"), problem="is not JSON (Illegal trailing comma before end of list)")
         line += element.count(b"\n")
+        _, is_later_line, before = element.rpartition(b"\n")
+        column = len(before.decode(errors="replace")) + 1 + (0 if is_later_line else column)
         begin = found.end()
         if depth == 0:
             if data[begin:].strip():
                 yield JsonRecord(parse(data[begin:], line).line, problem="is not JSON (Extra data after the list)")
             return
-    last = parse(data[begin:], line, most_bytes)
+    rest = data[begin : begin + most_bytes]
+    last = parse(rest, line, column=column)
     if last.problem is None:
         yield last
+    elif last.line < line + rest.rstrip().count(b"\n"):  # a text over several lines, say, after which no bracket counts
+        yield replace(last, problem=f"{last.problem}, nor is what follows in this list")
+        return
     yield JsonRecord(line + data.count(b"\n", begin), problem="is cut off, as is the rest of the file")
