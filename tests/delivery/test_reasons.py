@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 
 import pytest
 
@@ -17,8 +17,8 @@ from tests.delivery.receiving import Reply, outbox_in, receiving, record, wait_f
 
 
 @contextmanager
-def answering(answer: bytes) -> Iterator[int]:
-    """A server that sends these bytes to whoever connects, and nothing more."""
+def answering(answer: bytes, *, to_the_end: bool = True) -> Iterator[int]:
+    """A server that sends these bytes to whoever connects, and nothing more; it reads all that is sent, or hangs up."""
     listening = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -27,11 +27,11 @@ def answering(answer: bytes) -> Iterator[int]:
                 connection, _ = listening.accept()
             except OSError:
                 return
-            with connection:
+            with suppress(OSError), connection:
                 connection.recv(65536)
                 connection.sendall(answer)
                 connection.shutdown(socket.SHUT_WR)
-                while connection.recv(65536):  # a close before all is read would reset the connection
+                while to_the_end and connection.recv(65536):  # a close before all is read would reset the connection
                     pass
 
     thread = threading.Thread(target=serve, daemon=True)
@@ -45,11 +45,8 @@ def answering(answer: bytes) -> Iterator[int]:
 
 
 def reason(url: str) -> str:
-    post = Poster(LogSettings(url))
-    try:
+    with closing(Poster(LogSettings(url))) as post:
         return post(record()).reason
-    finally:
-        post.close()
 
 
 def test_a_receiver_that_is_not_there() -> None:
@@ -69,6 +66,14 @@ def test_a_receiver_that_resets() -> None:
     with receiving() as receiver:
         receiver.reply = lambda request: Reply(reset=True)
         assert reason(receiver.url) == "the connection was reset by the receiver: its log may say why"
+
+
+def test_a_proxy_that_refuses_a_long_record_before_it_has_read_it() -> None:
+    answer = b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    with answering(answer, to_the_end=False) as port, closing(Poster(LogSettings(f"http://127.0.0.1:{port}/"))) as post:
+        result = post(record("x" * 20_000_000))
+    assert (result.outcome, result.receiver_is_down) == ("rejected", False)
+    assert "too large for the receiver, status 413" in result.reason
 
 
 @pytest.mark.parametrize(

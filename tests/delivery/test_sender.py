@@ -210,6 +210,7 @@ def test_an_attempt_ends_if_the_receiver_never_responds(drip: bool, outbox: Outb
     outbox.put(record())
     with silent(drip) as url, sending(outbox, url) as log:
         wait_for(lambda: log.failures.total() >= 2)
+        assert all(each.startswith("the receiver did not answer in time") for each in log.failures)
     assert outbox.counts().waiting == 1
 
 
@@ -235,7 +236,7 @@ def test_an_attempt_ends_if_the_name_is_not_resolved(outbox: Outbox, monkeypatch
         raise socket.gaierror("Temporary failure in name resolution")
 
     monkeypatch.setattr(socket, "getaddrinfo", no_name_server_answers)
-    monkeypatch.setattr(http_post, "CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr(http_post, "ATTEMPT_SECONDS", 0.3)
     outbox.put(record())
     with sending(outbox, "https://logs.example.org/") as log:
         wait_for(lambda: log.failures.total() >= 2)

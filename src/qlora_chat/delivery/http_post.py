@@ -6,17 +6,17 @@ Knows no queue.
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import ssl
 import threading
 import time
-from collections.abc import AsyncIterator
-from concurrent.futures import Future
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import httpx
 
@@ -48,8 +48,15 @@ class PostResult:
     """The receiver did not respond, or asked for a pause: other records would fail as well."""
 
 
+_Attempt: TypeAlias = Future[PostResult]
+
+
 class Poster:
-    """Posts to one URL over connections that stay open. Call it from one thread; `abort` may be called from another."""
+    """Posts to one URL over connections that stay open. Call it from one thread; `abort` may be called from another.
+
+    Each attempt has a daemon thread, which is abandoned at the limit: the system's resolver cannot be interrupted and may take
+    half a minute if no name server answers.
+    """
 
     def __init__(self, settings: LogSettings) -> None:
         assert settings.url, "LOGGING_URL is not set"
@@ -57,67 +64,64 @@ class Poster:
         authorities = ssl.create_default_context(cafile=settings.certificates) if settings.certificates else True
         headers = {"Authorization": f"Bearer {settings.token}"} if settings.token else {}
         # with trust_env, a proxy would see conversations, and .netrc would send a password
-        self._client = httpx.AsyncClient(verify=authorities, headers=headers, trust_env=False)
-        self._loop = _EventLoop()
-        self._attempt: asyncio.Task[PostResult] | None = None
+        self._client = httpx.Client(verify=authorities, headers=headers, trust_env=False)
+        self._attempt = _Attempt()
+        self._socket: socket.socket | None = None
 
     def __call__(self, outgoing: OutboxRecord) -> PostResult:
         """Post a record once; never raises."""
+        self._attempt = attempt = _Attempt()
         try:
-            self._attempt = self._loop.create_task(self._post(outgoing))
-            return self._loop.run_until_complete(asyncio.wait_for(self._attempt, ATTEMPT_SECONDS))
-        except (Exception, asyncio.CancelledError) as problem:
+            threading.Thread(target=self._run, args=(outgoing, attempt), name="qlora-chat-post", daemon=True).start()
+            return attempt.result(ATTEMPT_SECONDS)
+        except Exception as problem:
+            self.abort()
             return PostResult("retry", failure_reason(problem), receiver_is_down=True)
 
-    async def _post(self, outgoing: OutboxRecord) -> PostResult:
+    def _run(self, outgoing: OutboxRecord, attempt: _Attempt) -> None:
+        try:
+            result = self._post(outgoing, attempt)
+        except Exception as problem:
+            result = PostResult("retry", failure_reason(problem), receiver_is_down=True)
+        with suppress(InvalidStateError):  # the attempt has ended meanwhile
+            attempt.set_result(result)
+
+    def _post(self, outgoing: OutboxRecord, attempt: _Attempt) -> PostResult:
         body = outgoing.body
         headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), IDEMPOTENCY_HEADER: outgoing.id}
         if self._secret:
             headers |= sign(self._secret, outgoing.id, body)
+
+        def note_socket(event: str, details: Mapping[str, Any]) -> None:
+            if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+                if attempt.done():
+                    raise TimeoutError  # nothing is sent any more
+                self._socket = details["return_value"].get_extra_info("socket")
+
         timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
-        posting = self._client.stream("POST", self._url, content=_parts(body), headers=headers, timeout=timeout)
-        async with posting as response:  # the status is enough; a slow body would delay the next record
+        with self._client.stream(
+            "POST", self._url, content=_parts(body), headers=headers, timeout=timeout, extensions={"trace": note_socket}
+        ) as response:  # the status is enough; a slow body would delay the next record
             if response.headers.get("Content-Length") == "0" or response.status_code == 204:
-                await response.aread()  # nothing is left to read, so the connection can be used again
+                response.read()  # nothing is left to read, so the connection can be used again
             return _result(response)
 
     def abort(self) -> None:
         """End the attempt of another thread; its record may or may not have arrived."""
-        if self._attempt:
-            self._loop.call_soon_threadsafe(self._attempt.cancel)
+        self._attempt.cancel()
+        if self._socket:
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the connections, when no attempt is under way."""
-        self._loop.run_until_complete(self._client.aclose())
-        self._loop.close()
+        """Close the connections."""
+        self._client.close()
 
 
-async def _parts(body: bytes) -> AsyncIterator[bytes]:
+def _parts(body: bytes) -> Iterator[bytes]:
     """A body in parts: copies of a long one as a whole would hold up the chat's threads."""
     for begin in range(0, len(body), PART_BYTES):
         yield body[begin : begin + PART_BYTES]
-
-
-class _EventLoop(asyncio.SelectorEventLoop):
-    """An event loop that resolves names in daemon threads.
-
-    The system's resolver cannot be interrupted and may take half a minute if no name server answers. An attempt does not wait
-    for it beyond its limit, and with such threads neither does the end of the program.
-    """
-
-    async def getaddrinfo(self, *host_and_port: Any, **options: Any) -> list[Any]:
-        """As socket.getaddrinfo."""
-        found: Future[list[Any]] = Future()
-
-        def resolve() -> None:
-            found.set_running_or_notify_cancel()
-            try:
-                found.set_result(socket.getaddrinfo(*host_and_port, **options))
-            except OSError as problem:
-                found.set_exception(problem)
-
-        threading.Thread(target=resolve, name="qlora-chat-resolve", daemon=True).start()
-        return await asyncio.wrap_future(found)
 
 
 def _result(response: httpx.Response) -> PostResult:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
-from asyncio import CancelledError
+from concurrent.futures import CancelledError
 from urllib.parse import urlsplit
 
 import httpx
