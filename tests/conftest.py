@@ -21,6 +21,7 @@ from qlora_chat.prompt import DEFAULT_FORMAT, Prompt
 from qlora_chat.settings import ModelSettings, quiet_libraries
 from tests import WORKERS
 from tests.postgres import Server, postgres, programs
+from tests.web import browsers
 
 quiet_libraries()
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -36,6 +37,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if WORKERS > 1:
         many = Counter(item.path for item in items)
         items.sort(key=lambda item: (item.get_closest_marker("browser") is None, -many[item.path], item.path))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("browser") is None:
+        browsers.close()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish() -> None:
+    browsers.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

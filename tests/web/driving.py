@@ -10,10 +10,10 @@ from weakref import WeakSet
 from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.fakes import ScriptedEngine, ScriptedStream
+from tests.web.browsers import SIZE
 from tests.web.serving import Served
 
 LONG = " ".join(f"w{index}" for index in range(10_000))
-SIZE = (1280, 900)
 EMPTIED = "about:blank#emptied"
 _PLAIN = WeakSet[Page]()
 """Tabs of `opened_at`, which have nothing of their own, as another language, that would outlast the page in them."""
