@@ -64,7 +64,7 @@ def test_a_run_is_stopped_resumed_killed_and_finished(
     assert again.names() == ["mine"]
     command = runs.folder / "mine" / "command.json"
     arguments = json.loads(command.read_text())["arguments"]
-    command.write_text(json.dumps({"arguments": [each.replace("400", "40") for each in arguments]}))
+    command.write_text(json.dumps({"arguments": [each.replace("400", "6") for each in arguments]}))
     again.resume("mine")
     until(lambda: state(again) not in ("running", "interrupted"))
     view = again.view("mine")
