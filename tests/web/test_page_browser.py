@@ -157,6 +157,23 @@ def test_what_is_sent_before_a_new_conversation_has_come_belongs_to_it(page: Pag
     assert "in the old one" not in engine.streams[-1].prompt.text
 
 
+def test_a_click_on_new_that_a_proxy_refuses_holds_up_no_message(page: Page, engine: ScriptedEngine) -> None:
+    say(page, "before")
+    settled(page)
+    refused: list[Route] = []
+
+    def refuse(route: Route) -> None:
+        refused.append(route)
+        route.fulfill(status=502, json={"error": "no server behind it"})
+
+    page.route("**/queue/join*", refuse, times=1)
+    page.click("#new")
+    wait_for(page, lambda: refused)
+    say(page, "afterwards")
+    expect(page.locator("#messages .question")).to_have_text(["before", "afterwards"])
+    settled(page)
+
+
 def test_a_reload_restores_the_conversation_and_the_sliders(page: Page, engine: ScriptedEngine) -> None:
     say(page, "remember me")
     expect(page.locator("#messages .answer")).to_contain_text("scripted answer")

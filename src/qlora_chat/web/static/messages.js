@@ -17,6 +17,7 @@ let arrival = null; // of another conversation, while the server opens it
 
 export function leave() {
   arrival ??= Promise.withResolvers();
+  setTimeout(arrival.resolve, 3000); // its event may be lost
 }
 
 export function arrived(reference) {
@@ -26,7 +27,7 @@ export function arrived(reference) {
 
 // A message is being sent: draw it at once, with the values of the event passed on.
 export async function ask(...values) {
-  if (arrival) values[1] = await arrival.promise; // it belongs there
+  if (arrival) values[1] = (await arrival.promise) ?? values[1]; // it belongs there
   list?.ask(values[0]);
   return values;
 }
