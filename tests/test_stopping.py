@@ -1,10 +1,11 @@
 """Stops: however the text is chunked, the cut is the same, and no part of a stop is ever shown."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlora_chat.stopping import Stops, TextStops
+from qlora_chat.stopping import StopOnTokens, Stops, TextStops
 
 GUANACO = ("### Human", "### Assistant")
 
@@ -66,3 +67,14 @@ def test_text_that_resembles_a_marker_appears_once_it_cannot_be_one() -> None:
 def test_an_empty_stop_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         Stops(texts=("",))
+
+
+def test_stop_on_tokens_checks_every_row_for_every_id() -> None:
+    stop = StopOnTokens([0, 2])
+    assert stop([[5, 2], [2, 5], [7, 0], []]) == [True, False, True, False]
+
+
+def test_stop_on_tokens_returns_a_tensor_for_a_tensor() -> None:
+    done = StopOnTokens([2])(torch.tensor([[5, 2], [2, 5]]), None)
+    assert done.dtype == torch.bool
+    assert done.tolist() == [True, False]

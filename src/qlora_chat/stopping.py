@@ -5,8 +5,9 @@ Scope: decides on token ids and characters alone. Knows no model, tokenizer or t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,23 @@ class Stops:
     def __post_init__(self) -> None:
         if any(not text for text in self.texts):
             raise ValueError("a stop text is empty, and would end every answer before it begins")
+
+
+class StopOnTokens:
+    """Checks for every row of a batch whether its newest token is a stop token.
+
+    Called with rows of ids (lists, or a (batch, length) tensor), it returns a list of bool, one a row. Given a tensor it
+    returns a bool tensor on the same device, so it also serves as a Transformers stopping criterion.
+    """
+
+    def __init__(self, token_ids: Iterable[int]) -> None:
+        self.token_ids = frozenset(token_ids)
+
+    def __call__(self, input_ids: Any, scores: Any = None, **_: Any) -> Any:
+        done = [len(row) > 0 and int(row[-1]) in self.token_ids for row in input_ids]
+        if hasattr(input_ids, "new_tensor"):
+            return input_ids.new_tensor(done, dtype=bool)
+        return done
 
 
 class TextStops:

@@ -21,7 +21,7 @@ from qlora_chat.messages import Conversation
 from qlora_chat.models import LoadedModel
 from qlora_chat.prompt import DEFAULT_FORMAT, Prompt
 from qlora_chat.settings import Sampling
-from qlora_chat.stopping import Stops
+from qlora_chat.stopping import StopOnTokens, Stops
 
 GREEDY = Sampling(temperature=0.0, max_new_tokens=64)
 STOPS = Stops(frozenset({2}), DEFAULT_FORMAT.stop_texts)
@@ -74,6 +74,23 @@ def test_greedy_tokens_are_those_of_generate(
         ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=64, eos_token_id=None, pad_token_id=0
     )[0, len(prompt.ids) :].tolist()
     assert ids_of(shared_engine.stream(prompt, GREEDY, Stops())) == expected
+
+
+def test_our_stop_on_tokens_ends_generate_too(
+    demo_fp32: LoadedModel, prompt_for: Callable[..., Prompt], reference: Any
+) -> None:
+    ids = torch.tensor([prompt_for(QUESTIONS[0]).ids])
+    full_stop = demo_fp32.tokenizer.encode_continuation("Paris.")[-1]
+    out = reference.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=64,
+        stopping_criteria=[StopOnTokens([full_stop])],
+        pad_token_id=0,
+    )
+    assert out[0].tolist()[-1] == full_stop
+    assert out[0].tolist().count(full_stop) == 1
 
 
 def test_eight_chats_together_give_the_same_answers_as_alone(

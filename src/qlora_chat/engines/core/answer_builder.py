@@ -14,7 +14,7 @@ from qlora_chat.engines import NO_LOGPROBS, AnsweredBy, EngineError, Finish, Pie
 from qlora_chat.messages import FinishReason
 from qlora_chat.prompt import Tokenizer
 from qlora_chat.settings import Sampling
-from qlora_chat.stopping import Stops, TextStops
+from qlora_chat.stopping import StopOnTokens, Stops, TextStops
 
 PieceQueue = SimpleQueue[Piece | EngineError]
 """One answer's pieces as they are generated; the last item has `finish`, or is an error instead."""
@@ -63,7 +63,7 @@ class AnswerBuilder:
         self.answered_by: AnsweredBy | None = None
         self._text: list[str] = []
         self._prompt_tokens = prompt_tokens
-        self._stop_ids = stops.token_ids
+        self._token_stops = StopOnTokens(stops.token_ids)
         self._text_stops = TextStops(stops.texts)
         self._detokenizer = Detokenizer(tokenizer)
         self._started = time.perf_counter()
@@ -87,7 +87,7 @@ class AnswerBuilder:
     def push_token(self, token_id: int, limit: int, logprobs: TokenLogprobs = NO_LOGPROBS) -> bool:
         """Add a token; returns True if the answer ends with it: at a stop, or as the last of `limit` tokens."""
         self._count_token()
-        if token_id in self._stop_ids:
+        if self._token_stops([[token_id]])[0]:
             self.end("stop")
             return True
         return self._push(self._detokenizer.push(token_id), limit, token_id, logprobs)
