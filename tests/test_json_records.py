@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from qlora_chat.json_records import json_lines, list_elements, parse
@@ -25,6 +25,7 @@ def found_in(data: bytes) -> tuple[list[Any], list[str]]:
     ]
 
 
+@settings(max_examples=30)  # a list has dozens of values
 @given(some.lists(VALUES), some.sampled_from([None, 0, 2]), some.booleans())
 def test_the_elements_of_a_list_are_those_that_the_library_finds(values: list[Any], indent: int | None, ascii: bool) -> None:
     data = json.dumps(values, indent=indent, ensure_ascii=ascii).encode("utf-8", "replace")

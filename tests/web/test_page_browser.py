@@ -133,9 +133,9 @@ def test_clear_in_the_middle_of_an_answer_leaves_nothing(page: Page, engine: Scr
 
 
 def test_clear_wins_every_race_with_the_answer(page: Page, engine: ScriptedEngine) -> None:
-    for turn in range(5):
+    for turn in range(3):
         begin_long_answer(page, engine)
-        page.wait_for_timeout(12 * turn)
+        page.wait_for_timeout(20 * turn)
         page.click("#new")
         expect(page.locator("#messages .answer")).to_have_count(0)
         page.wait_for_timeout(150)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,9 @@ from qlora_chat.chat import AnswerOptions
 from qlora_chat.settings import PRESETS, SAMPLING_SETTINGS, Preset, Sampling, SettingsError
 from qlora_chat.web.panels.settings import LONGEST, parse_settings
 from qlora_chat.web.panels.settings_form import STOP_LINES, as_text, settings_form
+
+HOSTILE = [float("nan"), float("inf"), -float("inf"), -1, 1e309, 2**63, True, "1e999", "x", None, [], {}, 3.5]
+"""What no sampling setting can be."""
 
 
 class Form(HTMLParser):
@@ -66,6 +70,13 @@ def test_a_field_says_which_texts_stand_for_a_number(name: str, good: list[str],
     form = Form(512)
     assert [each for each in good if not form.takes(name, each)] == []
     assert [each for each in bad if form.takes(name, each)] == []
+
+
+@pytest.mark.parametrize("value", HOSTILE, ids=repr)
+@pytest.mark.parametrize("name", ["temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens"])
+def test_a_hostile_value_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(SettingsError, match="but must be"):
+        parse_settings(json.dumps({name: value}))
 
 
 @pytest.mark.parametrize("text", ["", "END\n\\n\\n", "x\n" * 16, "\n" + "x" * 256 + "\n\n", "\\n" * 256])
