@@ -7,21 +7,20 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
-import torch
 
-from qlora_chat.context import fit_prompt
-from qlora_chat.engines.local import LocalEngine
-from qlora_chat.messages import Conversation, Message
-from qlora_chat.models import LoadedModel
-from qlora_chat.models.load import load
-from qlora_chat.prompt import DEFAULT_FORMAT, Prompt
 from qlora_chat.settings import ModelSettings, quiet_libraries
 from tests import WORKERS
 from tests.postgres import Server, postgres, programs
 from tests.web import browsers
+
+if TYPE_CHECKING:  # the process that only hands out the tests needs no torch, and is ready two seconds earlier
+    from qlora_chat.engines.local import LocalEngine
+    from qlora_chat.models import LoadedModel
+    from qlora_chat.prompt import Prompt
 
 quiet_libraries()
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -81,6 +80,8 @@ def postgres_server() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def demo_cache(own_cache: Path) -> Path:
     """A cache folder in which the demo is already merged, for tests that start the program."""
+    from qlora_chat.models.load import load
+
     folder = own_cache
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QLORA_CHAT_CACHE", str(folder))
@@ -92,6 +93,10 @@ def demo_cache(own_cache: Path) -> Path:
 @pytest.fixture(scope="session")
 def demo_fp32(demo_cache: Path) -> LoadedModel:
     """The bundled demo with its merged bf16 weights held in fp32, where rounding does not hide mistakes."""
+    import torch
+
+    from qlora_chat.models.load import load
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QLORA_CHAT_CACHE", str(demo_cache))
         patch.setenv("HF_HUB_OFFLINE", "1")
@@ -101,6 +106,8 @@ def demo_fp32(demo_cache: Path) -> LoadedModel:
 @pytest.fixture(scope="session")
 def shared_engine(demo_fp32: LoadedModel) -> Iterator[LocalEngine]:
     """One engine over the demo, for tests that leave it as they found it."""
+    from qlora_chat.engines.local import LocalEngine
+
     engine = LocalEngine(lambda: demo_fp32, slots=8)
     yield engine
     engine.close()
@@ -109,6 +116,8 @@ def shared_engine(demo_fp32: LoadedModel) -> Iterator[LocalEngine]:
 @pytest.fixture
 def engine(demo_fp32: LoadedModel) -> Iterator[LocalEngine]:
     """An engine of the test's own, with an empty cache."""
+    from qlora_chat.engines.local import LocalEngine
+
     engine = LocalEngine(lambda: demo_fp32, slots=8)
     yield engine
     engine.close()
@@ -117,6 +126,9 @@ def engine(demo_fp32: LoadedModel) -> Iterator[LocalEngine]:
 @pytest.fixture(scope="session")
 def prompt_for(demo_fp32: LoadedModel) -> Callable[..., Prompt]:
     """A question as the demo reads it."""
+    from qlora_chat.context import fit_prompt
+    from qlora_chat.messages import Conversation, Message
+    from qlora_chat.prompt import DEFAULT_FORMAT
 
     def prompt(*texts: str) -> Prompt:
         messages = tuple(Message("user" if index % 2 == 0 else "assistant", text) for index, text in enumerate(texts))
