@@ -95,9 +95,8 @@ def test_merge_and_export_keep_the_bases_template(
 ) -> None:
     base = with_template(make_base(max_position_embeddings=256), ZEPHYR)
     adapter = make_adapter(base)
-    options = MergeOptions(tmp_path / "merged", "auto", str(base), str(adapter), form="bf16", device="cpu", force=True)
-    merge(options, notices.append)
     settings = ModelSettings(base=str(base), adapter=str(adapter), device="cpu")
+    merge(settings, MergeOptions(tmp_path / "merged", form="bf16", force=True), notices.append)
     export_for_vllm(settings, tmp_path / "exported", notices.append)
     for folder in (tmp_path / "merged", tmp_path / "exported"):
         assert (folder / "chat_template.jinja").read_text() == ZEPHYR

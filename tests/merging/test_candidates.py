@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from qlora_chat.errors import UserError
-from qlora_chat.merging import MergeRefused
-from qlora_chat.merging.candidates import Candidate, Form, Origin, check, pick
+from qlora_chat.merging.candidates import Candidate, Form, Origin, pick
+from qlora_chat.models import ModelError
 from qlora_chat.models.adapter.merge_loss import MergeLoss
 from qlora_chat.models.weights.shards import StoredFormat
 
@@ -34,12 +34,11 @@ def test_a_given_form_is_obeyed_and_the_closer_origin_picked() -> None:
 
 @pytest.mark.parametrize("form", ["auto", "int8"])
 def test_what_is_within_both_limits_is_written(form: Form) -> None:
-    check(pick([BF16, INT8, NF4], form), force=False)
+    pick([BF16, INT8, NF4], form).loss.check("the best", "do not")
 
 
 @pytest.mark.parametrize("bad", [candidate("bf16", 0.021, 90), candidate("bf16", 0.001, 90, top1=0.969)])
-def test_either_limit_refuses_with_its_figure_and_force_overrides(bad: Candidate) -> None:
-    with pytest.raises(MergeRefused, match=rf"KL {bad.loss.kl} .*{bad.loss.top1:.1%}.*--force") as refused:
-        check(bad, force=False)
+def test_either_limit_refuses_with_its_figure(bad: Candidate) -> None:
+    with pytest.raises(ModelError, match=rf"KL {bad.loss.kl} .*{bad.loss.top1:.1%}.*--force") as refused:
+        bad.loss.check("the best", "do not")
     assert isinstance(refused.value, UserError)
-    check(bad, force=True)

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from qlora_chat.merging import MergeRefused
 from qlora_chat.merging.merge import MergeOptions, merge
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.models import ModelError, open_model
@@ -28,7 +27,8 @@ ASKED = Conversation(messages=(Message("user", "Hi ### Human: x"), Message("assi
 def merged(out: Path, notices: list[str], *parts: Path, model: str = "auto", **options: Any) -> dict[str, Any]:
     """Merge as the command does; returns merge_report.json."""
     base, adapter = (str(part) for part in parts) if parts else (None, None)
-    merge(MergeOptions(out, model, base, adapter, device="cpu", **options), notices.append)
+    settings = ModelSettings(model, base, adapter, device="cpu", prompt_format=options.pop("prompt_format", None))
+    merge(settings, MergeOptions(out, **options), notices.append)
     return json.loads((out / "merge_report.json").read_text())
 
 
@@ -121,7 +121,7 @@ def test_a_base_in_16_bits_is_merged_both_ways(parts: tuple[Path, Path], tmp_pat
 def test_a_form_beyond_the_limits_is_refused_and_nothing_written(
     tiny_nf4_base: Path, make_adapter: MakeAdapter, tmp_path: Path, notices: list[str]
 ) -> None:
-    with pytest.raises(MergeRefused, match="nothing was written: the best merge .*NF4"):
+    with pytest.raises(ModelError, match="nothing was written: the best merge .*NF4"):
         merged(tmp_path / "out", notices, tiny_nf4_base, make_adapter(tiny_nf4_base), form="nf4")
     assert {each.name for each in tmp_path.iterdir()} <= {"cache", "tiny-adapter"}
     assert any("agreement" in line for line in notices), "the table is shown all the same"
@@ -198,7 +198,7 @@ def test_bad_held_out_text_is_named(
 def test_options_that_make_no_merge_are_refused(arguments: Sequence[Any], problem: str, tmp_path: Path) -> None:
     model, base, adapter, form = arguments
     with pytest.raises(SettingsError, match=problem):
-        MergeOptions(tmp_path / "out", model, base, adapter, form=form)
+        merge(ModelSettings(model, base, adapter), MergeOptions(tmp_path / "out", form=form), print)
 
 
 def test_a_folder_that_holds_something_is_not_written_over(tmp_path: Path, notices: list[str]) -> None:

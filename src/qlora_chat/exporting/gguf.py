@@ -8,40 +8,32 @@ models/gguf, the Modelfile in ollama.py. Knows no engine.
 
 from __future__ import annotations
 
-import json
 import shutil
-import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError
-
-from qlora_chat import __version__
 from qlora_chat.chat_templates.known import open_format
 from qlora_chat.exporting.ollama import GoTemplate, Modelfile
-from qlora_chat.exporting.sources import tidy, unmerged_adapters
+from qlora_chat.exporting.sources import resolve_in_bf16, tidy, unmerged_adapters
 from qlora_chat.exporting.template import chat_template
-from qlora_chat.exporting.weights import Measured, file_loss, source_of
+from qlora_chat.exporting.weights import file_loss, source_of
 from qlora_chat.models import ModelError, Notify
 from qlora_chat.models.adapter.folder import AdapterFolder
-from qlora_chat.models.adapter.merge_loss import MergeLoss
-from qlora_chat.models.cache import Cache, check_new_folder, new_folder
+from qlora_chat.models.adapter.merge_loss import HeldOut, MergeLoss, builtin_dialogues
+from qlora_chat.models.cache import Cache, check_new_folder, new_folder, work_folder, write_record
 from qlora_chat.models.chat_format import format_sources
-from qlora_chat.models.folders import RECORD, has_tokenizer
+from qlora_chat.models.folders import has_tokenizer
 from qlora_chat.models.gguf.describe import architecture_of
 from qlora_chat.models.gguf.vocabulary import vocabulary_of
 from qlora_chat.models.gguf.write import KINDS, model_bytes, write_lora, write_model
-from qlora_chat.models.hub import Hub
-from qlora_chat.models.locate import locate_adapter
-from qlora_chat.models.placement import DoesNotFit, detect_devices
 from qlora_chat.models.prepare import ModelText
-from qlora_chat.models.resolve import ResolvedModel, resolve
+from qlora_chat.models.resolve import ResolvedModel
 from qlora_chat.models.weights.checkpoint import Checkpoint
 from qlora_chat.prompt import ChatFormat, PromptFormat
-from qlora_chat.settings import ModelSettings, SettingsError, cache_folder, hub_cache_folder, hub_is_offline, one_of
+from qlora_chat.settings import ModelSettings, SettingsError, cache_folder, one_of
 
 GgufTarget = Literal["gguf", "ollama"]
 GgufLayout = Literal["merged", "adapters", "lora"]
@@ -90,31 +82,19 @@ class ExportedGguf:
 def export_gguf(settings: ModelSettings, options: GgufOptions, notify: Notify) -> ExportedGguf:
     """Write the folder, complete or not at all. ModelError with the remedy, before a weight is read where possible."""
     check_new_folder(options.folder)
-    cache, hub = Cache(cache_folder(), notify), Hub(hub_cache_folder(), hub_is_offline())
-    try:
-        chosen = replace(settings, precision="bf16", adapter_mode="auto")
-        model = resolve(chosen, hub, cache, detect_devices(settings.device), notify)
-    except DoesNotFit as problem:
-        raise ModelError(f"an export needs the model in bf16, and {problem.gaps}; free some memory") from problem
+    cache = Cache(cache_folder(), notify)
+    model = resolve_in_bf16("an export", settings, cache)
     if model.base.folder is None or model.cached:
         raise ModelError(f"{model.base.name} is not on this machine, and an export begins with the base itself")
-    adapters: dict[str, AdapterFolder] = {}
-    if options.layout != "merged":
-        adapters = unmerged_adapters(
-            model, options.more or {}, lambda text: locate_adapter(text, hub, cache, notify).existing_folder()
-        )
-    export = _Export(options, settings.prompt_format, model, adapters, cache, notify)
+    adapters = {} if options.layout == "merged" else unmerged_adapters(model, options.more or {}, notify)
+    export = GgufExport(options, settings.prompt_format, model, adapters, cache)
     export.check()
-    try:
-        options.folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=options.folder.parent, prefix=f".{options.folder.name}-work-") as work:
-            return _run(export, Path(work))
-    except (OSError, SafetensorError) as problem:
-        raise ModelError(f"{options.folder} cannot be written ({problem}); make room, or name another folder") from problem
+    with work_folder(options.folder) as work:
+        return _run(export, work)
 
 
 @dataclass(frozen=True)
-class _Export:
+class GgufExport:
     """Everything that is decided before a weight is read."""
 
     options: GgufOptions
@@ -123,7 +103,11 @@ class _Export:
     adapters: Mapping[str, AdapterFolder]
     """LoRAs to write unmerged; none in a merged model."""
     cache: Cache
-    notify: Notify
+
+    @property
+    def notify(self) -> Notify:
+        """Receives lines for the user."""
+        return self.cache.notify
 
     @cached_property
     def merged(self) -> AdapterFolder | None:
@@ -171,11 +155,15 @@ class _Export:
         """File name of the model, None for LoRAs alone."""
         return None if self.options.layout == "lora" else f"{self.name}-{self.options.kind.upper()}.gguf"
 
-    @property
-    def measured(self) -> Measured:
-        """Sources of the weights, and of their measurement."""
-        options = self.options
-        return Measured(self.model, self.text, options.kind, self.merged, self.adapters, options.force, self.cache, self.notify)
+    @cached_property
+    def measured(self) -> AdapterFolder | None:
+        """The adapter that the loss is measured with: the one to merge, or the first that stays unmerged."""
+        return self.merged or next(iter(self.adapters.values()), None)
+
+    @cached_property
+    def held_out(self) -> HeldOut:
+        """The text that losses are measured on."""
+        return builtin_dialogues(self.text.tokenizer, self.text.special.bos, self.model.config.shape.window)
 
     def check(self) -> None:
         """ModelError for what GGUF, llama.cpp or Ollama cannot express, and for too little room on the disk."""
@@ -240,17 +228,17 @@ class _Export:
         return Modelfile(self.model_file, template, tuple(dict.fromkeys(stops)), window, self.options.system, adapter)
 
 
-def _run(export: _Export, work: Path) -> ExportedGguf:
+def _run(export: GgufExport, work: Path) -> ExportedGguf:
     """Write everything, in a folder that appears complete."""
     loss, origin = None, None
     with new_folder(export.options.folder) as folder:
         if export.model_file:
-            source = source_of(export.measured, work)
+            source = source_of(export, work)
             origin, path = source.origin, folder / export.model_file
             tensors = Checkpoint(source.base.folder)
             if wide := write_model(path, source.base, tensors, export.metadata(), export.options.kind):
                 export.notify(f"{len(wide)} matrices stay in F16, because their rows are not of whole blocks of 32 ({wide[0]})")
-            loss = file_loss(export.measured, source, path, work)
+            loss = file_loss(export, source, path, work)
             export.notify(
                 f"{path.name}: {path.stat().st_size / 1e9:.3f} GB, KL {loss.kl}, agreement {loss.top1:.1%} "
                 f"at {loss.tokens} tokens, perplexity {loss.perplexity}"
@@ -262,17 +250,15 @@ def _run(export: _Export, work: Path) -> ExportedGguf:
             for index, file in enumerate(files.values() or (None,)):
                 target = MODELFILE if index == 0 else f"{MODELFILE}.{tuple(files)[index]}"
                 (folder / target).write_text(str(export.modelfile(file)), encoding="utf-8")
-        record = json.dumps(_record(export, origin, loss), indent=2, ensure_ascii=False)
-        (folder / RECORD).write_text(record + "\n", encoding="utf-8")
+        write_record(folder, _record(export, origin, loss))
     return ExportedGguf(
         export.options.folder, export.name, export.model_file, tuple(files.values()), export.prompt_format.stop_texts, loss
     )
 
 
-def _record(export: _Export, origin: str | None, loss: MergeLoss | None) -> dict[str, Any]:
+def _record(export: GgufExport, origin: str | None, loss: MergeLoss | None) -> dict[str, Any]:
     base, adapter = export.model.base, export.model.adapter
     return {
-        "tool": f"qlora-chat {__version__}",
         "exported_for": export.options.target,
         "base": base.name,
         "base_revision": base.revision,

@@ -1,19 +1,35 @@
-"""Steps that begin every export: a check of the folder, and the adapters that stay unmerged, by name.
+"""Steps that begin every export, and a measured merge: the model in bf16, and the adapters that stay unmerged, by name.
 
 Scope: names and folders, before any weight is read. Knows no target.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
 
-from qlora_chat.models import ModelError
+from qlora_chat.models import ModelError, Notify, find_adapter
 from qlora_chat.models.adapter.folder import AdapterFolder
-from qlora_chat.models.resolve import ResolvedModel
+from qlora_chat.models.cache import Cache
+from qlora_chat.models.hub import Hub
+from qlora_chat.models.placement import DoesNotFit, detect_devices
+from qlora_chat.models.resolve import ResolvedModel, resolve
+from qlora_chat.settings import ModelSettings, hub_cache_folder, hub_is_offline
 
 
-def unmerged_adapters(model: ResolvedModel, more: Mapping[str, str], locate: Callable[[str], Path]) -> dict[str, AdapterFolder]:
+def resolve_in_bf16(purpose: str, settings: ModelSettings, cache: Cache) -> ResolvedModel:
+    """The model of the settings in bf16. ModelError where it does not fit; `purpose` is what needs it so."""
+    settings, hub = replace(settings, precision="bf16", adapter_mode="auto"), Hub(hub_cache_folder(), hub_is_offline())
+    try:
+        return resolve(settings, hub, cache, detect_devices(settings.device), cache.notify)
+    except DoesNotFit as problem:
+        raise ModelError(
+            f"{purpose} needs the model in bf16, and {problem.gaps}; "
+            "free some memory, or serve the adapter unmerged: serve --base --adapter"
+        ) from problem
+
+
+def unmerged_adapters(model: ResolvedModel, more: Mapping[str, str], notify: Notify) -> dict[str, AdapterFolder]:
     """The model's own adapter and others, by their names on the server. ModelError for an invalid name, and for none."""
     adapters: dict[str, AdapterFolder] = {}
     if model.adapter and model.adapter_folder:
@@ -21,7 +37,7 @@ def unmerged_adapters(model: ResolvedModel, more: Mapping[str, str], locate: Cal
     for name, text in more.items():
         if tidy(name) != name or name in adapters:
             raise ModelError(f"--lora names an adapter {name!r}; letters, digits, -, _ and . will do, each name once")
-        adapters[name] = AdapterFolder.read(locate(text))
+        adapters[name] = AdapterFolder.read(find_adapter(text, notify))
     if not adapters:
         raise ModelError("unmerged adapters are to be exported, but there is none: give --adapter, or --lora NAME=ID_OR_FOLDER")
     return adapters

@@ -7,7 +7,6 @@ Scope: what vLLM supports and how it is started. Knows no engine; docs/scale.md 
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,23 +14,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from qlora_chat import __version__
 from qlora_chat.chat_templates.known import FormatChoice, open_format
-from qlora_chat.exporting.sources import tidy, unmerged_adapters
+from qlora_chat.exporting.sources import resolve_in_bf16, tidy, unmerged_adapters
 from qlora_chat.exporting.template import template_file
 from qlora_chat.models import ModelError, Notify
 from qlora_chat.models.adapter.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFolder
-from qlora_chat.models.cache import Cache, check_new_folder, new_folder
+from qlora_chat.models.cache import Cache, check_new_folder, new_folder, write_record
 from qlora_chat.models.chat_format import format_sources
-from qlora_chat.models.folders import RECORD
-from qlora_chat.models.hub import Hub
-from qlora_chat.models.locate import locate_adapter
-from qlora_chat.models.placement import detect_devices
 from qlora_chat.models.plan import ResolvedModel
 from qlora_chat.models.prepare import PreparedModel, prepare, write_model
-from qlora_chat.models.resolve import resolve
 from qlora_chat.prompt import ChatFormat
-from qlora_chat.settings import ModelSettings, cache_folder, hub_cache_folder, hub_is_offline
+from qlora_chat.settings import ModelSettings, cache_folder
 
 Layout = Literal["merged", "adapters"]
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -79,15 +72,14 @@ def export_for_vllm(
     check_new_folder(folder)
     if more and layout == "merged":
         raise ModelError("a merged model holds one adapter: to serve several over one base, use --layout adapters")
-    cache, hub = Cache(cache_folder(), notify), Hub(hub_cache_folder(), hub_is_offline())
-    settings = replace(settings, precision="bf16", adapter_mode="auto")
-    model = resolve(settings, hub, cache, detect_devices(settings.device), notify)
+    cache = Cache(cache_folder(), notify)
+    model = resolve_in_bf16("an export", settings, cache)
     chosen = format_sources(model.base, model.config, model.adapter).choose(settings.prompt_format)
     notify(chosen.line)
     if layout == "merged":
         export = _Export(tidy(model.name), model, {}, chosen, cards)
     else:
-        adapters = unmerged_adapters(model, more or {}, lambda text: locate_adapter(text, hub, cache, notify).existing_folder())
+        adapters = unmerged_adapters(model, more or {}, notify)
         export = _Export(tidy(model.base.name), _without_adapter(model), adapters, chosen, cards)
     _check(export)
     prepared = prepare(export.model, cache, notify)
@@ -107,7 +99,7 @@ def _write(export: _Export, prepared: PreparedModel, folder: Path) -> None:
         target.mkdir(parents=True)
         shutil.copyfile(adapter.folder / ADAPTER_CONFIG, target / ADAPTER_CONFIG)
         _write_adapter(adapter, target / ADAPTER_WEIGHTS)
-    (folder / RECORD).write_text(json.dumps(_record(export, prompt_format), indent=2) + "\n", encoding="utf-8")
+    write_record(folder, _record(export, prompt_format))
     script = folder / SCRIPT
     script.write_text(_script(_command(export)), encoding="utf-8")
     script.chmod(0o755)
@@ -157,7 +149,6 @@ def _script(command: Sequence[str]) -> str:
 def _record(export: _Export, prompt_format: ChatFormat) -> dict[str, Any]:
     base, adapter = export.model.base, export.model.adapter
     return {
-        "tool": f"qlora-chat {__version__}",
         "exported_for": "vllm",
         "base": base.name,
         "base_revision": base.revision,

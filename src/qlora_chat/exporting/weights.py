@@ -6,49 +6,20 @@ Scope: folders of bf16 tensors, and figures against the unmerged adapter. Knows 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qlora_chat.models import ModelError, Notify
-from qlora_chat.models.adapter.folder import AdapterFolder
-from qlora_chat.models.adapter.merge_loss import MAX_KL, MIN_TOP1, HeldOut, MergeLoss, builtin_dialogues, compare
-from qlora_chat.models.cache import Cache
+from qlora_chat.models.adapter.merge_loss import SAME_KL, MergeLoss, compare
 from qlora_chat.models.folders import Base
-from qlora_chat.models.prepare import ModelText, quantize_base, write_model
-from qlora_chat.models.resolve import ResolvedModel
+from qlora_chat.models.prepare import quantize_base, write_model
 from qlora_chat.models.weights.checkpoint import read_headers
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-SAME_KL = 0.0005
-"""Nats, as in merging: merges closer than this count as equal, and the one over the base's own weights is taken."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A model to write, and the adapters that its loss is measured with."""
-
-    model: ResolvedModel
-    text: ModelText
-    kind: str
-    """Type of the file's matrices."""
-    merged: AdapterFolder | None
-    """The adapter to merge."""
-    adapters: Mapping[str, AdapterFolder]
-    """LoRAs that stay unmerged; the first is measured."""
-    force: bool
-    """Accept a merge beyond the limits."""
-    cache: Cache
-    notify: Notify
-
-    @property
-    def held_out(self) -> HeldOut:
-        """The text that losses are measured on."""
-        return builtin_dialogues(self.text.tokenizer, self.text.special.bos, self.model.config.shape.window)
+    from qlora_chat.exporting.gguf import GgufExport
 
 
 @dataclass(frozen=True)
@@ -62,12 +33,12 @@ class Source:
     """(N, V), of the unmerged adapter on its NF4 base; of the base itself without an adapter."""
 
 
-def source_of(export: Measured, work: Path) -> Source:
+def source_of(export: GgufExport, work: Path) -> Source:
     """The model to write: the base alone, the better merge, or the base for LoRAs."""
     from qlora_chat.models.adapter.merge import folder_logits, unmerged_logits
 
     model, device, text = export.model, export.model.plan.device, export.held_out
-    measured = export.merged or next(iter(export.adapters.values()), None)
+    measured = export.measured
     if measured is None:
         reference = folder_logits(model.config.folder, device, text, _stored_dtype(model.config, device))
         if not model.config.is_nf4:
@@ -87,14 +58,15 @@ def source_of(export: Measured, work: Path) -> Source:
         export.notify(f"{named} + adapter: KL {loss.kl}, agreement {loss.top1:.1%}, perplexity {loss.perplexity}")
     least = min(each.kl for each in losses.values())
     origin = next(each for each, loss in losses.items() if loss.kl <= least + SAME_KL)
-    _check_loss(losses[origin], force=export.force)
+    if not export.options.force:  # loss by quantization is the user's choice, and only reported
+        losses[origin].check("the best merge", "keep the adapter unmerged (--layout adapters)")
     for other in losses:
         if other != origin:
             shutil.rmtree(work / other)
     return Source(Base.read(work / origin), origin, reference)
 
 
-def _written(export: Measured, base: Base, folder: Path) -> Base:
+def _written(export: GgufExport, base: Base, folder: Path) -> Base:
     """The base in bf16 in a folder, with the adapter if it is to be merged."""
     from qlora_chat.models.adapter.merge import merge_bf16
 
@@ -103,7 +75,7 @@ def _written(export: Measured, base: Base, folder: Path) -> Base:
     return Base.read(folder)
 
 
-def file_loss(export: Measured, source: Source, path: Path, work: Path) -> MergeLoss:
+def file_loss(export: GgufExport, source: Source, path: Path, work: Path) -> MergeLoss:
     """Loss of the written file, read back as this program reads any GGUF, with the LoRA unmerged if it is not merged."""
     import torch
 
@@ -113,7 +85,7 @@ def file_loss(export: Measured, source: Source, path: Path, work: Path) -> Merge
 
     back, device, text = work / "back", export.model.plan.device, export.held_out
     back.mkdir()
-    narrow = device == "cuda" or export.kind == "bf16" or bool(export.adapters)
+    narrow = device == "cuda" or export.options.kind == "bf16" or bool(export.adapters)
     dtype = torch.bfloat16 if narrow else torch.float16
     write_base(GgufFile(path), back, dtype)
     if adapter := next(iter(export.adapters.values()), None):
@@ -130,13 +102,3 @@ def _stored_dtype(base: Base, device: str) -> torch.dtype:
 
     halves = any(each.dtype == "F16" for each in read_headers(base.folder).values())
     return torch.float16 if halves and device == "cpu" else torch.bfloat16
-
-
-def _check_loss(loss: MergeLoss, *, force: bool) -> None:
-    """ModelError for a merge beyond the limits of `merge`. Loss by quantization is the user's choice, and only reported."""
-    if not loss.acceptable and not force:
-        raise ModelError(
-            f"nothing was written: the best merge has KL {loss.kl} nats a token from the unmerged adapter and agrees with it "
-            f"at {loss.top1:.1%} of {loss.tokens} tokens, and {MAX_KL} and {MIN_TOP1:.0%} are the limits; keep the adapter "
-            "unmerged (--layout adapters), or write it all the same with --force"
-        )

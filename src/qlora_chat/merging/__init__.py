@@ -4,11 +4,3 @@ Scope: makes every merge that could be written, measures each against the unmerg
 The merges themselves are in models/adapter/merge.py and models/weights/quantize.py, which a first start uses too. Knows no
 pages.
 """
-
-from __future__ import annotations
-
-from qlora_chat.models import ModelError
-
-
-class MergeRefused(ModelError):
-    """Every merge of the chosen form differs too much from the unmerged adapter; the message has the figures."""

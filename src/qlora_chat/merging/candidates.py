@@ -9,16 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from qlora_chat.merging import MergeRefused
-from qlora_chat.models.adapter.merge_loss import MAX_KL, MIN_TOP1, MergeLoss
+from qlora_chat.models.adapter.merge_loss import MAX_KL, MIN_TOP1, SAME_KL, MergeLoss
 from qlora_chat.models.weights.shards import StoredFormat
 
 Origin = Literal["nf4", "original"]
 """Base of the merge: dequantized from NF4, as training saw it, or in its own 16 bits."""
 Form = Literal["auto", "bf16", "int8", "nf4"]
 FORMS: tuple[StoredFormat, ...] = ("bf16", "int8", "nf4")
-SAME_KL = 0.0005
-"""Nats. Two merges closer than this differ by no more than bf16 rounding does."""
 RULE = (
     f"the smallest KL from the unmerged adapter on its NF4 base; merges within {SAME_KL} nats of it count as equal, and of "
     f"those the one of the fewest bytes. Refused above KL {MAX_KL} or below {MIN_TOP1:.0%} agreement."
@@ -61,15 +58,3 @@ def pick(candidates: Sequence[Candidate], form: Form) -> Candidate:
     allowed = [each for each in candidates if form in ("auto", each.form)] or list(candidates)
     least = min(each.loss.kl for each in allowed)
     return min((each for each in allowed if each.loss.kl <= least + SAME_KL), key=lambda each: (each.bytes, each.loss.kl))
-
-
-def check(chosen: Candidate, *, force: bool) -> None:
-    """MergeRefused if the best is beyond the limits and not forced."""
-    if chosen.loss.acceptable or force:
-        return
-    raise MergeRefused(
-        f"nothing was written: the best merge ({chosen.name}) has KL {chosen.loss.kl} nats a token from the unmerged adapter "
-        f"and agrees with it at {chosen.loss.top1:.1%} of {chosen.loss.tokens} tokens, and {MAX_KL} and {MIN_TOP1:.0%} are "
-        "the limits. Choose another --form, serve the adapter unmerged (serve --base --adapter), or write it all the same with "
-        "--force"
-    )

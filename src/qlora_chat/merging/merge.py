@@ -8,40 +8,28 @@ Scope: ties the parts together. Needs room on disk for two merges in 16 bits.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from qlora_chat.chat_templates.known import open_format
 from qlora_chat.evaluation.held_out import HeldOutText, read_text
-from qlora_chat.merging.candidates import FORMS, Candidate, Form, Origin, check, pick
+from qlora_chat.exporting.sources import resolve_in_bf16
+from qlora_chat.merging.candidates import FORMS, Candidate, Form, Origin, pick
 from qlora_chat.merging.measure import Measure
 from qlora_chat.merging.report import Report, write_description
 from qlora_chat.models import ModelError, Notify
 from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.adapter.merge_loss import HeldOut, builtin_dialogues
-from qlora_chat.models.cache import Cache, check_new_folder, new_folder
+from qlora_chat.models.cache import Cache, check_new_folder, new_folder, work_folder
 from qlora_chat.models.chat_format import format_sources
 from qlora_chat.models.folders import Base
-from qlora_chat.models.hub import Hub
-from qlora_chat.models.placement import DoesNotFit, detect_devices
 from qlora_chat.models.plan import ResolvedModel
 from qlora_chat.models.prepare import QuantizedBase, quantize_base, write_model
-from qlora_chat.models.resolve import resolve
 from qlora_chat.models.weights.quantize import quantize_int8, quantize_nf4
 from qlora_chat.models.weights.shards import NamedTensor, StoredFormat
 from qlora_chat.prompt import ChatFormat
-from qlora_chat.settings import (
-    Device,
-    ModelSettings,
-    SettingsError,
-    cache_folder,
-    hub_cache_folder,
-    hub_is_offline,
-)
+from qlora_chat.settings import ModelSettings, SettingsError, cache_folder, one_of
 
 MAX_TOKENS = 2000
 """Counted tokens of the held-out text: a share of 97 % is then known to half a per cent."""
@@ -49,71 +37,47 @@ MAX_TOKENS = 2000
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """Model and form of a merge. SettingsError for options that name none."""
+    """Form and place of a merge. SettingsError for a form that there is not."""
 
     out: Path
-    model: str = "auto"
-    """demo, smollm2 or guanaco-7b, instead of base and adapter."""
-    base: str | None = None
-    adapter: str | None = None
     data: str | None = None
     """Held-out text; None uses the program's own dialogues."""
     form: Form = "auto"
-    device: Device = "auto"
-    prompt_format: str | None = None
-    """None uses what adapter or base declare."""
     force: bool = False
     """Write the best merge even if it breaks the limits."""
 
     def __post_init__(self) -> None:
-        if self.form not in ("auto", *FORMS):
-            raise SettingsError(f"--form is {self.form!r}, but must be one of auto, {', '.join(FORMS)}")
-        if self.base is None and self.model == "auto":
-            raise SettingsError("a merge needs --base and --adapter, or --model demo, smollm2 or guanaco-7b")
-        if self.base is not None and self.adapter is None:
-            raise SettingsError("a merge needs --adapter, the LoRA to add to --base")
+        one_of("form", self.form, ("auto", *FORMS))
 
 
-def merge(options: MergeOptions, notify: Notify) -> Report:
-    """Measure every merge and write the best to `options.out`. ModelError (MergeRefused) if nothing can be written."""
-    out = options.out
-    check_new_folder(out)
+def merge(settings: ModelSettings, options: MergeOptions, notify: Notify) -> Report:
+    """Measure every merge and write the best to `options.out`. ModelError if nothing can be written.
+
+    SettingsError for settings that name no base or no adapter.
+    """
+    if settings.base is None and settings.model == "auto":
+        raise SettingsError("a merge needs --base and --adapter, or --model demo, smollm2 or guanaco-7b")
+    if settings.base is not None and settings.adapter is None:
+        raise SettingsError("a merge needs --adapter, the LoRA to add to --base")
+    check_new_folder(options.out)
     text = read_text(options.data, notify) if options.data else None
     cache = Cache(cache_folder(), notify)
-    model, adapter = _resolve(options, cache, notify)
+    model = resolve_in_bf16("a measured merge", settings, cache)
+    adapter = model.adapter_folder
+    if model.base.folder is None or adapter is None:
+        raise ModelError("a merge needs a base and an adapter on this machine: give --base and --adapter")
     if (training := model.trained_on) and training.form != "nf4" and not model.config.is_nf4:
         known = (
             "the base in 16 bits was trained on" if training.form else "it is not known which form of the base was trained on"
         )
         notify(f"{known} ({training.reason}); every figure compares with the base in NF4, which is right for QLoRA alone")
-    chosen = format_sources(model.base, model.config, model.adapter).choose(options.prompt_format)
+    chosen = format_sources(model.base, model.config, model.adapter).choose(settings.prompt_format)
     base = quantize_base(model, cache, notify)
     prompt_format = open_format(chosen, base.text.tokenizer)
     notify(chosen.line)
-    held_out = _in_ids(text, base, prompt_format)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-work-") as folder:
-            measure = Measure(held_out, model.plan.device, notify)
-            return _Merges(options, model, adapter, base, measure, Path(folder), notify).run(prompt_format)
-    except (OSError, SafetensorError) as problem:
-        raise ModelError(f"{out} cannot be written ({problem}); make room, or name another folder") from problem
-
-
-def _resolve(options: MergeOptions, cache: Cache, notify: Notify) -> tuple[ResolvedModel, AdapterFolder]:
-    """Base and adapter, on a device that a merge in bf16 fits."""
-    settings = ModelSettings(options.model, options.base, options.adapter, "bf16", options.device)
-    try:
-        hub = Hub(hub_cache_folder(), hub_is_offline())
-        model = resolve(settings, hub, cache, detect_devices(options.device), notify)
-    except DoesNotFit as problem:
-        raise ModelError(
-            f"a measured merge needs the model in bf16, and {problem.gaps}; "
-            "free some memory, or serve the adapter unmerged: serve --base --adapter"
-        ) from problem
-    if model.base.folder is None or model.adapter_folder is None:
-        raise ModelError("a merge needs a base and an adapter on this machine: give --base and --adapter")
-    return model, model.adapter_folder
+    measure = Measure(_in_ids(text, base, prompt_format), model.plan.device, notify)
+    with work_folder(options.out) as folder:
+        return _Merges(options, model, adapter, base, measure, folder, notify).run(prompt_format)
 
 
 def _in_ids(text: HeldOutText | None, base: QuantizedBase, prompt_format: ChatFormat) -> HeldOut:
@@ -152,7 +116,9 @@ class _Merges:
             self.options.force,
         )  # fmt: skip
         self.notify(report.table())
-        check(chosen, force=self.options.force)
+        if not self.options.force:
+            instead = "choose another --form, serve the adapter unmerged (serve --base --adapter)"
+            chosen.loss.check(f"the best merge ({chosen.name})", instead)
         with new_folder(self.options.out) as folder:
             for path in self._merged(chosen.origin, chosen.form).iterdir():
                 path.rename(folder / path.name)

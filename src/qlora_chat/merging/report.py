@@ -5,8 +5,6 @@ Scope: words and figures. Measures nothing, and writes no weights.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +14,7 @@ from qlora_chat import __version__
 from qlora_chat.exporting.template import template_file
 from qlora_chat.merging.candidates import RULE, Candidate, Reference
 from qlora_chat.models.adapter.merge_loss import MAX_KL, MIN_TOP1
-from qlora_chat.models.folders import RECORD
+from qlora_chat.models.cache import write_json, write_record
 from qlora_chat.models.merge_record import HEADINGS, report_rows
 from qlora_chat.models.part import ModelPart
 from qlora_chat.models.prepare import ModelText, source_record
@@ -109,7 +107,6 @@ def write_description(folder: Path, report: Report, prompt_format: ChatFormat, t
     """Write qlora_chat.json, chat_template.jinja and merge_report.md and .json into a folder that holds a merged model."""
     assert report.adapter
     record = {
-        "tool": f"qlora-chat {__version__}",
         **source_record("base", report.base),
         **source_record("adapter", report.adapter),
         "merged": report.chosen.name,
@@ -119,11 +116,7 @@ def write_description(folder: Path, report: Report, prompt_format: ChatFormat, t
         "loss": asdict(report.chosen.loss),
     }
     template = template_file(prompt_format, text.tokenizer.written_bos())
-    _write_json(folder / RECORD, record)
+    write_record(folder, record)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    _write_json(folder / "merge_report.json", report.as_json())
+    write_json(folder / "merge_report.json", report.as_json())
     (folder / "merge_report.md").write_text(report.page(), encoding="utf-8")
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

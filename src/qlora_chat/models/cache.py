@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,9 +86,9 @@ class Cache:
             if (free := shutil.disk_usage(self.root).free) < size:
                 raise CacheUnusable(f"{self.root} has {free / 1e9:.1f} GB free and {size / 1e9:.1f} GB are needed")
             with new_folder(target, reuse=lambda folder: self._is_trusted(folder) and bool(_complete_entry(folder))) as folder:
-                record = {"format": FORMAT, "tool": f"qlora-chat {__version__}", "made": _now(), **fill(folder)}
+                record = {"format": FORMAT, "made": datetime.now(UTC).isoformat(timespec="seconds"), **fill(folder)}
                 files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.name != RECORD}
-                (folder / RECORD).write_text(json.dumps({**record, "files": files}, indent=2) + "\n")
+                write_record(folder, {**record, "files": files})
                 for path in (*folder.iterdir(), folder):
                     path.chmod(0o700 if path.is_dir() else 0o600)
         except (OSError, SafetensorError) as problem:
@@ -111,10 +112,6 @@ class Cache:
         return True
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
 def _complete_entry(folder: Path) -> CacheEntry | None:
     """The entry if every file that its record names has its size, and safetensors headers are valid."""
     try:
@@ -125,6 +122,16 @@ def _complete_entry(folder: Path) -> CacheEntry | None:
     except (OSError, KeyError, AttributeError, TypeError, ModelError):
         return None
     return CacheEntry(folder, record, weights) if weights else None
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object as Hugging Face does."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write the folder's qlora_chat.json: this program's version, and what the folder was made of."""
+    write_json(folder / RECORD, {"tool": f"qlora-chat {__version__}", **record})
 
 
 def check_new_folder(folder: Path) -> None:
@@ -157,6 +164,17 @@ def new_folder(target: Path, reuse: Callable[[Path], bool] = lambda _: False) ->
         sync(target.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def work_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder on the disk of `target`. ModelError for a disk that is full, or that cannot be written."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-work-") as folder:
+            yield Path(folder)
+    except (OSError, SafetensorError) as problem:
+        raise ModelError(f"{target} cannot be written ({problem}); make room, or name another folder") from problem
 
 
 def _remove_abandoned(target: Path) -> None:

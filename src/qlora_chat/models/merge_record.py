@@ -6,15 +6,15 @@ odd in a record is left out: a model must open with it all the same.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from qlora_chat.models import ModelError
 from qlora_chat.models.adapter.merge_loss import MergeLoss
 from qlora_chat.models.folders import RECORD
-from qlora_chat.models.trust import SMALL_FILE, own_file
+from qlora_chat.models.trust import read_json
 
 REPORT = "merge_report.json"
 HEADINGS = ("merge", "KL, nats", "agreement", "perplexity", "GB", "tokens/s")
@@ -70,19 +70,13 @@ def merge_of_entry(record: Mapping[str, Any]) -> MergeRecord | None:
 
 def merge_of_folder(folder: Path | None) -> MergeRecord | None:
     """The merge that a folder holds; None for any other folder."""
-    if folder is None or not (folder / RECORD).is_file():
+    if folder is None:
         return None
-    record = _read(folder / RECORD)
-    if "merged" not in record or not isinstance(record.get("adapter"), str):
+    record, report = _read(folder / RECORD), folder / REPORT
+    if "merged" not in record:
         return None
-    report = folder / REPORT
-    made = _read(report).get("made") if report.is_file() else None
-    return MergeRecord(
-        record["adapter"],
-        made if isinstance(made, str) else None,
-        _loss(record.get("loss")),
-        report if report.is_file() else None,
-    )
+    merge = merge_of_entry({**record, "made": _read(report).get("made")})
+    return replace(merge, report=report) if merge and report.is_file() else merge
 
 
 def _loss(value: Any) -> MergeLoss | None:
@@ -95,7 +89,6 @@ def _loss(value: Any) -> MergeLoss | None:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        value = json.loads(own_file(path, SMALL_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(path)
+    except ModelError:
         return {}
-    return value if isinstance(value, dict) else {}

@@ -9,7 +9,7 @@ import typer
 
 from qlora_chat import settings
 from qlora_chat.cli.open import notify
-from qlora_chat.cli.options import AdapterOption, BaseOption, DeviceOption, FormatOption
+from qlora_chat.cli.options import AdapterOption, BaseOption, DeviceOption, FormatOption, model_settings
 
 FormOption = Annotated[str, typer.Option(help="auto (by the rule), bf16, int8 or nf4")]
 
@@ -32,6 +32,6 @@ def merge(
     from qlora_chat.merging.merge import MergeOptions
     from qlora_chat.merging.merge import merge as measure_and_merge
 
-    options = MergeOptions(out, model, base, adapter, data, form, device, prompt_format, force)  # type: ignore[arg-type]
-    report = measure_and_merge(options, notify)
+    source = model_settings(prompt_format, model=model, base=base, adapter=adapter, device=device)
+    report = measure_and_merge(source, MergeOptions(out, data, form, force), notify)  # type: ignore[arg-type]
     print(f"wrote {out}: {report.chosen.name}. Talk with it: qlora-chat chat --base {out}")

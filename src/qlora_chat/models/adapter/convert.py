@@ -5,18 +5,15 @@ Scope: starts models/adapter/unpickle.py as a program of its own and saves its o
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
-from qlora_chat import __version__
 from qlora_chat.models import ModelError
 from qlora_chat.models.adapter.folder import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, read_adapter_config
-from qlora_chat.models.cache import check_new_folder, new_folder, sha256
-from qlora_chat.models.folders import RECORD
+from qlora_chat.models.cache import check_new_folder, new_folder, sha256, write_record
 from qlora_chat.models.trust import own_file
 
 _SECONDS = 900
@@ -32,8 +29,7 @@ def convert_adapter(source: Path, target: Path) -> None:
     check_new_folder(target)
     try:
         with new_folder(target) as folder:
-            record = convert_into(source, folder)
-            (folder / RECORD).write_text(json.dumps({"tool": f"qlora-chat {__version__}", **record}, indent=2) + "\n")
+            write_record(folder, convert_into(source, folder))
     except OSError as problem:
         raise ModelError(f"{target} cannot be written ({problem})") from problem
 

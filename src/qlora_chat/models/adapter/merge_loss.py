@@ -27,6 +27,8 @@ Dialogue = Sequence[tuple[str, str]]
 MAX_KL = 0.02
 MIN_TOP1 = 0.97
 """A merge beyond either limit is refused: people would notice that it is another model."""
+SAME_KL = 0.0005
+"""Nats. Two merges closer than this differ by no more than bf16 rounding does."""
 
 
 @cache
@@ -111,6 +113,15 @@ class MergeLoss:
     def acceptable(self) -> bool:
         """True within both limits."""
         return self.kl <= MAX_KL and self.top1 >= MIN_TOP1
+
+    def check(self, name: str, instead: str) -> None:
+        """Check the limits of the best merge. ModelError that names it and what to do `instead` of writing it with --force."""
+        if not self.acceptable:
+            raise ModelError(
+                f"nothing was written: {name} has KL {self.kl} nats a token from the unmerged adapter and agrees with it at "
+                f"{self.top1:.1%} of {self.tokens} tokens, and {MAX_KL} and {MIN_TOP1:.0%} are the limits; {instead}, or write "
+                "it all the same with --force"
+            )
 
     def __str__(self) -> str:
         return (

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qlora_chat.models.cache import sha256
+from qlora_chat.models.cache import sha256, write_json
 from qlora_chat.models.gguf.config import config_of
 from qlora_chat.models.gguf.file import GgufFile, GgufTensor
 from qlora_chat.models.gguf.names import ROPE_FACTORS, hf_name, in_hf_order, interleaved_heads
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 def write_description(file: GgufFile, folder: Path) -> dict[str, Any]:
     """Write config and tokenizer into `folder`, and return the config. ModelError for a model that is not run here."""
-    from qlora_chat.models.weights.shards import write_json
-
     config = config_of(file)
     write_tokenizer(file, folder)
     write_json(folder / "config.json", config)

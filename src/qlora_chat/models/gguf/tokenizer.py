@@ -5,7 +5,6 @@ Scope: byte-level BPE with the pre-tokenizers of the LLaMA family, and SentenceP
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 
 from qlora_chat.models import ModelError
+from qlora_chat.models.cache import write_json
 from qlora_chat.models.gguf.file import GgufFile
 from qlora_chat.models.tokenizer.sentencepiece import byte_fallback_bpe
 
@@ -163,6 +163,6 @@ def _write_config(file: GgufFile, folder: Path) -> None:
     }
     if isinstance(adds_bos, bool):
         config["add_bos_token"] = adds_bos
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", config)
     if template := file.text("tokenizer.chat_template"):
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")

@@ -5,7 +5,6 @@ Scope: safetensors shards with their index, config.json, and the small files of 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qlora_chat.models import ModelError
+from qlora_chat.models.cache import write_json
 from qlora_chat.models.trust import TOKENIZER_FILE, own_file
 from qlora_chat.models.weights.checkpoint import read_headers
 
@@ -109,8 +109,3 @@ def write_small_files(
             if (source / name).is_file():
                 shutil.copyfile(own_file(source / name, TOKENIZER_FILE), folder / name)
                 break
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object as Hugging Face does."""
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
