@@ -20,67 +20,60 @@ TEMPLATE = "template"
 UNDECLARED = "nothing declares one"
 
 _SYSTEM = "{% if messages[0].role == 'system' %}{% set system, messages = messages[0].content, messages[1:] %}{% endif %}"
-_CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-_ALPACA = (
-    _SYSTEM + "{{ bos_token }}{{ system if system is defined else 'Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request.' }}{{ '\n\n' }}"
-    "{% for message in messages %}{% if message.role == 'user' %}{{ '### Instruction:\n' + message.content + '\n\n' }}"
-    "{% else %}{{ '### Response:\n' + message.content + '\n\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
-)
-_VICUNA = (
-    _SYSTEM + "{{ bos_token }}{{ system if system is defined else 'A chat between a curious user and an artificial "
-    "intelligence assistant. The assistant gives helpful, detailed, and polite answers to the user\\'s questions.' }}{{ ' ' }}"
-    "{% for message in messages %}{% if message.role == 'user' %}{{ 'USER: ' + message.content + ' ' }}"
-    "{% else %}{{ 'ASSISTANT: ' + message.content + eos_token }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
-_ZEPHYR = (
-    "{% for message in messages %}{{ '<|' + message.role + '|>\n' + message.content + eos_token + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
-)
-_LLAMA_2 = (
-    _SYSTEM + "{% for message in messages %}{% if message.role == 'user' %}{{ bos_token + '[INST] ' }}"
-    "{% if loop.first and system is defined %}{{ '<<SYS>>\n' + system + '\n<</SYS>>\n\n' }}{% endif %}"
-    "{{ message.content | trim + ' [/INST]' }}{% else %}{{ ' ' + message.content | trim + ' ' + eos_token }}{% endif %}"
-    "{% endfor %}"
-)
-_LLAMA_3 = (
-    "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message.role + '<|end_header_id|>\n\n' "
-    "+ message.content | trim + '<|eot_id|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-)
-_MISTRAL = (
-    _SYSTEM + "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}{{ '[INST] ' }}"
-    "{% if loop.first and system is defined %}{{ system + '\n\n' }}{% endif %}{{ message.content + ' [/INST]' }}"
-    "{% else %}{{ ' ' + message.content | trim + eos_token }}{% endif %}{% endfor %}"
-)
 KNOWN: Mapping[str, str] = {
-    "alpaca": _ALPACA,
-    "vicuna": _VICUNA,
-    "zephyr": _ZEPHYR,
-    "llama-2": _LLAMA_2,
-    "llama-3": _LLAMA_3,
-    "chatml": _CHATML,
-    "mistral": _MISTRAL,
+    "alpaca": (
+        _SYSTEM + "{{ bos_token }}{{ system if system is defined else 'Below is an instruction that describes a task. "
+        "Write a response that appropriately completes the request.' }}{{ '\n\n' }}"
+        "{% for message in messages %}{% if message.role == 'user' %}{{ '### Instruction:\n' + message.content + '\n\n' }}"
+        "{% else %}{{ '### Response:\n' + message.content + '\n\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '### Response:\n' }}{% endif %}"
+    ),
+    "vicuna": (
+        _SYSTEM
+        + "{{ bos_token }}{{ system if system is defined else 'A chat between a curious user and an artificial intelligence "
+        "assistant. The assistant gives helpful, detailed, and polite answers to the user\\'s questions.' }}{{ ' ' }}"
+        "{% for message in messages %}{% if message.role == 'user' %}{{ 'USER: ' + message.content + ' ' }}"
+        "{% else %}{{ 'ASSISTANT: ' + message.content + eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    ),
+    "zephyr": (
+        "{% for message in messages %}{{ '<|' + message.role + '|>\n' + message.content + eos_token + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+    ),
+    "llama-2": (
+        _SYSTEM + "{% for message in messages %}{% if message.role == 'user' %}{{ bos_token + '[INST] ' }}"
+        "{% if loop.first and system is defined %}{{ '<<SYS>>\n' + system + '\n<</SYS>>\n\n' }}{% endif %}"
+        "{{ message.content | trim + ' [/INST]' }}{% else %}{{ ' ' + message.content | trim + ' ' + eos_token }}{% endif %}"
+        "{% endfor %}"
+    ),
+    "llama-3": (
+        "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message.role + '<|end_header_id|>\n\n' "
+        "+ message.content | trim + '<|eot_id|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+    ),
+    "chatml": (
+        "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    "mistral": (
+        _SYSTEM + "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}{{ '[INST] ' }}"
+        "{% if loop.first and system is defined %}{{ system + '\n\n' }}{% endif %}{{ message.content + ' [/INST]' }}"
+        "{% else %}{{ ' ' + message.content | trim + eos_token }}{% endif %}{% endfor %}"
+    ),
 }
+"""Formats that are chat templates, written here."""
 FORMAT_NAMES = (*FORMATS, *KNOWN, TEMPLATE)
-_MODEL_NAMES: Mapping[str, re.Pattern[str]] = {
-    name: re.compile(pattern, re.IGNORECASE)
-    for name, pattern in {
-        "guanaco": r"\bguanaco\b",
-        "alpaca": r"\balpaca\b",
-        "vicuna": r"\bvicuna\b",
-        "zephyr": r"\bzephyr\b|\btinyllama\b.*\bchat\b",
-        "llama-2": r"\bllama-?2\b.*\bchat\b",
-        "llama-3": r"\bllama-?3\b.*\binstruct\b",
-        "chatml": r"\bchatml\b|\bqwen.*\b(chat|instruct)\b|\bhermes\b",
-        "mistral": r"\bmistral\b.*\binstruct\b",
-    }.items()
+_MODEL_NAMES: Mapping[str, str] = {
+    "guanaco": r"\bguanaco\b",
+    "alpaca": r"\balpaca\b",
+    "vicuna": r"\bvicuna\b",
+    "zephyr": r"\bzephyr\b|\btinyllama\b.*\bchat\b",
+    "llama-2": r"\bllama-?2\b.*\bchat\b",
+    "llama-3": r"\bllama-?3\b.*\binstruct\b",
+    "chatml": r"\bchatml\b|\bqwen.*\b(chat|instruct)\b|\bhermes\b",
+    "mistral": r"\bmistral\b.*\binstruct\b",
 }
+"""Patterns of the names of models that a format belongs to."""
 
 
 class DescribedTokenizer(Protocol):
@@ -141,9 +134,10 @@ def named_format(name: str, reason: str) -> FormatChoice:
     return FormatChoice(name, reason, source)
 
 
-def format_of_name(*names: str | None) -> str | None:
+def format_of_name(*names: str) -> str | None:
     """The format that a model's own name speaks of; None for a name that does not."""
-    return next((known for name in names if name for known, each in _MODEL_NAMES.items() if each.search(name)), None)
+    found = (known for name in names for known, each in _MODEL_NAMES.items() if re.search(each, name, re.IGNORECASE))
+    return next(found, None)
 
 
 def open_format(choice: FormatChoice, tokenizer: DescribedTokenizer) -> ChatFormat:
