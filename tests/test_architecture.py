@@ -25,7 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "history": {"databases", "dialogue_formats", "errors", "json_records", "messages", "private_files", "settings", "text"},
     "models": {"chat_templates", "errors", "settings", "text"},
     "prompt": {"messages", "settings"},
-    "chat_templates": {"errors", "messages", "prompt", "settings"},
+    "chat_templates": {"errors", "messages", "prompt", "settings", "text"},
     "delivery": {"errors", "history", "messages", "settings", "text"},
     "engines": {"errors", "messages", "models", "prompt", "settings", "stopping"},
     "exporting": {"chat_templates", "messages", "models", "prompt", "settings"},

@@ -9,14 +9,16 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from qlora_chat.chat_templates.parts import PartsRenderer, RenderedParts, Span, TemplateMessage
+from qlora_chat.chat_templates.parts import PartsRenderer, RenderedParts, Span, alternating
 from qlora_chat.chat_templates.renderer import TemplateError, TemplateSource
 from qlora_chat.chat_templates.vocabulary import TemplateVocabulary
 from qlora_chat.messages import Conversation, Message
 from qlora_chat.prompt import LossOn, Prompt, SpanTokenizer, Tokenizer, TrainingText, answers_mask
+from qlora_chat.text import replace_surrogates
 
 SEPARATOR = "\n\n"
 _SAMPLES = ("Which way is it?", "To the left.", "How far?")
@@ -100,7 +102,7 @@ class TemplateFormat:
 
     def _begun(self, opened: RenderedParts, answer: Message) -> tuple[str, Sequence[int]]:
         """Text and ids of an answer's beginning, as they follow the opening."""
-        content = _clean(answer.content) if answer.ids else self.escape(answer.content)
+        content = replace_surrogates(answer.content) if answer.ids else self.escape(answer.content)
         lead = self._traits.lead if not content[:1].isspace() else ""
         if answer.ids:
             return lead + content, self._without_end(answer.ids)
@@ -155,13 +157,9 @@ class TemplateFormat:
 
     def _written_specials(self) -> list[str]:
         """Special tokens that the template writes around a sample question and its answer."""
-        turns = [{"role": ("user", "assistant")[index % 2], "content": each} for index, each in enumerate(_SAMPLES[:2])]
-        system = [{"role": "system", "content": _SYSTEM_SAMPLE}] if self._traits.needs_system else []
-        parts = [
-            self.renderer.render([*system, *turns[:1]], open_answer=True),
-            self._dialogue([*system, *turns], 1 + len(system)),
-        ]
-        return [name for each in parts if each for _, name in each.specials]
+        system = _SYSTEM_SAMPLE if self._traits.needs_system else None
+        opened = self.renderer.render(alternating(_SAMPLES[:1], system), open_answer=True)
+        return [name for each in (opened, self._dialogue(system)) if each for _, name in each.specials]
 
     def finds_end(self, text: str) -> bool:
         """True if text written by the template holds one of its special tokens, or what ends an answer."""
@@ -169,15 +167,16 @@ class TemplateFormat:
 
     def escape(self, text: str) -> str:
         """Text in which no role marker of the template stands that is plain text: "[INST]" becomes "[ INST]"."""
-        text = _clean(text)
+        text = replace_surrogates(text)
         return self._markers.sub(lambda found: f"{found.group()[0]} {found.group()[1:]}", text) if self._markers else text
 
     # --- conversations as the template takes them -------------------------------------------------------------------------
 
     def _messages(self, conversation: Conversation, shown: Sequence[Message]) -> tuple[list[dict[str, str]], int]:
         """Role and content of each message, and the number of system messages in front."""
-        messages = [{"role": each.role, "content": self.escape(each.content) if not each.ids else _clean(each.content)}
-                    for each in shown]  # fmt: skip
+        messages = [
+            {"role": each.role, "content": (replace_surrogates if each.ids else self.escape)(each.content)} for each in shown
+        ]
         system = None if conversation.system is None else self.escape(conversation.system)
         if self._traits.takes_system and (system is not None or self._traits.needs_system):
             return [{"role": "system", "content": system or ""}, *messages], 1
@@ -188,11 +187,14 @@ class TemplateFormat:
     def _answer_span(self, parts: RenderedParts, message: Message, index: int) -> Span | None:
         """Place of an answer whose generated ids can be used again, with its lead."""
         span = parts.messages.get(index) if message.role == "assistant" and message.ids else None
-        if span is None or parts.text[slice(*span)] != _clean(message.content).strip():
+        if span is None or parts.text[slice(*span)] != replace_surrogates(message.content).strip():
             return None
+        return self._with_lead(parts, span[0]), span[1]
+
+    def _with_lead(self, parts: RenderedParts, begin: int) -> int:
+        """Begin of an answer with the white space that the template writes in front."""
         lead = self._traits.lead
-        begin = span[0] - len(lead) if parts.text[: span[0]].endswith(lead) else span[0]
-        return begin, span[1]
+        return begin - len(lead) if parts.text.endswith(lead, 0, begin) else begin
 
     def _without_end(self, ids: Sequence[int]) -> Sequence[int]:
         """Generated ids without a special token at the end, which the template writes itself."""
@@ -232,9 +234,7 @@ class TemplateFormat:
             span = parts.messages.get(index + offset)
             if message.role != "assistant" or span is None:
                 continue
-            lead = self._traits.lead
-            begin = span[0] - len(lead) if parts.text[: span[0]].endswith(lead) else span[0]
-            found[index] = (begin, self._end_of_turn(parts, span[1]))
+            found[index] = self._with_lead(parts, span[0]), self._end_of_turn(parts, span[1])
         return found
 
     def _end_of_turn(self, parts: RenderedParts, at: int) -> int:
@@ -253,21 +253,18 @@ class TemplateFormat:
 
     def _examine(self) -> _Traits:
         takes_system, needs_system = self._takes_system(), False
-        user = [{"role": "user", "content": _SAMPLES[0]}]
-        system = [{"role": "system", "content": ""}]
         try:
-            opened = self.renderer.plain(user, open_answer=True)
+            opened = self.renderer.plain(alternating(_SAMPLES[:1]), open_answer=True)
         except TemplateError:
             if not takes_system:
                 raise
             needs_system = True
-            opened = self.renderer.plain([*system, *user], open_answer=True)
+            opened = self.renderer.plain(alternating(_SAMPLES[:1], ""), open_answer=True)
         if _SAMPLES[0] not in opened:
             raise TemplateError(
                 f"the chat template in {self.source.origin} leaves out the user's message; name a format with --format"
             )
-        turns = [{"role": ("user", "assistant")[index % 2], "content": each} for index, each in enumerate(_SAMPLES)]
-        parts = self._dialogue([*system, *turns] if needs_system else turns, 1 + needs_system)
+        parts = self._dialogue("" if needs_system else None)
         span = parts.messages.get(1 + needs_system) if parts else None
         if parts is None or span is None:
             return _Traits(takes_system, needs_system, "", None, None)
@@ -278,9 +275,8 @@ class TemplateFormat:
 
     def _find_markers(self) -> re.Pattern[str] | None:
         """Role markers that are plain text in this vocabulary: what stands between messages, special tokens left out."""
-        system = [{"role": "system", "content": _SYSTEM_SAMPLE}] if self._traits.takes_system else []
-        turns = [{"role": ("user", "assistant")[index % 2], "content": each} for index, each in enumerate(_SAMPLES)]
-        parts = self._dialogue([*system, *turns], len(system) + 1)
+        system = _SYSTEM_SAMPLE if self._traits.takes_system else None
+        parts = self._dialogue(system)
         if parts is None:
             return None
         spans = sorted(parts.messages.values())
@@ -290,17 +286,15 @@ class TemplateFormat:
         markers = sorted((each for each in lines if _MARKER.fullmatch(each)), key=len, reverse=True)
         return re.compile("|".join(map(re.escape, markers))) if markers else None
 
-    def _dialogue(self, turns: Sequence[TemplateMessage], answer: int) -> RenderedParts | None:
+    def _dialogue(self, system: str | None) -> RenderedParts | None:
         """A sample dialogue with a further question, or without where the template takes one exchange only."""
-        for shown in (turns, turns[: answer + 1]):
-            try:
-                return self.renderer.render(shown, open_answer=False)
-            except TemplateError:
-                continue
+        for texts in (_SAMPLES, _SAMPLES[:2]):
+            with suppress(TemplateError):
+                return self.renderer.render(alternating(texts, system), open_answer=False)
         return None
 
     def _takes_system(self) -> bool:
-        messages = [{"role": "system", "content": _SYSTEM_SAMPLE}, {"role": "user", "content": _SAMPLES[0]}]
+        messages = alternating(_SAMPLES[:1], _SYSTEM_SAMPLE)
         try:
             return _SYSTEM_SAMPLE in self.renderer.plain(messages, open_answer=True)
         except TemplateError:
@@ -316,8 +310,3 @@ class TemplateFormat:
         line = after.strip().splitlines()[0].rstrip()
         tag = _TAG.match(line)
         return None, tag.group() if tag else line
-
-
-def _clean(text: str) -> str:
-    """Text that UTF-8 can write."""
-    return text.encode("utf-8", "replace").decode()

@@ -8,8 +8,8 @@ and marks stand around each answer. Both are taken out again, and the result is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from qlora_chat.chat_templates.renderer import SANDBOX, Call, Refusal, TemplateError, TemplateSource
@@ -18,6 +18,14 @@ Span = tuple[int, int]
 """First character, and the one after the last."""
 TemplateMessage = Mapping[str, str]
 """role and content."""
+
+
+def alternating(texts: Sequence[str], system: str | None = None) -> list[TemplateMessage]:
+    """Messages of a user and an assistant in turn, after a system message if there is a text for one."""
+    led = [] if system is None else [{"role": "system", "content": system}]
+    return [*led, *({"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(texts))]
+
+
 PRIVATE_USE = range(0x100000, 0x10FFFE)
 
 
@@ -34,29 +42,23 @@ class RenderedParts:
     """Contents of each `{% generation %}`."""
 
 
-@dataclass(frozen=True)
 class SpecialTokens:
     """Texts of the special tokens, and whatever else follows from them."""
 
-    texts: tuple[str, ...]
-    pattern: re.Pattern[str] | None = field(init=False)
-    """Any of them, the longest first, as tokenizers match them."""
-    edges: frozenset[str] = field(init=False)
-    """Characters that one begins or ends with."""
-
-    def __post_init__(self) -> None:
-        longest_first = sorted(filter(None, self.texts), key=len, reverse=True)
-        pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
-        object.__setattr__(self, "pattern", pattern)
-        object.__setattr__(self, "edges", frozenset(each[at] for each in longest_first for at in (0, -1)))
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.texts = tuple(texts)
+        longest_first = sorted(self.texts, key=len, reverse=True)  # as tokenizers match them
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self.edges = frozenset(each[at] for each in self.texts for at in (0, -1))
+        """Characters that one begins or ends with."""
 
     def split(self, text: str) -> list[str]:
         """The text between special tokens."""
-        return self.pattern.split(text) if self.pattern else [text]
+        return self._pattern.split(text)
 
     def find(self, text: str) -> list[tuple[Span, str]]:
         """Each special token in a text, with its position."""
-        return [(each.span(), each.group()) for each in self.pattern.finditer(text)] if self.pattern else []
+        return [(each.span(), each.group()) for each in self._pattern.finditer(text)]
 
 
 class PartsRenderer:

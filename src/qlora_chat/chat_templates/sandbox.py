@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -143,10 +144,8 @@ def _failure(problem: Exception) -> dict[str, Any]:
 
 
 def _limit_memory() -> None:
-    """No more memory, files or processes than rendering takes, where the system has such limits."""
-    with contextlib.suppress(ImportError, OSError, ValueError):
-        import resource
-
+    """No more memory and no files, where the system has such limits."""
+    with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
@@ -157,19 +156,12 @@ def _limit_time(seconds: float) -> None:
     def interrupt(*_: object) -> None:
         raise TooLong(f"it takes more than {seconds:g} s")
 
-    with contextlib.suppress(ImportError, AttributeError, OSError, ValueError):
-        import resource
-
+    with contextlib.suppress(OSError, ValueError):
         usage = resource.getrusage(resource.RUSAGE_SELF)
         hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
         resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(usage.ru_utime + usage.ru_stime + 1.5 * seconds), hard))
         signal.signal(signal.SIGPROF, interrupt)
         signal.setitimer(signal.ITIMER_PROF, seconds)
-
-
-def _stop_clock() -> None:
-    with contextlib.suppress(AttributeError, OSError, ValueError):
-        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _reply(renderer: Renderer, line: bytes) -> dict[str, Any]:
@@ -180,7 +172,7 @@ def _reply(renderer: Renderer, line: bytes) -> dict[str, Any]:
     except TooLong as problem:  # between two tries
         return _failure(problem)
     finally:
-        _stop_clock()
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from qlora_chat.chat_templates.format import TemplateFormat
-from qlora_chat.chat_templates.parts import RenderedParts
+from qlora_chat.chat_templates.parts import RenderedParts, alternating
 from qlora_chat.chat_templates.renderer import TemplateError
 from qlora_chat.messages import Conversation, Message, Role
 
@@ -52,14 +52,13 @@ class TextReader:
     @staticmethod
     def of(template: TemplateFormat) -> TextReader | None:
         """The reader of a template; None for one whose sample dialogues show no such pieces."""
-        turns = [{"role": _ROLES[index % 2], "content": each} for index, each in enumerate(_TURNS)]
-        plain = _sample(template, turns)
+        plain = _sample(template)
         if plain is None:
             return None
         places = plain.messages
         head = _Head(plain.text[: places[0][0]], None)
         gaps = [plain.text[places[index][1] : places[index + 1][0]] for index in (0, 1)]
-        led = _sample(template, [{"role": "system", "content": _SYSTEM}, *turns]) if template.takes_system else None
+        led = _sample(template, _SYSTEM) if template.takes_system else None
         system = [_Head(led.text[: led.messages[0][0]], led.text[led.messages[0][1] : led.messages[1][0]])] if led else []
         if not all(each.strip() for each in gaps):
             return None
@@ -118,16 +117,15 @@ class TextReader:
 
     def _rendered(self, system: str | None, contents: Sequence[str]) -> Iterator[str]:
         """The template's text of the messages; after a question, with the opening of an answer and without."""
-        messages = [{"role": _ROLES[index % 2], "content": each} for index, each in enumerate(contents)]
-        if system is not None:
-            messages.insert(0, {"role": "system", "content": system})
+        messages = alternating(contents, system)
         for open_answer in (False, True) if len(contents) % 2 else (False,):
             with suppress(TemplateError):
                 yield self.template.renderer.plain(messages, open_answer=open_answer).strip()
 
 
-def _sample(template: TemplateFormat, turns: Sequence[dict[str, str]]) -> RenderedParts | None:
+def _sample(template: TemplateFormat, system: str | None = None) -> RenderedParts | None:
     """A sample dialogue with the place of every message; None where the template changes one."""
+    turns = alternating(_TURNS, system)
     try:
         parts = template.renderer.render(turns, open_answer=False)
     except TemplateError:

@@ -29,7 +29,7 @@ class TemplateVocabulary:
         special = (each for each in self._added if each.get("special") and not each.get("single_word"))
         self.ids: dict[str, int] = {str(each["content"]): int(each["id"]) for each in special if each["content"]}
         """Ids of the special tokens by their text."""
-        self.specials = SpecialTokens(tuple(self.ids))
+        self.specials = SpecialTokens(self.ids)
         self._block = _BLOCKS.start
         self._open(self._block)
 
@@ -74,7 +74,7 @@ class TemplateVocabulary:
 
     def _avoid(self, text: str) -> None:
         """Move to private characters that the text does not use. TemplateError where it uses some of every block."""
-        used = {ord(each) // len(range(0x1000)) for each in text if ord(each) >= _BLOCKS.start}
+        used = {ord(each) // 0x1000 for each in text if ord(each) >= _BLOCKS.start}
         if self._block // 0x1000 not in used:
             return
         free = next((block for block in _BLOCKS if block // 0x1000 not in used), None)
