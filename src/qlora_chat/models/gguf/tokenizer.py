@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from qlora_chat.models import ModelError
 from qlora_chat.models.cache import write_json
 from qlora_chat.models.gguf.file import GgufFile
-from qlora_chat.models.tokenizer.sentencepiece import byte_fallback_bpe
+from qlora_chat.models.tokenizer.sentencepiece import Pieces, byte_fallback_bpe, put_in_front
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Values of tokenizer.ggml.token_type."""
@@ -68,9 +68,8 @@ def tokenizer_of(metadata: Mapping[str, Any], name: str) -> Tokenizer:
             case "gpt2":
                 tokenizer = _byte_level(metadata, name)
             case "llama":
-                tokenizer = byte_fallback_bpe(
-                    GgufPieces(metadata), metadata.get("tokenizer.ggml.add_space_prefix", True) is not False
-                )
+                space_in_front = metadata.get("tokenizer.ggml.add_space_prefix", True) is not False
+                tokenizer = byte_fallback_bpe(_pieces(metadata), space_in_front)
             case _:
                 raise ModelError(f"{name} has a tokenizer of kind {kind!r}; gpt2 and llama are read")
         for token in _added(metadata, USER_DEFINED):
@@ -96,10 +95,7 @@ def _byte_level(metadata: Mapping[str, Any], name: str) -> Tokenizer:
     tokenizer.add_special_tokens(_added(metadata, CONTROL))
     bos = metadata.get("tokenizer.ggml.bos_token_id")
     if metadata.get("tokenizer.ggml.add_bos_token") is True and bos is not None:
-        lead = tokenizer.id_to_token(bos)
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=[lead, "$A"], pair=[lead, "$A", "$B"], special_tokens=[(lead, bos)]
-        )
+        put_in_front(tokenizer, metadata["tokenizer.ggml.tokens"][bos], bos)
     return tokenizer
 
 
@@ -111,41 +107,12 @@ def _added(metadata: Mapping[str, Any], kind: int) -> list[AddedToken]:
     ]
 
 
-class GgufPieces:
-    """The vocabulary of a SentencePiece model, with the methods of SentencePieceProcessor that a conversion reads."""
-
-    def __init__(self, metadata: Mapping[str, Any]) -> None:
-        self._pieces: list[str] = metadata["tokenizer.ggml.tokens"]
-        self._scores: list[float] = metadata["tokenizer.ggml.scores"]
-        self._kinds: list[int] = metadata["tokenizer.ggml.token_type"]
-        self._bos = metadata.get("tokenizer.ggml.bos_token_id", -1)
-
-    def __len__(self) -> int:
-        return len(self._pieces)
-
-    def id_to_piece(self, number: int) -> str:
-        """Text of a piece."""
-        return self._pieces[number]
-
-    def get_score(self, number: int) -> float:
-        """Score of a piece: higher ones are merged first."""
-        return self._scores[number]
-
-    def is_control(self, number: int) -> bool:
-        """True for `<s>` and its kind."""
-        return self._kinds[number] == CONTROL
-
-    def is_unknown(self, number: int) -> bool:
-        """True for `<unk>`."""
-        return self._kinds[number] == UNKNOWN
-
-    def is_byte(self, number: int) -> bool:
-        """True for pieces such as `<0x0A>`."""
-        return self._kinds[number] == BYTE
-
-    def bos_id(self) -> int:
-        """Id in front of a text; -1 without one."""
-        return self._bos
+def _pieces(metadata: Mapping[str, Any]) -> Pieces:
+    kinds: list[int] = metadata["tokenizer.ggml.token_type"]
+    special = {number for number, kind in enumerate(kinds) if kind in (CONTROL, UNKNOWN)}
+    is_byte = {number for number, kind in enumerate(kinds) if kind == BYTE}
+    bos = metadata.get("tokenizer.ggml.bos_token_id", -1)
+    return Pieces(metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.scores"], special, is_byte, bos)
 
 
 def _write_config(file: GgufFile, folder: Path) -> None:

@@ -8,6 +8,8 @@ no torch unless a tokenizer has to be converted.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,7 +53,7 @@ def convert_tokenizer(base: Path, folder: Path) -> dict[str, Any]:
     source = base / "tokenizer.model"
     try:
         original = _read(source)
-        tokenizer = byte_fallback_bpe(original)
+        tokenizer = byte_fallback_bpe(_pieces(original))
         _add(tokenizer, added_tokens(base))
         tokenizer.save(str(folder / "tokenizer.json"))
     except Exception as problem:  # the two libraries raise their own errors for a broken file
@@ -99,34 +101,56 @@ def _read(path: Path) -> Any:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
 
 
-def byte_fallback_bpe(original: Any, space_in_front: bool = True) -> Tokenizer:
-    """A tokenizer with the ids of a SentencePieceProcessor, and `<s>` in front of a text as LLaMA was trained."""
-    vocabulary = {original.id_to_piece(each): each for each in range(len(original))}
-    tokenizer = Tokenizer(BPE(vocabulary, _merges(original, vocabulary), fuse_unk=True, byte_fallback=True))
+@dataclass(frozen=True)
+class Pieces:
+    """The vocabulary of a SentencePiece model, by id."""
+
+    texts: Sequence[str]
+    scores: Sequence[float]
+    """Pieces with a higher one are merged first."""
+    special: Set[int]
+    """Ids of control pieces such as `<s>`, and of the unknown one."""
+    bytes: Set[int]
+    """Ids of pieces such as `<0x0A>`."""
+    bos: int
+    """Id in front of a text; -1 without one."""
+
+
+def _pieces(original: Any) -> Pieces:
+    ids = list(range(len(original)))
+    special = {each for each in ids if original.is_control(each) or original.is_unknown(each)}
+    is_byte = {each for each in ids if original.is_byte(each)}
+    return Pieces(original.id_to_piece(ids), original.get_score(ids), special, is_byte, original.bos_id())
+
+
+def byte_fallback_bpe(pieces: Pieces, space_in_front: bool = True) -> Tokenizer:
+    """A tokenizer with the ids of SentencePiece, and `<s>` in front of a text as LLaMA was trained."""
+    vocabulary = {text: number for number, text in enumerate(pieces.texts)}
+    tokenizer = Tokenizer(BPE(vocabulary, _merges(pieces, vocabulary), fuse_unk=True, byte_fallback=True))
     spaces = normalizers.Replace(" ", _SPACE)
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces]) if space_in_front else spaces
     steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if space_in_front else steps)
-    special = [each for each in range(len(original)) if original.is_control(each) or original.is_unknown(each)]
-    tokenizer.add_special_tokens([AddedToken(original.id_to_piece(each), normalized=False) for each in special])
-    if (bos := original.bos_id()) >= 0:
-        name = original.id_to_piece(bos)
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=[name, "$A"], pair=[name, "$A", "$B"], special_tokens=[(name, bos)]
-        )
+    tokenizer.add_special_tokens([AddedToken(pieces.texts[each], normalized=False) for each in sorted(pieces.special)])
+    if pieces.bos >= 0:
+        put_in_front(tokenizer, pieces.texts[pieces.bos], pieces.bos)
     return tokenizer
 
 
-def _merges(original: Any, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
+def put_in_front(tokenizer: Tokenizer, name: str, number: int) -> None:
+    """Let a tokenizer put a special token in front of every text."""
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[name, "$A"], pair=[name, "$A", "$B"], special_tokens=[(name, number)]
+    )
+
+
+def _merges(pieces: Pieces, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
     """Every split of a piece into two pieces, in SentencePiece's order of the wholes: by score."""
-    ranked: list[tuple[float, tuple[str, str]]] = []
-    for piece, number in vocabulary.items():
-        if original.is_control(number) or original.is_unknown(number) or original.is_byte(number):
-            continue
-        splits = ((piece[:at], piece[at:]) for at in range(1, len(piece)))
-        halves = sorted(
-            (split for split in splits if split[0] in vocabulary and split[1] in vocabulary),
-            key=lambda split: (vocabulary[split[0]], vocabulary[split[1]]),
-        )
-        ranked += [(-original.get_score(number), split) for split in halves]
-    return [split for _, split in sorted(ranked, key=lambda each: each[0])]
+    unmerged = pieces.special | pieces.bytes
+    whole = [(text, number) for text, number in vocabulary.items() if number not in unmerged]
+    merges: list[tuple[str, str]] = []
+    for text, _ in sorted(whole, key=lambda each: -pieces.scores[each[1]]):
+        splits = ((text[:at], text[at:]) for at in range(1, len(text)))
+        halves = (split for split in splits if split[0] in vocabulary and split[1] in vocabulary)
+        merges += sorted(halves, key=lambda split: (vocabulary[split[0]], vocabulary[split[1]]))
+    return merges
