@@ -5,9 +5,11 @@ Scope: the LLaMA family as llama.cpp's converter writes it. Knows nothing of tok
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qlora_chat.models import ModelError
 from qlora_chat.models.gguf.file import GgufFile
@@ -79,7 +81,7 @@ def _rope(file: GgufFile, architecture: str) -> dict[str, Any]:
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": file.metadata.get(f"{architecture}.rope.freq_base", 10_000.0)}
     scaling = file.text(f"{architecture}.rope.scaling.type") or "none"
     if ROPE_FACTORS in file.tensors:
-        return {**rope, **_llama3_scaling(file)}
+        return _llama3_scaling(file, rope["rope_theta"])
     if scaling == "none":
         return rope
     if scaling not in ("linear", "yarn"):
@@ -92,17 +94,21 @@ def _rope(file: GgufFile, architecture: str) -> dict[str, Any]:
     return rope
 
 
-def _llama3_scaling(file: GgufFile) -> dict[str, Any]:
+def _llama3_scaling(file: GgufFile, theta: float) -> dict[str, Any]:
     """Llama 3.1's parameters: the file holds the factor of each frequency instead; the largest one is `factor`.
 
     The others are the same in every published Llama. ModelError where they do not give the file's factors.
     """
     factors = file.tensors[ROPE_FACTORS].read().astype(np.float64)
-    theta, head = float(file.metadata.get("llama.rope.freq_base", 500_000.0)), 2 * len(factors)
-    factor = float(factors.max())
-    wavelengths = 2 * np.pi * theta ** (np.arange(0, head, 2) / head)
-    blend = (LLAMA3["original_max_position_embeddings"] / wavelengths - 1.0) / (LLAMA3["high_freq_factor"] - 1.0)
-    blend = blend.clip(0.0, 1.0)
-    if not np.allclose(factors, 1.0 / (blend + (1.0 - blend) / factor), rtol=1e-3):
+    rope = {"rope_type": "llama3", "rope_theta": theta, "factor": float(factors.max()), **LLAMA3}
+    if not np.allclose(factors, llama3_factors(rope, 2 * len(factors)), rtol=1e-3):
         raise ModelError(f"{file.path.name} scales positions in a way that is not Llama 3's; this program does not compute it")
-    return {"rope_type": "llama3", "factor": factor, **LLAMA3}
+    return rope
+
+
+def llama3_factors(rope: Mapping[str, Any], head_dim: int) -> NDArray[np.float64]:
+    """Divisors of the frequencies, (head_dim / 2,), that Llama 3.1's parameters give, as a GGUF file holds them."""
+    wavelengths = 2 * np.pi * float(rope["rope_theta"]) ** (np.arange(0, head_dim, 2) / head_dim)
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    blend = ((rope["original_max_position_embeddings"] / wavelengths - low) / (high - low)).clip(0.0, 1.0)
+    return 1.0 / (blend + (1.0 - blend) / rope["factor"])

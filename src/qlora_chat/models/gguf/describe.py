@@ -5,7 +5,6 @@ Scope: sizes and position scaling, and refusals of what llama.cpp computes in an
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from qlora_chat.models import ModelError
 from qlora_chat.models.folders import Base
-from qlora_chat.models.gguf.config import LLAMA3
+from qlora_chat.models.gguf.config import LLAMA3, llama3_factors
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 """general.architecture by model_type."""
@@ -87,10 +86,7 @@ def _scaling(rope: Mapping[str, Any]) -> dict[str, Any]:
 
 def rope_factors(base: Base) -> NDArray[np.float32] | None:
     """Divisors of the frequencies, which a Llama 3's file holds as a tensor; None for other scaling."""
-    rope, head = base.shape.rope, base.shape.head_dim
-    if rope["rope_type"] != "llama3":
+    shape = base.shape
+    if shape.rope["rope_type"] != "llama3":
         return None
-    wavelengths = 2 * math.pi * float(rope["rope_theta"]) ** (np.arange(0, head, 2) / head)
-    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-    blend = ((rope["original_max_position_embeddings"] / wavelengths - low) / (high - low)).clip(0.0, 1.0)
-    return (1.0 / (blend + (1.0 - blend) / rope["factor"])).astype(np.float32)
+    return llama3_factors(shape.rope, shape.head_dim).astype(np.float32)
