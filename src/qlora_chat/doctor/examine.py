@@ -78,7 +78,7 @@ def _examine(base_name: str, adapter_name: str | None, hub: Hub, devices: Sequen
         findings += check_format(base, adapter_folder, names, adapter.vocabulary(base) if adapter else None)
         size, rank = (adapter.bytes, adapter.rank) if adapter else (0, 64)
         in_nf4 = (
-            adapter is not None and adapter.trained_on(adapter_name or "").form == "nf4" and adapter.can_stay_unmerged(base)
+            adapter is not None and adapter.trained_on(adapter_name or "").form == "nf4" and not adapter.merge_only_on(base)
         )
         needs, found = check_memory(base, size, rank, devices, unmerged_first=in_nf4)
         findings += found
@@ -87,9 +87,8 @@ def _examine(base_name: str, adapter_name: str | None, hub: Hub, devices: Sequen
 
 def _check_merge_only(base: Base, adapter: AdapterFolder) -> list[Finding]:
     """Parts of a fitting adapter that cannot be applied unmerged."""
-    if adapter.can_stay_unmerged(base):
+    if not (features := adapter.merge_only_on(base)):
         return []
-    features = adapter.merge_only_features() or ["a head that the base ties to its embeddings"]
     what = f"the adapter uses {', '.join(features)}, which only a merge can apply"
     return [Finding("warning", what, "--adapter-mode exact refuses it", "nothing: auto merges it where memory allows")]
 

@@ -189,10 +189,7 @@ class GgufExport:
     def _check_adapter(self, name: str, adapter: AdapterFolder) -> None:
         base = self.model.config
         adapter.check(base)
-        features = adapter.merge_only_features()
-        if adapter.unties(base):
-            features.append("a head that is tied to the embeddings")
-        if features:
+        if features := adapter.merge_only_on(base):
             raise ModelError(
                 f"a LoRA in GGUF cannot hold {', '.join(features)} of adapter {name}: export it with --layout merged"
             )

@@ -86,7 +86,7 @@ def plan_model(
         base.check_weights()
     if adapter:
         adapter.check(base)
-    unmerged_first = training is not None and training.form == "nf4" and (adapter is None or adapter.can_stay_unmerged(base))
+    unmerged_first = training is not None and training.form == "nf4" and (adapter is None or not adapter.merge_only_on(base))
     formats: tuple[WeightFormat, ...] = candidate_formats(
         settings.precision, adapter is not None, settings.adapter_mode, unmerged_first=unmerged_first
     )

@@ -46,8 +46,7 @@ class StartAdapter:
         part = locate_adapter(name, hub, cache, notify)
         adapter = AdapterFolder.read(part.existing_folder())
         adapter.check(base)
-        features = adapter.merge_only_features() or (["a head that the base ties"] if adapter.unties(base) else [])
-        if features:
+        if features := adapter.merge_only_on(base):
             raise TrainError(f"--from {name} uses {', '.join(features)}, which training does not have: {REMEDY}")
         modules = {TensorName.of(each).module for each in adapter.headers}
         targets = [each for each in PROJECTIONS if any(module.endswith(each) for module in modules)]

@@ -103,9 +103,9 @@ class AdapterFolder:
         whole = next((name for name in sorted(self.headers) if not TensorName.of(name).is_matrix), None)
         return features or ([whole] if whole else [])
 
-    def can_stay_unmerged(self, base: Base) -> bool:
-        """True if nothing in it needs a merge."""
-        return not self.merge_only_features() and not self.unties(base)
+    def merge_only_on(self, base: Base) -> list[str]:
+        """Features that only a merge can apply to this base."""
+        return self.merge_only_features() or (["a head that the base ties to its embeddings"] if self.unties(base) else [])
 
     def tensors(self) -> Mapping[str, Tensor]:
         """The weights by PEFT's names, each read on access."""
