@@ -22,12 +22,8 @@ from qlora_chat.models.folders import RECORD, Problem
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _BASE_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
-_BASE_SMALL = ("config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer.json", "tokenizer.model",
-               "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")  # fmt: skip
-_ADAPTER_SMALL = (ADAPTER_CONFIG, RECORD, "generation_config.json", "tokenizer.json", "tokenizer.model",
-                  "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")  # fmt: skip
-_CONFIGS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
-            "special_tokens_map.json", "chat_template.jinja", RECORD)  # fmt: skip
+_SMALL = ("config.json", "generation_config.json", RECORD, "model.safetensors.index.json", "tokenizer.json", "tokenizer.model",
+          "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")  # fmt: skip
 _PICKLED = (".bin", ".pt", ".pth")
 
 PINNED = {
@@ -47,11 +43,15 @@ def is_hub_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
+def _small(names: Sequence[str], *more: str) -> list[str]:
+    return [name for name in (*more, *_SMALL) if name in names]
+
+
 def base_files(repository: str, names: Sequence[str]) -> list[str]:
     """Safetensors, configs and tokenizer of a base. ModelError if the weights are pickles only."""
     weights = [name for name in names if _BASE_WEIGHTS.fullmatch(name)]
     if weights:
-        return [*weights, *(name for name in _BASE_SMALL if name in names)]
+        return [*weights, *_small(names)]
     if any(name.endswith(_PICKLED) for name in names):
         raise ModelError(
             f"{repository} holds only pickled weights, which can run code when read; use a copy of the model with *.safetensors"
@@ -61,7 +61,7 @@ def base_files(repository: str, names: Sequence[str]) -> list[str]:
 
 def base_files_without_weights(repository: str, names: Sequence[str]) -> list[str]:
     """Configs and tokenizer of a base whose weights are on another machine."""
-    files = [name for name in _CONFIGS if name in names]
+    files = _small(names)
     if "config.json" not in files or not {"tokenizer.json", "tokenizer.model"} & set(files):
         raise ModelError(f"{repository} lacks config.json or a tokenizer; give the base that the server runs")
     return files
@@ -70,7 +70,7 @@ def base_files_without_weights(repository: str, names: Sequence[str]) -> list[st
 def adapter_files(repository: str, names: Sequence[str]) -> list[str]:
     """Safetensors and config of an adapter. ModelError names the command that converts a pickle."""
     if ADAPTER_WEIGHTS in names:
-        return [ADAPTER_WEIGHTS, *(name for name in _ADAPTER_SMALL if name in names)]
+        return [ADAPTER_WEIGHTS, *_small(names, ADAPTER_CONFIG)]
     if ADAPTER_PICKLE in names:
         raise ModelError(
             f"{repository} holds its adapter as a pickle ({ADAPTER_PICKLE}), which can run code when read; "
@@ -82,7 +82,7 @@ def adapter_files(repository: str, names: Sequence[str]) -> list[str]:
 def adapter_files_or_pickle(repository: str, names: Sequence[str]) -> list[str]:
     """Like adapter_files, but accepts a pickle: for the one adapter that is converted automatically."""
     if ADAPTER_WEIGHTS not in names and ADAPTER_PICKLE in names:
-        return [ADAPTER_PICKLE, *(name for name in _ADAPTER_SMALL if name in names)]
+        return [ADAPTER_PICKLE, *_small(names, ADAPTER_CONFIG)]
     return adapter_files(repository, names)
 
 
@@ -90,7 +90,7 @@ def adapter_files_without_weights(repository: str, names: Sequence[str]) -> list
     """Config and record of an adapter whose weights are on another machine."""
     if ADAPTER_CONFIG not in names:
         raise ModelError(f"{repository} holds no {ADAPTER_CONFIG}; give a PEFT LoRA adapter")
-    return [name for name in _ADAPTER_SMALL if name in names]
+    return _small(names, ADAPTER_CONFIG)
 
 
 @dataclass(frozen=True)
