@@ -107,16 +107,8 @@ class PromptFormat:
     default_system: str = ""
     stop_texts: tuple[str, ...] = ("### Human", "### Assistant")
     stop_tokens: tuple[str, ...] = ("</s>",)
-
-    @property
-    def template_text(self) -> str | None:
-        """None: it consists of markers."""
-        return None
-
-    @property
-    def notices(self) -> tuple[str, ...]:
-        """None: every format here expresses all."""
-        return ()
+    template_text: None = None
+    notices: tuple[str, ...] = ()
 
     def render(self, conversation: Conversation, tokenizer: Tokenizer, *, continue_final: bool = False) -> Prompt:
         """Text and ids with the next answer's opening at the end; with `continue_final`, the last answer stays open."""

@@ -103,12 +103,15 @@ def _load(folder: Path, device: str, dtype: torch.dtype = torch.bfloat16) -> Any
     except torch.OutOfMemoryError:
         raise
     except Exception as problem:  # it raises any error for a config or file that it does not take
-        reason = " ".join(str(problem).split())[:300]
-        raise ModelError(f"Transformers cannot load {folder} ({type(problem).__name__}: {reason})") from problem
+        raise ModelError(f"Transformers cannot load {folder} ({_reason(problem)})") from problem
     _store_in_bytes(model)
     if device == "cpu":
         _prepare_for_cpu(model, folder)
     return model
+
+
+def _reason(problem: Exception) -> str:
+    return f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}"
 
 
 def _store_in_bytes(model: Any) -> None:
@@ -170,8 +173,7 @@ def _with_adapter(model: Any, adapter: AdapterFolder, base: Base) -> Any:
     except ModelError:
         raise
     except Exception as problem:  # PEFT raises any error for a config or base that it does not understand
-        reason = " ".join(str(problem).split())[:300]
-        raise ModelError(f"PEFT cannot apply the adapter in {adapter.folder} ({type(problem).__name__}: {reason})") from problem
+        raise ModelError(f"PEFT cannot apply the adapter in {adapter.folder} ({_reason(problem)})") from problem
     missing = [name for name in result.missing_keys if ".default" in name and not _is_shared(wrapped, name)]
     if different := [*result.unexpected_keys, *missing]:
         which = "misses" if missing else "does not use"
@@ -213,8 +215,7 @@ def _unwrapped(wrapped: Any, adapter: AdapterFolder, *, safe: bool = False) -> A
     try:
         return wrapped.merge_and_unload(safe_merge=safe)
     except Exception as problem:
-        reason = " ".join(str(problem).split())[:300]
-        raise ModelError(f"the adapter in {adapter.folder} cannot be merged ({type(problem).__name__}: {reason})") from problem
+        raise ModelError(f"the adapter in {adapter.folder} cannot be merged ({_reason(problem)})") from problem
 
 
 def _merge_and_requantize(wrapped: Any, adapter: AdapterFolder) -> Any:
