@@ -217,7 +217,7 @@ def base_folder(chosen: argparse.Namespace) -> str:
 
     if not is_gguf(Path(chosen.base)):
         return chosen.base
-    return str(gguf_part(Path(chosen.base), Cache(chosen.work / "base", log), log).folder)
+    return str(gguf_part(Path(chosen.base), Cache(chosen.work / "base", log)).folder)
 
 
 def asked_questions(chosen: argparse.Namespace) -> Path:

@@ -204,7 +204,6 @@ SHORT_MODULES = {
     "engines/cuda/prefill_budget.py": "a pure calculation on measured times, tested without a card",
     "engines/open.py": "imports torch only for a model in this process",
     "errors.py": "imported by every package, so it imports none",
-    "exporting/sources.py": "steps that both exports begin with",
     "exporting/template.py": "one format in Jinja, compared with prompt.py by a test",
     "history/answer_metadata.py": "JSON of an answer, which stores and payloads share",
     "history/importing/claude.py": "the format of one tool",

@@ -24,12 +24,13 @@ def hub(local_hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_fetches_what_is_needed_says_how_much_and_finds_it_again(hub: Hub, local_hub: LocalHub, notices: list[str]) -> None:
     snapshot = hub.fetch("org/tiny", base_files, notices.append)
-    assert sorted(each.name for each in snapshot.folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    folder = snapshot.existing_folder()
+    assert sorted(each.name for each in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
     assert "pytorch_model.bin" not in local_hub.fetched
     assert notices == [f"fetching org/tiny: 5.0 MB into {hub.cache} (a broken download goes on where it stopped)"]
     found = hub.cached("org/tiny")
     assert found is not None
-    assert found.folder.samefile(snapshot.folder)
+    assert found.existing_folder().samefile(snapshot.existing_folder())
     local_hub.fetched.clear()
     hub.fetch("org/tiny", base_files, notices.append)
     assert local_hub.fetched == []
@@ -43,7 +44,7 @@ def test_a_commit_is_fetched_and_recorded(
     assert hub.fetch("org/tiny", base_files, notices.append).revision == "c" * 40
     monkeypatch.setitem(PINNED, "org/tiny", "d" * 40)
     snapshot = hub.fetch("org/tiny", base_files, notices.append)
-    assert (snapshot.revision, snapshot.folder.name) == ("d" * 40, "d" * 40)
+    assert (snapshot.revision, snapshot.existing_folder().name) == ("d" * 40, "d" * 40)
     (hub.cache / "models--org--tiny" / "refs" / "main").write_text("c" * 40)
     assert hub.cached("org/tiny") == snapshot, "the pinned commit is preferred"
 
@@ -51,7 +52,7 @@ def test_a_commit_is_fetched_and_recorded(
 def test_later_fetches_take_the_commit_of_the_first(hub: Hub, local_hub: LocalHub, notices: list[str]) -> None:
     first = hub.fetch("org/tiny", base_files, notices.append)
     local_hub.newest = "e" * 40
-    (first.folder / "config.json").unlink()  # as after a broken download
+    (first.existing_folder() / "config.json").unlink()  # as after a broken download
     assert hub.fetch("org/tiny", base_files, notices.append).revision == first.revision
     local_hub.refusals["org/tiny"] = (404, "RevisionNotFound")
     with pytest.raises(ModelError, match="no longer has the commit .* that was fetched before"):

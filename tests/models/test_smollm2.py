@@ -52,7 +52,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def adapter(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An adapter in the place of the bundled one."""
-    base = gguf_part(package, Cache(tmp_path / "other-cache", print), print).existing_folder()
+    base = gguf_part(package, Cache(tmp_path / "other-cache", print)).existing_folder()
     bundled = write_adapter(base, tmp_path / "bundled")
     (bundled / "qlora_chat.json").write_text('{"quantisation": "nf4, double"}')
     monkeypatch.setattr(smollm2, "SMOLLM2_ADAPTER", bundled)
@@ -186,7 +186,7 @@ def real_package(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("real_package")
 def test_the_real_package_is_the_expected_model(tmp_path: Path) -> None:
     """Of its 270 MB in 16 bits, config and tokenizer alone are written; other tests convert and read small files."""
-    part = local_smollm2_base(BASE_WITHOUT_WEIGHTS, Hub(hub_cache_folder(), True), Cache(tmp_path / "cache", print), print)
+    part = local_smollm2_base(BASE_WITHOUT_WEIGHTS, Hub(hub_cache_folder(), True), Cache(tmp_path / "cache", print))
     assert part
     shape = Base.read(part.existing_folder()).shape
     assert (shape.layers, shape.hidden, shape.heads, shape.kv_heads) == (30, 576, 9, 3)

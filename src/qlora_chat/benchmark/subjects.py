@@ -101,7 +101,7 @@ def _parts(name: str) -> tuple[Path, Path | None]:
     if name == "demo":
         return BUNDLED / "base", BUNDLED / "adapter"
     hub, cache = Hub(hub_cache_folder(), hub_is_offline()), Cache(cache_folder(), lambda line: None)
-    base, adapter = local_smollm2_base(WHOLE_BASE, hub, cache, lambda line: None), smollm2_adapter()
+    base, adapter = local_smollm2_base(WHOLE_BASE, hub, cache), smollm2_adapter()
     if base is None:
         raise BenchmarkError(f"the weights of {name} are not on this machine; to get them: {INSTALL}")
     return base.existing_folder(), adapter.folder if adapter else None

@@ -7,7 +7,7 @@ Scope: ties the checks together; checks whose input is missing are skipped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -33,7 +33,6 @@ from qlora_chat.models.folders import Base, has_tokenizer
 from qlora_chat.models.gguf.cached import is_gguf
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.placement import DeviceMemory
-from qlora_chat.models.weights.checkpoint import TensorHeader
 
 
 @dataclass(frozen=True)
@@ -130,15 +129,11 @@ def _check_base(folder: Path) -> tuple[Base | None, list[Finding]]:
     findings += found
     if base is None:
         return None, findings
-    if not is_blocked(findings):
-        findings += _check_base_tensors(base, headers)
+    if not headers and not is_blocked(findings):
+        findings.append(Finding("blocker", "the base holds no *.safetensors", "there are no weights", "fetch it again"))
+    elif not is_blocked(findings):
+        findings += blockers(base.problems(headers))
     return base, findings
-
-
-def _check_base_tensors(base: Base, headers: Mapping[str, TensorHeader]) -> list[Finding]:
-    if not headers:
-        return [Finding("blocker", "the base holds no *.safetensors", "there are no weights", "fetch it again")]
-    return blockers(base.problems(headers))
 
 
 def _check_adapter(folder: Path) -> tuple[AdapterFolder | None, list[Finding]]:

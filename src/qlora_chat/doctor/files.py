@@ -58,9 +58,9 @@ def check_tensors(folder: Path, role: str) -> tuple[dict[str, TensorHeader], lis
     for path in files:
         try:
             headers |= read_header(path)
-        except (ModelError, OSError) as problem:
+        except ModelError as problem:
             why = "a broken-off download or copy; reading it would fail half way"
-            findings.append(Finding("blocker", f"the {role} is damaged: {problem}", why, AGAIN))
+            findings.append(Finding("blocker", f"the {role} is damaged: {str(problem).split(';')[0]}", why, AGAIN))
     findings += _of_index(folder, damaged=bool(findings)) if role == "base" else []
     if files and not findings:
         findings.append(Finding("fine", f"the {role}'s {len(files)} file(s) with {len(headers):,} tensors are whole"))

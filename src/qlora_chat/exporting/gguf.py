@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from qlora_chat.chat_templates.known import open_format
 from qlora_chat.exporting.ollama import GoTemplate, Modelfile
-from qlora_chat.exporting.sources import resolve_in_bf16, tidy, unmerged_adapters
+from qlora_chat.exporting.sources import resolve_in_bf16, source_names, tidy, unmerged_adapters
 from qlora_chat.exporting.template import chat_template
 from qlora_chat.exporting.weights import file_loss, source_of
 from qlora_chat.models import ModelError, Notify
@@ -32,7 +32,7 @@ from qlora_chat.models.gguf.write import KINDS, model_bytes, write_lora, write_m
 from qlora_chat.models.prepare import ModelText
 from qlora_chat.models.resolve import ResolvedModel
 from qlora_chat.models.weights.checkpoint import Checkpoint
-from qlora_chat.prompt import ChatFormat, PromptFormat
+from qlora_chat.prompt import ChatFormat
 from qlora_chat.settings import ModelSettings, SettingsError, cache_folder, one_of
 
 GgufTarget = Literal["gguf", "ollama"]
@@ -123,7 +123,7 @@ class GgufExport:
     def text(self) -> ModelText:
         """Tokenizer and ends of answers: the adapter's own, where its folder holds them."""
         model = self.model
-        return ModelText.read(model.base.name, model.config, model.adapter_folder, self.cache, self.notify)
+        return ModelText.read(model.base.name, model.config, model.adapter_folder, self.cache)
 
     @cached_property
     def prompt_format(self) -> ChatFormat:
@@ -209,10 +209,7 @@ class GgufExport:
         for kind, number in zip(("eos", "eot", "eom"), self.ends, strict=False):
             values[f"tokenizer.ggml.{kind}_token_id"] = number
         bos_text = tokens[special.bos] if special.bos is not None else ""
-        if isinstance(self.prompt_format, PromptFormat):
-            values["tokenizer.chat_template"] = chat_template(self.prompt_format, bos_text)
-        else:
-            values["tokenizer.chat_template"] = self.prompt_format.template_text or ""
+        values["tokenizer.chat_template"] = chat_template(self.prompt_format, bos_text)
         return values
 
     def modelfile(self, adapter: str | None) -> Modelfile:
@@ -254,14 +251,10 @@ def _run(export: GgufExport, work: Path) -> ExportedGguf:
 
 
 def _record(export: GgufExport, origin: str | None, loss: MergeLoss | None) -> dict[str, Any]:
-    base, adapter = export.model.base, export.model.adapter
     return {
         "exported_for": export.options.target,
-        "base": base.name,
-        "base_revision": base.revision,
+        **source_names(export.model, export.adapters),
         "base_weights": origin,
-        "adapter": adapter.name if adapter else None,
-        "adapters": sorted(export.adapters),
         "type": export.options.kind,
         "prompt_format": export.prompt_format.name,
         "stops": {"texts": list(export.prompt_format.stop_texts), "token_ids": export.ends},

@@ -5,8 +5,10 @@ Scope: names and folders, before any weight is read. Knows no target.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from qlora_chat.models import ModelError, Notify, find_adapter
 from qlora_chat.models.adapter.folder import AdapterFolder
@@ -29,6 +31,16 @@ def resolve_in_bf16(purpose: str, settings: ModelSettings, cache: Cache) -> Reso
         ) from problem
 
 
+def source_names(model: ResolvedModel, adapters: Mapping[str, AdapterFolder]) -> dict[str, Any]:
+    """Names of the base, of the adapter and of those that stay unmerged, for the record of an export."""
+    return {
+        "base": model.base.name,
+        "base_revision": model.base.revision,
+        "adapter": model.adapter.name if model.adapter else None,
+        "adapters": sorted(adapters),
+    }
+
+
 def unmerged_adapters(model: ResolvedModel, more: Mapping[str, str], notify: Notify) -> dict[str, AdapterFolder]:
     """The model's own adapter and others, by their names on the server. ModelError for an invalid name, and for none."""
     adapters: dict[str, AdapterFolder] = {}
@@ -45,7 +57,4 @@ def unmerged_adapters(model: ResolvedModel, more: Mapping[str, str], notify: Not
 
 def tidy(name: str) -> str:
     """A name that needs no quotes in a command or a URL."""
-    tidied = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_.") else "-" for letter in name)
-    while "--" in tidied:
-        tidied = tidied.replace("--", "-")
-    return tidied.strip("-.") or "model"
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", name).strip("-.") or "model"

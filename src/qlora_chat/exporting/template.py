@@ -15,15 +15,13 @@ _PLAIN = (
 """Like prompt.escape: a role marker inside a message must not become a turn, and a "#" at its end must not complete one."""
 
 
-def template_file(prompt_format: ChatFormat, bos_text: str) -> str:
-    """Contents of chat_template.jinja: the model's own template unchanged, or the format written as one."""
-    if isinstance(prompt_format, PromptFormat):
-        return chat_template(prompt_format, bos_text) + "\n"
-    return prompt_format.template_text or ""
+def chat_template(prompt_format: ChatFormat, bos_text: str) -> str:
+    """The model's own template unchanged, or the format written as one line of Jinja; `bos_text` is BOS as text.
 
-
-def chat_template(prompt_format: PromptFormat, bos_text: str) -> str:
-    """One line of Jinja; `messages` may begin with a system message. `bos_text` is BOS as text."""
+    `messages` may begin with a system message.
+    """
+    if not isinstance(prompt_format, PromptFormat):
+        return prompt_format.template_text or ""
     system, after_system = _quoted(prompt_format.default_system), _quoted(prompt_format.after_system)
     user = f"{_quoted(prompt_format.before_user)} ~ plain(message.content) ~ {_quoted(prompt_format.after_user)}"
     assistant = f"{_quoted(prompt_format.before_answer)} ~ plain(message.content) ~ {_quoted(prompt_format.after_answer)}"

@@ -12,18 +12,17 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from qlora_chat.chat_templates.known import FormatChoice, open_format
-from qlora_chat.exporting.sources import resolve_in_bf16, tidy, unmerged_adapters
-from qlora_chat.exporting.template import template_file
+from qlora_chat.exporting.sources import resolve_in_bf16, source_names, tidy, unmerged_adapters
+from qlora_chat.exporting.template import chat_template
 from qlora_chat.models import ModelError, Notify
 from qlora_chat.models.adapter.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFolder
 from qlora_chat.models.cache import Cache, check_new_folder, new_folder, write_record
 from qlora_chat.models.chat_format import format_sources
 from qlora_chat.models.plan import ResolvedModel
 from qlora_chat.models.prepare import PreparedModel, prepare, write_model
-from qlora_chat.prompt import ChatFormat
 from qlora_chat.settings import ModelSettings, cache_folder
 
 Layout = Literal["merged", "adapters"]
@@ -82,7 +81,7 @@ def export_for_vllm(
         adapters = unmerged_adapters(model, more or {}, notify)
         export = _Export(tidy(model.base.name), _without_adapter(model), adapters, chosen, cards)
     _check(export)
-    prepared = prepare(export.model, cache, notify)
+    prepared = prepare(export.model, cache)
     with new_folder(folder) as temporary:
         _write(export, prepared, temporary)
     return Exported(folder, _command(export), next(iter(export.adapters), export.name))
@@ -92,14 +91,15 @@ def _write(export: _Export, prepared: PreparedModel, folder: Path) -> None:
     text = prepared.text
     write_model(folder, prepared.tensors.items(), prepared.base, text, "bf16")
     prompt_format = open_format(export.format, text.tokenizer)
-    template = template_file(prompt_format, text.tokenizer.written_bos())
+    template = chat_template(prompt_format, text.tokenizer.written_bos())
     (folder / TEMPLATE).write_text(template, encoding="utf-8")
     for name, adapter in export.adapters.items():
         target = folder / "adapters" / name
         target.mkdir(parents=True)
         shutil.copyfile(adapter.folder / ADAPTER_CONFIG, target / ADAPTER_CONFIG)
         _write_adapter(adapter, target / ADAPTER_WEIGHTS)
-    write_record(folder, _record(export, prompt_format))
+    format_record = {"prompt_format": export.format.name, "stop_texts": list(prompt_format.stop_texts)}
+    write_record(folder, {"exported_for": "vllm", **source_names(export.model, export.adapters), **format_record})
     script = folder / SCRIPT
     script.write_text(_script(_command(export)), encoding="utf-8")
     script.chmod(0o755)
@@ -144,19 +144,6 @@ def _script(command: Sequence[str]) -> str:
         'cd "$(dirname "$0")" || exit 1\n'
         f'exec {shlex.join(command)} "$@"\n'
     )
-
-
-def _record(export: _Export, prompt_format: ChatFormat) -> dict[str, Any]:
-    base, adapter = export.model.base, export.model.adapter
-    return {
-        "exported_for": "vllm",
-        "base": base.name,
-        "base_revision": base.revision,
-        "adapter": adapter.name if adapter else None,
-        "adapters": sorted(export.adapters),
-        "prompt_format": export.format.name,
-        "stop_texts": list(prompt_format.stop_texts),
-    }
 
 
 # --- checks and names ------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def source_of(export: GgufExport, work: Path) -> Source:
         if not model.config.is_nf4:
             return Source(model.config, "original", reference)
         return Source(_written(export, model.config, work / "nf4"), "nf4", reference)
-    quantized = quantize_base(model, export.cache, export.notify)
+    quantized = quantize_base(model, export.cache)
     reference = unmerged_logits(quantized.nf4, measured, device, text)
     bases = {"nf4": quantized.nf4} if quantized.original.is_nf4 else {"original": quantized.original, "nf4": quantized.nf4}
     losses: dict[str, MergeLoss] = {}

@@ -72,7 +72,7 @@ def merge(settings: ModelSettings, options: MergeOptions, notify: Notify) -> Rep
         )
         notify(f"{known} ({training.reason}); every figure compares with the base in NF4, which is right for QLoRA alone")
     chosen = format_sources(model.base, model.config, model.adapter).choose(settings.prompt_format)
-    base = quantize_base(model, cache, notify)
+    base = quantize_base(model, cache)
     prompt_format = open_format(chosen, base.text.tokenizer)
     notify(chosen.line)
     measure = Measure(_in_ids(text, base, prompt_format), model.plan.device, notify)

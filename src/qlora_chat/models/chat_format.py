@@ -14,7 +14,7 @@ from typing import Any
 from qlora_chat.chat_templates.known import TEMPLATE, UNDECLARED, FormatChoice, format_of_name, named_format
 from qlora_chat.chat_templates.renderer import MAX_TEMPLATE, TemplateSource
 from qlora_chat.models import ModelError
-from qlora_chat.models.folders import RECORD, Base, ModelConfigs, token_text
+from qlora_chat.models.folders import RECORD, Base, ModelConfigs, token_text, tokenizer_config
 from qlora_chat.models.part import ModelPart
 from qlora_chat.models.trust import own_file, read_json
 from qlora_chat.settings import DEFAULT_PROMPT_FORMAT
@@ -44,11 +44,10 @@ class FormatSources:
 
         SettingsError for an unknown name; ModelError for a template that cannot be read or is not there.
         """
-        if named == TEMPLATE:
-            return self._template("--format")
-        choice = named_format(named, "--format") if named else next(self._declared(), None)
-        if choice is None:
-            choice = self._by_name()
+        if named:
+            choice = self._template("--format") if named == TEMPLATE else named_format(named, "--format")
+        else:
+            choice = next(self._declared(), None) or self._by_name()
         return choice.with_variables(self._variables())
 
     def _folders(self) -> Iterator[tuple[Path, Mapping[str, Any], str]]:
@@ -58,8 +57,8 @@ class FormatSources:
         yield self.base, self.configs.tokenizer, "the base's"
 
     @cached_property
-    def _adapter_config(self) -> dict[str, Any]:
-        return read_json(self.adapter / _CONFIG) if self.adapter else {}
+    def _adapter_config(self) -> Mapping[str, Any]:
+        return tokenizer_config(self.adapter) if self.adapter else {}
 
     def _declared(self) -> Iterator[FormatChoice]:
         for folder, config, whose in self._folders():
@@ -75,7 +74,7 @@ class FormatSources:
     def _template(self, reason: str) -> FormatChoice:
         for folder, config, whose in self._folders():
             if source := read_template(folder, config):
-                return FormatChoice(TEMPLATE, f"{reason}; it is {whose}", source).with_variables(self._variables())
+                return FormatChoice(TEMPLATE, f"{reason}; it is {whose}", source)
         raise ModelError(
             f"the format is a chat template ({reason}), but neither adapter nor base holds one in {TEMPLATE_FILE} or "
             f"{_CONFIG}; name another with --format"
@@ -88,17 +87,13 @@ class FormatSources:
 
     def _variables(self) -> dict[str, str]:
         """Special tokens as text, by the names that templates use."""
-        config: Mapping[str, Any] = self._adapter_config or self.configs.tokenizer
-        folder = self.adapter if self._adapter_config and self.adapter else self.base
-        mapped = read_json(folder / "special_tokens_map.json")
-        found = {name: token_text(config.get(name, mapped.get(name))) for name in _SPECIAL_NAMES}
-        named = config.get("tokenizer_class") or ("LlamaTokenizer" if self._is_llama() else None)
+        config = self._adapter_config or self.configs.tokenizer
+        found = {name: token_text(config.get(name)) for name in _SPECIAL_NAMES}
+        is_llama = self.configs.model.get("model_type") in ("llama", "mistral")
+        named = config.get("tokenizer_class") or ("LlamaTokenizer" if is_llama else None)
         if named in ("LlamaTokenizer", "LlamaTokenizerFast"):
             found = {name: text or _LLAMA_TOKENS.get(name, "") for name, text in found.items()}
         return {name: text for name, text in found.items() if text}
-
-    def _is_llama(self) -> bool:
-        return self.configs.model.get("model_type") in ("llama", "mistral")
 
 
 def format_sources(

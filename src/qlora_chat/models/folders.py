@@ -79,7 +79,7 @@ class ModelConfigs:
         model = read_json(folder / "config.json")
         if not model:
             raise ModelError(f"{folder} holds no config.json; {_base_instead(folder)}")
-        return ModelConfigs(model, _tokenizer_config(folder), read_json(folder / "generation_config.json"))
+        return ModelConfigs(model, tokenizer_config(folder), read_json(folder / "generation_config.json"))
 
     def with_adapter(self, folder: Path) -> ModelConfigs:
         """The same with the tokenizer's settings and the ends of answers that an adapter's folder brings."""
@@ -88,7 +88,7 @@ class ModelConfigs:
             *as_list(read_json(folder / "generation_config.json").get("eos_token_id")),
         ]
         generation = {**self.generation, "eos_token_id": ends} if ends else self.generation
-        return replace(self, tokenizer={**self.tokenizer, **_tokenizer_config(folder)}, generation=generation)
+        return replace(self, tokenizer={**self.tokenizer, **tokenizer_config(folder)}, generation=generation)
 
     def shape(self, folder: Path) -> LlamaShape:
         """Sizes from config.json. ModelError for a setting that is missing or invalid, and for another kind of model."""
@@ -98,7 +98,7 @@ class ModelConfigs:
             raise invalid_setting(folder, problem) from problem
 
 
-def _tokenizer_config(folder: Path) -> dict[str, Any]:
+def tokenizer_config(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json, with the special tokens that only special_tokens_map.json names."""
     return {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
 

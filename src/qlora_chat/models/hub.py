@@ -19,6 +19,7 @@ from typing import Any
 from qlora_chat.models import ModelError, Notify
 from qlora_chat.models.adapter.folder import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS
 from qlora_chat.models.folders import RECORD, Problem
+from qlora_chat.models.part import ModelPart
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _BASE_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
@@ -94,14 +95,6 @@ def adapter_files_without_weights(repository: str, names: Sequence[str]) -> list
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """A repository's files on this machine."""
-
-    folder: Path
-    revision: str
-
-
-@dataclass(frozen=True)
 class Hub:
     """The Hub and its local cache."""
 
@@ -110,7 +103,7 @@ class Hub:
     endpoint: str | None = None
     """None uses the client's own: HF_ENDPOINT, else huggingface.co."""
 
-    def cached(self, repository: str) -> Snapshot | None:
+    def cached(self, repository: str) -> ModelPart | None:
         """Files of the pinned commit or the main branch that were fetched earlier, complete or not; needs no network."""
         root = self._folder(repository)
         try:
@@ -118,8 +111,8 @@ class Hub:
         except (OSError, ValueError):
             main = ""
         commits = [each for each in (PINNED.get(repository, ""), main) if _COMMIT.fullmatch(each)]
-        snapshots = (Snapshot(root / "snapshots" / commit, commit) for commit in commits)
-        return next((each for each in snapshots if each.folder.is_dir()), None)
+        found = next((each for each in commits if (root / "snapshots" / each).is_dir()), None)
+        return ModelPart(repository, root / "snapshots" / found, found, self.cache) if found else None
 
     def _folder(self, repository: str) -> Path:
         return self.cache / f"models--{repository.replace('/', '--')}"
@@ -160,7 +153,7 @@ class Hub:
             raise HubError(Problem(what, f"not at {pinned or 'a commit'}", "check HF_ENDPOINT, or give a folder"))
         return info
 
-    def fetch(self, repository: str, select: SelectFiles, notify: Notify) -> Snapshot:
+    def fetch(self, repository: str, select: SelectFiles, notify: Notify) -> ModelPart:
         """Download the selected files that are missing. ModelError with the remedy if that fails."""
         if self.offline:
             raise ModelError(
@@ -180,12 +173,12 @@ class Hub:
             reference = self._folder(repository) / "refs" / "main"  # written by the client for branches alone
             reference.parent.mkdir(exist_ok=True)
             reference.write_text(info.sha)
-        return Snapshot(Path(folder), info.sha)
+        return ModelPart(repository, Path(folder), info.sha, self.cache)
 
     def _announce(self, repository: str, sizes: dict[str, int], notify: Notify) -> None:
         """Report the size of the download. ModelError if the disk has too little room."""
         local = self.cached(repository)
-        missing = sum(size for name, size in sizes.items() if local is None or not (local.folder / name).is_file())
+        missing = sum(size for name, size in sizes.items() if not (local and (local.existing_folder() / name).is_file()))
         self.cache.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.cache).free
         if missing > free:

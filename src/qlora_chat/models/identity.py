@@ -20,7 +20,6 @@ from qlora_chat.models.locate import (
     GUANACO,
     GUANACO_ADAPTER,
     GUANACO_BASE,
-    fetch_part,
     local_base,
     locate_part,
 )
@@ -93,7 +92,7 @@ def identify(settings: ModelSettings, notify: Notify) -> Identity:
     located = _locate(settings, Hub(hub_cache_folder(), hub_is_offline()), cache, notify)
     base, folder = located.base, located.base.existing_folder()
     configs = ModelConfigs.read(folder)
-    tokenizer = ModelTokenizer.read(tokenizer_folder(base.name, folder, cache, notify), None)
+    tokenizer = ModelTokenizer.read(tokenizer_folder(base.name, folder, cache), None)
     special = special_ids(base.name, configs, tokenizer)
     tokenizer.bos_id = special.bos
     adapter = located.adapter
@@ -115,25 +114,18 @@ def identify(settings: ModelSettings, notify: Notify) -> Identity:
 
 
 def _locate(settings: ModelSettings, hub: Hub, cache: Cache, notify: Notify) -> LocatedModel:
-    if settings.base:
-        found = local_base(settings.base, BASE_WITHOUT_WEIGHTS, hub, cache, notify)
-        base = _fetched(found, hub, notify)
-        adapter = _adapter(settings.adapter, hub, notify) if settings.adapter else None
-    elif settings.model == "demo":
+    if settings.model == "demo" and not settings.base:
         return demo()
-    elif settings.model == SMOLLM2:
-        found = local_base(SMOLLM2, BASE_WITHOUT_WEIGHTS, hub, cache, notify)
-        return smollm2_with_adapter(_fetched(found, hub, notify))
-    elif settings.model == GUANACO:
-        base = locate_part("--base", GUANACO_BASE, BASE_WITHOUT_WEIGHTS, hub, notify)
-        adapter = ModelPart(GUANACO_ADAPTER, None)
-    else:
+    known = {GUANACO: (GUANACO_BASE, GUANACO_ADAPTER), SMOLLM2: (SMOLLM2, None)}
+    text, adapter_text = (settings.base, settings.adapter) if settings.base else known.get(settings.model, (None, None))
+    if text is None:
         raise ModelError("the server's model is not known: name it with --base, or --model demo, smollm2 or guanaco-7b")
+    found = local_base(text, BASE_WITHOUT_WEIGHTS, hub, cache, notify)
+    base = hub.fetch(found, BASE_WITHOUT_WEIGHTS.select, notify) if isinstance(found, str) else found
+    if settings.model == SMOLLM2 and not settings.base:
+        return smollm2_with_adapter(base)
+    adapter = _adapter(adapter_text, hub, notify) if adapter_text else None
     return LocatedModel((adapter or base).name, base, adapter)
-
-
-def _fetched(found: ModelPart | str, hub: Hub, notify: Notify) -> ModelPart:
-    return fetch_part(found, BASE_WITHOUT_WEIGHTS, hub, notify) if isinstance(found, str) else found
 
 
 def _adapter(text: str, hub: Hub, notify: Notify) -> ModelPart:

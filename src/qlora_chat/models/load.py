@@ -43,7 +43,7 @@ def load(
     cache, hub = Cache(cache_folder(), notify), Hub(hub_cache_folder(), hub_is_offline())
     devices = detect_devices(settings.device) if devices is None else devices
     resolved = resolve(settings, hub, cache, devices, notify)
-    prepared = prepare(resolved, cache, notify)
+    prepared = prepare(resolved, cache)
     notices = (*resolved.notices, *prepared.notices)
     for line in notices:
         notify(line)

@@ -95,16 +95,8 @@ def local_part(name: Path | str, required: RequiredFiles, hub: Hub) -> ModelPart
     """The folder of that name, or the repository in the Hub's cache; None if files are missing there."""
     if isinstance(name, Path):
         return ModelPart(name.name, name)
-    snapshot = hub.cached(name)
-    if snapshot is None or not required.are_in(snapshot.folder):
-        return None
-    return ModelPart(name, snapshot.folder, snapshot.revision, hub.cache)
-
-
-def fetch_part(repository: str, required: RequiredFiles, hub: Hub, notify: Notify) -> ModelPart:
-    """Download a repository's required files. ModelError with the remedy if that fails."""
-    snapshot = hub.fetch(repository, required.select, notify)
-    return ModelPart(repository, snapshot.folder, snapshot.revision, hub.cache)
+    part = hub.cached(name)
+    return part if part and required.are_in(part.existing_folder()) else None
 
 
 def local_base(text: str, required: RequiredFiles, hub: Hub, cache: Cache, notify: Notify) -> ModelPart | str:
@@ -115,31 +107,31 @@ def local_base(text: str, required: RequiredFiles, hub: Hub, cache: Cache, notif
     if is_bundled(text):
         return BUNDLED_BASE
     if text == SMOLLM2 and not Path(text).exists():
-        return local_smollm2_base(required, hub, cache, notify) or SMOLLM2_BASE
+        return local_smollm2_base(required, hub, cache) or SMOLLM2_BASE
     if is_gguf(Path(text).expanduser()):
-        return gguf_part(Path(text), cache, notify, weights=required is WHOLE_BASE)
+        return gguf_part(Path(text), cache, weights=required is WHOLE_BASE)
     name = parse_name("--base", text, notify)
     return local_part(name, required, hub) or str(name)
 
 
-def local_smollm2_base(required: RequiredFiles, hub: Hub, cache: Cache, notify: Notify) -> ModelPart | None:
+def local_smollm2_base(required: RequiredFiles, hub: Hub, cache: Cache) -> ModelPart | None:
     """The base of smollm2 from its package, else from the Hub's cache. ModelError for a package that is damaged."""
     if path := packaged_file():
-        return gguf_part(path, cache, notify, weights=required is WHOLE_BASE, contents=f"sha256:{SHA256}")
+        return gguf_part(path, cache, weights=required is WHOLE_BASE, contents=f"sha256:{SHA256}")
     return local_part(SMOLLM2_BASE, required, hub)
 
 
 def locate_part(option: str, text: str, required: RequiredFiles, hub: Hub, notify: Notify) -> ModelPart:
     """A folder or Hub repository, fetched if necessary. ModelError with the remedy if there is none."""
     name = parse_name(option, text, notify)
-    return local_part(name, required, hub) or fetch_part(str(name), required, hub, notify)
+    return local_part(name, required, hub) or hub.fetch(str(name), required.select, notify)
 
 
 def locate_adapter(text: str, hub: Hub, cache: Cache, notify: Notify) -> ModelPart:
     """An adapter by folder or Hub id, fetched or converted if necessary. ModelError with the remedy if there is none."""
     if text == GUANACO_ADAPTER:
         adapter = local_guanaco_adapter(hub, cache)
-        return without_pickle(adapter or fetch_guanaco_adapter(hub, notify), cache, notify)
+        return without_pickle(adapter or fetch_guanaco_adapter(hub, notify), cache)
     return locate_part("--adapter", text, WHOLE_ADAPTER, hub, notify)
 
 
@@ -153,15 +145,15 @@ def local_guanaco_adapter(hub: Hub, cache: Cache) -> ModelPart | None:
 
 def fetch_guanaco_adapter(hub: Hub, notify: Notify) -> ModelPart:
     """Download Guanaco's adapter as it was published."""
-    return fetch_part(GUANACO_ADAPTER, RequiredFiles(_has_adapter, adapter_files_or_pickle), hub, notify)
+    return hub.fetch(GUANACO_ADAPTER, adapter_files_or_pickle, notify)
 
 
-def without_pickle(adapter: ModelPart, cache: Cache, notify: Notify) -> ModelPart:
+def without_pickle(adapter: ModelPart, cache: Cache) -> ModelPart:
     """The adapter in safetensors; a pickle is converted once, automatically, with a notice."""
     pickled = adapter.folder
     if pickled is None or (pickled / ADAPTER_WEIGHTS).is_file():
         return adapter
-    notify(f"{adapter.name} was published as a pickle: converting it to safetensors once, in a process of its own")
+    cache.notify(f"{adapter.name} was published as a pickle: converting it to safetensors once, in a process of its own")
     key = key_of(adapter.name, adapter.fingerprints)
     source = {"name": adapter.name, "revision": adapter.revision}
     entry = cache.write("adapters", key, lambda folder: {**source, **convert_into(pickled, folder)})

@@ -7,14 +7,14 @@ weights/quantize.py. Knows nothing of names on the Hub.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
 
-from qlora_chat.models import ModelError, Notify
+from qlora_chat.models import ModelError
 from qlora_chat.models.adapter.folder import ADAPTER_WEIGHTS, AdapterFolder
 from qlora_chat.models.adapter.merge_loss import MergeLoss, builtin_dialogues, compare
 from qlora_chat.models.cache import Cache, CacheEntry, CacheUnusable, Record, key_of
@@ -26,7 +26,6 @@ from qlora_chat.models.plan import ResolvedModel
 from qlora_chat.models.tokenizer.sentencepiece import tokenizer_folder
 from qlora_chat.models.tokenizer.special_tokens import SpecialIds, check_ids, special_ids
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
-from qlora_chat.models.weights.checkpoint import Checkpoint
 from qlora_chat.models.weights.llama import Adapter
 from qlora_chat.models.weights.shards import NamedTensor, StoredFormat, write_shards, write_small_files
 from qlora_chat.settings import BaseForm
@@ -44,13 +43,13 @@ class ModelText:
     special: SpecialIds
 
     @staticmethod
-    def read(name: str, base: Base, adapter: AdapterFolder | None, cache: Cache, notify: Notify) -> ModelText:
+    def read(name: str, base: Base, adapter: AdapterFolder | None, cache: Cache) -> ModelText:
         """Read tokenizer and ends of answers: the adapter's own where its folder holds them, else the base's.
 
         `name` is for notices. ModelError if the tokenizer has ids beyond the embeddings.
         """
         own = adapter.folder if adapter and has_tokenizer(adapter.folder) else base.folder
-        folder = tokenizer_folder(name, own, cache, notify)
+        folder = tokenizer_folder(name, own, cache)
         vocabulary = adapter.vocabulary(base) if adapter else base.shape.vocabulary
         tokenizer = ModelTokenizer.read(folder, None)
         check_ids(tokenizer, vocabulary)
@@ -84,29 +83,30 @@ class QuantizedBase:
     text: ModelText
 
 
-def prepare(model: ResolvedModel, cache: Cache, notify: Notify) -> PreparedModel:
+def prepare(model: ResolvedModel, cache: Cache) -> PreparedModel:
     """Tensors in the plan's weight format. ModelError with the remedy if base or adapter cannot be used."""
-    adapter, stored = model.adapter_folder, _stored_format(model)
+    adapter, stored = model.adapter_folder, "bf16" if model.plan.weight_format == "bf16" else "nf4"
     unmerged = None
     if model.plan.weight_format == "nf4+adapter" and adapter:
         unmerged = Adapter.read(adapter)  # refused here, before minutes of work, if it needs a merge
     if model.cached:
         made = model.cached.record.get("made")
-        notify(f"{model.base.name} is no longer on this machine; what was made of it on {made} is used")
-        return _from_entry(model, model.config, model.cached, unmerged, cache, notify)
+        cache.notify(f"{model.base.name} is no longer on this machine; what was made of it on {made} is used")
+        return _from_entry(model, model.config, model.cached, unmerged, cache)
     if line := _adapter_line(model):
-        notify(line)
+        cache.notify(line)
     merged = None if unmerged else adapter
     if merged is None and not model.through_nf4 and model.config.is_nf4 == (stored == "nf4"):
-        text = ModelText.read(model.base.name, model.config, adapter, cache, notify)
+        text = ModelText.read(model.base.name, model.config, adapter, cache)
         merge = merge_of_folder(model.base.folder)
         return PreparedModel(model.config, model.config.checkpoint(), text, unmerged, text.special.notices, merge)
-    conversion = _Conversion(model, model.config, stored, merged, unmerged, cache, notify)
-    entry = conversion.find()
-    if entry is None and merged and stored == "nf4" and not model.config.is_nf4:  # requantizing starts from NF4 on disk
-        nf4 = _nf4_base(model, cache, notify)
-        conversion = replace(conversion, source=nf4.base, earlier=nf4.notices)
-    return conversion.read(entry) if entry else conversion.run()
+    conversion = _Conversion(model, stored, merged, cache)
+    try:
+        entry = conversion.entry()
+    except CacheUnusable as problem:
+        cache.notify(f"nothing is cached for the next start: {problem}")
+        return conversion.in_memory(unmerged)
+    return _from_entry(model, Base.read(entry.folder, entry.weights), entry, unmerged, cache)
 
 
 def _adapter_line(model: ResolvedModel) -> str | None:
@@ -136,12 +136,12 @@ def write_model(folder: Path, tensors: Iterable[NamedTensor], base: Base, text: 
     write_small_files(folder, config, text.special.generation, text.folder, base.folder, stored=stored)
 
 
-def quantize_base(model: ResolvedModel, cache: Cache, notify: Notify) -> QuantizedBase:
+def quantize_base(model: ResolvedModel, cache: Cache) -> QuantizedBase:
     """The model's base and its NF4 form, quantized once and cached. ModelError if the base is not here or the disk is full."""
     if model.base.folder is None:
         raise ModelError(f"{model.base.name} is not on this machine, and a merge is measured from the base itself")
-    nf4 = model.config if model.config.is_nf4 else _nf4_base(model, cache, notify).base
-    text = ModelText.read(model.base.name, model.config, model.adapter_folder, cache, notify)
+    nf4 = model.config if model.config.is_nf4 else _nf4_base(model, cache)[0]
+    text = ModelText.read(model.base.name, model.config, model.adapter_folder, cache)
     return QuantizedBase(model.config, nf4, text)
 
 
@@ -153,28 +153,21 @@ def source_record(role: str, part: ModelPart) -> Record:
     return {role: part.name, f"{role}_revision": part.revision, f"{role}_files": files}
 
 
-def _stored_format(model: ResolvedModel) -> Literal["bf16", "nf4"]:
-    return "bf16" if model.plan.weight_format == "bf16" else "nf4"
+def _nf4_base(model: ResolvedModel, cache: Cache) -> tuple[Base, tuple[str, ...]]:
+    """The model's 16-bit base in NF4 on disk, and the notices of its conversion. CacheUnusable if it cannot be stored."""
+    entry = _Conversion(model, "nf4", None, cache).entry()
+    return Base.read(entry.folder, entry.weights), _notices_of(entry)
 
 
-def _nf4_base(model: ResolvedModel, cache: Cache, notify: Notify) -> PreparedModel:
-    """The model's 16-bit base in NF4 on disk."""
-    conversion = _Conversion(model, model.config, "nf4", None, None, cache, notify)
-    entry = conversion.find()
-    nf4 = conversion.read(entry) if entry else conversion.run()
-    if not isinstance(nf4.tensors, Checkpoint):
-        raise ModelError(f"{cache.root} needs room for the base in NF4; set QLORA_CHAT_CACHE to another folder")
-    return nf4
-
-
-def _from_entry(
-    model: ResolvedModel, base: Base, entry: CacheEntry, unmerged: Adapter | None, cache: Cache, notify: Notify
-) -> PreparedModel:
+def _from_entry(model: ResolvedModel, base: Base, entry: CacheEntry, unmerged: Adapter | None, cache: Cache) -> PreparedModel:
     """Contents of an entry, with the tokenizer and ends of an adapter that stays unmerged."""
-    notices = tuple(str(line) for line in entry.record.get("notices", ()))
-    text = ModelText.read(model.base.name, base, model.adapter_folder if unmerged else None, cache, notify)
+    text = ModelText.read(model.base.name, base, model.adapter_folder if unmerged else None, cache)
     merge = merge_of_entry(entry.record) or merge_of_folder(model.base.folder)
-    return PreparedModel(base, base.checkpoint(), text, unmerged, notices, merge)
+    return PreparedModel(base, base.checkpoint(), text, unmerged, _notices_of(entry), merge)
+
+
+def _notices_of(entry: CacheEntry) -> tuple[str, ...]:
+    return tuple(str(line) for line in entry.record.get("notices", ()))
 
 
 @dataclass(frozen=True)
@@ -182,21 +175,26 @@ class _Conversion:
     """A base in another format, with or without the adapter merged into it: one folder of the cache."""
 
     model: ResolvedModel
-    source: Base
-    """The base to convert: the model's own, or its NF4 form."""
     stored: Literal["bf16", "nf4"]
     merged: AdapterFolder | None
-    unmerged: Adapter | None
-    """Adapter to apply to the result; no part of the entry."""
     cache: Cache
-    notify: Notify
-    earlier: tuple[str, ...] = ()
-    """Notices of the quantization of `source`."""
+
+    @cached_property
+    def _origin(self) -> tuple[Base, tuple[str, ...]]:
+        """The base to convert, and notices of its own conversion: requantizing a merge starts from NF4 on disk."""
+        if self.merged and self.stored == "nf4" and not self.model.config.is_nf4:
+            return _nf4_base(self.model, self.cache)
+        return self.model.config, ()
+
+    @property
+    def source(self) -> Base:
+        """The base to convert: the model's own, or its NF4 form."""
+        return self._origin[0]
 
     @cached_property
     def text(self) -> ModelText:
         """Tokenizer and special ids of the source, and of the adapter that is merged into it."""
-        return ModelText.read(self.model.base.name, self.source, self.merged, self.cache, self.notify)
+        return ModelText.read(self.model.base.name, self.source, self.merged, self.cache)
 
     @property
     def adapter(self) -> ModelPart | None:
@@ -221,33 +219,27 @@ class _Conversion:
         """True if the source's weights are rounded to NF4's values first."""
         return self.model.through_nf4 and self.stored == "bf16"
 
-    def find(self) -> CacheEntry | None:
-        """The result of an earlier run."""
-        return self.cache.find("merged", self.key)
+    def entry(self) -> CacheEntry:
+        """The result of an earlier run, or of a conversion now. CacheUnusable if that cannot be stored."""
+        if entry := self.cache.find("merged", self.key):
+            return entry
+        size = weight_bytes(self.source, self.stored)
+        self._announce()
+        return self.cache.write("merged", self.key, self._write, size)
 
-    def read(self, entry: CacheEntry) -> PreparedModel:
-        """The cached result."""
-        base = Base.read(entry.folder, entry.weights)
-        return _from_entry(self.model, base, entry, self.unmerged, self.cache, self.notify)
+    def in_memory(self, unmerged: Adapter | None) -> PreparedModel:
+        """The result without the cache, with an adapter to apply to it."""
+        tensors, loss = self._convert()
+        name, adapter = self.model.base.name, self.adapter
+        text = ModelText.read(name, self.source, self.model.adapter_folder, self.cache) if unmerged else self.text
+        merge = MergeRecord(adapter.name, None, loss) if adapter else None
+        return PreparedModel(self.source, dict(tensors), text, unmerged, self._notices(loss), merge)
 
-    def run(self) -> PreparedModel:
-        """Convert into the cache, or in memory if the cache cannot be written."""
+    def _announce(self) -> None:
         base, adapter = self.model.base.name, self.adapter
         work = f"merging {adapter.name} into {base}" if adapter else f"converting {base}"
-        self.notify(
-            f"{work} ({self.stored}) on the {self.model.plan.device}, once; later starts read the result from {self.cache.root}"
-        )
-        try:
-            size = weight_bytes(self.source, self.stored)
-            return self.read(self.cache.write("merged", self.key, self._write, size))
-        except CacheUnusable as problem:
-            self.notify(f"nothing is cached for the next start: {problem}")
-            tensors, loss = self._convert()
-            text = self.text
-            if self.unmerged:
-                text = ModelText.read(self.model.base.name, self.source, self.model.adapter_folder, self.cache, self.notify)
-            merge = MergeRecord(self.adapter.name, None, loss) if self.adapter else None
-            return PreparedModel(self.source, dict(tensors), text, self.unmerged, self._notices(loss), merge)
+        where = f"on the {self.model.plan.device}, once; later starts read the result from {self.cache.root}"
+        self.cache.notify(f"{work} ({self.stored}) {where}")
 
     def _convert(self) -> tuple[Iterable[NamedTensor], MergeLoss | None]:
         """Tensors, maybe as a one-way stream, and the loss of a requantized merge."""
@@ -275,7 +267,7 @@ class _Conversion:
         }
 
     def _notices(self, loss: MergeLoss | None) -> tuple[str, ...]:
-        return (*self.earlier, *self.text.special.notices, *([str(loss)] if loss else []))
+        return (*self._origin[1], *self.text.special.notices, *([str(loss)] if loss else []))
 
 
 def _merge_and_measure(

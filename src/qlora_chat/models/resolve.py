@@ -21,7 +21,6 @@ from qlora_chat.models.locate import (
     GUANACO_BASE,
     WHOLE_BASE,
     fetch_guanaco_adapter,
-    fetch_part,
     local_base,
     local_guanaco_adapter,
     local_part,
@@ -104,11 +103,11 @@ class _Resolver:
 
     def smollm2(self, reason: str | None = None, *, may_fetch: bool = False) -> LocatedModel:
         """smollm2 with the bundled adapter; `reason` tells the user why no larger model answers."""
-        base = local_smollm2_base(WHOLE_BASE, self.hub, self.cache, self.notify)
+        base = local_smollm2_base(WHOLE_BASE, self.hub, self.cache)
         if base is None:
             if self.hub.offline or not may_fetch:
                 raise ModelError(f"its weights are not on this machine; to get them: {INSTALL}")
-            base = fetch_part(SMOLLM2_BASE, WHOLE_BASE, self.hub, self.notify)
+            base = self.hub.fetch(SMOLLM2_BASE, WHOLE_BASE.select, self.notify)
         return smollm2_with_adapter(base, reason)
 
     def named(self, base_text: str) -> LocatedModel:
@@ -131,14 +130,14 @@ class _Resolver:
         merges = {} if base or adapter is None else self._merges(GUANACO_BASE, adapter)
         if adapter is None or not (base or merges):
             before_fetching()
-        adapter = without_pickle(adapter or fetch_guanaco_adapter(self.hub, self.notify), self.cache, self.notify)
+        adapter = without_pickle(adapter or fetch_guanaco_adapter(self.hub, self.notify), self.cache)
         if not base and not merges:  # a merge of an adapter that was only now fetched or converted
             merges = self._merges(GUANACO_BASE, adapter)
         return LocatedModel(GUANACO, base or self._missing_base(GUANACO_BASE, merges), adapter, (), merges)
 
     def _missing_base(self, repository: str, merges: Entries) -> ModelPart:
         """The base, fetched unless a merge of it will do."""
-        return ModelPart(repository, None) if merges else fetch_part(repository, WHOLE_BASE, self.hub, self.notify)
+        return ModelPart(repository, None) if merges else self.hub.fetch(repository, WHOLE_BASE.select, self.notify)
 
     def _merges(self, base: str, adapter: ModelPart | None) -> Entries:
         """Cached merges of a base by this name with this adapter, newest first, by usable format, best first."""

@@ -6,7 +6,7 @@ through the installation's metadata, and read only with the expected hash. Knows
 
 from __future__ import annotations
 
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from qlora_chat.models import ModelError
@@ -37,7 +37,7 @@ def packaged_file() -> Path | None:
     path = Path(str(installed.locate_file(FILE)))
     if problem := _problem_of(path):
         raise ModelError(
-            f"{path} of the package {PACKAGE} {_version(installed)} {problem}, so it is not used; "
+            f"{path} of the package {PACKAGE} {installed.version} {problem}, so it is not used; "
             f"install it again: {INSTALL} --force-reinstall"
         )
     return path
@@ -53,10 +53,6 @@ def _problem_of(path: Path) -> str | None:
     if (digest := sha256(path)) != SHA256:
         return f"has other contents than expected (sha256 {digest[:12]}... instead of {SHA256[:12]}...)"
     return None
-
-
-def _version(installed: Distribution) -> str:
-    return installed.version or "of an unknown version"
 
 
 def smollm2_adapter() -> ModelPart | None:

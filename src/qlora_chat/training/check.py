@@ -78,7 +78,7 @@ def check_run(settings: TrainSettings, notify: Notify, *, device: Device = "auto
     dialogues = load_dialogues(settings.data, notify, skip_bad=True)
     found = ResolvedRun.of(settings, device, notify)
     settings, memory, model = found.settings, found.memory, found.model
-    text = ModelText.read(model.base.name, model.config, None, Cache(cache_folder(), notify), notify)
+    text = ModelText.read(model.base.name, model.config, None, Cache(cache_folder(), notify))
     template = found.open_format(text)
     dialogues = usable_dialogues(dialogues, text_reader(template), skip_bad=True)
     data = prepare_data(dialogues, settings, text.tokenizer, text.special.eos, model.config.shape.window, template)

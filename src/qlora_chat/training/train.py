@@ -70,7 +70,7 @@ def train(
     settings, memory, start = found.settings, found.memory, found.start
     run = run.start(settings, dialogues, found.model.base, start and start.part)
     # a base in 16 bits is quantized into chat's cache first
-    model = prepare(found.model, Cache(cache_folder(), notify), notify)
+    model = prepare(found.model, Cache(cache_folder(), notify))
     base, tokenizer = model.base, model.text.tokenizer
     template = found.open_format(model.text)
     for line in (*model.notices, *(start.lines() if start else ()), found.chosen.line, *template.notices):

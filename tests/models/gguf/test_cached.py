@@ -47,7 +47,7 @@ def test_it_opens_like_any_base_and_the_second_start_converts_nothing(file: Path
 
 
 def test_an_adapter_is_merged_into_it(file: Path, tmp_path: Path, notices: list[str]) -> None:
-    folder = gguf_part(file, Cache(tmp_path / "cache", notices.append), notices.append).existing_folder()
+    folder = gguf_part(file, Cache(tmp_path / "cache", notices.append)).existing_folder()
     adapter = write_adapter(folder, tmp_path / "adapter")
     info = open_model(ModelSettings(base=str(file), adapter=str(adapter), device="cpu", precision="bf16"), notices.append).info
     assert (info.base, info.adapter, info.precision) == ("Small Model.Q8_0", "adapter", "bf16")
@@ -56,8 +56,8 @@ def test_an_adapter_is_merged_into_it(file: Path, tmp_path: Path, notices: list[
 def test_records_name_the_hash_of_its_weights_however_large(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notices: list[str]
 ) -> None:
-    part = gguf_part(file, Cache(tmp_path / "cache", notices.append), notices.append)
-    assert part.weights_sha256(hashed_up_to=0) == gguf_part(file, Cache(tmp_path / "other", print), print).weights_sha256()
+    part = gguf_part(file, Cache(tmp_path / "cache", notices.append))
+    assert part.weights_sha256(hashed_up_to=0) == gguf_part(file, Cache(tmp_path / "other", print)).weights_sha256()
     assert part.fingerprints["model.safetensors"].startswith("sha256:")
 
 
@@ -106,7 +106,7 @@ def test_what_cannot_be_used_is_a_clear_error(
 def test_a_full_disk_names_the_variable(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ModelError, match="cannot be written .*; set QLORA_CHAT_CACHE to another folder"):
-        gguf_part(file, Cache(tmp_path / "file" / "cache", print), print)
+        gguf_part(file, Cache(tmp_path / "file" / "cache", print))
 
 
 def test_doctor_reports_on_it_without_converting(file: Path, tmp_path: Path, notices: list[str]) -> None:
@@ -118,7 +118,7 @@ def test_doctor_reports_on_it_without_converting(file: Path, tmp_path: Path, not
 
 
 def test_doctor_checks_an_adapter_against_it(file: Path, tmp_path: Path, notices: list[str]) -> None:
-    folder = gguf_part(file, Cache(tmp_path / "cache", notices.append), notices.append).existing_folder()
+    folder = gguf_part(file, Cache(tmp_path / "cache", notices.append)).existing_folder()
     assert not examined(file, write_adapter(folder, tmp_path / "adapter")).blocked
     other = write_gguf(tmp_path / "other.gguf", "F16", llama__attention__head_count_kv=4)
     assert examined(other, tmp_path / "adapter").blocked

@@ -29,7 +29,7 @@ def cache(tmp_path: Path, notices: list[str]) -> Cache:
 
 
 def converted(path: Path, cache: Cache) -> Path:
-    return gguf_part(path, cache, cache.notify).existing_folder()
+    return gguf_part(path, cache).existing_folder()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -141,4 +141,4 @@ def test_what_this_program_does_not_run_is_refused_by_name(case: str, tmp_path: 
 
 def test_a_missing_file_is_named(tmp_path: Path, cache: Cache) -> None:
     with pytest.raises(ModelError, match=r"nowhere.gguf', but there is no such file"):
-        gguf_part(tmp_path / "nowhere.gguf", cache, cache.notify)
+        gguf_part(tmp_path / "nowhere.gguf", cache)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from qlora_chat.models.weights.checkpoint import DamagedFile, read_header
+from qlora_chat.models import ModelError
+from qlora_chat.models.weights.checkpoint import read_header
 from tests.models.conftest import MakeBase
 
 
@@ -20,7 +21,7 @@ def test_headers_are_what_the_library_reads(make_base: MakeBase) -> None:
     assert {name: header.bytes for name, header in ours.items()} == {name: each.nbytes for name, each in theirs.items()}
     with path.open("ab") as file:
         file.write(b"more")
-    with pytest.raises(DamagedFile, match="does not match its header .*not fully covered"):
+    with pytest.raises(ModelError, match="does not match its header .*not fully covered"):
         read_header(path)
 
 
@@ -42,14 +43,14 @@ def test_a_header_that_contradicts_itself_is_refused(changes: dict[str, Any], tm
     header = json.dumps({"__metadata__": {"format": "pt"}, "a": tensor}).encode()
     path = tmp_path / "model.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
-    with pytest.raises(DamagedFile, match="does not match its header") as caught:
+    with pytest.raises(ModelError, match="does not match its header") as caught:
         read_header(path)
-    assert len(str(caught.value)) < 200
+    assert len(str(caught.value)) < 200 + len(str(path))
     assert "\n" not in str(caught.value)
 
 
 def test_an_absurdly_long_header_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes((2**25).to_bytes(8, "little"))
-    with pytest.raises(DamagedFile, match="a header of 33,554,432 bytes"):
+    with pytest.raises(ModelError, match="it would be 33,554,432 bytes"):
         read_header(path)

@@ -57,11 +57,9 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     if config.get("peft_type") != "LORA":
         raise ModelError(f"{folder} holds an adapter of type {config.get('peft_type')!r}; only LORA can be used")
     config = {**DEFAULTS, **config}
-    rank = config["r"]
-    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+    if not _is_rank(rank := config["r"]):
         raise ModelError(f"{folder / ADAPTER_CONFIG} says r {rank!r}, but a LoRA's rank is a whole number from 1")
-    alpha = config["lora_alpha"]
-    if not _is_number(alpha):
+    if not _is_number(alpha := config["lora_alpha"]):
         raise ModelError(f"{folder / ADAPTER_CONFIG} says lora_alpha {alpha!r}, but a LoRA's alpha is a number")
     _check_types(folder, config)
     return config

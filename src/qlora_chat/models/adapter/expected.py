@@ -22,12 +22,6 @@ Shapes = dict[str, tuple[int, ...]]
 AGAIN = "fetch the adapter again"
 
 
-def vocabulary_of(base: Base, headers: Mapping[str, TensorHeader]) -> int:
-    """Rows of the embeddings after a merge: the base's, or more if the adapter brings embeddings with added tokens."""
-    rows = [headers[name].shape[0] for name in _WHOLE_ENDS if name in headers and headers[name].shape]
-    return max([base.shape.vocabulary, *rows])
-
-
 _WHOLE_ENDS = (f"{PREFIX}{EMBEDDINGS}.weight", f"{PREFIX}{HEAD}.weight")
 
 
@@ -46,8 +40,9 @@ class Comparison:
 
     @cached_property
     def vocabulary(self) -> int:
-        """Rows of the embeddings after a merge."""
-        return vocabulary_of(self.base, self.headers)
+        """Rows of the embeddings after a merge: the base's, or more if the adapter brings embeddings with added tokens."""
+        rows = [self.headers[name].shape[0] for name in _WHOLE_ENDS if name in self.headers and self.headers[name].shape]
+        return max([self.base.shape.vocabulary, *rows])
 
     @cached_property
     def parameters(self) -> Shapes:
@@ -112,7 +107,8 @@ class Comparison:
         yield from self._foreign(required)
         yield from self._missing(required)
         yield from self._of_other_shapes(required)
-        if self.config.get("lora_bias") and (bare := sorted(each for each in self.targets if not self._has_bias(each))):
+        bare = sorted(each for each in self.targets if f"{each}.bias" not in self.parameters)
+        if self.config.get("lora_bias") and bare:
             why = "the base has no bias there that it could be added to, and PEFT cannot merge it either"
             yield Problem(f"the adapter trains a bias of {bare[0]} (lora_bias)", why, "train it without lora_bias")
 
@@ -133,9 +129,6 @@ class Comparison:
         brought = [name for name in _WHOLE_ENDS if name in self.headers]
         if self.vocabulary > self.base.shape.vocabulary and not set(ends) <= set(brought):
             yield self._rows(brought[0], self.headers[brought[0]])
-
-    def _has_bias(self, module: str) -> bool:
-        return f"{module}.bias" in self.parameters
 
     def _foreign(self, required: Shapes) -> Iterator[Problem]:
         """The first tensor that PEFT would not read, with the reason."""
@@ -159,7 +152,7 @@ class Comparison:
             return Problem(what, "it was tuned on another base", self._own_base())
         if name.module not in self.targets:
             short = name.module.rpartition(".")[2]
-            names = any(is_target({**self.config, "layers_to_transform": None}, each) for each in (name.module,))
+            names = is_target({**self.config, "layers_to_transform": None}, name.module)
             which = "layers_to_transform" if names else "target_modules"
             what = f"the weights change {name.module if names else short}, which {which} in {ADAPTER_CONFIG} does not name"
             return Problem(what, "PEFT would leave out a part of the adapter", AGAIN)

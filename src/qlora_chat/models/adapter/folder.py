@@ -17,17 +17,16 @@ from qlora_chat.models.adapter.config import (
     ADAPTER_WEIGHTS,
     EMBEDDINGS,
     HEAD,
-    changes_base,
     config_problems,
     merged_features,
     read_adapter_config,
 )
-from qlora_chat.models.adapter.expected import Comparison, vocabulary_of
+from qlora_chat.models.adapter.expected import Comparison
 from qlora_chat.models.adapter.names import StoredName, TensorName, normalize, renamed_tensors
 from qlora_chat.models.adapter.trained_on import TrainedOn, trained_on
 from qlora_chat.models.folders import RECORD, Base, Problem
-from qlora_chat.models.trust import own_file, read_json
-from qlora_chat.models.weights.checkpoint import Checkpoint, DamagedFile, TensorHeader, read_header
+from qlora_chat.models.trust import read_json
+from qlora_chat.models.weights.checkpoint import Checkpoint, TensorHeader, read_header
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,11 +55,8 @@ class AdapterFolder:
         path = folder / ADAPTER_WEIGHTS
         if not path.is_file():  # PEFT reads that name alone, and would fall back on a pickle
             raise ModelError(_without_weights(folder))
-        try:
-            found = read_header(own_file(path))
-        except (DamagedFile, OSError) as problem:
-            raise ModelError(f"the weights in {folder} cannot be read ({problem}); fetch them again") from problem
-        return AdapterFolder(folder, config, *normalize(folder, found, config["r"]), read_json(folder / RECORD))
+        headers = normalize(folder, read_header(path), config["r"])
+        return AdapterFolder(folder, config, *headers, read_json(folder / RECORD))
 
     @property
     def rank(self) -> int:
@@ -78,7 +74,7 @@ class AdapterFolder:
 
     def vocabulary(self, base: Base) -> int:
         """Rows of the embeddings once the adapter is applied: the base's, and those of added tokens."""
-        return vocabulary_of(base, self.headers)
+        return Comparison(base, self.config, self.headers).vocabulary
 
     def unties(self, base: Base) -> bool:
         """True if the adapter changes embeddings or head of a base that ties them, in a way that may leave them different.
@@ -91,11 +87,6 @@ class AdapterFolder:
         kept = self.config.get("ensure_weight_tying")
         changed = {each.module for each in names if (each.part.startswith("lora_") if kept else not each.is_token_row)}
         return not changed.isdisjoint((EMBEDDINGS, HEAD))
-
-    @property
-    def changes_base(self) -> bool:
-        """True for an initialization that leaves other weights in the base than it had."""
-        return changes_base(self.config)
 
     def merge_only_features(self) -> list[str]:
         """Config keys and tensors that only a merge can apply (DoRA, per-layer ranks, whole modules, biases)."""

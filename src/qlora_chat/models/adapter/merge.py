@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qlora_chat.models import ModelError
-from qlora_chat.models.adapter.config import ADAPTER_CONFIG, HEAD, peft_settings
+from qlora_chat.models.adapter.config import ADAPTER_CONFIG, HEAD, changes_base, peft_settings
 from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.adapter.merge_loss import HeldOut, Passage
 from qlora_chat.models.folders import Base
@@ -163,7 +163,7 @@ def _with_adapter(model: Any, adapter: AdapterFolder, base: Base) -> Any:
     try:
         if (rows := adapter.vocabulary(base)) != base.shape.vocabulary:
             model.resize_token_embeddings(rows, mean_resizing=False)
-        late = adapter.changes_base or adapter.config.get("ensure_weight_tying")  # PEFT has to find the two ends tied
+        late = changes_base(adapter.config) or adapter.config.get("ensure_weight_tying")  # PEFT has to find the two ends tied
         if adapter.unties(base) and not late:
             _untie(model)
         wrapped: Any = PeftModelForCausalLM(model, LoraConfig(**peft_settings(adapter.config)))

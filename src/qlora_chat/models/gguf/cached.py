@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qlora_chat.models import ModelError, Notify
+from qlora_chat.models import ModelError
 from qlora_chat.models.cache import Cache, CacheEntry, Record, key_of
 from qlora_chat.models.part import ModelPart, file_fingerprint
 
@@ -27,7 +27,7 @@ def is_gguf(path: Path) -> bool:
         return False
 
 
-def gguf_part(path: Path, cache: Cache, notify: Notify, *, weights: bool = True, contents: str | None = None) -> ModelPart:
+def gguf_part(path: Path, cache: Cache, *, weights: bool = True, contents: str | None = None) -> ModelPart:
     """The base in a GGUF file, dequantised into the cache at its first use; without weights, its config and tokenizer alone.
 
     Quantised tensors become bf16; others stay as they are stored. `contents` is the file's fingerprint if it is known.
@@ -39,13 +39,13 @@ def gguf_part(path: Path, cache: Cache, notify: Notify, *, weights: bool = True,
     contents = contents or file_fingerprint(path)
     entry = cache.find("gguf", key_of(path.stem, {"gguf": contents}))
     if entry is None:
-        entry = _dequantised(cache, path, contents, notify) if weights else _described(cache, path, contents)
+        entry = _dequantised(cache, path, contents) if weights else _described(cache, path, contents)
     digests = entry.record.get("weights")
     known = {entry.folder / name: str(digest) for name, digest in digests.items()} if isinstance(digests, dict) else {}
     return ModelPart(path.stem, entry.folder, known_digests=known)
 
 
-def _dequantised(cache: Cache, path: Path, contents: str, notify: Notify) -> CacheEntry:
+def _dequantised(cache: Cache, path: Path, contents: str) -> CacheEntry:
     from qlora_chat.models.gguf.convert import headers_of, write_base
     from qlora_chat.models.gguf.file import GgufFile
 
@@ -55,7 +55,7 @@ def _dequantised(cache: Cache, path: Path, contents: str, notify: Notify) -> Cac
     def write(folder: Path) -> Record:
         return {"converted_from": path.name, "contents": contents, "weights": write_base(file, folder)}
 
-    notify(f"{path.name} is dequantised once into the cache ({size / 1e9:.1f} GB)")
+    cache.notify(f"{path.name} is dequantised once into the cache ({size / 1e9:.1f} GB)")
     return cache.write("gguf", key_of(path.stem, {"gguf": contents}), write, size)
 
 

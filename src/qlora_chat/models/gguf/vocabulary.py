@@ -5,6 +5,7 @@ Scope: byte-level BPE and BPE with byte fallback, each read back and compared be
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -70,18 +71,10 @@ def _tokens(described: dict[str, Any], rows: int) -> tuple[list[str], list[int]]
         if added["id"] < rows:
             named[added["id"]] = added["content"]
             kinds[added["id"]] = CONTROL if added["special"] else USER_DEFINED
-    free = _free_names(set(named.values()))
+    used = set(named.values())
+    free = (name for number in itertools.count() if (name := f"[PAD{number}]") not in used)  # llama.cpp wants a name for each
     tokens = [named[number] if number in named else next(free) for number in range(rows)]
     return tokens, [kinds.get(number, UNUSED) for number in range(rows)]
-
-
-def _free_names(used: set[str]) -> Iterator[str]:
-    """Names for rows that no token has: llama.cpp wants one for each, and all different."""
-    number = 0
-    while True:
-        if (name := f"[PAD{number}]") not in used:
-            yield name
-        number += 1
 
 
 def _merges(model: dict[str, Any]) -> list[tuple[str, str]]:

@@ -51,12 +51,6 @@ class _Entry:
     kind: GGMLQuantizationType
     read: ReadTensor
 
-    @property
-    def bytes(self) -> int:
-        """Size in the file."""
-        block, size = GGML_QUANT_SIZES[self.kind]
-        return math.prod(self.shape) // block * size
-
 
 def model_bytes(base: Base, rows: int, kind: str) -> int:
     """Size of the tensors that write_model writes, from a base's config."""
@@ -64,7 +58,7 @@ def model_bytes(base: Base, rows: int, kind: str) -> int:
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         if name in shapes:
             shapes[name] = (rows, base.shape.hidden)
-    return sum(_Entry(name, shape, _kind_of(gguf_name(name), shape, kind), _none).bytes for name, shape in shapes.items())
+    return sum(_bytes(shape, _kind_of(gguf_name(name), shape, kind)) for name, shape in shapes.items())
 
 
 def write_model(path: Path, base: Base, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], kind: str) -> list[str]:
@@ -114,8 +108,10 @@ def write_lora(path: Path, base: Base, adapter: AdapterFolder, metadata: Mapping
     _write(path, architecture, values, entries)
 
 
-def _none() -> NDArray[np.float32]:
-    return np.zeros(0, np.float32)
+def _bytes(shape: tuple[int, ...], kind: GGMLQuantizationType) -> int:
+    """Size of a tensor in the file."""
+    block, size = GGML_QUANT_SIZES[kind]
+    return math.prod(shape) // block * size
 
 
 def _kind_of(name: str, shape: tuple[int, ...], kind: str) -> GGMLQuantizationType:
@@ -139,7 +135,7 @@ def _write(path: Path, architecture: str, metadata: Mapping[str, Any], entries: 
         for key, value in metadata.items():
             _add_value(writer, key, value)
         for each in entries:
-            writer.add_tensor_info(each.name, each.shape, np.dtype(np.float16), each.bytes, each.kind)
+            writer.add_tensor_info(each.name, each.shape, np.dtype(np.float16), _bytes(each.shape, each.kind), each.kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()

@@ -17,7 +17,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 
-from qlora_chat.models import ModelError, Notify
+from qlora_chat.models import ModelError
 from qlora_chat.models.cache import Cache, key_of, sha256
 from qlora_chat.models.folders import has_tokenizer, token_text
 from qlora_chat.models.tokenizer.tokenizer import ModelTokenizer
@@ -27,7 +27,7 @@ _SPACE = "▁"
 _SAMPLES = ("Grüße, 世界! 🙂", "  two  spaces\n\nand\ttabs ", "def f(x):\n    return x ** 2", " ", "")
 
 
-def tokenizer_folder(name: str, base: Path, cache: Cache, notify: Notify) -> Path:
+def tokenizer_folder(name: str, base: Path, cache: Cache) -> Path:
     """Folder with tokenizer.json: the base's own, or the cached conversion of its tokenizer.model.
 
     ModelError if there is neither, or if the conversion cannot be saved.
@@ -42,7 +42,7 @@ def tokenizer_folder(name: str, base: Path, cache: Cache, notify: Notify) -> Pat
     key = key_of(name, sources)
     if (entry := cache.find("tokenizers", key)) is not None:
         return entry.folder
-    notify(f"{name} comes with a tokenizer.model only: converting it once")
+    cache.notify(f"{name} comes with a tokenizer.model only: converting it once")
     return cache.write("tokenizers", key, partial(convert_tokenizer, base)).folder
 
 

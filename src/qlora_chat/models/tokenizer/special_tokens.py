@@ -103,15 +103,12 @@ def _repaired(config: Mapping[str, Any], stops: set[int], llama: bool, size: int
 
 def _notices(name: str, wrong: list[Any], stops: set[int], llama: bool) -> tuple[str, ...]:
     if wrong:
+        listed = ", ".join(dict.fromkeys(map(str, wrong)))
         repaired = "LLaMA's <s> 1 and </s> 2" if llama else f"{sorted(stops)}"
-        return (f"{name} names wrong ids for the beginning or end of a text ({_listed(wrong)}); repaired to {repaired}",)
+        return (f"{name} names wrong ids for the beginning or end of a text ({listed}); repaired to {repaired}",)
     if not stops:
         return (f"{name} names no id that ends a text; answers end at a role marker or at the length limit",)
     return ()
-
-
-def _listed(numbers: list[Any]) -> str:
-    return ", ".join(dict.fromkeys(str(number) for number in numbers))
 
 
 def _is_id(number: Any, size: int) -> bool:

@@ -32,10 +32,6 @@ DTYPE_BITS = {
 }  # fmt: skip
 
 
-class DamagedFile(ModelError):
-    """A safetensors file that is incomplete or not one; the message names the file and the fault."""
-
-
 @dataclass(frozen=True)
 class TensorHeader:
     """A tensor as its file's header describes it."""
@@ -46,22 +42,24 @@ class TensorHeader:
 
 
 def read_header(path: Path) -> dict[str, TensorHeader]:
-    """Tensors of one file by name, as the library reads them. DamagedFile if the header is invalid or does not fit the file.
+    """Tensors of one file by name, as the library reads them.
 
-    ModelError for a link out of its folder.
+    ModelError for a link out of its folder, and for a file that cannot be read or does not match its header.
     """
-    with own_file(path).open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-    if length > LONGEST_HEADER:
-        raise DamagedFile(f"{path.name} would have a header of {length:,} bytes")
     try:
+        with own_file(path).open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if length > LONGEST_HEADER:
+            raise ValueError(f"it would be {length:,} bytes")
         with safe_open(path, framework="numpy") as file:  # type: ignore[no-untyped-call]
             described = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         return {name: _tensor_header(each.get_dtype(), tuple(each.get_shape())) for name, each in described.items()}
-    except (SafetensorError, KeyError, ValueError) as problem:
+    except OSError as problem:
+        raise ModelError(f"{path} cannot be read ({problem.strerror}); fetch it again") from problem
+    except (SafetensorError, ValueError, KeyError) as problem:
         size, reason = path.stat().st_size, " ".join(str(problem).split())  # it may quote the header
         reason = reason.removeprefix("Error while deserializing header: ")[:100]
-        raise DamagedFile(f"{path.name}, of {size:,} bytes, does not match its header ({reason})") from problem
+        raise ModelError(f"{path}, of {size:,} bytes, does not match its header ({reason}); fetch it again") from problem
 
 
 def _tensor_header(dtype: str, shape: tuple[int, ...]) -> TensorHeader:
@@ -122,10 +120,7 @@ def read_weight_files(folder: Path) -> WeightFiles:
     files: dict[Path, Mapping[str, TensorHeader]] = {}
     known: set[str] = set()
     for path in model_files(folder, index):
-        try:
-            found = read_header(path)
-        except (DamagedFile, OSError) as problem:
-            raise ModelError(f"the weights in {folder} cannot be read ({problem}); fetch them again") from problem
+        found = read_header(path)
         if twice := sorted(known & set(found)):
             raise ModelError(
                 f"two files of {folder} hold {twice[0]}, one of them {path.name}; remove the one that is not meant"
