@@ -106,14 +106,7 @@ class Sandbox:
             "now": datetime.now().isoformat(),
             "limit": MAX_OUTPUT + 4 * size,
             "seconds": self._seconds,
-            "calls": [
-                {
-                    "messages": [dict(each) for each in call.messages],
-                    "add_generation_prompt": call.add_generation_prompt,
-                    "generation_marks": call.generation_marks,
-                }
-                for call in calls
-            ],
+            "calls": [vars(call) for call in calls],
         }
         reply = self._reply(json.dumps(request).encode() + b"\n")
         if reply is None:

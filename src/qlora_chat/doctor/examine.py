@@ -22,7 +22,6 @@ from qlora_chat.doctor.files import (
     check_format,
     check_pickles,
     check_tensors,
-    check_tokenizer,
     check_vocabulary,
 )
 from qlora_chat.doctor.memory import Need, check_memory
@@ -120,9 +119,12 @@ def _find_base(name: str, hub: Hub, scratch: Path) -> tuple[Base | None, list[Fi
 
 
 def _check_base(folder: Path) -> tuple[Base | None, list[Finding]]:
-    configs, tokenizer = list(check_configs(folder)), list(check_tokenizer(folder))
-    headers, tensors = check_tensors(folder, "base")
-    findings = [*configs, *check_pickles(folder, "base"), *tokenizer, *tensors]
+    configs, (headers, tensors) = list(check_configs(folder)), check_tensors(folder, "base")
+    findings = [*configs, *check_pickles(folder, "base"), *tensors]
+    if not has_tokenizer(folder):
+        findings.append(
+            Finding("blocker", "the base has neither tokenizer.json nor tokenizer.model", "text cannot become ids", AGAIN)
+        )
     if is_blocked(configs):
         return None, findings  # config.json is not to be trusted, or cannot be read
     base, found = check_base_config(folder)

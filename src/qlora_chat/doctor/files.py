@@ -87,12 +87,6 @@ def _of_index(folder: Path, *, damaged: bool) -> list[Finding]:
     return blockers(problems)
 
 
-def check_tokenizer(folder: Path) -> Iterator[Finding]:
-    """A base without a tokenizer."""
-    if not has_tokenizer(folder):
-        yield Finding("blocker", "the base has neither tokenizer.json nor tokenizer.model", "text cannot become ids", AGAIN)
-
-
 # --- contents -----------------------------------------------------------------------------------------------------------
 
 

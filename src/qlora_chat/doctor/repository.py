@@ -17,7 +17,8 @@ from qlora_chat.models.adapter.folder import ADAPTER_PICKLE
 from qlora_chat.models.gguf.convert import headers_of, write_description
 from qlora_chat.models.gguf.file import GgufFile
 from qlora_chat.models.hub import Hub, HubError, gated
-from qlora_chat.models.locate import ALIASES, PRESENT, local_part, parse_name
+from qlora_chat.models.locate import ALIASES, parse_name
+from qlora_chat.models.part import ModelPart
 from qlora_chat.models.weights.checkpoint import TensorHeader
 
 
@@ -33,11 +34,12 @@ def locate(text: str, role: Literal["base", "adapter"], hub: Hub) -> tuple[Path 
     if text in ALIASES and name == ALIASES[text]:
         remedy = f"use {name}, which holds the same weights"
         findings.append(Finding("warning", f"{text} is gone from the Hub", "old notebooks name it", remedy))
-    part = local_part(name, PRESENT, hub)
-    if part is None or part.folder is None:
+    part = ModelPart(name.name, name) if isinstance(name, Path) else hub.cached(name)
+    if part is None:
         return None, [*findings, *_check_remote(str(name), role, hub)]
     where = f"{part.name} is on this machine, at revision {part.revision[:12]}" if part.revision else f"is the folder {text}"
-    return part.folder, [*findings, Finding("fine", f"the {role} {where}"), _check_licence(part.folder, role)]
+    folder = part.existing_folder()
+    return folder, [*findings, Finding("fine", f"the {role} {where}"), _check_licence(folder, role)]
 
 
 def _check_licence(folder: Path, role: str) -> Finding:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from qlora_chat.models.adapter.merge_loss import SAME_KL, MergeLoss, compare
 from qlora_chat.models.folders import Base
-from qlora_chat.models.prepare import quantize_base, write_model
+from qlora_chat.models.prepare import nf4_base, write_model
 from qlora_chat.models.weights.checkpoint import read_headers
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ def source_of(export: GgufExport, work: Path) -> Source:
         if not model.config.is_nf4:
             return Source(model.config, "original", reference)
         return Source(_written(export, model.config, work / "nf4"), "nf4", reference)
-    quantized = quantize_base(model, export.cache)
-    reference = unmerged_logits(quantized.nf4, measured, device, text)
-    bases = {"nf4": quantized.nf4} if quantized.original.is_nf4 else {"original": quantized.original, "nf4": quantized.nf4}
+    nf4 = nf4_base(model, export.cache)
+    reference = unmerged_logits(nf4, measured, device, text)
+    bases = {"nf4": nf4} if model.config.is_nf4 else {"original": model.config, "nf4": nf4}
     losses: dict[str, MergeLoss] = {}
     for origin, base in bases.items():
         written = _written(export, base, work / origin)

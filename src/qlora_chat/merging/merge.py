@@ -25,7 +25,7 @@ from qlora_chat.models.cache import Cache, check_new_folder, new_folder, work_fo
 from qlora_chat.models.chat_format import format_sources
 from qlora_chat.models.folders import Base
 from qlora_chat.models.plan import ResolvedModel
-from qlora_chat.models.prepare import QuantizedBase, quantize_base, write_model
+from qlora_chat.models.prepare import ModelText, nf4_base, write_model
 from qlora_chat.models.weights.quantize import quantize_int8, quantize_nf4
 from qlora_chat.models.weights.shards import NamedTensor, StoredFormat
 from qlora_chat.prompt import ChatFormat
@@ -72,19 +72,18 @@ def merge(settings: ModelSettings, options: MergeOptions, notify: Notify) -> Rep
         )
         notify(f"{known} ({training.reason}); every figure compares with the base in NF4, which is right for QLoRA alone")
     chosen = format_sources(model.base, model.config, model.adapter).choose(settings.prompt_format)
-    base = quantize_base(model, cache)
-    prompt_format = open_format(chosen, base.text.tokenizer)
+    nf4, own = nf4_base(model, cache), ModelText.read(model.base.name, model.config, adapter, cache)
+    prompt_format = open_format(chosen, own.tokenizer)
     notify(chosen.line)
-    measure = Measure(_in_ids(text, base, prompt_format), model.plan.device, notify)
+    measure = Measure(_in_ids(text, own, model.config.shape.window, prompt_format), model.plan.device, notify)
     with work_folder(options.out) as folder:
-        return _Merges(options, model, adapter, base, measure, folder, notify).run(prompt_format)
+        return _Merges(options, model, adapter, nf4, own, measure, folder).run(prompt_format)
 
 
-def _in_ids(text: HeldOutText | None, base: QuantizedBase, prompt_format: ChatFormat) -> HeldOut:
-    tokenizer, window = base.text.tokenizer, base.original.shape.window
-    if text is None:
-        return builtin_dialogues(tokenizer, base.text.special.bos, window)
-    return text.tokenize(tokenizer, base.text.special.eos, window, MAX_TOKENS, prompt_format)
+def _in_ids(held_out: HeldOutText | None, text: ModelText, window: int, prompt_format: ChatFormat) -> HeldOut:
+    if held_out is None:
+        return builtin_dialogues(text.tokenizer, text.special.bos, window)
+    return held_out.tokenize(text.tokenizer, text.special.eos, window, MAX_TOKENS, prompt_format)
 
 
 @dataclass(frozen=True)
@@ -94,16 +93,17 @@ class _Merges:
     options: MergeOptions
     model: ResolvedModel
     adapter: AdapterFolder
-    base: QuantizedBase
+    nf4: Base
+    """The base in NF4, which may be the model's own."""
+    text: ModelText
     measure: Measure
     folder: Path
     """Temporary, on the disk of the result."""
-    notify: Notify
 
     def run(self, prompt_format: ChatFormat) -> Report:
-        logits, reference = self.measure.reference(self.base.nf4, self.adapter)
-        self.notify(f"reference: the adapter on the NF4 base, perplexity {reference.perplexity}")
-        origins: tuple[Origin, ...] = ("nf4",) if self.base.original.is_nf4 else ("nf4", "original")
+        logits, reference = self.measure.reference(self.nf4, self.adapter)
+        self.measure.notify(f"reference: the adapter on the NF4 base, perplexity {reference.perplexity}")
+        origins: tuple[Origin, ...] = ("nf4",) if self.model.config.is_nf4 else ("nf4", "original")
         measured: list[Candidate] = []
         for origin in origins:
             for form in FORMS:
@@ -115,14 +115,14 @@ class _Merges:
             self.model.base, self.model.adapter, text_name, self.measure.device, reference, tuple(measured), chosen,
             self.options.force,
         )  # fmt: skip
-        self.notify(report.table())
+        self.measure.notify(report.table())
         if not self.options.force:
             instead = "choose another --form, serve the adapter unmerged (serve --base --adapter)"
             chosen.loss.check(f"the best merge ({chosen.name})", instead)
         with new_folder(self.options.out) as folder:
             for path in self._merged(chosen.origin, chosen.form).iterdir():
                 path.rename(folder / path.name)
-            write_description(folder, report, prompt_format, self.base.text)
+            write_description(folder, report, prompt_format, self.text)
         return report
 
     def _merged(self, origin: Origin, form: StoredFormat) -> Path:
@@ -131,8 +131,8 @@ class _Merges:
         if folder.is_dir():
             return folder
         folder.mkdir()
-        base, text = self.base.nf4 if origin == "nf4" else self.base.original, self.base.text
-        write_model(folder, self._tensors(origin, form, base), base, text, form)
+        base = self.nf4 if origin == "nf4" else self.model.config
+        write_model(folder, self._tensors(origin, form, base), base, self.text, form)
         return folder
 
     def _tensors(self, origin: Origin, form: StoredFormat, base: Base) -> Iterator[NamedTensor]:

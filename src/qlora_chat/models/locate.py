@@ -56,14 +56,8 @@ WHOLE_BASE = RequiredFiles(is_complete_base, base_files)
 BASE_WITHOUT_WEIGHTS = RequiredFiles(
     lambda folder: (folder / "config.json").is_file() and has_tokenizer(folder), base_files_without_weights
 )
-PRESENT = RequiredFiles(lambda _: True, lambda _, names: list(names))
 WHOLE_ADAPTER = RequiredFiles(_has_adapter, adapter_files)
 ADAPTER_WITHOUT_WEIGHTS = RequiredFiles(lambda folder: (folder / ADAPTER_CONFIG).is_file(), adapter_files_without_weights)
-
-
-def is_bundled(base: str) -> bool:
-    """True if a base's name means the bundled one; a folder called demo is meant only if it is a model."""
-    return base == "demo" and not Path(base, "config.json").is_file()
 
 
 def parts_of(model: str) -> tuple[str, str] | None:
@@ -104,7 +98,7 @@ def local_base(text: str, required: RequiredFiles, hub: Hub, cache: Cache, notif
 
     A GGUF file is converted at its first use; without its weights where the use needs none.
     """
-    if is_bundled(text):
+    if text == "demo" and not Path(text, "config.json").is_file():  # a folder of that name is meant only if it is a model
         return BUNDLED_BASE
     if text == SMOLLM2 and not Path(text).exists():
         return local_smollm2_base(required, hub, cache) or SMOLLM2_BASE

@@ -73,16 +73,6 @@ class PreparedModel:
     merge: MergeRecord | None = None
 
 
-@dataclass(frozen=True)
-class QuantizedBase:
-    """A base as it is and in NF4, with its tokenizer: the inputs of a measured merge."""
-
-    original: Base
-    nf4: Base
-    """The same folder if the original is in NF4 already."""
-    text: ModelText
-
-
 def prepare(model: ResolvedModel, cache: Cache) -> PreparedModel:
     """Tensors in the plan's weight format. ModelError with the remedy if base or adapter cannot be used."""
     adapter, stored = model.adapter_folder, "bf16" if model.plan.weight_format == "bf16" else "nf4"
@@ -136,13 +126,11 @@ def write_model(folder: Path, tensors: Iterable[NamedTensor], base: Base, text: 
     write_small_files(folder, config, text.special.generation, text.folder, base.folder, stored=stored)
 
 
-def quantize_base(model: ResolvedModel, cache: Cache) -> QuantizedBase:
-    """The model's base and its NF4 form, quantized once and cached. ModelError if the base is not here or the disk is full."""
+def nf4_base(model: ResolvedModel, cache: Cache) -> Base:
+    """The model's base in NF4, quantized once and cached. ModelError if the base is not here or the disk is full."""
     if model.base.folder is None:
         raise ModelError(f"{model.base.name} is not on this machine, and a merge is measured from the base itself")
-    nf4 = model.config if model.config.is_nf4 else _nf4_base(model, cache)[0]
-    text = ModelText.read(model.base.name, model.config, model.adapter_folder, cache)
-    return QuantizedBase(model.config, nf4, text)
+    return model.config if model.config.is_nf4 else _quantized(model, cache)[0]
 
 
 def source_record(role: str, part: ModelPart) -> Record:
@@ -153,7 +141,7 @@ def source_record(role: str, part: ModelPart) -> Record:
     return {role: part.name, f"{role}_revision": part.revision, f"{role}_files": files}
 
 
-def _nf4_base(model: ResolvedModel, cache: Cache) -> tuple[Base, tuple[str, ...]]:
+def _quantized(model: ResolvedModel, cache: Cache) -> tuple[Base, tuple[str, ...]]:
     """The model's 16-bit base in NF4 on disk, and the notices of its conversion. CacheUnusable if it cannot be stored."""
     entry = _Conversion(model, "nf4", None, cache).entry()
     return Base.read(entry.folder, entry.weights), _notices_of(entry)
@@ -183,7 +171,7 @@ class _Conversion:
     def _origin(self) -> tuple[Base, tuple[str, ...]]:
         """The base to convert, and notices of its own conversion: requantizing a merge starts from NF4 on disk."""
         if self.merged and self.stored == "nf4" and not self.model.config.is_nf4:
-            return _nf4_base(self.model, self.cache)
+            return _quantized(self.model, self.cache)
         return self.model.config, ()
 
     @property

@@ -40,10 +40,9 @@ def _quantize(base: Base, convert: Callable[[str, Tensor], Iterator[NamedTensor]
 
 def rounded_to_nf4(weight: Tensor) -> Tensor:
     """The values of a weight in NF4, in bf16 on its device: what dequantizing the tensors of quantize_nf4 gives."""
-    quiet_bitsandbytes()
+    packed, state = _packed(weight.to(torch.bfloat16))
     from bitsandbytes.functional import dequantize_4bit
 
-    packed, state = _packed(weight.to(torch.bfloat16))
     return dequantize_4bit(packed, state).to(torch.bfloat16)
 
 
