@@ -15,6 +15,11 @@ _PLAIN = (
 """Like prompt.escape: a role marker inside a message must not become a turn, and a "#" at its end must not complete one."""
 
 
+def template_file(prompt_format: ChatFormat, bos_text: str) -> str:
+    """Contents of chat_template.jinja: the model's own template unchanged, or the format's as a line."""
+    return chat_template(prompt_format, bos_text) + ("\n" if isinstance(prompt_format, PromptFormat) else "")
+
+
 def chat_template(prompt_format: ChatFormat, bos_text: str) -> str:
     """The model's own template unchanged, or the format written as one line of Jinja; `bos_text` is BOS as text.
 

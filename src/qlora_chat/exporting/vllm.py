@@ -16,7 +16,7 @@ from typing import Literal
 
 from qlora_chat.chat_templates.known import FormatChoice, open_format
 from qlora_chat.exporting.sources import resolve_in_bf16, source_names, tidy, unmerged_adapters
-from qlora_chat.exporting.template import chat_template
+from qlora_chat.exporting.template import template_file
 from qlora_chat.models import ModelError, Notify
 from qlora_chat.models.adapter.folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS, AdapterFolder
 from qlora_chat.models.cache import Cache, check_new_folder, new_folder, write_record
@@ -91,7 +91,7 @@ def _write(export: _Export, prepared: PreparedModel, folder: Path) -> None:
     text = prepared.text
     write_model(folder, prepared.tensors.items(), prepared.base, text, "bf16")
     prompt_format = open_format(export.format, text.tokenizer)
-    template = chat_template(prompt_format, text.tokenizer.written_bos())
+    template = template_file(prompt_format, text.tokenizer.written_bos())
     (folder / TEMPLATE).write_text(template, encoding="utf-8")
     for name, adapter in export.adapters.items():
         target = folder / "adapters" / name

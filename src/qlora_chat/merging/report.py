@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_chat import __version__
-from qlora_chat.exporting.template import chat_template
+from qlora_chat.exporting.template import template_file
 from qlora_chat.merging.candidates import RULE, Candidate, Reference
 from qlora_chat.models.adapter.merge_loss import MAX_KL, MIN_TOP1
 from qlora_chat.models.cache import write_json, write_record
@@ -115,7 +115,7 @@ def write_description(folder: Path, report: Report, prompt_format: ChatFormat, t
         "stops": {"texts": list(prompt_format.stop_texts), "token_ids": sorted(text.special.stops)},
         "loss": asdict(report.chosen.loss),
     }
-    template = chat_template(prompt_format, text.tokenizer.written_bos())
+    template = template_file(prompt_format, text.tokenizer.written_bos())
     write_record(folder, record)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     write_json(folder / "merge_report.json", report.as_json())
