@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 
 from qlora_chat.doctor import Finding
 from qlora_chat.doctor.examine import Examination, examine
-from qlora_chat.doctor.memory import chat_bytes, load_bytes
+from qlora_chat.doctor.memory import load_bytes
 from qlora_chat.models.adapter.folder import AdapterFolder
 from qlora_chat.models.folders import Base
 from qlora_chat.models.hub import Hub
 from qlora_chat.models.locate import BUNDLED
-from qlora_chat.models.placement import GIB, DeviceMemory, kv_cache_bytes
+from qlora_chat.models.placement import GIB, DeviceMemory, kv_cache_bytes, needed_bytes
 from qlora_chat.models.weights.quantize import quantize_nf4
 from qlora_chat.models.weights.shards import write_shards, write_small_files
 from tests.cli.here import run_here
@@ -237,7 +237,7 @@ def test_an_8_bit_kv_cache_is_recommended_if_only_that_fits(make_base: MakeBase)
     base = make_base(max_position_embeddings=4096)
     read = Base.read(base)
     saved = kv_cache_bytes(read, "cuda") - kv_cache_bytes(read, "cuda", "int8")
-    free = chat_bytes(read, "nf4", 0, "cuda") - saved // 2
+    free = needed_bytes(read, "nf4", 0, "cuda") - saved // 2
     found = examine(str(base), None, Hub(Path("nowhere"), offline=True), (DeviceMemory("cuda", free),))
     assert any("--kv-cache-dtype int8" in finding.mend for finding in found.findings)
 
@@ -294,4 +294,4 @@ def test_a_load_is_predicted_to_a_few_per_cent(make_base: MakeBase, make_adapter
     size = AdapterFolder.read(adapter).bytes
     assert load_bytes(base, "nf4+adapter", size) == pytest.approx(stored + size, rel=0.05)
     assert load_bytes(base, "bf16", 0) == pytest.approx((base.folder / "model.safetensors").stat().st_size, rel=0.05)
-    assert chat_bytes(base, "bf16", 0, "cuda") > load_bytes(base, "bf16", 0)
+    assert needed_bytes(base, "bf16", 0, "cuda") > load_bytes(base, "bf16", 0)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from qlora_chat.doctor import Finding
 from qlora_chat.models.folders import Base
-from qlora_chat.models.placement import GIB, OVERHEAD, DeviceMemory, DeviceType, WeightFormat, kv_cache_bytes, weight_bytes
+from qlora_chat.models.placement import GIB, DeviceMemory, DeviceType, WeightFormat, kv_cache_bytes, needed_bytes, weight_bytes
 
 ALLOCATOR = 1.01
 """Blocks are rounded up, and each linear has small tensors of its own (code book, offsets)."""
@@ -34,14 +34,9 @@ def load_bytes(base: Base, weight_format: WeightFormat, adapter_bytes: int) -> i
     return int(ALLOCATOR * (weight_bytes(base, weight_format) + norms + unmerged))
 
 
-def chat_bytes(base: Base, weight_format: WeightFormat, adapter_bytes: int, device: DeviceType) -> int:
-    """Peak of one chat over the whole window: weights, KV cache, and the reserve of a start."""
-    return load_bytes(base, weight_format, adapter_bytes) + kv_cache_bytes(base, device) + OVERHEAD[device]
-
-
 def needs(base: Base, weight_format: WeightFormat, adapter_bytes: int, rank: int, device: DeviceType) -> list[Need]:
     """Predictions for loading, chatting and training."""
-    chat = chat_bytes(base, weight_format, adapter_bytes, device)
+    chat = needed_bytes(base, weight_format, adapter_bytes, device)
     return [
         Need("load it", weight_format, load_bytes(base, weight_format, adapter_bytes)),
         Need(f"chat over the whole window of {base.shape.window:,} tokens", weight_format, chat),
@@ -68,7 +63,7 @@ def check_memory(
     """Predictions for the best device, and a finding for each; `unmerged_first` as for candidate_formats."""
     best = devices[0]
     weight_format: WeightFormat = "nf4+adapter" if adapter_bytes else "nf4"
-    if not unmerged_first and chat_bytes(base, "bf16", adapter_bytes, best.device) <= best.free:  # the preference of `auto`
+    if not unmerged_first and needed_bytes(base, "bf16", adapter_bytes, best.device) <= best.free:  # as `auto`
         weight_format = "bf16"
     listed = needs(base, weight_format, adapter_bytes, rank, best.device)
     saved_by_int8 = kv_cache_bytes(base, best.device) - kv_cache_bytes(base, best.device, "int8")
