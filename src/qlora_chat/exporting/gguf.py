@@ -104,11 +104,6 @@ class GgufExport:
     """LoRAs to write unmerged; none in a merged model."""
     cache: Cache
 
-    @property
-    def notify(self) -> Notify:
-        """Receives lines for the user."""
-        return self.cache.notify
-
     @cached_property
     def merged(self) -> AdapterFolder | None:
         """The adapter to merge."""
@@ -129,7 +124,7 @@ class GgufExport:
     def prompt_format(self) -> ChatFormat:
         """The format of the conversation."""
         chosen = format_sources(self.model.base, self.model.config, self.model.adapter).choose(self.named_format)
-        self.notify(chosen.line)
+        self.cache.notify(chosen.line)
         return open_format(chosen, self.text.tokenizer)
 
     @cached_property
@@ -231,9 +226,10 @@ def _run(export: GgufExport, work: Path) -> ExportedGguf:
             origin, path = source.origin, folder / export.model_file
             tensors = Checkpoint(source.base.folder)
             if wide := write_model(path, source.base, tensors, export.metadata(), export.options.kind):
-                export.notify(f"{len(wide)} matrices stay in F16, because their rows are not of whole blocks of 32 ({wide[0]})")
+                why = f"because their rows are not of whole blocks of 32 ({wide[0]})"
+                export.cache.notify(f"{len(wide)} matrices stay in F16, {why}")
             loss = file_loss(export, source, path, work)
-            export.notify(
+            export.cache.notify(
                 f"{path.name}: {path.stat().st_size / 1e9:.3f} GB, KL {loss.kl}, agreement {loss.top1:.1%} "
                 f"at {loss.tokens} tokens, perplexity {loss.perplexity}"
             )

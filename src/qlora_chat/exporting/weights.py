@@ -55,7 +55,7 @@ def source_of(export: GgufExport, work: Path) -> Source:
         )
         losses[origin] = loss = compare(reference, logits, text.targets)
         named = "dequantized NF4" if origin == "nf4" else "original 16-bit"
-        export.notify(f"{named} + adapter: KL {loss.kl}, agreement {loss.top1:.1%}, perplexity {loss.perplexity}")
+        export.cache.notify(f"{named} + adapter: KL {loss.kl}, agreement {loss.top1:.1%}, perplexity {loss.perplexity}")
     least = min(each.kl for each in losses.values())
     origin = next(each for each, loss in losses.items() if loss.kl <= least + SAME_KL)
     if not export.options.force:  # loss by quantization is the user's choice, and only reported

@@ -19,7 +19,6 @@ from qlora_chat.models import ModelError
 from qlora_chat.models.trust import own_file, read_json, weight_files
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 LONGEST_HEADER = 16 * 1024**2
@@ -151,13 +150,13 @@ class LazyTensors(Mapping[str, "Tensor"]):
 class Checkpoint(LazyTensors):
     """Tensors of a folder's model, or of some of its files, by name, each read on access."""
 
-    def __init__(self, folder: Path, device: torch.device | str = "cpu", files: Sequence[Path] | None = None) -> None:
+    def __init__(self, folder: Path, files: Sequence[Path] | None = None) -> None:
         self.folder = folder
         paths = model_files(folder, read_index(folder)) if files is None else [own_file(file) for file in files]
         if not paths:
             raise ModelError(f"{folder} holds no *.safetensors file")
         try:
-            opened = [safe_open(path, framework="pt", device=str(device)) for path in paths]  # type: ignore[no-untyped-call]
+            opened = [safe_open(path, framework="pt") for path in paths]  # type: ignore[no-untyped-call]
         except Exception as problem:
             raise ModelError(f"the weights in {folder} cannot be read ({problem}); fetch them again") from problem
         files_by_name = {name: file for file in opened for name in file.keys()}  # noqa: SIM118 (not a dict)

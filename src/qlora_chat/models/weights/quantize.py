@@ -40,9 +40,10 @@ def _quantize(base: Base, convert: Callable[[str, Tensor], Iterator[NamedTensor]
 
 def rounded_to_nf4(weight: Tensor) -> Tensor:
     """The values of a weight in NF4, in bf16 on its device: what dequantizing the tensors of quantize_nf4 gives."""
-    packed, state = _packed(weight.to(torch.bfloat16))
+    quiet_bitsandbytes()
     from bitsandbytes.functional import dequantize_4bit
 
+    packed, state = _packed(weight.to(torch.bfloat16))
     return dequantize_4bit(packed, state).to(torch.bfloat16)
 
 
