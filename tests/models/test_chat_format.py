@@ -85,6 +85,14 @@ def test_a_template_knows_the_special_tokens(tmp_path: Path) -> None:
     assert choice.source.variables == {"bos_token": "<b>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
+def test_an_adapter_without_a_tokenizer_config_leaves_the_special_tokens_to_the_base(tmp_path: Path) -> None:
+    write(tmp_path / "base", "tokenizer_config.json", {"chat_template": IN_CONFIG, "bos_token": "<b>", "eos_token": "<e>"})
+    write(tmp_path / "adapter", "special_tokens_map.json", {"pad_token": "<p>"})
+    choice = sources(tmp_path).choose(None)
+    assert choice.source
+    assert choice.source.variables["bos_token"] == "<b>"
+
+
 def test_an_unknown_name_and_a_huge_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="unknown prompt format 'x'"):
         sources(tmp_path).choose("x")

@@ -58,7 +58,7 @@ class FormatSources:
 
     @cached_property
     def _adapter_config(self) -> Mapping[str, Any]:
-        return tokenizer_config(self.adapter) if self.adapter else {}
+        return tokenizer_config(self.adapter) if self.adapter and (self.adapter / _CONFIG).is_file() else {}
 
     def _declared(self) -> Iterator[FormatChoice]:
         for folder, config, whose in self._folders():
