@@ -150,6 +150,17 @@ def test_without_a_writable_cache_a_requantized_merge_stays_in_memory(
     assert model.info == replace(expected.info, merge=replace(expected.info.merge, made=None))
 
 
+def test_a_merge_whose_nf4_base_cannot_be_stored_is_refused_at_once(
+    make_base: MakeBase, make_adapter: MakeAdapter, unwritable_cache: str, monkeypatch: pytest.MonkeyPatch, notices: list[str]
+) -> None:
+    base = make_base()
+    monkeypatch.setenv("QLORA_CHAT_CACHE", unwritable_cache)
+    with pytest.raises(ModelError, match="set QLORA_CHAT_CACHE to another folder"):
+        opened(base, make_adapter(base), notices, "nf4")
+    assert len([line for line in notices if "converting tiny-base" in line]) == 1
+    assert not any("nothing is cached for the next start" in line for line in notices)
+
+
 def test_a_disk_that_fills_up_in_the_middle_leaves_no_half_entry(
     make_base: MakeBase, make_adapter: MakeAdapter, tmp_path: Path, notices: list[str]
 ) -> None:

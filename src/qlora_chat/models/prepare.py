@@ -142,8 +142,11 @@ def source_record(role: str, part: ModelPart) -> Record:
 
 
 def _quantized(model: ResolvedModel, cache: Cache) -> tuple[Base, tuple[str, ...]]:
-    """The model's 16-bit base in NF4 on disk, and the notices of its conversion. CacheUnusable if it cannot be stored."""
-    entry = _Conversion(model, "nf4", None, cache).entry()
+    """The model's 16-bit base in NF4 on disk, and the notices of its conversion. ModelError if it cannot be stored."""
+    try:
+        entry = _Conversion(model, "nf4", None, cache).entry()
+    except CacheUnusable as problem:  # no merge without it, so that a second try in memory would fail alike, after minutes
+        raise ModelError(str(problem)) from problem
     return Base.read(entry.folder, entry.weights), _notices_of(entry)
 
 
