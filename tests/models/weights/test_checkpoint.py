@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from qlora_chat.models import ModelError
+from qlora_chat.models.weights import checkpoint
 from qlora_chat.models.weights.checkpoint import read_header
 from tests.models.conftest import MakeBase
 
@@ -47,6 +48,16 @@ def test_a_header_that_contradicts_itself_is_refused(changes: dict[str, Any], tm
         read_header(path)
     assert len(str(caught.value)) < 200 + len(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_the_reason_of_a_file_that_cannot_be_mapped_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("No such device (os error 19)")  # as the library words it: without an errno
+
+    monkeypatch.setattr(checkpoint, "safe_open", refuse)
+    (tmp_path / "model.safetensors").write_bytes(bytes(16))
+    with pytest.raises(ModelError, match=r"cannot be read \(No such device .*fetch it again"):
+        read_header(tmp_path / "model.safetensors")
 
 
 def test_an_absurdly_long_header_is_not_read(tmp_path: Path) -> None:

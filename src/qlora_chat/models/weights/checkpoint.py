@@ -54,7 +54,7 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
             described = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         return {name: _tensor_header(each.get_dtype(), tuple(each.get_shape())) for name, each in described.items()}
     except OSError as problem:
-        raise ModelError(f"{path} cannot be read ({problem.strerror}); fetch it again") from problem
+        raise ModelError(f"{path} cannot be read ({problem.strerror or problem}); fetch it again") from problem
     except (SafetensorError, ValueError, KeyError) as problem:
         size, reason = path.stat().st_size, " ".join(str(problem).split())  # it may quote the header
         reason = reason.removeprefix("Error while deserializing header: ")[:100]
