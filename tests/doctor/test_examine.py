@@ -112,6 +112,15 @@ def edit_tensors(of: str, change: Callable[[dict[str, torch.Tensor]], None]) -> 
     return break_pair
 
 
+def link_out(of: str, name: str) -> Break:
+    def break_pair(base: Path, adapter: Path) -> None:
+        path = (base if of == "base" else adapter) / name
+        path.rename(path.parent.parent / "elsewhere")
+        path.symlink_to(path.parent.parent / "elsewhere")
+
+    return break_pair
+
+
 def as_pickle(of: str) -> Break:
     def break_pair(base: Path, adapter: Path) -> None:
         folder, name = (base, "model.safetensors") if of == "base" else (adapter, "adapter_model.safetensors")
@@ -164,6 +173,9 @@ BROKEN: dict[str, tuple[Break, str, str]] = {
     "adapter config cut short": (cut("adapter", "adapter_config.json", 20), "cannot be read as JSON", "fetch it again"),
     "base cut short": (cut("base", "model.safetensors"), "the base is damaged: .* does not match its header", "hf download"),
     "adapter cut short": (cut("adapter", "adapter_model.safetensors"), "the adapter is damaged", "hf download"),
+    "an adapter that is a link": (
+        link_out("adapter", "adapter_model.safetensors"), "not followed; put the file itself there", "hf download",
+    ),
     "no safetensors at all": (write("base", "model.safetensors", "<html>404</html>"), "the base is damaged", "hf download"),
     "a shard is missing": (write("base", "model.safetensors.index.json", SHARDS), "model-00002.*is not there", "hf download"),
     "an index of another version": (

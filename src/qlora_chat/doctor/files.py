@@ -59,8 +59,8 @@ def check_tensors(folder: Path, role: str) -> tuple[dict[str, TensorHeader], lis
         try:
             headers |= read_header(path)
         except ModelError as problem:
-            why = "a broken-off download or copy; reading it would fail half way"
-            findings.append(Finding("blocker", f"the {role} is damaged: {str(problem).split(';')[0]}", why, AGAIN))
+            what = f"the {role} is damaged: {str(problem).removesuffix('; fetch it again')}"
+            findings.append(Finding("blocker", what, "a broken-off download or copy; reading it would fail half way", AGAIN))
     findings += _of_index(folder, damaged=bool(findings)) if role == "base" else []
     if files and not findings:
         findings.append(Finding("fine", f"the {role}'s {len(files)} file(s) with {len(headers):,} tensors are whole"))
