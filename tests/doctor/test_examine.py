@@ -254,6 +254,14 @@ def test_an_8_bit_kv_cache_is_recommended_if_only_that_fits(make_base: MakeBase)
     assert any("--kv-cache-dtype int8" in finding.mend for finding in found.findings)
 
 
+def test_the_packed_copy_of_a_tied_head_is_counted_as_the_loader_does(make_base: MakeBase) -> None:
+    base = make_base(tie_word_embeddings=True)
+    free = needed_bytes(Base.read(base), "nf4", 0, "cpu") - 1
+    found = examine(str(base), None, Hub(Path("nowhere"), offline=True), (DeviceMemory("cpu", free),))
+    (chat,) = [finding for finding in found.findings if finding.what.startswith("to chat")]
+    assert chat.level != "fine"
+
+
 def test_the_command_exits_1_on_a_blocker_and_prints_json_for_machines(pair: tuple[Path, Path], tmp_path: Path) -> None:
     command = ("doctor", *map(str, pair))
     fine = run_here({}, *command, "--json")

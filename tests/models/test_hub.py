@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 from qlora_chat.models import ModelError
-from qlora_chat.models.hub import PINNED, Hub, adapter_files, adapter_files_or_pickle, base_files, is_hub_id
+from qlora_chat.models.hub import (
+    PINNED,
+    Hub,
+    adapter_files,
+    adapter_files_or_pickle,
+    base_files,
+    base_files_without_weights,
+    is_hub_id,
+)
 from tests.models.conftest import LocalHub
 
 FILES = {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": b"w" * 5_000_000, "pytorch_model.bin": b"pickle"}
@@ -35,6 +43,12 @@ def test_fetches_what_is_needed_says_how_much_and_finds_it_again(hub: Hub, local
     hub.fetch("org/tiny", base_files, notices.append)
     assert local_hub.fetched == []
     assert "0.0 MB" in notices[-1]
+
+
+def test_a_base_on_another_server_brings_every_file_of_its_tokenizer() -> None:
+    """Ids of added tokens beside a tokenizer.model stand in added_tokens.json alone."""
+    names = ["added_tokens.json", "config.json", "model.safetensors", "tokenizer.model", "tokenizer_config.json"]
+    assert set(names) - set(base_files_without_weights("org/tiny", names)) == {"model.safetensors"}
 
 
 def test_a_commit_is_fetched_and_recorded(
