@@ -25,10 +25,10 @@ def resolve_in_bf16(purpose: str, settings: ModelSettings, cache: Cache) -> Reso
     try:
         return resolve(settings, hub, cache, detect_devices(settings.device), cache.notify)
     except DoesNotFit as problem:
-        raise ModelError(
-            f"{purpose} needs the model in bf16, and {problem.gaps}; "
-            "free some memory, or serve the adapter unmerged: serve --base --adapter"
-        ) from problem
+        advice = "free some memory"
+        if settings.adapter:
+            advice += ", or serve the adapter unmerged: serve --base --adapter"
+        raise ModelError(f"{purpose} needs the model in bf16, and {problem.gaps}; {advice}") from problem
 
 
 def source_names(model: ResolvedModel, adapters: Mapping[str, AdapterFolder]) -> dict[str, Any]:
