@@ -218,6 +218,7 @@ $$ then
 
 @given(st.lists(PIECES, max_size=25).map("".join))
 @example(TEXT)
+@example("- \n\n- - - a")
 @settings(max_examples=200, deadline=None)
 def test_while_a_text_grows_only_its_last_block_changes(text: str) -> None:
     growing = StreamedMarkdown()

@@ -33,6 +33,7 @@ _TASK = re.compile(r"\[([ xX])\](?=\s)")
 _URL = re.compile(r"\bhttps?://[^\s<>\"'`\\]{2,2000}")
 _AFTER_URL = ".,;:!?*_~"
 _DIGITS = re.compile(r" {0,3}\d{1,9}")
+_ITEM = re.compile(r" {0,3}[-*][ \t]")
 _LINK = 'target="_blank" rel="noopener noreferrer nofollow"'
 
 
@@ -102,11 +103,11 @@ def _grouped(tokens: Sequence[Token]) -> list[list[Token]]:
 def _may_join(lines: Sequence[str], block: Token) -> bool:
     """True if a block at the end may still become part of the one before it.
 
-    "#" may become "#tag" in a paragraph, "---" a sentence, a line the head of a table, and "2" the number of another item in a
+    "#" may become "#tag" in a paragraph, "---" a sentence, a line the head of a table, and "2" or "- - -" another item of a
     list above. It takes two lines to tell.
     """
     first, last = (block.map or [0])[0], len(lines) - 1
-    if first == last and _DIGITS.fullmatch(lines[last]):
+    if first == last and (_DIGITS.fullmatch(lines[last]) or (block.type == "hr" and _ITEM.match(lines[last]))):
         return True
     last -= not lines[last].strip()
     return bool(first and first >= last - 1 and lines[first - 1].strip() and lines[last].strip())
