@@ -103,22 +103,20 @@ def serve(store: RecordStore, settings: ReceiverSettings, notify: Callable[[str]
     """Receive until SIGTERM or Ctrl-C; requests in progress are finished. ServeError if port or certificate cannot be used."""
     _check_certificate(settings)
     with contextlib.closing(listen(settings.host, settings.port)) as listening, contextlib.suppress(KeyboardInterrupt):
-        signal.signal(signal.SIGTERM, _interrupt)  # uvicorn raises it again at its end, which would end us before the store
+        server = uvicorn.Server(server_config(store, settings))
+        # for a signal that comes before uvicorn has its own handlers, and for the one that uvicorn raises again at its end
+        signal.signal(signal.SIGTERM, server.handle_exit)
         address = url_of(listening, settings.host, "https" if settings.certificate else "http")
         notify(f"Receiving: LOGGING_URL={address}/log (plots: {address}/)")
         if not settings.certificate and not is_loopback(settings.host):
             notify("Without --tls-cert conversations come unencrypted: let a proxy in front of this server speak https")
-        asyncio.run(uvicorn.Server(server_config(store, settings)).serve(sockets=[listening]))
+        asyncio.run(server.serve(sockets=[listening]))
 
 
 def _page(store: RecordStore) -> str:
     from qlora_chat.receiver.page import page
 
     return page(statistics(store))
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _check_certificate(settings: ReceiverSettings) -> None:
