@@ -187,6 +187,17 @@ def test_markdown_in_an_answer_is_rendered(page: Page, engine: ScriptedEngine) -
     expect(page.locator("#messages .question strong")).to_have_count(0)
 
 
+def test_a_last_paragraph_right_under_code_keeps_its_distance(page: Page, engine: ScriptedEngine) -> None:
+    """The two are one block, for the line may still become part of what is above it."""
+    engine.answer = "```python\nprint(1)\n```\nThat prints 1."
+    say(page, "print 1")
+    settled(page)
+    code, text = (page.locator(f"#messages .answer {part}").bounding_box() for part in (".code", ".body p"))
+    assert code
+    assert text
+    assert text["y"] - code["y"] - code["height"] > 5
+
+
 CONTROLS_WITHOUT_A_NAME = """() => [...document.querySelectorAll('button, input, textarea')]
     .filter(e => e.checkVisibility())
     .filter(e => !(e.labels?.length || e.ariaLabel || e.innerText.trim() || e.title))
